@@ -1,0 +1,56 @@
+"""The quickstart: emoji names and drawings, all five objectives in one step, both towers from pretrained starts.
+
+Few pairs (1,244 concepts) and a short budget: the picture tower is frozen and cached, the heads start from CCA, and fusion,
+decoder and heads train over the frozen text tower. `finetune` trains both towers, from pixels.
+"""
+
+from xmodal_jax.config import defaults, variant_of
+
+OBJECTIVES = {
+    "itc": {"queue": 1024, "alpha": 0.4, "alpha_steps": 100},
+    "itm": {"negatives": 1},
+    "mlm": {"weight": 0.1},
+    "lm": {"weight": 0.1},
+    "hash": {"weight": 0.1},
+}
+
+
+def get_config(variant: str = "full"):
+    """`full`: the run of the README; `finetune`: from pixels; `tiny`: small random towers, for tests on any machine."""
+    variant_of(variant, ("full", "finetune", "tiny"), "configs/quickstart.py")
+    config = defaults()
+    config.name = f"quickstart-{variant}"
+    config.data.path = "data/emoji"
+    config.data.length = 10
+    config.objectives = OBJECTIVES
+    if variant == "tiny":
+        return tiny(config)
+    config.batch_size, config.steps = 128, 150
+    config.fusion.hidden = 768
+    config.image.head_hidden, config.image.head_dropout = 768, 0.3
+    config.text.init, config.text.tokenizer = "minilm", "minilm"
+    config.text.head_hidden, config.text.head_dropout = 768, 0.1
+    config.joint.start = "cca"
+    config.optimizer.lr, config.optimizer.warmup, config.optimizer.freeze = 1e-3, 20, "^text/"
+    config.teacher.momentum = 0.98
+    if variant == "full":
+        config.image.kind, config.data.features = "features", ("lite0-128",)
+        return config
+    config.image.kind, config.image.init, config.data.image_size, config.batch_size = "efficientnet", "lite0", 128, 64
+    config.optimizer.freeze, config.optimizer.groups = "^text/embed", (("^text/", 0.05), ("^image/", 0.1))
+    return config
+
+
+def tiny(config):
+    """Small towers from scratch: a ViT on 32 pixels and a BERT of two layers."""
+    config.batch_size, config.steps, config.log_every = 16, 20, 5
+    config.data.image_size, config.data.length = 32, 12
+    config.image.kind = "vit"
+    config.image.patch, config.image.width, config.image.layers, config.image.heads, config.image.hidden = 8, 32, 2, 2, 64
+    config.text.width, config.text.layers, config.text.heads, config.text.hidden, config.text.positions = 32, 2, 2, 64, 16
+    config.fusion.layers, config.fusion.heads, config.fusion.hidden = 1, 2, 64
+    config.joint.embed, config.joint.bits = 16, 16
+    config.objectives.itc.queue = 64
+    config.eval.batch_size, config.eval.rerank = 64, (8,)
+    config.optimizer.warmup = 5
+    return config

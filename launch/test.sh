@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Set up and run the tests: bash launch/test.sh [pytest arguments]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash launch/setup.sh demo test
+export JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1
+exec .venv/bin/python -m pytest -q "$@"

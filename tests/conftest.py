@@ -1,0 +1,126 @@
+"""Every test sees 8 host devices, warnings as errors and exact float32 matmuls; compiled programs are kept between runs."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Compiling is most of the test time, and tiny programs do not need to be fast: this takes a third of the time.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+)
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax"
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture
+def rng():
+    """A seeded NumPy generator."""
+    import numpy as np
+
+    return np.random.default_rng(0)
+
+
+SHAPES = ("circle", "square", "triangle", "bar")
+COLOURS = ("red", "green", "blue", "black", "orange", "purple")
+
+
+def draw_shape(colour: str, shape: str, size: int, outline: bool):
+    """A Pillow picture of one coloured shape on white: filled, or its outline (the other drawing of the same thing)."""
+    from PIL import Image, ImageDraw
+
+    picture = Image.new("RGB", (size, size), "white")
+    pen, box = ImageDraw.Draw(picture), (size // 8, size // 8, size - size // 8, size - size // 8)
+    style = {"outline": colour, "width": size // 8} if outline else {"fill": colour}
+    if shape == "circle":
+        pen.ellipse(box, **style)
+    elif shape == "triangle":
+        pen.polygon([(size // 2, box[1]), (box[2], box[3]), (box[0], box[3])], **style)
+    else:
+        top = box[1] if shape == "square" else size * 3 // 8
+        pen.rectangle((box[0], top, box[2], size - top), **style)
+    return picture
+
+
+@pytest.fixture(scope="session")
+def shapes_files(tmp_path_factory):
+    """A JSONL file and its pictures: 24 coloured shapes, two drawings and two captions each, 12 of them held out."""
+    import json
+
+    folder = tmp_path_factory.mktemp("shapes")
+    rows = []
+    for number, (colour, shape) in enumerate((colour, shape) for colour in COLOURS for shape in SHAPES):
+        names = {}
+        for view in ("filled", "outline"):
+            names[view] = f"{colour}-{shape}-{view}.png"
+            draw_shape(colour, shape, 40, view == "outline").save(folder / names[view])
+        split = "test" if (number + number // 4) % 2 else "train"
+        captions = [f"a {colour} {shape}", f"the {shape} is {colour}"]
+        rows.append({"views": names, "caption": captions, "id": f"{colour}-{shape}", "labels": [shape], "split": split})
+    path = folder / "pairs.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def shapes_data(shapes_files, tmp_path_factory):
+    """The data set folder that `xmodal data prepare jsonl` makes of `shapes_files`."""
+    from xmodal_jax.cli import main
+
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    assert main(["data", "prepare", "jsonl", "--path", str(shapes_files), "--out", str(folder)]) == 0
+    return folder
+
+
+QUICK = ("steps=4", "batch_size=8", "log_every=2", "data.image_size=16", "eval.rerank=(4,8)")
+
+
+@pytest.fixture(scope="session")
+def train_tiny(shapes_data):
+    """The arguments of `xmodal train` for the tiny quickstart on the shapes, as a function (workdir, overrides...)."""
+    config = pathlib.Path(__file__).parents[1] / "configs" / "quickstart.py"
+
+    def arguments(workdir, *overrides: str) -> list[str]:
+        changed = [f"--config.{item}" for item in (f"data.path={shapes_data}", *QUICK, *overrides)]
+        return ["train", "--config", f"{config}:tiny", "--workdir", str(workdir), *changed]
+
+    return arguments
+
+
+@pytest.fixture(scope="session")
+def tiny_run(shapes_data, train_tiny, tmp_path_factory):
+    """(workdir, data folder) of a tiny run of all five objectives, trained and evaluated through the command line."""
+    from xmodal_jax.cli import main
+
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(train_tiny(workdir)) == 0
+    assert main(["eval", "--workdir", str(workdir)]) == 0
+    return workdir, shapes_data
+
+
+@pytest.fixture(scope="session")
+def opened_run(tiny_run):
+    """The assembly and parameters of `tiny_run`, read from its checkpoint once."""
+    from xmodal_jax.workdir import open_run
+
+    return open_run(tiny_run[0])[:2]
+
+
+@pytest.fixture(scope="session")
+def tiny_index(tiny_run, opened_run, tmp_path_factory):
+    """The index of the test pictures of `tiny_run`."""
+    from xmodal_jax.search.build import build_index
+
+    return build_index(*opened_run, str(tiny_run[0]), str(tmp_path_factory.mktemp("indexes") / "shapes"))[0]

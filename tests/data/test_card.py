@@ -1,0 +1,136 @@
+"""The card is checked field by field; the ceiling is what an oracle reaches."""
+
+import dataclasses
+import json
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xmodal_jax.data.card import CARD_FILE, Card, ceiling, normal_caption
+from xmodal_jax.errors import UserError
+
+SPLITS = {"train": {"records": 2, "captions": 4, "groups": 2, "files": ["a"]}}
+
+
+def card(**changes):
+    fields = {"name": "set", "source": "s", "licence": "l", "languages": ["en"], "views": ["image"], "label_names": []}
+    return Card(**(fields | {"splits": SPLITS} | changes))
+
+
+def written(folder, **changes):
+    content = dataclasses.asdict(card()) | changes
+    (folder / CARD_FILE).write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    return folder
+
+
+def test_a_card_comes_back_as_it_was(tmp_path):
+    entry = {"tower": "t", "size": 8, "tokens": 4, "width": 2, "views": ["plain"], "dtype": "float16", "files": {}}
+    full = card(features={"grid": entry}, skipped={"corrupt image": 1}, languages=["en", "日本"])
+    full.save(tmp_path)
+    assert Card.load(tmp_path) == full
+    assert [path.name for path in tmp_path.iterdir()] == [CARD_FILE]
+
+
+def test_a_folder_without_a_card_says_what_to_write(tmp_path):
+    with pytest.raises(UserError, match="no data set at .*xmodal data prepare"):
+        Card.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"format": 2}, "'format' is 2, this version reads 1"),
+        ({"licence": None}, "field 'licence' is missing"),
+        ({"languages": "en"}, "field 'languages' must be a list"),
+        ({"splits": {"train": {"records": "2"}}}, "field 'splits.train.records' must be a int"),
+        ({"features": {"grid": {"tower": "t"}}}, "field 'features.grid.size' must be a int"),
+        ({"colour": "red"}, "unknown field colour"),
+    ],
+)
+def test_a_wrong_field_is_named(tmp_path, changes, complaint):
+    with pytest.raises(UserError, match=complaint):
+        Card.load(written(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_what_is_no_json_object_is_refused(tmp_path, text):
+    (tmp_path / CARD_FILE).write_text(text)
+    with pytest.raises(UserError, match="JSON"):
+        Card.load(tmp_path)
+
+
+def test_a_bad_card_is_not_saved(tmp_path):
+    card().save(tmp_path)
+    with pytest.raises(UserError, match=r"splits\.val"):
+        card(splits={"val": {}}).save(tmp_path)
+    assert Card.load(tmp_path) == card()
+
+
+def test_unknown_splits_and_features_list_the_known_ones():
+    with pytest.raises(UserError, match="no split 'val': use one of train"):
+        card().split("val")
+    with pytest.raises(UserError, match=r"no features 'grid': it has \(none\).*xmodal data features"):
+        card().feature("grid")
+
+
+def test_captions_are_compared_without_case_and_space():
+    assert normal_caption("  A  Red\tApple ") == normal_caption("a red apple")
+
+
+def test_ceiling_without_repeated_captions_is_100():
+    assert ceiling([["a", "b"], ["c"]], (1,)) == {"i2t": {"R@1": 100.0}, "t2i": {"R@1": 100.0}}
+
+
+def test_ceiling_of_a_caption_that_three_images_share():
+    got = ceiling([["A flower."], ["a  flower."], ["a flower."], ["a tree"]], (1, 2, 5))
+    # three queries of four find their own image first once in three times
+    assert got["t2i"] == {"R@1": 50.0, "R@2": 75.0, "R@5": 100.0}
+    assert got["i2t"] == {"R@1": 50.0, "R@2": 75.0, "R@5": 100.0}
+
+
+def test_an_image_with_one_unique_caption_is_found_by_it():
+    got = ceiling([["a flower", "a rose"], ["a flower"]], (1,))
+    assert got["i2t"] == {"R@1": 75.0}  # the first always, the second in half of the tie orders
+    assert got["t2i"] == {"R@1": 66.67}
+
+
+def test_a_caption_that_an_image_has_twice_is_still_one_image():
+    assert ceiling([["a", "a"], ["b"]], (1,)) == {"i2t": {"R@1": 100.0}, "t2i": {"R@1": 100.0}}
+    # three tied candidates, two of them the first image's, one the second's; the text belongs to two images
+    assert ceiling([["a", "a"], ["a"]], (1,)) == {"i2t": {"R@1": 50.0}, "t2i": {"R@1": 50.0}}
+    assert ceiling([["a", "a"], ["a"]], (2,)) == {"i2t": {"R@2": 83.33}, "t2i": {"R@2": 100.0}}
+    assert ceiling([["a", "a"], ["a"]], (3,)) == {"i2t": {"R@3": 100.0}, "t2i": {"R@3": 100.0}}
+
+
+def test_ceiling_of_nothing_is_zero():
+    assert ceiling([], (1,)) == {"i2t": {"R@1": 0.0}, "t2i": {"R@1": 0.0}}
+
+
+def simulated(captions, k, trials=3000):
+    """R@k of an oracle that ranks right texts before wrong ones and cannot tell identical texts apart."""
+    rows = [(text, owner) for owner, own in enumerate(captions) for text in own]
+    draw, text_hits, image_hits = random.Random(0), 0, 0
+    for _ in range(trials):
+        text, owner = draw.choice(rows)
+        twins = sorted({image for other, image in rows if other == text})
+        draw.shuffle(twins)
+        text_hits += owner in twins[:k]
+        image = draw.randrange(len(captions))
+        image_hits += max(found(rows, text, image, k, draw) for text in set(captions[image]))
+    return 100 * image_hits / trials, 100 * text_hits / trials
+
+
+def found(rows, text, image, k, draw):
+    tied = [owner for other, owner in rows if other == text]
+    draw.shuffle(tied)
+    return image in tied[:k]
+
+
+@given(st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=1), min_size=1, max_size=6), st.integers(1, 3))
+@settings(max_examples=10, deadline=None)
+def test_ceiling_equals_a_simulated_oracle(captions, k):
+    got = ceiling(captions, (k,))
+    i2t, t2i = simulated(captions, k)
+    assert abs(got["i2t"][f"R@{k}"] - i2t) < 4 and abs(got["t2i"][f"R@{k}"] - t2i) < 4

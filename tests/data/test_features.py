@@ -1,0 +1,158 @@
+"""Feature caches line up with their records, survive interruption, and never replace another tower's."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+
+from xmodal_jax.data.card import Card
+from xmodal_jax.data.features import write_features
+from xmodal_jax.data.image import AugmentConfig, eval_image
+from xmodal_jax.data.pipeline import DataConfig, eval_split, train_dataset
+from xmodal_jax.data.records import RecordWriter, open_records, pack
+from xmodal_jax.errors import UserError
+
+CFG = DataConfig(length=8, features=("mean",), augment=AugmentConfig(flip=0.5))
+
+
+def halves(images):
+    """uint8 [b,S,S,3] -> [b,2,3]: the mean colour of the left and the right half."""
+    side = images.shape[2] // 2
+    return np.stack([images[:, :, :side].mean((1, 2)), images[:, :, side:].mean((1, 2))], 1)
+
+
+class Counted:
+    """An encoder that counts its calls, and fails at one of them."""
+
+    def __init__(self, fail_at=0):
+        self.shapes, self.fail_at = [], fail_at
+
+    def __call__(self, images):
+        self.shapes.append(images.shape)
+        if len(self.shapes) == self.fail_at:
+            raise KeyboardInterrupt
+        return halves(images)
+
+
+def expected(record, view, size=8):
+    return halves(eval_image(size)(record["images"][view])[None])[0].astype(np.float16)
+
+
+def test_tokens_lie_beside_their_records(own_set, tokenizer):
+    encode = Counted()
+    card = write_features(own_set, "mean", encode, 8, batch=5, tower="halves")
+    assert card == Card.load(own_set)
+    entry = card.features["mean"] | {"files": sorted(card.features["mean"]["files"])}
+    shape = {"tokens": 2, "width": 3, "dtype": "float16", "views": ["plain", "flip"]}
+    assert entry == {"tower": "halves", "size": 8, "files": ["test", "train"]} | shape
+    assert set(encode.shapes) == {(5, 8, 8, 3)} and len(encode.shapes) == 5 + 15, "always full batches of one shape"
+    for split in ("train", "test"):
+        with open_records(own_set, split) as records:
+            for view in ("png", "jpeg"):
+                evaluated = eval_split(own_set, split, tokenizer, CFG, view)
+                (batch,) = evaluated.images(len(records))
+                assert batch["image"].dtype == np.float16
+                for row, record in enumerate(records):
+                    np.testing.assert_array_equal(batch["image"][row], expected(record, view))
+
+
+def test_training_reads_plain_and_mirrored_tokens(own_set, tokenizer):
+    write_features(own_set, "mean", halves, 8)
+    dataset = train_dataset(own_set, "train", tokenizer, CFG, 0, 18)
+    mirrored = 0
+    with open_records(own_set, "train") as records:
+        batch = dataset.batch_at(0)
+        for index, tokens in zip(batch["index"], batch["image"]):
+            plain = [expected(records[index], view) for view in ("png", "jpeg")]
+            mirror = any(np.array_equal(tokens, one[::-1]) for one in plain)
+            assert mirror or any(np.array_equal(tokens, one) for one in plain)
+            mirrored += mirror
+    dataset.close()
+    assert 3 < mirrored < 15
+
+
+def test_caches_are_joined_along_the_tokens_and_flip_together(own_set, tokenizer):
+    write_features(own_set, "mean", halves, 8)
+    write_features(own_set, "fine", lambda images: halves(images)[:, [0, 1, 0]], 12)
+    cfg = dataclasses.replace(CFG, features=("mean", "fine"))
+    dataset = train_dataset(own_set, "train", tokenizer, cfg, 0, 18)
+    tokens = dataset.batch_at(0)["image"]
+    dataset.close()
+    assert tokens.shape == (18, 5, 3)
+    np.testing.assert_allclose(tokens[:, :2], tokens[:, 2:4], atol=2)
+    assert len(Card.load(own_set).features) == 2
+
+
+def test_caches_of_different_widths_do_not_join(own_set, tokenizer):
+    write_features(own_set, "mean", halves, 8)
+    write_features(own_set, "wide", lambda images: np.repeat(halves(images), 2, -1), 8)
+    with pytest.raises(UserError, match="widths {'mean': 3, 'wide': 6} differ"):
+        train_dataset(own_set, "train", tokenizer, dataclasses.replace(CFG, features=("mean", "wide")), 0, 2)
+
+
+def test_without_mirrored_copies_the_plain_ones_are_read(own_set, tokenizer):
+    card = write_features(own_set, "mean", halves, 8, flip=False)
+    assert card.features["mean"]["views"] == ["plain"]
+    cfg = dataclasses.replace(CFG, augment=AugmentConfig(flip=1.0), views=("png",))
+    dataset = train_dataset(own_set, "test", tokenizer, cfg, 0, 6)
+    batch = dataset.batch_at(0)
+    dataset.close()
+    with open_records(own_set, "test") as records:
+        for index, tokens in zip(batch["index"], batch["image"]):
+            np.testing.assert_array_equal(tokens, expected(records[index], "png"))
+
+
+def test_the_same_again_encodes_nothing_and_another_is_refused(own_set):
+    first = write_features(own_set, "mean", halves, 8, tower="a")
+    encode = Counted()
+    assert write_features(own_set, "mean", encode, 8, tower="a") == first and encode.shapes == []
+    for changes in ({"tower": "b"}, {"size": 16}, {"flip": False}):
+        with pytest.raises(UserError, match="already has features 'mean' made with .*nothing was overwritten"):
+            write_features(own_set, "mean", encode, **({"size": 8, "tower": "a"} | changes))
+
+
+def test_an_interrupted_run_goes_on_at_the_split_it_was_in(own_set):
+    with pytest.raises(KeyboardInterrupt):
+        write_features(own_set, "mean", Counted(fail_at=5), 8, batch=8)  # test: 3 batches, train: 9
+    assert Card.load(own_set).features == {} and not (own_set / "features" / "mean").exists()
+    with pytest.raises(UserError, match="holds an interrupted run made with size 8"):
+        write_features(own_set, "mean", halves, 16)
+    encode = Counted()
+    write_features(own_set, "mean", encode, 8, batch=8)
+    assert len(encode.shapes) == 9, "only the unfinished split is encoded again"
+    assert (own_set / "features" / "mean").is_dir()
+
+
+def test_a_run_that_died_before_the_card_is_adopted(own_set):
+    before = Card.load(own_set)
+    done = write_features(own_set, "mean", halves, 8)
+    before.save(own_set)
+    encode = Counted()
+    assert write_features(own_set, "mean", encode, 8) == done and encode.shapes == []
+
+
+def test_bad_towers_records_and_names_are_refused(own_set):
+    with pytest.raises(UserError, match=r"returned \(64, 3\) for 64 images, not \[B,N,D\]"):
+        write_features(own_set, "flat", lambda images: halves(images)[:, 0], 8)
+    with pytest.raises(UserError, match="not finite in float16"):
+        write_features(own_set, "loud", lambda images: halves(images) * 1e4, 8)
+    with pytest.raises(UserError, match="use a plain word"):
+        write_features(own_set, "../up", halves, 8)
+    with open_records(own_set, "test") as records:
+        content = list(records)
+    content[2]["images"]["png"] = b"torn"
+    with RecordWriter(own_set, "test") as writer:
+        for record in content:
+            writer.write(pack(record))
+    with pytest.raises(UserError, match="row 2 cannot be read"):
+        write_features(own_set, "mean", halves, 8)
+    assert Card.load(own_set).features == {}
+
+
+def test_a_cache_of_another_length_is_refused(own_set, tokenizer):
+    write_features(own_set, "mean", halves, 8)
+    folder = own_set / "features" / "mean"
+    shutil.copy(next(folder.glob("test-*")), folder / "train-00000-of-00001.arrayrecord")
+    with pytest.raises(UserError, match="has 6 rows for 18 records"):
+        train_dataset(own_set, "train", tokenizer, CFG, 0, 2)

@@ -1,0 +1,269 @@
+"""Batches are a pure function of (seed, number, process, count) and hold what the records hold."""
+
+import dataclasses
+import logging
+import threading
+
+import numpy as np
+import pytest
+
+from xmodal_jax.data.image import AugmentConfig, decode, resize
+from xmodal_jax.data.pipeline import (
+    BadRows,
+    DataConfig,
+    Loader,
+    eval_split,
+    multi_hot,
+    split_captions,
+    train_dataset,
+)
+from xmodal_jax.data.records import RecordWriter, encode_record, open_records, pack
+from xmodal_jax.data.text import text_key
+from xmodal_jax.errors import UserError
+
+PLAIN = DataConfig(image_size=16, length=8, augment=AugmentConfig(crop_min_area=1.0, flip=0.0))
+RANDOM = dataclasses.replace(PLAIN, augment=AugmentConfig(crop_min_area=0.4, flip=0.5, jitter=0.2))
+
+
+@pytest.fixture
+def make(tiny_set, tokenizer):
+    """Makes training data sets over `tiny_set` and closes them in the end."""
+    made = []
+
+    def dataset(cfg=PLAIN, seed=0, batch_size=6, folder=tiny_set, split="train"):
+        made.append(train_dataset(folder, split, tokenizer, cfg, seed, batch_size))
+        return made[-1]
+
+    yield dataset
+    for dataset in made:
+        dataset.close()
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_fields_have_the_shapes_and_types_of_a_batch(make):
+    batch = make().batch_at(0)
+    assert {name: (rows.shape, rows.dtype.name) for name, rows in batch.items()} == {
+        "image": ((6, 16, 16, 3), "uint8"),
+        "text": ((6, 8), "int32"),
+        "id": ((6,), "int32"),
+        "text_key": ((6,), "int32"),
+        "index": ((6,), "int32"),
+        "labels": ((6, 3), "float32"),
+    }
+
+
+def test_an_example_is_a_picture_and_a_caption_of_its_record(make, tiny_set, tokenizer):
+    views, texts = set(), set()
+    with open_records(tiny_set, "train") as records:
+        for number in range(20):
+            batch = make().batch_at(number)
+            for row in range(6):
+                record = records[batch["index"][row]]
+                pictures = {view: decode(data) for view, data in record["images"].items()}
+                (view,) = [view for view, picture in pictures.items() if np.array_equal(picture, batch["image"][row])]
+                text = tokenizer.decode(batch["text"][row])
+                assert text in record["captions"]["en"] and batch["id"][row] == batch["index"][row]
+                assert np.flatnonzero(batch["labels"][row]).tolist() == sorted(record["labels"])
+                views.add(view)
+                texts.add(text == "a thing")
+            np.testing.assert_array_equal(batch["text_key"], text_key(batch["text"]))
+    assert views == {"png", "jpeg"} and texts == {True, False}
+
+
+def test_an_epoch_holds_every_record_once_and_the_next_has_another_order(make):
+    dataset = make()
+    assert dataset.steps_per_epoch == 3
+    epochs = [np.concatenate([dataset.batch_at(3 * epoch + n)["id"] for n in range(3)]).tolist() for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(18)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_a_batch_is_a_function_of_seed_and_number(make):
+    assert same(make(RANDOM, 1).batch_at(5), make(RANDOM, 1).batch_at(5))
+    assert not same(make(RANDOM, 1).batch_at(5), make(RANDOM, 2).batch_at(5))
+    assert not same(make(RANDOM, 1).batch_at(5), make(RANDOM, 1).batch_at(6))
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_processes_together_see_the_batch_of_one(make, count):
+    dataset = make(RANDOM)
+    whole = dataset.batch_at(4)
+    parts = [dataset.batch_at(4, process, count) for process in range(count)]
+    assert same({name: np.concatenate([part[name] for part in parts]) for name in whole}, whole)
+
+
+def test_augmentation_differs_between_epochs(make):
+    dataset = make(RANDOM, batch_size=18)
+    first, second = dataset.batch_at(0), dataset.batch_at(1)
+    by_id = [{key: image for key, image in zip(batch["id"].tolist(), batch["image"])} for batch in (first, second)]
+    assert sum(np.array_equal(by_id[0][key], by_id[1][key]) for key in by_id[0]) < 4
+
+
+def test_views_and_languages_are_those_asked_for(make, tiny_set, tokenizer):
+    batch = make(dataclasses.replace(PLAIN, views=("png",), languages=("fr",))).batch_at(0)
+    with open_records(tiny_set, "train") as records:
+        for row, index in enumerate(batch["index"]):
+            np.testing.assert_array_equal(batch["image"][row], decode(records[index]["images"]["png"]))
+            assert tokenizer.encode(records[index]["captions"]["fr"], 8).tolist() == [batch["text"][row].tolist()]
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"views": ("png", "oil")}, r"config.data.views: .* has no \['oil'\]; write some of png, jpeg"),
+        ({"languages": ("de",)}, r"config.data.languages: .* has no \['de'\]"),
+        ({"features": ("grid",)}, "no features 'grid'"),
+    ],
+)
+def test_what_the_card_does_not_have_is_refused(make, changes, complaint):
+    with pytest.raises(UserError, match=complaint):
+        make(dataclasses.replace(PLAIN, **changes))
+
+
+def test_impossible_numbers_are_refused(make):
+    with pytest.raises(UserError, match="no split 'val'"):
+        make(split="val")
+    with pytest.raises(UserError, match="batch_size is 0"):
+        make(batch_size=0)
+    with pytest.raises(UserError, match="batch_size 6 must be a multiple of the 4 processes"):
+        make().batch_at(0, 0, 4)
+    for name in ("image_size", "length", "threads", "prefetch"):
+        with pytest.raises(UserError, match=f"config.data.{name} is 0; write"):
+            DataConfig(**{name: 0})
+    with pytest.raises(UserError, match="config.data.languages is empty"):
+        DataConfig(languages=())
+
+
+def spoil(folder, rows):
+    """Rewrite the train split so that the given rows hold a torn picture."""
+    with open_records(folder, "train") as records:
+        content = list(records)
+    for row in rows:
+        content[row]["images"] = {view: data[:40] for view, data in content[row]["images"].items()}
+    with RecordWriter(folder, "train") as writer:
+        for record in content:
+            writer.write(encode_record(record))
+
+
+def test_a_torn_row_is_replaced_by_the_next_and_named(make, own_set, caplog, monkeypatch):
+    monkeypatch.setattr("xmodal_jax.data.pipeline.BAD_SHARE", 0.1)
+    clean = [make(folder=own_set).batch_at(number) for number in range(3)]
+    spoil(own_set, [7])
+    with caplog.at_level(logging.WARNING):
+        dataset = make(folder=own_set)
+        batches = [dataset.batch_at(number) for number in range(3)]
+    ids = np.concatenate([batch["id"] for batch in batches])
+    expected = np.concatenate([batch["id"] for batch in clean])
+    np.testing.assert_array_equal(ids, np.where(expected == 7, 8, expected))
+    assert dataset.bad.rows == {7} and caplog.text.count("unreadable row 7 of split 'train'") == 1
+
+
+def test_over_one_percent_of_torn_rows_stops_the_run(make, own_set):
+    spoil(own_set, [7])
+    dataset = make(folder=own_set)
+    with pytest.raises(UserError, match=r"1 of 18 rows of split 'train' cannot be read \(row 7: .*more than 1 %"):
+        for number in range(3):
+            dataset.batch_at(number)
+
+
+def test_bad_rows_count_each_row_once():
+    bad = BadRows(300, "split 'x'")
+    for row in (1, 2, 3, 3, 3):
+        bad.add(row, ValueError("torn"))
+    with pytest.raises(UserError, match="4 of 300 rows"):
+        bad.add(4, ValueError("torn"))
+
+
+def test_loader_gives_the_batches_in_order_from_its_cursor(make):
+    dataset = make(RANDOM)
+    with Loader(dataset, cursor=5, threads=3, prefetch=4) as loader:
+        for number in range(5, 12):
+            assert loader.cursor == number
+            assert same(next(loader), dataset.batch_at(number))
+        assert loader.cursor == 12 and loader.wait_seconds > 0
+
+
+def test_loader_gives_a_process_its_rows(make):
+    dataset = make(RANDOM)
+    with Loader(dataset, process=1, count=2) as loader:
+        assert same(next(loader), dataset.batch_at(0, 1, 2))
+
+
+def test_closing_a_loader_ends_its_threads(make):
+    before = threading.active_count()
+    loader = Loader(make(), threads=3)
+    next(loader)
+    assert threading.active_count() > before
+    loader.close()
+    assert threading.active_count() == before
+
+
+def test_an_error_in_a_thread_reaches_the_caller(make, own_set):
+    spoil(own_set, [0, 5, 11])
+    with Loader(make(folder=own_set)) as loader, pytest.raises(UserError, match="cannot be read"):
+        for _ in range(3):
+            next(loader)
+
+
+def test_evaluation_reads_each_picture_and_caption_once(tiny_set, tokenizer, plain_colour):
+    split = eval_split(tiny_set, "test", tokenizer, PLAIN)
+    assert split.view == "png" and split.keys == [f"thing-{n}" for n in range(0, 24, 4)]
+    assert split.captions == [f"thing number {n}" for n in range(0, 24, 4)]
+    assert split.caption_owner.tolist() == split.rows.tolist() == list(range(6))
+    assert split.labels.tolist() == [[1.0, 0.0, 0.0]] * 6
+    np.testing.assert_array_equal(split.text, tokenizer.encode(split.captions, 8))
+    first, second = split.images(4)
+    assert first["image"].shape == second["image"].shape == (4, 16, 16, 3) and second["id"].tolist() == [4, 5, -1, -1]
+    for row, number in enumerate(range(0, 16, 4)):
+        np.testing.assert_array_equal(first["image"][row], plain_colour(number))
+    assert not second["image"][2:].any()
+
+
+def test_captions_keep_their_owner_and_texts_are_padded(tiny_set, tokenizer):
+    split = eval_split(tiny_set, "train", tokenizer, PLAIN, view="jpeg")
+    assert len(split.captions) == 30 and len(split.keys) == 18
+    for caption, owner in zip(split.captions, split.caption_owner):
+        assert caption in ("a thing", f"thing number {split.keys[owner].split('-')[1]}")
+    things = [key for key, caption in zip(split.text_keys, split.captions) if caption == "a thing"]
+    assert len(set(things)) == 1 and len(things) == 12
+    assert len(set(split.text_keys.tolist())) == 19
+    batches = list(split.texts(8))
+    assert [batch["text"].shape for batch in batches] == [(8, 8)] * 4
+    assert np.concatenate([batch["id"] for batch in batches]).tolist() == [*range(30), -1, -1]
+    np.testing.assert_array_equal(np.concatenate([batch["text"] for batch in batches])[:30], split.text)
+
+
+def test_evaluation_resizes_the_whole_picture(tiny_set, tokenizer, plain_colour):
+    split = eval_split(tiny_set, "test", tokenizer, dataclasses.replace(PLAIN, image_size=10))
+    np.testing.assert_array_equal(next(split.images(1))["image"][0], resize(plain_colour(0), 10))
+
+
+def test_evaluation_refuses_a_torn_record_rather_than_leave_it_out(own_set, tokenizer):
+    spoil(own_set, [3])
+    split = eval_split(own_set, "train", tokenizer, PLAIN)
+    with pytest.raises(UserError, match="row 3 cannot be read"):
+        list(split.images(6))
+
+
+def test_records_without_the_view_are_left_out_and_said(own_set, tokenizer, caplog):
+    with open_records(own_set, "train") as records:
+        content = list(records)
+    del content[2]["images"]["png"]
+    with RecordWriter(own_set, "train") as writer:
+        for record in content:
+            writer.write(pack(record))
+    with caplog.at_level(logging.WARNING):
+        split = eval_split(own_set, "train", tokenizer, PLAIN, view="png")
+    assert len(split.keys) == 17 and 2 not in split.rows and "1 of 18 records" in caplog.text
+
+
+def test_captions_of_a_split_come_in_row_order(tiny_set):
+    assert split_captions(tiny_set, "test") == [f"thing number {n}" for n in range(0, 24, 4)]
+    assert split_captions(tiny_set, "test", ("fr", "en"))[:2] == ["la chose 0", "thing number 0"]
+
+
+def test_multi_hot_marks_each_label():
+    assert multi_hot([[0, 2], [], [1]], 3).tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]

@@ -1,0 +1,69 @@
+"""Tux Paint stamps, on a tree in the layout of the Debian package."""
+
+import numpy as np
+import pytest
+
+from xmodal_jax.data.image import verify
+from xmodal_jax.data.sources import Item, Skip
+from xmodal_jax.data.stamps import group_key, read_captions, stamps_source
+from xmodal_jax.errors import UserError
+
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 10 10"><rect width="10" height="5"/></svg>'
+TEXT = "A flower.\nfr.utf8=Une fleur.\npt_BR.utf8=Uma flor.\nca@valencia.utf8=Una flor.\nde.utf8=\n# a comment\n"
+
+
+@pytest.fixture
+def tree(tmp_path, encoded):
+    """Flowers as PNG and SVG, one letter, one stamp without a picture, one broken drawing."""
+    root = tmp_path / "stamps"
+    for folder in ("plants/garden/roses", "town", "symbols/alphabets/english"):
+        (root / folder).mkdir(parents=True)
+    picture = encoded(np.zeros((4, 6, 3), np.uint8))
+    for name in ("plants/garden/roses/flower", "plants/flower2", "town/lost", "symbols/alphabets/english/a"):
+        (root / f"{name}.txt").write_text(TEXT, "utf-8")
+        if "lost" not in name:
+            (root / f"{name}.png").write_bytes(picture)
+    (root / "plants/flower2_mirror.png").write_bytes(picture)
+    for name, svg in (("town/house", SVG), ("town/broken", "<svg")):
+        (root / f"{name}.svg").write_text(svg)
+        (root / f"{name}.txt").write_text("A house.\n")
+    return root
+
+
+def test_stamps_become_items_in_path_order(tree):
+    pytest.importorskip("resvg_py")
+    flower2, flower, broken, house, lost = stamps_source(tree, size=32, held_out=0).items()
+    captions = {"en": ["A flower."], "fr": ["Une fleur."], "pt_BR": ["Uma flor."], "ca@valencia": ["Una flor."]}
+    assert flower.captions == flower2.captions == captions
+    assert flower.key == "plants/garden/roses/flower" and flower.labels == ("plants/garden",)
+    assert flower2.labels == ("plants",) and set(flower.images) == {"image"}
+    assert flower.images["image"] == (tree / "plants/garden/roses/flower.png").read_bytes()
+    assert isinstance(house, Item) and verify(house.images["image"]) == (32, 32)
+    assert isinstance(broken, Skip) and broken.reason == "unreadable drawing" and "town/broken" in broken.where
+    assert lost == Skip("missing image", "town/lost: no .png or .svg")
+
+
+def test_stamps_of_one_caption_share_a_split(tree):
+    flowers = [item for item in stamps_source(tree, held_out=3).items() if isinstance(item, Item)]
+    groups = {(item.group, item.split) for item in flowers}
+    assert len(groups) == len({item.group for item in flowers}) == 2
+
+
+def test_an_empty_first_line_is_an_empty_caption(tree):
+    (tree / "plants/flower2.txt").write_text("\nfr.utf8=Une fleur.\n")
+    first, second, *_ = stamps_source(tree, held_out=0).items()
+    assert first == Skip("empty caption", "plants/flower2 (en)") and second.captions == {"fr": ["Une fleur."]}
+    (tree / "plants/flower2.txt").write_text("")
+    assert read_captions(tree / "plants/flower2.txt") == {"en": [""]}
+
+
+@pytest.mark.parametrize("caption", ["A flower.", "the  Flower", "Flower 2!", "flower"])
+def test_group_is_the_caption_without_article_digits_and_points(caption):
+    assert group_key(caption) == "flower"
+
+
+def test_a_folder_without_stamps_is_refused(tmp_path):
+    with pytest.raises(UserError, match="apt-get install tuxpaint-stamps-default"):
+        stamps_source(tmp_path / "none")
+    with pytest.raises(UserError, match="holds no stamp"):
+        stamps_source(tmp_path)

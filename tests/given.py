@@ -1,0 +1,41 @@
+"""A Forward with given embeddings, for losses that are compared with a reference on plain arrays."""
+
+import jax.numpy as jnp
+
+from xmodal_jax.forward import Encoded
+
+
+class Given:
+    """Stands in for `Forward` where no encoder matters: embeddings [B,E], heads as functions, temperature, memory."""
+
+    def __init__(self, image, text, temperature=0.1, teacher=None, memory=None, step=0, heads=None):
+        self.embeds, self.teacher, self.memory, self.step = {"image": image, "text": text}, teacher, memory or {}, step
+        self.heat, self.heads = jnp.asarray(temperature, jnp.float32), heads or {}
+
+    def image(self):
+        """The given image embeddings."""
+        return Encoded(self.embeds["image"][:, None], self.embeds["image"], name="image")
+
+    def text(self):
+        """The given text embeddings; the only token is real."""
+        tokens = self.embeds["text"][:, None]
+        return Encoded(tokens, self.embeds["text"], jnp.ones(tokens.shape[:2], bool), name="text")
+
+    def fuse(self, image, text, rows):
+        """Pairs as one token: the image's and the text's embedding side by side."""
+        tokens = jnp.concatenate([image.tokens[rows], text.tokens], axis=-1)
+        return Encoded(tokens, None, text.mask)
+
+    def call(self, method, *inputs):
+        """The given head."""
+        return self.heads[method](*inputs)
+
+    def temperature(self):
+        """The given temperature."""
+        return self.heat
+
+
+def unit(draw, *shape):
+    """Random float32 rows of length one."""
+    x = draw.normal(size=shape).astype("float32")
+    return x / ((x**2).sum(-1, keepdims=True) ** 0.5)

@@ -1,0 +1,83 @@
+"""Terms, schedules, what counts as the same, and building objectives from a config section."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xmodal_jax.errors import UserError
+from xmodal_jax.objectives import build_objectives, parts, with_special_ids
+from xmodal_jax.objectives.base import Plain, Term, at, same
+from xmodal_jax.objectives.contrastive import ITC
+from xmodal_jax.objectives.language import LM
+
+
+def test_a_terms_mean_is_weighted():
+    assert Term(jnp.array([1.0, 4.0, 100.0]), jnp.array([2.0, 1.0, 0.0])).mean() == 2.0
+
+
+def test_a_term_without_rows_is_zero_not_nan():
+    assert Term(jnp.array([3.0, 4.0]), jnp.zeros(2)).mean() == 0.0
+
+
+def test_two_halves_of_a_batch_average_to_the_whole(rng):
+    values, weight = rng.normal(size=10).astype(np.float32), rng.random(10).astype(np.float32)
+    halves = [Term(values[part], weight[part]) for part in (slice(0, 4), slice(4, 10))]
+    whole = sum(half.mean() * half.weight.sum() for half in halves) / weight.sum()
+    np.testing.assert_allclose(Term(jnp.asarray(values), jnp.asarray(weight)).mean(), whole, rtol=1e-5)
+
+
+@pytest.mark.parametrize("step, value", [(-5, 0.0), (0, 0.0), (5, 1.0), (10, 2.0), (20, 1.5), (30, 1.0), (99, 1.0)])
+def test_a_schedule_is_straight_lines(step, value):
+    assert at(((0, 0.0), (10, 2.0), (30, 1.0)), jnp.int32(step)) == value
+
+
+def test_a_number_is_a_constant_schedule():
+    assert at(2, 7) == at(2.0, jnp.int32(0)) == np.float32(2.0)
+
+
+def test_same_is_equal_id_or_equal_caption():
+    left = {"id": jnp.array([1, 2]), "text_key": jnp.array([10, 20])}
+    right = {"id": jnp.array([1, 3, 4]), "text_key": jnp.array([30, 20, 40])}
+    np.testing.assert_array_equal(same(left, right), [[True, False, False], [False, True, False]])
+
+
+def test_plain_objectives_keep_nothing():
+    assert Plain().memory(None) == {} and Plain().prepare({"text": 1}, None) == {}
+
+
+def test_names_are_free_and_kinds_are_known():
+    built = build_objectives({"coarse": {"kind": "itc", "queue": 0}, "itc": {"queue": 8, "weight": ((0, 0.0), (5, 1.0))}})
+    assert built == {"coarse": ITC(queue=0), "itc": ITC(queue=8, weight=((0, 0.0), (5, 1.0)))}
+
+
+def test_weight_zero_leaves_an_objective_out():
+    assert list(build_objectives({"itc": {}, "lm": {"weight": 0}})) == ["itc"]
+    with pytest.raises(UserError, match="no objective with a weight; write one of itc"):
+        build_objectives({"lm": {"weight": 0.0}})
+
+
+@pytest.mark.parametrize("section, sentence", [
+    ({"itc": {"kind": "itcc"}}, "'itcc' is not a field of config.objectives .kinds.; did you mean 'itc'"),
+    ({"itc": {"queu": 4}}, "'queu' is not a field of config.objectives.itc; did you mean 'queue'"),
+    ({"itc": {"queue": 0.5}}, "config.objectives.itc.queue is 0.5; write a value of type int"),
+    ({"itc": {"weight": "much"}}, "config.objectives.itc.weight is 'much'; write"),
+    ({"itc": {"weight": ((0, "a"),)}}, "config.objectives.itc.weight is .*; write"),
+    ({"itc": 4}, "config.objectives.itc is 4; write a dict"),
+])  # fmt: skip
+def test_mistakes_are_refused_with_what_to_write(section, sentence):
+    with pytest.raises(UserError, match=sentence):
+        build_objectives(section)
+
+
+def test_a_schedule_read_back_from_json_equals_the_one_written():
+    assert build_objectives({"itc": {"weight": [[0, 0], [5, 1.5]]}}) == {"itc": ITC(weight=((0, 0), (5, 1.5)))}
+
+
+def test_special_ids_go_to_their_class_only():
+    built = with_special_ids(build_objectives({"itc": {}, "lm": {}}), {LM: {"bos_id": 7}})
+    assert built == {"itc": ITC(), "lm": LM(bos_id=7)}
+
+
+def test_parts_are_the_union():
+    built = build_objectives({"itc": {}, "lm": {}, "hash": {}})
+    assert parts(built) == {"fusion", "decoder", "vocabulary", "hash"}

@@ -1,0 +1,81 @@
+import base64
+import io
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xmodal_jax.cli import main
+from xmodal_jax.data.pipeline import eval_split
+from xmodal_jax.errors import UserError
+from xmodal_jax.eval.embed import Embedder
+from xmodal_jax.search import build, codes
+from xmodal_jax.search.index import Index, fingerprint
+
+
+def test_every_picture_of_every_view_is_a_row(tiny_index, tiny_run, opened_run):
+    opened = Index.open(tiny_index, model=fingerprint(opened_run[1]))
+    assert (opened.count, opened.width, opened.bits) == (24, 16, 16)
+    items = [opened.item(row) for row in range(24)]
+    assert [item["view"] for item in items] == ["filled"] * 12 + ["outline"] * 12
+    assert items[0]["key"] == items[12]["key"] and items[0]["split"] == "test"
+    assert all(f"a {' '.join(item['key'].split('-'))}" == item["captions"][0] for item in items)
+    assert opened.extra["workdir"] == str(tiny_run[0])
+
+
+def test_rows_are_the_model_s_embeddings_and_codes(tiny_index, opened_run):
+    assembly, params = opened_run
+    found = eval_split(assembly.config.data.path, "test", assembly.tokenizer, assembly.config.data, "outline")
+    coded = Embedder(assembly.model, params).split(found, "image", 64)
+    opened = Index.open(tiny_index)
+    np.testing.assert_allclose(opened.vectors()[12:], coded.embed, atol=1e-5)
+    np.testing.assert_array_equal(opened.vectors("codes")[12:], codes.pack(coded.codes))
+
+
+def test_thumbnails_show_the_pictures_without_the_data(tiny_index):
+    opened = Index.open(tiny_index)
+    colours = {"red": (255, 0, 0), "blue": (0, 0, 255), "black": (0, 0, 0), "green": (0, 128, 0)}
+    for row in range(12):
+        item = opened.item(row)
+        picture = Image.open(io.BytesIO(base64.b64decode(item["thumbnail"])))
+        assert max(picture.size) <= build.THUMBNAIL
+        colour = item["key"].split("-")[0]
+        if colour in colours:
+            assert picture.convert("RGB").getpixel((picture.width // 2, picture.height // 2)) == colours[colour]
+
+
+def test_large_pictures_become_small_thumbnails(opened_run, tmp_path):
+    Image.effect_noise((300, 150), 50).convert("RGB").save(tmp_path / "large.png")
+    (tmp_path / "pairs.jsonl").write_text('{"image": "large.png", "caption": {"fr": "du bruit"}, "split": "train"}')
+    out = tmp_path / "other"
+    assert main(["data", "prepare", "jsonl", "--path", str(tmp_path / "pairs.jsonl"), "--out", str(out)]) == 0
+    path, count = build.build_index(*opened_run, "run", str(tmp_path / "index"), str(out), "train")
+    assert count == 1
+    item = Index.open(path).item(0)  # another data set: its own views and languages
+    assert item["captions"] == ["du bruit"] and item["view"] == "image"
+    assert Image.open(io.BytesIO(base64.b64decode(item["thumbnail"]))).size == (96, 48)
+
+
+def test_a_taken_folder_is_refused_before_anything_is_encoded(tiny_index, opened_run, tmp_path):
+    before = (tiny_index / "index.json").read_bytes()
+    with pytest.raises(UserError, match="already holds an index"):
+        build.build_index(*opened_run, "run", str(tiny_index), "no such data")
+    assert (tiny_index / "index.json").read_bytes() == before
+    with pytest.raises(UserError, match="no data set at"):
+        build.build_index(*opened_run, "run", str(tmp_path / "new"), str(tmp_path / "nothing"))
+    with pytest.raises(UserError, match="has no split 'none'"):
+        build.build_index(*opened_run, "run", str(tmp_path / "new"), "", "none")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_run_is_found_again_when_both_folders_move(tiny_index, opened_run, tmp_path):
+    (tmp_path / "here" / "run").mkdir(parents=True)
+    path, _ = build.build_index(*opened_run, str(tmp_path / "here" / "run"), str(tmp_path / "here" / "index"))
+    assert build.workdir_of(Index.open(path)) == tmp_path / "here" / "run"
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    moved = Index.open(tmp_path / "there" / "index")
+    assert build.workdir_of(moved).resolve() == (tmp_path / "there" / "run").resolve()
+    (tmp_path / "there" / "run").rmdir()
+    with pytest.raises(UserError, match="is gone"):
+        build.workdir_of(moved)

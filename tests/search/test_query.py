@@ -1,0 +1,96 @@
+import base64
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xmodal_jax.data.pipeline import eval_split
+from xmodal_jax.errors import UserError
+from xmodal_jax.eval.embed import Embedder
+from xmodal_jax.search import index, query
+from xmodal_jax.search.index import Hit, Index
+
+
+@pytest.fixture
+def query_file(tiny_index, tmp_path):
+    """The picture of row 3 of the index as a file (pictures this small are their own thumbnails)."""
+    path = tmp_path / "query.png"
+    path.write_bytes(base64.b64decode(Index.open(tiny_index).item(3)["thumbnail"]))
+    return path
+
+
+@pytest.mark.parametrize(("kind", "score"), [("dense", 1.0), ("codes", 0.0)])
+def test_a_picture_of_the_index_finds_itself(tiny_index, query_file, kind, score):
+    hits = query.answer(tiny_index, "", query_file, 5, kind)
+    assert len(hits) == 5
+    assert hits[0].score == pytest.approx(score, abs=1e-5)
+    assert 3 in [hit.row for hit in hits if hit.score == pytest.approx(score, abs=1e-5)]
+
+
+def test_words_are_ranked_by_cosine(tiny_index, opened_run):
+    assembly, params = opened_run
+    found = eval_split(assembly.config.data.path, "test", assembly.tokenizer, assembly.config.data)
+    number = 7
+    text = Embedder(assembly.model, params).split(found, "text", 64).embed[number]
+    hits = query.answer(tiny_index, found.captions[number], k=24)
+    cosines = Index.open(tiny_index).vectors() @ text
+    np.testing.assert_allclose([hit.score for hit in hits], np.sort(cosines)[::-1], atol=1e-5)
+
+
+def test_queries_that_cannot_be_answered_are_refused(tiny_index, tmp_path):
+    with pytest.raises(UserError, match="-k 25 does not fit the 24 pictures"):
+        query.answer(tiny_index, "a red circle", k=25)
+    with pytest.raises(UserError, match="-k 0"):
+        query.answer(tiny_index, "a red circle", k=0)
+    with pytest.raises(UserError, match="knows no word"):
+        query.answer(tiny_index, "Ω Ж", k=1)
+    with pytest.raises(UserError, match="cannot be opened"):
+        query.answer(tiny_index, "", tmp_path / "none.png", 1)
+    with pytest.raises(UserError, match="is not an index"):
+        query.answer(tmp_path, "a red circle")
+
+
+def test_an_index_of_another_checkpoint_is_refused(tiny_index, tmp_path):
+    rows = Index.open(tiny_index)
+    extra = {"workdir": rows.extra["workdir"], "workdir_from_index": "."}
+    path = index.write(tmp_path / "old", rows.vectors(), [{"key": "x"}] * 24, model="0123", extra=extra)
+    with pytest.raises(UserError, match="was made by model 0123 .* index again"):
+        query.answer(path, "a red circle")
+    shutil.rmtree(path)
+    path = index.write(path, rows.vectors(), [{"key": "x"}] * 24, model=rows.model, extra=extra)
+    with pytest.raises(UserError, match="no hash codes"):
+        query.answer(path, "a red circle", kind="codes")
+    nameless = index.write(tmp_path / "nameless", rows.vectors(), [{"key": "x"}] * 24)
+    with pytest.raises(UserError, match="names no work directory"):
+        query.answer(nameless, "a red circle")
+
+
+def hits_of(tiny_index, captions, kind="dense"):
+    thumbnail = Index.open(tiny_index).item(0)["thumbnail"]
+    items = [
+        {"key": f"k{i}", "view": "v", "captions": [text], "thumbnail": thumbnail} for i, text in enumerate(captions)
+    ]
+    return [Hit(i, 0.5, item, kind) for i, item in enumerate(items)]
+
+
+def test_the_table_names_rank_score_key_and_caption(tiny_index):
+    lines = query.as_table(hits_of(tiny_index, ["a cat", "a dog"])).splitlines()
+    assert lines[0].split() == ["rank", "cosine", "key", "view", "caption"]
+    assert lines[3].split() == ["2", "0.500", "k1", "v", "a", "dog"]
+    assert "distance" in query.as_table(hits_of(tiny_index, ["a cat"], "codes"))
+
+
+def test_a_contact_sheet_grows_with_its_captions(tiny_index, query_file, tmp_path):
+    short = query.contact_sheet(hits_of(tiny_index, ["a cat"] * 7), tmp_path / "new" / "short.png", "a cat")
+    long = query.contact_sheet(
+        hits_of(tiny_index, ["many words " * 30] * 7), tmp_path / "long.png", "a cat", query_file
+    )
+    sheets = [np.asarray(Image.open(path)) for path in (short, long)]
+    assert sheets[0].shape[1] == sheets[1].shape[1] == 5 * query.TILE + 4 * 12 + 2 * 24
+    assert sheets[0].shape[0] + 128 - 40 < sheets[1].shape[0] < 1000  # three lines at most, and the query's picture
+    for sheet in sheets:
+        assert (sheet[:20] == 255).all() and (sheet[:, -20:] == 255).all()
+        assert (sheet[-200:, -300:] == 255).all()  # the second row has two pictures only
+    with pytest.raises(UserError, match="ends in .png"):
+        query.contact_sheet(hits_of(tiny_index, ["a cat"]), tmp_path / "sheet.words", "a cat")

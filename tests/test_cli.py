@@ -1,0 +1,160 @@
+"""The command line as a user meets it: what it prints, and one sentence and exit code 2 for bad input."""
+
+import json
+import pathlib
+import shutil
+
+import pytest
+
+from xmodal_jax.cli import main, split_overrides
+from xmodal_jax.errors import UserError
+
+CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "quickstart.py"
+
+
+@pytest.fixture
+def refused(capsys):
+    """A function (arguments, words): the command ends with code 2 and one sentence on stderr that has the words."""
+
+    def check(arguments, *words):
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 2
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said.startswith("xmodal: ") and "Traceback" not in said
+        for word in words:
+            assert word in said
+        return said
+
+    return check
+
+
+# --- what works -----------------------------------------------------------------------------------------------------
+
+
+def test_eval_keeps_what_it_prints(tiny_run, capsys):
+    workdir, _ = tiny_run
+    assert main(["eval", "--workdir", str(workdir), "--config.eval.rerank=(2,)", "--config.eval.combine=replace"]) == 0
+    said = capsys.readouterr().out
+    assert "ITM re-ranks the best 2" in said and "alone orders the shortlist" in said
+    kept = json.loads((workdir / "eval-test.json").read_text())
+    assert list(kept["mean"]["rerank"]) == ["2"] and kept["step"] == 4
+    assert main(["eval", "--workdir", str(workdir)]) == 0  # as the other tests expect it
+
+
+def test_search_prints_a_table_and_writes_a_sheet(tiny_index, tmp_path, capsys):
+    sheet = tmp_path / "hits.png"
+    assert main(["search", "a red circle", "--index", str(tiny_index), "-k", "3", "--show", str(sheet)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("rank") and [line[0] for line in lines[2:5]] == ["1", "2", "3"]
+    assert sheet.stat().st_size > 1000
+    assert main(["search", "--image", str(sheet), "--index", str(tiny_index), "-k", "2", "--kind", "codes"]) == 0
+    assert "bits" in capsys.readouterr().out
+
+
+def test_caption_prints_a_line_per_picture_and_scores(tiny_run, shapes_files, capsys):
+    pictures = sorted(str(path) for path in shapes_files.parent.glob("red-*.png"))[:2]
+    assert main(["caption", *pictures, "--workdir", str(tiny_run[0]), "--beam", "1"]) == 0
+    assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()] == pictures
+    assert main(["caption", "--workdir", str(tiny_run[0]), "--limit", "4", "--show", "2", "--beam", "1"]) == 0
+    *rows, scores = capsys.readouterr().out.splitlines()
+    assert len(rows) == 2 and "(true: a " in rows[0]
+    assert scores.startswith("BLEU-4 ") and scores.endswith("over 4 pictures")
+
+
+def test_index_command_counts_pictures(tiny_run, tmp_path, capsys, refused):
+    command = ["index", "--workdir", str(tiny_run[0]), "--out", str(tmp_path / "index"), "--split", "train"]
+    assert main(command) == 0
+    assert "indexed 24 pictures" in capsys.readouterr().out
+    refused(command, "already holds an index")
+    assert main([*command, "--overwrite"]) == 0
+
+
+def test_overrides_are_taken_out_of_the_arguments():
+    rest, overrides = split_overrides(
+        ["train", "--config", "x.py", "--config.a.b=1", "--config.c", "2", "--workdir", "w"]
+    )
+    assert rest == ["train", "--config", "x.py", "--workdir", "w"] and overrides == ["a.b=1", "c=2"]
+    with pytest.raises(UserError, match="'--config.c' has no value"):
+        split_overrides(["--config.c"])
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optimizer.learning_rate=1", ["'learning_rate' is not a field of config.optimizer"]),
+        ("optimiser.lr=1", ["did you mean 'optimizer'?"]),
+        ("objectives.clip={'weight': 1.0}", ["'clip' is not a field of config.objectives", "itc"]),
+        ("objectives.itc.queue=-1", ["config.objectives.itc.queue is -1", "write 0 for none"]),
+        ("objectives.itm.negatives=16", ["config.objectives.itm.negatives is 16", "write less than 8"]),
+        ("joint.bits=12", ["config.joint.bits is 12", "multiple of 8"]),
+        ("batch_size=many", ["config.batch_size is 'many'", "type int"]),
+        ("image.patch=7", ["not a multiple of config.image.patch=7"]),
+        ("text.vocab_size=5", ["config.text.vocab_size is 5", "leave it 0"]),
+        ("data.split=trian", ["has no split 'trian'"]),
+    ],
+)
+def test_impossible_configs_are_refused(override, words, train_tiny, tmp_path, refused):
+    refused(train_tiny(tmp_path / "run", override), *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_missing_is_named(train_tiny, tmp_path, refused):
+    refused(train_tiny(tmp_path / "run", f"data.path={tmp_path / 'nothing'}"), "no data set at", "xmodal data prepare")
+    config = ["train", "--config", tmp_path / "none.py", "--workdir", tmp_path / "run"]
+    refused(config, "there is no config file")
+    refused(["train", "--config", f"{CONFIG}:huge", "--workdir", tmp_path / "run"], "'huge' is not a variant", "tiny")
+    for command in (["eval"], ["caption"], ["index", "--out", tmp_path / "index"], ["report"]):
+        refused([*command, "--workdir", tmp_path], "holds no run")
+    refused(["search", "red", "--index", tmp_path], "is not an index")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_workdir_of_another_architecture_is_refused_and_left_alone(tiny_run, train_tiny, tmp_path, refused):
+    workdir = tmp_path / "run"
+    shutil.copytree(tiny_run[0], workdir)
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+    said = refused(train_tiny(workdir, "text.hidden=32"), "of another architecture", "another --workdir")
+    assert "hidden" in said or "text/" in said
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()} == before
+    description = json.loads((workdir / "run.json").read_text())
+    description["config"]["joint"]["embed"] = 8
+    (workdir / "run.json").write_text(json.dumps(description))
+    refused(["eval", "--workdir", workdir], "of another architecture")
+
+
+def test_only_evaluation_and_data_can_be_changed_later(tiny_run, refused):
+    refused(["eval", "--workdir", tiny_run[0], "--config.text.layers=3"], "would change a trained model")
+    refused(["caption", "--workdir", tiny_run[0], "--config.eval.rerank=(2,)"], "`xmodal train` or `xmodal eval` only")
+    refused(["eval", "--workdir", tiny_run[0], "--config.eval.rerank=(99,)"], "99", "gallery of 12")
+    refused(["eval", "--workdir", tiny_run[0], "--split", "none"], "has no split 'none'")
+
+
+def test_impossible_queries_are_refused(tiny_index, tmp_path, refused):
+    index = ["--index", tiny_index]
+    refused(["search", *index], "give one query")
+    refused(["search", "red", "--image", "x.png", *index], "give one query")
+    refused(["search", "red", "-k", "99", *index], "-k 99 does not fit the 24 pictures")
+    (tmp_path / "notes.txt").write_text("no picture")
+    refused(["search", "--image", tmp_path / "notes.txt", *index], "notes.txt' is no picture")
+
+
+def test_sources_take_their_own_options_only(shapes_files, tmp_path, refused):
+    refused(["data", "prepare", "jsonl", "--out", tmp_path / "x"], "'jsonl' needs --path")
+    refused(["data", "prepare", "emoji", "--path", "x", "--out", tmp_path / "x"], "'emoji' takes no --path")
+    out = tmp_path / "shapes"
+    assert main(["data", "prepare", "jsonl", "--path", str(shapes_files), "--out", str(out)]) == 0
+    refused(
+        ["data", "prepare", "jsonl", "--path", shapes_files, "--licence", "CC0", "--max-size", "8", "--out", out],
+        "nothing was",
+    )
+
+
+def test_training_goes_on_from_the_checkpoint(tiny_run, train_tiny, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(tiny_run[0], workdir)
+    assert main(train_tiny(workdir)) == 0
+    assert "resuming" in capsys.readouterr().out
+    assert (workdir / "metrics.jsonl").read_text() == (tiny_run[0] / "metrics.jsonl").read_text()

@@ -1,0 +1,161 @@
+"""The door of a run: unknown keys, wrong types, overrides, impossible values, and every file in configs/."""
+
+import dataclasses
+import json
+import pathlib
+import re
+
+import pytest
+
+from xmodal_jax.config import Config, as_dict, defaults, freeze, load, override, unknown_key
+from xmodal_jax.errors import UserError
+from xmodal_jax.objectives import build_objectives
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def variants(path: pathlib.Path) -> list[str]:
+    """The variants that a config file says it knows: it names them when asked for another."""
+    with pytest.raises(UserError) as caught:
+        load(f"{path}:no such variant")
+    return str(caught.value).split("write one of ")[1].split(", ")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_freezes_in_every_variant(path):
+    names = variants(path)
+    assert len(names) > 1
+    for variant in names:
+        config = freeze(load(f"{path}:{variant}"))
+        assert isinstance(config, Config)
+        assert build_objectives(config.objectives)
+        assert freeze(json.loads(json.dumps(as_dict(config)))) == config
+    assert freeze(load(str(path))) in [freeze(load(f"{path}:{variant}")) for variant in names]
+
+
+def test_the_defaults_freeze_to_the_defaults():
+    assert freeze(defaults()) == Config()
+
+
+def test_configs_are_equal_and_hashed_by_content():
+    first, second = freeze(defaults()), freeze(defaults())
+    assert first is not second and hash(first) == hash(second) and {first: 1}[second] == 1
+    other = dataclasses.replace(first, seed=1)
+    assert other != first and hash(other) != hash(first)
+
+
+def changed(path: str, value):
+    """The default config with one value set, unchecked."""
+    values = as_dict(Config())
+    node = values
+    *parents, name = path.split(".")
+    for parent in parents:
+        node = node[parent]
+    node[name] = value
+    return values
+
+
+@pytest.mark.parametrize("path, value, sentence", [
+    ("batchsize", 4, "'batchsize' is not a field of config; did you mean 'batch_size'?"),
+    ("image.widht", 4, "'widht' is not a field of config.image; did you mean 'width'?"),
+    ("text.zzz", 4, "'zzz' is not a field of config.text; known: dropout, head_dropout, "),
+    ("steps", 1.5, "config.steps is 1.5; write a value of type int"),
+    ("steps", True, "config.steps is True; write a value of type int"),
+    ("name", 7, "config.name is 7; write a value of type str"),
+    ("teacher.warmup", 1, "config.teacher.warmup is 1; write a value of type bool"),
+    ("optimizer.lr", "fast", "config.optimizer.lr is 'fast'; write a value of type float"),
+    ("optimizer.lr", False, "config.optimizer.lr is False; write a value of type float"),
+    ("eval.rerank", 8, "config.eval.rerank is 8; write a tuple such as (1, 2)"),
+    ("eval.rerank", (8, "x"), "config.eval.rerank is 'x'; write a value of type int"),
+    ("optimizer.groups", (("^text/",),), "config.optimizer.groups is ('^text/',); it takes 2 entries"),
+    ("image", 3, "config.image is 3; write a dict with its fields"),
+    ("objectives", "itc", "config.objectives is 'itc'; write a dict"),
+])  # fmt: skip
+def test_unknown_keys_and_wrong_types_are_refused(path, value, sentence):
+    with pytest.raises(UserError, match="^" + re.escape(sentence)):
+        freeze(changed(path, value))
+
+
+@pytest.mark.parametrize("path, value, sentence", [
+    ("batch_size", 0, "config.batch_size is 0; write a number above 0"),
+    ("image.kind", "resnet", "config.image.kind is 'resnet'; write one of vit, efficientnet, features"),
+    ("text.pool", "max", "config.text.pool is 'max'; write one of mean, cls, mean+attention"),
+    ("fusion.remat", "all", "config.fusion.remat is 'all'; write one of none, dots, full"),
+    ("dtype", "float16", "config.dtype is 'float16'; write one of float32, bfloat16"),
+    ("joint.bits", 12, "config.joint.bits is 12; write a multiple of 8, such as 64"),
+    ("image.heads", 7, "config.image.heads is 7, which does not divide the width 384"),
+    ("text.heads", 0, "config.text.heads is 0, which does not divide the width 384"),
+    ("fusion.heads", 5, "config.fusion.heads is 5, which does not divide config.text.width=384"),
+    ("joint.temperature", 0.9, "config.joint.temperature must lie between temperature_min and temperature_max"),
+    ("teacher.momentum", 1.5, "config.teacher.momentum is 1.5; write 0 to 1"),
+    ("image.kind", "features", "config.image.kind is 'features' but config.data.features is empty"),
+    ("image.patch", 15, "not a multiple of config.image.patch=15"),
+])  # fmt: skip
+def test_impossible_values_are_refused(path, value, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        freeze(changed(path, value))
+
+
+def test_whole_numbers_are_fine_as_floats_and_lists_as_tuples():
+    config = freeze(changed("optimizer.clip", 2) | {"eval": {"rerank": [4, 8]}})
+    assert config.optimizer.clip == 2.0 and isinstance(config.optimizer.clip, float)
+    assert config.eval.rerank == (4, 8)
+
+
+def with_objectives():
+    """Defaults with two objectives."""
+    config = defaults()
+    config.objectives = {"itc": {"queue": 8}, "itm": {}}
+    return config
+
+
+@pytest.mark.parametrize("item, read, value", [
+    ("steps=5", lambda c: c.steps, 5),
+    ("optimizer.lr=1e-4", lambda c: c.optimizer.lr, 1e-4),
+    ("name=7", lambda c: c.name, "7"),
+    ("data.path=some/folder", lambda c: c.data.path, "some/folder"),
+    ("data.path=a=b", lambda c: c.data.path, "a=b"),
+    ("eval.rerank=(4,)", lambda c: c.eval.rerank, (4,)),
+    ("eval.rerank=()", lambda c: c.eval.rerank, ()),
+    ("optimizer.groups=((\"^text/\",0.1),)", lambda c: c.optimizer.groups, (("^text/", 0.1),)),
+    ("teacher.warmup=False", lambda c: c.teacher.warmup, False),
+    ("objectives.itc.alpha=0.1", lambda c: c.objectives["itc"], {"queue": 8, "alpha": 0.1}),
+    ("objectives.itm.weight=((0,0.0),(9,1.0))", lambda c: c.objectives["itm"], {"weight": ((0, 0.0), (9, 1.0))}),
+])  # fmt: skip
+def test_overrides_change_one_field(item, read, value):
+    config = with_objectives()
+    override(config, item)
+    assert read(freeze(config)) == value
+
+
+@pytest.mark.parametrize("item, sentence", [
+    ("steps", "'--config.steps' has no value; write --config.steps=VALUE"),
+    ("optimiser.lr=1", "'optimiser' is not a field of config; did you mean 'optimizer'?"),
+    ("optimizer.lrr=1", "'lrr' is not a field of config.optimizer; did you mean 'lr'?"),
+    ("steps.more=1", "'config.steps' is a value, not a section; there is no 'steps.more'"),
+    ("objectives.itcc.alpha=1", "'itcc' is not a field of config.objectives; did you mean 'itc'?"),
+])  # fmt: skip
+def test_overrides_of_what_is_not_there_are_refused(item, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        override(with_objectives(), item)
+
+
+def test_an_override_of_the_wrong_type_is_refused_at_the_door():
+    config = with_objectives()
+    override(config, "steps=many")
+    with pytest.raises(UserError, match="config.steps is 'many'"):
+        freeze(config)
+
+
+def test_load_applies_overrides_and_refuses_a_missing_file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from xmodal_jax.config import defaults\n\ndef get_config(variant='a'):\n"
+                    "    config = defaults()\n    config.name = variant\n    return config\n")  # fmt: skip
+    assert load(str(path)).name == "a"
+    assert load(f"{path}:b", ["steps=3", "image.width=6"]).to_dict()["image"]["width"] == 6
+    with pytest.raises(UserError, match="there is no config file '.*other.py'; see the folder configs/"):
+        load(str(tmp_path / "other.py"))
+
+
+def test_unknown_key_lists_what_is_known_when_nothing_is_near():
+    assert str(unknown_key("qqq", "here", ["b", "a"])) == "'qqq' is not a field of here; known: a, b"

@@ -1,0 +1,201 @@
+"""Passes: each at most once, memoised by name only, same randomness in any company, and refused inside transforms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import FIVE, ROWS, tiny_batch, tiny_config, tiny_model, tiny_objectives, tiny_params, tiny_recipe
+
+from xmodal_jax.forward import Encoded, Forward, named_key, stop, teacher_forward
+from xmodal_jax.objectives import parts
+from xmodal_jax.train.step import create_state, run_objectives, total_loss
+
+
+class Counting:
+    """A model whose methods are cheap and count their calls; dropout shows as the key's first number."""
+
+    def __init__(self):
+        self.calls = []
+
+    def apply(self, variables, *inputs, method, **options):
+        """One call of `method`."""
+        self.calls.append(method)
+        key = options.get("key")
+        noise = jnp.float32(0) if key is None else jax.random.uniform(key)
+        x = variables["params"]["scale"] * inputs[0]
+        tokens = jnp.stack([x, x + noise], axis=1)
+        return (tokens, x) if method.startswith("encode") else tokens
+
+
+@pytest.fixture
+def forward():
+    """A Forward over the counting model."""
+    batch = {"image": jnp.ones((3, 4)), "text": jnp.array([[2, 3, 0, 0]] * 3), "image2": jnp.zeros((3, 4))}
+    return Forward(Counting(), {"scale": jnp.int32(1)}, batch, jax.random.key(0))
+
+
+class Fusing(Counting):
+    """Counts, with numbers that tell the passes apart."""
+
+    def apply(self, variables, *inputs, method, **options):
+        """Tokens that are the running number of the call."""
+        self.calls.append(method)
+        value = jnp.full((3, 2, 4), float(len(self.calls)))
+        return (value, value[:, 0]) if method.startswith("encode") else value
+
+
+def fusing(cache=True):
+    """A Forward over the numbering model."""
+    batch = {"image": jnp.ones((3, 4)), "text": jnp.array([[2, 3, 0, 0]] * 3), "image2": jnp.zeros((3, 4))}
+    return Forward(Fusing(), {}, batch, jax.random.key(0), cache=cache)
+
+
+def test_a_pass_runs_once_however_often_it_is_asked():
+    forward = fusing()
+    for _ in range(3):
+        forward.fuse(forward.image(), forward.text())
+        forward.decode(forward.image(), "text")
+    assert forward.model.calls == ["encode_image", "encode_text", "fuse", "decode"]
+    assert forward.passes == ["image:image", "text:text", "fuse:image:image:text:text", "decode:image:image:text"]
+
+
+def test_another_field_is_another_pass():
+    forward = fusing()
+    assert (np.asarray(forward.image("image2").tokens) != np.asarray(forward.image().tokens)).all()
+    assert forward.passes == ["image:image2", "image:image"]
+
+
+def test_rows_of_a_pass_are_never_cached():
+    forward, rows = fusing(), jnp.array([2, 0, 1])
+    picked = forward.text().rows(rows)
+    assert picked.name is None
+    first, second = forward.fuse(forward.image(), picked), forward.fuse(forward.image(), picked)
+    assert (np.asarray(first.tokens) != np.asarray(second.tokens)).all()
+    third = forward.fuse(forward.image(), forward.text(), rows)
+    assert (np.asarray(third.tokens) != np.asarray(forward.fuse(forward.image(), forward.text()).tokens)).all()
+    shown = [forward.decode(forward.image().rows(rows), "text") for _ in range(2)]
+    assert (np.asarray(shown[0]) != np.asarray(shown[1])).all()
+
+
+def test_without_the_cache_every_asking_runs():
+    forward = fusing(cache=False)
+    forward.image(), forward.image()
+    assert forward.model.calls == ["encode_image"] * 2
+
+
+def test_rows_gather_every_field():
+    whole = Encoded(jnp.arange(12.0).reshape(3, 2, 2), jnp.eye(3), jnp.ones((3, 2), bool), jnp.arange(6).reshape(3, 2), "x")
+    part = whole.rows(jnp.array([2, 2]))
+    np.testing.assert_array_equal(part.tokens, np.asarray(whole.tokens)[[2, 2]])
+    np.testing.assert_array_equal(part.embed, np.eye(3)[[2, 2]])
+    np.testing.assert_array_equal(part.ids, [[4, 5], [4, 5]])
+    assert Encoded(whole.tokens).rows(jnp.array([0])).embed is None
+
+
+ASK = {
+    "grad": lambda ask: jax.grad(lambda x: x * ask())(1.0),
+    "scan": lambda ask: jax.lax.scan(lambda c, _: (c + ask(), None), 0.0, jnp.arange(2)),
+    "cond": lambda ask: jax.lax.cond(jnp.bool_(True), lambda: ask(), lambda: 0.0),
+    "checkpoint": lambda ask: jax.grad(jax.checkpoint(lambda x: x * ask()))(1.0),
+    "jit": lambda ask: jax.jit(ask)(),
+}
+
+
+@pytest.mark.parametrize("place", ASK)
+def test_a_pass_asked_inside_a_transform_is_refused_by_name(place):
+    forward = fusing()
+    with pytest.raises(RuntimeError, match="the pass 'image:image' was asked for inside cond, scan, checkpoint or grad"):
+        ASK[place](lambda: forward.image().embed.sum())
+    forward.image()
+    with pytest.raises(RuntimeError, match="image:image"):  # not even when it is there already
+        ASK[place](lambda: forward.image().embed.sum())
+
+
+def test_a_name_is_a_key():
+    key = jax.random.key(0)
+    same, other = named_key(key, "a"), named_key(key, "b")
+    assert (jax.random.key_data(same) == jax.random.key_data(named_key(key, "a"))).all()
+    assert (jax.random.key_data(same) != jax.random.key_data(other)).any()
+
+
+def test_stop_lets_no_gradient_through():
+    gradient = jax.grad(lambda x: stop({"a": x * 2})["a"] + x)(3.0)
+    assert gradient == 1.0
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """Recipe with all five objectives and dropout, its state and batch."""
+    config = tiny_config(fusion={"dropout": 0.3}, text={"dropout": 0.3})
+    recipe = tiny_recipe(config)
+    params = jax.jit(lambda: tiny_params(recipe.model, 0, parts(recipe.objectives)))()
+    return recipe, create_state(recipe, params, 0), jax.tree.map(jnp.asarray, tiny_batch())
+
+
+def traced_passes(recipe, state, batch):
+    """The passes that a step traces; nothing is compiled."""
+    passes = []
+
+    def run(params):
+        terms, names = run_objectives(recipe, params, state, batch, jax.random.key(0))
+        passes.extend(names)
+        return terms
+
+    jax.eval_shape(run, state.params)
+    return passes
+
+
+def test_five_objectives_trace_each_pass_once(tiny):
+    passes = traced_passes(*tiny)
+    assert len(passes) == len(set(passes))
+    assert sorted(passes) == [
+        "decode:image:image:caption", "fuse:image:image:text:masked", "image:image", "teacher:fuse:image:image:text:masked",
+        "teacher:image:image", "teacher:text:masked", "teacher:text:text", "text:masked", "text:text",
+    ]  # fmt: skip
+
+
+def test_what_nobody_asks_for_is_not_traced(tiny):
+    recipe, state, batch = tiny
+    only = lambda section: traced_passes(type(recipe)(recipe.config, recipe.model, tiny_objectives(section), None), state, batch)
+    assert only({"lm": {}}) == ["image:image", "decode:image:image:caption"]
+    assert only({"hash": {}}) == ["image:image", "text:text"]
+    assert not any(name.startswith("teacher:fuse") for name in only({"mlm": {"alpha": 0.0}}))
+
+
+def test_bfloat16_needs_no_promotion(tiny):
+    recipe, state, batch = tiny
+    half = tiny_recipe(tiny_config(dtype="bfloat16"))
+    loss = jax.eval_shape(lambda p: total_loss(half, p, state, batch, jax.random.key(0))[0], state.params)
+    assert loss.dtype == jnp.float32
+
+
+def test_company_and_order_change_nobodys_loss_or_gradient(tiny):
+    recipe, state, batch = tiny
+
+    def run(section):
+        here = type(recipe)(recipe.config, recipe.model, tiny_objectives(section), recipe.optimizer)
+
+        def loss(params):
+            terms, _ = run_objectives(here, params, state, batch, jax.random.key(0))
+            return terms["itm"].mean(), terms["itm"].values
+
+        (_, values), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params)
+        return values, grads["text"]
+
+    alone = run({"itm": FIVE["itm"]})
+    company = run({"lm": FIVE["lm"], "mlm": FIVE["mlm"], "itm": FIVE["itm"], "itc": FIVE["itc"]})
+    for first, second in zip(jax.tree.leaves(alone), jax.tree.leaves(company), strict=True):
+        np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-6)
+
+
+def test_the_teacher_has_no_gradient_no_dropout_and_the_compute_dtype():
+    model = tiny_model(tiny_config(text={"dropout": 0.5}))
+    params = jax.eval_shape(lambda: tiny_params(model))
+    batch = jax.tree.map(jnp.asarray, tiny_batch())
+    half = teacher_forward(model, jax.tree.map(lambda x: jnp.zeros(x.shape), params), batch, "bfloat16")
+    assert half.key is None
+    assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype("bfloat16")}
+    full = Forward(Counting(), {"scale": jnp.float32(2)}, {"image": jnp.ones((ROWS, 2))}, None)
+    assert full.image().embed.shape == (ROWS, 2)
+    view = lambda scale: teacher_forward(Counting(), {"scale": scale}, {"image": jnp.ones((3, 2))}).image().embed.sum()
+    assert jax.grad(view)(jnp.float32(2)) == 0.0

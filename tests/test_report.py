@@ -1,0 +1,170 @@
+import html.parser
+import json
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies
+from PIL import Image
+
+from xmodal_jax.data.card import Card
+from xmodal_jax.drawing import RIGHT
+from xmodal_jax.errors import UserError
+from xmodal_jax.report import content, figure, floors, write_report
+
+
+@pytest.fixture(scope="module")
+def gathered(tiny_run):
+    """What the report of `tiny_run` shows, computed once."""
+    return content.gather(tiny_run[0])
+
+
+@pytest.fixture(scope="module")
+def written(tiny_run):
+    """The two files of the report."""
+    return write_report(tiny_run[0])
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags, links and the words of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.classes, self.words = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.tags.append(tag)
+        self.links += [found[name] for name in ("src", "href") if name in found]
+        self.classes.append((tag, found.get("class", "")))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_the_page_needs_no_other_file(written, tiny_run):
+    assert [path.name for path in written] == ["report.html", "report.png"]
+    page = Page(written[0].read_text("utf-8"))
+    assert page.links and all(link.startswith("data:image/") for link in page.links)
+    assert not {"script", "link", "iframe"} & set(page.tags)
+    words = " ".join(page.words)
+    for expected in (
+        "quickstart-tiny",
+        "chance",
+        "expected rank over ties",
+        "ITM log-odds",
+        "MAP@ALL random",
+        "true: a ",
+    ):
+        assert expected in words
+
+
+def test_right_answers_are_marked(written, gathered):
+    page = Page(written[0].read_text("utf-8"))
+    right = sum(answer.right for query in gathered.text_queries for answer in query.answers)
+    assert page.classes.count(("figure", "right")) == right > 0
+    listed = sum(answer.right for query in gathered.image_queries for answer in query.answers)
+    assert page.classes.count(("li", "right")) == listed
+
+
+def test_the_picture_frames_right_answers_in_green(written, gathered):
+    sheet = Image.open(written[1])
+    assert sheet.width == figure.WIDTH + 48
+    green = tuple(int(RIGHT[i : i + 2], 16) for i in (1, 3, 5))
+    count = (np.asarray(sheet.convert("RGB")) == green).all(axis=2).sum()
+    right = sum(answer.right for query in gathered.text_queries for answer in query.answers)
+    frame = figure.TILE**2 - (figure.TILE - 10) ** 2
+    assert count == right * frame
+
+
+def test_queries_are_answered_as_the_evaluation_ranks(gathered):
+    assert len(gathered.text_queries) == 12 and len(gathered.image_queries) == 4 and len(gathered.samples) == 8
+    for query in gathered.text_queries:
+        assert len(query.answers) == 5
+        places = [place for place, answer in enumerate(query.answers, 1) if answer.right]
+        assert bool(places) == (query.rank <= 5) and (not places or places[0] == query.rank)
+        for answer in query.answers:  # a caption names its picture, so right means the same words
+            assert answer.right == (set(answer.caption.split()[1:]) <= set(query.text.split()))
+
+
+def test_curves_are_the_losses_of_the_log(gathered, tiny_run):
+    lines = [json.loads(line) for line in (tiny_run[0] / "metrics.jsonl").read_text().splitlines()]
+    assert sorted(curve.name for curve in gathered.curves) == ["hash", "itc", "itm", "lm", "mlm"]
+    for curve in gathered.curves:
+        assert curve.values == [line[f"loss/{curve.name}"] for line in lines]
+    assert gathered.facts[0] == "step 4" and gathered.facts[1].startswith("32 pairs in ")
+
+
+def test_torn_and_non_finite_lines_are_passed_over(tmp_path):
+    lines = [
+        '{"step": 1, "pairs": 8, "loss/itc": 2.0}',
+        '{"step": 2, "pairs": 16, "loss/itc": null}',
+        '{"step": 3, "eval": {}}',
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 4, "pa']))
+    (curve,) = content.curves(content.read_metrics(tmp_path))
+    assert (curve.pairs, curve.values) == ([8], [2.0])
+    assert content.read_metrics(tmp_path / "none") == []
+
+
+@hypothesis.given(strategies.integers(1, 2000), strategies.integers(1, 20))
+def test_queries_are_spread_over_the_split(total, count):
+    found = content.spaced(total, count)
+    assert len(found) == min(total, count) == len(set(found)) and found == sorted(found)
+    assert found[0] == 0 and 0 <= found[-1] < total
+    assert np.ptp(np.diff(found)) <= 1 if len(found) > 2 else True
+
+
+def card_of(name, records=200):
+    return Card(
+        name, "", "", ["en"], ["image"], [], {"test": {"records": records, "captions": 1, "groups": 1, "files": []}}
+    )
+
+
+def test_floors_are_chance_then_those_of_the_data_set(tmp_path):
+    names = ["R@1", "R@5", "R@10"]
+    (chance,) = floors.floors_of(card_of("cats"), "test", names, tmp_path)
+    assert chance.i2t == chance.t2i == {"R@1": 0.5, "R@5": 2.5, "R@10": 5.0}
+    _, *known = floors.floors_of(card_of("my Emoji"), "test", names, tmp_path)
+    assert known[0].i2t == {"R@1": 12.8} and known[0].t2i == {"R@1": 13.8} and "400 held-out" in known[0].origin
+    for key in floors.FLOORS:
+        assert all(floor.origin for floor in floors.floors_of(card_of(key), "test", names, tmp_path))
+
+
+def test_floors_measured_on_this_data_are_read(tmp_path):
+    side = {"R@1": 2.5, "R@5": 9.0, "median_rank": 30.0}
+    row = {"features": "hand", "view": "image", "split": "test", "regularisation": 0.3, "i2t": side, "t2i": side}
+    lines = [json.dumps(row), json.dumps(row | {"split": "val"}), '{"features": "ha', "[]"]
+    (tmp_path / "floors.jsonl").write_text("\n".join(lines))
+    _, floor = floors.floors_of(card_of("cats"), "test", ["R@1", "R@5"], tmp_path)
+    assert floor.name == "CCA on hand, image" and floor.i2t == {"R@1": 2.5, "R@5": 9.0}
+
+
+def test_a_run_without_an_evaluation_is_refused(tiny_run, tmp_path):
+    with pytest.raises(UserError, match="eval-test.json' is missing; run `xmodal eval"):
+        content.read_result(tmp_path, "test")
+    with pytest.raises(UserError, match="holds no run"):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_run_without_decoder_and_log_still_has_a_report(gathered, tmp_path):
+    import dataclasses
+
+    from xmodal_jax.report.page import page
+
+    bare = dataclasses.replace(gathered, samples=[], curves=[], floors=gathered.floors[:1])
+    text = page(bare)
+    assert "no metrics.jsonl" in text and "<h2>Captions</h2>" not in text
+    assert figure.picture(bare).height < figure.picture(gathered).height - 300
+
+
+def test_texts_are_escaped(gathered):
+    import dataclasses
+
+    from xmodal_jax.report.page import page
+
+    query = dataclasses.replace(gathered.text_queries[0], text="<b onclick='x'>&\"")
+    text = page(dataclasses.replace(gathered, text_queries=[query]))
+    assert "<b onclick" not in text and "&lt;b onclick=&#x27;x&#x27;&gt;&amp;&quot;" in text

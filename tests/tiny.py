@@ -1,0 +1,89 @@
+"""The smallest model with every part, its batches and its objectives: what the tests of passes, losses and steps share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xmodal_jax.config import Config, defaults, freeze
+from xmodal_jax.models.crossmodal import CrossModal, init_params
+from xmodal_jax.objectives import build_objectives, parts, with_special_ids
+from xmodal_jax.objectives.language import LM, MLM
+from xmodal_jax.train.optimizer import make_optimizer
+from xmodal_jax.train.step import Recipe
+
+ROWS, LENGTH, TOKENS, WIDTH, VOCAB = 8, 8, 5, 16, 32
+CLS, SEP, MASK, BOS = 2, 3, 4, 1
+ALL = frozenset({"fusion", "match", "decoder", "vocabulary", "hash"})
+FIVE = {
+    "itc": {"queue": 24, "alpha": 0.4},
+    "itm": {"negatives": 2},
+    "mlm": {"weight": 0.5, "rate": 0.3},
+    "lm": {"weight": 0.5},
+    "hash": {"weight": 0.1},
+}
+TINY = {
+    "batch_size": ROWS,
+    "steps": 10,
+    "image": {"kind": "features", "neck_layers": 1},
+    "text": {"width": WIDTH, "layers": 2, "heads": 2, "hidden": 24, "positions": LENGTH, "vocab_size": VOCAB},
+    "fusion": {"layers": 1, "heads": 2, "hidden": 24, "dropout": 0.0},
+    "joint": {"embed": 8, "bits": 8},
+    "optimizer": {"lr": 0.01, "warmup": 0},
+    "data": {"features": ("made",), "length": LENGTH},
+    "objectives": FIVE,
+}
+
+
+def tiny_config(**sections: dict) -> Config:
+    """The tiny config; a section given as a dict changes the fields it names, anything else replaces the value."""
+    config = defaults()
+    for source in (TINY, sections):
+        for name, value in source.items():
+            if isinstance(value, dict) and name != "objectives":
+                config[name].update(value)
+            else:
+                config[name] = value
+    return freeze(config)
+
+
+def tiny_batch(seed: int = 0, rows: int = ROWS) -> dict[str, np.ndarray]:
+    """A batch of features and ids [CLS] words [SEP] of several lengths; rows 0 and 1 share their caption's words."""
+    draw = np.random.default_rng(seed)
+    text = draw.integers(5, VOCAB, (rows, LENGTH), dtype=np.int32)
+    text[:, 0] = CLS
+    for row, end in enumerate(draw.integers(3, LENGTH, rows)):
+        text[row, end], text[row, end + 1 :] = SEP, 0
+    text[1] = text[0]
+    keys = np.arange(rows, dtype=np.int32) + 100 * (seed + 1)
+    keys[1] = keys[0]
+    return {
+        "image": draw.normal(size=(rows, TOKENS, 6)).astype(np.float16),
+        "text": text,
+        "id": np.arange(rows, dtype=np.int32) + 100 * (seed + 1),
+        "text_key": keys,
+        "index": np.arange(rows, dtype=np.int32),
+    }
+
+
+def tiny_model(config: Config, output_ids: tuple[int, ...] = ()) -> CrossModal:
+    """The model of `config`, which may predict `output_ids`."""
+    return CrossModal(config, output_ids)
+
+
+def tiny_params(model: CrossModal, seed: int = 0, used: frozenset[str] = ALL) -> dict:
+    """Fresh parameters with every part."""
+    batch = tiny_batch()
+    return init_params(model, jax.random.key(seed), batch["image"][:1], jnp.asarray(batch["text"][:1]), used)
+
+
+def tiny_objectives(section: dict) -> dict:
+    """Objectives from a config section with the tiny vocabulary's special ids."""
+    special = {MLM: {"mask_id": MASK, "vocab_size": VOCAB}, LM: {"bos_id": BOS}}
+    return with_special_ids(build_objectives(section), special)
+
+
+def tiny_recipe(config: Config, output_ids: tuple[int, ...] = ()) -> Recipe:
+    """Everything a step of `config` needs."""
+    model, objectives = tiny_model(config, output_ids), tiny_objectives(config.objectives)
+    abstract = jax.eval_shape(lambda: tiny_params(model, 0, parts(objectives)))
+    return Recipe(config, model, objectives, make_optimizer(config.optimizer, abstract, config.steps))

@@ -1,0 +1,170 @@
+"""From a config to what runs: tokenizer, model, objectives and starting parameters."""
+
+import dataclasses
+import math
+import pathlib
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from xmodal_jax.config import Config, as_dict, freeze
+from xmodal_jax.data.card import Card
+from xmodal_jax.data.text import Tokenizer, load_tokenizer, used_ids
+from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.models.crossmodal import CrossModal, init_params
+from xmodal_jax.models.efficientnet import STRIDE
+from xmodal_jax.models.towers import pooling_groups
+from xmodal_jax.objectives import LM, MLM, build_objectives, parts, with_special_ids
+from xmodal_jax.objectives.base import Objective
+from xmodal_jax.types import Array, Params
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A resolved config and the objects it names."""
+
+    config: Config
+    tokenizer: Tokenizer
+    model: CrossModal
+    objectives: dict[str, Objective]
+    image_shape: tuple[int, ...]  # of one example
+    caches: tuple[dict[str, Any], ...] = ()  # {"tower", "size"} behind each feature cache, for pictures not in it
+
+    def example(self) -> tuple[Array, Array]:
+        """A batch of one, zeros: image and ids, as `init` wants them."""
+        dtype = jnp.float16 if self.config.image.kind == "features" else jnp.uint8
+        ids = jnp.zeros((1, self.config.data.length), jnp.int32).at[0, 0].set(self.tokenizer.cls_id)
+        return jnp.zeros((1, *self.image_shape), dtype), ids
+
+    def describe(self) -> dict[str, Any]:
+        """What run.json keeps, so that the weights can be used without the training data."""
+        return {
+            "config": as_dict(self.config),
+            "output_ids": list(self.model.output_ids),
+            "image_shape": list(self.image_shape),
+            "caches": list(self.caches),
+            "tokenizer": str(self.tokenizer.path) if self.config.text.tokenizer != "minilm" else "minilm",
+        }
+
+
+def image_shape(config: Config, card: Card) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape of one example's image field, and which consecutive tokens are pooled together (() for all)."""
+    pixels = (config.data.image_size, config.data.image_size, 3)
+    if config.image.kind == "efficientnet":
+        return pixels, pooling_groups("lite0", math.ceil(config.data.image_size / STRIDE) ** 2 + 1)
+    if config.image.kind != "features":
+        return pixels, ()
+    caches = [card.feature(name) for name in config.data.features]
+    widths = sorted({cache["width"] for cache in caches})
+    refuse_unless(
+        len(widths) == 1,
+        f"the caches {', '.join(config.data.features)} have widths {widths}; name caches of one tower in config.data.features",
+    )
+    groups = [pooling_groups(cache["tower"], cache["tokens"]) for cache in caches]
+    return (sum(cache["tokens"] for cache in caches), widths[0]), sum(groups, ())
+
+
+def resolve(config: Config, tokenizer: Tokenizer, groups: tuple[int, ...]) -> Config:
+    """The config with what the tokenizer and the data card decide filled in; a contradiction is a UserError."""
+    size = tokenizer.vocab_size
+    refuse_unless(
+        config.text.vocab_size in (0, size),
+        f"config.text.vocab_size is {config.text.vocab_size}, but the tokenizer '{config.text.tokenizer}' has {size} ids; "
+        f"write {size} or leave it 0",
+    )
+    refuse_unless(
+        config.data.length <= config.text.positions,
+        f"config.data.length is {config.data.length}, above config.text.positions={config.text.positions}; write a smaller length",
+    )
+    text = dataclasses.replace(config.text, vocab_size=size)
+    return dataclasses.replace(config, text=text, image=dataclasses.replace(config.image, groups=groups))
+
+
+def assemble(config: Config) -> Assembly:
+    """Everything that a training run of `config` needs besides batches."""
+    from xmodal_jax.data.pipeline import split_captions
+
+    refuse_unless(bool(config.data.path), "config.data.path is empty; write the folder made by `xmodal data prepare`")
+    card = Card.load(config.data.path)
+    shape, groups = image_shape(config, card)
+    tokenizer = load_tokenizer(config.text.tokenizer, config.data.path, config.data.languages)
+    config = resolve(config, tokenizer, groups)
+    output: tuple[int, ...] = ()
+    if config.text.output_vocab == "train":
+        captions = split_captions(config.data.path, config.data.split, config.data.languages)
+        output = tuple(int(i) for i in used_ids(tokenizer, captions))
+    entries = [card.feature(name) for name in config.data.features]
+    caches = tuple({"tower": entry["tower"], "size": entry["size"]} for entry in entries)
+    return _assembly(config, tokenizer, output, shape, caches)
+
+
+def reassemble(description: dict[str, Any], workdir: pathlib.Path) -> Assembly:
+    """The assembly of a finished run from its run.json (see `Assembly.describe`)."""
+    config = freeze(description["config"])
+    spec = description["tokenizer"]
+    tokenizer = load_tokenizer(spec if spec == "minilm" else str(workdir / "tokenizer.json"))
+    refuse_unless(
+        tokenizer.vocab_size == config.text.vocab_size,
+        f"the tokenizer of '{workdir}' has {tokenizer.vocab_size} ids and the model {config.text.vocab_size}; restore tokenizer.json",
+    )
+    shape, caches = tuple(description["image_shape"]), tuple(description.get("caches", ()))
+    return _assembly(config, tokenizer, tuple(description["output_ids"]), shape, caches)
+
+
+def _assembly(config: Config, tokenizer: Tokenizer, output: tuple[int, ...], shape: tuple[int, ...],
+              caches: tuple[dict[str, Any], ...]) -> Assembly:  # fmt: skip
+    special = {
+        MLM: {"mask_id": tokenizer.mask_id, "vocab_size": tokenizer.vocab_size},
+        LM: {"bos_id": tokenizer.bos_id},
+    }
+    objectives = with_special_ids(build_objectives(config.objectives), special)
+    return Assembly(config, tokenizer, CrossModal(config, output), objectives, shape, caches)
+
+
+def pretrained(config: Config) -> dict[str, np.ndarray]:
+    """{path: array} of the pretrained starts that the config names; empty from scratch."""
+    found: dict[str, np.ndarray] = {}
+    if config.text.init:
+        from xmodal_jax.convert.huggingface import load_minilm
+
+        tower = load_minilm(None if config.text.init == "minilm" else config.text.init)
+        found |= {f"text/{path}": leaf for path, leaf in flatten_dict(tower, sep="/").items()}
+    if config.image.init:
+        refuse_unless(
+            config.image.kind == "efficientnet",
+            f"config.image.init='{config.image.init}' needs config.image.kind='efficientnet', not '{config.image.kind}'",
+        )
+        from xmodal_jax.convert.huggingface import load_lite0
+
+        tower = load_lite0(None if config.image.init == "lite0" else config.image.init)
+        found |= {f"image/{path}": leaf for path, leaf in flatten_dict(tower, sep="/").items()}
+    return found
+
+
+def start_params(assembly: Assembly, key: Array, found: dict[str, Array]) -> Params:
+    """Fresh parameters with the pretrained leaves `found` in place; traceable, so it runs under jit with shardings.
+
+    The decoder's self-attention starts as a copy of the text tower's when that is pretrained.
+    """
+    params = init_params(assembly.model, key, *assembly.example(), parts(assembly.objectives))
+    flat = flatten_dict(params, sep="/")
+    copied = {f"decoder/text_attention/{path.removeprefix('text/layers/attention/')}": leaf
+              for path, leaf in found.items() if path.startswith("text/layers/attention/")}  # fmt: skip
+    for path, leaf in (found | {path: leaf for path, leaf in copied.items() if path in flat}).items():
+        if path not in flat or flat[path].shape != leaf.shape:
+            have = flat[path].shape if path in flat else "nothing"
+            raise UserError(
+                f"the pretrained weights have '{path}' {tuple(leaf.shape)} where the config makes {have}; "
+                "set the tower's width, layers, hidden, positions and tokenizer as the weights need"
+            )
+        flat[path] = jnp.asarray(leaf, jnp.float32)
+    return unflatten_dict(flat, sep="/")
+
+
+def abstract_params(assembly: Assembly) -> Params:
+    """Shapes of the parameters, nothing allocated."""
+    return jax.eval_shape(lambda key: init_params(assembly.model, key, *assembly.example(), parts(assembly.objectives)), jax.random.key(0))

@@ -1,0 +1,267 @@
+"""The command line: parse -> config -> one call. Bad input is one sentence and exit code 2."""
+
+import argparse
+import logging
+import os
+import pathlib
+import sys
+from typing import Any
+
+from xmodal_jax import __version__
+from xmodal_jax.errors import UserError, refuse_unless
+
+CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+
+
+def set_up_jax() -> None:
+    """Turn the persistent compile cache on (unless the environment names one): the second start takes seconds."""
+    import jax
+
+    if CACHE_VARIABLE not in os.environ:
+        home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(home, "xmodal_jax", "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Take `--config.a.b=value` out of the arguments: (the rest, the overrides "a.b=value")."""
+    mark = "--config."
+    rest, overrides, waiting = [], [], None
+    for argument in arguments:
+        if waiting is not None:
+            overrides.append(f"{waiting}={argument}")
+            waiting = None
+        elif not argument.startswith(mark):
+            rest.append(argument)
+        elif "=" in argument:
+            overrides.append(argument.removeprefix(mark))
+        else:
+            waiting = argument.removeprefix(mark)
+    refuse_unless(waiting is None, f"'--config.{waiting}' has no value; write --config.{waiting}=VALUE")
+    return rest, overrides
+
+
+def data_prepare(args: argparse.Namespace, _: list[str]) -> None:
+    """Write a data set folder from a source."""
+    from xmodal_jax.data.prepare import prepare
+    from xmodal_jax.data.sources import SOURCES
+
+    names = {
+        "emoji": ("size", "held_out"),
+        "stamps": ("root", "size", "held_out"),
+        "karpathy": ("path", "images", "licence"),
+        "jsonl": ("path", "root", "licence", "held_out"),
+        "tfds": ("name", "data_dir", "image_key", "text_key", "label_key", "language", "licence"),
+    }
+    given = {name: value for name in names[args.source] if (value := getattr(args, name)) is not None}
+    options = sorted(set().union(*names.values()))
+    extra = [name for name in options if getattr(args, name) is not None and name not in names[args.source]]
+    refuse_unless(not extra, f"'{args.source}' takes no --{extra[0].replace('_', '-') if extra else ''}; see `xmodal data prepare -h`")
+    needed = {"karpathy": "path", "jsonl": "path", "tfds": "name"}.get(args.source)
+    refuse_unless(not needed or needed in given, f"'{args.source}' needs --{needed}; write --{needed}=...")
+    card = prepare(SOURCES[args.source](**given), args.out, max_size=args.max_size, allow_bad=args.allow_bad)
+    for split, numbers in card.splits.items():
+        print(f"{split}: {numbers['records']} records, {numbers['captions']} captions, {numbers['groups']} groups")
+    for reason, count in card.skipped.items():
+        print(f"skipped: {count} x {reason}")
+    print(f"wrote {args.out}")
+
+
+def data_features(args: argparse.Namespace, _: list[str]) -> None:
+    """Add the grid tokens of a frozen tower to a prepared data set."""
+    from xmodal_jax.data.features import write_features
+    from xmodal_jax.models.towers import tower_encoder
+
+    encode = tower_encoder(args.tower)
+    name = args.name or f"{args.tower}-{args.size}"
+    card = write_features(args.data, name, encode, args.size, not args.no_flip, args.batch, args.tower)
+    cache = card.feature(name)
+    print(f"features '{name}': {cache['tokens']} x {cache['width']} {cache['dtype']} per picture in {args.data}")
+
+
+def train(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Train a config in a work directory, or go on with it."""
+    from xmodal_jax import config as configs
+    from xmodal_jax.eval.evaluate import evaluate
+    from xmodal_jax.train import teacher
+    from xmodal_jax.train.loop import train as run_training
+
+    config = configs.freeze(configs.load(args.config, overrides))
+
+    def quick(run: Any, state: Any) -> dict:
+        return evaluate(run.assembly, teacher.view(state.params, state.teacher), quick=True)["mean"]
+
+    run_training(config, args.workdir, quick)
+
+
+def section_overrides(overrides: list[str], allowed: tuple[str, ...]) -> dict[str, dict]:
+    """Overrides for a run that is already trained: only the sections that do not change its weights."""
+    from xmodal_jax import config as configs
+
+    values, found = configs.defaults(), {}
+    for item in overrides:
+        section, _, rest = item.partition("=")[0].partition(".")
+        refuse_unless(
+            section in allowed,
+            f"'--config.{item}' would change a trained model; only {', '.join(allowed)} can be changed here",
+        )
+        configs.override(values, item)
+        found.setdefault(section, {})[rest] = configs.freeze_value(values[section][rest])
+    return found
+
+
+def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Print and keep the tables of a run."""
+    import json
+
+    from xmodal_jax.eval.evaluate import evaluate
+    from xmodal_jax.eval.tables import as_text
+    from xmodal_jax.workdir import open_run
+
+    assembly, params, step = open_run(args.workdir, section_overrides(overrides, ("eval", "data")))
+    result = evaluate(assembly, params, args.split, say=lambda text: print(text, file=sys.stderr)) | {"step": step}
+    path = pathlib.Path(args.workdir) / f"eval-{result['split']}.json"
+    path.write_text(json.dumps(result, indent=1))
+    print(as_text(result))
+    print(f"wrote {path}")
+
+
+def caption(args: argparse.Namespace, _: list[str]) -> None:
+    """Write captions for pictures, or for a split with BLEU-4 and CIDEr against the true ones."""
+    from xmodal_jax.eval.captioning import caption_files, caption_split
+    from xmodal_jax.workdir import open_run
+
+    assembly, params, _ = open_run(args.workdir)
+    if args.images:
+        for path, text in zip(args.images, caption_files(assembly, params, args.images, args.beam), strict=True):
+            print(f"{path}\t{text}")
+        return
+    rows, scores = caption_split(assembly, params, args.split, args.limit, args.beam)
+    for row in rows[: args.show]:
+        print(f"{row['key']}\t{row['caption']}\t(true: {row['references'][0]})")
+    print("  ".join(f"{name} {value:.3f}" for name, value in scores.items()), f"over {len(rows)} pictures")
+
+
+def index(args: argparse.Namespace, _: list[str]) -> None:
+    """Embed the pictures of a split into a search index."""
+    from xmodal_jax.search.build import build_index
+    from xmodal_jax.workdir import open_run
+
+    assembly, params, _ = open_run(args.workdir)
+    path, count = build_index(assembly, params, args.workdir, args.out, args.data, args.split, args.overwrite)
+    print(f"indexed {count} pictures in {path}")
+
+
+def search(args: argparse.Namespace, _: list[str]) -> None:
+    """Answer a text or an image query from an index."""
+    from xmodal_jax.search.query import answer, as_table, contact_sheet
+
+    refuse_unless(bool(args.query) != bool(args.image), 'give one query: words, such as "a red fruit", or --image FILE')
+    hits = answer(args.index, args.query, args.image, args.k, args.kind)
+    print(as_table(hits))
+    if args.show:
+        contact_sheet(hits, args.show, args.query or args.image, args.image)
+        print(f"wrote {args.show}")
+
+
+def report(args: argparse.Namespace, _: list[str]) -> None:
+    """Write the report of a run: page and picture."""
+    from xmodal_jax.report import write_report
+
+    for path in write_report(args.workdir):
+        print(f"wrote {path}")
+
+
+def _data_parser(commands: Any) -> None:
+    data = commands.add_parser("data", help="prepare data sets").add_subparsers(dest="action", required=True)
+    make = data.add_parser("prepare", help="write a data set folder from a source")
+    make.add_argument("source", choices=("emoji", "stamps", "karpathy", "jsonl", "tfds"))
+    make.add_argument("--out", required=True, help="folder to write")
+    make.add_argument("--path", help="karpathy: dataset_*.json; jsonl: the .jsonl file")
+    make.add_argument("--images", help="karpathy: folder of the pictures")
+    make.add_argument("--name", help="tfds: builder name")
+    for name in ("root", "data-dir", "image-key", "text-key", "label-key", "language", "licence"):
+        make.add_argument(f"--{name}")
+    make.add_argument("--size", type=int, help="pixels that drawings (SVG) are rendered at")
+    make.add_argument("--held-out", type=int, help="records of the test split")
+    make.add_argument("--max-size", type=int, default=0, help="re-encode pictures with a longer side (pixels)")
+    make.add_argument("--allow-bad", action="store_true", help="go on when over 1 %% of the source is unusable")
+    make.set_defaults(run=data_prepare)
+    add = data.add_parser("features", help="add the grid tokens of a frozen tower")
+    add.add_argument("--data", required=True, help="a prepared data set")
+    add.add_argument("--tower", default="lite0", choices=("lite0",))
+    add.add_argument("--size", type=int, default=224, help="pixels the pictures are resized to")
+    add.add_argument("--name", default="", help="name of the cache (default: tower-size)")
+    add.add_argument("--batch", type=int, default=64)
+    add.add_argument("--no-flip", action="store_true", help="leave the mirrored pictures out")
+    add.set_defaults(run=data_features)
+
+
+def _query_parsers(commands: Any) -> None:
+    build = commands.add_parser("index", help="embed the pictures of a split into a search index")
+    build.add_argument("--workdir", required=True)
+    build.add_argument("--out", required=True, help="folder of the index")
+    build.add_argument("--data", default="", help="data set (default: the run's)")
+    build.add_argument("--split", default="", help="split (default: the run's evaluation split)")
+    build.add_argument("--overwrite", action="store_true")
+    build.set_defaults(run=index)
+    ask = commands.add_parser("search", help="answer a text or an image query")
+    ask.add_argument("query", nargs="?", default="")
+    ask.add_argument("--image", default="", help="a picture as the query")
+    ask.add_argument("--index", required=True)
+    ask.add_argument("-k", type=int, default=10)
+    ask.add_argument("--kind", default="dense", choices=("dense", "codes"))
+    ask.add_argument("--show", default="", help="write a contact sheet of the hits (PNG)")
+    ask.set_defaults(run=search)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of `xmodal`."""
+    top = argparse.ArgumentParser(prog="xmodal", description="Cross-modal pretraining and retrieval in JAX.")
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(dest="command", required=True)
+    _data_parser(commands)
+    fit = commands.add_parser("train", help="train a config, or go on with it; fields: --config.a.b=value")
+    fit.add_argument("--config", required=True, help="configs/NAME.py[:variant]")
+    fit.add_argument("--workdir", required=True)
+    fit.set_defaults(run=train)
+    test = commands.add_parser("eval", help="retrieval, re-ranking, codes, MAP")
+    test.add_argument("--workdir", required=True)
+    test.add_argument("--split", default="")
+    test.set_defaults(run=evaluate_run)
+    write = commands.add_parser("caption", help="write captions")
+    write.add_argument("images", nargs="*", help="pictures (default: the evaluation split)")
+    write.add_argument("--workdir", required=True)
+    write.add_argument("--split", default="")
+    write.add_argument("--beam", type=int, default=3)
+    write.add_argument("--limit", type=int, default=0, help="pictures of the split (0: all)")
+    write.add_argument("--show", type=int, default=10, help="captions to print")
+    write.set_defaults(run=caption)
+    _query_parsers(commands)
+    page = commands.add_parser("report", help="write report.html and report.png of a run")
+    page.add_argument("--workdir", required=True)
+    page.set_defaults(run=report)
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 0, or 2 for bad input with one sentence on stderr."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("xmodal_jax").setLevel(logging.INFO)
+    try:
+        rest, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
+        args = parser().parse_args(rest)
+        refuse_unless(
+            not overrides or args.command in ("train", "eval"),
+            f"'--config.{overrides[0] if overrides else ''}' goes with `xmodal train` or `xmodal eval` only",
+        )
+        set_up_jax()
+        args.run(args, overrides)
+    except UserError as error:
+        print(f"xmodal: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

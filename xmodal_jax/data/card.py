@@ -1,0 +1,150 @@
+"""The card of a data set: what is in the folder, where it comes from, and how high recall can get on it."""
+
+import collections
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from typing import Any, Iterable, Sequence
+
+from xmodal_jax.errors import UserError, refuse_unless
+
+FORMAT = 1
+CARD_FILE = "card.json"
+RECALL_AT = (1, 5, 10)
+SPLIT_FIELDS = {"records": int, "captions": int, "groups": int, "files": list}
+FEATURE_FIELDS = {"tower": str, "size": int, "tokens": int, "width": int, "views": list, "dtype": str, "files": dict}
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What `card.json` says.
+
+    `splits`: {split: {records, captions, groups, files}}; `captions` counts all languages.
+    `ceiling`: {split: {"i2t" | "t2i": {"R@1", "R@5", "R@10"}}} in %, see `ceiling`.
+    `skipped`: {reason: count} of what the source held and the data set does not.
+    `features`: {name: {tower, size, tokens, width, views, dtype, files: {split: [...]}}}, see
+    `features.write_features`.
+    `arguments`: what `prepare` was called with; the same arguments again mean "already prepared".
+    """
+
+    name: str
+    source: str
+    licence: str
+    languages: list[str]
+    views: list[str]
+    label_names: list[str]
+    splits: dict[str, dict[str, Any]]
+    ceiling: dict[str, dict[str, dict[str, float]]] = dataclasses.field(default_factory=dict)
+    skipped: dict[str, int] = dataclasses.field(default_factory=dict)
+    features: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    format: int = FORMAT
+
+    @classmethod
+    def load(cls, folder: os.PathLike | str) -> "Card":
+        """Read and check `folder/card.json`. Raises `UserError` that names the file and the field."""
+        path = pathlib.Path(folder) / CARD_FILE
+        refuse_unless(
+            path.is_file(), f"no data set at {folder}: write one with `xmodal data prepare ... --out {folder}`."
+        )
+        try:
+            content = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} is not JSON ({error}); prepare the data set again.") from error
+        return _checked(content, path)
+
+    def save(self, folder: os.PathLike | str) -> None:
+        """Write `folder/card.json` in one step: a reader sees the old card or the new one."""
+        _checked(dataclasses.asdict(self), pathlib.Path(folder) / CARD_FILE)
+        path = pathlib.Path(folder) / CARD_FILE
+        partial = path.with_suffix(".json.part")
+        partial.write_text(json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        os.replace(partial, path)
+
+    def split(self, name: str) -> dict[str, Any]:
+        """The numbers of one split. Raises `UserError` with the splits there are."""
+        refuse_unless(
+            name in self.splits, f"data set {self.name!r} has no split {name!r}: use one of {_listed(self.splits)}."
+        )
+        return self.splits[name]
+
+    def feature(self, name: str) -> dict[str, Any]:
+        """The entry of one feature cache. Raises `UserError` with the caches there are."""
+        refuse_unless(
+            name in self.features,
+            f"data set {self.name!r} has no features {name!r}: it has {_listed(self.features)}; "
+            f"write them with `xmodal data features`.",
+        )
+        return self.features[name]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "(none)"
+
+
+def _checked(content: Any, path: pathlib.Path) -> Card:
+    """The card in `content`, or a `UserError` naming the field that is missing, unknown or of the wrong type."""
+    refuse_unless(isinstance(content, dict), f"{path} must hold a JSON object; prepare the data set again.")
+    refuse_unless(
+        content.get("format") == FORMAT,
+        f"{path}: field 'format' is {content.get('format')!r}, this version reads {FORMAT}; prepare the set again.",
+    )
+    for field in dataclasses.fields(Card):
+        needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        refuse_unless(field.name in content or not needed, f"{path}: field {field.name!r} is missing.")
+        kind = {str: str, int: int}.get(field.type) or (dict if str(field.type).startswith("dict") else list)
+        refuse_unless(
+            isinstance(content.get(field.name, kind()), kind),
+            f"{path}: field {field.name!r} must be a {kind.__name__}.",
+        )
+    unknown = set(content) - {field.name for field in dataclasses.fields(Card)}
+    refuse_unless(not unknown, f"{path}: unknown field {_listed(unknown)}; was it written by a newer version?")
+    _check_entries(content["splits"], SPLIT_FIELDS, "splits", path)
+    _check_entries(content.get("features", {}), FEATURE_FIELDS, "features", path)
+    return Card(**content)
+
+
+def _check_entries(entries: dict, fields: dict[str, type], where: str, path: pathlib.Path) -> None:
+    for name, entry in entries.items():
+        refuse_unless(isinstance(entry, dict), f"{path}: field '{where}.{name}' must be a dict.")
+        for field, kind in fields.items():
+            refuse_unless(
+                isinstance(entry.get(field), kind), f"{path}: field '{where}.{name}.{field}' must be a {kind.__name__}."
+            )
+
+
+def normal_caption(caption: str) -> str:
+    """A caption as the ceiling compares it: white space collapsed, case folded."""
+    return " ".join(caption.split()).casefold()
+
+
+def ceiling(captions: Sequence[Sequence[str]], ks: Sequence[int] = RECALL_AT) -> dict[str, dict[str, float]]:
+    """Best expected R@k, in %, when only an image's own captions count (and a caption's own image).
+
+    `captions[i]` are the captions of image i. Identical captions are one query or one candidate to a model:
+    - text to image: of the m images that share a caption, at most min(k, m) are among the first k, so each of the m
+      queries is answered with probability min(k, m) / m;
+    - image to text: an image whose best caption occurs c times in the gallery, o of them its own, finds one of its own
+      among the first k with probability 1 - C(c - o, k) / C(c, k) when ties are broken at random.
+    """
+    texts = [[normal_caption(caption) for caption in own] for own in captions]
+    copies = collections.Counter(text for own in texts for text in own)
+    images = collections.Counter(text for own in texts for text in set(own))
+    t2i, i2t = {}, {}
+    for k in ks:
+        reachable = [min(k, images[text]) / images[text] for own in texts for text in own]
+        found = [max(_first_in_tie(copies[text], own.count(text), k) for text in set(own)) for own in texts if own]
+        t2i[f"R@{k}"] = _percent(reachable)
+        i2t[f"R@{k}"] = _percent(found)
+    return {"i2t": i2t, "t2i": t2i}
+
+
+def _first_in_tie(tied: int, own: int, k: int) -> float:
+    """Probability that one of `own` of `tied` items is among the first `k` of a random order."""
+    return 1.0 - math.comb(tied - own, k) / math.comb(tied, k) if k < tied else 1.0
+
+
+def _percent(values: list[float]) -> float:
+    return round(100.0 * math.fsum(values) / len(values), 2) if values else 0.0

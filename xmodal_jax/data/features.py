@@ -1,0 +1,159 @@
+"""Feature caches: the tokens of a frozen tower for every picture of a data set, stored beside it.
+
+A cache is `DIR/features/<name>/<split>-*.arrayrecord`; row i belongs to record i. A row is {"shape": [N, D],
+"tokens": {view: {"plain": bytes, "flip": bytes}}}, the bytes being float16 [N,D].
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+from typing import Any, Callable, Iterator
+
+import numpy as np
+
+from xmodal_jax.data.card import Card
+from xmodal_jax.data.image import CorruptImage, eval_image
+from xmodal_jax.data.progress import Progress
+from xmodal_jax.data.records import (
+    CorruptRecord,
+    Records,
+    RecordWriter,
+    check_record,
+    open_records,
+    pack,
+    shard_files,
+    split_names,
+)
+from xmodal_jax.errors import UserError, refuse_unless
+
+Encoder = Callable[[np.ndarray], np.ndarray]
+
+PLAN_FILE = "plan.json"
+
+
+def write_features(
+    data_dir: os.PathLike | str,
+    name: str,
+    encode_fn: Encoder,
+    size: int,
+    flip: bool = True,
+    batch: int = 64,
+    tower: str = "",
+) -> Card:
+    """Encode every picture of every split and add the tokens to the data set under `name`; returns the new card.
+
+    `encode_fn`: uint8 [batch,size,size,3] -> float [batch,N,D], stored as float16; with `flip` also the mirrored
+    pictures.
+    `tower` says whose tokens they are. Finished splits are kept when it is interrupted and not encoded again. Raises
+    `UserError` if the name is taken by another tower, size or set of views, if a record cannot be read and if a token
+    does not fit float16. The card changes last, in one step.
+    """
+    data_dir = pathlib.Path(data_dir)
+    card = Card.load(data_dir)
+    plan = {"tower": tower or name, "size": size, "views": ["plain", "flip"] if flip else ["plain"]}
+    if name in card.features:
+        _refuse_other(card.features[name], plan, f"{data_dir} already has features {name!r}")
+        return card
+    refuse_unless(name == pathlib.Path(name).name and name != "", f"features name {name!r}: use a plain word.")
+    folder, partial = data_dir / "features" / name, data_dir / "features" / f".{name}.part"
+    _start(folder, partial, plan)
+    shape = None
+    for split, entry in card.splits.items():
+        if split not in split_names(partial):
+            with open_records(data_dir, split) as records, RecordWriter(partial, split) as writer:
+                _write_split(records, writer, encode_fn, plan, batch, f"features {name} {split}")
+        shape = _checked_shape(partial, split, entry["records"], shape)
+    files = {split: [path.name for path in shard_files(partial, split)] for split in card.splits}
+    os.replace(partial, folder)
+    entry = plan | {"tokens": shape[0], "width": shape[1], "dtype": "float16", "files": files}
+    card = dataclasses.replace(card, features=card.features | {name: entry})
+    card.save(data_dir)
+    return card
+
+
+def _start(folder: pathlib.Path, partial: pathlib.Path, plan: dict[str, Any]) -> None:
+    """Make the folder of unfinished work, or go on with the one an interrupted run of the same plan left."""
+    if folder.exists() and not partial.exists():  # it died between the last split and the card
+        os.replace(folder, partial)
+    path = partial / PLAN_FILE
+    if path.is_file():
+        _refuse_other(json.loads(path.read_text("utf-8")), plan, f"{partial} holds an interrupted run")
+    else:
+        partial.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(plan), "utf-8")
+
+
+def _refuse_other(found: dict[str, Any], plan: dict[str, Any], where: str) -> None:
+    other = [f"{key} {found.get(key)!r}" for key in plan if found.get(key) != plan[key]]
+    refuse_unless(not other, f"{where} made with {', '.join(other)}: choose another name; nothing was overwritten.")
+
+
+def _write_split(
+    records: Records, writer: RecordWriter, encode_fn: Encoder, plan: dict[str, Any], batch: int, title: str
+) -> None:
+    """Encode the pictures of one split in full batches, and write a row when the last of its pictures is done."""
+    pictures = _pictures(records, plan["size"], plan["views"])
+    row: dict[str, dict[str, bytes]] = {}
+    chunks = Progress(_encoded(pictures, encode_fn, batch), title, "images", _count(records, plan["views"]), size=len)
+    for chunk in chunks:
+        for view, side, last, tokens in chunk:
+            row.setdefault(view, {})[side] = _float16(tokens, title).tobytes()
+            if last:
+                shape = list(tokens.shape)
+                writer.write(pack({"tokens": row, "shape": shape}))
+                row = {}
+
+
+def _count(records: Records, sides: list[str]) -> int:
+    """Pictures to encode, as far as the first record tells."""
+    return len(records) * len(sides) * (len(records[0]["images"]) if len(records) else 0)
+
+
+def _pictures(records: Records, size: int, sides: list[str]) -> Iterator[tuple[str, str, bool, np.ndarray]]:
+    """(view, side, last of its record?, uint8 [size,size,3]) of all records in order."""
+    decode = eval_image(size)
+    for number in range(len(records)):
+        try:
+            images = check_record(records[number])["images"]
+            plain = {view: decode(data) for view, data in images.items()}
+        except (CorruptRecord, CorruptImage) as error:
+            raise UserError(f"row {number} cannot be read ({error}); copy or prepare the data set again.") from error
+        todo = [(view, side) for view in plain for side in sides]
+        for view, side in todo:
+            image = plain[view] if side == "plain" else plain[view][:, ::-1]
+            yield view, side, (view, side) == todo[-1], image
+
+
+def _encoded(pictures: Iterator[tuple], encode_fn: Encoder, batch: int) -> Iterator[list[tuple]]:
+    """Replace the images of `pictures` by their tokens [N,D], `batch` at a time; the last one is padded."""
+    while chunk := list(itertools.islice(pictures, batch)):
+        images = np.stack([image for *_, image in chunk])
+        images = np.pad(images, [(0, batch - len(chunk)), (0, 0), (0, 0), (0, 0)])
+        tokens = np.asarray(encode_fn(images))
+        refuse_unless(
+            tokens.ndim == 3 and len(tokens) == batch,
+            f"the tower returned {tokens.shape} for {batch} images, not [B,N,D].",
+        )
+        yield [(*names, tokens[number]) for number, (*names, _) in enumerate(chunk)]
+
+
+def _float16(tokens: np.ndarray, title: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        small = tokens.astype(np.float16)
+    refuse_unless(
+        bool(np.isfinite(small).all()), f"{title}: a token is not finite in float16; scale the tower's output."
+    )
+    return small
+
+
+def _checked_shape(folder: pathlib.Path, split: str, count: int, shape: list[int] | None) -> list[int]:
+    """[N, D] of a finished split. Raises `UserError` if its rows are not `count` or another split has another shape."""
+    with open_records(folder, split) as rows:
+        refuse_unless(
+            len(rows) == count, f"{folder}: split {split!r} has {len(rows)} rows for {count}; remove the folder."
+        )
+        found = rows[0]["shape"] if len(rows) else shape or [0, 0]
+    refuse_unless(shape in (None, found), f"{folder}: splits differ in shape, {shape} and {found}; remove the folder.")
+    return found

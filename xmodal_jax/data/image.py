@@ -1,0 +1,205 @@
+"""Pictures: encoded bytes -> uint8 [H,W,3], and the random changes of training.
+
+Pixels stay uint8 in [0, 255] until they are on the device; the towers normalise. Everything with an alpha channel is
+put on white. Resizing is Pillow's (antialiased, bicubic), crop and resize in one call.
+"""
+
+import dataclasses
+import io
+import math
+from typing import Callable
+
+import numpy as np
+
+from xmodal_jax.errors import refuse_unless
+
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's "L"
+PNG_LEVEL = 6
+
+
+class CorruptImage(ValueError):
+    """Bytes that are no picture, or only the beginning of one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of a training picture. Raises `UserError` for impossible values.
+
+    `crop_min_area`: smallest share of the picture's area that the random crop keeps (1: no cropping).
+    `crop_ratio`: largest change of the crop's aspect ratio, either way. `flip`: probability of mirroring left to right.
+    `jitter`: largest relative change of brightness, contrast and saturation. `rotate`: largest angle in degrees.
+    """
+
+    crop_min_area: float = 0.5
+    crop_ratio: float = 4 / 3
+    flip: float = 0.5
+    jitter: float = 0.0
+    rotate: float = 0.0
+
+    def __post_init__(self):
+        where, area = "config.data.augment", self.crop_min_area
+        refuse_unless(0 < area <= 1, f"{where}.crop_min_area is {area}; write a share above 0, at most 1 (1: no crop)")
+        refuse_unless(self.crop_ratio >= 1, f"{where}.crop_ratio is {self.crop_ratio}; write 1 or more")
+        refuse_unless(0 <= self.flip <= 1, f"{where}.flip is {self.flip}; write a probability from 0 to 1")
+        refuse_unless(0 <= self.jitter < 1, f"{where}.jitter is {self.jitter}; write a number from 0 to below 1")
+        refuse_unless(0 <= self.rotate <= 180, f"{where}.rotate is {self.rotate}; write degrees from 0 to 180")
+
+
+def _opened(data: bytes):
+    from PIL import Image
+
+    try:
+        return Image.open(io.BytesIO(data))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise CorruptImage(str(error)) from error
+
+
+def _loaded(picture, shrink_to: float | None = None):
+    """Load the pixels as upright RGB on white; a JPEG is decoded at 1/2, 1/4 or 1/8 if that leaves `shrink_to` px."""
+    from PIL import Image, ImageOps
+
+    try:
+        if shrink_to is not None:
+            picture.draft("RGB", (math.ceil(shrink_to), math.ceil(shrink_to)))
+        picture.load()
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode.startswith("I;16"):
+            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        if picture.has_transparency_data:
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        return picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError, IndexError) as error:
+        raise CorruptImage(str(error)) from error
+
+
+def decode(data: bytes, size: int = 0) -> np.ndarray:
+    """Encoded picture -> uint8 [H,W,3], alpha on white, upright.
+
+    With `size`, a JPEG whose shorter side is at least twice that may come at a half, a quarter or an eighth (never
+    below
+    `size`), which saves most of the decoding. Raises `CorruptImage`.
+    """
+    picture = _opened(data)
+    return np.asarray(_loaded(picture, size or None))
+
+
+def verify(data: bytes) -> tuple[int, int]:
+    """Decode everything, at the lowest scale the format offers, and return (width, height). Raises `CorruptImage`."""
+    picture = _opened(data)
+    size = picture.size
+    _loaded(picture, 8)
+    return size
+
+
+def resize(image: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [H,W,3] -> [size,size,3], squashed to a square."""
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """uint8 [H,W,3] -> PNG bytes."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", compress_level=PNG_LEVEL)
+    return file.getvalue()
+
+
+def limit_size(data: bytes, longest: int, quality: int = 90) -> bytes:
+    """Re-encode a picture whose longer side exceeds `longest` px: JPEG stays JPEG, all else becomes PNG."""
+    from PIL import Image
+
+    picture = _opened(data)
+    if max(picture.size) <= longest:
+        return data
+    kind = "JPEG" if picture.format == "JPEG" else "PNG"
+    scale = longest / max(picture.size)
+    small = _loaded(picture, min(picture.size) * scale)
+    width, height = (max(1, round(side * longest / max(small.size))) for side in small.size)
+    file = io.BytesIO()
+    small.resize((width, height), Image.Resampling.LANCZOS).save(file, kind, quality=quality)
+    return file.getvalue()
+
+
+def render_svg(data: str, size: int) -> bytes:
+    """SVG text -> PNG bytes, `size` px wide, on white.
+
+    Raises `CorruptImage`; the renderer signals broken files by ValueError or by a panic that is no `Exception`.
+    """
+    import resvg_py
+
+    try:
+        picture = resvg_py.svg_to_bytes(
+            svg_string=data, width=size, dpi=96, background="#ffffff", skip_system_fonts=True
+        )
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # pyo3's PanicException derives from BaseException only
+        raise CorruptImage(f"cannot render: {error}") from error
+    return bytes(picture)
+
+
+def random_box(rng: np.random.Generator, min_area: float, ratio: float) -> tuple[float, ...]:
+    """A crop (left, top, right, bottom) in shares of the sides: uniform area of at least `min_area`, log-uniform ratio.
+
+    As in Inception's training, but the ratio is relative to the picture's own shape; `min_area` 1 is the whole picture.
+    """
+    if min_area >= 1:
+        return 0.0, 0.0, 1.0, 1.0
+    area, stretch = rng.uniform(min_area, 1.0), math.exp(rng.uniform(-math.log(ratio), math.log(ratio)))
+    wide, high = (min(1.0, math.sqrt(area * stretch)), min(1.0, math.sqrt(area / stretch)))
+    left, top = rng.uniform(0, 1 - wide), rng.uniform(0, 1 - high)
+    return left, top, left + wide, top + high
+
+
+def rotate(picture, rng: np.random.Generator, degrees: float):
+    """Turn a Pillow picture about its centre by up to `degrees` either way; the corners become white."""
+    from PIL import Image
+
+    if degrees == 0:
+        return picture
+    return picture.rotate(rng.uniform(-degrees, degrees), Image.Resampling.BILINEAR, fillcolor=(255, 255, 255))
+
+
+def flip(image: np.ndarray, rng: np.random.Generator, probability: float) -> np.ndarray:
+    """Mirror [H,W,3] left to right with the given probability."""
+    return np.ascontiguousarray(image[:, ::-1]) if rng.random() < probability else image
+
+
+def jitter(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
+    """Scale brightness, contrast (about the mean grey) and saturation (about each pixel's grey) by 1 +- `strength`."""
+    if strength == 0:
+        return image
+    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3).astype(np.float32)
+    pixels = image.astype(np.float32) * brightness
+    grey = pixels @ LUMA
+    pixels = grey[..., None] * (1 - saturation) + pixels * saturation
+    pixels = grey.mean() * (1 - contrast) + pixels * contrast
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+
+
+def train_image(size: int, augment: AugmentConfig) -> Callable[[bytes, np.random.Generator], np.ndarray]:
+    """A function (encoded bytes, rng) -> uint8 [size,size,3]: rotation, random crop, flip, jitter, each as configured.
+
+    It raises `CorruptImage`.
+    """
+    from PIL import Image
+
+    def example(data: bytes, rng: np.random.Generator) -> np.ndarray:
+        left, top, right, bottom = random_box(rng, augment.crop_min_area, augment.crop_ratio)
+        # the scale that draft() may take is set by the crop: its pixels, not the picture's, must not fall below `size`
+        picture = _loaded(_opened(data), max(size / (right - left), size / (bottom - top)))
+        picture = rotate(picture, rng, augment.rotate)
+        box = (left * picture.width, top * picture.height, right * picture.width, bottom * picture.height)
+        image = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=box))
+        return jitter(flip(image, rng, augment.flip), rng, augment.jitter)
+
+    return example
+
+
+def eval_image(size: int) -> Callable[[bytes], np.ndarray]:
+    """A function encoded bytes -> uint8 [size,size,3]: all of it, squashed to a square. Raises `CorruptImage`."""
+    return lambda data: resize(decode(data, size), size)

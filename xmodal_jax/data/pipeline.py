@@ -1,0 +1,380 @@
+"""Prepared data -> batches.
+
+Training batch i is a pure function of (seed, i, process, process count): rows are shuffled anew each epoch, the global
+batch i is `batch_size` consecutive rows of that endless sequence, and each process takes a contiguous part of it. So
+one integer, the cursor, is all that a checkpoint needs, and any number of hosts sees the same global batches in the
+same order.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import functools
+import logging
+import pathlib
+import threading
+import time
+from typing import Any, Callable, Iterator, Sequence
+
+import numpy as np
+
+from xmodal_jax.data.card import Card
+from xmodal_jax.data.image import AugmentConfig, CorruptImage, eval_image, train_image
+from xmodal_jax.data.records import CorruptRecord, check_record, open_records
+from xmodal_jax.data.text import Tokenizer, text_key
+from xmodal_jax.errors import UserError, refuse_unless
+
+log = logging.getLogger(__name__)
+
+Arrays = dict[str, np.ndarray]
+
+BAD_SHARE = 0.01
+NAMED_SKIPS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is read and how. Raises `UserError` for impossible values.
+
+    `path`: the data set's folder. `image_size`: px of a side. `length`: tokens of a text, [CLS] and [SEP] included.
+    `languages`: those of the captions. `views`: those of the pictures, () for all. `features`: names of cached tokens
+    to read in place of pictures. `threads`, `prefetch`: threads that make batches, and how many batches ahead.
+    """
+
+    path: str = ""
+    split: str = "train"
+    eval_split: str = "test"
+    image_size: int = 128
+    length: int = 32
+    languages: tuple[str, ...] = ("en",)
+    views: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    augment: AugmentConfig = AugmentConfig()
+    threads: int = 4
+    prefetch: int = 4
+
+    def __post_init__(self):
+        for name, least in (("image_size", 8), ("length", 3), ("threads", 1), ("prefetch", 1)):
+            value = getattr(self, name)
+            refuse_unless(value >= least, f"config.data.{name} is {value}; write {least} or more")
+        refuse_unless(len(self.languages) > 0, "config.data.languages is empty; write one or more, such as ('en',)")
+
+
+class Split:
+    """One split of a prepared data set: its records and the feature caches beside them, checked against the card.
+
+    Raises `UserError` for a folder, split, language, view or cache that does not exist.
+    """
+
+    def __init__(self, data_dir: str | pathlib.Path, split: str, cfg: DataConfig):
+        self.card, self.name, self.cfg = Card.load(data_dir), split, cfg
+        self.card.split(split)
+        self.views = tuple(cfg.views) or tuple(self.card.views)
+        _refuse_unknown("views", self.views, self.card.views, data_dir)
+        _refuse_unknown("languages", cfg.languages, self.card.languages, data_dir)
+        entries = [self.card.feature(name) for name in cfg.features]
+        widths = {name: entry["width"] for name, entry in zip(cfg.features, entries)}
+        refuse_unless(
+            len(set(widths.values())) < 2,
+            f"config.data.features: widths {widths} differ; concatenate caches of one tower.",
+        )
+        self.records = open_records(data_dir, split)
+        self.caches = [open_records(pathlib.Path(data_dir) / "features" / name, split) for name in cfg.features]
+        for name, cache in zip(cfg.features, self.caches):
+            refuse_unless(
+                len(cache) == len(self.records),
+                f"cache {name!r} of {data_dir} has {len(cache)} rows for {len(self.records)} records; write it again.",
+            )
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def record(self, row: int) -> dict[str, Any]:
+        """The record of a row. Raises `CorruptRecord`."""
+        return check_record(self.records[row])
+
+    def tokens(self, row: int, view: str, flip: bool) -> np.ndarray:
+        """Cached tokens float16 [N,D] of one picture: all caches of the config, one after the other on N."""
+        parts = []
+        for cache in self.caches:
+            cached = cache[row]
+            sides = cached["tokens"][view]
+            data = sides["flip" if flip and "flip" in sides else "plain"]
+            parts.append(np.frombuffer(data, np.float16).reshape(cached["shape"]))
+        return np.concatenate(parts)
+
+    def captions(self, record: dict[str, Any]) -> list[str]:
+        """The record's captions in the config's languages."""
+        return [text for language in self.cfg.languages for text in record["captions"].get(language, [])]
+
+    def close(self) -> None:
+        """Close all files."""
+        for records in [self.records, *self.caches]:
+            records.close()
+
+
+def _refuse_unknown(what: str, asked: Sequence[str], known: Sequence[str], data_dir: Any) -> None:
+    unknown = [name for name in asked if name not in known]
+    refuse_unless(
+        not unknown, f"config.data.{what}: {data_dir} has no {unknown[:1]}; write some of {', '.join(known)}."
+    )
+
+
+def split_captions(data_dir: str | pathlib.Path, split: str, languages: Sequence[str] = ("en",)) -> list[str]:
+    """All captions of a split in the given languages, in row order; for vocabularies."""
+    with open_records(data_dir, split) as records:
+        return [text for record in records for code in languages for text in record["captions"].get(code, [])]
+
+
+class BadRows:
+    """Counts the rows of a split that cannot be read, and stops the run when they are over 1 %."""
+
+    def __init__(self, total: int, where: str):
+        self.total, self.where, self.rows = total, where, set()
+        self._lock = threading.Lock()
+
+    def add(self, row: int, why: Exception) -> None:
+        """Note one unreadable row; the first ten are named in the log. Raises `UserError` over the limit."""
+        with self._lock:
+            if row not in self.rows and len(self.rows) < NAMED_SKIPS:
+                log.warning("unreadable row %d of %s replaced by the next one: %s", row, self.where, why)
+            self.rows.add(row)
+        refuse_unless(
+            len(self.rows) <= BAD_SHARE * self.total,
+            f"{len(self.rows)} of {self.total} rows of {self.where} cannot be read (row {row}: {why}), more than 1 %: "
+            f"copy or prepare the data set again.",
+        )
+
+
+class TrainDataset:
+    """Endless training batches of one split by number; see `train_dataset`."""
+
+    def __init__(self, split: Split, tokenizer: Tokenizer, seed: int, batch_size: int):
+        import grain
+
+        refuse_unless(batch_size >= 1, f"batch_size is {batch_size}: use 1 or more.")
+        refuse_unless(len(split) > 0, f"{split.cfg.path}: split {split.name!r} is empty.")
+        self.split, self.tokenizer, self.batch_size = split, tokenizer, batch_size
+        self.bad = BadRows(len(split), f"split {split.name!r}")
+        self._image = None if split.caches else train_image(split.cfg.image_size, split.cfg.augment)
+        rows = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat(None)
+        self.examples = rows.random_map(self._example)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Batches in which every record comes once."""
+        return len(self.split) / self.batch_size
+
+    def batch_at(self, number: int, process: int = 0, count: int = 1) -> Arrays:
+        """The part of global batch `number` that belongs to `process` of `count`; fields as in `types.Batch`."""
+        refuse_unless(
+            self.batch_size % count == 0, f"batch_size {self.batch_size} must be a multiple of the {count} processes."
+        )
+        size = self.batch_size // count
+        first = number * self.batch_size + process * size
+        examples = [self.examples[first + offset] for offset in range(size)]
+        return {field: np.stack([example[field] for example in examples]) for field in examples[0]}
+
+    def close(self) -> None:
+        """Close all files."""
+        self.split.close()
+
+    def _example(self, row: int, rng: np.random.Generator) -> Arrays:
+        """One example of a row, or of the next one that can be read."""
+        row = int(row)
+        while True:
+            try:
+                return self._fields(row, rng)
+            except (CorruptRecord, CorruptImage) as error:
+                self.bad.add(row, error)
+                row = (row + 1) % len(self.split)
+
+    def _fields(self, row: int, rng: np.random.Generator) -> Arrays:
+        record = self.split.record(row)
+        views = [view for view in self.split.views if view in record["images"]]
+        captions = self.split.captions(record)
+        if not views or not captions:
+            raise CorruptRecord(f"{record['key']} has no picture in the views or no caption in the languages asked for")
+        view, caption = views[rng.integers(len(views))], captions[rng.integers(len(captions))]
+        if self._image is None:
+            image = self.split.tokens(row, view, rng.random() < self.split.cfg.augment.flip)
+        else:
+            image = self._image(record["images"][view], rng)
+        text = self.tokenizer.encode([caption], self.split.cfg.length)[0]
+        number = np.int32(row)
+        fields = {"image": image, "text": text, "id": number, "text_key": text_key(text), "index": number}
+        names = self.split.card.label_names
+        return fields | ({"labels": multi_hot([record["labels"]], len(names))[0]} if names else {})
+
+
+def multi_hot(labels: Sequence[Sequence[int]], count: int) -> np.ndarray:
+    """Lists of label numbers -> float32 [n, C]."""
+    table = np.zeros((len(labels), count), np.float32)
+    for row, own in enumerate(labels):
+        table[row, list(own)] = 1
+    return table
+
+
+def train_dataset(
+    data_dir: str | pathlib.Path,
+    split: str,
+    tokenizer: Tokenizer,
+    cfg: DataConfig,
+    seed: int,
+    batch_size: int,
+) -> TrainDataset:
+    """Training batches as a pure function of their number.
+
+    Each example is a random view and a random
+    caption (of `cfg.languages`) of one record, augmented. Fields: `image` uint8 [B,H,W,3], or with `cfg.features`
+    float16 [B,N,D] of the cached tokens, flipped at random; `text` int32 [B,L];
+    `id` and `index` int32 [B], the row in the split; `text_key` int32 [B]; `labels` float32 [B,C] where the card
+    names labels. A record that cannot be read is replaced by the next; over 1 % of them raise `UserError`, as do the
+    faults of `Split`.
+    """
+    return TrainDataset(Split(data_dir, split, cfg), tokenizer, seed, batch_size)
+
+
+class Loader:
+    """Iterates over the batches of a `TrainDataset` from a cursor, made ahead of time by threads.
+
+    `cursor`: number of the batch that `next` will return. `wait_seconds`: time spent waiting for data so far (the stall
+    meter). `threads` and `prefetch` are the config's unless given; threads are enough, for decoders and the tokenizer
+    release the interpreter lock. Close it, or use it in `with`.
+    """
+
+    def __init__(
+        self,
+        dataset: TrainDataset,
+        cursor: int = 0,
+        process: int = 0,
+        count: int = 1,
+        threads: int = 0,
+        prefetch: int = 0,
+    ):
+        cfg = dataset.split.cfg
+        self.dataset, self.cursor, self.wait_seconds = dataset, cursor, 0.0
+        self._share, self._prefetch, self._ahead = (process, count), prefetch or cfg.prefetch, cursor
+        self._threads = concurrent.futures.ThreadPoolExecutor(threads or cfg.threads, "batch")
+        self._waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+
+    def __iter__(self) -> "Loader":
+        return self
+
+    def __next__(self) -> Arrays:
+        while len(self._waiting) < self._prefetch:
+            self._waiting.append(self._threads.submit(self.dataset.batch_at, self._ahead, *self._share))
+            self._ahead += 1
+        started = time.perf_counter()
+        batch = self._waiting.popleft().result()
+        self.wait_seconds += time.perf_counter() - started
+        self.cursor += 1
+        return batch
+
+    def close(self) -> None:
+        """Stop the threads; batches made ahead are dropped."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._waiting.clear()
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSplit:
+    """A split as evaluation reads it: every picture of one view once, every caption once.
+
+    n records, M captions: `keys` and `rows` (row in the split) [n]; `captions` [M]; `caption_owner` int32 [M], the
+    position of its record in `keys`; `text` int32 [M,L]; `text_keys` int32 [M]; `labels` float32 [n,C] or None.
+    """
+
+    view: str
+    keys: list[str]
+    rows: np.ndarray
+    captions: list[str]
+    caption_owner: np.ndarray
+    text: np.ndarray
+    text_keys: np.ndarray
+    labels: np.ndarray | None
+    picture: Callable[[int], np.ndarray]
+
+    def images(self, batch: int) -> Iterator[Arrays]:
+        """Batches {"image": [batch, ...], "id": int32 [batch]}; the last is padded with zeros and id -1."""
+        for start in range(0, len(self.keys), batch):
+            ids = np.arange(start, min(start + batch, len(self.keys)), dtype=np.int32)
+            yield _padded({"image": np.stack([self.picture(number) for number in ids]), "id": ids}, batch)
+
+    def texts(self, batch: int) -> Iterator[Arrays]:
+        """Batches {"text": int32 [batch,L], "id": int32 [batch], the caption's number}; the last padded, id -1."""
+        for start in range(0, len(self.captions), batch):
+            text = self.text[start : start + batch]
+            ids = np.arange(start, start + len(text), dtype=np.int32)
+            yield _padded({"text": text, "id": ids}, batch)
+
+
+def _padded(batch: Arrays, size: int) -> Arrays:
+    missing = size - len(batch["id"])
+    return {
+        name: np.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1), constant_values=-1 if name == "id" else 0)
+        for name, rows in batch.items()
+    }
+
+
+def eval_split(
+    data_dir: str | pathlib.Path, split: str, tokenizer: Tokenizer, cfg: DataConfig, view: str = ""
+) -> EvalSplit:
+    """The pictures of one view (default: the first of the config, else of the card) and all captions of a split.
+
+    Records without that view or without a caption in the languages are left out and counted in the log. Raises
+    `UserError` for a split, view or language that does not exist, and for a record that cannot be read: a score on
+    part of a test set would not be comparable.
+    """
+    source = Split(data_dir, split, cfg)
+    view = view or source.views[0]
+    _refuse_unknown("views", (view,), source.card.views, data_dir)
+    keys, rows, captions, owners, labels = [], [], [], [], []
+    for row in range(len(source)):
+        record = _readable(functools.partial(source.record, row), f"row {row} of split {split!r}")
+        own = source.captions(record)
+        if view in record["images"] and own:
+            owners += [len(keys)] * len(own)
+            captions += own
+            keys.append(record["key"])
+            rows.append(row)
+            labels.append(record["labels"])
+    if len(keys) < len(source):
+        log.warning(
+            "%d of %d records of %s have no view %r or no caption", len(source) - len(keys), len(source), split, view
+        )
+    refuse_unless(len(keys) > 0, f"{data_dir}: split {split!r} has no record with view {view!r} in {cfg.languages}.")
+    text = tokenizer.encode(captions, cfg.length)
+    names = source.card.label_names
+    return EvalSplit(
+        view=view,
+        keys=keys,
+        rows=np.array(rows, np.int32),
+        captions=captions,
+        caption_owner=np.array(owners, np.int32),
+        text=text,
+        text_keys=text_key(text),
+        labels=multi_hot(labels, len(names)) if names else None,
+        picture=_picture(source, view, rows),
+    )
+
+
+def _picture(source: Split, view: str, rows: list[int]) -> Callable[[int], np.ndarray]:
+    """The eval-time picture, or cached tokens, of the n-th record that is evaluated."""
+    if source.caches:
+        return lambda number: source.tokens(rows[number], view, False)
+    decode = eval_image(source.cfg.image_size)
+    return lambda number: _readable(lambda: decode(source.record(rows[number])["images"][view]), f"row {rows[number]}")
+
+
+def _readable(read: Callable[[], Any], where: str) -> Any:
+    try:
+        return read()
+    except (CorruptRecord, CorruptImage) as error:
+        raise UserError(f"{where} cannot be read ({error}); copy or prepare the data set again.") from error

@@ -1,0 +1,192 @@
+"""Builds a data set folder from a source: shards, card, and a count of everything that was left out."""
+
+import collections
+import contextlib
+import dataclasses
+import logging
+import os
+import pathlib
+import shutil
+from typing import Any, Iterator
+
+from xmodal_jax.data.card import CARD_FILE, Card, ceiling
+from xmodal_jax.data.image import CorruptImage, limit_size, verify
+from xmodal_jax.data.progress import Progress
+from xmodal_jax.data.records import SHARD_BYTES, RecordWriter, encode_record
+from xmodal_jax.data.sources import Item, Skip, Source
+from xmodal_jax.errors import UserError, refuse_unless
+
+log = logging.getLogger(__name__)
+
+NAMED_SKIPS = 10
+BAD_SHARE = 0.01
+
+
+class Build:
+    """What is known of a data set while its items stream by."""
+
+    def __init__(self, folder: pathlib.Path, shard_bytes: int):
+        self.folder, self.shard_bytes = folder, shard_bytes
+        self.writers: dict[str, RecordWriter] = {}
+        self.captions: dict[str, list[dict[str, list[str]]]] = {}
+        self.groups: dict[str, set[str]] = {}
+        self.languages: collections.Counter[str] = collections.Counter()
+        self.views: dict[str, None] = {}
+        self.labels: dict[str, int] = {}
+        self.keys: set[str] = set()
+        self.skipped: collections.Counter[str] = collections.Counter()
+
+    def add(self, item: Item) -> None:
+        """Write one item to its split."""
+        self.keys.add(item.key)
+        if item.split not in self.writers:
+            self.writers[item.split] = RecordWriter(self.folder, item.split, self.shard_bytes)
+        labels = [self.labels.setdefault(name, len(self.labels)) for name in item.labels]
+        fields = {"key": item.key, "images": item.images, "captions": item.captions, "labels": labels}
+        self.writers[item.split].write(encode_record(fields | {"group": item.group}))
+        self.captions.setdefault(item.split, []).append(item.captions)
+        self.groups.setdefault(item.split, set()).add(item.group)
+        self.languages.update(item.captions.keys())
+        self.views.update(dict.fromkeys(item.images))
+
+    def skip(self, skip: Skip) -> None:
+        """Count one thing left out; the first few are named in the log."""
+        if self.skipped.total() < NAMED_SKIPS:
+            log.warning("left out: %s: %s", skip.reason, skip.where)
+        self.skipped[skip.reason] += 1
+
+    def abort(self) -> None:
+        """Close and remove unfinished shards."""
+        for writer in self.writers.values():
+            writer.abort()
+
+    def splits(self) -> dict[str, dict[str, Any]]:
+        """Finish the shards; the card's entry of each split."""
+        return {
+            split: {
+                "records": writer.records,
+                "captions": sum(len(texts) for own in self.captions[split] for texts in own.values()),
+                "groups": len(self.groups[split]),
+                "files": writer.close(),
+            }
+            for split, writer in sorted(self.writers.items())
+        }
+
+
+def prepare(
+    source: Source,
+    out: os.PathLike | str,
+    *,
+    name: str = "",
+    max_size: int = 0,
+    allow_bad: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+) -> Card:
+    """Write the data set of `source` to the folder `out` and return its card.
+
+    Pictures are stored as they come; with `max_size` those with a longer side (px) are re-encoded. Each picture is
+    decoded once to see that it is whole. What cannot be used is counted by reason in the card and the first ten are
+    named in the log; more than 1 % of it stops the build unless `allow_bad`. Calling it again with the same arguments
+    returns the card that is there. The folder appears complete or not at all. Raises `UserError`.
+    """
+    out = pathlib.Path(out)
+    arguments = {"source": source.name, "max_size": max_size, **source.arguments}
+    if out.exists() and (out.is_file() or any(out.iterdir())):
+        return _prepared_before(out, arguments)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.parent / f".{out.name}.{os.getpid()}.part"
+    build = Build(partial, shard_bytes)
+    with _removed_on_error(partial, build):
+        for item in Progress(_usable(source, max_size), f"prepare {source.name}", "records", source.total):
+            build.skip(item) if isinstance(item, Skip) else build.add(item)
+        _refuse_bad(build, allow_bad, source)
+        card = _card(build, source, name or out.name, arguments)
+        card.save(partial)
+        if out.is_dir():
+            out.rmdir()
+        os.replace(partial, out)
+    return card
+
+
+def _prepared_before(out: pathlib.Path, arguments: dict[str, Any]) -> Card:
+    refuse_unless(
+        (out / CARD_FILE).is_file(),
+        f"{out} exists and is not a data set: choose another --out; nothing was overwritten.",
+    )
+    card = Card.load(out)
+    changed = sorted(key for key in {**card.arguments, **arguments} if card.arguments.get(key) != arguments.get(key))
+    refuse_unless(
+        not changed,
+        f"{out} holds a data set prepared with another {' and '.join(changed)}: choose another --out or remove it; "
+        f"nothing was overwritten.",
+    )
+    log.info("%s is already prepared", out)
+    return card
+
+
+@contextlib.contextmanager
+def _removed_on_error(partial: pathlib.Path, build: Build) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        build.abort()
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _usable(source: Source, max_size: int) -> Iterator[Item | Skip]:
+    """The items of `source` whose pictures are whole and whose keys are new; a `Skip` for each of the others."""
+    keys: set[str] = set()
+    for item in source.items():
+        if isinstance(item, Skip):
+            yield item
+        elif item.key in keys:
+            yield Skip("key occurs twice", item.key)
+        elif not (item.images and any(item.captions.values())):
+            yield Skip("no image or no caption", item.key)
+        else:
+            keys.add(item.key)
+            yield _with_whole_images(item, max_size)
+
+
+def _with_whole_images(item: Item, max_size: int) -> Item | Skip:
+    images = {}
+    for view, data in item.images.items():
+        try:
+            verify(data)
+            images[view] = limit_size(data, max_size) if max_size else data
+        except CorruptImage as error:
+            return Skip("corrupt image", f"{item.key} ({view}): {error}")
+    return dataclasses.replace(item, images=images)
+
+
+def _refuse_bad(build: Build, allow_bad: bool, source: Source) -> None:
+    bad, good = build.skipped.total(), len(build.keys)
+    reasons = ", ".join(f"{count} x {reason}" for reason, count in build.skipped.most_common())
+    refuse_unless(good > 0, f"source {source.name} ({source.origin}) gave no usable pair: {reasons or 'it is empty'}.")
+    if bad:
+        log.warning("left out %d of %d: %s", bad, bad + good, reasons)
+    if bad > BAD_SHARE * (bad + good) and not allow_bad:
+        raise UserError(
+            f"{bad} of {bad + good} pairs of {source.origin} cannot be used ({reasons}), more than 1 %: mend the "
+            f"source, or add --allow-bad to leave them out; nothing was written."
+        )
+
+
+def _card(build: Build, source: Source, name: str, arguments: dict[str, Any]) -> Card:
+    """The card; languages come with the most frequent first ("en" before others of the same count)."""
+    languages = sorted(build.languages, key=lambda code: (-build.languages[code], code != "en", code))
+    splits = build.splits()
+    first = {split: [own.get(languages[0], []) for own in build.captions[split]] for split in splits}
+    return Card(
+        name=name,
+        source=source.origin,
+        licence=source.licence,
+        languages=languages,
+        views=list(build.views),
+        label_names=list(build.labels),
+        splits=splits,
+        ceiling={split: ceiling(captions) for split, captions in first.items()},
+        skipped=dict(build.skipped),
+        arguments=arguments,
+    )

@@ -1,0 +1,208 @@
+"""ArrayRecord shards: write records in order, read any row.
+
+A data set split is `DIR/<split>-00000-of-0000N.arrayrecord`; the rows of a split are the records of its shards one
+after the other, in the order they were written. The bytes of a row are msgpack. Pairs and cached features share this
+layout (features lie in `DIR/features/<name>/`), so that row i of one belongs to row i of the other.
+"""
+
+import os
+import pathlib
+import re
+from typing import Any, Iterator
+
+from xmodal_jax.errors import UserError, refuse_unless
+
+Record = dict[str, Any]
+
+SHARD_BYTES = 256 * 2**20
+SUFFIX = ".arrayrecord"
+FIELDS = {"key": str, "images": dict, "captions": dict, "labels": list, "group": str}
+SPLIT_NAME = re.compile(r"\w[\w.-]*")
+SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.arrayrecord")
+
+
+class CorruptRecord(ValueError):
+    """A row whose bytes are not what the format says; `prepare` never writes one, disks and copies may."""
+
+
+def pack(value: Any) -> bytes:
+    """Msgpack bytes of a plain tree of dicts, lists, strings, bytes and numbers."""
+    import msgpack
+
+    return msgpack.packb(value, use_bin_type=True)
+
+
+def unpack(data: bytes) -> Any:
+    """The tree that `pack` wrote. Raises `CorruptRecord`."""
+    import msgpack
+
+    try:
+        return msgpack.unpackb(data, raw=False, strict_map_key=False)
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        raise CorruptRecord(f"not msgpack: {error}") from error
+
+
+def check_record(record: Any) -> Record:
+    """Return `record` if it is one pair: a key, encoded images by view, captions by language, labels, group.
+
+    Raises `CorruptRecord` with the name of the first field that is missing or of the wrong type.
+    """
+    if not isinstance(record, dict):
+        raise CorruptRecord(f"a record is a dict, not {type(record).__name__}")
+    for name, kind in FIELDS.items():
+        if not isinstance(record.get(name), kind):
+            raise CorruptRecord(f"field {name!r} must be a {kind.__name__}")
+    if not record["images"] or not record["captions"]:
+        raise CorruptRecord(f"record {record['key']!r} has no image or no caption")
+    return record
+
+
+def encode_record(record: Record) -> bytes:
+    """The stored bytes of one pair. Raises `CorruptRecord` for a record that could not be read back."""
+    return pack(check_record(record))
+
+
+def decode_record(data: bytes) -> Record:
+    """One pair from its stored bytes. Raises `CorruptRecord`."""
+    return check_record(unpack(data))
+
+
+class RecordWriter:
+    """Writes the rows of one split, a new shard every `shard_bytes`; a context manager.
+
+    The shards get their final names only in `close`, when their number is known, so a run that dies leaves no file
+    that a reader would take for a split. Leaving the `with` block by an exception removes what was
+    written. Raises `UserError` for a split name that is no plain file name.
+    """
+
+    def __init__(self, folder: os.PathLike | str, split: str, shard_bytes: int = SHARD_BYTES):
+        refuse_unless(
+            bool(SPLIT_NAME.fullmatch(split)), f"split {split!r}: write a name of letters, digits, '.', '_', '-'."
+        )
+        self.folder, self.split, self.shard_bytes = pathlib.Path(folder), split, shard_bytes
+        self.records, self.files = 0, []
+        self._parts: list[pathlib.Path] = []
+        self._shard, self._room = None, 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, data: bytes) -> None:
+        """Append one row."""
+        if self._shard is None or self._room < len(data):
+            self._next_shard()
+        self._shard.write(data)
+        self._room -= len(data)
+        self.records += 1
+
+    def close(self) -> list[str]:
+        """Finish the shards and return their file names, in row order."""
+        if self._shard is None and not self._parts:
+            self._next_shard()  # an empty split is a file without rows, not a missing split
+        self._finish_shard()
+        for number, part in enumerate(self._parts):
+            name = f"{self.split}-{number:05d}-of-{len(self._parts):05d}{SUFFIX}"
+            os.replace(part, self.folder / name)
+            self.files.append(name)
+        self._parts = []
+        return self.files
+
+    def abort(self) -> None:
+        """Remove the unfinished shards."""
+        self._finish_shard()
+        for part in self._parts:
+            part.unlink(missing_ok=True)
+        self._parts = []
+
+    def __enter__(self) -> "RecordWriter":
+        return self
+
+    def __exit__(self, kind, value, trace) -> None:
+        self.close() if kind is None else self.abort()
+
+    def _next_shard(self) -> None:
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        self._finish_shard()
+        self._parts.append(self.folder / f".{self.split}-{len(self._parts):05d}.part")
+        self._shard, self._room = ArrayRecordWriter(str(self._parts[-1]), "group_size:1,uncompressed"), self.shard_bytes
+
+    def _finish_shard(self) -> None:
+        if self._shard is not None:
+            self._shard.close()
+        self._shard = None
+
+
+class Records:
+    """The rows of one split as a sequence of decoded msgpack trees; safe to index from many threads."""
+
+    def __init__(self, files: list[pathlib.Path]):
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        self.files = files
+        self._source = ArrayRecordDataSource([str(path) for path in files])
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, row: int) -> Any:
+        """The tree of row `row`. Raises `IndexError` outside the split and `CorruptRecord` for damaged bytes."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of a split of {len(self)} records")
+        try:
+            data = self._source[row]
+        except (RuntimeError, ValueError) as error:  # the reader's own checksum
+            raise CorruptRecord(f"row {row} of {self.files[0].name}: {error}") from error
+        return unpack(data)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[row] for row in range(len(self)))
+
+    def close(self) -> None:
+        """Close the shard files."""
+        self._source.__exit__(None, None, None)
+
+    def __enter__(self) -> "Records":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+
+def split_names(folder: os.PathLike | str) -> list[str]:
+    """The splits that have shards in `folder`, sorted."""
+    found = (SHARD_NAME.fullmatch(path.name) for path in pathlib.Path(folder).glob(f"*{SUFFIX}"))
+    return sorted({match["split"] for match in found if match})
+
+
+def shard_files(folder: os.PathLike | str, split: str) -> list[pathlib.Path]:
+    """The shards of a split in row order.
+
+    Raises `UserError` when the folder or the split does not exist or a shard of it is missing.
+    """
+    folder = pathlib.Path(folder)
+    refuse_unless(folder.is_dir(), f"no data set at {folder}: write one with `xmodal data prepare ... --out {folder}`.")
+    names = split_names(folder)
+    refuse_unless(
+        split in names,
+        f"{folder} has no split {split!r}: use one of {', '.join(names) or '(it has no shards at all)'}.",
+    )
+    found = {}
+    for path in folder.glob(f"{split}-*{SUFFIX}"):
+        match = SHARD_NAME.fullmatch(path.name)
+        if match and match["split"] == split:
+            found.setdefault(int(match["count"]), {})[int(match["number"])] = path
+    refuse_unless(len(found) == 1, f"{folder}: split {split!r} mixes shards of two data sets; prepare it again.")
+    ((count, shards),) = found.items()
+    missing = sorted(set(range(count)) - set(shards))
+    refuse_unless(
+        not missing, f"{folder}: split {split!r} lacks shard {missing[:1]} of {count}; copy or prepare it again."
+    )
+    return [shards[number] for number in range(count)]
+
+
+def open_records(folder: os.PathLike | str, split: str) -> Records:
+    """Random access to the rows of a split. Raises `UserError` as `shard_files`, and for unreadable shards."""
+    files = shard_files(folder, split)
+    try:
+        return Records(files)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"{files[0]} cannot be read as ArrayRecord ({error}); copy or prepare it again.") from error

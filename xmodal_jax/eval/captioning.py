@@ -1,0 +1,73 @@
+"""Captions for picture files, or for a whole split with their scores against the true ones."""
+
+import os
+from typing import Any, Sequence
+
+from xmodal_jax.assemble import Assembly
+from xmodal_jax.data.pipeline import EvalSplit, eval_split
+from xmodal_jax.errors import refuse_unless
+from xmodal_jax.eval.caption import caption_scores
+from xmodal_jax.eval.embed import Embedder
+from xmodal_jax.eval.generate import write_captions
+from xmodal_jax.eval.pictures import read_pictures
+from xmodal_jax.types import Params
+
+BLOCK = 32  # pictures encoded and captioned together
+
+
+def refuse_uncaptioned(params: Params, beam: int) -> None:
+    """Raise UserError for a run without a decoder or an impossible beam, before any picture is read."""
+    refuse_unless(
+        "decoder" in params, "this run has no captioning decoder; train it with the objective 'lm' in its config"
+    )
+    refuse_unless(beam >= 1, f"--beam is {beam}; write 1 (greedy) or more")
+
+
+def caption_files(assembly: Assembly, params: Params, paths: Sequence[str | os.PathLike], beam: int = 3) -> list[str]:
+    """One caption per picture file. Raises UserError for a run without a decoder and an unreadable file, by name."""
+    refuse_uncaptioned(params, beam)
+    embedder, captions = Embedder(assembly.model, params), []
+    for start in range(0, len(paths), BLOCK):
+        pictures = read_pictures(assembly, paths[start : start + BLOCK])
+        captions += write_captions(assembly, params, embedder.rows("image", pictures).tokens, beam)
+    return captions
+
+
+def caption_split(assembly: Assembly, params: Params, split: str = "", limit: int = 0,
+                  beam: int = 3) -> tuple[list[dict[str, Any]], dict[str, float]]:  # fmt: skip
+    """Caption the first `limit` (0: all) pictures of a split, in its first view.
+
+    Returns:
+      rows {"key", "caption", "references": the true captions}, and {"BLEU-4" (0 to 1), "CIDEr" (COCO tool's scale)}.
+
+    Raises:
+      UserError: a run without a decoder, a negative limit, a split that is not there.
+    """
+    refuse_uncaptioned(params, beam)
+    refuse_unless(limit >= 0, f"--limit is {limit}; write how many pictures to caption, or 0 for all")
+    data = assembly.config.data
+    found = eval_split(data.path, split or data.eval_split, assembly.tokenizer, data)
+    count = min(limit or len(found.keys), len(found.keys))
+    captions = caption_records(assembly, params, found, count, beam)
+    truths = references(found)
+    rows = [{"key": found.keys[i], "caption": caption, "references": truths[i]} for i, caption in enumerate(captions)]
+    return rows, caption_scores(captions, truths[:count])
+
+
+def caption_records(assembly: Assembly, params: Params, found: EvalSplit, count: int, beam: int) -> list[str]:
+    """Captions of the first `count` pictures of an opened split; tokens live for one block only."""
+    embedder, captions = Embedder(assembly.model, params), []
+    for block in found.images(min(BLOCK, count)):
+        real = embedder.rows("image", block["image"]).tokens[block["id"] >= 0]
+        captions += write_captions(assembly, params, real[: count - len(captions)], beam)
+        if len(captions) == count:
+            break
+    return captions
+
+
+def references(found: EvalSplit) -> list[list[str]]:
+    """The true captions of each record of an opened split."""
+    truths: list[list[str]] = [[] for _ in found.keys]
+    for owner, caption in zip(found.caption_owner, found.captions, strict=True):
+        truths[owner].append(caption)
+    return truths

@@ -1,0 +1,77 @@
+"""Encode a split once: embeddings for ranking, tokens for re-ranking, relaxed codes for Hamming."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xmodal_jax.data.pipeline import EvalSplit
+from xmodal_jax.types import Array, Params
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """One side of a split: embeddings float32 [n,E], tokens [n,N,D] and mask bool [n,N] (None unless asked for),
+    relaxed codes float32 [n,K] (None without a hash head)."""
+
+    embed: np.ndarray
+    tokens: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    codes: np.ndarray | None = None
+
+
+class Embedder:
+    """The two encoders of a model on one tree of parameters, jitted once."""
+
+    def __init__(self, model: Any, params: Params) -> None:
+        self.model, self.params = model, params
+        self.hashes = "hash_image" in params
+        self._encode = {
+            side: jax.jit(partial(self._run, method, head))
+            for side, method, head in (
+                ("image", "encode_image", "hash_image_codes"),
+                ("text", "encode_text", "hash_text_codes"),
+            )
+        }
+
+    def _run(self, method: str, head: str, params: Params, rows: Array) -> tuple[Array, Array, Array | None]:
+        tokens, embed = self.model.apply({"params": params}, rows, method=method)
+        codes = self.model.apply({"params": params}, embed, method=head) if self.hashes else None
+        return tokens, embed, codes
+
+    def rows(self, side: str, rows: np.ndarray) -> Embedded:
+        """Encode one block of images (as the tower takes them) or ids [b,L]."""
+        tokens, embed, codes = self._encode[side](self.params, jnp.asarray(rows))
+        mask = rows != 0 if side == "text" else None
+        return Embedded(np.asarray(embed), np.asarray(tokens), mask, None if codes is None else np.asarray(codes))
+
+    def split(self, split: EvalSplit, side: str, batch_size: int, keep_tokens: bool = False) -> Embedded:
+        """Encode all images or all captions of a split, in blocks of `batch_size` of one compiled shape."""
+        blocks = split.images(batch_size) if side == "image" else split.texts(batch_size)
+        parts = []
+        for block in blocks:
+            real = int((block["id"] >= 0).sum())
+            coded = self.rows(side, block[side])
+            keep = lambda x: None if x is None else x[:real]
+            tokens = coded.tokens[:real] if keep_tokens else None
+            parts.append(Embedded(coded.embed[:real], tokens, keep(coded.mask), keep(coded.codes)))
+        join = lambda name: (
+            None if getattr(parts[0], name) is None else np.concatenate([getattr(p, name) for p in parts])
+        )
+        return Embedded(join("embed"), join("tokens"), join("mask"), join("codes"))
+
+
+def pair_scorer(model: Any, params: Params, image: Embedded, text: Embedded) -> Callable[[Array, Array], Array]:
+    """(image_rows int [b], text_rows int [b]) -> ITM log-odds float32 [b], over token arrays that stay on the device."""
+    arrays = tuple(jnp.asarray(x) for x in (image.tokens, text.tokens, text.mask))
+
+    @jax.jit
+    def score(params: Params, arrays: tuple, image_rows: Array, text_rows: Array) -> Array:
+        image_tokens, text_tokens, mask = arrays
+        picked = (image_tokens[image_rows], text_tokens[text_rows], mask[text_rows])
+        return model.apply({"params": params}, *picked, method="score")
+
+    return lambda image_rows, text_rows: score(params, arrays, image_rows, text_rows)

@@ -1,0 +1,160 @@
+"""The evaluation of a run: retrieval by embeddings, re-ranked by ITM, by codes, and MAP where there are labels."""
+
+from dataclasses import dataclass
+from typing import Any, Callable, Sequence
+
+import numpy as np
+
+from xmodal_jax.assemble import Assembly
+from xmodal_jax.data.pipeline import EvalSplit, Split, eval_split
+from xmodal_jax.errors import refuse_unless
+from xmodal_jax.eval import hashing, rerank, retrieval
+from xmodal_jax.eval.embed import Embedded, Embedder, pair_scorer
+from xmodal_jax.types import Params
+
+TRAIN_RECORDS = 1000  # of the training split, for choosing the weight of the ITM score
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Weights of a run and how to encode with them."""
+
+    assembly: Assembly
+    params: Params
+
+    @property
+    def embedder(self) -> Embedder:
+        """Both encoders."""
+        return Embedder(self.assembly.model, self.params)
+
+    def views(self, name: str) -> tuple[str, ...]:
+        """The views of a split that the config evaluates."""
+        split = Split(self.assembly.config.data.path, name, self.assembly.config.data)
+        split.close()
+        return split.views
+
+    def open(self, name: str, view: str) -> EvalSplit:
+        """One view of a split."""
+        data = self.assembly.config.data
+        return eval_split(data.path, name, self.assembly.tokenizer, data, view)
+
+
+def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = False,
+             say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:  # fmt: skip
+    """All tables of one split.
+
+    `quick` leaves re-ranking, codes and labels out (for use while training). `say` hears what is under way.
+
+    Returns:
+      {"split", "records", "captions", "views": {view: tables}, "mean": the mean over the views, "combine", "weight"}; a view's
+      tables are "itc", "rerank" {k: summary}, "codes", "labels"; with several views also "ensemble" (their mean embedding).
+    """
+    evaluator, config = Evaluator(assembly, params), assembly.config
+    split = split or config.data.eval_split
+    embedder, found = evaluator.embedder, {}
+    ks = () if quick or "match" not in params else tuple(config.eval.rerank)
+    weight = ensure_weight(evaluator, embedder, say) if ks and config.eval.combine == "add" else 1.0
+    tables, images, text = {}, [], None
+    for view in evaluator.views(split):
+        found = evaluator.open(split, view)
+        say(f"encoding {len(found.keys)} images ({view}) and {len(found.captions)} captions")
+        image = embedder.split(found, "image", config.eval.batch_size, bool(ks))
+        text = text or embedder.split(found, "text", config.eval.batch_size, bool(ks))
+        tables[view] = view_tables(assembly, params, found, image, text, ks, weight, quick, say)
+        images.append(image.embed)
+    result = {"split": split, "records": len(found.keys), "captions": len(found.captions)}
+    result |= {"combine": config.eval.combine, "weight": weight}
+    result |= {"views": tables, "mean": mean_tables(list(tables.values()))}
+    if len(images) > 1 and all(len(image) == len(images[0]) for image in images):
+        result["ensemble"] = itc_table(np.mean(images, axis=0), text.embed, found)
+    return result
+
+
+def view_tables(assembly: Assembly, params: Params, split: EvalSplit, image: Embedded, text: Embedded,
+                ks: Sequence[int], weight: float, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:  # fmt: skip
+    """The tables of one view; see `evaluate`."""
+    tables: dict[str, Any] = {"itc": itc_table(image.embed, text.embed, split)}
+    if ks:
+        say(f"re-ranking the best {', '.join(map(str, ks))} with ITM")
+        positives = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
+        score = pair_scorer(assembly.model, params, image, text)
+        how = (assembly.config.eval.combine, weight)
+        tables["rerank"] = rerank.rerank(score, image.embed, text.embed, *positives, ks, *how, fitting(split))
+    if image.codes is not None and not quick:
+        say("codes")
+        tables["codes"] = codes_table(image, text, split)
+        if split.labels is not None and split.labels.any():
+            labels = (split.labels, split.labels[split.caption_owner])
+            tables["labels"] = hashing.label_table(image.codes, text.codes, *labels, min(50, len(split.keys)))
+    return tables
+
+
+def itc_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[str, Any]:
+    """Retrieval by the embeddings [n,E] and [M,E] in both directions."""
+    to_text, to_image = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
+    ks = fitting(split)
+    return retrieval.summary(retrieval.recall(image, text, to_text, ks), retrieval.recall(text, image, to_image, ks))
+
+
+def fitting(split: EvalSplit) -> tuple[int, ...]:
+    """The k of R@k: 1, 5 and 10, less those that a small split cannot have."""
+    return tuple(k for k in (1, 5, 10) if k <= min(len(split.keys), len(split.captions)))
+
+
+def codes_table(image: Embedded, text: Embedded, split: EvalSplit) -> dict[str, Any]:
+    """Retrieval by Hamming distance over the signs of the codes, in both directions."""
+    to_text, to_image = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
+    sides = (image.codes, text.codes, to_text), (text.codes, image.codes, to_image)
+    table = retrieval.summary(*(hashing.hamming_recall(*side, fitting(split)) for side in sides))
+    return {**table, "bits": image.codes.shape[1]}
+
+
+def mean_tables(tables: list[Any]) -> Any:
+    """The mean of tables of one shape, number by number; texts stay."""
+    first = tables[0]
+    if isinstance(first, dict):
+        return {key: mean_tables([table[key] for table in tables]) for key in first}
+    return float(np.mean(tables)) if isinstance(first, (int, float)) else first
+
+
+def ensure_weight(evaluator: Evaluator, embedder: Embedder, say: Callable[[str], None]) -> float:
+    """The weight of the ITM log-odds beside the cosine.
+
+    `config.eval.weight` above 0 is taken as it is; 0 is the learned temperature, which makes the sum a log-posterior (see
+    objectives/matching.py); below 0 the best on a grid, on the first records of the training split.
+    """
+    config = evaluator.assembly.config
+    if config.eval.weight > 0:
+        return config.eval.weight
+    if config.eval.weight == 0:
+        return float(evaluator.assembly.model.apply({"params": evaluator.params}, method="temperature"))
+    name = config.data.split
+    split = head(evaluator.open(name, evaluator.views(name)[0]), TRAIN_RECORDS)
+    say(f"choosing the ITM weight on {len(split.keys)} training records")
+    image = embedder.split(split, "image", config.eval.batch_size, True)
+    text = embedder.split(split, "text", config.eval.batch_size, True)
+    k = min([*config.eval.rerank, len(split.keys), len(split.captions)])
+    refuse_unless(k > 0, f"config.eval.rerank is {config.eval.rerank}; write shortlist lengths above 0")
+    to_text, to_image = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
+    score = pair_scorer(evaluator.assembly.model, evaluator.params, image, text)
+    asks = ((image.embed, text.embed, to_text), (text.embed, image.embed, to_image))
+    sides = [rerank.score_shortlist(score, rerank.shortlist(*ask, k), i == 0) for i, ask in enumerate(asks)]
+    return rerank.choose_weight(sides)[0]
+
+
+def head(split: EvalSplit, records: int) -> EvalSplit:
+    """The first `records` of a split with one caption each (the first)."""
+    import dataclasses
+
+    count = min(records, len(split.keys))
+    first = np.unique(split.caption_owner, return_index=True)[1][:count]
+    return dataclasses.replace(
+        split,
+        keys=split.keys[:count],
+        rows=split.rows[:count],
+        captions=[split.captions[i] for i in first],
+        caption_owner=split.caption_owner[first],
+        text=split.text[first],
+        text_keys=split.text_keys[first],
+        labels=None if split.labels is None else split.labels[:count],
+    )

@@ -1,0 +1,186 @@
+"""Hash codes under test: MAP with shared labels, its value for random codes, and recall by Hamming distance.
+
+Hamming distances take K + 1 values, so most ranks are ties. Average precision here is its exact expectation over
+random orders of equal scores (McSherry and Najork, 2008), the same rule as the expected rank of `retrieval`.
+"MAP@ALL" ranks the whole gallery; "mAP@k" cuts the ranked list at k and divides by min(k, relevant items), which is
+the textbook definition (some hashing code cuts the number of relevant items instead, and its numbers are higher).
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xmodal_jax.errors import refuse_unless
+from xmodal_jax.eval import retrieval
+from xmodal_jax.search import codes, dense
+
+
+def _runs(ordered: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Float32 [b,m] -> int32 [b,m] twice: first column of the run of equal values each entry is in, and its end."""
+    rows, count = ordered.shape
+    column = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32)[None], ordered.shape)
+    edge = jnp.ones((rows, 1), bool)
+    new = jnp.concatenate([edge, ordered[:, 1:] != ordered[:, :-1]], axis=1)
+    last = jnp.concatenate([new[:, 1:], edge], axis=1)
+    start = jax.lax.cummax(jnp.where(new, column, 0), axis=1)
+    end = jax.lax.cummin(jnp.where(last, column + 1, count), axis=1, reverse=True)
+    return start, end
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def expected_average_precision(scores: jax.Array, relevant: jax.Array, k: int) -> jax.Array:
+    """Average precision of the first `k` places, expected over random orders of equal scores.
+
+    A place in a run of n equal scores with r relevant items, j places into it, after N items of which R are relevant,
+    is relevant with probability r/n and then has a precision of (R + 1 + j (r-1)/(n-1)) / (N + j + 1).
+
+    Args:
+      scores: float32 [b,m], more is better.
+      relevant: bool [b,m].
+      k: static, at most m (m is MAP@ALL).
+
+    Returns:
+      float32 [b]; NaN where nothing is relevant.
+    """
+    negative, right = jax.lax.sort((-scores, relevant.astype(jnp.int32)), dimension=1, num_keys=1)
+    start, end = _runs(negative)
+    before = jnp.pad(jnp.cumsum(right, axis=1), ((0, 0), (1, 0)))
+    above = jnp.take_along_axis(before, start, axis=1)
+    inside = (jnp.take_along_axis(before, end, axis=1) - above).astype(jnp.float32)
+    size = (end - start).astype(jnp.float32)
+    column = jnp.arange(scores.shape[1], dtype=jnp.int32)[None]
+    step = (column - start).astype(jnp.float32)
+    hits = above.astype(jnp.float32) + 1.0 + step * (inside - 1.0) / jnp.maximum(size - 1.0, 1.0)
+    terms = inside / size * hits / (column + 1).astype(jnp.float32)
+    possible = jnp.minimum(before[:, -1], k).astype(jnp.float32)
+    return jnp.where(column < k, terms, 0.0).sum(axis=1) / jnp.where(possible > 0, possible, jnp.nan)
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _precision_block(query: jax.Array, gallery: jax.Array, labels: jax.Array, gallery_labels: jax.Array, k: int):
+    relevant = dense.inner_product(labels, gallery_labels) > 0
+    return expected_average_precision(dense.inner_product(query, gallery), relevant, k)
+
+
+def mean_average_precision(
+    query: np.ndarray,
+    gallery: np.ndarray,
+    query_labels: np.ndarray,
+    gallery_labels: np.ndarray,
+    k: int | None = None,
+    chunk: int | None = None,
+) -> float:
+    """MAP@ALL (or textbook mAP@k) between 0 and 1; an item is relevant when it shares at least one label.
+
+    Args:
+      query: [n,K] hash values ±1 (ranked by Hamming distance) or [n,E] embeddings (ranked by inner product).
+      gallery: [m,K] or [m,E].
+      query_labels: [n,C] multi-hot.
+      gallery_labels: [m,C].
+      k: cut of the ranked list; None is the whole gallery.
+      chunk: queries per block; by default bounded by memory.
+
+    Returns:
+      The mean over the queries for which the gallery holds something relevant.
+
+    Raises:
+      UserError: k outside the gallery, rows that do not match, or no query with anything relevant.
+    """
+    arrays = [np.asarray(array, np.float32) for array in (query, query_labels, gallery, gallery_labels)]
+    _refuse_bad_labels(*arrays)
+    count = len(arrays[2])
+    retrieval.refuse_large_k([k or count], count)
+    rows, labels = jnp.asarray(arrays[2]), jnp.asarray(arrays[3])
+    size = retrieval.block_size(len(query), 8 * count, chunk)  # about eight arrays of the block's size live at once
+    values = [
+        np.asarray(_precision_block(jnp.asarray(block[0]), rows, jnp.asarray(block[1]), labels, k or count))[:real]
+        for real, block in retrieval.query_blocks(arrays[:2], size)
+    ]
+    values = np.concatenate(values).astype(np.float64)
+    refuse_unless(
+        not np.isnan(values).all(), "No query shares a label with the gallery, so MAP means nothing; check the labels."
+    )
+    return float(np.nanmean(values))
+
+
+def _refuse_bad_labels(query: np.ndarray, labels: np.ndarray, gallery: np.ndarray, gallery_labels: np.ndarray) -> None:
+    refuse_unless(
+        len(query) > 0 and len(gallery) > 0, "There is nothing to evaluate: the query or gallery side is empty."
+    )
+    for side, rows, multi_hot in (("query", query, labels), ("gallery", gallery, gallery_labels)):
+        refuse_unless(
+            len(rows) == len(multi_hot),
+            f"The {side} side has {len(rows)} rows and {len(multi_hot)} rows of labels; write one for each row.",
+        )
+        refuse_unless(bool(np.isfinite(rows).all()), f"The {side} rows are not finite: the model has diverged.")
+    refuse_unless(
+        query.shape[1] == gallery.shape[1] and labels.shape[1] == gallery_labels.shape[1],
+        f"Query rows and labels are {query.shape[1]} and {labels.shape[1]} wide, those of the gallery "
+        f"{gallery.shape[1]} and {gallery_labels.shape[1]}; make both with the same model and label names.",
+    )
+
+
+def random_code_value(
+    query_labels: np.ndarray,
+    gallery_labels: np.ndarray,
+    bits: int,
+    k: int | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+) -> float:
+    """What `mean_average_precision` says of random codes of this length, the floor of any MAP: mean over seeded draws.
+
+    Raises:
+      UserError: `bits` is not a multiple of 8, or as `mean_average_precision`.
+    """
+    codes.refuse_bad_bits(bits)
+
+    def draw(seed: int) -> float:
+        rng = np.random.default_rng(seed)
+        sides = [2 * rng.integers(0, 2, (len(labels), bits)) - 1 for labels in (query_labels, gallery_labels)]
+        return mean_average_precision(*sides, query_labels, gallery_labels, k)
+
+    return float(np.mean([draw(seed) for seed in seeds]))
+
+
+def hamming_recall(
+    query: np.ndarray,
+    gallery: np.ndarray,
+    positives: np.ndarray,
+    ks: Sequence[int] = (1, 5, 10),
+    chunk: int | None = None,
+) -> dict[str, float]:
+    """`retrieval.recall` by Hamming distance: hash values of any real type, [n,K] and [m,K], signs taken here.
+
+    The inner product of ±1 codes is K - 2 x distance, an exact integer in float32, so ties are exact.
+    """
+    signs = [codes.unpack(codes.pack(side)) for side in (query, gallery)]
+    return retrieval.recall(*signs, positives, ks, chunk)
+
+
+def label_table(
+    image_codes: np.ndarray, text_codes: np.ndarray, image_labels: np.ndarray, text_labels: np.ndarray, k: int = 50
+) -> dict[str, dict[str, float]]:
+    """MAP@ALL and mAP@k of the codes in both directions, each with the value of random codes beside it.
+
+    Args:
+      image_codes: hash values [n,K], signs taken here; text_codes: [m,K].
+      image_labels: multi-hot [n,C]; text_labels: [m,C].
+      k: cut of mAP@k; at most the smaller side.
+
+    Returns:
+      {"i2t" and "t2i": {"MAP@ALL", "MAP@ALL random", "mAP@k", "mAP@k random"}}, values between 0 and 1.
+    """
+    image, text = (codes.unpack(codes.pack(side)) for side in (image_codes, text_codes))
+    sides = {"i2t": (image, text, image_labels, text_labels), "t2i": (text, image, text_labels, image_labels)}
+    return {name: _label_row(*side, k) for name, side in sides.items()}
+
+
+def _label_row(query: np.ndarray, gallery: np.ndarray, query_labels: np.ndarray, gallery_labels: np.ndarray, k: int):
+    row = {}
+    for name, cut in (("MAP@ALL", None), (f"mAP@{k}", k)):
+        row[name] = mean_average_precision(query, gallery, query_labels, gallery_labels, cut)
+        row[f"{name} random"] = random_code_value(query_labels, gallery_labels, query.shape[1], cut)
+    return row

@@ -1,0 +1,187 @@
+"""Two-stage retrieval: the contrastive embeddings shortlist, the matching head re-ranks the shortlist.
+
+ALBEF (Li et al., 2021) lets the matching score replace the contrastive one, BLIP (Li et al., 2022) adds the two.
+All cut-offs k come from one scoring pass at the largest: the candidates of k = 16 are the first 16 columns of k = 64.
+Items outside the shortlist keep their contrastive order behind it.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xmodal_jax.errors import refuse_unless
+from xmodal_jax.eval import retrieval
+
+COMBINE = ("add", "replace")
+WEIGHTS = (0.0, 0.003, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0, 5.0)
+Score = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shortlist:
+    """The k best candidates of each query by contrastive score, and what is known about them.
+
+    rows: int32 [n,k] gallery rows, best first; itc: float32 [n,k] their contrastive scores;
+    relevant: bool [n,k]; places: standing of the best positive in the whole gallery (contrastive);
+    itm: float32 [n,k] matching logits once scored, and seconds: {k: wall time until the first k columns were scored}.
+    """
+
+    rows: np.ndarray
+    itc: np.ndarray
+    relevant: np.ndarray
+    places: retrieval.Places
+    itm: np.ndarray | None = None
+    seconds: dict[int, float] = dataclasses.field(default_factory=dict)
+
+
+def shortlist(
+    query: np.ndarray, gallery: np.ndarray, positives: np.ndarray, k: int, chunk: int | None = None
+) -> Shortlist:
+    """First stage: the `k` best of [m,E] for each of [n,E], positives int [n,P] (-1 padded) as in `retrieval.recall`.
+
+    Raises:
+      UserError: k larger than the gallery, or as `retrieval.places`.
+    """
+    found = retrieval.places(query, gallery, positives, chunk)
+    scores, rows = retrieval.topk(query, gallery, k)
+    relevant = np.stack([np.isin(row, right) for row, right in zip(rows, positives, strict=True)])
+    return Shortlist(rows, scores, relevant, found)
+
+
+def _score_columns(score: Score, fixed: np.ndarray, rows: np.ndarray, images_ask: bool, block: int) -> np.ndarray:
+    """Scores of the pairs (fixed [n], rows [n,c]) in blocks of one shape: float32 [n,c]."""
+    asks = np.repeat(fixed.astype(np.int32), rows.shape[1])
+    image, text = (asks, rows.ravel()) if images_ask else (rows.ravel(), asks)
+    # dispatch everything before reading anything back: the device never waits for the host
+    parts = [
+        (real, score(jnp.asarray(images), jnp.asarray(texts)))
+        for real, (images, texts) in retrieval.query_blocks([image, text], block)
+    ]
+    return np.concatenate([np.asarray(part, np.float32)[:real] for real, part in parts]).reshape(rows.shape)
+
+
+def score_shortlist(
+    score: Score, candidates: Shortlist, images_ask: bool, ks: Sequence[int] | None = None, block: int = 256
+) -> Shortlist:
+    """Second stage: the matching logits of every candidate, in blocks of `block` pairs of one compiled shape.
+
+    Args:
+      score: (image_rows int32 [b], text_rows int32 [b]) -> logits float32 [b], more = a better match. Jit it with the
+        token arrays [rows,N,D] as arguments: closed over, they become constants of the program.
+      candidates: from `shortlist`.
+      images_ask: True when the queries are images and the gallery texts.
+      ks: cut-offs at which to note the time; the columns between two of them are scored together.
+      block: pairs per call.
+
+    Returns:
+      The shortlist with `itm` and `seconds` (compilation not counted).
+    """
+    count, width = candidates.rows.shape
+    ks = sorted(set(ks or [width]) | {width})
+    queries = np.arange(count)
+    _score_columns(score, queries[:1], candidates.rows[:1, :1], images_ask, block)  # compiles
+    begin, previous, columns, seconds = time.perf_counter(), 0, [], {}
+    for k in ks:
+        columns.append(_score_columns(score, queries, candidates.rows[:, previous:k], images_ask, block))
+        previous, seconds[k] = k, time.perf_counter() - begin
+    return dataclasses.replace(candidates, itm=np.concatenate(columns, axis=1), seconds=seconds)
+
+
+def combined(itc: np.ndarray, itm: np.ndarray, combine: str, weight: float) -> np.ndarray:
+    """Scores [n,k] of the second stage: `itm` ("replace") or itc + weight * itm ("add").
+
+    Raises:
+      UserError: another word, or logits that are not finite.
+    """
+    refuse_unless(combine in COMBINE, f'combine = "{combine}" is not a way to re-rank; write "add" or "replace".')
+    refuse_unless(bool(np.isfinite(itm).all()), "The matching logits are not finite: the model has diverged.")
+    return itm if combine == "replace" else itc + np.float32(weight) * itm
+
+
+def reranked(candidates: Shortlist, k: int, combine: str = "add", weight: float = 1.0) -> np.ndarray:
+    """Expected rank of the first relevant item after re-ranking the first `k` candidates, float64 [n].
+
+    Raises:
+      UserError: k larger than the shortlist, an unscored shortlist, or as `combined`.
+    """
+    width = candidates.rows.shape[1]
+    refuse_unless(1 <= k <= width, f"k = {k} does not fit a shortlist of {width}; write k between 1 and {width}.")
+    refuse_unless(candidates.itm is not None, "The shortlist has no matching scores; call score_shortlist first.")
+    scores = combined(candidates.itc[:, :k], candidates.itm[:, :k], combine, weight)
+    relevant = candidates.relevant[:, :k]
+    best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
+    equal = scores == best
+    inside = retrieval.Places((scores > best).sum(1), equal.sum(1), (equal & relevant).sum(1)).ranks()
+    return np.where(relevant.any(axis=1), inside, _rank_behind(candidates.places, k))
+
+
+def _rank_behind(found: retrieval.Places, k: int) -> np.ndarray:
+    """Rank of a query whose positives all missed the shortlist; items tied with the best one that got in are ahead."""
+    got_in = np.clip(k - found.above, 0, found.tied - found.relevant)
+    return retrieval.Places(found.above + got_in, found.tied - got_in, found.relevant).ranks()
+
+
+def rerank(
+    score: Score,
+    image: np.ndarray,
+    text: np.ndarray,
+    image_to_text: np.ndarray,
+    text_to_image: np.ndarray,
+    ks: Sequence[int] = (16, 64),
+    combine: str = "add",
+    weight: float = 1.0,
+    recall_ks: Sequence[int] = (1, 5, 10),
+    block: int = 256,
+) -> dict[int, dict[str, object]]:
+    """Re-ranked retrieval in both directions for several shortlist lengths, from one scoring pass per direction.
+
+    Args:
+      score: pair scorer as in `score_shortlist`.
+      image: contrastive embeddings [n,E]; text: [m,E].
+      image_to_text: positives int [n,P]; text_to_image: int [m,P'] (-1 padded).
+      ks: lengths of the shortlist; 0 is the contrastive result alone.
+      combine, weight: as in `combined`.
+      recall_ks: the k of R@k.
+
+    Returns:
+      {k: `retrieval.summary` with "seconds" (both directions, scoring only) and "pairs" scored}.
+
+    Raises:
+      UserError: a k larger than either gallery, or as `retrieval.recall` and `combined`.
+    """
+    for gallery in (len(image), len(text)):
+        retrieval.refuse_large_k([*filter(None, ks), *recall_ks], gallery)
+    longest = max(ks)
+    sides = [shortlist(image, text, image_to_text, longest), shortlist(text, image, text_to_image, longest)]
+    sides = [score_shortlist(score, side, i == 0, list(filter(None, ks)), block) for i, side in enumerate(sides)]
+    return {k: _summary_at(sides, k, combine, weight, recall_ks) for k in ks}
+
+
+def _summary_at(sides: list[Shortlist], k: int, combine: str, weight: float, recall_ks: Sequence[int]) -> dict:
+    ranks = [reranked(side, k, combine, weight) if k else side.places.ranks() for side in sides]
+    table = retrieval.summary(*(retrieval.recall_of_ranks(rank, recall_ks) for rank in ranks))
+    seconds = sum(side.seconds.get(k, 0.0) for side in sides)
+    return {**table, "seconds": seconds, "pairs": k * sum(len(side.rows) for side in sides)}
+
+
+def choose_weight(
+    sides: Sequence[Shortlist], weights: Sequence[float] = WEIGHTS, recall_ks: Sequence[int] = (1, 5, 10)
+) -> tuple[float, dict[float, float]]:
+    """The weight of "add" with the highest mean R@k over the scored shortlists `sides`. Give it training data only.
+
+    Equal recalls (a training set is often saturated) are settled by the mean reciprocal rank, then the smaller weight.
+
+    Returns:
+      The weight and {weight: mR} for the record.
+    """
+    table = {}
+    for weight in weights:
+        ranks = [reranked(side, side.rows.shape[1], "add", weight) for side in sides]
+        recalls = [100.0 * np.mean(rank <= k) for rank in ranks for k in recall_ks]
+        table[weight] = (float(np.mean(recalls)), float(np.mean([np.mean(1 / rank) for rank in ranks])))
+    best = max(weights, key=lambda weight: (*table[weight], -weight))
+    return best, {weight: value[0] for weight, value in table.items()}

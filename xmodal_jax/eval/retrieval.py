@@ -1,0 +1,214 @@
+"""Retrieval: recall@k, exact and in blocks of queries, with one tie rule.
+
+The tie rule, everywhere in this package: the rank of a query is the expected rank of its first relevant item when items
+with equal scores are put in random order. With `above` items scoring more than the best relevant one, `tied` items at
+its score and `relevant` of those relevant, that is above + (tied + 1) / (relevant + 1).
+Sorting instead lets the order of the files decide, which matters when hash codes tie at every distance.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.search import dense
+
+TIE_RULE = "expected rank over ties"
+BLOCK_SCORES = 1 << 25  # scores of one block of queries: 128 MiB of float32, whatever the number of queries
+
+
+class Places(NamedTuple):
+    """Where the best relevant item of each query stands: int64 [n] each, counted over the whole gallery.
+
+    above: items that score more; tied: items at its score, itself included; relevant: the relevant ones of those.
+    """
+
+    above: np.ndarray
+    tied: np.ndarray
+    relevant: np.ndarray
+
+    def ranks(self) -> np.ndarray:
+        """Expected rank of the first relevant item, float64 [n], 1 = first."""
+        return self.above + (self.tied + 1) / (self.relevant + 1)
+
+
+def query_blocks(arrays: Sequence[np.ndarray], size: int) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """Cut arrays [n,...] into blocks of `size` rows, the last one padded with copies of its last row.
+
+    Yields: the number of real rows and the blocks.
+    """
+    count = len(arrays[0])
+    for start in range(0, count, size):
+        rows = np.minimum(np.arange(start, start + size), count - 1)
+        yield min(size, count - start), [array[rows] for array in arrays]
+
+
+def block_size(queries: int, gallery: int, chunk: int | None, multiple: int = 1) -> int:
+    """Queries per block: `chunk`, or as many as keep its scores under `BLOCK_SCORES`; rounded up to a multiple."""
+    wanted = chunk or min(queries, max(1, BLOCK_SCORES // gallery))
+    return -(-wanted // multiple) * multiple
+
+
+def _refuse_bad_recall(query: np.ndarray, gallery: np.ndarray, positives: np.ndarray) -> None:
+    refuse_unless(
+        len(query) > 0 and len(gallery) > 0, "There is nothing to evaluate: the query or gallery side is empty."
+    )
+    refuse_unless(
+        query.shape[1] == gallery.shape[1],
+        f"The query is {query.shape[1]} wide and the gallery {gallery.shape[1]}; embed both with the same model.",
+    )
+    refuse_unless(
+        len(positives) == len(query),
+        f"There are {len(query)} queries and {len(positives)} rows of positives; write one row of positives per query.",
+    )
+    for side, rows in (("query", query), ("gallery", gallery)):
+        # NaN compares false with everything, so a diverged model would score a perfect recall
+        refuse_unless(bool(np.isfinite(rows).all()), f"The {side} embeddings are not finite: the model has diverged.")
+    refuse_unless(
+        positives.max() < len(gallery) and positives.min() >= -1,
+        f"A positive is outside the gallery of {len(gallery)} rows; write 0 to {len(gallery) - 1}, or -1 as padding.",
+    )
+    empty = np.flatnonzero((positives < 0).all(axis=1))
+    if len(empty):
+        raise UserError(f"{len(empty)} queries have no positive, the first is query {empty[0]}; leave them out.")
+
+
+def _unique_positives(positives: np.ndarray) -> np.ndarray:
+    """Positives [n,P] with repetitions replaced by -1, so that no relevant item is counted twice."""
+    ordered = np.sort(positives, axis=1)
+    repeated = np.zeros(ordered.shape, bool)
+    repeated[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    return np.where(repeated, -1, ordered).astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _places_block(query: jax.Array, gallery: jax.Array, positives: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Query [b,E], gallery [m,E], positives int32 [b,P] -> above, tied, relevant as int32 [3,b].
+
+    The positives' scores are read out of the same block of scores that is counted: computed apart, they would differ
+    in the last bit and ties would be lost.
+    """
+    scores = dense.inner_product(query, gallery)
+    found = jnp.take_along_axis(scores, jnp.maximum(positives, 0), axis=1)
+    found = jnp.where(positives >= 0, found, -jnp.inf)
+    best = found.max(axis=1, keepdims=True)
+    counts = [(scores > best), (scores == best), (found == best)]
+    places = jnp.stack([count.sum(axis=1, dtype=jnp.int32) for count in counts])
+    return places if mesh is None else jax.lax.with_sharding_constraint(places, NamedSharding(mesh, PartitionSpec()))
+
+
+def places(
+    query: np.ndarray, gallery: np.ndarray, positives: np.ndarray, chunk: int | None = None, mesh: Mesh | None = None
+) -> Places:
+    """Where each query's best relevant item stands, exactly, without the n x m matrix.
+
+    Args:
+      query: [n,E] embeddings (normalised, or ±1 hash values), ranked by inner product.
+      gallery: [m,E].
+      positives: int [n,P] rows of the gallery that are right, -1 padded.
+      chunk: queries per block; by default as many as keep a block of scores within 128 MiB.
+      mesh: spread each block of queries over all axes of this mesh; the gallery is replicated.
+
+    Raises:
+      UserError: different widths, an empty side, a query without a positive, non-finite embeddings.
+    """
+    query, gallery, positives = np.asarray(query, np.float32), np.asarray(gallery, np.float32), np.asarray(positives)
+    _refuse_bad_recall(query, gallery, positives)
+    devices = 1 if mesh is None else mesh.size
+    rows = None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    gallery = jax.device_put(gallery, whole)
+    parts = []
+    size = block_size(len(query), len(gallery), chunk, devices)
+    for count, block in query_blocks([query, _unique_positives(positives)], size):
+        asked, right = (jax.device_put(part, rows) for part in block)
+        parts.append(np.asarray(_places_block(asked, gallery, right, mesh), np.int64)[:, :count])
+    return Places(*np.concatenate(parts, axis=1))
+
+
+def recall_of_ranks(ranks: np.ndarray, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """{"R@k": percent of ranks <= k, ..., "median_rank"} from ranks [n] (1 = first)."""
+    ranks = np.asarray(ranks)
+    table = {f"R@{k}": 100.0 * float(np.mean(ranks <= k)) for k in ks}
+    return {**table, "median_rank": float(np.median(ranks))}
+
+
+def refuse_large_k(ks: Sequence[int], gallery: int) -> None:
+    """Raise `UserError` unless every k is between 1 and the number of items in the gallery."""
+    refuse_unless(
+        all(1 <= k <= gallery for k in ks),
+        f"R@k with k = {', '.join(map(str, ks))} does not fit a gallery of {gallery}; write k between 1 and {gallery}.",
+    )
+
+
+def recall(
+    query: np.ndarray,
+    gallery: np.ndarray,
+    positives: np.ndarray,
+    ks: Sequence[int] = (1, 5, 10),
+    chunk: int | None = None,
+    mesh: Mesh | None = None,
+) -> dict[str, float]:
+    """Recall@k in percent (a query counts once if any of its positives is in the top k) and the median rank.
+
+    Arguments as in `places`; ties by the expected rank (see the module's head).
+
+    Raises:
+      UserError: as in `places`, and a k larger than the gallery.
+    """
+    refuse_large_k(ks, len(gallery))
+    return recall_of_ranks(places(query, gallery, positives, chunk, mesh).ranks(), ks)
+
+
+def summary(i2t: dict[str, float], t2i: dict[str, float]) -> dict[str, object]:
+    """Both directions and their total: {"i2t", "t2i", "mR": mean of all R@k, "rSum": sum, "ties": the tie rule}."""
+    values = [value for side in (i2t, t2i) for name, value in side.items() if name.startswith("R@")]
+    return {"i2t": i2t, "t2i": t2i, "mR": sum(values) / len(values), "rSum": sum(values), "ties": TIE_RULE}
+
+
+def _padded(rows: list[np.ndarray]) -> np.ndarray:
+    """Rows of different length as one int32 matrix [n, longest], padded with -1."""
+    table = np.full((len(rows), max(map(len, rows), default=0)), -1, np.int32)
+    for line, row in zip(table, rows, strict=True):
+        line[: len(row)] = row
+    return table
+
+
+def positives_from_owners(
+    caption_owner: np.ndarray, text_keys: np.ndarray, images: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Any matching caption is right, in both directions: an image owns a text when one of its captions is that text.
+
+    Args:
+      caption_owner: int [M], the image (0 .. images-1) of each caption.
+      text_keys: int [M], equal for identical captions.
+      images: number of images; by default the largest owner + 1.
+
+    Returns:
+      image to text int32 [images,P] and text to image int32 [M,P'], both -1 padded, for `recall`.
+    """
+    owner, count = np.asarray(caption_owner), int(images or np.max(caption_owner) + 1)
+    keys, key = np.unique(np.asarray(text_keys), return_inverse=True)
+    captions_of = _groups(key, np.arange(len(key)), len(keys))
+    owners_of = [np.unique(owner[rows]) for rows in captions_of]
+    keys_of = [np.unique(group) for group in _groups(owner, key, count)]
+    nothing = [np.zeros(0, np.int64)]
+    to_text = _padded([np.concatenate([captions_of[k] for k in mine] or nothing) for mine in keys_of])
+    table = _padded(owners_of)
+    return to_text, table[key]
+
+
+def _groups(group: np.ndarray, values: np.ndarray, count: int) -> list[np.ndarray]:
+    """Values of each group 0 .. count-1, in order."""
+    order = np.argsort(group, kind="stable")
+    return np.split(values[order], np.searchsorted(group[order], np.arange(1, count)))
+
+
+def topk(query: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` best gallery rows of each query by inner product, exactly and in blocks: scores and rows, [n,k] each."""
+    return dense.dense_topk(query, gallery, k, cosine=False)

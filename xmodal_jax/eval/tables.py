@@ -1,0 +1,130 @@
+"""The result of an evaluation as tables: aligned text for the terminal, and the same rows for the report."""
+
+from dataclasses import dataclass
+from typing import Any, Iterator
+
+Tables = dict[str, Any]
+
+DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to rank: which pictures, ranked by what, and its `retrieval.summary` (with "seconds" where measured)."""
+
+    view: str
+    name: str
+    summary: Tables
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of texts: column heads and rows of the same length."""
+
+    head: list[str]
+    rows: list[list[str]]
+
+    def __str__(self) -> str:
+        """Columns aligned: the texts of the first two to the left, numbers to the right."""
+        lines = [self.head, *self.rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.head))]
+        cells = [
+            [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))]
+            for line in lines
+        ]
+        head, *rows = ["  ".join(line).rstrip() for line in cells]
+        return "\n".join([head, "-" * len(head), *rows])
+
+
+def sections(result: Tables) -> Iterator[tuple[str, Tables]]:
+    """(name, tables) of each view, and of their mean where there are several."""
+    yield from result["views"].items()
+    if len(result["views"]) > 1:
+        yield "mean of the views", result["mean"]
+
+
+def retrieval_rows(result: Tables) -> list[Row]:
+    """All rows of retrieval that `eval.evaluate.evaluate` measured, view by view."""
+    rows = []
+    for view, tables in sections(result):
+        rows.append(Row(view, "embeddings (ITC)", tables["itc"]))
+        for k, summary in sorted(tables.get("rerank", {}).items(), key=lambda entry: int(entry[0])):
+            rows.append(Row(view, f"ITM re-ranks the best {k}" if int(k) else "no re-ranking", summary))
+        if "codes" in tables:
+            rows.append(Row(view, f"{tables['codes']['bits']:.0f}-bit codes (Hamming)", tables["codes"]))
+    if "ensemble" in result:
+        rows.append(Row("views averaged", "embeddings (ITC)", result["ensemble"]))
+    return rows
+
+
+def recall_names(result: Tables) -> list[str]:
+    """The measures "R@k" of a result, in its order."""
+    return [name for name in result["mean"]["itc"]["i2t"] if name.startswith("R@")]
+
+
+def retrieval_grid(result: Tables) -> Grid:
+    """Recall in percent in both directions, mR, rSum, and the seconds of re-ranking."""
+    names = recall_names(result)
+    head = [
+        "pictures",
+        "ranked by",
+        *(f"{side} {name}" for side in DIRECTIONS for name in names),
+        "mR",
+        "rSum",
+        "seconds",
+    ]
+    return Grid(head, [retrieval_cells(row, names) for row in retrieval_rows(result)])
+
+
+def retrieval_cells(row: Row, names: list[str]) -> list[str]:
+    """One row of `retrieval_grid`."""
+    numbers = [row.summary[side][name] for side in DIRECTIONS for name in names]
+    seconds = f"{row.summary['seconds']:.2f}" if "seconds" in row.summary else ""
+    totals = [f"{row.summary['mR']:.1f}", f"{row.summary['rSum']:.1f}"]
+    return [row.view, row.name, *(f"{number:.1f}" for number in numbers), *totals, seconds]
+
+
+def label_grid(result: Tables) -> Grid | None:
+    """MAP of the codes by shared labels, each value with that of random codes beside it; None without labels."""
+    found = [(view, tables["labels"]) for view, tables in sections(result) if "labels" in tables]
+    if not found:
+        return None
+    names = list(found[0][1]["i2t"])
+    rows = [
+        [view, words, *(f"{table[side][name]:.3f}" for name in names)]
+        for view, table in found
+        for side, words in DIRECTIONS.items()
+    ]
+    return Grid(["pictures", "direction", *names], rows)
+
+
+def notes(result: Tables) -> list[str]:
+    """How the numbers were made: one sentence each."""
+    first = result["mean"]["itc"]
+    said = [
+        f"Ties: {first['ties']}. Right is any picture whose captions hold the same text, in both directions.",
+        f"i2t: image to text over {result['captions']} captions; t2i: text to image over {result['records']} pictures.",
+    ]
+    if result["mean"].get("rerank"):
+        said.append(f"Re-ranking: {combination(result)}; seconds are for scoring the pairs of both directions.")
+    if any("labels" in tables for _, tables in sections(result)):
+        said.append(
+            "MAP: the codes' mean average precision, relevant = shares a label; random = codes drawn at random."
+        )
+    return said
+
+
+def combination(result: Tables) -> str:
+    """The rule by which ITC and ITM scores were combined, in words."""
+    if result["combine"] == "replace":
+        return "the ITM score alone orders the shortlist (replace)"
+    return f"cosine + {result['weight']:.4g} x ITM log-odds (add)"
+
+
+def as_text(result: Tables) -> str:
+    """The tables of one evaluation for a terminal."""
+    labels = label_grid(result)
+    title = f"split '{result['split']}': {result['records']} records, {result['captions']} captions"
+    step = f", step {result['step']}" if "step" in result else ""
+    parts = [title + step, str(retrieval_grid(result)), *([str(labels)] if labels else []), "\n".join(notes(result))]
+    return "\n\n".join(parts)

@@ -1,0 +1,73 @@
+"""BERT text tower: parameters as in the paper (Devlin et al. 2019), layers stacked for `scan_blocks`.
+
+Parity with Hugging Face's `BertModel` is tested; `convert/huggingface.py` maps the names.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from xmodal_jax.models.layers import (
+    BlockStyle,
+    block_params,
+    dropout,
+    layer_norm,
+    norm_params,
+    scan_blocks,
+    spread,
+    stack_params,
+)
+from xmodal_jax.types import Array, Params
+
+
+def embedding_params(key: Array, vocab_size: int, positions: int, width: int) -> Params:
+    """Word [V,D], position [P,D] and segment [2,D] tables with the LayerNorm that follows their sum."""
+    word, position, segment = jax.random.split(key, 3)
+    return {
+        "word": 0.02 * jax.random.normal(word, (vocab_size, width)),
+        "position": 0.02 * jax.random.normal(position, (positions, width)),
+        "type": 0.02 * jax.random.normal(segment, (2, width)),
+        "norm": norm_params(width),
+    }
+
+
+class Bert(nn.Module):
+    """Token ids [B,L] -> tokens [B,L,D]. Position 0 is [CLS]; id 0 is padding."""
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    hidden: int
+    positions: int = 512
+    dropout: float = 0.0
+    remat: str = "dots"
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        width, hidden = self.width, self.hidden
+        self.embed = self.param("embed", embedding_params, self.vocab_size, self.positions, width)
+        self.stack = self.param("layers", stack_params, self.layers, lambda key: block_params(key, width, hidden))
+
+    @property
+    def style(self) -> BlockStyle:
+        """The constants of this tower's blocks (the decoder runs the same blocks)."""
+        return BlockStyle(self.heads, dropout=self.dropout, remat=self.remat)
+
+    def embed_tokens(self, ids: Array, key: Array | None = None) -> Array:
+        """ids [B,L] -> normalised sum of word, position and segment embeddings [B,L,D]."""
+        tables = self.embed
+        x = tables["word"][ids]
+        x = x + spread(tables["position"][: ids.shape[1]], x) + spread(tables["type"][0], x)
+        return dropout(layer_norm(tables["norm"], x).astype(self.dtype), self.dropout, key)
+
+    def __call__(self, ids: Array, key: Array | None = None) -> Array:
+        """ids [B,L] -> tokens [B,L,D]; `key` turns dropout on."""
+        embed_key, stack_key = jax.random.split(key) if key is not None else (None, None)
+        mask = padding_mask(ids)
+        return scan_blocks(self.style, self.stack, self.embed_tokens(ids, embed_key), mask, key=stack_key)
+
+
+def padding_mask(ids: Array) -> Array:
+    """ids [B,L] -> boolean [B,1,1,L], True where attention may look (not padding)."""
+    return (ids != 0)[:, None, None, :]

@@ -1,0 +1,177 @@
+"""The assembled model: two towers, a joint space, fusion, a captioning decoder and hash heads.
+
+Every method is a pure function through `model.apply({"params": p}, ..., method=name)`; the teacher is the same model on
+another tree of parameters.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from xmodal_jax.config import Config
+from xmodal_jax.models.bert import Bert
+from xmodal_jax.models.decoder import Decoder
+from xmodal_jax.models.efficientnet import EfficientNetLite0
+from xmodal_jax.models.features import FeatureTokens
+from xmodal_jax.models.fusion import Fusion
+from xmodal_jax.models.heads import HashHead, MatchHead, Projection, TokenHead
+from xmodal_jax.models.layers import (
+    BlockStyle,
+    block_params,
+    dense,
+    dense_params,
+    layer_norm,
+    norm_params,
+    scan_blocks,
+    spread,
+    stack_params,
+)
+from xmodal_jax.models.vit import ViT
+from xmodal_jax.types import Array, Params
+
+
+def image_tower(config: Config) -> nn.Module:
+    """The image tower that `config.image.kind` names."""
+    image, dtype = config.image, jnp.dtype(config.dtype)
+    if image.kind == "vit":
+        shape = dict(patch=image.patch, width=image.width, layers=image.layers, heads=image.heads, hidden=image.hidden)
+        return ViT(image_size=config.data.image_size, dropout=image.dropout, remat=image.remat, dtype=dtype, **shape)
+    if image.kind == "efficientnet":
+        return EfficientNetLite0(summarize=True, dtype=dtype)
+    return FeatureTokens()
+
+
+class Neck(nn.Module):
+    """Raw image tokens [B,N,D'] -> what fusion reads [B,N,D]: norm, a dense layer, positions, optional blocks."""
+
+    width: int
+    layers: int
+    heads: int
+    hidden: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, raw: Array, key: Array | None = None) -> Array:
+        """raw [B,N,D'] -> [B,N,D]."""
+        x = layer_norm(self.param("norm_in", lambda _: norm_params(raw.shape[-1])), raw)
+        x = dense(self.param("project", dense_params, raw.shape[-1], self.width, raw.shape[-1] ** -0.5), x)
+        position = self.param("position", lambda k: 0.02 * jax.random.normal(k, (raw.shape[1], self.width)))
+        x = x + spread(position, x)
+        if self.layers:
+            style = BlockStyle(self.heads, pre_norm=True, eps=1e-6, dropout=self.dropout)
+            stack = self.param("layers", stack_params, self.layers, lambda k: block_params(k, self.width, self.hidden))
+            x = scan_blocks(style, stack, x, None, key=key)
+        return layer_norm(self.param("norm_out", lambda _: norm_params(self.width)), x)
+
+
+class CrossModal(nn.Module):
+    """The model of one config. `output_ids` are the word ids that MLM and LM may predict (empty: all)."""
+
+    config: Config
+    output_ids: tuple[int, ...] = ()
+
+    def setup(self) -> None:
+        image, text, fusion, joint = self.config.image, self.config.text, self.config.fusion, self.config.joint
+        dtype = jnp.dtype(self.config.dtype)
+        self.image = image_tower(self.config)
+        self.image_neck = Neck(text.width, image.neck_layers, fusion.heads, text.hidden, image.head_dropout)
+        self.image_head = Projection(joint.embed, image.pool, image.head_hidden, image.head_dropout, image.groups)
+        self.text = Bert(
+            vocab_size=text.vocab_size, width=text.width, layers=text.layers, heads=text.heads, hidden=text.hidden,
+            positions=text.positions, dropout=text.dropout, remat=text.remat, dtype=dtype,
+        )  # fmt: skip
+        self.text_head = Projection(joint.embed, text.pool, text.head_hidden, text.head_dropout)
+        self.fusion = Fusion(
+            text.width, fusion.layers, fusion.heads, fusion.hidden, text.width, fusion.dropout, fusion.remat
+        )
+        self.decoder = Decoder(text.width, text.layers, fusion.layers)
+        self.match = MatchHead()
+        self.vocabulary = TokenHead(text.width, len(self.output_ids) or text.vocab_size)
+        self.hash_image = HashHead(joint.bits)
+        self.hash_text = HashHead(joint.bits)
+        self.log_temperature = self.param("log_temperature", lambda _: jnp.log(jnp.float32(joint.temperature)))
+
+    def image_tower(self, image: Array, key: Array | None = None) -> Array:
+        """image [B,...] as the tower takes it -> its own tokens [B,N,D']."""
+        return self.image(image, key)
+
+    def image_joint(self, raw: Array, key: Array | None = None) -> tuple[Array, Array]:
+        """The tower's tokens [B,N,D'] -> tokens [B,N,D] for fusion, unit embedding [B,E]."""
+        keys = jax.random.split(key) if key is not None else (None, None)
+        tokens = self.image_neck(raw, keys[0])
+        return tokens, self.image_head(raw, tokens, None, keys[1])
+
+    def text_tower(self, ids: Array, key: Array | None = None) -> Array:
+        """ids [B,L] -> tokens [B,L,D]."""
+        return self.text(ids, key)
+
+    def text_joint(self, tokens: Array, ids: Array, key: Array | None = None) -> Array:
+        """Tokens [B,L,D] of ids [B,L] -> unit embedding [B,E]."""
+        return self.text_head(tokens, tokens, ids != 0, key)
+
+    def encode_image(self, image: Array) -> tuple[Array, Array]:
+        """image [B,...] -> tokens [B,N,D] for fusion, unit embedding [B,E]; no dropout."""
+        return self.image_joint(self.image_tower(image))
+
+    def encode_text(self, ids: Array) -> tuple[Array, Array]:
+        """ids [B,L] -> tokens [B,L,D], unit embedding [B,E]; no dropout."""
+        tokens = self.text_tower(ids)
+        return tokens, self.text_joint(tokens, ids)
+
+    def fuse(self, image: Array, text: Array, mask: Array, rows: Array | None = None, key: Array | None = None) -> Array:
+        """image tokens [B,N,D], text tokens [b,L,D], mask [b,L], rows int [b] -> fused tokens [b,L,D]."""
+        return self.fusion(image, text, mask, rows, key)
+
+    def decode(self, image: Array, ids: Array, rows: Array | None = None, key: Array | None = None) -> Array:
+        """image tokens [B,N,D], ids [b,L] from the start token on -> hidden states [b,L,D]."""
+        return self.decoder(self.text, self.fusion, image, ids, rows, key)
+
+    def match_logits(self, fused: Array, mask: Array) -> Array:
+        """fused [b,L,D], mask [b,L] -> ITM logits [b,2]."""
+        return self.match(fused, mask)
+
+    def score(self, image: Array, text: Array, mask: Array, rows: Array | None = None) -> Array:
+        """Pair score of aligned rows, the ITM log-odds [b]: image tokens [B,N,D], text tokens [b,L,D], mask [b,L]."""
+        logits = self.match(self.fuse(image, text, mask, rows), mask)
+        return logits[:, 1] - logits[:, 0]
+
+    def token_logits(self, hidden: Array) -> Array:
+        """hidden [...,D] -> logits [...,V] over the output vocabulary (`output_ids`, or all word ids)."""
+        table = self.text.embed["word"]
+        return self.vocabulary(hidden, table[jnp.asarray(self.output_ids)] if self.output_ids else table)
+
+    def hash_image_codes(self, embed: Array) -> Array:
+        """Image embeddings [B,E] -> relaxed codes [B,K]."""
+        return self.hash_image(embed)
+
+    def hash_text_codes(self, embed: Array) -> Array:
+        """Text embeddings [B,E] -> relaxed codes [B,K]."""
+        return self.hash_text(embed)
+
+    def temperature(self) -> Array:
+        """The learnable temperature, clamped to the configured interval."""
+        joint = self.config.joint
+        low, high = jnp.log(jnp.float32(joint.temperature_min)), jnp.log(jnp.float32(joint.temperature_max))
+        return jnp.exp(jnp.clip(self.log_temperature, low, high))
+
+    def touch(self, image: Array, ids: Array, parts: frozenset[str]) -> Array:
+        """Run what the objectives use once, so that `init` makes exactly those parameters."""
+        tokens, embed = self.encode_image(image)
+        words, _ = self.encode_text(ids)
+        if "fusion" in parts:
+            self.fuse(tokens, words, ids != 0)
+        if "match" in parts:
+            self.match_logits(words, ids != 0)
+        if "decoder" in parts:
+            self.decode(tokens, ids)
+        if "vocabulary" in parts:
+            self.token_logits(words)
+        if "hash" in parts:
+            self.hash_image_codes(embed)
+            self.hash_text_codes(embed)
+        return self.temperature()
+
+
+def init_params(model: CrossModal, key: Array, image: Array, ids: Array, parts: frozenset[str]) -> Params:
+    """Fresh parameters of the towers and of the modules named in `parts`."""
+    return model.init(key, image, ids, parts, method="touch")["params"]

@@ -1,0 +1,42 @@
+"""Captioning decoder: the text tower's and fusion's layers with causal self-attention of its own.
+
+BLIP (Li et al. 2022) shares every decoder weight with the text encoder except self-attention. Here the text tower's
+layers come first and the fusion layers, which read the image, on top; the decoder owns only the self-attention of both
+stacks and swaps them in.
+"""
+
+import flax.linen as nn
+import jax
+
+from xmodal_jax.models.bert import Bert
+from xmodal_jax.models.fusion import Fusion, causal_mask
+from xmodal_jax.models.layers import attention_params, scan_blocks, stack_params
+from xmodal_jax.types import Array
+
+
+class Decoder(nn.Module):
+    """Token ids [b,L] and image tokens [B,N,D'] -> hidden states [b,L,D] that predict the next token."""
+
+    width: int
+    text_layers: int
+    fusion_layers: int
+
+    def setup(self) -> None:
+        width = self.width
+        self.text_attention = self.param(
+            "text_attention", stack_params, self.text_layers, lambda key: attention_params(key, width)
+        )
+        self.fusion_attention = self.param(
+            "fusion_attention", stack_params, self.fusion_layers, lambda key: attention_params(key, width)
+        )
+
+    def __call__(
+        self, text: Bert, fusion: Fusion, image: Array, ids: Array, rows: Array | None = None, key: Array | None = None
+    ) -> Array:
+        """Run the shared layers causally. ids [b,L] start with the decoder's start token."""
+        keys = jax.random.split(key, 3) if key is not None else (None, None, None)
+        mask = causal_mask(ids != 0)
+        x = text.embed_tokens(ids, keys[0])
+        x = scan_blocks(text.style, {**text.stack, "attention": self.text_attention}, x, mask, key=keys[1])
+        stack = {**fusion.stack, "attention": self.fusion_attention}
+        return scan_blocks(fusion.style, stack, x, mask, fusion.reader(image.astype(x.dtype), rows), keys[2])

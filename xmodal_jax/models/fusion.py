@@ -1,0 +1,51 @@
+"""Fusion encoder: text tokens read image tokens by cross-attention in every layer (ALBEF, Li et al. 2021)."""
+
+from typing import Any, Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from xmodal_jax.models.layers import BlockStyle, block_params, project_heads, scan_blocks, stack_params
+from xmodal_jax.types import Array, Params
+
+
+class Fusion(nn.Module):
+    """Text tokens [b,L,D] and image tokens [B,N,D'] -> fused tokens [b,L,D]."""
+
+    width: int
+    layers: int
+    heads: int
+    hidden: int
+    image_width: int
+    dropout: float = 0.0
+    remat: str = "dots"
+
+    def setup(self) -> None:
+        width, hidden, source = self.width, self.hidden, self.image_width
+        self.stack = self.param("layers", stack_params, self.layers, lambda key: block_params(key, width, hidden, source))
+
+    @property
+    def style(self) -> BlockStyle:
+        """The constants of the fusion blocks (the decoder runs the same blocks)."""
+        return BlockStyle(self.heads, dropout=self.dropout, remat=self.remat)
+
+    def reader(self, image: Array, rows: Array | None) -> Callable[[Params], Any]:
+        """Keys and values of one layer: projected once per image, then gathered, so B images serve any number of pairs."""
+
+        def read(cross: Params) -> Any:
+            keys, values = (project_heads(cross[name], image, self.heads) for name in ("key", "value"))
+            return (keys, values, None) if rows is None else (keys[rows], values[rows], None)
+
+        return read
+
+    def __call__(self, image: Array, text: Array, mask: Array, rows: Array | None = None, key: Array | None = None) -> Array:
+        """image [B,N,D'], text [b,L,D], mask [b,L], rows int [b] (which image each text reads; default: its own)."""
+        image = image.astype(text.dtype)
+        return scan_blocks(self.style, self.stack, text, mask[:, None, None, :], self.reader(image, rows), key)
+
+
+def causal_mask(mask: Array) -> Array:
+    """mask [b,L] of real tokens -> boolean [b,1,L,L]: position l may look at positions <= l that are real."""
+    length = mask.shape[1]
+    lower = jnp.tril(jnp.ones((length, length), bool))
+    return lower[None, None] & mask[:, None, None, :]

@@ -1,0 +1,204 @@
+"""Transformer layers as pure functions over plain dicts of parameters.
+
+A stack of layers is one dict whose leaves carry a leading layer axis; `scan_blocks` walks it with `lax.scan`, so a deep
+tower compiles as fast as one layer and rematerialisation works on every backend (on CPU `jax.checkpoint` does nothing to
+an unrolled loop). Modules keep such a dict as one linen parameter, which lets the captioning decoder run the text
+tower's layers with its own self-attention by swapping one entry of the dict.
+
+Parameter layout of one block (PyTorch's transformer, post- or pre-norm):
+
+    attention: {query, key, value, out: {kernel [D,D], bias [D]}, norm: {scale [D], bias [D]}}
+    cross:     the same, key and value read the other modality (optional)
+    mlp:       {up: {kernel [D,F], bias}, down: {kernel [F,D], bias}, norm}
+"""
+
+from functools import partial
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from xmodal_jax.types import Array, Params
+
+POLICIES: dict[str, Callable | None] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class BlockStyle(NamedTuple):
+    """What is constant over the layers of a stack: heads, norm placement, activation, numerics."""
+
+    heads: int
+    pre_norm: bool = False
+    activation: str = "gelu"  # "gelu" is the exact erf form, as BERT and ViT use
+    eps: float = 1e-12
+    dropout: float = 0.0
+    remat: str = "dots"
+
+
+def dense_params(key: Array, inputs: int, outputs: int, scale: float = 0.02) -> Params:
+    """A dense layer drawn from a normal of standard deviation `scale` (BERT's), bias zero."""
+    return {"kernel": scale * jax.random.normal(key, (inputs, outputs)), "bias": jnp.zeros((outputs,))}
+
+
+def norm_params(width: int) -> Params:
+    """LayerNorm parameters: scale one, bias zero, both [D]."""
+    return {"scale": jnp.ones((width,)), "bias": jnp.zeros((width,))}
+
+
+def attention_params(key: Array, width: int, memory_width: int | None = None) -> Params:
+    """Multi-head attention with its norm; keys and values read `memory_width` features (default: `width`)."""
+    keys, source = jax.random.split(key, 4), memory_width or width
+    return {
+        "query": dense_params(keys[0], width, width),
+        "key": dense_params(keys[1], source, width),
+        "value": dense_params(keys[2], source, width),
+        "out": dense_params(keys[3], width, width),
+        "norm": norm_params(width),
+    }
+
+
+def block_params(key: Array, width: int, hidden: int, memory_width: int | None = None) -> Params:
+    """One transformer block; with `memory_width` it also has cross-attention over tokens of that width."""
+    keys = jax.random.split(key, 4)
+    params = {
+        "attention": attention_params(keys[0], width),
+        "mlp": {
+            "up": dense_params(keys[1], width, hidden),
+            "down": dense_params(keys[2], hidden, width),
+            "norm": norm_params(width),
+        },
+    }
+    if memory_width is not None:
+        params["cross"] = attention_params(keys[3], width, memory_width)
+    return params
+
+
+def stack_params(key: Array, layers: int, init: Callable[[Array], Params]) -> Params:
+    """`layers` independent draws of `init`, stacked on a new leading axis."""
+    return jax.vmap(init)(jax.random.split(key, layers))
+
+
+def spread(vector: Array, like: Array) -> Array:
+    """A vector [D] as [1, ..., 1, D] with the rank and dtype of `like` (no implicit promotion anywhere)."""
+    return jnp.expand_dims(vector, tuple(range(like.ndim - vector.ndim))).astype(like.dtype)
+
+
+def dense(params: Params, x: Array) -> Array:
+    """x [..., D] -> [..., F], in the dtype of x."""
+    y = x @ params["kernel"].astype(x.dtype)
+    return y + spread(params["bias"], y)
+
+
+def layer_norm(params: Params, x: Array, eps: float = 1e-12) -> Array:
+    """LayerNorm over the last axis, computed in float32 and returned in the dtype of x."""
+    y = x.astype(jnp.float32)
+    centred = y - y.mean(-1, keepdims=True)
+    y = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
+    return (y * spread(params["scale"], y) + spread(params["bias"], y)).astype(x.dtype)
+
+
+def dropout(x: Array, rate: float, key: Array | None) -> Array:
+    """Inverted dropout; no key or rate 0 is the identity."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def project_heads(params: Params, x: Array, heads: int) -> Array:
+    """x [b,L,D] -> [b,L,heads,D/heads]."""
+    y = dense(params, x)
+    return y.reshape(*y.shape[:-1], heads, y.shape[-1] // heads)
+
+
+def attend(params: Params, x: Array, keys: Array, values: Array, mask: Array | None, heads: int) -> Array:
+    """Softmax attention of x [b,L,D] over projected keys and values [b,M,heads,d].
+
+    `mask` is boolean, broadcastable to [b,heads,L,M]; True means "may look". Logits and softmax are float32.
+    """
+    query = project_heads(params["query"], x, heads)
+    logits = jnp.einsum("blhd,bmhd->bhlm", query, keys, preferred_element_type=jnp.float32)
+    logits = logits / jnp.sqrt(jnp.float32(query.shape[-1]))
+    if mask is not None:
+        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
+    mixed = jnp.einsum("bhlm,bmhd->blhd", weights, values)
+    return dense(params["out"], mixed.reshape(x.shape[:-1] + (-1,)))
+
+
+def self_attention(params: Params, x: Array, mask: Array | None, heads: int) -> Array:
+    """Self-attention of x [b,L,D] under `mask` (see `attend`)."""
+    return attend(
+        params, x, project_heads(params["key"], x, heads), project_heads(params["value"], x, heads), mask, heads
+    )
+
+
+def feed_forward(params: Params, x: Array, activation: str) -> Array:
+    """Two dense layers with a non-linearity between; x [..., D] -> [..., D]."""
+    hidden = dense(params["up"], x)
+    hidden = jax.nn.gelu(hidden, approximate=activation != "gelu") if "gelu" in activation else jax.nn.relu(hidden)
+    return dense(params["down"], hidden)
+
+
+def _residual(style: BlockStyle, norm: Params, x: Array, key: Array | None, inner: Callable[[Array], Array]) -> Array:
+    """One residual branch with the norm before it (ViT) or after the sum (BERT)."""
+    if style.pre_norm:
+        return x + dropout(inner(layer_norm(norm, x, style.eps)), style.dropout, key)
+    return layer_norm(norm, x + dropout(inner(x), style.dropout, key), style.eps)
+
+
+def block(
+    style: BlockStyle,
+    params: Params,
+    x: Array,
+    mask: Array | None,
+    memory: Any = None,
+    key: Array | None = None,
+) -> Array:
+    """One transformer block on x [b,L,D].
+
+    `memory` is what cross-attention reads: (keys, values [b,N,heads,d], mask or None); the block skips cross-attention
+    when it is None.
+    """
+    keys = jax.random.split(key, 3) if key is not None else (None, None, None)
+    attention = params["attention"]
+    x = _residual(style, attention["norm"], x, keys[0], lambda y: self_attention(attention, y, mask, style.heads))
+    if memory is not None:
+        cross = params["cross"]
+        look = partial(attend, cross, keys=memory[0], values=memory[1], mask=memory[2], heads=style.heads)
+        x = _residual(style, cross["norm"], x, keys[1], look)
+    mlp = params["mlp"]
+    return _residual(style, mlp["norm"], x, keys[2], lambda y: feed_forward(mlp, y, style.activation))
+
+
+def layer_count(stack: Params) -> int:
+    """Length of the leading layer axis of a stacked dict."""
+    return jax.tree.leaves(stack)[0].shape[0]
+
+
+def scan_blocks(
+    style: BlockStyle,
+    stack: Params,
+    x: Array,
+    mask: Array | None,
+    memory: Callable[[Params], Any] | None = None,
+    key: Array | None = None,
+) -> Array:
+    """Run x [b,L,D] through all layers of `stack` under the remat policy `style.remat`.
+
+    `memory(cross_params)` gives the keys and values of one layer's cross-attention; it is called inside the scan, so the
+    other modality is projected per layer and only where the stack has cross-attention.
+    """
+    keys = None if key is None or style.dropout == 0.0 else jax.random.split(key, layer_count(stack))
+
+    def layer(carry: Array, inputs: tuple) -> tuple[Array, None]:
+        params, layer_key = inputs
+        read = memory(params["cross"]) if memory is not None else None
+        return block(style, params, carry, mask, read, layer_key), None
+
+    policy = POLICIES[style.remat]
+    step = layer if policy is None else jax.checkpoint(layer, policy=policy, prevent_cse=False)
+    return jax.lax.scan(step, x, (stack, keys))[0]

@@ -1,0 +1,97 @@
+"""Vision Transformer (Dosovitskiy et al. 2021): pre-norm blocks over non-overlapping patches and a [CLS] token.
+
+Parity with Hugging Face's `ViTModel` is tested; `convert/huggingface.py` maps the names.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from xmodal_jax.errors import refuse_unless
+from xmodal_jax.models.layers import (
+    BlockStyle,
+    block_params,
+    dense,
+    dense_params,
+    dropout,
+    layer_norm,
+    norm_params,
+    scan_blocks,
+    spread,
+    stack_params,
+)
+from xmodal_jax.types import Array
+
+EPS = 1e-6  # the original code's; Hugging Face's configs say 1e-12, a relative 5e-7 where the variance is one
+
+
+def patchify(image: Array, patch: int) -> Array:
+    """image [B,H,W,3] -> [B,N,patch*patch*3], patches row by row, each flattened as (row, column, channel).
+
+    Raises UserError when a side is no multiple of `patch`.
+    """
+    batch, height, width, channels = image.shape
+    whole = height % patch == 0 and width % patch == 0
+    refuse_unless(
+        whole, f"image.size: {height} x {width} pixels do not divide into patches of {patch}; use a multiple."
+    )
+    rows, columns = height // patch, width // patch
+    cells = image.reshape(batch, rows, patch, columns, patch, channels).transpose(0, 1, 3, 2, 4, 5)
+    return cells.reshape(batch, rows * columns, patch * patch * channels)
+
+
+class ViT(nn.Module):
+    """uint8 image [B,H,W,3] -> tokens [B,N+1,D], [CLS] first, after the final norm.
+
+    Pixels are read as (x / 255 - mean) / std, so the host sends bytes. `remat` names a policy of models/layers.py.
+    """
+
+    patch: int = 16
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    hidden: int = 3072
+    image_size: int = 224
+    dropout: float = 0.0
+    remat: str = "dots"
+    dtype: jnp.dtype = jnp.float32
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    eps: float = EPS
+
+    def setup(self) -> None:
+        width, hidden = self.width, self.hidden
+        patches = (self.image_size // self.patch) ** 2
+        self.embed = self.param("patch", dense_params, self.patch**2 * 3, width)
+        self.cls = self.param("cls", lambda key: 0.02 * jax.random.normal(key, (1, 1, width)))
+        self.position = self.param("position", lambda key: 0.02 * jax.random.normal(key, (1, patches + 1, width)))
+        self.stack = self.param("layers", stack_params, self.layers, lambda key: block_params(key, width, hidden))
+        self.norm = self.param("norm", lambda _: norm_params(width))
+
+    @property
+    def style(self) -> BlockStyle:
+        """The constants of this tower's blocks."""
+        return BlockStyle(self.heads, pre_norm=True, eps=self.eps, dropout=self.dropout, remat=self.remat)
+
+    def normalise(self, image: Array) -> Array:
+        """uint8 [B,H,W,3] -> float32, channel-wise standardised."""
+        x = image.astype(jnp.float32) / 255.0
+        return (x - spread(jnp.asarray(self.mean), x)) / spread(jnp.asarray(self.std), x)
+
+    def embed_patches(self, image: Array, key: Array | None = None) -> Array:
+        """uint8 image [B,H,W,3] -> [CLS] and patch embeddings with their positions [B,N+1,D]."""
+        patches = dense(self.embed, patchify(self.normalise(image), self.patch).astype(self.dtype))
+        expected = self.position.shape[1] - 1
+        fits = patches.shape[1] == expected
+        refuse_unless(
+            fits, f"image: {patches.shape[1]} patches, but the tower was built for {expected}; set image.size."
+        )
+        cls = jnp.broadcast_to(self.cls.astype(self.dtype), (patches.shape[0], 1, self.width))
+        x = jnp.concatenate([cls, patches], axis=1) + self.position.astype(self.dtype)
+        return dropout(x, self.dropout, key)
+
+    def __call__(self, image: Array, key: Array | None = None) -> Array:
+        """image uint8 [B,H,W,3] -> tokens [B,N+1,D]; `key` turns dropout on."""
+        embed_key, stack_key = jax.random.split(key) if key is not None else (None, None)
+        x = scan_blocks(self.style, self.stack, self.embed_patches(image, embed_key), None, key=stack_key)
+        return layer_norm(self.norm, x, self.eps)

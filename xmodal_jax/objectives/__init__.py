@@ -1,0 +1,45 @@
+"""The losses. `OBJECTIVES` is the one place where a kind gets its name in the config."""
+
+import dataclasses
+from typing import Any
+
+from xmodal_jax.config import build, unknown_key
+from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.objectives.base import Objective
+from xmodal_jax.objectives.contrastive import ITC
+from xmodal_jax.objectives.hashing import Hash
+from xmodal_jax.objectives.language import LM, MLM
+from xmodal_jax.objectives.matching import ITM
+
+OBJECTIVES: dict[str, type] = {"itc": ITC, "itm": ITM, "mlm": MLM, "lm": LM, "hash": Hash}
+
+
+def build_objectives(section: dict[str, Any]) -> dict[str, Objective]:
+    """`config.objectives` -> {name: objective}. Each entry has a `kind` (default: its name) and the kind's fields.
+
+    Entries whose weight is 0 are left out: their passes are never traced. Raises UserError for an unknown kind or field.
+    """
+    built = {}
+    for name, fields in section.items():
+        where = f"config.objectives.{name}"
+        refuse_unless(hasattr(fields, "items"), f"{where} is {fields!r}; write a dict such as {{'kind': 'itc'}}")
+        fields = dict(fields)
+        kind = fields.pop("kind", name)
+        if kind not in OBJECTIVES:
+            raise unknown_key(kind, "config.objectives (kinds)", list(OBJECTIVES))
+        objective = build(OBJECTIVES[kind], fields, where)
+        if objective.weight != 0:
+            built[name] = objective
+    if not built:
+        raise UserError(f"config.objectives has no objective with a weight; write one of {', '.join(OBJECTIVES)}")
+    return built
+
+
+def with_special_ids(objectives: dict[str, Objective], ids: dict[type, dict[str, int]]) -> dict[str, Objective]:
+    """The objectives with the token ids that only the tokenizer knows ({class: {field: id}})."""
+    return {name: dataclasses.replace(item, **ids.get(type(item), {})) for name, item in objectives.items()}
+
+
+def parts(objectives: dict[str, Objective]) -> frozenset[str]:
+    """The model's modules that these objectives use beyond the two towers."""
+    return frozenset().union(*(item.parts for item in objectives.values()))

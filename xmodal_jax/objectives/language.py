@@ -1,0 +1,139 @@
+"""Language objectives: masked tokens read with the image (MLM), and captions written from it (LM).
+
+MLM: Devlin et al. 2019 with ALBEF's soft targets from the momentum teacher (Li et al. 2021, equation 7).
+LM: BLIP's captioning loss (Li et al. 2022), label smoothing 0.1.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xmodal_jax.errors import refuse_unless
+from xmodal_jax.forward import Forward, stop
+from xmodal_jax.objectives.base import Plain, Schedule, Term
+from xmodal_jax.types import Array, Batch
+
+MASK, BOS, VOCAB = 103, 1, 30522  # bert-base-uncased; the run's tokenizer sets the fields below
+
+
+def mask_tokens(key: Array, ids: Array, rate: float, vocab_size: int, mask_id: int) -> tuple[Array, Array, Array]:
+    """Choose tokens to predict: ids [B,L] -> masked ids [B,L], positions int [B,M], chosen bool [B,M].
+
+    In each row `rate` of the tokens (at least one) except [CLS] and padding are chosen; of those 80 % become [MASK],
+    10 % a random id and 10 % stay. M is fixed by L, so the head runs on the chosen positions only.
+    """
+    length = ids.shape[1]
+    slots = max(1, int(np.ceil(rate * (length - 1))))
+    order_key, kind_key, random_key = jax.random.split(key, 3)
+    eligible = (ids != 0) & (jnp.arange(length) > 0)[None, :]
+    score = jnp.where(eligible, jax.random.uniform(order_key, ids.shape), -1.0)
+    positions = jax.lax.top_k(score, slots)[1]
+    count = jnp.maximum(1, jnp.round(rate * eligible.sum(1).astype(jnp.float32)).astype(jnp.int32))
+    chosen = jnp.arange(slots)[None, :] < jnp.minimum(count, eligible.sum(1))[:, None]
+    kind = jax.random.uniform(kind_key, positions.shape)
+    old = jnp.take_along_axis(ids, positions, axis=1)
+    random = jax.random.randint(random_key, positions.shape, 1, vocab_size, ids.dtype)
+    new = jnp.where(kind < 0.8, jnp.asarray(mask_id, ids.dtype), jnp.where(kind < 0.9, random, old))
+    rows = jnp.arange(ids.shape[0])[:, None]
+    return ids.at[rows, positions].set(jnp.where(chosen, new, old)), positions, chosen
+
+
+def output_index(ids: Array, output_ids: tuple[int, ...]) -> tuple[Array, Array]:
+    """Word ids -> their rows in the output vocabulary, and whether they have one (all do without `output_ids`)."""
+    if not output_ids:
+        return ids, jnp.ones(ids.shape, bool)
+    table = jnp.asarray(output_ids, ids.dtype)
+    row = jnp.clip(jnp.searchsorted(table, ids), 0, len(output_ids) - 1).astype(ids.dtype)
+    return row, table[row] == ids
+
+
+def cross_entropy(logits: Array, target: Array, smoothing: float = 0.0) -> Array:
+    """Cross-entropy of logits [...,V] at target [...], with label smoothing as in PyTorch -> [...]."""
+    log_normaliser = jax.nn.logsumexp(logits, axis=-1)
+    picked = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+    hard = log_normaliser - picked
+    if smoothing == 0.0:
+        return hard
+    return (1.0 - smoothing) * hard + smoothing * (log_normaliser - logits.mean(-1))
+
+
+def row_term(losses: Array, mask: Array, metrics: dict[str, Array]) -> Term:
+    """Token losses [B,M] under `mask` as a Term whose weighted mean is the mean over all tokens of the batch."""
+    count = mask.sum(1).astype(jnp.float32)
+    return Term((losses * mask).sum(1) / jnp.maximum(count, 1.0), count, metrics)
+
+
+@dataclass(frozen=True)
+class MLM(Plain):
+    """Predict masked words from the text around them and the image; `alpha` of the target is the teacher's softmax."""
+
+    weight: Schedule = 1.0
+    rate: float = 0.15
+    alpha: float = 0.4
+    mask_id: int = MASK
+    vocab_size: int = VOCAB
+
+    parts: ClassVar[frozenset[str]] = frozenset({"fusion", "vocabulary"})
+
+    def check(self, where: str) -> None:
+        """Refuse impossible values."""
+        refuse_unless(0.0 < self.rate < 1.0, f"{where}.rate is {self.rate}; write a share such as 0.15")
+        refuse_unless(0.0 <= self.alpha <= 1.0, f"{where}.alpha is {self.alpha}; write a share from 0 to 1")
+
+    def prepare(self, batch: Batch, key: Array) -> Batch:
+        """Masked ids [B,L] and where they are, the same for student and teacher."""
+        ids, positions, chosen = mask_tokens(key, batch["text"], self.rate, self.vocab_size, self.mask_id)
+        return {"masked": ids, "masked_positions": positions, "masked_chosen": chosen}
+
+    def token_logits(self, fwd: Forward, batch: Batch) -> Array:
+        """Logits [B,M,V] at the masked positions of the fused masked text."""
+        fused = fwd.fuse(fwd.image(), fwd.text("masked"))
+        picked = jnp.take_along_axis(fused.tokens, batch["masked_positions"][..., None], axis=1)
+        return fwd.call("token_logits", picked)
+
+    def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
+        """Mean over the masked tokens."""
+        logits = self.token_logits(fwd, batch)
+        original = jnp.take_along_axis(batch["text"], batch["masked_positions"], axis=1)
+        target, known = output_index(original, fwd.model.output_ids)
+        losses = cross_entropy(logits, target)
+        if self.alpha:
+            teacher = stop(jax.nn.softmax(self.token_logits(fwd.teacher, batch)))
+            soft = jax.nn.logsumexp(logits, axis=-1) - (teacher * logits).sum(-1)
+            losses = (1.0 - self.alpha) * losses + self.alpha * soft
+        mask = (batch["masked_chosen"] & known).astype(jnp.float32)
+        right = (logits.argmax(-1) == target).astype(jnp.float32)
+        return row_term(losses, mask, {"accuracy": (right * mask).sum() / jnp.maximum(mask.sum(), 1.0)})
+
+
+@dataclass(frozen=True)
+class LM(Plain):
+    """Write the caption from the image, left to right; the start token takes the place of [CLS]."""
+
+    weight: Schedule = 1.0
+    smoothing: float = 0.1
+    bos_id: int = BOS
+
+    parts: ClassVar[frozenset[str]] = frozenset({"fusion", "decoder", "vocabulary"})
+
+    def check(self, where: str) -> None:
+        """Refuse impossible values."""
+        refuse_unless(0.0 <= self.smoothing < 1.0, f"{where}.smoothing is {self.smoothing}; write 0 to below 1")
+
+    def prepare(self, batch: Batch, key: Array) -> Batch:
+        """The decoder's input: the caption with its first token replaced by the start token."""
+        ids = batch["text"]
+        return {"caption": ids.at[:, 0].set(jnp.asarray(self.bos_id, ids.dtype))}
+
+    def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
+        """Mean over the predicted tokens ([SEP] included, padding not)."""
+        hidden = fwd.decode(fwd.image(), "caption")[:, :-1]
+        logits = fwd.call("token_logits", hidden)
+        target, known = output_index(batch["text"][:, 1:], fwd.model.output_ids)
+        mask = ((batch["text"][:, 1:] != 0) & known).astype(jnp.float32)
+        losses = cross_entropy(logits, target, self.smoothing)
+        right = (logits.argmax(-1) == target).astype(jnp.float32)
+        return row_term(losses, mask, {"accuracy": (right * mask).sum() / jnp.maximum(mask.sum(), 1.0)})

@@ -1,0 +1,114 @@
+"""ITM: does this text belong to this image? On the fusion encoder, with hard negatives from inside the batch.
+
+Li et al. 2021 (ALBEF, section 3.2). Negatives are drawn by the Gumbel trick on masked logits, which cannot underflow.
+
+Why the score is added to ITC's at retrieval: negatives drawn with probability proportional to exp(ITC / temperature)
+make matching a noise-contrastive estimate with ITC as the noise (Gutmann and Hyvaerinen 2010), whose optimum is
+log p(match) - ITC / temperature + constant. What matching learns is the correction of ITC, and the sum is the posterior.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from xmodal_jax.errors import refuse_unless
+from xmodal_jax.forward import Encoded, Forward, stop
+from xmodal_jax.objectives.base import Plain, Schedule, Term, same
+from xmodal_jax.types import Array, Batch
+
+
+def draw_negatives(key: Array, logits: Array, allowed: Array, count: int) -> Array:
+    """`count` columns per row without replacement, with probability proportional to exp(logits) where `allowed`.
+
+    logits [B,M], allowed bool [B,M] -> int [B,count] (Gumbel top-k). A row with fewer allowed columns repeats others'
+    -inf entries; `ITM` gives such rows no weight.
+    """
+    noisy = jnp.where(allowed, logits + jax.random.gumbel(key, logits.shape), -jnp.inf)
+    return jax.lax.top_k(noisy, count)[1]
+
+
+def blocks(matrix: Array, group: int) -> Array:
+    """The diagonal blocks of [B,B] -> [B/group, group, group]."""
+    count = matrix.shape[0] // group
+    cut = matrix.reshape(count, group, count, group)
+    return jnp.moveaxis(jnp.diagonal(cut, axis1=0, axis2=2), -1, 0)
+
+
+def draw_in_groups(key: Array, logits: Array, allowed: Array, group: int, count: int) -> Array:
+    """Negatives from inside blocks of `group` consecutive rows -> global row numbers int [B,count].
+
+    With `group` at most the rows of one device no token crosses devices, and the loss is the same on every mesh.
+    """
+    local = jax.vmap(draw_negatives, in_axes=(0, 0, 0, None))
+    keys = jax.random.split(key, logits.shape[0] // group)
+    picked = local(keys, blocks(logits, group), blocks(allowed, group), count)
+    offset = group * jnp.arange(picked.shape[0], dtype=picked.dtype)[:, None, None]
+    return (picked + offset).reshape(logits.shape[0], count)
+
+
+@dataclass(frozen=True)
+class ITM(Plain):
+    """Binary matching over 1 positive and 2 x `negatives` pairs a row, or listwise over the same pairs.
+
+    "listwise" lets the true image compete with the negatives of its text (and the other way round) in one softmax.
+    """
+
+    weight: Schedule = 1.0
+    negatives: int = 1  # per direction and row
+    group: int = 0  # rows negatives are drawn from; 0: the whole batch
+    hardness: float = 1.0  # negatives follow exp(hardness * ITC / temperature); 0: uniform
+    loss: str = "binary"  # or "listwise"
+
+    parts: ClassVar[frozenset[str]] = frozenset({"fusion", "match"})
+
+    def check(self, where: str) -> None:
+        """Refuse impossible values."""
+        refuse_unless(self.negatives > 0, f"{where}.negatives is {self.negatives}; write 1 or more")
+        refuse_unless(self.loss in ("binary", "listwise"), f"{where}.loss is '{self.loss}'; write binary or listwise")
+
+    def pairs(self, fwd: Forward, batch: Batch, key: Array) -> tuple[Array, Array, Array]:
+        """Which image and which text each fused pair takes: int [B, 1 + 2n] each, and bool [B], rows with negatives."""
+        size = batch["id"].shape[0]
+        group = self.group or size
+        if size % group:
+            raise ValueError(f"itm.group={group} does not divide the batch of {size} rows; write a divisor")
+        if self.negatives >= group:
+            raise ValueError(f"itm.negatives={self.negatives} needs a group above {self.negatives} rows, not {group}")
+        allowed = ~same(batch, batch)
+        logits = stop(self.hardness * fwd.image().embed @ fwd.text().embed.T / fwd.temperature())
+        image_key, text_key = jax.random.split(key)
+        images = draw_in_groups(image_key, logits.T, allowed, group, self.negatives)
+        texts = draw_in_groups(text_key, logits, allowed, group, self.negatives)
+        own = jnp.arange(size, dtype=images.dtype)[:, None]
+        repeated = jnp.broadcast_to(own, images.shape)
+        usable = blocks(allowed, group).sum(-1).reshape(size) >= self.negatives
+        image_rows = jnp.concatenate([own, images, repeated], axis=1)
+        return image_rows, jnp.concatenate([own, repeated, texts], axis=1), usable
+
+    def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
+        """Mean over the pairs of a row, [B]."""
+        image_rows, text_rows, usable = self.pairs(fwd, batch, key)
+        shape = image_rows.shape
+        fused = fwd.fuse(fwd.image(), fwd.text().rows(text_rows.reshape(-1)), image_rows.reshape(-1))
+        logits = self.logits(fwd, fused).reshape(*shape, 2)
+        odds = logits[..., 1] - logits[..., 0]
+        values = self.binary(odds) if self.loss == "binary" else self.listwise(odds)
+        label = jnp.arange(shape[1]) == 0
+        right = ((odds > 0) == label[None, :]).astype(jnp.float32).mean()
+        return Term(values, usable.astype(jnp.float32), {"accuracy": right, "rows": usable.astype(jnp.float32).mean()})
+
+    def logits(self, fwd: Forward, fused: Encoded) -> Array:
+        """ITM logits [b,2] of fused pairs."""
+        return fwd.call("match_logits", fused.tokens, fused.mask)
+
+    def binary(self, odds: Array) -> Array:
+        """Cross-entropy with labels 1, 0, ..., 0 on log-odds [B, 1 + 2n] -> [B]."""
+        return (jax.nn.softplus(-odds[:, 0]) + jax.nn.softplus(odds[:, 1:]).sum(1)) / odds.shape[1]
+
+    def listwise(self, odds: Array) -> Array:
+        """Softmax cross-entropy of the positive against the negatives of each direction -> [B]."""
+        images, texts = jnp.split(odds[:, 1:], 2, axis=1)
+        against = lambda rest: jax.nn.logsumexp(jnp.concatenate([odds[:, :1], rest], axis=1), axis=1) - odds[:, 0]
+        return 0.5 * (against(images) + against(texts))

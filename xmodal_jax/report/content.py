@@ -1,0 +1,218 @@
+"""What a report shows, computed from a work directory: curves, tables, queries with their answers, captions."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xmodal_jax.assemble import Assembly
+from xmodal_jax.data.card import Card
+from xmodal_jax.data.image import limit_size
+from xmodal_jax.data.pipeline import EvalSplit, Split, eval_split
+from xmodal_jax.errors import refuse_unless
+from xmodal_jax.eval import retrieval
+from xmodal_jax.eval.captioning import references
+from xmodal_jax.eval.embed import Embedded, Embedder
+from xmodal_jax.eval.generate import write_captions
+from xmodal_jax.eval.tables import recall_names
+from xmodal_jax.report.floors import Floor, floors_of
+from xmodal_jax.train.log import METRICS_FILE, duration
+from xmodal_jax.types import Params
+from xmodal_jax.workdir import open_run
+
+TEXT_QUERIES, IMAGE_QUERIES, CAPTIONED = 12, 4, 8
+TOP = 5
+THUMBNAIL = 128  # px of the longer side
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One place of a ranking: its picture (encoded, None for a text), its caption, and whether it is right."""
+
+    picture: bytes | None
+    caption: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Query:
+    """A text or a picture, its best answers, and the expected rank of the first right one."""
+
+    text: str
+    picture: bytes | None
+    answers: list[Answer]
+    rank: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture with the caption that the decoder wrote and the true ones."""
+
+    picture: bytes
+    caption: str
+    truths: list[str]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A loss over the pairs seen."""
+
+    name: str
+    pairs: list[int]
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything that `page` and `figure` draw. `view` is the view of the pictures in queries and samples."""
+
+    name: str
+    facts: list[str]
+    curves: list[Curve]
+    result: dict[str, Any]
+    floors: list[Floor]
+    view: str
+    text_queries: list[Query]
+    image_queries: list[Query]
+    samples: list[Sample]
+
+    @property
+    def gallery(self) -> str:
+        """What the text queries are ranked over, in words."""
+        return "pictures" if self.view == "image" else f"pictures ({self.view})"
+
+
+def gather(workdir: pathlib.Path) -> Content:
+    """Open the run and compute what its report shows.
+
+    Raises UserError for a folder without a run or without an evaluation of the run's evaluation split.
+    """
+    assembly, params, step = open_run(workdir)
+    config = assembly.config
+    split, card = config.data.eval_split, Card.load(config.data.path)
+    result = read_result(workdir, split)
+    found = eval_split(config.data.path, split, assembly.tokenizer, config.data)
+    embedder = Embedder(assembly.model, params)
+    image, text = (embedder.split(found, side, config.eval.batch_size) for side in ("image", "text"))
+    lines = read_metrics(workdir)
+    with contextlib.closing(Pictures(assembly, split, found)) as pictures:
+        return Content(
+            name=config.name,
+            facts=facts(card, split, step, lines),
+            curves=curves(lines),
+            result=result,
+            floors=floors_of(card, split, recall_names(result), workdir),
+            view=found.view,
+            text_queries=text_queries(found, image, text, pictures),
+            image_queries=image_queries(found, image, text, pictures),
+            samples=samples(assembly, params, embedder, found, pictures) if "decoder" in params else [],
+        )
+
+
+class Pictures:
+    """Small encoded pictures of one view of a split, by the number of the record in the evaluation."""
+
+    def __init__(self, assembly: Assembly, split: str, found: EvalSplit) -> None:
+        data = dataclasses.replace(assembly.config.data, features=())
+        self._source, self._found = Split(data.path, split, data), found
+
+    def __getitem__(self, number: int) -> bytes:
+        record = self._source.record(int(self._found.rows[number]))
+        return limit_size(record["images"][self._found.view], THUMBNAIL)
+
+    def close(self) -> None:
+        """Close the files of the split."""
+        self._source.close()
+
+
+def read_result(workdir: pathlib.Path, split: str) -> dict[str, Any]:
+    """What `xmodal eval` kept. Raises UserError when it has not been run."""
+    path = workdir / f"eval-{split}.json"
+    refuse_unless(path.is_file(), f"'{path}' is missing; run `xmodal eval --workdir {workdir}` first")
+    return json.loads(path.read_text("utf-8"))
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that hold losses; none where there is no such file."""
+    path, found = workdir / METRICS_FILE, []
+    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # torn by a crash
+        if "pairs" in row:
+            found.append(row)
+    return found
+
+
+def curves(lines: list[dict[str, Any]]) -> list[Curve]:
+    """One curve per objective; steps with a loss that is not finite (null) are left out."""
+    names = dict.fromkeys(name for line in lines for name in line if name.startswith("loss/"))
+    found = []
+    for name in names:
+        kept = [(line["pairs"], line[name]) for line in lines if line.get(name) is not None]
+        found.append(Curve(name.removeprefix("loss/"), [pairs for pairs, _ in kept], [value for _, value in kept]))
+    return found
+
+
+def facts(card: Card, split: str, step: int, lines: list[dict[str, Any]]) -> list[str]:
+    """What was trained and tested on, for how long: one phrase each."""
+    numbers = card.split(split)
+    found = [f"step {step}", f"data: {card.name} ({card.source})", f"licence: {card.licence}"]
+    found.append(f"tested on the {numbers['records']} records of split '{split}'")
+    if lines:
+        seen = [line["pairs"] for line in lines]
+        seconds = sum((after - before) / line["pairs_per_s"] for before, after, line in zip([0, *seen], seen, lines))
+        found.insert(1, f"{seen[-1]:,} pairs in {duration(seconds)} ({seen[-1] / max(seconds, 1e-9):.3g} pairs/s)")
+    return found
+
+
+def spaced(total: int, count: int) -> list[int]:
+    """At most `count` numbers below `total`, evenly spaced: the same ones each time, whatever the scores."""
+    return sorted({int(i) for i in np.linspace(0, total - 1, min(count, total)).round()})
+
+
+def text_queries(found: EvalSplit, image: Embedded, text: Embedded, pictures: Pictures) -> list[Query]:
+    """Captions of the split as queries for its pictures."""
+    chosen = spaced(len(found.captions), TEXT_QUERIES)
+    _, right = retrieval.positives_from_owners(found.caption_owner, found.text_keys, len(found.keys))
+    names = [own[0] for own in references(found)]
+    made = []
+    for number, rows, rank in ranked(text.embed, image.embed, right, chosen):
+        answers = [Answer(pictures[row], names[row], row in right[number]) for row in rows]
+        made.append(Query(found.captions[number], None, answers, rank))
+    return made
+
+
+def image_queries(found: EvalSplit, image: Embedded, text: Embedded, pictures: Pictures) -> list[Query]:
+    """Pictures of the split as queries for its captions."""
+    chosen = spaced(len(found.keys), IMAGE_QUERIES)
+    right, _ = retrieval.positives_from_owners(found.caption_owner, found.text_keys, len(found.keys))
+    made = []
+    for number, rows, rank in ranked(image.embed, text.embed, right, chosen):
+        answers = [Answer(None, found.captions[row], row in right[number]) for row in rows]
+        made.append(Query("", pictures[number], answers, rank))
+    return made
+
+
+def ranked(
+    query: np.ndarray, gallery: np.ndarray, right: np.ndarray, chosen: list[int]
+) -> list[tuple[int, list[int], float]]:
+    """(query, its best gallery rows, expected rank of its first right one) for the `chosen` of queries [n,E]."""
+    _, rows = retrieval.topk(query[chosen], gallery, min(TOP, len(gallery)))
+    ranks = retrieval.places(query[chosen], gallery, right[chosen]).ranks()
+    return [(number, [int(row) for row in best], float(rank)) for number, best, rank in zip(chosen, rows, ranks)]
+
+
+def samples(
+    assembly: Assembly, params: Params, embedder: Embedder, found: EvalSplit, pictures: Pictures
+) -> list[Sample]:
+    """Captions written for evenly spaced pictures, beside the true ones."""
+    chosen, truths = spaced(len(found.keys), CAPTIONED), references(found)
+    tokens = embedder.rows("image", np.stack([found.picture(number) for number in chosen])).tokens
+    written = write_captions(assembly, params, tokens)
+    return [Sample(pictures[number], caption, truths[number]) for number, caption in zip(chosen, written, strict=True)]

@@ -1,0 +1,102 @@
+"""Embed the pictures of a split into a search index that can be shown without the data."""
+
+import base64
+import dataclasses
+import os
+import pathlib
+from typing import Any, Iterator
+
+import numpy as np
+
+from xmodal_jax.assemble import Assembly
+from xmodal_jax.data.card import Card
+from xmodal_jax.data.image import limit_size
+from xmodal_jax.data.pipeline import DataConfig, EvalSplit, Split, eval_split
+from xmodal_jax.errors import refuse_unless
+from xmodal_jax.eval.captioning import references
+from xmodal_jax.eval.embed import Embedder
+from xmodal_jax.search import index
+from xmodal_jax.types import Params
+
+THUMBNAIL = 96  # px of the longer side
+CAPTIONS = 3  # kept per picture
+
+
+def build_index(assembly: Assembly, params: Params, workdir: str, out: str, data: str = "", split: str = "",
+                overwrite: bool = False) -> tuple[pathlib.Path, int]:  # fmt: skip
+    """Index every picture (all views) of a split: one row per picture, with hash codes where the model has them.
+
+    `data` and `split` default to the run's data set and its evaluation split. An item has "key", "view", "split",
+    "captions" (the first few) and "thumbnail" (base64 of a small PNG or JPEG). The header remembers the work directory.
+
+    Returns:
+      The folder and the number of rows.
+
+    Raises:
+      UserError: `out` is taken, no such data set or split, features that the data set lacks.
+    """
+    index.refuse_taken(pathlib.Path(out), overwrite)  # before minutes of encoding
+    config = assembly.config
+    source = data_of(config.data, data)
+    split = split or config.data.eval_split
+    embedder, embeddings, codes, items = Embedder(assembly.model, params), [], [], []
+    for view in views_of(source, split):
+        found = eval_split(source.path, split, assembly.tokenizer, source, view)
+        coded = embedder.split(found, "image", config.eval.batch_size)
+        embeddings.append(coded.embed)
+        codes.append(coded.codes)
+        items += picture_items(source, split, found)
+    hashed = np.concatenate(codes) if embedder.hashes else None
+    extra = {
+        "workdir": str(workdir),
+        "workdir_from_index": os.path.relpath(workdir, out),
+        "data": source.path,
+        "split": split,
+    }
+    options = {"model": index.fingerprint(params), "overwrite": overwrite, "extra": extra}
+    path = index.write(out, np.concatenate(embeddings), items, hashed, **options)
+    return path, len(items)
+
+
+def data_of(trained: DataConfig, path: str) -> DataConfig:
+    """The run's data section for the data set at `path` ("": its own): all views there, and the languages it shares."""
+    if not path or pathlib.Path(path).resolve() == pathlib.Path(trained.path).resolve():
+        return trained
+    card = Card.load(path)
+    languages = tuple(code for code in trained.languages if code in card.languages) or tuple(card.languages)
+    return dataclasses.replace(trained, path=str(path), views=(), languages=languages)
+
+
+def views_of(data: DataConfig, split: str) -> tuple[str, ...]:
+    """The views of a split, in order."""
+    source = Split(data.path, split, data)
+    source.close()
+    return source.views
+
+
+def picture_items(data: DataConfig, split: str, found: EvalSplit) -> Iterator[dict[str, Any]]:
+    """What a hit shows of each picture of one opened view."""
+    source = Split(data.path, split, dataclasses.replace(data, features=()))
+    for key, row, captions in zip(found.keys, found.rows, references(found), strict=True):
+        small = limit_size(source.record(int(row))["images"][found.view], THUMBNAIL)
+        thumbnail = base64.b64encode(small).decode("ascii")
+        item = {"key": key, "view": found.view, "captions": captions[:CAPTIONS], "split": split}
+        yield item | {"thumbnail": thumbnail}
+    source.close()
+
+
+def workdir_of(opened: index.Index) -> pathlib.Path:
+    """The work directory that an index remembers: as it was written then, or where it lies from the index.
+
+    Raises UserError when neither is there.
+    """
+    refuse_unless(
+        "workdir" in opened.extra, f"the index {opened.path} names no work directory; make it with `xmodal index`"
+    )
+    choices = pathlib.Path(opened.extra["workdir"]), opened.path / opened.extra["workdir_from_index"]
+    found = [path for path in choices if path.is_dir()]
+    refuse_unless(
+        bool(found),
+        f"the run '{choices[0]}' that made the index {opened.path} is gone; start where you indexed, or index again",
+    )
+    return found[0]

@@ -1,0 +1,43 @@
+"""Hash codes: signs of K bits packed into K/8 bytes, and those bytes as words a device can count."""
+
+import numpy as np
+
+from xmodal_jax.errors import refuse_unless
+
+
+def refuse_bad_bits(bits: int) -> None:
+    """Raise `UserError` unless `bits` is a positive multiple of 8."""
+    refuse_unless(
+        bits > 0 and bits % 8 == 0,
+        f"A hash code of {bits} bits does not fill whole bytes; write a multiple of 8, such as {max(8, bits & ~7)}.",
+    )
+
+
+def pack(signs: np.ndarray) -> np.ndarray:
+    """Pack hash values into bytes, first bit highest.
+
+    Args:
+      signs: [n,K] of any real type; values above zero are +1, all others -1.
+
+    Returns:
+      uint8 [n,K/8].
+
+    Raises:
+      UserError: K is not a multiple of 8, or a value is not a number.
+    """
+    signs = np.asarray(signs)
+    refuse_unless(signs.ndim == 2, f"Hash values have {signs.ndim} axes; write one row per record, [n, K].")
+    refuse_bad_bits(signs.shape[1])
+    refuse_unless(not np.isnan(signs).any(), "Hash values contain NaN; the model that made them has diverged.")
+    return np.packbits(signs > 0, axis=1)
+
+
+def unpack(codes: np.ndarray) -> np.ndarray:
+    """The inverse of `pack`: uint8 [n,K/8] -> int8 [n,K] of -1 and +1."""
+    return np.unpackbits(codes, axis=1).astype(np.int8) * np.int8(2) - np.int8(1)
+
+
+def words(codes: np.ndarray, size: int = 4) -> np.ndarray:
+    """Packed codes uint8 [n,K/8] as unsigned words [n,W] of `size` bytes; zero bytes fill up, no distance changes."""
+    padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % size)))
+    return np.ascontiguousarray(padded).view(np.dtype(f"u{size}"))

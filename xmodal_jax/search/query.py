@@ -1,0 +1,105 @@
+"""Ask an index with words or with a picture, and show the answers: a table, a contact sheet."""
+
+import base64
+import os
+import pathlib
+from typing import Any, Sequence
+
+import numpy as np
+
+from xmodal_jax import drawing
+from xmodal_jax.assemble import Assembly
+from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.eval.embed import Embedded, Embedder
+from xmodal_jax.eval.pictures import read_pictures
+from xmodal_jax.search.build import workdir_of
+from xmodal_jax.search.index import Hit, Index, fingerprint
+from xmodal_jax.types import Params
+
+COLUMNS = 5  # pictures in a row of a contact sheet
+TILE = 168  # px
+
+
+def answer(index: str | os.PathLike, query: str = "", image: str | os.PathLike = "", k: int = 10,
+           kind: str = "dense") -> list[Hit]:  # fmt: skip
+    """The `k` pictures of the index at `index` that fit `query` (words) or the picture file `image` best.
+
+    Opens the run that made the index. `kind` "dense" ranks by cosine, "codes" by Hamming distance of the hash codes.
+    Raises UserError for a k outside the index, a run that has changed since, no codes, an unreadable picture.
+    """
+    from xmodal_jax.workdir import open_run
+
+    opened = Index.open(index)
+    refuse_unless(
+        1 <= k <= opened.count, f"-k {k} does not fit the {opened.count} pictures of {index}; write 1 to {opened.count}"
+    )
+    assembly, params, _ = open_run(workdir_of(opened))
+    opened.refuse_other_model(fingerprint(params))
+    coded = encoded_query(assembly, params, query, image)
+    rows = coded.embed if kind == "dense" else coded.codes
+    refuse_unless(rows is not None, f"the run behind {index} has no hash codes; write --kind dense")
+    return opened.search(rows, k, kind)[0]
+
+
+def encoded_query(assembly: Assembly, params: Params, query: str, image: str | os.PathLike) -> Embedded:
+    """One query as the model sees it: words, or a picture where `image` names one."""
+    embedder = Embedder(assembly.model, params)
+    if image:
+        return embedder.rows("image", read_pictures(assembly, [image]))
+    refuse_unless(bool(query.strip()), 'the query is empty; write words, such as "a red fruit"')
+    ids = assembly.tokenizer.encode([query], assembly.config.data.length)
+    unknown = np.isin(ids, [assembly.tokenizer.unk_id, assembly.tokenizer.cls_id, assembly.tokenizer.sep_id, 0])
+    refuse_unless(not unknown.all(), f"the model's tokenizer knows no word of '{query}'; write other words")
+    return embedder.rows("text", ids)
+
+
+def score_text(hit: Hit) -> str:
+    """The score of a hit, for people: a cosine, or a number of bits."""
+    return f"{hit.score:.3f}" if hit.kind == "dense" else f"{hit.score:.0f} bits"
+
+
+def as_table(hits: Sequence[Hit]) -> str:
+    """Rank, score, key, view and first caption of each hit, aligned."""
+    head = ("rank", "cosine" if hits[0].kind == "dense" else "distance", "key", "view", "caption")
+    rows = [
+        (str(rank), score_text(hit), hit.item["key"], hit.item["view"], hit.item["captions"][0])
+        for rank, hit in enumerate(hits, 1)
+    ]
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in (head, *rows)]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def contact_sheet(
+    hits: Sequence[Hit], path: str | os.PathLike, title: str, image: str | os.PathLike = ""
+) -> pathlib.Path:
+    """Write a picture of the answers: the query on top, the hits with rank, score and caption below.
+
+    `image`: the picture that was the query, shown beside the title. Raises UserError where `path` cannot be written.
+    """
+    path = pathlib.Path(path)
+    tiles = [hit_tile(rank, hit) for rank, hit in enumerate(hits, 1)]
+    width = COLUMNS * TILE + (COLUMNS - 1) * 12
+    heading = drawing.text_block(title, width - 140 * bool(image), 24, bold=True)
+    if image:
+        heading = drawing.beside([drawing.framed(pathlib.Path(image).read_bytes(), 128), heading], 12)
+    sheet = drawing.with_margin(drawing.stacked([heading, drawing.grid(tiles, COLUMNS)], 16))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{path}' cannot be written ({error}); write a path that ends in .png or .jpg") from error
+    return path
+
+
+def hit_tile(rank: int, hit: Hit) -> Any:
+    """One hit: its thumbnail, with rank, score, first caption and view below."""
+    item = hit.item
+    blocks = [
+        drawing.framed(base64.b64decode(item["thumbnail"]), TILE),
+        drawing.text_block(f"{rank}.  {score_text(hit)}", TILE, 14, drawing.GREY, lines=1),
+        drawing.text_block(item["captions"][0], TILE, 15, lines=3),
+    ]
+    if item["view"] != "image":  # the name of the only view of a set says nothing
+        blocks.append(drawing.text_block(item["view"], TILE, 12, drawing.GREY, lines=1))
+    return drawing.stacked(blocks, 4)

@@ -1,0 +1,116 @@
+"""Exact top-k over many rows: the best tiles first, then the best rows inside them.
+
+`jax.lax.top_k` over a million scores sorts far more than it has to. The k best rows lie in the k tiles with the best
+maxima, so one maximum per tile, a top-k over the tiles and a top-k inside k tiles give the same answer for a
+fraction of the work. Scores are float32 throughout (on CPU top_k of int32 is tens of times slower).
+
+Ties: the lower row first, as a stable sort would have it. That holds through both stages: every tile whose maximum is
+above the k-th score is taken, then tiles that tie with it in row order, and the taken tiles are put back in row order.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+TILE = 128
+BLOCK_SCORES = 1 << 24  # scores held at once by one block of queries: 64 MiB of float32, enough for full matmuls
+
+
+def refuse_unsearchable(query: np.ndarray, gallery_shape: tuple[int, ...], k: int) -> None:
+    """Raise `UserError` unless `query` [q,X] can ask a gallery of shape (n,X) for its best `k` rows."""
+    from xmodal_jax.errors import refuse_unless
+
+    count, width = gallery_shape
+    refuse_unless(count > 0, "The gallery is empty: there is nothing to search; index at least one record.")
+    refuse_unless(query.ndim == 2, f"A query has {query.ndim} axes; write one row per query, [q, {width}].")
+    refuse_unless(
+        query.shape[1] == width,
+        f"The query is {query.shape[1]} wide and the gallery {width}; encode both with the same model.",
+    )
+    refuse_unless(1 <= k <= count, f"k = {k} does not fit a gallery of {count} rows; write k between 1 and {count}.")
+
+
+def tiled_topk(scores: jax.Array, k: int, tile: int = TILE) -> tuple[jax.Array, jax.Array]:
+    """The `k` largest of each row, exactly.
+
+    Args:
+      scores: float32 [b,n].
+      k: static, at most n.
+      tile: static, rows per tile.
+
+    Returns:
+      values float32 [b,k] in descending order and their columns int32 [b,k]; equal values by ascending column.
+    """
+    rows, count = scores.shape
+    if count <= 4 * k * tile or count <= 8 * tile:  # too few tiles to skip any worthwhile share
+        return jax.lax.top_k(scores, k)
+    tiles = -(-count // tile)
+    padded = jnp.pad(scores, ((0, 0), (0, tiles * tile - count)), constant_values=-jnp.inf)
+    padded = padded.reshape(rows, tiles, tile)
+    _, best = jax.lax.top_k(padded.max(axis=2), k)
+    best = jnp.sort(best, axis=1)  # back in row order, so that ties inside resolve to the lower row
+    inside = jnp.take_along_axis(padded, best[:, :, None], axis=1).reshape(rows, k * tile)
+    values, where = jax.lax.top_k(inside, k)
+    column = jnp.take_along_axis(best, where // tile, axis=1) * tile + where % tile
+    return values, column
+
+
+class Resident(NamedTuple):
+    """A gallery on the device: `rows` [n,X] (zero rows appended) and the number of real rows."""
+
+    rows: jax.Array
+    count: int
+
+
+def resident(gallery: np.ndarray) -> Resident:
+    """Put a gallery [n,X] on the device once, padded so that few shapes are ever compiled."""
+    count = len(gallery)
+    step = min(1 << max(count - 1, 0).bit_length(), 1 << 16)  # a power of two, then steps of 65,536 rows
+    return Resident(jnp.asarray(np.pad(gallery, ((0, -count % step), (0, 0)))), count)
+
+
+@functools.partial(jax.jit, static_argnames=("score", "k"))
+def _topk_block(score: Callable, query: jax.Array, rows: jax.Array, count: jax.Array, k: int):
+    """Top-k of one block of queries: `score(query, rows)` -> float32 [b,n], padding never wins."""
+    scores = score(query, rows)
+    real = jnp.arange(rows.shape[0], dtype=jnp.int32)[None] < count
+    return tiled_topk(jnp.where(real, scores, -jnp.inf), k)
+
+
+def blocked_topk(
+    score: Callable, query: np.ndarray, gallery: Resident, k: int, block_scores: int = BLOCK_SCORES
+) -> tuple[np.ndarray, np.ndarray]:
+    """Top-k of any number of queries, a block at a time.
+
+    Args:
+      score: module-level function (it is a static argument) of query [b,X] and rows [n,X] -> float32 [b,n].
+      query: [q,X].
+      gallery: from `resident`.
+      k: at most `gallery.count`.
+      block_scores: scores held at once; bounds the memory whatever the number of queries.
+
+    Returns:
+      values float32 [q,k], rows int32 [q,k], best first, ties by ascending row.
+    """
+    block = max(1, min(1 << max(len(query) - 1, 0).bit_length(), block_scores // gallery.rows.shape[0]))
+    values, rows = [], []
+    for start in range(0, len(query), block):
+        part = query[start : start + block]
+        padded = np.pad(part, ((0, block - len(part)), (0, 0)))
+        value, row = _topk_block(score, jnp.asarray(padded), gallery.rows, jnp.int32(gallery.count), k)
+        values.append(np.asarray(value)[: len(part)])
+        rows.append(np.asarray(row)[: len(part)])
+    if not values:
+        return np.zeros((0, k), np.float32), np.zeros((0, k), np.int32)
+    return np.concatenate(values), np.concatenate(rows)
+
+
+def merge_topk(values: list[np.ndarray], rows: list[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Merge the top-k lists of consecutive blocks of one gallery: each [q,k_i] in, [q,k] out, ties by ascending row."""
+    value, row = np.concatenate(values, axis=1), np.concatenate(rows, axis=1)
+    order = np.argsort(-value, axis=1, kind="stable")[:, :k]  # earlier blocks hold lower rows
+    return np.take_along_axis(value, order, axis=1), np.take_along_axis(row, order, axis=1)

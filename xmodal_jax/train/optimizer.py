@@ -1,0 +1,91 @@
+"""AdamW by regex groups: learning-rate factors, weight decay and freezing, warm-up and cosine, clipping."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from xmodal_jax.config import OptimizerConfig
+from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.types import Params
+
+
+def by_path(params: Params, choose: Any) -> Any:
+    """A tree like `params` with `choose(path)` at each leaf."""
+    return unflatten_dict({path: choose(path) for path in flatten_dict(params, sep="/")}, sep="/")
+
+
+def frozen_mask(params: Params, freeze: str) -> Any:
+    """True where a parameter is not trained."""
+    return by_path(params, lambda path: bool(freeze and re.search(freeze, path)))
+
+
+def wholly_frozen(tower: Params, name: str, freeze: str) -> bool:
+    """Whether every parameter of the module `name` is frozen (one without parameters is)."""
+    return all(freeze and re.search(freeze, f"{name}/{path}") for path in flatten_dict(tower, sep="/"))
+
+
+def split_frozen(params: Params, freeze: str) -> Params:
+    """The parameters with gradients stopped at the frozen ones: their backward pass is never built."""
+    if not freeze:
+        return params
+    return jax.tree.map(lambda x, off: jax.lax.stop_gradient(x) if off else x, params, frozen_mask(params, freeze))
+
+
+def factor_for(path: str, groups: tuple[tuple[str, float], ...]) -> float:
+    """The learning-rate factor of the first group whose regex matches."""
+    return next((factor for pattern, factor in groups if re.search(pattern, path)), 1.0)
+
+
+def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Linear warm-up, then cosine down to `end_lr * lr` at the last step."""
+    warmup = min(config.warmup, max(1, steps - 1))
+    return optax.warmup_cosine_decay_schedule(0.0, config.lr, warmup, max(steps, warmup + 1), config.lr * config.end_lr)
+
+
+def make_optimizer(config: OptimizerConfig, params: Params, steps: int) -> optax.GradientTransformation:
+    """The optimizer for this tree of (possibly abstract) parameters.
+
+    Frozen parameters have no slots and do not enter the clip norm. Raises UserError for a regex that matches nothing.
+    """
+    check_patterns(config, params)
+    factors = by_path(params, lambda path: factor_for(path, config.groups))
+    train = optax.chain(
+        optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
+        optax.scale_by_adam(config.b1, config.b2),
+        optax.add_decayed_weights(config.weight_decay, mask=by_path(params, lambda path: bool(re.search(config.decay, path)))),
+        scale_by_factor(factors),
+        optax.scale_by_learning_rate(learning_rate(config, steps)),
+    )
+    frozen = frozen_mask(params, config.freeze)
+    trained = jax.tree.map(lambda off: not off, frozen)
+    return optax.chain(optax.masked(train, trained), optax.masked(optax.set_to_zero(), frozen))
+
+
+def scale_by_factor(factors: Any) -> optax.GradientTransformation:
+    """Multiply each leaf's update by its learning-rate factor."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        scale = lambda update, factor: update if isinstance(update, optax.MaskedNode) else update * jnp.float32(factor)
+        return jax.tree.map(scale, updates, factors, is_leaf=lambda x: isinstance(x, optax.MaskedNode)), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def check_patterns(config: OptimizerConfig, params: Params) -> None:
+    """A regex that is broken or matches no parameter is a mistake the run would hide: refuse it."""
+    paths = list(flatten_dict(params, sep="/"))
+    named = [("freeze", config.freeze), ("decay", config.decay)] + [("groups", pattern) for pattern, _ in config.groups]
+    for name, pattern in named:
+        try:
+            found = not pattern or any(re.search(pattern, path) for path in paths)
+        except re.error as error:
+            raise UserError(f"config.optimizer.{name} '{pattern}' is not a regex ({error}); write one such as '^text/'")
+        refuse_unless(found, f"config.optimizer.{name} '{pattern}' matches no parameter; paths look like '{paths[0]}'")
+    refuse_unless(
+        not all(config.freeze and re.search(config.freeze, path) for path in paths),
+        f"config.optimizer.freeze '{config.freeze}' freezes everything; leave a module to train",
+    )

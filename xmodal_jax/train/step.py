@@ -1,0 +1,142 @@
+"""The one train step: forward -> loss -> optimizer -> EMA -> enqueue of the keys that the loss saw."""
+
+from dataclasses import dataclass
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from xmodal_jax.config import Config
+from xmodal_jax.forward import Forward, named_key, share, teacher_forward
+from xmodal_jax.objectives.base import Objective, Term, at
+from xmodal_jax.train import memory as memories
+from xmodal_jax.train import teacher as teachers
+from xmodal_jax.train.optimizer import split_frozen, wholly_frozen
+from xmodal_jax.train.state import TrainState
+from xmodal_jax.types import Array, Batch, Metrics, Params
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a step needs besides the state and the batch."""
+
+    config: Config
+    model: Any
+    objectives: dict[str, Objective]
+    optimizer: optax.GradientTransformation
+    cache: bool = True  # memoise passes (off only to measure what the memo is worth)
+
+
+def create_state(recipe: Recipe, params: Params, seed: int) -> TrainState:
+    """The state before the first step."""
+    zero = lambda: jnp.zeros((), jnp.int32)
+    config = recipe.config
+    return TrainState(
+        step=zero(),
+        params=params,
+        teacher=teachers.start(params, config.teacher.exclude, config.optimizer.freeze),
+        memory=memories.start(recipe.objectives, recipe.model),
+        cursor=zero(),
+        opt_state=recipe.optimizer.init(params),
+        key=jax.random.key_data(jax.random.key(seed)),
+        skipped=zero(),
+        skips_in_row=zero(),
+    )
+
+
+def prepared(objectives: dict[str, Objective], batch: Batch, key: Array) -> Batch:
+    """The batch with the derived fields of all objectives (an objective's randomness hangs on its own name)."""
+    for name, objective in objectives.items():
+        batch = batch | objective.prepare(batch, named_key(key, f"prepare:{name}"))
+    return batch
+
+
+def run_objectives(recipe: Recipe, params: Params, state: TrainState, batch: Batch, key: Array) -> tuple[dict[str, Term], list[str]]:
+    """All terms of one batch and the names of the passes that were traced."""
+    config = recipe.config
+    batch = prepared(recipe.objectives, batch, key)
+    teacher = teacher_forward(recipe.model, teachers.view(params, state.teacher), batch, config.dtype, recipe.cache)
+    student = Forward(recipe.model, params, batch, key, state.memory, state.step, teacher, recipe.cache)
+    if recipe.cache:
+        share(student, same_towers(config, params))
+    terms = {
+        name: objective(student, batch, named_key(key, f"objective:{name}"))
+        for name, objective in recipe.objectives.items()
+    }
+    return terms, student.passes + [f"teacher:{name}" for name in teacher.passes]
+
+
+def same_towers(config: Config, params: Params) -> frozenset[str]:
+    """Towers that are the same function for student and teacher: wholly frozen, and without dropout."""
+    still = {side for side in ("image", "text") if getattr(config, side).dropout == 0.0}
+    return frozenset(side for side in still if wholly_frozen(params.get(side, {}), side, config.optimizer.freeze))
+
+
+def total_loss(recipe: Recipe, params: Params, state: TrainState, batch: Batch, key: Array) -> tuple[Array, dict[str, Term]]:
+    """The weighted sum of the objectives' means, and their terms."""
+    terms, _ = run_objectives(recipe, split_frozen(params, recipe.config.optimizer.freeze), state, batch, key)
+    weighted = [at(recipe.objectives[name].weight, state.step) * term.mean() for name, term in terms.items()]
+    return sum(weighted[1:], weighted[0]), terms
+
+
+def term_metrics(terms: dict[str, Term]) -> Metrics:
+    """Scalars to log: each objective's mean loss and its own metrics."""
+    metrics = {f"loss/{name}": term.mean() for name, term in terms.items()}
+    for name, term in terms.items():
+        metrics |= {f"{name}/{key}": value for key, value in term.metrics.items()}
+    return metrics
+
+
+def finite(*trees: Any) -> Array:
+    """Whether every number of the trees is finite, a boolean scalar."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trees)]).all()
+
+
+def choose(good: Array, new: Any, old: Any) -> Any:
+    """`new` where `good` (a boolean scalar), else `old`, leaf by leaf."""
+    return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+
+
+def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    """One update. A non-finite loss or gradient changes nothing but the counters (and the batch is not tried again)."""
+    config = recipe.config
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    compute = jax.value_and_grad(lambda params: total_loss(recipe, params, state, batch, key), has_aux=True)
+    (loss, terms), grads = compute(state.params)
+    good = finite(loss, grads)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts with floats
+        updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    teacher = teachers.update(state.teacher, params, teachers.momentum_at(config.teacher, state.step))
+    new = (params, teacher, memories.remember(state.memory, terms), opt_state)
+    old = (state.params, state.teacher, state.memory, state.opt_state)
+    params, teacher, memory, opt_state = choose(good, new, old)
+    bad = jnp.where(good, 0, 1).astype(jnp.int32)
+    metrics = term_metrics(terms) | {
+        "loss": loss,
+        "grad_norm": optax.tree.norm(grads),
+        "teacher/drift": teachers.drift(teacher, params),
+    }
+    after = TrainState(
+        step=state.step + 1,
+        params=params,
+        teacher=teacher,
+        memory=memory,
+        cursor=state.cursor + 1,
+        opt_state=opt_state,
+        key=state.key,
+        skipped=state.skipped + bad,
+        skips_in_row=(state.skips_in_row + bad) * bad,
+    )
+    return after, metrics | {"skipped": after.skipped, "skips_in_row": after.skips_in_row}
+
+
+def jit_step(recipe: Recipe, state_shardings: Any, batch_sharding: Any, replicated: Any) -> Callable:
+    """The compiled step: state donated, shardings fixed on both sides."""
+    return jax.jit(
+        lambda state, batch: train_step(recipe, state, batch),
+        in_shardings=(state_shardings, batch_sharding),
+        out_shardings=(state_shardings, replicated),
+        donate_argnums=0,
+    )

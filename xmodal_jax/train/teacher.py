@@ -1,0 +1,55 @@
+"""The momentum teacher: a float32 EMA of the student's parameters (He et al. 2020, MoCo; Li et al. 2021, ALBEF).
+
+It is kept as a flat dict {path: leaf} of the leaves that are its own. Frozen parameters and modules that no objective
+asks of the teacher have none: the teacher reads the student's, so they cost no memory and no update.
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from xmodal_jax.config import TeacherConfig
+from xmodal_jax.types import Array, Params
+
+Teacher = dict[str, Array]
+
+
+def start(params: Params, exclude: str, frozen: str = "") -> Teacher:
+    """A float32 copy (not an alias: the state is donated) of every leaf that is neither excluded nor frozen."""
+    own = {}
+    for path, leaf in flatten_dict(params, sep="/").items():
+        left_out = (exclude and re.search(exclude, path)) or (frozen and re.search(frozen, path))
+        if not left_out:
+            own[path] = jnp.array(leaf, jnp.float32, copy=True)
+    return own
+
+
+def view(params: Params, teacher: Teacher) -> Params:
+    """The teacher's full parameter tree: its own leaves, and the student's where it has none."""
+    return unflatten_dict(flatten_dict(params, sep="/") | teacher, sep="/")
+
+
+def momentum_at(config: TeacherConfig, step: Array) -> Array:
+    """The EMA's momentum; with warm-up min(m, (1 + step) / (10 + step))."""
+    momentum = jnp.float32(config.momentum)
+    if not config.warmup:
+        return momentum
+    count = step.astype(jnp.float32)
+    return jnp.minimum(momentum, (1.0 + count) / (10.0 + count))
+
+
+def update(teacher: Teacher, params: Params, momentum: Array) -> Teacher:
+    """m * teacher + (1 - m) * student, leaf by leaf."""
+    student = flatten_dict(params, sep="/")
+    return {path: momentum * old + (1.0 - momentum) * student[path] for path, old in teacher.items()}
+
+
+def drift(teacher: Teacher, params: Params) -> Array:
+    """How far the student has left its teacher: 1 - cosine of all their parameters."""
+    student = flatten_dict(params, sep="/")
+    dot = sum((jnp.vdot(old, student[path]) for path, old in teacher.items()), jnp.float32(0))
+    norms = [sum((jnp.vdot(x, x) for x in leaves), jnp.float32(1e-12)) for leaves in (
+        teacher.values(), [student[path] for path in teacher])]  # fmt: skip
+    return 1.0 - dot * jax.lax.rsqrt(norms[0] * norms[1])

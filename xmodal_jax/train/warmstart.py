@@ -1,0 +1,105 @@
+"""Start the linear paths of the two heads from regularised CCA on the training split.
+
+With few pairs and pretrained towers, canonical correlation analysis (Hotelling 1936; Hardoon et al. 2004) is a strong
+start: gradient descent from it only has to add what a linear map cannot do, instead of finding the map first.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xmodal_jax.assemble import Assembly
+from xmodal_jax.data.pipeline import Split, eval_split
+from xmodal_jax.models.heads import pooled_features
+from xmodal_jax.types import Array, Params
+
+
+def whitener(x: np.ndarray, ridge: float) -> np.ndarray:
+    """x [n,D], centred -> W [D,D] with W.T (C + ridge * mean variance) W = I, C the covariance of x."""
+    covariance = x.T @ x / len(x)
+    covariance += ridge * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    values, vectors = np.linalg.eigh(covariance)
+    return vectors / np.sqrt(np.maximum(values, 1e-9))
+
+
+def cca(left: np.ndarray, right: np.ndarray, ridge: float, dims: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Regularised CCA of aligned rows [n,D] and [n,F], both centred -> maps [D,dims], [F,dims] and correlations [dims]."""
+    a, b = whitener(left, ridge), whitener(right, ridge)
+    u, correlations, v = np.linalg.svd(a.T @ (left.T @ right / len(left)) @ b, full_matrices=False)
+    return a @ u[:, :dims], b @ v[:dims].T, correlations[:dims]
+
+
+def linear_start(left: np.ndarray, right: np.ndarray, ridge: float, dims: int) -> tuple[Params, Params]:
+    """Dense parameters of both heads: canonical variates scaled by their correlations, so that strong ones weigh more.
+
+    left [n,D] and right [n,F] are aligned rows. Columns beyond what CCA gives (`dims` above the ranks) are zero.
+    """
+    means = [side.mean(0) for side in (left, right)]
+    maps = cca(left - means[0], right - means[1], ridge, dims)
+    heads = []
+    for mean, kernel in zip(means, maps[:2], strict=True):
+        kernel = kernel * maps[2]
+        kernel = np.pad(kernel, ((0, 0), (0, dims - kernel.shape[1])))
+        heads.append({"kernel": kernel.astype(np.float32), "bias": (-mean @ kernel).astype(np.float32)})
+    return heads[0], heads[1]
+
+
+def head_inputs(assembly: Assembly, params: Params) -> tuple[np.ndarray, np.ndarray]:
+    """Pooled features of all (picture, caption) pairs of the training split, [n,D] and [n,F], without augmentation.
+
+    A record with v views and c captions gives v * c rows.
+    """
+    config, model = assembly.config, assembly.model
+    shapes = {"image": (config.image.pool, config.image.groups), "text": (config.text.pool, ())}
+
+    @jax.jit
+    def pool_image(params: Params, image: Array) -> Array:
+        raw = model.apply({"params": params}, image, method=lambda m, x: m.image(x))
+        return pooled_features(raw, None, shapes["image"][0].split("+")[0], shapes["image"][1])
+
+    @jax.jit
+    def pool_text(params: Params, ids: Array) -> Array:
+        tokens = model.apply({"params": params}, ids, method=lambda m, x: m.text(x))
+        return pooled_features(tokens, ids != 0, shapes["text"][0].split("+")[0], ())
+
+    size, lefts, rights = config.eval.batch_size, [], []
+    source = Split(config.data.path, config.data.split, config.data)
+    source.close()
+    for view in source.views:
+        split = eval_split(config.data.path, config.data.split, assembly.tokenizer, config.data, view)
+        images = _collect(pool_image, params, split.images(size), "image")
+        texts = _collect(pool_text, params, split.texts(size), "text")
+        lefts.append(images[split.caption_owner])
+        rights.append(texts)
+    return np.concatenate(lefts).astype(np.float64), np.concatenate(rights).astype(np.float64)
+
+
+def _collect(pool: Any, params: Params, blocks: Any, side: str) -> np.ndarray:
+    rows = [np.asarray(pool(params, jnp.asarray(block[side])))[block["id"] >= 0] for block in blocks]
+    return np.concatenate(rows)
+
+
+def with_linear_start(assembly: Assembly, params: Params) -> Params:
+    """The parameters with `image_head/linear` and `text_head/linear` from CCA; the rest as it was."""
+    joint = assembly.config.joint
+    left, right = linear_start(*head_inputs(assembly, params), joint.start_ridge, joint.embed)
+    heads = {"image_head": left, "text_head": right}
+    return params | {
+        name: params[name] | {"linear": jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), start, dict(params[name]["linear"]))}
+        for name, start in heads.items()
+    }
+
+
+def start_state(assembly: Assembly, state: Any) -> Any:
+    """The train state with the linear start in the student and, where it has these leaves, in the teacher."""
+    params = with_linear_start(assembly, state.params)
+    teacher = dict(state.teacher)
+    for head in ("image_head", "text_head"):
+        for leaf, value in params[head]["linear"].items():
+            path = f"{head}/linear/{leaf}"
+            if path in teacher:
+                teacher[path] = jax.device_put(np.asarray(value), teacher[path].sharding)
+    return dataclasses.replace(state, params=params, teacher=teacher)

@@ -1,0 +1,33 @@
+"""Open a finished (or running) run: its assembly and the weights to use."""
+
+import pathlib
+
+import jax
+
+from xmodal_jax.assemble import Assembly, reassemble
+from xmodal_jax.config import Config, MeshConfig, as_dict
+from xmodal_jax.train.checkpoint import Checkpoints, read_run
+from xmodal_jax.train.loop import make_run
+from xmodal_jax.train.teacher import view
+from xmodal_jax.types import Params
+
+
+def open_run(workdir: str | pathlib.Path, overrides: dict[str, dict] | None = None) -> tuple[Assembly, Params, int]:
+    """The assembly, the weights that `config.eval.params` names, and their step.
+
+    `overrides` replaces fields of run.json's config, section by section ({"eval": {"rerank": [32]}}); the architecture
+    stays the checkpoint's. Raises UserError for a folder without a run or a checkpoint of another architecture.
+    """
+    workdir = pathlib.Path(workdir)
+    description = read_run(workdir)
+    description["config"]["mesh"] = as_dict(MeshConfig())  # the training mesh says nothing about this machine
+    for section, fields in (overrides or {}).items():
+        description["config"][section] = description["config"][section] | fields
+    assembly = reassemble(description, workdir)
+    with Checkpoints(workdir) as checkpoints:
+        # One device is enough to read weights; rows of a training mesh need not divide anything here.
+        run = make_run(assembly, jax.local_devices()[:1])
+        state = checkpoints.restore(run.abstract)
+    config: Config = assembly.config
+    params = view(state.params, state.teacher) if config.eval.params == "teacher" else state.params
+    return assembly, params, int(state.step)
