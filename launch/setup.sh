@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# Python 3.11 comes first because PyTorch, which the tests compare with, is pinned to a version with a small CPU build for it.
 # Make .venv and install the package with the extras given as arguments; a second run with nothing changed is instant.
 #   bash launch/setup.sh demo test
 set -euo pipefail
@@ -6,13 +7,11 @@ cd "$(dirname "$0")/.."
 extras=$(IFS=,; echo "${*:-demo}")
 python=${PYTHON:-}
 if [ -z "$python" ]; then
-  for name in python3.12 python3.11 python3.13 python3; do
+  for name in python3.11 python3.12 python3.13 python3; do
     if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$name; break; fi
   done
 fi
 if [ -z "$python" ]; then echo "no Python >= 3.11 found; install one, or set PYTHON=/path/to/python" >&2; exit 2; fi
-# The tests compare with PyTorch, which the test extra pins to a version with a small CPU build for Python 3.11.
-case ",$extras," in *,test,*) command -v python3.11 >/dev/null && [ -z "${PYTHON:-}" ] && python3.11 -c '' 2>/dev/null && python=python3.11 ;; esac
 stamp=.venv/installed
 wanted="$extras $(cksum < pyproject.toml) $(pwd)"
 if [ -f "$stamp" ] && grep -qxF "$wanted" "$stamp"; then exit 0; fi

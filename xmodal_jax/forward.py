@@ -61,6 +61,7 @@ class Forward:
         self.memory, self.step, self.teacher = memory or {}, step, teacher
         self.towers: dict[str, Forward] = {}
         self.passes: list[str] = []
+        self.calls: list[tuple[str, tuple]] = []  # (method, shapes of its inputs), for the FLOP model
         self._memo: dict[str, Any] | None = {} if cache else None
         self._trace = get_opaque_trace_state()
 
@@ -81,6 +82,7 @@ class Forward:
 
     def call(self, method: str, *inputs: Any, **options: Any) -> Any:
         """A head or any other method of the model; never memoised."""
+        self.calls.append((method, tuple(getattr(x, "shape", ()) for x in inputs)))
         return self.model.apply({"params": self.params}, *inputs, method=method, **options)
 
     def tower(self, side: str, field: str) -> Array:

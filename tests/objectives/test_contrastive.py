@@ -158,7 +158,7 @@ def test_soft_cross_entropy_of_its_own_softmax_is_the_entropy(rng):
 
 def test_a_teacher_of_extreme_logits_stays_finite(arrays):
     valid, positive = jnp.ones(ROWS, bool), jnp.eye(ROWS, dtype=bool)
-    losses, _ = direction(arrays["image"], arrays["text"], arrays["text"], positive, valid, 0.5, jnp.float32(1e-4))
+    losses, _ = direction(arrays["image"], arrays["text"], positive, valid, jnp.float32(1e-4), arrays["text"], jnp.float32(0.5))
     assert np.isfinite(losses).all()
 
 

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from xmodal_jax.models.layers import dense, dense_params, dropout, layer_norm, norm_params
+from xmodal_jax.models.layers import dense, dense_params, dropout, layer_norm, norm_params, spread
 from xmodal_jax.models.pooling import POOLS, attention_pool, masked_mean, probe_params
 from xmodal_jax.types import Array, Params
 
@@ -76,7 +76,7 @@ class TokenHead(nn.Module):
         x = layer_norm(self.param("norm", lambda _: norm_params(self.width)), x)
         bias = self.param("bias", lambda _: jnp.zeros((self.outputs,)))
         logits = jnp.einsum("...d,vd->...v", x, table.astype(x.dtype), preferred_element_type=jnp.float32)
-        return logits + jnp.expand_dims(bias, tuple(range(logits.ndim - 1)))
+        return logits + spread(bias, logits)
 
 
 class MatchHead(nn.Module):

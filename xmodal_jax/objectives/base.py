@@ -22,14 +22,14 @@ class Term:
     """What an objective returns for one batch.
 
     values [B] un-reduced losses, weight [B] how much each row counts, metrics {name: scalar}, `enqueue` {ring: {field:
-    rows [B,...]}} to append to the queues after the update, `write` {table: (index [B], rows [B,...])}.
+    rows [B,...]}} to append to the queues after the update, `write` {table: (index [B], {field: rows [B,...]})}.
     """
 
     values: Array
     weight: Array
     metrics: Metrics = field(default_factory=dict)
     enqueue: dict[str, dict[str, Array]] = field(default_factory=dict)
-    write: dict[str, tuple[Array, Array]] = field(default_factory=dict)
+    write: dict[str, tuple[Array, dict[str, Array]]] = field(default_factory=dict)
 
     def mean(self) -> Array:
         """The weighted mean over rows, a float32 scalar."""

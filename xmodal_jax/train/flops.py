@@ -1,16 +1,24 @@
-"""A FLOP model of the step: matrix products only (2 per multiply-add), pass by pass.
+"""A FLOP model of the step: the matrix products (2 per multiply-add) of every call of the model that a step traces.
 
-A trained pass costs three times its forward (one for each operand's gradient), with remat about one more forward of what
-is recomputed, which is not counted: MFU counts useful work. A teacher's pass costs one forward.
+The calls are read off the trace itself, so the model knows what is shared. A trained call costs three times its forward
+(one more product for each operand's gradient), a frozen one that gradients must cross twice, any other once. What
+rematerialisation repeats is not counted: MFU counts useful work.
 """
 
 import math
+from typing import Any, Callable
 
-from xmodal_jax.assemble import Assembly
+import jax
+
 from xmodal_jax.config import Config
+from xmodal_jax.train.optimizer import wholly_frozen
+from xmodal_jax.train.step import Recipe, run_objectives
+from xmodal_jax.types import Batch
 
-# Multiply-adds of EfficientNet-Lite0 at 224 px (Tan, Liu 2020, model card: 407 M); they scale with the pixels.
+# Multiply-adds of EfficientNet-Lite0 at 224 px (407 M, as published with the weights); they scale with the pixels.
 LITE0_MACS, LITE0_PIXELS = 407e6, 224 * 224
+
+Shapes = tuple[tuple[int, ...], ...]
 
 
 def block_flops(length: int, width: int, hidden: int, context: int) -> float:
@@ -23,57 +31,99 @@ def cross_flops(length: int, width: int, context: int) -> float:
     return 2.0 * length * 2 * width * width + 4.0 * length * context * width
 
 
-def image_flops(config: Config, image_shape: tuple[int, ...]) -> tuple[float, int, int]:
-    """Forward FLOPs of the image tower on one image, its number of tokens and their width."""
-    image = config.image
+def image_tower(config: Config, shapes: Shapes) -> float:
+    """Forward of the image tower on a batch of pixels [B,H,W,3]; nothing for features."""
+    image, (rows, height, width, _) = config.image, (shapes[0] + (0, 0))[:4]
     if image.kind == "features":
-        return 0.0, image_shape[0], image_shape[1]
+        return 0.0
     if image.kind == "efficientnet":
-        side = math.ceil(config.data.image_size / 32)
-        return 2.0 * LITE0_MACS * config.data.image_size**2 / LITE0_PIXELS, side * side + 1, 1280
-    tokens = (config.data.image_size // image.patch) ** 2 + 1
-    patches = 2.0 * (tokens - 1) * image.patch**2 * 3 * image.width
-    return patches + image.layers * block_flops(tokens, image.width, image.hidden, tokens), tokens, image.width
+        return 2.0 * rows * LITE0_MACS * height * width / LITE0_PIXELS
+    patches = (height // image.patch) * (width // image.patch)
+    block = block_flops(patches + 1, image.width, image.hidden, patches + 1)
+    return rows * (2.0 * patches * image.patch**2 * 3 * image.width + image.layers * block)
 
 
-def forward_flops(config: Config, image_shape: tuple[int, ...], outputs: int) -> dict[str, float]:
-    """Forward FLOPs of each kind of pass for one row (one image, one text, one fused pair)."""
-    text, fusion, joint, length = config.text, config.fusion, config.joint, config.data.length
-    tower, tokens, raw = image_flops(config, image_shape)
-    neck = 2.0 * tokens * raw * text.width + config.image.neck_layers * block_flops(tokens, text.width, text.hidden, tokens)
-    pooled = raw * max(1, len(config.image.groups))
-    head = lambda width, hidden: 2.0 * (width * joint.embed + width * hidden + hidden * joint.embed)
-    words = text.layers * block_flops(length, text.width, text.hidden, length)
-    pair = fusion.layers * (block_flops(length, text.width, fusion.hidden, length) + cross_flops(length, text.width, tokens))
-    memory = fusion.layers * 2.0 * tokens * 2 * text.width * text.width
-    vocabulary = 2.0 * (text.width * text.width + text.width * outputs)
-    return {
-        "tower": tower,
-        "image": tower + neck + head(pooled, config.image.head_hidden),
-        "text": words + head(text.width, config.text.head_hidden),
-        "pair": pair,
-        "memory": memory,
-        "token": vocabulary,
-    }
+def head_flops(inputs: int, hidden: int, embed: int) -> float:
+    """Forward of a `Projection` on one row: the linear path and the MLP beside it."""
+    return 2.0 * (inputs * embed + inputs * hidden + hidden * embed)
 
 
-def step_flops(assembly: Assembly, used: frozenset[str]) -> dict[str, float]:
-    """FLOPs of one step, by objective's share: {"towers", "itm", "mlm", "lm"}; passes shared by several count once."""
-    config, size = assembly.config, assembly.config.batch_size
-    outputs = len(assembly.model.output_ids) or config.text.vocab_size
-    row = forward_flops(config, assembly.image_shape, outputs)
-    length, shares = config.data.length, {"towers": 0.0}
-    kinds = {type(item).__name__: item for item in assembly.objectives.values()}
-    teacher = 1.0 if "ITC" in kinds else 0.0
-    shares["towers"] = size * (3.0 + teacher) * (row["image"] + row["text"])
-    if "ITM" in kinds:
-        pairs = 1 + 2 * kinds["ITM"].negatives
-        shares["itm"] = size * 3.0 * (pairs * row["pair"] + row["memory"])
-    if "MLM" in kinds:
-        slots = max(1, math.ceil(kinds["MLM"].rate * (length - 1)))
-        soft = 1.0 if kinds["MLM"].alpha else 0.0
-        shares["mlm"] = size * (3.0 + soft) * (row["text"] + row["pair"] + row["memory"] + slots * row["token"])
-    if "LM" in kinds:
-        words = row["text"] + row["pair"] + row["memory"] + (length - 1) * row["token"]
-        shares["lm"] = size * 3.0 * words
-    return shares
+def image_joint(config: Config, shapes: Shapes) -> float:
+    """Forward of neck and head on raw tokens [B,N,D']."""
+    rows, tokens, raw = shapes[0]
+    text, image = config.text, config.image
+    neck = 2.0 * tokens * raw * text.width + image.neck_layers * block_flops(tokens, text.width, text.hidden, tokens)
+    return rows * (neck + head_flops(raw * max(1, len(image.groups)), image.head_hidden, config.joint.embed))
+
+
+def text_tower(config: Config, shapes: Shapes) -> float:
+    """Forward of the text tower on ids [B,L]."""
+    (rows, length), text = shapes[0], config.text
+    return rows * text.layers * block_flops(length, text.width, text.hidden, length)
+
+
+def text_joint(config: Config, shapes: Shapes) -> float:
+    """Forward of the text head on tokens [B,L,D]."""
+    return shapes[0][0] * head_flops(shapes[0][2], config.text.head_hidden, config.joint.embed)
+
+
+def fuse(config: Config, shapes: Shapes) -> float:
+    """Forward of fusion: image tokens [B,N,D] (keys and values once each), text tokens [b,L,D]."""
+    (images, tokens, source), (pairs, length, width) = shapes[:2]
+    fusion = config.fusion
+    pair = block_flops(length, width, fusion.hidden, length) + cross_flops(length, width, tokens)
+    return fusion.layers * (pairs * pair + images * 4.0 * tokens * source * width)
+
+
+def decode(config: Config, shapes: Shapes) -> float:
+    """Forward of the decoder: the text layers and the fusion layers on ids [b,L] over image tokens [B,N,D]."""
+    image, ids = shapes[:2]
+    return text_tower(config, (ids,)) + fuse(config, (image, (*ids, config.text.width)))
+
+
+def token_logits(config: Config, shapes: Shapes, outputs: int) -> float:
+    """Forward of the vocabulary head on hidden states [...,D]."""
+    *lead, width = shapes[0]
+    return 2.0 * math.prod(lead) * width * (width + outputs)
+
+
+COSTS: dict[str, Callable[[Config, Shapes], float]] = {
+    "image_tower": image_tower,
+    "image_joint": image_joint,
+    "text_tower": text_tower,
+    "text_joint": text_joint,
+    "fuse": fuse,
+    "decode": decode,
+}
+
+
+def forward_flops(recipe: Recipe, method: str, shapes: Shapes) -> float:
+    """Forward FLOPs of one call; heads that are not listed (matching, codes, temperature) are too small to count."""
+    if method == "token_logits":
+        return token_logits(recipe.config, shapes, len(recipe.model.output_ids) or recipe.config.text.vocab_size)
+    return COSTS[method](recipe.config, shapes) if method in COSTS else 0.0
+
+
+def multiple(recipe: Recipe, params: Any, method: str) -> float:
+    """How many times its forward a student's call costs: 3 trained, 1 when its tower is frozen."""
+    side = method.removesuffix("_tower")
+    if method.endswith("_tower") and wholly_frozen(params.get(side, {}), side, recipe.config.optimizer.freeze):
+        return 1.0
+    return 3.0
+
+
+def step_flops(recipe: Recipe, state: Any, batch: Batch) -> float:
+    """FLOPs of one step on a batch (shapes are enough: nothing runs)."""
+    seen: list[float] = []
+    text_frozen = wholly_frozen(state.params["text"], "text", recipe.config.optimizer.freeze)
+
+    def trace(state: Any, batch: Batch) -> None:
+        _, student = run_objectives(recipe, state.params, state, batch, jax.random.key(0))
+        for method, shapes in student.calls:
+            seen.append(multiple(recipe, state.params, method) * forward_flops(recipe, method, shapes))
+            if method == "decode" and text_frozen:  # the frozen layers' weights get no gradient
+                seen.append(-text_tower(recipe.config, (shapes[1],)))
+        seen.extend(forward_flops(recipe, method, shapes) for method, shapes in student.teacher.calls)
+
+    jax.eval_shape(trace, state, batch)
+    return sum(seen)

@@ -16,7 +16,6 @@ from xmodal_jax.config import Config
 from xmodal_jax.data.pipeline import Loader, train_dataset
 from xmodal_jax.data.transfer import Prefetch
 from xmodal_jax.errors import UserError, refuse_unless
-from xmodal_jax.objectives import parts
 from xmodal_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from xmodal_jax.parallel.rules import shardings
 from xmodal_jax.train.checkpoint import Checkpoints, write_run
@@ -162,10 +161,10 @@ def _steps(run: Run, state: TrainState, workdir: pathlib.Path, checkpoints: Chec
            evaluate: Callable | None) -> TrainState:  # fmt: skip
     """Steps until the end of the run or a stop signal."""
     config, first = run.assembly.config, int(state.step)
-    flops = sum(step_flops(run.assembly, parts(run.recipe.objectives)).values()) / config.batch_size
     report = TrainLog(workdir, config.steps, config.batch_size, first)
     dataset = train_dataset(config.data.path, config.data.split, run.assembly.tokenizer, config.data, config.seed, config.batch_size)
     share = (jax.process_index(), jax.process_count())
+    flops = step_flops(run.recipe, run.abstract, dataset.batch_at(int(state.cursor))) / config.batch_size
     loader = Loader(dataset, int(state.cursor), *share, config.data.threads, config.data.prefetch)
     with Prefetch(loader, batch_sharding(run.mesh)) as loader:
         for step, batch in _numbered(loader, first, config.steps):

@@ -52,8 +52,10 @@ def prepared(objectives: dict[str, Objective], batch: Batch, key: Array) -> Batc
     return batch
 
 
-def run_objectives(recipe: Recipe, params: Params, state: TrainState, batch: Batch, key: Array) -> tuple[dict[str, Term], list[str]]:
-    """All terms of one batch and the names of the passes that were traced."""
+def run_objectives(
+    recipe: Recipe, params: Params, state: TrainState, batch: Batch, key: Array
+) -> tuple[dict[str, Term], Forward]:
+    """All terms of one batch, and the student's Forward (its `passes` and those of its teacher say what was traced)."""
     config = recipe.config
     batch = prepared(recipe.objectives, batch, key)
     teacher = teacher_forward(recipe.model, teachers.view(params, state.teacher), batch, config.dtype, recipe.cache)
@@ -64,7 +66,7 @@ def run_objectives(recipe: Recipe, params: Params, state: TrainState, batch: Bat
         name: objective(student, batch, named_key(key, f"objective:{name}"))
         for name, objective in recipe.objectives.items()
     }
-    return terms, student.passes + [f"teacher:{name}" for name in teacher.passes]
+    return terms, student
 
 
 def same_towers(config: Config, params: Params) -> frozenset[str]:

@@ -17,19 +17,23 @@ from xmodal_jax.models.heads import pooled_features
 from xmodal_jax.types import Array, Params
 
 
-def whitener(x: np.ndarray, ridge: float) -> np.ndarray:
-    """x [n,D], centred -> W [D,D] with W.T (C + ridge * mean variance) W = I, C the covariance of x."""
-    covariance = x.T @ x / len(x)
+def factor(x: np.ndarray, ridge: float) -> np.ndarray:
+    """x [n,D], centred -> lower Cholesky factor [D,D] of its covariance plus `ridge` times the mean variance."""
+    covariance = (x.T @ x / len(x)).astype(np.float64)
     covariance += ridge * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-    values, vectors = np.linalg.eigh(covariance)
-    return vectors / np.sqrt(np.maximum(values, 1e-9))
+    return np.linalg.cholesky(covariance)
 
 
 def cca(left: np.ndarray, right: np.ndarray, ridge: float, dims: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Regularised CCA of aligned rows [n,D] and [n,F], both centred -> maps [D,dims], [F,dims] and correlations [dims]."""
-    a, b = whitener(left, ridge), whitener(right, ridge)
-    u, correlations, v = np.linalg.svd(a.T @ (left.T @ right / len(left)) @ b, full_matrices=False)
-    return a @ u[:, :dims], b @ v[:dims].T, correlations[:dims]
+    from scipy.linalg import solve_triangular
+
+    lower = [factor(side, ridge) for side in (left, right)]
+    between = (left.T @ right / len(left)).astype(np.float64)
+    whitened = solve_triangular(lower[1], solve_triangular(lower[0], between, lower=True).T, lower=True).T
+    u, correlations, v = np.linalg.svd(whitened, full_matrices=False)
+    maps = [solve_triangular(low, side, lower=True, trans="T") for low, side in zip(lower, (u[:, :dims], v[:dims].T))]
+    return maps[0], maps[1], correlations[:dims]
 
 
 def linear_start(left: np.ndarray, right: np.ndarray, ridge: float, dims: int) -> tuple[Params, Params]:
@@ -74,7 +78,7 @@ def head_inputs(assembly: Assembly, params: Params) -> tuple[np.ndarray, np.ndar
         texts = _collect(pool_text, params, split.texts(size), "text")
         lefts.append(images[split.caption_owner])
         rights.append(texts)
-    return np.concatenate(lefts).astype(np.float64), np.concatenate(rights).astype(np.float64)
+    return np.concatenate(lefts), np.concatenate(rights)
 
 
 def _collect(pool: Any, params: Params, blocks: Any, side: str) -> np.ndarray:

@@ -1,0 +1,115 @@
+"""The assembled model: its parts on demand, unit embeddings, pair scores, the output vocabulary, and the temperature."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import ALL, ROWS, TOKENS, WIDTH, tiny_batch, tiny_config, tiny_model, tiny_params
+
+from xmodal_jax.models.crossmodal import Neck, image_tower
+from xmodal_jax.models.efficientnet import EfficientNetLite0
+from xmodal_jax.models.features import FeatureTokens
+from xmodal_jax.models.heads import l2_normalize
+from xmodal_jax.models.vit import ViT
+
+
+@pytest.fixture(scope="module")
+def made():
+    """The tiny model and random parameters of every part."""
+    model = tiny_model(tiny_config())
+    return model, jax.jit(lambda: tiny_params(model))()
+
+
+@pytest.fixture(scope="module")
+def encoded(made):
+    """Image tokens and embeddings, text tokens and embeddings of the tiny batch."""
+    model, params = made
+    batch = tiny_batch()
+    run = lambda p: (model.apply({"params": p}, batch["image"], method="encode_image"),
+                     model.apply({"params": p}, batch["text"], method="encode_text"))  # fmt: skip
+    return jax.jit(run)(params)
+
+
+def test_encoders_give_tokens_and_unit_embeddings(encoded):
+    (tokens, embed), (words, text_embed) = encoded
+    assert tokens.shape == (ROWS, TOKENS, WIDTH) and words.shape == (ROWS, 8, WIDTH)
+    for x in (embed, text_embed):
+        np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, rtol=1e-4)
+    np.testing.assert_array_equal(text_embed[0], text_embed[1])  # one caption
+
+
+def test_parameters_are_made_of_what_is_used():
+    model = tiny_model(tiny_config())
+    modules = lambda used: set(jax.eval_shape(lambda: tiny_params(model, used=frozenset(used))))
+    towers = {"image_neck", "image_head", "text", "text_head", "log_temperature"}
+    assert modules(()) == towers
+    assert modules({"match", "fusion"}) == towers | {"match", "fusion"}
+    assert modules({"vocabulary"}) == towers | {"vocabulary"}
+    assert modules(ALL) == towers | {"match", "fusion", "vocabulary", "decoder", "hash_image", "hash_text"}
+
+
+def test_the_score_of_a_pair_is_its_matching_log_odds(made, encoded):
+    model, params = made
+    (tokens, _), (words, _) = encoded
+    mask, rows = tiny_batch()["text"] != 0, np.array([1, 1, 0, 2, 3, 4, 5, 6], np.int32)
+    call = lambda *x, method: model.apply({"params": params}, *x, method=method)
+    logits = call(call(tokens[rows], words, mask, method="fuse"), mask, method="match_logits")
+    np.testing.assert_allclose(call(tokens, words, mask, rows, method="score"), logits[:, 1] - logits[:, 0], atol=1e-5)
+
+
+def test_token_logits_are_those_of_the_output_ids(made):
+    model, params = made
+    hidden = np.random.default_rng(0).normal(size=(2, 3, WIDTH)).astype(np.float32)
+    every = model.apply({"params": params}, hidden, method="token_logits")
+    ids = (3, 7, 20)
+    some = params | {"vocabulary": params["vocabulary"] | {"bias": params["vocabulary"]["bias"][jnp.array(ids)]}}
+    few = tiny_model(tiny_config(), ids).apply({"params": some}, hidden, method="token_logits")
+    np.testing.assert_allclose(few, np.asarray(every)[..., list(ids)], atol=1e-5)
+
+
+@pytest.mark.parametrize("value, expected, moves", [(0.07, 0.07, True), (9.0, 0.5, False), (1e-4, 0.01, False)])
+def test_the_temperature_is_clamped(made, value, expected, moves):
+    model, params = made
+    heat = lambda log: model.apply({"params": params | {"log_temperature": log}}, method="temperature")
+    log = jnp.log(jnp.float32(value))
+    np.testing.assert_allclose(heat(log), expected, rtol=1e-5)
+    assert (jax.grad(heat)(log) != 0) == moves
+
+
+def test_codes_lie_between_minus_one_and_one(made, encoded):
+    model, params = made
+    for method, embed in (("hash_image_codes", encoded[0][1]), ("hash_text_codes", encoded[1][1])):
+        codes = np.asarray(model.apply({"params": params}, embed, method=method))
+        assert codes.shape == (ROWS, 8) and np.abs(codes).max() < 1
+
+
+def test_the_image_tower_is_the_one_the_config_names():
+    assert isinstance(image_tower(tiny_config()), FeatureTokens)
+    vit = tiny_config(image={"kind": "vit", "patch": 4, "width": 8, "heads": 2}, data={"image_size": 12}, dtype="bfloat16")
+    tower = image_tower(vit)
+    assert isinstance(tower, ViT) and (tower.patch, tower.image_size, tower.dtype) == (4, 12, jnp.bfloat16)
+    assert isinstance(image_tower(tiny_config(image={"kind": "efficientnet"})), EfficientNetLite0)
+
+
+def test_features_are_cast_and_have_no_parameters():
+    tokens = np.ones((2, 3, 4), np.float16)
+    assert FeatureTokens().init(jax.random.key(0), tokens) == {}
+    assert FeatureTokens().apply({}, tokens).dtype == jnp.float32
+
+
+def test_the_neck_tells_places_apart():
+    raw = np.repeat(np.random.default_rng(0).normal(size=(1, 1, 6)), 4, 1).astype(np.float32)
+    neck = Neck(8, 0, 2, 16, 0.0)
+    params = neck.init(jax.random.key(0), raw)["params"]
+    tokens = np.asarray(neck.apply({"params": params}, raw))
+    assert tokens.shape == (1, 4, 8) and not np.allclose(tokens[0, 0], tokens[0, 1], atol=1e-4)
+    still = params | {"position": jnp.zeros((4, 8))}
+    same = np.asarray(neck.apply({"params": still}, raw))
+    np.testing.assert_allclose(same[0, 0], same[0, 1], atol=1e-6)
+
+
+def test_grouped_tokens_are_pooled_for_themselves():
+    config = tiny_config(image={"groups": (4, 1)})
+    shapes = jax.eval_shape(lambda: tiny_params(tiny_model(config)))
+    assert shapes["image_head"]["linear"]["kernel"].shape == (12, 8)
+    assert l2_normalize(jnp.ones((1, 4))).tolist() == [[0.5] * 4]

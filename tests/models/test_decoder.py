@@ -1,0 +1,90 @@
+"""The decoder against Hugging Face's causal BERT layers, its causality, and what it shares with the encoders."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from tiny import LENGTH, WIDTH, tiny_batch, tiny_config, tiny_model, tiny_params
+from torch_layers import attention, bert, run_layers, stack_of, stacked
+
+
+@pytest.fixture(scope="module")
+def case():
+    """A model whose text tower, fusion and decoder hold the weights of three BERTs, and those BERTs."""
+    model = tiny_model(tiny_config())
+    params = jax.tree.map(np.array, jax.jit(lambda: tiny_params(model, used=frozenset({"decoder"})))())
+    text, fusion, own = (bert(cross, layers, WIDTH, 2, 24, vocab=32, positions=LENGTH) for cross, layers in
+                         ((False, 2), (True, 1), (False, 3)))  # fmt: skip
+    params["text"]["layers"], params["fusion"]["layers"] = stack_of(text.encoder.layer), stack_of(fusion.encoder.layer)
+    places = {"text_attention": own.encoder.layer[:2], "fusion_attention": own.encoder.layer[2:]}
+    params["decoder"] = {name: stacked([attention(layer.attention) for layer in layers]) for name, layers in places.items()}
+    return model, params, (text, fusion, own)
+
+
+@pytest.fixture(scope="module")
+def decode(case):
+    """The compiled decoder: (params, image tokens, ids, rows) -> hidden states."""
+    model = case[0]
+    return jax.jit(lambda params, image, ids, rows=None: model.apply({"params": params}, image, ids, rows, method="decode"))
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    """Image tokens [8,5,16] and ids [8,8]."""
+    return np.random.default_rng(2).normal(size=(8, 5, WIDTH)).astype(np.float32), tiny_batch()["text"]
+
+
+def test_states_are_those_of_causal_bert_layers(case, decode, inputs):
+    model, params, (text, fusion, own) = case
+    image, ids = inputs
+    for mine, theirs in zip([*text.encoder.layer, *fusion.encoder.layer], own.encoder.layer, strict=True):
+        mine.attention = theirs.attention
+    embedded = model.apply({"params": params}, ids, method=lambda m, x: m.text.embed_tokens(x))
+    mask = np.tril(np.ones((LENGTH, LENGTH), bool))[None, None] & (ids != 0)[:, None, None, :]
+    with torch.no_grad():
+        x = run_layers(text.encoder.layer, torch.tensor(np.array(embedded)), mask)
+        expected = run_layers(fusion.encoder.layer, x, mask, torch.tensor(image)).numpy()
+    real = ids != 0
+    np.testing.assert_allclose(np.asarray(decode(params, image, ids))[real], expected[real], atol=3e-5)
+
+
+def test_a_later_token_never_changes_an_earlier_state(case, decode, inputs):
+    image, ids = inputs
+    before = np.asarray(decode(case[1], image, ids))
+    for place in (1, 3, LENGTH - 1):
+        changed = ids.copy()
+        changed[:, place] = np.where(ids[:, place] == 9, 10, 9)
+        after = np.asarray(decode(case[1], image, changed))
+        np.testing.assert_allclose(after[:, :place], before[:, :place], atol=1e-6)
+        assert np.abs(after[:, place] - before[:, place]).max(axis=-1).min() > 1e-3
+
+
+def test_rows_pick_the_image(case, decode, inputs):
+    image, ids = inputs
+    rows = np.array([3, 3, 0, 1, 2, 7, 7, 5], np.int32)
+    np.testing.assert_allclose(decode(case[1], image, ids, rows), decode(case[1], image[rows], ids), atol=1e-5)
+
+
+def test_only_self_attention_is_the_decoders_own(case, decode, inputs):
+    _, params, _ = case
+    image, ids = inputs
+    assert set(params["decoder"]) == {"text_attention", "fusion_attention"}
+    assert jax.tree.map(jnp.shape, params["decoder"]["text_attention"]) == jax.tree.map(
+        jnp.shape, params["text"]["layers"]["attention"]
+    )
+    before = np.asarray(decode(params, image, ids))
+
+    def changed(*path):
+        copy = jax.tree.map(np.array, params)
+        node = copy
+        for part in path[:-1]:
+            node = node[part]
+        node[path[-1]] = jax.tree.map(lambda x: x * 1.5 + 0.1, node[path[-1]])
+        return np.abs(np.asarray(decode(copy, image, ids)) - before).max()
+
+    shared = [("text", "layers", "mlp"), ("fusion", "layers", "mlp"), ("fusion", "layers", "cross"), ("text", "embed", "word")]
+    own = [("decoder", "text_attention"), ("decoder", "fusion_attention")]
+    unread = [("text", "layers", "attention"), ("fusion", "layers", "attention")]
+    assert all(changed(*path) > 1e-3 for path in shared + own)
+    assert all(changed(*path) == 0 for path in unread)

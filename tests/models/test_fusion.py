@@ -1,0 +1,80 @@
+"""Fusion against Hugging Face's BERT layers with cross-attention: value and gradient; and pairs picked by rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch_layers import bert, run_layers, stack_of
+
+from xmodal_jax.models.fusion import Fusion, causal_mask
+
+PAIRS, LENGTH, PATCHES, WIDTH = 3, 6, 5, 16
+FUSION = Fusion(width=WIDTH, layers=2, heads=4, hidden=24, image_width=WIDTH)
+
+
+@pytest.fixture(scope="module")
+def case():
+    """A BERT with cross-attention, its weights as ours, and random inputs of several lengths."""
+    model = bert(cross=True, layers=2, width=WIDTH, heads=4, hidden=24)
+    draw = np.random.default_rng(0)
+    image, text = (draw.normal(size=(PAIRS, n, WIDTH)).astype(np.float32) for n in (PATCHES, LENGTH))
+    mask = np.arange(LENGTH)[None, :] < np.array([6, 3, 1])[:, None]
+    return model, {"layers": stack_of(model.encoder.layer)}, image, text, mask
+
+
+@pytest.fixture(scope="module")
+def fuse(case):
+    """The compiled fusion on the case's weights."""
+    return jax.jit(lambda image, text, mask, rows: FUSION.apply({"params": case[1]}, image, text, mask, rows))
+
+
+def test_params_have_the_layout_of_the_table(case):
+    _, params, image, text, mask = case
+    made = jax.eval_shape(lambda: FUSION.init(jax.random.key(0), image, text, mask))["params"]
+    assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, params)
+
+
+def test_value_and_gradient_are_hugging_faces(case):
+    model, params, image, text, mask = case
+    inputs = [torch.tensor(x, requires_grad=True) for x in (image, text)]
+    expected = run_layers(model.encoder.layer, inputs[1], mask[:, None, None, :], inputs[0])
+    keep = torch.tensor(mask)[..., None]
+    (expected * keep).square().sum().backward()
+
+    def loss(params, image, text):
+        fused = FUSION.apply({"params": params}, image, text, mask)
+        return jnp.square(jnp.where(mask[..., None], fused, 0.0)).sum(), fused
+
+    (_, fused), grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(params, image, text)
+    np.testing.assert_allclose(np.asarray(fused)[mask], expected.detach().numpy()[mask], atol=2e-5)
+    for mine, theirs in zip(grads[1:], inputs, strict=True):
+        np.testing.assert_allclose(mine, theirs.grad, rtol=1e-3, atol=1e-3)
+    for layer, theirs in enumerate(model.encoder.layer):
+        ours = grads[0]["layers"]
+        for mine, weight in (
+            (ours["cross"]["key"]["kernel"], theirs.crossattention.self.key.weight),
+            (ours["attention"]["query"]["kernel"], theirs.attention.self.query.weight),
+            (ours["mlp"]["down"]["kernel"], theirs.output.dense.weight),
+        ):
+            np.testing.assert_allclose(mine[layer], weight.grad.numpy().T, rtol=1e-3, atol=1e-3)
+
+
+def test_rows_pick_the_image_that_each_text_reads(case, fuse):
+    _, _, image, text, mask = case
+    rows = np.array([2, 0, 0], np.int32)
+    np.testing.assert_allclose(fuse(image, text, mask, rows), fuse(image[rows], text, mask, None), atol=1e-5)
+
+
+def test_padding_changes_no_real_token(case, fuse):
+    _, _, image, text, mask = case
+    changed = np.where(mask[..., None], text, 7.0).astype(np.float32)
+    np.testing.assert_allclose(
+        np.asarray(fuse(image, text, mask, None))[mask], np.asarray(fuse(image, changed, mask, None))[mask], atol=1e-5
+    )
+
+
+def test_causal_mask_is_lower_triangular_and_real():
+    mask = np.asarray(causal_mask(jnp.array([[True, True, False]])))
+    assert mask.shape == (1, 1, 3, 3)
+    np.testing.assert_array_equal(mask[0, 0], [[1, 0, 0], [1, 1, 0], [1, 1, 0]])

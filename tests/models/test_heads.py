@@ -1,0 +1,120 @@
+"""Heads: token logits against Hugging Face's, pooling against NumPy, unit embeddings, matching and hash codes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch_layers import dense as dense_of
+from torch_layers import norm as norm_of
+
+from xmodal_jax.models.heads import HashHead, MatchHead, Projection, TokenHead, l2_normalize, pooled_features
+from xmodal_jax.models.pooling import attention_pool, first_token, masked_mean, probe_params
+
+TOKENS = np.random.default_rng(0).normal(size=(3, 6, 8)).astype(np.float32)
+MASK = np.arange(6)[None, :] < np.array([6, 2, 1])[:, None]
+
+
+def randomised(tree):
+    """Every leaf random: fresh MLPs start at zero."""
+    draw = np.random.default_rng(4)
+    return jax.tree.map(lambda x: jnp.asarray(draw.normal(size=x.shape), jnp.float32), tree)
+
+
+def test_token_head_is_hugging_faces():
+    from transformers import BertConfig
+    from transformers.models.bert.modeling_bert import BertLMPredictionHead
+
+    torch.manual_seed(0)
+    theirs = BertLMPredictionHead(BertConfig(hidden_size=8, vocab_size=11))
+    for weight in theirs.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    params = {"transform": dense_of(theirs.transform.dense), "norm": norm_of(theirs.transform.LayerNorm)}
+    params |= {"bias": theirs.decoder.bias.detach().numpy()}
+    table = theirs.decoder.weight.detach().numpy()
+    head = lambda rows: TokenHead(8, len(rows)).apply({"params": params | {"bias": params["bias"][rows]}}, TOKENS, table[rows])
+    expected = theirs(torch.tensor(TOKENS)).detach().numpy()
+    np.testing.assert_allclose(head(np.arange(11)), expected, atol=1e-5)
+    some = np.array([0, 3, 9])
+    np.testing.assert_allclose(head(some), expected[..., some], atol=1e-5)
+
+
+def test_the_table_of_the_token_head_is_trained_through_it():
+    head, table = TokenHead(8, 5), np.random.default_rng(1).normal(size=(5, 8)).astype(np.float32)
+    params = head.init(jax.random.key(0), TOKENS, table)["params"]
+    grad = jax.grad(lambda table: jnp.square(head.apply({"params": params}, TOKENS, table)).sum())(table)
+    assert (np.abs(grad).sum(1) > 0).all()
+
+
+def test_unit_length_and_a_zero_row(rng):
+    x = rng.normal(size=(4, 5)).astype(np.float32)
+    np.testing.assert_allclose(l2_normalize(x), x / np.linalg.norm(x, axis=1, keepdims=True), rtol=1e-5)
+    zero = jnp.zeros((1, 5))
+    assert (np.asarray(l2_normalize(zero)) == 0).all()
+    assert np.isfinite(jax.grad(lambda x: l2_normalize(x).sum())(zero)).all()
+
+
+def test_pools():
+    expected = np.stack([row[keep].mean(0) for row, keep in zip(TOKENS, MASK, strict=True)])
+    np.testing.assert_allclose(masked_mean(jnp.asarray(TOKENS), jnp.asarray(MASK)), expected, rtol=1e-5)
+    np.testing.assert_allclose(masked_mean(jnp.asarray(TOKENS), None), TOKENS.mean(1), rtol=1e-5, atol=1e-6)
+    assert (np.asarray(masked_mean(jnp.asarray(TOKENS), jnp.zeros((3, 6), bool))) == 0).all()
+    np.testing.assert_array_equal(first_token(jnp.asarray(TOKENS), None), TOKENS[:, 0])
+
+
+def test_attention_pool_ignores_what_is_masked():
+    params = randomised(probe_params(jax.random.key(0), 8))
+    changed = np.where(MASK[..., None], TOKENS, 9.0).astype(np.float32)
+    run = lambda tokens: attention_pool(params, jnp.asarray(tokens), jnp.asarray(MASK), 2)
+    np.testing.assert_allclose(run(TOKENS), run(changed), atol=1e-5)
+    assert not np.allclose(attention_pool(params, jnp.asarray(TOKENS), None, 2), run(TOKENS))
+
+
+def test_pooled_features_normalise_each_group_for_itself():
+    groups = (4, 1, 1)
+    parts = [TOKENS[:, :4].mean(1), TOKENS[:, 4], TOKENS[:, 5]]
+    parts = [(x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) for x in parts]
+    np.testing.assert_allclose(pooled_features(jnp.asarray(TOKENS), None, "mean", groups), np.concatenate(parts, 1), atol=1e-5)
+    first = pooled_features(jnp.asarray(TOKENS), jnp.asarray(MASK), "cls", ())
+    np.testing.assert_allclose(first, (TOKENS[:, 0] - TOKENS[:, 0].mean(-1, keepdims=True)) / TOKENS[:, 0].std(-1, keepdims=True), atol=1e-4)
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls", "mean+attention"])
+def test_a_fresh_projection_is_its_linear_path(pool):
+    head = Projection(embed=4, pool=pool, hidden=5, heads=2)
+    params = head.init(jax.random.key(0), TOKENS, TOKENS, MASK)["params"]
+    pooled = pooled_features(jnp.asarray(TOKENS), jnp.asarray(MASK), pool.split("+")[0], ())
+    expected = l2_normalize(pooled @ params["linear"]["kernel"])
+    embed = head.apply({"params": params}, TOKENS, TOKENS, MASK)
+    np.testing.assert_allclose(embed, expected, atol=1e-5)
+    full = head.apply({"params": randomised(params)}, TOKENS, TOKENS, MASK)
+    np.testing.assert_allclose(np.linalg.norm(full, axis=1), 1, rtol=1e-5)
+    assert set(params) == {"linear", "up", "down"} | ({"probe", "attended"} if pool.endswith("attention") else set())
+
+
+def test_projection_drops_with_a_key_only():
+    head = Projection(embed=4, hidden=5, dropout=0.5)
+    params = randomised(head.init(jax.random.key(0), TOKENS, TOKENS, MASK)["params"])
+    run = lambda key: np.asarray(head.apply({"params": params}, TOKENS, TOKENS, MASK, key))
+    np.testing.assert_array_equal(run(None), run(None))
+    assert not np.allclose(run(jax.random.key(0)), run(jax.random.key(1)))
+
+
+def test_match_head_sees_cls_and_the_mean_of_real_tokens():
+    params = randomised(MatchHead().init(jax.random.key(0), TOKENS, MASK)["params"])
+    run = lambda tokens: np.asarray(MatchHead().apply({"params": params}, tokens, MASK))
+    before = run(TOKENS)
+    assert before.shape == (3, 2)
+    np.testing.assert_allclose(run(np.where(MASK[..., None], TOKENS, 5.0).astype(np.float32)), before, atol=1e-5)
+    changed = TOKENS.copy()
+    changed[0, 3] += 1
+    assert not np.allclose(run(changed)[0], before[0])
+
+
+def test_hash_codes_are_tanh_between_minus_one_and_one():
+    head, embed = HashHead(bits=16, hidden=12), np.asarray(l2_normalize(TOKENS[:, 0]))
+    params = randomised(head.init(jax.random.key(0), embed)["params"])
+    codes = np.asarray(head.apply({"params": params}, embed))
+    hidden = torch.nn.functional.gelu(torch.tensor(embed @ np.asarray(params["up"]["kernel"]) + np.asarray(params["up"]["bias"])), approximate="tanh")
+    np.testing.assert_allclose(codes, np.tanh(hidden.numpy() @ np.asarray(params["down"]["kernel"]) + np.asarray(params["down"]["bias"])), atol=1e-5)
+    assert codes.shape == (3, 16) and np.abs(codes).max() <= 1

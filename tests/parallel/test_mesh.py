@@ -1,0 +1,50 @@
+"""Meshes: every axis named, one may be left open, and what does not fit is refused."""
+
+import jax
+import numpy as np
+import pytest
+
+from xmodal_jax.config import MeshConfig
+from xmodal_jax.errors import UserError
+from xmodal_jax.parallel.mesh import AXES, batch_sharding, make_mesh, replicated
+
+
+@pytest.mark.parametrize("sizes, shape", [
+    ((8, 1, 1), (8, 1, 1)), ((-1, 1, 1), (8, 1, 1)), ((2, -1, 2), (2, 2, 2)), ((1, 2, -1), (1, 2, 4)), ((-1, 4, 2), (1, 4, 2)),
+])  # fmt: skip
+def test_axes_multiply_to_the_devices(sizes, shape):
+    mesh = make_mesh(MeshConfig(*sizes))
+    assert tuple(mesh.shape[name] for name in AXES) == shape
+    assert sorted(device.id for device in mesh.devices.ravel()) == list(range(8))
+
+
+def test_a_mesh_over_some_devices():
+    assert make_mesh(MeshConfig(-1, 2, 1), jax.devices()[:4]).devices.shape == (2, 2, 1)
+    assert make_mesh(MeshConfig(), jax.devices()[3:4]).devices.ravel()[0] == jax.devices()[3]
+
+
+@pytest.mark.parametrize("sizes", [(3, 1, 1), (2, 2, 1), (16, 1, 1), (-1, 3, 1), (-1, 16, 1)])
+def test_sizes_that_do_not_fit_are_refused(sizes):
+    with pytest.raises(UserError, match="and there are 8; write data=-1"):
+        make_mesh(MeshConfig(*sizes))
+
+
+@pytest.mark.parametrize("sizes", [(-1, -1, 1), (0, 8, 1), (-2, 1, 1)])
+def test_two_open_axes_or_none_are_refused(sizes):
+    with pytest.raises(UserError, match="write sizes above 0, one may be -1"):
+        make_mesh(MeshConfig(*sizes))
+
+
+def test_batches_are_split_over_data_and_fsdp_in_order():
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    rows = jax.device_put(np.arange(8), batch_sharding(mesh))
+    held = {shard.device: np.asarray(shard.data).tolist() for shard in rows.addressable_shards}
+    for data in range(2):
+        for fsdp in range(2):
+            first = 4 * data + 2 * fsdp
+            assert all(held[device] == [first, first + 1] for device in mesh.devices[data, fsdp])
+
+
+def test_replicated_is_a_full_copy_everywhere():
+    x = jax.device_put(np.arange(3), replicated(make_mesh(MeshConfig())))
+    assert len(x.addressable_shards) == 8 and all(shard.data.shape == (3,) for shard in x.addressable_shards)

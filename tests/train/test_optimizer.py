@@ -1,0 +1,131 @@
+"""AdamW against PyTorch, groups, decay, clipping, freezing without slots, and regexes that match nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+
+from xmodal_jax.config import OptimizerConfig
+from xmodal_jax.errors import UserError
+from xmodal_jax.train.optimizer import factor_for, learning_rate, make_optimizer, split_frozen
+
+PLAIN = dict(lr=0.1, warmup=0, end_lr=1.0, clip=0.0, weight_decay=0.0)
+
+
+@pytest.fixture
+def params():
+    """Two modules with a kernel and a bias each."""
+    draw = np.random.default_rng(0)
+    make = lambda *shape: jnp.asarray(draw.normal(size=shape), jnp.float32)
+    return {side: {"kernel": make(2, 3), "bias": make(3)} for side in ("image", "text")}
+
+
+def slopes(params, number: int):
+    """Gradients of step `number`."""
+    draw = np.random.default_rng(100 + number)
+    return jax.tree.map(lambda x: jnp.asarray(draw.normal(size=x.shape), jnp.float32), params)
+
+
+def run(config: OptimizerConfig, params, steps: int = 3, scale: float = 1.0):
+    """Parameters and optimizer state after some steps."""
+    optimizer = make_optimizer(config, params, steps)
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state, grads):
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for number in range(steps):
+        with jax.numpy_dtype_promotion("standard"):
+            params, state = step(params, state, jax.tree.map(lambda g: g * scale, slopes(params, number)))
+    return params, state
+
+
+def test_it_is_pytorchs_adamw_with_decay_on_kernels_only(params):
+    config = OptimizerConfig(**PLAIN | {"weight_decay": 0.3})
+    ours, _ = run(config, params)
+    leaves = {(s, n): torch.tensor(np.array(params[s][n]), requires_grad=True) for s in params for n in params[s]}
+    kernels = [leaf for (_, name), leaf in leaves.items() if name == "kernel"]
+    biases = [leaf for (_, name), leaf in leaves.items() if name == "bias"]
+    theirs = torch.optim.AdamW(
+        [{"params": kernels, "weight_decay": 0.3}, {"params": biases, "weight_decay": 0.0}], lr=0.1, betas=(0.9, 0.98)
+    )
+    for number in range(3):
+        grads = slopes(params, number)
+        for (side, name), leaf in leaves.items():
+            leaf.grad = torch.tensor(np.array(grads[side][name]))
+        theirs.step()
+    for (side, name), leaf in leaves.items():
+        np.testing.assert_allclose(ours[side][name], leaf.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_groups_scale_the_step_and_the_first_match_counts(params):
+    plain, _ = run(OptimizerConfig(**PLAIN), params)
+    groups = (("^text/bias", 0.0), ("^text/", 0.25))
+    grouped, _ = run(OptimizerConfig(**PLAIN, groups=groups), params)
+    moved = lambda after, side, name: np.asarray(after[side][name] - params[side][name])
+    np.testing.assert_allclose(moved(grouped, "text", "kernel"), 0.25 * moved(plain, "text", "kernel"), rtol=1e-3)
+    np.testing.assert_allclose(moved(grouped, "image", "kernel"), moved(plain, "image", "kernel"), rtol=1e-3)
+    np.testing.assert_array_equal(grouped["text"]["bias"], params["text"]["bias"])
+    assert factor_for("image/x", groups) == 1.0 and factor_for("text/bias", groups) == 0.0
+
+
+def test_frozen_parameters_are_bit_equal_and_have_no_slots(params):
+    config = OptimizerConfig(**PLAIN | {"clip": 1.0, "weight_decay": 0.5}, freeze="^image/")
+    after, state = run(config, params)
+    jax.tree.map(np.testing.assert_array_equal, after["image"], params["image"])
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    assert any("text" in name for name in names) and not any("image" in name for name in names)
+
+
+def test_gradients_are_clipped_by_their_global_norm(params):
+    config = OptimizerConfig(**PLAIN | {"clip": 1.0})
+    _, small = run(config, params, 1, scale=10.0)
+    _, large = run(config, params, 1, scale=1e4)
+    mus = [optax.tree.get(state, "mu") for state in (small, large)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *mus)
+    np.testing.assert_allclose(optax.tree.norm(mus[0]), 0.1, rtol=1e-5)  # (1 - b1) * 1
+
+
+def test_frozen_gradients_do_not_enter_the_clip_norm(params):
+    optimizer = make_optimizer(OptimizerConfig(**PLAIN | {"clip": 1.0}, freeze="^image/"), params, 3)
+    grads = slopes(params, 0)
+    for factor in (1.0, 1e6):
+        huge = grads | {"image": jax.tree.map(lambda g: g * factor, grads["image"])}
+        with jax.numpy_dtype_promotion("standard"):
+            _, state = optimizer.update(huge, optimizer.init(params), params)
+        np.testing.assert_allclose(optax.tree.norm(optax.tree.get(state, "mu")), 0.1, rtol=1e-5)
+
+
+def test_the_learning_rate_warms_up_and_follows_a_cosine():
+    schedule = learning_rate(OptimizerConfig(lr=2.0, warmup=10, end_lr=0.1), 110)
+    for step, expected in ((0, 0.0), (5, 1.0), (10, 2.0), (60, 1.1), (110, 0.2), (500, 0.2)):
+        np.testing.assert_allclose(schedule(step), expected, rtol=1e-5)
+
+
+def test_a_run_shorter_than_its_warm_up_still_has_a_schedule():
+    schedule = learning_rate(OptimizerConfig(lr=1.0, warmup=100), 4)
+    assert 0 < schedule(2) < 1.0 and schedule(3) == 1.0
+    assert np.isfinite(float(learning_rate(OptimizerConfig(warmup=0), 1)(0)))
+
+
+def test_split_frozen_stops_gradients(params):
+    loss = lambda p: sum(leaf.sum() for leaf in jax.tree.leaves(split_frozen(p, "^image/")))
+    grads = jax.grad(loss)(params)
+    assert (np.asarray(grads["image"]["kernel"]) == 0).all() and (np.asarray(grads["text"]["kernel"]) == 1).all()
+    assert split_frozen(params, "") is params
+
+
+@pytest.mark.parametrize("fields, sentence", [
+    ({"freeze": "^imagee/"}, "config.optimizer.freeze '\\^imagee/' matches no parameter; paths look like 'image/"),
+    ({"decay": "weight$"}, "config.optimizer.decay 'weight\\$' matches no parameter"),
+    ({"groups": (("^vision", 0.1),)}, "config.optimizer.groups '\\^vision' matches no parameter"),
+    ({"freeze": "(["}, "config.optimizer.freeze '\\(\\[' is not a regex"),
+    ({"freeze": "."}, "freezes everything; leave a module to train"),
+])  # fmt: skip
+def test_patterns_that_cannot_be_meant_are_refused(params, fields, sentence):
+    with pytest.raises(UserError, match=sentence):
+        make_optimizer(OptimizerConfig(**fields), params, 10)

@@ -1,0 +1,113 @@
+"""The whole five-objective step: equal on every mesh, skipped when not finite, and the order EMA, then enqueue."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import ROWS, tiny_batch, tiny_config, tiny_recipe
+
+from xmodal_jax.objectives.base import Term
+from xmodal_jax.parallel.rules import path_name
+from xmodal_jax.train.step import choose, finite, same_towers, term_metrics
+
+MESHES = [(8, 1, 1), (2, 4, 1), (2, 2, 2)]
+
+
+def compare(left, right, rtol=1e-4, atol=1e-6):
+    """Trees leaf by leaf, with the path in the message."""
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, err_msg=path_name(path))
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=lambda shape: "x".join(map(str, shape)))
+def test_eight_devices_equal_one(machine, after_one, shape):
+    here = machine(*shape)
+    state, metrics = here.run(tiny_batch())
+    one, expected = after_one
+    compare(metrics, expected, rtol=2e-4, atol=1e-5)
+    # The first moments are 0.1 times the clipped gradients: this compares the gradients of every parameter.
+    compare(optax.tree.get(state.opt_state, "mu"), optax.tree.get(one.opt_state, "mu"), rtol=2e-4, atol=2e-7)
+    compare(state.memory, one.memory)
+    # Adam's first step has the size of the learning rate even where the gradient is rounding noise: leave those out.
+    real = jax.tree.map(lambda mu: np.abs(mu) > 1e-6, optax.tree.get(one.opt_state, "mu"))
+    assert sum(keep.sum() for keep in jax.tree.leaves(real)) > 1000
+    pick = lambda tree: jax.tree.map(lambda x, keep: np.where(keep, x, 0), tree, real)
+    compare(pick(state.params), pick(one.params), rtol=1e-3, atol=1e-5)
+    for placed, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(here.places), strict=True):
+        assert placed.sharding.is_equivalent_to(wanted, placed.ndim)
+
+
+def test_nothing_of_the_teacher_moves_between_devices(machine):
+    here = machine(2, 2, 2)
+    state = here.fresh()
+    leaves = dict((path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state.params))
+    assert state.teacher
+    for name, leaf in state.teacher.items():
+        assert leaf.sharding.is_equivalent_to(leaves[name].sharding, leaf.ndim)
+    assert any(not leaf.sharding.is_fully_replicated for leaf in state.teacher.values())
+
+
+def test_the_step_trains_everything_and_logs_it(after_one, start):
+    state, metrics = after_one
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, start.params)
+    assert all(jax.tree.leaves(moved))
+    assert {"loss", "grad_norm", "skipped", "teacher/drift", "itc/accuracy", "itm/rows"} <= set(metrics)
+    weights = {"itc": 1.0, "itm": 1.0, "mlm": 0.5, "lm": 0.5, "hash": 0.1}
+    total = sum(weight * metrics[f"loss/{name}"] for name, weight in weights.items())
+    np.testing.assert_allclose(metrics["loss"], total, rtol=1e-5)
+    assert (int(state.step), int(state.cursor), int(state.skipped)) == (1, 1, 0)
+
+
+def test_the_queue_gets_the_batch_at_its_cursor(after_one, start):
+    ring, before, batch = after_one[0].memory["pairs"], start.memory["pairs"], tiny_batch()
+    np.testing.assert_array_equal(ring["id"][12 : 12 + ROWS], batch["id"])
+    np.testing.assert_array_equal(ring["image"][:12], before["image"][:12])
+    np.testing.assert_allclose(np.linalg.norm(ring["text"][12 : 12 + ROWS], axis=1), 1, rtol=1e-4)
+    assert int(ring["cursor"]) == 12 + ROWS
+
+
+def test_a_nan_in_one_batch_changes_nothing_but_the_counters(single):
+    bad = tiny_batch(1)
+    bad["image"][3, 0, 0] = np.nan
+    first, _ = jax.tree.map(np.asarray, single.run(tiny_batch()))
+    second, metrics = jax.tree.map(np.asarray, single.run(tiny_batch(), bad))
+    assert not np.isfinite(metrics["loss"])
+    for name in ("params", "teacher", "memory", "opt_state", "key"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(first, name), getattr(second, name))
+    assert (int(second.step), int(second.cursor), int(second.skipped), int(second.skips_in_row)) == (2, 2, 1, 1)
+    third, _ = single.run(tiny_batch(), bad, bad)
+    assert (int(third.skipped), int(third.skips_in_row)) == (2, 2)
+    fourth, metrics = single.run(tiny_batch(), bad, bad, tiny_batch(2))
+    assert (int(fourth.skipped), int(fourth.skips_in_row)) == (2, 0) and np.isfinite(metrics["loss"])
+
+
+def test_the_same_batches_give_the_same_bits(single):
+    runs = [jax.tree.map(np.asarray, single.run(tiny_batch(), tiny_batch(1))) for _ in range(2)]
+    jax.tree.map(np.testing.assert_array_equal, *runs)
+
+
+def test_the_loss_falls_on_one_batch(single, after_one):
+    _, metrics = single.run(*[tiny_batch()] * 8)
+    assert metrics["loss"] < 0.9 * after_one[1]["loss"]
+
+
+def test_finite_and_choose():
+    good, bad = {"a": jnp.ones(2), "b": jnp.zeros(())}, {"a": jnp.array([1.0, jnp.inf]), "b": jnp.zeros(())}
+    assert finite(good) and not finite(good, bad) and not finite(jnp.float32(jnp.nan))
+    assert choose(jnp.bool_(True), good, bad)["a"].tolist() == [1, 1]
+    assert choose(jnp.bool_(False), bad, good)["a"].tolist() == [1, 1]
+
+
+def test_term_metrics_carry_the_objectives_name():
+    terms = {"itc": Term(jnp.array([1.0, 3.0]), jnp.ones(2), {"accuracy": jnp.float32(0.5)})}
+    assert {name: float(value) for name, value in term_metrics(terms).items()} == {"loss/itc": 2.0, "itc/accuracy": 0.5}
+
+
+def test_towers_are_shared_with_the_teacher_only_where_they_are_the_same_function():
+    params = {"text": {"kernel": jnp.ones(2)}, "image": {"kernel": jnp.ones(2)}, "match": {"kernel": jnp.ones(2)}}
+    cases = [("", {}, set()), ("^image/", {}, {"image"}), ("^(image|text)/", {"dropout": 0.1}, {"image"})]
+    for freeze, text, expected in cases:
+        config = tiny_config(optimizer={"freeze": freeze}, text=text)
+        assert same_towers(config, params) == expected
+    assert tiny_recipe(tiny_config()).cache
