@@ -18,8 +18,8 @@ import time
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
-
 from train_step import alternate
+
 from xmodal_jax import config as configs
 from xmodal_jax.assemble import assemble
 from xmodal_jax.data.pipeline import train_dataset
@@ -54,7 +54,9 @@ def main() -> None:
     overrides = [f"data.path={args.data}", f"batch_size={args.batch}", "joint.start=random"]
     config = configs.freeze(configs.load(args.config, overrides))
     assembly = assemble(config)
-    dataset = train_dataset(config.data.path, config.data.split, assembly.tokenizer, assembly.config.data, 0, args.batch)
+    dataset = train_dataset(
+        config.data.path, config.data.split, assembly.tokenizer, assembly.config.data, 0, args.batch
+    )
     batch = jax.device_put(dataset.batch_at(0))
     names = tuple(config.objectives)
     built = {name: stepper(config, batch, (name,)) for name in names}

@@ -76,9 +76,15 @@ def torch_step(batch: int):
 
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
-    shape = dict(hidden_size=WIDTH, intermediate_size=4 * WIDTH, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    image = ViTModel(ViTConfig(num_hidden_layers=12, num_attention_heads=6, image_size=PIXELS, **shape), add_pooling_layer=False)
-    text = BertModel(BertConfig(num_hidden_layers=6, num_attention_heads=12, vocab_size=VOCAB, **shape), add_pooling_layer=False)
+    shape = dict(
+        hidden_size=WIDTH, intermediate_size=4 * WIDTH, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+    image = ViTModel(
+        ViTConfig(num_hidden_layers=12, num_attention_heads=6, image_size=PIXELS, **shape), add_pooling_layer=False
+    )
+    text = BertModel(
+        BertConfig(num_hidden_layers=6, num_attention_heads=12, vocab_size=VOCAB, **shape), add_pooling_layer=False
+    )
     heads = torch.nn.ModuleList([torch.nn.Linear(WIDTH, EMBED), torch.nn.Linear(WIDTH, EMBED)])
     scale = torch.nn.Parameter(torch.tensor(2.66))
     params = [*image.parameters(), *text.parameters(), *heads.parameters(), scale]
@@ -94,7 +100,9 @@ def torch_step(batch: int):
         v = heads[0](image(pixel_values=seen).last_hidden_state[:, 0])
         t = heads[1](text(input_ids=ids, attention_mask=mask).last_hidden_state.mean(1))
         logits = torch.nn.functional.normalize(v) @ torch.nn.functional.normalize(t).T * scale.exp()
-        loss = 0.5 * (torch.nn.functional.cross_entropy(logits, target) + torch.nn.functional.cross_entropy(logits.T, target))
+        loss = 0.5 * (
+            torch.nn.functional.cross_entropy(logits, target) + torch.nn.functional.cross_entropy(logits.T, target)
+        )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)

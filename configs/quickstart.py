@@ -25,19 +25,23 @@ def get_config(variant: str = "full"):
     config.objectives = OBJECTIVES
     if variant == "tiny":
         return tiny(config)
-    config.batch_size, config.steps = 128, 150
-    config.fusion.hidden = 768
-    config.image.head_hidden, config.image.head_dropout = 768, 0.3
+    config.batch_size, config.steps = 128, 100
+    config.fusion.hidden, config.fusion.dropout, config.fusion.head_dropout = 768, 0.2, 0.5
+    config.image.head_hidden, config.image.head_dropout = 768, 0.7
     config.text.init, config.text.tokenizer = "minilm", "minilm"
-    config.text.head_hidden, config.text.head_dropout = 768, 0.1
+    config.text.head_hidden, config.text.head_dropout = 768, 0.5
     config.joint.start = "cca"
     config.optimizer.lr, config.optimizer.warmup, config.optimizer.freeze = 1e-3, 20, "^text/"
+    config.optimizer.groups = (("_head/", 0.3),)
     config.teacher.momentum = 0.98
     if variant == "full":
-        config.image.kind, config.data.features = "features", ("lite0-128",)
+        config.image.kind, config.data.features = "features", ("lite0-128", "lite0-192")
         return config
     config.image.kind, config.image.init, config.data.image_size, config.batch_size = "efficientnet", "lite0", 128, 64
-    config.optimizer.freeze, config.optimizer.groups = "^text/embed", (("^text/", 0.05), ("^image/", 0.1))
+    config.optimizer.freeze, config.optimizer.groups = (
+        "^text/embed",
+        (("^text/", 0.05), ("^image/", 0.1), ("_head/", 0.3)),
+    )
     return config
 
 
@@ -46,8 +50,20 @@ def tiny(config):
     config.batch_size, config.steps, config.log_every = 16, 20, 5
     config.data.image_size, config.data.length = 32, 12
     config.image.kind = "vit"
-    config.image.patch, config.image.width, config.image.layers, config.image.heads, config.image.hidden = 8, 32, 2, 2, 64
-    config.text.width, config.text.layers, config.text.heads, config.text.hidden, config.text.positions = 32, 2, 2, 64, 16
+    config.image.patch, config.image.width, config.image.layers, config.image.heads, config.image.hidden = (
+        8,
+        32,
+        2,
+        2,
+        64,
+    )
+    config.text.width, config.text.layers, config.text.heads, config.text.hidden, config.text.positions = (
+        32,
+        2,
+        2,
+        64,
+        16,
+    )
     config.fusion.layers, config.fusion.heads, config.fusion.hidden = 1, 2, 64
     config.joint.embed, config.joint.bits = 16, 16
     config.objectives.itc.queue = 64

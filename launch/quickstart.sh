@@ -8,6 +8,7 @@ xmodal=.venv/bin/xmodal
 step() { printf '\n== %s\n' "$*"; "$@"; }
 step $xmodal data prepare emoji --out data/emoji
 step $xmodal data features --data data/emoji --tower lite0 --size 128
+step $xmodal data features --data data/emoji --tower lite0 --size 192
 step $xmodal train --config configs/quickstart.py --workdir $run
 step $xmodal eval --workdir $run
 step $xmodal index --workdir $run --out $run/index --overwrite

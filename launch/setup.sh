@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Python 3.11 comes first because PyTorch, which the tests compare with, is pinned to a version with a small CPU build for it.
 # Make .venv and install the package with the extras given as arguments; a second run with nothing changed is instant.
 #   bash launch/setup.sh demo test
+# Python 3.11 is tried first: the PyTorch that the tests compare with has a small CPU build for it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 extras=$(IFS=,; echo "${*:-demo}")

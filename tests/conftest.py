@@ -12,8 +12,8 @@ os.environ.setdefault(
     "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
 )
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import pytest
 
 CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax"
 

@@ -26,9 +26,9 @@ class Given:
         tokens = jnp.concatenate([image.tokens[rows], text.tokens], axis=-1)
         return Encoded(tokens, None, text.mask)
 
-    def call(self, method, *inputs):
+    def call(self, method, *inputs, **options):
         """The given head."""
-        return self.heads[method](*inputs)
+        return self.heads[method](*inputs, **options)
 
     def temperature(self):
         """The given temperature."""

@@ -74,7 +74,9 @@ def test_without_the_cache_every_asking_runs():
 
 
 def test_rows_gather_every_field():
-    whole = Encoded(jnp.arange(12.0).reshape(3, 2, 2), jnp.eye(3), jnp.ones((3, 2), bool), jnp.arange(6).reshape(3, 2), "x")
+    whole = Encoded(
+        jnp.arange(12.0).reshape(3, 2, 2), jnp.eye(3), jnp.ones((3, 2), bool), jnp.arange(6).reshape(3, 2), "x"
+    )
     part = whole.rows(jnp.array([2, 2]))
     np.testing.assert_array_equal(part.tokens, np.asarray(whole.tokens)[[2, 2]])
     np.testing.assert_array_equal(part.embed, np.eye(3)[[2, 2]])
@@ -94,7 +96,9 @@ ASK = {
 @pytest.mark.parametrize("place", ASK)
 def test_a_pass_asked_inside_a_transform_is_refused_by_name(place):
     forward = fusing()
-    with pytest.raises(RuntimeError, match="the pass 'image:image' was asked for inside cond, scan, checkpoint or grad"):
+    with pytest.raises(
+        RuntimeError, match="the pass 'image:image' was asked for inside cond, scan, checkpoint or grad"
+    ):
         ASK[place](lambda: forward.image().embed.sum())
     forward.image()
     with pytest.raises(RuntimeError, match="image:image"):  # not even when it is there already
@@ -148,7 +152,9 @@ def test_five_objectives_trace_each_pass_once(tiny):
 
 def test_what_nobody_asks_for_is_not_traced(tiny):
     recipe, state, batch = tiny
-    only = lambda section: traced_passes(type(recipe)(recipe.config, recipe.model, tiny_objectives(section), None), state, batch)
+    only = lambda section: traced_passes(
+        type(recipe)(recipe.config, recipe.model, tiny_objectives(section), None), state, batch
+    )
     assert only({"lm": {}}) == ["image:image", "tower:image", "decode:image:image:caption"]
     assert only({"hash": {}}) == ["image:image", "tower:image", "text:text", "tower:text"]
     assert not any(name.startswith("teacher:fuse") for name in only({"mlm": {"alpha": 0.0}}))

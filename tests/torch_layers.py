@@ -38,7 +38,11 @@ def attention(layer) -> dict:
 
 def block(layer) -> dict:
     """Our block of a BertLayer."""
-    mlp = {"up": dense(layer.intermediate.dense), "down": dense(layer.output.dense), "norm": norm(layer.output.LayerNorm)}
+    mlp = {
+        "up": dense(layer.intermediate.dense),
+        "down": dense(layer.output.dense),
+        "norm": norm(layer.output.LayerNorm),
+    }
     cross = {"cross": attention(layer.crossattention)} if hasattr(layer, "crossattention") else {}
     return {"attention": attention(layer.attention), "mlp": mlp} | cross
 

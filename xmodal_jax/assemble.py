@@ -167,4 +167,6 @@ def start_params(assembly: Assembly, key: Array, found: dict[str, Array]) -> Par
 
 def abstract_params(assembly: Assembly) -> Params:
     """Shapes of the parameters, nothing allocated."""
-    return jax.eval_shape(lambda key: init_params(assembly.model, key, *assembly.example(), parts(assembly.objectives)), jax.random.key(0))
+    return jax.eval_shape(
+        lambda key: init_params(assembly.model, key, *assembly.example(), parts(assembly.objectives)), jax.random.key(0)
+    )

@@ -56,7 +56,10 @@ def data_prepare(args: argparse.Namespace, _: list[str]) -> None:
     given = {name: value for name in names[args.source] if (value := getattr(args, name)) is not None}
     options = sorted(set().union(*names.values()))
     extra = [name for name in options if getattr(args, name) is not None and name not in names[args.source]]
-    refuse_unless(not extra, f"'{args.source}' takes no --{extra[0].replace('_', '-') if extra else ''}; see `xmodal data prepare -h`")
+    refuse_unless(
+        not extra,
+        f"'{args.source}' takes no --{extra[0].replace('_', '-') if extra else ''}; see `xmodal data prepare -h`",
+    )
     needed = {"karpathy": "path", "jsonl": "path", "tfds": "name"}.get(args.source)
     refuse_unless(not needed or needed in given, f"'{args.source}' needs --{needed}; write --{needed}=...")
     card = prepare(SOURCES[args.source](**given), args.out, max_size=args.max_size, allow_bad=args.allow_bad)

@@ -70,6 +70,7 @@ class FusionConfig:
     hidden: int = 1536
     dropout: float = 0.1
     remat: str = "dots"
+    head_dropout: float = 0.0  # on what the matching head reads
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ class EvalConfig:
     combine: str = "add"  # ITC / temperature + weight * ITM ("add", BLIP) or ITM alone ("replace", ALBEF)
     weight: float = 0.0  # of the ITM log-odds; 0: the learned temperature; -1: the best on training data
     params: str = "teacher"  # which weights to evaluate: "teacher" (EMA) or "student"
+    flip: bool = False  # embed a picture as the mean of itself and its mirror image (twice the encoding)
 
 
 @dataclass(frozen=True)
@@ -220,8 +222,12 @@ def _schedule(value: Any, where: str) -> float | tuple:
     if number(value):
         return value
     points = isinstance(value, (list, tuple)) and len(value) > 0
-    points = points and all(isinstance(point, (list, tuple)) and len(point) == 2 and all(map(number, point)) for point in value)
-    refuse_unless(points, f"{where} is {value!r}; write a number, or ((step, value), ...) such as ((0, 0.0), (1000, 1.0))")
+    points = points and all(
+        isinstance(point, (list, tuple)) and len(point) == 2 and all(map(number, point)) for point in value
+    )
+    refuse_unless(
+        points, f"{where} is {value!r}; write a number, or ((step, value), ...) such as ((0, 0.0), (1000, 1.0))"
+    )
     return tuple(tuple(point) for point in value)
 
 
@@ -262,7 +268,10 @@ def check(config: Config) -> None:
         "image.pool": (image.pool, ("mean", "cls", "mean+attention")),
         "text.pool": (text.pool, ("mean", "cls", "mean+attention")),
         "text.output_vocab": (text.output_vocab, ("train", "all")),
-        **{f"{name}.remat": (getattr(config, name).remat, ("none", "dots", "full")) for name in ("image", "text", "fusion")},
+        **{
+            f"{name}.remat": (getattr(config, name).remat, ("none", "dots", "full"))
+            for name in ("image", "text", "fusion")
+        },
         "joint.start": (joint.start, ("random", "cca")),
         "eval.combine": (config.eval.combine, ("add", "replace")),
         "eval.params": (config.eval.params, ("teacher", "student")),
@@ -270,9 +279,14 @@ def check(config: Config) -> None:
     }
     for name, (value, allowed) in choices.items():
         refuse_unless(value in allowed, f"config.{name} is '{value}'; write one of {', '.join(allowed)}")
-    refuse_unless(joint.bits > 0 and joint.bits % 8 == 0, f"config.joint.bits is {joint.bits}; write a multiple of 8, such as 64")
+    refuse_unless(
+        joint.bits > 0 and joint.bits % 8 == 0, f"config.joint.bits is {joint.bits}; write a multiple of 8, such as 64"
+    )
     for tower, heads, width in (("image", image.heads, image.width), ("text", text.heads, text.width)):
-        refuse_unless(heads > 0 and width % heads == 0, f"config.{tower}.heads is {heads}, which does not divide the width {width}")
+        refuse_unless(
+            heads > 0 and width % heads == 0,
+            f"config.{tower}.heads is {heads}, which does not divide the width {width}",
+        )
     refuse_unless(
         config.fusion.heads > 0 and text.width % config.fusion.heads == 0,
         f"config.fusion.heads is {config.fusion.heads}, which does not divide config.text.width={text.width}",
@@ -281,7 +295,9 @@ def check(config: Config) -> None:
         0.0 < joint.temperature_min <= joint.temperature <= joint.temperature_max,
         "config.joint.temperature must lie between temperature_min and temperature_max; try 0.07",
     )
-    refuse_unless(0.0 <= config.teacher.momentum <= 1.0, f"config.teacher.momentum is {config.teacher.momentum}; write 0 to 1")
+    refuse_unless(
+        0.0 <= config.teacher.momentum <= 1.0, f"config.teacher.momentum is {config.teacher.momentum}; write 0 to 1"
+    )
     if image.kind == "features":
         refuse_unless(
             bool(config.data.features),

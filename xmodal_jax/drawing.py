@@ -6,7 +6,8 @@ Everything here takes and gives Pillow images on white; blocks are stacked and s
 import base64
 import functools
 import io
-from typing import Any, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from xmodal_jax.data.image import decode
 

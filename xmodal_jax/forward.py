@@ -5,7 +5,8 @@ itself, so this memo is what makes several objectives over the same towers cheap
 """
 
 import zlib
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp

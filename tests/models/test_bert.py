@@ -17,7 +17,11 @@ def case():
     """A tiny BertModel, its weights as ours, and ids of several lengths."""
     model = bert(cross=False, layers=2, width=16, heads=4, hidden=24)
     tables = model.embeddings
-    embed = {"word": tables.word_embeddings, "position": tables.position_embeddings, "type": tables.token_type_embeddings}
+    embed = {
+        "word": tables.word_embeddings,
+        "position": tables.position_embeddings,
+        "type": tables.token_type_embeddings,
+    }
     embed = {name: table.weight.detach().numpy() for name, table in embed.items()} | {"norm": norm(tables.LayerNorm)}
     ids = np.random.default_rng(0).integers(1, 40, (3, 7), dtype=np.int32)
     ids[1, 4:], ids[2, 1:] = 0, 0
@@ -38,11 +42,15 @@ def test_value_and_gradient_are_hugging_faces(case):
     np.testing.assert_allclose(np.asarray(tokens)[mask], expected.detach().numpy()[mask], atol=2e-5)
     word = model.embeddings.word_embeddings.weight.grad.clone()
     np.testing.assert_allclose(np.asarray(grads["embed"]["word"])[1:], word[1:], rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(grads["embed"]["position"], model.embeddings.position_embeddings.weight.grad, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        grads["embed"]["position"], model.embeddings.position_embeddings.weight.grad, rtol=1e-3, atol=1e-3
+    )
     for layer, theirs in enumerate(model.encoder.layer):
         mine = grads["layers"]["attention"]["value"]["kernel"][layer]
         np.testing.assert_allclose(mine, theirs.attention.self.value.weight.grad.T, rtol=1e-3, atol=1e-3)
-        np.testing.assert_allclose(grads["layers"]["mlp"]["norm"]["scale"][layer], theirs.output.LayerNorm.weight.grad, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(
+            grads["layers"]["mlp"]["norm"]["scale"][layer], theirs.output.LayerNorm.weight.grad, rtol=1e-3, atol=1e-3
+        )
 
 
 def test_what_stands_in_the_padding_changes_no_real_token(case):

@@ -50,11 +50,13 @@ def test_parameters_are_made_of_what_is_used():
 
 def test_the_score_of_a_pair_is_its_matching_log_odds(made, encoded):
     model, params = made
-    (tokens, _), (words, _) = encoded
+    (tokens, image), (words, text) = encoded
     mask, rows = tiny_batch()["text"] != 0, np.array([1, 1, 0, 2, 3, 4, 5, 6], np.int32)
     call = lambda *x, method: model.apply({"params": params}, *x, method=method)
-    logits = call(call(tokens[rows], words, mask, method="fuse"), mask, method="match_logits")
-    np.testing.assert_allclose(call(tokens, words, mask, rows, method="score"), logits[:, 1] - logits[:, 0], atol=1e-5)
+    fused = call(tokens, words, mask, rows, method="fuse")
+    logits = call(fused, mask, image[rows], text, method="match_logits")
+    odds = call((tokens[rows], image[rows]), (words, text), mask, method="score")
+    np.testing.assert_allclose(odds, logits[:, 1] - logits[:, 0], atol=1e-5)
 
 
 def test_token_logits_are_those_of_the_output_ids(made):
@@ -85,7 +87,9 @@ def test_codes_lie_between_minus_one_and_one(made, encoded):
 
 def test_the_image_tower_is_the_one_the_config_names():
     assert isinstance(image_tower(tiny_config()), FeatureTokens)
-    vit = tiny_config(image={"kind": "vit", "patch": 4, "width": 8, "heads": 2}, data={"image_size": 12}, dtype="bfloat16")
+    vit = tiny_config(
+        image={"kind": "vit", "patch": 4, "width": 8, "heads": 2}, data={"image_size": 12}, dtype="bfloat16"
+    )
     tower = image_tower(vit)
     assert isinstance(tower, ViT) and (tower.patch, tower.image_size, tower.dtype) == (4, 12, jnp.bfloat16)
     assert isinstance(image_tower(tiny_config(image={"kind": "efficientnet"})), EfficientNetLite0)

@@ -18,7 +18,9 @@ def case():
                          ((False, 2), (True, 1), (False, 3)))  # fmt: skip
     params["text"]["layers"], params["fusion"]["layers"] = stack_of(text.encoder.layer), stack_of(fusion.encoder.layer)
     places = {"text_attention": own.encoder.layer[:2], "fusion_attention": own.encoder.layer[2:]}
-    params["decoder"] = {name: stacked([attention(layer.attention) for layer in layers]) for name, layers in places.items()}
+    params["decoder"] = {
+        name: stacked([attention(layer.attention) for layer in layers]) for name, layers in places.items()
+    }
     return model, params, (text, fusion, own)
 
 
@@ -26,7 +28,9 @@ def case():
 def decode(case):
     """The compiled decoder: (params, image tokens, ids, rows) -> hidden states."""
     model = case[0]
-    return jax.jit(lambda params, image, ids, rows=None: model.apply({"params": params}, image, ids, rows, method="decode"))
+    return jax.jit(
+        lambda params, image, ids, rows=None: model.apply({"params": params}, image, ids, rows, method="decode")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +87,12 @@ def test_only_self_attention_is_the_decoders_own(case, decode, inputs):
         node[path[-1]] = jax.tree.map(lambda x: x * 1.5 + 0.1, node[path[-1]])
         return np.abs(np.asarray(decode(copy, image, ids)) - before).max()
 
-    shared = [("text", "layers", "mlp"), ("fusion", "layers", "mlp"), ("fusion", "layers", "cross"), ("text", "embed", "word")]
+    shared = [
+        ("text", "layers", "mlp"),
+        ("fusion", "layers", "mlp"),
+        ("fusion", "layers", "cross"),
+        ("text", "embed", "word"),
+    ]
     own = [("decoder", "text_attention"), ("decoder", "fusion_attention")]
     unread = [("text", "layers", "attention"), ("fusion", "layers", "attention")]
     assert all(changed(*path) > 1e-3 for path in shared + own)

@@ -32,7 +32,9 @@ def test_token_head_is_hugging_faces():
     params = {"transform": dense_of(theirs.transform.dense), "norm": norm_of(theirs.transform.LayerNorm)}
     params |= {"bias": theirs.decoder.bias.detach().numpy()}
     table = theirs.decoder.weight.detach().numpy()
-    head = lambda rows: TokenHead(8, len(rows)).apply({"params": params | {"bias": params["bias"][rows]}}, TOKENS, table[rows])
+    head = lambda rows: TokenHead(8, len(rows)).apply(
+        {"params": params | {"bias": params["bias"][rows]}}, TOKENS, table[rows]
+    )
     expected = theirs(torch.tensor(TOKENS)).detach().numpy()
     np.testing.assert_allclose(head(np.arange(11)), expected, atol=1e-5)
     some = np.array([0, 3, 9])
@@ -74,9 +76,13 @@ def test_pooled_features_normalise_each_group_for_itself():
     groups = (4, 1, 1)
     parts = [TOKENS[:, :4].mean(1), TOKENS[:, 4], TOKENS[:, 5]]
     parts = [(x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) for x in parts]
-    np.testing.assert_allclose(pooled_features(jnp.asarray(TOKENS), None, "mean", groups), np.concatenate(parts, 1), atol=1e-5)
+    np.testing.assert_allclose(
+        pooled_features(jnp.asarray(TOKENS), None, "mean", groups), np.concatenate(parts, 1), atol=1e-5
+    )
     first = pooled_features(jnp.asarray(TOKENS), jnp.asarray(MASK), "cls", ())
-    np.testing.assert_allclose(first, (TOKENS[:, 0] - TOKENS[:, 0].mean(-1, keepdims=True)) / TOKENS[:, 0].std(-1, keepdims=True), atol=1e-4)
+    np.testing.assert_allclose(
+        first, (TOKENS[:, 0] - TOKENS[:, 0].mean(-1, keepdims=True)) / TOKENS[:, 0].std(-1, keepdims=True), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("pool", ["mean", "cls", "mean+attention"])
@@ -100,21 +106,45 @@ def test_projection_drops_with_a_key_only():
     assert not np.allclose(run(jax.random.key(0)), run(jax.random.key(1)))
 
 
+def match_head():
+    """Parameters of a matching head, and the head on (fused tokens, image and text embeddings, key)."""
+    embed = np.asarray(l2_normalize(TOKENS[:, 0]))
+    params = randomised(MatchHead().init(jax.random.key(0), TOKENS, MASK, embed, embed)["params"])
+    head = lambda *inputs, key=None: np.asarray(
+        MatchHead(0.5).apply({"params": params}, inputs[0], MASK, *inputs[1:], key)
+    )
+    return head, embed
+
+
 def test_match_head_sees_cls_and_the_mean_of_real_tokens():
-    params = randomised(MatchHead().init(jax.random.key(0), TOKENS, MASK)["params"])
-    run = lambda tokens: np.asarray(MatchHead().apply({"params": params}, tokens, MASK))
-    before = run(TOKENS)
+    run, embed = match_head()
+    before = run(TOKENS, embed, embed)
     assert before.shape == (3, 2)
-    np.testing.assert_allclose(run(np.where(MASK[..., None], TOKENS, 5.0).astype(np.float32)), before, atol=1e-5)
+    padded = np.where(MASK[..., None], TOKENS, 5.0).astype(np.float32)
+    np.testing.assert_allclose(run(padded, embed, embed), before, atol=1e-5)
     changed = TOKENS.copy()
     changed[0, 3] += 1
-    assert not np.allclose(run(changed)[0], before[0])
+    assert not np.allclose(run(changed, embed, embed)[0], before[0])
+
+
+def test_match_head_reads_where_the_embeddings_agree():
+    run, embed = match_head()
+    before = run(TOKENS, embed, embed)
+    assert not np.allclose(run(TOKENS, embed, embed[::-1])[0], before[0])
+    np.testing.assert_allclose(run(TOKENS, embed[::-1], embed), run(TOKENS, embed, embed[::-1]), atol=1e-5)  # a product
+    assert not np.allclose(run(TOKENS, embed, embed, key=jax.random.key(0)), before)
 
 
 def test_hash_codes_are_tanh_between_minus_one_and_one():
     head, embed = HashHead(bits=16, hidden=12), np.asarray(l2_normalize(TOKENS[:, 0]))
     params = randomised(head.init(jax.random.key(0), embed)["params"])
     codes = np.asarray(head.apply({"params": params}, embed))
-    hidden = torch.nn.functional.gelu(torch.tensor(embed @ np.asarray(params["up"]["kernel"]) + np.asarray(params["up"]["bias"])), approximate="tanh")
-    np.testing.assert_allclose(codes, np.tanh(hidden.numpy() @ np.asarray(params["down"]["kernel"]) + np.asarray(params["down"]["bias"])), atol=1e-5)
+    hidden = torch.nn.functional.gelu(
+        torch.tensor(embed @ np.asarray(params["up"]["kernel"]) + np.asarray(params["up"]["bias"])), approximate="tanh"
+    )
+    np.testing.assert_allclose(
+        codes,
+        np.tanh(hidden.numpy() @ np.asarray(params["down"]["kernel"]) + np.asarray(params["down"]["bias"])),
+        atol=1e-5,
+    )
     assert codes.shape == (3, 16) and np.abs(codes).max() <= 1

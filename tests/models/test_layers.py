@@ -54,7 +54,9 @@ def test_spread_takes_rank_and_dtype():
 
 def test_dense_is_linear(x):
     params = noisy(dense_params(jax.random.key(0), WIDTH, 7))
-    expected = F.linear(torch.tensor(x), torch.tensor(np.array(params["kernel"])).T, torch.tensor(np.array(params["bias"])))
+    expected = F.linear(
+        torch.tensor(x), torch.tensor(np.array(params["kernel"])).T, torch.tensor(np.array(params["bias"]))
+    )
     np.testing.assert_allclose(dense(params, x), expected, atol=1e-5)
 
 
@@ -62,7 +64,9 @@ def test_dense_is_linear(x):
 def test_layer_norm_is_pytorchs(x, eps):
     params = noisy({"scale": jnp.ones(WIDTH), "bias": jnp.zeros(WIDTH)})
     scale, bias = (torch.tensor(np.array(params[name])) for name in ("scale", "bias"))
-    np.testing.assert_allclose(layer_norm(params, x, eps), F.layer_norm(torch.tensor(x), (WIDTH,), scale, bias, eps), atol=1e-5)
+    np.testing.assert_allclose(
+        layer_norm(params, x, eps), F.layer_norm(torch.tensor(x), (WIDTH,), scale, bias, eps), atol=1e-5
+    )
 
 
 def test_layer_norm_of_bfloat16_computes_in_float32():
@@ -70,7 +74,9 @@ def test_layer_norm_of_bfloat16_computes_in_float32():
     x = jnp.array([[1000.0, 1001.0, 1002.0, 1003.0]])
     y = layer_norm(params, x.astype(jnp.bfloat16))
     assert y.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.asarray(y, np.float32), layer_norm(params, x.astype(jnp.bfloat16).astype(jnp.float32)), atol=0.02)
+    np.testing.assert_allclose(
+        np.asarray(y, np.float32), layer_norm(params, x.astype(jnp.bfloat16).astype(jnp.float32)), atol=0.02
+    )
 
 
 def test_dropout_keeps_the_mean_and_is_off_without_key_or_rate():
@@ -79,6 +85,15 @@ def test_dropout_keeps_the_mean_and_is_off_without_key_or_rate():
     assert abs((y == 0).mean() - 0.25) < 0.01 and abs(y.mean() - 1) < 0.02
     np.testing.assert_allclose(y[y != 0], 4 / 3, rtol=1e-6)
     assert dropout(x, 0.25, None) is x and dropout(x, 0.0, jax.random.key(0)) is x
+
+
+def test_dropout_rates_are_rounded_to_bytes_and_the_scale_with_them():
+    x = jnp.ones((3, 5000, 7))  # a width that is no multiple of the four bytes of a word
+    y = np.asarray(dropout(x, 0.3, jax.random.key(1)))
+    np.testing.assert_allclose(y[y != 0], 256 / (256 - 77), rtol=1e-6)
+    assert abs((y == 0).mean((0, 1)) - 77 / 256).max() < 0.015  # every column alike
+    neighbours = (y[..., 0] == 0) & (y[..., 1] == 0)  # bytes of one word are independent
+    assert abs(neighbours.mean() - (77 / 256) ** 2) < 0.012
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -108,7 +123,9 @@ def test_a_row_that_may_look_at_nothing_stays_finite(x):
     ("gelu", F.gelu), ("gelu_tanh", lambda y: F.gelu(y, approximate="tanh")), ("relu", F.relu),
 ])  # fmt: skip
 def test_feed_forward_activations(x, name, theirs):
-    params = noisy({"up": dense_params(jax.random.key(0), WIDTH, 20), "down": dense_params(jax.random.key(1), 20, WIDTH)})
+    params = noisy(
+        {"up": dense_params(jax.random.key(0), WIDTH, 20), "down": dense_params(jax.random.key(1), 20, WIDTH)}
+    )
     hidden = theirs(torch.tensor(np.array(dense(params["up"], x))))
     np.testing.assert_allclose(feed_forward(params, x, name), dense(params["down"], hidden.numpy()), atol=1e-5)
 
@@ -172,4 +189,6 @@ def test_cross_attention_reads_another_width(stack, x):
     assert keys.shape == (2, 4, HEADS, WIDTH // HEADS)
     out = attend(cross, jnp.asarray(x), keys, values, None, HEADS)
     order = np.array([3, 1, 0, 2])
-    np.testing.assert_allclose(attend(cross, jnp.asarray(x), keys[:, order], values[:, order], None, HEADS), out, atol=1e-5)
+    np.testing.assert_allclose(
+        attend(cross, jnp.asarray(x), keys[:, order], values[:, order], None, HEADS), out, atol=1e-5
+    )

@@ -60,7 +60,9 @@ def test_a_diagonal_edge_is_shared_between_no_more_than_two_orientations():
 
 def test_standardized_rows(rng):
     x = rng.normal(size=(3, 50)).astype(np.float32) * 4 + 2
-    np.testing.assert_allclose(standardized(jnp.asarray(x)), (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True), atol=1e-4)
+    np.testing.assert_allclose(
+        standardized(jnp.asarray(x)), (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True), atol=1e-4
+    )
     assert (np.asarray(standardized(jnp.ones((1, 5)))) == 0).all()
 
 

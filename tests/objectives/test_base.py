@@ -46,7 +46,9 @@ def test_plain_objectives_keep_nothing():
 
 
 def test_names_are_free_and_kinds_are_known():
-    built = build_objectives({"coarse": {"kind": "itc", "queue": 0}, "itc": {"queue": 8, "weight": ((0, 0.0), (5, 1.0))}})
+    built = build_objectives(
+        {"coarse": {"kind": "itc", "queue": 0}, "itc": {"queue": 8, "weight": ((0, 0.0), (5, 1.0))}}
+    )
     assert built == {"coarse": ITC(queue=0), "itc": ITC(queue=8, weight=((0, 0.0), (5, 1.0)))}
 
 

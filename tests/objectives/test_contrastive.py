@@ -158,11 +158,15 @@ def test_soft_cross_entropy_of_its_own_softmax_is_the_entropy(rng):
 
 def test_a_teacher_of_extreme_logits_stays_finite(arrays):
     valid, positive = jnp.ones(ROWS, bool), jnp.eye(ROWS, dtype=bool)
-    losses, _ = direction(arrays["image"], arrays["text"], positive, valid, jnp.float32(1e-4), arrays["text"], jnp.float32(0.5))
+    losses, _ = direction(
+        arrays["image"], arrays["text"], positive, valid, jnp.float32(1e-4), arrays["text"], jnp.float32(0.5)
+    )
     assert np.isfinite(losses).all()
 
 
-@pytest.mark.parametrize("field, value, sentence", [("queue", -1, "write 0 for none"), ("alpha", 1.5, "a share from 0 to 1")])
+@pytest.mark.parametrize(
+    "field, value, sentence", [("queue", -1, "write 0 for none"), ("alpha", 1.5, "a share from 0 to 1")]
+)
 def test_impossible_values_are_refused(field, value, sentence):
     with pytest.raises(UserError, match=f"itc.{field} is {value}; .*{sentence}"):
         ITC(**{field: value}).check("itc")

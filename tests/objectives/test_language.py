@@ -113,7 +113,9 @@ def test_output_index_maps_words_to_rows_and_says_which_are_unknown():
 def test_cross_entropy_is_pytorchs(rng, smoothing):
     logits, target = rng.normal(size=(4, 3, 9)).astype(np.float32) * 3, rng.integers(0, 9, (4, 3))
     theirs = torch.tensor(logits, requires_grad=True)
-    loss = torch.nn.CrossEntropyLoss(label_smoothing=smoothing, reduction="none")(theirs.flatten(0, 1), torch.tensor(target).flatten())
+    loss = torch.nn.CrossEntropyLoss(label_smoothing=smoothing, reduction="none")(
+        theirs.flatten(0, 1), torch.tensor(target).flatten()
+    )
     loss.sum().backward()
     run = lambda x: cross_entropy(x, jnp.asarray(target), smoothing)
     np.testing.assert_allclose(run(jnp.asarray(logits)).ravel(), loss.detach(), rtol=1e-5)
@@ -186,7 +188,9 @@ def test_mlm_is_albefs_with_soft_targets(arrays, alpha):
     columns = np.asarray(batch["masked_positions"])[rows, slots]
     table = torch.tensor(arrays["table"])
     logits = states[rows, columns] @ table.T
-    hard = torch.nn.functional.cross_entropy(logits, torch.tensor(np.array(arrays["batch"]["text"])[rows, columns]).long())
+    hard = torch.nn.functional.cross_entropy(
+        logits, torch.tensor(np.array(arrays["batch"]["text"])[rows, columns]).long()
+    )
     soft = torch.softmax(torch.tensor(arrays["teacher"])[rows, columns] @ table.T, -1)
     reference = (1 - alpha) * hard - alpha * (torch.log_softmax(logits, -1) * soft).sum(-1).mean()
     reference.backward()

@@ -20,7 +20,7 @@ HEAD = np.random.default_rng(11).normal(size=(2 * EMBED, 2)).astype(np.float32)
 
 def forward(image, text):
     """Given embeddings and a linear matching head on (image, text)."""
-    return Given(image, text, heads={"match_logits": lambda tokens, mask: tokens[:, 0] @ HEAD})
+    return Given(image, text, heads={"match_logits": lambda tokens, mask, image, text, key: tokens[:, 0] @ HEAD})
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,11 @@ draw_two = jax.jit(lambda key, logits, allowed: draw_in_groups(key, logits, allo
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(0, 5), min_size=8, max_size=8), st.lists(st.integers(0, 5), min_size=8, max_size=8), st.integers(0, 99))
+@given(
+    st.lists(st.integers(0, 5), min_size=8, max_size=8),
+    st.lists(st.integers(0, 5), min_size=8, max_size=8),
+    st.integers(0, 99),
+)
 def test_negatives_never_share_id_or_caption_and_stay_in_their_group(ids, keys, seed):
     batch = {"id": jnp.array(ids, jnp.int32), "text_key": jnp.array(keys, jnp.int32)}
     allowed = ~same(batch, batch)
@@ -143,13 +147,30 @@ def test_images_and_texts_are_drawn_by_their_own_direction(sides):
 
 
 def test_no_gradient_flows_through_the_drawing(sides):
-    heads = {"match_logits": lambda tokens, mask: jnp.zeros((tokens.shape[0], 2)) + 0.0 * tokens[:, 0, :2]}
+    heads = {"match_logits": lambda tokens, *_, key: jnp.zeros((tokens.shape[0], 2)) + 0.0 * tokens[:, 0, :2]}
     loss = lambda image: ITM()(Given(image, sides[1], heads=heads), tiny_batch(), jax.random.key(0)).mean()
     assert (np.asarray(jax.grad(loss)(jnp.asarray(sides[0]))) == 0).all()
 
 
+def test_the_head_gets_the_embeddings_of_each_pair_without_gradient(sides):
+    objective, key = ITM(negatives=2), jax.random.key(0)
+    heads = {
+        "match_logits": lambda tokens, mask, image, text, key: jnp.stack([image[:, 0] * text[:, 1], image[:, 1]], 1)
+    }
+    forward = Given(*sides, heads=heads)
+    image_rows, text_rows, _ = objective.pairs(forward, tiny_batch(), key)
+    image, text = sides[0][image_rows], sides[1][text_rows]
+    odds = image[..., 1] - image[..., 0] * text[..., 1]
+    np.testing.assert_allclose(objective(forward, tiny_batch(), key).values, objective.binary(odds), rtol=1e-5)
+    loss = lambda text: objective(Given(sides[0], text, heads=heads), tiny_batch(), key).mean()
+    assert (np.asarray(jax.grad(loss)(jnp.asarray(sides[1]))) == 0).all()
+
+
 def test_rows_without_enough_negatives_weigh_nothing(sides):
-    batch = tiny_batch() | {"id": np.array([7, 7, 7, 7, 1, 2, 3, 4], np.int32), "text_key": np.arange(8, dtype=np.int32)}
+    batch = tiny_batch() | {
+        "id": np.array([7, 7, 7, 7, 1, 2, 3, 4], np.int32),
+        "text_key": np.arange(8, dtype=np.int32),
+    }
     term = ITM(negatives=2, group=4)(forward(*sides), batch, jax.random.key(0))
     np.testing.assert_array_equal(term.weight, [0, 0, 0, 0, 1, 1, 1, 1])
     np.testing.assert_allclose(term.mean(), np.asarray(term.values)[4:].mean(), rtol=1e-6)
@@ -157,12 +178,17 @@ def test_rows_without_enough_negatives_weigh_nothing(sides):
 
 
 def test_a_group_that_does_not_fit_is_refused(sides):
-    for objective, sentence in ((ITM(group=3), "itm.group=3 does not divide"), (ITM(negatives=4, group=4), "needs a group above 4")):
+    for objective, sentence in (
+        (ITM(group=3), "itm.group=3 does not divide"),
+        (ITM(negatives=4, group=4), "needs a group above 4"),
+    ):
         with pytest.raises(ValueError, match=sentence):
             objective.pairs(forward(*sides), tiny_batch(), jax.random.key(0))
 
 
-@pytest.mark.parametrize("fields, sentence", [({"negatives": 0}, "write 1 or more"), ({"loss": "hinge"}, "binary or listwise")])
+@pytest.mark.parametrize(
+    "fields, sentence", [({"negatives": 0}, "write 1 or more"), ({"loss": "hinge"}, "binary or listwise")]
+)
 def test_impossible_values_are_refused(fields, sentence):
     with pytest.raises(UserError, match=sentence):
         ITM(**fields).check("itm")

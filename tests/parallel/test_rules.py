@@ -47,7 +47,9 @@ def test_an_axis_that_does_not_divide_stays_whole(mesh, shape, axes):
 
 def test_a_rule_needs_enough_axes(mesh):
     assert spec_for("a/kernel", (4,), mesh) == PartitionSpec()
-    assert spec_for("x", (4, 4), mesh, ((r"x$", ("data", None, None)), (r"x$", (None, "fsdp")))) == PartitionSpec(None, "fsdp")
+    assert spec_for("x", (4, 4), mesh, ((r"x$", ("data", None, None)), (r"x$", (None, "fsdp")))) == PartitionSpec(
+        None, "fsdp"
+    )
 
 
 def test_path_names_of_dicts_fields_and_tuples():

@@ -1,8 +1,8 @@
 """The compiled five-objective step, once per mesh: compiling it is what these tests spend their time on."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import jax
 import numpy as np

@@ -11,7 +11,16 @@ from xmodal_jax.train.step import Recipe, create_state
 
 # One layer each (XLA counts the body of a loop once), wide enough for the products to outweigh everything else.
 WIDE = {
-    "image": {"kind": "vit", "patch": 4, "width": 96, "layers": 1, "heads": 2, "hidden": 160, "neck_layers": 1, "remat": "none"},
+    "image": {
+        "kind": "vit",
+        "patch": 4,
+        "width": 96,
+        "layers": 1,
+        "heads": 2,
+        "hidden": 160,
+        "neck_layers": 1,
+        "remat": "none",
+    },
     "text": {"width": 128, "layers": 1, "heads": 2, "hidden": 192, "vocab_size": 300, "positions": 24, "remat": "none"},
     "fusion": {"layers": 1, "heads": 2, "hidden": 224, "remat": "none"},
     "joint": {"embed": 64},
@@ -37,7 +46,9 @@ def wide():
     recipe = Recipe(config, model, objectives, None)
     image, ids = jax.ShapeDtypeStruct((1, 16, 16, 3), "uint8"), jax.ShapeDtypeStruct((1, 24), "int32")
     params = jax.eval_shape(
-        lambda image, ids: model.init(jax.random.key(0), image, ids, parts(recipe.objectives), method="touch"), image, ids
+        lambda image, ids: model.init(jax.random.key(0), image, ids, parts(recipe.objectives), method="touch"),
+        image,
+        ids,
     )
     return recipe, params
 
@@ -78,5 +89,8 @@ def test_the_teachers_soft_targets_cost_one_forward():
 
 
 def test_a_frozen_tower_costs_one_forward_not_three():
-    trained, frozen = flops_of({"lm": {}, "itc": {"queue": 8}}), flops_of({"lm": {}, "itc": {"queue": 8}}, optimizer={"freeze": "^text/"})
+    trained, frozen = (
+        flops_of({"lm": {}, "itc": {"queue": 8}}),
+        flops_of({"lm": {}, "itc": {"queue": 8}}, optimizer={"freeze": "^text/"}),
+    )
     assert frozen < 0.85 * trained

@@ -13,7 +13,9 @@ def lines(folder):
     return [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
 
 
-@pytest.mark.parametrize("seconds, text", [(0, "0:00"), (61.9, "1:01"), (3599, "59:59"), (3723, "1:02:03"), (-5, "0:00")])
+@pytest.mark.parametrize(
+    "seconds, text", [(0, "0:00"), (61.9, "1:01"), (3599, "59:59"), (3723, "1:02:03"), (-5, "0:00")]
+)
 def test_duration(seconds, text):
     assert duration(seconds) == text
 
@@ -31,6 +33,31 @@ def test_a_line_per_step_with_rate_and_wait(tmp_path):
     shown = stream.getvalue()
     assert shown.startswith("[##########          ] 5/10") and "itc 1.250" in shown and shown.endswith("\n")
     assert "accuracy" not in shown and "0:02 left" in shown
+
+
+def test_compilation_does_not_count_in_the_rate(tmp_path):
+    stream = io.StringIO()
+    log = TrainLog(tmp_path, 10, 4, 0, stream)
+    log.last_time -= 60.0
+    log.compiled(1)
+    log.step(1, {}, 0.0)  # of the first step itself there is no other time
+    log.last_time -= 2.0
+    log.step(6, {}, 0.0)
+    rates = [record["pairs_per_s"] for record in lines(tmp_path)]
+    assert rates == pytest.approx([4 / 60, 10], rel=0.05)
+    assert stream.getvalue().startswith("first step, compilation included: 1:00\n")
+
+
+def test_an_evaluation_is_kept_and_said_and_takes_no_time(tmp_path):
+    stream = io.StringIO()
+    log = TrainLog(tmp_path, 10, 4, 0, stream)
+    log.last_time -= 60.0
+    log.evaluated(5, {"itc": {"i2t": {"R@1": 12.34}, "t2i": {"R@1": 9.0}, "rSum": 21.34}})
+    assert stream.getvalue() == "evaluation at step 5: R@k i2t 12.3, t2i 9.0, rSum 21.3\n"
+    assert lines(tmp_path) == [{"step": 5, "eval": {"itc": {"i2t": {"R@1": 12.34}, "t2i": {"R@1": 9.0}, "rSum": 21.34}}}]
+    log.last_time -= 2.0
+    log.step(5, {}, 0.0)
+    assert lines(tmp_path)[-1]["pairs_per_s"] == pytest.approx(10, rel=0.05)
 
 
 def test_waiting_is_counted_since_the_last_line(tmp_path):

@@ -73,7 +73,9 @@ def test_drift_is_one_minus_the_cosine(params):
     teacher = start(params, "^match")
     assert abs(float(drift(teacher, params))) < 1e-6
     other = jax.tree.map(lambda x: x * x - 2.0, params)
-    flat = lambda tree: np.concatenate([np.ravel(tree["text"]["kernel"]), np.ravel(tree["text"]["bias"]), np.ravel(tree["image"]["kernel"])])
+    flat = lambda tree: np.concatenate(
+        [np.ravel(tree["text"]["kernel"]), np.ravel(tree["text"]["bias"]), np.ravel(tree["image"]["kernel"])]
+    )
     a, b = flat(PARAMS), flat(jax.tree.map(np.asarray, other))
     np.testing.assert_allclose(drift(teacher, other), 1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b), rtol=1e-5)
 
@@ -86,5 +88,7 @@ def test_the_step_moves_the_teacher_by_the_same_rule(after_one, start):
         student = state.params
         for part in path.split("/"):
             student = student[part]
-        np.testing.assert_allclose(leaf, momentum * start.teacher[path] + (1 - momentum) * student, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(
+            leaf, momentum * start.teacher[path] + (1 - momentum) * student, rtol=1e-5, atol=1e-7
+        )
     assert tiny_batch()["id"][0] == state.memory["pairs"]["id"][12]  # after the EMA: the keys the loss saw

@@ -77,7 +77,9 @@ def test_heads_are_centred_variates_scaled_by_their_correlations(pair):
 def started(shapes_data):
     """A run on the shapes, its random state, and the same state started from CCA."""
     path = pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py"
-    config = load(f"{path}:tiny", [f"data.path={shapes_data}", "batch_size=8", "data.image_size=16", "eval.batch_size=16"])
+    config = load(
+        f"{path}:tiny", [f"data.path={shapes_data}", "batch_size=8", "data.image_size=16", "eval.batch_size=16"]
+    )
     config = dataclasses.replace(freeze(config), objectives={"itc": {"queue": 8}})
     run = make_run(assemble(config), jax.devices()[:1])
     state = run.fresh()

@@ -6,7 +6,8 @@ import json
 import math
 import os
 import pathlib
-from typing import Any, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from xmodal_jax.errors import UserError, refuse_unless
 

@@ -8,7 +8,8 @@ import importlib
 import json
 import pathlib
 import re
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 from xmodal_jax.data.image import CorruptImage, render_svg
 from xmodal_jax.data.sources import Item, Skip, Source, split_groups

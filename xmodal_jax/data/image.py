@@ -7,7 +7,7 @@ put on white. Resizing is Pillow's (antialiased, bicubic), crop and resize in on
 import dataclasses
 import io
 import math
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 

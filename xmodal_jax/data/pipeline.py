@@ -14,7 +14,8 @@ import logging
 import pathlib
 import threading
 import time
-from typing import Any, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -299,13 +300,16 @@ class EvalSplit:
     text: np.ndarray
     text_keys: np.ndarray
     labels: np.ndarray | None
-    picture: Callable[[int], np.ndarray]
+    picture: Callable[..., np.ndarray]  # (number, flip=False)
 
-    def images(self, batch: int) -> Iterator[Arrays]:
-        """Batches {"image": [batch, ...], "id": int32 [batch]}; the last is padded with zeros and id -1."""
+    def images(self, batch: int, flip: bool = False) -> Iterator[Arrays]:
+        """Batches {"image": [batch, ...], "id": int32 [batch]}; the last is padded with zeros and id -1.
+
+        `flip` gives the mirror images; a feature cache made without them gives the plain ones again.
+        """
         for start in range(0, len(self.keys), batch):
             ids = np.arange(start, min(start + batch, len(self.keys)), dtype=np.int32)
-            yield _padded({"image": np.stack([self.picture(number) for number in ids]), "id": ids}, batch)
+            yield _padded({"image": np.stack([self.picture(number, flip) for number in ids]), "id": ids}, batch)
 
     def texts(self, batch: int) -> Iterator[Arrays]:
         """Batches {"text": int32 [batch,L], "id": int32 [batch], the caption's number}; the last padded, id -1."""
@@ -365,12 +369,17 @@ def eval_split(
     )
 
 
-def _picture(source: Split, view: str, rows: list[int]) -> Callable[[int], np.ndarray]:
-    """The eval-time picture, or cached tokens, of the n-th record that is evaluated."""
+def _picture(source: Split, view: str, rows: list[int]) -> Callable[..., np.ndarray]:
+    """(number, flip=False) -> the eval-time picture, or cached tokens, of the n-th record that is evaluated."""
     if source.caches:
-        return lambda number: source.tokens(rows[number], view, False)
+        return lambda number, flip=False: source.tokens(rows[number], view, flip)
     decode = eval_image(source.cfg.image_size)
-    return lambda number: _readable(lambda: decode(source.record(rows[number])["images"][view]), f"row {rows[number]}")
+
+    def picture(number: int, flip: bool = False) -> np.ndarray:
+        found = _readable(lambda: decode(source.record(rows[number])["images"][view]), f"row {rows[number]}")
+        return np.ascontiguousarray(found[:, ::-1]) if flip else found
+
+    return picture
 
 
 def _readable(read: Callable[[], Any], where: str) -> Any:

@@ -7,7 +7,8 @@ import logging
 import os
 import pathlib
 import shutil
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 from xmodal_jax.data.card import CARD_FILE, Card, ceiling
 from xmodal_jax.data.image import CorruptImage, limit_size, verify

@@ -8,7 +8,8 @@ layout (features lie in `DIR/features/<name>/`), so that row i of one belongs to
 import os
 import pathlib
 import re
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 from xmodal_jax.errors import UserError, refuse_unless
 

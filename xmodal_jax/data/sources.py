@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import pathlib
-from typing import Any, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from xmodal_jax.errors import UserError, refuse_unless
 

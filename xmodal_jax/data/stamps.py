@@ -7,7 +7,7 @@ whose other lines are `<language>.utf8=<caption>`.
 import os
 import pathlib
 import re
-from typing import Iterator
+from collections.abc import Iterator
 
 from xmodal_jax.data.card import normal_caption
 from xmodal_jax.data.image import CorruptImage, render_svg

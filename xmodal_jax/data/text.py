@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 import zlib
-from typing import Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 

@@ -1,7 +1,8 @@
 """Host batches -> sharded device arrays, one step ahead of the computation."""
 
 import collections
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np

@@ -1,7 +1,8 @@
 """Captions for picture files, or for a whole split with their scores against the true ones."""
 
 import os
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.pipeline import EvalSplit, eval_split

@@ -1,14 +1,17 @@
 """Encode a split once: embeddings for ranking, tokens for re-ranking, relaxed codes for Hamming."""
 
+import dataclasses
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.data.pipeline import EvalSplit
+from xmodal_jax.models.heads import l2_normalize
 from xmodal_jax.types import Array, Params
 
 
@@ -49,29 +52,39 @@ class Embedder:
         return Embedded(np.asarray(embed), np.asarray(tokens), mask, None if codes is None else np.asarray(codes))
 
     def split(self, split: EvalSplit, side: str, batch_size: int, keep_tokens: bool = False) -> Embedded:
-        """Encode all images or all captions of a split, in blocks of `batch_size` of one compiled shape."""
-        blocks = split.images(batch_size) if side == "image" else split.texts(batch_size)
+        """Encode all images or all captions of a split, in blocks of `batch_size` of one compiled shape.
+
+        With `config.eval.flip` embeddings and codes of images are the mean over the picture and its mirror image.
+        """
+        if side == "text":
+            return self._all(split.texts(batch_size), side, keep_tokens)
+        plain = self._all(split.images(batch_size), side, keep_tokens)
+        if not self.model.config.eval.flip:
+            return plain
+        mirrored = self._all(split.images(batch_size, flip=True), side, False)
+        embed = np.asarray(l2_normalize(jnp.asarray(plain.embed + mirrored.embed)))
+        codes = None if plain.codes is None else (plain.codes + mirrored.codes) / 2
+        return dataclasses.replace(plain, embed=embed, codes=codes)
+
+    def _all(self, blocks: Iterable[dict[str, np.ndarray]], side: str, keep_tokens: bool) -> Embedded:
+        """The real rows of all `blocks`, one after the other."""
         parts = []
         for block in blocks:
-            real = int((block["id"] >= 0).sum())
-            coded = self.rows(side, block[side])
-            keep = lambda x: None if x is None else x[:real]
-            tokens = coded.tokens[:real] if keep_tokens else None
-            parts.append(Embedded(coded.embed[:real], tokens, keep(coded.mask), keep(coded.codes)))
-        join = lambda name: (
-            None if getattr(parts[0], name) is None else np.concatenate([getattr(p, name) for p in parts])
-        )
-        return Embedded(join("embed"), join("tokens"), join("mask"), join("codes"))
+            real, coded = int((block["id"] >= 0).sum()), self.rows(side, block[side])
+            parts.append(
+                jax.tree.map(lambda x, real=real: x[:real], vars(coded) | ({} if keep_tokens else {"tokens": None}))
+            )
+        return Embedded(**jax.tree.map(lambda *rows: np.concatenate(rows), *parts))
 
 
 def pair_scorer(model: Any, params: Params, image: Embedded, text: Embedded) -> Callable[[Array, Array], Array]:
     """(image_rows int [b], text_rows int [b]) -> ITM log-odds float32 [b], over token arrays that stay on the device."""
-    arrays = tuple(jnp.asarray(x) for x in (image.tokens, text.tokens, text.mask))
+    arrays = tuple(jnp.asarray(x) for x in (image.tokens, image.embed, text.tokens, text.embed, text.mask))
 
     @jax.jit
     def score(params: Params, arrays: tuple, image_rows: Array, text_rows: Array) -> Array:
-        image_tokens, text_tokens, mask = arrays
-        picked = (image_tokens[image_rows], text_tokens[text_rows], mask[text_rows])
+        image, text = (tuple(x[image_rows] for x in arrays[:2]), tuple(x[text_rows] for x in arrays[2:4]))
+        picked = (image, text, arrays[4][text_rows])
         return model.apply({"params": params}, *picked, method="score")
 
     return lambda image_rows, text_rows: score(params, arrays, image_rows, text_rows)

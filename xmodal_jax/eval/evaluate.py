@@ -1,7 +1,8 @@
 """The evaluation of a run: retrieval by embeddings, re-ranked by ITM, by codes, and MAP where there are labels."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Sequence
+from typing import Any
 
 import numpy as np
 

@@ -6,7 +6,7 @@ caches, at that cache's size.
 
 import os
 import pathlib
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 

@@ -1,7 +1,8 @@
 """The result of an evaluation as tables: aligned text for the terminal, and the same rows for the report."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Iterator
+from typing import Any
 
 Tables = dict[str, Any]
 

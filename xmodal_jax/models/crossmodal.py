@@ -85,7 +85,7 @@ class CrossModal(nn.Module):
             text.width, fusion.layers, fusion.heads, fusion.hidden, text.width, fusion.dropout, fusion.remat
         )
         self.decoder = Decoder(text.width, text.layers, fusion.layers)
-        self.match = MatchHead()
+        self.match = MatchHead(fusion.head_dropout)
         self.vocabulary = TokenHead(text.width, len(self.output_ids) or text.vocab_size)
         self.hash_image = HashHead(joint.bits)
         self.hash_text = HashHead(joint.bits)
@@ -118,7 +118,9 @@ class CrossModal(nn.Module):
         tokens = self.text_tower(ids)
         return tokens, self.text_joint(tokens, ids)
 
-    def fuse(self, image: Array, text: Array, mask: Array, rows: Array | None = None, key: Array | None = None) -> Array:
+    def fuse(
+        self, image: Array, text: Array, mask: Array, rows: Array | None = None, key: Array | None = None
+    ) -> Array:
         """image tokens [B,N,D], text tokens [b,L,D], mask [b,L], rows int [b] -> fused tokens [b,L,D]."""
         return self.fusion(image, text, mask, rows, key)
 
@@ -126,13 +128,16 @@ class CrossModal(nn.Module):
         """image tokens [B,N,D], ids [b,L] from the start token on -> hidden states [b,L,D]."""
         return self.decoder(self.text, self.fusion, image, ids, rows, key)
 
-    def match_logits(self, fused: Array, mask: Array) -> Array:
-        """fused [b,L,D], mask [b,L] -> ITM logits [b,2]."""
-        return self.match(fused, mask)
+    def match_logits(self, fused: Array, mask: Array, image: Array, text: Array, key: Array | None = None) -> Array:
+        """fused [b,L,D], mask [b,L], unit embeddings of the pair [b,E] each -> ITM logits [b,2]."""
+        return self.match(fused, mask, image, text, key)
 
-    def score(self, image: Array, text: Array, mask: Array, rows: Array | None = None) -> Array:
-        """Pair score of aligned rows, the ITM log-odds [b]: image tokens [B,N,D], text tokens [b,L,D], mask [b,L]."""
-        logits = self.match(self.fuse(image, text, mask, rows), mask)
+    def score(self, image: tuple[Array, Array], text: tuple[Array, Array], mask: Array) -> Array:
+        """Pair score of aligned rows, the ITM log-odds [b], from (tokens, embeddings) of both sides.
+
+        image ([b,N,D], [b,E]), text ([b,L,D], [b,E]), mask [b,L].
+        """
+        logits = self.match(self.fuse(image[0], text[0], mask), mask, image[1], text[1])
         return logits[:, 1] - logits[:, 0]
 
     def token_logits(self, hidden: Array) -> Array:
@@ -157,11 +162,11 @@ class CrossModal(nn.Module):
     def touch(self, image: Array, ids: Array, parts: frozenset[str]) -> Array:
         """Run what the objectives use once, so that `init` makes exactly those parameters."""
         tokens, embed = self.encode_image(image)
-        words, _ = self.encode_text(ids)
+        words, caption = self.encode_text(ids)
         if "fusion" in parts:
             self.fuse(tokens, words, ids != 0)
         if "match" in parts:
-            self.match_logits(words, ids != 0)
+            self.match_logits(words, ids != 0, embed, caption)
         if "decoder" in parts:
             self.decode(tokens, ids)
         if "vocabulary" in parts:

@@ -1,6 +1,7 @@
 """Fusion encoder: text tokens read image tokens by cross-attention in every layer (ALBEF, Li et al. 2021)."""
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -22,7 +23,9 @@ class Fusion(nn.Module):
 
     def setup(self) -> None:
         width, hidden, source = self.width, self.hidden, self.image_width
-        self.stack = self.param("layers", stack_params, self.layers, lambda key: block_params(key, width, hidden, source))
+        self.stack = self.param(
+            "layers", stack_params, self.layers, lambda key: block_params(key, width, hidden, source)
+        )
 
     @property
     def style(self) -> BlockStyle:
@@ -38,7 +41,9 @@ class Fusion(nn.Module):
 
         return read
 
-    def __call__(self, image: Array, text: Array, mask: Array, rows: Array | None = None, key: Array | None = None) -> Array:
+    def __call__(
+        self, image: Array, text: Array, mask: Array, rows: Array | None = None, key: Array | None = None
+    ) -> Array:
         """image [B,N,D'], text [b,L,D], mask [b,L], rows int [b] (which image each text reads; default: its own)."""
         image = image.astype(text.dtype)
         return scan_blocks(self.style, self.stack, text, mask[:, None, None, :], self.reader(image, rows), key)

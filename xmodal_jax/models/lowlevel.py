@@ -63,6 +63,11 @@ def summary(image: Array, stages: list[Array], width: int) -> Array:
     """
     pixels = small(image)
     thumbnail = cell_means(pixels).reshape(pixels.shape[0], -1)
-    parts = [thumbnail, color_histogram(pixels), edge_histogram(pixels), *(stage.astype(jnp.float32) for stage in stages)]
+    parts = [
+        thumbnail,
+        color_histogram(pixels),
+        edge_histogram(pixels),
+        *(stage.astype(jnp.float32) for stage in stages),
+    ]
     joined = jnp.concatenate([standardized(part) for part in parts], axis=-1)
     return jnp.pad(joined, ((0, 0), (0, width - joined.shape[1])))[:, None]

@@ -41,6 +41,11 @@ def attention_pool(params: Params, tokens: Array, mask: Array | None, heads: int
     probe = jnp.broadcast_to(params["probe"].astype(x.dtype), (x.shape[0], 1, x.shape[2]))
     look = None if mask is None else mask[:, None, None, :]
     read = attend(
-        attention, probe, project_heads(attention["key"], x, heads), project_heads(attention["value"], x, heads), look, heads
+        attention,
+        probe,
+        project_heads(attention["key"], x, heads),
+        project_heads(attention["value"], x, heads),
+        look,
+        heads,
     )
     return read[:, 0].astype(jnp.float32)

@@ -1,7 +1,7 @@
 """Frozen image towers by name, as plain functions from pictures to tokens."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,9 @@ def _lite0() -> tuple[EfficientNetLite0, dict]:
 
 
 TOWERS: dict[str, Callable] = {"lite0": _lite0}
-SUMMARY_TOKENS = {"lite0": 1}  # the last tokens of a tower that summarise the whole picture and are pooled for themselves
+SUMMARY_TOKENS = {
+    "lite0": 1
+}  # the last tokens of a tower that summarise the whole picture and are pooled for themselves
 
 
 def pooling_groups(tower: str, tokens: int) -> tuple[int, ...]:

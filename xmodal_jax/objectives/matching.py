@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.errors import refuse_unless
-from xmodal_jax.forward import Encoded, Forward, stop
+from xmodal_jax.forward import Forward, named_key, stop
 from xmodal_jax.objectives.base import Plain, Schedule, Term, same
 from xmodal_jax.types import Array, Batch
 
@@ -92,16 +92,16 @@ class ITM(Plain):
         image_rows, text_rows, usable = self.pairs(fwd, batch, key)
         shape = image_rows.shape
         fused = fwd.fuse(fwd.image(), fwd.text().rows(text_rows.reshape(-1)), image_rows.reshape(-1))
-        logits = self.logits(fwd, fused).reshape(*shape, 2)
+        image, text = stop((fwd.image().embed, fwd.text().embed))
+        logits = fwd.call(
+            "match_logits", fused.tokens, fused.mask, image[image_rows.reshape(-1)], text[text_rows.reshape(-1)],
+            key=named_key(key, "match"),
+        ).reshape(*shape, 2)  # fmt: skip
         odds = logits[..., 1] - logits[..., 0]
         values = self.binary(odds) if self.loss == "binary" else self.listwise(odds)
         label = jnp.arange(shape[1]) == 0
         right = ((odds > 0) == label[None, :]).astype(jnp.float32).mean()
         return Term(values, usable.astype(jnp.float32), {"accuracy": right, "rows": usable.astype(jnp.float32).mean()})
-
-    def logits(self, fwd: Forward, fused: Encoded) -> Array:
-        """ITM logits [b,2] of fused pairs."""
-        return fwd.call("match_logits", fused.tokens, fused.mask)
 
     def binary(self, odds: Array) -> Array:
         """Cross-entropy with labels 1, 0, ..., 0 on log-odds [B, 1 + 2n] -> [B]."""

@@ -17,7 +17,10 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
     """
     devices = devices if devices is not None else jax.devices()
     sizes = [config.data, config.fsdp, config.tensor]
-    refuse_unless(sizes.count(-1) <= 1 and all(s > 0 or s == -1 for s in sizes), f"config.mesh is {sizes}; write sizes above 0, one may be -1")
+    refuse_unless(
+        sizes.count(-1) <= 1 and all(s > 0 or s == -1 for s in sizes),
+        f"config.mesh is {sizes}; write sizes above 0, one may be -1",
+    )
     known = 1
     for size in sizes:
         known *= size if size > 0 else 1

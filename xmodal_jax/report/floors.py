@@ -3,8 +3,9 @@
 import json
 import math
 import pathlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Sequence
+from typing import Any
 
 from xmodal_jax.data.card import Card
 

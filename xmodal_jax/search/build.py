@@ -4,7 +4,8 @@ import base64
 import dataclasses
 import os
 import pathlib
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 

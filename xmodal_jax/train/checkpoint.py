@@ -25,7 +25,7 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self._manager.wait_until_finished()
         self._manager.close()
 
@@ -80,7 +80,9 @@ def write_run(workdir: pathlib.Path, description: dict[str, Any]) -> None:
 def read_run(workdir: pathlib.Path) -> dict[str, Any]:
     """What `write_run` wrote. Raises UserError when the folder holds no run."""
     path = pathlib.Path(workdir) / RUN_FILE
-    refuse_unless(path.is_file(), f"'{workdir}' holds no run ({RUN_FILE} is missing); name the --workdir of `xmodal train`")
+    refuse_unless(
+        path.is_file(), f"'{workdir}' holds no run ({RUN_FILE} is missing); name the --workdir of `xmodal train`"
+    )
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:

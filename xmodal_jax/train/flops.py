@@ -6,7 +6,8 @@ rematerialisation repeats is not counted: MFU counts useful work.
 """
 
 import math
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 

@@ -26,8 +26,23 @@ class TrainLog:
         self.steps, self.batch_size = steps, batch_size
         self.stream = stream if stream is not None else sys.stderr
         self.last_step, self.last_time, self.last_wait = first_step, time.perf_counter(), 0.0
-        self.rate = 0.0
+        self.rate = self.first_seconds = 0.0
         self._drop_after(first_step)
+
+    def compiled(self, step: int) -> None:
+        """The first step is done: its time, mostly compilation, does not count in the rates."""
+        now = time.perf_counter()
+        self.stream.write(f"first step, compilation included: {duration(now - self.last_time)}\n")
+        self.first_seconds = max(now - self.last_time, 1e-9)
+        self.last_step, self.last_time = step, now
+
+    def evaluated(self, step: int, mean: dict[str, Any]) -> None:
+        """Keep the quick evaluation at `step` and say its recalls; its time does not count in the rates."""
+        self.write({"step": step, "eval": mean})
+        table = mean["itc"]
+        sides = (f"{side} {' '.join(f'{value:.1f}' for value in table[side].values())}" for side in ("i2t", "t2i"))
+        self.stream.write(f"evaluation at step {step}: R@k {', '.join(sides)}, rSum {table['rSum']:.1f}\n")
+        self.last_time = time.perf_counter()
 
     def _drop_after(self, step: int) -> None:
         """Lines of steps after the checkpoint this run starts from are of a past that did not happen."""
@@ -51,6 +66,8 @@ class TrainLog:
         """Log the mean rate since the last call, the share of time spent waiting for data, and the losses."""
         now = time.perf_counter()
         passed, count = max(now - self.last_time, 1e-9), step - self.last_step
+        if not count:  # the first step is logged too
+            passed, count = self.first_seconds, 1
         rate = count * self.batch_size / passed
         self.rate = rate if not self.rate else 0.7 * self.rate + 0.3 * rate
         wait = (wait_seconds - self.last_wait) / passed

@@ -5,8 +5,10 @@ import logging
 import pathlib
 import shutil
 import signal
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -47,9 +49,14 @@ class Run:
     def fresh(self) -> TrainState:
         """The state before the first step, made in place on the mesh: nothing ever exists unsharded."""
         found = pretrained(self.assembly.config)
-        make = jax.jit(lambda key, leaves: _state(self.assembly, self.recipe, key, leaves), out_shardings=self.shardings)
+        make = jax.jit(
+            lambda key, leaves: _state(self.assembly, self.recipe, key, leaves), out_shardings=self.shardings
+        )
         state = make(jax.random.key(self.assembly.config.seed), found)
-        return start_state(self.assembly, state) if self.assembly.config.joint.start == "cca" else state
+        if self.assembly.config.joint.start != "cca":
+            return state
+        print("starting the heads from CCA on the training split", file=sys.stderr)
+        return start_state(self.assembly, state)
 
 
 def _state(assembly: Assembly, recipe: Recipe, key: jax.Array, found: dict[str, Any]) -> TrainState:
@@ -59,7 +66,7 @@ def _state(assembly: Assembly, recipe: Recipe, key: jax.Array, found: dict[str, 
 def make_run(assembly: Assembly, devices: list | None = None, cache: bool = True) -> Run:
     """Optimizer, mesh, shardings and the jitted step of an assembly; allocates nothing."""
     config = assembly.config
-    refuse_missing_teacher(config, assembly)
+    refuse_impossible(config, assembly)
     mesh = make_mesh(config.mesh, devices)
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     refuse_unless(
@@ -74,14 +81,20 @@ def make_run(assembly: Assembly, devices: list | None = None, cache: bool = True
     return Run(assembly, recipe, mesh, abstract, jit_step(recipe, places, batch_sharding(mesh), replicated(mesh)))
 
 
-def refuse_missing_teacher(config: Config, assembly: Assembly) -> None:
+def refuse_impossible(config: Config, assembly: Assembly) -> None:
     """Values that only the model and objectives together can tell to be impossible."""
     for name, objective in assembly.objectives.items():
         group = getattr(objective, "group", 0) or config.batch_size
         negatives = getattr(objective, "negatives", 0)
         where = f"config.objectives.{name}"
-        refuse_unless(config.batch_size % group == 0, f"{where}.group is {group}; write a divisor of batch_size={config.batch_size}")
-        refuse_unless(negatives < group, f"{where}.negatives is {negatives}; write less than {group}, the rows they are drawn from")
+        refuse_unless(
+            config.batch_size % group == 0,
+            f"{where}.group is {group}; write a divisor of batch_size={config.batch_size}",
+        )
+        refuse_unless(
+            negatives < group,
+            f"{where}.negatives is {negatives}; write less than {group}, the rows they are drawn from",
+        )
         labels = getattr(objective, "by_label", False)
         if labels:
             from xmodal_jax.data.card import Card
@@ -111,7 +124,7 @@ class StopSignal:
         self.seen = True
         signal.signal(number, self._old[number])  # a second one ends the process at once
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, old in self._old.items():
             signal.signal(number, old)
 
@@ -120,7 +133,11 @@ def refuse_non_finite(config: Config, metrics: dict[str, float]) -> None:
     """Stop after too many skipped steps in a row, naming the objective whose loss is not finite."""
     if metrics["skips_in_row"] < config.optimizer.max_skips:
         return
-    bad = [name.removeprefix("loss/") for name, value in metrics.items() if name.startswith("loss/") and not np.isfinite(value)]
+    bad = [
+        name.removeprefix("loss/")
+        for name, value in metrics.items()
+        if name.startswith("loss/") and not np.isfinite(value)
+    ]
     what = f"the loss of {', '.join(bad)} is not finite" if bad else "every loss is finite but the gradient is not"
     raise UserError(
         f"{config.optimizer.max_skips} steps in a row were skipped: {what}; the last good checkpoint is intact, "
@@ -128,7 +145,9 @@ def refuse_non_finite(config: Config, metrics: dict[str, float]) -> None:
     )
 
 
-def train(config: Config, workdir: str | pathlib.Path, evaluate: Callable[[Run, TrainState], dict] | None = None) -> TrainState:
+def train(
+    config: Config, workdir: str | pathlib.Path, evaluate: Callable[[Run, TrainState], dict] | None = None
+) -> TrainState:
     """Train `config` in `workdir`, going on from its newest checkpoint; returns the final state.
 
     `evaluate(run, state)` is called every `config.eval.every` steps and gives numbers for the log.
@@ -162,19 +181,24 @@ def _steps(run: Run, state: TrainState, workdir: pathlib.Path, checkpoints: Chec
     """Steps until the end of the run or a stop signal."""
     config, first = run.assembly.config, int(state.step)
     report = TrainLog(workdir, config.steps, config.batch_size, first)
-    dataset = train_dataset(config.data.path, config.data.split, run.assembly.tokenizer, config.data, config.seed, config.batch_size)
+    dataset = train_dataset(
+        config.data.path, config.data.split, run.assembly.tokenizer, config.data, config.seed, config.batch_size
+    )
     share = (jax.process_index(), jax.process_count())
     flops = step_flops(run.recipe, run.abstract, dataset.batch_at(int(state.cursor))) / config.batch_size
     loader = Loader(dataset, int(state.cursor), *share, config.data.threads, config.data.prefetch)
     with Prefetch(loader, batch_sharding(run.mesh)) as loader:
         for step, batch in _numbered(loader, first, config.steps):
             state, metrics = run.step(state, batch)
+            if step == first + 1:
+                jax.block_until_ready(metrics)
+                report.compiled(step)
             if step % config.log_every == 0 or step == config.steps:
                 values = {name: float(value) for name, value in metrics.items()}
                 report.step(step, values, loader.wait_seconds, flops)
                 refuse_non_finite(config, values)
             if evaluate is not None and config.eval.every and step % config.eval.every == 0 and step < config.steps:
-                report.write({"step": step, "eval": json.loads(json.dumps(evaluate(run, state)))})
+                report.evaluated(step, json.loads(json.dumps(evaluate(run, state))))
             if stop.seen:
                 print(f"stopped by a signal at step {step}; saved, the same command goes on from here")
                 break

@@ -21,7 +21,9 @@ def start(objectives: dict[str, Objective], model: Any) -> dict[str, Ring]:
         for name, fields in objective.memory(model).items():
             ring = dict(fields) | {"cursor": jnp.zeros((), jnp.int32)}
             if name in memory and jax.tree.map(jnp.shape, memory[name]) != jax.tree.map(jnp.shape, ring):
-                raise ValueError(f"two objectives ask for a ring '{name}' of different shapes; give them one queue length")
+                raise ValueError(
+                    f"two objectives ask for a ring '{name}' of different shapes; give them one queue length"
+                )
             memory.setdefault(name, ring)
     return memory
 

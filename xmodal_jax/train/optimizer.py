@@ -56,7 +56,9 @@ def make_optimizer(config: OptimizerConfig, params: Params, steps: int) -> optax
     train = optax.chain(
         optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
         optax.scale_by_adam(config.b1, config.b2),
-        optax.add_decayed_weights(config.weight_decay, mask=by_path(params, lambda path: bool(re.search(config.decay, path)))),
+        optax.add_decayed_weights(
+            config.weight_decay, mask=by_path(params, lambda path: bool(re.search(config.decay, path)))
+        ),
         scale_by_factor(factors),
         optax.scale_by_learning_rate(learning_rate(config, steps)),
     )

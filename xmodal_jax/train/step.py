@@ -1,7 +1,8 @@
 """The one train step: forward -> loss -> optimizer -> EMA -> enqueue of the keys that the loss saw."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,9 @@ def same_towers(config: Config, params: Params) -> frozenset[str]:
     return frozenset(side for side in still if wholly_frozen(params.get(side, {}), side, config.optimizer.freeze))
 
 
-def total_loss(recipe: Recipe, params: Params, state: TrainState, batch: Batch, key: Array) -> tuple[Array, dict[str, Term]]:
+def total_loss(
+    recipe: Recipe, params: Params, state: TrainState, batch: Batch, key: Array
+) -> tuple[Array, dict[str, Term]]:
     """The weighted sum of the objectives' means, and their terms."""
     terms, _ = run_objectives(recipe, split_frozen(params, recipe.config.optimizer.freeze), state, batch, key)
     weighted = [at(recipe.objectives[name].weight, state.step) * term.mean() for name, term in terms.items()]

@@ -92,7 +92,12 @@ def with_linear_start(assembly: Assembly, params: Params) -> Params:
     left, right = linear_start(*head_inputs(assembly, params), joint.start_ridge, joint.embed)
     heads = {"image_head": left, "text_head": right}
     return params | {
-        name: params[name] | {"linear": jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), start, dict(params[name]["linear"]))}
+        name: params[name]
+        | {
+            "linear": jax.tree.map(
+                lambda new, old: jax.device_put(new, old.sharding), start, dict(params[name]["linear"])
+            )
+        }
         for name, start in heads.items()
     }
 

@@ -1,0 +1,64 @@
+"""Encoding a split: blocks against single rows, padding left out, mirror images averaged."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from xmodal_jax.data.pipeline import eval_split
+from xmodal_jax.eval.embed import Embedder, pair_scorer
+
+
+@pytest.fixture(scope="module")
+def test_split(opened_run):
+    """The evaluation split of the tiny run."""
+    assembly, _ = opened_run
+    data = assembly.config.data
+    return eval_split(data.path, data.eval_split, assembly.tokenizer, data)
+
+
+def pictures(split, flip=False):
+    """All pictures of a split in one block."""
+    return np.stack([split.picture(number, flip) for number in range(len(split.keys))])
+
+
+def test_blocks_give_the_rows_of_one_call_without_padding(opened_run, test_split):
+    assembly, params = opened_run
+    embedder = Embedder(assembly.model, params)
+    found = embedder.split(test_split, "image", 5, keep_tokens=True)
+    whole = embedder.rows("image", pictures(test_split))
+    assert len(found.embed) == len(test_split.keys) % 5 + 5 * (len(test_split.keys) // 5)
+    for name in ("embed", "tokens", "codes"):
+        np.testing.assert_allclose(getattr(found, name), getattr(whole, name), atol=1e-5)
+    assert embedder.split(test_split, "image", 5).tokens is None
+
+
+def test_texts_keep_their_masks(opened_run, test_split):
+    assembly, params = opened_run
+    found = Embedder(assembly.model, params).split(test_split, "text", 7, keep_tokens=True)
+    np.testing.assert_array_equal(found.mask, test_split.text != 0)
+    assert found.tokens.shape[:2] == test_split.text.shape
+
+
+def test_flip_is_the_mean_of_a_picture_and_its_mirror_image(opened_run, test_split):
+    assembly, params = opened_run
+    config = dataclasses.replace(assembly.config, eval=dataclasses.replace(assembly.config.eval, flip=True))
+    found = Embedder(assembly.model.clone(config=config), params).split(test_split, "image", 5, keep_tokens=True)
+    plain, mirrored = pictures(test_split), pictures(test_split, flip=True)
+    np.testing.assert_array_equal(mirrored, plain[:, :, ::-1])
+    one, other = (Embedder(assembly.model, params).rows("image", images) for images in (plain, mirrored))
+    mean = one.embed + other.embed
+    np.testing.assert_allclose(found.embed, mean / np.linalg.norm(mean, axis=1, keepdims=True), atol=1e-5)
+    np.testing.assert_allclose(found.codes, (one.codes + other.codes) / 2, atol=1e-5)
+    np.testing.assert_allclose(found.tokens, one.tokens, atol=1e-5)
+    assert not np.allclose(one.embed, other.embed, atol=1e-3)
+
+
+def test_the_pair_scorer_is_the_models_score(opened_run, test_split):
+    assembly, params = opened_run
+    embedder = Embedder(assembly.model, params)
+    image, text = (embedder.split(test_split, side, 8, keep_tokens=True) for side in ("image", "text"))
+    rows = np.array([3, 0, 2], np.int32), np.array([1, 5, 1], np.int32)
+    sides = (image.tokens[rows[0]], image.embed[rows[0]]), (text.tokens[rows[1]], text.embed[rows[1]])
+    expected = assembly.model.apply({"params": params}, *sides, text.mask[rows[1]], method="score")
+    np.testing.assert_allclose(pair_scorer(assembly.model, params, image, text)(*rows), expected, atol=1e-4)
