@@ -1,7 +1,8 @@
 """The quickstart: emoji names and drawings, all five objectives in one step, both towers from pretrained starts.
 
-Few pairs (1,244 concepts) and a short budget: the picture tower is frozen and cached, the heads start from CCA, and fusion,
-decoder and heads train over the frozen text tower. `finetune` trains both towers, from pixels.
+Few pairs (1,244 concepts) and a short budget: the picture tower is frozen and cached at two input sizes, the heads start
+from CCA and move slowly under heavy dropout (else they forget it within 50 steps), and fusion, decoder and heads train
+over the frozen text tower. `finetune` trains both towers, from pixels.
 """
 
 from xmodal_jax.config import defaults, variant_of
@@ -50,20 +51,10 @@ def tiny(config):
     config.batch_size, config.steps, config.log_every = 16, 20, 5
     config.data.image_size, config.data.length = 32, 12
     config.image.kind = "vit"
-    config.image.patch, config.image.width, config.image.layers, config.image.heads, config.image.hidden = (
-        8,
-        32,
-        2,
-        2,
-        64,
-    )
-    config.text.width, config.text.layers, config.text.heads, config.text.hidden, config.text.positions = (
-        32,
-        2,
-        2,
-        64,
-        16,
-    )
+    config.image.patch, config.image.width, config.image.layers = 8, 32, 2
+    config.image.heads, config.image.hidden = 2, 64
+    config.text.width, config.text.layers, config.text.heads = 32, 2, 2
+    config.text.hidden, config.text.positions = 64, 16
     config.fusion.layers, config.fusion.heads, config.fusion.hidden = 1, 2, 64
     config.joint.embed, config.joint.bits = 16, 16
     config.objectives.itc.queue = 64

@@ -71,6 +71,7 @@ class FusionConfig:
     dropout: float = 0.1
     remat: str = "dots"
     head_dropout: float = 0.0  # on what the matching head reads
+    agreement: bool = True  # the matching head also reads the product of the two embeddings
 
 
 @dataclass(frozen=True)

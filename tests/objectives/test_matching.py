@@ -166,6 +166,17 @@ def test_the_head_gets_the_embeddings_of_each_pair_without_gradient(sides):
     assert (np.asarray(jax.grad(loss)(jnp.asarray(sides[1]))) == 0).all()
 
 
+def test_every_second_row_is_matched_against_others_of_its_kind(sides):
+    objective, key = ITM(negatives=2, every=2), jax.random.key(0)
+    image_rows, text_rows, usable = map(np.asarray, objective.pairs(forward(*sides), tiny_batch(), key))
+    assert image_rows.shape == (ROWS // 2, 5) and usable.shape == (ROWS // 2,)
+    np.testing.assert_array_equal(image_rows[:, 0], np.arange(0, ROWS, 2))
+    assert (image_rows % 2 == 0).all() and (text_rows % 2 == 0).all()
+    odds = np.concatenate([sides[0][image_rows], sides[1][text_rows]], -1) @ HEAD
+    term = objective(forward(*sides), tiny_batch(), key)
+    np.testing.assert_allclose(term.values, objective.binary(odds[..., 1] - odds[..., 0]), rtol=1e-5)
+
+
 def test_rows_without_enough_negatives_weigh_nothing(sides):
     batch = tiny_batch() | {
         "id": np.array([7, 7, 7, 7, 1, 2, 3, 4], np.int32),
@@ -179,7 +190,8 @@ def test_rows_without_enough_negatives_weigh_nothing(sides):
 
 def test_a_group_that_does_not_fit_is_refused(sides):
     for objective, sentence in (
-        (ITM(group=3), "itm.group=3 does not divide"),
+        (ITM(group=3), "itm.group=3 or itm.every=1 does not divide"),
+        (ITM(every=3), "itm.every=3 does not divide"),
         (ITM(negatives=4, group=4), "needs a group above 4"),
     ):
         with pytest.raises(ValueError, match=sentence):

@@ -85,7 +85,7 @@ class CrossModal(nn.Module):
             text.width, fusion.layers, fusion.heads, fusion.hidden, text.width, fusion.dropout, fusion.remat
         )
         self.decoder = Decoder(text.width, text.layers, fusion.layers)
-        self.match = MatchHead(fusion.head_dropout)
+        self.match = MatchHead(fusion.head_dropout, fusion.agreement)
         self.vocabulary = TokenHead(text.width, len(self.output_ids) or text.vocab_size)
         self.hash_image = HashHead(joint.bits)
         self.hash_text = HashHead(joint.bits)

@@ -82,18 +82,20 @@ class TokenHead(nn.Module):
 class MatchHead(nn.Module):
     """Fused tokens -> ITM logits [b,2] (not matching, matching), from [CLS] and the mean of the fused tokens.
 
-    It starts from the contrastive towers: it also reads where the two unit embeddings agree, their product by element
-    (whose sum is the cosine), so that it need not find the joint space again from few pairs.
+    With `agreement` it starts from the contrastive towers: it also reads where the two unit embeddings agree, their
+    product by element (whose sum is the cosine), so that it need not find the joint space again from few pairs.
     """
 
     dropout: float = 0.0
+    agreement: bool = True
 
     @nn.compact
     def __call__(self, fused: Array, mask: Array, image: Array, text: Array, key: Array | None = None) -> Array:
         """fused [b,L,D], mask [b,L], unit embeddings of the pair [b,E] each -> logits [b,2], float32."""
-        agreement = image * text * image.shape[-1]
-        pooled = jnp.concatenate([fused[:, 0].astype(jnp.float32), masked_mean(fused, mask), agreement], axis=-1)
-        pooled = dropout(pooled, self.dropout, key)
+        parts = [fused[:, 0].astype(jnp.float32), masked_mean(fused, mask)]
+        if self.agreement:
+            parts.append(image * text * image.shape[-1])  # of order one, whatever the width
+        pooled = dropout(jnp.concatenate(parts, axis=-1), self.dropout, key)
         width = pooled.shape[-1]
         x = jax.nn.gelu(dense(self.param("up", dense_params, width, width // 2, fan_in(width)), pooled))
         return dense(self.param("down", dense_params, width // 2, 2), x)

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward, named_key, stop
@@ -57,7 +58,8 @@ class ITM(Plain):
 
     weight: Schedule = 1.0
     negatives: int = 1  # per direction and row
-    group: int = 0  # rows negatives are drawn from; 0: the whole batch
+    group: int = 0  # consecutive rows of the batch that negatives are drawn from; 0: all
+    every: int = 1  # match every n-th row only: a large batch for ITC without its cost in fusion
     hardness: float = 1.0  # negatives follow exp(hardness * ITC / temperature); 0: uniform
     loss: str = "binary"  # or "listwise"
 
@@ -65,33 +67,42 @@ class ITM(Plain):
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""
+        refuse_unless(self.every > 0, f"{where}.every is {self.every}; write 1 for all rows, or more")
         refuse_unless(self.negatives > 0, f"{where}.negatives is {self.negatives}; write 1 or more")
         refuse_unless(self.loss in ("binary", "listwise"), f"{where}.loss is '{self.loss}'; write binary or listwise")
 
     def pairs(self, fwd: Forward, batch: Batch, key: Array) -> tuple[Array, Array, Array]:
-        """Which image and which text each fused pair takes: int [B, 1 + 2n] each, and bool [B], rows with negatives."""
-        size = batch["id"].shape[0]
-        group = self.group or size
-        if size % group:
-            raise ValueError(f"itm.group={group} does not divide the batch of {size} rows; write a divisor")
+        """Which image and which text each fused pair takes: int [b, 1 + 2n] each, and bool [b], rows with negatives.
+
+        b = B / every rows are matched; the numbers are rows of the whole batch [B].
+        """
+        own = np.arange(0, batch["id"].shape[0], self.every)
+        size, group = len(own), (self.group or batch["id"].shape[0]) // self.every
+        if size % group or batch["id"].shape[0] % self.every:
+            raise ValueError(
+                f"itm.group={self.group} or itm.every={self.every} does not divide the batch of {batch['id'].shape[0]} rows; "
+                "write divisors"
+            )
         if self.negatives >= group:
             raise ValueError(f"itm.negatives={self.negatives} needs a group above {self.negatives} rows, not {group}")
-        allowed = ~same(batch, batch)
-        logits = stop(self.hardness * fwd.image().embed @ fwd.text().embed.T / fwd.temperature())
+        mine = {name: batch[name][own] for name in ("id", "text_key")}
+        allowed = ~same(mine, mine)
+        logits = stop(self.hardness * fwd.image().embed[own] @ fwd.text().embed[own].T / fwd.temperature())
         image_key, text_key = jax.random.split(key)
-        images = draw_in_groups(image_key, logits.T, allowed, group, self.negatives)
-        texts = draw_in_groups(text_key, logits, allowed, group, self.negatives)
-        own = jnp.arange(size, dtype=images.dtype)[:, None]
+        images = self.every * draw_in_groups(image_key, logits.T, allowed, group, self.negatives)
+        texts = self.every * draw_in_groups(text_key, logits, allowed, group, self.negatives)
+        own = jnp.asarray(own[:, None], images.dtype)
         repeated = jnp.broadcast_to(own, images.shape)
         usable = blocks(allowed, group).sum(-1).reshape(size) >= self.negatives
         image_rows = jnp.concatenate([own, images, repeated], axis=1)
         return image_rows, jnp.concatenate([own, repeated, texts], axis=1), usable
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
-        """Mean over the pairs of a row, [B]."""
+        """Mean over the pairs of a row, [b]."""
         image_rows, text_rows, usable = self.pairs(fwd, batch, key)
         shape = image_rows.shape
-        fused = fwd.fuse(fwd.image(), fwd.text().rows(text_rows.reshape(-1)), image_rows.reshape(-1))
+        images = fwd.image() if self.every == 1 else fwd.image().rows(image_rows[:, 0])  # fusion projects these only
+        fused = fwd.fuse(images, fwd.text().rows(text_rows.reshape(-1)), image_rows.reshape(-1) // self.every)
         image, text = stop((fwd.image().embed, fwd.text().embed))
         logits = fwd.call(
             "match_logits", fused.tokens, fused.mask, image[image_rows.reshape(-1)], text[text_rows.reshape(-1)],

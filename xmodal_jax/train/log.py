@@ -36,13 +36,14 @@ class TrainLog:
         self.first_seconds = max(now - self.last_time, 1e-9)
         self.last_step, self.last_time = step, now
 
-    def evaluated(self, step: int, mean: dict[str, Any]) -> None:
-        """Keep the quick evaluation at `step` and say its recalls; its time does not count in the rates."""
+    def evaluated(self, step: int, mean: dict[str, Any], seconds: float) -> None:
+        """Keep the quick evaluation at `step` and say its recalls; its `seconds` do not count in the rates."""
         self.write({"step": step, "eval": mean})
         table = mean["itc"]
-        sides = (f"{side} {' '.join(f'{value:.1f}' for value in table[side].values())}" for side in ("i2t", "t2i"))
+        shown = lambda side: " ".join(f"{value:.1f}" for name, value in table[side].items() if name.startswith("R@"))
+        sides = (f"{side} {shown(side)}" for side in ("i2t", "t2i"))
         self.stream.write(f"evaluation at step {step}: R@k {', '.join(sides)}, rSum {table['rSum']:.1f}\n")
-        self.last_time = time.perf_counter()
+        self.last_time += seconds
 
     def _drop_after(self, step: int) -> None:
         """Lines of steps after the checkpoint this run starts from are of a past that did not happen."""

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -84,12 +85,13 @@ def make_run(assembly: Assembly, devices: list | None = None, cache: bool = True
 def refuse_impossible(config: Config, assembly: Assembly) -> None:
     """Values that only the model and objectives together can tell to be impossible."""
     for name, objective in assembly.objectives.items():
-        group = getattr(objective, "group", 0) or config.batch_size
+        every = getattr(objective, "every", 1)
+        group = (getattr(objective, "group", 0) or config.batch_size) // every
         negatives = getattr(objective, "negatives", 0)
         where = f"config.objectives.{name}"
         refuse_unless(
-            config.batch_size % group == 0,
-            f"{where}.group is {group}; write a divisor of batch_size={config.batch_size}",
+            group > 0 and config.batch_size % (group * every) == 0,
+            f"{where}.group={getattr(objective, 'group', 0)}, every={every}: write divisors of batch_size={config.batch_size}",
         )
         refuse_unless(
             negatives < group,
@@ -198,7 +200,8 @@ def _steps(run: Run, state: TrainState, workdir: pathlib.Path, checkpoints: Chec
                 report.step(step, values, loader.wait_seconds, flops)
                 refuse_non_finite(config, values)
             if evaluate is not None and config.eval.every and step % config.eval.every == 0 and step < config.steps:
-                report.evaluated(step, json.loads(json.dumps(evaluate(run, state))))
+                started = time.perf_counter()
+                report.evaluated(step, json.loads(json.dumps(evaluate(run, state))), time.perf_counter() - started)
             if stop.seen:
                 print(f"stopped by a signal at step {step}; saved, the same command goes on from here")
                 break
