@@ -64,7 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         features[name] = entry | {
             "files": copy_rows(args.data / "features" / name, args.out / "features" / name, names)
         }
-    dataclasses.replace(card, name=f"{card.name}-dev", splits=splits, features=features).save(args.out)
+    dataclasses.replace(card, name=f"{card.name}-dev", splits=splits, features=features, ceiling={}, arguments={}).save(
+        args.out
+    )
     print({name: numbers["records"] for name, numbers in splits.items()})
 
 

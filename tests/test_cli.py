@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from xmodal_jax.cli import main, split_overrides
+from xmodal_jax.cli import main, section_overrides, split_overrides
 from xmodal_jax.errors import UserError
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "quickstart.py"
@@ -94,11 +94,29 @@ def test_overrides_are_taken_out_of_the_arguments():
         ("image.patch=7", ["not a multiple of config.image.patch=7"]),
         ("text.vocab_size=5", ["config.text.vocab_size is 5", "leave it 0"]),
         ("data.split=trian", ["has no split 'trian'"]),
+        ("checkpoint.every=0", ["config.checkpoint.every is 0", "above 0"]),
+        ("text.head_dropout=1.0", ["config.text.head_dropout is 1.0", "0 to 0.99"]),
+        ("data.length=17", ["config.data.length is 17", "16 positions"]),
+        ("teacher.exclude=(", ["config.teacher.exclude '(' is not a regex"]),
+        ("objectives.itm.every=3", ["every=3 the group"]),
     ],
 )
 def test_impossible_configs_are_refused(override, words, train_tiny, tmp_path, refused):
     refused(train_tiny(tmp_path / "run", override), *words)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_split_to_evaluate_on_is_looked_for_before_training(train_tiny, tmp_path, refused):
+    refused(train_tiny(tmp_path / "run", "eval.every=2", "data.eval_split=dev"), "has no split 'dev'")
+    assert not (tmp_path / "run").exists()
+
+
+def test_paths_of_the_wrong_kind_are_named(train_tiny, tmp_path, refused, shapes_files):
+    config = ["train", "--config", shapes_files, "--workdir", tmp_path / "run"]
+    refused(config, "there is no config file")
+    (tmp_path / "file").write_text("x")
+    refused(train_tiny(tmp_path / "file"), str(tmp_path / "file"))
+    refused(["data", "prepare", "jsonl", "--path", tmp_path, "--out", tmp_path / "out"], "existing file")
 
 
 def test_what_is_missing_is_named(train_tiny, tmp_path, refused):
@@ -130,6 +148,8 @@ def test_only_evaluation_and_data_can_be_changed_later(tiny_run, refused):
     refused(["caption", "--workdir", tiny_run[0], "--config.eval.rerank=(2,)"], "`xmodal train` or `xmodal eval` only")
     refused(["eval", "--workdir", tiny_run[0], "--config.eval.rerank=(99,)"], "99", "gallery of 12")
     refused(["eval", "--workdir", tiny_run[0], "--split", "none"], "has no split 'none'")
+    refused(["eval", "--workdir", tiny_run[0], "--config.eval=3"], "names a section")
+    assert section_overrides(["data.augment.flip=0.1"], ("data",))["data"]["augment"]["flip"] == 0.1
 
 
 def test_impossible_queries_are_refused(tiny_index, tmp_path, refused):

@@ -153,7 +153,7 @@ def test_load_applies_overrides_and_refuses_a_missing_file(tmp_path):
                     "    config = defaults()\n    config.name = variant\n    return config\n")  # fmt: skip
     assert load(str(path)).name == "a"
     assert load(f"{path}:b", ["steps=3", "image.width=6"]).to_dict()["image"]["width"] == 6
-    with pytest.raises(UserError, match="there is no config file '.*other.py'; see the folder configs/"):
+    with pytest.raises(UserError, match="there is no config file '.*other.py'; write a .py file"):
         load(str(tmp_path / "other.py"))
 
 

@@ -67,7 +67,7 @@ def data_prepare(args: argparse.Namespace, _: list[str]) -> None:
         print(f"{split}: {numbers['records']} records, {numbers['captions']} captions, {numbers['groups']} groups")
     for reason, count in card.skipped.items():
         print(f"skipped: {count} x {reason}")
-    print(f"wrote {args.out}")
+    print(f"{args.out} is ready")
 
 
 def data_features(args: argparse.Namespace, _: list[str]) -> None:
@@ -92,7 +92,9 @@ def train(args: argparse.Namespace, overrides: list[str]) -> None:
     config = configs.freeze(configs.load(args.config, overrides))
 
     def quick(run: Any, state: Any) -> dict:
-        return evaluate(run.assembly, teacher.view(state.params, state.teacher), quick=True)["mean"]
+        averaged = config.eval.params == "teacher"
+        params = teacher.view(state.params, state.teacher) if averaged else state.params
+        return evaluate(run.assembly, params, quick=True)["mean"]
 
     run_training(config, args.workdir, quick)
 
@@ -104,12 +106,16 @@ def section_overrides(overrides: list[str], allowed: tuple[str, ...]) -> dict[st
     values, found = configs.defaults(), {}
     for item in overrides:
         section, _, rest = item.partition("=")[0].partition(".")
+        field = rest.split(".")[0]
         refuse_unless(
             section in allowed,
             f"'--config.{item}' would change a trained model; only {', '.join(allowed)} can be changed here",
         )
+        refuse_unless(
+            bool(field), f"'--config.{item}' names a section; write a field of it, as --config.{section}.FIELD=VALUE"
+        )
         configs.override(values, item)
-        found.setdefault(section, {})[rest] = configs.freeze_value(values[section][rest])
+        found.setdefault(section, {})[field] = configs.freeze_value(values[section][field])
     return found
 
 
@@ -260,9 +266,11 @@ def main(arguments: list[str] | None = None) -> int:
         )
         set_up_jax()
         args.run(args, overrides)
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: a folder for a file, no permission, a full disk; it names the path
         print(f"xmodal: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # so that a script does not go on with half a model
+        return 130
     return 0
 
 

@@ -10,6 +10,7 @@ import difflib
 import importlib.util
 import json
 import pathlib
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -93,7 +94,7 @@ class TeacherConfig:
 
     momentum: float = 0.995
     warmup: bool = True  # momentum min(m, (1 + step) / (10 + step)), so that the first steps are forgotten quickly
-    exclude: str = "^(decoder|match|hash)"  # modules that no objective asks of the teacher
+    exclude: str = ""  # regex of modules that are not averaged: evaluation of the teacher takes the student's there
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,8 @@ class EvalConfig:
     every: int = 0  # steps between quick evaluations while training (0: at the end only)
     batch_size: int = 256
     rerank: tuple[int, ...] = (16, 32)  # shortlist lengths for ITM re-ranking; empty: none
-    combine: str = "add"  # ITC / temperature + weight * ITM ("add", BLIP) or ITM alone ("replace", ALBEF)
-    weight: float = 0.0  # of the ITM log-odds; 0: the learned temperature; -1: the best on training data
+    combine: str = "add"  # cosine + weight * ITM log-odds ("add", BLIP) or ITM alone ("replace", ALBEF)
+    weight: float = 0.0  # of the log-odds; 0: the learned temperature (eval/evaluate.py); -1: the best on training data
     params: str = "teacher"  # which weights to evaluate: "teacher" (EMA) or "student"
     flip: bool = False  # embed a picture as the mean of itself and its mirror image (twice the encoding)
 
@@ -259,11 +260,56 @@ def freeze(config: ConfigDict | dict[str, Any]) -> Config:
     return built
 
 
+def check_ranges(config: Config) -> None:
+    """Refuse numbers out of range."""
+    for name in (
+        "batch_size",
+        "steps",
+        "log_every",
+        "checkpoint.every",
+        "eval.batch_size",
+        "joint.embed",
+        "optimizer.lr",
+    ):
+        value = field_of(config, name)
+        refuse_unless(value > 0, f"config.{name} is {value}; write a number above 0")
+    for name in ("optimizer.warmup", "optimizer.weight_decay", "joint.start_ridge", "eval.every"):
+        value = field_of(config, name)
+        refuse_unless(value >= 0, f"config.{name} is {value}; write 0 or more")
+    drops = (
+        "image.dropout",
+        "image.head_dropout",
+        "text.dropout",
+        "text.head_dropout",
+        "fusion.dropout",
+        "fusion.head_dropout",
+    )
+    for name in drops:
+        value = field_of(config, name)
+        refuse_unless(0.0 <= value <= 0.99, f"config.{name} is {value}; write a rate from 0 to 0.99")
+    refuse_unless(
+        config.data.length <= config.text.positions,
+        f"config.data.length is {config.data.length}, but the text tower has {config.text.positions} positions; write fewer",
+    )
+    try:
+        re.compile(config.teacher.exclude)
+    except re.error as error:
+        raise UserError(
+            f"config.teacher.exclude '{config.teacher.exclude}' is not a regex ({error}); write one such as '^decoder'"
+        )
+
+
+def field_of(config: Any, name: str) -> Any:
+    """The value of a dotted field."""
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
 def check(config: Config) -> None:
     """Refuse values that cannot work together; each sentence says what, where and what to write instead."""
     image, text, joint = config.image, config.text, config.joint
-    for name in ("batch_size", "steps", "log_every"):
-        refuse_unless(getattr(config, name) > 0, f"config.{name} is {getattr(config, name)}; write a number above 0")
+    check_ranges(config)
     choices = {
         "image.kind": (image.kind, ("vit", "efficientnet", "features")),
         "image.pool": (image.pool, ("mean", "cls", "mean+attention")),
@@ -317,10 +363,14 @@ def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:
     Raises UserError for a missing file, a variant the file does not know, or an override of a field that is not there.
     """
     path, _, variant = spec.partition(":")
-    refuse_unless(pathlib.Path(path).is_file(), f"there is no config file '{path}'; see the folder configs/")
+    found = pathlib.Path(path).is_file() and path.endswith(".py")
+    refuse_unless(
+        found, f"there is no config file '{path}'; write a .py file with get_config, as in the folder configs/"
+    )
     module_spec = importlib.util.spec_from_file_location("xmodal_config", path)
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
+    refuse_unless(hasattr(module, "get_config"), f"'{path}' has no function get_config; see the files in configs/")
     config = module.get_config(variant) if variant else module.get_config()
     for item in overrides or ():
         override(config, item)

@@ -145,6 +145,42 @@ def test_jsonl_keys_of_rows_without_an_id_are_their_image_paths(tmp_path, encode
     assert item.key == item.group == "a.png"
 
 
+def test_jsonl_rows_of_one_picture_are_one_item_with_all_captions(tmp_path, encoded):
+    (tmp_path / "a.png").write_bytes(encoded(np.zeros((4, 4, 3), np.uint8)))
+    rows = [
+        {"image": "a.png", "caption": "one", "id": None, "labels": "x", "split": "train"},
+        {"image": "a.png", "caption": {"en": ["two"], "de": "zwei"}, "labels": ["y", "x"], "split": "train"},
+        {"image": "a.png", "caption": "three", "id": "own", "split": "train"},
+    ]
+    found = items(jsonl_source(write_lines(tmp_path / "rows.jsonl", rows)))
+    assert [(item.key, item.captions, item.labels) for item in found] == [
+        ("a.png", {"en": ["one", "two"], "de": ["zwei"]}, ("x", "y")),
+        ("own", {"en": ["three"]}, ()),
+    ]
+
+
+def test_jsonl_refuses_to_hold_out_everything(tmp_path, encoded):
+    rows = [{"image": f"{i}.png", "caption": "x"} for i in range(3)]
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    for held_out in (3, -1):
+        with pytest.raises(UserError, match=f"--held-out is {held_out}, but .* has 3 pictures"):
+            jsonl_source(path, held_out=held_out)
+
+
+def test_a_changed_file_is_another_source(tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", [{"image": "a.png", "caption": "x"}] * 2)
+    before = jsonl_source(path).arguments
+    write_lines(path, [{"image": "a.png", "caption": "y"}] * 2)
+    assert jsonl_source(path).arguments != before
+
+
+def test_captions_of_a_wrong_type_are_skips_not_crashes(tmp_path):
+    row = {"image": "a.png", "caption": 5, "id": "n"}
+    assert items(jsonl_source(write_lines(tmp_path / "rows.jsonl", [row])))[0] == Skip("empty caption", "n (en)")
+    row = {"image": "a\0.png", "caption": "x", "id": "n"}
+    assert items(jsonl_source(write_lines(tmp_path / "rows.jsonl", [row])))[0].reason == "missing image"
+
+
 def test_memory_sources_differ_by_content():
     one, other = (memory_source([Item(key, {"image": b""}, {"en": ["x"]})]) for key in "ab")
     assert one.arguments != other.arguments and one.total == 1

@@ -1,12 +1,15 @@
 """Encoding a split: blocks against single rows, padding left out, mirror images averaged."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
+from xmodal_jax.cli import main
 from xmodal_jax.data.pipeline import eval_split
 from xmodal_jax.eval.embed import Embedder, pair_scorer
+from xmodal_jax.eval.evaluate import evaluate, itc_table
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +65,27 @@ def test_the_pair_scorer_is_the_models_score(opened_run, test_split):
     sides = (image.tokens[rows[0]], image.embed[rows[0]]), (text.tokens[rows[1]], text.embed[rows[1]])
     expected = assembly.model.apply({"params": params}, *sides, text.mask[rows[1]], method="score")
     np.testing.assert_allclose(pair_scorer(assembly.model, params, image, text)(*rows), expected, atol=1e-4)
+
+
+def test_views_that_miss_records_are_scored_with_their_own_captions(shapes_files, opened_run, tmp_path):
+    """Two records lack one view each: a view's captions are those of its own pictures."""
+    rows = [json.loads(line) for line in shapes_files.read_text().splitlines()]
+    for row in rows:
+        row["views"] = {view: str(shapes_files.parent / name) for view, name in row["views"].items()}
+    test = [row for row in rows if row["split"] == "test"]
+    del test[2]["views"]["filled"], test[5]["views"]["outline"]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    assert main(["data", "prepare", "jsonl", "--path", str(path), "--out", str(tmp_path / "data")]) == 0
+    assembly, params = opened_run
+    config = dataclasses.replace(
+        assembly.config, data=dataclasses.replace(assembly.config.data, path=str(tmp_path / "data"))
+    )
+    moved = dataclasses.replace(assembly, config=config)
+    found = evaluate(moved, params, quick=True)
+    assert "ensemble" not in found  # the views do not hold the same pictures
+    for view in ("filled", "outline"):
+        split = eval_split(config.data.path, "test", assembly.tokenizer, config.data, view)
+        embedder = Embedder(assembly.model, params)
+        image, text = (embedder.split(split, side, 8).embed for side in ("image", "text"))
+        assert found["views"][view]["itc"] == itc_table(image, text, split)

@@ -14,12 +14,13 @@ import logging
 import pathlib
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from xmodal_jax.data.card import Card
+from xmodal_jax.data.card import Card, normal_caption
 from xmodal_jax.data.image import AugmentConfig, CorruptImage, eval_image, train_image
 from xmodal_jax.data.records import CorruptRecord, check_record, open_records
 from xmodal_jax.data.text import Tokenizer, text_key
@@ -182,20 +183,27 @@ class TrainDataset:
 
     def _example(self, row: int, rng: np.random.Generator) -> Arrays:
         """One example of a row, or of the next one that can be read."""
-        row = int(row)
-        while True:
+        for offset in range(len(self.split)):
+            number = (int(row) + offset) % len(self.split)
             try:
-                return self._fields(row, rng)
+                fields = self._fields(number, rng)
             except (CorruptRecord, CorruptImage) as error:
-                self.bad.add(row, error)
-                row = (row + 1) % len(self.split)
+                self.bad.add(number, error)
+                continue
+            if fields is not None:
+                return fields
+        raise UserError(
+            f"{self.split.cfg.path}: no record of split {self.split.name!r} has a picture in views {self.split.views} and a "
+            f"caption in {self.split.cfg.languages}; write others in config.data."
+        )
 
-    def _fields(self, row: int, rng: np.random.Generator) -> Arrays:
+    def _fields(self, row: int, rng: np.random.Generator) -> Arrays | None:
+        """The fields of a row, None where it has no picture in the views or no caption in the languages asked for."""
         record = self.split.record(row)
         views = [view for view in self.split.views if view in record["images"]]
         captions = self.split.captions(record)
         if not views or not captions:
-            raise CorruptRecord(f"{record['key']} has no picture in the views or no caption in the languages asked for")
+            return None
         view, caption = views[rng.integers(len(views))], captions[rng.integers(len(captions))]
         if self._image is None:
             image = self.split.tokens(row, view, rng.random() < self.split.cfg.augment.flip)
@@ -363,10 +371,15 @@ def eval_split(
         captions=captions,
         caption_owner=np.array(owners, np.int32),
         text=text,
-        text_keys=text_key(text),
+        text_keys=caption_keys(captions),
         labels=multi_hot(labels, len(names)) if names else None,
         picture=_picture(source, view, rows),
     )
+
+
+def caption_keys(captions: Sequence[str]) -> np.ndarray:
+    """int32 [M], the same for captions that differ in case and white space only, however long they are."""
+    return np.array([zlib.crc32(normal_caption(caption).encode()) & 0x7FFFFFFF for caption in captions], np.int32)
 
 
 def _picture(source: Split, view: str, rows: list[int]) -> Callable[..., np.ndarray]:

@@ -91,6 +91,9 @@ def prepare(
     returns the card that is there. The folder appears complete or not at all. Raises `UserError`.
     """
     out = pathlib.Path(out)
+    refuse_unless(
+        max_size >= 0, f"--max-size is {max_size}; write the longest side in pixels, or 0 to keep pictures as they are."
+    )
     arguments = {"source": source.name, "max_size": max_size, **source.arguments}
     if out.exists() and (out.is_file() or any(out.iterdir())):
         return _prepared_before(out, arguments)

@@ -70,7 +70,7 @@ def clean_captions(captions: Any, key: str) -> tuple[Captions, list[Skip]]:
     by_language = captions if isinstance(captions, dict) else {"en": captions}
     kept, skips = {}, []
     for language, texts in by_language.items():
-        for text in [texts] if isinstance(texts, str) or texts is None else texts:
+        for text in texts if isinstance(texts, (list, tuple)) else [texts]:
             text = " ".join(text.split()) if isinstance(text, str) else ""
             if text:
                 kept.setdefault(language, []).append(text)
@@ -84,7 +84,7 @@ def _read_images(paths: dict[str, pathlib.Path], key: str) -> dict[str, bytes] |
     for view, path in paths.items():
         try:
             images[view] = path.read_bytes()
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a NUL in the path
             return Skip("missing image", f"{key}: {path}")
     return images
 
@@ -102,10 +102,18 @@ def file_item(key: str, paths: dict[str, pathlib.Path], captions: Any, **fields)
         yield Skip("no caption", key)
 
 
-def _existing(path: os.PathLike | str, what: str) -> pathlib.Path:
+def _existing(path: os.PathLike | str, what: str, folder: bool = False) -> pathlib.Path:
     path = pathlib.Path(path)
-    refuse_unless(path.exists(), f"{what} {path} does not exist: give the path of an existing one.")
+    found = path.is_dir() if folder else path.is_file()
+    refuse_unless(
+        found, f"{what} {path} does not exist: give the path of an existing {'folder' if folder else 'file'}."
+    )
     return path
+
+
+def _digest(path: pathlib.Path) -> str:
+    """Of the content, so that a changed file is not taken for one that is already prepared."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # --- Karpathy JSON --------------------------------------------------------------------------------------------------
@@ -118,7 +126,7 @@ def karpathy_source(path: os.PathLike | str, images: os.PathLike | str | None = 
     "images".
     """
     path = _existing(path, "Karpathy file")
-    folder = _existing(images or path.parent / "images", "image folder")
+    folder = _existing(images or path.parent / "images", "image folder", folder=True)
     try:
         rows = json.loads(path.read_text("utf-8"))["images"]
     except (ValueError, KeyError, TypeError) as error:
@@ -128,7 +136,7 @@ def karpathy_source(path: os.PathLike | str, images: os.PathLike | str | None = 
         for number, row in enumerate(rows):
             yield from _karpathy_item(row, number, folder)
 
-    arguments = {"path": str(path.resolve()), "images": str(folder.resolve())}
+    arguments = {"path": str(path.resolve()), "images": str(folder.resolve()), "content": _digest(path)}
     return Source("karpathy", path.name, licence or "see the data set's own terms", items, arguments, len(rows))
 
 
@@ -153,14 +161,20 @@ def jsonl_source(
     """JSON lines, one pair each, with image paths relative to `root` (default: the folder of the file).
 
     A row: {"image": path} or {"views": {name: path}}, "caption": str | [str] | {language: str | [str]}, and optionally
-    "id", "labels" (a name or a list), "group", "split". Rows without a split are shared out by group: `held_out` of
-    them (default: a tenth, at most 1,000) become "test".
+    "id", "labels" (a name or a list), "group", "split". Rows without an id that name the same picture are one item with
+    all their captions. Items without a split are shared out by group: `held_out` of them (default: a tenth, at most
+    1,000) become "test".
     """
     path = _existing(path, "JSONL file")
-    root = _existing(root or path.parent, "image folder")
+    root = _existing(root or path.parent, "image folder", folder=True)
     rows = [_jsonl_row(line, number) for number, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip()]
+    rows = _merged(rows)
     open_rows = [row for row in rows if isinstance(row, dict) and not row["split"]]
     held_out = min(1000, len(open_rows) // 10) if held_out is None else held_out
+    refuse_unless(
+        0 <= held_out < max(1, len(open_rows)),
+        f"--held-out is {held_out}, but {path} has {len(open_rows)} pictures without a split; write fewer, and at least 0.",
+    )
     for row, split in zip(open_rows, split_groups([row["group"] for row in open_rows], held_out)):
         row["split"] = split
 
@@ -168,7 +182,12 @@ def jsonl_source(
         for row in rows:
             yield from [row] if isinstance(row, Skip) else _jsonl_item(row, root)
 
-    arguments = {"path": str(path.resolve()), "root": str(root.resolve()), "held_out": held_out}
+    arguments = {
+        "path": str(path.resolve()),
+        "root": str(root.resolve()),
+        "held_out": held_out,
+        "content": _digest(path),
+    }
     return Source("jsonl", path.name, licence or "see the data set's own terms", items, arguments, len(rows))
 
 
@@ -184,11 +203,36 @@ def _jsonl_row(line: bytes, number: int) -> dict[str, Any] | Skip:
     views = row.get("views") or {"image": row.get("image")}
     if not isinstance(views, dict) or not all(isinstance(value, str) for value in views.values()):
         return Skip("no image named", where)
-    key = str(row.get("id", next(iter(views.values()))))
+    named = row.get("id") is not None
+    key = str(row["id"] if named else next(iter(views.values())))
     labels = row.get("labels") if row.get("labels") is not None else []
     labels = labels if isinstance(labels, list) else [labels]
     group, split = str(row.get("group") or key), str(row.get("split") or "")
-    return {"views": views, "caption": row.get("caption"), "id": key, "labels": labels, "group": group, "split": split}
+    found = {"views": views, "caption": row.get("caption"), "id": key, "labels": labels, "group": group, "split": split}
+    return found if named else found | {"merge": (*views.items(), group, split)}
+
+
+def _merged(rows: list[dict[str, Any] | Skip]) -> list[dict[str, Any] | Skip]:
+    """Rows without an id that name the same pictures are one item with all their captions and labels."""
+    first: dict[tuple, dict[str, Any]] = {}
+    kept = []
+    for row in rows:
+        same = None if isinstance(row, Skip) or "merge" not in row else first.setdefault(row["merge"], row)
+        if same is None or same is row:
+            kept.append(row)
+            continue
+        captions = [_by_language(same["caption"]), _by_language(row["caption"])]
+        same["caption"] = {
+            code: [text for own in captions for text in own.get(code, [])] for code in {**captions[0], **captions[1]}
+        }
+        same["labels"] = list(dict.fromkeys(map(str, [*same["labels"], *row["labels"]])))
+    return kept
+
+
+def _by_language(captions: Any) -> dict[str, list]:
+    """Any form of a row's captions as {language: [caption, ...]}."""
+    whole = captions if isinstance(captions, dict) else {"en": captions}
+    return {code: list(own) if isinstance(own, (list, tuple)) else [own] for code, own in whole.items()}
 
 
 def _jsonl_item(row: dict[str, Any], root: pathlib.Path) -> Iterator[Item | Skip]:

@@ -55,18 +55,20 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
     embedder, found = evaluator.embedder, {}
     ks = () if quick or "match" not in params else tuple(config.eval.rerank)
     weight = ensure_weight(evaluator, embedder, say) if ks and config.eval.combine == "add" else 1.0
-    tables, images, text = {}, [], None
+    tables, images, text, captions, keys = {}, [], None, None, []
     for view in evaluator.views(split):
         found = evaluator.open(split, view)
         say(f"encoding {len(found.keys)} images ({view}) and {len(found.captions)} captions")
         image = embedder.split(found, "image", config.eval.batch_size, bool(ks))
-        text = text or embedder.split(found, "text", config.eval.batch_size, bool(ks))
+        if captions != found.captions:  # records without a view are left out, and their captions with them
+            text, captions = embedder.split(found, "text", config.eval.batch_size, bool(ks)), found.captions
+        keys.append(found.keys)
         tables[view] = view_tables(assembly, params, found, image, text, ks, weight, quick, say)
         images.append(image.embed)
     result = {"split": split, "records": len(found.keys), "captions": len(found.captions)}
     result |= {"combine": config.eval.combine, "weight": weight}
     result |= {"views": tables, "mean": mean_tables(list(tables.values()))}
-    if len(images) > 1 and all(len(image) == len(images[0]) for image in images):
+    if len(images) > 1 and all(own == keys[0] for own in keys):
         result["ensemble"] = itc_table(np.mean(images, axis=0), text.embed, found)
     return result
 
@@ -121,14 +123,23 @@ def mean_tables(tables: list[Any]) -> Any:
 def ensure_weight(evaluator: Evaluator, embedder: Embedder, say: Callable[[str], None]) -> float:
     """The weight of the ITM log-odds beside the cosine.
 
-    `config.eval.weight` above 0 is taken as it is; 0 is the learned temperature, which makes the sum a log-posterior (see
-    objectives/matching.py); below 0 the best on a grid, on the first records of the training split.
+    `config.eval.weight` above 0 is taken as it is; 0 is the learned temperature over the hardness of ITM's negatives, which
+    makes the sum a log-posterior (see objectives/matching.py); below 0 the best on a grid, on the first records of the training split.
     """
     config = evaluator.assembly.config
     if config.eval.weight > 0:
         return config.eval.weight
     if config.eval.weight == 0:
-        return float(evaluator.assembly.model.apply({"params": evaluator.params}, method="temperature"))
+        hardness = next(
+            (
+                objective.hardness
+                for objective in evaluator.assembly.objectives.values()
+                if hasattr(objective, "hardness")
+            ),
+            1.0,
+        )
+        temperature = float(evaluator.assembly.model.apply({"params": evaluator.params}, method="temperature"))
+        return temperature / (hardness or 1.0)
     name = config.data.split
     split = head(evaluator.open(name, evaluator.views(name)[0]), TRAIN_RECORDS)
     say(f"choosing the ITM weight on {len(split.keys)} training records")

@@ -78,7 +78,7 @@ class ITM(Plain):
         """
         own = np.arange(0, batch["id"].shape[0], self.every)
         size, group = len(own), (self.group or batch["id"].shape[0]) // self.every
-        if size % group or batch["id"].shape[0] % self.every:
+        if size % group or (self.group or batch["id"].shape[0]) % self.every:
             raise ValueError(
                 f"itm.group={self.group} or itm.every={self.every} does not divide the batch of {batch['id'].shape[0]} rows; "
                 "write divisors"

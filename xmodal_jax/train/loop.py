@@ -16,6 +16,7 @@ import numpy as np
 
 from xmodal_jax.assemble import Assembly, abstract_params, assemble, pretrained, start_params
 from xmodal_jax.config import Config
+from xmodal_jax.data.card import Card
 from xmodal_jax.data.pipeline import Loader, train_dataset
 from xmodal_jax.data.transfer import Prefetch
 from xmodal_jax.errors import UserError, refuse_unless
@@ -67,7 +68,6 @@ def _state(assembly: Assembly, recipe: Recipe, key: jax.Array, found: dict[str, 
 def make_run(assembly: Assembly, devices: list | None = None, cache: bool = True) -> Run:
     """Optimizer, mesh, shardings and the jitted step of an assembly; allocates nothing."""
     config = assembly.config
-    refuse_impossible(config, assembly)
     mesh = make_mesh(config.mesh, devices)
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     refuse_unless(
@@ -83,35 +83,33 @@ def make_run(assembly: Assembly, devices: list | None = None, cache: bool = True
 
 
 def refuse_impossible(config: Config, assembly: Assembly) -> None:
-    """Values that only the model and objectives together can tell to be impossible."""
+    """Values that only the model, the objectives and the data together can tell to be impossible."""
+    card = Card.load(config.data.path)
+    if config.eval.every:
+        card.split(config.data.eval_split)
     for name, objective in assembly.objectives.items():
-        every = getattr(objective, "every", 1)
-        group = (getattr(objective, "group", 0) or config.batch_size) // every
+        every, group = getattr(objective, "every", 1), getattr(objective, "group", 0) or config.batch_size
         negatives = getattr(objective, "negatives", 0)
         where = f"config.objectives.{name}"
         refuse_unless(
-            group > 0 and config.batch_size % (group * every) == 0,
-            f"{where}.group={getattr(objective, 'group', 0)}, every={every}: write divisors of batch_size={config.batch_size}",
+            config.batch_size % group == 0 and group % every == 0,
+            f"{where}: group={group} must divide batch_size={config.batch_size}, and every={every} the group; write divisors",
         )
         refuse_unless(
-            negatives < group,
-            f"{where}.negatives is {negatives}; write less than {group}, the rows they are drawn from",
+            negatives < group // every,
+            f"{where}.negatives is {negatives}; write less than {group // every}, the rows they are drawn from",
         )
-        labels = getattr(objective, "by_label", False)
-        if labels:
-            from xmodal_jax.data.card import Card
-
-            refuse_unless(
-                bool(Card.load(config.data.path).label_names),
-                f"{where}.by_label is True, but the data set '{config.data.path}' has no labels; write False",
-            )
+        refuse_unless(
+            bool(card.label_names) or not getattr(objective, "by_label", False),
+            f"{where}.by_label is True, but the data set '{config.data.path}' has no labels; write False",
+        )
 
 
 class StopSignal:
     """Turns the first SIGTERM or SIGINT into a flag, so that the loop saves before it leaves."""
 
     def __init__(self) -> None:
-        self.seen = False
+        self.seen = 0  # the number of the signal
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
@@ -123,7 +121,7 @@ class StopSignal:
         return self
 
     def _note(self, number: int, _: Any) -> None:
-        self.seen = True
+        self.seen = number
         signal.signal(number, self._old[number])  # a second one ends the process at once
 
     def __exit__(self, *_: object) -> None:
@@ -156,6 +154,7 @@ def train(
     """
     workdir = pathlib.Path(workdir)
     assembly = assemble(config)
+    refuse_impossible(config, assembly)
     run = make_run(assembly)
     workdir.mkdir(parents=True, exist_ok=True)
     with Checkpoints(workdir, config.checkpoint.keep) as checkpoints, StopSignal() as stop:
@@ -166,6 +165,8 @@ def train(
         keep_description(assembly, workdir)
         state = _steps(run, state, workdir, checkpoints, stop, evaluate)
         checkpoints.save(state)
+    if stop.seen == signal.SIGINT:
+        raise KeyboardInterrupt
     return state
 
 
