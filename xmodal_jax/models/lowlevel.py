@@ -1,7 +1,7 @@
 """What a classifier's last layer forgets and drawings need: colour, layout and edges, as one summary token.
 
-A network trained on photographs throws colour and coarse layout away before its last layer. For drawings, and for small
-data, they are half of what can be matched (benchmarks/results/quickstart.md). All parts are fixed functions of the pixels.
+A network trained on photographs throws colour and coarse layout away before its last layer, and drawings are told apart
+by them. All parts are fixed functions of the pixels.
 """
 
 import jax
