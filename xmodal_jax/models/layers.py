@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from xmodal_jax.parallel.rules import pin_rows
 from xmodal_jax.types import Array, Params
 
 POLICIES: dict[str, Callable | None] = {
@@ -225,8 +226,8 @@ def scan_blocks(
     def layer(carry: Array, inputs: tuple) -> tuple[Array, None]:
         params, layer_key = inputs
         read = memory(params["cross"]) if memory is not None else None
-        return block(style, params, carry, mask, read, layer_key), None
+        return pin_rows(block(style, params, carry, mask, read, layer_key)), None
 
     policy = POLICIES[style.remat]
     step = layer if policy is None else jax.checkpoint(layer, policy=policy, prevent_cse=False)
-    return jax.lax.scan(step, x, (stack, keys))[0]
+    return jax.lax.scan(step, pin_rows(x), (stack, keys))[0]
