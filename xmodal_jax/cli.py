@@ -91,12 +91,22 @@ def train(args: argparse.Namespace, overrides: list[str]) -> None:
 
     config = configs.freeze(configs.load(args.config, overrides))
 
-    def quick(run: Any, state: Any) -> dict:
+    def quick(run: Any, state: Any, poll: Any) -> dict:
         averaged = config.eval.params == "teacher"
         params = teacher.view(state.params, state.teacher) if averaged else state.params
-        return evaluate(run.assembly, params, quick=True)["mean"]
+        return evaluate(run.assembly, params, quick=True, poll=poll)["mean"]
 
-    run_training(config, args.workdir, quick)
+    run_training(config, args.workdir, quick, steps_of(args.profile))
+
+
+def steps_of(text: str) -> tuple[int, int] | None:
+    """`10:15` as (10, 15); None for nothing."""
+    if not text:
+        return None
+    first, _, last = text.partition(":")
+    good = first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last)
+    refuse_unless(good, f"--profile is '{text}'; write FIRST:LAST, steps counted from 1, such as 10:15")
+    return int(first), int(last)
 
 
 def section_overrides(overrides: list[str], allowed: tuple[str, ...]) -> dict[str, dict]:
@@ -233,6 +243,7 @@ def parser() -> argparse.ArgumentParser:
     fit = commands.add_parser("train", help="train a config, or go on with it; fields: --config.a.b=value")
     fit.add_argument("--config", required=True, help="configs/NAME.py[:variant]")
     fit.add_argument("--workdir", required=True)
+    fit.add_argument("--profile", default="", help="FIRST:LAST, write a profiler trace of these steps to WORKDIR/profile")
     fit.set_defaults(run=train)
     test = commands.add_parser("eval", help="retrieval, re-ranking, codes, MAP")
     test.add_argument("--workdir", required=True)
