@@ -258,6 +258,9 @@ def parser() -> argparse.ArgumentParser:
     write.add_argument("--show", type=int, default=10, help="captions to print")
     write.set_defaults(run=caption)
     _query_parsers(commands)
+    from xmodal_jax.plan.command import add_parser as plan_parser
+
+    plan_parser(commands)
     page = commands.add_parser("report", help="write report.html and report.png of a run")
     page.add_argument("--workdir", required=True)
     page.set_defaults(run=report)
@@ -272,7 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
         rest, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
         args = parser().parse_args(rest)
         refuse_unless(
-            not overrides or args.command in ("train", "eval"),
+            not overrides or args.command in ("train", "eval", "plan"),
             f"'--config.{overrides[0] if overrides else ''}' goes with `xmodal train` or `xmodal eval` only",
         )
         set_up_jax()

@@ -26,6 +26,7 @@ RULES: tuple[Rule, ...] = (
     # another kernel: XLA's partitioner (jax 0.10.2) gives a wrong gradient, without a word, for a product whose two sides
     # split the contracted axis differently, on meshes with data, fsdp and tensor all above 1.
     (r"(out|down|attended|patch|project|transform|linear)/kernel$", ("tensor", "fsdp")),
+    (r"(depthwise|stem)/kernel$", ()),  # a kernel per channel, and three input channels: small, and nothing to split
     (r"(query|key|value|up)/bias$", ("tensor",)),
     (r"kernel$", ("fsdp", None)),
 )

@@ -83,6 +83,7 @@ def collectives(module: dict[str, Computation], devices: int, per_slice: int = 0
             kind = item.opcode.removesuffix("-start")
             if kind not in KINDS:
                 continue
+            scattered = name.startswith("all-reduce-scatter")  # TPU: a reduce-scatter, spelled as a fusion of two
             members = groups(item.rest, devices)
             size = 2 if kind == "collective-permute" else len(members[0])
             if size < 2 or not members:
@@ -91,9 +92,9 @@ def collectives(module: dict[str, Computation], devices: int, per_slice: int = 0
             channel = re.search(r"channel_id=(\d+)", item.rest)
             key = f"{kind} {channel[1]}" if channel else f"{name} {item.name}"
             source = re.search(r'op_name="([^"]*)"', item.rest)
-            one = Collective(
-                kind, times, size, _payload(item, kind, module[name], size), far, item.shape, source[1] if source else ""
-            )
+            payload = _payload(item, kind, module[name], size)
+            named = "reduce-scatter" if scattered else kind
+            one = Collective(named, times, size, payload, far, item.shape, source[1] if source else "")
             if key not in found or found[key].total < one.total:
                 found[key] = one
     return sorted(found.values(), key=lambda one: -one.total)

@@ -1,6 +1,7 @@
 """The real train step of a config, compiled for devices that need not exist, and the facts of the compiled program."""
 
 import contextlib
+import dataclasses
 import math
 import re
 import time
@@ -127,6 +128,9 @@ def compile_step(run: Run, topology: Topology, say: Callable[[str], None], keep:
     A program that the compiler refuses for memory gives facts with the numbers of its message.
     """
     batch, phase = batch_shapes(run, len(_labels(run))), Phases(say)
+    parts = {name: device_bytes(getattr(run.abstract, name)) for name in PARTS}
+    state = parts | {"rest": device_bytes(run.abstract) - sum(parts.values())}
+    arguments = sum(state.values()) + device_bytes(batch)
     with jax.set_mesh(run.mesh):
         with phase("tracing"):
             traced = run.step.trace(run.abstract, batch)
@@ -135,9 +139,7 @@ def compile_step(run: Run, topology: Topology, say: Callable[[str], None], keep:
         with phase("lowering"):
             lowered = traced.lower()
         with phase("compiling"):
-            compiled, refusal = _compile(lowered)
-    parts = {name: device_bytes(getattr(run.abstract, name)) for name in PARTS}
-    state = parts | {"rest": device_bytes(run.abstract) - sum(parts.values())}
+            compiled, refusal = _compile(lowered, arguments)
     facts = Facts(
         devices=run.mesh.size,
         seconds=phase.seconds,
@@ -158,12 +160,12 @@ def _labels(run: Run) -> tuple[str, ...]:
     return ("label",) * 32 if reads else ()
 
 
-def _compile(lowered: Any) -> tuple[Any, Memory | None]:
+def _compile(lowered: Any, arguments: float) -> tuple[Any, Memory | None]:
     """The compiled program, or the numbers of the compiler's refusal."""
     try:
         return lowered.compile(), None
     except jax.errors.JaxRuntimeError as error:
-        refusal = parse_refusal(str(error))
+        refusal = parse_refusal(str(error), arguments)
         if refusal is None:
             raise
         return None, refusal
@@ -171,8 +173,6 @@ def _compile(lowered: Any) -> tuple[Any, Memory | None]:
 
 def _with_program(facts: Facts, compiled: Any, topology: Topology, phase: Phases, keep: Callable | None) -> Facts:
     """The facts with what the text of the compiled program says."""
-    import dataclasses
-
     with phase("reading the program"):
         text = compiled.as_text()
         if keep is not None:
@@ -208,17 +208,25 @@ def _amount(text: str, pattern: str) -> float:
     return float(found[1]) * UNITS[found[2]] if found else 0.0
 
 
-def parse_refusal(message: str) -> Memory | None:
-    """The numbers in XLA's RESOURCE_EXHAUSTED for device memory, None for any other error."""
+def parse_refusal(message: str, arguments: float = 0.0) -> Memory | None:
+    """The numbers in XLA's RESOURCE_EXHAUSTED for device memory, None for any other error.
+
+    Two spellings are in use: one gives the total ("Used 20.7G of 15.75G hbm") with a table of arguments and buffers, the
+    other ("the total memory required for HLO temporaries (27.95G) exceeds available HBM (15.75G)") the temporaries alone;
+    `arguments` (bytes) stands in where the message has none.
+    """
     if "RESOURCE_EXHAUSTED" not in message or "hbm" not in message.lower():
         return None
-    used, usable = _amount(message, r"Used"), _amount(message, r"Used [\d.]+[KMGT]? of")
-    arguments = _amount(message, r"\n\s+arguments")
-    if not used:
+    named = _amount(message, r"\n\s+arguments") or arguments
+    temporary, usable = _amount(message, r"HLO temporaries \("), _amount(message, r"available HBM \(")
+    if not temporary:
+        used, usable = _amount(message, r"Used"), _amount(message, r"Used [\d.]+[KMGT]? of")
+        temporary = max(0.0, used - named)
+    if not temporary or not usable:
         return None
     largest = []
     for entry in re.findall(r"\n\s+\d+\. Size: .*?(?=\n\s+=====|\Z)", message, re.S)[:8]:
-        size = re.search(r"Size: (\S+)", entry)[1]
-        shape, source = re.search(r"Shape: (\S+)", entry), re.search(r'op_name="([^"]*)"', entry)
+        size, shape = re.search(r"Size: (\S+)", entry)[1], re.search(r"Shape: (\S+)", entry)
+        source = re.search(r'op_name="([^"]*)"', entry)
         largest.append(f"{size} {shape[1].split('{')[0] if shape else ''} {source[1] if source else ''}".rstrip())
-    return Memory(arguments, used - arguments, usable=usable, refused=True, largest=tuple(largest))
+    return Memory(named, temporary, usable=usable, refused=True, largest=tuple(largest))
