@@ -171,22 +171,22 @@ def in_float32(rows: Batch) -> Batch:
 
 def pass_on(tree: Any, axes: tuple[str, ...]) -> Any:
     """Each device's arrays to the next device of the ring, in exchange for those of the one before."""
-    if not axes:
-        return tree
     size = jax.lax.axis_size(axes)
     return jax.lax.ppermute(tree, axes, [(i, (i + 1) % size) for i in range(size)])
 
 
 def around(step: Callable, carry: Any, block: Any, axes: tuple[str, ...]) -> tuple[Any, Any]:
-    """`carry, block = step(carry, block)` for every device's block; at the end the block is one hop from home."""
+    """`carry, block = step(carry, block)` for every device's block as it passes; at the end each block is at home.
+
+    The last hop serves only what the steps added to the block. It is in the loop all the same: the program, and so its
+    memory, is then the same for every number of devices (XLA unrolls a loop of one round).
+    """
 
     def hop(_: Array, state: tuple) -> tuple:
         carry, block = step(*state)
         return carry, pass_on(block, axes)
 
-    hops = jax.lax.axis_size(axes) - 1 if axes else 0
-    state = jax.lax.fori_loop(0, hops, hop, (carry, block)) if hops else (carry, block)
-    return step(*state)
+    return jax.lax.fori_loop(0, jax.lax.axis_size(axes), hop, (carry, block)) if axes else step(carry, block)
 
 
 def forward(
@@ -235,7 +235,7 @@ def backward(
     # A logit is q.k / temperature, so the sum of slope * logit over columns is q.dq: no further pass is needed.
     ends = {"temperature": -scale * (rows["embed"] * query * scale).sum(), "bias": shift.sum()}
     ends = {name: jax.lax.psum(ends[name], axes) if axes else ends[name] for name in scalars if name in ends}
-    home = pass_on(grads, axes) * scale if ring.train_keys else zeros
+    home = grads * scale if ring.train_keys else zeros
     return ends, (query * scale).astype(kinds[0]), home.astype(kinds[1])
 
 
