@@ -246,16 +246,14 @@ def row_axes() -> tuple[str, ...]:
     return axes if math.prod(mesh.shape[name] for name in axes) > 1 else ()
 
 
-def on_mesh(run: Callable, inputs: tuple, outputs: Any) -> Callable:
+def on_mesh(run: Callable, inputs: tuple[bool, ...], outputs: tuple[bool, ...]) -> Callable:
     """`run(axes, ...)` on every device's rows of arguments marked True, and on the whole of the others."""
     axes = row_axes()
     local = functools.partial(run, axes)
     if not axes:
         return local
     spec = lambda rows: PartitionSpec(axes) if rows else PartitionSpec()
-    return jax.shard_map(
-        local, in_specs=tuple(map(spec, inputs)), out_specs=tuple(map(spec, outputs)),
-    )  # fmt: skip
+    return jax.shard_map(local, in_specs=tuple(map(spec, inputs)), out_specs=tuple(map(spec, outputs)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
