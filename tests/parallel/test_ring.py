@@ -3,6 +3,7 @@
 The table of dense, gathered and ring at 2, 8 and 32 devices: `python benchmarks/contrastive_memory.py`.
 """
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from given import unit
-from tiny import tiny_batch, tiny_config, tiny_params, tiny_recipe
+from tiny import tiny_batch, tiny_config, tiny_objectives, tiny_params, tiny_recipe
 
 from xmodal_jax.config import MeshConfig
 from xmodal_jax.errors import UserError
@@ -41,6 +42,7 @@ CASES = {  # loss, soft targets, rows of the queue, student keys
     "sigmoid, queue, student keys": (Sigmoid(), False, QUEUE, True),
     "sigmoid, teacher keys": (Sigmoid(), False, 0, False),
 }
+SMALL = {"image": {"kind": "features", "neck_layers": 0}, "text": {"layers": 1}}
 
 
 def records(case, dtype=np.float32):
@@ -166,11 +168,11 @@ def test_bfloat16_embeddings_are_contrasted_in_float32():
     np.testing.assert_allclose(found[1][1]["temperature"], exact[1][1]["temperature"], rtol=1e-5)
 
 
-def whole_step(ring_on, mesh=None):
+def whole_step(recipe, params, ring_on, mesh=None):
     """Loss, gradient of every parameter and the queues afterwards of a tiny model with both objectives."""
     section = {"itc": {"queue": 12, "ring": ring_on}, "siglip": {"queue": 16, "ring": ring_on}}
-    recipe = tiny_recipe(tiny_config(objectives=section))
-    state = create_state(recipe, tiny_params(recipe.model, 0, parts(recipe.objectives)), 0)
+    recipe = dataclasses.replace(recipe, objectives=tiny_objectives(section))
+    state = create_state(recipe, params, 0)
 
     def run(state, batch):
         loss = lambda params: total_loss(recipe, params, state, batch, jax.random.key(1))
@@ -185,7 +187,10 @@ def whole_step(ring_on, mesh=None):
 
 
 def test_through_a_model_loss_gradients_and_queues_are_those_of_one_device():
-    (dense, queues), (found, filled) = whole_step(False), whole_step(True, make_mesh(MeshConfig(2, 2, 2)))
+    recipe = tiny_recipe(tiny_config(objectives={"itc": {}, "siglip": {}}, **SMALL))
+    params = jax.jit(lambda: tiny_params(recipe.model, 0, parts(recipe.objectives)))()
+    dense, queues = whole_step(recipe, params, False)
+    found, filled = whole_step(recipe, params, True, make_mesh(MeshConfig(2, 2, 2)))
     assert "sigmoid" in dense[1] and np.abs(dense[1]["sigmoid"]["bias"]) > 1e-3
     for mine, theirs in zip(jax.tree.leaves((found, filled)), jax.tree.leaves((dense, queues)), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5 * max(1.0, np.abs(theirs).max()))
@@ -251,3 +256,12 @@ def test_the_forms_of_the_benchmark_are_one_loss_and_dense_grows(benchmark):
             for mine, theirs in zip(jax.tree.leaves(other), jax.tree.leaves(found[0]), strict=True):
                 np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
     assert benchmark.temp_mib("softmax", "dense", 8, 256, 32) > 2 * benchmark.temp_mib("softmax", "dense", 2, 256, 32)
+
+
+@pytest.mark.parametrize("loss, second", [(Softmax(), "alpha"), (Sigmoid(), "bias")])
+def test_a_row_whose_logits_are_all_negative_hits_if_its_positive_is_the_nearest(loss, second):
+    keys = {"embed": np.array([[-0.6, 0.8], [-1.0, 0.0]], np.float32), "id": np.array([1, 2], np.int32)}
+    keys["text_key"] = keys["id"]
+    rows = keys | {"embed": np.array([[1.0, 0.0], [1.0, 0.0]], np.float32)}
+    scalars = {"temperature": jnp.float32(0.1), second: jnp.float32(-1.0)}
+    assert contrast(loss, same, rows, keys, None, scalars)[1].tolist() == [True, False]
