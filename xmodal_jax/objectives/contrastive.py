@@ -108,7 +108,8 @@ class Contrast(Plain):
         source = fwd if self.student_keys else fwd.teacher
         rows, keys = {"embed": embedding(fwd, query)} | matched, {"embed": embedding(source, key)} | matched
         ring = fwd.memory.get(self.record) if self.queue else None
-        return rows, keys, ring and {"embed": ring[key]} | {name: ring[name] for name in MATCHED}
+        queue = None if ring is None else {"embed": ring[key]} | {name: ring[name] for name in MATCHED}
+        return rows, keys, queue
 
     def enqueued(self, fwd: Forward, batch: Batch) -> dict[str, dict[str, Array]]:
         """The teacher's keys of this batch, for the queue."""
