@@ -103,6 +103,15 @@ class MatchHead(nn.Module):
         return dense(self.param("down", dense_params, width // 2, 2), x)
 
 
+class LogitBias(nn.Module):
+    """A learned scalar added to the logits of pairs; it starts at -10 (Zhai et al. 2023, SigLIP)."""
+
+    @nn.compact
+    def __call__(self) -> Array:
+        """-> float32 scalar."""
+        return self.param("bias", lambda _: jnp.float32(-10.0)).astype(jnp.float32)
+
+
 class HashHead(nn.Module):
     """Unit embeddings [B,E] -> relaxed codes in (-1, 1) [B,K]; the code is their sign (Jiang and Li 2017, DCMH)."""
 

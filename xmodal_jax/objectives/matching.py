@@ -23,11 +23,15 @@ from xmodal_jax.types import Array, Batch
 def draw_negatives(key: Array, logits: Array, allowed: Array, count: int) -> Array:
     """`count` columns per row without replacement, with probability proportional to exp(logits) where `allowed`.
 
-    logits [B,M], allowed bool [B,M] -> int [B,count] (Gumbel top-k). A row with fewer allowed columns repeats others'
-    -inf entries; `ITM` gives such rows no weight.
+    logits [B,M], allowed bool [B,M] -> int [B,count] (Gumbel top-k, as `count` times the largest: XLA splits an argmax over
+    devices and gathers everything for a top-k). A row with fewer allowed columns gets others; `ITM` gives it no weight.
     """
     noisy = jnp.where(allowed, logits + jax.random.gumbel(key, logits.shape), -jnp.inf)
-    return jax.lax.top_k(noisy, count)[1]
+    picked, columns = [], jnp.arange(logits.shape[1])[None, :]
+    for _ in range(count):
+        picked.append(noisy.argmax(1))
+        noisy = jnp.where(columns == picked[-1][:, None], -jnp.inf, noisy)
+    return jnp.stack(picked, axis=1).astype(jnp.int32)
 
 
 class Pairs(NamedTuple):
