@@ -9,7 +9,7 @@ from xmodal_jax.plan.program import Facts
 from xmodal_jax.plan.roofline import roofline
 from xmodal_jax.train.loop import Run
 
-NAMES = {"params": "parameters", "teacher": "teacher", "opt_state": "optimizer", "memory": "queues", "rest": "counters"}
+NAMES = {"params": "student", "teacher": "teacher", "opt_state": "optimizer", "memory": "queues", "rest": "counters"}
 
 
 def gib(size: float) -> str:
@@ -26,10 +26,13 @@ def head_lines(run: Run, facts: Facts, topology: Topology, chip: Chip | None) ->
     """Config, devices, model."""
     config, mesh = run.assembly.config, dict(run.mesh.shape)
     yield f"plan of {config.name} on {topology.text}" + (f", judged as {chip.name}" if topology.local and chip else "")
-    rows = config.batch_size // (mesh["data"] * mesh["fsdp"])
+    holders = mesh["data"] * mesh["fsdp"]
     axes = " x ".join(f"{name} {size}" for name, size in mesh.items())
     yield f"mesh        {axes} = {facts.devices} devices"
-    yield f"batch       {config.batch_size} pairs, {rows} on each of {mesh["data"] * mesh["fsdp"]} devices; {config.dtype}; objectives {', '.join(run.assembly.objectives)}"
+    share = f"{config.batch_size // holders} on each of {holders} devices"
+    chunk = f", in chunks of {config.chunk}" if config.chunk else ""
+    yield f"batch       {config.batch_size} pairs, {share}{chunk}; {config.dtype}"
+    yield f"objectives  {', '.join(run.assembly.objectives)}"
     yield f"parameters  {facts.params / 1e6:.1f} M; vocabulary {run.assembly.config.text.vocab_size}"
 
 
