@@ -124,7 +124,9 @@ def test_nothing_large_is_whole_over_fsdp_by_accident(run_of, config):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_teacher_and_slots_have_exactly_the_students_specs(run_of, config):
     run = run_of(config)
-    student = {one.name.removeprefix("params/"): one.spec for one in placements({"params": run.abstract.params}, run.mesh)}
+    student = {
+        one.name.removeprefix("params/"): one.spec for one in placements({"params": run.abstract.params}, run.mesh)
+    }
     teacher = {one.name: one.spec for one in placements(run.abstract.teacher, run.mesh)}
     assert teacher and {name: student[name] for name in teacher} == teacher
     slots = {one.name: one.spec for one in placements(run.abstract.opt_state, run.mesh)}

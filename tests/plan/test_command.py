@@ -44,7 +44,9 @@ def test_the_plan_names_devices_batch_and_model(printed):
 
 def test_memory_adds_up_and_fits(printed):
     lines = printed[0]
-    parameters, teacher, optimizer = (float(line(lines, name).split()[1]) for name in ("student", "teacher", "optimizer"))
+    parameters, teacher, optimizer = (
+        float(line(lines, name).split()[1]) for name in ("student", "teacher", "optimizer")
+    )
     assert parameters == teacher > 0 and abs(optimizer - 2 * teacher) < 0.2  # Adam's two slots
     assert "of 15.75 GiB usable" in line(lines, "total") and line(lines, "verdict").startswith("verdict     fits")
 

@@ -17,11 +17,12 @@ from xmodal_jax.train.loop import make_run
 
 # What the TPU compiler said of the five objectives at 16,384 pairs on v5e:16x16, before the rows were pinned.
 TEMPORARIES = (
-    "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO temporaries "
-    "(27.95G) exceeds available HBM (15.75G). HLO module: jit__lambda.\nSee https://openxla.org/xla/errors/error_1000"
+    "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+    "temporaries (27.95G) exceeds available HBM (15.75G). HLO module: jit__lambda.\nSee https://openxla.org/xla/errors/error_1000"
 )
 # The other spelling, with a table.
-TABLE = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.
+TABLE = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm.
+Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.
 
 Total hbm usage >= 20.76G:
     reserved        258.00M
@@ -55,7 +56,9 @@ def test_a_refusal_with_a_table():
     assert memory.largest == ("6.00G f32[16384,98304] jit(step)/dot_general", "512.0M bf16[64,197,1024]")
 
 
-@pytest.mark.parametrize("text", ["INTERNAL: hbm", "RESOURCE_EXHAUSTED: out of file handles", "RESOURCE_EXHAUSTED: hbm is full"])
+@pytest.mark.parametrize(
+    "text", ["INTERNAL: hbm", "RESOURCE_EXHAUSTED: out of file handles", "RESOURCE_EXHAUSTED: hbm is full"]
+)
 def test_other_errors_are_no_refusal(text):
     assert parse_refusal(text) is None
 
@@ -92,7 +95,9 @@ def test_cached_features_are_read_off_their_names():
 
 
 def test_the_vocabulary_without_a_data_set():
-    sizes = lambda *changed: assemble_without_data(freeze(load("configs/quickstart.py:tiny", list(changed)))).config.text
+    sizes = lambda *changed: (
+        assemble_without_data(freeze(load("configs/quickstart.py:tiny", list(changed)))).config.text
+    )
     assert sizes().vocab_size == 8192  # the largest that "data" builds
     assert sizes("text.vocab_size=500").vocab_size == 500 and sizes("text.tokenizer=minilm").vocab_size == 30522
 

@@ -43,18 +43,18 @@ def memory_lines(facts: Facts, chip: Chip | None) -> Iterator[str]:
     for name, size in facts.state.items():
         yield f"  {NAMES[name]:<12}{gib(size):>12}"
     yield f"  {'batch':<12}{gib(facts.batch_bytes):>12}"
-    yield f"  {'activations and temporaries':<12} {gib(memory.temporary)}" + (" (as refused)" if memory.refused else "")
-    if memory.results + memory.code:
-        yield f"  {'results and code':<12} {gib(memory.results + memory.code)}"
+    yield f"  {'temporary':<12}{gib(memory.temporary):>12}  activations, gradients" + (", as refused" if memory.refused else "")
+    yield f"  {'code':<12}{gib(memory.code + memory.results):>12}  and results that are no argument"
     limit = memory.usable or (chip.usable if chip else 0)
     share = f" of {gib(limit)} usable, {100 * memory.total / limit:.0f} %" if limit else ""
-    yield f"  total       {gib(memory.total)}{share}"
+    yield f"  {'total':<12}{gib(memory.total):>12}{share}"
     yield from (f"  large buffer: {text}" for text in memory.largest)
 
 
 def work_lines(facts: Facts, pairs: int) -> Iterator[str]:
     """FLOPs and what is sent."""
-    yield f"work        {facts.useful_flops / pairs / 1e9:.4g} GFLOP per pair useful; {facts.executed_flops / pairs / 1e9:.4g} executed, recomputation included"
+    useful, executed = (flops / pairs / 1e9 for flops in (facts.useful_flops, facts.executed_flops))
+    yield f"work        {useful:.4g} GFLOP per pair useful; {executed:.4g} executed, recomputation included"
     if not facts.compiled:
         return
     yield f"            XLA counts {facts.xla_flops / 1e9:.4g} GFLOP per device and step, bodies of loops once"
@@ -65,7 +65,8 @@ def work_lines(facts: Facts, pairs: int) -> Iterator[str]:
     if not facts.collectives:
         yield "  none"
     for one in facts.collectives[:5]:
-        yield f"  largest: {one.times} x {one.kind} of {one.payload / 1e6:.4g} MB over {one.group}{' (between slices)' if one.far else ''}  {one.source[-80:]}"
+        over = f"over {one.group} devices{' in several slices' if one.far else ''}"
+        yield f"  largest: {one.times} x {one.kind} of {one.payload / 1e6:.4g} MB {over}  {one.source[-80:]}"
     if facts.unknown_loops:
         yield f"  {facts.unknown_loops} loops with unknown trips count once: the figures above are lower bounds"
 
@@ -73,8 +74,10 @@ def work_lines(facts: Facts, pairs: int) -> Iterator[str]:
 def roofline_lines(facts: Facts, chip: Chip, topology: Topology, pairs: int) -> Iterator[str]:
     """The least step time."""
     roof = roofline(facts, chip, topology, pairs)
-    yield f"roofline    arithmetic {milliseconds(roof.compute)}, memory {milliseconds(roof.hbm)}, network {milliseconds(roof.network)}"
-    yield f"            at least {milliseconds(roof.seconds)} a step, bound by {roof.bound}: at most {roof.rate:,.0f} pairs/s, MFU {100 * roof.mfu:.1f} %"
+    times = {"arithmetic": roof.compute, "memory": roof.hbm, "network": roof.network}
+    yield "roofline    " + ", ".join(f"{name} {milliseconds(seconds)}" for name, seconds in times.items())
+    yield f"            at least {milliseconds(roof.seconds)} a step, bound by {roof.bound}"
+    yield f"            at most {roof.rate:,.0f} pairs/s, MFU {100 * roof.mfu:.1f} %"
 
 
 def verdict_lines(run: Run, facts: Facts, chip: Chip | None) -> Iterator[str]:
