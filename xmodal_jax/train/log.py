@@ -56,7 +56,9 @@ class TrainLog:
                     kept.append(line + "\n")
             except (ValueError, KeyError):
                 continue  # a line torn by a crash
-        self.path.write_text("".join(kept))
+        whole = self.path.with_suffix(".tmp")
+        whole.write_text("".join(kept))
+        whole.replace(self.path)  # killed here, the old lines are still all there
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record."""

@@ -3,7 +3,6 @@
 import json
 import logging
 import pathlib
-import shutil
 import signal
 import sys
 import time
@@ -22,7 +21,7 @@ from xmodal_jax.data.transfer import Prefetch
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from xmodal_jax.parallel.rules import shardings
-from xmodal_jax.train.checkpoint import Checkpoints, write_run
+from xmodal_jax.train.checkpoint import Checkpoints, copy_whole, write_run
 from xmodal_jax.train.flops import step_flops
 from xmodal_jax.train.log import TrainLog
 from xmodal_jax.train.optimizer import make_optimizer
@@ -175,7 +174,7 @@ def keep_description(assembly: Assembly, workdir: pathlib.Path) -> None:
     if assembly.config.text.tokenizer != "minilm":
         kept = workdir / "tokenizer.json"
         if assembly.tokenizer.path.resolve() != kept.resolve():
-            shutil.copyfile(assembly.tokenizer.path, kept)
+            copy_whole(assembly.tokenizer.path, kept)
     write_run(workdir, assembly.describe())
 
 
