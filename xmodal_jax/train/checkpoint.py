@@ -11,6 +11,8 @@ import os
 import pathlib
 import re
 import shutil
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -186,7 +188,10 @@ class Checkpoints:
 
     def _new_manager(self) -> ocp.CheckpointManager:
         """Orbax's manager: all processes of a job make it at the same point."""
-        asynchronous = ocp.options.AsyncOptions(post_finalization_callback=self._record)
+        asynchronous = ocp.options.AsyncOptions(
+            post_finalization_callback=self._record,
+            create_directories_asynchronously=False,  # else a read-only disk leaves threads that wait for five minutes
+        )
         options = ocp.CheckpointManagerOptions(max_to_keep=self.keep, create=True, async_options=asynchronous)
         return ocp.CheckpointManager(self.folder, options=options)
 
@@ -236,14 +241,26 @@ def reason(error: BaseException) -> str:
 
 
 def _quiet() -> None:
-    """Orbax logs the traceback of what it raises; here that becomes one sentence."""
+    """What orbax says besides raising, when a save or a restore fails: here all of it becomes one sentence."""
     logger = logging.getLogger("absl")
     if _no_orbax_traceback not in logger.filters:
         logger.addFilter(_no_orbax_traceback)
+    if getattr(sys.unraisablehook, "__module__", "") != __name__:
+        sys.unraisablehook = _no_closed_loop(sys.unraisablehook)
 
 
 def _no_orbax_traceback(record: logging.LogRecord) -> bool:
     return not (record.exc_info and f"orbax{os.sep}checkpoint" in record.pathname)
+
+
+def _no_closed_loop(hook: Callable[[Any], None]) -> Callable[[Any], None]:
+    """After the first file that fails, orbax leaves the others to call into an event loop that it has closed."""
+
+    def unraisable(info: Any) -> None:
+        if str(info.exc_value) != "Event loop is closed":
+            hook(info)
+
+    return unraisable
 
 
 def named_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
