@@ -1,9 +1,11 @@
 """A run that is killed, damaged or out of disk, as its user sees it: real processes, real signals, real faults."""
 
+import contextlib
 import json
 import os
 import pathlib
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -14,8 +16,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from xmodal_jax.cli import main
+
 ROOT = pathlib.Path(__file__).parents[2]
 SAVES = ("checkpoint.every=2", "log_every=1")
+LIGHT = "objectives={'itc': {'queue': 16}, 'hash': {'weight': 0.1}}"  # a process starts in half the time of all five
 
 
 def start(arguments: list[str]) -> subprocess.Popen:
@@ -73,9 +78,20 @@ def storm(arguments, workdir: pathlib.Path, kills: int, seed: int) -> list[str]:
     return hits
 
 
+@contextlib.contextmanager
+def small_files(size: int):
+    """No file of this process may be longer than `size` bytes: a full disk or a quota, without any rights."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def leaves_of(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     """{path: array} of the newest checkpoint, read without our own code."""
-    newest = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    newest = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
     folder = workdir / "checkpoints" / str(newest) / "state"
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     as_saved = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
@@ -108,11 +124,34 @@ def refuse_difference(whole: pathlib.Path, killed: pathlib.Path) -> None:
 
 
 def test_a_run_killed_three_times_equals_a_whole_one(train_tiny, tmp_path):
-    changes = (*SAVES, "steps=16")
+    changes = (*SAVES, LIGHT, "steps=16", "eval.every=0")
     assert ended(train_tiny(tmp_path / "whole", *changes))[0] == 0
     hits = storm(train_tiny(tmp_path / "killed", *changes), tmp_path / "killed", 3, seed=0)
     assert "in a save" in hits
     refuse_difference(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_damaged_checkpoint_and_a_full_disk_cost_the_steps_since_the_last_good_one(
+    train_tiny, tmp_path, caplog, capfd
+):
+    arguments = train_tiny(tmp_path / "run", LIGHT, "checkpoint.every=2", "eval.every=0")
+    assert main(arguments) == 0
+    whole, said = leaves_of(tmp_path / "run"), told(tmp_path / "run")
+    data = max((tmp_path / "run" / "checkpoints" / "4").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    os.truncate(data, 1000)
+    caplog.clear()
+    with small_files(100_000):  # smaller than the arrays of a checkpoint, larger than any other file
+        assert main(arguments) == 2
+    (warning,) = [record.getMessage() for record in caplog.records if "damaged" in record.getMessage()]
+    assert warning.startswith("checkpoint 4 is damaged (state/") and warning.endswith("going on from step 2")
+    sentence = capfd.readouterr().err.splitlines()[-1]
+    assert sentence.startswith("xmodal: checkpoint 4 could not be saved in ") and "the last good one is step 2" in sentence
+    assert main(arguments) == 0
+    assert "at step 2 of 4" in capfd.readouterr().out
+    now = leaves_of(tmp_path / "run")
+    assert whole.keys() == now.keys() and all(np.array_equal(whole[name], now[name]) for name in whole)
+    assert told(tmp_path / "run") == said
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["2", "4", "damaged-4"]
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ class Checkpoints:
         if not read_only and jax.process_index() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             for left in self.folder.glob(f"*{TEMPORARY}*"):
-                shutil.rmtree(left)
+                shutil.rmtree(left, ignore_errors=True)  # what stays is still no checkpoint
 
     def __enter__(self) -> "Checkpoints":
         return self
