@@ -1,10 +1,14 @@
 """Checkpoints: what is restored is what was saved, on any mesh; damage is found and stepped over; a save that failed says so."""
 
 import contextlib
+import json
+import os
 import pathlib
 import resource
 import shutil
+import socket
 import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +16,8 @@ import numpy as np
 import pytest
 from tiny import tiny_batch
 
+from xmodal_jax.data.pipeline import DataConfig, train_dataset
+from xmodal_jax.data.text import load_tokenizer
 from xmodal_jax.errors import UserError
 from xmodal_jax.train import checksums
 from xmodal_jax.train.checkpoint import Checkpoints, copy_whole, read_run, reason, write_run
@@ -335,6 +341,44 @@ def test_a_run_goes_on_on_another_number_of_devices(machine, after, tmp_path):
     _, got = other.step(state, other.put(batch))
     for name in ("loss", *(name for name in want if name.startswith("loss/"))):
         np.testing.assert_allclose(float(got[name]), float(want[name]), rtol=1e-6, err_msg=name)
+
+
+def run_peers(count: int, *arguments: str) -> list[dict]:
+    """What `count` processes of one job (peer.py) printed, each a JSON line."""
+    here = pathlib.Path(__file__).parent
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    paths = os.pathsep.join(str(path) for path in (here, here.parent, here.parent.parent))
+    command = [sys.executable, str(here / "peer.py"), port]
+    peers = [
+        subprocess.Popen(
+            [*command, str(number), str(count), *arguments],
+            env=os.environ | {"PYTHONPATH": paths},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(count)
+    ]
+    said = [peer.communicate(timeout=300) for peer in peers]
+    assert [peer.returncode for peer in peers] == [0] * count, "\n".join(err for _, err in said)[-3000:]
+    return [json.loads(out.splitlines()[-1]) | {"err": err} for out, err in said]
+
+
+def test_two_processes_save_agree_on_the_fallback_and_share_the_batches(tmp_path, shapes_data):
+    told = run_peers(2, str(tmp_path), str(shapes_data))
+    assert all(one["steps"] == [2, 4] for one in told)
+    assert ["checkpoint 4 is damaged" in one["err"] for one in told] == [True, False], "one process says it, once"
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "4", "damaged-4"]
+    same(restored(tmp_path), state_at(4))  # on one process and one device
+    dataset = train_dataset(
+        shapes_data, "train", load_tokenizer("data", shapes_data), DataConfig(image_size=8, length=6), 0, 8
+    )
+    for number in range(3):
+        parts = [one["ids"][number] for one in told]
+        assert parts[0] + parts[1] == dataset.batch_at(number)["id"].tolist()
+    dataset.close()
 
 
 def test_a_description_and_a_copy_are_replaced_whole(tmp_path):
