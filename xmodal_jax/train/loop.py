@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import shutil
 import signal
 import sys
 import time
@@ -21,7 +20,7 @@ from xmodal_jax.errors import refuse_unless
 from xmodal_jax.parallel.mesh import batch_sharding, make_mesh, process_share, replicated
 from xmodal_jax.parallel.rules import shardings
 from xmodal_jax.plan.chips import chip_of
-from xmodal_jax.train.checkpoint import Checkpoints, write_run
+from xmodal_jax.train.checkpoint import Checkpoints, copy_whole, write_run
 from xmodal_jax.train.flops import step_flops
 from xmodal_jax.train.log import TrainLog
 from xmodal_jax.train.optimizer import make_optimizer
@@ -159,9 +158,7 @@ def keep_description(assembly: Assembly, workdir: pathlib.Path) -> None:
     if assembly.config.text.tokenizer != "minilm":
         kept = workdir / "tokenizer.json"
         if assembly.tokenizer.path.resolve() != kept.resolve():
-            half = kept.with_suffix(".tmp")
-            shutil.copyfile(assembly.tokenizer.path, half)
-            half.replace(kept)
+            copy_whole(assembly.tokenizer.path, kept)
     write_run(workdir, assembly.describe())
 
 
