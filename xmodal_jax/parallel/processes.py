@@ -86,6 +86,9 @@ def initialize(
         raise UserError(_not_started(coordinator, error)) from error
     finally:
         waiting.cancel()
+    if jax.default_backend() == "cpu":
+        # Only process 0 would find its programs there, and Gloo gives the others 30 s to catch up.
+        jax.config.update("jax_enable_compilation_cache", False)
     log.info(
         "process %d of %d: when a peer dies, this one ends with code %d, or by jax's abort (134) after %d s of silence",
         jax.process_index(),

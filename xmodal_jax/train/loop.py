@@ -21,6 +21,7 @@ from xmodal_jax.data.pipeline import Loader, train_dataset
 from xmodal_jax.data.transfer import Prefetch
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.parallel.mesh import batch_sharding, make_mesh, replicated
+from xmodal_jax.parallel.processes import leaving_at_once
 from xmodal_jax.parallel.rules import shardings
 from xmodal_jax.train.checkpoint import Checkpoints, write_run
 from xmodal_jax.train.flops import step_flops
@@ -163,7 +164,8 @@ def train(
         if not fresh:
             print(f"resuming '{workdir}' at step {int(state.step)} of {config.steps}")
         keep_description(assembly, workdir)
-        state = _steps(run, state, workdir, checkpoints, stop, evaluate)
+        with leaving_at_once(workdir):  # here, because the checkpoints wait for all processes when they close
+            state = _steps(run, state, workdir, checkpoints, stop, evaluate)
         checkpoints.save(state)
     if stop.seen == signal.SIGINT:
         raise KeyboardInterrupt
