@@ -297,7 +297,8 @@ def main(arguments: list[str] | None = None) -> int:
             not overrides or args.command in ("train", "eval", "plan"),
             f"'--config.{overrides[0] if overrides else ''}' goes with `xmodal train` or `xmodal eval` only",
         )
-        set_up_jax()
+        if args.command != "plan":  # a plan tells how long compiling takes
+            set_up_jax()
         args.run(args, overrides)
     except (UserError, OSError) as error:  # OSError: a folder for a file, no permission, a full disk; it names the path
         print(f"xmodal: {error}", file=sys.stderr)

@@ -96,14 +96,29 @@ def shardings(tree: Any, mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> Any:
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
+def _placed(x: Array, spec: PartitionSpec, divide: bool) -> Array:
+    """x at `spec`, where a mesh is set whose data and fsdp axes are XLA's to place (and x's rows divide); else x."""
+    mesh = jax.sharding.get_abstract_mesh()
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if any(types.get(axis) != AxisType.Auto for axis in ROWS):
+        return x
+    if divide and x.shape[0] % _axis_size(mesh, ROWS):
+        return x
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
 def pin_rows(x: Array) -> Array:
-    """x [B,...] with its rows over data x fsdp, where a mesh is set (`jax.set_mesh`) and the rows divide; else x itself.
+    """x [B,...] with its rows over data x fsdp, where a mesh is set and the rows divide; else x itself.
 
     Without it XLA may split the width of the activations over "fsdp", as the kernels are split, and sum activations
     between devices where it should gather kernels.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    if any(types.get(axis) != AxisType.Auto for axis in ROWS) or x.shape[0] % _axis_size(mesh, ROWS):
-        return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS, *(None,) * (x.ndim - 1)))
+    return _placed(x, PartitionSpec(ROWS, *(None,) * (x.ndim - 1)), True)
+
+
+def whole(x: Array) -> Array:
+    """x gathered on every device, where a mesh is set: a table before rows are looked up in it.
+
+    From a split table XLA would look up split widths and then move those, which are more than the table.
+    """
+    return _placed(x, PartitionSpec(), False)

@@ -28,17 +28,18 @@ class Chip:
     topology: str = ""  # prefix of the compiler's topology name; "": not compiled ahead of time
     accelerator: str = ""  # prefix of TPU_ACCELERATOR_TYPE
     cores: int = 1  # that TPU_ACCELERATOR_TYPE counts per chip
+    kinds: tuple[str, ...] = ()  # how jax's `device_kind` begins; the table goes from the longer to the shorter
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v5e", 197e12, 15.75 * GIB, 819e9, 50e9, 3.1e9, 2, "v5e", "v5litepod"),
-        Chip("v5p", 459e12, 95.74 * GIB, 2765e9, 100e9, 6.2e9, 3, "v5", "v5p", 2),
-        Chip("v6e", 918e12, 31.25 * GIB, 1640e9, 100e9, 12.5e9, 2, "v6e", "v6e"),
-        Chip("a100", 312e12, 79 * GIB, 2039e9, 300e9, 25e9),
-        Chip("h100", 989e12, 79 * GIB, 3350e9, 450e9, 50e9),
-        Chip("h200", 989e12, 139 * GIB, 4800e9, 450e9, 50e9),
+        Chip("v5e", 197e12, 15.75 * GIB, 819e9, 50e9, 3.1e9, 2, "v5e", "v5litepod", 1, ("TPU v5 lite", "TPU v5e")),
+        Chip("v5p", 459e12, 95.74 * GIB, 2765e9, 100e9, 6.2e9, 3, "v5", "v5p", 2, ("TPU v5", "TPU v5p")),
+        Chip("v6e", 918e12, 31.25 * GIB, 1640e9, 100e9, 12.5e9, 2, "v6e", "v6e", 1, ("TPU v6 lite", "TPU v6e")),
+        Chip("a100", 312e12, 79 * GIB, 2039e9, 300e9, 25e9, kinds=("NVIDIA A100",)),
+        Chip("h100", 989e12, 79 * GIB, 3350e9, 450e9, 50e9, kinds=("NVIDIA H100",)),
+        Chip("h200", 989e12, 139 * GIB, 4800e9, 450e9, 50e9, kinds=("NVIDIA H200",)),
     )
 }
 
@@ -71,6 +72,11 @@ class Topology:
     def accelerator_type(self) -> str:
         """The value of TPU_ACCELERATOR_TYPE."""
         return f"{self.chip.accelerator}-{self.per_slice * self.chip.cores}"
+
+
+def chip_of(kind: str) -> Chip | None:
+    """The chip behind jax's `device_kind`, None where the table has none (a CPU)."""
+    return next((chip for chip in CHIPS.values() if kind.startswith(chip.kinds)), None)
 
 
 def chip_named(name: str) -> Chip:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 from xmodal_jax.errors import UserError, refuse_unless
-from xmodal_jax.plan.chips import Topology, parse_topology
+from xmodal_jax.plan.chips import Topology, chip_of, parse_topology
 
 INSTALL = "pip install 'xmodal_jax[plan]'"
 
@@ -70,18 +70,8 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def local_chip(topology: Topology, devices: list):
-    """The chip to judge by: the topology's, or the local devices' where the table has them; None for a CPU."""
-    from xmodal_jax.plan.chips import CHIPS
-
-    kind = devices[0].device_kind.lower()
-    return topology.chip or next((chip for name, chip in CHIPS.items() if name in kind.replace(" ", "")), None)
-
-
 def here(config, topology: Topology, only_explain: bool = False, out: str = "", hlo: str = "") -> None:
     """Plan in this process and print."""
-    import jax
-
     from xmodal_jax.assemble import assemble_without_data
     from xmodal_jax.plan.explain import explain
     from xmodal_jax.plan.program import compile_step, topology_devices
@@ -93,9 +83,8 @@ def here(config, topology: Topology, only_explain: bool = False, out: str = "", 
     if only_explain:
         lines = list(explain(run.abstract, run.mesh))
     else:
-        jax.config.update("jax_enable_compilation_cache", False)  # a plan tells how long compiling takes
         facts = compile_step(run, topology, say, (lambda text: pathlib.Path(hlo).write_text(text)) if hlo else None)
-        lines = list(sheet(run, facts, topology, local_chip(topology, devices)))
+        lines = list(sheet(run, facts, topology, topology.chip or chip_of(devices[0].device_kind)))
     print("\n".join(lines))
     if out:
         pathlib.Path(out).write_text("\n".join(lines) + "\n")

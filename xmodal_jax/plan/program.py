@@ -131,15 +131,14 @@ def compile_step(run: Run, topology: Topology, say: Callable[[str], None], keep:
     parts = {name: device_bytes(getattr(run.abstract, name)) for name in PARTS}
     state = parts | {"rest": device_bytes(run.abstract) - sum(parts.values())}
     arguments = sum(state.values()) + device_bytes(batch)
-    with jax.set_mesh(run.mesh):
-        with phase("tracing"):
-            traced = run.step.trace(run.abstract, batch)
-            executed = executed_flops(traced.jaxpr, run.mesh.size)
-            useful = step_flops(run.recipe, run.abstract, batch)
-        with phase("lowering"):
-            lowered = traced.lower()
-        with phase("compiling"):
-            compiled, refusal = _compile(lowered, arguments)
+    with phase("tracing"):
+        traced = run.step.trace(run.abstract, batch)
+        executed = executed_flops(traced.jaxpr, run.mesh.size)
+        useful = step_flops(run.recipe, run.abstract, batch)
+    with phase("lowering"):
+        lowered = traced.lower()
+    with phase("compiling"):
+        compiled, refusal = _compile(lowered, arguments)
     facts = Facts(
         devices=run.mesh.size,
         seconds=phase.seconds,
