@@ -83,7 +83,10 @@ def large(config):
     config.text.tokenizer, config.text.positions, config.text.output_vocab = "minilm", 64, "all"
     config.fusion.layers, config.fusion.heads, config.fusion.hidden, config.fusion.remat = 6, 16, 4096, "full"
     config.joint.embed, config.joint.bits = 512, 128
-    config.objectives = OBJECTIVES | {"itc": {"queue": 65536, "alpha": 0.4, "alpha_steps": 10_000}, "itm": {"negatives": 1, "group": 32}}
+    config.objectives = OBJECTIVES | {
+        "itc": {"queue": 65536, "alpha": 0.4, "alpha_steps": 10_000},
+        "itm": {"negatives": 1, "group": 32},
+    }
     config.teacher.momentum = 0.999
     config.optimizer.lr, config.optimizer.warmup, config.optimizer.weight_decay = 5e-4, 5_000, 0.1
     config.eval.batch_size, config.checkpoint.every = 1024, 1_000

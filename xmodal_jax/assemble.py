@@ -125,7 +125,9 @@ def assemble_without_data(config: Config) -> Assembly:
     text, path = config.text, pathlib.Path(config.data.path or ".") / CARD_FILE
     sizes = {"minilm": BERT_VOCABULARY, "data": VOCABULARY}
     size = text.vocab_size or sizes.get(text.tokenizer, 0) or load_tokenizer(text.tokenizer).vocab_size
-    shape, groups = image_shape(config, Card.load(path.parent) if config.data.path and path.is_file() else NamedCaches())
+    shape, groups = image_shape(
+        config, Card.load(path.parent) if config.data.path and path.is_file() else NamedCaches()
+    )
     vocabulary = Vocabulary(size)
     return _assembly(resolve(config, vocabulary, groups), vocabulary, (), shape, ())
 

@@ -91,9 +91,7 @@ def train(args: argparse.Namespace, overrides: list[str]) -> None:
     from xmodal_jax.train.loop import train as run_training
 
     config = configs.freeze(configs.load(args.config, overrides))
-    processes.initialize(
-        args.coordinator, args.processes, args.process, args.distributed, args.heartbeat, args.wait
-    )
+    processes.initialize(args.coordinator, args.processes, args.process, args.distributed, args.heartbeat, args.wait)
 
     def quick(run: Any, state: Any, poll: Any) -> dict:
         averaged = config.eval.params == "teacher"
@@ -261,7 +259,9 @@ def parser() -> argparse.ArgumentParser:
     fit = commands.add_parser("train", help="train a config, or go on with it; fields: --config.a.b=value")
     fit.add_argument("--config", required=True, help="configs/NAME.py[:variant]")
     fit.add_argument("--workdir", required=True)
-    fit.add_argument("--profile", default="", help="FIRST:LAST, write a profiler trace of these steps to WORKDIR/profile")
+    fit.add_argument(
+        "--profile", default="", help="FIRST:LAST, write a profiler trace of these steps to WORKDIR/profile"
+    )
     _process_flags(fit)
     fit.set_defaults(run=train)
     test = commands.add_parser("eval", help="retrieval, re-ranking, codes, MAP")

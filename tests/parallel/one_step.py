@@ -33,6 +33,7 @@ def own_rows(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def main(coordinator: str, count: str, process: str, path: str) -> None:
     """Join, step once, keep metrics and first moments."""
     import time
+
     t0 = time.time()
     processes.initialize(coordinator, int(count), int(process), heartbeat_seconds=20, wait_seconds=60)
     jax.config.update("jax_default_matmul_precision", "highest")
@@ -45,8 +46,14 @@ def main(coordinator: str, count: str, process: str, path: str) -> None:
     jax.block_until_ready(state)
     print(time.time() - t0, "made")
     step = jit_step(recipe, places, batch_sharding(mesh), replicated(mesh))
-    t1=time.process_time(); low = step.lower(state, to_device(own_rows(tiny_batch()), batch_sharding(mesh))); print("lower cpu", time.process_time()-t1); t1=time.process_time(); low.compile(); print("compile cpu", time.process_time()-t1)
-    if count == "1": return
+    t1 = time.process_time()
+    low = step.lower(state, to_device(own_rows(tiny_batch()), batch_sharding(mesh)))
+    print("lower cpu", time.process_time() - t1)
+    t1 = time.process_time()
+    low.compile()
+    print("compile cpu", time.process_time() - t1)
+    if count == "1":
+        return
     state, metrics = step(state, to_device(own_rows(tiny_batch()), batch_sharding(mesh)))
     jax.block_until_ready(state)
     print(time.time() - t0, "stepped", metrics["loss"])

@@ -49,7 +49,13 @@ def test_what_is_no_topology_is_refused(text, chip, words):
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("TPU v5 lite", "v5e"), ("TPU v5p", "v5p"), ("TPU v5", "v5p"), ("TPU v6 lite", "v6e"), ("NVIDIA H100 80GB HBM3", "h100")],
+    [
+        ("TPU v5 lite", "v5e"),
+        ("TPU v5p", "v5p"),
+        ("TPU v5", "v5p"),
+        ("TPU v6 lite", "v6e"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+    ],
 )
 def test_the_chip_behind_a_device(kind, name):
     assert chip_of(kind) is CHIPS[name]

@@ -50,7 +50,9 @@ def test_shard_map_counts_all_devices(mesh):
 
 
 def test_a_convolution_counts_its_taps():
-    convolve = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    convolve = lambda x, k: jax.lax.conv_general_dilated(
+        x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
     shapes = jax.ShapeDtypeStruct((2, 6, 6, 3), "float32"), jax.ShapeDtypeStruct((3, 3, 3, 5), "float32")
     assert flops(convolve, *shapes) == 2 * (2 * 6 * 6 * 5) * (3 * 3 * 3)
 

@@ -29,7 +29,10 @@ def test_what_stays_replicated_is_largest_first(mesh):
 
 
 def test_axes_that_did_not_divide_are_listed(mesh):
-    assert list(explain(TREE, mesh, RULES))[-2:] == ["asked for and not divided: 1 leaves", "  odd/kernel (7, 4): (fsdp)"]
+    assert list(explain(TREE, mesh, RULES))[-2:] == [
+        "asked for and not divided: 1 leaves",
+        "  odd/kernel (7, 4): (fsdp)",
+    ]
 
 
 def test_what_is_explained_is_what_is_placed(mesh):

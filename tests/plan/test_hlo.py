@@ -15,7 +15,9 @@ TUPLE = (
 
 def loops(module):
     """The loops of a module."""
-    return [item for computation in module.values() for item in computation.instructions.values() if item.opcode == "while"]
+    return [
+        item for computation in module.values() for item in computation.instructions.values() if item.opcode == "while"
+    ]
 
 
 def test_a_line_with_tuples_layouts_and_comments():

@@ -55,7 +55,9 @@ def test_a_refusal_with_a_table():
     assert memory.largest == ("6.00G f32[16384,98304] jit(step)/dot_general", "512.0M bf16[64,197,1024]")
 
 
-@pytest.mark.parametrize("text", ["INTERNAL: hbm", "RESOURCE_EXHAUSTED: out of file handles", "RESOURCE_EXHAUSTED: hbm is full"])
+@pytest.mark.parametrize(
+    "text", ["INTERNAL: hbm", "RESOURCE_EXHAUSTED: out of file handles", "RESOURCE_EXHAUSTED: hbm is full"]
+)
 def test_other_errors_are_no_refusal(text):
     assert parse_refusal(text) is None
 
@@ -92,7 +94,9 @@ def test_cached_features_are_read_off_their_names():
 
 
 def test_the_vocabulary_without_a_data_set():
-    sizes = lambda *changed: assemble_without_data(freeze(load("configs/quickstart.py:tiny", list(changed)))).config.text
+    sizes = lambda *changed: (
+        assemble_without_data(freeze(load("configs/quickstart.py:tiny", list(changed)))).config.text
+    )
     assert sizes().vocab_size == 8192  # the largest that "data" builds
     assert sizes("text.vocab_size=500").vocab_size == 500 and sizes("text.tokenizer=minilm").vocab_size == 30522
 

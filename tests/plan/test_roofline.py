@@ -59,7 +59,8 @@ def test_between_slices_the_data_centre_network_counts_too():
 
 
 @pytest.mark.parametrize(
-    ("group", "shape", "axes"), [(16, (16, 16), 1), (2, (4, 4), 1), (17, (16, 16), 2), (512, (8, 8, 8), 3), (600, (16, 16), 2)]
+    ("group", "shape", "axes"),
+    [(16, (16, 16), 1), (2, (4, 4), 1), (17, (16, 16), 2), (512, (8, 8, 8), 3), (600, (16, 16), 2)],
 )
 def test_how_many_axes_a_group_spans(group, shape, axes):
     assert torus_axes(group, shape) == axes

@@ -192,7 +192,10 @@ def test_a_run_without_a_good_checkpoint_never_starts_again_from_nothing(own):
                 checkpoints.restore(shapes_of(state_at(0)))
     for step in (4, 6):
         (own / "checkpoints" / str(step)).rename(own / "checkpoints" / f"damaged-{step}")
-    with Checkpoints(own) as checkpoints, pytest.raises(UserError, match="no good checkpoint left, only damaged-4, dam"):
+    with (
+        Checkpoints(own) as checkpoints,
+        pytest.raises(UserError, match="no good checkpoint left, only damaged-4, dam"),
+    ):
         checkpoints.latest()
 
 
@@ -205,7 +208,10 @@ def test_an_empty_work_directory_has_no_checkpoint(tmp_path):
 
 def test_another_architecture_is_refused_by_name_and_is_no_damage(own):
     other = shapes_of(state_at(0, size=256))
-    with Checkpoints(own) as checkpoints, pytest.raises(UserError, match=r"'opt_state/0/mu' is \(512, 8\) there and \(2"):
+    with (
+        Checkpoints(own) as checkpoints,
+        pytest.raises(UserError, match=r"'opt_state/0/mu' is \(512, 8\) there and \(2"),
+    ):
         checkpoints.restore(other)
     assert sorted(path.name for path in (own / "checkpoints").iterdir()) == ["4", "6"]
 
@@ -254,7 +260,9 @@ def small_files(size: int):
 
 def refuse_silence(checkpoints: Checkpoints, cause: str, size: int) -> None:
     """A save that fails is an error in the end, is never counted, and leaves the one before as it was."""
-    with pytest.raises(UserError, match=rf"checkpoint 2 could not be saved in .*\({cause}\); the last good one is ste.* 1:"):
+    with pytest.raises(
+        UserError, match=rf"checkpoint 2 could not be saved in .*\({cause}\); the last good one is ste.* 1:"
+    ):
         checkpoints.save(state_at(2, size))
         checkpoints.wait()
     assert checkpoints.steps() == [1] and checkpoints.latest() == 1

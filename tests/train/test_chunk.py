@@ -79,7 +79,9 @@ def test_with_dropout_it_is_the_chunks_computed_one_by_one():
         rows = []
         for k in range(pieces):
             tower = jax.random.split(keys[k])[0]
-            rows.append(Dropping().apply({"params": {"scale": scale}}, image[k::pieces], tower, method="image_tower")[:, 0])
+            rows.append(
+                Dropping().apply({"params": {"scale": scale}}, image[k::pieces], tower, method="image_tower")[:, 0]
+            )
         embed = jnp.stack(rows, 1).reshape(ROWS, 3)
         return (embed * weights).sum(), embed
 

@@ -63,7 +63,8 @@ class DataConfig:
             value = getattr(self, name)
             refuse_unless(value >= least, f"config.data.{name} is {value}; write {least} or more")
         refuse_unless(
-            self.stall_seconds > 0, f"config.data.stall_seconds is {self.stall_seconds}; write seconds above 0, such as 60"
+            self.stall_seconds > 0,
+            f"config.data.stall_seconds is {self.stall_seconds}; write seconds above 0, such as 60",
         )
         refuse_unless(len(self.languages) > 0, "config.data.languages is empty; write one or more, such as ('en',)")
 

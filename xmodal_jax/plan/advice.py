@@ -60,10 +60,14 @@ def stacks(config: Config, rows: float) -> list[Stack]:
     found = []
     if image.kind == "vit":
         patches = (config.data.image_size // image.patch) ** 2 + 1
-        found.append(Stack("image", image.layers, image.width, image.hidden, image.heads, rows * patches, patches, image.remat))
+        found.append(
+            Stack("image", image.layers, image.width, image.hidden, image.heads, rows * patches, patches, image.remat)
+        )
     kinds = [fields.get("kind", name) for name, fields in config.objectives.items()]
     texts = 1 + kinds.count("mlm") + kinds.count("lm")
-    found.append(Stack("text", text.layers, text.width, text.hidden, text.heads, texts * rows * length, length, text.remat))
+    found.append(
+        Stack("text", text.layers, text.width, text.hidden, text.heads, texts * rows * length, length, text.remat)
+    )
     matched = sum(
         (1 + 2 * fields.get("negatives", 1)) / fields.get("every", 1)
         for name, fields in config.objectives.items()
@@ -103,7 +107,9 @@ def wider_fsdp(run: Run, facts: Facts) -> Iterator[Change]:
     while size <= mesh["fsdp"] * mesh["data"] and (mesh["data"] * mesh["fsdp"]) % size == 0:
         data = mesh["data"] * mesh["fsdp"] // size
         saved = now - state_with(run, Grown(data=data, fsdp=size, tensor=mesh["tensor"]))
-        yield Change(f"mesh.data={data} --config.mesh.fsdp={size}", "state split over more devices", saved, 0.01 * np.log2(size))
+        yield Change(
+            f"mesh.data={data} --config.mesh.fsdp={size}", "state split over more devices", saved, 0.01 * np.log2(size)
+        )
         size *= 2
 
 
@@ -119,7 +125,12 @@ def thriftier_layers(config: Config, rows: float) -> Iterator[Change]:
         yield Change("dtype=bfloat16", "activations in half the bytes", saved, 0.0)
     if hasattr(config, "chunk") and rows >= 4 and (not config.chunk or config.chunk > config.batch_size // 4):
         saved = 0.75 * width * sum(stack.kept for stack in stacks(config, rows))
-        yield Change(f"chunk={config.batch_size // 4}", "towers run in 4 chunks, each once more in the backward pass", saved, 0.33)
+        yield Change(
+            f"chunk={config.batch_size // 4}",
+            "towers run in 4 chunks, each once more in the backward pass",
+            saved,
+            0.33,
+        )
 
 
 def thriftier_objectives(run: Run, rows: float) -> Iterator[Change]:
@@ -129,7 +140,9 @@ def thriftier_objectives(run: Run, rows: float) -> Iterator[Change]:
     for name, objective in run.assembly.objectives.items():
         if getattr(objective, "ring", None) is False:
             columns = pairs + getattr(objective, "queue", 0)
-            yield Change(f"objectives.{name}.ring=True", "similarities in blocks, none kept", 4 * 6 * rows * columns, 0.01)
+            yield Change(
+                f"objectives.{name}.ring=True", "similarities in blocks, none kept", 4 * 6 * rows * columns, 0.01
+            )
         group = getattr(objective, "group", None)
         if group is not None and (group == 0 or group > rows) and rows >= 2 and hasattr(objective, "negatives"):
             tokens = (config.data.image_size // config.image.patch) ** 2 if config.image.kind == "vit" else 50

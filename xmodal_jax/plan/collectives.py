@@ -30,7 +30,9 @@ class Collective:
     def wire(self) -> float:
         """Bytes that one device sends in one go of a ring over its group (both directions of the ring share them)."""
         share = (self.group - 1) / self.group
-        factor = {"all-reduce": 2 * share, "all-to-all": self.group / 4, "collective-permute": 1.0}.get(self.kind, share)
+        factor = {"all-reduce": 2 * share, "all-to-all": self.group / 4, "collective-permute": 1.0}.get(
+            self.kind, share
+        )
         return self.payload * factor
 
     @property
@@ -45,7 +47,9 @@ def groups(rest: str, devices: int) -> list[list[int]]:
         return [[int(x) for x in pair.split(",")] for pair in re.findall(r"\{([\d,]+)\}", pairs[1])]
     if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
         return _iota(iota[2], iota[3]).reshape(tuple(map(int, iota[1].split(",")))).tolist()
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}", rest):
+    if mesh := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}", rest
+    ):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
         ids = _iota(mesh[2], mesh[3]) if mesh[2] else np.arange(int(np.prod(list(sizes.values()))))
         named = [list(sizes).index(name) for name in re.findall(r"'(\w+)'", mesh[4])]

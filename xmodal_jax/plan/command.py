@@ -42,7 +42,9 @@ def plan(args: argparse.Namespace, overrides: list[str]) -> None:
         importlib.util.find_spec("libtpu") is not None,
         f"--topology '{args.topology}' needs the TPU compiler, which is not installed; write {INSTALL}",
     )
-    code = subprocess.run(child_command(args, overrides), env=os.environ | child_environment(topology), check=False).returncode
+    code = subprocess.run(
+        child_command(args, overrides), env=os.environ | child_environment(topology), check=False
+    ).returncode
     if code:
         raise UserError(f"the plan for '{args.topology}' ended with code {code}; its reason is above")
 
@@ -51,7 +53,15 @@ def child_command(args: argparse.Namespace, overrides: list[str]) -> list[str]:
     """The command line of the process that compiles for a topology."""
     given = [f"--{name}={getattr(args, name)}" for name in ("config", "topology", "out", "hlo") if getattr(args, name)]
     explain = ["--explain"] if args.explain else []
-    return [sys.executable, "-m", "xmodal_jax.cli", "plan", *given, *explain, *(f"--config.{item}" for item in overrides)]
+    return [
+        sys.executable,
+        "-m",
+        "xmodal_jax.cli",
+        "plan",
+        *given,
+        *explain,
+        *(f"--config.{item}" for item in overrides),
+    ]
 
 
 def child_environment(topology: Topology) -> dict[str, str]:

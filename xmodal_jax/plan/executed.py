@@ -31,7 +31,9 @@ def _equation(equation: Any, devices: int) -> float:
 def _inner(parameters: dict[str, Any]) -> Iterator[Any]:
     """The jaxprs among an equation's parameters."""
     for value in parameters.values():
-        yield from (x for x in (value if isinstance(value, (tuple, list)) else (value,)) if isinstance(x, (ClosedJaxpr, Jaxpr)))
+        yield from (
+            x for x in (value if isinstance(value, (tuple, list)) else (value,)) if isinstance(x, (ClosedJaxpr, Jaxpr))
+        )
 
 
 def _product(equation: Any) -> float:

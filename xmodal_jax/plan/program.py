@@ -95,9 +95,7 @@ def batch_shapes(run: Run, labels: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
     fields |= dict.fromkeys(("id", "text_key", "index"), ((), "int32"))
     if labels:
         fields["labels"] = ((labels,), "float32")
-    return {
-        name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=rows) for name, (shape, dtype) in fields.items()
-    }
+    return {name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=rows) for name, (shape, dtype) in fields.items()}
 
 
 def device_bytes(tree: Any) -> float:
@@ -122,7 +120,9 @@ class Phases:
             self.say(f"{name}: {self.seconds[name]:.1f} s")
 
 
-def compile_step(run: Run, topology: Topology, say: Callable[[str], None], keep: Callable[[str], None] | None = None) -> Facts:
+def compile_step(
+    run: Run, topology: Topology, say: Callable[[str], None], keep: Callable[[str], None] | None = None
+) -> Facts:
     """Trace, lower and compile the step of `run`; `say` hears the phases, `keep` gets the compiled program's text.
 
     A program that the compiler refuses for memory gives facts with the numbers of its message.
@@ -192,7 +192,9 @@ def _with_program(facts: Facts, compiled: Any, topology: Topology, phase: Phases
 def memory_of(compiled: Any) -> Memory:
     """The compiler's own account of a program's memory on one device."""
     stats = compiled.memory_analysis()
-    refuse_unless(stats is not None, "this backend does not say how much memory a program needs; plan for a TPU topology")
+    refuse_unless(
+        stats is not None, "this backend does not say how much memory a program needs; plan for a TPU topology"
+    )
     return Memory(
         arguments=stats.argument_size_in_bytes,
         temporary=stats.temp_size_in_bytes,

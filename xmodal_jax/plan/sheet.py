@@ -29,7 +29,7 @@ def head_lines(run: Run, facts: Facts, topology: Topology, chip: Chip | None) ->
     rows = config.batch_size // (mesh["data"] * mesh["fsdp"])
     axes = " x ".join(f"{name} {size}" for name, size in mesh.items())
     yield f"mesh        {axes} = {facts.devices} devices"
-    yield f"batch       {config.batch_size} pairs, {rows} on each of {mesh["data"] * mesh["fsdp"]} devices; {config.dtype}; objectives {', '.join(run.assembly.objectives)}"
+    yield f"batch       {config.batch_size} pairs, {rows} on each of {mesh['data'] * mesh['fsdp']} devices; {config.dtype}; objectives {', '.join(run.assembly.objectives)}"
     yield f"parameters  {facts.params / 1e6:.1f} M; vocabulary {run.assembly.config.text.vocab_size}"
 
 

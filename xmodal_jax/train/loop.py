@@ -32,6 +32,7 @@ from xmodal_jax.train.tensorboard import EventWriter
 from xmodal_jax.train.watch import SkipWatch
 from xmodal_jax.train.warmstart import start_state
 
+
 @dataclass(frozen=True)
 class Run:
     """A config made ready on a mesh: the recipe, and where each leaf of the state lives."""
@@ -220,7 +221,9 @@ class _Session:
         """Steps until the end of the run or a stop signal; the state after the last of them."""
         config, first = self.run.assembly.config, int(state.step)
         data = config.data
-        dataset = train_dataset(data.path, data.split, self.run.assembly.tokenizer, data, config.seed, config.batch_size)
+        dataset = train_dataset(
+            data.path, data.split, self.run.assembly.tokenizer, data, config.seed, config.batch_size
+        )
         self.report = start_log(self.run, self.workdir, dataset, first)
         sharding = batch_sharding(self.run.mesh)
         share = process_share(sharding, config.batch_size)
