@@ -155,7 +155,9 @@ class Config:
     log_every: int = 10
     tensorboard: bool = False  # write the log as TensorBoard events too (workdir/tensorboard)
     dtype: str = "float32"  # compute dtype; parameters and losses stay float32
-    chunk: int = 0  # rows an encoder pass takes at a time: a large contrastive batch in small memory; 0: all (forward.py)
+    chunk: int = (
+        0  # rows an encoder pass takes at a time: a large contrastive batch in small memory; 0: all (forward.py)
+    )
     data: DataConfig = DataConfig()
     image: ImageConfig = ImageConfig()
     text: TextConfig = TextConfig()

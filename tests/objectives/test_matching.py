@@ -84,7 +84,11 @@ def test_negatives_never_share_id_or_caption_and_stay_in_their_group(ids, keys, 
     pairs = draw_two(jax.random.key(seed), ~jax.vmap(same)(grouped, grouped))
     images, texts, enough = numbered(pairs)
     for row in range(8):
-        others = [column for column in range(row // 4 * 4, row // 4 * 4 + 4) if ids[row] != ids[column] and keys[row] != keys[column]]
+        others = [
+            column
+            for column in range(row // 4 * 4, row // 4 * 4 + 4)
+            if ids[row] != ids[column] and keys[row] != keys[column]
+        ]
         assert (images[row] // 4 == row // 4).all() and (texts[row] // 4 == row // 4).all()
         assert enough[row] == (len(others) >= 2)
         if enough[row]:

@@ -4,13 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import FIVE, tiny_batch, tiny_config, tiny_params, tiny_recipe
+from tiny import FIVE, tiny_batch, tiny_config, tiny_model, tiny_objectives, tiny_params, tiny_recipe
 
 from xmodal_jax.forward import Forward, apart, named_key, together
+from xmodal_jax.models.crossmodal import init_params
 from xmodal_jax.objectives import parts
 from xmodal_jax.parallel.rules import path_name
 from xmodal_jax.train.flops import step_flops
-from xmodal_jax.train.step import create_state, total_loss
+from xmodal_jax.train.optimizer import make_optimizer
+from xmodal_jax.train.step import Recipe, create_state, total_loss
 
 ROWS, CHUNK = 16, 4
 GROUPED = FIVE | {"itm": {"negatives": 1, "group": 2}}
@@ -77,7 +79,9 @@ def test_with_dropout_it_is_the_chunks_computed_one_by_one():
         rows = []
         for k in range(pieces):
             tower = jax.random.split(keys[k])[0]
-            rows.append(Dropping().apply({"params": {"scale": scale}}, image[k::pieces], tower, method="image_tower")[:, 0])
+            rows.append(
+                Dropping().apply({"params": {"scale": scale}}, image[k::pieces], tower, method="image_tower")[:, 0]
+            )
         embed = jnp.stack(rows, 1).reshape(ROWS, 3)
         return (embed * weights).sum(), embed
 
@@ -99,16 +103,15 @@ def test_eight_times_the_batch_at_nearly_the_memory_of_one_chunk():
     }
 
     def temporary(rows, chunk):
-        recipe = tiny_recipe(tiny_config(batch_size=rows, chunk=chunk, **sections))
-        make = lambda: create_state(
-            recipe,
-            recipe.model.init(jax.random.key(0), batch["image"][:1], batch["text"][:1], frozenset(), method="touch")["params"],
-            0,
-        )
-        batch = jax.tree.map(jnp.asarray, tiny_batch(0, rows)) | {"image": jnp.zeros((rows, 32, 32, 3), jnp.uint8)}
+        config = tiny_config(batch_size=rows, chunk=chunk, **sections)
+        model, objectives = tiny_model(config), tiny_objectives(config.objectives)
+        batch = tiny_batch(0, rows) | {"image": np.zeros((rows, 32, 32, 3), np.uint8)}
+        first = (batch["image"][:1], batch["text"][:1])
+        params = jax.eval_shape(lambda: init_params(model, jax.random.key(0), *first, frozenset()))
+        recipe = Recipe(config, model, objectives, make_optimizer(config.optimizer, params, 1))
+        state = jax.eval_shape(lambda params: create_state(recipe, params, 0), params)
         loss = lambda params, state, batch: total_loss(recipe, params, state, batch, jax.random.key(0))[0]
-        state = jax.eval_shape(make)
-        compiled = jax.jit(jax.grad(loss)).lower(state.params, state, batch).compile()
+        compiled = jax.jit(jax.grad(loss)).lower(params, state, batch).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     one, eight, chunked = temporary(16, 0), temporary(128, 0), temporary(128, 16)

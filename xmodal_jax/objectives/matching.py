@@ -83,7 +83,9 @@ class ITM(Plain):
 
     weight: Schedule = 1.0
     negatives: int = 1  # per direction and row
-    group: int = 0  # negatives come from blocks of this many consecutive rows (at most a device's: no tokens travel); 0: all
+    group: int = (
+        0  # negatives come from blocks of this many consecutive rows (at most a device's: no tokens travel); 0: all
+    )
     every: int = 1  # match every n-th row only: a large batch for ITC without its cost in fusion
     hardness: float = 1.0  # negatives follow exp(hardness * ITC / temperature); 0: uniform
     loss: str = "binary"  # or "listwise"

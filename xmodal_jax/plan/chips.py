@@ -85,16 +85,6 @@ def chip_named(name: str) -> Chip:
     return CHIPS[name]
 
 
-KINDS = (
-    ("v5 lite", "v5e"), ("v5e", "v5e"), ("v5", "v5p"), ("v6", "v6e"), ("A100", "a100"), ("H100", "h100"), ("H200", "h200"),
-)  # fmt: skip
-
-
-def chip_of(device_kind: str) -> Chip | None:
-    """The chip that jax calls `device_kind` ("TPU v5 lite", "NVIDIA H100 80GB HBM3"), None for one that is not listed."""
-    return next((CHIPS[name] for mark, name in KINDS if mark in device_kind), None)
-
-
 def parse_topology(text: str, chip: str = "") -> Topology:
     """`v5e:16x16`, `v6e:16x16x2slices` or `local` -> Topology; `chip` says what to judge local devices as.
 

@@ -91,7 +91,7 @@ class TrainLog:
                 continue  # a line torn by a crash
         whole = self.path.with_suffix(".tmp")
         whole.write_text("".join(kept))
-        whole.replace(self.path)
+        whole.replace(self.path)  # killed here, the old lines are still all there
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record."""

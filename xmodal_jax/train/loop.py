@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import shutil
 import signal
 import sys
 import time
@@ -19,9 +18,10 @@ from xmodal_jax.data.pipeline import Loader, TrainDataset, train_dataset
 from xmodal_jax.data.transfer import Prefetch
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.parallel.mesh import batch_sharding, make_mesh, process_share, replicated
+from xmodal_jax.parallel.processes import is_first, leaving_at_once
 from xmodal_jax.parallel.rules import shardings
 from xmodal_jax.plan.chips import chip_of
-from xmodal_jax.train.checkpoint import Checkpoints, write_run
+from xmodal_jax.train.checkpoint import Checkpoints, copy_whole, write_run
 from xmodal_jax.train.flops import step_flops
 from xmodal_jax.train.log import TrainLog
 from xmodal_jax.train.optimizer import make_optimizer
@@ -31,6 +31,7 @@ from xmodal_jax.train.step import Recipe, create_state, jit_step
 from xmodal_jax.train.tensorboard import EventWriter
 from xmodal_jax.train.watch import SkipWatch
 from xmodal_jax.train.warmstart import start_state
+
 
 @dataclass(frozen=True)
 class Run:
@@ -56,7 +57,7 @@ class Run:
         state = make(jax.random.key(self.assembly.config.seed), found)
         if self.assembly.config.joint.start != "cca":
             return state
-        if jax.process_index() == 0:
+        if is_first():
             print("starting the heads from CCA on the training split", file=sys.stderr)
         return start_state(self.assembly, state)
 
@@ -132,7 +133,7 @@ def train(
     `evaluate(run, state, poll)` is called every `config.eval.every` steps and gives numbers for the log; it calls `poll`
     now and then, which ends it when the run must stop. `profile` (first, last) traces these steps to workdir/profile.
     """
-    workdir, first_process = pathlib.Path(workdir), jax.process_index() == 0
+    workdir = pathlib.Path(workdir)
     assembly = assemble(config)
     refuse_impossible(config, assembly)
     run = make_run(assembly)
@@ -140,14 +141,15 @@ def train(
     with Checkpoints(workdir, config.checkpoint.keep) as checkpoints, StopSignal() as stop:
         fresh = checkpoints.latest() is None
         state = run.fresh() if fresh else checkpoints.restore(run.abstract)
-        if first_process:
+        if is_first():
             if not fresh:
                 print(f"resuming '{workdir}' at step {int(state.step)} of {config.steps}", flush=True)
             keep_description(assembly, workdir)
         trace = Profile(workdir / "profile", *(profile or (0, 0)))
-        state = _Session(run, workdir, checkpoints, stop, evaluate, trace).steps(state)
+        with leaving_at_once(workdir):  # here, because the checkpoints wait for all processes when they close
+            state = _Session(run, workdir, checkpoints, stop, evaluate, trace).steps(state)
         checkpoints.save(state)
-    if stop.seen and first_process:
+    if stop.seen and is_first():
         print(f"stopped by a signal at step {int(state.step)}; saved, the same command goes on from here", flush=True)
     if stop.seen == signal.SIGINT:
         raise KeyboardInterrupt
@@ -159,9 +161,7 @@ def keep_description(assembly: Assembly, workdir: pathlib.Path) -> None:
     if assembly.config.text.tokenizer != "minilm":
         kept = workdir / "tokenizer.json"
         if assembly.tokenizer.path.resolve() != kept.resolve():
-            half = kept.with_suffix(".tmp")
-            shutil.copyfile(assembly.tokenizer.path, half)
-            half.replace(kept)
+            copy_whole(assembly.tokenizer.path, kept)
     write_run(workdir, assembly.describe())
 
 
@@ -197,7 +197,7 @@ def peak_flops(devices: Any) -> float:
 
 def start_log(run: Run, workdir: pathlib.Path, dataset: TrainDataset, first: int) -> TrainLog:
     """The log of a run from step `first` on."""
-    config, active = run.assembly.config, jax.process_index() == 0
+    config, active = run.assembly.config, is_first()
     row = dataset.batch_at(0, 0, config.batch_size)  # one row: its shapes are all that is needed
     shapes = {name: jax.ShapeDtypeStruct((config.batch_size, *x.shape[1:]), x.dtype) for name, x in row.items()}
     flops = step_flops(run.recipe, run.abstract, shapes) / config.batch_size
@@ -221,7 +221,9 @@ class _Session:
         """Steps until the end of the run or a stop signal; the state after the last of them."""
         config, first = self.run.assembly.config, int(state.step)
         data = config.data
-        dataset = train_dataset(data.path, data.split, self.run.assembly.tokenizer, data, config.seed, config.batch_size)
+        dataset = train_dataset(
+            data.path, data.split, self.run.assembly.tokenizer, data, config.seed, config.batch_size
+        )
         self.report = start_log(self.run, self.workdir, dataset, first)
         sharding = batch_sharding(self.run.mesh)
         share = process_share(sharding, config.batch_size)

@@ -59,7 +59,9 @@ def run_objectives(
     """All terms of one batch, and the student's Forward (its `passes` and those of its teacher say what was traced)."""
     config = recipe.config
     batch = prepared(recipe.objectives, batch, key)
-    teacher = teacher_forward(recipe.model, teachers.view(params, state.teacher), batch, config.dtype, recipe.cache, config.chunk)
+    teacher = teacher_forward(
+        recipe.model, teachers.view(params, state.teacher), batch, config.dtype, recipe.cache, config.chunk
+    )
     student = Forward(recipe.model, params, batch, key, state.memory, state.step, teacher, recipe.cache, config.chunk)
     if recipe.cache:
         share(student, same_towers(config, params))
