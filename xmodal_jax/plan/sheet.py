@@ -97,12 +97,6 @@ def verdict_lines(run: Run, facts: Facts, chip: Chip | None) -> Iterator[str]:
         yield f"  --config.{one.override}: {one.why}, saves about {gib(one.saves)}{note}"
 
 
-def fits(facts: Facts, chip: Chip | None) -> bool:
-    """Whether the step fits (True where nothing is known of the devices)."""
-    limit = facts.memory.usable or (chip.usable if chip else float("inf"))
-    return facts.compiled and facts.memory.total <= limit
-
-
 def sheet(run: Run, facts: Facts, topology: Topology, chip: Chip | None) -> Iterator[str]:
     """All lines of a plan."""
     pairs = run.assembly.config.batch_size
