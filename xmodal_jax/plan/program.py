@@ -80,7 +80,8 @@ def topology_devices(topology: Topology) -> list:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology.compiler_name, **more)
     except Exception as error:  # the compiler raises what it likes
         raise UserError(
-            f"--topology '{topology.text}': the TPU compiler refuses it ({str(error).splitlines()[0]}); write a shape that is sold"
+            f"--topology '{topology.text}': the TPU compiler refuses it ({str(error).splitlines()[0]}); "
+            "write a shape that is sold"
         ) from error
     return list(found.devices)
 

@@ -43,7 +43,8 @@ def memory_lines(facts: Facts, chip: Chip | None) -> Iterator[str]:
     for name, size in facts.state.items():
         yield f"  {NAMES[name]:<12}{gib(size):>12}"
     yield f"  {'batch':<12}{gib(facts.batch_bytes):>12}"
-    yield f"  {'temporary':<12}{gib(memory.temporary):>12}  activations, gradients" + (", as refused" if memory.refused else "")
+    refused = ", as refused" if memory.refused else ""
+    yield f"  {'temporary':<12}{gib(memory.temporary):>12}  activations, gradients{refused}"
     yield f"  {'code':<12}{gib(memory.code + memory.results):>12}  and results that are no argument"
     limit = memory.usable or (chip.usable if chip else 0)
     share = f" of {gib(limit)} usable, {100 * memory.total / limit:.0f} %" if limit else ""
