@@ -14,7 +14,7 @@ NAMES = {"params": "student", "teacher": "teacher", "opt_state": "optimizer", "m
 
 def gib(size: float) -> str:
     """Bytes as text in GiB, or MiB below a tenth."""
-    return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / 1024**2:.1f} MiB"
+    return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / 1024**2:.3g} MiB"
 
 
 def milliseconds(seconds: float) -> str:
