@@ -201,7 +201,9 @@ def overwritten(path):
     ],
     ids=["overwritten", "truncated", "truncated-unopened", "deleted-unopened"],
 )
-def test_a_shard_lost_while_the_run_reads_is_counted_and_replaced(make, own_set, sharded, monkeypatch, fault, opened, why):
+def test_a_shard_lost_while_the_run_reads_is_counted_and_replaced(
+    make, own_set, sharded, monkeypatch, fault, opened, why
+):
     monkeypatch.setattr("xmodal_jax.data.pipeline.BAD_SHARE", 0.4)
     clean = [make(folder=own_set, batch_size=18).batch_at(0) for _ in range(2)]
     assert same(*clean)
@@ -223,7 +225,10 @@ def test_a_shard_lost_while_the_run_reads_is_counted_and_replaced(make, own_set,
 def test_a_lost_shard_stops_the_run_at_one_percent(make, own_set, sharded):
     dataset = make(folder=own_set)
     sharded[1].unlink()
-    with Loader(dataset) as loader, pytest.raises(UserError, match=r"rows of split 'train' cannot be read.*more than 1 %"):
+    with (
+        Loader(dataset) as loader,
+        pytest.raises(UserError, match=r"rows of split 'train' cannot be read.*more than 1 %"),
+    ):
         for _ in range(3):
             next(loader)
     dataset.close()  # closing what could not be opened is no second error

@@ -67,7 +67,10 @@ def test_a_feature_cache_that_does_not_answer_is_named_by_cache_and_row(own_set,
     (file,) = dataset.split.caches[0].files
     file.unlink()
     os.mkfifo(file)  # opening it waits for a writer, as a mount that is gone waits for its server
-    with Loader(dataset, threads=1, prefetch=1) as loader, pytest.raises(UserError, match="rows of split 'train' cannot be"):
+    with (
+        Loader(dataset, threads=1, prefetch=1) as loader,
+        pytest.raises(UserError, match="rows of split 'train' cannot be"),
+    ):
         said_while(caplog, loader, 1, lambda: file.open("wb").close())
     assert f"thread batch_0 is reading row {row} of cache 'mean' for " in caplog.records[0].getMessage()
 

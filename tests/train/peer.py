@@ -25,13 +25,17 @@ def main(port: str, process: int, count: int, workdir: str, data: str) -> None:
     mesh = make_mesh(MeshConfig(1, 2 * count, 1))
     place = lambda leaf: batch_sharding(mesh) if leaf.ndim == 2 and leaf.shape[0] % 8 == 0 else replicated(mesh)
     put = lambda state: jax.tree.map(lambda leaf: jax.device_put(leaf, place(leaf)), state)
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place(leaf)), state_at(0))
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place(leaf)), state_at(0)
+    )
     with Checkpoints(workdir) as checkpoints:
         assert checkpoints.latest() is None
         for step in (2, 4):
             checkpoints.save(put(state_at(step)))
     if process == 0:
-        whole = max((pathlib.Path(workdir) / "checkpoints" / "4" / "state").rglob("*"), key=lambda path: path.stat().st_size)
+        whole = max(
+            (pathlib.Path(workdir) / "checkpoints" / "4" / "state").rglob("*"), key=lambda path: path.stat().st_size
+        )
         whole.write_bytes(whole.read_bytes()[:-1])
     jax.experimental.multihost_utils.sync_global_devices("damaged")
     with Checkpoints(workdir) as checkpoints:

@@ -27,7 +27,9 @@ def start(arguments: list[str]) -> subprocess.Popen:
     """`xmodal` in a process of its own, on one device."""
     extra = {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
     command = [sys.executable, "-m", "xmodal_jax.cli", *arguments]
-    return subprocess.Popen(command, env=os.environ | extra, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, env=os.environ | extra, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def ended(arguments: list[str]) -> tuple[int, str]:
@@ -137,7 +139,9 @@ def test_a_damaged_checkpoint_and_a_full_disk_cost_the_steps_since_the_last_good
     arguments = train_tiny(tmp_path / "run", LIGHT, "checkpoint.every=2", "eval.every=0")
     assert main(arguments) == 0
     whole, said = leaves_of(tmp_path / "run"), told(tmp_path / "run")
-    data = max((tmp_path / "run" / "checkpoints" / "4").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    data = max(
+        (tmp_path / "run" / "checkpoints" / "4").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size
+    )
     os.truncate(data, 1000)
     caplog.clear()
     with small_files(100_000):  # smaller than the arrays of a checkpoint, larger than any other file
@@ -145,7 +149,9 @@ def test_a_damaged_checkpoint_and_a_full_disk_cost_the_steps_since_the_last_good
     (warning,) = [record.getMessage() for record in caplog.records if "damaged" in record.getMessage()]
     assert warning.startswith("checkpoint 4 is damaged (state/") and warning.endswith("going on from step 2")
     sentence = capfd.readouterr().err.splitlines()[-1]
-    assert sentence.startswith("xmodal: checkpoint 4 could not be saved in ") and "the last good one is step 2" in sentence
+    assert (
+        sentence.startswith("xmodal: checkpoint 4 could not be saved in ") and "the last good one is step 2" in sentence
+    )
     assert main(arguments) == 0
     assert "at step 2 of 4" in capfd.readouterr().out
     now = leaves_of(tmp_path / "run")
