@@ -50,7 +50,7 @@ def wait_for(process: subprocess.Popen, happened, pause: float = 0.001) -> bool:
 
 
 def kill_once(arguments: list[str], workdir: pathlib.Path, draw: random.Random, moment: str) -> str:
-    """Start the run and SIGKILL it at about `moment`. Returns what it was at when it was hit."""
+    """Start the run and SIGKILL it at about `moment`. Returns that, and whether a save was in flight."""
     folder, log = workdir / "checkpoints", workdir / "metrics.jsonl"
     unfinished = lambda: {(path.name, path.stat().st_ctime) for path in folder.glob("*tmp*")}
     lines = lambda: log.read_bytes().count(b"\n") if log.exists() else 0
@@ -67,8 +67,8 @@ def kill_once(arguments: list[str], workdir: pathlib.Path, draw: random.Random, 
             wait_for(process, lambda: not saving())
             time.sleep(draw.uniform(0, 0.01))
         else:
-            time.sleep(draw.uniform(0, 0.5))
-    hit = "in a save" if saving() else "after a line" if lines() != written else "at the start"
+            time.sleep(draw.uniform(0, 0.15))
+    hit = f"{moment}, {'in' if saving() else 'outside'} a save"
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL, "the run ended before it was hit: give it more steps"
@@ -141,8 +141,8 @@ def test_a_run_killed_three_times_equals_a_whole_one(train_tiny, tmp_path):
     changes = (*SAVES, LIGHT, "steps=16", "eval.every=0")
     assert ended(train_tiny(tmp_path / "whole", *changes))[0] == 0
     hits = storm(train_tiny(tmp_path / "killed", *changes), tmp_path / "killed", 3, seed=0)
-    assert "in a save" in hits
     refuse_difference(tmp_path / "whole", tmp_path / "killed")
+    assert any(hit.endswith(" in a save") for hit in hits), hits
 
 
 def test_a_damaged_checkpoint_and_a_full_disk_cost_the_steps_since_the_last_good_one(
@@ -180,5 +180,5 @@ def test_a_run_killed_twenty_times_equals_a_whole_one(train_tiny, tmp_path):
     assert ended(train_tiny(tmp_path / "whole", *changes))[0] == 0
     hits = storm(train_tiny(tmp_path / "killed", *changes), tmp_path / "killed", 20, seed=1)
     print(hits)
-    assert hits.count("in a save") >= 5 and len(set(hits)) == 3
     refuse_difference(tmp_path / "whole", tmp_path / "killed")
+    assert all(sum(hit.endswith(f"{side} a save") for hit in hits) >= 5 for side in (" in", "outside")), hits
