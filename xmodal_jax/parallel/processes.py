@@ -1,0 +1,192 @@
+"""Several processes as one job: starting, agreeing on the config, and leaving when a peer is gone."""
+
+import contextlib
+import json
+import logging
+import os
+import pathlib
+import re
+import sys
+import threading
+import traceback
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from xmodal_jax.errors import UserError, refuse_unless
+
+log = logging.getLogger(__name__)
+
+GONE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong with the input, start again
+SLOTS = 64  # digests that `agree` exchanges: a fixed number, so that other versions of this package can be told apart
+LOST = re.compile(
+    r"gloo|connection (closed|reset|refused)|socket closed|broken pipe|heartbeat|coordination ?service"
+    r"|unavailable|deadline.exceeded|barrier|nccl.*(remote|network)",
+    re.IGNORECASE,
+)
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes logs and prints."""
+    return jax.process_index() == 0
+
+
+def refuse_bad_flags(coordinator: str, processes: int, process: int, distributed: bool) -> None:
+    """Only nothing, --distributed alone, or --coordinator, --processes and --process together make sense."""
+    given = {"--coordinator": bool(coordinator), "--processes": processes != 0, "--process": process != -1}
+    if distributed:
+        extra = ", ".join(name for name, there in given.items() if there)
+        refuse_unless(not extra, f"--distributed finds {extra} by itself; leave one or the other out")
+    elif any(given.values()):
+        missing = ", ".join(name for name, there in given.items() if not there)
+        refuse_unless(
+            not missing, f"{missing} is missing; write --coordinator HOST:PORT --processes N --process I together"
+        )
+        host, _, port = coordinator.rpartition(":")
+        refuse_unless(
+            bool(host) and port.isdigit() and 0 < int(port) < 65536,
+            f"--coordinator is '{coordinator}'; write HOST:PORT of process 0, such as node1:8476",
+        )
+        refuse_unless(processes > 0, f"--processes is {processes}; write the number of processes, above 0")
+        refuse_unless(
+            0 <= process < processes,
+            f"--process is {process}; write 0 to {processes - 1}, another one for each process",
+        )
+
+
+def initialize(
+    coordinator: str = "",
+    processes: int = 0,
+    process: int = -1,
+    distributed: bool = False,
+    heartbeat_seconds: int = 100,
+    wait_seconds: int = 300,
+) -> None:
+    """Join the job's other processes; nothing to do when no flag is given. Call it before anything touches a device.
+
+    `coordinator` is host:port of process 0, `process` this one's number; or `distributed`: TPU pods, SLURM and Open MPI
+    know all three. A peer is dead after `heartbeat_seconds` of silence. Raises UserError for impossible flags and a
+    port in use; ends the process with code 75 when the job is not complete after `wait_seconds`.
+    """
+    refuse_bad_flags(coordinator, processes, process, distributed)
+    if not (coordinator or distributed):
+        return
+    explicit = {"cluster_detection_method": "deactivate"} if coordinator else {}
+    place = (coordinator or None, processes or None, process if coordinator else None)
+    waiting = _not_complete(place, wait_seconds)
+    try:  # jax aborts at its own deadline without a Python exception: ours is earlier
+        jax.distributed.initialize(
+            *place, initialization_timeout=wait_seconds + 60, heartbeat_timeout_seconds=heartbeat_seconds, **explicit
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(_not_started(coordinator, error)) from error
+    finally:
+        waiting.cancel()
+    if jax.default_backend() == "cpu":
+        # Only process 0 would find its programs there, and Gloo gives the others 30 s to catch up.
+        jax.config.update("jax_enable_compilation_cache", False)
+    log.info(
+        "process %d of %d: when a peer dies, this one ends with code %d, or by jax's abort (134) after %d s of silence",
+        jax.process_index(),
+        jax.process_count(),
+        GONE,
+        heartbeat_seconds,
+    )
+
+
+def _not_started(coordinator: str, error: Exception) -> str:
+    if not coordinator:
+        return (
+            f"--distributed found no TPU pod, SLURM or Open MPI job ({error}); "
+            "write --coordinator HOST:PORT --processes N --process I"
+        )
+    if "RPC server" in str(error):
+        return f"the port of --coordinator {coordinator} is in use on this machine; write another one"
+    return f"the job at --coordinator {coordinator} could not start ({error}); look at the logs of the other processes"
+
+
+def _not_complete(place: tuple, seconds: int) -> threading.Timer:
+    """A started timer that ends the process, as only a thread can: the main one waits inside jax."""
+    coordinator, processes, process = place
+
+    def leave() -> None:
+        what = f"process {process} of {processes}: the job at --coordinator {coordinator}" if coordinator else "the job"
+        end(GONE, f"xmodal: {what} was not complete after {seconds} s; check the address and that all processes run")
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def agree(values: dict[str, Any]) -> None:
+    """Refuse to go on unless every process was started with the same `values` (names to JSON values).
+
+    Raises UserError on all processes, naming the first one that differs from process 0 and what differs.
+    """
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    digests = np.zeros(SLOTS, np.uint32)
+    digests[: len(values)] = [zlib.crc32(json.dumps(value, sort_keys=True).encode()) for value in values.values()]
+    table = multihost_utils.process_allgather(digests)
+    for process, row in enumerate(table):
+        other = [name for name, differs in zip(values, row != table[0], strict=False) if differs]
+        refuse_unless(
+            bool((row == table[0]).all()),
+            f"process {process} was started with another {', '.join(other) or 'version'} than process 0; "
+            "start all processes of a job with the same command",
+        )
+
+
+def last_save(workdir: str | pathlib.Path) -> str:
+    """The newest complete save of a work directory, in words."""
+    steps = [int(path.name) for path in pathlib.Path(workdir).glob("checkpoints/*") if path.name.isdigit()]
+    return f"the last save is step {max(steps)}" if steps else "nothing was saved yet"
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether an error of the runtime is about a process that cannot be reached."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and bool(LOST.search(str(error)))
+
+
+def verdict(error: BaseException, workdir: str | pathlib.Path) -> tuple[int, str]:
+    """The exit code that an error gives one process of several, and what it says."""
+    if lost_peer(error):
+        where = f"process {jax.process_index()} of {jax.process_count()}"
+        cause = str(error).rpartition("dispatching computation: ")[2].splitlines()[0]
+        again = f"{last_save(workdir)}; start all processes again with the same command"
+        return GONE, f"xmodal: {where}: a peer died or cannot be reached ({cause}); {again}"
+    if isinstance(error, UserError | OSError):
+        return 2, f"xmodal: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return 130, ""
+    return 1, "".join(traceback.format_exception(error))
+
+
+def end(code: int, text: str) -> None:
+    """Say `text` and leave at once: what Python does at exit waits for the peers."""
+    if text:
+        print(text, file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
+
+
+@contextlib.contextmanager
+def leaving_at_once(workdir: str | pathlib.Path) -> Iterator[None]:
+    """An error of one process of several ends it at once, so that its peers see it go instead of waiting for it.
+
+    Exit codes: 75 when a peer died (start again), 2 for bad input, 130 after Ctrl-C, 1 otherwise. With one process
+    errors pass through.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not jax.distributed.is_initialized() or jax.process_count() == 1:
+            raise
+        end(*verdict(error, workdir))
