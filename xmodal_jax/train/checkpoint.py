@@ -12,6 +12,7 @@ import pathlib
 import re
 import shutil
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -60,7 +61,7 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind: Any, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self.wait()
         except UserError as error:
@@ -241,16 +242,22 @@ def reason(error: BaseException) -> str:
 
 
 def _quiet() -> None:
-    """What orbax says besides raising, when a save or a restore fails: here all of it becomes one sentence."""
-    logger = logging.getLogger("absl")
-    if _no_orbax_traceback not in logger.filters:
-        logger.addFilter(_no_orbax_traceback)
+    """What orbax says besides raising when it fails: a traceback per array. Here all of it is one sentence."""
+    for name in ("absl", "asyncio"):
+        logger = logging.getLogger(name)
+        if _no_orbax_traceback not in logger.filters:
+            logger.addFilter(_no_orbax_traceback)
     if getattr(sys.unraisablehook, "__module__", "") != __name__:
         sys.unraisablehook = _no_closed_loop(sys.unraisablehook)
 
 
 def _no_orbax_traceback(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and f"orbax{os.sep}checkpoint" in record.pathname)
+    if not record.exc_info:
+        return True
+    frames = traceback.extract_tb(record.exc_info[2])
+    return not any(
+        f"orbax{os.sep}checkpoint" in name for name in (record.pathname, *(each.filename for each in frames))
+    )
 
 
 def _no_closed_loop(hook: Callable[[Any], None]) -> Callable[[Any], None]:
