@@ -91,9 +91,7 @@ def train(args: argparse.Namespace, overrides: list[str]) -> None:
     from xmodal_jax.train.loop import train as run_training
 
     config = configs.freeze(configs.load(args.config, overrides))
-    processes.initialize(
-        args.coordinator, args.processes, args.process, args.distributed, args.heartbeat, args.wait
-    )
+    processes.initialize(args.coordinator, args.processes, args.process, args.distributed, args.heartbeat, args.wait)
 
     def quick(run: Any, state: Any) -> dict:
         averaged = config.eval.params == "teacher"

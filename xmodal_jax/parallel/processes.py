@@ -52,7 +52,8 @@ def refuse_bad_flags(coordinator: str, processes: int, process: int, distributed
         )
         refuse_unless(processes > 0, f"--processes is {processes}; write the number of processes, above 0")
         refuse_unless(
-            0 <= process < processes, f"--process is {process}; write 0 to {processes - 1}, another one for each process"
+            0 <= process < processes,
+            f"--process is {process}; write 0 to {processes - 1}, another one for each process",
         )
 
 
