@@ -17,8 +17,11 @@ OBJECTIVES = {
 
 
 def get_config(variant: str = "full"):
-    """`full`: the run of the README; `finetune`: from pixels; `tiny`: small random towers, for tests on any machine."""
-    variant_of(variant, ("full", "finetune", "tiny"), "configs/quickstart.py")
+    """`full`: the run of the README; `finetune`: from pixels; `tiny`: small random towers, for tests on any machine;
+
+    `large`: two towers of 24 layers on 256 or 512 chips (see `large`).
+    """
+    variant_of(variant, ("full", "finetune", "tiny", "large"), "configs/quickstart.py")
     config = defaults()
     config.name = f"quickstart-{variant}"
     config.data.path = "data/emoji"
@@ -26,6 +29,8 @@ def get_config(variant: str = "full"):
     config.objectives = OBJECTIVES
     if variant == "tiny":
         return tiny(config)
+    if variant == "large":
+        return large(config)
     config.batch_size, config.steps = 128, 100
     config.fusion.hidden, config.fusion.dropout, config.fusion.head_dropout = 768, 0.2, 0.5
     config.image.head_hidden, config.image.head_dropout = 768, 0.7
@@ -60,4 +65,29 @@ def tiny(config):
     config.objectives.itc.queue = 64
     config.eval.batch_size, config.eval.rerank = 64, (8,)
     config.optimizer.warmup = 5
+    return config
+
+
+def large(config):
+    """ViT-L/16 and a text tower of its size, fusion of 6 layers, the five objectives, 16,384 pairs on 256 or 512 chips.
+
+    Plans: benchmarks/results/plan-v5e-256.txt and plan-v5p-512.txt. The data set is yours (`--config.data.path`), with a
+    BERT vocabulary.
+    """
+    config.data.path, config.data.image_size, config.data.length = "data/large", 224, 32
+    config.batch_size, config.steps, config.dtype, config.log_every = 16384, 100_000, "bfloat16", 50
+    config.mesh.data, config.mesh.fsdp = -1, 16
+    for tower in (config.image, config.text):
+        tower.width, tower.layers, tower.heads, tower.hidden, tower.remat = 1024, 24, 16, 4096, "full"
+    config.image.kind, config.image.patch = "vit", 16
+    config.text.tokenizer, config.text.positions, config.text.output_vocab = "minilm", 64, "all"
+    config.fusion.layers, config.fusion.heads, config.fusion.hidden, config.fusion.remat = 6, 16, 4096, "full"
+    config.joint.embed, config.joint.bits = 512, 128
+    config.objectives = OBJECTIVES | {
+        "itc": {"queue": 65536, "alpha": 0.4, "alpha_steps": 10_000},
+        "itm": {"negatives": 1, "group": 32},
+    }
+    config.teacher.momentum = 0.999
+    config.optimizer.lr, config.optimizer.warmup, config.optimizer.weight_decay = 5e-4, 5_000, 0.1
+    config.eval.batch_size, config.checkpoint.every = 1024, 1_000
     return config

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from xmodal_jax.forward import Encoded
+from xmodal_jax.models.layers import pick_rows
 
 
 class Given:
@@ -23,7 +24,7 @@ class Given:
 
     def fuse(self, image, text, rows):
         """Pairs as one token: the image's and the text's embedding side by side."""
-        tokens = jnp.concatenate([image.tokens[rows], text.tokens], axis=-1)
+        tokens = jnp.concatenate([pick_rows(image.tokens, rows), text.tokens], axis=-1)
         return Encoded(tokens, None, text.mask)
 
     def call(self, method, *inputs, **options):

@@ -12,11 +12,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from xmodal_jax.config import Config, as_dict, freeze
-from xmodal_jax.data.card import Card
-from xmodal_jax.data.text import Tokenizer, load_tokenizer, used_ids
+from xmodal_jax.data.card import CARD_FILE, Card
+from xmodal_jax.data.text import VOCABULARY, Tokenizer, load_tokenizer, used_ids
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.models.crossmodal import CrossModal, init_params
-from xmodal_jax.models.efficientnet import STRIDE
+from xmodal_jax.models.efficientnet import STRIDE, WIDTH
 from xmodal_jax.models.towers import pooling_groups
 from xmodal_jax.objectives import LM, MLM, build_objectives, parts, with_special_ids
 from xmodal_jax.objectives.base import Objective
@@ -51,7 +51,7 @@ class Assembly:
         }
 
 
-def image_shape(config: Config, card: Card) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def image_shape(config: Config, card: "Card | NamedCaches") -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shape of one example's image field, and which consecutive tokens are pooled together (() for all)."""
     pixels = (config.data.image_size, config.data.image_size, 3)
     if config.image.kind == "efficientnet":
@@ -100,6 +100,51 @@ def assemble(config: Config) -> Assembly:
     entries = [card.feature(name) for name in config.data.features]
     caches = tuple({"tower": entry["tower"], "size": entry["size"]} for entry in entries)
     return _assembly(config, tokenizer, output, shape, caches)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a program needs to know of a tokenizer that is not at hand: how many ids, and any special ones."""
+
+    vocab_size: int
+    cls_id: int = 2
+    mask_id: int = 4
+    bos_id: int = 5
+
+
+BERT_VOCABULARY = 30522
+
+
+def assemble_without_data(config: Config) -> Assembly:
+    """The assembly for planning: the same program as `assemble` gives, without a data set, tokenizer or weights.
+
+    A data card that exists is used. Else the vocabulary is `text.vocab_size`, or BERT's for "minilm", or the largest that
+    "data" builds; the feature caches are those of the tower that their names tell. Language heads take the whole
+    vocabulary, which is the most they can need.
+    """
+    text, path = config.text, pathlib.Path(config.data.path or ".") / CARD_FILE
+    sizes = {"minilm": BERT_VOCABULARY, "data": VOCABULARY}
+    size = text.vocab_size or sizes.get(text.tokenizer, 0) or load_tokenizer(text.tokenizer).vocab_size
+    shape, groups = image_shape(
+        config, Card.load(path.parent) if config.data.path and path.is_file() else NamedCaches()
+    )
+    vocabulary = Vocabulary(size)
+    return _assembly(resolve(config, vocabulary, groups), vocabulary, (), shape, ())
+
+
+class NamedCaches:
+    """Stands in for a data card: `xmodal data features` names a cache after its tower and input size."""
+
+    label_names: tuple[str, ...] = ()
+
+    def feature(self, name: str) -> dict[str, Any]:
+        """The entry of the cache `name`, such as "lite0-224"."""
+        tower, _, size = name.rpartition("-")
+        refuse_unless(
+            tower == "lite0" and size.isdigit(),
+            f"there is no data set to tell the shape of the features '{name}'; write config.data.path, or names as 'lite0-224'",
+        )
+        return {"tower": tower, "tokens": math.ceil(int(size) / STRIDE) ** 2 + 1, "width": WIDTH}
 
 
 def reassemble(description: dict[str, Any], workdir: pathlib.Path) -> Assembly:

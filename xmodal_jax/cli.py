@@ -93,15 +93,25 @@ def train(args: argparse.Namespace, overrides: list[str]) -> None:
     config = configs.freeze(configs.load(args.config, overrides))
     processes.initialize(args.coordinator, args.processes, args.process, args.distributed, args.heartbeat, args.wait)
 
-    def quick(run: Any, state: Any) -> dict:
+    def quick(run: Any, state: Any, poll: Any) -> dict:
         averaged = config.eval.params == "teacher"
         params = teacher.view(state.params, state.teacher) if averaged else state.params
-        return evaluate(run.assembly, params, quick=True)["mean"]
+        return evaluate(run.assembly, params, quick=True, poll=poll)["mean"]
 
     with processes.leaving_at_once(args.workdir):
         same = {f"config.{name}": value for name, value in configs.as_dict(config).items()}
         processes.agree({"version": __version__, "--workdir": args.workdir, **same})
-        run_training(config, args.workdir, quick)
+        run_training(config, args.workdir, quick, steps_of(args.profile))
+
+
+def steps_of(text: str) -> tuple[int, int] | None:
+    """`10:15` as (10, 15); None for nothing."""
+    if not text:
+        return None
+    first, _, last = text.partition(":")
+    good = first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last)
+    refuse_unless(good, f"--profile is '{text}'; write FIRST:LAST, steps counted from 1, such as 10:15")
+    return int(first), int(last)
 
 
 def section_overrides(overrides: list[str], allowed: tuple[str, ...]) -> dict[str, dict]:
@@ -249,6 +259,9 @@ def parser() -> argparse.ArgumentParser:
     fit = commands.add_parser("train", help="train a config, or go on with it; fields: --config.a.b=value")
     fit.add_argument("--config", required=True, help="configs/NAME.py[:variant]")
     fit.add_argument("--workdir", required=True)
+    fit.add_argument(
+        "--profile", default="", help="FIRST:LAST, write a profiler trace of these steps to WORKDIR/profile"
+    )
     _process_flags(fit)
     fit.set_defaults(run=train)
     test = commands.add_parser("eval", help="retrieval, re-ranking, codes, MAP")
@@ -264,6 +277,9 @@ def parser() -> argparse.ArgumentParser:
     write.add_argument("--show", type=int, default=10, help="captions to print")
     write.set_defaults(run=caption)
     _query_parsers(commands)
+    from xmodal_jax.plan.command import add_parser as plan_parser
+
+    plan_parser(commands)
     page = commands.add_parser("report", help="write report.html and report.png of a run")
     page.add_argument("--workdir", required=True)
     page.set_defaults(run=report)
@@ -278,10 +294,11 @@ def main(arguments: list[str] | None = None) -> int:
         rest, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
         args = parser().parse_args(rest)
         refuse_unless(
-            not overrides or args.command in ("train", "eval"),
+            not overrides or args.command in ("train", "eval", "plan"),
             f"'--config.{overrides[0] if overrides else ''}' goes with `xmodal train` or `xmodal eval` only",
         )
-        set_up_jax()
+        if args.command != "plan":  # a plan tells how long compiling takes
+            set_up_jax()
         args.run(args, overrides)
     except (UserError, OSError) as error:  # OSError: a folder for a file, no permission, a full disk; it names the path
         print(f"xmodal: {error}", file=sys.stderr)

@@ -153,7 +153,11 @@ class Config:
     batch_size: int = 128
     steps: int = 1000
     log_every: int = 10
+    tensorboard: bool = False  # write the log as TensorBoard events too (workdir/tensorboard)
     dtype: str = "float32"  # compute dtype; parameters and losses stay float32
+    chunk: int = (
+        0  # rows an encoder pass takes at a time: a large contrastive batch in small memory; 0: all (forward.py)
+    )
     data: DataConfig = DataConfig()
     image: ImageConfig = ImageConfig()
     text: TextConfig = TextConfig()
@@ -273,9 +277,13 @@ def check_ranges(config: Config) -> None:
     ):
         value = field_of(config, name)
         refuse_unless(value > 0, f"config.{name} is {value}; write a number above 0")
-    for name in ("optimizer.warmup", "optimizer.weight_decay", "joint.start_ridge", "eval.every"):
+    for name in ("optimizer.warmup", "optimizer.weight_decay", "joint.start_ridge", "eval.every", "chunk"):
         value = field_of(config, name)
         refuse_unless(value >= 0, f"config.{name} is {value}; write 0 or more")
+    refuse_unless(
+        not config.chunk or config.batch_size % config.chunk == 0,
+        f"config.chunk is {config.chunk}, which does not divide config.batch_size={config.batch_size}; write a divisor",
+    )
     drops = (
         "image.dropout",
         "image.head_dropout",
@@ -316,7 +324,7 @@ def check(config: Config) -> None:
         "text.pool": (text.pool, ("mean", "cls", "mean+attention")),
         "text.output_vocab": (text.output_vocab, ("train", "all")),
         **{
-            f"{name}.remat": (getattr(config, name).remat, ("none", "dots", "full"))
+            f"{name}.remat": (getattr(config, name).remat, ("none", "dots", "full", "offload"))
             for name in ("image", "text", "fusion")
         },
         "joint.start": (joint.start, ("random", "cca")),

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.extend.core import get_opaque_trace_state
 
+from xmodal_jax.models.layers import every_row, pick_rows
 from xmodal_jax.types import Array, Batch, Params
 
 
@@ -30,9 +31,16 @@ class Encoded:
     name: str | None = struct.field(pytree_node=False, default=None)
 
     def rows(self, index: Array) -> "Encoded":
-        """The rows `index` int [b] of this pass; rows are gathered, nothing runs again."""
-        take = lambda x: None if x is None else x[index]
-        return Encoded(take(self.tokens), take(self.embed), take(self.mask), take(self.ids))
+        """The rows `index` of this pass (see `pick_rows`); rows are gathered, nothing runs again."""
+        return self._taken(lambda x: pick_rows(x, index))
+
+    def every(self, step: int) -> "Encoded":
+        """Rows 0, step, 2 * step ... of this pass; the pass itself for 1."""
+        return self if step == 1 else self._taken(lambda x: every_row(x, step))
+
+    def _taken(self, take: Callable[[Array], Array]) -> "Encoded":
+        some = lambda x: None if x is None else take(x)
+        return Encoded(some(self.tokens), some(self.embed), some(self.mask), some(self.ids))
 
 
 def named_key(key: Array, name: str) -> Array:
@@ -40,11 +48,33 @@ def named_key(key: Array, name: str) -> Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
 
 
+def _pieces(batch: Batch, chunk: int) -> int:
+    """How many chunks a batch makes; 1 without chunks."""
+    rows = next(iter(batch.values())).shape[0] if batch else 0
+    if chunk and rows % chunk:
+        raise ValueError(f"config.chunk={chunk} does not divide the batch of {rows} rows; write a divisor")
+    return max(1, rows // chunk) if chunk else 1
+
+
+def apart(x: Array, pieces: int) -> Array:
+    """x [R, ...] -> [pieces, R / pieces, ...], piece k the rows k, k + pieces, ...: rows stay on their devices."""
+    return jnp.swapaxes(x.reshape(-1, pieces, *x.shape[1:]), 0, 1)
+
+
+def together(x: Array) -> Array:
+    """The inverse of `apart`: [pieces, r, ...] -> [pieces * r, ...]."""
+    return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
+
+
 class Forward:
     """The passes over one batch under one tree of parameters, memoised by name for the length of one trace.
 
     `teacher` is a second Forward on the EMA parameters: no gradient, no dropout. `memory` holds the rings and tables of
     the train state, `step` the step number (for ramps). `passes` lists the names of the passes that were traced.
+
+    With `chunk` every pass runs in pieces of so many rows, one after the other, each recomputed in the backward pass
+    (GradCache, Gao et al. 2021, by autodiff): activations of one piece at a time, while every loss still sees the whole
+    batch. Piece k holds the rows k, k + K, k + 2K ..., so that a batch split over devices stays where it is.
     """
 
     def __init__(
@@ -57,12 +87,16 @@ class Forward:
         step: Array | int = 0,
         teacher: "Forward | None" = None,
         cache: bool = True,
+        chunk: int = 0,
     ) -> None:
         self.model, self.params, self.batch, self.key = model, params, batch, key
         self.memory, self.step, self.teacher = memory or {}, step, teacher
-        self.towers: dict[str, Forward] = {}
+        self.towers: dict[str, Forward] = {}  # side -> whose tower pass to take instead of one's own
+        self.lent: frozenset[str] = frozenset()  # sides whose tower pass another Forward takes
         self.passes: list[str] = []
-        self.calls: list[tuple[str, tuple]] = []  # (method, shapes of its inputs), for the FLOP model
+        self.calls: list[tuple[str, tuple, int]] = []  # (method, shapes of its inputs, times), for the FLOP model
+        self.pieces = _pieces(batch, chunk)
+        self._times = 1  # how often what is traced now will run
         self._memo: dict[str, Any] | None = {} if cache else None
         self._trace = get_opaque_trace_state()
 
@@ -81,9 +115,27 @@ class Forward:
             self._memo[name] = result
         return result
 
+    def rowwise(self, run: Callable[..., Any], key: Array | None, *arrays: Array) -> Any:
+        """run(key, *arrays), which maps rows to rows; with `chunk` in pieces, recomputed in the backward pass.
+
+        arrays have one leading axis, and so has every array of the result. It is for passes, and for heads whose output
+        is much larger than their input (token logits).
+        """
+        if self.pieces == 1:
+            return run(key, *arrays)
+        keys = None if key is None else jax.random.split(key, self.pieces)
+        piece = jax.checkpoint(lambda inputs: run(inputs[0], *inputs[1]))
+        both = [fwd for fwd in (self, self.teacher) if fwd is not None]
+        for fwd in both:
+            fwd._times = self.pieces
+        out = jax.lax.map(piece, (keys, tuple(apart(x, self.pieces) for x in arrays)))
+        for fwd in both:
+            fwd._times = 1
+        return jax.tree.map(together, out)
+
     def call(self, method: str, *inputs: Any, **options: Any) -> Any:
         """A head or any other method of the model; never memoised."""
-        self.calls.append((method, tuple(getattr(x, "shape", ()) for x in inputs)))
+        self.calls.append((method, tuple(getattr(x, "shape", ()) for x in inputs), self._times))
         return self.model.apply({"params": self.params}, *inputs, method=method, **options)
 
     def tower(self, side: str, field: str) -> Array:
@@ -93,42 +145,66 @@ class Forward:
         """
         if side in self.towers:
             return stop(self.towers[side].tower(side, field))
-        return self._once(f"tower:{field}", lambda key: self.call(f"{side}_tower", self.batch[field], key))
+        run = lambda key, x: self.call(f"{side}_tower", x, key)
+        return self._once(f"tower:{field}", lambda key: self.rowwise(run, key, self.batch[field]))
+
+    def _joint(self, side: str, field: str, joint: Callable, key: Array | None) -> Any:
+        """joint(key, raw tokens, field's rows) over the tower's pass; in pieces, tower and joint are one piece."""
+        if self.pieces == 1 or side in self.towers or side in self.lent:
+            return self.rowwise(joint, key, self.tower(side, field), self.batch[field])
+
+        def both(key: Array | None, x: Array) -> Any:
+            keys = (None, None) if key is None else jax.random.split(key)
+            return joint(keys[1], self.call(f"{side}_tower", x, keys[0]), x)
+
+        return self.rowwise(both, key, self.batch[field])
 
     def image(self, field: str = "image") -> Encoded:
         """The image tower and its head on the batch's `field`."""
         name = f"image:{field}"
-
-        def run(key: Array | None) -> Encoded:
-            tokens, embed = self.call("image_joint", self.tower("image", field), key)
-            return Encoded(tokens, embed, name=name)
-
-        return self._once(name, run)
+        joint = lambda key, raw, _: self.call("image_joint", raw, key)
+        return self._once(name, lambda key: Encoded(*self._joint("image", field, joint, key), name=name))
 
     def text(self, field: str = "text") -> Encoded:
         """The text tower and its head on the batch's `field` of ids [B,L]."""
-        name = f"text:{field}"
-
-        def run(key: Array | None) -> Encoded:
-            ids, tokens = self.batch[field], self.tower("text", field)
-            return Encoded(tokens, self.call("text_joint", tokens, ids, key), ids != 0, ids, name)
-
+        name, ids = f"text:{field}", self.batch[field]
+        joint = lambda key, raw, ids: (raw, self.call("text_joint", raw, ids, key))
+        run = lambda key: Encoded(*self._joint("text", field, joint, key), ids != 0, ids, name)
         return self._once(name, run)
 
     def fuse(self, image: Encoded, text: Encoded, rows: Array | None = None) -> Encoded:
-        """Fused tokens of the texts, each reading the image `rows[i]` (default: its own).
+        """Fused tokens of the texts, each reading the image `rows` names (see `pick_rows`; default: its own).
 
         Memoised when both sides are whole passes; rows picked from a pass are fused anew each time.
         """
         name = f"fuse:{image.name}:{text.name}"
-
-        def run(key: Array | None) -> Encoded:
-            tokens = self.call("fuse", image.tokens, text.tokens, text.mask, rows, key)
-            return Encoded(tokens, None, text.mask, text.ids)
-
         if image.name is None or text.name is None or rows is not None:
-            return run(None if self.key is None else named_key(self.key, f"{name}:rows"))
+            key = None if self.key is None else named_key(self.key, f"{name}:rows")
+            return Encoded(self._fuse(key, image, text, rows), None, text.mask, text.ids)
+        run = lambda key: Encoded(self._fuse(key, image, text, rows), None, text.mask, text.ids)
         return self._once(name, run)
+
+    def _fuse(self, key: Array | None, image: Encoded, text: Encoded, rows: Array | None) -> Array:
+        """The fused tokens [b,L,D]; in pieces of whole groups where `rows` picks from groups."""
+        if rows is None:
+            own = lambda key, *arrays: self.call("fuse", *arrays, None, key)
+            return self.rowwise(own, key, image.tokens, text.tokens, text.mask)
+        if self.pieces == 1:
+            return self.call("fuse", image.tokens, text.tokens, text.mask, rows, key)
+        if rows.ndim != 2 or rows.shape[0] % self.pieces:
+            raise ValueError(
+                f"pairs drawn from {rows.shape[0]} groups do not split into {self.pieces} chunks; "
+                "set config.objectives.itm.group to a divisor of config.chunk"
+            )
+        grouped = lambda x: x.reshape(rows.shape[0], -1, *x.shape[1:])
+        flat = lambda x: x.reshape(-1, *x.shape[2:])
+
+        def groups(key: Array | None, image: Array, text: Array, mask: Array, rows: Array) -> Array:
+            fused = self.call("fuse", flat(image), flat(text), flat(mask), rows, key)
+            return fused.reshape(text.shape)
+
+        arrays = (grouped(x) for x in (image.tokens, text.tokens, text.mask))
+        return flat(self.rowwise(groups, key, *arrays, rows))
 
     def decode(self, image: Encoded, field: str) -> Array:
         """Hidden states [B,L,D] of the captioning decoder over `image` for the ids in the batch's `field`.
@@ -136,7 +212,8 @@ class Forward:
         Memoised when `image` is a whole pass.
         """
         name = f"decode:{image.name}:{field}"
-        run = lambda key: self.call("decode", image.tokens, self.batch[field], None, key)
+        each = lambda key, tokens, ids: self.call("decode", tokens, ids, None, key)
+        run = lambda key: self.rowwise(each, key, image.tokens, self.batch[field])
         if image.name is None:  # rows picked from a pass: another pick would meet the same name
             return run(None if self.key is None else named_key(self.key, f"decode:rows:{field}"))
         return self._once(name, run)
@@ -151,13 +228,16 @@ def stop(tree: Any) -> Any:
     return jax.tree.map(jax.lax.stop_gradient, tree)
 
 
-def teacher_forward(model: Any, params: Params, batch: Batch, dtype: str = "float32", cache: bool = True) -> Forward:
+def teacher_forward(
+    model: Any, params: Params, batch: Batch, dtype: str = "float32", cache: bool = True, chunk: int = 0
+) -> Forward:
     """The teacher's Forward: gradient stopped, dropout off, weights cast to the compute dtype as a view."""
     view = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)) if dtype != "float32" else x, stop(params))
-    return Forward(model, view, batch, None, cache=cache)
+    return Forward(model, view, batch, None, cache=cache, chunk=chunk)
 
 
 def share(student: Forward, towers: frozenset[str]) -> None:
     """Let the teacher of `student` take the student's pass of the towers that are the same for both."""
     if student.teacher is not None:
         student.teacher.towers = dict.fromkeys(towers, student)
+        student.lent = towers

@@ -24,7 +24,7 @@ def open_run(workdir: str | pathlib.Path, overrides: dict[str, dict] | None = No
     for section, fields in (overrides or {}).items():
         description["config"][section] = description["config"][section] | fields
     assembly = reassemble(description, workdir)
-    with Checkpoints(workdir) as checkpoints:
+    with Checkpoints(workdir, read_only=True) as checkpoints:
         # One device is enough to read weights; rows of a training mesh need not divide anything here.
         run = make_run(assembly, jax.local_devices()[:1])
         state = checkpoints.restore(run.abstract)

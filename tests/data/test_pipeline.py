@@ -2,11 +2,13 @@
 
 import dataclasses
 import logging
+import os
 import threading
 
 import numpy as np
 import pytest
 
+from xmodal_jax.data.features import write_features
 from xmodal_jax.data.image import AugmentConfig, decode, resize
 from xmodal_jax.data.pipeline import (
     BadRows,
@@ -17,7 +19,7 @@ from xmodal_jax.data.pipeline import (
     split_captions,
     train_dataset,
 )
-from xmodal_jax.data.records import RecordWriter, encode_record, open_records, pack
+from xmodal_jax.data.records import CorruptRecord, RecordWriter, encode_record, open_records, pack
 from xmodal_jax.data.text import text_key
 from xmodal_jax.errors import UserError
 
@@ -167,6 +169,96 @@ def test_over_one_percent_of_torn_rows_stops_the_run(make, own_set):
     with pytest.raises(UserError, match=r"1 of 18 rows of split 'train' cannot be read \(row 7: .*more than 1 %"):
         for number in range(3):
             dataset.batch_at(number)
+
+
+@pytest.fixture
+def sharded(own_set):
+    """The files of a train split of 18 rows in 3 shards (of a card that does not mind)."""
+    with open_records(own_set, "train") as records:
+        rows = [pack(record | {"more": bytes(range(256)) * 40}) for record in records]
+        (whole,) = records.files
+    whole.unlink()
+    with RecordWriter(own_set, "train", shard_bytes=6 * len(rows[0]) + 2000) as writer:
+        for row in rows:
+            writer.write(row)
+    files = [own_set / name for name in writer.files]
+    assert len(files) == 3
+    return files
+
+
+def overwritten(path):
+    with path.open("r+b") as file:
+        file.write(bytes(200_000))
+
+
+@pytest.mark.parametrize(
+    ("fault", "opened", "why"),
+    [
+        (overwritten, True, "hash mismatch"),
+        (lambda path: os.truncate(path, 100), True, "cut short"),
+        (lambda path: os.truncate(path, 100), False, "at least 64KB"),
+        (lambda path: path.unlink(), False, "No such file"),
+    ],
+    ids=["overwritten", "truncated", "truncated-unopened", "deleted-unopened"],
+)
+def test_a_shard_lost_while_the_run_reads_is_counted_and_replaced(
+    make, own_set, sharded, monkeypatch, fault, opened, why
+):
+    monkeypatch.setattr("xmodal_jax.data.pipeline.BAD_SHARE", 0.4)
+    clean = [make(folder=own_set, batch_size=18).batch_at(0) for _ in range(2)]
+    assert same(*clean)
+    dataset, again = make(folder=own_set, batch_size=18), make(folder=own_set, batch_size=18)
+    for row in range(18) if opened else ():
+        dataset.split.records[row], again.split.records[row]
+    fault(sharded[1])
+    with Loader(dataset, threads=1) as loader:
+        batch = next(loader)
+        assert loader.bad_rows == len(dataset.bad.rows) == 6
+    assert same(batch, again.batch_at(0)), "the same rows come in place of the lost ones"
+    want = clean[0]["id"]
+    lost = np.isin(want, sorted(dataset.bad.rows))
+    np.testing.assert_array_equal(batch["id"], np.where(lost, max(dataset.bad.rows) + 1, want))
+    with pytest.raises(CorruptRecord, match=why):
+        dataset.split.records[min(dataset.bad.rows)]
+
+
+def test_a_lost_shard_stops_the_run_at_one_percent(make, own_set, sharded):
+    dataset = make(folder=own_set)
+    sharded[1].unlink()
+    with (
+        Loader(dataset) as loader,
+        pytest.raises(UserError, match=r"rows of split 'train' cannot be read.*more than 1 %"),
+    ):
+        for _ in range(3):
+            next(loader)
+    dataset.close()  # closing what could not be opened is no second error
+    with pytest.raises(UserError, match=r"lacks shard \[1\] of 3"):
+        make(folder=own_set)
+
+
+def test_a_shard_deleted_while_it_is_open_loses_nothing(make, own_set, sharded):
+    clean, dataset = make(folder=own_set, batch_size=18), make(folder=own_set, batch_size=18)
+    want = clean.batch_at(0)
+    dataset.batch_at(0)
+    for path in sharded:
+        path.unlink()
+    assert same(dataset.batch_at(0), want) and not dataset.bad.rows
+
+
+def test_a_damaged_feature_cache_is_counted_too(make, own_set, monkeypatch):
+    monkeypatch.setattr("xmodal_jax.data.pipeline.BAD_SHARE", 0.1)
+    write_features(own_set, "mean", lambda images: images.mean((1, 2))[:, None], 8, tower="mean")
+    with open_records(own_set / "features" / "mean", "train") as cache:
+        rows = list(cache)
+    rows[7]["shape"] = [2, 3]
+    with RecordWriter(own_set / "features" / "mean", "train") as writer:
+        for row in rows:
+            writer.write(pack(row))
+    cfg = dataclasses.replace(PLAIN, features=("mean",))
+    dataset = make(cfg, folder=own_set, batch_size=18)
+    assert 7 not in dataset.batch_at(0)["id"] and dataset.bad.rows == {7}
+    with pytest.raises(UserError, match="row 7 of the feature caches cannot be read"):
+        list(eval_split(own_set, "train", dataset.tokenizer, cfg).images(18))
 
 
 def test_bad_rows_count_each_row_once():

@@ -1,5 +1,7 @@
 """Batches arrive sharded, in order, and the cursor counts what was handed out."""
 
+import threading
+
 import jax
 import numpy as np
 import pytest
@@ -59,3 +61,32 @@ def test_a_run_resumed_at_the_cursor_sees_the_same_batches(sharding, dataset):
         got = next(batches)
     for name in want:
         np.testing.assert_array_equal(np.asarray(got[name]), np.asarray(want[name]))
+
+
+def test_closing_ends_all_threads_also_after_an_error(sharding, dataset):
+    before = threading.active_count()
+    with pytest.raises(KeyError), Prefetch(Loader(dataset, threads=3), sharding) as batches:
+        next(batches)
+        assert batches.bad_rows == 0 and threading.active_count() > before
+        raise KeyError("the loop failed")
+    assert threading.active_count() == before
+
+
+class Noting(dict):
+    """The same sharding for every field; keeps what the loader said of itself when it was asked for."""
+
+    def __init__(self, sharding, stages):
+        super().__init__()
+        self.sharding, self.stages, self.said = sharding, stages, set()
+
+    def __missing__(self, name):
+        self.said.add(self.stages.described().partition(" for ")[0])
+        return self.sharding
+
+
+def test_a_copy_is_a_stage_until_it_is_done(dataset, sharding):
+    noting = Noting(sharding, dataset.split.stages)
+    with Prefetch(Loader(dataset, threads=1, prefetch=1), noting, depth=1) as batches:
+        next(batches)
+    assert noting.said == {"thread MainThread is copying to the devices batch 0"}
+    assert not dataset.split.stages.described()

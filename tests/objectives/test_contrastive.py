@@ -1,5 +1,7 @@
 """ITC against ALBEF's formula in PyTorch: value and gradient, with the queue, soft targets and several positives."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,10 @@ import torch
 from given import Given, unit
 from tiny import ROWS, tiny_batch, tiny_config, tiny_model
 
+from xmodal_jax.config import MeshConfig
 from xmodal_jax.errors import UserError
 from xmodal_jax.objectives.contrastive import ITC, NEVER, RING, direction, hard_targets, soft_cross_entropy
+from xmodal_jax.parallel.mesh import make_mesh
 
 EMBED, QUEUE, FILLED = 6, 10, 7
 
@@ -90,6 +94,18 @@ def test_value_and_gradient_are_albefs(arrays, case):
     np.testing.assert_allclose(term.values, rows, rtol=2e-5)
     for mine, theirs in zip(grads, reference, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_with_ring_it_is_the_same_objective(arrays, case):
+    objective, options = CASES[case]
+    term, grads = ours(objective, arrays, queued=options.get("queued", True))
+    with jax.set_mesh(make_mesh(MeshConfig(2, 4, 1))):  # a queue of 10 rows on 8 shards is filled up
+        found, ring_grads = ours(
+            dataclasses.replace(objective, ring=True), arrays, queued=options.get("queued", True)
+        )  # fmt: skip
+    for mine, theirs in zip(jax.tree.leaves((found, ring_grads)), jax.tree.leaves((term, grads)), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
 
 
 def test_without_queue_or_soft_targets_it_is_clips_loss(arrays):

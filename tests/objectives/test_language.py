@@ -37,6 +37,10 @@ class Words:
         """The given states."""
         return self.states
 
+    def rowwise(self, run, key, *arrays):
+        """All rows at once."""
+        return run(key, *arrays)
+
     def call(self, method, hidden):
         """The token head."""
         assert method == "token_logits"

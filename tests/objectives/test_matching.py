@@ -12,7 +12,7 @@ from tiny import ROWS, tiny_batch
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.objectives.base import same
-from xmodal_jax.objectives.matching import ITM, blocks, draw_in_groups, draw_negatives
+from xmodal_jax.objectives.matching import ITM, draw_negatives, draw_pairs, in_groups
 
 EMBED = 5
 HEAD = np.random.default_rng(11).normal(size=(2 * EMBED, 2)).astype(np.float32)
@@ -61,7 +61,15 @@ def test_logits_that_underflow_a_softmax_still_draw():
     assert set(picked) == {1, 2}
 
 
-draw_two = jax.jit(lambda key, logits, allowed: draw_in_groups(key, logits, allowed, 4, 2))
+draw_two = jax.jit(lambda key, allowed: draw_pairs(key, jnp.zeros((2, 4, 4)), allowed, 2))
+
+
+def numbered(pairs, every=1):
+    """Pairs as rows of the whole batch: image rows and text rows int [b, 1 + 2n], usable [b]."""
+    groups, size, _ = pairs.image.shape
+    first = size * np.arange(groups)[:, None, None]
+    flat = [(every * (np.asarray(side) + first)).reshape(groups * size, -1) for side in (pairs.image, pairs.text)]
+    return (*flat, np.asarray(pairs.usable).reshape(-1))
 
 
 @settings(max_examples=30, deadline=None)
@@ -72,18 +80,19 @@ draw_two = jax.jit(lambda key, logits, allowed: draw_in_groups(key, logits, allo
 )
 def test_negatives_never_share_id_or_caption_and_stay_in_their_group(ids, keys, seed):
     batch = {"id": jnp.array(ids, jnp.int32), "text_key": jnp.array(keys, jnp.int32)}
-    allowed = ~same(batch, batch)
-    picked = np.asarray(draw_two(jax.random.key(seed), jnp.zeros((8, 8)), allowed))
-    enough = np.asarray(blocks(allowed, 4)).sum(-1).reshape(8) >= 2
+    grouped = {name: in_groups(x, 4) for name, x in batch.items()}
+    pairs = draw_two(jax.random.key(seed), ~jax.vmap(same)(grouped, grouped))
+    images, texts, enough = numbered(pairs)
     for row in range(8):
-        assert (picked[row] // 4 == row // 4).all()
+        others = [
+            column
+            for column in range(row // 4 * 4, row // 4 * 4 + 4)
+            if ids[row] != ids[column] and keys[row] != keys[column]
+        ]
+        assert (images[row] // 4 == row // 4).all() and (texts[row] // 4 == row // 4).all()
+        assert enough[row] == (len(others) >= 2)
         if enough[row]:
-            assert all(ids[row] != ids[column] and keys[row] != keys[column] for column in picked[row])
-
-
-def test_blocks_are_the_diagonal_ones(rng):
-    matrix = rng.normal(size=(6, 6)).astype(np.float32)
-    np.testing.assert_array_equal(blocks(jnp.asarray(matrix), 2), [matrix[i : i + 2, i : i + 2] for i in (0, 2, 4)])
+            assert set(images[row, 1:3]) <= set(others) and set(texts[row, 3:]) <= set(others)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +108,7 @@ def computed(sides):
             return term.mean(), term
 
         (_, term), grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(*sides)
-        results[name] = term, grads, objective.pairs(forward(*sides), batch, key)
+        results[name] = term, grads, numbered(objective.pairs(forward(*sides), batch, key))
     return results
 
 
@@ -140,7 +149,7 @@ def test_images_and_texts_are_drawn_by_their_own_direction(sides):
     text = 0.1 * np.eye(ROWS, dtype=np.float32)
     text[:, 3] += 1.0  # every text is near image 3, so image 3 is everybody's hard negative image
     batch = tiny_batch() | {"text_key": np.arange(ROWS, dtype=np.int32)}
-    image_rows, text_rows, _ = ITM(hardness=10.0).pairs(Given(image, text), batch, jax.random.key(0))
+    image_rows, text_rows, _ = numbered(ITM(hardness=10.0).pairs(Given(image, text), batch, jax.random.key(0)))
     others = np.arange(ROWS) != 3
     assert (np.asarray(image_rows)[others, 1] == 3).all()
     assert len(set(np.asarray(text_rows)[:, 2].tolist())) > 2
@@ -158,7 +167,7 @@ def test_the_head_gets_the_embeddings_of_each_pair_without_gradient(sides):
         "match_logits": lambda tokens, mask, image, text, key: jnp.stack([image[:, 0] * text[:, 1], image[:, 1]], 1)
     }
     forward = Given(*sides, heads=heads)
-    image_rows, text_rows, _ = objective.pairs(forward, tiny_batch(), key)
+    image_rows, text_rows, _ = numbered(objective.pairs(forward, tiny_batch(), key))
     image, text = sides[0][image_rows], sides[1][text_rows]
     odds = image[..., 1] - image[..., 0] * text[..., 1]
     np.testing.assert_allclose(objective(forward, tiny_batch(), key).values, objective.binary(odds), rtol=1e-5)
@@ -168,7 +177,7 @@ def test_the_head_gets_the_embeddings_of_each_pair_without_gradient(sides):
 
 def test_every_second_row_is_matched_against_others_of_its_kind(sides):
     objective, key = ITM(negatives=2, every=2), jax.random.key(0)
-    image_rows, text_rows, usable = map(np.asarray, objective.pairs(forward(*sides), tiny_batch(), key))
+    image_rows, text_rows, usable = numbered(objective.pairs(forward(*sides), tiny_batch(), key), every=2)
     assert image_rows.shape == (ROWS // 2, 5) and usable.shape == (ROWS // 2,)
     np.testing.assert_array_equal(image_rows[:, 0], np.arange(0, ROWS, 2))
     assert (image_rows % 2 == 0).all() and (text_rows % 2 == 0).all()

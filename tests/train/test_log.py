@@ -22,17 +22,18 @@ def test_duration(seconds, text):
 
 def test_a_line_per_step_with_rate_and_wait(tmp_path):
     stream = io.StringIO()
-    log = TrainLog(tmp_path, steps=10, batch_size=4, first_step=0, stream=stream)
+    log = TrainLog(tmp_path, steps=10, batch_size=4, first_step=0, stream=stream, flops=3e12, peak=120e12)
     log.last_time -= 2.0  # two seconds ago
-    log.step(5, {"loss/itc": 1.25, "itc/accuracy": 0.5}, wait_seconds=1.0, flops=3e12)
+    log.step(5, {"loss/itc": 1.25, "itc/accuracy": 0.5}, wait_seconds=1.0, bad_rows=3)
     record = lines(tmp_path)[0]
     assert (record["step"], record["pairs"], record["loss/itc"]) == (5, 20, 1.25)
     assert record["pairs_per_s"] == pytest.approx(10, rel=0.05)
     assert record["data_wait"] == pytest.approx(0.5, rel=0.05)
     assert record["tflop_per_s"] == pytest.approx(30, rel=0.05)
+    assert record["mfu"] == pytest.approx(0.25, rel=0.05) and record["memory_gb"] > 0.05
     shown = stream.getvalue()
     assert shown.startswith("[##########          ] 5/10") and "itc 1.250" in shown and shown.endswith("\n")
-    assert "accuracy" not in shown and "0:02 left" in shown
+    assert "accuracy" not in shown and "0:02 left" in shown and "MFU 25 %" in shown and "bad rows 3" in shown
 
 
 def test_compilation_does_not_count_in_the_rate(tmp_path):

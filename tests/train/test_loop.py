@@ -1,5 +1,6 @@
 """The loop: stopped and resumed runs equal whole ones bit by bit, every config trains, NaN ends with a name."""
 
+import json
 import os
 import pathlib
 import signal
@@ -11,7 +12,9 @@ import pytest
 from xmodal_jax import config as configs
 from xmodal_jax.cli import main
 from xmodal_jax.errors import UserError
-from xmodal_jax.train.loop import StopSignal, refuse_non_finite, train
+from xmodal_jax.train.log import METRICS_FILE
+from xmodal_jax.train.loop import train
+from xmodal_jax.train.stop import StopSignal
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
 SMALL = ("batch_size=8", "data.image_size=16", "data.eval_split=test", "log_every=1")
@@ -22,25 +25,56 @@ def tiny(path, data, *overrides):
     return configs.freeze(configs.load(f"{path}:tiny", [f"data.path={data}", *SMALL, *overrides]))
 
 
-def test_a_stopped_run_that_goes_on_equals_a_whole_one(shapes_data, tmp_path):
-    config = tiny(CONFIGS[-1], shapes_data, "steps=4", "eval.every=2")
-    empty = {"itc": {"i2t": {}, "t2i": {}, "rSum": 0.0}}
-    whole = train(config, tmp_path / "whole", lambda run, state: empty)
+EMPTY = {"itc": {"i2t": {}, "t2i": {}, "rSum": 0.0}}
 
-    def stop(run, state):
+
+def records(workdir):
+    """metrics.jsonl without what depends on the clock and the machine."""
+    clock = ("pairs_per_s", "data_wait", "tflop_per_s", "mfu", "memory_gb")
+    lines = (json.loads(line) for line in (workdir / METRICS_FILE).read_text().splitlines())
+    return [{name: value for name, value in line.items() if name not in clock} for line in lines]
+
+
+def test_a_run_stopped_while_evaluating_goes_on_and_equals_a_whole_one(shapes_data, tmp_path):
+    config = tiny(CONFIGS[-1], shapes_data, "steps=4", "eval.every=2")
+    whole = train(config, tmp_path / "whole", lambda run, state, poll: EMPTY)
+    seen = []
+
+    def stop(run, state, poll):
         os.kill(os.getpid(), signal.SIGTERM)
-        return empty
+        poll()
+        seen.append("the evaluation went on")
+        return EMPTY
 
     handler = signal.getsignal(signal.SIGTERM)
     halfway = train(config, tmp_path / "stopped", stop)
-    assert int(halfway.step) == 2 and signal.getsignal(signal.SIGTERM) is handler
-    resumed = train(config, tmp_path / "stopped", lambda run, state: empty)
+    assert int(halfway.step) == 2 and signal.getsignal(signal.SIGTERM) is handler and not seen
+    resumed = train(config, tmp_path / "stopped", lambda run, state, poll: EMPTY)
     assert int(resumed.step) == 4
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b, err_msg=str(path))
-    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "stopped")]
-    losses = [[line[line.index('"loss/') :] for line in own if '"loss/' in line] for own in lines]
-    assert len(losses[0]) == 4 and losses[0] == losses[1]
+    both = [records(tmp_path / name) for name in ("whole", "stopped")]
+    assert [line["step"] for line in both[0]] == [1, 2, 2, 3, 4] and both[0] == both[1]  # the evaluation came later
+
+
+def test_a_real_evaluation_polls_between_its_blocks(shapes_data, tmp_path, capsys):
+    """A signal that comes while the weights are evaluated ends the run there, and the state is saved."""
+    from xmodal_jax.eval.evaluate import evaluate
+
+    polls = []
+
+    def quick(run, state, poll):
+        def count():
+            polls.append(poll)
+            if len(polls) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            poll()
+
+        return evaluate(run.assembly, state.params, quick=True, poll=count)["mean"]
+
+    config = tiny(CONFIGS[-1], shapes_data, "steps=4", "eval.every=2", "eval.batch_size=4")
+    assert int(train(config, tmp_path, quick).step) == 2
+    assert len(polls) == 2 and "stopped by a signal at step 2; saved" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -66,17 +100,7 @@ def test_a_second_signal_ends_the_process_at_once():
         signal.signal(signal.SIGINT, before)
 
 
-def test_steps_skipped_in_a_row_end_the_run_by_the_name_of_the_objective():
-    config = configs.freeze(configs.defaults())
-    metrics = {"loss/itc": float("nan"), "loss/itm": 0.5, "skips_in_row": config.optimizer.max_skips - 1}
-    refuse_non_finite(config, metrics)
-    with pytest.raises(UserError, match="the loss of itc is not finite"):
-        refuse_non_finite(config, metrics | {"skips_in_row": config.optimizer.max_skips})
-    with pytest.raises(UserError, match="the gradient is not"):
-        refuse_non_finite(config, {"loss/itm": 0.5, "skips_in_row": config.optimizer.max_skips})
-
-
-def test_nan_in_the_parameters_stops_a_real_run(shapes_data, tmp_path):
+def test_nan_in_the_parameters_stops_a_real_run(shapes_data, tmp_path, capsys):
     config = tiny(
         CONFIGS[-1],
         shapes_data,
@@ -85,5 +109,33 @@ def test_nan_in_the_parameters_stops_a_real_run(shapes_data, tmp_path):
         "joint.temperature_min=1e-30",
         "joint.temperature=1e-30",
     )
-    with pytest.raises(UserError, match="2 steps in a row were skipped"):
+    with pytest.raises(UserError, match=r"2 steps in a row were skipped: .* \(of log_temperature\)"):
         train(config, tmp_path)
+    said = capsys.readouterr().err
+    assert "step 1: update skipped, every loss is finite but the gradient is not" in said and "step 2: update" in said
+
+
+def test_profile_events_and_numbers_of_the_log(shapes_data, tmp_path):
+    """One run with everything on that looks at it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = tiny(CONFIGS[-1], shapes_data, "steps=4", "tensorboard=True")
+    train(config, tmp_path, None, (2, 3))
+    line = records(tmp_path)[-1]
+    assert {"pairs", "teacher/drift", "itc/temperature", "skipped", "bad_rows", "loss/itc"} <= set(line)
+    assert not any(name.startswith("nonfinite/") for name in line)
+    raw = json.loads((tmp_path / METRICS_FILE).read_text().splitlines()[-1])
+    assert raw["memory_gb"] > 0.1 and raw["tflop_per_s"] > 0 and "mfu" not in raw  # no data sheet of this CPU
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    points = events.Scalars("loss/itc")
+    assert [point.step for point in points] == [1, 2, 3, 4]
+    assert points[-1].value == pytest.approx(line["loss/itc"], rel=1e-5)
+
+
+def test_chunks_that_do_not_fit_are_refused(shapes_data, tmp_path):
+    cases = {"chunk=3": "does not divide config.batch_size=16", "chunk=4": "which 8 devices .* cannot share",
+             "chunk=8": "group is 0, and passes take 8 rows at a time"}  # fmt: skip
+    for override, sentence in cases.items():
+        with pytest.raises(UserError, match=sentence):
+            train(tiny(CONFIGS[-1], shapes_data, "batch_size=16", override), tmp_path)

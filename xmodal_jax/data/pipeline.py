@@ -23,6 +23,7 @@ import numpy as np
 from xmodal_jax.data.card import Card, normal_caption
 from xmodal_jax.data.image import AugmentConfig, CorruptImage, eval_image, train_image
 from xmodal_jax.data.records import CorruptRecord, check_record, open_records
+from xmodal_jax.data.stall import Stages, Watch
 from xmodal_jax.data.text import Tokenizer, text_key
 from xmodal_jax.errors import UserError, refuse_unless
 
@@ -41,6 +42,7 @@ class DataConfig:
     `path`: the data set's folder. `image_size`: px of a side. `length`: tokens of a text, [CLS] and [SEP] included.
     `languages`: those of the captions. `views`: those of the pictures, () for all. `features`: names of cached tokens
     to read in place of pictures. `threads`, `prefetch`: threads that make batches, and how many batches ahead.
+    `stall_seconds`: how long to wait for a batch before a warning names what each thread is at.
     """
 
     path: str = ""
@@ -54,11 +56,16 @@ class DataConfig:
     augment: AugmentConfig = AugmentConfig()
     threads: int = 4
     prefetch: int = 4
+    stall_seconds: float = 60.0
 
     def __post_init__(self):
         for name, least in (("image_size", 8), ("length", 3), ("threads", 1), ("prefetch", 1)):
             value = getattr(self, name)
             refuse_unless(value >= least, f"config.data.{name} is {value}; write {least} or more")
+        refuse_unless(
+            self.stall_seconds > 0,
+            f"config.data.stall_seconds is {self.stall_seconds}; write seconds above 0, such as 60",
+        )
         refuse_unless(len(self.languages) > 0, "config.data.languages is empty; write one or more, such as ('en',)")
 
 
@@ -69,7 +76,7 @@ class Split:
     """
 
     def __init__(self, data_dir: str | pathlib.Path, split: str, cfg: DataConfig):
-        self.card, self.name, self.cfg = Card.load(data_dir), split, cfg
+        self.card, self.name, self.cfg, self.stages = Card.load(data_dir), split, cfg, Stages()
         self.card.split(split)
         self.views = tuple(cfg.views) or tuple(self.card.views)
         _refuse_unknown("views", self.views, self.card.views, data_dir)
@@ -93,16 +100,24 @@ class Split:
 
     def record(self, row: int) -> dict[str, Any]:
         """The record of a row. Raises `CorruptRecord`."""
+        self.stages.note("reading row", row, f"split {self.name!r}")
         return check_record(self.records[row])
 
     def tokens(self, row: int, view: str, flip: bool) -> np.ndarray:
-        """Cached tokens float16 [N,D] of one picture: all caches of the config, one after the other on N."""
+        """Cached tokens float16 [N,D] of one picture: all caches of the config, one after the other on N.
+
+        Raises `CorruptRecord`.
+        """
         parts = []
-        for cache in self.caches:
+        for name, cache in zip(self.cfg.features, self.caches):
+            self.stages.note("reading row", row, f"cache {name!r}")
             cached = cache[row]
-            sides = cached["tokens"][view]
-            data = sides["flip" if flip and "flip" in sides else "plain"]
-            parts.append(np.frombuffer(data, np.float16).reshape(cached["shape"]))
+            try:
+                sides = cached["tokens"][view]
+                data = sides["flip" if flip and "flip" in sides else "plain"]
+                parts.append(np.frombuffer(data, np.float16).reshape(cached["shape"]))
+            except (KeyError, TypeError, ValueError) as error:
+                raise CorruptRecord(f"row {row} of cache {name!r} has no tokens of view {view!r} ({error})") from error
         return np.concatenate(parts)
 
     def captions(self, record: dict[str, Any]) -> list[str]:
@@ -174,8 +189,12 @@ class TrainDataset:
         )
         size = self.batch_size // count
         first = number * self.batch_size + process * size
-        examples = [self.examples[first + offset] for offset in range(size)]
-        return {field: np.stack([example[field] for example in examples]) for field in examples[0]}
+        try:
+            examples = [self.examples[first + offset] for offset in range(size)]
+            self.split.stages.note("stacking batch", number)
+            return {field: np.stack([example[field] for example in examples]) for field in examples[0]}
+        finally:
+            self.split.stages.done()
 
     def close(self) -> None:
         """Close all files."""
@@ -208,7 +227,9 @@ class TrainDataset:
         if self._image is None:
             image = self.split.tokens(row, view, rng.random() < self.split.cfg.augment.flip)
         else:
+            self.split.stages.note("decoding the picture of row", row)
             image = self._image(record["images"][view], rng)
+        self.split.stages.note("tokenising a caption of row", row)
         text = self.tokenizer.encode([caption], self.split.cfg.length)[0]
         number = np.int32(row)
         fields = {"image": image, "text": text, "id": number, "text_key": text_key(text), "index": number}
@@ -248,7 +269,7 @@ class Loader:
     """Iterates over the batches of a `TrainDataset` from a cursor, made ahead of time by threads.
 
     `cursor`: number of the batch that `next` will return. `wait_seconds`: time spent waiting for data so far (the stall
-    meter). `threads` and `prefetch` are the config's unless given; threads are enough, for decoders and the tokenizer
+    meter); a wait of `config.data.stall_seconds` is a warning that names what each thread is at. `threads` and `prefetch` are the config's unless given; threads are enough, for decoders and the tokenizer
     release the interpreter lock. Close it, or use it in `with`.
     """
 
@@ -264,8 +285,14 @@ class Loader:
         cfg = dataset.split.cfg
         self.dataset, self.cursor, self.wait_seconds = dataset, cursor, 0.0
         self._share, self._prefetch, self._ahead = (process, count), prefetch or cfg.prefetch, cursor
+        self.watch = Watch(dataset.split.stages, cfg.stall_seconds)
         self._threads = concurrent.futures.ThreadPoolExecutor(threads or cfg.threads, "batch")
         self._waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+
+    @property
+    def bad_rows(self) -> int:
+        """Rows that could not be read so far, by this process; each was replaced by the next one."""
+        return len(self.dataset.bad.rows)
 
     def __iter__(self) -> "Loader":
         return self
@@ -275,7 +302,11 @@ class Loader:
             self._waiting.append(self._threads.submit(self.dataset.batch_at, self._ahead, *self._share))
             self._ahead += 1
         started = time.perf_counter()
-        batch = self._waiting.popleft().result()
+        self.watch.begin()
+        try:
+            batch = self._waiting.popleft().result()
+        finally:
+            self.watch.end()
         self.wait_seconds += time.perf_counter() - started
         self.cursor += 1
         return batch
@@ -284,6 +315,7 @@ class Loader:
         """Stop the threads; batches made ahead are dropped."""
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._waiting.clear()
+        self.watch.close()
 
     def __enter__(self) -> "Loader":
         return self
@@ -385,7 +417,9 @@ def caption_keys(captions: Sequence[str]) -> np.ndarray:
 def _picture(source: Split, view: str, rows: list[int]) -> Callable[..., np.ndarray]:
     """(number, flip=False) -> the eval-time picture, or cached tokens, of the n-th record that is evaluated."""
     if source.caches:
-        return lambda number, flip=False: source.tokens(rows[number], view, flip)
+        return lambda number, flip=False: _readable(
+            lambda: source.tokens(rows[number], view, flip), f"row {rows[number]} of the feature caches"
+        )
     decode = eval_image(source.cfg.image_size)
 
     def picture(number: int, flip: bool = False) -> np.ndarray:

@@ -5,6 +5,7 @@ after the other, in the order they were written. The bytes of a row are msgpack.
 layout (features lie in `DIR/features/<name>/`), so that row i of one belongs to row i of the other.
 """
 
+import logging
 import os
 import pathlib
 import re
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from xmodal_jax.errors import UserError, refuse_unless
+
+log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
@@ -133,7 +136,11 @@ class RecordWriter:
 
 
 class Records:
-    """The rows of one split as a sequence of decoded msgpack trees; safe to index from many threads."""
+    """The rows of one split as a sequence of decoded msgpack trees; safe to index from many threads.
+
+    A shard stays open once a row of it was read. One that is deleted after that loses nothing: the system keeps an
+    open file, so the run goes on, and the next start refuses by the shard's name (`shard_files`).
+    """
 
     def __init__(self, files: list[pathlib.Path]):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -150,16 +157,21 @@ class Records:
             raise IndexError(f"row {row} of a split of {len(self)} records")
         try:
             data = self._source[row]
-        except (RuntimeError, ValueError) as error:  # the reader's own checksum
-            raise CorruptRecord(f"row {row} of {self.files[0].name}: {error}") from error
+        except (RuntimeError, ValueError, OSError) as error:  # the reader's own checksum, or a file that is gone
+            raise CorruptRecord(f"row {row} in {self.files[0].parent}: {error}") from error
+        if not data:  # what the reader gives for a row behind the end of a file that was cut while it was open
+            raise CorruptRecord(f"row {row} in {self.files[0].parent}: its shard was cut short")
         return unpack(data)
 
     def __iter__(self) -> Iterator[Any]:
         return (self[row] for row in range(len(self)))
 
     def close(self) -> None:
-        """Close the shard files."""
-        self._source.__exit__(None, None, None)
+        """Close the shard files; what is wrong with a damaged one was said when it was read."""
+        try:
+            self._source.__exit__(None, None, None)
+        except (RuntimeError, ValueError, OSError) as error:
+            log.debug("closing %s: %s", self.files[0].parent, error)
 
     def __enter__(self) -> "Records":
         return self

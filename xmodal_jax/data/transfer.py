@@ -24,7 +24,7 @@ class Prefetch:
     """Device batches of a loader, `depth` of them in flight, so that copies overlap with the step.
 
     `cursor` counts the batches handed out, not those in flight: it is what a checkpoint stores. `wait_seconds` is the
-    loader's stall meter. Closing it closes the loader.
+    loader's stall meter, `bad_rows` its count of unreadable rows. Closing it closes the loader.
     """
 
     def __init__(self, loader: Any, sharding: Any, depth: int = 2):
@@ -37,14 +37,29 @@ class Prefetch:
         """Time spent waiting for the loader so far."""
         return self.loader.wait_seconds
 
+    @property
+    def bad_rows(self) -> int:
+        """Rows that the loader could not read so far."""
+        return self.loader.bad_rows
+
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
         while len(self._ready) < self.depth:
-            self._ready.append(to_device(next(self.loader), self.sharding))
+            self._ready.append(self._copied(next(self.loader)))
         self.cursor += 1
         return self._ready.popleft()
+
+    def _copied(self, batch: dict[str, np.ndarray]) -> Batch:
+        watch = self.loader.watch
+        watch.begin()
+        watch.stages.note("copying to the devices batch", self.loader.cursor - 1)
+        try:
+            return to_device(batch, self.sharding)
+        finally:
+            watch.stages.done()
+            watch.end()
 
     def close(self) -> None:
         """Drop the batches in flight and close the loader."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from xmodal_jax.data.pipeline import EvalSplit
 from xmodal_jax.models.heads import l2_normalize
+from xmodal_jax.parallel.mesh import beside, to_host
 from xmodal_jax.types import Array, Params
 
 
@@ -27,10 +28,13 @@ class Embedded:
 
 
 class Embedder:
-    """The two encoders of a model on one tree of parameters, jitted once."""
+    """The two encoders of a model on one tree of parameters, jitted once.
 
-    def __init__(self, model: Any, params: Params) -> None:
-        self.model, self.params = model, params
+    `poll` is called before every block; what it raises ends the work (a run that is told to stop).
+    """
+
+    def __init__(self, model: Any, params: Params, poll: Callable[[], None] = lambda: None) -> None:
+        self.model, self.params, self.poll = model, params, poll
         self.hashes = "hash_image" in params
         self._encode = {
             side: jax.jit(partial(self._run, method, head))
@@ -45,11 +49,12 @@ class Embedder:
         codes = self.model.apply({"params": params}, embed, method=head) if self.hashes else None
         return tokens, embed, codes
 
-    def rows(self, side: str, rows: np.ndarray) -> Embedded:
+    def rows(self, side: str, rows: np.ndarray, keep_tokens: bool = True) -> Embedded:
         """Encode one block of images (as the tower takes them) or ids [b,L]."""
-        tokens, embed, codes = self._encode[side](self.params, jnp.asarray(rows))
+        tokens, embed, codes = self._encode[side](self.params, beside(self.params, rows))
         mask = rows != 0 if side == "text" else None
-        return Embedded(np.asarray(embed), np.asarray(tokens), mask, None if codes is None else np.asarray(codes))
+        tokens = to_host(tokens) if keep_tokens else None
+        return Embedded(to_host(embed), tokens, mask, None if codes is None else to_host(codes))
 
     def split(self, split: EvalSplit, side: str, batch_size: int, keep_tokens: bool = False) -> Embedded:
         """Encode all images or all captions of a split, in blocks of `batch_size` of one compiled shape.
@@ -70,10 +75,9 @@ class Embedder:
         """The real rows of all `blocks`, one after the other."""
         parts = []
         for block in blocks:
-            real, coded = int((block["id"] >= 0).sum()), self.rows(side, block[side])
-            parts.append(
-                jax.tree.map(lambda x, real=real: x[:real], vars(coded) | ({} if keep_tokens else {"tokens": None}))
-            )
+            self.poll()
+            real, coded = int((block["id"] >= 0).sum()), self.rows(side, block[side], keep_tokens)
+            parts.append(jax.tree.map(lambda x, real=real: x[:real], vars(coded)))
         return Embedded(**jax.tree.map(lambda *rows: np.concatenate(rows), *parts))
 
 

@@ -22,11 +22,12 @@ class Evaluator:
 
     assembly: Assembly
     params: Params
+    poll: Callable[[], None] = lambda: None
 
     @property
     def embedder(self) -> Embedder:
         """Both encoders."""
-        return Embedder(self.assembly.model, self.params)
+        return Embedder(self.assembly.model, self.params, self.poll)
 
     def views(self, name: str) -> tuple[str, ...]:
         """The views of a split that the config evaluates."""
@@ -41,16 +42,18 @@ class Evaluator:
 
 
 def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = False,
-             say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:  # fmt: skip
+             say: Callable[[str], None] = lambda _: None,
+             poll: Callable[[], None] = lambda: None) -> dict[str, Any]:  # fmt: skip
     """All tables of one split.
 
-    `quick` leaves re-ranking, codes and labels out (for use while training). `say` hears what is under way.
+    `quick` leaves re-ranking, codes and labels out (for use while training). `say` hears what is under way; `poll` is
+    called before every block that is encoded, and what it raises ends the evaluation.
 
     Returns:
       {"split", "records", "captions", "views": {view: tables}, "mean": the mean over the views, "combine", "weight"}; a view's
       tables are "itc", "rerank" {k: summary}, "codes", "labels"; with several views also "ensemble" (their mean embedding).
     """
-    evaluator, config = Evaluator(assembly, params), assembly.config
+    evaluator, config = Evaluator(assembly, params, poll), assembly.config
     split = split or config.data.eval_split
     embedder, found = evaluator.embedder, {}
     ks = () if quick or "match" not in params else tuple(config.eval.rerank)

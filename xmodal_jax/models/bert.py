@@ -17,6 +17,7 @@ from xmodal_jax.models.layers import (
     spread,
     stack_params,
 )
+from xmodal_jax.parallel.rules import whole
 from xmodal_jax.types import Array, Params
 
 
@@ -57,7 +58,7 @@ class Bert(nn.Module):
     def embed_tokens(self, ids: Array, key: Array | None = None) -> Array:
         """ids [B,L] -> normalised sum of word, position and segment embeddings [B,L,D]."""
         tables = self.embed
-        x = tables["word"][ids]
+        x = whole(tables["word"])[ids]
         x = x + spread(tables["position"][: ids.shape[1]], x) + spread(tables["type"][0], x)
         return dropout(layer_norm(tables["norm"], x).astype(self.dtype), self.dropout, key)
 

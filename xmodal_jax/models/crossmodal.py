@@ -14,7 +14,7 @@ from xmodal_jax.models.decoder import Decoder
 from xmodal_jax.models.efficientnet import EfficientNetLite0
 from xmodal_jax.models.features import FeatureTokens
 from xmodal_jax.models.fusion import Fusion
-from xmodal_jax.models.heads import HashHead, MatchHead, Projection, TokenHead
+from xmodal_jax.models.heads import HashHead, LogitBias, MatchHead, Projection, TokenHead
 from xmodal_jax.models.layers import (
     BlockStyle,
     block_params,
@@ -89,6 +89,7 @@ class CrossModal(nn.Module):
         self.vocabulary = TokenHead(text.width, len(self.output_ids) or text.vocab_size)
         self.hash_image = HashHead(joint.bits)
         self.hash_text = HashHead(joint.bits)
+        self.sigmoid = LogitBias()
         self.log_temperature = self.param("log_temperature", lambda _: jnp.log(jnp.float32(joint.temperature)))
 
     def image_tower(self, image: Array, key: Array | None = None) -> Array:
@@ -159,6 +160,10 @@ class CrossModal(nn.Module):
         low, high = jnp.log(jnp.float32(joint.temperature_min)), jnp.log(jnp.float32(joint.temperature_max))
         return jnp.exp(jnp.clip(self.log_temperature, low, high))
 
+    def logit_bias(self) -> Array:
+        """The learned bias of the sigmoid loss, a float32 scalar."""
+        return self.sigmoid()
+
     def touch(self, image: Array, ids: Array, parts: frozenset[str]) -> Array:
         """Run what the objectives use once, so that `init` makes exactly those parameters."""
         tokens, embed = self.encode_image(image)
@@ -174,6 +179,8 @@ class CrossModal(nn.Module):
         if "hash" in parts:
             self.hash_image_codes(embed)
             self.hash_text_codes(embed)
+        if "sigmoid" in parts:
+            self.logit_bias()
         return self.temperature()
 
 

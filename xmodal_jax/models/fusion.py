@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from xmodal_jax.models.layers import BlockStyle, block_params, project_heads, scan_blocks, stack_params
+from xmodal_jax.models.layers import BlockStyle, block_params, pick_rows, project_heads, scan_blocks, stack_params
 from xmodal_jax.types import Array, Params
 
 
@@ -37,14 +37,15 @@ class Fusion(nn.Module):
 
         def read(cross: Params) -> Any:
             keys, values = (project_heads(cross[name], image, self.heads) for name in ("key", "value"))
-            return (keys, values, None) if rows is None else (keys[rows], values[rows], None)
+            return (keys, values, None) if rows is None else (pick_rows(keys, rows), pick_rows(values, rows), None)
 
         return read
 
     def __call__(
         self, image: Array, text: Array, mask: Array, rows: Array | None = None, key: Array | None = None
     ) -> Array:
-        """image [B,N,D'], text [b,L,D], mask [b,L], rows int [b] (which image each text reads; default: its own)."""
+        """image [B,N,D'], text [b,L,D], mask [b,L], rows (which image each text reads, see `pick_rows`;
+        default: its own)."""
         image = image.astype(text.dtype)
         return scan_blocks(self.style, self.stack, text, mask[:, None, None, :], self.reader(image, rows), key)
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from xmodal_jax.models.layers import dense, dense_params, dropout, layer_norm, norm_params, spread
 from xmodal_jax.models.pooling import POOLS, attention_pool, masked_mean, probe_params
+from xmodal_jax.parallel.rules import pin_rows, whole
 from xmodal_jax.types import Array, Params
 
 
@@ -75,7 +76,8 @@ class TokenHead(nn.Module):
         x = jax.nn.gelu(dense(self.param("transform", dense_params, self.width, self.width), hidden), approximate=False)
         x = layer_norm(self.param("norm", lambda _: norm_params(self.width)), x)
         bias = self.param("bias", lambda _: jnp.zeros((self.outputs,)))
-        logits = jnp.einsum("...d,vd->...v", x, table.astype(x.dtype), preferred_element_type=jnp.float32)
+        table = whole(table.astype(x.dtype))
+        logits = pin_rows(jnp.einsum("...d,vd->...v", pin_rows(x), table, preferred_element_type=jnp.float32))
         return logits + spread(bias, logits)
 
 
@@ -99,6 +101,15 @@ class MatchHead(nn.Module):
         width = pooled.shape[-1]
         x = jax.nn.gelu(dense(self.param("up", dense_params, width, width // 2, fan_in(width)), pooled))
         return dense(self.param("down", dense_params, width // 2, 2), x)
+
+
+class LogitBias(nn.Module):
+    """A learned scalar added to the logits of pairs; it starts at -10 (Zhai et al. 2023, SigLIP)."""
+
+    @nn.compact
+    def __call__(self) -> Array:
+        """-> float32 scalar."""
+        return self.param("bias", lambda _: jnp.float32(-10.0)).astype(jnp.float32)
 
 
 class HashHead(nn.Module):

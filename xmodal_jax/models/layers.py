@@ -19,12 +19,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from xmodal_jax.parallel.rules import pin_rows
 from xmodal_jax.types import Array, Params
 
 POLICIES: dict[str, Callable | None] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # What "dots" keeps, kept in the host's memory instead: for accelerators (`xmodal plan` says what it saves).
+    "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
 }
 
 
@@ -99,6 +102,24 @@ def layer_norm(params: Params, x: Array, eps: float = 1e-12) -> Array:
     centred = y - y.mean(-1, keepdims=True)
     y = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
     return (y * spread(params["scale"], y) + spread(params["bias"], y)).astype(x.dtype)
+
+
+def pick_rows(x: Array, rows: Array) -> Array:
+    """Rows of x [B, ...] -> [b, ...].
+
+    rows int [b] are row numbers of x. rows int [G,m] are row numbers inside each of G equal blocks of consecutive rows of
+    x (b = G * m): when the blocks do not cross devices, no row does.
+    """
+    take = lambda own, index: own.at[index].get(mode="promise_in_bounds")
+    if rows.ndim == 1:
+        return take(x, rows)
+    blocks = x.reshape(rows.shape[0], -1, *x.shape[1:])
+    return jax.vmap(take)(blocks, rows).reshape(-1, *x.shape[1:])
+
+
+def every_row(x: Array, step: int) -> Array:
+    """Rows 0, step, 2 * step ... of x [B, ...], as a reshape: a strided slice would move rows between devices."""
+    return x if step == 1 else x.reshape(-1, step, *x.shape[1:])[:, 0]
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
@@ -205,8 +226,8 @@ def scan_blocks(
     def layer(carry: Array, inputs: tuple) -> tuple[Array, None]:
         params, layer_key = inputs
         read = memory(params["cross"]) if memory is not None else None
-        return block(style, params, carry, mask, read, layer_key), None
+        return pin_rows(block(style, params, carry, mask, read, layer_key)), None
 
     policy = POLICIES[style.remat]
     step = layer if policy is None else jax.checkpoint(layer, policy=policy, prevent_cse=False)
-    return jax.lax.scan(step, x, (stack, keys))[0]
+    return jax.lax.scan(step, pin_rows(x), (stack, keys))[0]

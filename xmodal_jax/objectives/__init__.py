@@ -10,8 +10,9 @@ from xmodal_jax.objectives.contrastive import ITC
 from xmodal_jax.objectives.hashing import Hash
 from xmodal_jax.objectives.language import LM, MLM
 from xmodal_jax.objectives.matching import ITM
+from xmodal_jax.objectives.sigmoid import SigLIP
 
-OBJECTIVES: dict[str, type] = {"itc": ITC, "itm": ITM, "mlm": MLM, "lm": LM, "hash": Hash}
+OBJECTIVES: dict[str, type] = {"itc": ITC, "siglip": SigLIP, "itm": ITM, "mlm": MLM, "lm": LM, "hash": Hash}
 
 
 def build_objectives(section: dict[str, Any]) -> dict[str, Objective]:

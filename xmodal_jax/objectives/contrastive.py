@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward, stop
 from xmodal_jax.objectives.base import Plain, Schedule, Term, at, same
+from xmodal_jax.parallel.ring import NEVER, Scalars, Softmax, contrast
 from xmodal_jax.types import Array, Batch
 
-NEVER = -1  # id of an empty queue row
 RING = "pairs"
+MATCHED = ("id", "text_key")  # what `same` reads
 
 
 def hard_targets(positive: Array) -> Array:
@@ -41,35 +42,57 @@ def direction(query: Array, keys: Array, positive: Array, valid: Array, temperat
     query [B,E] of the student against keys [M,E]; the target is `alpha` times the teacher's own softmax plus (1 - alpha)
     times the positives, or the positives alone without a teacher query [B,E].
     """
+    query, keys = query.astype(jnp.float32), keys.astype(jnp.float32)
     logits = masked(query @ keys.T / temperature, valid)
     targets = hard_targets(positive & valid[None, :])
     if teacher_query is not None:
-        soft = jax.nn.softmax(masked(teacher_query @ keys.T / stop(temperature), valid), axis=1)
+        soft = jax.nn.softmax(masked(teacher_query.astype(jnp.float32) @ keys.T / stop(temperature), valid), axis=1)
         targets = alpha * soft + (1.0 - alpha) * targets
     return soft_cross_entropy(logits, stop(targets)), logits
 
 
+def joined(keys: Batch, queue: Batch | None) -> Batch:
+    """Columns of the logits: the batch's keys, then the queue's, as one record of [M,...] arrays."""
+    if queue is None:
+        return keys
+    return {name: jnp.concatenate([x, queue[name].astype(x.dtype)]) for name, x in keys.items()}
+
+
+def nearest_is(positive: Array, logits: Array) -> Array:
+    """Whether each row's highest logit [B,M] is a positive -> bool [B]."""
+    return jnp.take_along_axis(positive, logits.argmax(1)[:, None], axis=1)[:, 0]
+
+
+def dense_softmax(rows: Batch, keys: Batch, queue: Batch | None, scalars: Scalars) -> tuple[Array, Array]:
+    """Losses [B] and hits [B] with the whole matrix of logits; records and scalars as in `parallel.ring.contrast`."""
+    columns = joined(keys, queue)
+    positive, valid = same(rows, columns), columns["id"] != NEVER
+    losses, logits = direction(
+        rows["embed"], columns["embed"], positive, valid, scalars["temperature"], rows.get("teacher"), scalars["alpha"]
+    )
+    return losses, nearest_is(positive, logits)
+
+
 @dataclass(frozen=True)
-class ITC(Plain):
-    """Student embeddings against the teacher's, of this batch and of the queue, in both directions.
+class Contrast(Plain):
+    """What contrastive objectives share: where keys come from, the queue of the teacher's, and how logits are made.
 
     Rows with the same id or the identical caption are positives wherever they stand, in the batch or in the queue.
-    `student_keys` contrasts with the student's own keys of the batch too (CLIP's loss), which trains both towers from
-    both directions; the queue then still holds teacher keys.
+    `student_keys` contrasts with the student's own keys of the batch too, which trains both towers from both directions;
+    the queue then still holds teacher keys. With `ring` no matrix of logits exists (parallel/ring.py): the same loss and
+    gradient, in memory that does not grow with the number of devices.
     """
 
     weight: Schedule = 1.0
     queue: int = 4096  # rows; 0: none
-    alpha: float = 0.4  # share of the teacher's soft targets
-    alpha_steps: int = 0  # ramp of alpha from 0 (ALBEF: one epoch)
     student_keys: bool = False
+    ring: bool = False
 
-    parts: ClassVar[frozenset[str]] = frozenset()
+    record: ClassVar[str] = RING  # name of its queue
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""
         refuse_unless(self.queue >= 0, f"{where}.queue is {self.queue}; write 0 for none or a number of rows")
-        refuse_unless(0.0 <= self.alpha <= 1.0, f"{where}.alpha is {self.alpha}; write a share from 0 to 1")
 
     def memory(self, model: Any) -> dict[str, Any]:
         """One ring of records: image key, text key, id and caption key of a pair share one cursor."""
@@ -77,35 +100,65 @@ class ITC(Plain):
             return {}
         shape = (self.queue, model.config.joint.embed)
         features = {name: jnp.zeros(shape, jnp.float32) for name in ("image", "text")}
-        return {RING: features | {name: jnp.full(shape[:1], NEVER, jnp.int32) for name in ("id", "text_key")}}
+        return {self.record: features | {name: jnp.full(shape[:1], NEVER, jnp.int32) for name in MATCHED}}
 
-    def _keys(self, fwd: Forward, batch: Batch) -> dict[str, Array]:
-        """Columns of the logits: this batch's keys, then the queue's, as one record of [M,...] arrays."""
+    def records(self, fwd: Forward, batch: Batch, query: str, key: str) -> tuple[Batch, Batch, Batch | None]:
+        """One direction: rows of the student's `query` side, the batch's keys and the queue's of the `key` side."""
+        matched = {name: batch[name] for name in MATCHED}
         source = fwd if self.student_keys else fwd.teacher
-        own = {"image": source.image().embed, "text": source.text().embed}
-        own |= {"id": batch["id"], "text_key": batch["text_key"]}
-        ring = fwd.memory.get(RING) if self.queue else None
-        return own if ring is None else {name: jnp.concatenate([own[name], ring[name]]) for name in own}
+        rows, keys = {"embed": embedding(fwd, query)} | matched, {"embed": embedding(source, key)} | matched
+        ring = fwd.memory.get(self.record) if self.queue else None
+        queue = None if ring is None else {"embed": ring[key]} | {name: ring[name] for name in MATCHED}
+        return rows, keys, queue
+
+    def enqueued(self, fwd: Forward, batch: Batch) -> dict[str, dict[str, Array]]:
+        """The teacher's keys of this batch, for the queue."""
+        if not self.queue:
+            return {}
+        rows = {side: embedding(fwd.teacher, side) for side in ("image", "text")}
+        return {self.record: stop(rows | {name: batch[name] for name in MATCHED})}
+
+
+def embedding(fwd: Forward, side: str) -> Array:
+    """Unit embeddings [B,E] of the pass "image" or "text"."""
+    return (fwd.image() if side == "image" else fwd.text()).embed
+
+
+@dataclass(frozen=True)
+class ITC(Contrast):
+    """Softmax over this batch's and the queue's keys in both directions, towards positives and the teacher's softmax.
+
+    With student keys, no queue and alpha 0 it is CLIP's loss.
+    """
+
+    alpha: float = 0.4  # share of the teacher's soft targets
+    alpha_steps: int = 0  # ramp of alpha from 0 (ALBEF: one epoch)
+
+    parts: ClassVar[frozenset[str]] = frozenset()
+
+    def check(self, where: str) -> None:
+        """Refuse impossible values."""
+        super().check(where)
+        refuse_unless(0.0 <= self.alpha <= 1.0, f"{where}.alpha is {self.alpha}; write a share from 0 to 1")
 
     def _alpha(self, step: Array | int) -> Array:
         """The share of soft targets at `step`, ramped from 0."""
         ramp = at(((0, 0.0), (self.alpha_steps, 1.0)), step) if self.alpha_steps else jnp.float32(1.0)
         return jnp.float32(self.alpha) * ramp
 
-    def _enqueue(self, fwd: Forward, batch: Batch) -> dict[str, dict[str, Array]]:
-        """The teacher's keys of this batch, for the queue."""
-        if not self.queue:
-            return {}
-        rows = {"image": fwd.teacher.image().embed, "text": fwd.teacher.text().embed}
-        return {RING: stop(rows | {"id": batch["id"], "text_key": batch["text_key"]})}
+    def _direction(self, fwd: Forward, batch: Batch, query: str, key: str) -> tuple[Array, Array]:
+        """Losses [B] and hits [B] of one direction. The teacher runs only where keys, targets or the queue need it."""
+        rows, keys, queue = self.records(fwd, batch, query, key)
+        if self.alpha:
+            rows |= {"teacher": embedding(fwd.teacher, query)}
+        scalars = {"temperature": fwd.temperature(), "alpha": self._alpha(fwd.step)}
+        if self.ring:
+            return contrast(Softmax(), same, rows, keys, queue, scalars, self.student_keys)
+        return dense_softmax(rows, keys, queue, scalars)
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
-        """Mean of both directions, [B]. The teacher runs only where keys, soft targets or the queue need it."""
-        image, text, keys = fwd.image().embed, fwd.text().embed, self._keys(fwd, batch)
-        soft = (fwd.teacher.image().embed, fwd.teacher.text().embed) if self.alpha else (None, None)
-        shared = (same(batch, keys), keys["id"] != NEVER, fwd.temperature())
-        i2t, logits = direction(image, keys["text"], *shared, soft[0], self._alpha(fwd.step))
-        t2i, _ = direction(text, keys["image"], *shared, soft[1], self._alpha(fwd.step))
-        hit = jnp.take_along_axis(shared[0], logits.argmax(1)[:, None], axis=1)
-        metrics = {"accuracy": hit.astype(jnp.float32).mean(), "temperature": fwd.temperature()}
-        return Term(0.5 * (i2t + t2i), jnp.ones_like(i2t), metrics, self._enqueue(fwd, batch))
+        """Mean of both directions, [B]."""
+        i2t, hits = self._direction(fwd, batch, "image", "text")
+        t2i, _ = self._direction(fwd, batch, "text", "image")
+        metrics = {"accuracy": hits.astype(jnp.float32).mean(), "temperature": fwd.temperature()}
+        return Term(0.5 * (i2t + t2i), jnp.ones_like(i2t), metrics, self.enqueued(fwd, batch))

@@ -88,24 +88,29 @@ class MLM(Plain):
         ids, positions, chosen = mask_tokens(key, batch["text"], self.rate, self.vocab_size, self.mask_id)
         return {"masked": ids, "masked_positions": positions, "masked_chosen": chosen}
 
-    def token_logits(self, fwd: Forward, batch: Batch) -> Array:
-        """Logits [B,M,V] at the masked positions of the fused masked text."""
+    def hidden(self, fwd: Forward, batch: Batch) -> Array:
+        """Hidden states [B,M,D] at the masked positions of the fused masked text."""
         fused = fwd.fuse(fwd.image(), fwd.text("masked"))
-        picked = jnp.take_along_axis(fused.tokens, batch["masked_positions"][..., None], axis=1)
-        return fwd.call("token_logits", picked)
+        return jnp.take_along_axis(fused.tokens, batch["masked_positions"][..., None], axis=1)
+
+    def losses(self, fwd: Forward, hidden: Array, teacher: Array | None, target: Array) -> tuple[Array, Array]:
+        """Losses [B,M] and whether the best word is right, from hidden states [B,M,D] of student and teacher."""
+        logits = fwd.call("token_logits", hidden)
+        losses = cross_entropy(logits, target)
+        if teacher is not None:
+            share = stop(jax.nn.softmax(fwd.teacher.call("token_logits", teacher)))
+            soft = jax.nn.logsumexp(logits, axis=-1) - (share * logits).sum(-1)
+            losses = (1.0 - self.alpha) * losses + self.alpha * soft
+        return losses, (logits.argmax(-1) == target).astype(jnp.float32)
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """Mean over the masked tokens."""
-        logits = self.token_logits(fwd, batch)
         original = jnp.take_along_axis(batch["text"], batch["masked_positions"], axis=1)
         target, known = output_index(original, fwd.model.output_ids)
-        losses = cross_entropy(logits, target)
-        if self.alpha:
-            teacher = stop(jax.nn.softmax(self.token_logits(fwd.teacher, batch)))
-            soft = jax.nn.logsumexp(logits, axis=-1) - (teacher * logits).sum(-1)
-            losses = (1.0 - self.alpha) * losses + self.alpha * soft
+        arrays = (self.hidden(fwd, batch), *([self.hidden(fwd.teacher, batch)] if self.alpha else []), target)
+        each = lambda _, hidden, *rest: self.losses(fwd, hidden, rest[0] if self.alpha else None, rest[-1])
+        losses, right = fwd.rowwise(each, None, *arrays)
         mask = (batch["masked_chosen"] & known).astype(jnp.float32)
-        right = (logits.argmax(-1) == target).astype(jnp.float32)
         return row_term(losses, mask, {"accuracy": (right * mask).sum() / jnp.maximum(mask.sum(), 1.0)})
 
 
@@ -131,9 +136,12 @@ class LM(Plain):
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """Mean over the predicted tokens ([SEP] included, padding not)."""
         hidden = fwd.decode(fwd.image(), "caption")[:, :-1]
-        logits = fwd.call("token_logits", hidden)
         target, known = output_index(batch["text"][:, 1:], fwd.model.output_ids)
         mask = ((batch["text"][:, 1:] != 0) & known).astype(jnp.float32)
-        losses = cross_entropy(logits, target, self.smoothing)
-        right = (logits.argmax(-1) == target).astype(jnp.float32)
+
+        def each(_: None, hidden: Array, target: Array) -> tuple[Array, Array]:
+            logits = fwd.call("token_logits", hidden)
+            return cross_entropy(logits, target, self.smoothing), (logits.argmax(-1) == target).astype(jnp.float32)
+
+        losses, right = fwd.rowwise(each, None, hidden, target)
         return row_term(losses, mask, {"accuracy": (right * mask).sum() / jnp.maximum(mask.sum(), 1.0)})

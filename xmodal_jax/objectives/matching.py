@@ -8,14 +8,14 @@ log p(match) - ITC / temperature + constant. What matching learns is the correct
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward, named_key, stop
+from xmodal_jax.models.layers import every_row, pick_rows
 from xmodal_jax.objectives.base import Plain, Schedule, Term, same
 from xmodal_jax.types import Array, Batch
 
@@ -23,30 +23,55 @@ from xmodal_jax.types import Array, Batch
 def draw_negatives(key: Array, logits: Array, allowed: Array, count: int) -> Array:
     """`count` columns per row without replacement, with probability proportional to exp(logits) where `allowed`.
 
-    logits [B,M], allowed bool [B,M] -> int [B,count] (Gumbel top-k). A row with fewer allowed columns repeats others'
-    -inf entries; `ITM` gives such rows no weight.
+    logits [B,M], allowed bool [B,M] -> int [B,count] (Gumbel top-k, as `count` times the largest: XLA splits an argmax over
+    devices and gathers everything for a top-k). A row with fewer allowed columns gets others; `ITM` gives it no weight.
     """
     noisy = jnp.where(allowed, logits + jax.random.gumbel(key, logits.shape), -jnp.inf)
-    return jax.lax.top_k(noisy, count)[1]
+    picked, columns = [], jnp.arange(logits.shape[1])[None, :]
+    for _ in range(count):
+        picked.append(noisy.argmax(1))
+        noisy = jnp.where(columns == picked[-1][:, None], -jnp.inf, noisy)
+    return jnp.stack(picked, axis=1).astype(jnp.int32)
 
 
-def blocks(matrix: Array, group: int) -> Array:
-    """The diagonal blocks of [B,B] -> [B/group, group, group]."""
-    count = matrix.shape[0] // group
-    cut = matrix.reshape(count, group, count, group)
-    return jnp.moveaxis(jnp.diagonal(cut, axis1=0, axis2=2), -1, 0)
+class Pairs(NamedTuple):
+    """Which image and which text each fused pair takes: 1 positive, then n negative images, then n negative texts a row.
 
-
-def draw_in_groups(key: Array, logits: Array, allowed: Array, group: int, count: int) -> Array:
-    """Negatives from inside blocks of `group` consecutive rows -> global row numbers int [B,count].
-
-    With `group` at most the rows of one device no token crosses devices, and the loss is the same on every mesh.
+    image, text int [G,g,1+2n] number the matched rows inside their group; usable bool [G,g]: the row has negatives enough.
     """
-    local = jax.vmap(draw_negatives, in_axes=(0, 0, 0, None))
-    keys = jax.random.split(key, logits.shape[0] // group)
-    picked = local(keys, blocks(logits, group), blocks(allowed, group), count)
-    offset = group * jnp.arange(picked.shape[0], dtype=picked.dtype)[:, None, None]
-    return (picked + offset).reshape(logits.shape[0], count)
+
+    image: Array
+    text: Array
+    usable: Array
+
+    def flat(self, side: str) -> Array:
+        """The rows of one side as `pick_rows` takes them, int [G, g * (1+2n)]."""
+        rows = getattr(self, side)
+        return rows.reshape(rows.shape[0], -1)
+
+
+def in_groups(x: Array, group: int) -> Array:
+    """x [B, ...] -> [B / group, group, ...], blocks of consecutive rows."""
+    return x.reshape(-1, group, *x.shape[1:])
+
+
+def draw_pairs(key: Array, logits: Array, allowed: Array, count: int) -> Pairs:
+    """Hard negatives of both directions from inside each group: image-to-text logits and `allowed` [G,g,g].
+
+    With a group at most the rows of one device no row crosses devices, and the draw is the same on every mesh.
+    """
+    groups, size, _ = logits.shape
+    draw = jax.vmap(draw_negatives, in_axes=(0, 0, 0, None))
+    keys = [jax.random.split(one, groups) for one in jax.random.split(key)]
+    images = draw(keys[0], jnp.swapaxes(logits, 1, 2), allowed, count)
+    texts = draw(keys[1], logits, allowed, count)
+    own = jnp.broadcast_to(jnp.arange(size, dtype=images.dtype)[None, :, None], (groups, size, 1))
+    repeated = jnp.broadcast_to(own, images.shape)
+    return Pairs(
+        jnp.concatenate([own, images, repeated], axis=2),
+        jnp.concatenate([own, repeated, texts], axis=2),
+        allowed.sum(2) >= count,
+    )
 
 
 @dataclass(frozen=True)
@@ -58,7 +83,9 @@ class ITM(Plain):
 
     weight: Schedule = 1.0
     negatives: int = 1  # per direction and row
-    group: int = 0  # consecutive rows of the batch that negatives are drawn from; 0: all
+    group: int = (
+        0  # negatives come from blocks of this many consecutive rows (at most a device's: no tokens travel); 0: all
+    )
     every: int = 1  # match every n-th row only: a large batch for ITC without its cost in fusion
     hardness: float = 1.0  # negatives follow exp(hardness * ITC / temperature); 0: uniform
     loss: str = "binary"  # or "listwise"
@@ -71,48 +98,42 @@ class ITM(Plain):
         refuse_unless(self.negatives > 0, f"{where}.negatives is {self.negatives}; write 1 or more")
         refuse_unless(self.loss in ("binary", "listwise"), f"{where}.loss is '{self.loss}'; write binary or listwise")
 
-    def pairs(self, fwd: Forward, batch: Batch, key: Array) -> tuple[Array, Array, Array]:
-        """Which image and which text each fused pair takes: int [b, 1 + 2n] each, and bool [b], rows with negatives.
-
-        b = B / every rows are matched; the numbers are rows of the whole batch [B].
-        """
-        own = np.arange(0, batch["id"].shape[0], self.every)
-        size, group = len(own), (self.group or batch["id"].shape[0]) // self.every
-        if size % group or (self.group or batch["id"].shape[0]) % self.every:
+    def group_size(self, rows: int) -> int:
+        """Matched rows of a group, of a batch of `rows`; a size that does not fit is a ValueError."""
+        whole = self.group or rows
+        if rows % whole or whole % self.every:
             raise ValueError(
-                f"itm.group={self.group} or itm.every={self.every} does not divide the batch of {batch['id'].shape[0]} rows; "
+                f"itm.group={self.group} or itm.every={self.every} does not divide the batch of {rows} rows; "
                 "write divisors"
             )
-        if self.negatives >= group:
-            raise ValueError(f"itm.negatives={self.negatives} needs a group above {self.negatives} rows, not {group}")
-        mine = {name: batch[name][own] for name in ("id", "text_key")}
-        allowed = ~same(mine, mine)
-        logits = stop(self.hardness * fwd.image().embed[own] @ fwd.text().embed[own].T / fwd.temperature())
-        image_key, text_key = jax.random.split(key)
-        images = self.every * draw_in_groups(image_key, logits.T, allowed, group, self.negatives)
-        texts = self.every * draw_in_groups(text_key, logits, allowed, group, self.negatives)
-        own = jnp.asarray(own[:, None], images.dtype)
-        repeated = jnp.broadcast_to(own, images.shape)
-        usable = blocks(allowed, group).sum(-1).reshape(size) >= self.negatives
-        image_rows = jnp.concatenate([own, images, repeated], axis=1)
-        return image_rows, jnp.concatenate([own, repeated, texts], axis=1), usable
+        size = whole // self.every
+        if self.negatives >= size:
+            raise ValueError(f"itm.negatives={self.negatives} needs a group above {self.negatives} rows, not {size}")
+        return size
+
+    def pairs(self, fwd: Forward, batch: Batch, key: Array) -> Pairs:
+        """The pairs to fuse, among the matched rows 0, `every`, 2 * `every` ... of the batch."""
+        size = self.group_size(batch["id"].shape[0])
+        matched = lambda x: in_groups(every_row(x, self.every), size)
+        own = {name: matched(batch[name]) for name in ("id", "text_key")}
+        image, text = matched(fwd.image().embed), matched(fwd.text().embed)
+        logits = jnp.einsum("gie,gje->gij", image, text) * (self.hardness / fwd.temperature())
+        return draw_pairs(key, stop(logits), ~jax.vmap(same)(own, own), self.negatives)
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
-        """Mean over the pairs of a row, [b]."""
-        image_rows, text_rows, usable = self.pairs(fwd, batch, key)
-        shape = image_rows.shape
-        images = fwd.image() if self.every == 1 else fwd.image().rows(image_rows[:, 0])  # fusion projects these only
-        fused = fwd.fuse(images, fwd.text().rows(text_rows.reshape(-1)), image_rows.reshape(-1) // self.every)
-        image, text = stop((fwd.image().embed, fwd.text().embed))
-        logits = fwd.call(
-            "match_logits", fused.tokens, fused.mask, image[image_rows.reshape(-1)], text[text_rows.reshape(-1)],
-            key=named_key(key, "match"),
-        ).reshape(*shape, 2)  # fmt: skip
-        odds = logits[..., 1] - logits[..., 0]
+        """Mean over the pairs of a row, [b] for the b = B / every matched rows."""
+        pairs = self.pairs(fwd, batch, key)
+        image, text = fwd.image().every(self.every), fwd.text().every(self.every)
+        rows = {side: pairs.flat(side) for side in ("image", "text")}
+        fused = fwd.fuse(image, text.rows(rows["text"]), rows["image"])
+        image, text = stop((pick_rows(image.embed, rows["image"]), pick_rows(text.embed, rows["text"])))
+        logits = fwd.call("match_logits", fused.tokens, fused.mask, image, text, key=named_key(key, "match"))
+        odds = (logits[:, 1] - logits[:, 0]).reshape(-1, pairs.image.shape[2])
         values = self.binary(odds) if self.loss == "binary" else self.listwise(odds)
-        label = jnp.arange(shape[1]) == 0
+        label = jnp.arange(odds.shape[1]) == 0
         right = ((odds > 0) == label[None, :]).astype(jnp.float32).mean()
-        return Term(values, usable.astype(jnp.float32), {"accuracy": right, "rows": usable.astype(jnp.float32).mean()})
+        usable = pairs.usable.reshape(-1).astype(jnp.float32)
+        return Term(values, usable, {"accuracy": right, "rows": usable.mean()})
 
     def binary(self, odds: Array) -> Array:
         """Cross-entropy with labels 1, 0, ..., 0 on log-odds [B, 1 + 2n] -> [B]."""

@@ -1,10 +1,15 @@
 """The device mesh: axes data, fsdp and tensor, any of them 1."""
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from xmodal_jax.config import MeshConfig
 from xmodal_jax.errors import refuse_unless
+from xmodal_jax.types import Array
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))  # batches are split over both
@@ -41,3 +46,42 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """A full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def process_share(sharding: NamedSharding, rows: int) -> tuple[int, int]:
+    """Which part of a batch of `rows` this process loads: (k, n) for the k-th of n equal parts of consecutive rows.
+
+    Processes that share rows (a "tensor" axis across processes) load the same part. Raises UserError when the devices of
+    this process do not hold consecutive rows.
+    """
+    held = sharding.addressable_devices_indices_map((rows,)).values()
+    spans = sorted({index[0].indices(rows)[:2] for index in held})
+    start, stop = spans[0][0], spans[-1][1]
+    refuse_unless(
+        sum(last - first for first, last in spans) == stop - start and start % (stop - start) == 0,
+        f"the devices of process {jax.process_index()} hold rows {spans} of the batch, which are not consecutive; "
+        "write a config.mesh whose data x fsdp axes follow the processes",
+    )
+    return start // (stop - start), rows // (stop - start)
+
+
+def beside(tree: Any, rows: np.ndarray) -> Array:
+    """Host rows [b, ...], the same on every process, placed for a function that also takes the arrays of `tree`.
+
+    On a mesh they are split over data x fsdp where b divides, else replicated.
+    """
+    mesh = getattr(jax.tree.leaves(tree)[0].sharding, "mesh", None)
+    if mesh is None or mesh.size == 1:
+        return jnp.asarray(rows)
+    split = rows.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0
+    sharding = batch_sharding(mesh) if split else replicated(mesh)
+    return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+
+
+def to_host(x: Array) -> np.ndarray:
+    """The whole array on every process."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    from jax.experimental.multihost_utils import process_allgather
+
+    return np.asarray(process_allgather(x, tiled=True))

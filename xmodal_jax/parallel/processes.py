@@ -74,8 +74,6 @@ def initialize(
     refuse_bad_flags(coordinator, processes, process, distributed)
     if not (coordinator or distributed):
         return
-    # Its SIGTERM handler would swallow the signal: the loop has its own, agreed between the processes.
-    jax.config.update("jax_enable_preemption_service", False)
     explicit = {"cluster_detection_method": "deactivate"} if coordinator else {}
     place = (coordinator or None, processes or None, process if coordinator else None)
     waiting = _not_complete(place, wait_seconds)

@@ -5,14 +5,17 @@ queues. Leading axes, such as the layer axis of a scanned stack, are never shard
 """
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from xmodal_jax.types import Array
 
 Rule = tuple[str, tuple]
+
+ROWS = ("data", "fsdp")  # the axes that a batch is split over
 
 RULES: tuple[Rule, ...] = (
     (r"memory/.*/(image|text|fused)$", (("data", "fsdp"), None)),
@@ -23,6 +26,7 @@ RULES: tuple[Rule, ...] = (
     # another kernel: XLA's partitioner (jax 0.10.2) gives a wrong gradient, without a word, for a product whose two sides
     # split the contracted axis differently, on meshes with data, fsdp and tensor all above 1.
     (r"(out|down|attended|patch|project|transform|linear)/kernel$", ("tensor", "fsdp")),
+    (r"(depthwise|stem)/kernel$", ()),  # a kernel per channel, and three input channels: small, and nothing to split
     (r"(query|key|value|up)/bias$", ("tensor",)),
     (r"kernel$", ("fsdp", None)),
 )
@@ -41,14 +45,46 @@ def _axis_size(mesh: Mesh, axis: Any) -> int:
     return size
 
 
-def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> PartitionSpec:
+@dataclass(frozen=True)
+class Placement:
+    """Where one leaf lives: the rule that took it, the axes the rule asks for, and what came of it.
+
+    `pattern` is "" where no rule matched; `asked` are the rule's axes for the trailing dimensions, `whole` those of them
+    that stay whole because their size does not divide.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    pattern: str
+    asked: tuple
+    spec: PartitionSpec
+
+    @property
+    def whole(self) -> tuple:
+        """The axes that were asked for and did not divide."""
+        got = tuple(self.spec)[len(self.shape) - len(self.asked) :] if self.asked else ()
+        return tuple(axis for axis, fit in zip(self.asked, got, strict=True) if axis is not None and fit is None)
+
+
+def place(name: str, shape: tuple[int, ...], mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> Placement:
     """The first rule that matches `name`, on the trailing axes of `shape`; an axis that does not divide stays whole."""
     for pattern, axes in rules:
         if re.search(pattern, name) and len(axes) <= len(shape):
             head = (None,) * (len(shape) - len(axes))
             fit = [axis if size % _axis_size(mesh, axis) == 0 else None for axis, size in zip(axes, shape[len(head) :])]
-            return PartitionSpec(*head, *fit)
-    return PartitionSpec()
+            return Placement(name, shape, pattern, axes, PartitionSpec(*head, *fit))
+    return Placement(name, shape, "", (), PartitionSpec())
+
+
+def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> PartitionSpec:
+    """The axes of a leaf; see `place`."""
+    return place(name, shape, mesh, rules).spec
+
+
+def placements(tree: Any, mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> list[Placement]:
+    """The placement of every leaf of a tree of arrays or ShapeDtypeStructs, in the order of the leaves."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [place(path_name(path), tuple(leaf.shape), mesh, rules) for path, leaf in leaves]
 
 
 def shardings(tree: Any, mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> Any:
@@ -58,3 +94,31 @@ def shardings(tree: Any, mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> Any:
         return NamedSharding(mesh, spec_for(path_name(path), leaf.shape, mesh, rules))
 
     return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def _placed(x: Array, spec: PartitionSpec, divide: bool) -> Array:
+    """x at `spec`, where a mesh is set whose data and fsdp axes are XLA's to place (and x's rows divide); else x."""
+    mesh = jax.sharding.get_abstract_mesh()
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if any(types.get(axis) != AxisType.Auto for axis in ROWS):
+        return x
+    if divide and x.shape[0] % _axis_size(mesh, ROWS):
+        return x
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def pin_rows(x: Array) -> Array:
+    """x [B,...] with its rows over data x fsdp, where a mesh is set and the rows divide; else x itself.
+
+    Without it XLA may split the width of the activations over "fsdp", as the kernels are split, and sum activations
+    between devices where it should gather kernels.
+    """
+    return _placed(x, PartitionSpec(ROWS, *(None,) * (x.ndim - 1)), True)
+
+
+def whole(x: Array) -> Array:
+    """x gathered on every device, where a mesh is set: a table before rows are looked up in it.
+
+    From a split table XLA would look up split widths and then move those, which are more than the table.
+    """
+    return _placed(x, PartitionSpec(), False)

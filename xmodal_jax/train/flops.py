@@ -120,11 +120,11 @@ def step_flops(recipe: Recipe, state: Any, batch: Batch) -> float:
 
     def trace(state: Any, batch: Batch) -> None:
         _, student = run_objectives(recipe, state.params, state, batch, jax.random.key(0))
-        for method, shapes in student.calls:
-            seen.append(multiple(recipe, state.params, method) * forward_flops(recipe, method, shapes))
+        for method, shapes, times in student.calls:
+            seen.append(times * multiple(recipe, state.params, method) * forward_flops(recipe, method, shapes))
             if method == "decode" and text_frozen:  # the frozen layers' weights get no gradient
-                seen.append(-text_tower(recipe.config, (shapes[1],)))
-        seen.extend(forward_flops(recipe, method, shapes) for method, shapes in student.teacher.calls)
+                seen.append(-times * text_tower(recipe.config, (shapes[1],)))
+        seen.extend(times * forward_flops(recipe, method, shapes) for method, shapes, times in student.teacher.calls)
 
     jax.eval_shape(trace, state, batch)
     return sum(seen)

@@ -1,11 +1,14 @@
 """What a run says while it runs: metrics.jsonl for programs, one line at a time for people."""
 
+import io
 import json
 import math
 import pathlib
 import sys
 import time
 from typing import Any
+
+import jax
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -18,16 +21,37 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes}:{left:02d}"
 
 
-class TrainLog:
-    """Appends one JSON line per logged step and shows progress with pairs/s and time left."""
+def memory_gb() -> float:
+    """Memory in use, 10^9 bytes: of the fullest local device, or of this process where devices do not tell (CPU)."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    used = max((one.get("bytes_in_use", 0) for one in stats), default=0)
+    if not used:
+        import resource
 
-    def __init__(self, workdir: pathlib.Path, steps: int, batch_size: int, first_step: int, stream: Any = None) -> None:
+        used = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # the largest so far, in KiB on Linux
+    return used / 1e9
+
+
+class TrainLog:
+    """Appends one JSON line per logged step and shows progress with pairs/s and time left.
+
+    flops: of one pair in training; peak: FLOP/s of all devices together (0: unknown), for MFU. Of several processes only
+    the first (`active`) writes anything.
+    """
+
+    def __init__(self, workdir: pathlib.Path, steps: int, batch_size: int, first_step: int, stream: Any = None,
+                 flops: float = 0.0, peak: float = 0.0, events: Any = None, active: bool = True) -> None:  # fmt: skip
         self.path = workdir / METRICS_FILE
-        self.steps, self.batch_size = steps, batch_size
+        self.steps, self.batch_size, self.flops, self.peak = steps, batch_size, flops, peak
+        self.events, self.active = events, active
         self.stream = stream if stream is not None else sys.stderr
+        if not active:
+            self.stream = io.StringIO()
         self.last_step, self.last_time, self.last_wait = first_step, time.perf_counter(), 0.0
         self.rate = self.first_seconds = 0.0
-        self._drop_after(first_step)
+        self.evaluations: set[int] = set()  # steps that have one
+        if active:
+            self._drop_after(first_step)
 
     def compiled(self, step: int) -> None:
         """The first step is done: its time, mostly compilation, does not count in the rates."""
@@ -36,9 +60,16 @@ class TrainLog:
         self.first_seconds = max(now - self.last_time, 1e-9)
         self.last_step, self.last_time = step, now
 
+    def say(self, text: str) -> None:
+        """One line for people."""
+        self.stream.write(text + "\n")
+        self.stream.flush()
+
     def evaluated(self, step: int, mean: dict[str, Any], seconds: float) -> None:
         """Keep the quick evaluation at `step` and say its recalls; its `seconds` do not count in the rates."""
         self.write({"step": step, "eval": mean})
+        if self.events is not None:
+            self.events.write(step, {f"eval/{name}": value for name, value in flat(mean).items()})
         table = mean["itc"]
         shown = lambda side: " ".join(f"{value:.1f}" for name, value in table[side].items() if name.startswith("R@"))
         sides = (f"{side} {shown(side)}" for side in ("i2t", "t2i"))
@@ -52,19 +83,28 @@ class TrainLog:
         kept = []
         for line in self.path.read_text().splitlines():
             try:
-                if json.loads(line)["step"] <= step:
+                record = json.loads(line)
+                if record["step"] <= step:
                     kept.append(line + "\n")
-            except (ValueError, KeyError):
+                    self.evaluations |= {record["step"]} if "eval" in record else set()
+            except (ValueError, KeyError, TypeError):
                 continue  # a line torn by a crash
-        self.path.write_text("".join(kept))
+        whole = self.path.with_suffix(".tmp")
+        whole.write_text("".join(kept))
+        whole.replace(self.path)  # killed here, the old lines are still all there
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record."""
+        if not self.active:
+            return
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
-    def step(self, step: int, metrics: dict[str, float], wait_seconds: float, flops: float = 0.0) -> None:
-        """Log the mean rate since the last call, the share of time spent waiting for data, and the losses."""
+    def step(self, step: int, metrics: dict[str, float], wait_seconds: float, **counts: float) -> None:
+        """Log the mean rate since the last call, MFU, the share of time spent waiting for data, memory and the losses.
+
+        counts: more numbers for the record, such as bad_rows.
+        """
         now = time.perf_counter()
         passed, count = max(now - self.last_time, 1e-9), step - self.last_step
         if not count:  # the first step is logged too
@@ -74,17 +114,51 @@ class TrainLog:
         wait = (wait_seconds - self.last_wait) / passed
         self.last_step, self.last_time, self.last_wait = step, now, wait_seconds
         record = {"step": step, "pairs": step * self.batch_size, "pairs_per_s": rate, "data_wait": wait}
-        if flops:
-            record["tflop_per_s"] = flops * rate / 1e12
-        record |= {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+        if self.flops:
+            record["tflop_per_s"] = self.flops * rate / 1e12
+        if self.flops and self.peak:
+            record["mfu"] = self.flops * rate / self.peak
+        record |= {"memory_gb": memory_gb(), **counts}
+        shown = {name: value for name, value in metrics.items() if not name.startswith("nonfinite/") or value}
+        record |= {name: value if math.isfinite(value) else None for name, value in shown.items()}
         self.write(record)
-        left = (self.steps - step) * self.batch_size / max(self.rate, 1e-9)
-        self._show(step, metrics, rate, wait, left)
+        if self.events is not None:
+            self.events.write(step, {name: value for name, value in record.items() if name != "step"})
+        self._show(record)
 
-    def _show(self, step: int, metrics: dict[str, float], rate: float, wait: float, left: float) -> None:
-        bar = "#" * round(20 * step / self.steps)
-        losses = " ".join(f"{k.removeprefix('loss/')} {v:.3f}" for k, v in metrics.items() if k.startswith("loss/"))
-        text = f"[{bar:<20}] {step}/{self.steps}  {rate:.0f} pairs/s  {duration(left)} left  wait {100 * wait:.0f} %  {losses}"
+    def _show(self, record: dict[str, Any]) -> None:
+        step = record["step"]
+        left = duration((self.steps - step) * self.batch_size / max(self.rate, 1e-9))
+        parts = [f"[{'#' * round(20 * step / self.steps):<20}] {step}/{self.steps}"]
+        parts.append(f"{record['pairs_per_s']:.0f} pairs/s")
+        parts += [f"MFU {100 * record['mfu']:.0f} %"] if "mfu" in record else []
+        parts += [f"{left} left", f"wait {100 * record['data_wait']:.0f} %", f"{record['memory_gb']:.1f} GB"]
+        losses = (f"{k.removeprefix('loss/')} {_short(v)}" for k, v in record.items() if k.startswith("loss/"))
+        parts.append(" ".join(losses))
+        parts += [f"{text} {record[name]:.2g}" for text, name in SHOWN if record.get(name) is not None]
+        parts += [f"{text} {record[name]:.0f}" for text, name in COUNTED if record.get(name)]
         end = "\n" if not self.stream.isatty() or step >= self.steps else ""
-        self.stream.write(("\r\x1b[K" if self.stream.isatty() else "") + text + end)
+        self.stream.write(("\r\x1b[K" if self.stream.isatty() else "") + "  ".join(parts) + end)
         self.stream.flush()
+
+    def close(self) -> None:
+        """Write what is buffered."""
+        if self.events is not None:
+            self.events.close()
+
+
+SHOWN = (("drift", "teacher/drift"), ("temperature", "itc/temperature"))
+COUNTED = (("skipped", "skipped"), ("bad rows", "bad_rows"))  # said when there are any
+
+
+def _short(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3f}"
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Numbers of nested dicts by path: {"itc/i2t/R@1": 12.3}."""
+    found: dict[str, float] = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        found |= flat(value, f"{path}/") if isinstance(value, dict) else {path: value}
+    return found

@@ -1,37 +1,36 @@
 """The training loop: set up, restore, step, log, save."""
 
 import json
-import logging
 import pathlib
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 
 from xmodal_jax.assemble import Assembly, abstract_params, assemble, pretrained, start_params
 from xmodal_jax.config import Config
 from xmodal_jax.data.card import Card
-from xmodal_jax.data.pipeline import Loader, train_dataset
+from xmodal_jax.data.pipeline import Loader, TrainDataset, train_dataset
 from xmodal_jax.data.transfer import Prefetch
-from xmodal_jax.errors import UserError, refuse_unless
-from xmodal_jax.parallel.mesh import batch_sharding, make_mesh, replicated
-from xmodal_jax.parallel.processes import leaving_at_once
+from xmodal_jax.errors import refuse_unless
+from xmodal_jax.parallel.mesh import batch_sharding, make_mesh, process_share, replicated
+from xmodal_jax.parallel.processes import is_first, leaving_at_once
 from xmodal_jax.parallel.rules import shardings
-from xmodal_jax.train.checkpoint import Checkpoints, write_run
+from xmodal_jax.plan.chips import chip_of
+from xmodal_jax.train.checkpoint import Checkpoints, copy_whole, write_run
 from xmodal_jax.train.flops import step_flops
 from xmodal_jax.train.log import TrainLog
 from xmodal_jax.train.optimizer import make_optimizer
 from xmodal_jax.train.state import TrainState
+from xmodal_jax.train.stop import Stopped, StopSignal
 from xmodal_jax.train.step import Recipe, create_state, jit_step
+from xmodal_jax.train.tensorboard import EventWriter
+from xmodal_jax.train.watch import SkipWatch
 from xmodal_jax.train.warmstart import start_state
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,8 @@ class Run:
         state = make(jax.random.key(self.assembly.config.seed), found)
         if self.assembly.config.joint.start != "cca":
             return state
-        print("starting the heads from CCA on the training split", file=sys.stderr)
+        if is_first():
+            print("starting the heads from CCA on the training split", file=sys.stderr)
         return start_state(self.assembly, state)
 
 
@@ -75,6 +75,7 @@ def make_run(assembly: Assembly, devices: list | None = None, cache: bool = True
         config.batch_size % rows == 0,
         f"config.batch_size is {config.batch_size}, which {rows} devices (data x fsdp) cannot share; write a multiple of {rows}",
     )
+    refuse_chunks(config, assembly, rows)
     optimizer = make_optimizer(config.optimizer, abstract_params(assembly), config.steps)
     recipe = Recipe(config, assembly.model, assembly.objectives, optimizer, cache)
     shapes = jax.eval_shape(lambda key: _state(assembly, recipe, key, {}), jax.random.key(0))
@@ -106,52 +107,31 @@ def refuse_impossible(config: Config, assembly: Assembly) -> None:
         )
 
 
-class StopSignal:
-    """Turns the first SIGTERM or SIGINT into a flag, so that the loop saves before it leaves."""
-
-    def __init__(self) -> None:
-        self.seen = 0  # the number of the signal
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopSignal":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            try:
-                self._old[number] = signal.signal(number, self._note)
-            except ValueError:  # not in the main thread: nothing to catch
-                return self
-        return self
-
-    def _note(self, number: int, _: Any) -> None:
-        self.seen = number
-        signal.signal(number, self._old[number])  # a second one ends the process at once
-
-    def __exit__(self, *_: object) -> None:
-        for number, old in self._old.items():
-            signal.signal(number, old)
-
-
-def refuse_non_finite(config: Config, metrics: dict[str, float]) -> None:
-    """Stop after too many skipped steps in a row, naming the objective whose loss is not finite."""
-    if metrics["skips_in_row"] < config.optimizer.max_skips:
+def refuse_chunks(config: Config, assembly: Assembly, rows: int) -> None:
+    """A chunk must give every one of `rows` devices as many rows, and whole groups of matching."""
+    if not config.chunk:
         return
-    bad = [
-        name.removeprefix("loss/")
-        for name, value in metrics.items()
-        if name.startswith("loss/") and not np.isfinite(value)
-    ]
-    what = f"the loss of {', '.join(bad)} is not finite" if bad else "every loss is finite but the gradient is not"
-    raise UserError(
-        f"{config.optimizer.max_skips} steps in a row were skipped: {what}; the last good checkpoint is intact, "
-        "lower config.optimizer.lr or look at the data, then run again to go on from it"
+    refuse_unless(
+        config.chunk % rows == 0,
+        f"config.chunk is {config.chunk}, which {rows} devices (data x fsdp) cannot share; write a multiple of {rows}",
     )
+    for name, objective in assembly.objectives.items():
+        group = getattr(objective, "group", None)
+        refuse_unless(
+            group is None or config.chunk == config.batch_size or (group > 0 and config.chunk % group == 0),
+            f"config.objectives.{name}.group is {group}, and passes take {config.chunk} rows at a time (config.chunk); "
+            f"write a group that divides {config.chunk}",
+        )
 
 
 def train(
-    config: Config, workdir: str | pathlib.Path, evaluate: Callable[[Run, TrainState], dict] | None = None
-) -> TrainState:
+    config: Config, workdir: str | pathlib.Path, evaluate: Callable[[Run, TrainState, Callable], dict] | None = None,
+    profile: tuple[int, int] | None = None,
+) -> TrainState:  # fmt: skip
     """Train `config` in `workdir`, going on from its newest checkpoint; returns the final state.
 
-    `evaluate(run, state)` is called every `config.eval.every` steps and gives numbers for the log.
+    `evaluate(run, state, poll)` is called every `config.eval.every` steps and gives numbers for the log; it calls `poll`
+    now and then, which ends it when the run must stop. `profile` (first, last) traces these steps to workdir/profile.
     """
     workdir = pathlib.Path(workdir)
     assembly = assemble(config)
@@ -161,12 +141,16 @@ def train(
     with Checkpoints(workdir, config.checkpoint.keep) as checkpoints, StopSignal() as stop:
         fresh = checkpoints.latest() is None
         state = run.fresh() if fresh else checkpoints.restore(run.abstract)
-        if not fresh:
-            print(f"resuming '{workdir}' at step {int(state.step)} of {config.steps}")
-        keep_description(assembly, workdir)
+        if is_first():
+            if not fresh:
+                print(f"resuming '{workdir}' at step {int(state.step)} of {config.steps}", flush=True)
+            keep_description(assembly, workdir)
+        trace = Profile(workdir / "profile", *(profile or (0, 0)))
         with leaving_at_once(workdir):  # here, because the checkpoints wait for all processes when they close
-            state = _steps(run, state, workdir, checkpoints, stop, evaluate)
+            state = _Session(run, workdir, checkpoints, stop, evaluate, trace).steps(state)
         checkpoints.save(state)
+    if stop.seen and is_first():
+        print(f"stopped by a signal at step {int(state.step)}; saved, the same command goes on from here", flush=True)
     if stop.seen == signal.SIGINT:
         raise KeyboardInterrupt
     return state
@@ -177,44 +161,120 @@ def keep_description(assembly: Assembly, workdir: pathlib.Path) -> None:
     if assembly.config.text.tokenizer != "minilm":
         kept = workdir / "tokenizer.json"
         if assembly.tokenizer.path.resolve() != kept.resolve():
-            shutil.copyfile(assembly.tokenizer.path, kept)
+            copy_whole(assembly.tokenizer.path, kept)
     write_run(workdir, assembly.describe())
 
 
-def _steps(run: Run, state: TrainState, workdir: pathlib.Path, checkpoints: Checkpoints, stop: StopSignal,
-           evaluate: Callable | None) -> TrainState:  # fmt: skip
-    """Steps until the end of the run or a stop signal."""
-    config, first = run.assembly.config, int(state.step)
-    report = TrainLog(workdir, config.steps, config.batch_size, first)
-    dataset = train_dataset(
-        config.data.path, config.data.split, run.assembly.tokenizer, config.data, config.seed, config.batch_size
-    )
-    share = (jax.process_index(), jax.process_count())
-    flops = step_flops(run.recipe, run.abstract, dataset.batch_at(int(state.cursor))) / config.batch_size
-    loader = Loader(dataset, int(state.cursor), *share, config.data.threads, config.data.prefetch)
-    with Prefetch(loader, batch_sharding(run.mesh)) as loader:
-        for step, batch in _numbered(loader, first, config.steps):
-            state, metrics = run.step(state, batch)
+class Profile:
+    """A profiler trace of the steps `first` to `last`, in `folder`; nothing without them."""
+
+    def __init__(self, folder: pathlib.Path, first: int, last: int) -> None:
+        self.folder, self.first, self.last, self._on = folder, first, last, False
+
+    def before(self, step: int) -> None:
+        """Start where the trace begins."""
+        if self.last and not self._on and self.first <= step <= self.last:
+            jax.profiler.start_trace(str(self.folder))
+            self._on = True
+
+    def after(self, step: int, metrics: Any) -> None:
+        """Stop where it ends, once the step is done."""
+        if self._on and step >= self.last:
+            jax.block_until_ready(metrics)
+            self.close()
+
+    def close(self) -> None:
+        """Write the trace when one is under way."""
+        if self._on:
+            jax.profiler.stop_trace()
+            self._on = False
+
+
+def peak_flops(devices: Any) -> float:
+    """FLOP/s that all devices can do together by their data sheets; 0 where a chip is not in the list."""
+    return sum(chip.peak if (chip := chip_of(device.device_kind)) else 0.0 for device in devices)
+
+
+def start_log(run: Run, workdir: pathlib.Path, dataset: TrainDataset, first: int) -> TrainLog:
+    """The log of a run from step `first` on."""
+    config, active = run.assembly.config, is_first()
+    row = dataset.batch_at(0, 0, config.batch_size)  # one row: its shapes are all that is needed
+    shapes = {name: jax.ShapeDtypeStruct((config.batch_size, *x.shape[1:]), x.dtype) for name, x in row.items()}
+    flops = step_flops(run.recipe, run.abstract, shapes) / config.batch_size
+    events = EventWriter(workdir / "tensorboard", first) if config.tensorboard and active else None
+    peak = peak_flops(run.mesh.devices.flat)
+    return TrainLog(workdir, config.steps, config.batch_size, first, None, flops, peak, events, active)
+
+
+@dataclass
+class _Session:
+    """From one start of a run to its end or to a signal."""
+
+    run: Run
+    workdir: pathlib.Path
+    checkpoints: Checkpoints
+    stop: StopSignal
+    evaluate: Callable | None
+    profile: Profile
+
+    def steps(self, state: TrainState) -> TrainState:
+        """Steps until the end of the run or a stop signal; the state after the last of them."""
+        config, first = self.run.assembly.config, int(state.step)
+        data = config.data
+        dataset = train_dataset(
+            data.path, data.split, self.run.assembly.tokenizer, data, config.seed, config.batch_size
+        )
+        self.report = start_log(self.run, self.workdir, dataset, first)
+        sharding = batch_sharding(self.run.mesh)
+        share = process_share(sharding, config.batch_size)
+        loader = Loader(dataset, int(state.cursor), *share, data.threads, data.prefetch)
+        watch = SkipWatch(config.optimizer.max_skips, self.report.say)
+        try:
+            with Prefetch(loader, sharding) as loader:
+                state = self._each(state, loader, dataset, watch)
+            watch.finish()
+        finally:
+            self.profile.close()
+            self.report.close()
+            dataset.close()
+        return state
+
+    def _each(self, state: TrainState, loader: Any, dataset: TrainDataset, watch: SkipWatch) -> TrainState:
+        config, first, step = self.run.assembly.config, int(state.step), int(state.step)
+        if self._due(step) and step not in self.report.evaluations and self._evaluate(state, step):
+            return state  # the start before this one was stopped in the middle of it
+        while step < config.steps and not self.stop.poll():
+            step += 1
+            batch = next(loader)
+            self.profile.before(step)
+            state, metrics = self.run.step(state, batch)
+            watch.sent(step, metrics)
+            self.profile.after(step, metrics)
             if step == first + 1:
                 jax.block_until_ready(metrics)
-                report.compiled(step)
+                self.report.compiled(step)
             if step % config.log_every == 0 or step == config.steps:
                 values = {name: float(value) for name, value in metrics.items()}
-                report.step(step, values, loader.wait_seconds, flops)
-                refuse_non_finite(config, values)
-            if evaluate is not None and config.eval.every and step % config.eval.every == 0 and step < config.steps:
-                started = time.perf_counter()
-                report.evaluated(step, json.loads(json.dumps(evaluate(run, state))), time.perf_counter() - started)
-            if stop.seen:
-                print(f"stopped by a signal at step {step}; saved, the same command goes on from here")
+                self.report.step(step, values, loader.wait_seconds, bad_rows=len(dataset.bad.rows))
+            if self._due(step) and self._evaluate(state, step):
                 break
-            if step % config.checkpoint.every == 0:
-                checkpoints.save(state)
-    dataset.close()
-    return state
+            if step % config.checkpoint.every == 0 and step < config.steps:
+                watch.finish()
+                self.checkpoints.save(state)
+        return state
 
+    def _due(self, step: int) -> bool:
+        """Whether there is a quick evaluation after this step."""
+        config = self.run.assembly.config
+        every = config.eval.every
+        return self.evaluate is not None and every > 0 and step % every == 0 and 0 < step < config.steps
 
-def _numbered(loader: Iterator, first: int, last: int) -> Iterator[tuple[int, Any]]:
-    """(step after this batch, batch) from `first` to `last`."""
-    for step in range(first + 1, last + 1):
-        yield step, next(loader)
+    def _evaluate(self, state: TrainState, step: int) -> bool:
+        """Evaluate and log; True when a signal ended it."""
+        started = time.perf_counter()
+        try:
+            mean = self.evaluate(self.run, state, self.stop.check)
+        except Stopped:
+            return True
+        self.report.evaluated(step, json.loads(json.dumps(mean)), time.perf_counter() - started)
+        return False

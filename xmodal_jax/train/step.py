@@ -59,8 +59,10 @@ def run_objectives(
     """All terms of one batch, and the student's Forward (its `passes` and those of its teacher say what was traced)."""
     config = recipe.config
     batch = prepared(recipe.objectives, batch, key)
-    teacher = teacher_forward(recipe.model, teachers.view(params, state.teacher), batch, config.dtype, recipe.cache)
-    student = Forward(recipe.model, params, batch, key, state.memory, state.step, teacher, recipe.cache)
+    teacher = teacher_forward(
+        recipe.model, teachers.view(params, state.teacher), batch, config.dtype, recipe.cache, config.chunk
+    )
+    student = Forward(recipe.model, params, batch, key, state.memory, state.step, teacher, recipe.cache, config.chunk)
     if recipe.cache:
         share(student, same_towers(config, params))
     terms = {
@@ -123,6 +125,7 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
         "grad_norm": optax.tree.norm(grads),
         "teacher/drift": teachers.drift(teacher, params),
     }
+    metrics |= {f"nonfinite/{name}": 1.0 - finite(tree).astype(jnp.float32) for name, tree in grads.items()}
     after = TrainState(
         step=state.step + 1,
         params=params,
@@ -138,9 +141,15 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
 
 
 def jit_step(recipe: Recipe, state_shardings: Any, batch_sharding: Any, replicated: Any) -> Callable:
-    """The compiled step: state donated, shardings fixed on both sides."""
+    """The compiled step: state donated, shardings fixed on both sides, the mesh known to what is traced."""
+    mesh = replicated.mesh.abstract_mesh
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        with jax.sharding.use_abstract_mesh(mesh):
+            return train_step(recipe, state, batch)
+
     return jax.jit(
-        lambda state, batch: train_step(recipe, state, batch),
+        step,
         in_shardings=(state_shardings, batch_sharding),
         out_shardings=(state_shardings, replicated),
         donate_argnums=0,

@@ -8,12 +8,12 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.pipeline import Split, eval_split
 from xmodal_jax.models.heads import pooled_features
+from xmodal_jax.parallel.mesh import beside, to_host
 from xmodal_jax.types import Array, Params
 
 
@@ -82,7 +82,7 @@ def head_inputs(assembly: Assembly, params: Params) -> tuple[np.ndarray, np.ndar
 
 
 def _collect(pool: Any, params: Params, blocks: Any, side: str) -> np.ndarray:
-    rows = [np.asarray(pool(params, jnp.asarray(block[side])))[block["id"] >= 0] for block in blocks]
+    rows = [to_host(pool(params, beside(params, block[side])))[block["id"] >= 0] for block in blocks]
     return np.concatenate(rows)
 
 

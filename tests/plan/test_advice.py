@@ -1,0 +1,80 @@
+"""What is advised when a step does not fit: the order, and the estimates on shapes."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from xmodal_jax.assemble import assemble_without_data
+from xmodal_jax.config import freeze, load
+from xmodal_jax.plan.advice import Stack, changes, stacks, state_with, wider_fsdp
+from xmodal_jax.plan.program import PARTS, Facts, Memory, device_bytes
+from xmodal_jax.train.loop import make_run
+
+GB = 1e9
+
+
+def prepared(*overrides: str):
+    """(run, facts) of the tiny quickstart on 8 devices, 1 GB of temporaries."""
+    run = make_run(assemble_without_data(freeze(load("configs/quickstart.py:tiny", list(overrides)))))
+    state = {name: device_bytes(getattr(run.abstract, name)) for name in PARTS}
+    return run, Facts(8, {}, 0.0, 0.0, 0.0, Memory(sum(state.values()), GB), state, 0, 1e6)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """The tiny run with matching over the whole batch."""
+    return prepared("batch_size=64")
+
+
+def names(found):
+    """The fields that the changes change."""
+    return [one.override.split("=")[0] for one in found]
+
+
+def test_the_cheapest_that_suffice_come_first(tiny):
+    found = changes(*tiny, missing=1.0)
+    assert len(found) == 3 and all(one.saves >= 1 for one in found)
+    assert [one.cost for one in found] == sorted(one.cost for one in found)
+    assert set(names(found)) == {"dtype", "objectives.itm.group", "mesh.data"}  # free ones, then the cheap one
+
+
+def test_what_is_not_enough_alone_comes_last_and_largest(tiny):
+    found = changes(*tiny, missing=0.4 * GB)
+    assert names(found)[0] == "batch_size" and found[0].saves >= 0.4 * GB
+    assert all(one.saves < 0.4 * GB for one in found[1:])
+    assert len(set(names(found))) == 3
+
+
+def test_no_change_is_advised_that_is_made_already():
+    run, facts = prepared(
+        "batch_size=64", "dtype=bfloat16", "objectives.itm.group=8", "mesh.data=1", "mesh.fsdp=8",
+        "image.remat=full", "text.remat=full", "fusion.remat=full",
+    )  # fmt: skip
+    every = set(names(changes(run, facts, 1.0)))
+    assert not every & {"dtype", "objectives.itm.group", "mesh.data", "image.remat", "text.remat"}
+
+
+def test_the_state_over_more_devices_is_what_the_rules_say(tiny):
+    run, facts = tiny
+    options = list(wider_fsdp(run, facts))
+    assert [one.override for one in options] == [
+        "mesh.data=4 --config.mesh.fsdp=2", "mesh.data=2 --config.mesh.fsdp=4", "mesh.data=1 --config.mesh.fsdp=8",
+    ]  # fmt: skip
+    wide, _ = prepared("batch_size=64", "mesh.data=1", "mesh.fsdp=8")
+    now, then = device_bytes(run.abstract), device_bytes(wide.abstract)
+    np.testing.assert_allclose(options[-1].saves, now - then, rtol=1e-3)
+    np.testing.assert_allclose(state_with(wide, wide.mesh), then)
+
+
+def test_a_stack_keeps_less_the_more_it_recomputes():
+    base = Stack("text", 2, 8, 32, 2, tokens=100, length=4, remat="full")
+    assert base.kept == base.full() == 2 * 100 * 8
+    dots, none = (dataclasses.replace(base, remat=name) for name in ("dots", "none"))
+    assert base.kept < dots.kept == 2 * 100 * (8 + 40 + 32) < none.kept
+
+
+def test_stacks_count_the_passes_of_the_objectives():
+    config = freeze(load("configs/quickstart.py:tiny", ["objectives.itm.every=2"]))
+    found = {stack.section: stack.tokens for stack in stacks(config, rows=8)}
+    assert found == {"image": 8 * 17, "text": 3 * 8 * 12, "fusion": (1.5 + 2) * 8 * 12}

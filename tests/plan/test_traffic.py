@@ -1,0 +1,47 @@
+"""Bytes to and from memory, on compiled programs whose answer is known and on the TPU's layouts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xmodal_jax.plan.hlo import parse_module
+from xmodal_jax.plan.traffic import step_traffic
+
+FLOAT = 4
+
+
+def traffic(step, *shapes):
+    """The estimate for a function of float32 arrays."""
+    given = [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
+    return step_traffic(parse_module(jax.jit(step).lower(*given).compile().as_text()))
+
+
+def test_a_sum_of_two_arrays_moves_three():
+    assert traffic(lambda a, b: a + b, (256, 128), (256, 128)) == 3 * FLOAT * 256 * 128
+
+
+def test_a_product_moves_its_operands_and_result():
+    np.testing.assert_allclose(traffic(jnp.dot, (64, 32), (32, 16)), FLOAT * (64 * 32 + 32 * 16 + 64 * 16), rtol=0.5)
+
+
+def test_a_loop_over_layers_reads_a_layer_per_trip():
+    layers, width = 64, 128
+    step = lambda kernels, x: jax.lax.scan(lambda x, kernel: (x @ kernel, None), x, kernels)[0]
+    once = FLOAT * layers * width * width
+    moved = traffic(step, (layers, width, width), (8, width))
+    assert once < moved < 4 * once  # reading the whole stack every trip would be 64 times
+
+
+TPU = """HloModule step
+ENTRY %main (a: f32[100]) -> f32[100] {
+  %a = f32[100]{0:T(128)} parameter(0)
+  %copy-start.1 = (f32[100]{0:T(128)S(1)}, f32[100]{0:T(128)}, u32[]{:S(2)}) copy-start(%a)
+  %copy-done.1 = f32[100]{0:T(128)S(1)} copy-done(%copy-start.1)
+  %b = f32[100]{0:T(128)S(1)} add(%copy-done.1, %copy-done.1)
+  ROOT %c = f32[100]{0:T(128)} add(%b, %b)
+}
+"""
+
+
+def test_what_stays_on_the_chip_is_free():
+    assert step_traffic(parse_module(TPU)) == 400 + 400  # read once by the copy, written once at the end

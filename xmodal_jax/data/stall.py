@@ -1,0 +1,76 @@
+"""What the threads of a loader are at, and a watch that says so when a batch does not come.
+
+A disk that hangs, a mount that is gone or a slow tokenizer all look the same from the train step: it waits. The threads
+therefore note what they begin, which costs a dictionary write, and a watch reads it when a wait has been long.
+"""
+
+import logging
+import threading
+import time
+
+log = logging.getLogger(__name__)
+
+
+class Stages:
+    """{thread: (what, row, where, since)} of the threads that are busy. No locks: a thread writes its own entry only."""
+
+    def __init__(self) -> None:
+        self._at: dict[str, tuple[str, int, str, float]] = {}
+
+    def note(self, what: str, row: int, where: str = "") -> None:
+        """This thread begins `what` ("reading") with number `row` ("row 7") of `where`."""
+        self._at[threading.current_thread().name] = (what, row, where, time.monotonic())
+
+    def done(self) -> None:
+        """This thread is not busy any more."""
+        self._at.pop(threading.current_thread().name, None)
+
+    def described(self) -> str:
+        """One clause per busy thread: name, stage, and for how long."""
+        now, at = time.monotonic(), dict(self._at)
+        return "; ".join(
+            f"thread {name} is {what} {row}{f' of {where}' if where else ''} for {now - since:.1f} s"
+            for name, (what, row, where, since) in sorted(at.items())
+        )
+
+
+class Watch:
+    """Warns in the log when a wait lasts `seconds`, and again after twice, four times ... as long. A context manager.
+
+    `begin` and `end` mark a wait and nest (the outermost counts); the watch itself is a thread that mostly sleeps.
+    """
+
+    def __init__(self, stages: Stages, seconds: float) -> None:
+        self.stages, self.seconds = stages, seconds
+        self._depth, self._since = 0, None
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="stall-watch", daemon=True)
+        self._thread.start()
+
+    def begin(self) -> None:
+        """A wait begins (or a wait inside it)."""
+        self._depth += 1
+        if self._depth == 1:
+            self._since = time.monotonic()
+
+    def end(self) -> None:
+        """It is over."""
+        self._depth -= 1
+        if not self._depth:
+            self._since = None
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        seen, limit = None, self.seconds
+        while not self._closed.wait(self.seconds / 4):
+            since = self._since
+            if since != seen:
+                seen, limit = since, self.seconds
+            waited = time.monotonic() - since if since is not None else 0.0
+            if waited >= limit:
+                log.warning("no training batch for %.1f s: %s", waited, self.stages.described() or "no thread is busy")
+                limit *= 2

@@ -1,0 +1,65 @@
+"""SigLIP: image-text contrast with a sigmoid for each pair in place of a softmax over all (Zhai et al. 2023).
+
+The logit of a pair is cosine / temperature + bias. The temperature is the model's own, which is learned, clamped to
+`joint.temperature_min..max`, and shared with the other objectives; the paper's start (t = 10) is
+`joint.temperature=0.1`. The bias is a parameter that exists only with this objective and starts at the paper's -10, so
+that the many negatives of the first steps cost little.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from xmodal_jax.forward import Forward
+from xmodal_jax.objectives.base import Term, same
+from xmodal_jax.objectives.contrastive import Contrast, joined, masked, nearest_is
+from xmodal_jax.parallel.ring import NEVER, Scalars, Sigmoid, contrast
+from xmodal_jax.types import Array, Batch
+
+
+def sigmoid_losses(logits: Array, positive: Array, valid: Array) -> Array:
+    """Sum over the valid columns of -log sigmoid(logit) for positives, -log sigmoid(-logit) for others -> [B]."""
+    wrong = jnp.where(positive, -logits, logits)
+    return jnp.where(valid[None, :], jax.nn.softplus(wrong), 0.0).sum(1)
+
+
+def dense_sigmoid(rows: Batch, keys: Batch, queue: Batch | None, scalars: Scalars) -> tuple[Array, Array]:
+    """Losses [B] and hits [B] with the whole matrix of logits; records and scalars as in `parallel.ring.contrast`."""
+    columns = joined(keys, queue)
+    positive, valid = same(rows, columns), columns["id"] != NEVER
+    query, embed = rows["embed"].astype(jnp.float32), columns["embed"].astype(jnp.float32)
+    logits = query @ embed.T / scalars["temperature"] + scalars["bias"]
+    return sigmoid_losses(logits, positive, valid), nearest_is(positive, masked(logits, valid))
+
+
+@dataclass(frozen=True)
+class SigLIP(Contrast):
+    """The sum over keys of every pair's binary loss, per row; every key that matches a row counts as a positive.
+
+    By default the student's own keys and no queue, as in the paper; queue columns and teacher keys are as in ITC, the
+    queue its own.
+    """
+
+    queue: int = 0
+    student_keys: bool = True
+
+    parts: ClassVar[frozenset[str]] = frozenset({"sigmoid"})
+    record: ClassVar[str] = "sigmoid_pairs"  # one queue for both objectives would get every batch twice
+
+    def _direction(self, fwd: Forward, batch: Batch, scalars: Scalars, query: str, key: str) -> tuple[Array, Array]:
+        """Losses [B] and hits [B] of one direction."""
+        records = self.records(fwd, batch, query, key)
+        if self.ring:
+            return contrast(Sigmoid(), same, *records, scalars, self.student_keys)
+        return dense_sigmoid(*records, scalars)
+
+    def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
+        """Mean of both directions, [B]; where both are the same pairs (student keys, no queue) one is enough."""
+        scalars = {"temperature": fwd.temperature(), "bias": fwd.call("logit_bias")}
+        values, hits = self._direction(fwd, batch, scalars, "image", "text")
+        if self.queue or not self.student_keys:
+            values = 0.5 * (values + self._direction(fwd, batch, scalars, "text", "image")[0])
+        metrics = {"accuracy": hits.astype(jnp.float32).mean()} | scalars
+        return Term(values, jnp.ones_like(values), metrics, self.enqueued(fwd, batch))

@@ -1,0 +1,101 @@
+"""`xmodal plan`: here for the local devices, in a process of its own for a topology that is not here.
+
+Once libtpu is installed on a machine without a TPU, plain jax tries to start it; the child's environment keeps it to
+compiling and the caller's jax as it was.
+"""
+
+import argparse
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.plan.chips import Topology, chip_of, parse_topology
+
+INSTALL = "pip install 'xmodal_jax[plan]'"
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """The arguments of `xmodal plan`."""
+    ask = commands.add_parser("plan", help="compile the step for devices that need not exist; memory, time, verdict")
+    ask.add_argument("--config", required=True, help="configs/NAME.py[:variant]")
+    ask.add_argument("--topology", default="local", help="local, v5e:16x16, v5p:8x8x8, v6e:16x16, v6e:16x16x2slices")
+    ask.add_argument("--chip", default="", help="judge the local devices as this chip")
+    ask.add_argument("--explain", action="store_true", help="which sharding rule took which leaf (nothing is compiled)")
+    ask.add_argument("--out", default="", help="write the plan to this file too")
+    ask.add_argument("--hlo", default="", help="write the compiled program's text to this file")
+    ask.set_defaults(run=plan)
+
+
+def plan(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Print the plan of a config; see `add_parser` for the arguments."""
+    from xmodal_jax import config as configs
+
+    topology = parse_topology(args.topology, args.chip)
+    config = configs.freeze(configs.load(args.config, overrides))
+    if topology.local or os.environ.get("TPU_ACCELERATOR_TYPE") == topology.accelerator_type:
+        here(config, topology, args.explain, args.out, args.hlo)
+        return
+    refuse_unless(
+        importlib.util.find_spec("libtpu") is not None,
+        f"--topology '{args.topology}' needs the TPU compiler, which is not installed; write {INSTALL}",
+    )
+    code = subprocess.run(
+        child_command(args, overrides), env=os.environ | child_environment(topology), check=False
+    ).returncode
+    if code:
+        raise UserError(f"the plan for '{args.topology}' ended with code {code}; its reason is above")
+
+
+def child_command(args: argparse.Namespace, overrides: list[str]) -> list[str]:
+    """The command line of the process that compiles for a topology."""
+    given = [f"--{name}={getattr(args, name)}" for name in ("config", "topology", "out", "hlo") if getattr(args, name)]
+    explain = ["--explain"] if args.explain else []
+    return [
+        sys.executable,
+        "-m",
+        "xmodal_jax.cli",
+        "plan",
+        *given,
+        *explain,
+        *(f"--config.{item}" for item in overrides),
+    ]
+
+
+def child_environment(topology: Topology) -> dict[str, str]:
+    """What the TPU compiler needs on a machine without a TPU, and what keeps jax from starting one."""
+    return {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_WORKER_ID": "0",
+        "TPU_ACCELERATOR_TYPE": topology.accelerator_type,
+    }
+
+
+def say(text: str) -> None:
+    """Progress, apart from the plan."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def here(config, topology: Topology, only_explain: bool = False, out: str = "", hlo: str = "") -> None:
+    """Plan in this process and print."""
+    from xmodal_jax.assemble import assemble_without_data
+    from xmodal_jax.plan.explain import explain
+    from xmodal_jax.plan.program import compile_step, topology_devices
+    from xmodal_jax.plan.sheet import sheet
+    from xmodal_jax.train.loop import make_run
+
+    devices = topology_devices(topology)
+    run = make_run(assemble_without_data(config), devices)
+    if only_explain:
+        lines = list(explain(run.abstract, run.mesh))
+    else:
+        facts = compile_step(run, topology, say, (lambda text: pathlib.Path(hlo).write_text(text)) if hlo else None)
+        lines = list(sheet(run, facts, topology, topology.chip or chip_of(devices[0].device_kind)))
+    print("\n".join(lines))
+    if out:
+        pathlib.Path(out).write_text("\n".join(lines) + "\n")
+        print(f"wrote {out}")

@@ -1,0 +1,78 @@
+"""Sizes and CRC-32 of the files of a folder, as they were when it was written.
+
+The array store notices damage to most of its indexes but not to the array bytes: a flipped bit there is restored as
+another number (all of six tried were), and the run would go on with it. The record lies in the folder itself and is
+written before the folder gets its final name.
+"""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import zlib
+
+FILE = "checksums.json"
+AFTER = ("_CHECKPOINT_METADATA", "commit_success.txt")  # orbax writes these last, after the record; they hold no state
+CHUNK = 4 * 2**20
+THREADS = 4  # zlib.crc32 and reading release the interpreter lock
+
+
+def _sum(path: pathlib.Path, to_disk: bool) -> tuple[int, int]:
+    """(bytes, CRC-32) of a file; `to_disk` also waits until the disk has it."""
+    size = crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+        if to_disk:
+            os.fsync(file.fileno())
+    return size, crc
+
+
+def _sums(folder: pathlib.Path, names: list[str], to_disk: bool = False) -> dict[str, tuple[int, int]]:
+    with concurrent.futures.ThreadPoolExecutor(THREADS, "checksums") as threads:
+        return dict(zip(names, threads.map(lambda name: _sum(folder / name, to_disk), names), strict=True))
+
+
+def _body(files: dict[str, tuple[int, int]]) -> bytes:
+    return json.dumps(files, sort_keys=True).encode()
+
+
+def write(folder: pathlib.Path) -> None:
+    """Record every file of `folder`, and wait until all of them are on the disk."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    files = _sums(folder, [name for name in names if name not in AFTER], to_disk=True)
+    with (folder / FILE).open("w") as file:
+        json.dump({"crc32": zlib.crc32(_body(files)), "files": files}, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def recorded(folder: pathlib.Path) -> bool:
+    """Whether `folder` has a record; folders of older versions have none."""
+    return (folder / FILE).is_file()
+
+
+def fault(folder: pathlib.Path) -> str:
+    """What is wrong with the files of a recorded `folder`, "" when all are as they were written.
+
+    Names and sizes are compared first, so that what is plainly broken costs no reading.
+    """
+    try:
+        record = json.loads((folder / FILE).read_text())
+        files = {name: tuple(entry) for name, entry in record["files"].items()}
+        if zlib.crc32(_body(files)) != record["crc32"]:
+            return f"{FILE} is damaged"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{FILE} is damaged"
+    for name in (*files, *AFTER):
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+    for name in AFTER:
+        if not (folder / name).stat().st_size:
+            return f"{name} is empty"
+    for name, (size, _) in files.items():
+        found = (folder / name).stat().st_size
+        if found != size:
+            return f"{name} has {found} bytes, not {size}"
+    sums = _sums(folder, sorted(files))
+    return next((f"{name} has other bytes than were written" for name in sums if sums[name] != files[name]), "")

@@ -1,0 +1,56 @@
+"""Asked to stop: SIGTERM and SIGINT as something that the loop and an evaluation poll between two pieces of work."""
+
+import signal
+from typing import Any
+
+import jax
+
+
+class Stopped(Exception):
+    """Raised by `StopSignal.check` inside an evaluation that must end now."""
+
+
+class StopSignal:
+    """Turns the first SIGTERM or SIGINT into a flag, so that the loop saves before it leaves.
+
+    With several processes only SIGTERM does, and to any of them: jax's preemption service then names a poll, the same for
+    all, at which every process sees it. So all must poll equally often.
+    """
+
+    def __init__(self) -> None:
+        self.seen = 0  # the number of the signal
+        self._polls = 0
+        self._together = jax.process_count() > 1
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        if self._together:  # the service has a handler of its own, which Python's would replace
+            return self
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._old[number] = signal.signal(number, self._note)
+            except ValueError:  # not in the main thread: nothing to catch
+                return self
+        return self
+
+    def _note(self, number: int, _: Any) -> None:
+        self.seen = number
+        signal.signal(number, self._old[number])  # a second one ends the process at once
+
+    def poll(self) -> bool:
+        """Whether to stop here."""
+        if self._together and not self.seen:
+            from jax.experimental.multihost_utils import reached_preemption_sync_point
+
+            self._polls += 1
+            self.seen = signal.SIGTERM if reached_preemption_sync_point(self._polls) else 0
+        return bool(self.seen)
+
+    def check(self) -> None:
+        """Raise `Stopped` when it is time to stop."""
+        if self.poll():
+            raise Stopped
+
+    def __exit__(self, *_: object) -> None:
+        for number, old in self._old.items():
+            signal.signal(number, old)
