@@ -11,10 +11,10 @@ from conftest import LAUNCH
 ENDS = r"""
 me=${@: -3:1} ends=($2)
 echo "here is $me of ${@: -5:1} at ${@: -7:1}"
-trap 'echo saved; exit 0' TERM
-trap 'exit 130' INT
+trap 'echo saved; kill $!; exit 0' TERM
+trap 'kill $!; exit 130' INT
 case ${ends[$me]} in
-  wait) sleep 15 &> /dev/null & wait ;;
+  wait) sleep 15 & wait ;;
   late) sleep 2 ;;
   -*) kill "${ends[$me]}" $$ ;;
   *) exit "${ends[$me]}" ;;
