@@ -50,7 +50,7 @@ def launch(environment):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=120,
+            timeout=400,
             check=False,
         )
         return done.returncode, done.stdout
