@@ -50,11 +50,16 @@ def whole(arguments, tmp_path_factory):
 
 
 def equal(workdir: pathlib.Path, whole: dict[int, dict[str, float]]) -> None:
-    """Every step's losses equal those of one process to 1e-6 (relative; rounding of another order of summing)."""
+    """Every step's losses equal those of one process to 1e-6, the other numbers to 1e-5 (relative).
+
+    Other processes sum in another order; in the norm over all gradients the rounding of twelve steps reaches 1e-6.
+    """
     found = losses(workdir)
     assert list(found) == list(whole)
     for step, values in whole.items():
-        assert found[step] == pytest.approx(values, rel=1e-6, abs=1e-6), step
+        for name, value in values.items():
+            limit = 1e-6 if name.startswith("loss") else 1e-5
+            assert found[step][name] == pytest.approx(value, rel=limit, abs=1e-6), (step, name)
 
 
 def command_of(process: int, workdir: pathlib.Path) -> int:
