@@ -85,7 +85,7 @@ def large(config):
     config.joint.embed, config.joint.bits = 512, 128
     config.objectives = OBJECTIVES | {
         "itc": {"queue": 65536, "alpha": 0.4, "alpha_steps": 10_000},
-        "itm": {"negatives": 1, "group": 32},
+        "itm": {"negatives": 1, "group": 32},  # the rows of one of 512 chips: no token crosses devices
     }
     config.teacher.momentum = 0.999
     config.optimizer.lr, config.optimizer.warmup, config.optimizer.weight_decay = 5e-4, 5_000, 0.1

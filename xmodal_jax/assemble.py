@@ -125,9 +125,8 @@ def assemble_without_data(config: Config) -> Assembly:
     text, path = config.text, pathlib.Path(config.data.path or ".") / CARD_FILE
     sizes = {"minilm": BERT_VOCABULARY, "data": VOCABULARY}
     size = text.vocab_size or sizes.get(text.tokenizer, 0) or load_tokenizer(text.tokenizer).vocab_size
-    shape, groups = image_shape(
-        config, Card.load(path.parent) if config.data.path and path.is_file() else NamedCaches()
-    )
+    card = Card.load(path.parent) if config.data.path and path.is_file() else NamedCaches()
+    shape, groups = image_shape(config, card)
     vocabulary = Vocabulary(size)
     return _assembly(resolve(config, vocabulary, groups), vocabulary, (), shape, ())
 
@@ -142,7 +141,8 @@ class NamedCaches:
         tower, _, size = name.rpartition("-")
         refuse_unless(
             tower == "lite0" and size.isdigit(),
-            f"there is no data set to tell the shape of the features '{name}'; write config.data.path, or names as 'lite0-224'",
+            f"there is no data set to tell the shape of the features '{name}'; "
+            "write config.data.path, or names such as 'lite0-224'",
         )
         return {"tower": tower, "tokens": math.ceil(int(size) / STRIDE) ** 2 + 1, "width": WIDTH}
 

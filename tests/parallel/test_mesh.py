@@ -1,5 +1,10 @@
 """Meshes: every axis named, one may be left open, and what does not fit is refused."""
 
+import os
+import subprocess
+import sys
+from typing import NamedTuple
+
 import jax
 import numpy as np
 import pytest
@@ -48,3 +53,35 @@ def test_batches_are_split_over_data_and_fsdp_in_order():
 def test_replicated_is_a_full_copy_everywhere():
     x = jax.device_put(np.arange(3), replicated(make_mesh(MeshConfig())))
     assert len(x.addressable_shards) == 8 and all(shard.data.shape == (3,) for shard in x.addressable_shards)
+
+
+class Chip(NamedTuple):
+    """What `arranged` asks of a TPU device: where it is."""
+
+    slice_index: int
+    platform: str = "tpu"
+
+
+def test_slices_must_share_the_data_axis():
+    devices = [Chip(number // 4) for number in range(8)]
+    with pytest.raises(UserError, match="config.mesh.data is 1, which 2 slices cannot share; write a multiple of 2"):
+        make_mesh(MeshConfig(1, 8, 1), devices)
+
+
+@pytest.mark.slow
+def test_meshes_that_split_a_torus_axis_and_span_slices():
+    """On TPU topologies that are not here; in a process of its own, for libtpu reads its environment when it starts."""
+    pytest.importorskip("libtpu")
+    from xmodal_jax.plan.chips import parse_topology
+    from xmodal_jax.plan.command import child_environment
+
+    two = parse_topology("v6e:4x4x2slices")
+    program = (
+        "from xmodal_jax.plan.chips import parse_topology as p; from xmodal_jax.plan.program import topology_devices as d\n"
+        "from xmodal_jax.parallel.mesh import make_mesh; from xmodal_jax.config import MeshConfig\n"
+        "mesh = make_mesh(MeshConfig(4, 8, 1), d(p('v6e:4x4x2slices'))).devices\n"
+        "print([sorted({x.slice_index for x in row.flat}) for row in mesh])"
+    )
+    environment = os.environ | child_environment(two)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[[0], [0], [1], [1]]"

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-
 from xmodal_jax.config import MeshConfig
 from xmodal_jax.parallel.mesh import make_mesh
 from xmodal_jax.plan.hlo import parse_module

@@ -39,13 +39,15 @@ def test_the_plan_names_devices_batch_and_model(printed):
     lines = printed[0]
     assert lines[0] == "plan of quickstart-tiny on local, judged as v5e"
     assert "data 2 x fsdp 4 x tensor 1 = 8 devices" in line(lines, "mesh")
-    assert "16 pairs, 2 on each of 8 devices" in line(lines, "batch") and "itc" in line(lines, "batch")
+    assert "16 pairs, 2 on each of 8 devices" in line(lines, "batch") and "itc" in line(lines, "objectives")
 
 
 def test_memory_adds_up_and_fits(printed):
     lines = printed[0]
-    amounts = [float(line(lines, name).split()[-2]) for name in ("parameters  ", "teacher", "optimizer")]
-    assert amounts[1] > 0 and abs(amounts[2] - 2 * amounts[1]) < 0.2  # Adam's two slots
+    parameters, teacher, optimizer = (
+        float(line(lines, name).split()[1]) for name in ("student", "teacher", "optimizer")
+    )
+    assert parameters == teacher > 0 and abs(optimizer - 2 * teacher) < 0.2  # Adam's two slots
     assert "of 15.75 GiB usable" in line(lines, "total") and line(lines, "verdict").startswith("verdict     fits")
 
 

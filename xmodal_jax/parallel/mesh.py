@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from xmodal_jax.config import MeshConfig
@@ -35,7 +36,23 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
         total == len(devices) and total > 0,
         f"config.mesh asks for {known} devices or a multiple, and there are {len(devices)}; write data=-1",
     )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return Mesh(arranged(tuple(sizes), devices), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def arranged(sizes: tuple[int, ...], devices: list) -> np.ndarray:
+    """Devices in the shape of the mesh, neighbours near each other: the axes follow the torus, split where they must be.
+
+    Slices, which only the data-centre network joins, are split along "data". Raises UserError when they cannot be.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if devices[0].platform != "tpu" or slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    refuse_unless(
+        sizes[0] % slices == 0,
+        f"config.mesh.data is {sizes[0]}, which {slices} slices cannot share; write a multiple of {slices}",
+    )
+    near, far = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1)
+    return mesh_utils.create_hybrid_device_mesh(near, far, devices, allow_split_physical_axes=True)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

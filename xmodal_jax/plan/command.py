@@ -72,6 +72,7 @@ def child_environment(topology: Topology) -> dict[str, str]:
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_WORKER_ID": "0",
         "TPU_ACCELERATOR_TYPE": topology.accelerator_type,
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU is taken: several plans may be made at once
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from xmodal_jax.parallel.rules import RULES, Placement, Rule, place, path_name
+from xmodal_jax.parallel.rules import RULES, Placement, Rule, path_name, place
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def explain(tree: Any, mesh: Mesh, rules: tuple[Rule, ...] = RULES, most: int = 
     whole = sorted((leaf for leaf in found if leaf.replicated), key=lambda leaf: -leaf.bytes)
     yield f"replicated: {len(whole)} leaves, {megabytes(sum(leaf.bytes for leaf in whole))} on every device"
     for leaf in whole[:most]:
-        yield f"  {megabytes(leaf.bytes):>10}  {leaf.placement.name} {leaf.placement.shape} ({leaf.placement.pattern or 'no rule'})"
+        taken = leaf.placement.pattern or "no rule"
+        yield f"  {megabytes(leaf.bytes):>10}  {leaf.placement.name} {leaf.placement.shape} ({taken})"
     if len(whole) > most:
         yield f"  and {len(whole) - most} smaller ones"
     odd = [leaf for leaf in found if leaf.placement.whole]

@@ -13,7 +13,7 @@ BYTES = {
     "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4,
     "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16, "f8e4m3fn": 1, "f8e5m2": 1,
 }  # fmt: skip
-_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
+ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _HEAD = re.compile(r"^\s*(ROOT\s+)?%?([\w.\-]+) = ")
 _CALLED = re.compile(r"\b(calls|body|condition|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
@@ -52,7 +52,7 @@ class Computation:
 def shape_bytes(shape: str, everywhere: bool = True) -> float:
     """Bytes of an array or tuple shape; without `everywhere` only of arrays in main memory (no layout `S(n)`)."""
     total = 0.0
-    for kind, dimensions, layout in _ARRAY.findall(shape):
+    for kind, dimensions, layout in ARRAY.findall(shape):
         if kind in BYTES and (everywhere or "S(" not in (layout or "")):
             size = 1
             for dimension in filter(None, dimensions.split(",")):

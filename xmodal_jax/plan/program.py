@@ -29,7 +29,7 @@ PARTS = ("params", "teacher", "opt_state", "memory")
 class Memory:
     """Bytes on one device: the arguments (state and batch), buffers of the step, results that are no argument, code.
 
-    `usable` is what the compiler said it may use (0: it said nothing); `largest` are the biggest buffers it named.
+    `usable` is what the compiler said it may use (0: nothing); `largest` are the biggest buffers it named.
     """
 
     arguments: float
@@ -80,7 +80,8 @@ def topology_devices(topology: Topology) -> list:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology.compiler_name, **more)
     except Exception as error:  # the compiler raises what it likes
         raise UserError(
-            f"--topology '{topology.text}': the TPU compiler refuses it ({str(error).splitlines()[0]}); write a shape that is sold"
+            f"--topology '{topology.text}': the TPU compiler refuses it ({str(error).splitlines()[0]}); "
+            "write a shape that is sold"
         ) from error
     return list(found.devices)
 
@@ -226,7 +227,7 @@ def parse_refusal(message: str, arguments: float = 0.0) -> Memory | None:
     if not temporary or not usable:
         return None
     largest = []
-    for entry in re.findall(r"\n\s+\d+\. Size: .*?(?=\n\s+=====|\Z)", message, re.S)[:8]:
+    for entry in re.findall(r"\n\s+\d+\. Size: .*?(?=\n\s+=====|\Z)", message, re.DOTALL)[:8]:
         size, shape = re.search(r"Size: (\S+)", entry)[1], re.search(r"Shape: (\S+)", entry)
         source = re.search(r'op_name="([^"]*)"', entry)
         largest.append(f"{size} {shape[1].split('{')[0] if shape else ''} {source[1] if source else ''}".rstrip())

@@ -9,7 +9,7 @@ from xmodal_jax.plan.program import Facts
 from xmodal_jax.plan.roofline import roofline
 from xmodal_jax.train.loop import Run
 
-NAMES = {"params": "parameters", "teacher": "teacher", "opt_state": "optimizer", "memory": "queues", "rest": "counters"}
+NAMES = {"params": "student", "teacher": "teacher", "opt_state": "optimizer", "memory": "queues", "rest": "counters"}
 
 
 def gib(size: float) -> str:
@@ -26,10 +26,13 @@ def head_lines(run: Run, facts: Facts, topology: Topology, chip: Chip | None) ->
     """Config, devices, model."""
     config, mesh = run.assembly.config, dict(run.mesh.shape)
     yield f"plan of {config.name} on {topology.text}" + (f", judged as {chip.name}" if topology.local and chip else "")
-    rows = config.batch_size // (mesh["data"] * mesh["fsdp"])
+    holders = mesh["data"] * mesh["fsdp"]
     axes = " x ".join(f"{name} {size}" for name, size in mesh.items())
     yield f"mesh        {axes} = {facts.devices} devices"
-    yield f"batch       {config.batch_size} pairs, {rows} on each of {mesh['data'] * mesh['fsdp']} devices; {config.dtype}; objectives {', '.join(run.assembly.objectives)}"
+    share = f"{config.batch_size // holders} on each of {holders} devices"
+    chunk = f", in chunks of {config.chunk}" if config.chunk else ""
+    yield f"batch       {config.batch_size} pairs, {share}{chunk}; {config.dtype}"
+    yield f"objectives  {', '.join(run.assembly.objectives)}"
     yield f"parameters  {facts.params / 1e6:.1f} M; vocabulary {run.assembly.config.text.vocab_size}"
 
 
@@ -40,18 +43,19 @@ def memory_lines(facts: Facts, chip: Chip | None) -> Iterator[str]:
     for name, size in facts.state.items():
         yield f"  {NAMES[name]:<12}{gib(size):>12}"
     yield f"  {'batch':<12}{gib(facts.batch_bytes):>12}"
-    yield f"  {'activations and temporaries':<12} {gib(memory.temporary)}" + (" (as refused)" if memory.refused else "")
-    if memory.results + memory.code:
-        yield f"  {'results and code':<12} {gib(memory.results + memory.code)}"
+    refused = ", as refused" if memory.refused else ""
+    yield f"  {'temporary':<12}{gib(memory.temporary):>12}  activations, gradients{refused}"
+    yield f"  {'code':<12}{gib(memory.code + memory.results):>12}  and results that are no argument"
     limit = memory.usable or (chip.usable if chip else 0)
     share = f" of {gib(limit)} usable, {100 * memory.total / limit:.0f} %" if limit else ""
-    yield f"  total       {gib(memory.total)}{share}"
+    yield f"  {'total':<12}{gib(memory.total):>12}{share}"
     yield from (f"  large buffer: {text}" for text in memory.largest)
 
 
 def work_lines(facts: Facts, pairs: int) -> Iterator[str]:
     """FLOPs and what is sent."""
-    yield f"work        {facts.useful_flops / pairs / 1e9:.4g} GFLOP per pair useful; {facts.executed_flops / pairs / 1e9:.4g} executed, recomputation included"
+    useful, executed = (flops / pairs / 1e9 for flops in (facts.useful_flops, facts.executed_flops))
+    yield f"work        {useful:.4g} GFLOP per pair useful; {executed:.4g} executed, recomputation included"
     if not facts.compiled:
         return
     yield f"            XLA counts {facts.xla_flops / 1e9:.4g} GFLOP per device and step, bodies of loops once"
@@ -62,7 +66,8 @@ def work_lines(facts: Facts, pairs: int) -> Iterator[str]:
     if not facts.collectives:
         yield "  none"
     for one in facts.collectives[:5]:
-        yield f"  largest: {one.times} x {one.kind} of {one.payload / 1e6:.4g} MB over {one.group}{' (between slices)' if one.far else ''}  {one.source[-80:]}"
+        over = f"over {one.group} devices{' in several slices' if one.far else ''}"
+        yield f"  largest: {one.times} x {one.kind} of {one.payload / 1e6:.4g} MB {over}  {one.source[-80:]}"
     if facts.unknown_loops:
         yield f"  {facts.unknown_loops} loops with unknown trips count once: the figures above are lower bounds"
 
@@ -70,8 +75,10 @@ def work_lines(facts: Facts, pairs: int) -> Iterator[str]:
 def roofline_lines(facts: Facts, chip: Chip, topology: Topology, pairs: int) -> Iterator[str]:
     """The least step time."""
     roof = roofline(facts, chip, topology, pairs)
-    yield f"roofline    arithmetic {milliseconds(roof.compute)}, memory {milliseconds(roof.hbm)}, network {milliseconds(roof.network)}"
-    yield f"            at least {milliseconds(roof.seconds)} a step, bound by {roof.bound}: at most {roof.rate:,.0f} pairs/s, MFU {100 * roof.mfu:.1f} %"
+    times = {"arithmetic": roof.compute, "memory": roof.hbm, "network": roof.network}
+    yield "roofline    " + ", ".join(f"{name} {milliseconds(seconds)}" for name, seconds in times.items())
+    yield f"            at least {milliseconds(roof.seconds)} a step, bound by {roof.bound}"
+    yield f"            at most {roof.rate:,.0f} pairs/s, MFU {100 * roof.mfu:.1f} %"
 
 
 def verdict_lines(run: Run, facts: Facts, chip: Chip | None) -> Iterator[str]:
@@ -89,12 +96,6 @@ def verdict_lines(run: Run, facts: Facts, chip: Chip | None) -> Iterator[str]:
     for one in changes(run, facts, missing):
         note = "" if one.saves >= missing else ", not enough alone"
         yield f"  --config.{one.override}: {one.why}, saves about {gib(one.saves)}{note}"
-
-
-def fits(facts: Facts, chip: Chip | None) -> bool:
-    """Whether the step fits (True where nothing is known of the devices)."""
-    limit = facts.memory.usable or (chip.usable if chip else float("inf"))
-    return facts.compiled and facts.memory.total <= limit
 
 
 def sheet(run: Run, facts: Facts, topology: Topology, chip: Chip | None) -> Iterator[str]:

@@ -4,7 +4,7 @@ Every scheduled instruction reads its operands and writes its result once; what 
 is free, and an instruction that takes a slice of an array, or writes one into it, moves the slice only.
 """
 
-from xmodal_jax.plan.hlo import Computation, Instruction, runs, shape_bytes
+from xmodal_jax.plan.hlo import ARRAY, Computation, Instruction, runs, shape_bytes
 
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
@@ -37,7 +37,7 @@ def moved(item: Instruction, computation: Computation, module: dict[str, Computa
     if item.opcode.endswith("-start"):  # the result lists the operands again, and the new array
         return shape_bytes(item.shape, False)
     if item.opcode == "fusion":
-        return _fused(item, computation, module[item.called("calls")[0]])
+        return _fused(item, computation, module)
     return shape_bytes(item.shape, False) + sum(map(size, item.operands))
 
 
@@ -46,25 +46,53 @@ def _size(computation: Computation, name: str) -> float:
     return shape_bytes(found.shape, False) if found is not None else 0.0
 
 
-def _fused(item: Instruction, computation: Computation, body: Computation) -> float:
-    """Bytes of a fusion: each operand by how the fused code uses it, and the result."""
-    parameters = {int(x.inside): x.name for x in body.instructions.values() if x.opcode == "parameter"}
-    read = 0.0
-    for number, operand in enumerate(item.operands):
-        whole = _size(computation, operand)
-        users = [x for x in body.instructions.values() if parameters.get(number) in x.operands]
-        read += min(whole, sum(_use(user, parameters[number], body, whole) for user in users)) if users else 0.0
-    root = body.root()
-    written = shape_bytes(item.shape, False)
-    if root.opcode == "dynamic-update-slice":
-        written = min(written, shape_bytes(body.instructions[root.operands[1]].shape))
-    return read + written
+def _fused(item: Instruction, computation: Computation, module: dict[str, Computation]) -> float:
+    """Bytes of a fusion: each operand by how the fused code uses it, and what it writes."""
+    body = module[item.called("calls")[0]]
+    read = sum(
+        _need(_parameter(body, number), body, module, _size(computation, operand))
+        for number, operand in enumerate(item.operands)
+    )
+    root, arrays = body.root(), ARRAY.findall(item.shape)
+    parts = [body.instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    if len(parts) != len(arrays):
+        return read + shape_bytes(item.shape, False)
+    return read + sum(_written(part, f"{kind}[{size}]{layout}", body) for part, (kind, size, layout) in zip(parts, arrays))
 
 
-def _use(user: Instruction, name: str, body: Computation, whole: float) -> float:
-    """Bytes of the parameter `name` that one instruction inside a fusion needs."""
-    if user.opcode in SLICES and user.operands[0] == name:
+def _parameter(body: Computation, number: int) -> str:
+    """The name of a computation's parameter."""
+    return next(x.name for x in body.instructions.values() if x.opcode == "parameter" and int(x.inside) == number)
+
+
+def _written(part: Instruction, shape: str, body: Computation) -> float:
+    """Bytes that one result of a fusion writes: of an array updated in place the slice, of one passed through nothing."""
+    if part.opcode == "parameter":
+        return 0.0
+    size = shape_bytes(shape, False)
+    if part.opcode == "dynamic-update-slice":
+        return min(size, shape_bytes(body.instructions[part.operands[1]].shape))
+    return size
+
+
+def _need(name: str, body: Computation, module: dict[str, Computation], whole: float) -> float:
+    """Bytes of `name` (`whole` in all) that the instructions of a fused computation need."""
+    if not whole:
+        return 0.0
+    users = [x for x in body.instructions.values() if name in x.operands]
+    return min(whole, sum(_use(user, name, body, module, whole) for user in users))
+
+
+def _use(user: Instruction, name: str, body: Computation, module: dict[str, Computation], whole: float) -> float:
+    """Bytes of `name` that one instruction inside a fusion needs."""
+    first = user.operands[0] == name
+    if user.opcode in SLICES and first:
         return shape_bytes(user.shape)
-    if user.opcode == "dynamic-update-slice" and user.operands[0] == name:
-        return 0.0  # written in place
+    if user.opcode == "tuple" or (user.opcode == "dynamic-update-slice" and first):
+        return 0.0  # passed through, or written in place
+    if user.opcode == "bitcast":
+        return _need(user.name, body, module, whole)
+    if user.opcode == "fusion":
+        inner = module[user.called("calls")[0]]
+        return _need(_parameter(inner, user.operands.index(name)), inner, module, whole)
     return whole
