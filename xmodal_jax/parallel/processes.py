@@ -34,6 +34,15 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def first_says(value: int) -> int:
+    """The first process's number, in every process; all must ask at the same point."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    return int(broadcast_one_to_all(np.int32(value)))
+
+
 def refuse_bad_flags(coordinator: str, processes: int, process: int, distributed: bool) -> None:
     """Only nothing, --distributed alone, or --coordinator, --processes and --process together make sense."""
     given = {"--coordinator": bool(coordinator), "--processes": processes != 0, "--process": process != -1}

@@ -17,11 +17,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.parallel.processes import first_says
 from xmodal_jax.train import checksums
 from xmodal_jax.train.state import TrainState
 
@@ -85,7 +84,7 @@ class Checkpoints:
         """
         aside = sorted(path.name for path in self.folder.glob(f"{DAMAGED}*"))
         found = max(self.steps(), default=NO_GOOD if aside else NONE)
-        found = _agreed(found)
+        found = first_says(found)
         refuse_unless(
             found != NO_GOOD,
             f"'{self.folder}' has no good checkpoint left, only {', '.join(aside)}; put a copy of a good one there, "
@@ -155,7 +154,7 @@ class Checkpoints:
                     found = step
                     break
                 faults[step], found = fault, NO_GOOD
-        found = _agreed(found)
+        found = first_says(found)
         refuse_unless(found != NONE, f"there is no checkpoint in '{self.folder}'; run `xmodal train` first")
         said = "; ".join(f"{step}: {fault}" for step, fault in faults.items())
         refuse_unless(
@@ -219,13 +218,6 @@ class Checkpoints:
                     f"the checkpoint in '{self.folder}' is of another architecture: '{name}' is {saved.get(name)} there "
                     f"and {wanted.get(name)} in this config; use the config it was trained with or another --workdir"
                 )
-
-
-def _agreed(value: int) -> int:
-    """The first process's value, in every process."""
-    if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def reason(error: BaseException) -> str:

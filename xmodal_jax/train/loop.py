@@ -18,7 +18,7 @@ from xmodal_jax.data.pipeline import Loader, TrainDataset, train_dataset
 from xmodal_jax.data.transfer import Prefetch
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.parallel.mesh import batch_sharding, make_mesh, process_share, replicated
-from xmodal_jax.parallel.processes import is_first, leaving_at_once
+from xmodal_jax.parallel.processes import first_says, is_first, leaving_at_once
 from xmodal_jax.parallel.rules import shardings
 from xmodal_jax.plan.chips import chip_of
 from xmodal_jax.train.checkpoint import Checkpoints, copy_whole, write_run
@@ -241,8 +241,9 @@ class _Session:
 
     def _each(self, state: TrainState, loader: Any, watch: SkipWatch) -> TrainState:
         config, first, step = self.run.assembly.config, int(state.step), int(state.step)
-        if self._due(step) and step not in self.report.evaluations and self._evaluate(state, step):
-            return state  # the start before this one was stopped in the middle of it
+        # The start before this one may have been stopped in the middle of an evaluation; the first process has the log.
+        if self._due(step) and first_says(step not in self.report.evaluations) and self._evaluate(state, step):
+            return state
         while step < config.steps and not self.stop.poll():
             step += 1
             batch = next(loader)
