@@ -12,10 +12,11 @@ import subprocess
 import jsonschema
 import pytest
 import yaml
-from conftest import LAUNCH, ROOT
 
 from xmodal_jax.cli import parser, split_overrides
 
+ROOT = pathlib.Path(__file__).parents[2]
+LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 JOBSETS = sorted(LAUNCH.glob("*.yaml"))
 SCHEMA = json.loads(pathlib.Path(__file__).with_name("jobset_schema.json").read_text())
