@@ -1,13 +1,14 @@
 """local.sh with programs that end as told: codes, deaths, restarts and signals. Training with it: test_training.py."""
 
 import os
+import pathlib
 import signal
 import subprocess
 import time
 
 import pytest
-from conftest import LAUNCH
 
+LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
 ENDS = r"""
 me=${@: -3:1} ends=($2)
 echo "here is $me of ${@: -5:1} at ${@: -7:1}"

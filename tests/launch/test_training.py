@@ -11,11 +11,11 @@ import subprocess
 import time
 
 import pytest
-from conftest import LAUNCH, ROOT
 from test_scripts import TASKS
 
 from xmodal_jax.cli import main
 
+ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = pathlib.Path(__file__).with_name("small.py")
 STEPS = 12
 
@@ -83,7 +83,7 @@ def wait_for(path: pathlib.Path, job: subprocess.Popen) -> None:
 
 
 def test_a_killed_process_costs_the_steps_since_the_last_save_only(environment, arguments, whole, tmp_path):
-    command = ["bash", LAUNCH / "local.sh", "-n", "2", "--restarts", "1", "--", "train", *arguments(tmp_path)]
+    command = ["bash", ROOT / "launch" / "local.sh", "-n", "2", "--restarts", "1", "--", "train", *arguments(tmp_path)]
     job = subprocess.Popen(
         command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -102,7 +102,9 @@ def test_the_number_of_processes_may_change(launch, arguments, whole, tmp_path, 
     """Each part of the run ends at a step of its own and the next goes on from its save with other processes."""
     for part, count in enumerate(counts, 1):
         workdir, until = tmp_path / "run", STEPS * part // len(counts)
-        code, said = launch("bash", LAUNCH / "local.sh", "-n", count, "--", "train", *arguments(workdir, until))
+        code, said = launch(
+            "bash", ROOT / "launch" / "local.sh", "-n", count, "--", "train", *arguments(workdir, until)
+        )
         assert code == 0, said
     equal(tmp_path / "run", whole)
 
@@ -110,7 +112,7 @@ def test_the_number_of_processes_may_change(launch, arguments, whole, tmp_path, 
 @pytest.mark.slow
 def test_the_slurm_script_trains(launch, program, arguments, whole, tmp_path):
     program("srun", TASKS)
-    command = ["bash", LAUNCH / "slurm.sbatch", *arguments(tmp_path / "run")]
+    command = ["bash", ROOT / "launch" / "slurm.sbatch", *arguments(tmp_path / "run")]
     code, said = launch(*command, SLURM_SUBMIT_DIR=ROOT, SLURM_JOB_ID=7)
     assert code == 0 and "tasks ended with 0 and 0" in said, said
     equal(tmp_path / "run", whole)
