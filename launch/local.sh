@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# n processes on this machine, as one job; the lines of process 1 start with [1]. Bash 5.1 or newer.
+# n processes on this machine, as one job; the lines of process 1 start with [1].
 #   bash launch/local.sh -n 4 [--restarts 3] -- train --config configs/quickstart.py --workdir runs/four
 # The first process that dies ends the others; --restarts goes on from the last save (never after bad input, code 2).
 set -um  # -m: a process group each, so that Ctrl-C reaches the processes once, through this script
@@ -48,24 +48,28 @@ end_all() {  # they are given 5 s to say what they saw
   kill -KILL "${running[@]}" 2> /dev/null
   wait "${running[@]}" 2> /dev/null
 }
-run_once() {  # the exit code of the first process that failed, else 0
-  local id code how
+run_once() {  # the exit code of the process that failed first, else 0
+  local id code left failed="" worst=0 how
   SECONDS=0
   start_all "$@"
-  while [ ${#running[@]} -gt 0 ]; do
-    wait -n -p id "${running[@]}"
-    code=$?
-    [ -n "${id:-}" ] || continue  # a signal to this script
-    local left=() other
-    for other in "${running[@]}"; do [ "$other" = "$id" ] || left+=("$other"); done
+  while [ ${#running[@]} -gt 0 ] && [ $worst -eq 0 ]; do
+    sleep 0.1
+    left=()
+    for id in "${running[@]}"; do
+      if kill -0 "$id" 2> /dev/null; then left+=("$id") && continue; fi
+      wait "$id"
+      code=$?
+      # Of those that ended together, 75 and 134 are what the death of another one causes.
+      case $worst in 0 | 75 | 134) [ $code -eq 0 ] || { worst=$code failed=$id; } ;; esac
+    done
     running=("${left[@]}")
-    [ $code -ne 0 ] || continue
-    how="code $code"
-    [ $code -le 128 ] || how="signal $((code - 128))"
-    [ -n "$stopped" ] || say "process ${number[$id]} of $n ended with $how after $SECONDS s; ending the others"
-    end_all
-    return $code
   done
+  [ $worst -ne 0 ] || return 0
+  how="code $worst"
+  [ $worst -le 128 ] || how="signal $((worst - 128))"
+  [ -n "$stopped" ] || say "process ${number[$failed]} of $n ended with $how after $SECONDS s; ending the others"
+  end_all
+  return $worst
 } 2> /dev/null  # Bash's own lines about ended jobs
 
 for ((again = 0; ; again++)); do

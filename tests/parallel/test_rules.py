@@ -67,8 +67,8 @@ def test_teacher_and_slots_live_where_their_parameter_lives(mesh):
     student = {path_name(path): place.spec for path, place in jax.tree_util.tree_leaves_with_path(places.params)}
     split = {name for name, spec in student.items() if any(axis is not None for axis in spec)}
     assert {"text/embed/word", "fusion/layers/cross/key/kernel", "image_neck/layers/mlp/up/kernel"} <= split
-    for name, place in places.teacher.items():
-        assert place.spec == student[name]
+    for name, own in places.teacher.items():
+        assert own.spec == student[name]
     slots = {path_name(path): place.spec for path, place in jax.tree_util.tree_leaves_with_path(places.opt_state)}
     for name, spec in student.items():
         found = [slot for slot in slots if slot.endswith(f"mu/{name}") or slot.endswith(f"nu/{name}")]

@@ -73,4 +73,6 @@ ENTRY %main (x: f32[24,100], k: s32[], y: f32[24,100]) -> (f32[24,100], f32[24,1
 
 
 def test_a_slice_taken_inside_nested_fusions_moves_the_slice_only():
-    assert step_traffic(parse_module(NESTED)) == 400 + 400  # one row read, one row written in place, one array passed on
+    assert (
+        step_traffic(parse_module(NESTED)) == 400 + 400
+    )  # one row read, one row written in place, one array passed on

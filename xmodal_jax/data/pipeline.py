@@ -269,8 +269,9 @@ class Loader:
     """Iterates over the batches of a `TrainDataset` from a cursor, made ahead of time by threads.
 
     `cursor`: number of the batch that `next` will return. `wait_seconds`: time spent waiting for data so far (the stall
-    meter); a wait of `config.data.stall_seconds` is a warning that names what each thread is at. `threads` and `prefetch` are the config's unless given; threads are enough, for decoders and the tokenizer
-    release the interpreter lock. Close it, or use it in `with`.
+    meter); a wait of `config.data.stall_seconds` is a warning that names what each thread is at. `bad_rows`: rows that
+    could not be read. `threads` and `prefetch` are the config's unless given; threads are enough, for decoders and the
+    tokenizer release the interpreter lock. Close it, or use it in `with`.
     """
 
     def __init__(

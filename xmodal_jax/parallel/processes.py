@@ -34,6 +34,15 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def first_says(value: int) -> int:
+    """The first process's number, in every process; all must ask at the same point."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    return int(broadcast_one_to_all(np.int32(value)))
+
+
 def refuse_bad_flags(coordinator: str, processes: int, process: int, distributed: bool) -> None:
     """Only nothing, --distributed alone, or --coordinator, --processes and --process together make sense."""
     given = {"--coordinator": bool(coordinator), "--processes": processes != 0, "--process": process != -1}
@@ -68,8 +77,8 @@ def initialize(
     """Join the job's other processes; nothing to do when no flag is given. Call it before anything touches a device.
 
     `coordinator` is host:port of process 0, `process` this one's number; or `distributed`: TPU pods, SLURM and Open MPI
-    know all three. A peer is dead after `heartbeat_seconds` of silence. Raises UserError for impossible flags and a
-    port in use; ends the process with code 75 when the job is not complete after `wait_seconds`.
+    know all three. A peer is dead after `heartbeat_seconds` of silence. Raises UserError for impossible flags. Ends the
+    process with code 2 when the port is in use, with 75 when the job is not complete after `wait_seconds`.
     """
     refuse_bad_flags(coordinator, processes, process, distributed)
     if not (coordinator or distributed):
@@ -81,8 +90,10 @@ def initialize(
         jax.distributed.initialize(
             *place, initialization_timeout=wait_seconds + 60, heartbeat_timeout_seconds=heartbeat_seconds, **explicit
         )
-    except (ValueError, RuntimeError) as error:
+    except ValueError as error:
         raise UserError(_not_started(coordinator, error)) from error
+    except RuntimeError as error:  # the service that did not start can crash the interpreter's own exit
+        end(2, f"xmodal: {_not_started(coordinator, error)}")
     finally:
         waiting.cancel()
     if jax.default_backend() == "cpu":

@@ -57,7 +57,9 @@ def _fused(item: Instruction, computation: Computation, module: dict[str, Comput
     parts = [body.instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
     if len(parts) != len(arrays):
         return read + shape_bytes(item.shape, False)
-    return read + sum(_written(part, f"{kind}[{size}]{layout}", body) for part, (kind, size, layout) in zip(parts, arrays))
+    return read + sum(
+        _written(part, f"{kind}[{size}]{layout}", body) for part, (kind, size, layout) in zip(parts, arrays)
+    )
 
 
 def _parameter(body: Computation, number: int) -> str:

@@ -12,15 +12,15 @@ import pathlib
 import re
 import shutil
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.parallel.processes import first_says
 from xmodal_jax.train import checksums
 from xmodal_jax.train.state import TrainState
 
@@ -60,7 +60,7 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind: Any, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self.wait()
         except UserError as error:
@@ -84,7 +84,7 @@ class Checkpoints:
         """
         aside = sorted(path.name for path in self.folder.glob(f"{DAMAGED}*"))
         found = max(self.steps(), default=NO_GOOD if aside else NONE)
-        found = _agreed(found)
+        found = first_says(found)
         refuse_unless(
             found != NO_GOOD,
             f"'{self.folder}' has no good checkpoint left, only {', '.join(aside)}; put a copy of a good one there, "
@@ -154,7 +154,7 @@ class Checkpoints:
                     found = step
                     break
                 faults[step], found = fault, NO_GOOD
-        found = _agreed(found)
+        found = first_says(found)
         refuse_unless(found != NONE, f"there is no checkpoint in '{self.folder}'; run `xmodal train` first")
         said = "; ".join(f"{step}: {fault}" for step, fault in faults.items())
         refuse_unless(
@@ -220,13 +220,6 @@ class Checkpoints:
                 )
 
 
-def _agreed(value: int) -> int:
-    """The first process's value, in every process."""
-    if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
-
-
 def reason(error: BaseException) -> str:
     """Why a file operation failed, in the system's words where they are somewhere in the (chained, nested) error."""
     parts, seen = [error], []
@@ -241,16 +234,22 @@ def reason(error: BaseException) -> str:
 
 
 def _quiet() -> None:
-    """What orbax says besides raising, when a save or a restore fails: here all of it becomes one sentence."""
-    logger = logging.getLogger("absl")
-    if _no_orbax_traceback not in logger.filters:
-        logger.addFilter(_no_orbax_traceback)
+    """What orbax says besides raising when it fails: a traceback per array. Here all of it is one sentence."""
+    for name in ("absl", "asyncio"):
+        logger = logging.getLogger(name)
+        if _no_orbax_traceback not in logger.filters:
+            logger.addFilter(_no_orbax_traceback)
     if getattr(sys.unraisablehook, "__module__", "") != __name__:
         sys.unraisablehook = _no_closed_loop(sys.unraisablehook)
 
 
 def _no_orbax_traceback(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and f"orbax{os.sep}checkpoint" in record.pathname)
+    if not record.exc_info:
+        return True
+    frames = traceback.extract_tb(record.exc_info[2])
+    return not any(
+        f"orbax{os.sep}checkpoint" in name for name in (record.pathname, *(each.filename for each in frames))
+    )
 
 
 def _no_closed_loop(hook: Callable[[Any], None]) -> Callable[[Any], None]:

@@ -21,10 +21,13 @@ def _sum(path: pathlib.Path, to_disk: bool) -> tuple[int, int]:
     """(bytes, CRC-32) of a file; `to_disk` also waits until the disk has it."""
     size = crc = 0
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            size, crc = size + len(chunk), zlib.crc32(chunk, crc)
-        if to_disk:
-            os.fsync(file.fileno())
+        try:
+            while chunk := file.read(CHUNK):
+                size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+            if to_disk:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error  # the system does not say which file
     return size, crc
 
 
@@ -74,5 +77,8 @@ def fault(folder: pathlib.Path) -> str:
         found = (folder / name).stat().st_size
         if found != size:
             return f"{name} has {found} bytes, not {size}"
-    sums = _sums(folder, sorted(files))
+    try:
+        sums = _sums(folder, sorted(files))
+    except OSError as error:  # a bad sector, a right that is missing
+        return str(error)
     return next((f"{name} has other bytes than were written" for name in sums if sums[name] != files[name]), "")

@@ -97,8 +97,11 @@ class TrainLog:
         """Append one record."""
         if not self.active:
             return
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:  # a full disk: writing, unlike opening, does not say where
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def step(self, step: int, metrics: dict[str, float], wait_seconds: float, **counts: float) -> None:
         """Log the mean rate since the last call, MFU, the share of time spent waiting for data, memory and the losses.

@@ -18,7 +18,7 @@ from xmodal_jax.data.pipeline import Loader, TrainDataset, train_dataset
 from xmodal_jax.data.transfer import Prefetch
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.parallel.mesh import batch_sharding, make_mesh, process_share, replicated
-from xmodal_jax.parallel.processes import is_first, leaving_at_once
+from xmodal_jax.parallel.processes import first_says, is_first, leaving_at_once
 from xmodal_jax.parallel.rules import shardings
 from xmodal_jax.plan.chips import chip_of
 from xmodal_jax.train.checkpoint import Checkpoints, copy_whole, write_run
@@ -231,7 +231,7 @@ class _Session:
         watch = SkipWatch(config.optimizer.max_skips, self.report.say)
         try:
             with Prefetch(loader, sharding) as loader:
-                state = self._each(state, loader, dataset, watch)
+                state = self._each(state, loader, watch)
             watch.finish()
         finally:
             self.profile.close()
@@ -239,10 +239,11 @@ class _Session:
             dataset.close()
         return state
 
-    def _each(self, state: TrainState, loader: Any, dataset: TrainDataset, watch: SkipWatch) -> TrainState:
+    def _each(self, state: TrainState, loader: Any, watch: SkipWatch) -> TrainState:
         config, first, step = self.run.assembly.config, int(state.step), int(state.step)
-        if self._due(step) and step not in self.report.evaluations and self._evaluate(state, step):
-            return state  # the start before this one was stopped in the middle of it
+        # The start before this one may have been stopped in the middle of an evaluation; the first process has the log.
+        if self._due(step) and first_says(step not in self.report.evaluations) and self._evaluate(state, step):
+            return state
         while step < config.steps and not self.stop.poll():
             step += 1
             batch = next(loader)
@@ -255,7 +256,7 @@ class _Session:
                 self.report.compiled(step)
             if step % config.log_every == 0 or step == config.steps:
                 values = {name: float(value) for name, value in metrics.items()}
-                self.report.step(step, values, loader.wait_seconds, bad_rows=len(dataset.bad.rows))
+                self.report.step(step, values, loader.wait_seconds, bad_rows=loader.bad_rows)
             if self._due(step) and self._evaluate(state, step):
                 break
             if step % config.checkpoint.every == 0 and step < config.steps:
