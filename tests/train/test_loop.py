@@ -20,8 +20,12 @@ CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
 SMALL = ("batch_size=8", "data.image_size=16", "data.eval_split=test", "log_every=1")
 
 
+LIGHT = "objectives={'itc': {'queue': 16}, 'hash': {'weight': 0.1}}"  # what these tests look at is not the objectives
+
+
 def tiny(path, data, *overrides):
-    """The tiny variant of a config on a data folder, frozen."""
+    """The tiny variant of a config on a data folder with two objectives, frozen."""
+    overrides = (LIGHT, *overrides)
     return configs.freeze(configs.load(f"{path}:tiny", [f"data.path={data}", *SMALL, *overrides]))
 
 
@@ -138,4 +142,6 @@ def test_chunks_that_do_not_fit_are_refused(shapes_data, tmp_path):
              "chunk=8": "group is 0, and passes take 8 rows at a time"}  # fmt: skip
     for override, sentence in cases.items():
         with pytest.raises(UserError, match=sentence):
-            train(tiny(CONFIGS[-1], shapes_data, "batch_size=16", override), tmp_path)
+            train(
+                tiny(CONFIGS[-1], shapes_data, "objectives={'itc': {}, 'itm': {}}", "batch_size=16", override), tmp_path
+            )

@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import re
+import socket
 import sys
 import threading
 import traceback
@@ -77,12 +78,14 @@ def initialize(
     """Join the job's other processes; nothing to do when no flag is given. Call it before anything touches a device.
 
     `coordinator` is host:port of process 0, `process` this one's number; or `distributed`: TPU pods, SLURM and Open MPI
-    know all three. A peer is dead after `heartbeat_seconds` of silence. Raises UserError for impossible flags. Ends the
-    process with code 2 when the port is in use, with 75 when the job is not complete after `wait_seconds`.
+    know all three. A peer is dead after `heartbeat_seconds` of silence. Raises UserError for impossible flags and a port in
+    use. Ends the process with code 75 when the job is not complete after `wait_seconds`.
     """
     refuse_bad_flags(coordinator, processes, process, distributed)
     if not (coordinator or distributed):
         return
+    if process == 0:
+        _refuse_taken(coordinator)
     explicit = {"cluster_detection_method": "deactivate"} if coordinator else {}
     place = (coordinator or None, processes or None, process if coordinator else None)
     waiting = _not_complete(place, wait_seconds)
@@ -108,14 +111,28 @@ def initialize(
     )
 
 
+def _refuse_taken(coordinator: str) -> None:
+    """A port in use is found here: jax's service that cannot start may crash the interpreter."""
+    port = int(coordinator.rpartition(":")[2])
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    with socket.socket(family) as probe:
+        try:
+            probe.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # what an ended job leaves behind is no hindrance
+            probe.bind(("", port))
+        except OSError as error:
+            raise UserError(
+                f"the port of --coordinator {coordinator} is in use on this machine; write another one"
+            ) from error
+
+
 def _not_started(coordinator: str, error: Exception) -> str:
     if not coordinator:
         return (
             f"--distributed found no TPU pod, SLURM or Open MPI job ({error}); "
             "write --coordinator HOST:PORT --processes N --process I"
         )
-    if "RPC server" in str(error):
-        return f"the port of --coordinator {coordinator} is in use on this machine; write another one"
     return f"the job at --coordinator {coordinator} could not start ({error}); look at the logs of the other processes"
 
 

@@ -44,7 +44,9 @@ def plan(args: argparse.Namespace, overrides: list[str]) -> None:
     )
     # XLA_FLAGS are for this machine's devices: the TPU compiler ends the process over one that it does not know.
     kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    code = subprocess.run(child_command(args, overrides), env=kept | child_environment(topology), check=False).returncode
+    code = subprocess.run(
+        child_command(args, overrides), env=kept | child_environment(topology), check=False
+    ).returncode
     if code:
         raise UserError(f"the plan for '{args.topology}' ended with code {code}; its reason is above")
 
