@@ -80,7 +80,7 @@ def test_unknown_keys_and_wrong_types_are_refused(path, value, sentence):
     ("batch_size", 0, "config.batch_size is 0; write a number above 0"),
     ("image.kind", "resnet", "config.image.kind is 'resnet'; write one of vit, efficientnet, features"),
     ("text.pool", "max", "config.text.pool is 'max'; write one of mean, cls, mean+attention"),
-    ("fusion.remat", "all", "config.fusion.remat is 'all'; write one of none, dots, full"),
+    ("fusion.remat", "all", "config.fusion.remat is 'all'; write one of none, dots, full, offload"),
     ("dtype", "float16", "config.dtype is 'float16'; write one of float32, bfloat16"),
     ("joint.bits", 12, "config.joint.bits is 12; write a multiple of 8, such as 64"),
     ("image.heads", 7, "config.image.heads is 7, which does not divide the width 384"),

@@ -157,7 +157,7 @@ def test_scanning_is_a_loop_under_every_remat_policy(stack, x):
         return jnp.square(y).sum()
 
     expected = jax.jit(jax.value_and_grad(loop))(stack)
-    for remat in ("none", "full", "dots"):
+    for remat in ("none", "full", "dots", "offload"):
         scan = lambda stack: jnp.square(scan_blocks(BlockStyle(HEADS, remat=remat), stack, x, None, read(image))).sum()
         got = jax.jit(jax.value_and_grad(scan))(stack)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), got, expected)
