@@ -6,8 +6,8 @@ set -um  # -m: a process group each, so that Ctrl-C reaches the processes once, 
 n=2 restarts=0
 while [ $# -gt 0 ]; do
   case $1 in
-    -n) n=${2:-} && shift 2 ;;
-    --restarts) restarts=${2:-} && shift 2 ;;
+    -n) n=${2:-}; shift; shift || true ;;
+    --restarts) restarts=${2:-}; shift; shift || true ;;
     --) shift && break ;;
     *) break ;;
   esac

@@ -90,7 +90,7 @@ def train(args: argparse.Namespace, overrides: list[str]) -> None:
     from xmodal_jax.train import teacher
     from xmodal_jax.train.loop import train as run_training
 
-    config = configs.freeze(configs.load(args.config, overrides))
+    config, profile = configs.freeze(configs.load(args.config, overrides)), steps_of(args.profile)
     processes.initialize(args.coordinator, args.processes, args.process, args.distributed, args.heartbeat, args.wait)
 
     def quick(run: Any, state: Any, poll: Any) -> dict:
@@ -101,7 +101,7 @@ def train(args: argparse.Namespace, overrides: list[str]) -> None:
     with processes.leaving_at_once(args.workdir):
         same = {f"config.{name}": value for name, value in configs.as_dict(config).items()}
         processes.agree({"version": __version__, "--workdir": args.workdir, **same})
-        run_training(config, args.workdir, quick, steps_of(args.profile))
+        run_training(config, args.workdir, quick, profile)
 
 
 def steps_of(text: str) -> tuple[int, int] | None:

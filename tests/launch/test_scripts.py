@@ -118,7 +118,7 @@ def test_the_slurm_script_joins_its_tasks(launch, cluster, tmp_path):
     assert "scontrol" not in said and "tasks ended with 2 and 2" in said
 
 
-@pytest.mark.parametrize(("code", "again"), [(0, False), (2, False), (75, True), (134, True)])
+@pytest.mark.parametrize(("code", "again"), [(0, False), (2, False), (75, True), (134, True), (137, True)])
 def test_slurm_queues_again_after_a_dead_peer_only(launch, cluster, program, code, again):
     ends = program("ends_with", 'exit "$3"')
     ended, said = launch("bash", LAUNCH / "slurm.sbatch", "x", code, SLURM_SUBMIT_DIR=ROOT, SLURM_JOB_ID=7, XMODAL=ends)

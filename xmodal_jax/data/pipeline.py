@@ -289,6 +289,8 @@ class Loader:
         self.watch = Watch(dataset.split.stages, cfg.stall_seconds)
         self._threads = concurrent.futures.ThreadPoolExecutor(threads or cfg.threads, "batch")
         self._waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+        self.poll: Callable[[], None] | None = None  # called each second of a wait; what it raises ends the wait
+        self.stuck = False  # whether a thread was left where it hung
 
     @property
     def bad_rows(self) -> int:
@@ -305,16 +307,27 @@ class Loader:
         started = time.perf_counter()
         self.watch.begin()
         try:
-            batch = self._waiting.popleft().result()
+            batch = self._result(self._waiting.popleft())
         finally:
             self.watch.end()
         self.wait_seconds += time.perf_counter() - started
         self.cursor += 1
         return batch
 
+    def _result(self, future: concurrent.futures.Future) -> Arrays:
+        if self.poll is None:
+            return future.result()
+        while not concurrent.futures.wait([future], timeout=1.0).done:
+            try:
+                self.poll()
+            except BaseException:
+                self.stuck = True
+                raise
+        return future.result()
+
     def close(self) -> None:
-        """Stop the threads; batches made ahead are dropped."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        """Stop the threads; batches made ahead are dropped. A thread that hangs is not waited for."""
+        self._threads.shutdown(wait=not self.stuck, cancel_futures=True)
         self._waiting.clear()
         self.watch.close()
 

@@ -178,8 +178,18 @@ def last_save(workdir: str | pathlib.Path) -> str:
 
 
 def lost_peer(error: BaseException) -> bool:
-    """Whether an error of the runtime is about a process that cannot be reached."""
-    return isinstance(error, jax.errors.JaxRuntimeError) and bool(LOST.search(str(error)))
+    """Whether an error of the runtime, or one behind it, is about a process that cannot be reached."""
+    seen: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is None or one in seen:
+            continue
+        if isinstance(one, jax.errors.JaxRuntimeError) and LOST.search(str(one)):
+            return True
+        seen.append(one)
+        waiting += [*getattr(one, "exceptions", ()), one.__cause__, one.__context__]
+    return False
 
 
 def verdict(error: BaseException, workdir: str | pathlib.Path) -> tuple[int, str]:

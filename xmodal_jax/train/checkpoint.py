@@ -20,7 +20,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from xmodal_jax.errors import UserError, refuse_unless
-from xmodal_jax.parallel.processes import first_says
+from xmodal_jax.parallel.processes import first_says, lost_peer
 from xmodal_jax.train import checksums
 from xmodal_jax.train.state import TrainState
 
@@ -108,6 +108,8 @@ class Checkpoints:
             if not self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state))):
                 raise ValueError(f"there is a checkpoint of a later step, {self._manager.latest_step()}")
         except FAILURES as error:
+            if lost_peer(error):  # the disk is well: the same command goes on
+                raise
             raise self._failure(error) from error
 
     def wait(self) -> None:
@@ -117,6 +119,8 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except FAILURES as error:
+            if lost_peer(error):  # the disk is well: the same command goes on
+                raise
             raise self._failure(error) from error
         self._saved, self._pending = self._pending, NONE
 

@@ -49,20 +49,22 @@ class TrainLog:
             self.stream = io.StringIO()
         self.last_step, self.last_time, self.last_wait = first_step, time.perf_counter(), 0.0
         self.rate = self.first_seconds = 0.0
+        self._open_line = False  # a progress line that the next one overwrites
         self.evaluations: set[int] = set()  # steps that have one
         if active:
             self._drop_after(first_step)
 
-    def compiled(self, step: int) -> None:
-        """The first step is done: its time, mostly compilation, does not count in the rates."""
+    def compiled(self, step: int, wait_seconds: float = 0.0) -> None:
+        """The first step is done: its time, mostly compilation, does not count in the rates, nor the wait before it."""
         now = time.perf_counter()
-        self.stream.write(f"first step, compilation included: {duration(now - self.last_time)}\n")
+        self.say(f"first step, compilation included: {duration(now - self.last_time)}")
         self.first_seconds = max(now - self.last_time, 1e-9)
-        self.last_step, self.last_time = step, now
+        self.last_step, self.last_time, self.last_wait = step, now, wait_seconds
 
     def say(self, text: str) -> None:
         """One line for people."""
-        self.stream.write(text + "\n")
+        self.stream.write(("\n" if self._open_line else "") + text + "\n")
+        self._open_line = False
         self.stream.flush()
 
     def evaluated(self, step: int, mean: dict[str, Any], seconds: float) -> None:
@@ -73,7 +75,7 @@ class TrainLog:
         table = mean["itc"]
         shown = lambda side: " ".join(f"{value:.1f}" for name, value in table[side].items() if name.startswith("R@"))
         sides = (f"{side} {shown(side)}" for side in ("i2t", "t2i"))
-        self.stream.write(f"evaluation at step {step}: R@k {', '.join(sides)}, rSum {table['rSum']:.1f}\n")
+        self.say(f"evaluation at step {step}: R@k {', '.join(sides)}, rSum {table['rSum']:.1f}")
         self.last_time += seconds
 
     def _drop_after(self, step: int) -> None:
@@ -141,11 +143,14 @@ class TrainLog:
         parts += [f"{text} {record[name]:.2g}" for text, name in SHOWN if record.get(name) is not None]
         parts += [f"{text} {record[name]:.0f}" for text, name in COUNTED if record.get(name)]
         end = "\n" if not self.stream.isatty() or step >= self.steps else ""
+        self._open_line = not end
         self.stream.write(("\r\x1b[K" if self.stream.isatty() else "") + "  ".join(parts) + end)
         self.stream.flush()
 
     def close(self) -> None:
-        """Write what is buffered."""
+        """Write what is buffered, and end the progress line."""
+        if self._open_line:
+            self.stream.write("\n")
         if self.events is not None:
             self.events.close()
 

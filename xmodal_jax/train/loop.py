@@ -1,29 +1,33 @@
 """The training loop: set up, restore, step, log, save."""
 
+import contextlib
+import fcntl
+import importlib.util
 import json
+import logging
 import pathlib
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
 from xmodal_jax.assemble import Assembly, abstract_params, assemble, pretrained, start_params
-from xmodal_jax.config import Config
+from xmodal_jax.config import Config, as_dict
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.pipeline import Loader, TrainDataset, train_dataset
 from xmodal_jax.data.transfer import Prefetch
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.parallel.mesh import batch_sharding, make_mesh, process_share, replicated
-from xmodal_jax.parallel.processes import first_says, is_first, leaving_at_once
+from xmodal_jax.parallel.processes import end, first_says, is_first, leaving_at_once
 from xmodal_jax.parallel.rules import shardings
 from xmodal_jax.plan.chips import chip_of
-from xmodal_jax.train.checkpoint import Checkpoints, copy_whole, write_run
+from xmodal_jax.train.checkpoint import Checkpoints, copy_whole, read_run, write_run
 from xmodal_jax.train.flops import step_flops
-from xmodal_jax.train.log import TrainLog
+from xmodal_jax.train.log import TrainLog, flat
 from xmodal_jax.train.optimizer import make_optimizer
 from xmodal_jax.train.state import TrainState
 from xmodal_jax.train.stop import Stopped, StopSignal
@@ -31,6 +35,8 @@ from xmodal_jax.train.step import Recipe, create_state, jit_step
 from xmodal_jax.train.tensorboard import EventWriter
 from xmodal_jax.train.watch import SkipWatch
 from xmodal_jax.train.warmstart import start_state
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,10 @@ def refuse_impossible(config: Config, assembly: Assembly) -> None:
     card = Card.load(config.data.path)
     if config.eval.every:
         card.split(config.data.eval_split)
+    refuse_unless(
+        not config.tensorboard or importlib.util.find_spec("tensorboard") is not None,
+        "config.tensorboard is True, but the package tensorboard is not installed; write pip install 'xmodal_jax[tensorboard]'",
+    )
     for name, objective in assembly.objectives.items():
         every, group = getattr(objective, "every", 1), getattr(objective, "group", 0) or config.batch_size
         negatives = getattr(objective, "negatives", 0)
@@ -137,23 +147,81 @@ def train(
     assembly = assemble(config)
     refuse_impossible(config, assembly)
     run = make_run(assembly)
-    workdir.mkdir(parents=True, exist_ok=True)
-    with Checkpoints(workdir, config.checkpoint.keep) as checkpoints, StopSignal() as stop:
+    with only_run(workdir), Checkpoints(workdir, config.checkpoint.keep) as checkpoints, StopSignal() as stop:
         fresh = checkpoints.latest() is None
+        if not fresh:
+            refuse_other_tokenizer(assembly, workdir)
         state = run.fresh() if fresh else checkpoints.restore(run.abstract)
+        first = int(state.step)
+        refuse_unless(
+            first <= config.steps,
+            f"'{workdir}' is at step {first} already, and config.steps is {config.steps}; write more steps or another --workdir",
+        )
+        trace = Profile(workdir / "profile", *(profile or (0, 0)))
+        trace.check(first, config.steps)
         if is_first():
             if not fresh:
-                print(f"resuming '{workdir}' at step {int(state.step)} of {config.steps}", flush=True)
+                print(
+                    f"resuming '{workdir}' at step {first} of {config.steps}{changed_fields(assembly.config, workdir)}",
+                    flush=True,
+                )
             keep_description(assembly, workdir)
-        trace = Profile(workdir / "profile", *(profile or (0, 0)))
+        session = _Session(run, workdir, checkpoints, stop, evaluate, trace)
         with leaving_at_once(workdir):  # here, because the checkpoints wait for all processes when they close
-            state = _Session(run, workdir, checkpoints, stop, evaluate, trace).steps(state)
-        checkpoints.save(state)
+            state = session.steps(state)
+            checkpoints.save(state)
+            checkpoints.wait()  # while a signal is still only noted
     if stop.seen and is_first():
         print(f"stopped by a signal at step {int(state.step)}; saved, the same command goes on from here", flush=True)
+    if session.stuck:
+        end(130 if stop.seen == signal.SIGINT else 0, "")  # Python would wait for the thread that hangs
     if stop.seen == signal.SIGINT:
         raise KeyboardInterrupt
     return state
+
+
+@contextlib.contextmanager
+def only_run(workdir: pathlib.Path) -> Iterator[None]:
+    """Hold the work directory: a second run in it, say of a job that was queued again too early, is refused.
+
+    The lock ends with the process, however it ends. A file system without locks has none.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not is_first():
+        yield
+        return
+    with (workdir / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is training in '{workdir}'; stop it first, or write another --workdir"
+            ) from None
+        except OSError as error:
+            log.warning("'%s' cannot be locked (%s); see that no other run uses it", workdir, error)
+        yield
+
+
+def refuse_other_tokenizer(assembly: Assembly, workdir: pathlib.Path) -> None:
+    """Going on with other word ids under the same weights would be nonsense that nothing else notices."""
+    kept = workdir / "tokenizer.json"
+    own = assembly.config.text.tokenizer != "minilm"
+    refuse_unless(
+        not own or not kept.is_file() or kept.read_bytes() == assembly.tokenizer.path.read_bytes(),
+        f"the tokenizer of '{assembly.config.data.path}' is not the one that '{workdir}' was trained with; write the "
+        "config.data.path it was trained on, or another --workdir",
+    )
+
+
+def changed_fields(config: Config, workdir: pathlib.Path) -> str:
+    """What this start changes of the config that the run was started with, in words; "" for nothing."""
+    try:
+        before = flat(read_run(workdir)["config"])
+    except UserError:
+        return ""
+    now = flat(json.loads(json.dumps(as_dict(config))))
+    other = [f"{name} {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
+    return f"; changed since its last start: {', '.join(other)}" if other else ""
 
 
 def keep_description(assembly: Assembly, workdir: pathlib.Path) -> None:
@@ -169,7 +237,15 @@ class Profile:
     """A profiler trace of the steps `first` to `last`, in `folder`; nothing without them."""
 
     def __init__(self, folder: pathlib.Path, first: int, last: int) -> None:
-        self.folder, self.first, self.last, self._on = folder, first, last, False
+        self.folder = folder / f"process{jax.process_index()}" if jax.process_count() > 1 else folder
+        self.first, self.last, self._on = first, last, False
+
+    def check(self, first: int, last: int) -> None:
+        """Refuse steps that a run from step `first` to `last` does not take."""
+        refuse_unless(
+            not self.last or first < self.last <= last,
+            f"--profile ends at step {self.last}, and this run takes steps {first + 1} to {last}; write some of these",
+        )
 
     def before(self, step: int) -> None:
         """Start where the trace begins."""
@@ -188,6 +264,7 @@ class Profile:
         if self._on:
             jax.profiler.stop_trace()
             self._on = False
+            print(f"wrote the trace to '{self.folder}'", file=sys.stderr)
 
 
 def peak_flops(devices: Any) -> float:
@@ -216,6 +293,7 @@ class _Session:
     stop: StopSignal
     evaluate: Callable | None
     profile: Profile
+    stuck: bool = False  # whether the loader hung when the run was told to stop
 
     def steps(self, state: TrainState) -> TrainState:
         """Steps until the end of the run or a stop signal; the state after the last of them."""
@@ -230,13 +308,16 @@ class _Session:
         loader = Loader(dataset, int(state.cursor), *share, data.threads, data.prefetch)
         watch = SkipWatch(config.optimizer.max_skips, self.report.say)
         try:
-            with Prefetch(loader, sharding) as loader:
-                state = self._each(state, loader, watch)
+            loader.poll = self.stop.check_alone
+            with Prefetch(loader, sharding) as batches:
+                state = self._each(state, batches, watch)
             watch.finish()
         finally:
             self.profile.close()
             self.report.close()
-            dataset.close()
+            self.stuck = loader.stuck
+            if not self.stuck:
+                dataset.close()
         return state
 
     def _each(self, state: TrainState, loader: Any, watch: SkipWatch) -> TrainState:
@@ -245,15 +326,18 @@ class _Session:
         if self._due(step) and first_says(step not in self.report.evaluations) and self._evaluate(state, step):
             return state
         while step < config.steps and not self.stop.poll():
+            try:
+                batch = next(loader)
+            except Stopped:
+                break
             step += 1
-            batch = next(loader)
             self.profile.before(step)
             state, metrics = self.run.step(state, batch)
             watch.sent(step, metrics)
             self.profile.after(step, metrics)
             if step == first + 1:
                 jax.block_until_ready(metrics)
-                self.report.compiled(step)
+                self.report.compiled(step, loader.wait_seconds)
             if step % config.log_every == 0 or step == config.steps:
                 values = {name: float(value) for name, value in metrics.items()}
                 self.report.step(step, values, loader.wait_seconds, bad_rows=loader.bad_rows)

@@ -13,22 +13,24 @@ class Stopped(Exception):
 class StopSignal:
     """Turns the first SIGTERM or SIGINT into a flag, so that the loop saves before it leaves.
 
-    With several processes only SIGTERM does, and to any of them: jax's preemption service then names a poll, the same for
+    With several processes the signal may come to any of them: jax's preemption service then names a poll, the same for
     all, at which every process sees it. So all must poll equally often.
     """
 
     def __init__(self) -> None:
         self.seen = 0  # the number of the signal
         self._polls = 0
+        self._interrupted = False
         self._together = jax.process_count() > 1
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
-        if self._together:  # the service has a handler of its own, which Python's would replace
-            return self
-        for number in (signal.SIGTERM, signal.SIGINT):
+        # With several processes the service has a handler for SIGTERM of its own, which Python's would replace.
+        handlers = {signal.SIGINT: self._to_all} if self._together else {
+            signal.SIGTERM: self._note, signal.SIGINT: self._note}  # fmt: skip
+        for number, handler in handlers.items():
             try:
-                self._old[number] = signal.signal(number, self._note)
+                self._old[number] = signal.signal(number, handler)
             except ValueError:  # not in the main thread: nothing to catch
                 return self
         return self
@@ -37,19 +39,30 @@ class StopSignal:
         self.seen = number
         signal.signal(number, self._old[number])  # a second one ends the process at once
 
+    def _to_all(self, number: int, _: Any) -> None:
+        self._interrupted = True
+        signal.signal(number, self._old[number])
+        signal.raise_signal(signal.SIGTERM)  # the service tells the other processes
+
     def poll(self) -> bool:
         """Whether to stop here."""
         if self._together and not self.seen:
             from jax.experimental.multihost_utils import reached_preemption_sync_point
 
             self._polls += 1
-            self.seen = signal.SIGTERM if reached_preemption_sync_point(self._polls) else 0
+            if reached_preemption_sync_point(self._polls):
+                self.seen = signal.SIGINT if self._interrupted else signal.SIGTERM
         return bool(self.seen)
 
     def check(self) -> None:
         """Raise `Stopped` when it is time to stop."""
         if self.poll():
             raise Stopped
+
+    def check_alone(self) -> None:
+        """`check` for a wait of this process only, where several must go on polling equally often: nothing there."""
+        if not self._together:
+            self.check()
 
     def __exit__(self, *_: object) -> None:
         for number, old in self._old.items():
