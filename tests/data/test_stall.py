@@ -102,3 +102,21 @@ def test_a_stall_time_must_be_above_zero():
     with pytest.raises(UserError, match="config.data.stall_seconds is 0; write seconds above 0"):
         DataConfig(stall_seconds=0)
     assert np.isfinite(DataConfig().stall_seconds)
+
+
+def test_a_wait_that_is_told_to_end_leaves_the_thread_where_it_hangs(tiny_set, tokenizer):
+    """What the loop does with SIGTERM: it must be able to save although a batch never comes."""
+    slow = SlowTokenizer(tokenizer)
+    dataset = train_dataset(tiny_set, "train", slow, QUICK, 0, 2)
+    loader = Loader(dataset, threads=1)
+
+    def stop():
+        raise InterruptedError
+
+    loader.poll = stop
+    started = time.monotonic()
+    with pytest.raises(InterruptedError):
+        next(loader)
+    loader.close()
+    assert loader.stuck and time.monotonic() - started < 5
+    slow.may_go.set()  # so that the tests themselves can end

@@ -220,7 +220,11 @@ def changed_fields(config: Config, workdir: pathlib.Path) -> str:
     except UserError:
         return ""
     now = flat(json.loads(json.dumps(as_dict(config))))
-    other = [f"{name} {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
+    other = [
+        f"{name.replace('/', '.')} {before.get(name)} -> {value}"
+        for name, value in now.items()
+        if before.get(name) != value
+    ]
     return f"; changed since its last start: {', '.join(other)}" if other else ""
 
 

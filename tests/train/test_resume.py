@@ -1,0 +1,102 @@
+"""Going on with a run: what must be the same, what may change and is said, and one run at a time in a work directory."""
+
+import fcntl
+import io
+import json
+import shutil
+
+import jax
+import pytest
+from test_loop import CONFIGS, tiny
+
+from xmodal_jax.errors import UserError
+from xmodal_jax.parallel.processes import lost_peer
+from xmodal_jax.train.log import TrainLog
+from xmodal_jax.train.loop import train
+
+
+@pytest.fixture(scope="module")
+def begun(shapes_data, tmp_path_factory):
+    """A work directory with two steps of the tiny run, made once; copy it before going on."""
+    workdir = tmp_path_factory.mktemp("begun") / "run"
+    train(tiny(CONFIGS[-1], shapes_data, "steps=2"), workdir)
+    return workdir
+
+
+@pytest.fixture
+def workdir(begun, tmp_path):
+    """A copy of `begun`."""
+    return shutil.copytree(begun, tmp_path / "run")
+
+
+def test_what_changed_since_the_last_start_is_said(workdir, shapes_data, capsys):
+    train(tiny(CONFIGS[-1], shapes_data, "steps=3", "optimizer.lr=0.002"), workdir)
+    said = capsys.readouterr().out
+    assert f"resuming '{workdir}' at step 2 of 3; changed since its last start: " in said
+    assert "steps 2 -> 3" in said and "optimizer.lr 0.001 -> 0.002" in said and "vocab_size" not in said
+    assert json.loads((workdir / "run.json").read_text())["config"]["steps"] == 3
+
+
+def test_other_word_ids_under_the_same_weights_are_refused(workdir, shapes_data, tmp_path):
+    other = shutil.copytree(shapes_data, tmp_path / "other")
+    path = other / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    words = tokenizer["model"]["vocab"]
+    first, second = sorted(words)[-2:]
+    words[first], words[second] = words[second], words[first]
+    path.write_text(json.dumps(tokenizer))
+    kept = (workdir / "tokenizer.json").read_bytes()
+    with pytest.raises(UserError, match=r"the tokenizer of '.*other' is not the one that '.*run' was trained with"):
+        train(tiny(CONFIGS[-1], other, "steps=3"), workdir)
+    assert (workdir / "tokenizer.json").read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    "overrides, profile, sentence",
+    [
+        (("steps=1",), None, "is at step 2 already, and config.steps is 1; write more steps"),
+        (("steps=4",), (1, 2), "--profile ends at step 2, and this run takes steps 3 to 4"),
+        (("steps=4",), (3, 5), "--profile ends at step 5, and this run takes steps 3 to 4"),
+    ],
+)
+def test_steps_that_are_not_there_are_refused(workdir, shapes_data, overrides, profile, sentence):
+    before = (workdir / "run.json").read_bytes()
+    with pytest.raises(UserError, match=sentence):
+        train(tiny(CONFIGS[-1], shapes_data, *overrides), workdir, None, profile)
+    assert (workdir / "run.json").read_bytes() == before
+
+
+def test_a_second_run_in_the_same_work_directory_is_refused(workdir, shapes_data):
+    with (workdir / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is training in"):
+            train(tiny(CONFIGS[-1], shapes_data, "steps=3"), workdir)
+
+
+def test_a_lost_peer_is_known_behind_other_errors():
+    peer = jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+    wrapped = ValueError("the save failed")
+    wrapped.__cause__ = peer
+    assert lost_peer(peer) and lost_peer(wrapped) and lost_peer(ExceptionGroup("several", [KeyError("x"), wrapped]))
+    assert not lost_peer(ValueError("Connection closed by peer")) and not lost_peer(
+        jax.errors.JaxRuntimeError("INTERNAL")
+    )
+
+
+class Terminal(io.StringIO):
+    """A terminal that keeps what is written."""
+
+    def isatty(self):
+        """It is one."""
+        return True
+
+
+def test_a_line_does_not_run_into_the_progress_line(tmp_path):
+    stream = Terminal()
+    log = TrainLog(tmp_path, 10, 4, 0, stream)
+    log.step(5, {"loss/itc": 1.0}, 0.0)
+    log.say("step 6: update skipped")
+    log.step(7, {"loss/itc": 1.0}, 0.0)
+    log.close()
+    lines = stream.getvalue().split("\n")
+    assert lines[0].endswith("itc 1.000") and lines[1] == "step 6: update skipped" and lines[-1] == ""
