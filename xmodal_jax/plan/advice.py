@@ -147,7 +147,7 @@ def fits_batch(objective: Any, batch: int) -> bool:
 
 
 def regrouped(objectives: dict[str, Any], batch: int, chunk: int, shards: int) -> list[str] | None:
-    """The groups to write for this batch and chunk (0: none) of `shards` row shards; None where no group is possible."""
+    """The groups to write for a batch and chunk (0: none) of `shards` row shards; None: no group is possible."""
     fields, rows = [], (chunk or batch) // shards  # of one pass on one device
     for name, objective in objectives.items():
         group = getattr(objective, "group", None)
@@ -215,7 +215,7 @@ def row_shards(mesh: Any) -> int:
 
 
 def accepted(run: Run, change: Change) -> bool:
-    """Whether the program takes the config with this change, by its own checks of config, objectives, mesh and chunks."""
+    """Whether the program takes the config with this change, by its checks of config, objectives, mesh and chunks."""
     values = ConfigDict(as_dict(run.assembly.config))
     try:
         for item in change.override.split(MORE):
