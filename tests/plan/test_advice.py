@@ -7,16 +7,21 @@ import pytest
 
 from xmodal_jax.assemble import assemble_without_data
 from xmodal_jax.config import freeze, load
-from xmodal_jax.plan.advice import Stack, changes, stacks, state_with, wider_fsdp
+from xmodal_jax.plan.advice import MORE, Change, Stack, accepted, candidates, changes, stacks, state_with, wider_fsdp
 from xmodal_jax.plan.program import PARTS, Facts, Memory, device_bytes
 from xmodal_jax.train.loop import make_run
 
 GB = 1e9
 
 
+def run_of(overrides):
+    """The tiny quickstart's run on 8 devices, refused where the program refuses it."""
+    return make_run(assemble_without_data(freeze(load("configs/quickstart.py:tiny", list(overrides)))))
+
+
 def prepared(*overrides: str):
     """(run, facts) of the tiny quickstart on 8 devices, 1 GB of temporaries."""
-    run = make_run(assemble_without_data(freeze(load("configs/quickstart.py:tiny", list(overrides)))))
+    run = run_of(overrides)
     state = {name: device_bytes(getattr(run.abstract, name)) for name in PARTS}
     return run, Facts(8, {}, 0.0, 0.0, 0.0, Memory(sum(state.values()), GB), state, 0, 1e6)
 
@@ -53,6 +58,36 @@ def test_no_change_is_advised_that_is_made_already():
     )  # fmt: skip
     every = set(names(changes(run, facts, 1.0)))
     assert not every & {"dtype", "objectives.itm.group", "mesh.data", "image.remat", "text.remat"}
+
+
+@pytest.mark.parametrize(
+    ("given", "chunk"),
+    [
+        (("batch_size=64",), "chunk=16 objectives.itm.group=2"),  # a chunk needs a group
+        (("batch_size=24",), None),  # 3 rows a device: a chunk of one row has no negative
+        (("batch_size=96", "objectives.itm.every=3"), "chunk=48 objectives.itm.group=6"),
+        (("batch_size=64", "objectives.itm.group=4", "chunk=32"), "chunk=16 objectives.itm.group=2"),
+        (("batch_size=48", "objectives={'itc': {'queue': 64}}"), "chunk=16"),  # 6 rows: 3 pieces, nothing to group
+    ],
+)
+def test_what_is_advised_is_what_the_program_takes(given, chunk):
+    run, facts = prepared(*given)
+    found = [one.override.split(MORE) for one in candidates(run, facts) if accepted(run, one)]
+    assert [" ".join(fields) for fields in found if "chunk" in fields[0]] == [chunk] * (chunk is not None)
+    assert len(found) == len(candidates(run, facts))  # each is repaired as it is made
+    for fields in found:
+        if fields[0].split("=")[0] in ("chunk", "batch_size", "objectives.itm.group"):
+            made = run_of([*given, *fields])
+            itm, rows = made.assembly.objectives.get("itm"), made.assembly.config.batch_size
+            assert itm is None or itm.group_size(rows) > itm.negatives
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["chunk=16", "chunk=24", "chunk=4", "batch_size=36", "mesh.data=3", "objectives.itm.group=5"],
+)
+def test_what_the_program_refuses_is_not_accepted(tiny, override):
+    assert not accepted(tiny[0], Change(override, "", 1.0, 0.0))
 
 
 def test_the_state_over_more_devices_is_what_the_rules_say(tiny):

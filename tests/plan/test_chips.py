@@ -1,9 +1,10 @@
 """Names of topologies and chips: what they mean, and what is refused."""
 
+import jax
 import pytest
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.plan.chips import CHIPS, GIB, chip_of, parse_topology
+from xmodal_jax.plan.chips import CHIPS, GIB, chip_of, local_chip, parse_topology
 
 
 def test_a_topology_is_a_chip_and_the_shape_of_a_slice():
@@ -63,6 +64,14 @@ def test_the_chip_behind_a_device(kind, name):
 
 def test_a_cpu_is_no_chip():
     assert chip_of("cpu") is None
+
+
+def test_a_device_that_is_here_has_the_memory_it_says():
+    small = local_chip("NVIDIA A100-SXM4-40GB", {"bytes_limit": 30 * GIB})
+    assert (small.name, small.peak, small.usable) == ("a100", CHIPS["a100"].peak, 30 * GIB)
+    assert local_chip("NVIDIA A100-SXM4-80GB", None) is local_chip("NVIDIA A100", {}) is CHIPS["a100"]
+    cpu = jax.devices()[0]
+    assert local_chip(cpu.device_kind, cpu.memory_stats()) is None
 
 
 def test_what_a_program_may_use_is_below_the_published_memory():

@@ -6,7 +6,7 @@ import pytest
 
 from xmodal_jax.cli import main, parser
 from xmodal_jax.plan.chips import parse_topology
-from xmodal_jax.plan.command import child_command, child_environment
+from xmodal_jax.plan.command import ask_child, child_command, child_environment
 
 QUICK = (
     "--config.objectives={'itc': {'queue': 64}}", "--config.text.vocab_size=64", "--config.image.layers=1",
@@ -78,6 +78,9 @@ def test_explain_compiles_nothing(capsys):
         (["--topology", "v5e:16"], "torus of 2 axes"),
         (["--topology", "local", "--chip", "v9"], "there is no chip 'v9'"),
         (["--topology", "local", "--config.batch_size=3"], "config.batch_size is 3"),
+        (["--topology", "local", "--out", "nowhere/plan.txt"], "there is no folder 'nowhere'"),
+        (["--topology", "v5e:4x4", "--hlo", "nowhere/step.hlo"], "--hlo 'nowhere/step.hlo'"),
+        (["--topology", "local", "--out", "tests"], "is a folder; write a file in it"),
         (["--topology", "local", "--config.text.vocab=3"], "'vocab' is not a field of config.text"),
     ],
 )
@@ -100,6 +103,15 @@ def test_the_child_gets_the_same_question_and_an_environment_of_its_own():
     assert command[-1] == "--config.mesh.fsdp=16" and vars(again) == vars(args)
     environment = child_environment(parse_topology("v5p:8x8x8"))
     assert environment["TPU_ACCELERATOR_TYPE"] == "v5p-1024" and environment["JAX_PLATFORMS"] == "cpu"
+
+
+def test_what_the_child_has_told_is_not_told_again(capfd):
+    """Its own process refuses three pairs for 8 devices (or, without libtpu, the topology)."""
+    args = parser().parse_args([*CONFIG, "--topology", "v5e:2x4"])
+    with pytest.raises(SystemExit) as ended:
+        ask_child(args, ["batch_size=3"], parse_topology("v5e:2x4"))
+    said = capfd.readouterr().err.strip().splitlines()
+    assert ended.value.code == 2 and len(said) == 1 and said[0].startswith("xmodal: ")
 
 
 @pytest.mark.slow

@@ -1,24 +1,33 @@
 """What to change when a step does not fit: each change with an estimate of the bytes it saves on one device.
 
 The estimates are arithmetic on shapes, not compiled; the next plan tells the truth. `cost` orders the changes: the share
-of a step's time that they take, roughly, 0 for those that are free.
+of a step's time that they take, roughly, 0 for those that are free. A change that the program would refuse is not
+advised; where other fields must change with it, its override names them too.
 """
 
+import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from xmodal_jax.config import Config
+from xmodal_jax.config import Config, as_dict, freeze, override
+from xmodal_jax.errors import UserError
+from xmodal_jax.objectives import build_objectives
+from xmodal_jax.parallel.mesh import make_mesh
 from xmodal_jax.parallel.rules import RULES, place
 from xmodal_jax.plan.program import PARTS, Facts
-from xmodal_jax.train.loop import Run
+from xmodal_jax.train.loop import Run, refuse_chunks
+
+MORE = " --config."  # between the fields of one change
 
 
 @dataclass(frozen=True)
 class Change:
-    """`override` is what to write on the command line, `saves` the estimated bytes, `cost` the share of step time."""
+    """`override` is what to write after `--config.`, `saves` the estimated bytes, `cost` the share of step time."""
 
     override: str
     why: str
@@ -108,13 +117,13 @@ def wider_fsdp(run: Run, facts: Facts) -> Iterator[Change]:
         data = mesh["data"] * mesh["fsdp"] // size
         saved = now - state_with(run, Grown(data=data, fsdp=size, tensor=mesh["tensor"]))
         yield Change(
-            f"mesh.data={data} --config.mesh.fsdp={size}", "state split over more devices", saved, 0.01 * np.log2(size)
+            f"mesh.data={data}{MORE}mesh.fsdp={size}", "state split over more devices", saved, 0.01 * np.log2(size)
         )
         size *= 2
 
 
 def thriftier_layers(config: Config, rows: float) -> Iterator[Change]:
-    """Recompute more of a tower in the backward pass, or run it in chunks."""
+    """Recompute more of a tower in the backward pass, or keep it in half the bytes."""
     width = 2 if config.dtype == "bfloat16" else 4
     for stack in stacks(config, rows):
         if stack.remat != "full":
@@ -123,20 +132,56 @@ def thriftier_layers(config: Config, rows: float) -> Iterator[Change]:
     if width == 4:
         saved = 2 * sum(stack.kept for stack in stacks(config, rows))
         yield Change("dtype=bfloat16", "activations in half the bytes", saved, 0.0)
-    if hasattr(config, "chunk") and rows >= 4 and (not config.chunk or config.chunk > config.batch_size // 4):
-        saved = 0.75 * width * sum(stack.kept for stack in stacks(config, rows))
-        yield Change(
-            f"chunk={config.batch_size // 4}",
-            "towers run in 4 chunks, each once more in the backward pass",
-            saved,
-            0.33,
-        )
 
 
-def thriftier_objectives(run: Run, rows: float) -> Iterator[Change]:
+def groupable(objective: Any, group: int) -> bool:
+    """Whether matching can draw its negatives inside `group` rows."""
+    every = getattr(objective, "every", 1)
+    return group % every == 0 and getattr(objective, "negatives", 0) < group // every
+
+
+def fits_batch(objective: Any, batch: int) -> bool:
+    """Whether the groups of matching, where the objective has any, divide a batch of so many rows."""
+    group = getattr(objective, "group", 0) or batch
+    return not hasattr(objective, "group") or (batch % group == 0 and groupable(objective, group))
+
+
+def regrouped(objectives: dict[str, Any], batch: int, chunk: int, shards: int) -> list[str] | None:
+    """The groups to write for a batch and chunk (0: none) of `shards` row shards; None: no group is possible."""
+    fields, rows = [], (chunk or batch) // shards  # of one pass on one device
+    for name, objective in objectives.items():
+        group = getattr(objective, "group", None)
+        if group is None:
+            continue
+        if fits_batch(objective, batch) and (chunk in (0, batch) or (group and rows % group == 0)):
+            continue
+        if not groupable(objective, rows):  # then no divisor of it is: all divisors are smaller
+            return None
+        fields.append(f"objectives.{name}.group={rows}")
+    return fields
+
+
+def chunked(run: Run, rows: int) -> Iterator[Change]:
+    """Passes over fewer rows at a time: in 4 pieces for each of now, or as near as `rows` of a device divide."""
+    config, shards = run.assembly.config, row_shards(run.mesh)
+    now = config.batch_size // (config.chunk or config.batch_size)
+    finer = (pieces for pieces in range(now + 1, rows + 1) if rows % pieces == 0)
+    for pieces in sorted(finer, key=lambda pieces: abs(math.log2(pieces / (4 * now)))):
+        chunk = config.batch_size // pieces
+        groups = regrouped(run.assembly.objectives, config.batch_size, chunk, shards)
+        if groups is not None:
+            width = 2 if config.dtype == "bfloat16" else 4
+            saved = (1 / now - 1 / pieces) * width * sum(stack.kept for stack in stacks(config, rows))
+            why = f"towers run in {pieces} chunks, each once more in the backward pass"
+            yield Change(MORE.join([f"chunk={chunk}", *groups]), why, saved, 0.33 if now == 1 else 0.05)
+            return
+
+
+def thriftier_objectives(run: Run, rows: int) -> Iterator[Change]:
     """Matrices of the batch against itself, and tokens that cross devices for negatives."""
     config, pairs = run.assembly.config, run.assembly.config.batch_size
     width = 2 if config.dtype == "bfloat16" else 4
+    own = (config.chunk or pairs) // row_shards(run.mesh)
     for name, objective in run.assembly.objectives.items():
         if getattr(objective, "ring", None) is False:
             columns = pairs + getattr(objective, "queue", 0)
@@ -144,37 +189,68 @@ def thriftier_objectives(run: Run, rows: float) -> Iterator[Change]:
                 f"objectives.{name}.ring=True", "similarities in blocks, none kept", 4 * 6 * rows * columns, 0.01
             )
         group = getattr(objective, "group", None)
-        if group is not None and (group == 0 or group > rows) and rows >= 2 and hasattr(objective, "negatives"):
+        if group is not None and (group == 0 or group > rows) and groupable(objective, own):
             tokens = (config.data.image_size // config.image.patch) ** 2 if config.image.kind == "vit" else 50
             saved = (pairs - rows) * width * config.text.width * (2 * tokens + config.data.length)
-            yield Change(f"objectives.{name}.group={int(rows)}", "negatives from one device's own rows", saved, 0.0)
+            yield Change(f"objectives.{name}.group={own}", "negatives from one device's own rows", saved, 0.0)
 
 
-def smaller_batch(config: Config, facts: Facts, rows: float) -> Iterator[Change]:
-    """Half the pairs, or a quarter."""
+def smaller_batch(run: Run, facts: Facts, rows: int) -> Iterator[Change]:
+    """Half the pairs, or a quarter, with a chunk and groups that divide them."""
+    config, shards = run.assembly.config, row_shards(run.mesh)
     for part in (2, 4):
-        if rows % part == 0:
+        batch = config.batch_size // part
+        chunk = math.gcd(config.chunk, batch) if config.chunk else 0
+        groups = regrouped(run.assembly.objectives, batch, chunk, shards)
+        if rows % part == 0 and groups is not None:
             saved = (facts.memory.temporary + facts.batch_bytes) * (1 - 1 / part)
-            yield Change(f"batch_size={config.batch_size // part}", "fewer pairs per step", saved, float(part))
+            chunks = [f"chunk={chunk}"] if chunk != config.chunk else []
+            fields = [f"batch_size={batch}", *chunks, *groups]
+            yield Change(MORE.join(fields), "fewer pairs per step", saved, float(part))
+
+
+def row_shards(mesh: Any) -> int:
+    """How many devices share the rows of a batch."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def accepted(run: Run, change: Change) -> bool:
+    """Whether the program takes the config with this change, by its checks of config, objectives, mesh and chunks."""
+    values = ConfigDict(as_dict(run.assembly.config))
+    try:
+        for item in change.override.split(MORE):
+            override(values, item)
+        config = freeze(values)
+        objectives = build_objectives(config.objectives)
+        shards = row_shards(make_mesh(config.mesh, list(run.mesh.devices.flat)))
+        refuse_chunks(config, dataclasses.replace(run.assembly, config=config, objectives=objectives), shards)
+    except (UserError, NotImplementedError):  # the latter: a mesh that jax cannot lay over this torus
+        return False
+    return config.batch_size % shards == 0 and all(fits_batch(one, config.batch_size) for one in objectives.values())
+
+
+def candidates(run: Run, facts: Facts) -> list[Change]:
+    """All changes that save something."""
+    rows = run.assembly.config.batch_size // row_shards(run.mesh)
+    found = [
+        *wider_fsdp(run, facts),
+        *thriftier_layers(run.assembly.config, rows),
+        *chunked(run, rows),
+        *thriftier_objectives(run, rows),
+        *smaller_batch(run, facts, rows),
+    ]
+    return [one for one in found if one.saves > 0]
 
 
 def changes(run: Run, facts: Facts, missing: float) -> list[Change]:
     """Three changes, cheapest first: those that alone free `missing` bytes by their estimate, then the largest others."""
-    config = run.assembly.config
-    rows = config.batch_size / (run.mesh.shape["data"] * run.mesh.shape["fsdp"])
-    found = [
-        *wider_fsdp(run, facts),
-        *thriftier_layers(config, rows),
-        *thriftier_objectives(run, rows),
-        *smaller_batch(config, facts, rows),
-    ]
-    found = [one for one in found if one.saves > 0]
+    found = candidates(run, facts)
     enough = sorted((one for one in found if one.saves >= missing), key=lambda one: one.cost)
     rest = sorted((one for one in found if one.saves < missing), key=lambda one: -one.saves)
     chosen, named = [], set()
     for one in [*enough, *rest]:
         kind = one.override.split("=")[0]
-        if kind not in named and len(chosen) < 3:
+        if kind not in named and len(chosen) < 3 and accepted(run, one):
             chosen.append(one)
             named.add(kind)
     return sorted(chosen, key=lambda one: (one.saves < missing, one.cost))

@@ -5,8 +5,10 @@ are one direction of one link: a TPU's published interconnect (1,600 Gbit/s for 
 its 2 links per torus axis. `usable` is what XLA lets a program have of the memory, as its own messages say it.
 """
 
+import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from xmodal_jax.errors import refuse_unless
@@ -77,6 +79,15 @@ class Topology:
 def chip_of(kind: str) -> Chip | None:
     """The chip behind jax's `device_kind`, None where the table has none (a CPU)."""
     return next((chip for chip in CHIPS.values() if kind.startswith(chip.kinds)), None)
+
+
+def local_chip(kind: str, stats: Mapping[str, int] | None) -> Chip | None:
+    """The chip behind a device that is here, with the memory (bytes) that its `memory_stats()` lets a program have.
+
+    One `device_kind` is sold with several memories (A100: 40 and 80 GB), and the process may be given a share only.
+    """
+    chip, limit = chip_of(kind), (stats or {}).get("bytes_limit", 0)
+    return dataclasses.replace(chip, usable=float(limit)) if chip and limit else chip
 
 
 def chip_named(name: str) -> Chip:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 from xmodal_jax.errors import UserError, refuse_unless
-from xmodal_jax.plan.chips import Topology, chip_of, parse_topology
+from xmodal_jax.plan.chips import Topology, local_chip, parse_topology
 
 INSTALL = "pip install 'xmodal_jax[plan]'"
 
@@ -34,6 +34,8 @@ def plan(args: argparse.Namespace, overrides: list[str]) -> None:
     from xmodal_jax import config as configs
 
     topology = parse_topology(args.topology, args.chip)
+    refuse_unwritable("--out", args.out)
+    refuse_unwritable("--hlo", args.hlo)
     config = configs.freeze(configs.load(args.config, overrides))
     if topology.local or os.environ.get("TPU_ACCELERATOR_TYPE") == topology.accelerator_type:
         here(config, topology, args.explain, args.out, args.hlo)
@@ -42,13 +44,28 @@ def plan(args: argparse.Namespace, overrides: list[str]) -> None:
         importlib.util.find_spec("libtpu") is not None,
         f"--topology '{args.topology}' needs the TPU compiler, which is not installed; write {INSTALL}",
     )
+    ask_child(args, overrides, topology)
+
+
+def refuse_unwritable(flag: str, path: str) -> None:
+    """Refuse a file that cannot be written, before minutes go into what it is for."""
+    if not path:
+        return
+    folder = pathlib.Path(path).parent
+    refuse_unless(folder.is_dir(), f"{flag} '{path}': there is no folder '{folder}'; make it, or write another path")
+    refuse_unless(not pathlib.Path(path).is_dir(), f"{flag} '{path}' is a folder; write a file in it")
+
+
+def ask_child(args: argparse.Namespace, overrides: list[str], topology: Topology) -> None:
+    """Plan in a process of its own, which prints; SystemExit(2) where it has told the user what is wrong."""
     # XLA_FLAGS are for this machine's devices: the TPU compiler ends the process over one that it does not know.
     kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    code = subprocess.run(
-        child_command(args, overrides), env=kept | child_environment(topology), check=False
-    ).returncode
+    environment = kept | child_environment(topology)
+    code = subprocess.run(child_command(args, overrides), env=environment, check=False).returncode
+    if code == 2:
+        raise SystemExit(2)  # its sentence is on stderr already
     if code:
-        raise UserError(f"the plan for '{args.topology}' ended with code {code}; its reason is above")
+        raise UserError(f"the plan for '{topology.text}' ended with code {code}; its reason is above")
 
 
 def child_command(args: argparse.Namespace, overrides: list[str]) -> list[str]:
@@ -97,7 +114,8 @@ def here(config, topology: Topology, only_explain: bool = False, out: str = "", 
         lines = list(explain(run.abstract, run.mesh))
     else:
         facts = compile_step(run, topology, say, (lambda text: pathlib.Path(hlo).write_text(text)) if hlo else None)
-        lines = list(sheet(run, facts, topology, topology.chip or chip_of(devices[0].device_kind)))
+        chip = topology.chip or local_chip(devices[0].device_kind, devices[0].memory_stats())
+        lines = list(sheet(run, facts, topology, chip))
     print("\n".join(lines))
     if out:
         pathlib.Path(out).write_text("\n".join(lines) + "\n")
