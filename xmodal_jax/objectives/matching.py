@@ -100,6 +100,9 @@ class ITM(Plain):
         refuse_unless(self.every > 0, f"{where}.every is {self.every}; write 1 for all rows, or more")
         refuse_unless(self.negatives > 0, f"{where}.negatives is {self.negatives}; write 1 or more")
         refuse_unless(self.loss in ("binary", "listwise"), f"{where}.loss is '{self.loss}'; write binary or listwise")
+        refuse_unless(
+            self.hardness >= 0, f"{where}.hardness is {self.hardness}; write 0 for uniform negatives, or more"
+        )
         if self.group:
             self.group_size(self.group, where)
 
