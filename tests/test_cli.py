@@ -88,7 +88,7 @@ def test_overrides_are_taken_out_of_the_arguments():
         ("optimiser.lr=1", ["did you mean 'optimizer'?"]),
         ("objectives.clip={'weight': 1.0}", ["'clip' is not a field of config.objectives", "itc"]),
         ("objectives.itc.queue=-1", ["config.objectives.itc.queue is -1", "write 0 for none"]),
-        ("objectives.itm.negatives=16", ["config.objectives.itm.negatives is 16", "write less than 8"]),
+        ("objectives.itm.negatives=16", ["config.objectives.itm.negatives is 16", "7 at most"]),
         ("joint.bits=12", ["config.joint.bits is 12", "multiple of 8"]),
         ("batch_size=many", ["config.batch_size is 'many'", "type int"]),
         ("image.patch=7", ["not a multiple of config.image.patch=7"]),
@@ -98,7 +98,7 @@ def test_overrides_are_taken_out_of_the_arguments():
         ("text.head_dropout=1.0", ["config.text.head_dropout is 1.0", "0 to 0.99"]),
         ("data.length=17", ["config.data.length is 17", "16 positions"]),
         ("teacher.exclude=(", ["config.teacher.exclude '(' is not a regex"]),
-        ("objectives.itm.every=3", ["every=3 the group"]),
+        ("objectives.itm.every=3", ["config.objectives.itm.every is 3", "write a divisor of 8 up to 4"]),
     ],
 )
 def test_impossible_configs_are_refused(override, words, train_tiny, tmp_path, refused):

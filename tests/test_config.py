@@ -67,7 +67,10 @@ def changed(path: str, value):
     ("optimizer.lr", False, "config.optimizer.lr is False; write a value of type float"),
     ("eval.rerank", 8, "config.eval.rerank is 8; write a tuple such as (1, 2)"),
     ("eval.rerank", (8, "x"), "config.eval.rerank is 'x'; write a value of type int"),
-    ("optimizer.groups", (("^text/",),), "config.optimizer.groups is ('^text/',); it takes 2 entries"),
+    ("optimizer.groups", (("^text/",),), "config.optimizer.groups is ('^text/',); it takes 2 entries, such as ('regex', 0.1)"),
+    ("optimizer.groups", "^text/", "config.optimizer.groups is '^text/'; write a tuple such as (('regex', 0.1),)"),
+    ("optimizer.groups", ("^text/", 0.1), "config.optimizer.groups is ('^text/', 0.1); write a tuple such as (('regex', 0.1),)"),
+    ("data.features", "lite0", "config.data.features is 'lite0'; write a tuple such as ('a', 'b')"),
     ("image", 3, "config.image is 3; write a dict with its fields"),
     ("objectives", "itc", "config.objectives is 'itc'; write a dict"),
 ])  # fmt: skip
@@ -84,7 +87,26 @@ def test_unknown_keys_and_wrong_types_are_refused(path, value, sentence):
     ("dtype", "float16", "config.dtype is 'float16'; write one of float32, bfloat16"),
     ("joint.bits", 12, "config.joint.bits is 12; write a multiple of 8, such as 64"),
     ("image.heads", 7, "config.image.heads is 7, which does not divide the width 384"),
-    ("text.heads", 0, "config.text.heads is 0, which does not divide the width 384"),
+    ("text.heads", 0, "config.text.heads is 0; write a number above 0"),
+    ("checkpoint.keep", 0, "config.checkpoint.keep is 0; write 2 or more"),
+    ("checkpoint.keep", 1, "config.checkpoint.keep is 1; write 2 or more"),
+    ("image.layers", -1, "config.image.layers is -1; write 1 or more"),
+    ("fusion.layers", 0, "config.fusion.layers is 0; write 1 or more"),
+    ("image.width", 0, "config.image.width is 0; write a number above 0"),
+    ("text.width", -4, "config.text.width is -4; write a number above 0"),
+    ("fusion.hidden", 0, "config.fusion.hidden is 0; write a number above 0"),
+    ("image.patch", 0, "config.image.patch is 0; write a number above 0"),
+    ("text.positions", 0, "config.text.positions is 0; write a number above 0"),
+    ("image.neck_layers", -1, "config.image.neck_layers is -1; write 0 or more"),
+    ("text.head_hidden", -1, "config.text.head_hidden is -1; write 0 or more"),
+    ("optimizer.clip", -1.0, "config.optimizer.clip is -1.0; write 0 or more"),
+    ("optimizer.b1", -0.1, "config.optimizer.b1 is -0.1; write 0 to below 1, such as 0.9"),
+    ("optimizer.b2", 1.0, "config.optimizer.b2 is 1.0; write 0 to below 1, such as 0.9"),
+    ("optimizer.max_skips", 0, "config.optimizer.max_skips is 0; write 1 or more"),
+    ("optimizer.end_lr", 1.5, "config.optimizer.end_lr is 1.5; write a share of config.optimizer.lr, from 0 to 1"),
+    ("eval.rerank", (8, 0), "config.eval.rerank is (8, 0); write lengths of 1 or more such as (16, 32), or ()"),
+    ("data.image_size", 0, "config.data.image_size is 0; write 8 or more"),
+    ("data.threads", 0, "config.data.threads is 0; write 1 or more"),
     ("fusion.heads", 5, "config.fusion.heads is 5, which does not divide config.text.width=384"),
     ("joint.temperature", 0.9, "config.joint.temperature must lie between temperature_min and temperature_max"),
     ("teacher.momentum", 1.5, "config.teacher.momentum is 1.5; write 0 to 1"),
@@ -155,6 +177,54 @@ def test_load_applies_overrides_and_refuses_a_missing_file(tmp_path):
     assert load(f"{path}:b", ["steps=3", "image.width=6"]).to_dict()["image"]["width"] == 6
     with pytest.raises(UserError, match="there is no config file '.*other.py'; write a .py file"):
         load(str(tmp_path / "other.py"))
+
+
+@pytest.mark.parametrize("text, spec, sentence", [
+    ("x = 1\ndef get_config(:\n", "", "the config file '{path}', line 2, fails with SyntaxError: invalid syntax; correct the file"),
+    ("import no_such_module\n", "", "line 1, fails with ModuleNotFoundError: No module named 'no_such_module'; correct"),
+    ("def get_config():\n    return 1 / 0\n", "", "line 2, fails with ZeroDivisionError: division by zero; correct the file"),
+    ("def get_config():\n    return 1\n", ":a", "get_config of '{path}' takes no variant; write '{path}' without ':a'"),
+    ("def get_config(variant):\n    return 1\n", "", "get_config of '{path}' needs arguments; write '{path}:VARIANT'"),
+    ("def get_config():\n    pass\n", "", "get_config of '{path}' returns NoneType; write `return config` with the"),
+    ("def get_config():\n    return {{}}\n", "", "get_config of '{path}' returns dict; write `return config` with the"),
+    ("config = 1\n", "", "'{path}' has no function get_config; write one"),
+])  # fmt: skip
+def test_a_config_file_that_fails_is_refused_in_one_sentence(tmp_path, text, spec, sentence):
+    path = tmp_path / "mine.py"
+    path.write_text(text.replace("{{}}", "{}"))
+    with pytest.raises(UserError, match=re.escape(sentence.replace("{path}", str(path)))) as caught:
+        load(f"{path}{spec}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistyped_field_in_a_config_file_is_one_sentence_and_its_own_refusals_stay(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from xmodal_jax.config import defaults, variant_of\n\ndef get_config(variant='a'):\n"
+                    "    variant_of(variant, ('a',), 'mine.py')\n    config = defaults()\n"
+                    "    config.imgae.width = 3\n    return config\n")  # fmt: skip
+    with pytest.raises(UserError, match="line 6, fails with AttributeError: .*imgae") as caught:
+        load(str(path))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="^'b' is not a variant of mine.py; write one of a$"):
+        load(f"{path}:b")
+
+
+@pytest.mark.parametrize("points", [((10, 0.0), (0, 1.0)), ((0, 0.0), (5, 1.0), (5, 2.0))])
+def test_points_of_a_schedule_out_of_order_are_refused(points):
+    with pytest.raises(
+        UserError, match="objectives.itc.weight is .* whose steps do not ascend; write the points in the"
+    ):
+        build_objectives({"itc": {"weight": points}})
+
+
+def test_two_objectives_that_fill_one_queue_are_refused():
+    both = {"a": {"kind": "itc", "queue": 8}, "b": {"kind": "itc", "queue": 4}}
+    sentence = (
+        "config.objectives.a.queue and config.objectives.b.queue are one queue, 'pairs', and every pair would go in"
+    )
+    with pytest.raises(UserError, match=sentence):
+        build_objectives(both)
+    assert len(build_objectives(both | {"b": {"kind": "itc", "queue": 0}, "siglip": {"queue": 4}})) == 3
 
 
 def test_unknown_key_lists_what_is_known_when_nothing_is_near():

@@ -166,7 +166,7 @@ def _assembly(config: Config, tokenizer: Tokenizer, output: tuple[int, ...], sha
         MLM: {"mask_id": tokenizer.mask_id, "vocab_size": tokenizer.vocab_size},
         LM: {"bos_id": tokenizer.bos_id},
     }
-    objectives = with_special_ids(build_objectives(config.objectives), special)
+    objectives = with_special_ids(build_objectives(config.objectives, config.batch_size), special)
     return Assembly(config, tokenizer, CrossModal(config, output), objectives, shape, caches)
 
 

@@ -8,11 +8,16 @@ import ast
 import dataclasses
 import difflib
 import importlib.util
+import inspect
+import itertools
 import json
+import os
 import pathlib
 import re
+import traceback
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -203,11 +208,7 @@ def _value(value: Any, kind: Any, where: str) -> Any:
         return build(kind, dict(value.items()), where)
     origin = typing.get_origin(kind)
     if origin is tuple:
-        refuse_unless(isinstance(value, (list, tuple)), f"{where} is {value!r}; write a tuple such as (1, 2)")
-        inner = typing.get_args(kind)
-        fixed = inner if inner[-1] is not Ellipsis else (inner[0],) * len(value)
-        refuse_unless(len(fixed) == len(value), f"{where} is {value!r}; it takes {len(fixed)} entries")
-        return tuple(_value(item, part, where) for item, part in zip(value, fixed))
+        return _tuple(value, kind, where)
     if origin is dict:
         refuse_unless(hasattr(value, "items"), f"{where} is {value!r}; write a dict")
         return {k: dict(v.items()) if hasattr(v, "items") else v for k, v in value.items()}
@@ -222,6 +223,31 @@ def _value(value: Any, kind: Any, where: str) -> Any:
     return value
 
 
+def _tuple(value: Any, kind: Any, where: str) -> tuple:
+    """`value` as the tuple type `kind`; the sentence of a UserError shows a tuple of that type."""
+    listed = lambda x: isinstance(x, (list, tuple))
+    inner = typing.get_args(kind)
+    nested = typing.get_origin(inner[0]) is tuple
+    refuse_unless(
+        listed(value) and (not nested or all(map(listed, value))),
+        f"{where} is {value!r}; write a tuple such as {_example(kind)!r}",
+    )
+    fixed = inner if inner[-1] is not Ellipsis else (inner[0],) * len(value)
+    refuse_unless(
+        len(fixed) == len(value), f"{where} is {value!r}; it takes {len(fixed)} entries, such as {_example(kind)!r}"
+    )
+    return tuple(_value(item, part, where) for item, part in zip(value, fixed))
+
+
+def _example(kind: Any) -> tuple:
+    """A tuple of the type `kind`, to show in a sentence: (1, 2), ('a', 'b') or (('regex', 0.1),)."""
+    inner = typing.get_args(kind)
+    if inner[-1] is Ellipsis:
+        listed = {int: (1, 2), str: ("a", "b"), float: (0.1, 0.2)}
+        return listed[inner[0]] if inner[0] in listed else (_example(inner[0]),)
+    return tuple({int: 1, str: "regex", float: 0.1}[part] for part in inner)
+
+
 def _schedule(value: Any, where: str) -> float | tuple:
     """A number, or points ((step, value), ...) as tuples; anything else is a UserError that names the field."""
     number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool)
@@ -233,6 +259,11 @@ def _schedule(value: Any, where: str) -> float | tuple:
     )
     refuse_unless(
         points, f"{where} is {value!r}; write a number, or ((step, value), ...) such as ((0, 0.0), (1000, 1.0))"
+    )
+    steps = [point[0] for point in value]
+    refuse_unless(
+        all(first < second for first, second in itertools.pairwise(steps)),
+        f"{where} is {value!r}, whose steps do not ascend; write the points in the order of their steps, each step once",
     )
     return tuple(tuple(point) for point in value)
 
@@ -264,37 +295,52 @@ def freeze(config: ConfigDict | dict[str, Any]) -> Config:
     return built
 
 
+TOWERS = ("image", "text")
+SIZES = tuple(f"{tower}.{name}" for tower in TOWERS for name in ("width", "heads", "hidden"))
+LEAST = {  # what a whole number or a rate may be at least
+    2: ("checkpoint.keep",),  # with 1 a damaged checkpoint has nothing to fall back to
+    1: ("image.layers", "text.layers", "fusion.layers", "optimizer.max_skips"),
+    0: ("seed", "chunk", "eval.every", "image.neck_layers", "image.head_hidden", "text.head_hidden", "text.vocab_size",
+        "optimizer.warmup", "optimizer.weight_decay", "optimizer.clip", "joint.start_ridge"),
+}  # fmt: skip
+ABOVE_ZERO = (
+    "batch_size", "steps", "log_every", "checkpoint.every", "eval.batch_size", "joint.embed", "optimizer.lr",
+    *SIZES, "image.patch", "text.positions", "fusion.heads", "fusion.hidden",
+)  # fmt: skip
+RATES = tuple(f"{part}.{name}" for part in (*TOWERS, "fusion") for name in ("dropout", "head_dropout"))
+
+
 def check_ranges(config: Config) -> None:
     """Refuse numbers out of range."""
-    for name in (
-        "batch_size",
-        "steps",
-        "log_every",
-        "checkpoint.every",
-        "eval.batch_size",
-        "joint.embed",
-        "optimizer.lr",
-    ):
+    for name in ABOVE_ZERO:
         value = field_of(config, name)
         refuse_unless(value > 0, f"config.{name} is {value}; write a number above 0")
-    for name in ("optimizer.warmup", "optimizer.weight_decay", "joint.start_ridge", "eval.every", "chunk"):
+    for least, names in LEAST.items():
+        for name in names:
+            value = field_of(config, name)
+            refuse_unless(value >= least, f"config.{name} is {value}; write {least} or more")
+    for name in RATES:
         value = field_of(config, name)
-        refuse_unless(value >= 0, f"config.{name} is {value}; write 0 or more")
+        refuse_unless(0.0 <= value <= 0.99, f"config.{name} is {value}; write a rate from 0 to 0.99")
+    optimizer, rerank = config.optimizer, config.eval.rerank
+    for name, value in (("b1", optimizer.b1), ("b2", optimizer.b2)):
+        refuse_unless(0.0 <= value < 1.0, f"config.optimizer.{name} is {value}; write 0 to below 1, such as 0.9")
+    refuse_unless(
+        0.0 <= optimizer.end_lr <= 1.0,
+        f"config.optimizer.end_lr is {optimizer.end_lr}; write a share of config.optimizer.lr, from 0 to 1",
+    )
+    refuse_unless(
+        all(count > 0 for count in rerank),
+        f"config.eval.rerank is {rerank}; write lengths of 1 or more such as (16, 32), or () for no re-ranking",
+    )
+
+
+def check_fit(config: Config) -> None:
+    """Refuse sizes that do not fit each other, and a regex that is none."""
     refuse_unless(
         not config.chunk or config.batch_size % config.chunk == 0,
         f"config.chunk is {config.chunk}, which does not divide config.batch_size={config.batch_size}; write a divisor",
     )
-    drops = (
-        "image.dropout",
-        "image.head_dropout",
-        "text.dropout",
-        "text.head_dropout",
-        "fusion.dropout",
-        "fusion.head_dropout",
-    )
-    for name in drops:
-        value = field_of(config, name)
-        refuse_unless(0.0 <= value <= 0.99, f"config.{name} is {value}; write a rate from 0 to 0.99")
     refuse_unless(
         config.data.length <= config.text.positions,
         f"config.data.length is {config.data.length}, but the text tower has {config.text.positions} positions; write fewer",
@@ -318,6 +364,7 @@ def check(config: Config) -> None:
     """Refuse values that cannot work together; each sentence says what, where and what to write instead."""
     image, text, joint = config.image, config.text, config.joint
     check_ranges(config)
+    check_fit(config)
     choices = {
         "image.kind": (image.kind, ("vit", "efficientnet", "features")),
         "image.pool": (image.pool, ("mean", "cls", "mean+attention")),
@@ -339,12 +386,13 @@ def check(config: Config) -> None:
     )
     for tower, heads, width in (("image", image.heads, image.width), ("text", text.heads, text.width)):
         refuse_unless(
-            heads > 0 and width % heads == 0,
-            f"config.{tower}.heads is {heads}, which does not divide the width {width}",
+            width % heads == 0,
+            f"config.{tower}.heads is {heads}, which does not divide the width {width}; write a divisor",
         )
     refuse_unless(
-        config.fusion.heads > 0 and text.width % config.fusion.heads == 0,
-        f"config.fusion.heads is {config.fusion.heads}, which does not divide config.text.width={text.width}",
+        text.width % config.fusion.heads == 0,
+        f"config.fusion.heads is {config.fusion.heads}, which does not divide config.text.width={text.width}; "
+        "write a divisor",
     )
     refuse_unless(
         0.0 < joint.temperature_min <= joint.temperature <= joint.temperature_max,
@@ -361,14 +409,15 @@ def check(config: Config) -> None:
     if image.kind == "vit":
         refuse_unless(
             config.data.image_size % image.patch == 0,
-            f"config.data.image_size is {config.data.image_size}, not a multiple of config.image.patch={image.patch}",
+            f"config.data.image_size is {config.data.image_size}, not a multiple of config.image.patch={image.patch}; "
+            "write a multiple",
         )
 
 
 def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:
     """`path/to/config.py[:variant]` plus `a.b=value` overrides -> ConfigDict.
 
-    Raises UserError for a missing file, a variant the file does not know, or an override of a field that is not there.
+    Raises UserError for a file that is missing, fails or has no such variant, or an override of a field that is not there.
     """
     path, _, variant = spec.partition(":")
     found = pathlib.Path(path).is_file() and path.endswith(".py")
@@ -377,12 +426,48 @@ def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:
     )
     module_spec = importlib.util.spec_from_file_location("xmodal_config", path)
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    refuse_unless(hasattr(module, "get_config"), f"'{path}' has no function get_config; see the files in configs/")
-    config = module.get_config(variant) if variant else module.get_config()
+    _run_config(path, lambda: module_spec.loader.exec_module(module))
+    function = getattr(module, "get_config", None)
+    refuse_unless(callable(function), f"'{path}' has no function get_config; write one, as in the folder configs/")
+    given = (variant,) if variant else ()
+    _check_call(path, function, given)
+    config = _run_config(path, lambda: function(*given))
+    refuse_unless(
+        isinstance(config, ConfigDict),
+        f"get_config of '{path}' returns {type(config).__name__}; write `return config` with the ConfigDict of defaults()",
+    )
     for item in overrides or ():
         override(config, item)
     return config
+
+
+def _check_call(path: str, function: Any, given: tuple[str, ...]) -> None:
+    """Refuse a variant that `get_config` does not take, or none where it needs one."""
+    try:
+        inspect.signature(function).bind(*given)
+    except TypeError:
+        raise UserError(
+            f"get_config of '{path}' takes no variant; write '{path}' without ':{given[0]}'"
+            if given
+            else f"get_config of '{path}' needs arguments; write '{path}:VARIANT', or a default in the file"
+        ) from None
+
+
+def _run_config(path: str, function: Callable[[], Any]) -> Any:
+    """What `function` returns; an error of the config file is a UserError with the line and the error in one sentence."""
+    try:
+        return function()
+    except UserError:
+        raise
+    except Exception as error:
+        file = os.path.abspath(path)
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        if isinstance(error, SyntaxError) and error.filename == file:
+            lines.append(error.lineno)
+        at = f", line {lines[-1]}" if lines else ""
+        text = error.msg if isinstance(error, SyntaxError) else str(error)
+        said = f"{type(error).__name__}: {' '.join(text.split())}".rstrip(": .")
+        raise UserError(f"the config file '{path}'{at}, fails with {said}; correct the file") from error
 
 
 def override(config: ConfigDict, item: str) -> None:

@@ -65,10 +65,19 @@ def test_weight_zero_leaves_an_objective_out():
     ({"itc": {"weight": "much"}}, "config.objectives.itc.weight is 'much'; write"),
     ({"itc": {"weight": ((0, "a"),)}}, "config.objectives.itc.weight is .*; write"),
     ({"itc": 4}, "config.objectives.itc is 4; write a dict"),
+    ({"itc": {"alpha_steps": -1}}, "config.objectives.itc.alpha_steps is -1; write 0 for none"),
+    ({"itm": {"hardness": -1.0}}, "config.objectives.itm.hardness is -1.0; write 0 for uniform negatives"),
 ])  # fmt: skip
 def test_mistakes_are_refused_with_what_to_write(section, sentence):
     with pytest.raises(UserError, match=sentence):
         build_objectives(section)
+
+
+def test_matching_must_fit_the_rows_of_the_batch():
+    section = {"match": {"kind": "itm", "every": 8}}
+    assert build_objectives(section) == build_objectives(section, 16)
+    with pytest.raises(UserError, match="config.objectives.match.every is 8, which must divide the 8 rows .* up to 4"):
+        build_objectives(section, 8)
 
 
 def test_a_schedule_read_back_from_json_equals_the_one_written():

@@ -199,16 +199,24 @@ def test_rows_without_enough_negatives_weigh_nothing(sides):
 
 def test_a_group_that_does_not_fit_is_refused(sides):
     for objective, sentence in (
-        (ITM(group=3), "itm.group=3 or itm.every=1 does not divide"),
-        (ITM(every=3), "itm.every=3 does not divide"),
-        (ITM(negatives=4, group=4), "needs a group above 4"),
+        (ITM(group=3), "itm.group is 3, which does not divide the batch of 8 rows; write a divisor"),
+        (ITM(every=3), "itm.every is 3, which must divide the 8 rows .* write a divisor of 8 up to 4"),
+        (ITM(every=8), "leave more than the 1 of config.objectives.itm.negatives; write a divisor of 8 up to 4"),
+        (ITM(negatives=8), "itm.negatives is 8, and a group of 8 rows has 7 at most; write fewer"),
     ):
-        with pytest.raises(ValueError, match=sentence):
+        with pytest.raises(UserError, match=sentence):
             objective.pairs(forward(*sides), tiny_batch(), jax.random.key(0))
 
 
 @pytest.mark.parametrize(
-    "fields, sentence", [({"negatives": 0}, "write 1 or more"), ({"loss": "hinge"}, "binary or listwise")]
+    "fields, sentence",
+    [
+        ({"negatives": 0}, "write 1 or more"),
+        ({"loss": "hinge"}, "binary or listwise"),
+        ({"group": -8}, "itm.group is -8; write 0 for the whole batch, or a number of rows"),
+        ({"group": 4, "negatives": 4}, "itm.negatives is 4, and a group of 4 rows has 3 at most"),
+        ({"group": 4, "every": 4}, "itm.every is 4, .* write a divisor of 4 up to 2"),
+    ],
 )
 def test_impossible_values_are_refused(fields, sentence):
     with pytest.raises(UserError, match=sentence):

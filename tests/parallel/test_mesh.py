@@ -28,10 +28,22 @@ def test_a_mesh_over_some_devices():
     assert make_mesh(MeshConfig(), jax.devices()[3:4]).devices.ravel()[0] == jax.devices()[3]
 
 
-@pytest.mark.parametrize("sizes", [(3, 1, 1), (2, 2, 1), (16, 1, 1), (-1, 3, 1), (-1, 16, 1)])
-def test_sizes_that_do_not_fit_are_refused(sizes):
-    with pytest.raises(UserError, match="and there are 8; write data=-1"):
+@pytest.mark.parametrize("sizes, asked", [
+    ((3, 1, 1), "data=3 x fsdp=1 x tensor=1 = 3"), ((2, 2, 1), "data=2 x fsdp=2 x tensor=1 = 4"),
+    ((16, 1, 1), "data=16 x fsdp=1 x tensor=1 = 16"), ((-1, 3, 1), "a multiple of fsdp=3 x tensor=1 = 3"),
+    ((-1, 16, 1), "a multiple of fsdp=16 x tensor=1 = 16"),
+])  # fmt: skip
+def test_sizes_that_do_not_fit_are_refused(sizes, asked):
+    sentence = f"config.mesh asks for {asked} devices, and there are 8; write axes that multiply to 8, such as data=8"
+    with pytest.raises(UserError, match=sentence):
         make_mesh(MeshConfig(*sizes))
+
+
+def test_one_device_is_named_in_the_singular():
+    with pytest.raises(
+        UserError, match="fsdp=16 x tensor=1 = 16 devices, and there is 1; write axes that multiply to 1"
+    ):
+        make_mesh(MeshConfig(fsdp=16), jax.devices()[:1])
 
 
 @pytest.mark.parametrize("sizes", [(-1, -1, 1), (0, 8, 1), (-2, 1, 1)])

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_config, tiny_model
 
+from xmodal_jax.errors import UserError
 from xmodal_jax.objectives.base import Plain, Term
 from xmodal_jax.objectives.contrastive import ITC, RING
 from xmodal_jax.train.memory import enqueue, remember, start
@@ -46,7 +47,9 @@ def test_memory_starts_with_a_cursor_and_is_shared_by_name():
     memory = start({"a": ITC(queue=4), "b": ITC(queue=4), "c": ITC(queue=0)}, model)
     assert list(memory) == [RING] and int(memory[RING]["cursor"]) == 0
     assert start({"c": ITC(queue=0)}, model) == {}
-    with pytest.raises(ValueError, match="two objectives ask for a ring 'pairs' of different shapes"):
+    with pytest.raises(
+        UserError, match="objectives.a and config.objectives.b ask for a ring 'pairs' of different shapes"
+    ):
         start({"a": ITC(queue=4), "b": ITC(queue=5)}, model)
 
 

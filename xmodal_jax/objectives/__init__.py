@@ -6,7 +6,7 @@ from typing import Any
 from xmodal_jax.config import build, unknown_key
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.objectives.base import Objective
-from xmodal_jax.objectives.contrastive import ITC
+from xmodal_jax.objectives.contrastive import ITC, Contrast
 from xmodal_jax.objectives.hashing import Hash
 from xmodal_jax.objectives.language import LM, MLM
 from xmodal_jax.objectives.matching import ITM
@@ -15,10 +15,11 @@ from xmodal_jax.objectives.sigmoid import SigLIP
 OBJECTIVES: dict[str, type] = {"itc": ITC, "siglip": SigLIP, "itm": ITM, "mlm": MLM, "lm": LM, "hash": Hash}
 
 
-def build_objectives(section: dict[str, Any]) -> dict[str, Objective]:
+def build_objectives(section: dict[str, Any], rows: int = 0) -> dict[str, Objective]:
     """`config.objectives` -> {name: objective}. Each entry has a `kind` (default: its name) and the kind's fields.
 
-    Entries whose weight is 0 are left out: their passes are never traced. Raises UserError for an unknown kind or field.
+    Entries whose weight is 0 are left out: their passes are never traced. Raises UserError for an unknown kind or field,
+    for two entries that fill one queue, and for matching groups that do not fit a batch of `rows` (0: any).
     """
     built = {}
     for name, fields in section.items():
@@ -31,9 +32,25 @@ def build_objectives(section: dict[str, Any]) -> dict[str, Objective]:
         objective = build(OBJECTIVES[kind], fields, where)
         if objective.weight != 0:
             built[name] = objective
+            if rows and isinstance(objective, ITM):
+                objective.group_size(rows, where)
     if not built:
         raise UserError(f"config.objectives has no objective with a weight; write one of {', '.join(OBJECTIVES)}")
+    refuse_shared_queues(built)
     return built
+
+
+def refuse_shared_queues(objectives: dict[str, Objective]) -> None:
+    """Refuse two objectives that fill the same queue: every pair would go in twice."""
+    first: dict[str, str] = {}
+    for name, item in objectives.items():
+        if isinstance(item, Contrast) and item.queue:
+            other = first.setdefault(item.record, name)
+            refuse_unless(
+                other == name,
+                f"config.objectives.{other}.queue and config.objectives.{name}.queue are one queue, '{item.record}', and "
+                f"every pair would go in twice; write config.objectives.{name}.queue=0",
+            )
 
 
 def with_special_ids(objectives: dict[str, Objective], ids: dict[type, dict[str, int]]) -> dict[str, Objective]:

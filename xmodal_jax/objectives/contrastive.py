@@ -140,6 +140,9 @@ class ITC(Contrast):
         """Refuse impossible values."""
         super().check(where)
         refuse_unless(0.0 <= self.alpha <= 1.0, f"{where}.alpha is {self.alpha}; write a share from 0 to 1")
+        refuse_unless(
+            self.alpha_steps >= 0, f"{where}.alpha_steps is {self.alpha_steps}; write 0 for none or a number of steps"
+        )
 
     def _alpha(self, step: Array | int) -> Array:
         """The share of soft targets at `step`, ramped from 0."""

@@ -94,22 +94,37 @@ class ITM(Plain):
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""
+        refuse_unless(
+            self.group >= 0, f"{where}.group is {self.group}; write 0 for the whole batch, or a number of rows"
+        )
         refuse_unless(self.every > 0, f"{where}.every is {self.every}; write 1 for all rows, or more")
         refuse_unless(self.negatives > 0, f"{where}.negatives is {self.negatives}; write 1 or more")
         refuse_unless(self.loss in ("binary", "listwise"), f"{where}.loss is '{self.loss}'; write binary or listwise")
+        refuse_unless(
+            self.hardness >= 0, f"{where}.hardness is {self.hardness}; write 0 for uniform negatives, or more"
+        )
+        if self.group:
+            self.group_size(self.group, where)
 
-    def group_size(self, rows: int) -> int:
-        """Matched rows of a group, of a batch of `rows`; a size that does not fit is a ValueError."""
+    def group_size(self, rows: int, where: str = "config.objectives.itm") -> int:
+        """Matched rows of a group, of a batch of `rows`; a size that does not fit is a UserError."""
         whole = self.group or rows
-        if rows % whole or whole % self.every:
-            raise ValueError(
-                f"itm.group={self.group} or itm.every={self.every} does not divide the batch of {rows} rows; "
-                "write divisors"
-            )
-        size = whole // self.every
-        if self.negatives >= size:
-            raise ValueError(f"itm.negatives={self.negatives} needs a group above {self.negatives} rows, not {size}")
-        return size
+        refuse_unless(
+            rows % whole == 0,
+            f"{where}.group is {whole}, which does not divide the batch of {rows} rows; write a divisor",
+        )
+        refuse_unless(
+            self.negatives < whole,
+            f"{where}.negatives is {self.negatives}, and a group of {whole} rows has {whole - 1} at most; "
+            "write fewer, or a larger group",
+        )
+        fits = [step for step in range(1, whole + 1) if whole % step == 0 and whole // step > self.negatives]
+        refuse_unless(
+            self.every in fits,
+            f"{where}.every is {self.every}, which must divide the {whole} rows of a group and leave more than the "
+            f"{self.negatives} of {where}.negatives; write a divisor of {whole} up to {max(fits)}",
+        )
+        return whole // self.every
 
     def pairs(self, fwd: Forward, batch: Batch, key: Array) -> Pairs:
         """The pairs to fuse, among the matched rows 0, `every`, 2 * `every` ... of the batch."""

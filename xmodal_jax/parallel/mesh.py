@@ -1,5 +1,6 @@
 """The device mesh: axes data, fsdp and tensor, any of them 1."""
 
+import math
 from typing import Any
 
 import jax
@@ -27,16 +28,22 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
         sizes.count(-1) <= 1 and all(s > 0 or s == -1 for s in sizes),
         f"config.mesh is {sizes}; write sizes above 0, one may be -1",
     )
-    known = 1
-    for size in sizes:
-        known *= size if size > 0 else 1
-    sizes = [size if size > 0 else len(devices) // known for size in sizes]
-    total = sizes[0] * sizes[1] * sizes[2]
-    refuse_unless(
-        total == len(devices) and total > 0,
-        f"config.mesh asks for {known} devices or a multiple, and there are {len(devices)}; write data=-1",
-    )
+    known = math.prod(size for size in sizes if size > 0)
+    filled = [size if size > 0 else len(devices) // known for size in sizes]
+    refuse_unless(math.prod(filled) == len(devices), misfit(sizes, known, len(devices)))
+    sizes = filled
     return Mesh(arranged(tuple(sizes), devices), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def misfit(sizes: list[int], known: int, count: int) -> str:
+    """The sentence for axes that do not multiply to `count` devices; `known` is the product of those that are not -1."""
+    fixed = " x ".join(f"{name}={size}" for name, size in zip(AXES, sizes) if size > 0)
+    asked = f"a multiple of {fixed} = {known}" if -1 in sizes else f"{fixed} = {known}"
+    there = f"there are {count}" if count != 1 else "there is 1"
+    return (
+        f"config.mesh asks for {asked} devices, and {there}; "
+        f"write axes that multiply to {count}, such as data={count}, fsdp=1 and tensor=1"
+    )
 
 
 def arranged(sizes: tuple[int, ...], devices: list) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from xmodal_jax.errors import refuse_unless
 from xmodal_jax.objectives.base import Objective, Term
 from xmodal_jax.types import Array
 
@@ -15,15 +16,18 @@ Ring = dict[str, Array]
 
 
 def start(objectives: dict[str, Objective], model: Any) -> dict[str, Ring]:
-    """The memory of all objectives; a ring of the same name is shared and must be of one shape."""
+    """The memory of all objectives; a ring of the same name is shared, and one of two shapes is a UserError."""
     memory: dict[str, Ring] = {}
-    for objective in objectives.values():
+    owner: dict[str, str] = {}
+    for key, objective in objectives.items():
         for name, fields in objective.memory(model).items():
             ring = dict(fields) | {"cursor": jnp.zeros((), jnp.int32)}
-            if name in memory and jax.tree.map(jnp.shape, memory[name]) != jax.tree.map(jnp.shape, ring):
-                raise ValueError(
-                    f"two objectives ask for a ring '{name}' of different shapes; give them one queue length"
-                )
+            first = owner.setdefault(name, key)
+            refuse_unless(
+                jax.tree.map(jnp.shape, memory.get(name, ring)) == jax.tree.map(jnp.shape, ring),
+                f"config.objectives.{first} and config.objectives.{key} ask for a ring '{name}' of different shapes; "
+                "write the same sizes (such as queue) in both",
+            )
             memory.setdefault(name, ring)
     return memory
 
