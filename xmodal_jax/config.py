@@ -132,7 +132,7 @@ class MeshConfig:
 class EvalConfig:
     """What `xmodal eval` computes."""
 
-    every: int = 0  # steps between quick evaluations while training (0: at the end only)
+    every: int = 0  # steps between quick evaluations while training (0: none)
     batch_size: int = 256
     rerank: tuple[int, ...] = (16, 32)  # shortlist lengths for ITM re-ranking; empty: none
     combine: str = "add"  # cosine + weight * ITM log-odds ("add", BLIP) or ITM alone ("replace", ALBEF)
