@@ -66,7 +66,9 @@ def test_a_job_that_died_starts_again_but_not_after_bad_input(local):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_signals_are_passed_on_and_end_the_job(environment, ends, number, code):
-    command = ["bash", LAUNCH / "local.sh", "-n", "2", "--restarts", "3", "--", "train", "wait wait"]
+    # In the background of a script Ctrl-C is switched off for all that it starts; a user's terminal does not do that.
+    plain = ["env", "--default-signal=INT", "bash"]
+    command = [*plain, LAUNCH / "local.sh", "-n", "2", "--restarts", "3", "--", "train", "wait wait"]
     job = subprocess.Popen(
         command, env=environment | {"XMODAL": str(ends)}, stdout=subprocess.PIPE, text=True, start_new_session=True
     )

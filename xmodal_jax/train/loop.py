@@ -100,20 +100,9 @@ def refuse_impossible(config: Config, assembly: Assembly) -> None:
         "config.tensorboard is True, but the package tensorboard is not installed; write pip install 'xmodal_jax[tensorboard]'",
     )
     for name, objective in assembly.objectives.items():
-        every, group = getattr(objective, "every", 1), getattr(objective, "group", 0) or config.batch_size
-        negatives = getattr(objective, "negatives", 0)
-        where = f"config.objectives.{name}"
-        refuse_unless(
-            config.batch_size % group == 0 and group % every == 0,
-            f"{where}: group={group} must divide batch_size={config.batch_size}, and every={every} the group; write divisors",
-        )
-        refuse_unless(
-            negatives < group // every,
-            f"{where}.negatives is {negatives}; write less than {group // every}, the rows they are drawn from",
-        )
         refuse_unless(
             bool(card.label_names) or not getattr(objective, "by_label", False),
-            f"{where}.by_label is True, but the data set '{config.data.path}' has no labels; write False",
+            f"config.objectives.{name}.by_label is True, but the data set '{config.data.path}' has no labels; write False",
         )
 
 
