@@ -179,7 +179,7 @@ def only_run(workdir: pathlib.Path) -> Iterator[None]:
     if not is_first():
         yield
         return
-    with (workdir / "lock").open("w") as file:
+    with (workdir / "lock").open("a") as file:  # not "w": a refused start changes nothing
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
