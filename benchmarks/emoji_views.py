@@ -1,0 +1,47 @@
+"""Concepts drawn by several vendors -> JSON lines for `xmodal data prepare jsonl`, with groups that no split may cut.
+
+    python benchmarks/emoji_views.py FOLDER --out emoji_views.jsonl
+    xmodal data prepare jsonl --path emoji_views.jsonl --root FOLDER --held-out 400 --out data/emoji_views
+
+FOLDER/pairs.jsonl has a row per concept: id, views {vendor: path}, caption (its English name), tags, labels [group,
+subgroup]. The drawings come from the npm packages @iconify-json/{noto,twemoji,openmoji,fluent-emoji-flat,emojione} and
+@lobehub/fluent-emoji-3d, the names and tags from cldr-annotations-full and cldr-annotations-derived-full.
+
+Flags are left out. Captions: "en" is the name, "en-tags" the name and its tags. Relatives (man and woman of one
+profession, all clock faces, all families) share a group, as in the source `emoji`.
+"""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from xmodal_jax.data.emoji import group_key
+from xmodal_jax.errors import refuse_unless
+
+
+def converted(row: dict[str, Any]) -> dict[str, Any]:
+    """One row of pairs.jsonl as a row of the JSONL source."""
+    name = row["caption"]
+    tags = [tag for tag in row["tags"] if tag != name]
+    captions = {"en": name, "en-tags": f"{name}, {', '.join(tags)}" if tags else name}
+    labels = ["/".join(row["labels"])]
+    return {"id": row["id"], "views": row["views"], "caption": captions, "labels": labels, "group": group_key(name)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line: see the head of this file."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=pathlib.Path, help="holds pairs.jsonl and the pictures")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="JSON lines to write")
+    args = parser.parse_args(arguments)
+    refuse_unless(not args.out.exists(), f"'{args.out}' exists; write another --out, nothing was overwritten.")
+    rows = [json.loads(line) for line in (args.folder / "pairs.jsonl").read_text("utf-8").splitlines()]
+    kept = [converted(row) for row in rows if "flags" not in row["labels"]]
+    args.out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), "utf-8")
+    print(f"wrote {len(kept)} of {len(rows)} concepts to {args.out}")
+
+
+if __name__ == "__main__":
+    main()
