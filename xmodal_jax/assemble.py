@@ -167,7 +167,25 @@ def _assembly(config: Config, tokenizer: Tokenizer, output: tuple[int, ...], sha
         LM: {"bos_id": tokenizer.bos_id},
     }
     objectives = with_special_ids(build_objectives(config.objectives, config.batch_size), special)
+    refuse_unbridged(config, objectives)
     return Assembly(config, tokenizer, CrossModal(config, output), objectives, shape, caches)
+
+
+def refuse_unbridged(config: Config, objectives: dict[str, Objective]) -> None:
+    """A bridge changes tokens, so the embeddings of its sides must read tokens, and a captioner needs the picture's."""
+    bridged = {name: item for name, item in objectives.items() if getattr(item, "bridge", False)}
+    for side in config.bridge.sides if bridged else ():
+        pool = getattr(config, side).pool
+        refuse_unless(
+            pool.endswith("+attention"),
+            f"config.objectives.{next(iter(bridged))}.bridge is True, but config.{side}.pool='{pool}' does not read the "
+            f"tokens that the bridge changes; write config.{side}.pool=mean+attention",
+        )
+    for name, item in bridged.items():
+        refuse_unless(
+            not isinstance(item, LM) or "image" in config.bridge.sides,
+            f"config.objectives.{name}.bridge is True, but config.bridge.sides is {config.bridge.sides}; add 'image'",
+        )
 
 
 def pretrained(config: Config) -> dict[str, np.ndarray]:

@@ -81,6 +81,19 @@ class FusionConfig:
 
 
 @dataclass(frozen=True)
+class BridgeConfig:
+    """The residual attention between student and teacher tokens (models/bridge.py); objectives ask for it by `bridge`.
+
+    The captioner trains it through the picture's tokens; keys that leave it are constants. `sides` says whose keys
+    cross it: with "text" the same parameters read the text's tokens, which no objective trains by themselves.
+    """
+
+    kind: str = "cross"  # "cross" or "gate"
+    sides: tuple[str, ...] = ("image",)
+    hidden: int = 768  # of its MLP; its attention has fusion's heads
+
+
+@dataclass(frozen=True)
 class JointConfig:
     """The joint space: width of the embeddings, bits of the codes, temperature."""
 
@@ -167,6 +180,7 @@ class Config:
     image: ImageConfig = ImageConfig()
     text: TextConfig = TextConfig()
     fusion: FusionConfig = FusionConfig()
+    bridge: BridgeConfig = BridgeConfig()
     joint: JointConfig = JointConfig()
     objectives: dict[str, Any] = field(default_factory=dict)  # name -> {"kind": ..., fields}; see objectives/
     teacher: TeacherConfig = TeacherConfig()
@@ -305,7 +319,7 @@ LEAST = {  # what a whole number or a rate may be at least
 }  # fmt: skip
 ABOVE_ZERO = (
     "batch_size", "steps", "log_every", "checkpoint.every", "eval.batch_size", "joint.embed", "optimizer.lr",
-    *SIZES, "image.patch", "text.positions", "fusion.heads", "fusion.hidden",
+    *SIZES, "image.patch", "text.positions", "fusion.heads", "fusion.hidden", "bridge.hidden",
 )  # fmt: skip
 RATES = tuple(f"{part}.{name}" for part in (*TOWERS, "fusion") for name in ("dropout", "head_dropout"))
 
@@ -374,6 +388,7 @@ def check(config: Config) -> None:
             f"{name}.remat": (getattr(config, name).remat, ("none", "dots", "full", "offload"))
             for name in ("image", "text", "fusion")
         },
+        "bridge.kind": (config.bridge.kind, ("cross", "gate")),
         "joint.start": (joint.start, ("random", "cca")),
         "eval.combine": (config.eval.combine, ("add", "replace")),
         "eval.params": (config.eval.params, ("teacher", "student")),
@@ -393,6 +408,11 @@ def check(config: Config) -> None:
         text.width % config.fusion.heads == 0,
         f"config.fusion.heads is {config.fusion.heads}, which does not divide config.text.width={text.width}; "
         "write a divisor",
+    )
+    sides = config.bridge.sides
+    refuse_unless(
+        bool(sides) and set(sides) <= set(TOWERS),
+        f"config.bridge.sides is {sides}; write ('image',), ('text',) or ('image', 'text')",
     )
     refuse_unless(
         0.0 < joint.temperature_min <= joint.temperature <= joint.temperature_max,
