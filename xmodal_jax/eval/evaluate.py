@@ -10,7 +10,7 @@ from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.pipeline import EvalSplit, Split, eval_split
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval import hashing, rerank, retrieval
-from xmodal_jax.eval.embed import Embedded, Embedder, pair_scorer
+from xmodal_jax.eval.embed import Embedded, Embedder, PairScorer
 from xmodal_jax.types import Params
 
 TRAIN_RECORDS = 1000  # of the training split, for choosing the weight of the ITM score
@@ -83,7 +83,7 @@ def view_tables(assembly: Assembly, params: Params, split: EvalSplit, image: Emb
     if ks:
         say(f"re-ranking the best {', '.join(map(str, ks))} with ITM")
         positives = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
-        score = pair_scorer(assembly.model, params, image, text)
+        score = PairScorer(assembly.model, params, image, text)
         how = (assembly.config.eval.combine, weight)
         tables["rerank"] = rerank.rerank(score, image.embed, text.embed, *positives, ks, *how, fitting(split))
     if image.codes is not None and not quick:
@@ -151,7 +151,7 @@ def ensure_weight(evaluator: Evaluator, embedder: Embedder, say: Callable[[str],
     k = min([*config.eval.rerank, len(split.keys), len(split.captions)])
     refuse_unless(k > 0, f"config.eval.rerank is {config.eval.rerank}; write shortlist lengths above 0")
     to_text, to_image = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
-    score = pair_scorer(evaluator.assembly.model, evaluator.params, image, text)
+    score = PairScorer(evaluator.assembly.model, evaluator.params, image, text)
     asks = ((image.embed, text.embed, to_text), (text.embed, image.embed, to_image))
     sides = [rerank.score_shortlist(score, rerank.shortlist(*ask, k), i == 0) for i, ask in enumerate(asks)]
     return rerank.choose_weight(sides)[0]

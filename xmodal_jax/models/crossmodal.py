@@ -165,6 +165,19 @@ class CrossModal(nn.Module):
         logits = self.match(self.fuse(image[0], text[0], mask), mask, image[1], text[1])
         return logits[:, 1] - logits[:, 0]
 
+    def remember(self, image: Array) -> Params:
+        """Image tokens [B,N,D] -> what fusion reads of them, for `score_cached`."""
+        return self.fusion.remember(image)
+
+    def begin(self, text: Array, mask: Array) -> Array:
+        """Text tokens [M,L,D], mask [M,L] -> what fusion starts from, for `score_cached`."""
+        return self.fusion.begin(text, mask)
+
+    def score_cached(self, read: Params, begun: Array, mask: Array, image: Array, text: Array) -> Array:
+        """`score` of aligned rows from what `remember` and `begin` keep of each side, and the embeddings [b,E]."""
+        logits = self.match(self.fusion.finish(read, begun, mask), mask, image, text)
+        return logits[:, 1] - logits[:, 0]
+
     def token_logits(self, hidden: Array) -> Array:
         """hidden [...,D] -> logits [...,V] over the output vocabulary (`output_ids`, or all word ids)."""
         table = self.text.embed["word"]
