@@ -110,8 +110,7 @@ def write_embeddings(
     refuse_unless(dtype in DTYPES, f"the dtype is '{dtype}'; write one of {', '.join(DTYPES)}")
     refuse_unless(name == pathlib.Path(name).name and name != "", f"embeddings name {name!r}: use a plain word.")
     with contextlib.closing(open_split(min(card.splits))) as first:
-        plan = {"teacher": teacher.name, "weights": teacher.weights, "reads": teacher.reads, "width": teacher.width,
-                "views": list(card.views), "languages": list(first.cfg.languages), "dtype": dtype}  # fmt: skip
+        plan = _plan(teacher, card.views, first.cfg.languages, dtype)
     if name in card.embeddings:
         refuse_other(card.embeddings[name], plan, f"{data_dir} already has embeddings {name!r}")
         return card
@@ -122,14 +121,24 @@ def write_embeddings(
             with contextlib.closing(open_split(split)) as source, RecordWriter(partial, split) as writer:
                 blocks = _rows(source, teacher, batch, dtype)
                 for rows in Progress(blocks, f"{name} {split}", "records", len(source), size=len):
-                    for row in rows:
-                        writer.write(pack(row))
+                    _write(writer, rows)
         _check_count(partial, split, entry["records"])
     files = {split: [path.name for path in shard_files(partial, split)] for split in card.splits}
     os.replace(partial, folder)
     card = dataclasses.replace(card, embeddings=card.embeddings | {name: plan | {"files": files}})
     card.save(data_dir)
     return card
+
+
+def _plan(teacher: Encoders, views: Sequence[str], languages: Sequence[str], dtype: str) -> dict[str, Any]:
+    """What the embeddings are made of: anything else under the same name is refused."""
+    own = {field: getattr(teacher, field) for field in ("name", "weights", "reads", "width")}
+    return {"teacher": own.pop("name"), **own, "views": list(views), "languages": list(languages), "dtype": dtype}
+
+
+def _write(writer: RecordWriter, rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        writer.write(pack(row))
 
 
 def _rows(source: Any, teacher: Encoders, batch: int, dtype: str) -> Iterator[list[dict[str, Any]]]:

@@ -2,8 +2,8 @@
 
 The teacher's embeddings of the batch's own pictures and captions come with the batch, so its towers cost nothing in
 training, and any pair of towers that the package can load is a teacher. The relation is the one between in-batch
-similarity softmaxes (as in Li et al. 2021, ALBEF's soft targets, with a fixed teacher; Hinton et al. 2015 for the
-loss), the feature term pulls the embeddings themselves.
+similarity softmaxes (Hinton et al. 2015 over the batch, with a fixed teacher in place of ALBEF's momentum), the feature
+term pulls the embeddings themselves. ReCap starts from distillation (its text gives no formula; this is our reading).
 """
 
 from dataclasses import dataclass
