@@ -90,6 +90,8 @@ def assemble(config: Config) -> Assembly:
 
     refuse_unless(bool(config.data.path), "config.data.path is empty; write the folder made by `xmodal data prepare`")
     card = Card.load(config.data.path)
+    if config.data.embeddings:
+        card.embedding(config.data.embeddings)
     shape, groups = image_shape(config, card)
     tokenizer = load_tokenizer(config.text.tokenizer, config.data.path, config.data.languages)
     config = resolve(config, tokenizer, groups)

@@ -151,6 +151,8 @@ class EvalConfig:
     combine: str = "add"  # cosine + weight * ITM log-odds ("add", BLIP) or ITM alone ("replace", ALBEF)
     weight: float = 0.0  # of the log-odds; 0: the learned temperature (eval/evaluate.py); -1: the best on training data
     params: str = "teacher"  # which weights to evaluate: "teacher" (EMA) or "student"
+    views: tuple[str, ...] = ()  # of the pictures, in place of data.views; (): the same
+    languages: tuple[str, ...] = ()  # of the captions, in place of data.languages; (): the same
     flip: bool = False  # embed a picture as the mean of itself and its mirror image (twice the encoding)
 
 
@@ -188,6 +190,12 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def eval_data(self) -> DataConfig:
+        """The data section as evaluation reads it: with the views and languages of `eval`, where it names some."""
+        views, languages = self.eval.views or self.data.views, self.eval.languages or self.data.languages
+        return dataclasses.replace(self.data, views=views, languages=languages)
 
     def __hash__(self) -> int:
         """Configs are compared and hashed by content, so that a model can be a static argument of `jax.jit`."""

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.assemble import Assembly
-from xmodal_jax.data.pipeline import EvalSplit, Split, eval_split
+from xmodal_jax.data.card import Card
+from xmodal_jax.data.pipeline import EvalSplit, Split, eval_split, refuse_unknown
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval import hashing, rerank, retrieval
 from xmodal_jax.eval.embed import Embedded, Embedder, PairScorer
@@ -31,13 +32,22 @@ class Evaluator:
 
     def views(self, name: str) -> tuple[str, ...]:
         """The views of a split that the config evaluates."""
-        split = Split(self.assembly.config.data.path, name, self.assembly.config.data)
+        data = self.assembly.config.eval_data
+        self.refuse_unknown()
+        split = Split(data.path, name, data)
         split.close()
         return split.views
 
+    def refuse_unknown(self) -> None:
+        """Raise UserError for views or languages of `config.eval` that the data set does not have."""
+        config = self.assembly.config
+        card = Card.load(config.data.path)
+        refuse_unknown("config.eval.views", config.eval.views, card.views, config.data.path)
+        refuse_unknown("config.eval.languages", config.eval.languages, card.languages, config.data.path)
+
     def open(self, name: str, view: str) -> EvalSplit:
         """One view of a split."""
-        data = self.assembly.config.data
+        data = self.assembly.config.eval_data
         return eval_split(data.path, name, self.assembly.tokenizer, data, view)
 
 
@@ -143,8 +153,8 @@ def ensure_weight(evaluator: Evaluator, embedder: Embedder, say: Callable[[str],
         )
         temperature = float(evaluator.assembly.model.apply({"params": evaluator.params}, method="temperature"))
         return temperature / (hardness or 1.0)
-    name = config.data.split
-    split = head(evaluator.open(name, evaluator.views(name)[0]), TRAIN_RECORDS)
+    data = config.data  # as it was trained, whatever views and languages are evaluated
+    split = head(eval_split(data.path, data.split, evaluator.assembly.tokenizer, data), TRAIN_RECORDS)
     say(f"choosing the ITM weight on {len(split.keys)} training records")
     image = embedder.split(split, "image", config.eval.batch_size, True)
     text = embedder.split(split, "text", config.eval.batch_size, True)

@@ -8,6 +8,7 @@ from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.objectives.base import Objective
 from xmodal_jax.objectives.contrastive import ITC
 from xmodal_jax.objectives.fused import Fused
+from xmodal_jax.objectives.distill import Distill
 from xmodal_jax.objectives.hashing import Hash
 from xmodal_jax.objectives.language import LM, MLM
 from xmodal_jax.objectives.matching import ITM
@@ -23,6 +24,7 @@ OBJECTIVES: dict[str, type] = {
     "hash": Hash,
     "fused": Fused,
     "mvjrc": MVJRC,
+    "distill": Distill,
 }
 
 
