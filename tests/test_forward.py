@@ -244,7 +244,10 @@ def test_the_bridge_runs_once_and_its_keys_are_constants():
 
 def test_bridged_keys_are_the_teachers_where_the_gate_is_shut():
     recipe, state, batch = bridged()
-    shut = state.params | {"bridge": state.params["bridge"] | {name: jnp.zeros(()) for name in ("gamma", "gamma_mlp")}}
+    gates = lambda value: (
+        state.params
+        | {"bridge": state.params["bridge"] | {name: jnp.full((), value) for name in ("gamma", "gamma_mlp")}}
+    )
 
     @jax.jit
     def keys(params, key):
@@ -252,10 +255,10 @@ def test_bridged_keys_are_the_teachers_where_the_gate_is_shut():
         found, read = student.bridge("image")
         return found.embed, student.teacher.image().embed, found.tokens, read.tokens, student.image().tokens
 
-    embed, plain, _, read, own = keys(shut, jax.random.key(0))
+    embed, plain, _, read, own = keys(gates(0.0), jax.random.key(0))
     np.testing.assert_allclose(embed, plain, atol=1e-6)
     np.testing.assert_array_equal(read, own)
-    opened, plain, *_ = keys(state.params, jax.random.key(0))
+    opened, plain, *_ = keys(gates(20.0), jax.random.key(0))
     assert float(jnp.abs(opened - plain).max()) > 1e-3
 
 
