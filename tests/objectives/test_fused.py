@@ -150,3 +150,21 @@ def test_a_bridge_needs_embeddings_that_read_tokens():
         changed("bridge.sides=('text',)", "text.pool=mean+attention")
     with pytest.raises(UserError, match="config.bridge.kind is 'rope'; write one of cross, gate"):
         changed("bridge.kind=rope")
+
+
+@pytest.mark.parametrize("kind", [Fused, MVJRC])
+def test_every_second_row_alone(arrays, kind):
+    """The term is that of a batch that holds the second rows only."""
+    half = {name: value[::2] if len(value) == ROWS else value for name, value in arrays.items() if name != "batch"}
+    half["batch"] = {name: value[::2] for name, value in arrays["batch"].items()}
+    _, expected = ours(kind(queue=QUEUE), half)
+    _, term = ours(kind(queue=QUEUE, every=2), arrays)
+    np.testing.assert_allclose(term.values, expected.values, rtol=1e-5)
+    for name, rows in expected.enqueue.items():
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), term.enqueue[name], rows)
+
+
+def test_an_uneven_every_is_refused():
+    for every in (0, 3):
+        with pytest.raises(UserError, match=f"config.objectives.lm.every is {every}, which does not divide the batch of 8"):
+            build_objectives({"lm": {"every": every}}, ROWS)

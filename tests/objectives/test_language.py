@@ -209,3 +209,21 @@ def test_mlm_is_albefs_with_soft_targets(arrays, alpha):
 def test_impossible_values_are_refused(objective, sentence):
     with pytest.raises(UserError, match=sentence):
         objective.check("x")
+
+
+@pytest.mark.parametrize("kind", [MLM, LM])
+def test_every_second_row_alone(arrays, kind):
+    """The term is that of a batch that holds the second rows only."""
+    half = {name: value[::2] for name, value in arrays["batch"].items()}
+    special = {"mask_id": MASK, "vocab_size": VOCAB} if kind is MLM else {"bos_id": BOS}
+
+    def term(objective, batch, states, other):
+        batch = batch | objective.prepare(batch, jax.random.key(7))
+        teacher = Words(other, batch, arrays["table"])
+        return objective(Words(states, batch, arrays["table"], teacher=teacher), batch, None)
+
+    states, other = arrays["student"][::2], arrays["teacher"][::2]
+    expected = term(kind(**special), half, states, other)
+    found = term(kind(**special, every=2), arrays["batch"], states, other)
+    np.testing.assert_allclose(found.values, expected.values, rtol=1e-6)
+    np.testing.assert_array_equal(found.weight, expected.weight)

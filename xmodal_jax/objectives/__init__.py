@@ -47,10 +47,20 @@ def build_objectives(section: dict[str, Any], rows: int = 0) -> dict[str, Object
             built[name] = objective
             if rows and isinstance(objective, ITM):
                 objective.group_size(rows, where)
+            refuse_uneven(objective, rows, where)
     if not built:
         raise UserError(f"config.objectives has no objective with a weight; write one of {', '.join(OBJECTIVES)}")
     refuse_shared_queues(built)
     return built
+
+
+def refuse_uneven(objective: Objective, rows: int, where: str) -> None:
+    """Refuse an `every` that does not divide the batch of `rows` (0: any)."""
+    every = getattr(objective, "every", 1)
+    refuse_unless(
+        every > 0 and (not rows or rows % every == 0),
+        f"{where}.every is {every}, which does not divide the batch of {rows} rows; write a divisor, 1 for all rows",
+    )
 
 
 def refuse_shared_queues(objectives: dict[str, Objective]) -> None:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Encoded, Forward, stop
+from xmodal_jax.models.layers import every_row
 from xmodal_jax.objectives.base import Plain, Schedule, Term, same
 from xmodal_jax.objectives.contrastive import MATCHED, direction, joined, nearest_is
 from xmodal_jax.parallel.ring import NEVER
@@ -49,6 +50,7 @@ class Fused(Plain):
 
     weight: Schedule = 1.0
     queue: int = 1024  # rows of fused keys; 0: those of the batch alone
+    every: int = 1  # fuse every n-th row only
     bridge: bool = False
 
     record: ClassVar[str] = "fused"  # name of its queue
@@ -72,8 +74,9 @@ class Fused(Plain):
         return fwd.bridge(side)[0] if bridged else fwd.teacher.encoded(side)
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
-        """Mean of the three directions, [B]."""
-        image, text = (self.teacher_side(fwd, side) for side in ("image", "text"))
+        """Mean of the three directions, [b] for the b = B / every fused rows."""
+        image, text = (self.teacher_side(fwd, side).every(self.every) for side in ("image", "text"))
+        batch = {field: every_row(batch[field], self.every) for field in MATCHED}
         fused_key = stop(fused_embedding(fwd.teacher, image, text))
         columns = with_queue(fwd, self.record, fused_key, batch)
         positive, valid = same(batch, columns), columns["id"] != NEVER
@@ -81,9 +84,12 @@ class Fused(Plain):
             query, keys, right, real, fwd.temperature(), None, jnp.float32(0)
         )
         losses, logits = zip(
-            *(ask(fwd.encoded(side).embed, columns["fused"], positive, valid) for side in ("image", "text"))
+            *(
+                ask(fwd.encoded(side).every(self.every).embed, columns["fused"], positive, valid)
+                for side in ("image", "text")
+            )
         )
-        fused = fused_embedding(fwd, fwd.image(), fwd.text())
+        fused = fused_embedding(fwd, fwd.image().every(self.every), fwd.text().every(self.every))
         own = slice(0, fused.shape[0])
         anchored, _ = ask(fused, stop(image.embed), positive[:, own], valid[own])
         metrics = {"accuracy": nearest_is(positive, logits[0]).astype(jnp.float32).mean()}

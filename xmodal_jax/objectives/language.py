@@ -13,6 +13,7 @@ import numpy as np
 
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward, stop
+from xmodal_jax.models.layers import every_row
 from xmodal_jax.objectives.base import Plain, Schedule, Term
 from xmodal_jax.types import Array, Batch
 
@@ -73,6 +74,7 @@ class MLM(Plain):
     weight: Schedule = 1.0
     rate: float = 0.15
     alpha: float = 0.4
+    every: int = 1  # mask every n-th row only
     mask_id: int = MASK
     vocab_size: int = VOCAB
 
@@ -84,13 +86,14 @@ class MLM(Plain):
         refuse_unless(0.0 <= self.alpha <= 1.0, f"{where}.alpha is {self.alpha}; write a share from 0 to 1")
 
     def prepare(self, batch: Batch, key: Array) -> Batch:
-        """Masked ids [B,L] and where they are, the same for student and teacher."""
-        ids, positions, chosen = mask_tokens(key, batch["text"], self.rate, self.vocab_size, self.mask_id)
+        """Masked ids [B,L] (b = B / every rows) and where they are, the same for student and teacher."""
+        text = every_row(batch["text"], self.every)
+        ids, positions, chosen = mask_tokens(key, text, self.rate, self.vocab_size, self.mask_id)
         return {"masked": ids, "masked_positions": positions, "masked_chosen": chosen}
 
     def hidden(self, fwd: Forward, batch: Batch) -> Array:
-        """Hidden states [B,M,D] at the masked positions of the fused masked text."""
-        fused = fwd.fuse(fwd.image(), fwd.text("masked"))
+        """Hidden states [b,M,D] at the masked positions of the fused masked text."""
+        fused = fwd.fuse(fwd.image().every(self.every), fwd.text("masked"))
         return jnp.take_along_axis(fused.tokens, batch["masked_positions"][..., None], axis=1)
 
     def losses(self, fwd: Forward, hidden: Array, teacher: Array | None, target: Array) -> tuple[Array, Array]:
@@ -105,7 +108,7 @@ class MLM(Plain):
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """Mean over the masked tokens."""
-        original = jnp.take_along_axis(batch["text"], batch["masked_positions"], axis=1)
+        original = jnp.take_along_axis(every_row(batch["text"], self.every), batch["masked_positions"], axis=1)
         target, known = output_index(original, fwd.model.output_ids)
         arrays = (self.hidden(fwd, batch), *([self.hidden(fwd.teacher, batch)] if self.alpha else []), target)
         each = lambda _, hidden, *rest: self.losses(fwd, hidden, rest[0] if self.alpha else None, rest[-1])
@@ -120,6 +123,7 @@ class LM(Plain):
 
     weight: Schedule = 1.0
     smoothing: float = 0.1
+    every: int = 1  # caption every n-th row only
     bridge: bool = False  # read the picture through the residual attention, which this trains (ReCap)
     bos_id: int = BOS
 
@@ -133,16 +137,17 @@ class LM(Plain):
         refuse_unless(0.0 <= self.smoothing < 1.0, f"{where}.smoothing is {self.smoothing}; write 0 to below 1")
 
     def prepare(self, batch: Batch, key: Array) -> Batch:
-        """The decoder's input: the caption with its first token replaced by the start token."""
-        ids = batch["text"]
+        """The decoder's input: the caption with its first token replaced by the start token, b = B / every rows."""
+        ids = every_row(batch["text"], self.every)
         return {"caption": ids.at[:, 0].set(jnp.asarray(self.bos_id, ids.dtype))}
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """Mean over the predicted tokens ([SEP] included, padding not)."""
         image = fwd.bridge("image")[1] if self.bridge else fwd.image()
-        hidden = fwd.decode(image, "caption")[:, :-1]
-        target, known = output_index(batch["text"][:, 1:], fwd.model.output_ids)
-        mask = ((batch["text"][:, 1:] != 0) & known).astype(jnp.float32)
+        hidden = fwd.decode(image.every(self.every), "caption")[:, :-1]
+        following = every_row(batch["text"], self.every)[:, 1:]
+        target, known = output_index(following, fwd.model.output_ids)
+        mask = ((following != 0) & known).astype(jnp.float32)
 
         def each(_: None, hidden: Array, target: Array) -> tuple[Array, Array]:
             logits = fwd.call("token_logits", hidden)

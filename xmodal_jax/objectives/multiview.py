@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward, stop
+from xmodal_jax.models.layers import every_row
 from xmodal_jax.objectives.base import Plain, Schedule, Term, same
 from xmodal_jax.objectives.contrastive import MATCHED
 from xmodal_jax.objectives.fused import fused_embedding, fused_ring, with_queue
@@ -43,6 +44,7 @@ class MVJRC(Plain):
     weight: Schedule = 1.0
     temperature: float = 0.07
     queue: int = 0  # rows of the teacher's fused keys as further negatives
+    every: int = 1  # fuse every n-th row only
 
     parts: ClassVar[frozenset[str]] = frozenset({"fusion", "fused"})
     needs: ClassVar[frozenset[str]] = frozenset({"image2"})
@@ -60,9 +62,10 @@ class MVJRC(Plain):
         return fused_ring(self.record, self.queue, model.config.joint.embed)
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
-        """Mean of both directions, [B]."""
-        one = fused_embedding(fwd, fwd.image(), fwd.text())
-        two = stop(fused_embedding(fwd.teacher, fwd.teacher.image("image2"), fwd.teacher.text()))
+        """Mean of both directions, [b] for the b = B / every fused rows."""
+        fused = lambda of, field: fused_embedding(of, of.image(field).every(self.every), of.text().every(self.every))
+        one, two = fused(fwd, "image"), stop(fused(fwd.teacher, "image2"))
+        batch = {field: every_row(batch[field], self.every) for field in MATCHED}
         columns = with_queue(fwd, self.record, two, batch)
         own = jnp.arange(columns["id"].shape[0])[None, :] == jnp.arange(one.shape[0])[:, None]
         allowed = (own | ~same(batch, columns)) & (columns["id"] != NEVER)[None, :]

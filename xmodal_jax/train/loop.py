@@ -134,6 +134,11 @@ def refuse_chunks(config: Config, assembly: Assembly, rows: int) -> None:
             f"config.objectives.{name}.group is {group}, and passes take {config.chunk} rows at a time (config.chunk); "
             f"write a group that divides {config.chunk}",
         )
+        every = getattr(objective, "every", 1)
+        refuse_unless(
+            group is not None or config.chunk % every == 0,
+            f"config.objectives.{name}.every is {every}, which does not divide config.chunk={config.chunk}; write a divisor",
+        )
 
 
 def train(
