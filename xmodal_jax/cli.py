@@ -10,6 +10,7 @@ from typing import Any
 from xmodal_jax import __version__
 from xmodal_jax.errors import UserError, refuse_unless
 
+PREPARED = ("emoji", "stamps", "karpathy", "precomp", "albef", "inaturalist", "jsonl", "tfds")
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 
@@ -43,13 +44,17 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def data_prepare(args: argparse.Namespace, _: list[str]) -> None:
     """Write a data set folder from a source."""
+    from xmodal_jax.data.card import report
     from xmodal_jax.data.prepare import prepare
     from xmodal_jax.data.sources import SOURCES
 
     names = {
         "emoji": ("size", "held_out"),
-        "stamps": ("root", "size", "held_out"),
+        "stamps": ("root", "size", "held_out", "only", "label"),
         "karpathy": ("path", "images", "licence"),
+        "precomp": ("path", "images", "licence"),
+        "albef": ("path", "images", "name", "licence"),
+        "inaturalist": ("path", "images", "licence"),
         "jsonl": ("path", "root", "licence", "held_out"),
         "tfds": ("name", "data_dir", "image_key", "text_key", "label_key", "language", "licence"),
     }
@@ -60,13 +65,11 @@ def data_prepare(args: argparse.Namespace, _: list[str]) -> None:
         not extra,
         f"'{args.source}' takes no --{extra[0].replace('_', '-') if extra else ''}; see `xmodal data prepare -h`",
     )
-    needed = {"karpathy": "path", "jsonl": "path", "tfds": "name"}.get(args.source)
+    files = ("karpathy", "precomp", "albef", "inaturalist", "jsonl")
+    needed = "path" if args.source in files else {"tfds": "name"}.get(args.source)
     refuse_unless(not needed or needed in given, f"'{args.source}' needs --{needed}; write --{needed}=...")
     card = prepare(SOURCES[args.source](**given), args.out, max_size=args.max_size, allow_bad=args.allow_bad)
-    for split, numbers in card.splits.items():
-        print(f"{split}: {numbers['records']} records, {numbers['captions']} captions, {numbers['groups']} groups")
-    for reason, count in card.skipped.items():
-        print(f"skipped: {count} x {reason}")
+    print("\n".join(report(card)))
     print(f"{args.out} is ready")
 
 
@@ -199,11 +202,13 @@ def report(args: argparse.Namespace, _: list[str]) -> None:
 def _data_parser(commands: Any) -> None:
     data = commands.add_parser("data", help="prepare data sets").add_subparsers(dest="action", required=True)
     make = data.add_parser("prepare", help="write a data set folder from a source")
-    make.add_argument("source", choices=("emoji", "stamps", "karpathy", "jsonl", "tfds"))
+    make.add_argument("source", choices=PREPARED)
     make.add_argument("--out", required=True, help="folder to write")
-    make.add_argument("--path", help="karpathy: dataset_*.json; jsonl: the .jsonl file")
-    make.add_argument("--images", help="karpathy: folder of the pictures")
-    make.add_argument("--name", help="tfds: builder name")
+    make.add_argument("--path", help="karpathy: dataset_*.json; jsonl: the .jsonl file; precomp, albef, inaturalist: folder")
+    make.add_argument("--images", help="folder of the pictures (karpathy, precomp, albef, inaturalist)")
+    make.add_argument("--name", help="tfds: builder name; albef: start of the file names, as rsitmd")
+    make.add_argument("--only", help="stamps: outermost folders, as animals,plants")
+    make.add_argument("--label", choices=("folder", "name"), help="stamps: what the label is (default: folder)")
     for name in ("root", "data-dir", "image-key", "text-key", "label-key", "language", "licence"):
         make.add_argument(f"--{name}")
     make.add_argument("--size", type=int, help="pixels that drawings (SVG) are rendered at")

@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from xmodal_jax.data.taxonomy import Taxonomy
 from xmodal_jax.errors import UserError, refuse_unless
 
 Captions = dict[str, list[str]]
@@ -40,7 +41,8 @@ class Skip:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A named stream of items. `arguments` is what it was made with; `total` the number of items, 0 if unknown."""
+    """A named stream of items. `arguments` is what it was made with; `total` the number of items, 0 if unknown;
+    `taxonomy` what its labels belong to, if that is known."""
 
     name: str
     origin: str
@@ -48,6 +50,7 @@ class Source:
     items: Callable[[], Iterator[Item | Skip]]
     arguments: dict[str, Any]
     total: int = 0
+    taxonomy: Taxonomy | None = None
 
 
 def split_groups(groups: Sequence[str], held_out: int) -> list[str]:
