@@ -153,6 +153,22 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     print(f"wrote {path}")
 
 
+def classify_run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Print and keep the zero-shot accuracy of a run over the labels of its data set."""
+    import json
+
+    from xmodal_jax.eval.zeroshot import TEMPLATES, as_text, classify, read_templates
+    from xmodal_jax.workdir import open_run
+
+    templates = read_templates(args.templates) if args.templates else TEMPLATES
+    assembly, params, step = open_run(args.workdir, section_overrides(overrides, ("eval", "data")))
+    result = classify(assembly, params, args.split, templates, lambda text: print(text, file=sys.stderr))
+    path = pathlib.Path(args.workdir) / f"classify-{result['split']}.json"
+    path.write_text(json.dumps(result | {"step": step}, indent=1))
+    print(as_text(result))
+    print(f"wrote {path}")
+
+
 def caption(args: argparse.Namespace, _: list[str]) -> None:
     """Write captions for pictures, or for a split with BLEU-4 and CIDEr against the true ones."""
     from xmodal_jax.eval.captioning import caption_files, caption_split
@@ -204,7 +220,9 @@ def _data_parser(commands: Any) -> None:
     make = data.add_parser("prepare", help="write a data set folder from a source")
     make.add_argument("source", choices=PREPARED)
     make.add_argument("--out", required=True, help="folder to write")
-    make.add_argument("--path", help="karpathy: dataset_*.json; jsonl: the .jsonl file; precomp, albef, inaturalist: folder")
+    make.add_argument(
+        "--path", help="karpathy: dataset_*.json; jsonl: the .jsonl file; precomp, albef, inaturalist: folder"
+    )
     make.add_argument("--images", help="folder of the pictures (karpathy, precomp, albef, inaturalist)")
     make.add_argument("--name", help="tfds: builder name; albef: start of the file names, as rsitmd")
     make.add_argument("--only", help="stamps: outermost folders, as animals,plants")
@@ -273,6 +291,11 @@ def parser() -> argparse.ArgumentParser:
     test.add_argument("--workdir", required=True)
     test.add_argument("--split", default="")
     test.set_defaults(run=evaluate_run)
+    sort = commands.add_parser("classify", help="zero-shot classification over the labels of the data set")
+    sort.add_argument("--workdir", required=True)
+    sort.add_argument("--split", default="")
+    sort.add_argument("--templates", default="", help="a file, one template a line, {} for the name")
+    sort.set_defaults(run=classify_run)
     write = commands.add_parser("caption", help="write captions")
     write.add_argument("images", nargs="*", help="pictures (default: the evaluation split)")
     write.add_argument("--workdir", required=True)
@@ -299,7 +322,7 @@ def main(arguments: list[str] | None = None) -> int:
         rest, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
         args = parser().parse_args(rest)
         refuse_unless(
-            not overrides or args.command in ("train", "eval", "plan"),
+            not overrides or args.command in ("train", "eval", "plan", "classify"),
             f"'--config.{overrides[0] if overrides else ''}' goes with `xmodal train` or `xmodal eval` only",
         )
         if args.command != "plan":  # a plan tells how long compiling takes

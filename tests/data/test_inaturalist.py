@@ -8,7 +8,16 @@ import pytest
 
 from xmodal_jax.cli import main
 from xmodal_jax.data.card import Card
-from xmodal_jax.data.inaturalist import COARSE, NAMED, RANKS, SPLITS, TEMPLATES, captions, inaturalist_source, read_categories
+from xmodal_jax.data.inaturalist import (
+    COARSE,
+    NAMED,
+    RANKS,
+    SPLITS,
+    TEMPLATES,
+    captions,
+    inaturalist_source,
+    read_categories,
+)
 from xmodal_jax.data.records import open_records
 from xmodal_jax.data.sources import Item, Skip
 from xmodal_jax.data.taxonomy import Taxonomy

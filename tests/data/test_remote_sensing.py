@@ -53,7 +53,9 @@ def test_empty_captions_are_dropped_and_counted(precomp, tmp_path):
     assert [item.reason for item in found if isinstance(item, Skip)] == ["empty caption"] * 6
     kept = {item.key: item.captions["en"] for item in found if isinstance(item, Item)}
     assert "field_1.tif" not in kept and kept["field_3.tif"] == texts(3)[:4] and kept["field_2.tif"] == texts(2)
-    assert main(["data", "prepare", "precomp", "--path", str(precomp), "--out", str(tmp_path / "s"), "--allow-bad"]) == 0
+    assert (
+        main(["data", "prepare", "precomp", "--path", str(precomp), "--out", str(tmp_path / "s"), "--allow-bad"]) == 0
+    )
     assert Card.load(tmp_path / "s").skipped == {"empty caption": 6}
 
 

@@ -179,7 +179,9 @@ def report(card: Card) -> list[str]:
             f"{split}: {numbers['records']} records, {numbers['captions']} captions, {numbers['groups']} groups"
         )
         if split in card.ceiling:
-            best = {side: " / ".join(f"{value:.1f}" for value in row.values()) for side, row in card.ceiling[split].items()}
+            best = {
+                side: " / ".join(f"{value:.1f}" for value in row.values()) for side, row in card.ceiling[split].items()
+            }
             ks = "/".join(name.removeprefix("R@") for name in card.ceiling[split]["i2t"])
             lines.append(f"  best possible R@{ks}: image to text {best['i2t']}, text to image {best['t2i']}")
         if split in card.duplicates:

@@ -83,9 +83,7 @@ class Species:
         return {"name": self.name, "kind": kind, **dict(zip(RANKS, self.taxa))}
 
 
-def inaturalist_source(
-    path: os.PathLike | str, images: os.PathLike | str | None = None, licence: str = ""
-) -> Source:
+def inaturalist_source(path: os.PathLike | str, images: os.PathLike | str | None = None, licence: str = "") -> Source:
     """The pictures of iNaturalist 2018 in the folder `path`; their paths are relative to `images` (default: `path`).
 
     Splits "train" and "val"; the label is the species, and the taxonomy comes along. Captions: language "en" has two
@@ -97,7 +95,9 @@ def inaturalist_source(
     root = existing(images or folder, "image folder", folder=True)
     species = read_categories(folder / CATEGORIES)
     found = [split for split, name in SPLITS.items() if (folder / name).is_file()]
-    refuse_unless(bool(found), f"{folder} has neither {' nor '.join(SPLITS.values())}; give the folder that holds them.")
+    refuse_unless(
+        bool(found), f"{folder} has neither {' nor '.join(SPLITS.values())}; give the folder that holds them."
+    )
     tables = {split: _table(folder / SPLITS[split]) for split in found}
 
     def items() -> Iterator[Item | Skip]:
@@ -168,7 +168,9 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def _items(table: dict[str, list], species: dict[Any, Species], root: pathlib.Path, split: str) -> Iterator[Item | Skip]:
+def _items(
+    table: dict[str, list], species: dict[Any, Species], root: pathlib.Path, split: str
+) -> Iterator[Item | Skip]:
     """The items of one split in the order of its images, after a `Skip` for each annotation that leads nowhere."""
     labels: dict[Any, Any] = {}
     known = {_id(row, "id") for row in table["images"]} - {None}

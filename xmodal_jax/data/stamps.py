@@ -93,7 +93,8 @@ def _kept(files: list[pathlib.Path], root: pathlib.Path, only: str) -> list[path
     wanted = {name.strip() for name in only.split(",") if name.strip()}
     known = {path.relative_to(root).parts[0] for path in files}
     refuse_unless(
-        wanted <= known, f"--only: {root} has no {sorted(wanted - known)[:1]}; write some of {', '.join(sorted(known))}."
+        wanted <= known,
+        f"--only: {root} has no {sorted(wanted - known)[:1]}; write some of {', '.join(sorted(known))}.",
     )
     return [path for path in files if not wanted or path.relative_to(root).parts[0] in wanted]
 
