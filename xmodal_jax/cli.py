@@ -162,7 +162,8 @@ def classify_run(args: argparse.Namespace, overrides: list[str]) -> None:
 
     templates = read_templates(args.templates) if args.templates else TEMPLATES
     assembly, params, step = open_run(args.workdir, section_overrides(overrides, ("eval", "data")))
-    result = classify(assembly, params, args.split, templates, lambda text: print(text, file=sys.stderr))
+    say = lambda text: print(text, file=sys.stderr)
+    result = classify(assembly, params, args.split, templates, args.classes, say)
     path = pathlib.Path(args.workdir) / f"classify-{result['split']}.json"
     path.write_text(json.dumps(result | {"step": step}, indent=1))
     print(as_text(result))
@@ -295,6 +296,9 @@ def parser() -> argparse.ArgumentParser:
     sort.add_argument("--workdir", required=True)
     sort.add_argument("--split", default="")
     sort.add_argument("--templates", default="", help="a file, one template a line, {} for the name")
+    sort.add_argument(
+        "--classes", default="all", choices=("all", "split"), help="of the data set, or those of the split"
+    )
     sort.set_defaults(run=classify_run)
     write = commands.add_parser("caption", help="write captions")
     write.add_argument("images", nargs="*", help="pictures (default: the evaluation split)")

@@ -192,6 +192,8 @@ def test_a_run_is_classified_as_by_hand(species_run):
         assert tables["top-1"] == {"right": pytest.approx(100 * right), "chance": pytest.approx(20)}
         kind = np.mean([(one in ("circle", "oval")) == (other == "circle") for one, other in zip(best, true)])
         assert tables["kind"]["right"] == pytest.approx(100 * kind)
+    own = zeroshot.classify(assembly, params, "test", templates, "split")
+    assert own["classes"] == 4 and own["mean"]["top-1"]["chance"] == 25  # no oval
     mean = np.mean([tables["top-1"]["right"] for tables in result["views"].values()])
     assert result["mean"]["top-1"]["right"] == pytest.approx(mean)
 

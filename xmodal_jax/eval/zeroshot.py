@@ -16,6 +16,7 @@ import numpy as np
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.pipeline import DataConfig, Split
+from xmodal_jax.data.records import CorruptRecord
 from xmodal_jax.data.taxonomy import Taxonomy
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.eval.embed import Embedder
@@ -166,16 +167,21 @@ def classes_of(card: Card, tree: Taxonomy | None) -> list[str]:
 
 
 def record_labels(data: DataConfig, split: str, rows: Iterable[int]) -> list[list[str]]:
-    """The label names of the records at `rows` of a split."""
+    """The label names of the records at `rows` of a split. Raises `UserError` for one that cannot be read."""
     source, names = Split(data.path, split, data), Card.load(data.path).label_names
-    found = [[names[number] for number in source.record(int(row))["labels"]] for row in rows]
-    source.close()
-    return found
+    try:
+        return [[names[number] for number in source.record(int(row))["labels"]] for row in rows]
+    except CorruptRecord as error:
+        raise UserError(f"a record of split '{split}' cannot be read ({error}); prepare the data set again.") from error
+    finally:
+        source.close()
 
 
 def classify(assembly: Assembly, params: Params, split: str = "", templates: Sequence[str] = TEMPLATES,
-             say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:  # fmt: skip
-    """Zero-shot classification of a split over all labels of its data set.
+             classes: str = "all", say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:  # fmt: skip
+    """Zero-shot classification of a split over all labels of its data set, or (`classes` "split") those of the split.
+
+    Where a split's labels were never trained on, "all" also measures how strongly a model prefers those it knows.
 
     Returns:
       {"split", "classes", "templates", "pictures", "unlabelled", "views": {view: tables}, "mean": over the views}; tables
@@ -188,6 +194,9 @@ def classify(assembly: Assembly, params: Params, split: str = "", templates: Seq
     assembly = dataclasses.replace(assembly, config=dataclasses.replace(assembly.config, data=data))
     card, tree, split = Card.load(data.path), Taxonomy.load(data.path), split or data.eval_split
     names, evaluator = classes_of(card, tree), Evaluator(assembly, params)
+    if classes == "split":
+        own = {name for labels in record_labels(data, split, range(card.split(split)["records"])) for name in labels}
+        names = [name for name in names if name in own]
     embedder, views = evaluator.embedder, evaluator.views(split)
     say(f"writing {len(names)} classes from {len(templates)} templates")
     encode = text_encoder(assembly, embedder)
