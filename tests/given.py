@@ -13,18 +13,23 @@ class Given:
         self.embeds, self.teacher, self.memory, self.step = {"image": image, "text": text}, teacher, memory or {}, step
         self.heat, self.heads = jnp.asarray(temperature, jnp.float32), heads or {}
 
-    def image(self):
+    def image(self, field="image"):
         """The given image embeddings."""
-        return Encoded(self.embeds["image"][:, None], self.embeds["image"], name="image")
+        return Encoded(self.embeds[field][:, None], self.embeds[field], name=field)
 
     def text(self):
         """The given text embeddings; the only token is real."""
         tokens = self.embeds["text"][:, None]
         return Encoded(tokens, self.embeds["text"], jnp.ones(tokens.shape[:2], bool), name="text")
 
-    def fuse(self, image, text, rows):
+    def encoded(self, side):
+        """The given embeddings of one side."""
+        return self.image() if side == "image" else self.text()
+
+    def fuse(self, image, text, rows=None):
         """Pairs as one token: the image's and the text's embedding side by side."""
-        tokens = jnp.concatenate([pick_rows(image.tokens, rows), text.tokens], axis=-1)
+        picked = image.tokens if rows is None else pick_rows(image.tokens, rows)
+        tokens = jnp.concatenate([picked, text.tokens], axis=-1)
         return Encoded(tokens, None, text.mask)
 
     def call(self, method, *inputs, **options):

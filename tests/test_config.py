@@ -124,6 +124,15 @@ def test_whole_numbers_are_fine_as_floats_and_lists_as_tuples():
     assert config.eval.rerank == (4, 8)
 
 
+def test_evaluation_reads_the_data_section_with_its_own_views_and_languages():
+    values = as_dict(Config()) | {"data": {"views": ("a", "b"), "languages": ("en-tags",), "length": 9}}
+    config = freeze(values)
+    assert config.eval_data == config.data
+    other = freeze(values | {"eval": {"views": ("c",), "languages": ("en",)}})
+    assert other.eval_data == dataclasses.replace(other.data, views=("c",), languages=("en",))
+    assert freeze(values | {"eval": {"views": ("c",)}}).eval_data.languages == ("en-tags",)
+
+
 def with_objectives():
     """Defaults with two objectives."""
     config = defaults()

@@ -1,5 +1,7 @@
 """Passes: each at most once, memoised by name only, same randomness in any company, and refused inside transforms."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -205,3 +207,66 @@ def test_a_teacher_with_a_frozen_tower_takes_the_students_pass():
     assert student.passes.count("tower:image") == 1
     assert student.teacher.passes == ["image:image", "text:text", "tower:text"]
     share(fusing(), frozenset({"image"}))  # no teacher: nothing to share
+
+
+BRIDGED = {
+    "itc": {"queue": 0, "bridge": True},
+    "fused": {"queue": 0, "bridge": True},
+    "lm": {"bridge": True},
+}
+
+
+def bridged(**sections):
+    """A recipe whose keys cross the bridge, its state with an open gate and a teacher that lags, and a batch."""
+    config = tiny_config(image={"pool": "mean+attention", "neck_layers": 0}, objectives=BRIDGED, **sections)
+    recipe = tiny_recipe(config)
+    params = jax.jit(lambda: tiny_params(recipe.model, 0, parts(recipe.objectives)))()
+    wave = lambda x, step: 0.05 * jnp.cos(step * jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)
+    lagging, ahead = (jax.tree.map(lambda x, step=step: x + wave(x, step), params) for step in (1.0, 1.1))
+    state = create_state(recipe, lagging, 0)
+    return recipe, dataclasses.replace(state, params=ahead), jax.tree.map(jnp.asarray, tiny_batch())
+
+
+def test_the_bridge_runs_once_and_its_keys_are_constants():
+    recipe, state, batch = bridged()
+    passes = traced_passes(recipe, state, batch)
+    assert passes.count("bridge:image") == 1 and "decode:read:image:caption" in passes
+    assert "teacher:fuse:bridge:image:text:text" in passes
+
+    def loss(params, name):
+        return run_objectives(recipe, params, state, batch, jax.random.key(0))[0][name].mean()
+
+    grads = {name: jax.jit(jax.grad(loss), static_argnums=1)(state.params, name) for name in BRIDGED}
+    size = lambda tree: sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(tree))
+    assert size(grads["itc"]["bridge"]) == size(grads["fused"]["bridge"]) == 0.0
+    assert size(grads["lm"]["bridge"]) > 0.0 and size(grads["lm"]["image_neck"]) > 0.0
+
+
+def test_bridged_keys_are_the_teachers_where_the_gate_is_shut():
+    recipe, state, batch = bridged()
+    gates = lambda value: (
+        state.params
+        | {"bridge": state.params["bridge"] | {name: jnp.full((), value) for name in ("gamma", "gamma_mlp")}}
+    )
+
+    @jax.jit
+    def keys(params, key):
+        _, student = run_objectives(recipe, params, state, batch, key)
+        found, read = student.bridge("image")
+        return found.embed, student.teacher.image().embed, found.tokens, read.tokens, student.image().tokens
+
+    embed, plain, _, read, own = keys(gates(0.0), jax.random.key(0))
+    np.testing.assert_allclose(embed, plain, atol=1e-6)
+    np.testing.assert_array_equal(read, own)
+    opened, plain, *_ = keys(gates(20.0), jax.random.key(0))
+    assert float(jnp.abs(opened - plain).max()) > 1e-3
+
+
+def test_chunks_change_no_bridged_loss_or_gradient():
+    losses = []
+    for chunk in (0, 4):
+        recipe, state, batch = bridged(chunk=chunk)
+        run = jax.jit(jax.value_and_grad(lambda p: total_loss(recipe, p, state, batch, jax.random.key(0))[0]))
+        losses.append(run(state.params))
+    for first, second in zip(*map(jax.tree.leaves, losses), strict=True):
+        np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5)

@@ -90,6 +90,8 @@ def assemble(config: Config) -> Assembly:
 
     refuse_unless(bool(config.data.path), "config.data.path is empty; write the folder made by `xmodal data prepare`")
     card = Card.load(config.data.path)
+    if config.data.embeddings:
+        card.embedding(config.data.embeddings)
     shape, groups = image_shape(config, card)
     tokenizer = load_tokenizer(config.text.tokenizer, config.data.path, config.data.languages)
     config = resolve(config, tokenizer, groups)
@@ -167,7 +169,25 @@ def _assembly(config: Config, tokenizer: Tokenizer, output: tuple[int, ...], sha
         LM: {"bos_id": tokenizer.bos_id},
     }
     objectives = with_special_ids(build_objectives(config.objectives, config.batch_size), special)
+    refuse_unbridged(config, objectives)
     return Assembly(config, tokenizer, CrossModal(config, output), objectives, shape, caches)
+
+
+def refuse_unbridged(config: Config, objectives: dict[str, Objective]) -> None:
+    """A bridge changes tokens, so the embeddings of its sides must read tokens, and a captioner needs the picture's."""
+    bridged = {name: item for name, item in objectives.items() if getattr(item, "bridge", False)}
+    for side in config.bridge.sides if bridged else ():
+        pool = getattr(config, side).pool
+        refuse_unless(
+            pool.endswith("+attention"),
+            f"config.objectives.{next(iter(bridged))}.bridge is True, but config.{side}.pool='{pool}' does not read the "
+            f"tokens that the bridge changes; write config.{side}.pool=mean+attention",
+        )
+    for name, item in bridged.items():
+        refuse_unless(
+            not isinstance(item, LM) or "image" in config.bridge.sides,
+            f"config.objectives.{name}.bridge is True, but config.bridge.sides is {config.bridge.sides}; add 'image'",
+        )
 
 
 def pretrained(config: Config) -> dict[str, np.ndarray]:

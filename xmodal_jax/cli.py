@@ -85,6 +85,26 @@ def data_features(args: argparse.Namespace, _: list[str]) -> None:
     print(f"features '{name}': {cache['tokens']} x {cache['width']} {cache['dtype']} per picture in {args.data}")
 
 
+def data_embed(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Add a frozen teacher's embeddings of all pictures and captions to a prepared data set."""
+    from xmodal_jax import config as configs
+    from xmodal_jax.eval.embed_data import embed_data
+    from xmodal_jax.workdir import open_run, open_start
+
+    refuse_unless(bool(args.workdir) != bool(args.config), "name one teacher: --workdir RUN, or --config CONFIG")
+    if args.workdir:
+        assembly, params, step = open_run(args.workdir, section_overrides(overrides, ("eval", "data")))
+        teacher = f"{assembly.config.name} step {step}"
+    else:
+        own = [] if any(item.startswith("data.path=") for item in overrides) else [f"data.path={args.data}"]
+        assembly, params = open_start(configs.freeze(configs.load(args.config, overrides + own)))
+        teacher = f"{assembly.config.name} start"
+    card = embed_data(assembly, params, teacher, args.data, args.name, args.batch, args.dtype)
+    made = card.embedding(args.name)
+    what = f"{len(made['views'])} views and captions in {', '.join(made['languages'])}"
+    print(f"embeddings '{args.name}' of {teacher}: width {made['width']} {made['dtype']}, {what} in {args.data}")
+
+
 def train(args: argparse.Namespace, overrides: list[str]) -> None:
     """Train a config in a work directory, or go on with it."""
     from xmodal_jax import config as configs
@@ -243,6 +263,14 @@ def _data_parser(commands: Any) -> None:
     add.add_argument("--batch", type=int, default=64)
     add.add_argument("--no-flip", action="store_true", help="leave the mirrored pictures out")
     add.set_defaults(run=data_features)
+    embed = data.add_parser("embed", help="add a frozen teacher's embeddings, for distillation")
+    embed.add_argument("--data", required=True, help="a prepared data set")
+    embed.add_argument("--name", required=True, help="name of the embeddings, for config.data.embeddings")
+    embed.add_argument("--workdir", default="", help="the teacher: a run")
+    embed.add_argument("--config", default="", help="the teacher: what this config starts from; --config.a.b=value")
+    embed.add_argument("--batch", type=int, default=64)
+    embed.add_argument("--dtype", default="float32", choices=("float32", "float16"))
+    embed.set_defaults(run=data_embed)
 
 
 def _query_parsers(commands: Any) -> None:
@@ -326,7 +354,7 @@ def main(arguments: list[str] | None = None) -> int:
         rest, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
         args = parser().parse_args(rest)
         refuse_unless(
-            not overrides or args.command in ("train", "eval", "plan", "classify"),
+            not overrides or args.command in ("train", "eval", "plan", "classify") or args.run is data_embed,
             f"'--config.{overrides[0] if overrides else ''}' goes with `xmodal train` or `xmodal eval` only",
         )
         if args.command != "plan":  # a plan tells how long compiling takes

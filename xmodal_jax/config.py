@@ -81,6 +81,19 @@ class FusionConfig:
 
 
 @dataclass(frozen=True)
+class BridgeConfig:
+    """The residual attention between student and teacher tokens (models/bridge.py); objectives ask for it by `bridge`.
+
+    The captioner trains it through the picture's tokens; keys that leave it are constants. `sides` says whose keys
+    cross it: with "text" the same parameters read the text's tokens, which no objective trains by themselves.
+    """
+
+    kind: str = "cross"  # "cross" or "gate"
+    sides: tuple[str, ...] = ("image",)
+    hidden: int = 768  # of its MLP; its attention has fusion's heads
+
+
+@dataclass(frozen=True)
 class JointConfig:
     """The joint space: width of the embeddings, bits of the codes, temperature."""
 
@@ -138,6 +151,8 @@ class EvalConfig:
     combine: str = "add"  # cosine + weight * ITM log-odds ("add", BLIP) or ITM alone ("replace", ALBEF)
     weight: float = 0.0  # of the log-odds; 0: the learned temperature (eval/evaluate.py); -1: the best on training data
     params: str = "teacher"  # which weights to evaluate: "teacher" (EMA) or "student"
+    views: tuple[str, ...] = ()  # of the pictures, in place of data.views; (): the same
+    languages: tuple[str, ...] = ()  # of the captions, in place of data.languages; (): the same
     flip: bool = False  # embed a picture as the mean of itself and its mirror image (twice the encoding)
 
 
@@ -167,6 +182,7 @@ class Config:
     image: ImageConfig = ImageConfig()
     text: TextConfig = TextConfig()
     fusion: FusionConfig = FusionConfig()
+    bridge: BridgeConfig = BridgeConfig()
     joint: JointConfig = JointConfig()
     objectives: dict[str, Any] = field(default_factory=dict)  # name -> {"kind": ..., fields}; see objectives/
     teacher: TeacherConfig = TeacherConfig()
@@ -174,6 +190,12 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def eval_data(self) -> DataConfig:
+        """The data section as evaluation reads it: with the views and languages of `eval`, where it names some."""
+        views, languages = self.eval.views or self.data.views, self.eval.languages or self.data.languages
+        return dataclasses.replace(self.data, views=views, languages=languages)
 
     def __hash__(self) -> int:
         """Configs are compared and hashed by content, so that a model can be a static argument of `jax.jit`."""
@@ -305,7 +327,7 @@ LEAST = {  # what a whole number or a rate may be at least
 }  # fmt: skip
 ABOVE_ZERO = (
     "batch_size", "steps", "log_every", "checkpoint.every", "eval.batch_size", "joint.embed", "optimizer.lr",
-    *SIZES, "image.patch", "text.positions", "fusion.heads", "fusion.hidden",
+    *SIZES, "image.patch", "text.positions", "fusion.heads", "fusion.hidden", "bridge.hidden",
 )  # fmt: skip
 RATES = tuple(f"{part}.{name}" for part in (*TOWERS, "fusion") for name in ("dropout", "head_dropout"))
 
@@ -374,6 +396,7 @@ def check(config: Config) -> None:
             f"{name}.remat": (getattr(config, name).remat, ("none", "dots", "full", "offload"))
             for name in ("image", "text", "fusion")
         },
+        "bridge.kind": (config.bridge.kind, ("cross", "gate")),
         "joint.start": (joint.start, ("random", "cca")),
         "eval.combine": (config.eval.combine, ("add", "replace")),
         "eval.params": (config.eval.params, ("teacher", "student")),
@@ -393,6 +416,11 @@ def check(config: Config) -> None:
         text.width % config.fusion.heads == 0,
         f"config.fusion.heads is {config.fusion.heads}, which does not divide config.text.width={text.width}; "
         "write a divisor",
+    )
+    sides = config.bridge.sides
+    refuse_unless(
+        bool(sides) and set(sides) <= set(TOWERS),
+        f"config.bridge.sides is {sides}; write ('image',), ('text',) or ('image', 'text')",
     )
     refuse_unless(
         0.0 < joint.temperature_min <= joint.temperature <= joint.temperature_max,

@@ -148,16 +148,16 @@ class Forward:
         run = lambda key, x: self.call(f"{side}_tower", x, key)
         return self._once(f"tower:{field}", lambda key: self.rowwise(run, key, self.batch[field]))
 
-    def _joint(self, side: str, field: str, joint: Callable, key: Array | None) -> Any:
-        """joint(key, raw tokens, field's rows) over the tower's pass; in pieces, tower and joint are one piece."""
+    def _joint(self, side: str, field: str, joint: Callable, key: Array | None, *more: Array) -> Any:
+        """joint(key, raw tokens, field's rows, *more) over the tower's pass; in pieces, tower and joint are one piece."""
         if self.pieces == 1 or side in self.towers or side in self.lent:
-            return self.rowwise(joint, key, self.tower(side, field), self.batch[field])
+            return self.rowwise(joint, key, self.tower(side, field), self.batch[field], *more)
 
-        def both(key: Array | None, x: Array) -> Any:
+        def both(key: Array | None, x: Array, *more: Array) -> Any:
             keys = (None, None) if key is None else jax.random.split(key)
-            return joint(keys[1], self.call(f"{side}_tower", x, keys[0]), x)
+            return joint(keys[1], self.call(f"{side}_tower", x, keys[0]), x, *more)
 
-        return self.rowwise(both, key, self.batch[field])
+        return self.rowwise(both, key, self.batch[field], *more)
 
     def image(self, field: str = "image") -> Encoded:
         """The image tower and its head on the batch's `field`."""
@@ -171,6 +171,32 @@ class Forward:
         joint = lambda key, raw, ids: (raw, self.call("text_joint", raw, ids, key))
         run = lambda key: Encoded(*self._joint("text", field, joint, key), ids != 0, ids, name)
         return self._once(name, run)
+
+    def encoded(self, side: str) -> Encoded:
+        """The pass of one side on the field of its name."""
+        return self.image() if side == "image" else self.text()
+
+    def bridge(self, side: str = "image") -> tuple[Encoded, Encoded]:
+        """The residual attention between student and teacher, the one pass that reads both (ReCap; models/bridge.py).
+
+        Returns the key, the teacher's tokens plus what the bridge adds and their embedding by the teacher's head, all
+        constants; and what the captioner reads, the student's tokens plus the same, which trains bridge and student
+        (without the student's own tokens it would, at gamma 0, give them no gradient).
+        """
+        return self._once(f"bridge:{side}", lambda _: self._bridge(side))
+
+    def _bridge(self, side: str) -> tuple[Encoded, Encoded]:
+        own, other = self.encoded(side), self.teacher.encoded(side)
+        arrays = (own.tokens, other.tokens, *([] if other.mask is None else [other.mask]))
+        delta = self.rowwise(lambda _, *x: self.call("bridge_delta", *x), None, *arrays)
+        tokens = stop(other.tokens + delta)
+
+        def embed(_: None, raw: Array, rows: Array, tokens: Array) -> Array:
+            return self.teacher.call("reembed", side, raw, tokens, rows != 0 if side == "text" else None)
+
+        unit = stop(self.teacher._joint(side, side, embed, None, tokens))
+        key = Encoded(tokens, unit, other.mask, other.ids, f"bridge:{side}")
+        return key, Encoded(own.tokens + delta.astype(own.tokens.dtype), own.embed, own.mask, own.ids, f"read:{side}")
 
     def fuse(self, image: Encoded, text: Encoded, rows: Array | None = None) -> Encoded:
         """Fused tokens of the texts, each reading the image `rows` names (see `pick_rows`; default: its own).

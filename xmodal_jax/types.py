@@ -17,7 +17,9 @@ Axis letters used in every docstring:
 
 A `Batch` is a dict of arrays, all with leading axis B: `image` uint8 [B,H,W,3] or float16 [B,N,D], `text` int32 [B,L]
 (0 is padding), `id` int32 [B] (equal ids are the same thing), `text_key` int32 [B] (equal keys are the same caption),
-`index` int32 [B] (row in the training split) and, where the data set has labels, `labels` float32 [B,C].
+`index` int32 [B] (row in the training split) and, where the data set has labels, `labels` float32 [B,C]. Where the
+config asks for them: `image2` like `image`, a second view of the same thing (`data.second_view`); `distill_image` and
+`distill_text` float32 [B,E], a frozen teacher's unit embeddings of this picture and this caption (`data.embeddings`).
 """
 
 from typing import Any

@@ -1,10 +1,11 @@
-"""Open a finished (or running) run: its assembly and the weights to use."""
+"""Open a finished (or running) run, or the start of one: its assembly and the weights to use."""
 
+import dataclasses
 import pathlib
 
 import jax
 
-from xmodal_jax.assemble import Assembly, reassemble
+from xmodal_jax.assemble import Assembly, assemble, reassemble
 from xmodal_jax.config import Config, MeshConfig, as_dict
 from xmodal_jax.train.checkpoint import Checkpoints, read_run
 from xmodal_jax.train.loop import make_run
@@ -31,3 +32,13 @@ def open_run(workdir: str | pathlib.Path, overrides: dict[str, dict] | None = No
     config: Config = assembly.config
     params = view(state.params, state.teacher) if config.eval.params == "teacher" else state.params
     return assembly, params, int(state.step)
+
+
+def open_start(config: Config) -> tuple[Assembly, Params]:
+    """What a run of `config` starts from, without training: pretrained towers, and the heads from CCA where it says so.
+
+    Embeddings that the config's batches would carry are not asked for: this is how they are made.
+    """
+    data = dataclasses.replace(config.data, embeddings="")
+    assembly = assemble(dataclasses.replace(config, data=data, mesh=MeshConfig()))
+    return assembly, make_run(assembly, jax.local_devices()[:1]).fresh().params

@@ -27,7 +27,10 @@ def written(folder, **changes):
 
 def test_a_card_comes_back_as_it_was(tmp_path):
     entry = {"tower": "t", "size": 8, "tokens": 4, "width": 2, "views": ["plain"], "dtype": "float16", "files": {}}
-    full = card(features={"grid": entry}, skipped={"corrupt image": 1}, languages=["en", "日本"])
+    old = {"teacher": "t", "weights": "0", "width": 2, "views": [], "languages": [], "dtype": "float32", "files": {}}
+    full = card(
+        features={"grid": entry}, embeddings={"old": old}, skipped={"corrupt image": 1}, languages=["en", "日本"]
+    )
     full.save(tmp_path)
     assert Card.load(tmp_path) == full
     assert [path.name for path in tmp_path.iterdir()] == [CARD_FILE]
@@ -46,6 +49,7 @@ def test_a_folder_without_a_card_says_what_to_write(tmp_path):
         ({"languages": "en"}, "field 'languages' must be a list"),
         ({"splits": {"train": {"records": "2"}}}, "field 'splits.train.records' must be a int"),
         ({"features": {"grid": {"tower": "t"}}}, "field 'features.grid.size' must be a int"),
+        ({"embeddings": {"old": {"teacher": "t"}}}, "field 'embeddings.old.weights' must be a str"),
         ({"colour": "red"}, "unknown field colour"),
     ],
 )
@@ -73,6 +77,8 @@ def test_unknown_splits_and_features_list_the_known_ones():
         card().split("val")
     with pytest.raises(UserError, match=r"no features 'grid': it has \(none\).*xmodal data features"):
         card().feature("grid")
+    with pytest.raises(UserError, match=r"no embeddings 'old': it has \(none\).*xmodal data embed"):
+        card().embedding("old")
 
 
 def test_captions_are_compared_without_case_and_space():

@@ -13,8 +13,11 @@ from xmodal_jax.data.image import (
     encode_png,
     eval_image,
     flip,
+    flip_vertical,
+    gray,
     jitter,
     limit_size,
+    quarter_turn,
     random_box,
     render_svg,
     resize,
@@ -174,6 +177,41 @@ def test_rotation_by_nothing_is_nothing_and_corners_are_white(rng):
     assert np.asarray(rotate(picture, rng, 45.0))[20, 20].tolist() == [0, 0, 0]
 
 
+def test_quarter_turns_and_vertical_flips_are_exact(rng):
+    image = noise(rng, 6, 6)
+    turns = [np.rot90(image, number) for number in range(4)]
+    drawn = [quarter_turn(image, rng, 1.0) for _ in range(300)]
+    found = [next(n for n, turn in enumerate(turns) if np.array_equal(turn, one)) for one in drawn]
+    assert set(found) == {1, 2, 3} and min(found.count(number) for number in (1, 2, 3)) > 70
+    still = sum(quarter_turn(image, rng, 0.25) is image for _ in range(1000))
+    assert 700 < still < 800
+    np.testing.assert_array_equal(flip_vertical(image, rng, 1.0), image[::-1])
+    assert 200 < sum(flip_vertical(image, rng, 0.25) is not image for _ in range(1000)) < 300
+
+
+def test_grey_is_pillows(rng):
+    image = noise(rng)
+    found = gray(image, rng, 1.0)
+    want = np.asarray(Image.fromarray(image).convert("L"))
+    assert found.dtype == np.uint8 and np.abs(found - want[..., None].astype(int)).max() <= 1
+    assert 200 < sum(gray(image, rng, 0.25) is not image for _ in range(1000)) < 300
+
+
+def test_what_is_off_draws_nothing(rng):
+    image, before = noise(rng), rng.bit_generator.state
+    for change in (quarter_turn, flip_vertical, gray):
+        assert change(image, rng, 0.0) is image
+    assert rng.bit_generator.state == before
+
+
+def test_a_picture_from_above_comes_in_all_its_eight_positions(encoded, rng):
+    image = noise(rng, 8, 8)
+    make = train_image(8, AugmentConfig(crop_min_area=1.0, flip=0.5, quarter_turns=0.75, flip_vertical=0.5))
+    eight = {np.rot90(side, turn).tobytes() for side in (image, image[:, ::-1]) for turn in range(4)}
+    found = [make(encoded(image), rng) for _ in range(100)]
+    assert {picture.tobytes() for picture in found} == eight and all(picture.flags.c_contiguous for picture in found)
+
+
 def test_all_off_is_the_plain_resized_picture(rng, encoded):
     data = encoded(noise(rng))
     off = AugmentConfig(crop_min_area=1.0, flip=0.0)
@@ -203,7 +241,17 @@ def test_a_small_crop_of_a_large_photograph_is_cut_from_all_its_pixels(rng, enco
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("crop_min_area", 0.0), ("crop_ratio", 0.5), ("flip", 1.5), ("jitter", 1.0), ("rotate", -1.0)]
+    ("field", "value"),
+    [
+        ("crop_min_area", 0.0),
+        ("crop_ratio", 0.5),
+        ("flip", 1.5),
+        ("jitter", 1.0),
+        ("rotate", -1.0),
+        ("quarter_turns", 1.1),
+        ("flip_vertical", -0.5),
+        ("gray", 2.0),
+    ],
 )
 def test_impossible_settings_are_refused_by_name(field, value):
     with pytest.raises(UserError, match=f"config.data.augment.{field} is {value}; write"):

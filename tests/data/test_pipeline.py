@@ -112,6 +112,48 @@ def test_views_and_languages_are_those_asked_for(make, tiny_set, tokenizer):
             assert tokenizer.encode(records[index]["captions"]["fr"], 8).tolist() == [batch["text"][row].tolist()]
 
 
+def test_the_second_view_is_another_picture_of_the_record_and_changes_nothing_else(make, tiny_set):
+    cfg = dataclasses.replace(PLAIN, second_view=True)
+    with open_records(tiny_set, "train") as records:
+        for number in range(4):
+            batch = make(cfg, batch_size=18).batch_at(number)
+            for row, index in enumerate(batch["index"]):
+                png, jpeg = (decode(records[index]["images"][view]) for view in ("png", "jpeg"))
+                first = np.array_equal(batch["image"][row], png)
+                np.testing.assert_array_equal(batch["image2"][row], jpeg if first else png)
+    for base in (PLAIN, RANDOM):
+        one, two = make(base).batch_at(3), make(dataclasses.replace(base, second_view=True)).batch_at(3)
+        assert two["image2"].shape == two["image"].shape and same(one, {name: two[name] for name in one})
+        assert list(one) == [name for name in two if name != "image2"]
+
+
+def test_with_one_view_the_second_is_another_augmentation_of_it(make):
+    cfg = dataclasses.replace(PLAIN, second_view=True, views=("png",))
+    batch = make(cfg).batch_at(0)
+    np.testing.assert_array_equal(batch["image"], batch["image2"])
+    batch = make(dataclasses.replace(RANDOM, second_view=True, views=("png",))).batch_at(0)
+    assert all(not np.array_equal(*pair) for pair in zip(batch["image"], batch["image2"]))
+
+
+def test_second_views_of_cached_tokens_flip_by_themselves(make, own_set):
+    halves = lambda images: np.stack([images[:, :, :4].mean((1, 2)), images[:, :, 4:].mean((1, 2))], 1)
+    write_features(own_set, "halves", halves, 8)
+    cfg = dataclasses.replace(PLAIN, features=("halves",), second_view=True, augment=AugmentConfig(flip=0.5))
+    dataset = make(cfg, folder=own_set, batch_size=18)
+    turned = {"image": [], "image2": []}
+    for number in range(4):
+        batch = dataset.batch_at(number)
+        assert batch["image2"].dtype == np.float16
+        for field, found in turned.items():  # the green of a picture's left half is lower: see `plain_colour`
+            found.extend(batch[field][:, 0, 1] > batch[field][:, 1, 1])
+        np.testing.assert_allclose(batch["image"].sum(1), batch["image2"].sum(1), atol=20)  # PNG and JPEG of one record
+    assert {*zip(turned["image"], turned["image2"])} == {(a, b) for a in (True, False) for b in (True, False)}
+    write_features(own_set, "plain", halves, 8, flip=False)
+    cfg = dataclasses.replace(cfg, features=("plain",), views=("png",))
+    batch = make(cfg, folder=own_set).batch_at(0)
+    np.testing.assert_array_equal(batch["image"], batch["image2"])
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [

@@ -8,7 +8,7 @@ import pytest
 
 from xmodal_jax.cli import main
 from xmodal_jax.data.pipeline import eval_split
-from xmodal_jax.eval.embed import Embedder, pair_scorer
+from xmodal_jax.eval.embed import Embedder, PairScorer
 from xmodal_jax.eval.evaluate import evaluate, itc_table
 
 
@@ -64,7 +64,11 @@ def test_the_pair_scorer_is_the_models_score(opened_run, test_split):
     rows = np.array([3, 0, 2], np.int32), np.array([1, 5, 1], np.int32)
     sides = (image.tokens[rows[0]], image.embed[rows[0]]), (text.tokens[rows[1]], text.embed[rows[1]])
     expected = assembly.model.apply({"params": params}, *sides, text.mask[rows[1]], method="score")
-    np.testing.assert_allclose(pair_scorer(assembly.model, params, image, text)(*rows), expected, atol=1e-4)
+    score = PairScorer(assembly.model, params, image, text)
+    np.testing.assert_allclose(score(*rows), expected, atol=1e-4)
+    ends = [np.flatnonzero(row).max() + 1 for row in text.mask]
+    np.testing.assert_array_equal(score.lengths, ends)
+    assert score.length_of(rows[1]) == min(8 * -(-max(ends[1], ends[5]) // 8), text.mask.shape[1])
 
 
 def test_views_that_miss_records_are_scored_with_their_own_captions(shapes_files, opened_run, tmp_path):

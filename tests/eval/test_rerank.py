@@ -105,3 +105,29 @@ def test_bad_input_is_refused(scene):
         rerank.reranked(side, 4)
     with pytest.raises(UserError, match="k = 5 does not fit a shortlist of 4"):
         rerank.reranked(side, 5)
+
+
+def test_pairs_of_like_length_are_scored_together(rng):
+    lengths = rng.integers(1, 9, TEXTS).astype(np.int32)
+    matrix = rng.normal(size=(IMAGES, TEXTS)).astype(np.float32)
+    image, text = (rng.integers(0, n, 50).astype(np.int32) for n in (IMAGES, TEXTS))
+
+    class Lengths:
+        """A scorer that notes the longest text of each block."""
+
+        def __init__(self):
+            self.lengths, self.seen = lengths, []
+
+        def length_of(self, text_rows):
+            return int(lengths[text_rows].max())
+
+        def __call__(self, image_rows, text_rows):
+            self.seen.append(self.length_of(text_rows))
+            return matrix[image_rows, text_rows]
+
+    score = Lengths()
+    np.testing.assert_array_equal(rerank.score_pairs(score, image, text, block=16), matrix[image, text])
+    assert score.seen == sorted(score.seen)
+    score.seen = []
+    rerank.compile_lengths(score, 0, text, 16)
+    assert sorted(score.seen) == sorted(set(lengths[text]))

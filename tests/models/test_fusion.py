@@ -78,3 +78,22 @@ def test_causal_mask_is_lower_triangular_and_real():
     mask = np.asarray(causal_mask(jnp.array([[True, True, False]])))
     assert mask.shape == (1, 1, 3, 3)
     np.testing.assert_array_equal(mask[0, 0], [[1, 0, 0], [1, 1, 0], [1, 1, 0]])
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_cached_sides_give_the_same_fusion(layers):
+    draw = np.random.default_rng(5)
+    fusion = Fusion(width=WIDTH, layers=layers, heads=4, hidden=24, image_width=WIDTH)
+    image, text = (draw.normal(size=(PAIRS, n, WIDTH)).astype(np.float32) for n in (PATCHES, LENGTH))
+    mask = np.arange(LENGTH)[None, :] < np.array([4, 3, 1])[:, None]
+    params = fusion.init(jax.random.key(0), image, text, mask)
+    run = lambda *inputs, **how: fusion.apply(params, *inputs, **how)
+    expected = run(image[::-1], text, mask)
+    read = jax.tree.map(lambda x: x[:, ::-1], run(image, method="remember"))
+    begun = run(text, mask, method="begin")
+    np.testing.assert_allclose(run(read, begun, mask, method="finish"), expected, atol=1e-5)
+    short = slice(0, 4)  # padding that no text of the block needs may be left out
+    cut = run(read, begun[:, short], mask[:, short], method="finish")
+    np.testing.assert_allclose(
+        np.where(mask[:, short, None], cut, 0), np.where(mask[:, short, None], expected[:, short], 0), atol=1e-5
+    )

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 
 from xmodal_jax.assemble import assemble_without_data
 from xmodal_jax.config import freeze, load
+from xmodal_jax.data.card import Card
 from xmodal_jax.errors import UserError
 from xmodal_jax.plan.chips import GIB, parse_topology
 from xmodal_jax.plan.program import Phases, batch_shapes, device_bytes, memory_of, parse_refusal, topology_devices
@@ -85,6 +86,28 @@ def test_a_batch_has_the_fields_that_training_gives():
         "text_key": ((16,), "int32"), "index": ((16,), "int32"), "labels": ((16, 3), "float32"),
     }  # fmt: skip
     assert all(leaf.sharding.spec == PartitionSpec(("data", "fsdp")) for leaf in shapes.values())
+
+
+def test_a_batch_has_the_fields_that_the_config_asks_for(tmp_path):
+    asked = ("data.second_view=True", "data.embeddings=old")
+    shapes = batch_shapes(run_of("configs/quickstart.py:tiny", *asked))
+    found = {name: (leaf.shape, str(leaf.dtype)) for name, leaf in shapes.items()}
+    assert found["image2"] == found["image"] == ((16, 32, 32, 3), "uint8")
+    assert found["distill_image"] == found["distill_text"] == ((16, 16), "float32"), (
+        "without a data set, as joint.embed"
+    )
+    entry = {
+        "teacher": "t",
+        "weights": "0",
+        "width": 7,
+        "views": ["a"],
+        "languages": ["en"],
+        "dtype": "float32",
+        "files": {},
+    }
+    Card("n", "s", "none", ["en"], ["a"], [], {}, embeddings={"old": entry}).save(tmp_path)
+    run = run_of("configs/quickstart.py:tiny", *asked, f"data.path={tmp_path}")
+    assert batch_shapes(run)["distill_text"].shape == (16, 7)
 
 
 def test_cached_features_are_read_off_their_names():

@@ -15,6 +15,15 @@ FORMAT = 1
 CARD_FILE = "card.json"
 RECALL_AT = (1, 5, 10)
 SPLIT_FIELDS = {"records": int, "captions": int, "groups": int, "files": list}
+EMBEDDING_FIELDS = {
+    "teacher": str,
+    "weights": str,
+    "width": int,
+    "views": list,
+    "languages": list,
+    "dtype": str,
+    "files": dict,
+}
 FEATURE_FIELDS = {"tower": str, "size": int, "tokens": int, "width": int, "views": list, "dtype": str, "files": dict}
 
 
@@ -29,6 +38,8 @@ class Card:
     `skipped`: {reason: count} of what the source held and the data set does not.
     `features`: {name: {tower, size, tokens, width, views, dtype, files: {split: [...]}}}, see
     `features.write_features`.
+    `embeddings`: {name: {teacher, weights, width, views, languages, dtype, files: {split: [...]}}}, see
+    `embeddings.write_embeddings`.
     `arguments`: what `prepare` was called with; the same arguments again mean "already prepared".
     """
 
@@ -43,6 +54,7 @@ class Card:
     duplicates: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     skipped: dict[str, int] = dataclasses.field(default_factory=dict)
     features: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    embeddings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
     format: int = FORMAT
 
@@ -83,6 +95,15 @@ class Card:
         )
         return self.features[name]
 
+    def embedding(self, name: str) -> dict[str, Any]:
+        """The entry of one teacher's embeddings. Raises `UserError` with those there are."""
+        refuse_unless(
+            name in self.embeddings,
+            f"data set {self.name!r} has no embeddings {name!r}: it has {_listed(self.embeddings)}; "
+            f"write them with `xmodal data embed`.",
+        )
+        return self.embeddings[name]
+
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "(none)"
@@ -107,6 +128,7 @@ def _checked(content: Any, path: pathlib.Path) -> Card:
     refuse_unless(not unknown, f"{path}: unknown field {_listed(unknown)}; was it written by a newer version?")
     _check_entries(content["splits"], SPLIT_FIELDS, "splits", path)
     _check_entries(content.get("features", {}), FEATURE_FIELDS, "features", path)
+    _check_entries(content.get("embeddings", {}), EMBEDDING_FIELDS, "embeddings", path)
     return Card(**content)
 
 

@@ -55,11 +55,11 @@ def write_features(
     card = Card.load(data_dir)
     plan = {"tower": tower or name, "size": size, "views": ["plain", "flip"] if flip else ["plain"]}
     if name in card.features:
-        _refuse_other(card.features[name], plan, f"{data_dir} already has features {name!r}")
+        refuse_other(card.features[name], plan, f"{data_dir} already has features {name!r}")
         return card
     refuse_unless(name == pathlib.Path(name).name and name != "", f"features name {name!r}: use a plain word.")
     folder, partial = data_dir / "features" / name, data_dir / "features" / f".{name}.part"
-    _start(folder, partial, plan)
+    start_partial(folder, partial, plan)
     shape = None
     for split, entry in card.splits.items():
         if split not in split_names(partial):
@@ -74,19 +74,20 @@ def write_features(
     return card
 
 
-def _start(folder: pathlib.Path, partial: pathlib.Path, plan: dict[str, Any]) -> None:
+def start_partial(folder: pathlib.Path, partial: pathlib.Path, plan: dict[str, Any]) -> None:
     """Make the folder of unfinished work, or go on with the one an interrupted run of the same plan left."""
     if folder.exists() and not partial.exists():  # it died between the last split and the card
         os.replace(folder, partial)
     path = partial / PLAN_FILE
     if path.is_file():
-        _refuse_other(json.loads(path.read_text("utf-8")), plan, f"{partial} holds an interrupted run")
+        refuse_other(json.loads(path.read_text("utf-8")), plan, f"{partial} holds an interrupted run")
     else:
         partial.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(plan), "utf-8")
 
 
-def _refuse_other(found: dict[str, Any], plan: dict[str, Any], where: str) -> None:
+def refuse_other(found: dict[str, Any], plan: dict[str, Any], where: str) -> None:
+    """Refuse to go on under a name whose tokens were made in another way, and say how."""
     other = [f"{key} {found.get(key)!r}" for key in plan if found.get(key) != plan[key]]
     refuse_unless(not other, f"{where} made with {', '.join(other)}: choose another name; nothing was overwritten.")
 

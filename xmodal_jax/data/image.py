@@ -28,6 +28,8 @@ class AugmentConfig:
     `crop_min_area`: smallest share of the picture's area that the random crop keeps (1: no cropping).
     `crop_ratio`: largest change of the crop's aspect ratio, either way. `flip`: probability of mirroring left to right.
     `jitter`: largest relative change of brightness, contrast and saturation. `rotate`: largest angle in degrees.
+    `quarter_turns`: probability of a turn by 90, 180 or 270 degrees, and `flip_vertical` of mirroring top to bottom, for
+    pictures from above. `gray`: probability of a grey picture. Of all these only `flip` works on cached tokens.
     """
 
     crop_min_area: float = 0.5
@@ -35,12 +37,17 @@ class AugmentConfig:
     flip: float = 0.5
     jitter: float = 0.0
     rotate: float = 0.0
+    quarter_turns: float = 0.0
+    flip_vertical: float = 0.0
+    gray: float = 0.0
 
     def __post_init__(self):
         where, area = "config.data.augment", self.crop_min_area
         refuse_unless(0 < area <= 1, f"{where}.crop_min_area is {area}; write a share above 0, at most 1 (1: no crop)")
         refuse_unless(self.crop_ratio >= 1, f"{where}.crop_ratio is {self.crop_ratio}; write 1 or more")
-        refuse_unless(0 <= self.flip <= 1, f"{where}.flip is {self.flip}; write a probability from 0 to 1")
+        for name in ("flip", "quarter_turns", "flip_vertical", "gray"):
+            value = getattr(self, name)
+            refuse_unless(0 <= value <= 1, f"{where}.{name} is {value}; write a probability from 0 to 1")
         refuse_unless(0 <= self.jitter < 1, f"{where}.jitter is {self.jitter}; write a number from 0 to below 1")
         refuse_unless(0 <= self.rotate <= 180, f"{where}.rotate is {self.rotate}; write degrees from 0 to 180")
 
@@ -181,8 +188,31 @@ def jitter(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.n
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 
+def happens(rng: np.random.Generator, probability: float) -> bool:
+    """True with this probability; nothing is drawn for 0, so that what is off changes no other draw."""
+    return probability > 0 and rng.random() < probability
+
+
+def quarter_turn(image: np.ndarray, rng: np.random.Generator, probability: float) -> np.ndarray:
+    """Turn a square [S,S,3] by 90, 180 or 270 degrees, each as likely, with the given probability."""
+    return np.rot90(image, rng.integers(1, 4)) if happens(rng, probability) else image
+
+
+def flip_vertical(image: np.ndarray, rng: np.random.Generator, probability: float) -> np.ndarray:
+    """Mirror [H,W,3] top to bottom with the given probability."""
+    return image[::-1] if happens(rng, probability) else image
+
+
+def gray(image: np.ndarray, rng: np.random.Generator, probability: float) -> np.ndarray:
+    """uint8 [H,W,3] without its colours with the given probability."""
+    if not happens(rng, probability):
+        return image
+    return np.repeat(np.rint(image.astype(np.float32) @ LUMA).astype(np.uint8)[..., None], 3, axis=-1)
+
+
 def train_image(size: int, augment: AugmentConfig) -> Callable[[bytes, np.random.Generator], np.ndarray]:
-    """A function (encoded bytes, rng) -> uint8 [size,size,3]: rotation, random crop, flip, jitter, each as configured.
+    """A function (encoded bytes, rng) -> uint8 [size,size,3]: rotation, random crop, flip, jitter, each as configured,
+    then quarter turns, the vertical flip and grey.
 
     It raises `CorruptImage`.
     """
@@ -195,7 +225,9 @@ def train_image(size: int, augment: AugmentConfig) -> Callable[[bytes, np.random
         picture = rotate(picture, rng, augment.rotate)
         box = (left * picture.width, top * picture.height, right * picture.width, bottom * picture.height)
         image = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=box))
-        return jitter(flip(image, rng, augment.flip), rng, augment.jitter)
+        image = jitter(flip(image, rng, augment.flip), rng, augment.jitter)
+        image = flip_vertical(quarter_turn(image, rng, augment.quarter_turns), rng, augment.flip_vertical)
+        return np.ascontiguousarray(gray(image, rng, augment.gray))
 
     return example
 

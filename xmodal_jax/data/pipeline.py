@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.data.card import Card, normal_caption
+from xmodal_jax.data.embeddings import Embeddings
 from xmodal_jax.data.image import AugmentConfig, CorruptImage, eval_image, train_image
 from xmodal_jax.data.records import CorruptRecord, check_record, open_records
 from xmodal_jax.data.stall import Stages, Watch
@@ -41,7 +42,9 @@ class DataConfig:
 
     `path`: the data set's folder. `image_size`: px of a side. `length`: tokens of a text, [CLS] and [SEP] included.
     `languages`: those of the captions. `views`: those of the pictures, () for all. `features`: names of cached tokens
-    to read in place of pictures. `threads`, `prefetch`: threads that make batches, and how many batches ahead.
+    to read in place of pictures. `second_view`: batches also have another picture of each record, `image2`.
+    `embeddings`: name of a frozen teacher's embeddings that batches carry (`xmodal data embed`).
+    `threads`, `prefetch`: threads that make batches, and how many batches ahead.
     `stall_seconds`: how long to wait for a batch before a warning names what each thread is at.
     `labels`: batches carry the labels as float32 [B,C]; False leaves them out (thousands of species that no loss reads).
     """
@@ -54,6 +57,8 @@ class DataConfig:
     languages: tuple[str, ...] = ("en",)
     views: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
+    second_view: bool = False
+    embeddings: str = ""
     augment: AugmentConfig = AugmentConfig()
     threads: int = 4
     prefetch: int = 4
@@ -79,10 +84,11 @@ class Split:
 
     def __init__(self, data_dir: str | pathlib.Path, split: str, cfg: DataConfig):
         self.card, self.name, self.cfg, self.stages = Card.load(data_dir), split, cfg, Stages()
+        self.folder = pathlib.Path(data_dir)
         self.card.split(split)
         self.views = tuple(cfg.views) or tuple(self.card.views)
-        _refuse_unknown("views", self.views, self.card.views, data_dir)
-        _refuse_unknown("languages", cfg.languages, self.card.languages, data_dir)
+        refuse_unknown("config.data.views", self.views, self.card.views, data_dir)
+        refuse_unknown("config.data.languages", cfg.languages, self.card.languages, data_dir)
         entries = [self.card.feature(name) for name in cfg.features]
         widths = {name: entry["width"] for name, entry in zip(cfg.features, entries)}
         refuse_unless(
@@ -128,17 +134,21 @@ class Split:
         """The record's captions in the config's languages."""
         return [text for language in self.cfg.languages for text in record["captions"].get(language, [])]
 
+    def embeddings(self) -> Embeddings:
+        """The teacher's embeddings that the config names. Raises `UserError` where they do not cover this split."""
+        cfg = self.cfg
+        return Embeddings(self.folder, self.card, cfg.embeddings, self.name, self.views, cfg.languages)
+
     def close(self) -> None:
         """Close all files."""
         for records in [self.records, *self.caches]:
             records.close()
 
 
-def _refuse_unknown(what: str, asked: Sequence[str], known: Sequence[str], data_dir: Any) -> None:
+def refuse_unknown(field: str, asked: Sequence[str], known: Sequence[str], data_dir: Any) -> None:
+    """Refuse views or languages of the config's `field` that the data set does not have."""
     unknown = [name for name in asked if name not in known]
-    refuse_unless(
-        not unknown, f"config.data.{what}: {data_dir} has no {unknown[:1]}; write some of {', '.join(known)}."
-    )
+    refuse_unless(not unknown, f"{field}: {data_dir} has no {unknown[:1]}; write some of {', '.join(known)}.")
 
 
 def split_captions(data_dir: str | pathlib.Path, split: str, languages: Sequence[str] = ("en",)) -> list[str]:
@@ -178,6 +188,7 @@ class TrainDataset:
         self.split, self.tokenizer, self.batch_size = split, tokenizer, batch_size
         self.bad = BadRows(len(split), f"split {split.name!r}")
         self._image = None if split.caches else train_image(split.cfg.image_size, split.cfg.augment)
+        self._teacher = split.embeddings() if split.cfg.embeddings else None
         rows = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat(None)
         self.examples = rows.random_map(self._example)
 
@@ -203,6 +214,8 @@ class TrainDataset:
     def close(self) -> None:
         """Close all files."""
         self.split.close()
+        if self._teacher is not None:
+            self._teacher.close()
 
     def _example(self, row: int, rng: np.random.Generator) -> Arrays:
         """One example of a row, or of the next one that can be read."""
@@ -227,18 +240,35 @@ class TrainDataset:
         captions = self.split.captions(record)
         if not views or not captions:
             return None
-        view, caption = views[rng.integers(len(views))], captions[rng.integers(len(captions))]
-        if self._image is None:
-            image = self.split.tokens(row, view, rng.random() < self.split.cfg.augment.flip)
-        else:
-            self.split.stages.note("decoding the picture of row", row)
-            image = self._image(record["images"][view], rng)
+        view, caption = views[rng.integers(len(views))], int(rng.integers(len(captions)))
+        image = self._picture(row, record, view, rng)
         self.split.stages.note("tokenising a caption of row", row)
-        text = self.tokenizer.encode([caption], self.split.cfg.length)[0]
+        text = self.tokenizer.encode([captions[caption]], self.split.cfg.length)[0]
         number = np.int32(row)
         fields = {"image": image, "text": text, "id": number, "text_key": text_key(text), "index": number}
         names = self.split.card.label_names
-        return fields | ({"labels": multi_hot([record["labels"]], len(names))[0]} if names else {})
+        fields |= {"labels": multi_hot([record["labels"]], len(names))[0]} if names else {}
+        return fields | self._asked(row, record, view, views, caption, rng)
+
+    def _asked(self, row: int, record: dict[str, Any], view: str, views: list[str], caption: int,
+               rng: np.random.Generator) -> Arrays:  # fmt: skip
+        """The fields that only some configs ask for; what is drawn for them is drawn last, so the others stay."""
+        fields: Arrays = {}
+        if self.split.cfg.second_view:
+            others = [other for other in views if other != view] or views
+            fields["image2"] = self._picture(row, record, others[rng.integers(len(others))], rng)
+        if self._teacher is not None:
+            self.split.stages.note("reading row", row, f"embeddings {self.split.cfg.embeddings!r}")
+            image, text = self._teacher.pair(row, view, caption)
+            fields |= {"distill_image": image, "distill_text": text}
+        return fields
+
+    def _picture(self, row: int, record: dict[str, Any], view: str, rng: np.random.Generator) -> np.ndarray:
+        """One view as the tower takes it: augmented pixels, or cached tokens, mirrored at random."""
+        if self._image is None:
+            return self.split.tokens(row, view, rng.random() < self.split.cfg.augment.flip)
+        self.split.stages.note("decoding the picture of row", row)
+        return self._image(record["images"][view], rng)
 
 
 def multi_hot(labels: Sequence[Sequence[int]], count: int) -> np.ndarray:
@@ -265,6 +295,11 @@ def train_dataset(
     `id` and `index` int32 [B], the row in the split; `text_key` int32 [B]; `labels` float32 [B,C] where the card
     names labels. A record that cannot be read is replaced by the next; over 1 % of them raise `UserError`, as do the
     faults of `Split`.
+
+    With `cfg.second_view` also `image2`, like `image`: another view of the record, augmented by itself; where the
+    record has one view only, that one again (the same tokens twice, if they are cached and not mirrored). With
+    `cfg.embeddings` also `distill_image` and `distill_text` float32 [B,E]: a teacher's unit embeddings of this view and
+    this caption (of the plain picture, whatever augmentation did to it). Neither changes the other fields.
     """
     return TrainDataset(Split(data_dir, split, cfg), tokenizer, seed, batch_size)
 
@@ -396,7 +431,7 @@ def eval_split(
     """
     source = Split(data_dir, split, cfg)
     view = view or source.views[0]
-    _refuse_unknown("views", (view,), source.card.views, data_dir)
+    refuse_unknown("config.data.views", (view,), source.card.views, data_dir)
     keys, rows, captions, owners, labels = [], [], [], [], []
     for row in range(len(source)):
         record = _readable(functools.partial(source.record, row), f"row {row} of split {split!r}")

@@ -49,7 +49,7 @@ def caption_split(assembly: Assembly, params: Params, split: str = "", limit: in
     """
     refuse_uncaptioned(params, beam)
     refuse_unless(limit >= 0, f"--limit is {limit}; write how many pictures to caption, or 0 for all")
-    data = assembly.config.data
+    data = assembly.config.eval_data
     found = eval_split(data.path, split or data.eval_split, assembly.tokenizer, data)
     count = min(limit or len(found.keys), len(found.keys))
     captions = caption_records(assembly, params, found, count, beam)

@@ -81,14 +81,49 @@ class Embedder:
         return Embedded(**jax.tree.map(lambda *rows: np.concatenate(rows), *parts))
 
 
-def pair_scorer(model: Any, params: Params, image: Embedded, text: Embedded) -> Callable[[Array, Array], Array]:
-    """(image_rows int [b], text_rows int [b]) -> ITM log-odds float32 [b], over token arrays that stay on the device."""
-    arrays = tuple(jnp.asarray(x) for x in (image.tokens, image.embed, text.tokens, text.embed, text.mask))
+LENGTH_STEP = 8  # texts are scored at their length rounded up to this, each length one compiled program
+CACHE_BLOCK = 64
 
-    @jax.jit
-    def score(params: Params, arrays: tuple, image_rows: Array, text_rows: Array) -> Array:
-        image, text = (tuple(x[image_rows] for x in arrays[:2]), tuple(x[text_rows] for x in arrays[2:4]))
-        picked = (image, text, arrays[4][text_rows])
-        return model.apply({"params": params}, *picked, method="score")
 
-    return lambda image_rows, text_rows: score(params, arrays, image_rows, text_rows)
+class PairScorer:
+    """ITM log-odds of pairs: (image_rows int [b], text_rows int [b]) -> float32 [b].
+
+    Cached once: of each image the keys and values that all fusion layers read, of each text the first layer's
+    self-attention. A block of pairs costs the rest of fusion over its longest text's tokens; `lengths` [M] are there for
+    callers who put pairs of similar length together. Everything stays on the device.
+    """
+
+    def __init__(self, model: Any, params: Params, image: Embedded, text: Embedded) -> None:
+        self.model, self.params = model, params
+        self.lengths = text.mask.shape[1] - np.argmax(text.mask[:, ::-1], axis=1).astype(np.int32)
+        mask = jnp.asarray(text.mask)
+        read = self._cached("remember", image.tokens, axis=1)
+        begun = self._cached("begin", text.tokens, text.mask)
+        self.arrays = (read, begun, mask, jnp.asarray(image.embed), jnp.asarray(text.embed))
+        self._score = jax.jit(self._run, static_argnums=4)
+
+    def _cached(self, method: str, *arrays: np.ndarray, axis: int = 0) -> Any:
+        """`method` of the model over rows in blocks."""
+        run = jax.jit(lambda params, *rows: self.model.apply({"params": params}, *rows, method=method))
+        blocks = [
+            run(self.params, *(jnp.asarray(x[start : start + CACHE_BLOCK]) for x in arrays))
+            for start in range(0, len(arrays[0]), CACHE_BLOCK)
+        ]
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=axis), *blocks)
+
+    def _run(self, params: Params, arrays: tuple, image_rows: Array, text_rows: Array, length: int) -> Array:
+        read, begun, mask, image, text = arrays
+        picked = jax.tree.map(lambda x: x[:, image_rows], read)
+        texts = begun[text_rows, :length], mask[text_rows, :length]
+        pair = image[image_rows], text[text_rows]
+        return self.model.apply({"params": params}, picked, *texts, *pair, method="score_cached")
+
+    def length_of(self, text_rows: np.ndarray) -> int:
+        """The length at which these texts are scored."""
+        longest = int(self.lengths[np.asarray(text_rows)].max())
+        return min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self.arrays[2].shape[1])
+
+    def __call__(self, image_rows: np.ndarray, text_rows: np.ndarray) -> Array:
+        """Log-odds of one block of pairs."""
+        length = self.length_of(text_rows)
+        return self._score(self.params, self.arrays, jnp.asarray(image_rows), jnp.asarray(text_rows), length)

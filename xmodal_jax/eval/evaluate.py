@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.assemble import Assembly
-from xmodal_jax.data.pipeline import EvalSplit, Split, eval_split
+from xmodal_jax.data.card import Card
+from xmodal_jax.data.pipeline import EvalSplit, Split, eval_split, refuse_unknown
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval import hashing, rerank, retrieval
-from xmodal_jax.eval.embed import Embedded, Embedder, pair_scorer
+from xmodal_jax.eval.embed import Embedded, Embedder, PairScorer
 from xmodal_jax.types import Params
 
 TRAIN_RECORDS = 1000  # of the training split, for choosing the weight of the ITM score
@@ -31,13 +32,22 @@ class Evaluator:
 
     def views(self, name: str) -> tuple[str, ...]:
         """The views of a split that the config evaluates."""
-        split = Split(self.assembly.config.data.path, name, self.assembly.config.data)
+        data = self.assembly.config.eval_data
+        self.refuse_unknown()
+        split = Split(data.path, name, data)
         split.close()
         return split.views
 
+    def refuse_unknown(self) -> None:
+        """Raise UserError for views or languages of `config.eval` that the data set does not have."""
+        config = self.assembly.config
+        card = Card.load(config.data.path)
+        refuse_unknown("config.eval.views", config.eval.views, card.views, config.data.path)
+        refuse_unknown("config.eval.languages", config.eval.languages, card.languages, config.data.path)
+
     def open(self, name: str, view: str) -> EvalSplit:
         """One view of a split."""
-        data = self.assembly.config.data
+        data = self.assembly.config.eval_data
         return eval_split(data.path, name, self.assembly.tokenizer, data, view)
 
 
@@ -83,7 +93,7 @@ def view_tables(assembly: Assembly, params: Params, split: EvalSplit, image: Emb
     if ks:
         say(f"re-ranking the best {', '.join(map(str, ks))} with ITM")
         positives = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
-        score = pair_scorer(assembly.model, params, image, text)
+        score = PairScorer(assembly.model, params, image, text)
         how = (assembly.config.eval.combine, weight)
         tables["rerank"] = rerank.rerank(score, image.embed, text.embed, *positives, ks, *how, fitting(split))
     if image.codes is not None and not quick:
@@ -143,15 +153,15 @@ def ensure_weight(evaluator: Evaluator, embedder: Embedder, say: Callable[[str],
         )
         temperature = float(evaluator.assembly.model.apply({"params": evaluator.params}, method="temperature"))
         return temperature / (hardness or 1.0)
-    name = config.data.split
-    split = head(evaluator.open(name, evaluator.views(name)[0]), TRAIN_RECORDS)
+    data = config.data  # as it was trained, whatever views and languages are evaluated
+    split = head(eval_split(data.path, data.split, evaluator.assembly.tokenizer, data), TRAIN_RECORDS)
     say(f"choosing the ITM weight on {len(split.keys)} training records")
     image = embedder.split(split, "image", config.eval.batch_size, True)
     text = embedder.split(split, "text", config.eval.batch_size, True)
     k = min([*config.eval.rerank, len(split.keys), len(split.captions)])
     refuse_unless(k > 0, f"config.eval.rerank is {config.eval.rerank}; write shortlist lengths above 0")
     to_text, to_image = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
-    score = pair_scorer(evaluator.assembly.model, evaluator.params, image, text)
+    score = PairScorer(evaluator.assembly.model, evaluator.params, image, text)
     asks = ((image.embed, text.embed, to_text), (text.embed, image.embed, to_image))
     sides = [rerank.score_shortlist(score, rerank.shortlist(*ask, k), i == 0) for i, ask in enumerate(asks)]
     return rerank.choose_weight(sides)[0]

@@ -36,6 +36,7 @@ def beam_search(model: Any, params: Params, tokens: Array, length: int, beam: in
 
     `special` is (start id, [SEP] id, ids never written...). Finished captions keep their score and add padding.
     """
+    tokens = model.apply({"params": params}, tokens, method="caption_tokens")
     bos, sep, *never = special
     batch = tokens.shape[0]
     table = np.asarray(output_ids or range(model.config.text.vocab_size), np.int32)

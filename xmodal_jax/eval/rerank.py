@@ -18,7 +18,7 @@ from xmodal_jax.eval import retrieval
 
 COMBINE = ("add", "replace")
 WEIGHTS = (0.0, 0.003, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0, 5.0)
-Score = Callable[[jax.Array, jax.Array], jax.Array]
+Score = Callable[[np.ndarray, np.ndarray], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +56,37 @@ def _score_columns(score: Score, fixed: np.ndarray, rows: np.ndarray, images_ask
     """Scores of the pairs (fixed [n], rows [n,c]) in blocks of one shape: float32 [n,c]."""
     asks = np.repeat(fixed.astype(np.int32), rows.shape[1])
     image, text = (asks, rows.ravel()) if images_ask else (rows.ravel(), asks)
+    return score_pairs(score, image, text, block).reshape(rows.shape)
+
+
+def score_pairs(score: Score, image: np.ndarray, text: np.ndarray, block: int = 256) -> np.ndarray:
+    """Scores float32 [n] of the pairs (image [n], text [n]) in blocks of `block` pairs.
+
+    A scorer with `lengths` of the texts gets pairs of similar length together, for it pads a block to its longest text.
+    """
+    lengths = getattr(score, "lengths", None)
+    order = np.arange(len(text)) if lengths is None else np.argsort(lengths[text], kind="stable")
     # dispatch everything before reading anything back: the device never waits for the host
     parts = [
-        (real, score(jnp.asarray(images), jnp.asarray(texts)))
-        for real, (images, texts) in retrieval.query_blocks([image, text], block)
+        (real, score(images, texts))
+        for real, (images, texts) in retrieval.query_blocks([image[order], text[order]], block)
     ]
-    return np.concatenate([np.asarray(part, np.float32)[:real] for real, part in parts]).reshape(rows.shape)
+    found = np.empty(len(text), np.float32)
+    found[order] = np.concatenate([np.asarray(part, np.float32)[:real] for real, part in parts])
+    return found
+
+
+def compile_lengths(score: Score, image: int, texts: np.ndarray, block: int) -> None:
+    """One block at each length of the texts int [n], so that no compilation is timed later."""
+    lengths = getattr(score, "lengths", None)
+    rows = texts[:1] if lengths is None else texts[np.unique(lengths[texts], return_index=True)[1]]
+    seen = set()
+    for row in rows:
+        one = np.full(block, row, np.int32)
+        length = None if lengths is None else score.length_of(one)
+        if length not in seen:
+            seen.add(length)
+            np.asarray(score(np.full(block, image, np.int32), one))
 
 
 def score_shortlist(
@@ -83,7 +108,8 @@ def score_shortlist(
     count, width = candidates.rows.shape
     ks = sorted(set(ks or [width]) | {width})
     queries = np.arange(count)
-    _score_columns(score, queries[:1], candidates.rows[:1, :1], images_ask, block)  # compiles
+    texts = np.unique(candidates.rows) if images_ask else queries
+    compile_lengths(score, 0, texts.astype(np.int32), block)
     begin, previous, columns, seconds = time.perf_counter(), 0, [], {}
     for k in ks:
         columns.append(_score_columns(score, queries, candidates.rows[:, previous:k], images_ask, block))

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 
 from xmodal_jax.config import Config
 from xmodal_jax.models.bert import Bert
+from xmodal_jax.models.bridge import Bridge
 from xmodal_jax.models.decoder import Decoder
 from xmodal_jax.models.efficientnet import EfficientNetLite0
 from xmodal_jax.models.features import FeatureTokens
 from xmodal_jax.models.fusion import Fusion
-from xmodal_jax.models.heads import HashHead, LogitBias, MatchHead, Projection, TokenHead
+from xmodal_jax.models.heads import FusedHead, HashHead, LogitBias, MatchHead, Projection, TokenHead
 from xmodal_jax.models.layers import (
     BlockStyle,
     block_params,
@@ -90,6 +91,8 @@ class CrossModal(nn.Module):
         self.hash_image = HashHead(joint.bits)
         self.hash_text = HashHead(joint.bits)
         self.sigmoid = LogitBias()
+        self.bridge = Bridge(self.config.bridge.kind, text.width, fusion.heads, self.config.bridge.hidden)
+        self.fused_head = FusedHead(joint.embed)
         self.log_temperature = self.param("log_temperature", lambda _: jnp.log(jnp.float32(joint.temperature)))
 
     def image_tower(self, image: Array, key: Array | None = None) -> Array:
@@ -133,12 +136,46 @@ class CrossModal(nn.Module):
         """fused [b,L,D], mask [b,L], unit embeddings of the pair [b,E] each -> ITM logits [b,2]."""
         return self.match(fused, mask, image, text, key)
 
+    def bridge_delta(self, student: Array, teacher: Array, mask: Array | None = None) -> Array:
+        """student and teacher tokens [B,N,D], mask [B,N] -> what the residual attention adds, [B,N,D]."""
+        return self.bridge(student, teacher, mask)
+
+    def reembed(self, side: str, raw: Array, tokens: Array, mask: Array | None) -> Array:
+        """The head of `side` on the tower's raw tokens [B,N,D'] and other `tokens` [B,N,D] -> unit embedding [B,E]."""
+        head = self.image_head if side == "image" else self.text_head
+        return head(raw, tokens, mask, None)
+
+    def fused_embed(self, fused: Array) -> Array:
+        """Fused tokens [b,L,D] of a pair -> unit joint embedding [b,E]."""
+        return self.fused_head(fused)
+
+    def caption_tokens(self, image: Array) -> Array:
+        """Image tokens [B,N,D] -> those that the decoder reads when captions are written.
+
+        After training there is one encoder, so the bridge of a captioner that was trained with it reads its tokens twice.
+        """
+        lm = self.config.objectives.get("lm", {})
+        return image + self.bridge(image, image) if lm.get("bridge", False) else image
+
     def score(self, image: tuple[Array, Array], text: tuple[Array, Array], mask: Array) -> Array:
         """Pair score of aligned rows, the ITM log-odds [b], from (tokens, embeddings) of both sides.
 
         image ([b,N,D], [b,E]), text ([b,L,D], [b,E]), mask [b,L].
         """
         logits = self.match(self.fuse(image[0], text[0], mask), mask, image[1], text[1])
+        return logits[:, 1] - logits[:, 0]
+
+    def remember(self, image: Array) -> Params:
+        """Image tokens [B,N,D] -> what fusion reads of them, for `score_cached`."""
+        return self.fusion.remember(image)
+
+    def begin(self, text: Array, mask: Array) -> Array:
+        """Text tokens [M,L,D], mask [M,L] -> what fusion starts from, for `score_cached`."""
+        return self.fusion.begin(text, mask)
+
+    def score_cached(self, read: Params, begun: Array, mask: Array, image: Array, text: Array) -> Array:
+        """`score` of aligned rows from what `remember` and `begin` keep of each side, and the embeddings [b,E]."""
+        logits = self.match(self.fusion.finish(read, begun, mask), mask, image, text)
         return logits[:, 1] - logits[:, 0]
 
     def token_logits(self, hidden: Array) -> Array:
@@ -181,6 +218,10 @@ class CrossModal(nn.Module):
             self.hash_text_codes(embed)
         if "sigmoid" in parts:
             self.logit_bias()
+        if "bridge" in parts:
+            self.bridge_delta(tokens, tokens)
+        if "fused" in parts:
+            self.fused_embed(words)
         return self.temperature()
 
 

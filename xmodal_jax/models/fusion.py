@@ -1,12 +1,23 @@
 """Fusion encoder: text tokens read image tokens by cross-attention in every layer (ALBEF, Li et al. 2021)."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
-from xmodal_jax.models.layers import BlockStyle, block_params, pick_rows, project_heads, scan_blocks, stack_params
+from xmodal_jax.models.layers import (
+    BlockStyle,
+    block_looking,
+    block_params,
+    block_reading,
+    pick_rows,
+    project_heads,
+    scan_blocks,
+    stack_params,
+)
 from xmodal_jax.types import Array, Params
 
 
@@ -40,6 +51,24 @@ class Fusion(nn.Module):
             return (keys, values, None) if rows is None else (pick_rows(keys, rows), pick_rows(values, rows), None)
 
         return read
+
+    def remember(self, image: Array) -> Params:
+        """What all layers read of images [B,N,D']: keys and values [layers,B,N,heads,d]. Once per image, for any texts."""
+        project = lambda cross, name: project_heads(cross[name], image, self.heads)
+        return {name: jax.vmap(partial(project, name=name))(self.stack["cross"]) for name in ("key", "value")}
+
+    def begin(self, text: Array, mask: Array) -> Array:
+        """The first layer's self-attention of texts [M,L,D], mask [M,L]: once per text, for any images."""
+        first = jax.tree.map(lambda leaf: leaf[0], self.stack)
+        return block_looking(self.style, first, text, mask[:, None, None, :])
+
+    def finish(self, read: Params, begun: Array, mask: Array) -> Array:
+        """`self(image, text, mask)` [b,L,D] from `remember` (aligned rows [layers,b,N,heads,d]) and `begin` [b,L,D]."""
+        memory = lambda cross: (cross["read"]["key"], cross["read"]["value"], None)
+        stack = {**self.stack, "cross": {**self.stack["cross"], "read": read}}
+        first, rest = (jax.tree.map(lambda leaf, cut=cut: leaf[cut], stack) for cut in (0, slice(1, None)))
+        x = block_reading(self.style, first, begun, memory(first["cross"]))
+        return scan_blocks(self.style, rest, x, mask[:, None, None, :], memory)
 
     def __call__(
         self, image: Array, text: Array, mask: Array, rows: Array | None = None, key: Array | None = None

@@ -103,6 +103,20 @@ class MatchHead(nn.Module):
         return dense(self.param("down", dense_params, width // 2, 2), x)
 
 
+class FusedHead(nn.Module):
+    """The fused [CLS] of a pair -> its unit joint embedding, for contrast between fused representations."""
+
+    embed: int
+
+    @nn.compact
+    def __call__(self, fused: Array) -> Array:
+        """fused [b,L,D] -> [b,E], float32."""
+        first = fused[:, 0].astype(jnp.float32)
+        return l2_normalize(
+            dense(self.param("project", dense_params, first.shape[-1], self.embed, fan_in(first.shape[-1])), first)
+        )
+
+
 class LogitBias(nn.Module):
     """A learned scalar added to the logits of pairs; it starts at -10 (Zhai et al. 2023, SigLIP)."""
 

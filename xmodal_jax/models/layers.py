@@ -193,14 +193,23 @@ def block(
     when it is None.
     """
     keys = jax.random.split(key, 3) if key is not None else (None, None, None)
+    return block_reading(style, params, block_looking(style, params, x, mask, keys[0]), memory, keys[1:])
+
+
+def block_looking(style: BlockStyle, params: Params, x: Array, mask: Array | None, key: Array | None = None) -> Array:
+    """The first branch of a block, its self-attention: it does not depend on the other modality."""
     attention = params["attention"]
-    x = _residual(style, attention["norm"], x, keys[0], lambda y: self_attention(attention, y, mask, style.heads))
+    return _residual(style, attention["norm"], x, key, lambda y: self_attention(attention, y, mask, style.heads))
+
+
+def block_reading(style: BlockStyle, params: Params, x: Array, memory: Any, keys: Any = (None, None)) -> Array:
+    """The rest of a block: cross-attention, unless `memory` is None, and the MLP."""
     if memory is not None:
         cross = params["cross"]
         look = partial(attend, cross, keys=memory[0], values=memory[1], mask=memory[2], heads=style.heads)
-        x = _residual(style, cross["norm"], x, keys[1], look)
+        x = _residual(style, cross["norm"], x, keys[0], look)
     mlp = params["mlp"]
-    return _residual(style, mlp["norm"], x, keys[2], lambda y: feed_forward(mlp, y, style.activation))
+    return _residual(style, mlp["norm"], x, keys[1], lambda y: feed_forward(mlp, y, style.activation))
 
 
 def layer_count(stack: Params) -> int:

@@ -6,13 +6,26 @@ from typing import Any
 from xmodal_jax.config import build, unknown_key
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.objectives.base import Objective
-from xmodal_jax.objectives.contrastive import ITC, Contrast
+from xmodal_jax.objectives.contrastive import ITC
+from xmodal_jax.objectives.fused import Fused
+from xmodal_jax.objectives.distill import Distill
 from xmodal_jax.objectives.hashing import Hash
 from xmodal_jax.objectives.language import LM, MLM
 from xmodal_jax.objectives.matching import ITM
+from xmodal_jax.objectives.multiview import MVJRC
 from xmodal_jax.objectives.sigmoid import SigLIP
 
-OBJECTIVES: dict[str, type] = {"itc": ITC, "siglip": SigLIP, "itm": ITM, "mlm": MLM, "lm": LM, "hash": Hash}
+OBJECTIVES: dict[str, type] = {
+    "itc": ITC,
+    "siglip": SigLIP,
+    "itm": ITM,
+    "mlm": MLM,
+    "lm": LM,
+    "hash": Hash,
+    "fused": Fused,
+    "mvjrc": MVJRC,
+    "distill": Distill,
+}
 
 
 def build_objectives(section: dict[str, Any], rows: int = 0) -> dict[str, Objective]:
@@ -44,7 +57,7 @@ def refuse_shared_queues(objectives: dict[str, Objective]) -> None:
     """Refuse two objectives that fill the same queue: every pair would go in twice."""
     first: dict[str, str] = {}
     for name, item in objectives.items():
-        if isinstance(item, Contrast) and item.queue:
+        if getattr(item, "queue", 0) and hasattr(item, "record"):
             other = first.setdefault(item.record, name)
             refuse_unless(
                 other == name,

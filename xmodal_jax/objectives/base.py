@@ -39,10 +39,12 @@ class Term:
 class Objective(Protocol):
     """A frozen dataclass whose fields are the config's fields.
 
-    `parts` are the model's modules it uses beyond the two towers; `weight` may be a schedule.
+    `parts` are the model's modules it uses beyond the two towers; `needs` are fields of the batch that only some data
+    settings make; `weight` may be a schedule.
     """
 
     parts: ClassVar[frozenset[str]]
+    needs: ClassVar[frozenset[str]]
     weight: Schedule
 
     def memory(self, model: Any) -> dict[str, Any]:
@@ -59,6 +61,7 @@ class Plain:
     """Defaults for objectives without memory or derived fields."""
 
     parts: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset()  # fields of the batch that only some data settings make
 
     def memory(self, model: Any) -> dict[str, Any]:
         """No rings."""

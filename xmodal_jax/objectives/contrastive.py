@@ -79,7 +79,8 @@ class Contrast(Plain):
 
     Rows with the same id or the identical caption are positives wherever they stand, in the batch or in the queue.
     `student_keys` contrasts with the student's own keys of the batch too, which trains both towers from both directions;
-    the queue then still holds teacher keys. With `ring` no matrix of logits exists (parallel/ring.py): the same loss and
+    the queue then still holds teacher keys. With `bridge` the teacher's keys and soft targets are those that leave the
+    residual attention (ReCap; `Forward.bridge`), for the sides that `config.bridge` names. With `ring` no matrix of logits exists (parallel/ring.py): the same loss and
     gradient, in memory that does not grow with the number of devices.
     """
 
@@ -87,8 +88,14 @@ class Contrast(Plain):
     queue: int = 4096  # rows; 0: none
     student_keys: bool = False
     ring: bool = False
+    bridge: bool = False
 
     record: ClassVar[str] = RING  # name of its queue
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """The residual attention, where keys cross it."""
+        return frozenset({"bridge"}) if self.bridge else frozenset()
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""
@@ -105,23 +112,35 @@ class Contrast(Plain):
     def records(self, fwd: Forward, batch: Batch, query: str, key: str) -> tuple[Batch, Batch, Batch | None]:
         """One direction: rows of the student's `query` side, the batch's keys and the queue's of the `key` side."""
         matched = {name: batch[name] for name in MATCHED}
-        source = fwd if self.student_keys else fwd.teacher
-        rows, keys = {"embed": embedding(fwd, query)} | matched, {"embed": embedding(source, key)} | matched
+        own = embedding(fwd, key) if self.student_keys else self.momentum_key(fwd, key)
+        rows, keys = {"embed": embedding(fwd, query)} | matched, {"embed": own} | matched
         ring = fwd.memory.get(self.record) if self.queue else None
         queue = None if ring is None else {"embed": ring[key]} | {name: ring[name] for name in MATCHED}
         return rows, keys, queue
+
+    def momentum_key(self, fwd: Forward, side: str) -> Array:
+        """The teacher's unit embeddings [B,E] of one side, through the bridge where the config says so."""
+        if self.bridge and side in fwd.model.config.bridge.sides:
+            return fwd.bridge(side)[0].embed
+        return embedding(fwd.teacher, side)
 
     def enqueued(self, fwd: Forward, batch: Batch) -> dict[str, dict[str, Array]]:
         """The teacher's keys of this batch, for the queue."""
         if not self.queue:
             return {}
-        rows = {side: embedding(fwd.teacher, side) for side in ("image", "text")}
+        rows = {side: self.momentum_key(fwd, side) for side in ("image", "text")}
         return {self.record: stop(rows | {name: batch[name] for name in MATCHED})}
 
 
 def embedding(fwd: Forward, side: str) -> Array:
     """Unit embeddings [B,E] of the pass "image" or "text"."""
-    return (fwd.image() if side == "image" else fwd.text()).embed
+    return fwd.encoded(side).embed
+
+
+def drift(fwd: Forward, side: str, key: Array) -> Array:
+    """1 - cosine between the student's embeddings of `side` and other unit embeddings [B,E] of the same rows."""
+    own = stop(embedding(fwd, side)).astype(jnp.float32)
+    return 1.0 - (own * stop(key).astype(jnp.float32)).sum(1).mean()
 
 
 @dataclass(frozen=True)
@@ -133,8 +152,6 @@ class ITC(Contrast):
 
     alpha: float = 0.4  # share of the teacher's soft targets
     alpha_steps: int = 0  # ramp of alpha from 0 (ALBEF: one epoch)
-
-    parts: ClassVar[frozenset[str]] = frozenset()
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""
@@ -153,7 +170,7 @@ class ITC(Contrast):
         """Losses [B] and hits [B] of one direction. The teacher runs only where keys, targets or the queue need it."""
         rows, keys, queue = self.records(fwd, batch, query, key)
         if self.alpha:
-            rows |= {"teacher": embedding(fwd.teacher, query)}
+            rows |= {"teacher": self.momentum_key(fwd, query)}
         scalars = {"temperature": fwd.temperature(), "alpha": self._alpha(fwd.step)}
         if self.ring:
             return contrast(Softmax(), same, rows, keys, queue, scalars, self.student_keys)
@@ -163,5 +180,14 @@ class ITC(Contrast):
         """Mean of both directions, [B]."""
         i2t, hits = self._direction(fwd, batch, "image", "text")
         t2i, _ = self._direction(fwd, batch, "text", "image")
-        metrics = {"accuracy": hits.astype(jnp.float32).mean(), "temperature": fwd.temperature()}
+        metrics = {"accuracy": hits.astype(jnp.float32).mean(), "temperature": fwd.temperature()} | self.drifts(fwd)
         return Term(0.5 * (i2t + t2i), jnp.ones_like(i2t), metrics, self.enqueued(fwd, batch))
+
+    def drifts(self, fwd: Forward) -> dict[str, Array]:
+        """How far the student's embeddings are from the teacher's, and from the keys where these are others."""
+        if not (self.queue or self.alpha or not self.student_keys):
+            return {}
+        sides = ("image", "text")
+        found = {f"drift_{side}": drift(fwd, side, embedding(fwd.teacher, side)) for side in sides}
+        bridged = [side for side in sides if self.bridge and side in fwd.model.config.bridge.sides]
+        return found | {f"key_drift_{side}": drift(fwd, side, self.momentum_key(fwd, side)) for side in bridged}

@@ -120,9 +120,13 @@ class LM(Plain):
 
     weight: Schedule = 1.0
     smoothing: float = 0.1
+    bridge: bool = False  # read the picture through the residual attention, which this trains (ReCap)
     bos_id: int = BOS
 
-    parts: ClassVar[frozenset[str]] = frozenset({"fusion", "decoder", "vocabulary"})
+    @property
+    def parts(self) -> frozenset[str]:
+        """The decoder, what it stands on, and the bridge where it reads through it."""
+        return frozenset({"fusion", "decoder", "vocabulary"}) | ({"bridge"} if self.bridge else set())
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""
@@ -135,7 +139,8 @@ class LM(Plain):
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """Mean over the predicted tokens ([SEP] included, padding not)."""
-        hidden = fwd.decode(fwd.image(), "caption")[:, :-1]
+        image = fwd.bridge("image")[1] if self.bridge else fwd.image()
+        hidden = fwd.decode(image, "caption")[:, :-1]
         target, known = output_index(batch["text"][:, 1:], fwd.model.output_ids)
         mask = ((batch["text"][:, 1:] != 0) & known).astype(jnp.float32)
 

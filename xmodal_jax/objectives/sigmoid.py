@@ -45,8 +45,12 @@ class SigLIP(Contrast):
     queue: int = 0
     student_keys: bool = True
 
-    parts: ClassVar[frozenset[str]] = frozenset({"sigmoid"})
     record: ClassVar[str] = "sigmoid_pairs"  # one queue for both objectives would get every batch twice
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """The logits' bias, and what its keys need."""
+        return super().parts | {"sigmoid"}
 
     def _direction(self, fwd: Forward, batch: Batch, scalars: Scalars, query: str, key: str) -> tuple[Array, Array]:
         """Losses [B] and hits [B] of one direction."""

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import pathlib
 import re
 import time
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any
 
 import jax
 
+from xmodal_jax.config import Config
+from xmodal_jax.data.card import CARD_FILE, Card
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.parallel.mesh import batch_sharding
 from xmodal_jax.plan.chips import Topology
@@ -94,9 +97,21 @@ def batch_shapes(run: Run, labels: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
     fields: dict[str, tuple[tuple[int, ...], str]] = {"image": (run.assembly.image_shape, kind)}
     fields["text"] = ((config.data.length,), "int32")
     fields |= dict.fromkeys(("id", "text_key", "index"), ((), "int32"))
+    if config.data.second_view:
+        fields["image2"] = fields["image"]
+    if config.data.embeddings:
+        fields |= dict.fromkeys(("distill_image", "distill_text"), ((embedding_width(config),), "float32"))
     if labels:
         fields["labels"] = ((labels,), "float32")
     return {name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=rows) for name, (shape, dtype) in fields.items()}
+
+
+def embedding_width(config: Config) -> int:
+    """E of the teacher that `data.embeddings` names: the data card's, or the model's own where there is no data set."""
+    path = pathlib.Path(config.data.path or ".") / CARD_FILE
+    if not config.data.path or not path.is_file():
+        return config.joint.embed
+    return Card.load(path.parent).embedding(config.data.embeddings)["width"]
 
 
 def device_bytes(tree: Any) -> float:

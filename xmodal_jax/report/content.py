@@ -95,7 +95,7 @@ def gather(workdir: pathlib.Path) -> Content:
     config = assembly.config
     split, card = config.data.eval_split, Card.load(config.data.path)
     result = read_result(workdir, split)
-    found = eval_split(config.data.path, split, assembly.tokenizer, config.data)
+    found = eval_split(config.data.path, split, assembly.tokenizer, config.eval_data)
     embedder = Embedder(assembly.model, params)
     image, text = (embedder.split(found, side, config.eval.batch_size) for side in ("image", "text"))
     lines = read_metrics(workdir)

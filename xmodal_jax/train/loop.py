@@ -90,6 +90,13 @@ def make_run(assembly: Assembly, devices: list | None = None, cache: bool = True
     return Run(assembly, recipe, mesh, abstract, jit_step(recipe, places, batch_sharding(mesh), replicated(mesh)))
 
 
+FIELD_SETTINGS = {  # field of the batch: the setting of config.data that makes it, and what to write
+    "image2": ("second_view", "config.data.second_view=True"),
+    "distill_image": ("embeddings", "config.data.embeddings=NAME, made by `xmodal data embed`"),
+    "distill_text": ("embeddings", "config.data.embeddings=NAME, made by `xmodal data embed`"),
+}
+
+
 def refuse_impossible(config: Config, assembly: Assembly) -> None:
     """Values that only the model, the objectives and the data together can tell to be impossible."""
     card = Card.load(config.data.path)
@@ -100,6 +107,12 @@ def refuse_impossible(config: Config, assembly: Assembly) -> None:
         "config.tensorboard is True, but the package tensorboard is not installed; write pip install 'xmodal_jax[tensorboard]'",
     )
     for name, objective in assembly.objectives.items():
+        for field in objective.needs:
+            setting, hint = FIELD_SETTINGS[field]
+            refuse_unless(
+                bool(getattr(config.data, setting)),
+                f"config.objectives.{name} needs the batch field '{field}'; write {hint}",
+            )
         refuse_unless(
             bool(card.label_names) or not getattr(objective, "by_label", False),
             f"config.objectives.{name}.by_label is True, but the data set '{config.data.path}' has no labels; write False",

@@ -1,0 +1,134 @@
+"""Train and evaluate every row of the fusion table, and write the table.
+
+    python benchmarks/ablate.py --data emoji_views=DIR [--data flickr8k=DIR] [--seeds 3] [--only ReCap] [--finetuned]
+
+Rows and budgets are in benchmarks/fusion_rows.py. Each run is one line of `--out`.jsonl; the same command goes on after the
+last line and skips what is there, and `--out`.md is written anew from the lines after each run. Before ReCap's rows the
+data set needs its distillation teacher:
+
+    xmodal data embed --data DIR --config configs/recap.py:start --config.data.path=DIR --name start
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+from fusion_rows import ROWS, SETS, Row, command
+from fusion_table import write_table
+
+from xmodal_jax import config as configs
+from xmodal_jax.cli import set_up_jax
+from xmodal_jax.eval.evaluate import evaluate
+from xmodal_jax.train import teacher
+from xmodal_jax.train.loop import make_run, train
+from xmodal_jax.workdir import open_run
+
+Job = tuple[str, Row, int]
+
+
+def jobs(data: dict[str, str], seeds: int, only: str) -> Iterator[Job]:
+    """(set, row, seed) of every run, seed by seed, so that an unfinished table has all its rows."""
+    for seed in range(seeds):
+        for name in data:
+            yield from ((name, row, seed) for row in ROWS if not only or only in (row.system, row.name))
+
+
+def label(job: Job) -> dict[str, Any]:
+    """What identifies a run in the file."""
+    name, row, seed = job
+    return {"set": name, "system": row.system, "row": row.name, "seed": seed}
+
+
+def last_metrics(workdir: pathlib.Path) -> dict[str, float]:
+    """Numbers of the last logged step that the table shows or that tell a row that went wrong."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    kept = ("loss", "teacher/drift", "skipped")
+    return {k: v for k, v in steps[-1].items() if k in kept or "drift" in k or k.startswith("loss/")}
+
+
+def measure(job: Job, data: str, workdir: pathlib.Path) -> dict[str, Any]:
+    """Train one row and evaluate it -> its line."""
+    name, row, seed = job
+    spec, overrides = command(row, name, data, seed)
+    config = configs.freeze(configs.load(spec, overrides))
+    started = time.perf_counter()
+    state = train(config, workdir)
+    trained = time.perf_counter() - started
+    assembly, params, _ = open_run(str(workdir), {})
+    tables = evaluate(assembly, params)
+    student = evaluate(assembly, jax.device_get(state.params), quick=True)
+    return label(job) | {
+        "config": spec,
+        "overrides": overrides[1:],
+        "seconds": {"train": trained, "eval": time.perf_counter() - started - trained},
+        "metrics": last_metrics(workdir),
+        "views": {view: summary(own) for view, own in tables["views"].items()},
+        "mean": summary(tables["mean"]),
+        "student": summary(student["mean"]),
+    }
+
+
+def summary(tables: dict[str, Any]) -> dict[str, Any]:
+    """Retrieval of one view: embeddings, and the longest re-ranked list."""
+    rerank = tables.get("rerank") or {}
+    return {"itc": tables["itc"]} | ({"rerank": rerank[max(rerank, key=int)]} if rerank else {})
+
+
+def main() -> None:
+    """Run what is missing, write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", action="append", required=True, help="SET=FOLDER, SET one of " + ", ".join(SETS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", default="", help="a system or a row")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results/fusion"))
+    args = parser.parse_args()
+    set_up_jax()
+    data = dict(item.split("=", 1) for item in args.data)
+    path = args.out.with_suffix(".jsonl")
+    done = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    known = [{k: line[k] for k in ("set", "system", "row", "seed")} for line in done]
+    todo = [job for job in jobs(data, args.seeds, args.only) if label(job) not in known]
+    started = time.perf_counter()
+    for number, job in enumerate(todo):
+        spent = time.perf_counter() - started
+        left = f", about {spent / number * (len(todo) - number) / 60:.0f} min left" if number else ""
+        print(
+            f"[{number + 1}/{len(todo)}{left}] {' | '.join(map(str, label(job).values()))}", file=sys.stderr, flush=True
+        )
+        folder = pathlib.Path(tempfile.mkdtemp(prefix="ablate-"))
+        try:
+            line = measure(job, data[job[0]], folder) | {"machine": machine()}
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        done.append(line)
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        write_table(done, args.out.with_suffix(".md"))
+        jax.clear_caches()
+    write_table(done, args.out.with_suffix(".md"))
+
+
+def machine() -> dict[str, Any]:
+    """Where it ran."""
+    return {
+        "cores": os.cpu_count(),
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The lines of `ablate.py` as a Markdown table: mean and spread over seeds."""
+
+import collections
+import pathlib
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+from fusion_rows import BUDGET, ROWS
+
+Line = dict[str, Any]
+HEAD = "| row | seeds | R@1 i2t | R@1 t2i | R@10 i2t | R@10 t2i | rSum | re-ranked 16: R@1 | rSum | {extra}drift |"
+INTRO = """# The fusion family: what each part is worth
+
+Written by `benchmarks/ablate.py` from the runs in the .jsonl beside it (config, overrides, seconds, machine and all recalls
+of every run are there). Mean ± standard deviation over seeds, in %; every row of a set has the same budget of steps and
+pairs. Cached tokens of a frozen EfficientNet-Lite0, frozen MiniLM, heads from CCA.
+"""
+
+
+def spread(values: Iterable[float]) -> str:
+    """ "mean ± standard deviation" of a list of numbers; the mean alone for one."""
+    values = list(values)
+    mean = statistics.fmean(values)
+    return f"{mean:.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean:.1f}"
+
+
+def recalls(lines: list[Line], kind: str, view: str = "") -> list[dict[str, Any]]:
+    """One summary per seed: of a view, or the mean over the views."""
+    return [(line["views"][view] if view else line["mean"]).get(kind) for line in lines]
+
+
+def cell(tables: list[dict | None], pick: Any) -> str:
+    """A cell over seeds; "" where the row has no such table."""
+    return spread(pick(table) for table in tables) if all(tables) else ""
+
+
+def both(tables: list[dict | None], k: str = "R@1") -> str:
+    """R@k in both directions."""
+    return " / ".join(cell(tables, lambda t, d=d: t[d][k]) for d in ("i2t", "t2i")) if all(tables) else ""
+
+
+def row_cells(lines: list[Line], unseen: str) -> list[str]:
+    """The cells behind a row's name."""
+    itc, rerank = recalls(lines, "itc"), recalls(lines, "rerank")
+    cells = [
+        str(len(lines)),
+        *(cell(itc, lambda t, d=d, k=k: t[d][k]) for k in ("R@1", "R@10") for d in ("i2t", "t2i")),
+    ]
+    cells += [cell(itc, lambda t: t["rSum"]), both(rerank), cell(rerank, lambda t: t["rSum"])]
+    if unseen:
+        own = recalls(lines, "rerank", unseen)
+        cells.append(both(own if all(own) else recalls(lines, "itc", unseen)))
+    drift = [line["metrics"].get("itc/drift_image") for line in lines]
+    return [*cells, f"{statistics.fmean(drift):.3f}" if all(value is not None for value in drift) else ""]
+
+
+def section(name: str, lines: list[Line]) -> list[str]:
+    """The table of one data set."""
+    unseen = "twemoji" if name == "emoji_views" else ""
+    head = HEAD.format(extra=f"{unseen} (never trained on): R@1 | " if unseen else "")
+    found = collections.defaultdict(list)
+    for line in lines:
+        found[line["system"], line["row"]].append(line)
+    text = [f"\n## {name}: {', '.join(BUDGET[name])}\n"]
+    for system in dict.fromkeys(row.system for row in ROWS):
+        rows = [row for row in ROWS if row.system == system and (system, row.name) in found]
+        if rows:
+            text += [f"\n**{system}**\n", head, "|" + " --- |" * (head.count("|") - 1)]
+            text += ["| " + " | ".join([row.name, *row_cells(found[system, row.name], unseen)]) + " |" for row in rows]
+    return text
+
+
+def write_table(lines: list[Line], path: pathlib.Path) -> None:
+    """Write all sets that have lines; text below the marker line of an older file is kept."""
+    mark = "<!-- below: written by hand -->"
+    kept = path.read_text().partition(mark)[2] if path.is_file() else "\n"
+    text = [INTRO]
+    for name in BUDGET:
+        own = [line for line in lines if line["set"] == name]
+        text += section(name, own) if own else []
+    path.write_text("\n".join(text) + f"\n\n{mark}{kept}")

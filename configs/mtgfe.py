@@ -1,0 +1,54 @@
+"""MTGFE: a fusion encoder guided by ITM, MLM and MVJRC, with retrieval filtering (Zhang et al., Remote Sensing 2023).
+
+Half of a text encoder reads the text, fusion layers on top read the picture (ALBEF's shape). Three tasks train fusion:
+matching, masked words, and contrast between the joint representations of two views of a picture with the same text
+(objectives/multiview.py). At retrieval a cheap score, the embeddings' cosine, keeps k candidates and fusion scores those
+(`eval.rerank`).
+
+Only the abstract is public, so these are choices:
+
+- `objectives.itc.weight`: the abstract lists no contrastive task, yet the filter and the hard negatives need embeddings.
+  At 0 (variants ending in `_plain`) they are the frozen towers aligned by CCA and nothing trains them; at 1 they are.
+- views: for drawings, another vendor's drawing of the thing; for photographs, the mirrored or augmented picture; from
+  above (`remote_sensing`) crops of 0.5 to 1 (resolution), jitter and grey (colour), flips and quarter turns (angle).
+- `mlm.weight` 0.1: over a frozen text tower its gradient is ten times the others' and would take the clip.
+- teacher: the second view's representation comes from the momentum model, as in MoCo.
+"""
+
+from xmodal_jax import presets
+from xmodal_jax.config import defaults, variant_of
+
+VARIANTS = ("emoji_views", "emoji_views_plain", "flickr8k", "flickr8k_plain", "finetune", "remote_sensing", "tiny")
+OBJECTIVES = {
+    "itc": {"weight": 1.0, "queue": 1024, "alpha": 0.4, "alpha_steps": 100},
+    "itm": {"negatives": 1},
+    "mlm": {"weight": 0.1},
+    "mvjrc": {"weight": 0.3},
+}
+
+
+def get_config(variant: str = "emoji_views"):
+    """Emoji or Flickr8k on frozen towers (`_plain`: the abstract's three tasks), `finetune`: emoji from pixels."""
+    variant_of(variant, VARIANTS, "configs/mtgfe.py")
+    config = defaults()
+    config.name, config.objectives, config.data.second_view = f"mtgfe-{variant}", OBJECTIVES, True
+    if variant == "tiny":
+        return presets.tiny(config)
+    if variant == "remote_sensing":
+        return remote_sensing(config)
+    config = presets.flickr8k(config) if "flickr8k" in variant else presets.emoji_views(config)
+    if variant.endswith("_plain"):
+        config.objectives.itc.weight = 0.0
+        config.optimizer.freeze, config.optimizer.groups = "^text/|_head/(linear|up|down)", ()
+    return presets.finetuned(config, 128) if variant == "finetune" else config
+
+
+def remote_sensing(config):
+    """RSICD and its kin from pixels (`xmodal data prepare`): Lite0 and MiniLM trained, 224 px, 47 tokens as in PIR."""
+    config.data.path, config.data.length, config.eval.rerank = "data/rsicd", 47, (16, 32, 64, 128)
+    augment = config.data.augment
+    augment.crop_min_area, augment.jitter, augment.gray = 0.5, 0.4, 0.2
+    augment.flip, augment.flip_vertical, augment.quarter_turns = 0.5, 0.5, 0.75
+    presets.finetuned(presets.frozen_towers(config), 224)
+    config.steps, config.optimizer.warmup = 5_000, 500
+    return config

@@ -1,0 +1,66 @@
+"""ReCap: residual attention momentum encoders from a multi-task view (Tao et al., Sensors 2024, 24(10) 3130).
+
+"Concoder": picture and text encoder with momentum copies, ITC + ITM. "Captioner": LM over the picture's tokens. Between
+the encoders and their copies stands the residual attention network (models/bridge.py): what leaves it is what the
+captioner reads, what makes ITC's soft targets and what enters the queues, of which there are three (picture, text,
+fused). Training starts with distillation from a frozen pair of towers.
+
+Only the abstract and a preprint's first page are public. What follows is a reading of them; every choice is a field:
+
+- `bridge.kind` "cross": the paper calls the network's input the initialised encoder's *output*, hence attention between
+  tokens, not between weights; "gate" is the classic residual attention network. It starts at zero: plain momentum
+  contrast. `bridge.sides`: the picture's tokens only, for these alone are trained (the captioner reads them).
+- queues and momentum: BLIP's 57,600 keys and 0.995 belong to its 14 million pairs; these sets have 1,244 and 6,000.
+- `objectives.lm.weight` 0.1, not BLIP's 1: over frozen towers its gradient is ten times the others' and takes the clip.
+- `distill`: CCA of the frozen towers as the teacher, over the first part of training, down a straight line. Any run or
+  config of this package can be the teacher (`xmodal data embed`). Before training:
+
+    xmodal data embed --data data/emoji_views --config configs/recap.py:start --name start
+"""
+
+from xmodal_jax import presets
+from xmodal_jax.config import defaults, variant_of
+
+VARIANTS = ("emoji_views", "flickr8k", "stamps", "finetune", "start", "inaturalist", "tiny")
+OBJECTIVES = {
+    "itc": {"queue": 1024, "alpha": 0.4, "alpha_steps": 100, "bridge": True},
+    "itm": {"negatives": 1},
+    "lm": {"weight": 0.1, "bridge": True},
+    "fused": {"weight": 0.3, "queue": 1024, "bridge": True},
+    "distill": {"weight": ((0, 1.0), (60, 0.0))},
+}
+
+
+def get_config(variant: str = "emoji_views"):
+    """A data set on frozen towers; `finetune`: emoji from pixels; `start`: the distillation's teacher; `tiny`: tests."""
+    variant_of(variant, VARIANTS, "configs/recap.py")
+    config = defaults()
+    config.name, config.objectives = f"recap-{variant}", OBJECTIVES
+    config.image.pool = "mean+attention"  # the embedding must read the tokens that the bridge changes
+    if variant == "tiny":
+        del config.objectives["distill"]
+        return presets.tiny(config)
+    if variant == "inaturalist":
+        return inaturalist(config)
+    config = presets.flickr8k(config) if variant == "flickr8k" else presets.emoji_views(config)
+    if variant == "stamps":
+        config.data.path, config.data.views, config.eval.views, config.data.length = "data/stamps_nature", (), (), 16
+    if variant == "start":
+        config.objectives = {"itc": {}}
+        return config
+    config.data.embeddings = "start"
+    return presets.finetuned(config, 128) if variant == "finetune" else config
+
+
+def inaturalist(config):
+    """iNaturalist 2018 as the paper's 8,142 species: ViT-B/16 and BERT-base from the weights you name in `init`."""
+    config.data.path, config.data.eval_split, config.data.image_size = "data/inaturalist", "val", 224
+    config.image.width, config.image.heads, config.image.hidden = 768, 12, 3072
+    config.text.width, config.text.layers, config.text.hidden, config.text.tokenizer = 768, 12, 3072, "minilm"
+    config.fusion.layers, config.fusion.heads, config.fusion.hidden = 6, 12, 3072
+    config.batch_size, config.steps, config.dtype = 1024, 8_500, "bfloat16"
+    config.objectives.itc.queue = config.objectives.fused.queue = 57_344
+    config.objectives.lm.weight, config.objectives.itm.group = 1.0, 64
+    del config.objectives["distill"]
+    config.optimizer.lr, config.optimizer.warmup = 3e-4, 1_000
+    return config

@@ -1,0 +1,212 @@
+"""Embeddings of a teacher line up with pictures and captions, survive interruption, and never replace another's."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+
+from xmodal_jax.data.card import Card
+from xmodal_jax.data.embeddings import Embeddings, Encoders, write_embeddings
+from xmodal_jax.data.features import write_features
+from xmodal_jax.data.image import AugmentConfig, eval_image
+from xmodal_jax.data.pipeline import DataConfig, Split, train_dataset
+from xmodal_jax.data.records import CorruptRecord, RecordWriter, open_records, pack
+from xmodal_jax.errors import UserError
+
+CFG = DataConfig(image_size=8, length=8, languages=("en", "fr"), augment=AugmentConfig(flip=0.5))
+
+
+def seen(images):
+    """uint8 [b,S,S,3] -> [b,4]: the mean colour, and the mean red of the left half (a mirror image has another)."""
+    left = images[:, :, : images.shape[2] // 2, 0].astype(float) - 100
+    return np.stack([*(images.mean((1, 2)) - 100).T, left.mean((1, 2))], 1)
+
+
+def said(captions):
+    """Captions -> [b,4]: lengths and sums of characters."""
+    return np.array([[len(text), sum(map(ord, text)) % 97, ord(text[-1]), 1.0] for text in captions])
+
+
+def unit(rows):
+    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+
+
+class Counted:
+    """The teacher, which counts its blocks and fails at one of them."""
+
+    def __init__(self, fail_at=0):
+        self.blocks, self.fail_at = [], fail_at
+
+    def image(self, images):
+        self.blocks.append(len(images))
+        if len(self.blocks) == self.fail_at:
+            raise KeyboardInterrupt
+        return unit(seen(images))
+
+    def encoders(self, **changes):
+        plain = Encoders("counted", "0123", "8 px", 4, self.image, lambda texts: unit(said(texts)))
+        return dataclasses.replace(plain, **changes)
+
+
+def write(folder, teacher=None, cfg=CFG, **options):
+    options = {"name": "old", "batch": 4} | options
+    encoders = teacher if isinstance(teacher, Encoders) else (teacher or Counted()).encoders()
+    return write_embeddings(folder, options.pop("name"), encoders, lambda split: Split(folder, split, cfg), **options)
+
+
+def test_each_picture_and_caption_has_its_own(own_set):
+    teacher = Counted()
+    card = write(own_set, teacher)
+    assert card == Card.load(own_set)
+    entry = card.embedding("old") | {"files": sorted(card.embeddings["old"]["files"])}
+    assert entry == {"teacher": "counted", "weights": "0123", "reads": "8 px", "width": 4, "views": ["png", "jpeg"],
+                     "languages": ["en", "fr"], "dtype": "float32", "files": ["test", "train"]}  # fmt: skip
+    assert set(teacher.blocks) == {4}, "always full blocks of one shape"
+    for split in ("train", "test"):
+        found = Embeddings(own_set, card, "old", split, ["png", "jpeg"], ["fr", "en"])
+        with open_records(own_set, split) as records:
+            for row, record in enumerate(records):
+                captions = record["captions"]["fr"] + record["captions"]["en"]
+                for view, data in record["images"].items():
+                    for number, caption in enumerate(captions):
+                        image, text = found.pair(row, view, number)
+                        np.testing.assert_allclose(image, unit(seen(eval_image(8)(data)[None]))[0], rtol=1e-6)
+                        np.testing.assert_allclose(text, unit(said([caption]))[0], rtol=1e-6)
+        found.close()
+
+
+def test_batches_carry_those_of_the_view_and_caption_that_were_drawn(own_set, tokenizer):
+    write(own_set)
+    cfg = dataclasses.replace(CFG, languages=("en",), embeddings="old", augment=AugmentConfig(1.0, flip=0.0))
+    dataset = train_dataset(own_set, "train", tokenizer, cfg, 0, 18)
+    batch = dataset.batch_at(1)
+    dataset.close()
+    assert batch["distill_image"].dtype == batch["distill_text"].dtype == np.float32
+    np.testing.assert_allclose(batch["distill_image"], unit(seen(batch["image"])), rtol=1e-5)
+    texts = [tokenizer.decode(ids) for ids in batch["text"]]
+    np.testing.assert_allclose(batch["distill_text"], unit(said(texts)), rtol=1e-5)
+    plain = train_dataset(own_set, "train", tokenizer, dataclasses.replace(cfg, embeddings=""), 0, 18)
+    without = plain.batch_at(1)
+    plain.close()
+    assert all(np.array_equal(without[name], batch[name]) for name in without)
+
+
+def test_cached_tokens_are_what_a_teacher_of_tokens_sees(own_set):
+    write_features(own_set, "mean", lambda images: images.mean((1, 2))[:, None], 8)
+    cfg = dataclasses.replace(CFG, features=("mean",))
+    tokens = Encoders(
+        "t", "0", "mean", 3, lambda rows: unit(rows[:, 0].astype(np.float32)), lambda texts: unit(said(texts)[:, :3])
+    )
+    card = write(own_set, tokens, cfg)
+    found = Embeddings(own_set, card, "old", "test", ["png"], ["en"])
+    with open_records(own_set, "test") as records:
+        colour = eval_image(8)(records[2]["images"]["png"]).mean((0, 1)).astype(np.float16).astype(np.float32)
+    np.testing.assert_allclose(found.pair(2, "png", 0)[0], unit(colour), rtol=1e-6)
+    found.close()
+
+
+def test_half_the_bytes_are_of_unit_length_again(own_set):
+    write(own_set)
+    card = write(own_set, name="half", dtype="float16")
+    exact, half = (Embeddings(own_set, card, name, "train", ["png"], ["en"]) for name in ("old", "half"))
+    for row in range(18):
+        for one, other in zip(exact.pair(row, "png", 0), half.pair(row, "png", 0), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-3)
+            np.testing.assert_allclose(np.linalg.norm(other), 1.0, rtol=1e-6)
+    exact.close()
+    half.close()
+
+
+def test_what_was_not_embedded_is_refused(own_set, tokenizer):
+    def start(**changes):
+        return train_dataset(own_set, "train", tokenizer, dataclasses.replace(CFG, **changes), 0, 2)
+
+    with pytest.raises(UserError, match=r"no embeddings 'old': it has \(none\).*xmodal data embed"):
+        start(embeddings="old")
+    write(own_set, cfg=dataclasses.replace(CFG, languages=("en",)))
+    with pytest.raises(
+        UserError, match=r"embeddings: 'old' of .* has no \['fr'\]; write config.data.languages with .* en,"
+    ):
+        start(embeddings="old")
+    card = Card.load(own_set)
+    entry = card.embeddings["old"] | {"views": ["jpeg"]}
+    dataclasses.replace(card, embeddings={"old": entry}).save(own_set)
+    with pytest.raises(UserError, match=r"has no \['png'\]; write config.data.views with some of jpeg"):
+        start(embeddings="old", languages=("en",))
+    start(embeddings="old", languages=("en",), views=("jpeg",)).close()
+    folder = own_set / "embeddings" / "old"
+    shutil.copy(next(folder.glob("test-*")), folder / "train-00000-of-00001.arrayrecord")
+    with pytest.raises(UserError, match="have 6 rows for 18 records"):
+        start(embeddings="old", languages=("en",), views=("jpeg",))
+
+
+def test_a_damaged_row_is_replaced_by_the_next(own_set, tokenizer, monkeypatch):
+    monkeypatch.setattr("xmodal_jax.data.pipeline.BAD_SHARE", 0.1)
+    card = write(own_set)
+    with open_records(own_set / "embeddings" / "old", "train") as rows:
+        content = list(rows)
+    content[7]["text"]["en"] = []
+    content[8]["image"]["png"] = b"1234"
+    with RecordWriter(own_set / "embeddings" / "old", "train") as writer:
+        for row in content:
+            writer.write(pack(row))
+    found = Embeddings(own_set, card, "old", "train", ["png"], ["en"])
+    for row in (7, 8):
+        with pytest.raises(CorruptRecord, match=f"row {row} of embeddings 'old'"):
+            found.pair(row, "png", 0)
+    found.close()
+    cfg = dataclasses.replace(CFG, embeddings="old", views=("jpeg",), languages=("en",))
+    dataset = train_dataset(own_set, "train", tokenizer, cfg, 0, 18)
+    assert 7 not in dataset.batch_at(0)["id"] and dataset.bad.rows == {7}
+    dataset.close()
+
+
+def test_the_same_again_encodes_nothing_and_another_is_refused(own_set):
+    first, again = write(own_set), Counted()
+    assert write(own_set, again) == first and again.blocks == []
+    for changes in ({"weights": "4567"}, {"name": "x"}, {"reads": "16 px"}):
+        with pytest.raises(UserError, match="already has embeddings 'old' made with .*nothing was overwritten"):
+            write(own_set, again.encoders(**changes))
+    with pytest.raises(UserError, match=r"made with languages \['en', 'fr'\]"):
+        write(own_set, again, dataclasses.replace(CFG, languages=("en",)))
+    assert again.blocks == []
+
+
+def test_an_interrupted_run_goes_on_at_the_split_it_was_in(own_set):
+    with pytest.raises(KeyboardInterrupt):
+        write(own_set, Counted(fail_at=6))  # test: 2 blocks of 4 records and one of 2 with 4 pictures; then train
+    assert Card.load(own_set).embeddings == {} and not (own_set / "embeddings" / "old").exists()
+    with pytest.raises(UserError, match="holds an interrupted run made with weights '0123'"):
+        write(own_set, Counted().encoders(weights="4567"))
+    before, teacher = Card.load(own_set), Counted()
+    done = write(own_set, teacher)
+    assert len(teacher.blocks) == 9, "only the unfinished split: 18 records of two pictures in blocks of 4"
+    before.save(own_set)  # as if it had died before the card
+    again = Counted()
+    assert write(own_set, again) == done and again.blocks == []
+
+
+def test_bad_teachers_records_and_names_are_refused(own_set):
+    wide = Counted().encoders(width=5)
+    with pytest.raises(UserError, match=r"returned \(4, 4\) for 4 rows, not \[4,5\]"):
+        write(own_set, wide)
+    shutil.rmtree(own_set / "embeddings")
+    with pytest.raises(UserError, match="not finite"):
+        write(own_set, Counted().encoders(text=lambda texts: said(texts) * np.nan))
+    with pytest.raises(UserError, match="use a plain word"):
+        write(own_set, name="../up")
+    for options, words in (({"batch": 0}, "the batch is 0"), ({"dtype": "int8"}, "the dtype is 'int8'")):
+        with pytest.raises(UserError, match=words):
+            write(own_set, **options)
+    with pytest.raises(UserError, match="config.data.languages"):
+        write(own_set, cfg=dataclasses.replace(CFG, languages=("de",)))
+    with open_records(own_set, "test") as records:
+        content = list(records)
+    content[2]["images"]["png"] = b"torn"
+    with RecordWriter(own_set, "test") as writer:
+        for record in content:
+            writer.write(pack(record))
+    with pytest.raises(UserError, match="row 2 of split 'test' cannot be read"):
+        write(own_set)
+    assert Card.load(own_set).embeddings == {}

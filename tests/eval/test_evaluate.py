@@ -1,0 +1,71 @@
+"""Evaluation with views and languages of its own: train on some drawings and words, ask with others."""
+
+import dataclasses
+import json
+
+import pytest
+
+from xmodal_jax.cli import main
+from xmodal_jax.errors import UserError
+from xmodal_jax.eval.evaluate import Evaluator, ensure_weight, evaluate
+
+
+def changed(assembly, **sections):
+    """The assembly with fields of its config's sections replaced."""
+    parts = {name: dataclasses.replace(getattr(assembly.config, name), **own) for name, own in sections.items()}
+    return dataclasses.replace(assembly, config=dataclasses.replace(assembly.config, **parts))
+
+
+def test_views_of_evaluation_take_the_place_of_those_of_training(opened_run):
+    assembly, params = opened_run
+    both = evaluate(assembly, params, quick=True)
+    trained = changed(assembly, data={"views": ("filled",)})
+    assert list(evaluate(trained, params, quick=True)["views"]) == ["filled"]
+    asked = evaluate(changed(trained, eval={"views": ("outline",)}), params, quick=True)
+    assert asked["views"] == {"outline": both["views"]["outline"]} and asked["mean"] == both["views"]["outline"]
+
+
+@pytest.fixture(scope="module")
+def two_languages(shapes_files, tmp_path_factory):
+    """The shapes with captions in "en" and in "tags"."""
+    folder = tmp_path_factory.mktemp("languages")
+    rows = [json.loads(line) for line in shapes_files.read_text().splitlines()]
+    for row in rows:
+        row["caption"] = {"en": row["caption"], "tags": " ".join(row["id"].split("-"))}
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = ["data", "prepare", "jsonl", "--path", folder / "pairs.jsonl", "--root", shapes_files.parent]
+    assert main([*map(str, command), "--out", str(folder / "set")]) == 0
+    return folder / "set"
+
+
+def test_languages_of_evaluation_take_the_place_of_those_of_training(opened_run, two_languages):
+    assembly, params = opened_run
+    moved = changed(assembly, data={"path": str(two_languages)})
+    asked = changed(moved, eval={"languages": ("tags",)})
+    assert [evaluate(one, params, quick=True)["captions"] for one in (moved, asked)] == [24, 12]
+    assert Evaluator(asked, params).open("test", "filled").captions[0].count(" ") == 1
+
+
+def test_the_weight_of_itm_is_chosen_as_it_was_trained(opened_run):
+    assembly, params = opened_run
+    trained = changed(assembly, data={"views": ("filled",)}, eval={"weight": -1.0, "rerank": (4,)})
+    asked = changed(trained, eval={"views": ("outline",)})
+    evaluators = [Evaluator(one, params) for one in (trained, asked)]
+    weights = [ensure_weight(one, one.embedder, lambda _: None) for one in evaluators]
+    assert weights[0] == weights[1]
+
+
+def test_what_the_data_set_does_not_have_is_refused(opened_run):
+    assembly, params = opened_run
+    for field, name in (("views", "oil"), ("languages", "fr")):
+        with pytest.raises(UserError, match=rf"config.eval.{field}: .* has no \['{name}'\]; write some of"):
+            evaluate(changed(assembly, eval={field: (name,)}), params, quick=True)
+
+
+def test_a_finished_run_takes_them_on_the_command_line(tiny_run, capsys):
+    command = ["eval", "--workdir", str(tiny_run[0]), "--config.eval.rerank=()"]
+    assert main([*command, "--config.eval.views=('outline',)"]) == 0
+    assert list(json.loads((tiny_run[0] / "eval-test.json").read_text())["views"]) == ["outline"]
+    assert main([*command, "--config.eval.views=('oil',)"]) == 2
+    assert "config.eval.views" in capsys.readouterr().err
+    assert main(["eval", "--workdir", str(tiny_run[0])]) == 0  # as the other tests expect it

@@ -1,0 +1,152 @@
+"""Contrast of fused representations against PyTorch: ReCap's fused keys and MTGFE's MVJRC, value and gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from given import Given, unit
+from tiny import ROWS, tiny_batch, tiny_config, tiny_model
+
+from xmodal_jax.config import freeze
+from xmodal_jax.errors import UserError
+from xmodal_jax.objectives import build_objectives
+from xmodal_jax.objectives.contrastive import NEVER
+from xmodal_jax.objectives.fused import Fused
+from xmodal_jax.objectives.multiview import MVJRC
+
+EMBED, QUEUE, FILLED, HEAT = 6, 7, 5, 0.2
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    """Unit rows of student and teacher, two views, a fusion matrix each, and a queue with two rows of the batch's."""
+    draw = np.random.default_rng(8)
+    batch = tiny_batch()  # rows 0 and 1 have one caption
+    ring = {"fused": unit(draw, QUEUE, EMBED), "cursor": np.int32(FILLED)}
+    ring |= {"id": np.arange(QUEUE, dtype=np.int32) + 900, "text_key": np.arange(QUEUE, dtype=np.int32) + 900}
+    ring["id"][1], ring["text_key"][3] = batch["id"][2], batch["text_key"][6]
+    ring["id"][FILLED:] = NEVER
+    names = ("image", "text", "teacher_image", "teacher_text", "teacher_image2")
+    found = {name: unit(draw, ROWS, EMBED) for name in names}
+    found |= {name: draw.normal(size=(2 * EMBED, EMBED)).astype(np.float32) for name in ("fusion", "teacher_fusion")}
+    return found | {"batch": batch, "ring": ring}
+
+
+def given(image, text, fusion, **more):
+    """A Forward whose fused embedding is a matrix on both embeddings side by side."""
+    rows = lambda x: x / jnp.sqrt(jnp.square(x).sum(-1, keepdims=True))
+    return Given(image, text, HEAT, heads={"fused_embed": lambda fused: rows(fused[:, 0] @ fusion)}, **more)
+
+
+def ours(objective, arrays):
+    """The term, and the gradients of its mean for image, text and fusion."""
+    teacher = given(arrays["teacher_image"], arrays["teacher_text"], arrays["teacher_fusion"])
+    teacher.embeds["image2"] = arrays["teacher_image2"]
+    memory = {objective.record: arrays["ring"]} if objective.queue else {}
+
+    def loss(image, text, fusion):
+        term = objective(given(image, text, fusion, teacher=teacher, memory=memory), arrays["batch"], None)
+        return term.mean(), term
+
+    inputs = tuple(jnp.asarray(arrays[name]) for name in ("image", "text", "fusion"))
+    return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*inputs)
+
+
+def matches(arrays, count):
+    """Same id or caption: [B, B + count]."""
+    match = False
+    for name in ("id", "text_key"):
+        column = np.concatenate([arrays["batch"][name], arrays["ring"][name][:count]])
+        match = match | (arrays["batch"][name][:, None] == column[None, :])
+    return match
+
+
+def theirs(arrays):
+    """Torch inputs that want a gradient, and the fused rows of student, teacher, and the teacher's second view."""
+    inputs = [torch.tensor(arrays[name], requires_grad=True) for name in ("image", "text", "fusion")]
+    fuse = lambda image, text, fusion: torch.nn.functional.normalize(torch.cat([image, text], 1) @ fusion, dim=1)
+    constant = {name: torch.tensor(value) for name, value in arrays.items() if name.startswith("teacher")}
+    keys = [
+        fuse(constant[name], constant["teacher_text"], constant["teacher_fusion"])
+        for name in ("teacher_image", "teacher_image2")
+    ]
+    return inputs, fuse(*inputs), *keys
+
+
+@pytest.mark.parametrize("count", [0, FILLED])
+def test_fused_keys(arrays, count):
+    grads, term = ours(Fused(queue=QUEUE if count else 0), arrays)
+    (image, text, fusion), fused, key, _ = theirs(arrays)
+    columns = torch.cat([key, torch.tensor(arrays["ring"]["fused"][:count])])
+    match = matches(arrays, count)
+    hard = torch.tensor(match / match.sum(1, keepdims=True)).float()
+    own = torch.tensor(match[:, :ROWS] / match[:, :ROWS].sum(1, keepdims=True)).float()
+    ask = lambda rows, keys, target: -(torch.log_softmax(rows @ keys.T / HEAT, 1) * target).sum(1)
+    loss = (
+        ask(image, columns, hard) + ask(text, columns, hard) + ask(fused, torch.tensor(arrays["teacher_image"]), own)
+    ) / 3
+    np.testing.assert_allclose(term.values, loss.detach(), rtol=1e-5)
+    loss.mean().backward()
+    for mine, other in zip(grads, (image, text, fusion), strict=True):
+        np.testing.assert_allclose(mine, other.grad, atol=1e-5)
+    if count:
+        np.testing.assert_allclose(term.enqueue["fused"]["fused"], key, atol=1e-6)
+        np.testing.assert_array_equal(term.enqueue["fused"]["id"], arrays["batch"]["id"])
+
+
+@pytest.mark.parametrize("count", [0, FILLED])
+def test_views_of_one_pair_and_no_false_negatives(arrays, count):
+    objective = MVJRC(queue=QUEUE if count else 0, temperature=0.1)
+    grads, term = ours(objective, arrays)
+    inputs, fused, _, second = theirs(arrays)
+    columns = torch.cat([second, torch.tensor(arrays["ring"]["fused"][:count])])
+    match, loss = matches(arrays, count), []
+    for i in range(ROWS):
+        keep = [j for j in range(len(columns)) if j == i or not match[i, j]]
+        there = torch.logsumexp(fused[i] @ columns[keep].T / 0.1, 0) - fused[i] @ second[i] / 0.1
+        keep = [j for j in range(ROWS) if j == i or not match[i, j]]
+        back = torch.logsumexp(second[i] @ fused[keep].T / 0.1, 0) - fused[i] @ second[i] / 0.1
+        loss.append(0.5 * (there + back))
+    loss = torch.stack(loss)
+    np.testing.assert_allclose(term.values, loss.detach(), rtol=1e-5)
+    loss.mean().backward()
+    for mine, other in zip(grads, inputs, strict=True):
+        np.testing.assert_allclose(mine, other.grad, atol=1e-5)
+    assert set(term.enqueue) == ({"multiview"} if count else set())
+
+
+def test_queues_are_rings_of_their_own():
+    config = tiny_config(objectives={"itc": {"queue": 16}, "fused": {"queue": 8}, "mvjrc": {"queue": 4}})
+    built = build_objectives(config.objectives)
+    rings = {name: ring for item in built.values() for name, ring in item.memory(tiny_model(config)).items()}
+    assert {name: len(ring["id"]) for name, ring in rings.items()} == {"pairs": 16, "fused": 8, "multiview": 4}
+    with pytest.raises(UserError, match="are one queue, 'fused'"):
+        build_objectives({"fused": {"queue": 8}, "again": {"kind": "fused", "queue": 8}})
+
+
+@pytest.mark.parametrize(
+    ("section", "sentence"),
+    [
+        ({"fused": {"queue": -1}}, "config.objectives.fused.queue is -1"),
+        ({"mvjrc": {"temperature": 0.0}}, "config.objectives.mvjrc.temperature is 0.0"),
+        ({"mvjrc": {"queue": -1}}, "config.objectives.mvjrc.queue is -1"),
+    ],
+)
+def test_impossible_values_are_refused(section, sentence):
+    with pytest.raises(UserError, match=sentence):
+        build_objectives(section)
+
+
+def test_a_bridge_needs_embeddings_that_read_tokens():
+    from xmodal_jax.assemble import assemble_without_data
+    from xmodal_jax.config import load
+
+    changed = lambda *items: assemble_without_data(freeze(load("configs/recap.py:tiny", list(items))))
+    assert "bridge" in {part for item in changed().objectives.values() for part in item.parts}
+    with pytest.raises(UserError, match=r"objectives.fused.bridge is True, but config.image.pool='mean'"):
+        changed("image.pool=mean")
+    with pytest.raises(UserError, match=r"objectives.lm.bridge is True, but config.bridge.sides is \('text',\)"):
+        changed("bridge.sides=('text',)", "text.pool=mean+attention")
+    with pytest.raises(UserError, match="config.bridge.kind is 'rope'; write one of cross, gate"):
+        changed("bridge.kind=rope")

@@ -1,0 +1,76 @@
+"""Distillation from a frozen teacher whose embeddings are stored beside the data (`xmodal data embed`).
+
+The teacher's embeddings of the batch's own pictures and captions come with the batch, so its towers cost nothing in
+training, and any pair of towers that the package can load is a teacher. The relation is the one between in-batch
+similarity softmaxes (Hinton et al. 2015 over the batch, with a fixed teacher in place of ALBEF's momentum), the feature
+term pulls the embeddings themselves. ReCap starts from distillation (its text gives no formula; this is our reading).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from xmodal_jax.errors import refuse_unless
+from xmodal_jax.forward import Forward
+from xmodal_jax.objectives.base import Plain, Schedule, Term
+from xmodal_jax.types import Array, Batch
+
+
+def divergence(target: Array, logits: Array) -> Array:
+    """KL(softmax(target) || softmax(logits)) of each row of two [B,M] -> [B]."""
+    wanted = jax.nn.log_softmax(target)
+    return (jnp.exp(wanted) * (wanted - jax.nn.log_softmax(logits))).sum(1)
+
+
+@dataclass(frozen=True)
+class Distill(Plain):
+    """The student's in-batch similarities, and with `feature` its embeddings, after those of a frozen teacher.
+
+    A weight such as ((0, 1.0), (100, 0.0)) is the first part of training (a "distilled start"). The loss is still
+    computed at weight 0: its embeddings are those of the contrastive loss, so beside one it costs two products [B,B]. The
+    matrices are whole on every device, as in ITC without `ring`.
+    """
+
+    weight: Schedule = 1.0
+    relation: float = 1.0  # of the KL between the softmaxes over the batch, both directions averaged
+    feature: float = 0.0  # of 1 - cosine(student, teacher), both sides averaged; needs joint.embed as the teacher's
+    teacher_temperature: float = 0.07  # of the teacher's softmax; the student's is the model's own, which is learned
+
+    needs: ClassVar[frozenset[str]] = frozenset({"distill_image", "distill_text"})
+
+    def check(self, where: str) -> None:
+        """Refuse impossible values."""
+        for name in ("relation", "feature"):
+            value = getattr(self, name)
+            refuse_unless(value >= 0, f"{where}.{name} is {value}; write 0 or more")
+        refuse_unless(
+            self.relation + self.feature > 0, f"{where}.relation and {where}.feature are 0; write one above 0"
+        )
+        refuse_unless(
+            self.teacher_temperature > 0,
+            f"{where}.teacher_temperature is {self.teacher_temperature}; write a number above 0, such as 0.07",
+        )
+
+    def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
+        """Weighted sum of the two parts, [B]; metrics: each of them and the teacher's accuracy in the batch.
+
+        Raises UserError for `feature` with a teacher of another width.
+        """
+        image, text = (side.embed.astype(jnp.float32) for side in (fwd.image(), fwd.text()))
+        seen, said = batch["distill_image"], batch["distill_text"]
+        target, logits = seen @ said.T / self.teacher_temperature, image @ text.T / fwd.temperature()
+        relation = 0.5 * (divergence(target, logits) + divergence(target.T, logits.T))
+        right = (target.argmax(1) == jnp.arange(len(target))).astype(jnp.float32).mean()
+        values, metrics = self.relation * relation, {"relation": relation.mean(), "teacher_accuracy": right}
+        if self.feature:
+            refuse_unless(
+                seen.shape == image.shape,
+                f"the objective 'distill' has feature={self.feature}, but the teacher's embeddings have width "
+                f"{seen.shape[1]} and config.joint.embed is {image.shape[1]}; write feature=0, or "
+                f"config.joint.embed={seen.shape[1]}",
+            )
+            apart = 1.0 - 0.5 * ((image * seen).sum(1) + (text * said).sum(1))
+            values, metrics = values + self.feature * apart, metrics | {"feature": apart.mean()}
+        return Term(values, jnp.ones_like(values), metrics)

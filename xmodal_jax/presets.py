@@ -1,0 +1,71 @@
+"""Settings that several configs share: data sets on frozen towers, towers trained from pixels, and a tiny model.
+
+Each function changes the ConfigDict it is given and returns it. What makes a method is in its file in configs/; what
+makes a data set small or large, and which weights it starts from, is here.
+"""
+
+from ml_collections import ConfigDict
+
+TRAIN_VIEWS = ("noto", "openmoji", "fluent-3d", "fluent-flat", "emojione")  # Twemoji is never trained on
+TEST_VIEWS = ("openmoji", "twemoji")
+
+
+def frozen_towers(config: ConfigDict) -> ConfigDict:
+    """Cached pictures and a frozen MiniLM; the heads start from CCA and move slowly under heavy dropout.
+
+    Few pairs: without these the heads forget CCA within fifty steps (benchmarks/results/README.md).
+    """
+    config.image.kind, config.image.head_hidden, config.image.head_dropout = "features", 768, 0.7
+    config.text.init, config.text.tokenizer = "minilm", "minilm"
+    config.text.head_hidden, config.text.head_dropout = 768, 0.5
+    config.fusion.hidden, config.fusion.dropout, config.fusion.head_dropout = 768, 0.2, 0.5
+    config.joint.start, config.teacher.momentum = "cca", 0.98
+    config.optimizer.lr, config.optimizer.warmup, config.optimizer.freeze = 1e-3, 20, "^text/"
+    config.optimizer.groups = (("_head/", 0.3),)
+    return config
+
+
+def emoji_views(config: ConfigDict) -> ConfigDict:
+    """Emoji by five vendors, asked with one of them and with a sixth (benchmarks/emoji_views.py makes the data set)."""
+    config.data.path, config.data.length, config.data.views = "data/emoji_views", 10, TRAIN_VIEWS
+    config.data.features, config.eval.views, config.eval.rerank = ("lite0-128", "lite0-192"), TEST_VIEWS, (16,)
+    config.data.augment.flip = 0.0  # arrows and hands point somewhere
+    config.batch_size, config.steps = 128, 200
+    return frozen_towers(config)
+
+
+def flickr8k(config: ConfigDict) -> ConfigDict:
+    """Flickr8k, train -> val, on cached tokens at two input sizes, plain and mirrored (configs/flickr8k.py)."""
+    config.data.path, config.data.eval_split, config.data.length = "data/flickr8k", "val", 24
+    config.data.features, config.data.augment.flip, config.eval.rerank = ("lite0-160", "lite0-224"), 0.5, (16,)
+    config.batch_size, config.steps, config.eval.flip = 256, 200, True
+    frozen_towers(config)
+    config.joint.embed, config.joint.start_ridge = 512, 0.3
+    config.fusion.head_dropout, config.optimizer.weight_decay = 0.3, 0.1
+    return config
+
+
+def finetuned(config: ConfigDict, size: int, batch_size: int = 64) -> ConfigDict:
+    """Both towers trained from pixels of `size` px, from the weights that `frozen_towers` only reads."""
+    config.image.kind, config.image.init, config.data.features = "efficientnet", "lite0", ()
+    config.data.image_size, config.batch_size = size, batch_size
+    config.optimizer.freeze = "^text/embed"
+    config.optimizer.groups = (("^text/", 0.05), ("^image/", 0.1), ("_head/", 0.3))
+    return config
+
+
+def tiny(config: ConfigDict) -> ConfigDict:
+    """Small towers from scratch, a ViT on 32 pixels and a BERT of two layers: for tests on any machine."""
+    config.batch_size, config.steps, config.log_every, config.optimizer.warmup = 16, 20, 5, 5
+    config.data.image_size, config.data.length = 32, 12
+    config.image.patch, config.image.width, config.image.layers = 8, 32, 2
+    config.image.heads, config.image.hidden = 2, 64
+    config.text.width, config.text.layers, config.text.heads = 32, 2, 2
+    config.text.hidden, config.text.positions = 64, 16
+    config.fusion.layers, config.fusion.heads, config.fusion.hidden = 1, 2, 64
+    config.bridge.hidden, config.joint.embed, config.joint.bits = 64, 16, 16
+    config.eval.batch_size, config.eval.rerank = 64, (8,)
+    for fields in config.objectives.values():
+        if "queue" in fields:
+            fields.queue = 64
+    return config
