@@ -106,6 +106,18 @@ def test_impossible_configs_are_refused(override, words, train_tiny, tmp_path, r
     assert not (tmp_path / "run").exists()
 
 
+def test_labels_that_an_objective_reads_cannot_be_left_out(train_tiny, tmp_path, refused):
+    changed = train_tiny(tmp_path / "run", "objectives.hash.by_label=True", "data.labels=False")
+    refused(changed, "config.objectives.hash.by_label is True, but config.data.labels is False")
+    assert not (tmp_path / "run").exists()
+
+
+def test_sources_name_the_options_they_need_and_do_not_take(tmp_path, refused):
+    for source in ("precomp", "albef", "inaturalist"):
+        refused(["data", "prepare", source, "--out", tmp_path / "x"], f"'{source}' needs --path")
+    refused(["data", "prepare", "emoji", "--only", "animals", "--out", tmp_path / "x"], "'emoji' takes no --only")
+
+
 def test_a_split_to_evaluate_on_is_looked_for_before_training(train_tiny, tmp_path, refused):
     refused(train_tiny(tmp_path / "run", "eval.every=2", "data.eval_split=dev"), "has no split 'dev'")
     assert not (tmp_path / "run").exists()

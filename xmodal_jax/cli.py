@@ -10,6 +10,7 @@ from typing import Any
 from xmodal_jax import __version__
 from xmodal_jax.errors import UserError, refuse_unless
 
+PREPARED = ("emoji", "stamps", "karpathy", "precomp", "albef", "inaturalist", "jsonl", "tfds")
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 
@@ -43,13 +44,17 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def data_prepare(args: argparse.Namespace, _: list[str]) -> None:
     """Write a data set folder from a source."""
+    from xmodal_jax.data.card import report
     from xmodal_jax.data.prepare import prepare
     from xmodal_jax.data.sources import SOURCES
 
     names = {
         "emoji": ("size", "held_out"),
-        "stamps": ("root", "size", "held_out"),
+        "stamps": ("root", "size", "held_out", "only", "label"),
         "karpathy": ("path", "images", "licence"),
+        "precomp": ("path", "images", "licence"),
+        "albef": ("path", "images", "name", "licence"),
+        "inaturalist": ("path", "images", "licence"),
         "jsonl": ("path", "root", "licence", "held_out"),
         "tfds": ("name", "data_dir", "image_key", "text_key", "label_key", "language", "licence"),
     }
@@ -60,13 +65,11 @@ def data_prepare(args: argparse.Namespace, _: list[str]) -> None:
         not extra,
         f"'{args.source}' takes no --{extra[0].replace('_', '-') if extra else ''}; see `xmodal data prepare -h`",
     )
-    needed = {"karpathy": "path", "jsonl": "path", "tfds": "name"}.get(args.source)
+    files = ("karpathy", "precomp", "albef", "inaturalist", "jsonl")
+    needed = "path" if args.source in files else {"tfds": "name"}.get(args.source)
     refuse_unless(not needed or needed in given, f"'{args.source}' needs --{needed}; write --{needed}=...")
     card = prepare(SOURCES[args.source](**given), args.out, max_size=args.max_size, allow_bad=args.allow_bad)
-    for split, numbers in card.splits.items():
-        print(f"{split}: {numbers['records']} records, {numbers['captions']} captions, {numbers['groups']} groups")
-    for reason, count in card.skipped.items():
-        print(f"skipped: {count} x {reason}")
+    print("\n".join(report(card)))
     print(f"{args.out} is ready")
 
 
@@ -170,6 +173,23 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     print(f"wrote {path}")
 
 
+def classify_run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Print and keep the zero-shot accuracy of a run over the labels of its data set."""
+    import json
+
+    from xmodal_jax.eval.zeroshot import TEMPLATES, as_text, classify, read_templates
+    from xmodal_jax.workdir import open_run
+
+    templates = read_templates(args.templates) if args.templates else TEMPLATES
+    assembly, params, step = open_run(args.workdir, section_overrides(overrides, ("eval", "data")))
+    say = lambda text: print(text, file=sys.stderr)
+    result = classify(assembly, params, args.split, templates, args.classes, say)
+    path = pathlib.Path(args.workdir) / f"classify-{result['split']}.json"
+    path.write_text(json.dumps(result | {"step": step}, indent=1))
+    print(as_text(result))
+    print(f"wrote {path}")
+
+
 def caption(args: argparse.Namespace, _: list[str]) -> None:
     """Write captions for pictures, or for a split with BLEU-4 and CIDEr against the true ones."""
     from xmodal_jax.eval.captioning import caption_files, caption_split
@@ -219,11 +239,15 @@ def report(args: argparse.Namespace, _: list[str]) -> None:
 def _data_parser(commands: Any) -> None:
     data = commands.add_parser("data", help="prepare data sets").add_subparsers(dest="action", required=True)
     make = data.add_parser("prepare", help="write a data set folder from a source")
-    make.add_argument("source", choices=("emoji", "stamps", "karpathy", "jsonl", "tfds"))
+    make.add_argument("source", choices=PREPARED)
     make.add_argument("--out", required=True, help="folder to write")
-    make.add_argument("--path", help="karpathy: dataset_*.json; jsonl: the .jsonl file")
-    make.add_argument("--images", help="karpathy: folder of the pictures")
-    make.add_argument("--name", help="tfds: builder name")
+    make.add_argument(
+        "--path", help="karpathy: dataset_*.json; jsonl: the .jsonl file; precomp, albef, inaturalist: folder"
+    )
+    make.add_argument("--images", help="folder of the pictures (karpathy, precomp, albef, inaturalist)")
+    make.add_argument("--name", help="tfds: builder name; albef: start of the file names, as rsitmd")
+    make.add_argument("--only", help="stamps: outermost folders, as animals,plants")
+    make.add_argument("--label", choices=("folder", "name"), help="stamps: what the label is (default: folder)")
     for name in ("root", "data-dir", "image-key", "text-key", "label-key", "language", "licence"):
         make.add_argument(f"--{name}")
     make.add_argument("--size", type=int, help="pixels that drawings (SVG) are rendered at")
@@ -296,6 +320,14 @@ def parser() -> argparse.ArgumentParser:
     test.add_argument("--workdir", required=True)
     test.add_argument("--split", default="")
     test.set_defaults(run=evaluate_run)
+    sort = commands.add_parser("classify", help="zero-shot classification over the labels of the data set")
+    sort.add_argument("--workdir", required=True)
+    sort.add_argument("--split", default="")
+    sort.add_argument("--templates", default="", help="a file, one template a line, {} for the name")
+    sort.add_argument(
+        "--classes", default="all", choices=("all", "split"), help="of the data set, or those of the split"
+    )
+    sort.set_defaults(run=classify_run)
     write = commands.add_parser("caption", help="write captions")
     write.add_argument("images", nargs="*", help="pictures (default: the evaluation split)")
     write.add_argument("--workdir", required=True)
@@ -322,7 +354,7 @@ def main(arguments: list[str] | None = None) -> int:
         rest, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
         args = parser().parse_args(rest)
         refuse_unless(
-            not overrides or args.command in ("train", "eval", "plan") or args.run is data_embed,
+            not overrides or args.command in ("train", "eval", "plan", "classify") or args.run is data_embed,
             f"'--config.{overrides[0] if overrides else ''}' goes with `xmodal train` or `xmodal eval` only",
         )
         if args.command != "plan":  # a plan tells how long compiling takes

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xmodal_jax.data.card import CARD_FILE, Card, ceiling, normal_caption
+from xmodal_jax.data.card import CARD_FILE, Card, ceiling, duplicates, normal_caption, report
 from xmodal_jax.errors import UserError
 
 SPLITS = {"train": {"records": 2, "captions": 4, "groups": 2, "files": ["a"]}}
@@ -140,3 +140,32 @@ def test_ceiling_equals_a_simulated_oracle(captions, k):
     got = ceiling(captions, (k,))
     i2t, t2i = simulated(captions, k)
     assert abs(got["i2t"][f"R@{k}"] - i2t) < 4 and abs(got["t2i"][f"R@{k}"] - t2i) < 4
+
+
+def test_duplicates_by_hand():
+    got = duplicates([["A flower.", "a rose", "a rose"], ["a  flower."], ["A tree"], []])
+    # five captions, three texts; "a flower." belongs to two images, "a rose" twice to one
+    assert got == {"captions": 5, "unique": 3, "unique_per_image": 1.0, "shared": 40.0}
+    assert duplicates([]) == {"captions": 0, "unique": 0, "unique_per_image": 0.0, "shared": 0.0}
+
+
+def test_a_set_like_ucm_captions():
+    """21 classes of 10 images: four captions of the class and an own one each, so nearly all queries are ambiguous."""
+    classes = [[f"class {c} template {t}" for t in range(4)] for c in range(21)]
+    captions = [[*classes[c], f"own words {c} {i}"] for c in range(21) for i in range(10)]
+    got = duplicates(captions)
+    assert got == {"captions": 1050, "unique": 21 * 4 + 210, "unique_per_image": 5.0, "shared": 80.0}
+    assert ceiling(captions)["t2i"] == {"R@1": 28.0, "R@5": 60.0, "R@10": 100.0}  # (4 k/10 + 1) / 5
+    assert ceiling(captions)["i2t"]["R@1"] == 100.0
+
+
+def test_the_report_says_what_can_be_reached():
+    captions = [["a"], ["a"], ["b"]]
+    made = card(ceiling={"train": ceiling(captions)}, duplicates={"train": duplicates(captions)}, skipped={"torn": 2})
+    assert report(made) == [
+        "train: 2 records, 4 captions, 2 groups",
+        "  best possible R@1/5/10: image to text 66.7 / 100.0 / 100.0, text to image 66.7 / 100.0 / 100.0",
+        "  'en' captions: 3, 2 different, 1.00 different per image, 66.7 % shared by images",
+        "skipped: 2 x torn",
+    ]
+    assert report(card()) == ["train: 2 records, 4 captions, 2 groups"]  # a card of before

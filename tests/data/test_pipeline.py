@@ -401,3 +401,11 @@ def test_captions_of_a_split_come_in_row_order(tiny_set):
 
 def test_multi_hot_marks_each_label():
     assert multi_hot([[0, 2], [], [1]], 3).tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+
+
+def test_labels_can_be_left_out_of_batches_and_evaluation(tiny_set, tokenizer):
+    config = DataConfig(path=str(tiny_set), image_size=16, length=8, labels=False)
+    data = train_dataset(tiny_set, "train", tokenizer, config, seed=0, batch_size=2)
+    assert "labels" not in data.batch_at(0)
+    data.close()
+    assert eval_split(tiny_set, "test", tokenizer, config).labels is None

@@ -187,7 +187,9 @@ def test_memory_sources_differ_by_content():
 
 
 def test_the_table_of_sources_is_what_the_command_line_offers():
-    assert list(SOURCES) == ["emoji", "stamps", "karpathy", "jsonl", "tfds"]
+    from xmodal_jax.cli import PREPARED
+
+    assert tuple(SOURCES) == PREPARED
 
 
 @pytest.fixture(scope="module")

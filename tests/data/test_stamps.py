@@ -5,7 +5,7 @@ import pytest
 
 from xmodal_jax.data.image import verify
 from xmodal_jax.data.sources import Item, Skip
-from xmodal_jax.data.stamps import group_key, read_captions, stamps_source
+from xmodal_jax.data.stamps import group_key, name_of, read_captions, stamps_source
 from xmodal_jax.errors import UserError
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 10 10"><rect width="10" height="5"/></svg>'
@@ -67,3 +67,44 @@ def test_a_folder_without_stamps_is_refused(tmp_path):
         stamps_source(tmp_path / "none")
     with pytest.raises(UserError, match="holds no stamp"):
         stamps_source(tmp_path)
+
+
+def test_only_some_folders_with_the_name_as_the_label(tree):
+    (tree / "plants/garden/cartoon").mkdir()
+    for suffix in (".txt", ".png"):
+        (tree / f"plants/garden/cartoon/rose{suffix}").write_bytes((tree / f"plants/flower2{suffix}").read_bytes())
+    (tree / "plants/garden/cartoon/rose.txt").write_text("A red rose (a flower), in 2 pots.\n")
+    source = stamps_source(tree, held_out=1, only="plants", label="name")
+    items = list(source.items())
+    assert [item.labels for item in items] == [("flower",), ("red rose",), ("flower",)]
+    assert [item.split for item in items] == ["train", "test", "train"]
+    # the style folder says nothing; the deepest place of a name is its lineage
+    assert source.taxonomy.lineage == {"flower": ("plants", "garden", "roses"), "red rose": ("plants", "garden", "")}
+    assert source.arguments["only"] == "plants" and source.arguments["label"] == "name"
+
+
+def test_folder_labels_belong_to_their_first_folder(tree):
+    source = stamps_source(tree)
+    assert source.taxonomy.lineage == {"plants": ("plants",), "plants/garden": ("plants",), "town": ("town",)}
+    assert not {"only", "label"} & set(source.arguments)  # sets prepared before are still the same
+
+
+@pytest.mark.parametrize(
+    ("caption", "name"),
+    [
+        ("A peacock (a male peafowl).", "peacock"),
+        ("A spiny lobster, from Hawaii.", "spiny lobster"),
+        ("Tux\u2014the mascot!", "tux"),
+        ("Tux - a bird", "tux"),
+        ("(a bird)", "bird"),
+    ],
+)
+def test_a_name_has_no_asides(caption, name):
+    assert name_of(caption) == name
+
+
+def test_unknown_folders_and_labels_are_refused(tree):
+    with pytest.raises(UserError, match=r"has no \['animals'\]; write some of plants, town"):
+        stamps_source(tree, only="plants,animals")
+    with pytest.raises(UserError, match="--label is 'colour'; write folder or name"):
+        stamps_source(tree, label="colour")

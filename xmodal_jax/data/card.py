@@ -33,6 +33,8 @@ class Card:
 
     `splits`: {split: {records, captions, groups, files}}; `captions` counts all languages.
     `ceiling`: {split: {"i2t" | "t2i": {"R@1", "R@5", "R@10"}}} in %, see `ceiling`.
+    `duplicates`: {split: {"captions", "unique", "unique_per_image", "shared"}}, see `duplicates`. Both are of the
+    captions in the first language.
     `skipped`: {reason: count} of what the source held and the data set does not.
     `features`: {name: {tower, size, tokens, width, views, dtype, files: {split: [...]}}}, see
     `features.write_features`.
@@ -49,6 +51,7 @@ class Card:
     label_names: list[str]
     splits: dict[str, dict[str, Any]]
     ceiling: dict[str, dict[str, dict[str, float]]] = dataclasses.field(default_factory=dict)
+    duplicates: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     skipped: dict[str, int] = dataclasses.field(default_factory=dict)
     features: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     embeddings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
@@ -171,3 +174,43 @@ def _first_in_tie(tied: int, own: int, k: int) -> float:
 
 def _percent(values: list[float]) -> float:
     return round(100.0 * math.fsum(values) / len(values), 2) if values else 0.0
+
+
+def duplicates(captions: Sequence[Sequence[str]]) -> dict[str, float]:
+    """How often captions repeat: `captions[i]` are those of image i, compared as the ceiling compares them.
+
+    "captions": all of them; "unique": different ones; "unique_per_image": different ones of an image, on average;
+    "shared": % of the captions whose text belongs to more than one image.
+    """
+    texts = [[normal_caption(caption) for caption in own] for own in captions]
+    owners = collections.Counter(text for own in texts for text in set(own))
+    everyone = [text for own in texts for text in own]
+    return {
+        "captions": len(everyone),
+        "unique": len(owners),
+        "unique_per_image": round(math.fsum(len(set(own)) for own in texts) / max(1, len(texts)), 2),
+        "shared": _percent([float(owners[text] > 1) for text in everyone]),
+    }
+
+
+def report(card: Card) -> list[str]:
+    """What `xmodal data prepare` prints: the size of every split, its ceiling and its repeated captions."""
+    lines = []
+    for split, numbers in card.splits.items():
+        lines.append(
+            f"{split}: {numbers['records']} records, {numbers['captions']} captions, {numbers['groups']} groups"
+        )
+        if split in card.ceiling:
+            best = {
+                side: " / ".join(f"{value:.1f}" for value in row.values()) for side, row in card.ceiling[split].items()
+            }
+            ks = "/".join(name.removeprefix("R@") for name in card.ceiling[split]["i2t"])
+            lines.append(f"  best possible R@{ks}: image to text {best['i2t']}, text to image {best['t2i']}")
+        if split in card.duplicates:
+            found = card.duplicates[split]
+            lines.append(
+                f"  '{card.languages[0]}' captions: {found['captions']}, {found['unique']} different, "
+                f"{found['unique_per_image']:.2f} different per image, {found['shared']:.1f} % shared by images"
+            )
+    lines += [f"skipped: {count} x {reason}" for reason, count in card.skipped.items()]
+    return lines

@@ -46,6 +46,7 @@ class DataConfig:
     `embeddings`: name of a frozen teacher's embeddings that batches carry (`xmodal data embed`).
     `threads`, `prefetch`: threads that make batches, and how many batches ahead.
     `stall_seconds`: how long to wait for a batch before a warning names what each thread is at.
+    `labels`: batches carry the labels as float32 [B,C]; False leaves them out (thousands of species that no loss reads).
     """
 
     path: str = ""
@@ -62,6 +63,7 @@ class DataConfig:
     threads: int = 4
     prefetch: int = 4
     stall_seconds: float = 60.0
+    labels: bool = True
 
     def __post_init__(self):
         for name, least in (("image_size", 8), ("length", 3), ("threads", 1), ("prefetch", 1)):
@@ -93,6 +95,8 @@ class Split:
             len(set(widths.values())) < 2,
             f"config.data.features: widths {widths} differ; concatenate caches of one tower.",
         )
+        if not cfg.labels:
+            self.card = dataclasses.replace(self.card, label_names=[])
         self.records = open_records(data_dir, split)
         self.caches = [open_records(pathlib.Path(data_dir) / "features" / name, split) for name in cfg.features]
         for name, cache in zip(cfg.features, self.caches):

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from xmodal_jax.data.card import CARD_FILE, Card, ceiling
+from xmodal_jax.data.card import CARD_FILE, Card, ceiling, duplicates
 from xmodal_jax.data.image import CorruptImage, limit_size, verify
 from xmodal_jax.data.progress import Progress
 from xmodal_jax.data.records import SHARD_BYTES, RecordWriter, encode_record
@@ -106,6 +106,8 @@ def prepare(
         _refuse_bad(build, allow_bad, source)
         card = _card(build, source, name or out.name, arguments)
         card.save(partial)
+        if source.taxonomy:
+            source.taxonomy.save(partial)
         if out.is_dir():
             out.rmdir()
         os.replace(partial, out)
@@ -191,6 +193,7 @@ def _card(build: Build, source: Source, name: str, arguments: dict[str, Any]) ->
         label_names=list(build.labels),
         splits=splits,
         ceiling={split: ceiling(captions) for split, captions in first.items()},
+        duplicates={split: duplicates(captions) for split, captions in first.items()},
         skipped=dict(build.skipped),
         arguments=arguments,
     )

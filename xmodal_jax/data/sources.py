@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from xmodal_jax.data.taxonomy import Taxonomy
 from xmodal_jax.errors import UserError, refuse_unless
 
 Captions = dict[str, list[str]]
@@ -40,7 +41,8 @@ class Skip:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A named stream of items. `arguments` is what it was made with; `total` the number of items, 0 if unknown."""
+    """A named stream of items. `arguments` is what it was made with; `total` the number of items, 0 if unknown;
+    `taxonomy` what its labels belong to, if that is known."""
 
     name: str
     origin: str
@@ -48,6 +50,7 @@ class Source:
     items: Callable[[], Iterator[Item | Skip]]
     arguments: dict[str, Any]
     total: int = 0
+    taxonomy: Taxonomy | None = None
 
 
 def split_groups(groups: Sequence[str], held_out: int) -> list[str]:
@@ -102,7 +105,8 @@ def file_item(key: str, paths: dict[str, pathlib.Path], captions: Any, **fields)
         yield Skip("no caption", key)
 
 
-def _existing(path: os.PathLike | str, what: str, folder: bool = False) -> pathlib.Path:
+def existing(path: os.PathLike | str, what: str, folder: bool = False) -> pathlib.Path:
+    """`path`, if it is a file (or a folder); `what` names it in the `UserError` raised otherwise."""
     path = pathlib.Path(path)
     found = path.is_dir() if folder else path.is_file()
     refuse_unless(
@@ -120,13 +124,15 @@ def _digest(path: pathlib.Path) -> str:
 
 
 def karpathy_source(path: os.PathLike | str, images: os.PathLike | str | None = None, licence: str = "") -> Source:
-    """Karpathy's `dataset_*.json` (Flickr8k, Flickr30K, COCO) with its folder of images (default: `images` beside it).
+    """Karpathy's `dataset_*.json` (Flickr8k, Flickr30K, COCO; RSICD, UCM, Sydney, RSITMD) with its folder of images
+    (default: `images` beside it).
 
-    Its own splits are kept; "restval" (COCO) counts as "train". Raises `UserError` if a file is missing or has no
+    Its own splits are kept; "restval" (COCO) counts as "train". A sentence without "raw" is its tokens. Keywords, of the
+    picture or of its sentences (RSITMD), become one caption of the language "en-keywords". Raises `UserError` if a file is missing or has no
     "images".
     """
-    path = _existing(path, "Karpathy file")
-    folder = _existing(images or path.parent / "images", "image folder", folder=True)
+    path = existing(path, "Karpathy file")
+    folder = existing(images or path.parent / "images", "image folder", folder=True)
     try:
         rows = json.loads(path.read_text("utf-8"))["images"]
     except (ValueError, KeyError, TypeError) as error:
@@ -143,13 +149,27 @@ def karpathy_source(path: os.PathLike | str, images: os.PathLike | str | None = 
 def _karpathy_item(row: Any, number: int, folder: pathlib.Path) -> Iterator[Item | Skip]:
     try:
         name, split = row["filename"], row["split"]
-        captions = [sentence["raw"] for sentence in row["sentences"]]
+        captions = {"en": [_raw(sentence) for sentence in row["sentences"]], **_keywords(row)}
         path = folder / row.get("filepath", "") / name
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         yield Skip("broken row", f"images[{number}]: {error!r}")
         return
     split = "train" if split == "restval" else split
     yield from file_item(name, {"image": path}, captions, group=name, split=split)
+
+
+def _raw(sentence: Any) -> Any:
+    return sentence["raw"] if "raw" in sentence else " ".join(sentence["tokens"])
+
+
+def _keywords(row: dict[str, Any]) -> Captions:
+    """{"en-keywords": [all keywords, each once]} where there are any."""
+    found: dict[str, None] = {}
+    for place in (row, *row["sentences"]):
+        own = place.get("keywords") or []
+        found |= {" ".join(str(word).split()): None for word in (own.split(",") if isinstance(own, str) else own)}
+    words = [word for word in found if word]
+    return {"en-keywords": [", ".join(words)]} if words else {}
 
 
 # --- JSON lines -----------------------------------------------------------------------------------------------------
@@ -165,8 +185,8 @@ def jsonl_source(
     all their captions. Items without a split are shared out by group: `held_out` of them (default: a tenth, at most
     1,000) become "test".
     """
-    path = _existing(path, "JSONL file")
-    root = _existing(root or path.parent, "image folder", folder=True)
+    path = existing(path, "JSONL file")
+    root = existing(root or path.parent, "image folder", folder=True)
     rows = [_jsonl_row(line, number) for number, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip()]
     rows = _merged(rows)
     open_rows = [row for row in rows if isinstance(row, dict) and not row["split"]]
@@ -341,10 +361,31 @@ def _stamps(**arguments) -> Source:
     return stamps_source(**arguments)
 
 
+def _inaturalist(**arguments) -> Source:
+    from xmodal_jax.data.inaturalist import inaturalist_source
+
+    return inaturalist_source(**arguments)
+
+
+def _precomp(**arguments) -> Source:
+    from xmodal_jax.data.remote_sensing import precomp_source
+
+    return precomp_source(**arguments)
+
+
+def _albef(**arguments) -> Source:
+    from xmodal_jax.data.remote_sensing import albef_source
+
+    return albef_source(**arguments)
+
+
 SOURCES: dict[str, Callable[..., Source]] = {
     "emoji": _emoji,
     "stamps": _stamps,
     "karpathy": karpathy_source,
+    "precomp": _precomp,
+    "albef": _albef,
+    "inaturalist": _inaturalist,
     "jsonl": jsonl_source,
     "tfds": tfds_source,
 }

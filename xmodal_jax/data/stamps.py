@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from xmodal_jax.data.card import normal_caption
 from xmodal_jax.data.image import CorruptImage, render_svg
 from xmodal_jax.data.sources import Item, Skip, Source, clean_captions, split_groups
+from xmodal_jax.data.taxonomy import Taxonomy, folder_taxonomy
 from xmodal_jax.errors import refuse_unless
 
 ROOT = "/usr/share/tuxpaint/stamps"
 LETTERS = {"alphabets", "letters", "numbers"}  # a caption "The letter A" says nothing about a picture
 TRANSLATION = re.compile(r"(?P<language>[\w@.-]+?)\.utf8=(?P<caption>.*)")
+STYLES = {"cartoon", "toys", "plastic"}  # folders that say how a thing is drawn, not what it is
+ASIDE = re.compile(r"\s*([(,\u2014]|\s-\s).*")  # "A peacock (a male peafowl)." is called "peacock"
 ARTICLE = re.compile(r"^(a|an|the|some)\s+")
 
 
@@ -35,34 +38,79 @@ def group_key(caption: str) -> str:
     return ARTICLE.sub("", re.sub(r"[^\w\s]|\d", "", normal_caption(caption))).strip()
 
 
-def stamps_source(root: os.PathLike | str = ROOT, size: int = 256, held_out: int = 200) -> Source:
+def name_of(caption: str) -> str:
+    """What the English caption calls the stamp: its group key without asides, "an albino peahen (...)" -> the first."""
+    return group_key(ASIDE.sub("", caption)) or group_key(caption)
+
+
+def folders_of(key: str) -> tuple[str, ...]:
+    """The folders of a stamp from the outermost on, those of a drawing style left out."""
+    return tuple(folder for folder in key.split("/")[:-1] if folder not in STYLES)
+
+
+def stamps_source(
+    root: os.PathLike | str = ROOT, size: int = 256, held_out: int = 200, only: str = "", label: str = "folder"
+) -> Source:
     """Stamps below `root` that have a text file, letters and numbers left out; `held_out` of them as "test", by group.
 
-    SVG drawings are rendered `size` px wide. One label: the first two folders. Raises `UserError` for a folder
-    without stamps.
+    SVG drawings are rendered `size` px wide. `only`: names of outermost folders, as "animals,plants". One label, and
+    the folders above it as its taxonomy: the first two folders (`label` "folder") or what the English caption names
+    ("name"; a test label is then one that training never saw). Raises `UserError` for a folder without stamps.
     """
     root = pathlib.Path(root)
     refuse_unless(
         root.is_dir(),
         f"no stamps at {root}: apt-get install tuxpaint-stamps-default, or give the folder of an unpacked one.",
     )
-    files = [path for path in sorted(root.rglob("*.txt")) if not LETTERS & set(path.relative_to(root).parts)]
-    refuse_unless(
-        bool(files), f"{root} holds no stamp (a picture with a .txt beside it): give the folder named stamps."
-    )
+    refuse_unless(label in ("folder", "name"), f"--label is '{label}'; write folder or name")
+    files = _kept(sorted(root.rglob("*.txt")), root, only)
+    keys = [path.relative_to(root).with_suffix("").as_posix() for path in files]
     captions = [read_captions(path) for path in files]
-    groups = [group_key(own["en"][0]) for own in captions]
+    labels = [_label(key, own["en"][0], label) for key, own in zip(keys, captions)]
+    groups = labels if label == "name" else [group_key(own["en"][0]) for own in captions]
 
     def items() -> Iterator[Item | Skip]:
-        for path, own, group, split in zip(files, captions, groups, split_groups(groups, held_out)):
-            key = path.relative_to(root).with_suffix("").as_posix()
+        for path, key, own, name, group, split in zip(
+            files, keys, captions, labels, groups, split_groups(groups, held_out)
+        ):
             kept, skips = clean_captions(own, key)
             yield from skips
             if kept:
-                yield _item(key, path, kept, size, group=group, split=split)
+                yield _item(key, path, kept, size, labels=(name,), group=group, split=split)
 
     arguments = {"root": str(root.resolve()), "size": size, "held_out": held_out}
-    return Source("stamps", "Debian tuxpaint-stamps-default", "GPL-2", items, arguments, len(files))
+    arguments |= ({"only": only} if only else {}) | ({"label": label} if label != "folder" else {})
+    origin = "Debian tuxpaint-stamps-default"
+    return Source("stamps", origin, "GPL-2", items, arguments, len(files), _taxonomy(keys, labels, label))
+
+
+def _kept(files: list[pathlib.Path], root: pathlib.Path, only: str) -> list[pathlib.Path]:
+    """The text files of stamps, without letters, in the outermost folders that `only` names (all where it is "")."""
+    files = [path for path in files if not LETTERS & set(path.relative_to(root).parts)]
+    refuse_unless(
+        bool(files), f"{root} holds no stamp (a picture with a .txt beside it): give the folder named stamps."
+    )
+    wanted = {name.strip() for name in only.split(",") if name.strip()}
+    known = {path.relative_to(root).parts[0] for path in files}
+    refuse_unless(
+        wanted <= known,
+        f"--only: {root} has no {sorted(wanted - known)[:1]}; write some of {', '.join(sorted(known))}.",
+    )
+    return [path for path in files if not wanted or path.relative_to(root).parts[0] in wanted]
+
+
+def _label(key: str, caption: str, label: str) -> str:
+    folder = "/".join(key.split("/")[:-1][:2]) or "stamps"
+    return (name_of(caption) or folder) if label == "name" else folder
+
+
+def _taxonomy(keys: list[str], labels: list[str], label: str) -> Taxonomy:
+    """The folders above each label; of a name in several folders the deepest."""
+    paths: dict[str, tuple[str, ...]] = {}
+    for key, own in zip(keys, labels):
+        folders = folders_of(key) if label == "name" else tuple(own.split("/")[:1])
+        paths[own] = max(paths.get(own, ()), folders, key=len)
+    return folder_taxonomy(paths, label)
 
 
 def _item(key: str, path: pathlib.Path, captions: dict[str, list[str]], size: int, **fields) -> Item | Skip:
@@ -73,4 +121,4 @@ def _item(key: str, path: pathlib.Path, captions: dict[str, list[str]], size: in
         return Skip("missing image", f"{key}: no .png or .svg")
     except (CorruptImage, UnicodeDecodeError) as error:
         return Skip("unreadable drawing", f"{key}: {error}")
-    return Item(key, {"image": picture}, captions, labels=("/".join(key.split("/")[:-1][:2]) or "stamps",), **fields)
+    return Item(key, {"image": picture}, captions, **fields)

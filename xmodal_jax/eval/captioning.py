@@ -6,11 +6,13 @@ from typing import Any
 
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.pipeline import EvalSplit, eval_split
+from xmodal_jax.data.taxonomy import Taxonomy
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval.caption import caption_scores
 from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.eval.generate import write_captions
 from xmodal_jax.eval.pictures import read_pictures
+from xmodal_jax.eval.zeroshot import naming_accuracy, record_labels
 from xmodal_jax.types import Params
 
 BLOCK = 32  # pictures encoded and captioned together
@@ -39,7 +41,8 @@ def caption_split(assembly: Assembly, params: Params, split: str = "", limit: in
     """Caption the first `limit` (0: all) pictures of a split, in its first view.
 
     Returns:
-      rows {"key", "caption", "references": the true captions}, and {"BLEU-4" (0 to 1), "CIDEr" (COCO tool's scale)}.
+      rows {"key", "caption", "references": the true captions}, and {"BLEU-4" (0 to 1), "CIDEr" (COCO tool's scale)}; where
+      the data set has a taxonomy also the shares of captions that name a label and a right one (`naming_accuracy`).
 
     Raises:
       UserError: a run without a decoder, a negative limit, a split that is not there.
@@ -52,7 +55,11 @@ def caption_split(assembly: Assembly, params: Params, split: str = "", limit: in
     captions = caption_records(assembly, params, found, count, beam)
     truths = references(found)
     rows = [{"key": found.keys[i], "caption": caption, "references": truths[i]} for i, caption in enumerate(captions)]
-    return rows, caption_scores(captions, truths[:count])
+    scores, tree = caption_scores(captions, truths[:count]), Taxonomy.load(data.path)
+    if tree and tree.leaf != "folder":  # captions name animals, not folders
+        own = record_labels(data, split or data.eval_split, found.rows[:count])
+        scores |= naming_accuracy(captions, own, tree)
+    return rows, scores
 
 
 def caption_records(assembly: Assembly, params: Params, found: EvalSplit, count: int, beam: int) -> list[str]:

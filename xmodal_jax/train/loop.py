@@ -117,6 +117,10 @@ def refuse_impossible(config: Config, assembly: Assembly) -> None:
             bool(card.label_names) or not getattr(objective, "by_label", False),
             f"config.objectives.{name}.by_label is True, but the data set '{config.data.path}' has no labels; write False",
         )
+        refuse_unless(
+            config.data.labels or not getattr(objective, "by_label", False),
+            f"config.objectives.{name}.by_label is True, but config.data.labels is False; write True",
+        )
 
 
 def refuse_chunks(config: Config, assembly: Assembly, rows: int) -> None:

@@ -1,0 +1,124 @@
+"""Remote-sensing sets in the two layouts beside Karpathy's: text files ("precomp") and ALBEF-style JSON lists ("albef").
+
+RSICD, UCM-captions, Sydney-captions and RSITMD come in either; their original JSON is Karpathy's (`karpathy_source`).
+RSITMD's training list has 20 empty captions: they are dropped and counted like all others.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from xmodal_jax.data.sources import Item, Skip, Source, existing, file_item
+from xmodal_jax.errors import UserError, refuse_unless
+
+SPLITS = ("train", "val", "test")
+PER_IMAGE = 5  # caption lines of a name that is listed once
+TERMS = "see the data set's own terms"
+
+Row = tuple[str, list[Any], tuple[str, ...]]  # picture, captions, labels
+
+
+def precomp_source(path: os.PathLike | str, images: os.PathLike | str | None = None, licence: str = "") -> Source:
+    """`{train,val,test}_caps.txt` and `{...}_filename.txt` in the folder `path`, pictures in `images` beside them.
+
+    One caption a line. A name is listed once for its five captions or once for each caption; the number of lines tells
+    which. Raises `UserError` for any other ratio, by file name, and for missing files.
+    """
+    folder = existing(path, "precomp folder", folder=True)
+    root = existing(images or folder / "images", "image folder", folder=True)
+    found = [split for split in SPLITS if (folder / f"{split}_caps.txt").is_file()]
+    refuse_unless(bool(found), f"{folder} has no train_caps.txt, val_caps.txt or test_caps.txt; give their folder.")
+    files = [folder / f"{split}_{what}.txt" for split in found for what in ("caps", "filename")]
+    rows = {split: _paired(*files[2 * number : 2 * number + 2]) for number, split in enumerate(found)}
+    return _source("precomp", folder, root, rows, files, licence)
+
+
+def _paired(caps: pathlib.Path, names: pathlib.Path) -> list[Row]:
+    """Pictures with their captions, of one split."""
+    captions, files = _lines(caps), _lines(existing(names, "list of file names"))
+    whole = len(captions) == PER_IMAGE * len(files)
+    refuse_unless(
+        bool(files) and (whole or len(captions) == len(files)),
+        f"{caps} has {len(captions)} lines and {names.name} {len(files)}; a name must be there once for {PER_IMAGE} "
+        f"captions or once for each caption.",
+    )
+    merged: dict[str, list[Any]] = {}
+    for number, caption in enumerate(captions):
+        merged.setdefault(files[number // PER_IMAGE if whole else number].strip(), []).append(caption)
+    return [(name, own, ()) for name, own in merged.items()]
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+    """All lines; empty ones count, for the n-th belongs to the n-th name."""
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error}); convert it.") from error
+    lines = text.replace("\r\n", "\n").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def albef_source(
+    path: os.PathLike | str, images: os.PathLike | str | None = None, name: str = "", licence: str = ""
+) -> Source:
+    """`{NAME_}train.json`, `{NAME_}val.json`, `{NAME_}test.json` in the folder `path`, each a JSON list of
+    {"image": path, "caption": text or list, and maybe "label_name"}; rows of one image are one item.
+
+    Pictures are in `images` (default: `images` beside the lists). `name` is needed where the folder holds the lists of
+    several sets. Raises `UserError`.
+    """
+    folder = existing(path, "folder of JSON lists", folder=True)
+    root = existing(images or folder / "images", "image folder", folder=True)
+    files = {split: file for split in SPLITS if (file := _list_of(folder, name, split))}
+    refuse_unless(bool(files), f"{folder} has no {name or '*'}_train.json, _val.json or _test.json; give their folder.")
+    rows = {split: _grouped(file) for split, file in files.items()}
+    return _source("albef", folder, root, rows, list(files.values()), licence)
+
+
+def _list_of(folder: pathlib.Path, name: str, split: str) -> pathlib.Path | None:
+    plain = [folder / f"{split}.json"] if (folder / f"{split}.json").is_file() else []
+    files = sorted(folder.glob(f"{name}_{split}.json")) if name else plain + sorted(folder.glob(f"*_{split}.json"))
+    refuse_unless(
+        len(files) < 2,
+        f"{folder} holds {' and '.join(file.name for file in files)}; choose one set with --name, as --name rsitmd.",
+    )
+    return files[0] if files else None
+
+
+def _grouped(path: pathlib.Path) -> list[Row | Skip]:
+    """Pictures with all their captions and labels, in the order of their first rows; broken rows as `Skip`."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); download it again.") from error
+    refuse_unless(isinstance(content, list), f"{path} must be a JSON list of rows with 'image' and 'caption'.")
+    merged: dict[str, tuple[list[Any], dict[str, None]]] = {}
+    skips: list[Row | Skip] = []
+    for number, row in enumerate(content):
+        if not (isinstance(row, dict) and isinstance(row.get("image"), str) and "caption" in row):
+            skips.append(Skip("broken row", f"{path.name}: row {number}"))
+            continue
+        captions, labels = merged.setdefault(row["image"], ([], {}))
+        captions += row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
+        labels |= {str(row["label_name"]): None} if row.get("label_name") else {}
+    return skips + [(image, captions, tuple(labels)) for image, (captions, labels) in merged.items()]
+
+
+def _source(kind: str, folder: pathlib.Path, root: pathlib.Path, rows: dict[str, list[Row | Skip]],
+            files: list[pathlib.Path], licence: str) -> Source:  # fmt: skip
+    def items() -> Iterator[Item | Skip]:
+        for split, own in rows.items():
+            for row in own:
+                yield from [row] if isinstance(row, Skip) else _item(*row, root, split)
+
+    content = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+    arguments = {"path": str(folder.resolve()), "images": str(root.resolve()), "content": content}
+    arguments |= {"files": [file.name for file in files]}
+    return Source(kind, folder.name, licence or TERMS, items, arguments, sum(map(len, rows.values())))
+
+
+def _item(name: str, captions: list[Any], labels: tuple[str, ...], root: pathlib.Path, split: str) -> Iterator:
+    return file_item(name, {"image": root / name}, captions, labels=labels, group=name, split=split)

@@ -1,0 +1,281 @@
+"""Zero-shot classification: pictures against a class head that the text tower writes from the names of the labels.
+
+A class is the normalised mean of its name in several templates (a prompt ensemble; Radford et al., 2021, section 3.1.4).
+Neither the texts of all classes nor the scores of all pictures are ever held at once.
+"""
+
+import dataclasses
+import math
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from xmodal_jax.assemble import Assembly
+from xmodal_jax.data.card import Card
+from xmodal_jax.data.pipeline import DataConfig, Split
+from xmodal_jax.data.records import CorruptRecord
+from xmodal_jax.data.taxonomy import Taxonomy
+from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.eval.embed import Embedder
+from xmodal_jax.eval.evaluate import Evaluator, mean_tables
+from xmodal_jax.eval.tables import Grid
+from xmodal_jax.search import topk
+from xmodal_jax.search.dense import inner_product, resident, unit_rows
+from xmodal_jax.types import Params
+
+TEMPLATES = (
+    "{}",
+    "{}.",
+    "a photo of a {}.",
+    "a picture of a {}.",
+    "a drawing of a {}.",
+    "this is a {}.",
+    "here is one {}.",
+)
+BLOCK_SCORES = 1 << 22  # 16 MiB of float32: the largest block of pictures x classes
+TOP = (1, 3)
+
+Tables = dict[str, dict[str, float]]
+
+
+def read_templates(path: str | pathlib.Path) -> tuple[str, ...]:
+    """One template a line, each with one `{}` for the name. Raises `UserError`, by line."""
+    path = pathlib.Path(path)
+    refuse_unless(
+        path.is_file(), f"--templates: there is no file {path}; write one template a line, as: a photo of a {{}}."
+    )
+    try:
+        lines = [(number, line.strip()) for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)]
+    except UnicodeDecodeError as error:
+        raise UserError(f"--templates: {path} is not UTF-8 text ({error}).") from error
+    found = [(number, line) for number, line in lines if line]
+    refuse_unless(bool(found), f"--templates: {path} is empty; write one template a line, as: a photo of a {{}}.")
+    for number, line in found:
+        refuse_unless(
+            line.count("{}") == 1, f"--templates: line {number} of {path}, '{line}', must have one {{}} for the name."
+        )
+    return tuple(line for _, line in found)
+
+
+def spoken(label: str) -> str:
+    """A label as words: "animals/birds" -> "animals birds", "Food: food-fruit" -> "Food food-fruit"."""
+    return " ".join(re.split(r"[/:_\s]+", label)).strip()
+
+
+def class_head(
+    encode: Callable[[list[str]], np.ndarray],
+    names: Sequence[str],
+    templates: Sequence[str] = TEMPLATES,
+    batch: int = 256,
+) -> np.ndarray:
+    """The class head float32 [C,E], unit rows: of each name the mean embedding over the templates.
+
+    Args:
+      encode: texts, always the same number of them, -> unit embeddings [b,E].
+      names: C names, as they are put in place of `{}`.
+      batch: texts encoded at once; memory does not grow with C besides the head.
+
+    Raises:
+      UserError: no names, no templates, or an embedding that is not finite.
+    """
+    refuse_unless(bool(names), "There are no classes to choose from; prepare a data set with labels.")
+    refuse_unless(bool(templates), "There are no templates; write at least one, as '{}'.")
+    size = min(len(names), max(1, batch // len(templates)))
+    rows = []
+    for start in range(0, len(names), size):
+        block = list(names[start : start + size])
+        padded = block + block[-1:] * (size - len(block))
+        texts = [template.replace("{}", name) for name in padded for template in templates]
+        embed = encode(texts).reshape(size, len(templates), -1).mean(axis=1, dtype=np.float32)
+        rows.append(embed[: len(block)])
+    return unit_rows(np.concatenate(rows))
+
+
+def text_encoder(assembly: Assembly, embedder: Embedder) -> Callable[[list[str]], np.ndarray]:
+    """Texts -> embeddings [b,E] of a run's text tower."""
+    length = assembly.config.data.length
+    return lambda texts: embedder.rows("text", assembly.tokenizer.encode(texts, length), keep_tokens=False).embed
+
+
+def best_classes(image: np.ndarray, head: np.ndarray, k: int, block_scores: int = BLOCK_SCORES) -> np.ndarray:
+    """The `k` best classes int32 [n,k] of pictures [n,E] by cosine, exact, at most `block_scores` scores at a time.
+
+    The head is padded to a power of two of classes; a block is at least one picture. Equal scores: the lower class first.
+    """
+    topk.refuse_unsearchable(image, head.shape, k)
+    return topk.blocked_topk(inner_product, unit_rows(image), resident(head), k, block_scores)[1]
+
+
+def accuracy(best: np.ndarray, labels: Sequence[Sequence[int]], classes: int) -> Tables:
+    """{"top-1", "top-3", "macro": {"right", "chance"}} in %.
+
+    `best` int [n,k]: classes by score; `labels`: those of each picture, at least one. With several labels any of them is
+    right. "macro": the mean over classes of the share of their pictures whose best class is right (a picture with two
+    labels counts in both), so that rare classes weigh as much as frequent ones. "chance": a random order of the classes.
+    """
+    hits = np.array([np.isin(row, own) for row, own in zip(best, labels, strict=True)])
+    counts = np.array([len(set(own)) for own in labels])
+    tables = {}
+    for k in (k for k in TOP if k <= best.shape[1]):
+        chance = [1 - math.comb(classes - count, k) / math.comb(classes, k) for count in counts]
+        tables[f"top-{k}"] = _row(hits[:, :k].any(axis=1), chance)
+    owners = np.array([(label, picture) for picture, own in enumerate(labels) for label in set(own)])
+    per_class = lambda values: _class_means(owners[:, 0], values[owners[:, 1]])
+    tables["macro"] = _row(per_class(hits[:, 0].astype(float)), per_class(counts / classes))
+    return tables
+
+
+def _class_means(classes: np.ndarray, values: np.ndarray) -> np.ndarray:
+    _, place, count = np.unique(classes, return_inverse=True, return_counts=True)
+    return np.bincount(place, values) / count
+
+
+def _row(right: Any, chance: Any) -> dict[str, float]:
+    return {"right": 100 * float(np.mean(right)), "chance": 100 * float(np.mean(chance))}
+
+
+def rank_accuracy(best: np.ndarray, labels: Sequence[Sequence[int]], names: Sequence[str], tree: Taxonomy) -> Tables:
+    """{rank: {"right", "chance"}} in %, the finest rank first: the best class has the taxon of a true one there.
+
+    `best` int [n]: the best class. Pictures without a taxon at a rank do not count there; ranks of nobody are left out.
+    "chance": the share of the classes that have the taxon.
+    """
+    tables = {}
+    for rank in reversed(tree.ranks):
+        taxa = tree.taxa(names, rank)
+        sizes = np.bincount(taxa[taxa >= 0], minlength=1) / len(taxa)
+        right, chance = [], []
+        for choice, own in zip(best, labels, strict=True):
+            true = set(taxa[list(own)].tolist()) - {-1}
+            if true:
+                right.append(taxa[choice] in true)
+                chance.append(sizes[list(true)].sum())
+        if right:
+            tables[rank] = _row(right, chance)
+    return tables
+
+
+def classes_of(card: Card, tree: Taxonomy | None) -> list[str]:
+    """The names to choose from: all labels of the taxonomy, or those of the card. Raises `UserError` without any."""
+    refuse_unless(
+        bool(card.label_names), f"data set '{card.name}' has no labels, so no classes; prepare one with labels."
+    )
+    return tree.labels if tree and set(card.label_names) <= set(tree.labels) else card.label_names
+
+
+def record_labels(data: DataConfig, split: str, rows: Iterable[int]) -> list[list[str]]:
+    """The label names of the records at `rows` of a split. Raises `UserError` for one that cannot be read."""
+    source, names = Split(data.path, split, data), Card.load(data.path).label_names
+    try:
+        return [[names[number] for number in source.record(int(row))["labels"]] for row in rows]
+    except CorruptRecord as error:
+        raise UserError(f"a record of split '{split}' cannot be read ({error}); prepare the data set again.") from error
+    finally:
+        source.close()
+
+
+def classify(assembly: Assembly, params: Params, split: str = "", templates: Sequence[str] = TEMPLATES,
+             classes: str = "all", say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:  # fmt: skip
+    """Zero-shot classification of a split over all labels of its data set, or (`classes` "split") those of the split.
+
+    Where a split's labels were never trained on, "all" also measures how strongly a model prefers those it knows.
+
+    Returns:
+      {"split", "classes", "templates", "pictures", "unlabelled", "views": {view: tables}, "mean": over the views}; tables
+      are those of `accuracy` and, with a taxonomy, of `rank_accuracy`. Pictures without a label are left out.
+
+    Raises:
+      UserError: a data set or a split without labels.
+    """
+    data = dataclasses.replace(assembly.config.data, labels=False)  # [n,C] of thousands of classes would be large
+    assembly = dataclasses.replace(assembly, config=dataclasses.replace(assembly.config, data=data))
+    card, tree, split = Card.load(data.path), Taxonomy.load(data.path), split or data.eval_split
+    names, evaluator = classes_of(card, tree), Evaluator(assembly, params)
+    if classes == "split":
+        own = {name for labels in record_labels(data, split, range(card.split(split)["records"])) for name in labels}
+        names = [name for name in names if name in own]
+    embedder, views = evaluator.embedder, evaluator.views(split)
+    say(f"writing {len(names)} classes from {len(templates)} templates")
+    encode = text_encoder(assembly, embedder)
+    head = class_head(encode, [spoken(name) for name in names], templates, assembly.config.eval.batch_size)
+    result = {"split": split, "classes": len(names), "templates": list(templates), "views": {}}
+    for view in views:
+        found = evaluator.open(split, view)
+        say(f"classifying {len(found.keys)} pictures ({view})")
+        image = embedder.split(found, "image", assembly.config.eval.batch_size).embed
+        tables, pictures = view_tables(image, record_labels(data, split, found.rows), head, names, tree)
+        refuse_unless(bool(tables), f"no picture of split '{split}' has a label, so there is nothing to compare with.")
+        result["views"][view] = tables
+        result |= {"pictures": pictures, "unlabelled": len(found.keys) - pictures}
+    return result | {"mean": mean_tables(list(result["views"].values()))}
+
+
+def view_tables(image: np.ndarray, labels: list[list[str]], head: np.ndarray, names: list[str],
+                tree: Taxonomy | None) -> tuple[Tables, int]:  # fmt: skip
+    """The tables of pictures [n,E] with their label names, and how many of them have a label; ({}, 0) if none has."""
+    number = {name: place for place, name in enumerate(names)}
+    kept = [row for row, own in enumerate(labels) if own]
+    if not kept:
+        return {}, 0
+    true = [[number[name] for name in labels[row]] for row in kept]
+    best = best_classes(image[kept], head, min(max(TOP), len(names)))
+    tables = accuracy(best, true, len(names))
+    return tables | (rank_accuracy(best[:, 0], true, names, tree) if tree else {}), len(kept)
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """The tables of `classify` for a terminal."""
+    views = result["views"] | ({"mean of the views": result["mean"]} if len(result["views"]) > 1 else {})
+    rows = [
+        [view, measure, f"{row['right']:.2f}", f"{row['chance']:.2f}"]
+        for view, tables in views.items()
+        for measure, row in tables.items()
+    ]
+    title = f"split '{result['split']}': {result['pictures']} pictures, {result['classes']} classes, "
+    title += f"{len(result['templates'])} templates"
+    note = "Right with any of a picture's labels; macro: mean over classes; ranks: the best class has the true taxon."
+    return "\n\n".join([title, str(Grid(["pictures", "measure", "right %", "chance %"], rows)), note])
+
+
+# --- names in captions ----------------------------------------------------------------------------------------------
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"\w+", text.casefold()))
+
+
+def name_index(tree: Taxonomy) -> dict[tuple[str, ...], set[str]]:
+    """{words of a label or of its common name: the labels so called}."""
+    index: dict[tuple[str, ...], set[str]] = {}
+    for label in tree.labels:
+        for name in (label, tree.common.get(label, "")):
+            if words := _words(name):
+                index.setdefault(words, set()).add(label)
+    return index
+
+
+def named_labels(caption: str, index: dict[tuple[str, ...], set[str]]) -> set[str]:
+    """The labels that a caption names: those of the longest name in it, whole words; of two as long the first."""
+    words = _words(caption)
+    for length in range(min(len(words), max(map(len, index), default=0)), 0, -1):
+        for start in range(len(words) - length + 1):
+            if words[start : start + length] in index:
+                return index[words[start : start + length]]
+    return set()
+
+
+def naming_accuracy(captions: Sequence[str], labels: Sequence[Sequence[str]], tree: Taxonomy) -> dict[str, float]:
+    """{"species named", "species right"}, shares of the captions (0 to 1): any label is named, a true one is.
+
+    "species" stands for `tree.leaf`. `labels`: the true ones of each picture.
+    """
+    index = name_index(tree)
+    found = [named_labels(caption, index) for caption in captions]
+    right = [bool(named & set(own)) for named, own in zip(found, labels, strict=True)]
+    return {
+        f"{tree.leaf} named": float(np.mean([bool(own) for own in found])),
+        f"{tree.leaf} right": float(np.mean(right)),
+    }
