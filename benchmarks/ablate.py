@@ -68,7 +68,7 @@ def measure(job: Job, data: str, workdir: pathlib.Path) -> dict[str, Any]:
     trained = time.perf_counter() - started
     assembly, params, _ = open_run(str(workdir), {})
     tables = evaluate(assembly, params)
-    student = evaluate(assembly, jax.device_get(state.params), quick=True)
+    student = evaluate(assembly, jax.device_put(state.params, jax.devices()[0]), quick=True)
     return label(job) | {
         "config": spec,
         "overrides": overrides[1:],
