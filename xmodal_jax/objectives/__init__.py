@@ -5,6 +5,7 @@ from typing import Any
 
 from xmodal_jax.config import build, unknown_key
 from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.objectives.alignment import IMS, LMIM
 from xmodal_jax.objectives.base import Objective
 from xmodal_jax.objectives.contrastive import ITC, Contrast
 from xmodal_jax.objectives.hashing import Hash
@@ -12,7 +13,16 @@ from xmodal_jax.objectives.language import LM, MLM
 from xmodal_jax.objectives.matching import ITM
 from xmodal_jax.objectives.sigmoid import SigLIP
 
-OBJECTIVES: dict[str, type] = {"itc": ITC, "siglip": SigLIP, "itm": ITM, "mlm": MLM, "lm": LM, "hash": Hash}
+OBJECTIVES: dict[str, type] = {
+    "itc": ITC,
+    "siglip": SigLIP,
+    "ims": IMS,
+    "lmim": LMIM,
+    "itm": ITM,
+    "mlm": MLM,
+    "lm": LM,
+    "hash": Hash,
+}
 
 
 def build_objectives(section: dict[str, Any], rows: int = 0) -> dict[str, Objective]:
