@@ -349,6 +349,12 @@ def check_fit(config: Config) -> None:
         config.data.length <= config.text.positions,
         f"config.data.length is {config.data.length}, but the text tower has {config.text.positions} positions; write fewer",
     )
+    for tower, pool in (("image", config.image.pool), ("text", config.text.pool)):
+        refuse_unless(
+            config.joint.start != "cca" or parse_pool(pool)[0] != "",
+            f"config.joint.start is 'cca', but config.{tower}.pool='{pool}' has no linear path to start; "
+            f"write config.{tower}.pool='mean+{pool}', or config.joint.start='random'",
+        )
     try:
         re.compile(config.teacher.exclude)
     except re.error as error:
@@ -398,12 +404,6 @@ def check(config: Config) -> None:
         f"config.fusion.heads is {config.fusion.heads}, which does not divide config.text.width={text.width}; "
         "write a divisor",
     )
-    for tower, pool in (("image", image.pool), ("text", text.pool)):
-        refuse_unless(
-            joint.start != "cca" or parse_pool(pool)[0] != "",
-            f"config.joint.start is 'cca', but config.{tower}.pool='{pool}' has no linear path to start; "
-            f"write config.{tower}.pool='mean+{pool}', or config.joint.start='random'",
-        )
     refuse_unless(
         0.0 < joint.temperature_min <= joint.temperature <= joint.temperature_max,
         "config.joint.temperature must lie between temperature_min and temperature_max; try 0.07",

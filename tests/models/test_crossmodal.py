@@ -156,7 +156,6 @@ def test_aggregated_parameters_exist_only_where_fusion_reads_them(made, aggregat
     assert new == {"image_aggregate", "text_aggregate"}
 
 
-
 def test_a_forward_gives_the_tokens_of_the_encoders(aggregated):
     model, params = aggregated
     batch = {name: jnp.asarray(value) for name, value in tiny_batch().items()}

@@ -58,7 +58,9 @@ class Views(Given):
         return super().image() if field == "image" else Given(self.second, self.second).image()
 
 
-@pytest.mark.parametrize("queued, second, sides", [(True, True, SIDES), (False, False, SIDES), (True, False, ("text",))])
+@pytest.mark.parametrize(
+    "queued, second, sides", [(True, True, SIDES), (False, False, SIDES), (True, False, ("text",))]
+)
 def test_ims_is_tcls_intra_modal_contrast(arrays, queued, second, sides):
     batch = arrays["batch"] | ({"image2": arrays["batch"]["image"]} if second else {})
     teacher = Views(arrays["teacher_image"], arrays["teacher_text"], second=arrays["second"])
