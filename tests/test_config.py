@@ -82,7 +82,8 @@ def test_unknown_keys_and_wrong_types_are_refused(path, value, sentence):
 @pytest.mark.parametrize("path, value, sentence", [
     ("batch_size", 0, "config.batch_size is 0; write a number above 0"),
     ("image.kind", "resnet", "config.image.kind is 'resnet'; write one of vit, efficientnet, features"),
-    ("text.pool", "max", "config.text.pool is 'max'; write one of mean, cls, mean+attention"),
+    ("text.pool", "median", "config.text.pool is 'median'; write one of mean, cls, mean+attention, mean+gpo"),
+    ("image.token_hidden", -1, "config.image.token_hidden is -1; write 0 or more"),
     ("fusion.remat", "all", "config.fusion.remat is 'all'; write one of none, dots, full, offload"),
     ("dtype", "float16", "config.dtype is 'float16'; write one of float32, bfloat16"),
     ("joint.bits", 12, "config.joint.bits is 12; write a multiple of 8, such as 64"),
@@ -116,6 +117,14 @@ def test_unknown_keys_and_wrong_types_are_refused(path, value, sentence):
 def test_impossible_values_are_refused(path, value, sentence):
     with pytest.raises(UserError, match=re.escape(sentence)):
         freeze(changed(path, value))
+
+
+def test_an_aggregator_alone_does_not_start_from_cca():
+    values = changed("text.pool", "gpo")
+    freeze(values)
+    values["joint"]["start"] = "cca"
+    with pytest.raises(UserError, match=r"config.text.pool='gpo' has no linear path to start; write .*='mean\+gpo'"):
+        freeze(values)
 
 
 def test_whole_numbers_are_fine_as_floats_and_lists_as_tuples():

@@ -23,7 +23,7 @@ class Fusing:
         """One call of `method`."""
         self.calls.append(method)
         tokens = jnp.full((3, 2, 4), float(len(self.calls)))
-        return {"image_joint": (tokens, tokens[:, 0]), "text_joint": tokens[:, 0]}.get(method, tokens)
+        return {"image_joint": (tokens, tokens[:, 0]), "text_joint": (tokens, tokens[:, 0])}.get(method, tokens)
 
 
 class Scaling:

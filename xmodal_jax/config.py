@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from xmodal_jax.data.pipeline import DataConfig
 from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.models.pooling import POOL_CHOICES, parse_pool
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class ImageConfig:
     dropout: float = 0.0
     remat: str = "dots"
     neck_layers: int = 0  # transformer blocks over the tokens before fusion and attention pooling
-    pool: str = "mean"  # "mean", "cls", "mean+attention"
+    pool: str = "mean"  # a base path, something beside it, or an aggregator: models/pooling.py
+    token_hidden: int = 0  # width of an aggregator's MLP of each token (VSE-infinity: half of joint.embed); 0: none
     head_hidden: int = 0
     head_dropout: float = 0.0
     groups: tuple[int, ...] = ()  # token counts of the feature caches; filled in from the data card
@@ -61,6 +63,7 @@ class TextConfig:
     dropout: float = 0.0
     remat: str = "dots"
     pool: str = "mean"
+    token_hidden: int = 0
     head_hidden: int = 0
     head_dropout: float = 0.0
     output_vocab: str = "train"  # what MLM and LM may predict: "train" (ids seen in training captions) or "all"
@@ -78,6 +81,7 @@ class FusionConfig:
     remat: str = "dots"
     head_dropout: float = 0.0  # on what the matching head reads
     agreement: bool = True  # the matching head also reads the product of the two embeddings
+    aggregated: bool = False  # fusion reads the embeddings too: a token more of the image, added to the text's first
 
 
 @dataclass(frozen=True)
@@ -323,7 +327,7 @@ LEAST = {  # what a whole number or a rate may be at least
     2: ("checkpoint.keep",),  # with 1 a damaged checkpoint has nothing to fall back to
     1: ("image.layers", "text.layers", "fusion.layers", "optimizer.max_skips"),
     0: ("seed", "chunk", "eval.every", "image.neck_layers", "image.head_hidden", "text.head_hidden", "text.vocab_size",
-        "optimizer.warmup", "optimizer.weight_decay", "optimizer.clip", "joint.start_ridge"),
+        "image.token_hidden", "text.token_hidden", "optimizer.warmup", "optimizer.weight_decay", "optimizer.clip", "joint.start_ridge"),
 }  # fmt: skip
 ABOVE_ZERO = (
     "batch_size", "steps", "log_every", "checkpoint.every", "eval.batch_size", "joint.embed", "optimizer.lr",
@@ -367,6 +371,12 @@ def check_fit(config: Config) -> None:
         config.data.length <= config.text.positions,
         f"config.data.length is {config.data.length}, but the text tower has {config.text.positions} positions; write fewer",
     )
+    for tower, pool in (("image", config.image.pool), ("text", config.text.pool)):
+        refuse_unless(
+            config.joint.start != "cca" or parse_pool(pool)[0] != "",
+            f"config.joint.start is 'cca', but config.{tower}.pool='{pool}' has no linear path to start; "
+            f"write config.{tower}.pool='mean+{pool}', or config.joint.start='random'",
+        )
     try:
         re.compile(config.teacher.exclude)
     except re.error as error:
@@ -389,8 +399,8 @@ def check(config: Config) -> None:
     check_fit(config)
     choices = {
         "image.kind": (image.kind, ("vit", "efficientnet", "features")),
-        "image.pool": (image.pool, ("mean", "cls", "mean+attention")),
-        "text.pool": (text.pool, ("mean", "cls", "mean+attention")),
+        "image.pool": (image.pool, POOL_CHOICES),
+        "text.pool": (text.pool, POOL_CHOICES),
         "text.output_vocab": (text.output_vocab, ("train", "all")),
         **{
             f"{name}.remat": (getattr(config, name).remat, ("none", "dots", "full", "offload"))

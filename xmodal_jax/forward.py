@@ -168,7 +168,7 @@ class Forward:
     def text(self, field: str = "text") -> Encoded:
         """The text tower and its head on the batch's `field` of ids [B,L]."""
         name, ids = f"text:{field}", self.batch[field]
-        joint = lambda key, raw, ids: (raw, self.call("text_joint", raw, ids, key))
+        joint = lambda key, raw, ids: self.call("text_joint", raw, ids, key)
         run = lambda key: Encoded(*self._joint("text", field, joint, key), ids != 0, ids, name)
         return self._once(name, run)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny import ALL, ROWS, TOKENS, WIDTH, tiny_batch, tiny_config, tiny_model, tiny_params
 
+from xmodal_jax.forward import Forward
 from xmodal_jax.models.crossmodal import Neck, image_tower
 from xmodal_jax.models.efficientnet import EfficientNetLite0
 from xmodal_jax.models.features import FeatureTokens
@@ -117,3 +118,56 @@ def test_grouped_tokens_are_pooled_for_themselves():
     shapes = jax.eval_shape(lambda: tiny_params(tiny_model(config)))
     assert shapes["image_head"]["linear"]["kernel"].shape == (12, 8)
     assert l2_normalize(jnp.ones((1, 4))).tolist() == [[0.5] * 4]
+
+
+@pytest.fixture(scope="module")
+def aggregated():
+    """The tiny model whose fusion reads the embeddings too, and parameters of every part."""
+    model = tiny_model(tiny_config(fusion={"aggregated": True}))
+    return model, jax.jit(lambda: tiny_params(model))()
+
+
+def test_fusion_over_aggregated_features_reads_both_embeddings(aggregated):
+    model, params = aggregated
+    batch = tiny_batch()
+
+    @jax.jit
+    def run(params):
+        call = lambda *x, method: model.apply({"params": params}, *x, method=method)
+        image, text = call(batch["image"], method="encode_image"), call(batch["text"], method="encode_text")
+        raw = call(batch["text"], method="text_tower")
+        hidden = call(image[0], batch["text"], method="decode")
+        fused = call(image[0], text[0], batch["text"] != 0, method="fuse")
+        score = call(image, text, batch["text"] != 0, method="score")
+        return image, text, raw, hidden, fused, score
+
+    image, text, raw, hidden, fused, score = jax.tree.map(np.asarray, run(params))
+    assert image[0].shape == (ROWS, TOKENS + 1, WIDTH) and text[0].shape == raw.shape == hidden.shape == fused.shape
+    assert np.isfinite(score).all()
+    size = text[1].shape[1] ** 0.5
+    token = lambda name, embed: embed * size @ np.asarray(params[name]["project"]["kernel"])
+    np.testing.assert_allclose(image[0][:, -1], token("image_aggregate", image[1]), atol=1e-5)
+    np.testing.assert_allclose(text[0][:, 0], raw[:, 0] + token("text_aggregate", text[1]), atol=1e-5)
+    np.testing.assert_array_equal(text[0][:, 1:], raw[:, 1:])
+
+
+def test_aggregated_parameters_exist_only_where_fusion_reads_them(made, aggregated):
+    new = set(aggregated[1]) - set(made[1])
+    assert new == {"image_aggregate", "text_aggregate"}
+
+
+def test_a_forward_gives_the_tokens_of_the_encoders(aggregated):
+    model, params = aggregated
+    batch = {name: jnp.asarray(value) for name, value in tiny_batch().items()}
+
+    @jax.jit
+    def run(params):
+        whole, pieces = (Forward(model, params, batch, None, chunk=chunk) for chunk in (0, 4))
+        call = lambda side: model.apply({"params": params}, batch[side], method=f"encode_{side}")
+        return [(call("image"), call("text"))] + [
+            ((fwd.image().tokens, fwd.image().embed), (fwd.text().tokens, fwd.text().embed)) for fwd in (whole, pieces)
+        ]
+
+    expected, *passes = run(params)
+    for found in passes:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)

@@ -106,6 +106,69 @@ def test_projection_drops_with_a_key_only():
     assert not np.allclose(run(jax.random.key(0)), run(jax.random.key(1)))
 
 
+def joined_set(params, kind, rows=TOKENS, mask=MASK):
+    """An aggregator's path in PyTorch: normalised tokens, a dense layer plus an MLP, then pooled (not "gpo")."""
+    torch_of = lambda name: (torch.tensor(np.asarray(params[name][x])) for x in ("kernel", "bias"))
+    x = torch.nn.functional.layer_norm(torch.tensor(rows), (rows.shape[-1],), eps=1e-6)
+    (kernel, bias), (up, up_bias), (down, down_bias) = (torch_of(name) for name in ("project", "up", "down"))
+    x = x @ kernel + bias + torch.relu(x @ up + up_bias) @ down + down_bias
+    pool = {"max": lambda row: row.max(0).values, "average": lambda row: row.mean(0)}[kind]
+    return torch.stack([pool(row[torch.tensor(keep)]) for row, keep in zip(x, mask, strict=True)])
+
+
+@pytest.mark.parametrize("kind", ["max", "average"])
+def test_an_aggregator_alone_is_the_pooled_projection_of_each_token(kind):
+    head = Projection(embed=4, pool=kind, hidden=3, token_hidden=5)
+    params = head.init(jax.random.key(0), TOKENS, TOKENS, MASK)["params"]
+    assert set(params) == {"token"} and set(params["token"]) == {"project", "up", "down"}
+    params = randomised(params)
+    pooled = joined_set(params["token"], kind)
+    expected = torch.nn.functional.normalize(pooled, dim=1).numpy()
+    np.testing.assert_allclose(head.apply({"params": params}, TOKENS, TOKENS, MASK), expected, atol=1e-5)
+
+
+def test_an_aggregator_beside_a_linear_path_is_their_sum_and_starts_close_to_the_path():
+    head, alone = Projection(embed=4, pool="mean+max", token_hidden=5), Projection(embed=4)
+    params = head.init(jax.random.key(0), TOKENS, TOKENS, MASK)["params"]
+    assert set(params) == {"linear", "token"}
+    linear = {"params": {"linear": params["linear"]}}
+    start = head.apply({"params": params}, TOKENS, TOKENS, MASK)
+    assert ((start * alone.apply(linear, TOKENS, TOKENS, MASK)).sum(1) > 0.9).all()
+    params = randomised(params)
+    pooled = np.asarray(pooled_features(jnp.asarray(TOKENS), jnp.asarray(MASK), "mean", ()))
+    linear = jax.tree.map(np.asarray, params["linear"])
+    out = pooled @ linear["kernel"] + linear["bias"] + joined_set(params["token"], "max").numpy()
+    expected = out / np.linalg.norm(out, axis=1, keepdims=True)
+    np.testing.assert_allclose(head.apply({"params": params}, TOKENS, TOKENS, MASK), expected, atol=1e-5)
+
+
+def test_gpo_is_trained_through_the_head_and_draws_with_a_key_only():
+    head = Projection(embed=4, pool="gpo")
+    params = head.init(jax.random.key(0), TOKENS, TOKENS, None)["params"]
+    assert set(params) == {"token", "aggregator"}
+
+    @jax.jit
+    def run(params, key=None):
+        return head.apply({"params": params}, TOKENS, TOKENS, MASK, key)
+
+    grads = jax.grad(lambda p: run(p)[:, 0].sum())(params)
+    assert (np.abs(grads["aggregator"]["gpo"]["score"]["kernel"]) > 0).all()
+    np.testing.assert_array_equal(run(params), run(params))
+    draws = [np.asarray(run(params, jax.random.key(seed))) for seed in range(6)]
+    assert any(not np.allclose(draw[0], draws[0][0], atol=1e-6) for draw in draws[1:])
+    np.testing.assert_allclose(draws[0][2], draws[1][2], atol=1e-6)  # a set of one token keeps it
+
+
+def test_token_features_are_what_the_aggregator_pools():
+    head = Projection(embed=4, pool="average", token_hidden=5)
+    params = randomised(head.init(jax.random.key(0), TOKENS, TOKENS, None)["params"])
+    features = head.apply({"params": params}, TOKENS, method="token_features")
+    pooled = head.apply({"params": params}, TOKENS, TOKENS, None)
+    np.testing.assert_allclose(l2_normalize(features.mean(1)), pooled, atol=1e-5)
+    plain = Projection(embed=4)
+    assert set(plain.init(jax.random.key(0), TOKENS, method="token_features")["params"]) == {"token"}
+
+
 def match_head():
     """Parameters of a matching head, and the head on (fused tokens, image and text embeddings, key)."""
     embed = np.asarray(l2_normalize(TOKENS[:, 0]))

@@ -166,5 +166,7 @@ def test_every_second_row_alone(arrays, kind):
 
 def test_an_uneven_every_is_refused():
     for every in (0, 3):
-        with pytest.raises(UserError, match=f"config.objectives.lm.every is {every}, which does not divide the batch of 8"):
+        with pytest.raises(
+            UserError, match=f"config.objectives.lm.every is {every}, which does not divide the batch of 8"
+        ):
             build_objectives({"lm": {"every": every}}, ROWS)

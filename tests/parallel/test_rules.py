@@ -86,6 +86,7 @@ def test_placed_arrays_keep_their_values(mesh):
 
 CONFIGS = [
     "quickstart.py:tiny", "quickstart.py:full", "quickstart.py:large", "flickr8k.py:features", "flickr8k.py:finetune",
+    "adequate_alignment.py:emoji_views",
 ]  # fmt: skip
 LARGE = 64 * 1024  # numbers
 # Large leaves that may be whole on every device of fsdp, each with its reason.

@@ -78,6 +78,22 @@ def test_shared_passes_count_once():
     assert max(alone.values()) < together < 0.8 * sum(alone.values())
 
 
+def test_an_aggregators_map_of_each_token_is_counted_as_xla_counts_it():
+    config = tiny_config(**WIDE | {"text": WIDE["text"] | {"pool": "mean+average", "token_hidden": 48}})
+    recipe = Recipe(config, tiny_model(config), None, None)
+    inputs = [jax.ShapeDtypeStruct(WORDS, "float32"), jax.ShapeDtypeStruct(IDS, "int32")]
+    params = jax.eval_shape(lambda *x: recipe.model.init(jax.random.key(0), *x, method="text_joint"), *inputs)
+    run = lambda params, *inputs: recipe.model.apply(params, *inputs, method="text_joint")
+    counted = jax.jit(run).lower(params, *inputs).cost_analysis()["flops"]
+    model = forward_flops(recipe, "text_joint", (WORDS, IDS))
+    assert model <= counted
+    np.testing.assert_allclose(model, counted, rtol=0.12)
+    alone = tiny_config(**WIDE | {"text": WIDE["text"] | {"pool": "average", "token_hidden": 48}})
+    linear = 2.0 * WORDS[0] * 128 * 64
+    found = forward_flops(Recipe(alone, tiny_model(alone), None, None), "text_joint", (WORDS, IDS))
+    np.testing.assert_allclose(found, model - linear)
+
+
 def test_more_negatives_cost_more_pairs():
     one, two, three = (flops_of({"itm": {"negatives": n}}) for n in (1, 2, 3))
     assert two > one and np.isclose(three - two, two - one)

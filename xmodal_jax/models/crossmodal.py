@@ -14,8 +14,8 @@ from xmodal_jax.models.bridge import Bridge
 from xmodal_jax.models.decoder import Decoder
 from xmodal_jax.models.efficientnet import EfficientNetLite0
 from xmodal_jax.models.features import FeatureTokens
-from xmodal_jax.models.fusion import Fusion
-from xmodal_jax.models.heads import FusedHead, HashHead, LogitBias, MatchHead, Projection, TokenHead
+from xmodal_jax.models.fusion import EmbeddingToken, Fusion
+from xmodal_jax.models.heads import FusedHead, HashHead, LogitBias, MatchHead, Projection, TokenHead, l2_normalize
 from xmodal_jax.models.layers import (
     BlockStyle,
     block_params,
@@ -27,6 +27,7 @@ from xmodal_jax.models.layers import (
     spread,
     stack_params,
 )
+from xmodal_jax.models.towers import local_map
 from xmodal_jax.models.vit import ViT
 from xmodal_jax.types import Array, Params
 
@@ -76,15 +77,26 @@ class CrossModal(nn.Module):
         dtype = jnp.dtype(self.config.dtype)
         self.image = image_tower(self.config)
         self.image_neck = Neck(text.width, image.neck_layers, fusion.heads, text.hidden, image.head_dropout)
-        self.image_head = Projection(joint.embed, image.pool, image.head_hidden, image.head_dropout, image.groups)
+        self.image_head = Projection(
+            joint.embed,
+            image.pool,
+            image.head_hidden,
+            image.head_dropout,
+            image.groups,
+            token_hidden=image.token_hidden,
+        )
         self.text = Bert(
             vocab_size=text.vocab_size, width=text.width, layers=text.layers, heads=text.heads, hidden=text.hidden,
             positions=text.positions, dropout=text.dropout, remat=text.remat, dtype=dtype,
         )  # fmt: skip
-        self.text_head = Projection(joint.embed, text.pool, text.head_hidden, text.head_dropout)
+        self.text_head = Projection(
+            joint.embed, text.pool, text.head_hidden, text.head_dropout, token_hidden=text.token_hidden
+        )
         self.fusion = Fusion(
             text.width, fusion.layers, fusion.heads, fusion.hidden, text.width, fusion.dropout, fusion.remat
         )
+        self.image_aggregate = EmbeddingToken(text.width)
+        self.text_aggregate = EmbeddingToken(text.width)
         self.decoder = Decoder(text.width, text.layers, fusion.layers)
         self.match = MatchHead(fusion.head_dropout, fusion.agreement)
         self.vocabulary = TokenHead(text.width, len(self.output_ids) or text.vocab_size)
@@ -100,18 +112,41 @@ class CrossModal(nn.Module):
         return self.image(image, key)
 
     def image_joint(self, raw: Array, key: Array | None = None) -> tuple[Array, Array]:
-        """The tower's tokens [B,N,D'] -> tokens [B,N,D] for fusion, unit embedding [B,E]."""
+        """The tower's tokens [B,N,D'] -> tokens [B,N,D] for fusion, unit embedding [B,E].
+
+        With `config.fusion.aggregated` there is one token more, made of the embedding.
+        """
         keys = jax.random.split(key) if key is not None else (None, None)
         tokens = self.image_neck(raw, keys[0])
-        return tokens, self.image_head(raw, tokens, None, keys[1])
+        embed = self.image_head(raw, tokens, None, keys[1])
+        if self.config.fusion.aggregated:
+            tokens = jnp.concatenate([tokens, self.image_aggregate(embed).astype(tokens.dtype)], axis=1)
+        return tokens, embed
+
+    def image_locals(self, raw: Array) -> Array:
+        """The tower's tokens [B,N,D'] -> unit local features [B,P,E]: grids averaged to at most 4 x 4, no summaries."""
+        places = jnp.asarray(local_map(self.config.image, raw.shape[1]))
+        features = self.image_head.token_features(raw)
+        return l2_normalize(jnp.einsum("pn,bne->bpe", places.astype(features.dtype), features).astype(jnp.float32))
 
     def text_tower(self, ids: Array, key: Array | None = None) -> Array:
         """ids [B,L] -> tokens [B,L,D]."""
         return self.text(ids, key)
 
-    def text_joint(self, tokens: Array, ids: Array, key: Array | None = None) -> Array:
-        """Tokens [B,L,D] of ids [B,L] -> unit embedding [B,E]."""
-        return self.text_head(tokens, tokens, ids != 0, key)
+    def text_joint(self, tokens: Array, ids: Array, key: Array | None = None) -> tuple[Array, Array]:
+        """The tower's tokens [B,L,D] of ids [B,L] -> tokens [B,L,D] for fusion, unit embedding [B,E].
+
+        With `config.fusion.aggregated` the first token has the embedding added.
+        """
+        embed = self.text_head(tokens, tokens, ids != 0, key)
+        if self.config.fusion.aggregated:
+            first = tokens[:, :1] + self.text_aggregate(embed).astype(tokens.dtype)
+            tokens = jnp.concatenate([first, tokens[:, 1:]], axis=1)
+        return tokens, embed
+
+    def text_locals(self, tokens: Array) -> Array:
+        """Tokens [B,L,D] -> unit local features [B,L-1,E] of all but the first, padding too (mask it)."""
+        return l2_normalize(self.text_head.token_features(tokens[:, 1:]).astype(jnp.float32))
 
     def encode_image(self, image: Array) -> tuple[Array, Array]:
         """image [B,...] -> tokens [B,N,D] for fusion, unit embedding [B,E]; no dropout."""
@@ -119,8 +154,7 @@ class CrossModal(nn.Module):
 
     def encode_text(self, ids: Array) -> tuple[Array, Array]:
         """ids [B,L] -> tokens [B,L,D], unit embedding [B,E]; no dropout."""
-        tokens = self.text_tower(ids)
-        return tokens, self.text_joint(tokens, ids)
+        return self.text_joint(self.text_tower(ids), ids)
 
     def fuse(
         self, image: Array, text: Array, mask: Array, rows: Array | None = None, key: Array | None = None
@@ -203,7 +237,8 @@ class CrossModal(nn.Module):
 
     def touch(self, image: Array, ids: Array, parts: frozenset[str]) -> Array:
         """Run what the objectives use once, so that `init` makes exactly those parameters."""
-        tokens, embed = self.encode_image(image)
+        raw = self.image_tower(image)
+        tokens, embed = self.image_joint(raw)
         words, caption = self.encode_text(ids)
         if "fusion" in parts:
             self.fuse(tokens, words, ids != 0)
@@ -216,6 +251,9 @@ class CrossModal(nn.Module):
         if "hash" in parts:
             self.hash_image_codes(embed)
             self.hash_text_codes(embed)
+        if "locals" in parts:
+            self.image_locals(raw)
+            self.text_locals(words)
         if "sigmoid" in parts:
             self.logit_bias()
         if "bridge" in parts:

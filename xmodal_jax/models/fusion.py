@@ -13,6 +13,8 @@ from xmodal_jax.models.layers import (
     block_looking,
     block_params,
     block_reading,
+    dense,
+    dense_params,
     pick_rows,
     project_heads,
     scan_blocks,
@@ -77,6 +79,22 @@ class Fusion(nn.Module):
         default: its own)."""
         image = image.astype(text.dtype)
         return scan_blocks(self.style, self.stack, text, mask[:, None, None, :], self.reader(image, rows), key)
+
+
+class EmbeddingToken(nn.Module):
+    """A unit embedding [B,E] as one token of fusion [B,1,D]: a dense layer on the embedding scaled to order one.
+
+    With it fusion works on the aggregated features of both sides, as in Wang et al. 2023 ("Adequate alignment and
+    interaction for cross-modal retrieval"), and not on local tokens alone.
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(self, embed: Array) -> Array:
+        """embed [B,E] -> [B,1,D], in the dtype of `embed`."""
+        size = embed.shape[-1]
+        return dense(self.param("project", dense_params, size, self.width), embed * size**0.5)[:, None]
 
 
 def causal_mask(mask: Array) -> Array:

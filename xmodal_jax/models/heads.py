@@ -5,7 +5,17 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.models.layers import dense, dense_params, dropout, layer_norm, norm_params, spread
-from xmodal_jax.models.pooling import POOLS, attention_pool, masked_mean, probe_params
+from xmodal_jax.models.pooling import (
+    AGGREGATORS,
+    GPO,
+    POOLS,
+    attention_pool,
+    dropped_tokens,
+    masked_max,
+    masked_mean,
+    parse_pool,
+    probe_params,
+)
 from xmodal_jax.parallel.rules import pin_rows, whole
 from xmodal_jax.types import Array, Params
 
@@ -30,12 +40,64 @@ def pooled_features(raw: Array, mask: Array | None, pool: str, groups: tuple[int
     return jnp.concatenate([layer_norm(norm_params(part.shape[-1]), part, 1e-6) for part in parts], axis=-1)
 
 
-class Projection(nn.Module):
-    """Pooled features -> unit embedding [B,E]: a linear map plus, with `hidden`, a two-layer MLP beside it.
+class TokenMap(nn.Module):
+    """Each token for itself -> E features: a dense layer plus, with `hidden`, an MLP beside it (Chen et al. 2021).
 
-    The linear path is what CCA solves for and may start from it (`train/warmstart.py`); the MLP starts at zero and adds
-    to it. `pool` is "mean", "cls", or "mean+attention", where a learned probe reads `tokens` besides. `groups` splits the
-    N tokens into consecutive parts (several input resolutions, a summary token), each pooled for itself.
+    Tokens are normalised first (LayerNorm without parameters). `scale` is the dense layer's start in units of the usual
+    standard deviation. Dropout leaves out the same inputs for all tokens of a row: a pooled set averages over anything
+    less.
+    """
+
+    embed: int
+    hidden: int = 0
+    dropout: float = 0.0
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, raw: Array, key: Array | None = None) -> Array:
+        """raw [B,N,D'] -> [B,N,E]."""
+        width = raw.shape[-1]
+        x = layer_norm(norm_params(width), raw, 1e-6)
+        keys = jax.random.split(key) if key is not None else (None, None)
+        x = x * dropout(jnp.ones((x.shape[0], 1, width), x.dtype), self.dropout, keys[0])
+        out = dense(self.param("project", dense_params, width, self.embed, self.scale * fan_in(width)), x)
+        if self.hidden:
+            up = self.param("up", dense_params, width, self.hidden, fan_in(width))
+            down = self.param("down", dense_params, self.hidden, self.embed, 0.0)
+            out = out + dense(down, dropout(jax.nn.relu(dense(up, x)), self.dropout, keys[1]))
+        return out
+
+
+class Aggregator(nn.Module):
+    """Projected tokens [B,N,E] -> [B,E] by "gpo", "max" or "average"; with a key some tokens are left out."""
+
+    kind: str
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None, key: Array | None = None) -> Array:
+        """x [B,N,E], mask [B,N] of real tokens (None: all) -> float32 [B,E]."""
+        if key is not None:
+            mask = dropped_tokens(key, jnp.ones(x.shape[:2], bool) if mask is None else mask)
+        if self.kind == "gpo":
+            return GPO(name="gpo")(x, mask)
+        if self.kind == "average":
+            return masked_mean(x, mask)
+        return masked_max(x, jnp.ones(x.shape[:2], bool) if mask is None else mask)
+
+
+BESIDE = 0.1  # start of a token map beside a linear path: the embedding starts close to that path
+
+
+class Projection(nn.Module):
+    """Tokens -> unit embedding [B,E], by the paths that `pool` names (`pooling.parse_pool`).
+
+    "mean" or "cls": a linear map of pooled features plus, with `hidden`, a two-layer MLP beside it. The linear path is
+    what CCA solves for and may start from it (`train/warmstart.py`); the MLP starts at zero and adds to it. "+attention"
+    adds what a learned probe reads from `tokens`; "+gpo", "+max" and "+average" add an aggregator of projected raw tokens,
+    which starts small. "gpo", "max" and "average" are that aggregator alone (Chen et al. 2021, VSE-infinity).
+
+    `groups` splits the N tokens into consecutive parts (several input resolutions, a summary token), each pooled for itself
+    by the linear path. `token_hidden` is the width of the MLP of each token beside an aggregator's dense layer.
     """
 
     embed: int
@@ -44,12 +106,31 @@ class Projection(nn.Module):
     dropout: float = 0.0
     groups: tuple[int, ...] = ()
     heads: int = 8
+    token_hidden: int = 0
 
-    @nn.compact
+    def setup(self) -> None:
+        base, extra = parse_pool(self.pool)
+        pools = extra in AGGREGATORS
+        scale = BESIDE if base and pools else 1.0
+        self.token = TokenMap(self.embed, self.token_hidden if pools else 0, self.dropout, scale)
+        self.aggregator = Aggregator(extra)
+
     def __call__(self, raw: Array, tokens: Array, mask: Array | None, key: Array | None = None) -> Array:
         """raw [B,N,D'] (the tower's output), tokens [B,N,D] (what fusion reads), mask [B,N] -> [B,E]."""
+        base, extra = parse_pool(self.pool)
+        out = self.base_path(raw, tokens, mask, key) if base else None
+        if extra in AGGREGATORS:
+            keys = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, 3))
+            pooled = self.aggregator(self.token(raw, keys[0]), mask, keys[1])
+            out = pooled if out is None else out + pooled
+        return l2_normalize(out)
+
+    @nn.compact
+    def base_path(self, raw: Array, tokens: Array, mask: Array | None, key: Array | None) -> Array:
+        """The linear path with what stands beside it, but for an aggregator -> [B,E], not normalised."""
+        base, extra = parse_pool(self.pool)
         keys = jax.random.split(key, 3) if key is not None else (None, None, None)
-        x = pooled_features(raw, mask, self.pool.split("+")[0], self.groups)
+        x = pooled_features(raw, mask, base, self.groups)
         width = x.shape[-1]
         x = dropout(x, self.dropout, keys[0])
         out = dense(self.param("linear", dense_params, width, self.embed, fan_in(width)), x)
@@ -57,11 +138,18 @@ class Projection(nn.Module):
             up = self.param("up", dense_params, width, self.hidden, fan_in(width))
             down = self.param("down", dense_params, self.hidden, self.embed, 0.0)
             out = out + dense(down, dropout(jax.nn.gelu(dense(up, x)), self.dropout, keys[1]))
-        if self.pool.endswith("+attention"):
+        if extra == "attention":
             probe = self.param("probe", probe_params, tokens.shape[-1])
             read = dropout(attention_pool(probe, tokens, mask, self.heads), self.dropout, keys[2])
             out = out + dense(self.param("attended", dense_params, read.shape[-1], self.embed, 0.0), read)
-        return l2_normalize(out)
+        return out
+
+    def token_features(self, raw: Array) -> Array:
+        """What an aggregator pools, raw [B,N,D'] -> [B,N,E], not normalised, no dropout.
+
+        A head without an aggregator has a dense layer for it, made only where this is called.
+        """
+        return self.token(raw)
 
 
 class TokenHead(nn.Module):

@@ -1,7 +1,12 @@
-"""From a tower's tokens to one vector: mean, first token, or learned attention."""
+"""From a tower's tokens to one vector: mean, first token, learned attention, or a generalized pooling of sorted features.
 
+A pool string is a base path ("mean" or "cls"), one of `EXTRAS` beside it ("mean+gpo"), or an aggregator alone ("gpo").
+"""
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from xmodal_jax.models.layers import attend, attention_params, layer_norm, project_heads
 from xmodal_jax.types import Array, Params
@@ -23,6 +28,15 @@ def first_token(tokens: Array, mask: Array | None) -> Array:
 
 
 POOLS = {"mean": masked_mean, "cls": first_token}
+AGGREGATORS = ("gpo", "max", "average")  # they pool projected tokens, not raw ones
+EXTRAS = ("attention", *AGGREGATORS)
+POOL_CHOICES = (*POOLS, *(f"{base}+{extra}" for base in POOLS for extra in EXTRAS), *AGGREGATORS)
+
+
+def parse_pool(pool: str) -> tuple[str, str]:
+    """A pool string -> (base, extra): "mean+gpo" -> ("mean", "gpo"), "cls" -> ("cls", ""), "gpo" -> ("", "gpo")."""
+    base, _, extra = pool.partition("+")
+    return ("", base) if base in AGGREGATORS else (base, extra)
 
 
 def probe_params(key: Array, width: int) -> Params:
@@ -49,3 +63,82 @@ def attention_pool(params: Params, tokens: Array, mask: Array | None, heads: int
         heads,
     )
     return read[:, 0].astype(jnp.float32)
+
+
+def masked_max(tokens: Array, mask: Array) -> Array:
+    """The largest value of each dimension over the tokens [B,N,E] that `mask` [B,N] keeps -> [B,E]; 0 without any."""
+    tokens = tokens.astype(jnp.float32)
+    best = jnp.where(mask[:, :, None], tokens, jnp.finfo(jnp.float32).min).max(1)
+    return jnp.where(mask.any(1)[:, None], best, 0.0)
+
+
+def dropped_tokens(key: Array, mask: Array, share: float = 0.2) -> Array:
+    """Size augmentation (Chen et al. 2021): mask [B,N] with some tokens left out, never all of a row's.
+
+    With u ~ U(0, 1) for each row, a row with u above `share` loses each token with probability `share` * u.
+    """
+    rows, tokens = jax.random.split(key)
+    u = jax.random.uniform(rows, (mask.shape[0], 1))
+    chance = jnp.where(u > share, share * u, 0.0)
+    kept = mask & (jax.random.uniform(tokens, mask.shape) >= chance)
+    return jnp.where(kept.any(1, keepdims=True), kept, mask)
+
+
+def position_encoding(count: int, width: int = 32) -> np.ndarray:
+    """Sines and cosines of the positions 1 ... count, interleaved: float32 [count, width] (Vaswani et al. 2017)."""
+    angle = np.arange(1, count + 1)[:, None] * np.exp(np.arange(0, width, 2) * (-np.log(10000.0) / width))[None, :]
+    return np.stack([np.sin(angle), np.cos(angle)], axis=2).reshape(count, width).astype(np.float32)
+
+
+def descending_ranks(x: Array) -> Array:
+    """The place of each number of x [B,N,E] among its column's N, largest first: int32 [B,N,E]; ties in order of N.
+
+    By counting: N comparisons a number. XLA's sort of such columns and its gradient take ten times as long on a CPU.
+    """
+    x, order = jax.lax.stop_gradient(x), jnp.arange(x.shape[1])[None, :, None]
+
+    def count(places: Array, j: Array) -> tuple[Array, None]:
+        other = jax.lax.dynamic_slice_in_dim(x, j, 1, axis=1)
+        ahead = (other > x) | ((other == x) & (order > j))
+        return places + ahead.astype(places.dtype), None
+
+    small = jnp.int8 if x.shape[1] <= 127 else jnp.int32
+    return jax.lax.scan(count, jnp.zeros(x.shape, small), jnp.arange(x.shape[1]))[0].astype(jnp.int32)
+
+
+class GPO(nn.Module):
+    """Generalized pooling operator (Chen et al. 2021, VSE-infinity, section 3): learned weights of sorted features.
+
+    Features are sorted in each dimension, largest first, and the k-th of n gets the weight theta[n, k], which a
+    bidirectional GRU over the positions 1 ... n generates. The weights depend on the size of the set alone, so they are a
+    table with a row for each size, made once per pass and not per example.
+    """
+
+    hidden: int = 32
+    temperature: float = 0.1
+
+    @nn.compact
+    def weights(self, sizes: tuple[int, ...]) -> Array:
+        """theta float32 [len(sizes), max(sizes)]: rows sum to 1 over the first n positions and are 0 behind them."""
+        count, lengths = max(sizes), jnp.asarray(sizes, jnp.int32)
+        encoded = jnp.asarray(position_encoding(count))
+        encoded = jnp.broadcast_to(encoded[None], (len(sizes), *encoded.shape))
+        run = lambda name, back: nn.RNN(nn.GRUCell(self.hidden, name=name), reverse=back, keep_order=True)(
+            encoded, seq_lengths=lengths
+        )
+        both = 0.5 * (run("forward", False) + run("backward", True))
+        score = nn.Dense(1, use_bias=False, name="score")(both)[:, :, 0] / self.temperature
+        real = jnp.arange(count)[None, :] < lengths[:, None]
+        return jax.nn.softmax(jnp.where(real, score, jnp.finfo(jnp.float32).min), axis=1)
+
+    def __call__(self, tokens: Array, mask: Array | None) -> Array:
+        """tokens [B,N,E] of which `mask` [B,N] keeps some (all without a mask) -> [B,E], float32."""
+        x, count = tokens.astype(jnp.float32), tokens.shape[1]
+        if mask is None:
+            theta = self.weights((count,))[0]
+            return (theta[descending_ranks(x)] * x).sum(1)
+        table = self.weights(tuple(range(1, count + 1)))
+        theta = table[jnp.maximum(mask.sum(1), 1) - 1]
+        ranks = descending_ranks(jnp.where(mask[:, :, None], x, jnp.finfo(jnp.float32).min))
+        weight = jax.vmap(lambda row, places: row[places])(theta, ranks)
+        return (weight * jnp.where(mask[:, :, None], x, 0.0)).sum(1)

@@ -1,7 +1,9 @@
 """Frozen image towers by name, as plain functions from pictures to tokens."""
 
+import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +29,54 @@ def pooling_groups(tower: str, tokens: int) -> tuple[int, ...]:
     """How many consecutive tokens of one picture are pooled together: the grid, then the summary."""
     extra = SUMMARY_TOKENS.get(tower, 0)
     return (tokens - extra, extra) if extra else (tokens,)
+
+
+LOCAL_GRID = 4  # local features of a picture: at most 4 x 4 cells of each grid (Yang et al. 2022, TCL)
+
+
+def grid_map(side: int, cells: int = LOCAL_GRID) -> np.ndarray:
+    """Adaptive average pooling of a square grid: float32 [c*c, side*side] with c = min(side, cells), rows sum to 1.
+
+    Cell i of an axis covers the rows floor(i * side / c) to ceil((i + 1) * side / c), as in PyTorch.
+    """
+    count = min(side, cells)
+    axis = np.zeros((count, side), np.float32)
+    for i in range(count):
+        low, high = i * side // count, -(-(i + 1) * side // count)
+        axis[i, low:high] = 1 / (high - low)
+    return np.kron(axis, axis)
+
+
+def local_parts(image: Any, tokens: int) -> list[tuple[str, int]]:
+    """What the consecutive `tokens` of a picture are: ("grid" | "set" | "summary", how many), by config section `image`.
+
+    A ViT gives [CLS] and a grid. A tower of `SUMMARY_TOKENS` gives a grid and its summary for each input size; any other
+    group of tokens is a set without places, such as detected regions.
+    """
+    if image.kind == "vit":
+        return [("summary", 1), ("grid", tokens - 1)]
+    groups = image.groups or (tokens,)
+    kinds = []
+    for i, size in enumerate(groups):
+        followed = i + 1 < len(groups) and groups[i + 1] == 1
+        square = math.isqrt(size) ** 2 == size
+        kinds.append("summary" if size == 1 and len(groups) > 1 else "grid" if followed and square else "set")
+    return list(zip(kinds, groups))
+
+
+def local_map(image: Any, tokens: int) -> np.ndarray:
+    """The averages that make local features of a picture's tokens: float32 [P,N]; no summaries, grids at most 4 x 4."""
+    make = {
+        "grid": lambda n: grid_map(math.isqrt(n)),
+        "set": lambda n: np.eye(n, dtype=np.float32),
+        "summary": lambda n: np.zeros((0, n), np.float32),
+    }
+    blocks = [make[kind](size) for kind, size in local_parts(image, tokens)]
+    out, row, column = np.zeros((sum(len(b) for b in blocks), tokens), np.float32), 0, 0
+    for block in blocks:
+        out[row : row + block.shape[0], column : column + block.shape[1]] = block
+        row, column = row + block.shape[0], column + block.shape[1]
+    return out
 
 
 def tower_encoder(name: str) -> Callable[[np.ndarray], np.ndarray]:

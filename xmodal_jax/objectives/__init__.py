@@ -5,10 +5,11 @@ from typing import Any
 
 from xmodal_jax.config import build, unknown_key
 from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.objectives.alignment import IMS, LMIM
 from xmodal_jax.objectives.base import Objective
 from xmodal_jax.objectives.contrastive import ITC
-from xmodal_jax.objectives.fused import Fused
 from xmodal_jax.objectives.distill import Distill
+from xmodal_jax.objectives.fused import Fused
 from xmodal_jax.objectives.hashing import Hash
 from xmodal_jax.objectives.language import LM, MLM
 from xmodal_jax.objectives.matching import ITM
@@ -18,6 +19,8 @@ from xmodal_jax.objectives.sigmoid import SigLIP
 OBJECTIVES: dict[str, type] = {
     "itc": ITC,
     "siglip": SigLIP,
+    "ims": IMS,
+    "lmim": LMIM,
     "itm": ITM,
     "mlm": MLM,
     "lm": LM,

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from xmodal_jax.config import Config
+from xmodal_jax.models.pooling import AGGREGATORS, parse_pool
 from xmodal_jax.train.optimizer import wholly_frozen
 from xmodal_jax.train.step import Recipe, run_objectives
 from xmodal_jax.types import Batch
@@ -49,12 +50,25 @@ def head_flops(inputs: int, hidden: int, embed: int) -> float:
     return 2.0 * (inputs * embed + inputs * hidden + hidden * embed)
 
 
+def token_flops(section: Any, tokens: int, inputs: int, embed: int) -> float:
+    """Forward of an aggregator's map of each token on one row; nothing without one. Local features are the same products."""
+    return (
+        tokens * head_flops(inputs, section.token_hidden, embed) if parse_pool(section.pool)[1] in AGGREGATORS else 0.0
+    )
+
+
+def base_flops(section: Any, inputs: int, embed: int) -> float:
+    """Forward of a head's linear path and its MLP on one row; nothing for an aggregator alone."""
+    return head_flops(inputs, section.head_hidden, embed) if parse_pool(section.pool)[0] else 0.0
+
+
 def image_joint(config: Config, shapes: Shapes) -> float:
     """Forward of neck and head on raw tokens [B,N,D']."""
     rows, tokens, raw = shapes[0]
     text, image = config.text, config.image
     neck = 2.0 * tokens * raw * text.width + image.neck_layers * block_flops(tokens, text.width, text.hidden, tokens)
-    return rows * (neck + head_flops(raw * max(1, len(image.groups)), image.head_hidden, config.joint.embed))
+    base = base_flops(image, raw * max(1, len(image.groups)), config.joint.embed)
+    return rows * (neck + base + token_flops(image, tokens, raw, config.joint.embed))
 
 
 def text_tower(config: Config, shapes: Shapes) -> float:
@@ -65,7 +79,8 @@ def text_tower(config: Config, shapes: Shapes) -> float:
 
 def text_joint(config: Config, shapes: Shapes) -> float:
     """Forward of the text head on tokens [B,L,D]."""
-    return shapes[0][0] * head_flops(shapes[0][2], config.text.head_hidden, config.joint.embed)
+    (rows, length, width), embed = shapes[0], config.joint.embed
+    return rows * (base_flops(config.text, width, embed) + token_flops(config.text, length, width, embed))
 
 
 def fuse(config: Config, shapes: Shapes) -> float:

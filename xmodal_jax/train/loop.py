@@ -30,11 +30,11 @@ from xmodal_jax.train.flops import step_flops
 from xmodal_jax.train.log import TrainLog, flat
 from xmodal_jax.train.optimizer import make_optimizer
 from xmodal_jax.train.state import TrainState
-from xmodal_jax.train.stop import Stopped, StopSignal
 from xmodal_jax.train.step import Recipe, create_state, jit_step
+from xmodal_jax.train.stop import Stopped, StopSignal
 from xmodal_jax.train.tensorboard import EventWriter
-from xmodal_jax.train.watch import SkipWatch
 from xmodal_jax.train.warmstart import start_state
+from xmodal_jax.train.watch import SkipWatch
 
 log = logging.getLogger(__name__)
 

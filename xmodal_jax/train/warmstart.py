@@ -13,6 +13,7 @@ import numpy as np
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.pipeline import Split, eval_split
 from xmodal_jax.models.heads import pooled_features
+from xmodal_jax.models.pooling import parse_pool
 from xmodal_jax.parallel.mesh import beside, to_host
 from xmodal_jax.types import Array, Params
 
@@ -62,12 +63,12 @@ def head_inputs(assembly: Assembly, params: Params) -> tuple[np.ndarray, np.ndar
     @jax.jit
     def pool_image(params: Params, image: Array) -> Array:
         raw = model.apply({"params": params}, image, method=lambda m, x: m.image(x))
-        return pooled_features(raw, None, shapes["image"][0].split("+")[0], shapes["image"][1])
+        return pooled_features(raw, None, parse_pool(shapes["image"][0])[0], shapes["image"][1])
 
     @jax.jit
     def pool_text(params: Params, ids: Array) -> Array:
         tokens = model.apply({"params": params}, ids, method=lambda m, x: m.text(x))
-        return pooled_features(tokens, ids != 0, shapes["text"][0].split("+")[0], ())
+        return pooled_features(tokens, ids != 0, parse_pool(shapes["text"][0])[0], ())
 
     size, lefts, rights = config.eval.batch_size, [], []
     source = Split(config.data.path, config.data.split, config.data)
