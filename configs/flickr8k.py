@@ -11,6 +11,7 @@ Overfitting is the limit: a CCA start, large batches for few epochs, heavy dropo
 the weights for evaluation. ITM sees every fourth row of a batch, which keeps large batches cheap.
 """
 
+from xmodal_jax import presets
 from xmodal_jax.config import defaults, variant_of
 
 
@@ -26,7 +27,7 @@ def get_config(variant: str = "features"):
         "hash": {"weight": 0.1},
     }
     if variant == "tiny":
-        return tiny(config)
+        return presets.tiny(config)
     config.batch_size, config.steps, config.eval.every, config.eval.flip = 512, 140, 35, True
     config.image.head_hidden, config.image.head_dropout = 1024, 0.65
     config.text.init, config.text.tokenizer = "minilm", "minilm"
@@ -44,18 +45,4 @@ def get_config(variant: str = "features"):
     config.image.kind, config.image.init, config.data.image_size, config.batch_size = "efficientnet", "lite0", 160, 64
     config.optimizer.freeze, config.text.dropout, config.objectives.itm.every = "^text/embed", 0.1, 1
     config.optimizer.groups = (("^text/", 0.05), ("^image/", 0.1), ("_head/", 0.5))
-    return config
-
-
-def tiny(config):
-    """Small towers from scratch: a ViT on 32 pixels and a BERT of two layers."""
-    config.batch_size, config.steps, config.log_every, config.optimizer.warmup = 16, 20, 5, 5
-    config.data.image_size, config.data.length = 32, 12
-    config.image.patch, config.image.width, config.image.layers = 8, 32, 2
-    config.image.heads, config.image.hidden = 2, 64
-    config.text.width, config.text.layers, config.text.heads = 32, 2, 2
-    config.text.hidden, config.text.positions = 64, 16
-    config.fusion.layers, config.fusion.heads, config.fusion.hidden = 1, 2, 64
-    config.joint.embed, config.joint.bits, config.objectives.itc.queue = 16, 16, 64
-    config.eval.batch_size, config.eval.rerank = 64, (8,)
     return config

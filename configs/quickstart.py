@@ -5,6 +5,7 @@ from CCA and move slowly under heavy dropout (else they forget it within 50 step
 over the frozen text tower. `finetune` trains both towers, from pixels.
 """
 
+from xmodal_jax import presets
 from xmodal_jax.config import defaults, variant_of
 
 OBJECTIVES = {
@@ -28,7 +29,7 @@ def get_config(variant: str = "full"):
     config.data.length = 10
     config.objectives = OBJECTIVES
     if variant == "tiny":
-        return tiny(config)
+        return presets.tiny(config)
     if variant == "large":
         return large(config)
     config.batch_size, config.steps = 128, 100
@@ -48,23 +49,6 @@ def get_config(variant: str = "full"):
         "^text/embed",
         (("^text/", 0.05), ("^image/", 0.1), ("_head/", 0.3)),
     )
-    return config
-
-
-def tiny(config):
-    """Small towers from scratch: a ViT on 32 pixels and a BERT of two layers."""
-    config.batch_size, config.steps, config.log_every = 16, 20, 5
-    config.data.image_size, config.data.length = 32, 12
-    config.image.kind = "vit"
-    config.image.patch, config.image.width, config.image.layers = 8, 32, 2
-    config.image.heads, config.image.hidden = 2, 64
-    config.text.width, config.text.layers, config.text.heads = 32, 2, 2
-    config.text.hidden, config.text.positions = 64, 16
-    config.fusion.layers, config.fusion.heads, config.fusion.hidden = 1, 2, 64
-    config.joint.embed, config.joint.bits = 16, 16
-    config.objectives.itc.queue = 64
-    config.eval.batch_size, config.eval.rerank = 64, (8,)
-    config.optimizer.warmup = 5
     return config
 
 

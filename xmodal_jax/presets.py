@@ -16,6 +16,7 @@ def frozen_towers(config: ConfigDict) -> ConfigDict:
     Few pairs: without these the heads forget CCA within fifty steps (benchmarks/results/README.md).
     """
     config.image.kind, config.image.head_hidden, config.image.head_dropout = "features", 768, 0.7
+    config.data.keep_gb = 4.0
     config.text.init, config.text.tokenizer = "minilm", "minilm"
     config.text.head_hidden, config.text.head_dropout = 768, 0.5
     config.fusion.hidden, config.fusion.dropout, config.fusion.head_dropout = 768, 0.2, 0.5

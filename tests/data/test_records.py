@@ -4,7 +4,9 @@ import pytest
 
 from xmodal_jax.data.records import (
     CorruptRecord,
+    KeptRecords,
     RecordWriter,
+    Room,
     decode_record,
     encode_record,
     open_records,
@@ -143,3 +145,18 @@ def test_a_split_name_must_be_a_plain_file_name(tmp_path, split):
     with pytest.raises(UserError, match="write a name of letters"):
         RecordWriter(tmp_path, split)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_kept_rows_are_read_once_while_there_is_room(tmp_path):
+    rows = [{"number": number, "data": bytes([number]) * 100} for number in range(6)]
+    write(tmp_path, "train", rows)
+    with open_records(tmp_path, "train") as records:
+        size = records.sized(0)[1]
+        room = Room(3 * size)
+        kept = KeptRecords(records, room)
+        for row in (0, 1, 2, 3, 4, 5, 0, 4):
+            assert kept[row] == rows[row]
+        assert len(kept) == 6 and room.left == 0
+        assert [kept[row] is kept[row] for row in range(6)] == [True] * 3 + [False] * 3
+        with pytest.raises(IndexError, match="row 6 of a split of 6"):
+            kept[6]

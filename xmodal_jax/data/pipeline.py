@@ -23,7 +23,7 @@ import numpy as np
 from xmodal_jax.data.card import Card, normal_caption
 from xmodal_jax.data.embeddings import Embeddings
 from xmodal_jax.data.image import AugmentConfig, CorruptImage, eval_image, train_image
-from xmodal_jax.data.records import CorruptRecord, check_record, open_records
+from xmodal_jax.data.records import CorruptRecord, KeptRecords, Room, check_record, open_records
 from xmodal_jax.data.stall import Stages, Watch
 from xmodal_jax.data.text import Tokenizer, text_key
 from xmodal_jax.errors import UserError, refuse_unless
@@ -44,7 +44,8 @@ class DataConfig:
     `languages`: those of the captions. `views`: those of the pictures, () for all. `features`: names of cached tokens
     to read in place of pictures. `second_view`: batches also have another picture of each record, `image2`.
     `embeddings`: name of a frozen teacher's embeddings that batches carry (`xmodal data embed`).
-    `threads`, `prefetch`: threads that make batches, and how many batches ahead.
+    `threads`, `prefetch`: threads that make batches, and how many batches ahead. `keep_gb`: rows of feature caches stay
+    in memory after their first reading, up to so many GB in each process.
     `stall_seconds`: how long to wait for a batch before a warning names what each thread is at.
     `labels`: batches carry the labels as float32 [B,C]; False leaves them out (thousands of species that no loss reads).
     """
@@ -62,6 +63,7 @@ class DataConfig:
     augment: AugmentConfig = AugmentConfig()
     threads: int = 4
     prefetch: int = 4
+    keep_gb: float = 1.0
     stall_seconds: float = 60.0
     labels: bool = True
 
@@ -69,6 +71,7 @@ class DataConfig:
         for name, least in (("image_size", 8), ("length", 3), ("threads", 1), ("prefetch", 1)):
             value = getattr(self, name)
             refuse_unless(value >= least, f"config.data.{name} is {value}; write {least} or more")
+        refuse_unless(self.keep_gb >= 0, f"config.data.keep_gb is {self.keep_gb}; write 0 for none or a number of GB")
         refuse_unless(
             self.stall_seconds > 0,
             f"config.data.stall_seconds is {self.stall_seconds}; write seconds above 0, such as 60",
@@ -187,6 +190,8 @@ class TrainDataset:
         refuse_unless(len(split) > 0, f"{split.cfg.path}: split {split.name!r} is empty.")
         self.split, self.tokenizer, self.batch_size = split, tokenizer, batch_size
         self.bad = BadRows(len(split), f"split {split.name!r}")
+        room = Room(int(split.cfg.keep_gb * 1e9))
+        split.caches = [KeptRecords(cache, room) for cache in split.caches]
         self._image = None if split.caches else train_image(split.cfg.image_size, split.cfg.augment)
         self._teacher = split.embeddings() if split.cfg.embeddings else None
         rows = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat(None)

@@ -9,6 +9,7 @@ import logging
 import os
 import pathlib
 import re
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -153,6 +154,10 @@ class Records:
 
     def __getitem__(self, row: int) -> Any:
         """The tree of row `row`. Raises `IndexError` outside the split and `CorruptRecord` for damaged bytes."""
+        return self.sized(row)[0]
+
+    def sized(self, row: int) -> tuple[Any, int]:
+        """The tree of row `row` and its bytes in the file."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of a split of {len(self)} records")
         try:
@@ -161,7 +166,7 @@ class Records:
             raise CorruptRecord(f"row {row} in {self.files[0].parent}: {error}") from error
         if not data:  # what the reader gives for a row behind the end of a file that was cut while it was open
             raise CorruptRecord(f"row {row} in {self.files[0].parent}: its shard was cut short")
-        return unpack(data)
+        return unpack(data), len(data)
 
     def __iter__(self) -> Iterator[Any]:
         return (self[row] for row in range(len(self)))
@@ -178,6 +183,46 @@ class Records:
 
     def __exit__(self, *error) -> None:
         self.close()
+
+
+class Room:
+    """Bytes that several sequences of rows may still keep; shared between threads."""
+
+    def __init__(self, size: int):
+        self.left = size
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> bool:
+        """Whether `size` bytes were left; they are taken then."""
+        with self._lock:
+            fits = size <= self.left
+            self.left -= size if fits else 0
+        return fits
+
+
+class KeptRecords:
+    """`Records` whose rows, once read, stay in memory while `room` lasts; the rest is read from the file each time."""
+
+    def __init__(self, records: Records, room: Room):
+        self.records, self.room = records, room
+        self._rows: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, row: int) -> Any:
+        """The tree of row `row`, as `Records` gives it; it must not be changed."""
+        found = self._rows.get(row)
+        if found is None:
+            found, size = self.records.sized(row)
+            if row not in self._rows and self.room.take(size):
+                self._rows[row] = found
+        return found
+
+    def close(self) -> None:
+        """Close the files and let the rows go."""
+        self.records.close()
+        self._rows.clear()
 
 
 def split_names(folder: os.PathLike | str) -> list[str]:

@@ -70,16 +70,17 @@ def head_inputs(assembly: Assembly, params: Params) -> tuple[np.ndarray, np.ndar
         tokens = model.apply({"params": params}, ids, method=lambda m, x: m.text(x))
         return pooled_features(tokens, ids != 0, parse_pool(shapes["text"][0])[0], ())
 
-    size, lefts, rights = config.eval.batch_size, [], []
+    size, lefts, captions = config.eval.batch_size, [], []
     source = Split(config.data.path, config.data.split, config.data)
     source.close()
     for view in source.views:
         split = eval_split(config.data.path, config.data.split, assembly.tokenizer, config.data, view)
         images = _collect(pool_image, params, split.images(size), "image")
-        texts = _collect(pool_text, params, split.texts(size), "text")
         lefts.append(images[split.caption_owner])
-        rights.append(texts)
-    return np.concatenate(lefts), np.concatenate(rights)
+        captions.append(split.text)
+    texts, rows = np.unique(np.concatenate(captions), axis=0, return_inverse=True)  # views share their captions
+    blocks = dataclasses.replace(split, text=texts, captions=[""] * len(texts)).texts(size)
+    return np.concatenate(lefts), _collect(pool_text, params, blocks, "text")[rows.ravel()]
 
 
 def _collect(pool: Any, params: Params, blocks: Any, side: str) -> np.ndarray:
