@@ -9,6 +9,7 @@ from typing import Any
 from fusion_rows import BUDGET, ROWS
 
 Line = dict[str, Any]
+UNSEEN = {"emoji_views": "twemoji"}  # the view of a set that no row trains on
 HEAD = "| row | seeds | R@1 i2t | R@1 t2i | R@10 i2t | R@10 t2i | rSum | re-ranked 16: R@1 | rSum | {extra}drift |"
 INTRO = """# The fusion family: what each part is worth
 
@@ -57,7 +58,7 @@ def row_cells(lines: list[Line], unseen: str) -> list[str]:
 
 def section(name: str, lines: list[Line]) -> list[str]:
     """The table of one data set."""
-    unseen = "twemoji" if name == "emoji_views" else ""
+    unseen = UNSEEN.get(name, "")
     head = HEAD.format(extra=f"{unseen} (never trained on): R@1 | " if unseen else "")
     found = collections.defaultdict(list)
     for line in lines:

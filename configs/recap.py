@@ -27,7 +27,7 @@ OBJECTIVES = {
     "itm": {"negatives": 1},
     "lm": {"weight": 0.1, "bridge": True},
     "fused": {"weight": 0.3, "queue": 1024, "bridge": True},
-    "distill": {"weight": ((0, 1.0), (60, 0.0))},
+    "distill": {"weight": ((0, 1.0), (30, 0.0))},
 }
 
 

@@ -1,0 +1,117 @@
+"""Retrieval filtering: seconds and recall when fusion scores the best k of a cheap score, against all pairs.
+
+    python benchmarks/filtering.py --workdir RUN [--ks 16 32 64 128] [--all] [--out FILE]
+
+The run's evaluation split, all its pictures against all its captions. The cheap score is the embeddings' cosine. Encoding
+(embeddings, fusion's keys and values of each picture, the first layer's self-attention of each text) is done once and
+timed apart; "seconds" is pair scoring, compilation left out. `--all` scores every pair once and ranks both directions by
+it: this is what filtering is compared with, and takes hours on a CPU. Combined as the run's config says.
+
+One JSON line; with `--out` also to a file, which keeps an "all" measured before.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import sys
+import time
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+
+from xmodal_jax.cli import set_up_jax
+from xmodal_jax.data.progress import Progress
+from xmodal_jax.eval import rerank, retrieval
+from xmodal_jax.eval.embed import PairScorer
+from xmodal_jax.eval.evaluate import Evaluator, ensure_weight
+from xmodal_jax.workdir import open_run
+
+IMAGES_AT_ONCE = 10
+
+
+def exhaustive(score: PairScorer, images: int, texts: int, block: int) -> tuple[np.ndarray, float]:
+    """Fusion's score of every pair, float32 [images, texts], and the seconds it took."""
+    rows = np.arange(texts, dtype=np.int32)
+    rerank.compile_lengths(score, 0, rows, block)
+    started, parts = time.perf_counter(), []
+    groups = [np.arange(i, min(i + IMAGES_AT_ONCE, images), dtype=np.int32) for i in range(0, images, IMAGES_AT_ONCE)]
+    for group in Progress(groups, "all pairs", "images", images, size=len):
+        pairs = np.repeat(group, texts), np.tile(rows, len(group))
+        parts.append(rerank.score_pairs(score, *pairs, block).reshape(len(group), texts))
+    return np.concatenate(parts), time.perf_counter() - started
+
+
+def ranked(matrix: np.ndarray, positives: tuple[np.ndarray, np.ndarray]) -> dict:
+    """Recall of a whole matrix of scores [n,m] in both directions."""
+    sides = []
+    for scores, right in zip((matrix, matrix.T), positives, strict=True):
+        relevant = np.zeros(scores.shape, bool)
+        for row, own in enumerate(right):
+            relevant[row, own[own >= 0]] = True
+        best = np.where(relevant, scores, -np.inf).max(1, keepdims=True)
+        equal = scores == best
+        places = retrieval.Places((scores > best).sum(1), equal.sum(1), (equal & relevant).sum(1))
+        sides.append(retrieval.recall_of_ranks(places.ranks(), (1, 5, 10)))
+    return retrieval.summary(*sides)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--ks", type=int, nargs="+", default=[16, 32, 64, 128])
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--block", type=int, default=256, help="pairs of one call")
+    parser.add_argument("--out", type=pathlib.Path)
+    args = parser.parse_args()
+    set_up_jax()
+    assembly, params, step = open_run(args.workdir)
+    config, evaluator = assembly.config, Evaluator(assembly, params)
+    name = config.data.eval_split
+    split = evaluator.open(name, evaluator.views(name)[0])
+    started = time.perf_counter()
+    image, text = (evaluator.embedder.split(split, side, config.eval.batch_size, True) for side in ("image", "text"))
+    score = PairScorer(assembly.model, params, image, text)
+    jax.block_until_ready(score.arrays)
+    encoded = time.perf_counter() - started
+    positives = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
+    weight = ensure_weight(evaluator, evaluator.embedder, lambda said: None) if config.eval.combine == "add" else 1.0
+    how = (config.eval.combine, weight)
+    tables = rerank.rerank(score, image.embed, text.embed, *positives, (0, *args.ks), *how, block=args.block)
+    found = {"run": config.name, "step": step, "images": len(split.keys), "texts": len(split.captions), "how": how}
+    found |= {"encode_seconds": encoded, "k": {str(k): table for k, table in tables.items()}}
+    if args.all:
+        matrix, seconds = exhaustive(score, len(split.keys), len(split.captions), args.block)
+        whole = rerank.combined(image.embed @ text.embed.T, matrix, *how)
+        found["k"]["all"] = ranked(whole, positives) | {"seconds": seconds, "pairs": matrix.size}
+    elif args.out and args.out.is_file():
+        before = json.loads(args.out.read_text())
+        if before["run"] == found["run"] and before["step"] == step and "all" in before["k"]:
+            found["k"]["all"] = before["k"]["all"]
+    found |= {
+        "device": jax.devices()[0].device_kind,
+        "cores": os.cpu_count(),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
+    print(json.dumps(found))
+    if args.out:
+        args.out.write_text(json.dumps(found, indent=1) + "\n")
+    if "all" in found["k"]:
+        report(found["k"])
+
+
+def report(tables: dict) -> None:
+    """Speed-up and loss of each k against all pairs, on stderr."""
+    whole = tables["all"]
+    for k, own in tables.items():
+        times = f"{whole['seconds'] / own['seconds']:.1f} times faster" if own["seconds"] else "embeddings alone"
+        print(f"k={k}: mR {own['mR']:.2f} ({own['mR'] - whole['mR']:+.2f}), {times}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

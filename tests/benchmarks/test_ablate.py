@@ -1,0 +1,83 @@
+"""The fusion table: its rows are valid configs, a run becomes a line, a second start skips it, and the table adds up."""
+
+import json
+import pathlib
+import sys
+
+import pytest
+
+BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import ablate
+import fusion_rows
+import fusion_table
+from fusion_rows import ROWS, Row, command
+
+from xmodal_jax.config import freeze, load
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+    """Rows name configs/ as the command line does, from the top of the repository."""
+    monkeypatch.chdir(BENCHMARKS.parent)
+
+
+@pytest.mark.parametrize("name", fusion_rows.SETS)
+def test_every_row_is_a_valid_config_of_one_budget(name):
+    configs = {}
+    for row in ROWS:
+        spec, overrides = command(row, name, "data", 1)
+        configs[row] = freeze(load(spec, overrides))
+    assert len({(config.steps, config.batch_size) for config in configs.values()}) == 1
+    assert {config.seed for config in configs.values()} == {1}
+    assert len({json.dumps(config.objectives, sort_keys=True) + repr((config.bridge, config.teacher, config.image))
+                for config in configs.values()}) == len(ROWS)  # fmt: skip
+    assert len({(row.system, row.name) for row in ROWS}) == len(ROWS)
+
+
+@pytest.fixture
+def one_row(monkeypatch, tmp_path, shapes_data):
+    """A table of one tiny row on the shapes, as (run it, its .jsonl, its .md)."""
+    row = Row("MTGFE", "full: the three and ITC", "configs/mtgfe.py:tiny")
+    budget = ("steps=2", "batch_size=8", "log_every=1", "data.image_size=16", "eval.rerank=(4,)")
+    monkeypatch.setattr(ablate, "ROWS", (row,))
+    monkeypatch.setattr(fusion_rows, "BUDGET", {"emoji_views": budget})
+    monkeypatch.setattr(fusion_rows, "EVERY", {"emoji_views": 1})
+    monkeypatch.setattr(fusion_table, "BUDGET", {"emoji_views": budget})
+    monkeypatch.setattr(fusion_table, "UNSEEN", {})
+    monkeypatch.setattr(ablate, "set_up_jax", lambda: None)  # the tests have a compilation cache of their own
+    out = tmp_path / "table"
+
+    def run(seeds):
+        arguments = ["--data", f"emoji_views={shapes_data}", "--seeds", str(seeds), "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", ["ablate.py", *arguments])
+        ablate.main()
+
+    return run, out.with_suffix(".jsonl"), out.with_suffix(".md")
+
+
+def test_a_second_start_goes_on_after_the_last_line(one_row, capsys):
+    run, lines, table = one_row
+    run(1)
+    first = lines.read_text()
+    assert len(first.splitlines()) == 1 and "[1/1] emoji_views | MTGFE" in capsys.readouterr().err
+    line = json.loads(first)
+    assert line["config"] == "configs/mtgfe.py:tiny" and line["seed"] == 0 and "seed=0" in line["overrides"]
+    assert set(line["mean"]) == {"itc", "rerank"} and line["seconds"]["train"] > 0
+    assert not any(str(lines.parent) in str(value) for value in line.values())
+    table.write_text(table.read_text() + "What was learned.\n")
+    run(2)
+    assert lines.read_text().startswith(first) and len(lines.read_text().splitlines()) == 2
+    assert "[1/1] emoji_views | MTGFE | full: the three and ITC | 1" in capsys.readouterr().err
+    text = table.read_text()
+    assert "| full: the three and ITC | 2 |" in text and text.endswith("What was learned.\n")
+    found = [json.loads(line)["mean"]["itc"]["rSum"] for line in lines.read_text().splitlines()]
+    assert f"{sum(found) / 2:.1f} ±" in text
+    run(2)
+    assert len(lines.read_text().splitlines()) == 2
+
+
+def test_spread_is_the_sample_deviation():
+    assert fusion_table.spread([1.0, 3.0]) == "2.0 ± 1.4"
+    assert fusion_table.spread([5.0]) == "5.0"
