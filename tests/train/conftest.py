@@ -63,17 +63,23 @@ def start(recipe):
     return state
 
 
+def machine_on(recipe: Recipe, start: object, data: int, fsdp: int, tensor: int) -> Machine:
+    """The step of `recipe` compiled for one mesh."""
+    mesh = make_mesh(MeshConfig(data, fsdp, tensor), jax.devices()[: data * fsdp * tensor])
+    places = shardings(start, mesh)
+    return Machine(recipe, mesh, places, start, jit_step(recipe, places, batch_sharding(mesh), replicated(mesh)))
+
+
+@pytest.fixture(scope="session")
+def machine_of():
+    """`machine_on`, for recipes of one's own."""
+    return machine_on
+
+
 @pytest.fixture(scope="session")
 def machine(recipe, start):
     """`machine(data, fsdp, tensor)`: the step compiled for that mesh, kept for the session."""
-
-    @functools.cache
-    def make(data: int, fsdp: int, tensor: int) -> Machine:
-        mesh = make_mesh(MeshConfig(data, fsdp, tensor), jax.devices()[: data * fsdp * tensor])
-        places = shardings(start, mesh)
-        return Machine(recipe, mesh, places, start, jit_step(recipe, places, batch_sharding(mesh), replicated(mesh)))
-
-    return make
+    return functools.cache(functools.partial(machine_on, recipe, start))
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,7 @@ CALLS = {
     "fuse": [(TOKENS, "float32"), (WORDS, "float32"), (MASK, "bool")],
     "decode": [(TOKENS, "float32"), (IDS, "int32")],
     "token_logits": [((4, 5, 128), "float32")],
+    "bridge_delta": [(TOKENS, "float32"), (TOKENS, "float32")],
 }
 
 
@@ -46,7 +47,9 @@ def wide():
     recipe = Recipe(config, model, objectives, None)
     image, ids = jax.ShapeDtypeStruct((1, 16, 16, 3), "uint8"), jax.ShapeDtypeStruct((1, 24), "int32")
     params = jax.eval_shape(
-        lambda image, ids: model.init(jax.random.key(0), image, ids, parts(recipe.objectives), method="touch"),
+        lambda image, ids: model.init(
+            jax.random.key(0), image, ids, parts(recipe.objectives) | {"bridge"}, method="touch"
+        ),
         image,
         ids,
     )

@@ -103,6 +103,17 @@ def token_logits(config: Config, shapes: Shapes, outputs: int) -> float:
     return 2.0 * math.prod(lead) * width * (width + outputs)
 
 
+def bridge_delta(config: Config, shapes: Shapes) -> float:
+    """Forward of the residual attention on student and teacher tokens [B,N,D]."""
+    (rows, tokens, width), hidden = shapes[0], config.bridge.hidden
+    mlp = 4.0 * tokens * width * hidden
+    if config.bridge.kind == "gate":
+        return rows * mlp
+    both = 2 * tokens  # it reads both token sequences
+    attention = 2.0 * width * width * (2 * tokens + 2 * both) + 4.0 * tokens * both * width
+    return rows * (attention + mlp)
+
+
 COSTS: dict[str, Callable[[Config, Shapes], float]] = {
     "image_tower": image_tower,
     "image_joint": image_joint,
@@ -110,6 +121,7 @@ COSTS: dict[str, Callable[[Config, Shapes], float]] = {
     "text_joint": text_joint,
     "fuse": fuse,
     "decode": decode,
+    "bridge_delta": bridge_delta,
 }
 
 
