@@ -55,6 +55,7 @@ def get_config(variant: str = "emoji_views"):
 def inaturalist(config):
     """iNaturalist 2018 as the paper's 8,142 species: ViT-B/16 and BERT-base from the weights you name in `init`."""
     config.data.path, config.data.eval_split, config.data.image_size = "data/inaturalist", "val", 224
+    config.data.languages, config.eval.languages, config.data.labels = ("en", "en-taxa"), ("en",), False
     config.image.width, config.image.heads, config.image.hidden = 768, 12, 3072
     config.text.width, config.text.layers, config.text.hidden, config.text.tokenizer = 768, 12, 3072, "minilm"
     config.fusion.layers, config.fusion.heads, config.fusion.hidden = 6, 12, 3072

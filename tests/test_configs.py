@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from xmodal_jax.assemble import abstract_params, assemble_without_data
 from xmodal_jax.cli import main
 from xmodal_jax.config import freeze, load
 from xmodal_jax.objectives import build_objectives
@@ -30,6 +31,8 @@ def test_a_variant_is_valid(name, variant):
     needs = {field for item in built.values() for field in item.needs}
     assert "image2" not in needs or config.data.second_view
     assert "distill_image" not in needs or config.data.embeddings
+    params = abstract_params(assemble_without_data(config))  # sizes fit each other
+    assert "bridge" in params or name != "recap" or variant == "start"
 
 
 @pytest.fixture(scope="module", params=sorted(VARIANTS))
