@@ -29,7 +29,8 @@ from fusion_table import write_table
 
 from xmodal_jax import config as configs
 from xmodal_jax.cli import set_up_jax
-from xmodal_jax.eval.evaluate import evaluate
+from xmodal_jax.eval.embed import Embedder
+from xmodal_jax.eval.evaluate import Evaluator, evaluate
 from xmodal_jax.train import teacher
 from xmodal_jax.train.loop import make_run, train
 from xmodal_jax.workdir import open_run
@@ -66,9 +67,13 @@ def measure(job: Job, data: str, workdir: pathlib.Path) -> dict[str, Any]:
     started = time.perf_counter()
     state = train(config, workdir)
     trained = time.perf_counter() - started
+    if int(state.step) < config.steps:  # a signal: half a run is no line
+        sys.exit(143)
     assembly, params, _ = open_run(str(workdir), {})
     tables = evaluate(assembly, params)
-    student = evaluate(assembly, jax.device_put(state.params, jax.devices()[0]), quick=True)
+    online = jax.device_put(state.params, jax.devices()[0])
+    averaged = teacher.view(online, jax.device_put(state.teacher, jax.devices()[0]))
+    student = evaluate(assembly, online, quick=True)
     return label(job) | {
         "config": spec,
         "overrides": overrides[1:],
@@ -77,7 +82,17 @@ def measure(job: Job, data: str, workdir: pathlib.Path) -> dict[str, Any]:
         "views": {view: summary(own) for view, own in tables["views"].items()},
         "mean": summary(tables["mean"]),
         "student": summary(student["mean"]),
+        "drift": drift(assembly, online, averaged),
     }
+
+
+def drift(assembly: Any, online: Any, averaged: Any) -> float:
+    """1 - cosine between the student's and the teacher's embeddings of the evaluation split's pictures; no dropout."""
+    evaluator = Evaluator(assembly, online)
+    name = assembly.config.data.eval_split
+    found = evaluator.open(name, evaluator.views(name)[0])
+    embed = [Embedder(assembly.model, params).split(found, "image", 256).embed for params in (online, averaged)]
+    return float(1.0 - (embed[0] * embed[1]).sum(1).mean())
 
 
 def summary(tables: dict[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,10 @@ OBJECTIVES = {
 }
 
 
+# Adam moves a scalar by its rate a step at most, and the gate must open within hundreds of steps, not BLIP's 200,000.
+GATES = (("^bridge/gamma", 30.0), ("^image_head/(attended|probe)", 1.0))
+
+
 def get_config(variant: str = "emoji_views"):
     """A data set on frozen towers; `finetune`: emoji from pixels; `start`: the distillation's teacher; `tiny`: tests."""
     variant_of(variant, VARIANTS, "configs/recap.py")
@@ -49,7 +53,10 @@ def get_config(variant: str = "emoji_views"):
         config.objectives = {"itc": {}}
         return config
     config.data.embeddings = "start"
-    return presets.finetuned(config, 128) if variant == "finetune" else config
+    if variant == "finetune":
+        presets.finetuned(config, 128)
+    config.optimizer.groups = GATES + config.optimizer.groups
+    return config
 
 
 def inaturalist(config):

@@ -15,6 +15,7 @@ from xmodal_jax.data.pipeline import Split, eval_split
 from xmodal_jax.models.heads import pooled_features
 from xmodal_jax.models.pooling import parse_pool
 from xmodal_jax.parallel.mesh import beside, to_host
+from xmodal_jax.train.starts import kept_start
 from xmodal_jax.types import Array, Params
 
 
@@ -91,7 +92,8 @@ def _collect(pool: Any, params: Params, blocks: Any, side: str) -> np.ndarray:
 def with_linear_start(assembly: Assembly, params: Params) -> Params:
     """The parameters with `image_head/linear` and `text_head/linear` from CCA; the rest as it was."""
     joint = assembly.config.joint
-    left, right = linear_start(*head_inputs(assembly, params), joint.start_ridge, joint.embed)
+    solve = lambda: linear_start(*head_inputs(assembly, params), joint.start_ridge, joint.embed)
+    left, right = kept_start(assembly, params, solve)
     heads = {"image_head": left, "text_head": right}
     return params | {
         name: params[name]
