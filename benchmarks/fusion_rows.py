@@ -70,7 +70,7 @@ def quickstart_on(name: str) -> tuple[str, ...]:
         from xmodal_jax.presets import TEST_VIEWS, TRAIN_VIEWS
 
         views = (f"data.views={TRAIN_VIEWS}", f"eval.views={TEST_VIEWS}", "data.augment.flip=0.0")
-        return (*views, "eval.rerank=(16,)")
+        return (*views, "data.languages=('en-tags',)", "data.length=20", "eval.rerank=(16,)")
     features = "data.features=('lite0-160','lite0-224')"
     return (features, "data.length=24", "data.eval_split=val", "eval.flip=True", "eval.rerank=(16,)")
 

@@ -10,7 +10,7 @@ from fusion_rows import BUDGET, ROWS
 
 Line = dict[str, Any]
 UNSEEN = {"emoji_views": "twemoji"}  # the view of a set that no row trains on
-HEAD = "| row | seeds | R@1 i2t | R@1 t2i | R@10 i2t | R@10 t2i | rSum | re-ranked 16: R@1 | rSum | {extra}drift |"
+HEAD = "| row | seeds | R@1 i2t | R@1 t2i | R@10 i2t | R@10 t2i | rSum | re-ranked 16: R@1 | rSum | ITM alone, best 16: rSum | {extra}drift |"
 INTRO = """# The fusion family: what each part is worth
 
 Written by `benchmarks/ablate.py` from the runs in the .jsonl beside it (config, overrides, seconds, machine and all recalls
@@ -50,6 +50,7 @@ def row_cells(lines: list[Line], unseen: str) -> list[str]:
         *(cell(itc, lambda t, d=d, k=k: t[d][k]) for k in ("R@1", "R@10") for d in ("i2t", "t2i")),
     ]
     cells += [cell(itc, lambda t: t["rSum"]), both(rerank), cell(rerank, lambda t: t["rSum"])]
+    cells.append(cell(rerank, lambda t: t["alone"]["rSum"]))
     if unseen:
         own = recalls(lines, "rerank", unseen)
         cells.append(both(own if all(own) else recalls(lines, "itc", unseen)))

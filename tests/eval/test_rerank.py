@@ -61,6 +61,11 @@ def test_every_k_equals_sorting_the_whole_matrix(scene, combine, weight):
         want = retrieval.summary(*map(retrieval.recall_of_ranks, want))
         assert {name: row[name] for name in want} == want
         assert row["pairs"] == k * (IMAGES + TEXTS)
+        assert ("alone" in row) == (combine == "add" and k > 0)
+        if "alone" in row:
+            sides = ((itc, matrix, to_text), (itc.T, matrix.T, to_image))
+            ranks = [reference_ranks(*side, k, "replace", 1.0) for side in sides]
+            assert row["alone"] == retrieval.summary(*map(retrieval.recall_of_ranks, ranks))
     seconds = [row["seconds"] for row in table.values()]
     assert seconds == sorted(seconds)
     assert seconds[0] == 0.0

@@ -174,7 +174,8 @@ def rerank(
       recall_ks: the k of R@k.
 
     Returns:
-      {k: `retrieval.summary` with "seconds" (both directions, scoring only) and "pairs" scored}.
+      {k: `retrieval.summary` with "seconds" (both directions, scoring only) and "pairs" scored; with "add" also "alone",
+      the summary of the matching score by itself}.
 
     Raises:
       UserError: a k larger than either gallery, or as `retrieval.recall` and `combined`.
@@ -188,8 +189,10 @@ def rerank(
 
 
 def _summary_at(sides: list[Shortlist], k: int, combine: str, weight: float, recall_ks: Sequence[int]) -> dict:
-    ranks = [reranked(side, k, combine, weight) if k else side.places.ranks() for side in sides]
-    table = retrieval.summary(*(retrieval.recall_of_ranks(rank, recall_ks) for rank in ranks))
+    recalls = lambda ranks: retrieval.summary(*(retrieval.recall_of_ranks(rank, recall_ks) for rank in ranks))
+    table = recalls([reranked(side, k, combine, weight) if k else side.places.ranks() for side in sides])
+    if k and combine == "add":
+        table["alone"] = recalls([reranked(side, k, "replace") for side in sides])
     seconds = sum(side.seconds.get(k, 0.0) for side in sides)
     return {**table, "seconds": seconds, "pairs": k * sum(len(side.rows) for side in sides)}
 
