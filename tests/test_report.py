@@ -96,6 +96,18 @@ def test_curves_are_the_losses_of_the_log(gathered, tiny_run):
     assert gathered.facts[0] == "step 4" and gathered.facts[1].startswith("32 pairs in ")
 
 
+def test_tables_of_other_views_or_languages_are_called_so(opened_run, tiny_run):
+    assembly, _ = opened_run
+    config, card = assembly.config, Card.load(assembly.config.data.path)
+    result = content.read_result(tiny_run[0], "test")
+    assert content.other_settings(config, card, result) == []
+    outline = {"outline": result["views"]["outline"]}
+    (said,) = content.other_settings(config, card, result | {"views": outline, "languages": ["de"]})
+    assert said == "the tables are of views outline; languages de, unlike the rest of this report"
+    (said,) = content.other_settings(config, card, result | {"data": "elsewhere"})
+    assert "data elsewhere" in said
+
+
 def test_torn_and_non_finite_lines_are_passed_over(tmp_path):
     lines = [
         '{"step": 1, "pairs": 8, "loss/itc": 2.0}',

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.assemble import Assembly
+from xmodal_jax.config import Config
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.image import limit_size
 from xmodal_jax.data.pipeline import EvalSplit, Split, eval_split
@@ -102,7 +103,7 @@ def gather(workdir: pathlib.Path) -> Content:
     with contextlib.closing(Pictures(assembly, split, found)) as pictures:
         return Content(
             name=config.name,
-            facts=facts(card, split, step, lines),
+            facts=facts(card, split, step, lines) + other_settings(config, card, result),
             curves=curves(lines),
             result=result,
             floors=floors_of(card, split, recall_names(result), workdir),
@@ -169,6 +170,17 @@ def facts(card: Card, split: str, step: int, lines: list[dict[str, Any]]) -> lis
         seconds = sum((after - before) / line["pairs_per_s"] for before, after, line in zip([0, *seen], seen, lines))
         found.insert(1, f"{seen[-1]:,} pairs in {duration(seconds)} ({seen[-1] / max(seconds, 1e-9):.3g} pairs/s)")
     return found
+
+
+def other_settings(config: Config, card: Card, result: dict[str, Any]) -> list[str]:
+    """A phrase where the tables were made with other data, views or languages than the run's config names."""
+    own, found = config.eval_data, {"views": list(result["views"])}
+    found |= {name: result[name] for name in ("languages", "data") if name in result}
+    run = {"views": list(own.views or card.views), "languages": list(own.languages), "data": config.data.path}
+    other = [
+        f"{name} {value if name == 'data' else ', '.join(value)}" for name, value in found.items() if value != run[name]
+    ]
+    return [f"the tables are of {'; '.join(other)}, unlike the rest of this report"] if other else []
 
 
 def spaced(total: int, count: int) -> list[int]:
