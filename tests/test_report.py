@@ -1,5 +1,6 @@
 import html.parser
 import json
+import pathlib
 
 import hypothesis
 import numpy as np
@@ -142,6 +143,18 @@ def test_floors_are_chance_then_those_of_the_data_set(tmp_path):
     assert known[0].i2t == {"R@1": 12.8} and known[0].t2i == {"R@1": 13.8} and "400 held-out" in known[0].origin
     for key in floors.FLOORS:
         assert all(floor.origin for floor in floors.floors_of(card_of(key), "test", names, tmp_path))
+
+
+def test_chance_counts_every_right_answer():
+    # two pictures share a caption, two have their own: one right answer of four, or two of four
+    to_text, to_image = np.array([[0, 1], [0, 1], [2, -1], [3, -1]]), np.array([[0, 1], [0, 1], [2, -1], [3, -1]])
+    found = floors.chance_among((to_text, to_image), ["R@1", "R@2"])
+    assert found.i2t["R@1"] == pytest.approx(100 * (2 / 4 + 1 / 4) / 2)
+    assert found.t2i["R@2"] == pytest.approx(100 * ((1 - 1 / 6) + 2 / 4) / 2)
+    plain = floors.chance_among((np.arange(20)[:, None], np.arange(20)[:, None]), ["R@1", "R@5"])
+    assert plain.i2t == pytest.approx(floors.chance(20, ["R@1", "R@5"]).i2t)
+    numbers = floors.floors_of(card_of("cats"), "test", ["R@1"], pathlib.Path("none"), (to_text, to_image))
+    assert numbers[0].t2i["R@1"] == pytest.approx(37.5)
 
 
 def test_floors_measured_on_this_data_are_read(tmp_path):

@@ -106,7 +106,7 @@ def gather(workdir: pathlib.Path) -> Content:
             facts=facts(card, split, step, lines) + other_settings(config, card, result),
             curves=curves(lines),
             result=result,
-            floors=floors_of(card, split, recall_names(result), workdir),
+            floors=floors_of(card, split, recall_names(result), workdir, right_answers(found)),
             view=found.view,
             text_queries=text_queries(found, image, text, pictures),
             image_queries=image_queries(found, image, text, pictures),
@@ -183,6 +183,11 @@ def other_settings(config: Config, card: Card, result: dict[str, Any]) -> list[s
     return [f"the tables are of {'; '.join(other)}, unlike the rest of this report"] if other else []
 
 
+def right_answers(found: EvalSplit) -> tuple[np.ndarray, np.ndarray]:
+    """The right captions of each picture and the right pictures of each caption, padded with -1."""
+    return retrieval.positives_from_owners(found.caption_owner, found.text_keys, len(found.keys))
+
+
 def spaced(total: int, count: int) -> list[int]:
     """At most `count` numbers below `total`, evenly spaced: the same ones each time, whatever the scores."""
     return sorted({int(i) for i in np.linspace(0, total - 1, min(count, total)).round()})
@@ -191,7 +196,7 @@ def spaced(total: int, count: int) -> list[int]:
 def text_queries(found: EvalSplit, image: Embedded, text: Embedded, pictures: Pictures) -> list[Query]:
     """Captions of the split as queries for its pictures."""
     chosen = spaced(len(found.captions), TEXT_QUERIES)
-    _, right = retrieval.positives_from_owners(found.caption_owner, found.text_keys, len(found.keys))
+    _, right = right_answers(found)
     names = [own[0] for own in references(found)]
     made = []
     for number, rows, rank in ranked(text.embed, image.embed, right, chosen):
@@ -203,7 +208,7 @@ def text_queries(found: EvalSplit, image: Embedded, text: Embedded, pictures: Pi
 def image_queries(found: EvalSplit, image: Embedded, text: Embedded, pictures: Pictures) -> list[Query]:
     """Pictures of the split as queries for its captions."""
     chosen = spaced(len(found.keys), IMAGE_QUERIES)
-    right, _ = retrieval.positives_from_owners(found.caption_owner, found.text_keys, len(found.keys))
+    right, _ = right_answers(found)
     made = []
     for number, rows, rank in ranked(image.embed, text.embed, right, chosen):
         answers = [Answer(None, found.captions[row], row in right[number]) for row in rows]
