@@ -14,11 +14,14 @@ profession, all clock faces, all families) share a group, as in the source `emoj
 import argparse
 import json
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from xmodal_jax.data.emoji import group_key
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError, refuse_unless
+
+FIELDS = ("id", "views", "caption", "tags", "labels")
 
 
 def converted(row: dict[str, Any]) -> dict[str, Any]:
@@ -30,6 +33,21 @@ def converted(row: dict[str, Any]) -> dict[str, Any]:
     return {"id": row["id"], "views": row["views"], "caption": captions, "labels": labels, "group": group_key(name)}
 
 
+def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of pairs.jsonl. Raises UserError for a missing file and, by line, for a row without its fields."""
+    refuse_unless(path.is_file(), f"'{path}' does not exist; give the folder that holds pairs.jsonl.")
+    rows = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            missing = [name for name in FIELDS if name not in row]
+        except (ValueError, TypeError) as error:
+            raise UserError(f"'{path}', line {number} is no JSON object ({error}); mend the line.") from error
+        refuse_unless(not missing, f"'{path}', line {number} has no {missing[:1]}; write {', '.join(FIELDS)}.")
+        rows.append(row)
+    return rows
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: see the head of this file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -37,11 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="JSON lines to write")
     args = parser.parse_args(arguments)
     refuse_unless(not args.out.exists(), f"'{args.out}' exists; write another --out, nothing was overwritten.")
-    rows = [json.loads(line) for line in (args.folder / "pairs.jsonl").read_text("utf-8").splitlines()]
+    rows = read_rows(args.folder / "pairs.jsonl")
     kept = [converted(row) for row in rows if "flags" not in row["labels"]]
     args.out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), "utf-8")
     print(f"wrote {len(kept)} of {len(rows)} concepts to {args.out}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

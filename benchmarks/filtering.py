@@ -25,6 +25,7 @@ import numpy as np
 
 from xmodal_jax.cli import set_up_jax
 from xmodal_jax.data.progress import Progress
+from xmodal_jax.errors import UserError
 from xmodal_jax.eval import rerank, retrieval
 from xmodal_jax.eval.embed import PairScorer
 from xmodal_jax.eval.evaluate import Evaluator, ensure_weight
@@ -114,4 +115,8 @@ def report(tables: dict) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

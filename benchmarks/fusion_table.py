@@ -60,7 +60,7 @@ def row_cells(lines: list[Line], unseen: str) -> list[str]:
 def section(name: str, lines: list[Line]) -> list[str]:
     """The table of one data set."""
     unseen = UNSEEN.get(name, "")
-    head = HEAD.format(extra=f"{unseen} (never trained on): R@1 | " if unseen else "")
+    head = HEAD.format(extra=f"{unseen} (never trained on): R@1 (re-ranked, if the row is) | " if unseen else "")
     found = collections.defaultdict(list)
     for line in lines:
         found[line["system"], line["row"]].append(line)

@@ -118,8 +118,11 @@ def test_sources_name_the_options_they_need_and_do_not_take(tmp_path, refused):
     refused(["data", "prepare", "emoji", "--only", "animals", "--out", tmp_path / "x"], "'emoji' takes no --only")
 
 
-def test_a_split_to_evaluate_on_is_looked_for_before_training(train_tiny, tmp_path, refused):
+def test_what_to_evaluate_on_is_looked_for_before_training(train_tiny, tmp_path, refused):
     refused(train_tiny(tmp_path / "run", "eval.every=2", "data.eval_split=dev"), "has no split 'dev'")
+    for field, name in (("views", "oil"), ("languages", "fr")):
+        command = train_tiny(tmp_path / "run", "eval.every=2", f"eval.{field}=('{name}',)")
+        refused(command, f"config.eval.{field}: ", f"has no ['{name}']")
     assert not (tmp_path / "run").exists()
 
 
@@ -157,7 +160,9 @@ def test_a_workdir_of_another_architecture_is_refused_and_left_alone(tiny_run, t
 
 def test_only_evaluation_and_data_can_be_changed_later(tiny_run, refused):
     refused(["eval", "--workdir", tiny_run[0], "--config.text.layers=3"], "would change a trained model")
-    refused(["caption", "--workdir", tiny_run[0], "--config.eval.rerank=(2,)"], "`xmodal train` or `xmodal eval` only")
+    refused(
+        ["caption", "--workdir", tiny_run[0], "--config.eval.rerank=(2,)"], "`classify`, `plan` and `data embed` only"
+    )
     refused(["eval", "--workdir", tiny_run[0], "--config.eval.rerank=(99,)"], "99", "gallery of 12")
     refused(["eval", "--workdir", tiny_run[0], "--split", "none"], "has no split 'none'")
     refused(["eval", "--workdir", tiny_run[0], "--config.eval=3"], "names a section")

@@ -1,5 +1,6 @@
 import html.parser
 import json
+import pathlib
 
 import hypothesis
 import numpy as np
@@ -96,6 +97,18 @@ def test_curves_are_the_losses_of_the_log(gathered, tiny_run):
     assert gathered.facts[0] == "step 4" and gathered.facts[1].startswith("32 pairs in ")
 
 
+def test_tables_of_other_views_or_languages_are_called_so(opened_run, tiny_run):
+    assembly, _ = opened_run
+    config, card = assembly.config, Card.load(assembly.config.data.path)
+    result = content.read_result(tiny_run[0], "test")
+    assert content.other_settings(config, card, result) == []
+    outline = {"outline": result["views"]["outline"]}
+    (said,) = content.other_settings(config, card, result | {"views": outline, "languages": ["de"]})
+    assert said == "the tables are of views outline; languages de, unlike the rest of this report"
+    (said,) = content.other_settings(config, card, result | {"data": "elsewhere"})
+    assert "data elsewhere" in said
+
+
 def test_torn_and_non_finite_lines_are_passed_over(tmp_path):
     lines = [
         '{"step": 1, "pairs": 8, "loss/itc": 2.0}',
@@ -130,6 +143,18 @@ def test_floors_are_chance_then_those_of_the_data_set(tmp_path):
     assert known[0].i2t == {"R@1": 12.8} and known[0].t2i == {"R@1": 13.8} and "400 held-out" in known[0].origin
     for key in floors.FLOORS:
         assert all(floor.origin for floor in floors.floors_of(card_of(key), "test", names, tmp_path))
+
+
+def test_chance_counts_every_right_answer():
+    # two pictures share a caption, two have their own: one right answer of four, or two of four
+    to_text, to_image = np.array([[0, 1], [0, 1], [2, -1], [3, -1]]), np.array([[0, 1], [0, 1], [2, -1], [3, -1]])
+    found = floors.chance_among((to_text, to_image), ["R@1", "R@2"])
+    assert found.i2t["R@1"] == pytest.approx(100 * (2 / 4 + 1 / 4) / 2)
+    assert found.t2i["R@2"] == pytest.approx(100 * ((1 - 1 / 6) + 2 / 4) / 2)
+    plain = floors.chance_among((np.arange(20)[:, None], np.arange(20)[:, None]), ["R@1", "R@5"])
+    assert plain.i2t == pytest.approx(floors.chance(20, ["R@1", "R@5"]).i2t)
+    numbers = floors.floors_of(card_of("cats"), "test", ["R@1"], pathlib.Path("none"), (to_text, to_image))
+    assert numbers[0].t2i["R@1"] == pytest.approx(37.5)
 
 
 def test_floors_measured_on_this_data_are_read(tmp_path):

@@ -355,7 +355,7 @@ def main(arguments: list[str] | None = None) -> int:
         args = parser().parse_args(rest)
         refuse_unless(
             not overrides or args.command in ("train", "eval", "plan", "classify") or args.run is data_embed,
-            f"'--config.{overrides[0] if overrides else ''}' goes with `xmodal train` or `xmodal eval` only",
+            f"'--config.{overrides[0] if overrides else ''}' goes with `xmodal train`, `eval`, `classify`, `plan` and `data embed` only",
         )
         if args.command != "plan":  # a plan tells how long compiling takes
             set_up_jax()

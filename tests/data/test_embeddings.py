@@ -194,8 +194,9 @@ def test_bad_teachers_records_and_names_are_refused(own_set):
     shutil.rmtree(own_set / "embeddings")
     with pytest.raises(UserError, match="not finite"):
         write(own_set, Counted().encoders(text=lambda texts: said(texts) * np.nan))
-    with pytest.raises(UserError, match="use a plain word"):
-        write(own_set, name="../up")
+    for name in ("../up", "..", ".hidden"):
+        with pytest.raises(UserError, match="use a plain word"):
+            write(own_set, name=name)
     for options, words in (({"batch": 0}, "the batch is 0"), ({"dtype": "int8"}, "the dtype is 'int8'")):
         with pytest.raises(UserError, match=words):
             write(own_set, **options)

@@ -171,6 +171,7 @@ def test_one_list_is_enough_and_pictures_may_be_elsewhere(folder, tmp_path):
         ("categories.json", None, "categories.json does not exist: the names in train2018.json are hidden"),
         ("categories.json", {}, "must be a JSON list of categories"),
         ("categories.json", [{"name": "A b"}], "a category has no id or name"),
+        ("categories.json", [{"id": 1, "name": "A b"}, {"id": 7, "name": " "}], r"the name of category \[7\] is empty"),
         ("categories.json", [{"id": 1, "name": "A b"}, {"id": 2, "name": "A  b"}], r"\['A b'\] occurs twice"),
         ("train2018.json", [], "train2018.json has no list 'images'"),
         ("val2018.json", {"images": []}, "val2018.json has no list 'annotations'"),

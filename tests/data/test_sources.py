@@ -101,6 +101,19 @@ def test_karpathy_refuses_what_is_no_karpathy_file(tmp_path):
         karpathy_source(tmp_path / "x.json")
     with pytest.raises(UserError, match="must be JSON with a list 'images'"):
         karpathy_source(tmp_path / "x.json", tmp_path)
+    for content in ('{"images": 5}', '{"images": {"a": 1}}'):
+        (tmp_path / "x.json").write_text(content)
+        with pytest.raises(UserError, match="its 'images' is no list"):
+            karpathy_source(tmp_path / "x.json", tmp_path)
+
+
+@pytest.mark.parametrize("split", [None, ["test"]])
+def test_a_karpathy_row_whose_split_is_no_text_is_a_broken_row(karpathy, split):
+    path, _ = karpathy
+    row = {"filename": "a.png", "split": split, "sentences": [{"raw": "A dog ."}]}
+    path.write_text(json.dumps({"images": [row]}))
+    (found,) = items(karpathy_source(path))
+    assert found.reason == "broken row" and found.where.startswith("images[0]: ")
 
 
 def test_jsonl_rows_become_items(tmp_path, encoded):

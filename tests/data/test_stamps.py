@@ -49,6 +49,18 @@ def test_stamps_of_one_caption_share_a_split(tree):
     assert len(groups) == len({item.group for item in flowers}) == 2
 
 
+def test_by_default_most_of_a_small_set_is_for_training(tree):
+    for number in range(8):
+        for suffix, data in ((".txt", f"Tree {'abcdefgh'[number]}.".encode()), (".png", b"")):
+            (tree / f"plants/tree{number}{suffix}").write_bytes(data)
+    source = stamps_source(tree, only="plants")
+    splits = [item.split for item in source.items()]
+    assert source.arguments["held_out"] == 2 and sorted(splits) == ["test"] * 2 + ["train"] * 8
+    for wrong in (10, 200, -1):
+        with pytest.raises(UserError, match=f"--held-out is {wrong}, but there are 10 stamps; write fewer"):
+            stamps_source(tree, only="plants", held_out=wrong)
+
+
 def test_an_empty_first_line_is_an_empty_caption(tree):
     (tree / "plants/flower2.txt").write_text("\nfr.utf8=Une fleur.\n")
     first, second, *_ = stamps_source(tree, held_out=0).items()

@@ -8,6 +8,7 @@ import pytest
 from xmodal_jax.cli import main
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.evaluate import Evaluator, ensure_weight, evaluate
+from xmodal_jax.eval.tables import notes
 
 
 def changed(assembly, **sections):
@@ -44,6 +45,8 @@ def test_languages_of_evaluation_take_the_place_of_those_of_training(opened_run,
     asked = changed(moved, eval={"languages": ("tags",)})
     assert [evaluate(one, params, quick=True)["captions"] for one in (moved, asked)] == [24, 12]
     assert Evaluator(asked, params).open("test", "filled").captions[0].count(" ") == 1
+    said = notes(evaluate(asked, params, quick=True))
+    assert f"Captions in tags; data set '{two_languages}'." in said
 
 
 def test_the_weight_of_itm_is_chosen_as_it_was_trained(opened_run):

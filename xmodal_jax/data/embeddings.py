@@ -108,7 +108,8 @@ def write_embeddings(
     card = Card.load(data_dir)
     refuse_unless(batch >= 1, f"the batch is {batch}; write 1 or more")
     refuse_unless(dtype in DTYPES, f"the dtype is '{dtype}'; write one of {', '.join(DTYPES)}")
-    refuse_unless(name == pathlib.Path(name).name and name != "", f"embeddings name {name!r}: use a plain word.")
+    plain = name == pathlib.Path(name).name and not name.startswith(".") and name != ""
+    refuse_unless(plain, f"embeddings name {name!r}: use a plain word.")
     with contextlib.closing(open_split(min(card.splits))) as first:
         plan = _plan(teacher, card.views, first.cfg.languages, dtype)
     if name in card.embeddings:

@@ -57,7 +57,8 @@ def write_features(
     if name in card.features:
         refuse_other(card.features[name], plan, f"{data_dir} already has features {name!r}")
         return card
-    refuse_unless(name == pathlib.Path(name).name and name != "", f"features name {name!r}: use a plain word.")
+    plain = name == pathlib.Path(name).name and not name.startswith(".") and name != ""
+    refuse_unless(plain, f"features name {name!r}: use a plain word.")
     folder, partial = data_dir / "features" / name, data_dir / "features" / f".{name}.part"
     start_partial(folder, partial, plan)
     shape = None

@@ -122,6 +122,8 @@ def read_categories(path: pathlib.Path) -> dict[Any, Species]:
         species = {row["id"]: _species(row) for row in rows}
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: a category has no id or name ({error!r}); download the file again.") from error
+    nameless = [key for key, one in species.items() if not one.name]
+    refuse_unless(not nameless, f"{path}: the name of category {nameless[:1]} is empty; download the file again.")
     counts = collections.Counter(one.name for one in species.values())
     twice = [name for name, count in counts.items() if count > 1]
     refuse_unless(not twice, f"{path}: the name {twice[:1]} occurs twice; a label must be one species.")

@@ -137,6 +137,10 @@ def karpathy_source(path: os.PathLike | str, images: os.PathLike | str | None = 
         rows = json.loads(path.read_text("utf-8"))["images"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a Karpathy file ({error!r}): it must be JSON with a list 'images'.") from error
+    refuse_unless(
+        isinstance(rows, list),
+        f"{path} is not a Karpathy file: its 'images' is no list; give the dataset_*.json itself.",
+    )
 
     def items() -> Iterator[Item | Skip]:
         for number, row in enumerate(rows):
@@ -151,6 +155,8 @@ def _karpathy_item(row: Any, number: int, folder: pathlib.Path) -> Iterator[Item
         name, split = row["filename"], row["split"]
         captions = {"en": [_raw(sentence) for sentence in row["sentences"]], **_keywords(row)}
         path = folder / row.get("filepath", "") / name
+        if not isinstance(split, str):
+            raise TypeError(f"split {split!r} is no text")
     except (KeyError, TypeError, AttributeError) as error:
         yield Skip("broken row", f"images[{number}]: {error!r}")
         return

@@ -49,9 +49,10 @@ def folders_of(key: str) -> tuple[str, ...]:
 
 
 def stamps_source(
-    root: os.PathLike | str = ROOT, size: int = 256, held_out: int = 200, only: str = "", label: str = "folder"
+    root: os.PathLike | str = ROOT, size: int = 256, held_out: int | None = None, only: str = "", label: str = "folder"
 ) -> Source:
-    """Stamps below `root` that have a text file, letters and numbers left out; `held_out` of them as "test", by group.
+    """Stamps below `root` that have a text file, letters and numbers left out; `held_out` of them as "test", by group
+    (default: 200, of 400 or fewer a fifth).
 
     SVG drawings are rendered `size` px wide. `only`: names of outermost folders, as "animals,plants". One label, and
     the folders above it as its taxonomy: the first two folders (`label` "folder") or what the English caption names
@@ -64,6 +65,11 @@ def stamps_source(
     )
     refuse_unless(label in ("folder", "name"), f"--label is '{label}'; write folder or name")
     files = _kept(sorted(root.rglob("*.txt")), root, only)
+    held_out = (200 if len(files) > 400 else len(files) // 5) if held_out is None else held_out
+    refuse_unless(
+        0 <= held_out < len(files),
+        f"--held-out is {held_out}, but there are {len(files)} stamps; write fewer, and at least 0.",
+    )
     keys = [path.relative_to(root).with_suffix("").as_posix() for path in files]
     captions = [read_captions(path) for path in files]
     labels = [_label(key, own["en"][0], label) for key, own in zip(keys, captions)]

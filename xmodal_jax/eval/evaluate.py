@@ -60,7 +60,7 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
     called before every block that is encoded, and what it raises ends the evaluation.
 
     Returns:
-      {"split", "records", "captions", "views": {view: tables}, "mean": the mean over the views, "combine", "weight"}; a view's
+      {"split", "records", "captions", "data", "languages", "views": {view: tables}, "mean": the mean over the views, "combine", "weight"}; a view's
       tables are "itc", "rerank" {k: summary}, "codes", "labels"; with several views also "ensemble" (their mean embedding).
     """
     evaluator, config = Evaluator(assembly, params, poll), assembly.config
@@ -79,6 +79,7 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
         tables[view] = view_tables(assembly, params, found, image, text, ks, weight, quick, say)
         images.append(image.embed)
     result = {"split": split, "records": len(found.keys), "captions": len(found.captions)}
+    result |= {"data": config.data.path, "languages": list(config.eval_data.languages)}
     result |= {"combine": config.eval.combine, "weight": weight}
     result |= {"views": tables, "mean": mean_tables(list(tables.values()))}
     if len(images) > 1 and all(own == keys[0] for own in keys):

@@ -106,6 +106,8 @@ def notes(result: Tables) -> list[str]:
         f"Ties: {first['ties']}. Right is any picture whose captions hold the same text, in both directions.",
         f"i2t: image to text over {result['captions']} captions; t2i: text to image over {result['records']} pictures.",
     ]
+    if "languages" in result:
+        said.append(f"Captions in {', '.join(result['languages'])}; data set '{result['data']}'.")
     if result["mean"].get("rerank"):
         said.append(f"Re-ranking: {combination(result)}; seconds are for scoring the pairs of both directions.")
     if any("labels" in tables for _, tables in sections(result)):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.assemble import Assembly
+from xmodal_jax.config import Config
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.image import limit_size
 from xmodal_jax.data.pipeline import EvalSplit, Split, eval_split
@@ -102,10 +103,10 @@ def gather(workdir: pathlib.Path) -> Content:
     with contextlib.closing(Pictures(assembly, split, found)) as pictures:
         return Content(
             name=config.name,
-            facts=facts(card, split, step, lines),
+            facts=facts(card, split, step, lines) + other_settings(config, card, result),
             curves=curves(lines),
             result=result,
-            floors=floors_of(card, split, recall_names(result), workdir),
+            floors=floors_of(card, split, recall_names(result), workdir, right_answers(found)),
             view=found.view,
             text_queries=text_queries(found, image, text, pictures),
             image_queries=image_queries(found, image, text, pictures),
@@ -171,6 +172,22 @@ def facts(card: Card, split: str, step: int, lines: list[dict[str, Any]]) -> lis
     return found
 
 
+def other_settings(config: Config, card: Card, result: dict[str, Any]) -> list[str]:
+    """A phrase where the tables were made with other data, views or languages than the run's config names."""
+    own, found = config.eval_data, {"views": list(result["views"])}
+    found |= {name: result[name] for name in ("languages", "data") if name in result}
+    run = {"views": list(own.views or card.views), "languages": list(own.languages), "data": config.data.path}
+    other = [
+        f"{name} {value if name == 'data' else ', '.join(value)}" for name, value in found.items() if value != run[name]
+    ]
+    return [f"the tables are of {'; '.join(other)}, unlike the rest of this report"] if other else []
+
+
+def right_answers(found: EvalSplit) -> tuple[np.ndarray, np.ndarray]:
+    """The right captions of each picture and the right pictures of each caption, padded with -1."""
+    return retrieval.positives_from_owners(found.caption_owner, found.text_keys, len(found.keys))
+
+
 def spaced(total: int, count: int) -> list[int]:
     """At most `count` numbers below `total`, evenly spaced: the same ones each time, whatever the scores."""
     return sorted({int(i) for i in np.linspace(0, total - 1, min(count, total)).round()})
@@ -179,7 +196,7 @@ def spaced(total: int, count: int) -> list[int]:
 def text_queries(found: EvalSplit, image: Embedded, text: Embedded, pictures: Pictures) -> list[Query]:
     """Captions of the split as queries for its pictures."""
     chosen = spaced(len(found.captions), TEXT_QUERIES)
-    _, right = retrieval.positives_from_owners(found.caption_owner, found.text_keys, len(found.keys))
+    _, right = right_answers(found)
     names = [own[0] for own in references(found)]
     made = []
     for number, rows, rank in ranked(text.embed, image.embed, right, chosen):
@@ -191,7 +208,7 @@ def text_queries(found: EvalSplit, image: Embedded, text: Embedded, pictures: Pi
 def image_queries(found: EvalSplit, image: Embedded, text: Embedded, pictures: Pictures) -> list[Query]:
     """Pictures of the split as queries for its captions."""
     chosen = spaced(len(found.keys), IMAGE_QUERIES)
-    right, _ = retrieval.positives_from_owners(found.caption_owner, found.text_keys, len(found.keys))
+    right, _ = right_answers(found)
     made = []
     for number, rows, rank in ranked(image.embed, text.embed, right, chosen):
         answers = [Answer(None, found.captions[row], row in right[number]) for row in rows]

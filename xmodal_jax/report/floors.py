@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from xmodal_jax.data.card import Card
 
 FLOORS_FILE = "floors.jsonl"
@@ -55,23 +57,48 @@ FLOORS: dict[str, tuple[Floor, ...]] = {
 }
 
 
-def floors_of(card: Card, split: str, names: Sequence[str], workdir: pathlib.Path) -> list[Floor]:
+def floors_of(
+    card: Card,
+    split: str,
+    names: Sequence[str],
+    workdir: pathlib.Path,
+    right: tuple[np.ndarray, np.ndarray] | None = None,
+) -> list[Floor]:
     """The floors of a data set's split: chance, the published table, and `floors.jsonl` of the work directory.
 
-    The file is what `benchmarks/cca_floor.py` prints; lines of another split and torn lines are passed over.
+    The file is what `benchmarks/cca_floor.py` prints; lines of another split and torn lines are passed over. `right`: the
+    right answers, for the chance of a split whose captions are shared by pictures (see `chance_among`).
     """
     numbers = card.split(split)
     text = f"{card.name} {card.source}".casefold()
     known = [floor for key, floors in FLOORS.items() if key in text for floor in floors]
     measured = workdir / FLOORS_FILE
     lines = measured.read_text("utf-8").splitlines() if measured.is_file() else []
-    return [chance(numbers["records"], names), *known, *filter(None, (_measured(line, split) for line in lines))]
+    random = chance_among(right, names) if right else chance(numbers["records"], names)
+    return [random, *known, *filter(None, (_measured(line, split) for line in lines))]
 
 
 def chance(records: int, names: Sequence[str]) -> Floor:
     """Recall of a random order when every picture has its own captions: k of n pictures, in both directions."""
     values = {name: 100.0 * min(1.0, int(name.removeprefix("R@")) / records) for name in names}
     return Floor("chance", values, values, "k / pictures")
+
+
+def chance_among(right: tuple[np.ndarray, np.ndarray], names: Sequence[str]) -> Floor:
+    """Recall of a random order where a query may have several right answers: captions shared by pictures count for all.
+
+    `right`: gallery rows of the right answers, padded with -1, of pictures [n,A] and of captions [m,B].
+    """
+    pictures, captions = (np.asarray(rows) for rows in right)
+    sides = []
+    for rows, gallery in ((pictures, len(captions)), (captions, len(pictures))):
+        counts = (rows >= 0).sum(1).tolist()
+        side = {}
+        for k in (int(name.removeprefix("R@")) for name in names):
+            missed = [math.comb(gallery - count, k) / math.comb(gallery, k) for count in counts]
+            side[f"R@{k}"] = 100.0 * (1 - math.fsum(missed) / len(missed))
+        sides.append(side)
+    return Floor("chance", *sides, "a random order, with every right answer counted")
 
 
 def _measured(line: str, split: str) -> Floor | None:

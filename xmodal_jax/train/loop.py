@@ -18,7 +18,7 @@ import jax
 from xmodal_jax.assemble import Assembly, abstract_params, assemble, pretrained, start_params
 from xmodal_jax.config import Config, as_dict
 from xmodal_jax.data.card import Card
-from xmodal_jax.data.pipeline import Loader, TrainDataset, train_dataset
+from xmodal_jax.data.pipeline import Loader, TrainDataset, refuse_unknown, train_dataset
 from xmodal_jax.data.transfer import Prefetch
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.parallel.mesh import batch_sharding, make_mesh, process_share, replicated
@@ -102,6 +102,8 @@ def refuse_impossible(config: Config, assembly: Assembly) -> None:
     card = Card.load(config.data.path)
     if config.eval.every:
         card.split(config.data.eval_split)
+        refuse_unknown("config.eval.views", config.eval.views, card.views, config.data.path)
+        refuse_unknown("config.eval.languages", config.eval.languages, card.languages, config.data.path)
     refuse_unless(
         not config.tensorboard or importlib.util.find_spec("tensorboard") is not None,
         "config.tensorboard is True, but the package tensorboard is not installed; write pip install 'xmodal_jax[tensorboard]'",
