@@ -81,3 +81,11 @@ def test_a_second_start_goes_on_after_the_last_line(one_row, capsys):
 def test_spread_is_the_sample_deviation():
     assert fusion_table.spread([1.0, 3.0]) == "2.0 ± 1.4"
     assert fusion_table.spread([5.0]) == "5.0"
+
+
+def test_rows_are_compared_at_the_list_that_all_have():
+    rows = [freeze(load(command(row, "emoji_views", "data", 0)[0])).eval.rerank for row in ROWS]
+    shortest = {min(ks) for ks, row in zip(rows, ROWS, strict=True) if row.system != "quickstart"}
+    assert shortest == {16} and len(set(rows)) > 1  # one config scores a longer list too
+    found = ablate.summary({"itc": {}, "rerank": {16: {"R": 1}, 32: {"R": 2}}})
+    assert found["rerank"] == {"R": 1}
