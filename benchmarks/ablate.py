@@ -1,10 +1,11 @@
 """Train and evaluate every row of the fusion table, and write the table.
 
-    python benchmarks/ablate.py --data emoji_views=DIR [--data flickr8k=DIR] [--seeds 3] [--only ReCap] [--finetuned]
+    python benchmarks/ablate.py --data emoji_views=DIR [--data flickr8k=DIR] [--seeds 3] [--only ReCap]
 
 Rows and budgets are in benchmarks/fusion_rows.py. Each run is one line of `--out`.jsonl; the same command goes on after the
-last line and skips what is there, and `--out`.md is written anew from the lines after each run. Before ReCap's rows the
-data set needs its distillation teacher:
+last line and skips what is there, and `--out`.md is written anew from the lines after each run. A run that a signal stopped
+is no line, and lines of another config, budget or overrides than the row has now are measured again. Before ReCap's rows
+the data set needs its distillation teacher:
 
     xmodal data embed --data DIR --config configs/recap.py:start --config.data.path=DIR --name start
 """
@@ -49,6 +50,14 @@ def label(job: Job) -> dict[str, Any]:
     return {"set": name, "system": row.system, "row": row.name, "seed": seed}
 
 
+def is_current(line: dict[str, Any]) -> bool:
+    """Whether a line is of a row as it is now: an older budget or weight is another experiment."""
+    for row in (row for row in ROWS if (row.system, row.name) == (line["system"], line["row"])):
+        spec, overrides = command(row, line["set"], "", line["seed"])
+        return (line["config"], line["overrides"]) == (spec, overrides[1:])
+    return False
+
+
 def last_metrics(workdir: pathlib.Path) -> dict[str, float]:
     """Numbers of the last logged step that the table shows or that tell a row that went wrong."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -65,6 +74,8 @@ def measure(job: Job, data: str, workdir: pathlib.Path) -> dict[str, Any]:
     started = time.perf_counter()
     state = train(config, workdir)
     trained = time.perf_counter() - started
+    if int(state.step) < config.steps:  # training ends in order when it gets SIGTERM or SIGINT
+        raise SystemExit(f"stopped at step {int(state.step)} of {config.steps}; the same command trains this row again")
     assembly, params, _ = open_run(str(workdir), {})
     tables = evaluate(assembly, params)
     student = evaluate(assembly, jax.device_put(state.params, jax.devices()[0]), quick=True)
@@ -96,7 +107,8 @@ def main() -> None:
     set_up_jax()
     data = dict(item.split("=", 1) for item in args.data)
     path = args.out.with_suffix(".jsonl")
-    done = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    done = [line for line in lines if is_current(line)]
     known = [{k: line[k] for k in ("set", "system", "row", "seed")} for line in done]
     todo = [job for job in jobs(data, args.seeds, args.only) if label(job) not in known]
     started = time.perf_counter()

@@ -1,5 +1,6 @@
 """The fusion table: its rows are valid configs, a run becomes a line, a second start skips it, and the table adds up."""
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -76,6 +77,26 @@ def test_a_second_start_goes_on_after_the_last_line(one_row, capsys):
     assert f"{sum(found) / 2:.1f} ±" in text
     run(2)
     assert len(lines.read_text().splitlines()) == 2
+
+
+def test_a_stopped_run_is_no_line(one_row, monkeypatch):
+    run, lines, table = one_row
+    whole = ablate.train
+    monkeypatch.setattr(ablate, "train", lambda config, folder: whole(dataclasses.replace(config, steps=1), folder))
+    with pytest.raises(SystemExit, match="stopped at step 1 of 2"):
+        run(1)  # what a signal after the first step leaves
+    assert not lines.exists() and not table.exists()
+
+
+def test_a_line_of_another_budget_is_measured_again(monkeypatch):
+    row = ROWS[3]
+    spec, overrides = command(row, "emoji_views", "elsewhere", 2)
+    line = ablate.label(("emoji_views", row, 2)) | {"config": spec, "overrides": overrides[1:]}
+    assert ablate.is_current(line)  # wherever the data lies
+    assert not ablate.is_current(line | {"row": "no longer there"})
+    assert not ablate.is_current(line | {"overrides": [*overrides[1:], "optimizer.lr=1.0"]})
+    monkeypatch.setitem(fusion_rows.BUDGET, "emoji_views", ("steps=90", "batch_size=128"))
+    assert not ablate.is_current(line)
 
 
 def test_spread_is_the_sample_deviation():
