@@ -15,7 +15,8 @@ INTRO = """# The fusion family: what each part is worth
 
 Written by `benchmarks/ablate.py` from the runs in the .jsonl beside it (config, overrides, seconds, machine and all recalls
 of every run are there). Mean ± standard deviation over seeds, in %; every row of a set has the same budget of steps and
-pairs. Cached tokens of a frozen EfficientNet-Lite0, frozen MiniLM, heads from CCA.
+pairs. Cached tokens of a frozen EfficientNet-Lite0, frozen MiniLM, heads from CCA. Drift: 1 - cosine of the student's and
+the teacher's embeddings of the evaluation pictures after training, without dropout.
 """
 
 
@@ -52,8 +53,8 @@ def row_cells(lines: list[Line], unseen: str) -> list[str]:
     if unseen:
         own = recalls(lines, "rerank", unseen)
         cells.append(both(own if all(own) else recalls(lines, "itc", unseen)))
-    drift = [line["metrics"].get("itc/drift_image") for line in lines]
-    return [*cells, f"{statistics.fmean(drift):.3f}" if all(value is not None for value in drift) else ""]
+    drift = [line["drift"]["image"] for line in lines if "drift" in line]
+    return [*cells, f"{statistics.fmean(drift):.4f}" if len(drift) == len(lines) else ""]
 
 
 def section(name: str, lines: list[Line]) -> list[str]:

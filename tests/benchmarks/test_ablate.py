@@ -5,6 +5,8 @@ import json
 import pathlib
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
@@ -66,6 +68,7 @@ def test_a_second_start_goes_on_after_the_last_line(one_row, capsys):
     line = json.loads(first)
     assert line["config"] == "configs/mtgfe.py:tiny" and line["seed"] == 0 and "seed=0" in line["overrides"]
     assert set(line["mean"]) == {"itc", "rerank"} and line["seconds"]["train"] > 0
+    assert all(-1e-5 < line["drift"][side] < 0.1 for side in ("image", "text"))
     assert not any(str(lines.parent) in str(value) for value in line.values())
     table.write_text(table.read_text() + "What was learned.\n")
     run(2)
@@ -97,6 +100,14 @@ def test_a_line_of_another_budget_is_measured_again(monkeypatch):
     assert not ablate.is_current(line | {"overrides": [*overrides[1:], "optimizer.lr=1.0"]})
     monkeypatch.setitem(fusion_rows.BUDGET, "emoji_views", ("steps=90", "batch_size=128"))
     assert not ablate.is_current(line)
+
+
+def test_drift_is_of_the_weights_alone(opened_run):
+    assembly, params = opened_run
+    turned = params | {"image_head": jax.tree.map(lambda x: -x, params["image_head"])}
+    found = [ablate.encoder_drift(assembly, params, student) for student in (params, turned)]
+    np.testing.assert_allclose([found[0]["image"], found[0]["text"]], 0.0, atol=1e-5)
+    np.testing.assert_allclose([found[1]["image"], found[1]["text"]], [2.0, 0.0], atol=1e-5)
 
 
 def test_spread_is_the_sample_deviation():
