@@ -183,6 +183,11 @@ def refuse_unbridged(config: Config, objectives: dict[str, Objective]) -> None:
             f"config.objectives.{next(iter(bridged))}.bridge is True, but config.{side}.pool='{pool}' does not read the "
             f"tokens that the bridge changes; write config.{side}.pool=mean+attention",
         )
+    refuse_unless(
+        not (bridged and config.fusion.aggregated),
+        f"config.objectives.{next(iter(bridged), '')}.bridge is True, and config.fusion.aggregated adds embeddings to the "
+        "tokens that the bridge's keys are made of; write config.fusion.aggregated=False",
+    )
     for name, item in bridged.items():
         refuse_unless(
             not isinstance(item, LM) or "image" in config.bridge.sides,

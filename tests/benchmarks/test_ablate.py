@@ -1,9 +1,12 @@
 """The fusion table: its rows are valid configs, a run becomes a line, a second start skips it, and the table adds up."""
 
+import dataclasses
 import json
 import pathlib
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
@@ -65,6 +68,7 @@ def test_a_second_start_goes_on_after_the_last_line(one_row, capsys):
     line = json.loads(first)
     assert line["config"] == "configs/mtgfe.py:tiny" and line["seed"] == 0 and "seed=0" in line["overrides"]
     assert set(line["mean"]) == {"itc", "rerank"} and line["seconds"]["train"] > 0
+    assert all(-1e-5 < line["drift"][side] < 0.1 for side in ("image", "text"))
     assert not any(str(lines.parent) in str(value) for value in line.values())
     table.write_text(table.read_text() + "What was learned.\n")
     run(2)
@@ -78,6 +82,42 @@ def test_a_second_start_goes_on_after_the_last_line(one_row, capsys):
     assert len(lines.read_text().splitlines()) == 2
 
 
+def test_a_stopped_run_is_no_line(one_row, monkeypatch):
+    run, lines, table = one_row
+    whole = ablate.train
+    monkeypatch.setattr(ablate, "train", lambda config, folder: whole(dataclasses.replace(config, steps=1), folder))
+    with pytest.raises(SystemExit, match="stopped at step 1 of 2"):
+        run(1)  # what a signal after the first step leaves
+    assert not lines.exists() and not table.exists()
+
+
+def test_a_line_of_another_budget_is_measured_again(monkeypatch):
+    row = ROWS[3]
+    spec, overrides = command(row, "emoji_views", "elsewhere", 2)
+    line = ablate.label(("emoji_views", row, 2)) | {"config": spec, "overrides": overrides[1:]}
+    assert ablate.is_current(line)  # wherever the data lies
+    assert not ablate.is_current(line | {"row": "no longer there"})
+    assert not ablate.is_current(line | {"overrides": [*overrides[1:], "optimizer.lr=1.0"]})
+    monkeypatch.setitem(fusion_rows.BUDGET, "emoji_views", ("steps=90", "batch_size=128"))
+    assert not ablate.is_current(line)
+
+
+def test_drift_is_of_the_weights_alone(opened_run):
+    assembly, params = opened_run
+    turned = params | {"image_head": jax.tree.map(lambda x: -x, params["image_head"])}
+    found = [ablate.encoder_drift(assembly, params, student) for student in (params, turned)]
+    np.testing.assert_allclose([found[0]["image"], found[0]["text"]], 0.0, atol=1e-5)
+    np.testing.assert_allclose([found[1]["image"], found[1]["text"]], [2.0, 0.0], atol=1e-5)
+
+
 def test_spread_is_the_sample_deviation():
     assert fusion_table.spread([1.0, 3.0]) == "2.0 ± 1.4"
     assert fusion_table.spread([5.0]) == "5.0"
+
+
+def test_rows_are_compared_at_the_list_that_all_have():
+    rows = [freeze(load(command(row, "emoji_views", "data", 0)[0])).eval.rerank for row in ROWS]
+    shortest = {min(ks) for ks, row in zip(rows, ROWS, strict=True) if row.system != "quickstart"}
+    assert shortest == {16} and len(set(rows)) > 1  # one config scores a longer list too
+    found = ablate.summary({"itc": {}, "rerank": {16: {"R": 1}, 32: {"R": 2}}})
+    assert found["rerank"] == {"R": 1}

@@ -3,12 +3,13 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from xmodal_jax.cli import main
 from xmodal_jax.data.pipeline import eval_split
-from xmodal_jax.eval.embed import Embedder, PairScorer
+from xmodal_jax.eval.embed import READ_BYTES, Embedder, PairScorer
 from xmodal_jax.eval.evaluate import evaluate, itc_table
 
 
@@ -57,14 +58,17 @@ def test_flip_is_the_mean_of_a_picture_and_its_mirror_image(opened_run, test_spl
     assert not np.allclose(one.embed, other.embed, atol=1e-3)
 
 
-def test_the_pair_scorer_is_the_models_score(opened_run, test_split):
+@pytest.mark.parametrize("room", [READ_BYTES, 0])
+def test_the_pair_scorer_is_the_models_score(opened_run, test_split, monkeypatch, room):
     assembly, params = opened_run
+    monkeypatch.setattr("xmodal_jax.eval.embed.READ_BYTES", room)
     embedder = Embedder(assembly.model, params)
     image, text = (embedder.split(test_split, side, 8, keep_tokens=True) for side in ("image", "text"))
     rows = np.array([3, 0, 2], np.int32), np.array([1, 5, 1], np.int32)
     sides = (image.tokens[rows[0]], image.embed[rows[0]]), (text.tokens[rows[1]], text.embed[rows[1]])
     expected = assembly.model.apply({"params": params}, *sides, text.mask[rows[1]], method="score")
     score = PairScorer(assembly.model, params, image, text)
+    assert len(jax.tree.leaves(score.arrays[0])) == (2 if room else 1)  # keys and values, or tokens alone
     np.testing.assert_allclose(score(*rows), expected, atol=1e-4)
     ends = [np.flatnonzero(row).max() + 1 for row in text.mask]
     np.testing.assert_array_equal(score.lengths, ends)

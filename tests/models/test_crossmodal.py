@@ -171,3 +171,19 @@ def test_a_forward_gives_the_tokens_of_the_encoders(aggregated):
     expected, *passes = run(params)
     for found in passes:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "bridged"),
+    [
+        ({"captions": {"kind": "lm", "bridge": True}}, True),  # a name is free, the kind counts
+        ({"lm": {"bridge": True, "weight": 0.0}, "captions": {"kind": "lm"}}, False),
+    ],
+)
+def test_captions_are_read_through_the_bridge_that_trained(objectives, bridged):
+    model = tiny_model(tiny_config(objectives=objectives, bridge={"kind": "gate", "hidden": 8}))
+    params = tiny_params(model, used=frozenset({"bridge"}))
+    params["bridge"] |= {"gamma": jnp.float32(1.0)}
+    tokens = jnp.ones((2, TOKENS, WIDTH))
+    read = model.apply({"params": params}, tokens, method="caption_tokens")
+    assert bool((read != tokens).any()) == bridged

@@ -148,6 +148,8 @@ def test_a_bridge_needs_embeddings_that_read_tokens():
         changed("image.pool=mean")
     with pytest.raises(UserError, match=r"objectives.lm.bridge is True, but config.bridge.sides is \('text',\)"):
         changed("bridge.sides=('text',)", "text.pool=mean+attention")
+    with pytest.raises(UserError, match="fused.bridge is True, and config.fusion.aggregated adds embeddings"):
+        changed("fusion.aggregated=True")  # keys of a closed bridge would not be the teacher's
     with pytest.raises(UserError, match="config.bridge.kind is 'rope'; write one of cross, gate"):
         changed("bridge.kind=rope")
 

@@ -83,6 +83,7 @@ class Embedder:
 
 LENGTH_STEP = 8  # texts are scored at their length rounded up to this, each length one compiled program
 CACHE_BLOCK = 64
+READ_BYTES = 4 << 30  # keys and values of all layers are 2 x layers the size of the tokens: more than this is not kept
 
 
 class PairScorer:
@@ -90,14 +91,16 @@ class PairScorer:
 
     Cached once: of each image the keys and values that all fusion layers read, of each text the first layer's
     self-attention. A block of pairs costs the rest of fusion over its longest text's tokens; `lengths` [M] are there for
-    callers who put pairs of similar length together. Everything stays on the device.
+    callers who put pairs of similar length together. Everything stays on the device. Where the keys and values would take
+    more than `READ_BYTES`, the images' tokens are kept instead and projected for each block of pairs.
     """
 
     def __init__(self, model: Any, params: Params, image: Embedded, text: Embedded) -> None:
         self.model, self.params = model, params
         self.lengths = text.mask.shape[1] - np.argmax(text.mask[:, ::-1], axis=1).astype(np.int32)
         mask = jnp.asarray(text.mask)
-        read = self._cached("remember", image.tokens, axis=1)
+        self.projected = self._bytes("remember", image.tokens) <= READ_BYTES
+        read = self._cached("remember", image.tokens, axis=1) if self.projected else jnp.asarray(image.tokens)
         begun = self._cached("begin", text.tokens, text.mask)
         self.arrays = (read, begun, mask, jnp.asarray(image.embed), jnp.asarray(text.embed))
         self._score = jax.jit(self._run, static_argnums=4)
@@ -111,9 +114,17 @@ class PairScorer:
         ]
         return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=axis), *blocks)
 
+    def _bytes(self, method: str, rows: np.ndarray) -> int:
+        """What `method` of the model gives for all rows, in bytes."""
+        run = lambda params, rows: self.model.apply({"params": params}, rows, method=method)
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(run, self.params, rows)))
+
     def _run(self, params: Params, arrays: tuple, image_rows: Array, text_rows: Array, length: int) -> Array:
         read, begun, mask, image, text = arrays
-        picked = jax.tree.map(lambda x: x[:, image_rows], read)
+        if self.projected:
+            picked = jax.tree.map(lambda x: x[:, image_rows], read)
+        else:
+            picked = self.model.apply({"params": params}, read[image_rows], method="remember")
         texts = begun[text_rows, :length], mask[text_rows, :length]
         pair = image[image_rows], text[text_rows]
         return self.model.apply({"params": params}, picked, *texts, *pair, method="score_cached")

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.errors import refuse_unless

@@ -188,8 +188,10 @@ class CrossModal(nn.Module):
 
         After training there is one encoder, so the bridge of a captioner that was trained with it reads its tokens twice.
         """
-        lm = self.config.objectives.get("lm", {})
-        return image + self.bridge(image, image) if lm.get("bridge", False) else image
+        entries = self.config.objectives.items()
+        captioners = [fields for name, fields in entries if fields.get("kind", name) == "lm"]
+        bridged = any(fields.get("bridge", False) and fields.get("weight", 1.0) != 0 for fields in captioners)
+        return image + self.bridge(image, image) if bridged else image
 
     def score(self, image: tuple[Array, Array], text: tuple[Array, Array], mask: Array) -> Array:
         """Pair score of aligned rows, the ITM log-odds [b], from (tokens, embeddings) of both sides.

@@ -1,0 +1,53 @@
+"""Filtering's comparison with all pairs: recall of a whole matrix, and when an older "all" may be kept."""
+
+import copy
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "benchmarks"))
+
+from filtering import ranked, same_model
+
+from xmodal_jax.eval import rerank, retrieval
+
+
+def test_a_shortlist_of_everything_ranks_as_all_pairs_do():
+    draw = np.random.default_rng(0)
+    image, text = draw.normal(size=(12, 4)).astype(np.float32), draw.normal(size=(24, 4)).astype(np.float32)
+    owner, keys = np.arange(24, dtype=np.int32) // 2, np.arange(24, dtype=np.int32)
+    keys[5] = keys[0]  # one caption of two pictures
+    positives = retrieval.positives_from_owners(owner, keys, 12)
+    matrix = draw.normal(size=(12, 24)).astype(np.float32)
+    whole = ranked(image @ text.T + np.float32(0.5) * matrix, positives)
+    sides = []
+    for i, (query, gallery, right, own) in enumerate(
+        ((image, text, positives[0], matrix), (text, image, positives[1], matrix.T))
+    ):
+        found = rerank.shortlist(query, gallery, right, len(gallery))
+        asks = lambda a, b, i=i: matrix[(a, b)]
+        found = rerank.score_shortlist(asks, found, i == 0, block=8)
+        assert np.array_equal(found.itm, np.take_along_axis(own, found.rows, axis=1))
+        sides.append(retrieval.recall_of_ranks(rerank.reranked(found, len(gallery), "add", 0.5), (1, 5, 10)))
+    assert retrieval.summary(*sides) == whole
+
+
+RESULT = {
+    "run": "mtgfe-flickr8k",
+    "step": 60,
+    "images": 4,
+    "texts": 8,
+    "how": ["add", 0.01],
+    "k": {"0": {"rSum": 190.0, "seconds": 0.0, "pairs": 0}},
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [("step", 61), ("texts", 9), ("how", ["add", 0.02]), ("rSum", 190.1)])
+def test_all_pairs_of_another_model_are_not_kept(field, value):
+    other = copy.deepcopy(RESULT)
+    other["k"]["0"]["seconds"] = 3.0
+    assert same_model(RESULT, other)
+    (other["k"]["0"] if field == "rSum" else other)[field] = value  # another seed has the same name and step
+    assert not same_model(RESULT, other)
