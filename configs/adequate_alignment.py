@@ -25,8 +25,8 @@ OBJECTIVES = {
 
 
 def get_config(variant: str = "emoji_views"):
-    """Emoji or Flickr8k on frozen towers; `finetune`: emoji from pixels, both towers trained; `tiny`: for tests."""
-    variant_of(variant, ("emoji_views", "flickr8k", "finetune", "tiny"), "configs/adequate_alignment.py")
+    """Emoji or Flickr8k on frozen towers; with `_finetune` from pixels, both towers trained; `tiny`: for tests."""
+    variant_of(variant, (*presets.TABLE, "tiny"), "configs/adequate_alignment.py")
     config = defaults()
     config.name, config.objectives, config.data.second_view = f"adequate_alignment-{variant}", OBJECTIVES, True
     config.image.pool = config.text.pool = "mean+gpo"
@@ -34,6 +34,6 @@ def get_config(variant: str = "emoji_views"):
     if variant == "tiny":
         config.text.dropout = 0.1
         return presets.tiny(config)
-    config = presets.flickr8k(config) if variant == "flickr8k" else presets.emoji_views(config)
+    presets.data_set(config, variant)
     config.eval.rerank = (16, 32)
-    return presets.finetuned(config, 128) if variant == "finetune" else config
+    return config

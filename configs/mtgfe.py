@@ -12,13 +12,15 @@ Only the abstract is public, so these are choices:
 - views: for drawings, another vendor's drawing of the thing; for photographs, the mirrored or augmented picture; from
   above (`remote_sensing`) crops of 0.5 to 1 (resolution), jitter and grey (colour), flips and quarter turns (angle).
 - `mlm.weight` 0.1: over a frozen text tower its gradient is ten times the others' and would take the clip.
+- `mvjrc.swapped`: two views of a picture share their text, so text alone tells their pair from all others. With it each
+  row also has a key of the same text with another picture as a negative, which text alone cannot tell.
 - teacher: the second view's representation comes from the momentum model, as in MoCo.
 """
 
 from xmodal_jax import presets
 from xmodal_jax.config import defaults, variant_of
 
-VARIANTS = ("emoji_views", "emoji_views_plain", "flickr8k", "flickr8k_plain", "finetune", "remote_sensing", "tiny")
+VARIANTS = (*presets.TABLE, "emoji_views_plain", "flickr8k_plain", "remote_sensing", "tiny")
 OBJECTIVES = {
     "itc": {"weight": 1.0, "queue": 1024, "alpha": 0.4, "alpha_steps": 100},
     "itm": {"negatives": 1},
@@ -28,7 +30,7 @@ OBJECTIVES = {
 
 
 def get_config(variant: str = "emoji_views"):
-    """Emoji or Flickr8k on frozen towers (`_plain`: the abstract's three tasks), `finetune`: emoji from pixels."""
+    """Emoji or Flickr8k on frozen towers (`_plain`: the abstract's three tasks), with `_finetune` from pixels."""
     variant_of(variant, VARIANTS, "configs/mtgfe.py")
     config = defaults()
     config.name, config.objectives, config.data.second_view = f"mtgfe-{variant}", OBJECTIVES, True
@@ -36,11 +38,11 @@ def get_config(variant: str = "emoji_views"):
         return presets.tiny(config)
     if variant == "remote_sensing":
         return remote_sensing(config)
-    config = presets.flickr8k(config) if "flickr8k" in variant else presets.emoji_views(config)
+    presets.data_set(config, variant.removesuffix("_plain"))
     if variant.endswith("_plain"):
         config.objectives.itc.weight = 0.0
         config.optimizer.freeze, config.optimizer.groups = "^text/|_head/(linear|up|down)", ()
-    return presets.finetuned(config, 128) if variant == "finetune" else config
+    return config
 
 
 def remote_sensing(config):

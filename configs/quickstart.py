@@ -20,9 +20,9 @@ OBJECTIVES = {
 def get_config(variant: str = "full"):
     """`full`: the run of the README; `finetune`: from pixels; `tiny`: small random towers, for tests on any machine;
 
-    `large`: two towers of 24 layers on 256 or 512 chips (see `large`).
+    `large`: two towers of 24 layers on 256 or 512 chips (see `large`); or a data set of `presets.TABLE`.
     """
-    variant_of(variant, ("full", "finetune", "tiny", "large"), "configs/quickstart.py")
+    variant_of(variant, ("full", "finetune", "tiny", "large", *presets.TABLE), "configs/quickstart.py")
     config = defaults()
     config.name = f"quickstart-{variant}"
     config.data.path = "data/emoji"
@@ -32,24 +32,11 @@ def get_config(variant: str = "full"):
         return presets.tiny(config)
     if variant == "large":
         return large(config)
-    config.batch_size, config.steps = 128, 100
-    config.fusion.hidden, config.fusion.dropout, config.fusion.head_dropout = 768, 0.2, 0.5
-    config.image.head_hidden, config.image.head_dropout = 768, 0.7
-    config.text.init, config.text.tokenizer = "minilm", "minilm"
-    config.text.head_hidden, config.text.head_dropout = 768, 0.5
-    config.joint.start = "cca"
-    config.optimizer.lr, config.optimizer.warmup, config.optimizer.freeze = 1e-3, 20, "^text/"
-    config.optimizer.groups = (("_head/", 0.3),)
-    config.teacher.momentum = 0.98
-    if variant == "full":
-        config.image.kind, config.data.features = "features", ("lite0-128", "lite0-192")
-        return config
-    config.image.kind, config.image.init, config.data.image_size, config.batch_size = "efficientnet", "lite0", 128, 64
-    config.optimizer.freeze, config.optimizer.groups = (
-        "^text/embed",
-        (("^text/", 0.05), ("^image/", 0.1), ("_head/", 0.3)),
-    )
-    return config
+    if variant in presets.TABLE:
+        return presets.data_set(config, variant)
+    config.batch_size, config.steps, config.data.features = 128, 100, ("lite0-128", "lite0-192")
+    presets.frozen_towers(config)
+    return presets.finetuned(config, 128) if variant == "finetune" else config
 
 
 def large(config):

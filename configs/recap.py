@@ -13,7 +13,8 @@ Only the abstract and a preprint's first page are public. What follows is a read
 - queues and momentum: BLIP's 57,600 keys and 0.995 belong to its 14 million pairs; these sets have 1,244 and 6,000.
 - `objectives.lm.weight` 0.1, not BLIP's 1: over frozen towers its gradient is ten times the others' and takes the clip.
 - `distill`: CCA of the frozen towers as the teacher, over the first part of training, down a straight line. Any run or
-  config of this package can be the teacher (`xmodal data embed`). Before training:
+  config of this package can be the teacher (`xmodal data embed`). Heads that start from CCA themselves
+  (`joint.start`) are only held there by it; from `joint.start=random` it is what initialises them. Before training:
 
     xmodal data embed --data data/emoji_views --config configs/recap.py:start --name start
 """
@@ -21,7 +22,7 @@ Only the abstract and a preprint's first page are public. What follows is a read
 from xmodal_jax import presets
 from xmodal_jax.config import defaults, variant_of
 
-VARIANTS = ("emoji_views", "flickr8k", "stamps", "finetune", "start", "inaturalist", "tiny")
+VARIANTS = (*presets.TABLE, "stamps", "start", "start_flickr8k", "inaturalist", "tiny")
 OBJECTIVES = {
     "itc": {"queue": 1024, "alpha": 0.4, "alpha_steps": 100, "bridge": True},
     "itm": {"negatives": 1},
@@ -36,7 +37,7 @@ GATES = (("^bridge/gamma", 30.0), ("^image_head/(attended|probe)", 1.0))
 
 
 def get_config(variant: str = "emoji_views"):
-    """A data set on frozen towers; `finetune`: emoji from pixels; `start`: the distillation's teacher; `tiny`: tests."""
+    """A data set on frozen towers, with `_finetune` from pixels; `start`: the distillation's teacher; `tiny`: tests."""
     variant_of(variant, VARIANTS, "configs/recap.py")
     config = defaults()
     config.name, config.objectives = f"recap-{variant}", OBJECTIVES
@@ -46,15 +47,15 @@ def get_config(variant: str = "emoji_views"):
         return presets.tiny(config)
     if variant == "inaturalist":
         return inaturalist(config)
-    config = presets.flickr8k(config) if variant == "flickr8k" else presets.emoji_views(config)
+    base = {"stamps": "emoji_views", "start": "emoji_views", "start_flickr8k": "flickr8k"}.get(variant, variant)
+    presets.data_set(config, base)
     if variant == "stamps":
         config.data.path, config.data.views, config.eval.views, config.data.length = "data/stamps_nature", (), (), 16
-    if variant == "start":
+        config.data.languages = ("en",)
+    if variant.startswith("start"):
         config.objectives = {"itc": {}}
         return config
     config.data.embeddings = "start"
-    if variant == "finetune":
-        presets.finetuned(config, 128)
     config.optimizer.groups = GATES + config.optimizer.groups
     return config
 

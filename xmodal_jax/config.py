@@ -237,7 +237,7 @@ def _value(value: Any, kind: Any, where: str) -> Any:
         return _tuple(value, kind, where)
     if origin is dict:
         refuse_unless(hasattr(value, "items"), f"{where} is {value!r}; write a dict")
-        return {k: dict(v.items()) if hasattr(v, "items") else v for k, v in value.items()}
+        return {k: {name: _tupled(x) for name, x in v.items()} if hasattr(v, "items") else v for k, v in value.items()}
     if origin in (typing.Union, types.UnionType):
         return _schedule(value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -247,6 +247,11 @@ def _value(value: Any, kind: Any, where: str) -> Any:
         f"{where} is {value!r}; write a value of type {kind.__name__}",
     )
     return value
+
+
+def _tupled(value: Any) -> Any:
+    """Lists, as JSON gives them, as tuples, however deep: a config read from run.json equals the one that was written."""
+    return tuple(map(_tupled, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _tuple(value: Any, kind: Any, where: str) -> tuple:

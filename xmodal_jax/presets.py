@@ -50,6 +50,18 @@ def flickr8k(config: ConfigDict) -> ConfigDict:
     return config
 
 
+DATA_SETS = {"emoji_views": emoji_views, "flickr8k": flickr8k}
+SIZES = {"emoji_views": 128, "flickr8k": 160}  # px that the towers are trained at
+TABLE = (*DATA_SETS, *(f"{name}_finetune" for name in DATA_SETS))  # the variants of every config in the fusion table
+
+
+def data_set(config: ConfigDict, variant: str) -> ConfigDict:
+    """One of `TABLE`: a data set on frozen towers, or with "_finetune" from pixels, both towers trained."""
+    name = variant.removesuffix("_finetune")
+    DATA_SETS[name](config)
+    return config if variant == name else finetuned(config, SIZES[name])
+
+
 def finetuned(config: ConfigDict, size: int, batch_size: int = 64) -> ConfigDict:
     """Both towers trained from pixels of `size` px, from the weights that `frozen_towers` only reads."""
     config.image.kind, config.image.init, config.data.features = "efficientnet", "lite0", ()

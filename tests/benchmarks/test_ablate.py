@@ -34,7 +34,7 @@ def test_every_row_is_a_valid_config_of_one_budget(name):
         configs[row] = freeze(load(spec, overrides))
     assert len({(config.steps, config.batch_size) for config in configs.values()}) == 1
     assert {config.seed for config in configs.values()} == {1}
-    assert len({json.dumps(config.objectives, sort_keys=True) + repr((config.bridge, config.teacher, config.image))
+    assert len({json.dumps(config.objectives, sort_keys=True) + repr((config.bridge, config.teacher, config.image, config.joint))
                 for config in configs.values()}) == len(ROWS)  # fmt: skip
     assert len({(row.system, row.name) for row in ROWS}) == len(ROWS)
 

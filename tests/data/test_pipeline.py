@@ -148,6 +148,9 @@ def test_second_views_of_cached_tokens_flip_by_themselves(make, own_set):
             found.extend(batch[field][:, 0, 1] > batch[field][:, 1, 1])
         np.testing.assert_allclose(batch["image"].sum(1), batch["image2"].sum(1), atol=20)  # PNG and JPEG of one record
     assert {*zip(turned["image"], turned["image2"])} == {(a, b) for a in (True, False) for b in (True, False)}
+    batch = make(dataclasses.replace(cfg, views=("png",)), folder=own_set, batch_size=18).batch_at(0)
+    sides = [batch[field][:, 0, 1] > batch[field][:, 1, 1] for field in ("image", "image2")]
+    assert (sides[0] != sides[1]).all() and len(set(sides[0])) == 2  # one view: the other is its mirror image
     write_features(own_set, "plain", halves, 8, flip=False)
     cfg = dataclasses.replace(cfg, features=("plain",), views=("png",))
     batch = make(cfg, folder=own_set).batch_at(0)

@@ -41,8 +41,8 @@ def given(image, text, fusion, **more):
 
 def ours(objective, arrays):
     """The term, and the gradients of its mean for image, text and fusion."""
-    teacher = given(arrays["teacher_image"], arrays["teacher_text"], arrays["teacher_fusion"])
-    teacher.embeds["image2"] = arrays["teacher_image2"]
+    teacher = given(*(jnp.asarray(arrays[f"teacher_{name}"]) for name in ("image", "text", "fusion")))
+    teacher.embeds["image2"] = jnp.asarray(arrays["teacher_image2"])
     memory = {objective.record: arrays["ring"]} if objective.queue else {}
 
     def loss(image, text, fusion):
@@ -172,3 +172,24 @@ def test_an_uneven_every_is_refused():
             UserError, match=f"config.objectives.lm.every is {every}, which does not divide the batch of 8"
         ):
             build_objectives({"lm": {"every": every}}, ROWS)
+
+
+def test_a_swapped_picture_is_one_more_negative_of_its_own_row(arrays):
+    grads, term = ours(MVJRC(temperature=0.1, swapped=True), arrays)
+    inputs, fused, _, second = theirs(arrays)
+    constant = {name: torch.tensor(arrays[name]) for name in ("teacher_image2", "teacher_text", "teacher_fusion")}
+    before = np.roll(np.arange(ROWS), 1)
+    mixed = torch.cat([constant["teacher_image2"][before], constant["teacher_text"]], 1) @ constant["teacher_fusion"]
+    wrong, match, loss = torch.nn.functional.normalize(mixed, dim=1), matches(arrays, 0), []
+    for i in range(ROWS):
+        keep = [j for j in range(ROWS) if j == i or not match[i, j]]
+        logits = [fused[i] @ second[keep].T] + ([] if match[i, before[i]] else [fused[i] @ wrong[i : i + 1].T])
+        there = torch.logsumexp(torch.cat(logits) / 0.1, 0) - fused[i] @ second[i] / 0.1
+        back = torch.logsumexp(second[i] @ fused[keep].T / 0.1, 0) - fused[i] @ second[i] / 0.1
+        loss.append(0.5 * (there + back))
+    assert match[1, before[1]]  # rows 0 and 1 have one caption: no negative there
+    loss = torch.stack(loss)
+    np.testing.assert_allclose(term.values, loss.detach(), rtol=1e-5)
+    loss.mean().backward()
+    for mine, other in zip(grads, inputs, strict=True):
+        np.testing.assert_allclose(mine, other.grad, atol=1e-5)

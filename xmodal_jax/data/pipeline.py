@@ -246,32 +246,40 @@ class TrainDataset:
         if not views or not captions:
             return None
         view, caption = views[rng.integers(len(views))], int(rng.integers(len(captions)))
-        image = self._picture(row, record, view, rng)
+        flip = self._flip(rng)
+        image = self._picture(row, record, view, rng, flip)
         self.split.stages.note("tokenising a caption of row", row)
         text = self.tokenizer.encode([captions[caption]], self.split.cfg.length)[0]
         number = np.int32(row)
         fields = {"image": image, "text": text, "id": number, "text_key": text_key(text), "index": number}
         names = self.split.card.label_names
         fields |= {"labels": multi_hot([record["labels"]], len(names))[0]} if names else {}
-        return fields | self._asked(row, record, view, views, caption, rng)
+        return fields | self._asked(row, record, (view, flip), views, caption, rng)
 
-    def _asked(self, row: int, record: dict[str, Any], view: str, views: list[str], caption: int,
+    def _asked(self, row: int, record: dict[str, Any], first: tuple[str, bool], views: list[str], caption: int,
                rng: np.random.Generator) -> Arrays:  # fmt: skip
         """The fields that only some configs ask for; what is drawn for them is drawn last, so the others stay."""
         fields: Arrays = {}
         if self.split.cfg.second_view:
-            others = [other for other in views if other != view] or views
-            fields["image2"] = self._picture(row, record, others[rng.integers(len(others))], rng)
+            others = [other for other in views if other != first[0]] or views
+            other = others[rng.integers(len(others))]
+            flip = self._flip(rng) if other != first[0] else not first[1]
+            fields["image2"] = self._picture(row, record, other, rng, flip)
         if self._teacher is not None:
             self.split.stages.note("reading row", row, f"embeddings {self.split.cfg.embeddings!r}")
-            image, text = self._teacher.pair(row, view, caption)
+            image, text = self._teacher.pair(row, first[0], caption)
             fields |= {"distill_image": image, "distill_text": text}
         return fields
 
-    def _picture(self, row: int, record: dict[str, Any], view: str, rng: np.random.Generator) -> np.ndarray:
-        """One view as the tower takes it: augmented pixels, or cached tokens, mirrored at random."""
+    def _flip(self, rng: np.random.Generator) -> bool:
+        """Whether cached tokens are those of the mirror image; pixels are mirrored by their augmentation."""
+        return self._image is None and rng.random() < self.split.cfg.augment.flip
+
+    def _picture(self, row: int, record: dict[str, Any], view: str, rng: np.random.Generator,
+                 flip: bool) -> np.ndarray:  # fmt: skip
+        """One view as the tower takes it: augmented pixels, or cached tokens, those of the mirror image with `flip`."""
         if self._image is None:
-            return self.split.tokens(row, view, rng.random() < self.split.cfg.augment.flip)
+            return self.split.tokens(row, view, flip)
         self.split.stages.note("decoding the picture of row", row)
         return self._image(record["images"][view], rng)
 
@@ -302,7 +310,8 @@ def train_dataset(
     faults of `Split`.
 
     With `cfg.second_view` also `image2`, like `image`: another view of the record, augmented by itself; where the
-    record has one view only, that one again (the same tokens twice, if they are cached and not mirrored). With
+    record has one view only, that one again: another augmentation of its pixels, or of cached tokens those of the mirror
+    image (the same tokens twice in a cache made without). With
     `cfg.embeddings` also `distill_image` and `distill_text` float32 [B,E]: a teacher's unit embeddings of this view and
     this caption (of the plain picture, whatever augmentation did to it). Neither changes the other fields.
     """

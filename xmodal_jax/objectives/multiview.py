@@ -45,6 +45,7 @@ class MVJRC(Plain):
     temperature: float = 0.07
     queue: int = 0  # rows of the teacher's fused keys as further negatives
     every: int = 1  # fuse every n-th row only
+    swapped: bool = False  # a further negative for each row: its text with the picture of the row before
 
     parts: ClassVar[frozenset[str]] = frozenset({"fusion", "fused"})
     needs: ClassVar[frozenset[str]] = frozenset({"image2"})
@@ -70,10 +71,24 @@ class MVJRC(Plain):
         own = jnp.arange(columns["id"].shape[0])[None, :] == jnp.arange(one.shape[0])[:, None]
         allowed = (own | ~same(batch, columns)) & (columns["id"] != NEVER)[None, :]
         temperature = jnp.float32(self.temperature)
-        there, hits = lone_positives(one, columns["fused"], allowed, temperature)
+        keys = columns["fused"]
+        if self.swapped:
+            wrong, differ = self.wrong_pictures(fwd, batch)
+            keys, allowed = jnp.concatenate([keys, wrong]), jnp.concatenate([allowed, differ], axis=1)
+        there, hits = lone_positives(one, keys, allowed, temperature)
         back, _ = lone_positives(two, one, allowed[:, : one.shape[0]], temperature)
         rows = {"fused": two} | {field: batch[field] for field in MATCHED}
         metrics = {"accuracy": hits.astype(jnp.float32).mean()}
         return Term(
             0.5 * (there + back), jnp.ones_like(there), metrics, {self.record: stop(rows)} if self.queue else {}
         )
+
+    def wrong_pictures(self, fwd: Forward, batch: Batch) -> tuple[Array, Array]:
+        """Keys [b,E] of each text with the second view of the row before, and whose negatives they are, bool [b,b].
+
+        The wrong key of a row is a negative of that row alone, unless the two rows are the same thing.
+        """
+        image, text = fwd.teacher.image("image2").every(self.every), fwd.teacher.text().every(self.every)
+        before = jnp.roll(jnp.arange(text.tokens.shape[0]), 1)
+        other = ~jnp.diagonal(same(batch, {field: rows[before] for field, rows in batch.items()}))
+        return stop(fused_embedding(fwd.teacher, image.rows(before), text)), jnp.diag(other)
