@@ -8,6 +8,8 @@ is no line, and lines of another config, budget or overrides than the row has no
 the data set needs its distillation teacher:
 
     xmodal data embed --data DIR --config configs/recap.py:start --config.data.path=DIR --name start
+
+(`configs/recap.py:start_flickr8k` for Flickr8k). Two processes on one core each, one set each, share `--out`.
 """
 
 import argparse
@@ -57,6 +59,12 @@ def is_current(line: dict[str, Any]) -> bool:
         spec, overrides = command(row, line["set"], "", line["seed"])
         return (line["config"], line["overrides"]) == (spec, overrides[1:])
     return False
+
+
+def current_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of rows as they are now."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [line for line in lines if is_current(line)]
 
 
 def last_metrics(workdir: pathlib.Path) -> dict[str, float]:
@@ -125,8 +133,7 @@ def main() -> None:
     set_up_jax()
     data = dict(item.split("=", 1) for item in args.data)
     path = args.out.with_suffix(".jsonl")
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    done = [line for line in lines if is_current(line)]
+    done = current_lines(path)
     known = [{k: line[k] for k in ("set", "system", "row", "seed")} for line in done]
     todo = [job for job in jobs(data, args.seeds, args.only) if label(job) not in known]
     started = time.perf_counter()
@@ -141,12 +148,11 @@ def main() -> None:
             line = measure(job, data[job[0]], folder) | {"machine": machine()}
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        done.append(line)
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        write_table(done, args.out.with_suffix(".md"))
+        write_table(current_lines(path), args.out.with_suffix(".md"))  # another process may do another set
         jax.clear_caches()
-    write_table(done, args.out.with_suffix(".md"))
+    write_table(current_lines(path), args.out.with_suffix(".md"))
 
 
 def machine() -> dict[str, Any]:

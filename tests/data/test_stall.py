@@ -64,7 +64,7 @@ def test_a_feature_cache_that_does_not_answer_is_named_by_cache_and_row(own_set,
     write_features(own_set, "mean", mean, 8, tower="mean")
     dataset = train_dataset(own_set, "train", tokenizer, dataclasses.replace(QUICK, features=("mean",)), 0, 2)
     row = int(train_dataset(own_set, "train", tokenizer, QUICK, 0, 2).examples[0]["index"])
-    (file,) = dataset.split.caches[0].files
+    (file,) = dataset.split.caches[0].records.files
     file.unlink()
     os.mkfifo(file)  # opening it waits for a writer, as a mount that is gone waits for its server
     with (

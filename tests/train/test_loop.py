@@ -1,6 +1,7 @@
 """The loop: stopped and resumed runs equal whole ones bit by bit, every config trains, NaN ends with a name."""
 
 import json
+import math
 import os
 import pathlib
 import signal
@@ -86,7 +87,11 @@ def test_every_config_trains_and_evaluates(path, shapes_data, tmp_path):
     changed = [f"--config.{item}" for item in (f"data.path={shapes_data}", *SMALL, "steps=2", "eval.rerank=(4,)")]
     assert main(["train", "--config", f"{path}:tiny", "--workdir", str(tmp_path), *changed]) == 0
     assert main(["eval", "--workdir", str(tmp_path)]) == 0
-    assert (tmp_path / "eval-test.json").is_file()
+    found = json.loads((tmp_path / "eval-test.json").read_text())
+    assert set(found["mean"]["rerank"]) == {"4"} and found["step"] == 2
+    lines = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
+    losses = [value for line in lines for name, value in line.items() if name.startswith("loss")]
+    assert len(losses) > 1 and all(map(math.isfinite, losses))
 
 
 def test_a_second_signal_ends_the_process_at_once():
