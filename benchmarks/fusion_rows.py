@@ -6,11 +6,11 @@ from xmodal_jax import config as configs
 
 SETS = ("emoji_views", "flickr8k")
 BUDGET = {  # the same for every row of a set
-    "emoji_views": ("steps=60", "batch_size=128"),
-    "flickr8k": ("steps=60", "batch_size=256"),
+    "emoji_views": ("steps=60", "batch_size=64"),
+    "flickr8k": ("steps=60", "batch_size=128"),
 }
 FUSING = ("itm", "mlm", "lm", "fused", "mvjrc")  # objectives whose cost is in fusion and decoder,
-EVERY = {"emoji_views": 4, "flickr8k": 8}  # which see every n-th row of a batch, 32 rows; ITC sees all
+EVERY = {"emoji_views": 2, "flickr8k": 4}  # which see every n-th row of a batch, 32 rows; ITC sees all
 
 
 @dataclass(frozen=True)
