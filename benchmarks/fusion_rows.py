@@ -28,7 +28,10 @@ def without(*names: str) -> tuple[str, ...]:
     return tuple(f"objectives.{name}.weight=0.0" for name in names)
 
 
-NO_BRIDGE = tuple(f"objectives.{name}.bridge=False" for name in ("itc", "lm", "fused"))
+NO_BRIDGE = (
+    *(f"objectives.{name}.bridge=False" for name in ("itc", "lm", "fused")),
+    "optimizer.groups=(('^image_head/(attended|probe)', 1.0), ('_head/', 0.3))",  # ReCap's without the gate's
+)
 NO_QUEUE = ("objectives.itc.queue=0", "objectives.fused.queue=0")
 RECAP, MTGFE, ALIGNED = "configs/recap.py:{set}", "configs/mtgfe.py:{set}", "configs/adequate_alignment.py:{set}"
 

@@ -17,7 +17,9 @@ import fusion_rows
 import fusion_table
 from fusion_rows import ROWS, Row, command
 
+from xmodal_jax.assemble import abstract_params, assemble_without_data
 from xmodal_jax.config import freeze, load
+from xmodal_jax.train.optimizer import check_patterns
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +34,8 @@ def test_every_row_is_a_valid_config_of_one_budget(name):
     for row in ROWS:
         spec, overrides = command(row, name, "data", 1)
         configs[row] = freeze(load(spec, overrides))
+        if name == "emoji_views":
+            check_patterns(configs[row].optimizer, abstract_params(assemble_without_data(configs[row])))
     assert len({(config.steps, config.batch_size) for config in configs.values()}) == 1
     assert {config.seed for config in configs.values()} == {1}
     assert len({json.dumps(config.objectives, sort_keys=True) + repr((config.bridge, config.teacher, config.image, config.joint))
