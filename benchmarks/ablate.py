@@ -32,6 +32,7 @@ from fusion_table import write_table
 
 from xmodal_jax import config as configs
 from xmodal_jax.cli import set_up_jax
+from xmodal_jax.errors import refuse_unless, run_script
 from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.eval.evaluate import Evaluator, evaluate
 from xmodal_jax.train.loop import train
@@ -131,6 +132,11 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results/fusion"))
     args = parser.parse_args()
     set_up_jax()
+    for item in args.data:
+        name, _, folder = item.partition("=")
+        refuse_unless(
+            name in SETS and bool(folder), f"--data is '{item}'; write SET=FOLDER, SET one of {', '.join(SETS)}"
+        )
     data = dict(item.split("=", 1) for item in args.data)
     path = args.out.with_suffix(".jsonl")
     done = current_lines(path)
@@ -166,4 +172,4 @@ def machine() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -19,7 +19,6 @@ import collections
 import dataclasses
 import json
 import re
-import sys
 import time
 from collections.abc import Sequence
 
@@ -31,7 +30,7 @@ import scipy.sparse.linalg
 from xmodal_jax.data.card import Card, normal_caption
 from xmodal_jax.data.image import decode, resize
 from xmodal_jax.data.records import check_record, open_records
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import refuse_unless, run_script
 from xmodal_jax.eval import retrieval
 
 REGULARISATIONS = (0.03, 0.1, 0.3, 1.0, 3.0)
@@ -352,8 +351,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run_script(main)

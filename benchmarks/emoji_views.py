@@ -14,12 +14,11 @@ profession, all clock faces, all families) share a group, as in the source `emoj
 import argparse
 import json
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from xmodal_jax.data.emoji import group_key
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError, refuse_unless, run_script
 
 FIELDS = ("id", "views", "caption", "tags", "labels")
 
@@ -62,8 +61,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run_script(main)

@@ -25,7 +25,7 @@ import numpy as np
 
 from xmodal_jax.cli import set_up_jax
 from xmodal_jax.data.progress import Progress
-from xmodal_jax.errors import UserError
+from xmodal_jax.errors import run_script
 from xmodal_jax.eval import rerank, retrieval
 from xmodal_jax.eval.embed import PairScorer
 from xmodal_jax.eval.evaluate import Evaluator, ensure_weight
@@ -122,8 +122,4 @@ def report(tables: dict) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run_script(main)

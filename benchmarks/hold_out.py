@@ -10,12 +10,11 @@ import collections
 import dataclasses
 import pathlib
 import random
-import sys
 from collections.abc import Sequence
 
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.records import RecordWriter, open_records, pack
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import refuse_unless, run_script
 
 
 def held_out_groups(groups: Sequence[str], records: int, seed: int) -> set[str]:
@@ -77,8 +76,4 @@ def counts(records: Sequence[dict]) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run_script(main)

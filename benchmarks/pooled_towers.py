@@ -9,7 +9,6 @@ caches side by side; mirrored copies of the training pictures where the cache ha
 
 import argparse
 import itertools
-import sys
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -19,7 +18,7 @@ import numpy as np
 from xmodal_jax.convert.huggingface import load_minilm
 from xmodal_jax.data.pipeline import DataConfig, Split, split_captions
 from xmodal_jax.data.text import load_tokenizer
-from xmodal_jax.errors import UserError
+from xmodal_jax.errors import run_script
 from xmodal_jax.models.bert import Bert
 from xmodal_jax.models.pooling import masked_mean
 from xmodal_jax.models.towers import pooling_groups
@@ -78,8 +77,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run_script(main)

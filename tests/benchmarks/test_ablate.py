@@ -19,6 +19,7 @@ from fusion_rows import ROWS, Row, command
 
 from xmodal_jax.assemble import abstract_params, assemble_without_data
 from xmodal_jax.config import freeze, load
+from xmodal_jax.errors import run_script
 from xmodal_jax.train.optimizer import check_patterns
 
 
@@ -125,3 +126,13 @@ def test_rows_are_compared_at_the_list_that_all_have():
     assert shortest == {16} and len(set(rows)) > 1  # one config scores a longer list too
     found = ablate.summary({"itc": {}, "rerank": {16: {"R": 1}, 32: {"R": 2}}})
     assert found["rerank"] == {"R": 1}
+
+
+@pytest.mark.parametrize("given", ["flickr", "emoji_views", "emoji_views="])
+def test_an_unknown_set_is_one_sentence(given, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(ablate, "set_up_jax", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["ablate.py", "--data", given, "--out", str(tmp_path / "x")])
+    with pytest.raises(SystemExit) as stopped:
+        run_script(ablate.main)
+    assert stopped.value.code == 2 and f"--data is '{given}'; write SET=FOLDER" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

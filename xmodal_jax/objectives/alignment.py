@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.errors import refuse_unless
-from xmodal_jax.forward import Encoded, Forward, stop
+from xmodal_jax.forward import Forward, stop
 from xmodal_jax.models.pooling import AGGREGATORS, parse_pool
 from xmodal_jax.objectives.base import Plain, Schedule, Term, same
 from xmodal_jax.objectives.contrastive import MATCHED, RING, dense_softmax
@@ -51,11 +51,6 @@ class Sided(Plain, abc.ABC):
         return Term(values, jnp.ones_like(values), {side: loss.mean() for side, loss in losses.items()})
 
 
-def own_pass(fwd: Forward, side: str) -> Encoded:
-    """The pass of the batch's own pictures or captions."""
-    return fwd.image() if side == "image" else fwd.text()
-
-
 @dataclass(frozen=True)
 class IMS(Sided):
     """Intra-modal separability: the student's embedding against the teacher's of another view, and those of other rows.
@@ -69,10 +64,10 @@ class IMS(Sided):
         """Losses [B] of one modality."""
         matched = {name: batch[name] for name in MATCHED}
         other = side == "image" and "image2" in batch
-        keys = (fwd.teacher.image("image2") if other else own_pass(fwd.teacher, side)).embed
+        keys = (fwd.teacher.image("image2") if other else fwd.teacher.encoded(side)).embed
         ring = fwd.memory.get(RING)
         queue = None if ring is None else {"embed": ring[side]} | {name: ring[name] for name in MATCHED}
-        rows = {"embed": own_pass(fwd, side).embed} | matched
+        rows = {"embed": fwd.encoded(side).embed} | matched
         scalars = {"temperature": fwd.temperature(), "alpha": jnp.float32(0.0)}
         return dense_softmax(rows, {"embed": stop(keys)} | matched, queue, scalars)[0]
 
@@ -132,4 +127,4 @@ class LMIM(Sided):
         """Losses [B] of one modality."""
         local, mask = local_features(fwd.teacher if self.momentum else fwd, side)
         local = stop(local) if self.momentum else local
-        return global_to_local(own_pass(fwd, side).embed, local, mask, ~same(batch, batch), fwd.temperature())
+        return global_to_local(fwd.encoded(side).embed, local, mask, ~same(batch, batch), fwd.temperature())
