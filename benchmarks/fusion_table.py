@@ -10,7 +10,7 @@ from fusion_rows import BUDGET, ROWS
 
 Line = dict[str, Any]
 UNSEEN = {"emoji_views": "twemoji"}  # the view of a set that no row trains on
-HEAD = "| row | seeds | R@1 i2t | R@1 t2i | R@10 i2t | R@10 t2i | rSum | re-ranked 16: R@1 | rSum | ITM alone, best 16: rSum | {extra}drift |"
+HEAD = "| row | seeds | R@1 i2t | R@1 t2i | R@10 i2t | R@10 t2i | rSum | re-ranked: R@1 | rSum | ITM alone on the shortlist: rSum | {extra}drift |"
 INTRO = """# The fusion family: what each part is worth
 
 Written by `benchmarks/ablate.py` from the runs in the .jsonl beside it (config, overrides, seconds, machine and all recalls

@@ -60,6 +60,7 @@ class TextConfig:
     heads: int = 12
     hidden: int = 1536
     positions: int = 512
+    keep: bool = False  # a frozen tower's tokens of every caption are computed once and kept (train/texts.py)
     dropout: float = 0.0
     remat: str = "dots"
     pool: str = "mean"

@@ -141,8 +141,10 @@ class Forward:
     def tower(self, side: str, field: str) -> Array:
         """Tokens [B,N,D'] of the tower `side` ("image" or "text") on the batch's `field`.
 
-        A teacher whose tower is the student's (wholly frozen, without dropout) takes the student's pass: see `share`.
+        A batch that holds the tokens of a frozen tower spares the pass; a teacher whose tower is the student's (wholly frozen, without dropout) takes the student's pass: see `share`.
         """
+        if kept_field(field) in self.batch:
+            return self.batch[kept_field(field)].astype(jnp.dtype(self.model.config.dtype))
         if side in self.towers:
             return stop(self.towers[side].tower(side, field))
         run = lambda key, x: self.call(f"{side}_tower", x, key)
@@ -150,7 +152,7 @@ class Forward:
 
     def _joint(self, side: str, field: str, joint: Callable, key: Array | None, *more: Array) -> Any:
         """joint(key, raw tokens, field's rows, *more) over the tower's pass; in pieces, tower and joint are one piece."""
-        if self.pieces == 1 or side in self.towers or side in self.lent:
+        if self.pieces == 1 or side in self.towers or side in self.lent or kept_field(field) in self.batch:
             return self.rowwise(joint, key, self.tower(side, field), self.batch[field], *more)
 
         def both(key: Array | None, x: Array, *more: Array) -> Any:
@@ -247,6 +249,11 @@ class Forward:
     def temperature(self) -> Array:
         """The model's clamped temperature, a float32 scalar."""
         return self.call("temperature")
+
+
+def kept_field(field: str) -> str:
+    """Where a batch has a frozen tower's own tokens of `field` [B,N,D'], so that no pass is needed (train/texts.py)."""
+    return f"{field}_tokens"
 
 
 def stop(tree: Any) -> Any:

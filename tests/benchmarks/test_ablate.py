@@ -51,7 +51,7 @@ def one_row(monkeypatch, tmp_path, shapes_data):
     budget = ("steps=2", "batch_size=8", "log_every=1", "data.image_size=16", "eval.rerank=(4,)")
     monkeypatch.setattr(ablate, "ROWS", (row,))
     monkeypatch.setattr(fusion_rows, "BUDGET", {"emoji_views": budget})
-    monkeypatch.setattr(fusion_rows, "EVERY", {"emoji_views": 1})
+    monkeypatch.setattr(fusion_rows, "EVERY", 1)
     monkeypatch.setattr(fusion_table, "BUDGET", {"emoji_views": budget})
     monkeypatch.setattr(fusion_table, "UNSEEN", {})
     monkeypatch.setattr(ablate, "set_up_jax", lambda: None)  # the tests have a compilation cache of their own

@@ -36,7 +36,11 @@ def arrays():
 def given(image, text, fusion, **more):
     """A Forward whose fused embedding is a matrix on both embeddings side by side."""
     rows = lambda x: x / jnp.sqrt(jnp.square(x).sum(-1, keepdims=True))
-    return Given(image, text, HEAT, heads={"fused_embed": lambda fused: rows(fused[:, 0] @ fusion)}, **more)
+    heads = {
+        "fused_embed": lambda fused: rows(fused[:, 0] @ fusion),
+        "joined_embed": lambda fused, image, text: rows(image + text + fused[:, 0] @ fusion),
+    }
+    return Given(image, text, HEAT, heads=heads, **more)
 
 
 def ours(objective, arrays):
@@ -62,10 +66,15 @@ def matches(arrays, count):
     return match
 
 
-def theirs(arrays):
-    """Torch inputs that want a gradient, and the fused rows of student, teacher, and the teacher's second view."""
+def theirs(arrays, joined=False):
+    """Torch inputs that want a gradient, and the fused rows of student, teacher, and the teacher's second view.
+
+    `joined`: fused rows are corrections of the sum of both embeddings.
+    """
     inputs = [torch.tensor(arrays[name], requires_grad=True) for name in ("image", "text", "fusion")]
-    fuse = lambda image, text, fusion: torch.nn.functional.normalize(torch.cat([image, text], 1) @ fusion, dim=1)
+    anchor = lambda image, text: image + text if joined else 0
+    add = lambda image, text, fusion: anchor(image, text) + torch.cat([image, text], 1) @ fusion
+    fuse = lambda *rows: torch.nn.functional.normalize(add(*rows), dim=1)
     constant = {name: torch.tensor(value) for name, value in arrays.items() if name.startswith("teacher")}
     keys = [
         fuse(constant[name], constant["teacher_text"], constant["teacher_fusion"])
@@ -77,7 +86,7 @@ def theirs(arrays):
 @pytest.mark.parametrize("count", [0, FILLED])
 def test_fused_keys(arrays, count):
     grads, term = ours(Fused(queue=QUEUE if count else 0), arrays)
-    (image, text, fusion), fused, key, _ = theirs(arrays)
+    (image, text, fusion), fused, key, _ = theirs(arrays, joined=True)
     columns = torch.cat([key, torch.tensor(arrays["ring"]["fused"][:count])])
     match = matches(arrays, count)
     hard = torch.tensor(match / match.sum(1, keepdims=True)).float()

@@ -183,12 +183,13 @@ class BadRows:
 class TrainDataset:
     """Endless training batches of one split by number; see `train_dataset`."""
 
-    def __init__(self, split: Split, tokenizer: Tokenizer, seed: int, batch_size: int):
+    def __init__(self, split: Split, tokenizer: Tokenizer, seed: int, batch_size: int,
+                 complete: Callable[[Arrays], Arrays] = lambda batch: batch):  # fmt: skip
         import grain
 
         refuse_unless(batch_size >= 1, f"batch_size is {batch_size}: use 1 or more.")
         refuse_unless(len(split) > 0, f"{split.cfg.path}: split {split.name!r} is empty.")
-        self.split, self.tokenizer, self.batch_size = split, tokenizer, batch_size
+        self.split, self.tokenizer, self.batch_size, self.complete = split, tokenizer, batch_size, complete
         self.bad = BadRows(len(split), f"split {split.name!r}")
         room = Room(int(split.cfg.keep_gb * 1e9))
         split.caches = [KeptRecords(cache, room) for cache in split.caches]
@@ -212,7 +213,7 @@ class TrainDataset:
         try:
             examples = [self.examples[first + offset] for offset in range(size)]
             self.split.stages.note("stacking batch", number)
-            return {field: np.stack([example[field] for example in examples]) for field in examples[0]}
+            return self.complete({field: np.stack([example[field] for example in examples]) for field in examples[0]})
         finally:
             self.split.stages.done()
 
@@ -299,6 +300,7 @@ def train_dataset(
     cfg: DataConfig,
     seed: int,
     batch_size: int,
+    complete: Callable[[Arrays], Arrays] = lambda batch: batch,
 ) -> TrainDataset:
     """Training batches as a pure function of their number.
 
@@ -313,9 +315,10 @@ def train_dataset(
     record has one view only, that one again: another augmentation of its pixels, or of cached tokens those of the mirror
     image (the same tokens twice in a cache made without). With
     `cfg.embeddings` also `distill_image` and `distill_text` float32 [B,E]: a teacher's unit embeddings of this view and
-    this caption (of the plain picture, whatever augmentation did to it). Neither changes the other fields.
+    this caption (of the plain picture, whatever augmentation did to it). Neither changes the other fields. `complete` adds
+    fields to a whole batch.
     """
-    return TrainDataset(Split(data_dir, split, cfg), tokenizer, seed, batch_size)
+    return TrainDataset(Split(data_dir, split, cfg), tokenizer, seed, batch_size, complete)
 
 
 class Loader:

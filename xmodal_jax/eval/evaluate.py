@@ -12,6 +12,7 @@ from xmodal_jax.data.pipeline import EvalSplit, Split, eval_split, refuse_unknow
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval import hashing, rerank, retrieval
 from xmodal_jax.eval.embed import Embedded, Embedder, PairScorer
+from xmodal_jax.train.texts import kept_texts
 from xmodal_jax.types import Params
 
 TRAIN_RECORDS = 1000  # of the training split, for choosing the weight of the ITM score
@@ -28,7 +29,7 @@ class Evaluator:
     @property
     def embedder(self) -> Embedder:
         """Both encoders."""
-        return Embedder(self.assembly.model, self.params, self.poll)
+        return Embedder(self.assembly.model, self.params, self.poll, kept_texts(self.assembly, self.params, False))
 
     def views(self, name: str) -> tuple[str, ...]:
         """The views of a split that the config evaluates."""

@@ -15,7 +15,16 @@ from xmodal_jax.models.decoder import Decoder
 from xmodal_jax.models.efficientnet import EfficientNetLite0
 from xmodal_jax.models.features import FeatureTokens
 from xmodal_jax.models.fusion import EmbeddingToken, Fusion
-from xmodal_jax.models.heads import FusedHead, HashHead, LogitBias, MatchHead, Projection, TokenHead, l2_normalize
+from xmodal_jax.models.heads import (
+    FusedHead,
+    HashHead,
+    JoinedHead,
+    LogitBias,
+    MatchHead,
+    Projection,
+    TokenHead,
+    l2_normalize,
+)
 from xmodal_jax.models.layers import (
     BlockStyle,
     block_params,
@@ -105,6 +114,7 @@ class CrossModal(nn.Module):
         self.sigmoid = LogitBias()
         self.bridge = Bridge(self.config.bridge.kind, text.width, fusion.heads, self.config.bridge.hidden)
         self.fused_head = FusedHead(joint.embed)
+        self.joined_head = JoinedHead()
         self.log_temperature = self.param("log_temperature", lambda _: jnp.log(jnp.float32(joint.temperature)))
 
     def image_tower(self, image: Array, key: Array | None = None) -> Array:
@@ -156,6 +166,10 @@ class CrossModal(nn.Module):
         """ids [B,L] -> tokens [B,L,D], unit embedding [B,E]; no dropout."""
         return self.text_joint(self.text_tower(ids), ids)
 
+    def encode_kept(self, ids: Array, tokens: Array) -> tuple[Array, Array]:
+        """`encode_text` of ids [B,L] from the tower's own tokens [B,L,D]."""
+        return self.text_joint(tokens.astype(jnp.dtype(self.config.dtype)), ids)
+
     def fuse(
         self, image: Array, text: Array, mask: Array, rows: Array | None = None, key: Array | None = None
     ) -> Array:
@@ -182,6 +196,10 @@ class CrossModal(nn.Module):
     def fused_embed(self, fused: Array) -> Array:
         """Fused tokens [b,L,D] of a pair -> unit joint embedding [b,E]."""
         return self.fused_head(fused)
+
+    def joined_embed(self, fused: Array, image: Array, text: Array) -> Array:
+        """Fused tokens [b,L,D] of a pair and its unit embeddings [b,E] -> unit joint embedding [b,E] among these."""
+        return self.joined_head(fused, image, text)
 
     def caption_tokens(self, image: Array) -> Array:
         """Image tokens [B,N,D] -> those that the decoder reads when captions are written.
@@ -262,6 +280,8 @@ class CrossModal(nn.Module):
             self.bridge_delta(tokens, tokens)
         if "fused" in parts:
             self.fused_embed(words)
+        if "joined" in parts:
+            self.joined_embed(words, embed, caption)
         return self.temperature()
 
 

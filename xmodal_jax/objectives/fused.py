@@ -1,9 +1,9 @@
 """Contrast with fused representations: ReCap's third momentum queue.
 
 ReCap (Tao et al. 2024) speaks of momentum queues "obtained through multi-tasking" that align ambiguous language around
-image features. Read here as a queue of fused keys, the teacher's fusion [CLS] of matched pairs: the student's pictures
-and texts look for the fused key of their pair, and the student's fused representation for the picture's key, which is
-what keeps the fused space around the image features.
+image features. Read here as a queue of fused keys, the teacher's joint embeddings of matched pairs (models/heads.py,
+`JoinedHead`): the student's pictures and texts look for the fused key of their pair, and the student's joint embedding
+for the picture's key, which is what keeps it around the image features.
 """
 
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ from xmodal_jax.parallel.ring import NEVER
 from xmodal_jax.types import Array, Batch
 
 
-def fused_embedding(fwd: Forward, image: Encoded, text: Encoded) -> Array:
-    """Unit joint embeddings [B,E] of aligned pairs, by `fwd`'s fusion."""
-    return fwd.call("fused_embed", fwd.fuse(image, text).tokens)
+def joined_embedding(fwd: Forward, image: Encoded, text: Encoded) -> Array:
+    """Unit joint embeddings [B,E] of aligned pairs in the space of the embeddings, by `fwd`'s fusion."""
+    return fwd.call("joined_embed", fwd.fuse(image, text).tokens, image.embed, text.embed)
 
 
 def fused_ring(name: str, rows: int, embed: int) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class Fused(Plain):
     @property
     def parts(self) -> frozenset[str]:
         """Fusion, its joint embedding, and the bridge where keys cross it."""
-        return frozenset({"fusion", "fused"}) | ({"bridge"} if self.bridge else set())
+        return frozenset({"fusion", "joined"}) | ({"bridge"} if self.bridge else set())
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""
@@ -77,7 +77,7 @@ class Fused(Plain):
         """Mean of the three directions, [b] for the b = B / every fused rows."""
         image, text = (self.teacher_side(fwd, side).every(self.every) for side in ("image", "text"))
         batch = {field: every_row(batch[field], self.every) for field in MATCHED}
-        fused_key = stop(fused_embedding(fwd.teacher, image, text))
+        fused_key = stop(joined_embedding(fwd.teacher, image, text))
         columns = with_queue(fwd, self.record, fused_key, batch)
         positive, valid = same(batch, columns), columns["id"] != NEVER
         ask = lambda query, keys, right, real: direction(
@@ -89,7 +89,7 @@ class Fused(Plain):
                 for side in ("image", "text")
             )
         )
-        fused = fused_embedding(fwd, fwd.image().every(self.every), fwd.text().every(self.every))
+        fused = joined_embedding(fwd, fwd.image().every(self.every), fwd.text().every(self.every))
         own = slice(0, fused.shape[0])
         anchored, _ = ask(fused, stop(image.embed), positive[:, own], valid[own])
         metrics = {"accuracy": nearest_is(positive, logits[0]).astype(jnp.float32).mean()}

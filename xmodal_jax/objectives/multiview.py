@@ -13,13 +13,18 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.errors import refuse_unless
-from xmodal_jax.forward import Forward, stop
+from xmodal_jax.forward import Encoded, Forward, stop
 from xmodal_jax.models.layers import every_row
 from xmodal_jax.objectives.base import Plain, Schedule, Term, same
 from xmodal_jax.objectives.contrastive import MATCHED
-from xmodal_jax.objectives.fused import fused_embedding, fused_ring, with_queue
+from xmodal_jax.objectives.fused import fused_ring, with_queue
 from xmodal_jax.parallel.ring import NEVER
 from xmodal_jax.types import Array, Batch
+
+
+def fused_embedding(fwd: Forward, image: Encoded, text: Encoded) -> Array:
+    """Unit joint embeddings [B,E] of aligned pairs, by `fwd`'s fusion."""
+    return fwd.call("fused_embed", fwd.fuse(image, text).tokens)
 
 
 def lone_positives(query: Array, keys: Array, allowed: Array, temperature: Array) -> tuple[Array, Array]:

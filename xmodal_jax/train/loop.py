@@ -30,6 +30,7 @@ from xmodal_jax.train.flops import step_flops
 from xmodal_jax.train.log import TrainLog, flat
 from xmodal_jax.train.optimizer import make_optimizer
 from xmodal_jax.train.state import TrainState
+from xmodal_jax.train.texts import kept_texts
 from xmodal_jax.train.step import Recipe, create_state, jit_step
 from xmodal_jax.train.stop import Stopped, StopSignal
 from xmodal_jax.train.tensorboard import EventWriter
@@ -316,8 +317,10 @@ class _Session:
         """Steps until the end of the run or a stop signal; the state after the last of them."""
         config, first = self.run.assembly.config, int(state.step)
         data = config.data
+        texts = kept_texts(self.run.assembly, state.params)
+        more = (texts.add,) if texts else ()
         dataset = train_dataset(
-            data.path, data.split, self.run.assembly.tokenizer, data, config.seed, config.batch_size
+            data.path, data.split, self.run.assembly.tokenizer, data, config.seed, config.batch_size, *more
         )
         self.report = start_log(self.run, self.workdir, dataset, first)
         sharding = batch_sharding(self.run.mesh)
