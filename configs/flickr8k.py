@@ -40,6 +40,7 @@ def get_config(variant: str = "features"):
     config.checkpoint.every = 35
     if variant == "features":
         config.image.kind, config.data.features = "features", ("lite0-160", "lite0-224")
+        config.text.keep = True
         config.data.augment.flip = 0.5
         return config
     config.image.kind, config.image.init, config.data.image_size, config.batch_size = "efficientnet", "lite0", 160, 64

@@ -17,7 +17,7 @@ def frozen_towers(config: ConfigDict) -> ConfigDict:
     """
     config.image.kind, config.image.head_hidden, config.image.head_dropout = "features", 768, 0.7
     config.data.keep_gb = 4.0
-    config.text.init, config.text.tokenizer = "minilm", "minilm"
+    config.text.init, config.text.tokenizer, config.text.keep = "minilm", "minilm", True
     config.text.head_hidden, config.text.head_dropout = 768, 0.5
     config.fusion.hidden, config.fusion.dropout, config.fusion.head_dropout = 768, 0.2, 0.5
     config.joint.start, config.teacher.momentum = "cca", 0.98
@@ -75,6 +75,7 @@ def data_set(config: ConfigDict, variant: str) -> ConfigDict:
 def finetuned(config: ConfigDict, size: int, batch_size: int = 64) -> ConfigDict:
     """Both towers trained from pixels of `size` px, from the weights that `frozen_towers` only reads."""
     config.image.kind, config.image.init, config.data.features = "efficientnet", "lite0", ()
+    config.text.keep = False
     config.data.image_size, config.batch_size = size, batch_size
     config.optimizer.freeze = "^text/embed"
     config.optimizer.groups = (("^text/", 0.05), ("^image/", 0.1), *tuple(config.optimizer.groups))

@@ -15,7 +15,7 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.train.flops import step_flops
 from xmodal_jax.train.loop import make_run
-from xmodal_jax.train.texts import FOLDER, KeptTexts, digest, encode_all, kept_texts, opened
+from xmodal_jax.train.texts import FOLDER, KeptTexts, digest, distinct_captions, encode_all, kept_texts, opened
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py"
 FROZEN = ("optimizer.freeze=^text/", "text.keep=True")
@@ -67,7 +67,7 @@ def test_they_are_made_once_and_are_the_towers(make, monkeypatch):
 def test_a_step_is_the_same_and_the_tower_does_not_run(make):
     run, state = make(*FROZEN, objectives={"itc": {"queue": 8}, "itm": {}, "mlm": {}})
     config = run.assembly.config
-    texts = encode_all(run.assembly, state.params)
+    texts = encode_all(run.assembly, state.params, distinct_captions(run.assembly))
     plain, more = (
         train_dataset(config.data.path, "train", run.assembly.tokenizer, config.data, 0, 8, *complete).batch_at(0)
         for complete in ((), (texts.add,))
@@ -82,7 +82,7 @@ def test_a_step_is_the_same_and_the_tower_does_not_run(make):
 
 def test_chunks_take_them_too(make):
     run, state = make(*FROZEN, "chunk=4")
-    texts, config = encode_all(run.assembly, state.params), run.assembly.config
+    texts, config = encode_all(run.assembly, state.params, distinct_captions(run.assembly)), run.assembly.config
     data = train_dataset(config.data.path, "train", run.assembly.tokenizer, config.data, 0, 8, texts.add)
     whole, whole_state = make(*FROZEN)
     batch = data.batch_at(0)
@@ -92,7 +92,7 @@ def test_chunks_take_them_too(make):
 
 def test_evaluation_takes_them_and_falls_back(make):
     run, state = make(*FROZEN)
-    texts, config = encode_all(run.assembly, state.params), run.assembly.config
+    texts, config = encode_all(run.assembly, state.params, distinct_captions(run.assembly)), run.assembly.config
     split = eval_split(config.data.path, "test", run.assembly.tokenizer, config.data)
     plain = Embedder(run.assembly.model, state.params).split(split, "text", 8)
     kept = Embedder(run.assembly.model, state.params, texts=texts).split(split, "text", 8)
@@ -101,6 +101,13 @@ def test_evaluation_takes_them_and_falls_back(make):
     none = KeptTexts(texts.ids[:0], texts.tokens[:0], texts.starts[:1])
     other = Embedder(run.assembly.model, state.params, texts=none).split(split, "text", 8)
     np.testing.assert_array_equal(plain.embed, other.embed)
+
+
+def test_too_many_are_read_by_the_tower(make, monkeypatch, caplog):
+    run, state = make(*FROZEN, "data.length=10")
+    monkeypatch.setattr("xmodal_jax.train.texts.LIMIT", 1000)
+    assert kept_texts(run.assembly, state.params) is None
+    assert "are not kept (config.text.keep)" in caplog.text
 
 
 def test_another_tower_or_length_is_another_folder(make):

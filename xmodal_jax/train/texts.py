@@ -32,6 +32,7 @@ from xmodal_jax.types import Params
 log = logging.getLogger(__name__)
 
 FOLDER, FIELD = "texts", "text_tokens"
+LIMIT = 8 << 30  # bytes of tokens: a larger set of captions is read by the tower at every step
 BLOCK, LENGTH_STEP = 256, 4  # captions encoded at once, at the length of the longest rounded up to this
 
 
@@ -69,7 +70,7 @@ class KeptTexts:
 def kept_texts(assembly: Assembly, params: Params, make: bool = True) -> KeptTexts | None:
     """The kept tokens for this tower and data set, made now if there are none and `make`; None unless `config.text.keep`.
 
-    With several processes each makes its own and keeps nothing on disk. Raises UserError for a tower that is trained.
+    More tokens than `LIMIT` are not kept either. With several processes each makes its own and keeps nothing on disk. Raises UserError for a tower that is trained.
     """
     config = assembly.config
     if not config.text.keep:
@@ -84,7 +85,12 @@ def kept_texts(assembly: Assembly, params: Params, make: bool = True) -> KeptTex
         return opened(folder)
     if not make:
         return None
-    made = encode_all(assembly, params)
+    ids = distinct_captions(assembly)
+    size = int(lengths(ids).sum()) * config.text.width * 2
+    if size > LIMIT:
+        log.warning("the tokens of %d captions are %.0f GB and are not kept (config.text.keep)", len(ids), size / 1e9)
+        return None
+    made = encode_all(assembly, params, ids)
     if jax.process_count() == 1:
         keep(folder, made)
     return made
@@ -134,14 +140,18 @@ def languages(assembly: Assembly) -> list[str]:
     return list(dict.fromkeys((*assembly.config.data.languages, *assembly.config.eval.languages)))
 
 
-def encode_all(assembly: Assembly, params: Params) -> KeptTexts:
-    """Run the tower over the distinct captions of all splits, those of similar length together."""
+def distinct_captions(assembly: Assembly) -> np.ndarray:
+    """The distinct captions of all splits as int32 [U,L], in order of length."""
     config, asked = assembly.config, languages(assembly)
     captions = [
         text for name in Card.load(config.data.path).splits for text in split_captions(config.data.path, name, asked)
     ]
     ids = np.unique(assembly.tokenizer.encode(captions, config.data.length), axis=0).astype(np.int32)
-    ids = ids[np.argsort(lengths(ids), kind="stable")]
+    return ids[np.argsort(lengths(ids), kind="stable")]
+
+
+def encode_all(assembly: Assembly, params: Params, ids: np.ndarray) -> KeptTexts:
+    """Run the tower over captions from `distinct_captions`."""
     blocks = Progress(_encoded(assembly, params, ids), "captions", "captions", len(ids), size=lambda block: block[0])
     tokens = np.concatenate([block[1] for block in blocks])
     return KeptTexts(ids, tokens, np.concatenate([[0], np.cumsum(lengths(ids))]).astype(np.int64))
