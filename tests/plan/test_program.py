@@ -89,10 +89,11 @@ def test_a_batch_has_the_fields_that_training_gives():
 
 
 def test_a_batch_has_the_fields_that_the_config_asks_for(tmp_path):
-    asked = ("data.second_view=True", "data.embeddings=old")
+    asked = ("data.second_view=True", "data.embeddings=old", "text.keep=True", "optimizer.freeze=^text/")
     shapes = batch_shapes(run_of("configs/quickstart.py:tiny", *asked))
     found = {name: (leaf.shape, str(leaf.dtype)) for name, leaf in shapes.items()}
     assert found["image2"] == found["image"] == ((16, 32, 32, 3), "uint8")
+    assert found["text_tokens"] == ((16, 12, 32), "float16")
     assert found["distill_image"] == found["distill_text"] == ((16, 16), "float32"), (
         "without a data set, as joint.embed"
     )

@@ -101,6 +101,8 @@ def batch_shapes(run: Run, labels: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
         fields["image2"] = fields["image"]
     if config.data.embeddings:
         fields |= dict.fromkeys(("distill_image", "distill_text"), ((embedding_width(config),), "float32"))
+    if config.text.keep:
+        fields["text_tokens"] = ((config.data.length, config.text.width), "float16")
     if labels:
         fields["labels"] = ((labels,), "float32")
     return {name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=rows) for name, (shape, dtype) in fields.items()}
