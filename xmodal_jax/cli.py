@@ -10,7 +10,7 @@ from typing import Any
 from xmodal_jax import __version__
 from xmodal_jax.errors import UserError, refuse_unless
 
-PREPARED = ("emoji", "stamps", "karpathy", "precomp", "albef", "inaturalist", "jsonl", "tfds")
+PREPARED = ("emoji", "stamps", "openclipart", "karpathy", "precomp", "albef", "inaturalist", "jsonl", "tfds")
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 
@@ -51,6 +51,7 @@ def data_prepare(args: argparse.Namespace, _: list[str]) -> None:
     names = {
         "emoji": ("size", "held_out"),
         "stamps": ("root", "size", "held_out", "only", "label"),
+        "openclipart": ("root", "size", "held_out", "label"),
         "karpathy": ("path", "images", "licence"),
         "precomp": ("path", "images", "licence"),
         "albef": ("path", "images", "name", "licence"),
@@ -247,7 +248,7 @@ def _data_parser(commands: Any) -> None:
     make.add_argument("--images", help="folder of the pictures (karpathy, precomp, albef, inaturalist)")
     make.add_argument("--name", help="tfds: builder name; albef: start of the file names, as rsitmd")
     make.add_argument("--only", help="stamps: outermost folders, as animals,plants")
-    make.add_argument("--label", choices=("folder", "name"), help="stamps: what the label is (default: folder)")
+    make.add_argument("--label", help="stamps: folder or name; openclipart: folder or keyword (default: folder)")
     for name in ("root", "data-dir", "image-key", "text-key", "label-key", "language", "licence"):
         make.add_argument(f"--{name}")
     make.add_argument("--size", type=int, help="pixels that drawings (SVG) are rendered at")

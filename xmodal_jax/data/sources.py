@@ -361,6 +361,12 @@ def _emoji(**arguments) -> Source:
     return emoji_source(**arguments)
 
 
+def _openclipart(**arguments) -> Source:
+    from xmodal_jax.data.openclipart import openclipart_source
+
+    return openclipart_source(**arguments)
+
+
 def _stamps(**arguments) -> Source:
     from xmodal_jax.data.stamps import stamps_source
 
@@ -388,6 +394,7 @@ def _albef(**arguments) -> Source:
 SOURCES: dict[str, Callable[..., Source]] = {
     "emoji": _emoji,
     "stamps": _stamps,
+    "openclipart": _openclipart,
     "karpathy": karpathy_source,
     "precomp": _precomp,
     "albef": _albef,

@@ -1,0 +1,158 @@
+"""Open Clip Art (Debian package openclipart-svg, public domain): drawings with a title, keywords and folders as labels.
+
+Layout: ROOT/<folder>/<...>/<name>.svg; title and keywords are in the drawing's own metadata (`dc:title`, `rdf:li`).
+"""
+
+import collections
+import hashlib
+import os
+import pathlib
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from xmodal_jax.data.card import normal_caption
+from xmodal_jax.data.image import CorruptImage, render_svg
+from xmodal_jax.data.sources import Item, Skip, Source, split_groups
+from xmodal_jax.errors import refuse_unless
+
+ROOT = "/usr/share/openclipart/svg"
+LEFT_OUT = (  # themes and series that differ in what their titles do not say
+    "computer/icons", "recreation/games/cards", "shapes/stars", "special", "unsorted", "buttons",
+    "signs_and_symbols/flags", "logos",
+)  # fmt: skip
+TITLE = "{http://purl.org/dc/elements/1.1/}title"
+WORK = "{http://web.resource.org/cc/}Work"
+KEYWORD = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li"
+PREFIX = re.compile(r"^(clip ?art|drawing) (by|from) [^-]+ - ", re.I)
+NOISE = re.compile(r"\b(svg|clip ?art|collection|untitled|unknown|theme|part of|open clip)\b", re.I)
+NUMBER = re.compile(r"[\s_\-#(]*\d+\)?$")  # "Chair 03" and "chair (2)" are drawings of a chair
+NO_KEYWORDS = {"hash", "clip art", "clipart", "svg", "unsorted", ""}
+SERIES = 20  # drawings of one title: the title is that of a series ("AIGA Symbol Signs") and says nothing
+KEYWORD_AT_LEAST = 10  # drawings that a keyword needs to be a label
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What a file says of itself. `same`: a digest of its bytes."""
+
+    key: str
+    path: pathlib.Path
+    title: str
+    keywords: tuple[str, ...]
+    same: str
+
+
+def clean_title(title: str) -> str:
+    """A title in words: author's prefix, file suffix, underscores and numbers at the end go; "" for one that says nothing."""
+    title = PREFIX.sub("", " ".join(title.replace("_", " ").split()))
+    title = NUMBER.sub("", title.removesuffix(".svg")).strip(" .-")
+    return title if re.search(r"[^\W\d]{2}", title) and not NOISE.search(title) else ""
+
+
+def read_drawing(path: pathlib.Path, root: pathlib.Path) -> Drawing | Skip:
+    """Title and keywords of a file, or why it cannot be used."""
+    key = path.relative_to(root).with_suffix("").as_posix()
+    try:
+        data = path.read_bytes()
+        tree = ElementTree.fromstring(data)
+    except (OSError, ElementTree.ParseError, ValueError) as error:
+        return Skip("unreadable drawing", f"{key}: {error}")
+    titles = [found.text for work in tree.iter(WORK) for found in work.findall(TITLE) if found.text]
+    title = clean_title(titles[0]) if titles else ""
+    if not title:
+        return Skip("no title", key)
+    words = dict.fromkeys(normal_caption(found.text or "").replace("_", " ") for found in tree.iter(KEYWORD))
+    return Drawing(
+        key, path, title, tuple(word for word in words if word not in NO_KEYWORDS), hashlib.sha256(data).hexdigest()
+    )
+
+
+def folder_label(key: str) -> str:
+    """The first two folders of a drawing."""
+    return "/".join(key.split("/")[:-1][:2]) or "openclipart"
+
+
+def captions_of(drawing: Drawing) -> dict[str, list[str]]:
+    """The title, and the title with the keywords that it does not say already."""
+    said = drawing.title.lower()
+    more = [word for word in drawing.keywords if word not in said]
+    return {"en": [drawing.title], "en-tags": [", ".join([drawing.title, *more])]}
+
+
+def openclipart_source(
+    root: os.PathLike | str = ROOT, size: int = 256, held_out: int | None = None, label: str = "folder"
+) -> Source:
+    """Drawings below `root` with a title of their own, icon themes, flags, cards and stars left out, one of each file.
+
+    Titles of a series say nothing and are left out too. Drawings are rendered `size` px wide; `held_out` of them are "test", by title (default: a sixth). Captions are "en", the
+    title, and "en-tags", with its keywords. Labels: the first two folders (`label` "folder"), or these and every keyword
+    of ten drawings or more ("keyword"). Raises `UserError` for a folder without drawings.
+    """
+    root = pathlib.Path(root)
+    refuse_unless(
+        root.is_dir(),
+        f"no drawings at {root}: apt-get install openclipart-svg, or give the folder 'svg' of an unpacked one.",
+    )
+    refuse_unless(label in ("folder", "keyword"), f"--label is '{label}'; write folder or keyword")
+    refuse_unless(size >= 16, f"--size is {size}; write 16 px or more")
+    paths = [path for path in sorted(root.rglob("*.svg")) if path.is_file() and not _left_out(path, root)]
+    read = [read_drawing(path, root) for path in paths]
+    read = without_series(read)
+    drawings = list({found.same: found for found in reversed(read) if isinstance(found, Drawing)}.values())[::-1]
+    refuse_unless(bool(drawings), f"{root} holds no .svg with a title: give the folder named svg.")
+    held_out = len(drawings) // 6 if held_out is None else held_out
+    refuse_unless(
+        0 <= held_out < len(drawings),
+        f"--held-out is {held_out}, but there are {len(drawings)} drawings; write fewer, and at least 0.",
+    )
+    splits = split_groups([group_key(one.title) for one in drawings], held_out)
+    labels = _labels(drawings, label)
+
+    def items() -> Iterator[Item | Skip]:
+        yield from (found for found in read if isinstance(found, Skip))
+        kept = {one.key for one in drawings}
+        yield from (Skip("same file", one.key) for one in read if isinstance(one, Drawing) and one.key not in kept)
+        for one, split in zip(drawings, splits):
+            yield _item(one, size, labels=labels[one.key], group=group_key(one.title), split=split)
+
+    arguments = {"root": str(root.resolve()), "size": size, "held_out": held_out} | (
+        {"label": label} if label != "folder" else {}
+    )
+    return Source("openclipart", "Debian openclipart-svg", "public domain", items, arguments, len(read))
+
+
+def without_series(read: list[Drawing | Skip]) -> list[Drawing | Skip]:
+    """Drawings whose title `SERIES` or more share become a `Skip`."""
+    counts = collections.Counter(group_key(one.title) for one in read if isinstance(one, Drawing))
+    series = lambda one: isinstance(one, Drawing) and counts[group_key(one.title)] >= SERIES
+    return [Skip("title of a series", f"{one.key}: {one.title}") if series(one) else one for one in read]
+
+
+def group_key(title: str) -> str:
+    """Titles that differ in case, digits and punctuation only are one group."""
+    return " ".join(re.sub(r"[\W\d_]+", " ", title.lower()).split())
+
+
+def _left_out(path: pathlib.Path, root: pathlib.Path) -> bool:
+    folder = path.relative_to(root).parent.as_posix()
+    return any(folder == name or folder.startswith(f"{name}/") for name in LEFT_OUT)
+
+
+def _labels(drawings: list[Drawing], label: str) -> dict[str, tuple[str, ...]]:
+    if label == "folder":
+        return {one.key: (folder_label(one.key),) for one in drawings}
+    counts = collections.Counter(word for one in drawings for word in one.keywords)
+    often = {word for word, count in counts.items() if count >= KEYWORD_AT_LEAST}
+    return {
+        one.key: (folder_label(one.key), *(f"#{word}" for word in one.keywords if word in often)) for one in drawings
+    }
+
+
+def _item(drawing: Drawing, size: int, **fields) -> Item | Skip:
+    try:
+        picture = render_svg(drawing.path.read_text("utf-8", "replace"), size)
+    except CorruptImage as error:
+        return Skip("unreadable drawing", f"{drawing.key}: {error}")
+    return Item(drawing.key, {"image": picture}, captions_of(drawing), **fields)
