@@ -61,8 +61,6 @@ def read_drawing(path: pathlib.Path, root: pathlib.Path) -> Drawing | Skip:
         return Skip("unreadable drawing", f"{key}: {error}")
     titles = [found.text for work in tree.iter(WORK) for found in work.findall(TITLE) if found.text]
     title = clean_title(titles[0]) if titles else ""
-    if not title:
-        return Skip("no title", key)
     words = dict.fromkeys(normal_caption(found.text or "").replace("_", " ") for found in tree.iter(KEYWORD))
     return Drawing(
         key, path, title, tuple(word for word in words if word not in NO_KEYWORDS), hashlib.sha256(data).hexdigest()
@@ -99,8 +97,8 @@ def openclipart_source(
     refuse_unless(size >= 16, f"--size is {size}; write 16 px or more")
     paths = [path for path in sorted(root.rglob("*.svg")) if path.is_file() and not _left_out(path, root)]
     read = [read_drawing(path, root) for path in paths]
-    read = without_series(read)
-    drawings = list({found.same: found for found in reversed(read) if isinstance(found, Drawing)}.values())[::-1]
+    broken = [found for found in read if isinstance(found, Skip)]
+    drawings = worth_keeping([found for found in read if isinstance(found, Drawing)])
     refuse_unless(bool(drawings), f"{root} holds no .svg with a title: give the folder named svg.")
     held_out = len(drawings) // 6 if held_out is None else held_out
     refuse_unless(
@@ -111,23 +109,23 @@ def openclipart_source(
     labels = _labels(drawings, label)
 
     def items() -> Iterator[Item | Skip]:
-        yield from (found for found in read if isinstance(found, Skip))
-        kept = {one.key for one in drawings}
-        yield from (Skip("same file", one.key) for one in read if isinstance(one, Drawing) and one.key not in kept)
+        yield from broken
         for one, split in zip(drawings, splits):
             yield _item(one, size, labels=labels[one.key], group=group_key(one.title), split=split)
 
     arguments = {"root": str(root.resolve()), "size": size, "held_out": held_out} | (
         {"label": label} if label != "folder" else {}
     )
-    return Source("openclipart", "Debian openclipart-svg", "public domain", items, arguments, len(read))
+    return Source(
+        "openclipart", "Debian openclipart-svg", "public domain", items, arguments, len(broken) + len(drawings)
+    )
 
 
-def without_series(read: list[Drawing | Skip]) -> list[Drawing | Skip]:
-    """Drawings whose title `SERIES` or more share become a `Skip`."""
-    counts = collections.Counter(group_key(one.title) for one in read if isinstance(one, Drawing))
-    series = lambda one: isinstance(one, Drawing) and counts[group_key(one.title)] >= SERIES
-    return [Skip("title of a series", f"{one.key}: {one.title}") if series(one) else one for one in read]
+def worth_keeping(read: list[Drawing]) -> list[Drawing]:
+    """One drawing of each file, those with a title that says something: `SERIES` or more of one title share a series'."""
+    counts = collections.Counter(group_key(one.title) for one in read)
+    first = {one.same: one for one in reversed(read)}
+    return [one for one in read if one is first[one.same] and one.title and counts[group_key(one.title)] < SERIES]
 
 
 def group_key(title: str) -> str:
