@@ -1,6 +1,7 @@
 """The shared transformer against PyTorch's on both sides, and as a path of the two heads with one set of parameters."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -89,9 +90,7 @@ def test_both_sides_use_one_set_of_parameters_and_start_at_their_linear_paths(ma
 
 def test_padding_is_not_read(made):
     model, fresh, _ = made
-    params = randomised(fresh)
-    ids = tiny_batch()["text"]
+    params, ids = jax.tree.map(jnp.asarray, randomised(fresh)), tiny_batch()["text"].copy()
+    ids[:, 6:] = 0
     embed = jax.jit(lambda ids: model.apply({"params": params}, ids, method="encode_text")[1])
-    longer = np.concatenate([ids[:, :6], np.zeros((8, 2), np.int32)], 1)
-    short = jax.jit(lambda ids: model.apply({"params": params}, ids, method="encode_text")[1])(longer[:, :6])
-    np.testing.assert_allclose(embed(longer), short, atol=1e-5)
+    np.testing.assert_allclose(embed(ids), embed(ids[:, :6]), atol=1e-5)
