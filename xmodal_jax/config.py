@@ -25,9 +25,9 @@ from ml_collections import ConfigDict
 
 from xmodal_jax.data.pipeline import DataConfig
 from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.models import reasoning, resnet, tfidf
 from xmodal_jax.models.heads import HASH_KINDS
 from xmodal_jax.models.pooling import POOL_CHOICES, parse_pool
-from xmodal_jax.models.resnet import STAGES
 
 
 @dataclass(frozen=True)
@@ -475,52 +475,8 @@ def check(config: Config) -> None:
             f"config.data.image_size is {config.data.image_size}, not a multiple of config.image.patch={image.patch}; "
             "write a multiple",
         )
-    check_resnet(image)
-    check_shared(config)
-    check_tfidf(config)
-
-
-def check_resnet(image: ImageConfig) -> None:
-    """Refuse sizes that no ResNet has."""
-    if image.kind != "resnet":
-        return
-    depths = ", ".join(map(str, STAGES))
-    refuse_unless(image.depth in STAGES, f"config.image.depth is {image.depth}; write one of {depths}")
-    refuse_unless(
-        image.width % 32 == 0, f"config.image.width is {image.width}; a ResNet takes multiples of 32, such as 2048"
-    )
-
-
-def check_shared(config: Config) -> None:
-    """Refuse a shared transformer that only one side goes through, or whose heads do not divide the width."""
-    pools = {tower: getattr(config, tower).pool for tower in TOWERS}
-    shared = [tower for tower, pool in pools.items() if parse_pool(pool)[1] == "shared"]
-    for tower in TOWERS if shared else ():
-        refuse_unless(
-            tower in shared,
-            f"config.{shared[0]}.pool is '{pools[shared[0]]}', but config.{tower}.pool='{pools[tower]}' does not go "
-            f"through the shared transformer; write config.{tower}.pool='mean+shared'",
-        )
-    refuse_unless(
-        not shared or config.text.width % config.joint.shared_heads == 0,
-        f"config.joint.shared_heads is {config.joint.shared_heads}, which does not divide config.text.width="
-        f"{config.text.width}; write a divisor",
-    )
-
-
-def check_tfidf(config: Config) -> None:
-    """Refuse settings of BERT that a TF-IDF vector has no use for; objectives that ask words are `assemble`'s."""
-    text = config.text
-    if text.kind != "tfidf":
-        return
-    plain = parse_pool(text.pool)[1] != "shared" and text.pool != "mean+attention" and text.pool != "cls+attention"
-    refuse_unless(
-        plain, f"config.text.pool is '{text.pool}', but config.text.kind='tfidf' has no words to read; write 'mean'"
-    )
-    for name, value, instead in (("init", text.init, "''"), ("keep", text.keep, "False")):
-        refuse_unless(
-            not value, f"config.text.{name} is {value!r}, but config.text.kind is 'tfidf', not 'bert'; write {instead}"
-        )
+    for fits in (resnet.refuse_unfit, reasoning.refuse_unfit, tfidf.refuse_unfit):
+        fits(config)
 
 
 def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from xmodal_jax.assemble import image_weights
 from xmodal_jax.convert.resnet import load_resnet
 from xmodal_jax.errors import UserError
 from xmodal_jax.models import resnet
@@ -39,7 +40,7 @@ def theirs(tmp_path_factory):
     from transformers import ResNetConfig, ResNetModel
 
     torch.manual_seed(0)
-    sizes = dict(embedding_size=WIDTH // 32, hidden_sizes=[WIDTH // 8, WIDTH // 4, WIDTH // 2, WIDTH])
+    sizes = {"embedding_size": WIDTH // 32, "hidden_sizes": [WIDTH // 8, WIDTH // 4, WIDTH // 2, WIDTH]}
     model = ResNetModel(ResNetConfig(**sizes, depths=list(DEPTHS))).eval()
     for name, leaf in (*model.named_parameters(), *model.named_buffers()):
         if leaf.ndim == 1:  # gamma and variance above zero, beta and mean around it
@@ -138,6 +139,14 @@ def test_other_weights_are_refused(theirs, tmp_path):
         save_file(arrays, path)
         with pytest.raises(UserError, match=f"{name}.safetensors: .*{re.escape(sentence)}"):
             load_resnet(path)
+
+
+def test_a_config_names_weights_for_the_tower_they_fit(theirs):
+    jax.tree.map(np.testing.assert_array_equal, image_weights("resnet", str(theirs[1])), load_resnet(theirs[1]))
+    for kind, init, sentence in (("resnet", "lite0", "needs config.image.kind='efficientnet', not 'resnet'"),
+                                 ("features", "x", "needs config.image.kind=one of efficientnet, vit, resnet, not 'f")):  # fmt: skip
+        with pytest.raises(UserError, match=sentence):
+            image_weights(kind, init)
 
 
 def test_the_maximum_is_taken_over_padding_too():

@@ -5,14 +5,35 @@ the first token has read is the side's global feature (I-CLS, T-CLS). Blocks are
 TERN takes it: norm after the sum, ReLU.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from xmodal_jax.errors import refuse_unless
 from xmodal_jax.models.layers import BlockStyle, block_params, scan_blocks, stack_params
+from xmodal_jax.models.pooling import parse_pool
 from xmodal_jax.types import Array
 
 SIDES = ("image", "text")
+
+
+def refuse_unfit(config: Any) -> None:
+    """Refuse a config whose sides do not both go through the shared encoder, or whose heads do not divide the width."""
+    pools = {side: getattr(config, side).pool for side in SIDES}
+    shared = [side for side, pool in pools.items() if parse_pool(pool)[1] == "shared"]
+    for side in SIDES if shared else ():
+        refuse_unless(
+            side in shared,
+            f"config.{shared[0]}.pool is '{pools[shared[0]]}', but config.{side}.pool='{pools[side]}' does not go "
+            f"through the shared transformer; write config.{side}.pool='mean+shared'",
+        )
+    heads, width = config.joint.shared_heads, config.text.width
+    refuse_unless(
+        not shared or width % heads == 0,
+        f"config.joint.shared_heads is {heads}, which does not divide config.text.width={width}; write a divisor",
+    )
 
 
 class SharedEncoder(nn.Module):

@@ -14,11 +14,13 @@ compile as fast as 50.
 
 import math
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from xmodal_jax.errors import refuse_unless
 from xmodal_jax.models.layers import POLICIES, dense, spread, stack_params
 from xmodal_jax.types import Array, Params
 
@@ -33,6 +35,18 @@ MEAN, STD = (
     (0.485, 0.456, 0.406),
     (0.229, 0.224, 0.225),
 )  # of ImageNet, as torchvision's and Hugging Face's weights read
+
+
+def refuse_unfit(config: Any) -> None:
+    """Refuse sizes of `config.image` that no ResNet has."""
+    image = config.image
+    if image.kind != "resnet":
+        return
+    depths = ", ".join(map(str, STAGES))
+    refuse_unless(image.depth in STAGES, f"config.image.depth is {image.depth}; write one of {depths}")
+    refuse_unless(
+        image.width % 32 == 0, f"config.image.width is {image.width}; a ResNet takes multiples of 32, such as 2048"
+    )
 
 
 def conv_params(key: Array, shape: tuple[int, ...], gain: float = 2.0) -> Params:

@@ -7,15 +7,33 @@ gradient: a checkpoint has it, and evaluation needs no data.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xmodal_jax.errors import refuse_unless
 from xmodal_jax.models.layers import dense_params, dropout, spread
+from xmodal_jax.models.pooling import parse_pool
 from xmodal_jax.parallel.rules import whole
 from xmodal_jax.types import Array
+
+
+def refuse_unfit(config: Any) -> None:
+    """Refuse settings of BERT that a TF-IDF vector has no use for; objectives that read words are `assemble`'s."""
+    text = config.text
+    if text.kind != "tfidf":
+        return
+    refuse_unless(
+        parse_pool(text.pool)[1] not in ("shared", "attention"),
+        f"config.text.pool is '{text.pool}', but config.text.kind='tfidf' has no words to read; write 'mean'",
+    )
+    for name, value, instead in (("init", text.init, "''"), ("keep", text.keep, "False")):
+        refuse_unless(
+            not value, f"config.text.{name} is {value!r}, but config.text.kind is 'tfidf', not 'bert'; write {instead}"
+        )
 
 
 def inverse_document_frequency(ids: np.ndarray, vocab_size: int, special: Sequence[int]) -> np.ndarray:
