@@ -81,7 +81,15 @@ def test_unknown_keys_and_wrong_types_are_refused(path, value, sentence):
 
 @pytest.mark.parametrize("path, value, sentence", [
     ("batch_size", 0, "config.batch_size is 0; write a number above 0"),
-    ("image.kind", "resnet", "config.image.kind is 'resnet'; write one of vit, efficientnet, features"),
+    ("image.kind", "alexnet", "config.image.kind is 'alexnet'; write one of vit, resnet, efficientnet, features"),
+    ("text.kind", "rnn", "config.text.kind is 'rnn'; write one of bert, tfidf"),
+    ("joint.hash_kind", "step", "config.joint.hash_kind is 'step'; write one of tanh, sign, select"),
+    ("joint.hash_hidden", -1, "config.joint.hash_hidden is -1; write 0 or more"),
+    ("joint.shared_layers", 0, "config.joint.shared_layers is 0; write 1 or more"),
+    ("joint.shared_heads", 0, "config.joint.shared_heads is 0; write a number above 0"),
+    ("joint.shared_dropout", 1.0, "config.joint.shared_dropout is 1.0; write a rate from 0 to 0.99"),
+    ("optimizer.sgd_after", -1, "config.optimizer.sgd_after is -1; write 0 or more"),
+    ("optimizer.sgd_lr", 0.0, "config.optimizer.sgd_lr is 0.0; write a number above 0"),
     ("text.pool", "median", "config.text.pool is 'median'; write one of mean, cls, mean+attention, mean+gpo"),
     ("image.token_hidden", -1, "config.image.token_hidden is -1; write 0 or more"),
     ("fusion.remat", "all", "config.fusion.remat is 'all'; write one of none, dots, full, offload"),
@@ -117,6 +125,25 @@ def test_unknown_keys_and_wrong_types_are_refused(path, value, sentence):
 def test_impossible_values_are_refused(path, value, sentence):
     with pytest.raises(UserError, match=re.escape(sentence)):
         freeze(changed(path, value))
+
+
+@pytest.mark.parametrize("sections, sentence", [
+    ({"image": {"kind": "resnet", "depth": 34}}, "config.image.depth is 34; write one of 14, 26, 50, 101, 152"),
+    ({"image": {"kind": "resnet", "width": 100}}, "config.image.width is 100; a ResNet takes multiples of 32, such as"),
+    ({"image": {"pool": "mean+shared"}}, "config.text.pool='mean' does not go through the shared transformer; write config.text"),
+    ({"text": {"pool": "cls+shared"}}, "config.image.pool='mean' does not go through the shared transformer"),
+    ({"image": {"pool": "mean+shared"}, "text": {"pool": "mean+shared"}, "joint": {"shared_heads": 5}},
+     "config.joint.shared_heads is 5, which does not divide config.text.width=384; write a divisor"),
+    ({"text": {"kind": "tfidf", "pool": "mean+attention"}}, "config.text.pool is 'mean+attention', but config.text.kind"),
+    ({"text": {"kind": "tfidf", "init": "minilm"}}, "config.text.init is 'minilm', but config.text.kind is 'tfidf', not"),
+    ({"text": {"kind": "tfidf", "keep": True}}, "config.text.keep is True, but config.text.kind is 'tfidf', not 'bert'"),
+])  # fmt: skip
+def test_towers_that_do_not_fit_are_refused(sections, sentence):
+    values = as_dict(Config())
+    for section, fields in sections.items():
+        values[section].update(fields)
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        freeze(values)
 
 
 def test_an_aggregator_alone_does_not_start_from_cca():

@@ -14,6 +14,9 @@ VARIANTS = {
     "recap": (*TABLE, "stamps", "start", "start_flickr8k", "inaturalist", "tiny"),
     "mtgfe": (*TABLE, "emoji_views_plain", "flickr8k_plain", "remote_sensing", "tiny"),
     "adequate_alignment": (*TABLE, "tiny"),
+    "tecmh": (*TABLE, "pixels", "tiny"),
+    "vit2cmh": (*TABLE, "pixels", "tiny"),
+    "cmhr_drn": ("emoji_views", "openclipart", "pixels", "tiny"),
 }
 
 

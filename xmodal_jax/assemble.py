@@ -17,6 +17,7 @@ from xmodal_jax.data.text import VOCABULARY, Tokenizer, load_tokenizer, used_ids
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.models.crossmodal import CrossModal, init_params
 from xmodal_jax.models.efficientnet import STRIDE, WIDTH
+from xmodal_jax.models.tfidf import inverse_document_frequency
 from xmodal_jax.models.towers import pooling_groups
 from xmodal_jax.objectives import LM, MLM, build_objectives, parts, with_special_ids
 from xmodal_jax.objectives.base import Objective
@@ -170,6 +171,7 @@ def _assembly(config: Config, tokenizer: Tokenizer, output: tuple[int, ...], sha
     }
     objectives = with_special_ids(build_objectives(config.objectives, config.batch_size), special)
     refuse_unbridged(config, objectives)
+    refuse_wordless(config, objectives)
     return Assembly(config, tokenizer, CrossModal(config, output), objectives, shape, caches)
 
 
@@ -179,7 +181,7 @@ def refuse_unbridged(config: Config, objectives: dict[str, Objective]) -> None:
     for side in config.bridge.sides if bridged else ():
         pool = getattr(config, side).pool
         refuse_unless(
-            pool.endswith("+attention"),
+            pool.endswith(("+attention", "+shared")),
             f"config.objectives.{next(iter(bridged))}.bridge is True, but config.{side}.pool='{pool}' does not read the "
             f"tokens that the bridge changes; write config.{side}.pool=mean+attention",
         )
@@ -195,6 +197,32 @@ def refuse_unbridged(config: Config, objectives: dict[str, Objective]) -> None:
         )
 
 
+WORDS = frozenset({"fusion", "decoder", "vocabulary", "locals"})  # parts of the model that read the text's tokens
+
+
+def refuse_wordless(config: Config, objectives: dict[str, Objective]) -> None:
+    """A TF-IDF vector has no tokens for fusion, captioning, masked words or local features to read."""
+    for name, item in objectives.items() if config.text.kind == "tfidf" else ():
+        asked = sorted(WORDS & item.parts)
+        refuse_unless(
+            not asked,
+            f"config.objectives.{name} reads the words of a text ({', '.join(asked)}), and config.text.kind='tfidf' keeps "
+            "none; write config.text.kind=bert, or leave the objective out",
+        )
+
+
+def document_frequencies(assembly: Assembly) -> dict[str, np.ndarray]:
+    """{"text/idf": float32 [V]} of the captions of the training split, where the text tower is TF-IDF; else nothing."""
+    config, tokenizer = assembly.config, assembly.tokenizer
+    if config.text.kind != "tfidf":
+        return {}
+    from xmodal_jax.data.pipeline import split_captions
+
+    captions = split_captions(config.data.path, config.data.split, config.data.languages)
+    ids = tokenizer.encode(captions, config.data.length)
+    return {"text/idf": inverse_document_frequency(ids, config.text.vocab_size, tokenizer.special_ids)}
+
+
 def pretrained(config: Config) -> dict[str, np.ndarray]:
     """{path: array} of the pretrained starts that the config names; empty from scratch."""
     found: dict[str, np.ndarray] = {}
@@ -204,15 +232,22 @@ def pretrained(config: Config) -> dict[str, np.ndarray]:
         tower = load_minilm(None if config.text.init == "minilm" else config.text.init)
         found |= {f"text/{path}": leaf for path, leaf in flatten_dict(tower, sep="/").items()}
     if config.image.init:
-        refuse_unless(
-            config.image.kind == "efficientnet",
-            f"config.image.init='{config.image.init}' needs config.image.kind='efficientnet', not '{config.image.kind}'",
-        )
-        from xmodal_jax.convert.huggingface import load_lite0
-
-        tower = load_lite0(None if config.image.init == "lite0" else config.image.init)
+        tower = image_weights(config.image.kind, config.image.init)
         found |= {f"image/{path}": leaf for path, leaf in flatten_dict(tower, sep="/").items()}
     return found
+
+
+def image_weights(kind: str, init: str) -> Params:
+    """The weights that `config.image.init` names for a tower of `kind`; UserError where there can be none."""
+    from xmodal_jax.convert import huggingface, resnet
+
+    loaders = {"efficientnet": huggingface.load_lite0, "vit": huggingface.load_vit, "resnet": resnet.load_resnet}
+    refuse_unless(
+        kind in loaders and (init != "lite0" or kind == "efficientnet"),
+        f"config.image.init='{init}' needs config.image.kind="
+        f"{repr('efficientnet') if init == 'lite0' else 'one of ' + ', '.join(loaders)}, not '{kind}'",
+    )
+    return loaders[kind](None if init == "lite0" else init)
 
 
 def start_params(assembly: Assembly, key: Array, found: dict[str, Array]) -> Params:
@@ -229,7 +264,7 @@ def start_params(assembly: Assembly, key: Array, found: dict[str, Array]) -> Par
             have = flat[path].shape if path in flat else "nothing"
             raise UserError(
                 f"the pretrained weights have '{path}' {tuple(leaf.shape)} where the config makes {have}; "
-                "set the tower's width, layers, hidden, positions and tokenizer as the weights need"
+                "set the tower's width, layers, depth, hidden, positions and tokenizer as the weights need"
             )
         flat[path] = jnp.asarray(leaf, jnp.float32)
     return unflatten_dict(flat, sep="/")

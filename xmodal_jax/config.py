@@ -25,17 +25,20 @@ from ml_collections import ConfigDict
 
 from xmodal_jax.data.pipeline import DataConfig
 from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.models import reasoning, resnet, tfidf
+from xmodal_jax.models.heads import HASH_KINDS
 from xmodal_jax.models.pooling import POOL_CHOICES, parse_pool
 
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """The image tower: "vit", "efficientnet" or "features" (tokens already in the data)."""
+    """The image tower: "vit", "resnet", "efficientnet" or "features" (tokens already in the data)."""
 
     kind: str = "vit"
-    init: str = ""  # "" from scratch, "lite0" the installed EfficientNet-Lite0, or a path
+    init: str = ""  # "" from scratch, "lite0" the installed EfficientNet-Lite0, or a file or folder of weights
     patch: int = 16
-    width: int = 384
+    width: int = 384  # of the tokens; of a ResNet as published 2048
+    depth: int = 50  # layers of a ResNet: 50, 101 or 152, or one of the small 14 and 26
     layers: int = 12
     heads: int = 6
     hidden: int = 1536
@@ -51,8 +54,9 @@ class ImageConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The BERT text tower and its tokenizer."""
+    """The text tower, "bert" or "tfidf" (models/tfidf.py; `hidden` is its width), and its tokenizer."""
 
+    kind: str = "bert"
     tokenizer: str = "data"  # "data" (built from the captions), "minilm", or a tokenizer.json
     init: str = ""  # "" from scratch, "minilm" the installed all-MiniLM-L6-v2, or a folder with model.safetensors
     width: int = 384
@@ -109,6 +113,12 @@ class JointConfig:
     temperature_max: float = 0.5
     start: str = "random"  # of the heads' linear paths: "random", or "cca" on the training split (train/warmstart.py)
     start_ridge: float = 1.0  # CCA's regularisation, in units of the mean variance
+    hash_kind: str = "tanh"  # of the hash heads: "tanh", "sign" (straight through) or "select" (models/heads.py)
+    hash_hidden: int = 512  # units between embedding and code; 0: a single linear layer
+    shared_layers: int = 2  # of the transformer that both sides go through where their pools end with "+shared"
+    shared_heads: int = 4
+    shared_hidden: int = 2048
+    shared_dropout: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -134,6 +144,8 @@ class OptimizerConfig:
     groups: tuple[tuple[str, float], ...] = ()  # (regex, factor on the learning rate); the first match counts
     freeze: str = ""  # regex of what is not trained ("" nothing)
     clip: float = 1.0  # global norm; 0: off
+    sgd_after: int = 0  # updates by Adam before SGD with momentum 0.9 takes over; 0: Adam to the end
+    sgd_lr: float = 0.01  # its learning rate, held; `groups` scale it too
     max_skips: int = 10  # non-finite steps in a row before the run stops
 
 
@@ -331,15 +343,20 @@ TOWERS = ("image", "text")
 SIZES = tuple(f"{tower}.{name}" for tower in TOWERS for name in ("width", "heads", "hidden"))
 LEAST = {  # what a whole number or a rate may be at least
     2: ("checkpoint.keep",),  # with 1 a damaged checkpoint has nothing to fall back to
-    1: ("image.layers", "text.layers", "fusion.layers", "optimizer.max_skips"),
+    1: ("image.layers", "text.layers", "fusion.layers", "joint.shared_layers", "optimizer.max_skips"),
     0: ("seed", "chunk", "eval.every", "image.neck_layers", "image.head_hidden", "text.head_hidden", "text.vocab_size",
-        "image.token_hidden", "text.token_hidden", "optimizer.warmup", "optimizer.weight_decay", "optimizer.clip", "joint.start_ridge"),
+        "image.token_hidden", "text.token_hidden", "optimizer.warmup", "optimizer.weight_decay", "optimizer.clip",
+        "joint.start_ridge", "joint.hash_hidden", "optimizer.sgd_after"),
 }  # fmt: skip
 ABOVE_ZERO = (
     "batch_size", "steps", "log_every", "checkpoint.every", "eval.batch_size", "joint.embed", "optimizer.lr",
-    *SIZES, "image.patch", "text.positions", "fusion.heads", "fusion.hidden", "bridge.hidden",
+    *SIZES, "image.patch", "text.positions", "fusion.heads", "fusion.hidden", "bridge.hidden", "joint.shared_heads",
+    "joint.shared_hidden", "optimizer.sgd_lr",
 )  # fmt: skip
-RATES = tuple(f"{part}.{name}" for part in (*TOWERS, "fusion") for name in ("dropout", "head_dropout"))
+RATES = (
+    *(f"{part}.{name}" for part in (*TOWERS, "fusion") for name in ("dropout", "head_dropout")),
+    "joint.shared_dropout",
+)
 
 
 def check_ranges(config: Config) -> None:
@@ -404,7 +421,9 @@ def check(config: Config) -> None:
     check_ranges(config)
     check_fit(config)
     choices = {
-        "image.kind": (image.kind, ("vit", "efficientnet", "features")),
+        "image.kind": (image.kind, ("vit", "resnet", "efficientnet", "features")),
+        "text.kind": (text.kind, ("bert", "tfidf")),
+        "joint.hash_kind": (joint.hash_kind, HASH_KINDS),
         "image.pool": (image.pool, POOL_CHOICES),
         "text.pool": (text.pool, POOL_CHOICES),
         "text.output_vocab": (text.output_vocab, ("train", "all")),
@@ -425,7 +444,7 @@ def check(config: Config) -> None:
     )
     for tower, heads, width in (("image", image.heads, image.width), ("text", text.heads, text.width)):
         refuse_unless(
-            width % heads == 0,
+            width % heads == 0 or (tower == "image" and image.kind == "resnet"),
             f"config.{tower}.heads is {heads}, which does not divide the width {width}; write a divisor",
         )
     refuse_unless(
@@ -456,6 +475,8 @@ def check(config: Config) -> None:
             f"config.data.image_size is {config.data.image_size}, not a multiple of config.image.patch={image.patch}; "
             "write a multiple",
         )
+    for fits in (resnet.refuse_unfit, reasoning.refuse_unfit, tfidf.refuse_unfit):
+        fits(config)
 
 
 def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:

@@ -82,6 +82,15 @@ def finetuned(config: ConfigDict, size: int, batch_size: int = 64) -> ConfigDict
     return config
 
 
+def base_towers(config: ConfigDict) -> ConfigDict:
+    """ViT-B/16 at 224 px and BERT-base, both trained, from the weights you name in `image.init` and `text.init`."""
+    config.data.image_size, config.text.tokenizer = 224, "minilm"  # MiniLM's words are BERT's
+    config.image.width, config.image.heads, config.image.hidden = 768, 12, 3072
+    config.text.width, config.text.layers, config.text.heads, config.text.hidden = 768, 12, 12, 3072
+    config.fusion.heads, config.dtype = 12, "bfloat16"
+    return config
+
+
 def tiny(config: ConfigDict) -> ConfigDict:
     """Small towers from scratch, a ViT on 32 pixels and a BERT of two layers: for tests on any machine."""
     config.batch_size, config.steps, config.log_every, config.optimizer.warmup = 16, 20, 5, 5

@@ -8,7 +8,15 @@ import torch
 from torch_layers import dense as dense_of
 from torch_layers import norm as norm_of
 
-from xmodal_jax.models.heads import HashHead, MatchHead, Projection, TokenHead, l2_normalize, pooled_features
+from xmodal_jax.models.heads import (
+    HashHead,
+    MatchHead,
+    Projection,
+    TokenHead,
+    l2_normalize,
+    pooled_features,
+    straight_through_sign,
+)
 from xmodal_jax.models.pooling import attention_pool, first_token, masked_mean, probe_params
 
 TOKENS = np.random.default_rng(0).normal(size=(3, 6, 8)).astype(np.float32)
@@ -211,3 +219,46 @@ def test_hash_codes_are_tanh_between_minus_one_and_one():
         atol=1e-5,
     )
     assert codes.shape == (3, 16) and np.abs(codes).max() <= 1
+
+
+BITS = 4
+EMBED = np.asarray(l2_normalize(TOKENS[:, 0]))
+
+
+@pytest.mark.parametrize("hidden", [0, 6])
+@pytest.mark.parametrize("kind", ["tanh", "sign", "select"])
+def test_hash_heads_match_torch_in_value_and_gradient(kind, hidden):
+    head, weights = HashHead(BITS, hidden, kind), np.random.default_rng(3).normal(size=(3, BITS)).astype(np.float32)
+    params = randomised(head.init(jax.random.key(0), EMBED)["params"])
+    run = lambda p: head.apply({"params": p}, EMBED)
+    grads = jax.grad(lambda p: (run(p) * weights).sum())(params)
+    theirs = jax.tree.map(lambda x: torch.tensor(np.asarray(x), requires_grad=True), params)
+    layer = lambda name, x: x @ theirs[name]["kernel"] + theirs[name]["bias"]
+    x = torch.tensor(EMBED)
+    if hidden:
+        x = layer("up", x)
+        x = torch.relu(x) if kind == "select" else torch.nn.functional.gelu(x, approximate="tanh")
+    x = layer("down" if hidden else "linear", x)
+    if kind == "select":
+        chance = torch.softmax(x.view(3, BITS, 2), 2)
+        codes = chance[:, :, 1] - chance[:, :, 0]
+    else:
+        codes = torch.tanh(x)
+    (codes * torch.tensor(weights)).sum().backward()
+    expected = torch.where(codes > 0, 1.0, -1.0) if kind == "sign" else codes
+    np.testing.assert_allclose(run(params), expected.detach(), atol=1e-5)
+    jax.tree.map(lambda ours, leaf: np.testing.assert_allclose(ours, leaf.grad, atol=1e-4), grads, theirs)
+
+
+def test_straight_through_codes_are_exactly_what_is_packed():
+    x = jnp.array([-0.3, 0.0, 1e-30, 0.7])
+    np.testing.assert_array_equal(straight_through_sign(x), [-1, -1, 1, 1])
+    np.testing.assert_array_equal(jax.grad(lambda x: (straight_through_sign(x) * 3.0).sum())(x), [3, 3, 3, 3])
+
+
+def test_the_distance_of_dchmts_double_vectors_is_half_of_ours():
+    logits = np.random.default_rng(4).normal(size=(2, BITS, 2)).astype(np.float32)
+    chance = np.asarray(jax.nn.softmax(logits, axis=-1))
+    double, codes = chance.reshape(2, -1), chance[..., 1] - chance[..., 0]
+    squared = lambda x: np.square(x[0] - x[1]).sum()
+    np.testing.assert_allclose(squared(double), squared(codes) / 2, rtol=1e-5)

@@ -129,7 +129,7 @@ def test_size_augmentation_leaves_out_a_tenth_and_never_everything():
 
 @pytest.mark.parametrize("pool, parts", [
     ("mean", ("mean", "")), ("cls", ("cls", "")), ("mean+attention", ("mean", "attention")), ("gpo", ("", "gpo")),
-    ("cls+gpo", ("cls", "gpo")), ("max", ("", "max")), ("average", ("", "average")),
+    ("cls+gpo", ("cls", "gpo")), ("cls+shared", ("cls", "shared")), ("max", ("", "max")), ("average", ("", "average")),
 ])  # fmt: skip
 def test_pool_strings(pool, parts):
     assert pool in POOL_CHOICES and parse_pool(pool) == parts

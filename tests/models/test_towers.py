@@ -18,6 +18,7 @@ def test_a_grid_is_pooled_as_by_torch(side):
 
 @pytest.mark.parametrize("image, tokens, parts", [
     (ImageConfig("vit"), 17, [("summary", 1), ("grid", 16)]),
+    (ImageConfig("resnet"), 16, [("grid", 16)]),
     (ImageConfig("efficientnet", groups=(25, 1)), 26, [("grid", 25), ("summary", 1)]),
     (ImageConfig("features", groups=(16, 1, 36, 1)), 54, [("grid", 16), ("summary", 1), ("grid", 36), ("summary", 1)]),
     (ImageConfig("features", groups=(36,)), 36, [("set", 36)]),  # regions have no places

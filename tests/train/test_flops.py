@@ -113,3 +113,22 @@ def test_a_frozen_tower_costs_one_forward_not_three():
         flops_of({"lm": {}, "itc": {"queue": 8}}, optimizer={"freeze": "^text/"}),
     )
     assert frozen < 0.85 * trained
+
+
+@pytest.mark.parametrize("depth, giga", [(50, 4.09), (101, 7.80), (152, 11.51)])
+def test_a_resnets_products_are_the_published_ones(depth, giga):
+    config = tiny_config(image={"kind": "resnet", "depth": depth, "width": 2048}, data={"features": ()})
+    found = forward_flops(Recipe(config, None, None, None), "image_tower", ((3, 224, 224, 3),))
+    np.testing.assert_allclose(found, 3 * 2e9 * giga, rtol=0.005)  # torchvision's table counts multiply-adds
+
+
+def test_the_shared_transformer_is_counted_as_xla_counts_it():
+    pools = {side: WIDE[side] | {"pool": "mean+shared"} for side in ("image", "text")}
+    joint = WIDE["joint"] | {"shared_layers": 1, "shared_heads": 2, "shared_hidden": 160}
+    config = tiny_config(**WIDE | pools | {"joint": joint})
+    recipe = Recipe(config, tiny_model(config), None, None)
+    inputs = [jax.ShapeDtypeStruct(WORDS, "float32"), jax.ShapeDtypeStruct(IDS, "int32")]
+    params = jax.eval_shape(lambda *x: recipe.model.init(jax.random.key(0), *x, method="text_joint"), *inputs)
+    run = lambda params, *inputs: recipe.model.apply(params, *inputs, method="text_joint")
+    counted = jax.jit(run).lower(params, *inputs).cost_analysis()["flops"]
+    np.testing.assert_allclose(forward_flops(recipe, "text_joint", (WORDS, IDS)), counted, rtol=0.12)

@@ -1,5 +1,7 @@
 """AdamW against PyTorch, groups, decay, clipping, freezing without slots, and regexes that match nothing."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,6 +62,26 @@ def test_it_is_pytorchs_adamw_with_decay_on_kernels_only(params):
         theirs.step()
     for (side, name), leaf in leaves.items():
         np.testing.assert_allclose(ours[side][name], leaf.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_it_is_pytorchs_adam_and_then_its_sgd(params):
+    config = OptimizerConfig(**PLAIN | {"lr": 0.1}, sgd_after=3, sgd_lr=0.02, groups=(("^text/", 0.5),))
+    ours, state = run(config, params, 7)
+    leaves = {(s, n): torch.tensor(np.array(params[s][n]), requires_grad=True) for s in params for n in params[s]}
+    rows = lambda rate: [{"params": [leaf], "lr": rate * (0.5 if side == "text" else 1.0)}
+                         for (side, _), leaf in leaves.items()]  # fmt: skip
+    adam, sgd = torch.optim.Adam(rows(0.1), betas=(0.9, 0.98)), torch.optim.SGD(rows(0.02), momentum=0.9)
+    for number in range(7):
+        grads = slopes(params, number)
+        for (side, name), leaf in leaves.items():
+            leaf.grad = torch.tensor(np.array(grads[side][name]))
+        (adam if number < 3 else sgd).step()
+    for (side, name), leaf in leaves.items():
+        np.testing.assert_allclose(ours[side][name], leaf.detach(), rtol=1e-4, atol=1e-5)
+    _, plain = run(OptimizerConfig(**PLAIN, groups=config.groups), params, 1)
+    assert jax.tree.structure(state) == jax.tree.structure(plain)  # a run may be given SGD when it goes on
+    before, _ = run(dataclasses.replace(config, sgd_after=7), params, 7)
+    assert not np.allclose(before["image"]["kernel"], ours["image"]["kernel"], atol=1e-3)
 
 
 def test_groups_scale_the_step_and_the_first_match_counts(params):

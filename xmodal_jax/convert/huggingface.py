@@ -218,12 +218,12 @@ def load_vit(path: str | pathlib.Path) -> Params:
     return vit_from_huggingface(read_safetensors(path), str(path))
 
 
-def fold_batch_norm(state: State, kernel: np.ndarray, norm: str, where: str) -> Params:
+def fold_batch_norm(state: State, kernel: np.ndarray, norm: str, where: str, eps: float = BATCH_NORM_EPS) -> Params:
     """Kernel [..., D] and inference batch norm -> kernel and bias: y = (Wx - m) * s + b with s = gamma / sqrt(var + eps)."""
     gamma, beta, mean, variance = (
         take(state, f"{norm}.{part}", where) for part in ("weight", "bias", "running_mean", "running_var")
     )
-    scale = gamma / np.sqrt(variance + BATCH_NORM_EPS)
+    scale = gamma / np.sqrt(variance + eps)
     return {"kernel": np.ascontiguousarray(kernel * scale), "bias": beta - mean * scale}
 
 

@@ -36,6 +36,10 @@ from xmodal_jax.models.layers import (
     spread,
     stack_params,
 )
+from xmodal_jax.models.pooling import parse_pool
+from xmodal_jax.models.reasoning import SharedEncoder
+from xmodal_jax.models.resnet import ResNet
+from xmodal_jax.models.tfidf import TfIdf
 from xmodal_jax.models.towers import local_map
 from xmodal_jax.models.vit import ViT
 from xmodal_jax.types import Array, Params
@@ -49,7 +53,25 @@ def image_tower(config: Config) -> nn.Module:
         return ViT(image_size=config.data.image_size, dropout=image.dropout, remat=image.remat, dtype=dtype, **shape)
     if image.kind == "efficientnet":
         return EfficientNetLite0(summarize=True, dtype=dtype)
+    if image.kind == "resnet":
+        return ResNet(image.depth, image.width, remat=image.remat, dtype=dtype)
     return FeatureTokens()
+
+
+def text_tower(config: Config) -> nn.Module:
+    """The text tower that `config.text.kind` names."""
+    text, dtype = config.text, jnp.dtype(config.dtype)
+    if text.kind == "tfidf":
+        return TfIdf(text.vocab_size, text.hidden, text.dropout, dtype)
+    return Bert(
+        vocab_size=text.vocab_size, width=text.width, layers=text.layers, heads=text.heads, hidden=text.hidden,
+        positions=text.positions, dropout=text.dropout, remat=text.remat, dtype=dtype,
+    )  # fmt: skip
+
+
+def text_mask(config: Config, ids: Array) -> Array | None:
+    """Which of the text tower's tokens of ids [B,L] are real, [B,L]; None where all are (TF-IDF makes one of a text)."""
+    return None if config.text.kind == "tfidf" else ids != 0
 
 
 class Neck(nn.Module):
@@ -83,7 +105,6 @@ class CrossModal(nn.Module):
 
     def setup(self) -> None:
         image, text, fusion, joint = self.config.image, self.config.text, self.config.fusion, self.config.joint
-        dtype = jnp.dtype(self.config.dtype)
         self.image = image_tower(self.config)
         self.image_neck = Neck(text.width, image.neck_layers, fusion.heads, text.hidden, image.head_dropout)
         self.image_head = Projection(
@@ -94,10 +115,7 @@ class CrossModal(nn.Module):
             image.groups,
             token_hidden=image.token_hidden,
         )
-        self.text = Bert(
-            vocab_size=text.vocab_size, width=text.width, layers=text.layers, heads=text.heads, hidden=text.hidden,
-            positions=text.positions, dropout=text.dropout, remat=text.remat, dtype=dtype,
-        )  # fmt: skip
+        self.text = text_tower(self.config)
         self.text_head = Projection(
             joint.embed, text.pool, text.head_hidden, text.head_dropout, token_hidden=text.token_hidden
         )
@@ -109,8 +127,11 @@ class CrossModal(nn.Module):
         self.decoder = Decoder(text.width, text.layers, fusion.layers)
         self.match = MatchHead(fusion.head_dropout, fusion.agreement)
         self.vocabulary = TokenHead(text.width, len(self.output_ids) or text.vocab_size)
-        self.hash_image = HashHead(joint.bits)
-        self.hash_text = HashHead(joint.bits)
+        self.hash_image = HashHead(joint.bits, joint.hash_hidden, joint.hash_kind)
+        self.hash_text = HashHead(joint.bits, joint.hash_hidden, joint.hash_kind)
+        self.shared = SharedEncoder(
+            text.width, joint.shared_layers, joint.shared_heads, joint.shared_hidden, joint.shared_dropout
+        )
         self.sigmoid = LogitBias()
         self.bridge = Bridge(self.config.bridge.kind, text.width, fusion.heads, self.config.bridge.hidden)
         self.fused_head = FusedHead(joint.embed)
@@ -128,7 +149,7 @@ class CrossModal(nn.Module):
         """
         keys = jax.random.split(key) if key is not None else (None, None)
         tokens = self.image_neck(raw, keys[0])
-        embed = self.image_head(raw, tokens, None, keys[1])
+        embed = self.embed("image", raw, tokens, None, keys[1])
         if self.config.fusion.aggregated:
             tokens = jnp.concatenate([tokens, self.image_aggregate(embed).astype(tokens.dtype)], axis=1)
         return tokens, embed
@@ -148,7 +169,7 @@ class CrossModal(nn.Module):
 
         With `config.fusion.aggregated` the first token has the embedding added.
         """
-        embed = self.text_head(tokens, tokens, ids != 0, key)
+        embed = self.embed("text", tokens, tokens, text_mask(self.config, ids), key)
         if self.config.fusion.aggregated:
             first = tokens[:, :1] + self.text_aggregate(embed).astype(tokens.dtype)
             tokens = jnp.concatenate([first, tokens[:, 1:]], axis=1)
@@ -190,8 +211,18 @@ class CrossModal(nn.Module):
 
     def reembed(self, side: str, raw: Array, tokens: Array, mask: Array | None) -> Array:
         """The head of `side` on the tower's raw tokens [B,N,D'] and other `tokens` [B,N,D] -> unit embedding [B,E]."""
-        head = self.image_head if side == "image" else self.text_head
-        return head(raw, tokens, mask, None)
+        return self.embed(side, raw, tokens, mask)
+
+    def embed(self, side: str, raw: Array, tokens: Array, mask: Array | None, key: Array | None = None) -> Array:
+        """The head of `side` on the tower's raw tokens [B,N,D'] and fusion's [B,N,D] -> unit embedding [B,E].
+
+        Where the side's pool asks for it, the transformer that both sides share reads the tokens first.
+        """
+        section, head = (self.config.image, self.image_head) if side == "image" else (self.config.text, self.text_head)
+        read = None
+        if parse_pool(section.pool)[1] == "shared":
+            read = self.shared(side, tokens, mask, None if key is None else jax.random.fold_in(key, 4))
+        return head(raw, tokens, mask, key, read)
 
     def fused_embed(self, fused: Array) -> Array:
         """Fused tokens [b,L,D] of a pair -> unit joint embedding [b,E]."""

@@ -93,8 +93,8 @@ class Projection(nn.Module):
 
     "mean" or "cls": a linear map of pooled features plus, with `hidden`, a two-layer MLP beside it. The linear path is
     what CCA solves for and may start from it (`train/warmstart.py`); the MLP starts at zero and adds to it. "+attention"
-    adds what a learned probe reads from `tokens`; "+gpo", "+max" and "+average" add an aggregator of projected raw tokens,
-    which starts small. "gpo", "max" and "average" are that aggregator alone (Chen et al. 2021, VSE-infinity).
+    adds what a learned probe reads from `tokens`, "+shared" what an encoder outside reads (models/reasoning.py); both
+    start at zero. "+gpo", "+max" and "+average" add an aggregator of projected raw tokens, which starts small. "gpo", "max" and "average" are that aggregator alone (Chen et al. 2021, VSE-infinity).
 
     `groups` splits the N tokens into consecutive parts (several input resolutions, a summary token), each pooled for itself
     by the linear path. `token_hidden` is the width of the MLP of each token beside an aggregator's dense layer.
@@ -115,10 +115,15 @@ class Projection(nn.Module):
         self.token = TokenMap(self.embed, self.token_hidden if pools else 0, self.dropout, scale)
         self.aggregator = Aggregator(extra)
 
-    def __call__(self, raw: Array, tokens: Array, mask: Array | None, key: Array | None = None) -> Array:
-        """raw [B,N,D'] (the tower's output), tokens [B,N,D] (what fusion reads), mask [B,N] -> [B,E]."""
+    def __call__(
+        self, raw: Array, tokens: Array, mask: Array | None, key: Array | None = None, read: Array | None = None
+    ) -> Array:
+        """raw [B,N,D'] (the tower's output), tokens [B,N,D] (what fusion reads), mask [B,N] -> [B,E].
+
+        `read` [B,D] is what the shared encoder read, for "+shared".
+        """
         base, extra = parse_pool(self.pool)
-        out = self.base_path(raw, tokens, mask, key) if base else None
+        out = self.base_path(raw, tokens, mask, key, read) if base else None
         if extra in AGGREGATORS:
             keys = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, 3))
             pooled = self.aggregator(self.token(raw, keys[0]), mask, keys[1])
@@ -126,7 +131,9 @@ class Projection(nn.Module):
         return l2_normalize(out)
 
     @nn.compact
-    def base_path(self, raw: Array, tokens: Array, mask: Array | None, key: Array | None) -> Array:
+    def base_path(
+        self, raw: Array, tokens: Array, mask: Array | None, key: Array | None, read: Array | None = None
+    ) -> Array:
         """The linear path with what stands beside it, but for an aggregator -> [B,E], not normalised."""
         base, extra = parse_pool(self.pool)
         keys = jax.random.split(key, 3) if key is not None else (None, None, None)
@@ -142,6 +149,9 @@ class Projection(nn.Module):
             probe = self.param("probe", probe_params, tokens.shape[-1])
             read = dropout(attention_pool(probe, tokens, mask, self.heads), self.dropout, keys[2])
             out = out + dense(self.param("attended", dense_params, read.shape[-1], self.embed, 0.0), read)
+        if extra == "shared":
+            read = dropout(read.astype(jnp.float32), self.dropout, keys[2])
+            out = out + dense(self.param("reasoned", dense_params, read.shape[-1], self.embed, 0.0), read)
         return out
 
     def token_features(self, raw: Array) -> Array:
@@ -229,16 +239,50 @@ class LogitBias(nn.Module):
         return self.param("bias", lambda _: jnp.float32(-10.0)).astype(jnp.float32)
 
 
+def straight_through_sign(x: Array) -> Array:
+    """+1 where x > 0, else -1 (as codes are packed), with the gradient of x itself (Bengio et al. 2013)."""
+    return jnp.where(x > 0, 1.0, -1.0).astype(x.dtype) + (x - jax.lax.stop_gradient(x))
+
+
+HASH_KINDS = ("tanh", "sign", "select")
+
+
 class HashHead(nn.Module):
-    """Unit embeddings [B,E] -> relaxed codes in (-1, 1) [B,K]; the code is their sign (Jiang and Li 2017, DCMH)."""
+    """Unit embeddings [B,E] -> relaxed codes [B,K]; the code is their sign (Jiang and Li 2017, DCMH).
+
+    A layer of `hidden` units (0: none) and a linear one give what is binarised, by `kind`:
+
+    - "tanh": tanh, in (-1, 1).
+    - "sign": the sign of tanh, exactly -1 or +1, with the gradient of tanh; losses see the code that is searched.
+    - "select" (DCHMT, Tu et al. 2022): a softmax over two logits for each bit, p0 and p1; the relaxed code is p1 - p0, in
+      (-1, 1). DCHMT keeps the 2K numbers p side by side. As p0 = 1 - p1, two codes differ in both numbers of a bit by the
+      same amount, half of what p1 - p0 differs by: the squared distance of the 2K-vectors is that of the K-vectors
+      divided by 2, so every loss takes [B,K].
+
+    The hidden layer's activation is GELU, ReLU for "select" as in DCHMT.
+    """
 
     bits: int
     hidden: int = 512
+    kind: str = "tanh"
 
     @nn.compact
     def __call__(self, embed: Array) -> Array:
-        """embed [B,E] -> tanh codes [B,K], float32."""
+        """embed [B,E] -> relaxed codes [B,K], float32."""
+        outputs = 2 * self.bits if self.kind == "select" else self.bits
+        x = self.logits(embed, outputs)
+        if self.kind == "select":
+            chance = jax.nn.softmax(x.reshape(*x.shape[:-1], self.bits, 2), axis=-1)
+            return chance[..., 1] - chance[..., 0]
+        codes = jnp.tanh(x)
+        return straight_through_sign(codes) if self.kind == "sign" else codes
+
+    def logits(self, embed: Array, outputs: int) -> Array:
+        """embed [B,E] -> [B,outputs] before binarisation. First layers start at order one: embeddings have length one."""
         width = embed.shape[-1]
+        if not self.hidden:
+            return dense(self.param("linear", dense_params, width, outputs, 1.0), embed)
         up: Params = self.param("up", dense_params, width, self.hidden, 1.0)
-        down: Params = self.param("down", dense_params, self.hidden, self.bits, fan_in(self.hidden))
-        return jnp.tanh(dense(down, jax.nn.gelu(dense(up, embed))))
+        down: Params = self.param("down", dense_params, self.hidden, outputs, fan_in(self.hidden))
+        activate = jax.nn.relu if self.kind == "select" else jax.nn.gelu
+        return dense(down, activate(dense(up, embed)))

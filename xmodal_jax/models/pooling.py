@@ -1,6 +1,7 @@
 """From a tower's tokens to one vector: mean, first token, learned attention, or a generalized pooling of sorted features.
 
 A pool string is a base path ("mean" or "cls"), one of `EXTRAS` beside it ("mean+gpo"), or an aggregator alone ("gpo").
+"+shared" is what a transformer shared by both sides reads (models/reasoning.py).
 """
 
 import flax.linen as nn
@@ -29,7 +30,7 @@ def first_token(tokens: Array, mask: Array | None) -> Array:
 
 POOLS = {"mean": masked_mean, "cls": first_token}
 AGGREGATORS = ("gpo", "max", "average")  # they pool projected tokens, not raw ones
-EXTRAS = ("attention", *AGGREGATORS)
+EXTRAS = ("attention", *AGGREGATORS, "shared")
 POOL_CHOICES = (*POOLS, *(f"{base}+{extra}" for base in POOLS for extra in EXTRAS), *AGGREGATORS)
 
 

@@ -50,11 +50,13 @@ def grid_map(side: int, cells: int = LOCAL_GRID) -> np.ndarray:
 def local_parts(image: Any, tokens: int) -> list[tuple[str, int]]:
     """What the consecutive `tokens` of a picture are: ("grid" | "set" | "summary", how many), by config section `image`.
 
-    A ViT gives [CLS] and a grid. A tower of `SUMMARY_TOKENS` gives a grid and its summary for each input size; any other
+    A ViT gives [CLS] and a grid, a ResNet a grid. A tower of `SUMMARY_TOKENS` gives a grid and its summary for each input size; any other
     group of tokens is a set without places, such as detected regions.
     """
     if image.kind == "vit":
         return [("summary", 1), ("grid", tokens - 1)]
+    if image.kind == "resnet":
+        return [("grid", tokens)]
     groups = image.groups or (tokens,)
     kinds = []
     for i, size in enumerate(groups):

@@ -74,9 +74,10 @@ def stacks(config: Config, rows: float) -> list[Stack]:
         )
     kinds = [fields.get("kind", name) for name, fields in config.objectives.items()]
     texts = 1 + kinds.count("mlm") + kinds.count("lm")
-    found.append(
-        Stack("text", text.layers, text.width, text.hidden, text.heads, texts * rows * length, length, text.remat)
-    )
+    if text.kind == "bert":
+        found.append(
+            Stack("text", text.layers, text.width, text.hidden, text.heads, texts * rows * length, length, text.remat)
+        )
     matched = sum(
         (1 + 2 * fields.get("negatives", 1)) / fields.get("every", 1)
         for name, fields in config.objectives.items()

@@ -13,6 +13,7 @@ import jax
 
 from xmodal_jax.config import Config
 from xmodal_jax.models.pooling import AGGREGATORS, parse_pool
+from xmodal_jax.models.resnet import STAGES
 from xmodal_jax.train.optimizer import wholly_frozen
 from xmodal_jax.train.step import Recipe, run_objectives
 from xmodal_jax.types import Batch
@@ -40,9 +41,33 @@ def image_tower(config: Config, shapes: Shapes) -> float:
         return 0.0
     if image.kind == "efficientnet":
         return 2.0 * rows * LITE0_MACS * height * width / LITE0_PIXELS
+    if image.kind == "resnet":
+        return rows * resnet_flops(config, height, width)
     patches = (height // image.patch) * (width // image.patch)
     block = block_flops(patches + 1, image.width, image.hidden, patches + 1)
     return rows * (2.0 * patches * image.patch**2 * 3 * image.width + image.layers * block)
+
+
+def resnet_flops(config: Config, height: int, width: int) -> float:
+    """Forward of a ResNet on one picture: the stem, and of each block its three convolutions and any shortcut."""
+    full, cells = config.image.width, lambda stride: -(-height // stride) * -(-width // stride)
+    total, inputs = 2.0 * cells(2) * 49 * 3 * (full // 32), full // 32
+    for i, blocks in enumerate(STAGES[config.image.depth]):
+        outputs, stride = full // 8 * 2**i, 4 * 2**i
+        inner = outputs // 4
+        same = 9 * inner * inner + inner * outputs  # the 3x3 convolution and the one after it
+        total += 2.0 * (cells(max(stride // 2, 4)) * inputs * inner + cells(stride) * (same + inputs * outputs))
+        total += 2.0 * (blocks - 1) * cells(stride) * (outputs * inner + same)
+        inputs = outputs
+    return total
+
+
+def shared_flops(config: Config, section: Any, tokens: int) -> float:
+    """Forward of the transformer that both sides share on one row's tokens and [CLS]; nothing where it is not asked."""
+    joint, width = config.joint, config.text.width
+    if parse_pool(section.pool)[1] != "shared":
+        return 0.0
+    return joint.shared_layers * block_flops(tokens + 1, width, joint.shared_hidden, tokens + 1)
 
 
 def head_flops(inputs: int, hidden: int, embed: int) -> float:
@@ -68,19 +93,23 @@ def image_joint(config: Config, shapes: Shapes) -> float:
     text, image = config.text, config.image
     neck = 2.0 * tokens * raw * text.width + image.neck_layers * block_flops(tokens, text.width, text.hidden, tokens)
     base = base_flops(image, raw * max(1, len(image.groups)), config.joint.embed)
-    return rows * (neck + base + token_flops(image, tokens, raw, config.joint.embed))
+    shared = shared_flops(config, image, tokens)
+    return rows * (neck + base + shared + token_flops(image, tokens, raw, config.joint.embed))
 
 
 def text_tower(config: Config, shapes: Shapes) -> float:
-    """Forward of the text tower on ids [B,L]."""
+    """Forward of the text tower on ids [B,L]; of TF-IDF the rows that a caption picks."""
     (rows, length), text = shapes[0], config.text
+    if text.kind == "tfidf":
+        return 2.0 * rows * length * text.hidden
     return rows * text.layers * block_flops(length, text.width, text.hidden, length)
 
 
 def text_joint(config: Config, shapes: Shapes) -> float:
     """Forward of the text head on tokens [B,L,D]."""
     (rows, length, width), embed = shapes[0], config.joint.embed
-    return rows * (base_flops(config.text, width, embed) + token_flops(config.text, length, width, embed))
+    shared = shared_flops(config, config.text, length)
+    return rows * (base_flops(config.text, width, embed) + shared + token_flops(config.text, length, width, embed))
 
 
 def fuse(config: Config, shapes: Shapes) -> float:

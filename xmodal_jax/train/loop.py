@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from xmodal_jax.assemble import Assembly, abstract_params, assemble, pretrained, start_params
+from xmodal_jax.assemble import Assembly, abstract_params, assemble, document_frequencies, pretrained, start_params
 from xmodal_jax.config import Config, as_dict
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.pipeline import Loader, TrainDataset, refuse_unknown, train_dataset
@@ -30,10 +30,10 @@ from xmodal_jax.train.flops import step_flops
 from xmodal_jax.train.log import TrainLog, flat
 from xmodal_jax.train.optimizer import make_optimizer
 from xmodal_jax.train.state import TrainState
-from xmodal_jax.train.texts import kept_texts
 from xmodal_jax.train.step import Recipe, create_state, jit_step
 from xmodal_jax.train.stop import Stopped, StopSignal
 from xmodal_jax.train.tensorboard import EventWriter
+from xmodal_jax.train.texts import kept_texts
 from xmodal_jax.train.warmstart import start_state
 from xmodal_jax.train.watch import SkipWatch
 
@@ -57,7 +57,7 @@ class Run:
 
     def fresh(self) -> TrainState:
         """The state before the first step, made in place on the mesh: nothing ever exists unsharded."""
-        found = pretrained(self.assembly.config)
+        found = pretrained(self.assembly.config) | document_frequencies(self.assembly)
         make = jax.jit(
             lambda key, leaves: _state(self.assembly, self.recipe, key, leaves), out_shardings=self.shardings
         )

@@ -1,4 +1,4 @@
-"""AdamW by regex groups: learning-rate factors, weight decay and freezing, warm-up and cosine, clipping."""
+"""AdamW by regex groups: learning-rate factors, weight decay and freezing, warm-up and cosine, clipping, late SGD."""
 
 import re
 from typing import Any
@@ -41,9 +41,32 @@ def factor_for(path: str, groups: tuple[tuple[str, float], ...]) -> float:
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up, then cosine down to `end_lr * lr` at the last step."""
+    """Linear warm-up, then cosine down to `end_lr * lr` at the last step; `sgd_lr` from the step `sgd_after` on."""
     warmup = min(config.warmup, max(1, steps - 1))
-    return optax.warmup_cosine_decay_schedule(0.0, config.lr, warmup, max(steps, warmup + 1), config.lr * config.end_lr)
+    adam = optax.warmup_cosine_decay_schedule(0.0, config.lr, warmup, max(steps, warmup + 1), config.lr * config.end_lr)
+    if not config.sgd_after:
+        return adam
+    return lambda step: jnp.where(step < config.sgd_after, adam(step), jnp.float32(config.sgd_lr))
+
+
+def adam_then_sgd(config: OptimizerConfig, momentum: float = 0.9) -> optax.GradientTransformation:
+    """Adam for the first `sgd_after` updates, then SGD with momentum that starts at rest (Keskar and Socher 2017).
+
+    The momentum lives where Adam's first moment was, so the state is Adam's own: nothing to allocate at the switch, and a
+    run may go on with another `sgd_after`.
+    """
+    adam = optax.scale_by_adam(config.b1, config.b2)
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, moved = adam.update(grads, state, params)
+        kept = jnp.where(state.count == config.sgd_after, 0.0, momentum)
+        rolled = jax.tree.map(lambda grad, before: grad + kept * before, grads, state.mu)
+        pick = lambda ours, theirs: jax.tree.map(
+            lambda x, y: jnp.where(state.count >= config.sgd_after, x, y), ours, theirs
+        )
+        return pick(rolled, updates), moved._replace(mu=pick(rolled, moved.mu))
+
+    return optax.GradientTransformation(adam.init, update)
 
 
 def make_optimizer(config: OptimizerConfig, params: Params, steps: int) -> optax.GradientTransformation:
@@ -55,7 +78,7 @@ def make_optimizer(config: OptimizerConfig, params: Params, steps: int) -> optax
     factors = by_path(params, lambda path: factor_for(path, config.groups))
     train = optax.chain(
         optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
-        optax.scale_by_adam(config.b1, config.b2),
+        adam_then_sgd(config) if config.sgd_after else optax.scale_by_adam(config.b1, config.b2),
         optax.add_decayed_weights(
             config.weight_decay, mask=by_path(params, lambda path: bool(re.search(config.decay, path)))
         ),

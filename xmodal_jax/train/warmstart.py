@@ -12,6 +12,7 @@ import numpy as np
 
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.pipeline import Split, eval_split
+from xmodal_jax.models.crossmodal import text_mask
 from xmodal_jax.models.heads import pooled_features
 from xmodal_jax.models.pooling import parse_pool
 from xmodal_jax.parallel.mesh import beside, to_host
@@ -69,7 +70,7 @@ def head_inputs(assembly: Assembly, params: Params) -> tuple[np.ndarray, np.ndar
     @jax.jit
     def pool_text(params: Params, ids: Array) -> Array:
         tokens = model.apply({"params": params}, ids, method=lambda m, x: m.text(x))
-        return pooled_features(tokens, ids != 0, parse_pool(shapes["text"][0])[0], ())
+        return pooled_features(tokens, text_mask(config, ids), parse_pool(shapes["text"][0])[0], ())
 
     size, lefts, captions = config.eval.batch_size, [], []
     source = Split(config.data.path, config.data.split, config.data)

@@ -1,0 +1,60 @@
+"""CMHR-DRN: a deep residual network and TF-IDF, hashed under labels (CSSE 2021, hash retrieval on residual networks).
+
+Only the abstract is public: features of a deep residual network and of TF-IDF with a fully connected network, then hash
+functions learnt from labels that leave distances "unchanged as far as possible"; Adam, then SGD. Choices of ours:
+
+- text: the TF-IDF vector, 4,096 units and ReLU (`text.kind`, `text.hidden`), DCMH's text network with other weights.
+- `objectives.hash.by_label`: DCMH's likelihood (Jiang and Li 2017) with S = 1 where two records share a label, beside
+  quantisation and balance. Codes alone are trained; the embedding only carries them.
+- Adam at 1e-4, a tenth of it for the network; SGD with momentum 0.9 over the last quarter (`optimizer.sgd_after`).
+- the depth is not stated: ResNet-50 (`image.depth`), from the weights you name in `image.init`.
+
+Variants with labels: `emoji_views` (95 subgroups) and `openclipart` (folders), on cached tokens of the frozen Lite0, which
+stands where no ResNet weights are at hand, so Adam is at 1e-3; `pixels` is the paper's reading on MIRFlickr-25K. Make the
+data set of `openclipart` with `xmodal data prepare jsonl` and the caches with `xmodal data features`.
+"""
+
+from xmodal_jax import presets
+from xmodal_jax.config import defaults, variant_of
+
+OBJECTIVES = {"hash": {"by_label": True}}
+
+
+def get_config(variant: str = "emoji_views"):
+    """`emoji_views` or `openclipart` on cached tokens; `pixels`: ResNet-50 on MIRFlickr-25K; `tiny`: for tests."""
+    variant_of(variant, ("emoji_views", "openclipart", "pixels", "tiny"), "configs/cmhr_drn.py")
+    config = defaults()
+    config.name, config.objectives, config.text.kind = f"cmhr_drn-{variant}", OBJECTIVES, "tfidf"
+    if variant == "tiny":
+        presets.tiny(config)
+        config.image.kind, config.image.depth, config.image.width = "resnet", 14, 64
+        config.joint.hash_hidden, config.optimizer.sgd_after, config.eval.rerank = 32, 1, ()
+        return config
+    if variant == "pixels":
+        return pixels(config)
+    presets.emoji_views(config)
+    if variant == "openclipart":
+        config.data.path, config.data.views, config.eval.views = "data/openclipart", (), ()
+        config.data.languages = ("en",)
+    config.text.init, config.text.tokenizer, config.text.hidden, config.text.head_hidden = "", "data", 4096, 0
+    config.image.head_dropout = config.text.head_dropout = 0.5
+    config.joint.start, config.joint.embed, config.eval.rerank = "random", 512, ()
+    config.optimizer.freeze, config.optimizer.groups = "", ()
+    config.steps, config.optimizer.sgd_after = 400, 300
+    return config
+
+
+def pixels(config):
+    """MIRFlickr-25K as in DCMH: 224 px, tags as the text, batches of 128, 100 epochs of 10,000 pairs."""
+    config.data.path, config.data.eval_split, config.data.image_size, config.data.length = (
+        "data/mirflickr",
+        "test",
+        224,
+        64,
+    )
+    config.data.augment.flip, config.batch_size, config.steps = 0.5, 128, 7_800
+    config.image.kind, config.image.width, config.image.depth = "resnet", 2048, 50
+    config.text.hidden, config.joint.embed, config.eval.rerank = 4096, 1024, ()
+    config.optimizer.lr, config.optimizer.groups = 1e-4, (("^image/", 0.1),)
+    config.optimizer.sgd_after, config.optimizer.sgd_lr = 5_850, 1e-3
+    return config

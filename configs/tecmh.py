@@ -1,0 +1,47 @@
+"""TECMH: a transformer encoder shared by picture and text, then hash codes (CMC 2023, end-to-end fine-grained hashing).
+
+Only the abstract is public: BERT for the text, "refined" picture features, and "the inference capabilities of the
+transformer encoder" for global features, on image-text matching data. Its words are those of TERN (Messina et al. 2021),
+so what it leaves open is TERN's: grid tokens and words, each behind a [CLS] of its own, go through the same 2 blocks (4
+heads, 2,048 inside; models/reasoning.py), and both [CLS] give the embedding. Choices of ours, each a field:
+
+- `pool` "mean+shared": the [CLS] is added to a linear path, which starts from CCA on frozen towers; its map starts at zero.
+- `joint.hash_hidden` = 0: one linear layer and tanh make the code from the embedding. The embedding is trained by ITC, so
+  every table has the float model that the codes are binarised from.
+- `objectives.hash`: pairwise likelihood, quantisation and balance; an instance's only positives are its own captions.
+- `joint.bits`: 64; `--config.joint.bits=512` for instance-level recall, which is sensitive to length.
+"""
+
+from xmodal_jax import presets
+from xmodal_jax.config import defaults, variant_of
+
+OBJECTIVES = {"itc": {"queue": 1024, "alpha": 0.4, "alpha_steps": 100}, "hash": {"weight": 1.0}}
+
+
+def get_config(variant: str = "flickr8k"):
+    """A data set on frozen towers, with `_finetune` from pixels; `pixels`: ViT-B/16 and BERT-base; `tiny`: for tests."""
+    variant_of(variant, (*presets.TABLE, "pixels", "tiny"), "configs/tecmh.py")
+    config = defaults()
+    config.name, config.objectives = f"tecmh-{variant}", OBJECTIVES
+    config.image.pool = config.text.pool = "mean+shared"
+    config.joint.hash_hidden, config.eval.rerank = 0, ()
+    if variant == "tiny":
+        config.joint.shared_layers, config.joint.shared_heads, config.joint.shared_hidden = 1, 2, 64
+        return presets.tiny(config)
+    if variant == "pixels":
+        return pixels(config)
+    presets.data_set(config, variant)
+    config.eval.rerank = ()
+    config.optimizer.groups = (("_head/reasoned", 1.0), *tuple(config.optimizer.groups))  # it starts at zero
+    return config
+
+
+def pixels(config):
+    """Flickr30K from pixels by the weights you name in `image.init` and `text.init`: TERN's recipe, BERT at a tenth."""
+    presets.base_towers(config)
+    config.data.path, config.data.eval_split, config.data.length = "data/flickr30k", "val", 32
+    config.data.augment.flip, config.batch_size, config.steps = 0.5, 128, 34_000  # 30 epochs of 145,000 captions
+    config.objectives.itc.queue, config.joint.embed = 8192, 1024
+    config.optimizer.lr, config.optimizer.warmup, config.optimizer.clip = 2e-4, 1_000, 2.0
+    config.optimizer.groups = (("^(image|text)/", 0.1),)
+    return config

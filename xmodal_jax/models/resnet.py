@@ -1,0 +1,149 @@
+"""ResNet with bottleneck blocks (He et al. 2016), in PyTorch's convention: "v1.5", the stride on the 3x3 convolution.
+
+Batch norm is folded into the convolutions when weights are loaded (`convert/resnet.py`) and is not there while training:
+its statistics stay those of the checkpoint. With statistics of the batch, an embedding would depend on the other rows, the
+tower would be no pure function, and eight devices would not give what one gives. What is trained is a kernel and a bias.
+
+The blocks of a stage that follow its first have one shape, so they are one stacked dict that `lax.scan` walks: 152 layers
+compile as fast as 50.
+
+    stem:   {kernel [7,7,3,C], bias}
+    stageN: {first: block with shortcut, rest: the other blocks stacked (not where a stage has one block)}
+    block:  {reduce: {kernel [D,F], bias}, spatial: {kernel [3,3,F,F], bias}, expand: {kernel [F,D], bias}, shortcut}
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from xmodal_jax.errors import refuse_unless
+from xmodal_jax.models.layers import POLICIES, dense, spread, stack_params
+from xmodal_jax.types import Array, Params
+
+STAGES = {  # depth: blocks of each stage; 14 and 26 are small ones for few pictures and for tests
+    14: (1, 1, 1, 1),
+    26: (2, 2, 2, 2),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+MEAN, STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # of ImageNet, as torchvision's and Hugging Face's weights read
+
+
+def refuse_unfit(config: Any) -> None:
+    """Refuse sizes of `config.image` that no ResNet has."""
+    image = config.image
+    if image.kind != "resnet":
+        return
+    depths = ", ".join(map(str, STAGES))
+    refuse_unless(image.depth in STAGES, f"config.image.depth is {image.depth}; write one of {depths}")
+    refuse_unless(
+        image.width % 32 == 0, f"config.image.width is {image.width}; a ResNet takes multiples of 32, such as 2048"
+    )
+
+
+def conv_params(key: Array, shape: tuple[int, ...], gain: float = 2.0) -> Params:
+    """A kernel [...,C,D] drawn with standard deviation sqrt(gain / fan in), bias zero."""
+    scale = math.sqrt(gain / math.prod(shape[:-1]))
+    return {"kernel": scale * jax.random.normal(key, shape), "bias": jnp.zeros(shape[-1])}
+
+
+def bottleneck_params(key: Array, inputs: int, outputs: int, shortcut: bool) -> Params:
+    """One block of `outputs` channels, a quarter inside. Its last convolution starts at zero.
+
+    Without norms a sum over sixteen random branches would grow from block to block.
+    """
+    keys, inner = jax.random.split(key, 3), outputs // 4
+    params = {
+        "reduce": conv_params(keys[0], (inputs, inner)),
+        "spatial": conv_params(keys[1], (3, 3, inner, inner)),
+        "expand": conv_params(keys[2], (inner, outputs), 0.0),
+    }
+    if shortcut:
+        params["shortcut"] = conv_params(jax.random.fold_in(key, 3), (inputs, outputs), 1.0)
+    return params
+
+
+def stage_params(key: Array, inputs: int, outputs: int, blocks: int) -> Params:
+    """A stage: its first block, and the others stacked."""
+    first, rest = jax.random.split(key)
+    params = {"first": bottleneck_params(first, inputs, outputs, True)}
+    if blocks > 1:
+        params["rest"] = stack_params(rest, blocks - 1, lambda own: bottleneck_params(own, outputs, outputs, False))
+    return params
+
+
+def conv(params: Params, x: Array, stride: int) -> Array:
+    """x [B,H,W,C] by kernel [k,k,C,D] with k // 2 pixels of padding on every side, as PyTorch -> [B,h,w,D]."""
+    kernel = params["kernel"].astype(x.dtype)
+    pad = (kernel.shape[0] // 2,) * 2
+    y = jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), (pad, pad), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return y + spread(params["bias"], y)
+
+
+def max_pool(x: Array) -> Array:
+    """The maximum over 3x3 pixels, stride 2, one pixel of padding: x [B,H,W,D] -> [B,h,w,D]."""
+    edges = ((0, 0), (1, 1), (1, 1), (0, 0))
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), edges)
+
+
+def bottleneck(params: Params, x: Array, stride: int = 1) -> Array:
+    """1x1, 3x3 with the stride, 1x1, added to x or to its shortcut: [B,H,W,C] -> [B,h,w,D]."""
+    y = jax.nn.relu(dense(params["reduce"], x))
+    y = jax.nn.relu(conv(params["spatial"], y, stride))
+    y = dense(params["expand"], y)
+    beside = dense(params["shortcut"], x[:, ::stride, ::stride]) if "shortcut" in params else x
+    return jax.nn.relu(beside + y)
+
+
+def run_stage(params: Params, x: Array, stride: int, remat: str) -> Array:
+    """All blocks of a stage under the remat policy `remat`; the first has the stride."""
+    policy = POLICIES[remat]
+    keep = (lambda f: f) if policy is None else partial(jax.checkpoint, policy=policy, prevent_cse=False)
+    x = keep(partial(bottleneck, stride=stride))(params["first"], x)
+    if "rest" not in params:
+        return x
+    step = keep(lambda carry, own: (bottleneck(own, carry), None))
+    return jax.lax.scan(step, x, params["rest"])[0]
+
+
+class ResNet(nn.Module):
+    """uint8 image [B,H,W,3] -> grid tokens [B,ceil(H/32)*ceil(W/32),D], row by row, before global pooling.
+
+    `depth` is a key of `STAGES`; `width` D is 2048 as published, and the stages have D/8, D/4, D/2 and D channels.
+    `remat` names a policy of models/layers.py.
+    """
+
+    depth: int = 50
+    width: int = 2048
+    remat: str = "dots"
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        inputs = self.width // 32
+        self.stem = self.param("stem", conv_params, (7, 7, 3, inputs))
+        stages = []
+        for i, blocks in enumerate(STAGES[self.depth]):
+            outputs = self.width // 8 * 2**i
+            stages.append(self.param(f"stage{i}", stage_params, inputs, outputs, blocks))
+            inputs = outputs
+        self.stages = stages
+
+    def __call__(self, image: Array, key: Array | None = None) -> Array:
+        """image uint8 [B,H,W,3] -> [B,N,D]; `key` is accepted as for every tower and unused (no dropout)."""
+        del key
+        x = image.astype(jnp.float32) / 255.0
+        x = (x - spread(jnp.asarray(MEAN), x)) / spread(jnp.asarray(STD), x)
+        x = max_pool(jax.nn.relu(conv(self.stem, x.astype(self.dtype), 2)))
+        for i, params in enumerate(self.stages):
+            x = run_stage(params, x, 1 if i == 0 else 2, self.remat)
+        return x.reshape(x.shape[0], -1, x.shape[-1])

@@ -1,0 +1,81 @@
+"""A bag-of-words text tower: TF-IDF weights of a caption's tokens, one fully connected layer, one token (CMHR-DRN, DCMH).
+
+The vector has an entry for each word id: how often it occurs, times its inverse document frequency among the training
+captions, and length one. Ids that never count ([PAD], [CLS], [SEP] and the other special ones), and ids that no training
+caption has, have frequency 0 in the table, so nothing here needs to know them. The table is a parameter that gets no
+gradient: a checkpoint has it, and evaluation needs no data.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xmodal_jax.errors import refuse_unless
+from xmodal_jax.models.layers import dense_params, dropout, spread
+from xmodal_jax.models.pooling import parse_pool
+from xmodal_jax.parallel.rules import whole
+from xmodal_jax.types import Array
+
+
+def refuse_unfit(config: Any) -> None:
+    """Refuse settings of BERT that a TF-IDF vector has no use for; objectives that read words are `assemble`'s."""
+    text = config.text
+    if text.kind != "tfidf":
+        return
+    refuse_unless(
+        parse_pool(text.pool)[1] not in ("shared", "attention"),
+        f"config.text.pool is '{text.pool}', but config.text.kind='tfidf' has no words to read; write 'mean'",
+    )
+    for name, value, instead in (("init", text.init, "''"), ("keep", text.keep, "False")):
+        refuse_unless(
+            not value, f"config.text.{name} is {value!r}, but config.text.kind is 'tfidf', not 'bert'; write {instead}"
+        )
+
+
+def inverse_document_frequency(ids: np.ndarray, vocab_size: int, special: Sequence[int]) -> np.ndarray:
+    """ids int [n,L] of the training captions -> float32 [V]: ln((1 + n) / (1 + captions with the word)) + 1.
+
+    0 for `special` ids, and for ids that occur in none (a weight that was never trained would only add noise).
+    """
+    seen = np.zeros(vocab_size, np.int64)
+    for row in ids:
+        seen[np.unique(row)] += 1
+    idf = np.where(seen > 0, np.log((1 + len(ids)) / (1 + seen)) + 1, 0.0)
+    idf[np.asarray(special, np.int64)] = 0.0
+    return idf.astype(np.float32)
+
+
+def tfidf_weights(ids: Array, idf: Array) -> Array:
+    """What each position of ids [B,L] adds to its caption's TF-IDF vector of length one, float32 [B,L].
+
+    A word that occurs c times has the entry c * idf, spread over its c positions; so the squared length is the sum over
+    positions of c * idf^2, and the vector itself, V wide, is never made. A caption without a counted word has zeros.
+    """
+    weight = idf[ids]
+    count = (ids[:, :, None] == ids[:, None, :]).astype(jnp.float32).sum(2)
+    square = (count * jnp.square(weight)).sum(1, keepdims=True)
+    return weight * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
+
+
+class TfIdf(nn.Module):
+    """Token ids [B,L] -> one token [B,1,D]: ReLU of a dense layer over the TF-IDF vector (Jiang and Li 2017's text net)."""
+
+    vocab_size: int
+    width: int
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids: Array, key: Array | None = None) -> Array:
+        """ids [B,L] -> [B,1,D]; `key` turns dropout on."""
+        idf = self.param("idf", lambda _: jnp.ones((self.vocab_size,)))
+        params = self.param("words", dense_params, self.vocab_size, self.width)
+        weights = tfidf_weights(ids, jax.lax.stop_gradient(idf).astype(jnp.float32)).astype(self.dtype)
+        rows = whole(params["kernel"].astype(self.dtype))[ids]
+        x = jnp.einsum("bl,bld->bd", weights, rows)
+        x = jax.nn.relu(x + spread(params["bias"], x))
+        return dropout(x, self.dropout, key)[:, None]
