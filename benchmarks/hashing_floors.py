@@ -49,9 +49,10 @@ def cmfh(left: np.ndarray, right: np.ndarray, bits: int, share: float = 0.5, m: 
     xs, weights = (left.T, right.T), (share, 1.0 - share)
     v = np.random.default_rng(seed).normal(size=(bits, left.shape[0])).astype(np.float32)
     ridge = lambda target, rows, r: np.linalg.solve(rows @ rows.T + r * np.eye(len(rows)), rows @ target.T).T
+    solved = [np.linalg.solve(x @ x.T + g / m * np.eye(len(x)), x).T.astype(np.float32) for x in xs]  # P = V @ this
     for _ in range(rounds):
         bases = [ridge(x, v, g / w) for x, w in zip(xs, weights, strict=True)]
-        maps = [ridge(v, x, g / m) for x in xs]
+        maps = [v @ own for own in solved]
         gram = sum(w * u.T @ u for w, u in zip(weights, bases, strict=True)) + (2 * m + g) * np.eye(bits)
         asked = sum(w * u.T @ x + m * p @ x for w, u, x, p in zip(weights, bases, xs, maps, strict=True))
         v = np.linalg.solve(gram, asked).astype(np.float32)

@@ -11,7 +11,7 @@ functions learnt from labels that leave distances "unchanged as far as possible"
 
 Variants with labels: `emoji_views` (95 subgroups) and `openclipart` (folders), on cached tokens of the frozen Lite0, which
 stands where no ResNet weights are at hand, so Adam is at 1e-3; `pixels` is the paper's reading on MIRFlickr-25K. Make the
-data set of `openclipart` with `xmodal data prepare jsonl` and the caches with `xmodal data features`.
+data set of `openclipart` with `xmodal data prepare openclipart --label keyword` and the caches with `xmodal data features`.
 """
 
 from xmodal_jax import presets
@@ -37,6 +37,7 @@ def get_config(variant: str = "emoji_views"):
         config.data.path, config.data.views, config.eval.views = "data/openclipart", (), ()
         config.data.languages = ("en",)
     config.text.init, config.text.tokenizer, config.text.hidden, config.text.head_hidden = "", "data", 4096, 0
+    config.text.keep = False  # it is trained
     config.image.head_dropout = config.text.head_dropout = 0.5
     config.joint.start, config.joint.embed, config.eval.rerank = "random", 512, ()
     config.optimizer.freeze, config.optimizer.groups = "", ()
