@@ -146,7 +146,7 @@ def test_five_objectives_trace_each_pass_once(tiny):
     assert len(passes) == len(set(passes))
     assert set(passes) == {
         "tower:image", "tower:text", "tower:masked", "image:image", "text:text", "text:masked",
-        "fuse:image:image:text:masked", "decode:image:image:caption",
+        "fuse:image:image:text:masked", "decode:image:image:caption", "codes:image", "codes:text",
         "teacher:image:image", "teacher:text:text", "teacher:text:masked", "teacher:tower:text", "teacher:tower:masked",
         "teacher:fuse:image:image:text:masked",
     }  # fmt: skip
