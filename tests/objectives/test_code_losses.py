@@ -159,7 +159,7 @@ def test_distance(arrays, kind):
 @pytest.mark.parametrize(("records", "step"), [(0, 0), (RECORDS, 0), (RECORDS, 4)])
 def test_contrast_and_ranking(arrays, records, step):
     match, table, batch = matching(arrays, False), arrays["memory"]["codes"], arrays["batch"]
-    objective = HashContrast(records=records, negatives=6, warmup=4)
+    objective = HashContrast(table=records, negatives=6, warmup=4)
     drawn = np.asarray(jax.random.randint(jax.random.key(5), (6,), 0, RECORDS)) if records and step >= 4 else []
     sign = lambda x: torch.where(x > 0, 1.0, -1.0)
 
@@ -201,7 +201,7 @@ def test_contrast_and_ranking(arrays, records, step):
 
 
 def test_the_memory_holds_a_row_for_each_record():
-    model = tiny_model(tiny_config(objectives={"hash_contrast": {"records": RECORDS}}))
+    model = tiny_model(tiny_config(objectives={"hash_contrast": {"table": RECORDS}}))
     memory = build_objectives(model.config.objectives)["hash_contrast"].memory(model)
     assert memory["codes"]["codes"].shape == (RECORDS, 8) and (memory["codes"]["id"] == -1).all()
     assert HashContrast().memory(model) == {}
@@ -223,7 +223,7 @@ def test_each_nested_length_is_logged(arrays):
         ({"hash_euclidean": {"vartheta": 1.5}}, "hash_euclidean.vartheta is 1.5"),
         ({"hash_contrast": {"alpha": 2.0}}, "hash_contrast.alpha is 2.0; write a share"),
         ({"hash_contrast": {"temperature": 0.0}}, "hash_contrast.temperature is 0.0"),
-        ({"hash_contrast": {"records": -1}}, "hash_contrast.records is -1"),
+        ({"hash_contrast": {"table": -1}}, "hash_contrast.table is -1"),
         ({"hash_quality": {"quantization": ((5, 1.0), (0, 0.1))}}, "steps do not ascend"),
     ],
 )

@@ -156,8 +156,16 @@ def hamming_recall(
 
     The inner product of ±1 codes is K - 2 x distance, an exact integer in float32, so ties are exact.
     """
+    retrieval.refuse_large_k(ks, len(gallery))
+    return retrieval.recall_of_ranks(hamming_places(query, gallery, positives, chunk).ranks(), ks)
+
+
+def hamming_places(
+    query: np.ndarray, gallery: np.ndarray, positives: np.ndarray, chunk: int | None = None
+) -> retrieval.Places:
+    """`retrieval.places` by Hamming distance, arguments as in `hamming_recall`."""
     signs = [codes.unpack(codes.pack(side)) for side in (query, gallery)]
-    return retrieval.recall(*signs, positives, ks, chunk)
+    return retrieval.places(*signs, positives, chunk)
 
 
 def label_table(

@@ -48,7 +48,7 @@ class HashContrast(CodeLoss):
     The memory u holds one code a training record, u_i <- unit(delta u_i + (1 - delta) (h_image + h_text) / 2), and its
     signs are the keys. Before `warmup` steps, and for a record not seen yet, the batch's own (h_image + h_text) / 2 is the
     key. Negatives are the other rows of the batch and `negatives` rows of the memory, drawn once a step for the whole
-    batch (UCCH draws them for each row); what matches a row is none. Without `records` there is no memory.
+    batch (UCCH draws them for each row); what matches a row is none. Without `table` there is no memory.
     """
 
     alpha: float = 0.7
@@ -56,7 +56,7 @@ class HashContrast(CodeLoss):
     margin: float = 0.2
     shift: float = 0.1
     delta: float = 0.4
-    records: int = 0  # rows of the memory: the training records; 0: negatives of the batch alone
+    table: int = 0  # rows of the memory: the training records; 0: negatives of the batch alone
     negatives: int = 4096
     warmup: int = 0  # steps
 
@@ -66,25 +66,25 @@ class HashContrast(CodeLoss):
             value = getattr(self, name)
             refuse_unless(0.0 <= value <= 1.0, f"{where}.{name} is {value}; write a share from 0 to 1")
         refuse_unless(self.temperature > 0, f"{where}.temperature is {self.temperature}; write a number above 0")
-        for name in ("records", "negatives", "warmup", "margin", "shift"):
+        for name in ("table", "negatives", "warmup", "margin", "shift"):
             value = getattr(self, name)
             refuse_unless(value >= 0, f"{where}.{name} is {value}; write 0 or more")
 
     def memory(self, model: Any) -> dict[str, Any]:
         """One code and what it matches by for each training record."""
-        if not self.records:
+        if not self.table:
             return {}
-        marks = {name: jnp.full((self.records,), NEVER, jnp.int32) for name in MATCHED}
-        return {TABLE: marks | {"codes": jnp.zeros((self.records, model.config.joint.bits), jnp.float32)}}
+        marks = {name: jnp.full((self.table,), NEVER, jnp.int32) for name in MATCHED}
+        return {TABLE: marks | {"codes": jnp.zeros((self.table, model.config.joint.bits), jnp.float32)}}
 
     def shared(self, fwd: Forward, batch: Batch, key: Array) -> Batch:
         """Negatives in the batch bool [B,B] and, with a memory: own rows, whether they count, and those drawn [M]."""
         found = {"negative": ~same(batch, batch)}
-        if not self.records:
+        if not self.table:
             return found
         table, index = fwd.memory[TABLE], batch["index"]
         ready = jnp.asarray(fwd.step) >= self.warmup
-        drawn = jax.random.randint(key, (min(self.negatives, self.records),), 0, self.records)
+        drawn = jax.random.randint(key, (min(self.negatives, self.table),), 0, self.table)
         marks = {name: table[name][drawn] for name in MATCHED}
         far = ~same(batch, marks) & (marks["id"] != NEVER)[None, :] & ready
         own = {"own": table["codes"][index], "own_known": (table["id"][index] != NEVER) & ready}
@@ -107,7 +107,7 @@ class HashContrast(CodeLoss):
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """The loss, and the rows of the memory that this batch changes."""
         term = super().__call__(fwd, batch, key)
-        if self.records:
+        if self.table:
             index, mean = batch["index"], stop(fwd.codes("image")[-1] + fwd.codes("text")[-1]) / 2
             blended = self.delta * fwd.memory[TABLE]["codes"][index] + (1.0 - self.delta) * mean
             rows = {"codes": l2_normalize(blended)} | {name: batch[name] for name in MATCHED}

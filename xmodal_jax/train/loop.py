@@ -116,10 +116,10 @@ def refuse_impossible(config: Config, assembly: Assembly) -> None:
                 bool(getattr(config.data, setting)),
                 f"config.objectives.{name} needs the batch field '{field}'; write {hint}",
             )
-        rows, records = getattr(objective, "records", 0), card.split(config.data.split)["records"]
+        rows, records = getattr(objective, "table", 0), card.split(config.data.split)["records"]
         refuse_unless(
             rows == 0 or rows >= records,
-            f"config.objectives.{name}.records is {rows}, and the data set '{config.data.path}' has {records} training "
+            f"config.objectives.{name}.table is {rows}, and the data set '{config.data.path}' has {records} training "
             f"records; write {records}, or 0 for no memory",
         )
         refuse_unless(
