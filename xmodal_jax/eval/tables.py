@@ -137,9 +137,9 @@ def notes(result: Tables) -> list[str]:
         said.append(f"Re-ranking: {combination(result)}; seconds are for scoring the pairs of both directions.")
     if any("labels" in tables for _, tables in sections(result)):
         said.append(
-            "MAP: the codes' mean average precision, P@N: the share of relevant items among the first N, relevant = shares a "
-            "label; MAP random: codes drawn at random, P random: a random order."
+            "MAP: the codes' mean average precision, relevant = shares a label; random = codes drawn at random."
         )
+        said.append("P@N: share of relevant items among the first N, expected over ties; random = a random order.")
     if codes_grid(result) is not None:
         said.append("Codes: bytes of one item; Hamming distances tie often, and ranks are expected over ties.")
     return said

@@ -123,7 +123,8 @@ def precision_chart(tables: dict[str, Any], kind: str, width: float = 3.4, dpi: 
     axes.set_title(
         f"precision over recall, right: {'a shared label' if labelled else 'the pair'}", fontsize=9, loc="left"
     )
-    axes.set_xlabel("recall within the radius", fontsize=8)
+    paler = "; paler: fewer bits" if len(lengths) > 1 else ""
+    axes.set_xlabel(f"recall within the Hamming radius{paler}", fontsize=8)
     axes.set_ylabel("precision", fontsize=8)
     return legible(figure, axes, kind, dpi)
 
@@ -140,7 +141,7 @@ def bits_chart(tables: dict[str, Any], kind: str, measure: str, width: float = 3
     axes.set_xscale("log", base=2)
     axes.set_xticks([bits for bits, _ in lengths], [str(bits) for bits, _ in lengths])
     axes.minorticks_off()
-    axes.set_title(f"{measure} over the code's length; dashed: embeddings", fontsize=9, loc="left")
+    axes.set_title(f"{measure} over the code's length; dashed: embeddings, dotted: random", fontsize=9, loc="left")
     axes.set_xlabel("bits", fontsize=8)
     axes.set_ylabel(f"{measure}, %", fontsize=8)
     return legible(figure, axes, kind, dpi)
