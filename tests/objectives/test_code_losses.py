@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from given import Given
-from tiny import ROWS, tiny_batch, tiny_config, tiny_model
+from tiny import ROWS, tiny_batch, tiny_config, tiny_model, tiny_params, tiny_recipe
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.objectives import build_objectives
+from xmodal_jax.objectives import build_objectives, parts
 from xmodal_jax.objectives.hash_contrast import HashContrast
 from xmodal_jax.objectives.hashing import HashDistance, HashEuclidean, HashQuality, HashTriplet, euclidean
+from xmodal_jax.train.memory import remember
+from xmodal_jax.train.step import create_state, train_step
 
 BITS, RECORDS, SEEN = 8, 12, 9
 LABELS = np.eye(4, dtype=np.float32)[[0, 1, 2, 0, 3, 3, 1, 2]] + np.eye(4, dtype=np.float32)[[0, 1, 2, 1, 3, 3, 1, 2]]
@@ -205,6 +207,57 @@ def test_the_memory_holds_a_row_for_each_record():
     memory = build_objectives(model.config.objectives)["hash_contrast"].memory(model)
     assert memory["codes"]["codes"].shape == (RECORDS, 8) and (memory["codes"]["id"] == -1).all()
     assert HashContrast().memory(model) == {}
+
+
+HASHING = {
+    "hash": {"exact": True},
+    "hash_triplet": {"mean_steps": 1},
+    "hash_euclidean": {"per_bit": True},
+    "hash_contrast": {"table": RECORDS, "negatives": 5},
+    "hash_quality": {"quantization": ((0, 0.1), (4, 1.0)), "balance": 0.1, "decorrelation": 0.1},
+    "hash_distance": {},
+}
+
+
+def test_eight_devices_equal_one(arrays):
+    """All losses in one program over a batch that is split over eight devices."""
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    heads = {"hash_image_codes": jnp.tanh, "hash_text_codes": jnp.tanh}
+    objectives = build_objectives(HASHING)
+
+    @jax.jit
+    def run(sides, batch, memory, towers):
+        def loss(sides):
+            fwd = Given(*sides, heads=heads, memory=memory, towers=towers, nested=(4,))
+            terms = [objective(fwd, batch, jax.random.key(5)) for objective in objectives.values()]
+            return sum(term.mean() for term in terms), [(term.values, term.metrics, term.write) for term in terms]
+
+        return jax.value_and_grad(loss, has_aux=True)(sides)
+
+    inputs = tuple(arrays["sides"]), arrays["batch"], arrays["memory"], arrays["towers"]
+    one = run(*inputs)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    places = [jax.tree.map(lambda _, place=place: place, x) for x, place in zip(inputs, (rows, rows, whole, rows))]
+    many = run(*jax.device_put(inputs, tuple(places)))
+    assert len(jax.tree.leaves(many)[1].devices()) == 8
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), many, one)
+
+
+def test_a_step_of_all_of_them_fits_the_state_and_writes_the_memory(arrays):
+    """Traced, not compiled: the state after a step has the shapes of the one before. The table is as `remember` leaves it."""
+    recipe = tiny_recipe(tiny_config(joint={"bits": 16, "nested": (8,)}, objectives=HASHING))
+    used = parts(recipe.objectives)
+    state = jax.eval_shape(lambda: create_state(recipe, tiny_params(recipe.model, 0, used), 0))
+    after, metrics = jax.eval_shape(lambda state: train_step(recipe, state, arrays["batch"]), state)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert {"hash_triplet/loss_8", "hash_contrast/ranking", "loss/hash_distance"} < set(metrics)
+    _, term = ours(HashContrast(table=RECORDS), arrays)
+    table = remember(arrays["memory"] | {"codes": jax.tree.map(jnp.asarray, arrays["memory"]["codes"])}, {"one": term})
+    np.testing.assert_array_equal(table["codes"]["id"][:ROWS], arrays["batch"]["id"])
+    np.testing.assert_allclose(table["codes"]["codes"][:ROWS], term.write["codes"][1]["codes"])
+    np.testing.assert_array_equal(table["codes"]["codes"][ROWS:], arrays["memory"]["codes"]["codes"][ROWS:])
 
 
 def test_each_nested_length_is_logged(arrays):

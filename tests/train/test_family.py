@@ -1,4 +1,4 @@
-"""The objectives of the fusion family and of hashing in one step: the same on eight devices as on one, and the queues hold what they should."""
+"""The fusion family's objectives in one step: the same on eight devices as on one, and the queues hold what they should."""
 
 import jax
 import numpy as np
@@ -19,11 +19,6 @@ FAMILY = {
     "ims": {},
     "lmim": {"momentum": False},
     "distill": {"weight": ((0, 1.0), (4, 0.0))},
-    "hash_triplet": {"mean_steps": 1},
-    "hash_euclidean": {"per_bit": True},
-    "hash_contrast": {"table": 2 * ROWS, "negatives": 5, "warmup": 1},
-    "hash_quality": {"quantization": ((0, 0.1), (4, 1.0)), "balance": 0.1, "decorrelation": 0.1},
-    "hash_distance": {},
 }
 
 
@@ -39,8 +34,7 @@ def family_batch(seed=0):
 def family():
     """The recipe and a state whose bridge is open."""
     pools = {"image": {"pool": "mean+attention", "neck_layers": 0}, "fusion": {"aggregated": True}}
-    codes = {"joint": {"bits": 16, "nested": (8,)}}
-    recipe = tiny_recipe(tiny_config(**pools, **codes, objectives=FAMILY))
+    recipe = tiny_recipe(tiny_config(**pools, objectives=FAMILY))
     params = jax.jit(lambda: tiny_params(recipe.model, 0, parts(recipe.objectives)))()
     params["bridge"] |= {name: np.float32(0.5) for name in ("gamma", "gamma_mlp")}
     return recipe, jax.tree.map(np.array, create_state(recipe, params, 0))
@@ -71,6 +65,6 @@ def test_every_loss_counts_and_every_queue_fills(one):
     assert {name for name in metrics if name.startswith("loss/")} == {f"loss/{name}" for name in FAMILY}
     assert all(np.isfinite(value) for value in metrics.values()) and metrics["skipped"] == 0
     filled = {name: int((ring["id"] >= 0).sum()) for name, ring in state.memory.items()}
-    assert filled == {"pairs": 16, "fused": 12, "multiview": 8, "codes": ROWS}
+    assert filled == {"pairs": 16, "fused": 12, "multiview": 8}
     for name in ("itc/drift_image", "itc/key_drift_image"):
         assert 0.0 <= metrics[name] < 2.0
