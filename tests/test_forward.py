@@ -158,7 +158,9 @@ def test_what_nobody_asks_for_is_not_traced(tiny):
         type(recipe)(recipe.config, recipe.model, tiny_objectives(section), None), state, batch
     )
     assert only({"lm": {}}) == ["image:image", "tower:image", "decode:image:image:caption"]
-    assert only({"hash": {}}) == ["image:image", "tower:image", "text:text", "tower:text"]
+    expected = ["codes:image", "image:image", "tower:image", "codes:text", "text:text", "tower:text"]
+    assert only({"hash": {}}) == expected
+    assert only({"hash": {}, "hash_triplet": {}, "hash_quality": {}}) == expected  # the heads run once
     assert not any(name.startswith("teacher:fuse") for name in only({"mlm": {"alpha": 0.0}}))
 
 
