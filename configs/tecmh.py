@@ -8,14 +8,20 @@ heads, 2,048 inside; models/reasoning.py), and both [CLS] give the embedding. Ch
 - `pool` "mean+shared": the [CLS] is added to a linear path, which starts from CCA on frozen towers; its map starts at zero.
 - `joint.hash_hidden` = 0: one linear layer and tanh make the code from the embedding. The embedding is trained by ITC, so
   every table has the float model that the codes are binarised from.
-- `objectives.hash`: pairwise likelihood, quantisation and balance; an instance's only positives are its own captions.
-- `joint.bits`: 64; `--config.joint.bits=512` for instance-level recall, which is sensitive to length.
+- losses: the hinge with the hardest negative on the cosine of relaxed codes, beside quantisation, balance and decorrelation
+  (`objectives/hashing.py`); `hash_euclidean` (DCHMT) and `hash_contrast` (UCCH) are entries away.
+- `joint.bits`: 64; `--config.joint.bits=512` for instance-level recall, which is sensitive to length, and
+  `--config.joint.nested=(16,32,64,128,256)` for one model whose first bits are codes too.
 """
 
 from xmodal_jax import presets
 from xmodal_jax.config import defaults, variant_of
 
-OBJECTIVES = {"itc": {"queue": 1024, "alpha": 0.4, "alpha_steps": 100}, "hash": {"weight": 1.0}}
+OBJECTIVES = {
+    "itc": {"queue": 1024, "alpha": 0.4, "alpha_steps": 100},
+    "hash_triplet": {"margin": 0.2},
+    "hash_quality": {"weight": 0.1},
+}
 
 
 def get_config(variant: str = "flickr8k"):

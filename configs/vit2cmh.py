@@ -4,9 +4,11 @@ Only the abstract is public: ViT and BERT in place of convolutions and recurrenc
 MS-COCO and Flickr30K. The rest is a reading of it, and DCHMT's recipe (Tu et al. 2022) where the abstract says nothing:
 
 - head: a linear map of [CLS], then 1,024 units (GELU) and tanh (`joint.hash_hidden`, `joint.hash_kind`).
+- losses: the hinge with the hardest negative on the codes' cosine, and quantisation, as for TECMH; `hash_euclidean` is
+  DCHMT's own, with its head `--config.joint.hash_kind=select --config.joint.hash_hidden=128`.
 - two learning rates, DCHMT's 1e-3 for heads and 1e-5 for towers, are `optimizer.lr` and a factor in `optimizer.groups`:
   without them either the towers forget or the codes do not form. Weight decay 0.2, warm-up over a tenth of the steps.
-- ITC beside the hash loss trains the embedding, so that every table has the float model under the codes.
+- ITC beside the hash losses trains the embedding, so that every table has the float model under the codes.
 - `pixels` is the paper's model. On `presets.TABLE` the towers are those at hand, a convolutional one and MiniLM, pooled by
   their means: hashing with the same heads and rates, not a test of ViT. A comparison of towers changes one field of
   `pixels`: `--config.image.kind=resnet --config.image.width=2048` or `--config.text.kind=tfidf`, both with pool "mean".
@@ -15,7 +17,11 @@ MS-COCO and Flickr30K. The rest is a reading of it, and DCHMT's recipe (Tu et al
 from xmodal_jax import presets
 from xmodal_jax.config import defaults, variant_of
 
-OBJECTIVES = {"itc": {"queue": 1024, "alpha": 0.4, "alpha_steps": 100}, "hash": {"weight": 1.0}}
+OBJECTIVES = {
+    "itc": {"queue": 1024, "alpha": 0.4, "alpha_steps": 100},
+    "hash_triplet": {"margin": 0.2},
+    "hash_quality": {"weight": 0.1},
+}
 TOWERS = (("^(image|text)/", 0.01),)
 
 

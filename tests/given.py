@@ -7,10 +7,12 @@ from xmodal_jax.models.layers import pick_rows
 
 
 class Given:
-    """Stands in for `Forward` where no encoder matters: embeddings [B,E], heads as functions, temperature, memory."""
+    """Stands in for `Forward` where no encoder matters: embeddings [B,E], heads as functions, temperature, memory, towers."""
 
-    def __init__(self, image, text, temperature=0.1, teacher=None, memory=None, step=0, heads=None):
+    def __init__(self, image, text, temperature=0.1, teacher=None, memory=None, step=0, heads=None,
+                 nested=(), towers=None):  # fmt: skip
         self.embeds, self.teacher, self.memory, self.step = {"image": image, "text": text}, teacher, memory or {}, step
+        self.nested, self.towers, self.batch = nested, towers or {}, {}
         self.heat, self.heads = jnp.asarray(temperature, jnp.float32), heads or {}
 
     def image(self, field="image"):
@@ -25,6 +27,15 @@ class Given:
     def encoded(self, side):
         """The given embeddings of one side."""
         return self.image() if side == "image" else self.text()
+
+    def codes(self, side):
+        """The given hash head's codes, at the lengths `nested` and whole."""
+        whole = self.call(f"hash_{side}_codes", self.encoded(side).embed)
+        return tuple(whole[:, :bits] for bits in (*self.nested, whole.shape[1]))
+
+    def tower(self, side, field):
+        """The given tower tokens [B,N,D']."""
+        return self.towers[side]
 
     def fuse(self, image, text, rows=None):
         """Pairs as one token: the image's and the text's embedding side by side."""

@@ -112,6 +112,11 @@ def test_labels_that_an_objective_reads_cannot_be_left_out(train_tiny, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+def test_a_memory_of_codes_has_a_row_for_each_record(train_tiny, tmp_path, refused):
+    changed = train_tiny(tmp_path / "run", "objectives.hash.kind=hash_contrast", "objectives.hash.table=5")
+    refused(changed, "config.objectives.hash.table is 5, and the data set", "has 12 training records; write 12, or 0")
+
+
 def test_sources_name_the_options_they_need_and_do_not_take(tmp_path, refused):
     for source in ("precomp", "albef", "inaturalist"):
         refused(["data", "prepare", source, "--out", tmp_path / "x"], f"'{source}' needs --path")

@@ -146,7 +146,7 @@ def test_five_objectives_trace_each_pass_once(tiny):
     assert len(passes) == len(set(passes))
     assert set(passes) == {
         "tower:image", "tower:text", "tower:masked", "image:image", "text:text", "text:masked",
-        "fuse:image:image:text:masked", "decode:image:image:caption",
+        "fuse:image:image:text:masked", "decode:image:image:caption", "codes:image", "codes:text",
         "teacher:image:image", "teacher:text:text", "teacher:text:masked", "teacher:tower:text", "teacher:tower:masked",
         "teacher:fuse:image:image:text:masked",
     }  # fmt: skip
@@ -158,7 +158,9 @@ def test_what_nobody_asks_for_is_not_traced(tiny):
         type(recipe)(recipe.config, recipe.model, tiny_objectives(section), None), state, batch
     )
     assert only({"lm": {}}) == ["image:image", "tower:image", "decode:image:image:caption"]
-    assert only({"hash": {}}) == ["image:image", "tower:image", "text:text", "tower:text"]
+    expected = ["codes:image", "image:image", "tower:image", "codes:text", "text:text", "tower:text"]
+    assert only({"hash": {}}) == expected
+    assert only({"hash": {}, "hash_triplet": {}, "hash_quality": {}}) == expected  # the heads run once
     assert not any(name.startswith("teacher:fuse") for name in only({"mlm": {"alpha": 0.0}}))
 
 

@@ -97,6 +97,27 @@ def test_curves_are_the_losses_of_the_log(gathered, tiny_run):
     assert gathered.facts[0] == "step 4" and gathered.facts[1].startswith("32 pairs in ")
 
 
+def test_charts_of_the_codes_are_those_of_the_tables(gathered):
+    import dataclasses
+
+    from xmodal_jax.report.charts import code_charts
+    from xmodal_jax.report.page import codes_section
+
+    assert [words for words, _ in code_charts(gathered, "svg")] == [
+        "precision over recall of the codes",
+        "R@10 over bits",
+    ]
+    assert codes_section(gathered).count("<img") == 2 and "16-bit code" in codes_section(gathered)
+    mean = gathered.result["mean"]
+    short = {name: mean[name] for name in ("codes", "labels", "label_curves")}
+    nested = dataclasses.replace(gathered, result=gathered.result | {"mean": mean | {"nested": {"8": short}}})
+    drawn = [chart for _, chart in code_charts(nested, "png")]
+    assert all(one != other for one, (_, other) in zip(drawn, code_charts(gathered, "png"), strict=True))
+    without = {name: value for name, value in mean.items() if name in ("itc", "rerank")}
+    bare = dataclasses.replace(gathered, result=gathered.result | {"mean": without, "views": {"filled": without}})
+    assert code_charts(bare, "svg") == [] and codes_section(bare) == ""
+
+
 def test_tables_of_other_views_or_languages_are_called_so(opened_run, tiny_run):
     assembly, _ = opened_run
     config, card = assembly.config, Card.load(assembly.config.data.path)

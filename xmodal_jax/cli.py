@@ -10,7 +10,10 @@ from typing import Any
 from xmodal_jax import __version__
 from xmodal_jax.errors import UserError, refuse_unless
 
-PREPARED = ("emoji", "stamps", "openclipart", "karpathy", "precomp", "albef", "inaturalist", "jsonl", "tfds")
+PREPARED = (
+    "emoji", "stamps", "openclipart", "karpathy", "precomp", "albef", "inaturalist", "mirflickr", "nuswide", "wikipedia",
+    "jsonl", "tfds",
+)  # fmt: skip
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 
@@ -56,6 +59,9 @@ def data_prepare(args: argparse.Namespace, _: list[str]) -> None:
         "precomp": ("path", "images", "licence"),
         "albef": ("path", "images", "name", "licence"),
         "inaturalist": ("path", "images", "licence"),
+        "mirflickr": ("path", "licence"),
+        "nuswide": ("path", "images", "licence"),
+        "wikipedia": ("path", "licence"),
         "jsonl": ("path", "root", "licence", "held_out"),
         "tfds": ("name", "data_dir", "image_key", "text_key", "label_key", "language", "licence"),
     }
@@ -66,7 +72,7 @@ def data_prepare(args: argparse.Namespace, _: list[str]) -> None:
         not extra,
         f"'{args.source}' takes no --{extra[0].replace('_', '-') if extra else ''}; see `xmodal data prepare -h`",
     )
-    files = ("karpathy", "precomp", "albef", "inaturalist", "jsonl")
+    files = ("karpathy", "precomp", "albef", "inaturalist", "mirflickr", "nuswide", "wikipedia", "jsonl")
     needed = "path" if args.source in files else {"tfds": "name"}.get(args.source)
     refuse_unless(not needed or needed in given, f"'{args.source}' needs --{needed}; write --{needed}=...")
     card = prepare(SOURCES[args.source](**given), args.out, max_size=args.max_size, allow_bad=args.allow_bad)
@@ -242,10 +248,8 @@ def _data_parser(commands: Any) -> None:
     make = data.add_parser("prepare", help="write a data set folder from a source")
     make.add_argument("source", choices=PREPARED)
     make.add_argument("--out", required=True, help="folder to write")
-    make.add_argument(
-        "--path", help="karpathy: dataset_*.json; jsonl: the .jsonl file; precomp, albef, inaturalist: folder"
-    )
-    make.add_argument("--images", help="folder of the pictures (karpathy, precomp, albef, inaturalist)")
+    make.add_argument("--path", help="karpathy: dataset_*.json; jsonl: the .jsonl file; the others: folder")
+    make.add_argument("--images", help="folder of the pictures (karpathy, precomp, albef, inaturalist, nuswide)")
     make.add_argument("--name", help="tfds: builder name; albef: start of the file names, as rsitmd")
     make.add_argument("--only", help="stamps: outermost folders, as animals,plants")
     make.add_argument("--label", help="stamps: folder or name; openclipart: folder or keyword (default: folder)")

@@ -108,6 +108,7 @@ class JointConfig:
 
     embed: int = 256
     bits: int = 64
+    nested: tuple[int, ...] = ()  # shorter codes that the first bits are to be as well, such as (16, 32); (): none
     temperature: float = 0.07
     temperature_min: float = 0.01
     temperature_max: float = 0.5
@@ -119,6 +120,11 @@ class JointConfig:
     shared_heads: int = 4
     shared_hidden: int = 2048
     shared_dropout: float = 0.1
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The lengths at which codes are trained and evaluated: those of `nested`, and always all bits."""
+        return (*(bits for bits in self.nested if bits < self.bits), self.bits)
 
 
 @dataclass(frozen=True)
@@ -408,6 +414,19 @@ def check_fit(config: Config) -> None:
         )
 
 
+def check_codes(joint: JointConfig) -> None:
+    """Refuse lengths of codes that do not fill bytes, and nested ones that do not grow."""
+    bits, nested = joint.bits, joint.nested
+    refuse_unless(bits > 0 and bits % 8 == 0, f"config.joint.bits is {bits}; write a multiple of 8, such as 64")
+    refuse_unless(
+        all(length > 0 and length % 8 == 0 for length in nested)
+        and all(short < long for short, long in itertools.pairwise(nested))
+        and all(length <= bits for length in nested),
+        f"config.joint.nested is {nested}; write ascending multiples of 8, at most config.joint.bits={bits}, "
+        "such as (8, 16), or () for none",
+    )
+
+
 def field_of(config: Any, name: str) -> Any:
     """The value of a dotted field."""
     for part in name.split("."):
@@ -439,9 +458,7 @@ def check(config: Config) -> None:
     }
     for name, (value, allowed) in choices.items():
         refuse_unless(value in allowed, f"config.{name} is '{value}'; write one of {', '.join(allowed)}")
-    refuse_unless(
-        joint.bits > 0 and joint.bits % 8 == 0, f"config.joint.bits is {joint.bits}; write a multiple of 8, such as 64"
-    )
+    check_codes(joint)
     for tower, heads, width in (("image", image.heads, image.width), ("text", text.heads, text.width)):
         refuse_unless(
             width % heads == 0 or (tower == "image" and image.kind == "resnet"),

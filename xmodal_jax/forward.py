@@ -178,6 +178,11 @@ class Forward:
         """The pass of one side on the field of its name."""
         return self.image() if side == "image" else self.text()
 
+    def codes(self, side: str) -> tuple[Array, ...]:
+        """Relaxed codes [B,k] of one side from its hash head, for every length k of `config.joint.nested` and the whole."""
+        whole = self._once(f"codes:{side}", lambda _: self.call(f"hash_{side}_codes", self.encoded(side).embed))
+        return tuple(whole[:, :bits] for bits in self.model.config.joint.lengths)
+
     def bridge(self, side: str = "image") -> tuple[Encoded, Encoded]:
         """The residual attention between student and teacher, the one pass that reads both (ReCap; models/bridge.py).
 

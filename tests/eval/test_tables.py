@@ -64,6 +64,30 @@ def test_map_has_the_value_of_random_codes_beside_it():
     assert tables.label_grid(without) is None
 
 
+def test_codes_stand_between_the_embeddings_and_chance():
+    result = result_of(("image",))
+    assert tables.codes_grid(result) is None  # made before bytes were counted
+    side = {"R@1": 0.5, "R@5": 2.5, "R@10": 5.0}
+    view = result["mean"]
+    whole = view["codes"] | {"bytes": 8.0, "float_bytes": 1024.0, "chance": {"i2t": side, "t2i": side}}
+    short = {"codes": whole | {"bits": 16.0, "bytes": 2.0}, "labels": view["labels"]}
+    view |= {"codes": whole, "nested": {"16": short, "8": {**short, "codes": short["codes"] | {"bytes": 1.0}}}}
+    grid = tables.codes_grid(result)
+    assert [row[1:3] for row in grid.rows] == [
+        ["float32 embedding", "1024"],
+        ["64-bit code", "8"],
+        ["16-bit code", "2"],
+        ["8-bit code", "1"],
+        ["nothing (a random order)", "0"],
+    ]
+    assert grid.rows[-1][3:6] == ["0.5", "2.5", "5.0"] and str(grid) in tables.as_text(result)
+    assert [row[1] for row in tables.label_grid(result).rows[::2]] == [
+        "image to text",
+        "image to text, 16 bits",
+        "image to text, 8 bits",
+    ]
+
+
 @pytest.mark.parametrize(("combine", "words"), [("add", "0.07 x ITM log-odds (add)"), ("replace", "alone orders")])
 def test_the_text_says_the_tie_rule_and_how_scores_combine(combine, words):
     text = tables.as_text(result_of(combine=combine) | {"step": 5})

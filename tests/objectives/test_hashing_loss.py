@@ -9,7 +9,8 @@ from given import Given, unit
 from tiny import ROWS, tiny_batch
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.objectives.hashing import Hash, pairwise_likelihood, similarity
+from xmodal_jax.objectives.codes import similarity
+from xmodal_jax.objectives.hashing import Hash, pairwise_likelihood
 
 BITS = 6
 
@@ -65,6 +66,24 @@ def test_the_scale_of_dcmh_is_half_the_inner_product(rng):
     expected = np.diag(losses) + (losses * (1 - target)).sum(1) / 3
     scale = Hash(scale=BITS / 2).scale / BITS
     np.testing.assert_allclose(pairwise_likelihood(left, right, target, jnp.float32(scale)), expected, rtol=1e-5)
+
+
+def test_exact_is_the_published_sum_over_the_rows(arrays):
+    objective, batch = Hash(quantization=1.0, balance=1.0, exact=True), tiny_batch()
+    run = lambda image, text: term(objective, image, text, batch).mean()
+    value, grads = jax.jit(jax.value_and_grad(run, argnums=(0, 1)))(*arrays)
+    inputs = [torch.tensor(x, requires_grad=True) for x in arrays]
+    image, text = (torch.tanh(x) for x in inputs)
+    match = torch.eye(ROWS)
+    match[0, 1] = match[1, 0] = 1.0
+    theta, code = image @ text.T / 2, torch.sign(image + text).detach()
+    total = -(match * theta - torch.log1p(torch.exp(theta))).sum()
+    total = total + ((code - image) ** 2).sum() + ((code - text) ** 2).sum()
+    total = total + (image.sum(0) ** 2).sum() + (text.sum(0) ** 2).sum()
+    (total / ROWS).backward()
+    np.testing.assert_allclose(value, total.detach() / ROWS, rtol=1e-5)
+    for mine, theirs in zip(grads, inputs, strict=True):
+        np.testing.assert_allclose(mine, theirs.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_similarity_is_id_caption_or_shared_label():

@@ -391,6 +391,24 @@ def _albef(**arguments) -> Source:
     return albef_source(**arguments)
 
 
+def _mirflickr(**arguments) -> Source:
+    from xmodal_jax.data.labelled import mirflickr_source
+
+    return mirflickr_source(**arguments)
+
+
+def _nuswide(**arguments) -> Source:
+    from xmodal_jax.data.labelled import nuswide_source
+
+    return nuswide_source(**arguments)
+
+
+def _wikipedia(**arguments) -> Source:
+    from xmodal_jax.data.labelled import wikipedia_source
+
+    return wikipedia_source(**arguments)
+
+
 SOURCES: dict[str, Callable[..., Source]] = {
     "emoji": _emoji,
     "stamps": _stamps,
@@ -399,6 +417,9 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "precomp": _precomp,
     "albef": _albef,
     "inaturalist": _inaturalist,
+    "mirflickr": _mirflickr,
+    "nuswide": _nuswide,
+    "wikipedia": _wikipedia,
     "jsonl": jsonl_source,
     "tfds": tfds_source,
 }

@@ -10,7 +10,7 @@ from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.pipeline import EvalSplit, Split, eval_split, refuse_unknown
 from xmodal_jax.errors import refuse_unless
-from xmodal_jax.eval import hashing, rerank, retrieval
+from xmodal_jax.eval import code_tables, rerank, retrieval
 from xmodal_jax.eval.embed import Embedded, Embedder, PairScorer
 from xmodal_jax.train.texts import kept_texts
 from xmodal_jax.types import Params
@@ -62,7 +62,7 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
 
     Returns:
       {"split", "records", "captions", "data", "languages", "views": {view: tables}, "mean": the mean over the views, "combine", "weight"}; a view's
-      tables are "itc", "rerank" {k: summary}, "codes", "labels"; with several views also "ensemble" (their mean embedding).
+      tables are "itc", "rerank" {k: summary} and those of `code_tables.all_tables`; with several views also "ensemble" (their mean embedding).
     """
     evaluator, config = Evaluator(assembly, params, poll), assembly.config
     split = split or config.data.eval_split
@@ -100,10 +100,7 @@ def view_tables(assembly: Assembly, params: Params, split: EvalSplit, image: Emb
         tables["rerank"] = rerank.rerank(score, image.embed, text.embed, *positives, ks, *how, fitting(split))
     if image.codes is not None and not quick:
         say("codes")
-        tables["codes"] = codes_table(image, text, split)
-        if split.labels is not None and split.labels.any():
-            labels = (split.labels, split.labels[split.caption_owner])
-            tables["labels"] = hashing.label_table(image.codes, text.codes, *labels, min(50, len(split.keys)))
+        tables |= code_tables.all_tables(image, text, split, assembly.config.joint.lengths)
     return tables
 
 
@@ -119,20 +116,15 @@ def fitting(split: EvalSplit) -> tuple[int, ...]:
     return tuple(k for k in (1, 5, 10) if k <= min(len(split.keys), len(split.captions)))
 
 
-def codes_table(image: Embedded, text: Embedded, split: EvalSplit) -> dict[str, Any]:
-    """Retrieval by Hamming distance over the signs of the codes, in both directions."""
-    to_text, to_image = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
-    sides = (image.codes, text.codes, to_text), (text.codes, image.codes, to_image)
-    table = retrieval.summary(*(hashing.hamming_recall(*side, fitting(split)) for side in sides))
-    return {**table, "bits": image.codes.shape[1]}
-
-
 def mean_tables(tables: list[Any]) -> Any:
-    """The mean of tables of one shape, number by number; texts stay."""
-    first = tables[0]
+    """The mean of tables of one shape, number by number; texts stay, and what one of them lacks (None) is left out."""
+    known = [table for table in tables if table is not None]
+    first = known[0] if known else None
     if isinstance(first, dict):
-        return {key: mean_tables([table[key] for table in tables]) for key in first}
-    return float(np.mean(tables)) if isinstance(first, (int, float)) else first
+        return {key: mean_tables([table[key] for table in known]) for key in first}
+    if isinstance(first, list):
+        return [mean_tables(list(items)) for items in zip(*known)] if len(set(map(len, known))) == 1 else first
+    return float(np.mean(known)) if isinstance(first, (int, float)) else first
 
 
 def ensure_weight(evaluator: Evaluator, embedder: Embedder, say: Callable[[str], None]) -> float:

@@ -6,7 +6,6 @@ random orders of equal scores (McSherry and Najork, 2008), the same rule as the 
 the textbook definition (some hashing code cuts the number of relevant items instead, and its numbers are higher).
 """
 
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -30,7 +29,7 @@ def _runs(ordered: jax.Array) -> tuple[jax.Array, jax.Array]:
     return start, end
 
 
-@functools.partial(jax.jit, static_argnames="k")
+@jax.jit
 def expected_average_precision(scores: jax.Array, relevant: jax.Array, k: int) -> jax.Array:
     """Average precision of the first `k` places, expected over random orders of equal scores.
 
@@ -40,7 +39,7 @@ def expected_average_precision(scores: jax.Array, relevant: jax.Array, k: int) -
     Args:
       scores: float32 [b,m], more is better.
       relevant: bool [b,m].
-      k: static, at most m (m is MAP@ALL).
+      k: at most m (m is MAP@ALL).
 
     Returns:
       float32 [b]; NaN where nothing is relevant.
@@ -59,10 +58,14 @@ def expected_average_precision(scores: jax.Array, relevant: jax.Array, k: int) -
     return jnp.where(column < k, terms, 0.0).sum(axis=1) / jnp.where(possible > 0, possible, jnp.nan)
 
 
-@functools.partial(jax.jit, static_argnames="k")
+@jax.jit
+def _scores_block(query: jax.Array, gallery: jax.Array, labels: jax.Array, gallery_labels: jax.Array):
+    return dense.inner_product(query, gallery), dense.inner_product(labels, gallery_labels) > 0
+
+
 def _precision_block(query: jax.Array, gallery: jax.Array, labels: jax.Array, gallery_labels: jax.Array, k: int):
-    relevant = dense.inner_product(labels, gallery_labels) > 0
-    return expected_average_precision(dense.inner_product(query, gallery), relevant, k)
+    # The sort is compiled once for all lengths of codes and all k, apart from the scores.
+    return expected_average_precision(*_scores_block(query, gallery, labels, gallery_labels), k)
 
 
 def mean_average_precision(
@@ -156,8 +159,16 @@ def hamming_recall(
 
     The inner product of ±1 codes is K - 2 x distance, an exact integer in float32, so ties are exact.
     """
+    retrieval.refuse_large_k(ks, len(gallery))
+    return retrieval.recall_of_ranks(hamming_places(query, gallery, positives, chunk).ranks(), ks)
+
+
+def hamming_places(
+    query: np.ndarray, gallery: np.ndarray, positives: np.ndarray, chunk: int | None = None
+) -> retrieval.Places:
+    """`retrieval.places` by Hamming distance, arguments as in `hamming_recall`."""
     signs = [codes.unpack(codes.pack(side)) for side in (query, gallery)]
-    return retrieval.recall(*signs, positives, ks, chunk)
+    return retrieval.places(*signs, positives, chunk)
 
 
 def label_table(

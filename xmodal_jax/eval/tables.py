@@ -91,12 +91,37 @@ def label_grid(result: Tables) -> Grid | None:
     if not found:
         return None
     names = list(found[0][1]["i2t"])
-    rows = [
-        [view, words, *(f"{table[side][name]:.3f}" for name in names)]
-        for view, table in found
-        for side, words in DIRECTIONS.items()
-    ]
+    rows = []
+    for view, tables in sections(result):
+        for bits, own in reversed(by_length(tables)) if "labels" in tables else ():
+            note = "" if own is tables else f", {bits} bits"
+            for side, words in DIRECTIONS.items():
+                rows.append([view, words + note, *(f"{own['labels'][side][name]:.3f}" for name in names)])
     return Grid(["pictures", "direction", *names], rows)
+
+
+def by_length(tables: Tables) -> list[tuple[int, Tables]]:
+    """(bits, tables) of the codes of one view, the shortest first; the last are the view's own tables."""
+    short = sorted((int(bits), own) for bits, own in tables.get("nested", {}).items())
+    return [*short, (round(tables.get("codes", {}).get("bits", 0)), tables)]
+
+
+def codes_grid(result: Tables) -> Grid | None:
+    """Bytes of an item against recall in percent: embeddings, codes of every length, a random order. None without codes."""
+    names, rows = recall_names(result), []
+    for view, tables in sections(result):
+        if "bytes" not in tables.get("codes", {}):
+            continue
+        codes = tables["codes"]
+        kinds = [("float32 embedding", f"{codes['float_bytes']:.0f}", tables["itc"])]
+        lengths = reversed(by_length(tables))
+        kinds += [(f"{bits}-bit code", f"{own['codes']['bytes']:.0f}", own["codes"]) for bits, own in lengths]
+        kinds.append(("nothing (a random order)", "0", codes["chance"]))
+        for words, size, table in kinds:
+            numbers = [f"{table[side][name]:.1f}" for side in DIRECTIONS for name in names]
+            rows.append([view, words, size, *numbers])
+    head = ["pictures", "stored as", "bytes", *(f"{side} {name}" for side in DIRECTIONS for name in names)]
+    return Grid(head, rows) if rows else None
 
 
 def notes(result: Tables) -> list[str]:
@@ -114,6 +139,9 @@ def notes(result: Tables) -> list[str]:
         said.append(
             "MAP: the codes' mean average precision, relevant = shares a label; random = codes drawn at random."
         )
+        said.append("P@N: share of relevant items among the first N, expected over ties; random = a random order.")
+    if codes_grid(result) is not None:
+        said.append("Codes: bytes of one item; Hamming distances tie often, and ranks are expected over ties.")
     return said
 
 
@@ -129,5 +157,6 @@ def as_text(result: Tables) -> str:
     labels = label_grid(result)
     title = f"split '{result['split']}': {result['records']} records, {result['captions']} captions"
     step = f", step {result['step']}" if "step" in result else ""
-    parts = [title + step, str(retrieval_grid(result)), *([str(labels)] if labels else []), "\n".join(notes(result))]
+    grids = [str(grid) for grid in (codes_grid(result), labels) if grid]
+    parts = [title + step, str(retrieval_grid(result)), *grids, "\n".join(notes(result))]
     return "\n\n".join(parts)

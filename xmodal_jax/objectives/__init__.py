@@ -10,7 +10,8 @@ from xmodal_jax.objectives.base import Objective
 from xmodal_jax.objectives.contrastive import ITC
 from xmodal_jax.objectives.distill import Distill
 from xmodal_jax.objectives.fused import Fused
-from xmodal_jax.objectives.hashing import Hash
+from xmodal_jax.objectives.hash_contrast import HashContrast
+from xmodal_jax.objectives.hashing import Hash, HashDistance, HashEuclidean, HashQuality, HashTriplet
 from xmodal_jax.objectives.language import LM, MLM
 from xmodal_jax.objectives.matching import ITM
 from xmodal_jax.objectives.multiview import MVJRC
@@ -25,6 +26,11 @@ OBJECTIVES: dict[str, type] = {
     "mlm": MLM,
     "lm": LM,
     "hash": Hash,
+    "hash_triplet": HashTriplet,
+    "hash_euclidean": HashEuclidean,
+    "hash_contrast": HashContrast,
+    "hash_quality": HashQuality,
+    "hash_distance": HashDistance,
     "fused": Fused,
     "mvjrc": MVJRC,
     "distill": Distill,

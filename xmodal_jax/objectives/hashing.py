@@ -1,28 +1,23 @@
-"""Hashing: K-bit codes of both modalities from the pairwise likelihood, quantisation and balance.
+"""Hashing: losses on the relaxed K-bit codes of both modalities. Each is averaged over nested lengths (`codes.py`).
 
-The likelihood is DCMH's (Jiang and Li 2017, equation 1): Theta = f.g / 2, loss log(1 + exp Theta) - S Theta, with S = 1
-for pairs that match (same id, identical caption, or a shared label).
+`hash`: DCMH's likelihood (Jiang and Li 2017, equation 1), quantisation and balance. `hash_triplet`: VSE++'s hinge with the
+hardest negative (Faghri et al. 2018). `hash_euclidean`: DCHMT (Tu et al. 2022). `hash_quality`: near ±1, balanced and
+uncorrelated bits. `hash_distance`: codes as far apart as the features they came from (CMHR-DRN's aim in our reading).
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward, stop
-from xmodal_jax.objectives.base import Plain, Schedule, Term, same
+from xmodal_jax.models.heads import l2_normalize
+from xmodal_jax.models.pooling import masked_mean
+from xmodal_jax.objectives.base import Schedule, at
+from xmodal_jax.objectives.codes import CodeLoss, Rows, products, similarity
 from xmodal_jax.types import Array, Batch
-
-
-def similarity(batch: Batch, by_label: bool) -> Array:
-    """S [B,B], float32: 1 where two rows match."""
-    match = same(batch, batch)
-    if by_label:
-        labels = batch["labels"]
-        match = match | (labels @ labels.T > 0)
-    return match.astype(jnp.float32)
 
 
 def pairwise_likelihood(left: Array, right: Array, target: Array, scale: Array) -> Array:
@@ -38,33 +33,202 @@ def pairwise_likelihood(left: Array, right: Array, target: Array, scale: Array) 
 
 
 @dataclass(frozen=True)
-class Hash(Plain):
-    """Codes whose inner products tell matching pairs from others, near ±1, with balanced bits."""
+class Hash(CodeLoss):
+    """Codes whose inner products tell matching pairs from others, near ±1, with balanced bits.
 
-    weight: Schedule = 1.0
+    With `exact` the three parts are DCMH's published sums, divided by the rows of the batch: Theta = f.g / 2 (`scale` is
+    not read), -sum(S Theta - log(1 + exp Theta)), ||B-F||^2 + ||B-G||^2 and ||F'1||^2 + ||G'1||^2; its gamma and eta are
+    1 (`quantization=1.0, balance=1.0`). B = sign(F + G) is that of the batch, where DCMH keeps one for the whole epoch.
+    """
+
     similarity: float = 1.0
     quantization: float = 0.1
     balance: float = 0.1
     by_label: bool = False  # S also counts shared labels (the data set must have them)
     scale: float = 16.0  # Theta = scale * mean product of the codes; K/2 is DCMH's, too steep for long codes
-
-    parts: ClassVar[frozenset[str]] = frozenset({"hash"})
+    exact: bool = False
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""
         refuse_unless(self.scale > 0, f"{where}.scale is {self.scale}; write a number above 0, such as 16")
 
-    def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
+    def shared(self, fwd: Forward, batch: Batch, key: Array) -> Array:
+        """S [B,B]."""
+        return similarity(batch, self.by_label)
+
+    def rows(self, shared: Array, image: Array, text: Array) -> Rows:
         """Weighted sum of the three parts, [B]; the towers are trained through the codes as well."""
-        image = fwd.call("hash_image_codes", fwd.image().embed)
-        text = fwd.call("hash_text_codes", fwd.text().embed)
-        target = similarity(batch, self.by_label)
-        scale = jnp.float32(self.scale / image.shape[1])
-        likelihood = 0.5 * sum(pairwise_likelihood(*pair, target, scale) for pair in ((image, text), (text, image)))
-        shared = stop(jnp.sign(image + text))
-        quantization = 0.5 * (jnp.square(image - shared).mean(1) + jnp.square(text - shared).mean(1))
-        # Each bit should be on for half of the rows; a row's share of |mean|^2 is spread over all rows alike.
-        balance = jnp.square(image.mean(0)).mean() + jnp.square(text.mean(0)).mean()
+        likelihood, quantization, balance = (self._sums if self.exact else self._means)(shared, image, text)
         values = self.similarity * likelihood + self.quantization * quantization + self.balance * balance
         agree = (jnp.sign(image) == jnp.sign(text)).astype(jnp.float32).mean()
-        return Term(values, jnp.ones_like(values), {"bits_agree": agree, "balance": balance})
+        return values, {"bits_agree": agree, "balance": balance}
+
+    def _means(self, target: Array, image: Array, text: Array) -> tuple[Array, Array, Array]:
+        scale = jnp.float32(self.scale / image.shape[1])
+        likelihood = 0.5 * sum(pairwise_likelihood(*pair, target, scale) for pair in ((image, text), (text, image)))
+        code = stop(jnp.sign(image + text))
+        quantization = 0.5 * (jnp.square(image - code).mean(1) + jnp.square(text - code).mean(1))
+        # Each bit should be on for half of the rows; a row's share of |mean|^2 is spread over all rows alike.
+        return likelihood, quantization, jnp.square(image.mean(0)).mean() + jnp.square(text.mean(0)).mean()
+
+    def _sums(self, target: Array, image: Array, text: Array) -> tuple[Array, Array, Array]:
+        theta = 0.5 * products(image, text)
+        code = stop(jnp.sign(image + text))
+        quantization = jnp.square(image - code).sum(1) + jnp.square(text - code).sum(1)
+        balance = (jnp.square(image.sum(0)).sum() + jnp.square(text.sum(0)).sum()) / image.shape[0]
+        return (jax.nn.softplus(theta) - target * theta).sum(1), quantization, balance
+
+
+@dataclass(frozen=True)
+class HashTriplet(CodeLoss):
+    """Hinge on the codes' cosine s: [margin + s(i,j) - s(i,i)]+ with the hardest j, in both directions.
+
+    Pairs that match (`similarity`) are no negatives. For the first `mean_steps` steps the mean over all negatives takes
+    the place of the hardest, without which training may collapse to one point at its start (VSE++, VSE-infinity).
+    """
+
+    margin: float = 0.2
+    by_label: bool = False
+    mean_steps: int = 0
+
+    def check(self, where: str) -> None:
+        """Refuse impossible values."""
+        refuse_unless(0 < self.margin < 2, f"{where}.margin is {self.margin}; write a cosine from 0 to 2, such as 0.2")
+        refuse_unless(self.mean_steps >= 0, f"{where}.mean_steps is {self.mean_steps}; write 0 or a number of steps")
+
+    def shared(self, fwd: Forward, batch: Batch, key: Array) -> tuple[Array, Array]:
+        """Negatives bool [B,B], and whether the hardest counts."""
+        return similarity(batch, self.by_label) == 0, jnp.asarray(fwd.step) >= self.mean_steps
+
+    def rows(self, shared: tuple[Array, Array], image: Array, text: Array) -> Rows:
+        """The sum of both directions, [B]."""
+        negative, hardest = shared
+        cosine = products(l2_normalize(image), l2_normalize(text))
+        own = jnp.diagonal(cosine)
+        parts = [self._direction(scores, own, negative, hardest) for scores in (cosine, cosine.T)]
+        return sum(parts), {"own_cosine": own.mean()}
+
+    def _direction(self, scores: Array, own: Array, negative: Array, hardest: Array) -> Array:
+        hinge = jnp.where(negative, jax.nn.relu(self.margin + scores - own[:, None]), 0.0)
+        mean = hinge.sum(1) / jnp.maximum(negative.sum(1), 1).astype(jnp.float32)
+        return jnp.where(hardest, hinge.max(1), mean)
+
+
+def euclidean(left: Array, right: Array) -> tuple[Array, Array]:
+    """Squared distance and distance [B,B] of DCHMT's 2K-wide select vectors, from codes c = p1 - p0 in (-1, 1) [B,K].
+
+    With p1 + p0 = 1 both halves of a bit differ by half of what c differs: |select - select'|^2 = |c - c'|^2 / 2, so a
+    tanh head may stand in for the two-way head. Where two codes are equal the distance has gradient 0.
+    """
+    square = lambda x: jnp.square(x).sum(1)
+    both = square(left)[:, None] + square(right)[None, :]
+    squared = 0.5 * jnp.maximum(both - 2.0 * products(left, right), 0.0)
+    apart = squared > 0
+    return squared, jnp.where(apart, jnp.sqrt(jnp.where(apart, squared, 1.0)), 0.0)
+
+
+@dataclass(frozen=True)
+class HashEuclidean(CodeLoss):
+    """DCHMT: matching codes meet, others go dmax = sqrt(2 K vartheta) apart; image-text, image-image and text-text.
+
+    mean(d^2 S) + mean((dmax - min(d, dmax))^2 (1 - S)) over all pairs, for each of the three. S counts the same id and
+    identical captions, so without labels it is the identity (the published setting for such data), `by_label` shared ones.
+    Its size grows with K: with `per_bit` it is divided by K, so that nested lengths count alike.
+    """
+
+    vartheta: float = 0.5
+    by_label: bool = False
+    per_bit: bool = False
+
+    def check(self, where: str) -> None:
+        """Refuse impossible values."""
+        refuse_unless(0 < self.vartheta <= 1, f"{where}.vartheta is {self.vartheta}; write a share above 0, up to 1")
+
+    def shared(self, fwd: Forward, batch: Batch, key: Array) -> Array:
+        """S [B,B]."""
+        return similarity(batch, self.by_label)
+
+    def rows(self, shared: Array, image: Array, text: Array) -> Rows:
+        """The sum over the three kinds of pairs, [B]."""
+        bits, values, distances = image.shape[1], 0.0, []
+        for left, right in ((image, text), (image, image), (text, text)):
+            squared, distance = euclidean(left, right)
+            short = (2 * bits * self.vartheta) ** 0.5 - distance
+            # A code beyond dmax has no gradient, as min() gives.
+            values += (squared * shared + jnp.square(jax.nn.relu(short)) * (1.0 - shared)).mean(1)
+            distances.append(distance)
+        return values / (bits if self.per_bit else 1), {"pair_distance": jnp.diagonal(distances[0]).mean()}
+
+
+def decorrelation(codes: Array) -> Array:
+    """Mean square of the off-diagonal entries of H'H / B, H [B,K], a scalar: ||H'H/B - I||^2 without its diagonal."""
+    count = codes.shape[1]
+    gram = products(codes.T, codes.T) / codes.shape[0]
+    return (jnp.square(gram) * (1.0 - jnp.eye(count))).sum() / max(count * (count - 1), 1)
+
+
+@dataclass(frozen=True)
+class HashQuality(CodeLoss):
+    """What makes signs of codes lose little: near ±1, each bit on for half of the rows, no two bits alike.
+
+    Each weight may be a schedule, such as quantization=((0, 0.1), (1000, 1.0)); 0 leaves a part out. Both sides' mean.
+    """
+
+    quantization: Schedule = 1.0  # mean((|h| - 1)^2)
+    balance: Schedule = 0.0  # mean over bits of (mean over rows)^2
+    decorrelation: Schedule = 0.0  # mean over pairs of bits of (mean product)^2
+
+    def shared(self, fwd: Forward, batch: Batch, key: Array) -> tuple[Array, Array, Array]:
+        """The three weights at this step."""
+        return tuple(at(weight, fwd.step) for weight in (self.quantization, self.balance, self.decorrelation))
+
+    def rows(self, shared: tuple[Array, Array, Array], image: Array, text: Array) -> Rows:
+        """Weighted sum of the three parts, [B]."""
+        sides = (image, text)
+        far = 0.5 * sum(jnp.square(jnp.abs(codes) - 1.0).mean(1) for codes in sides)
+        uneven = 0.5 * sum(jnp.square(codes.mean(0)).mean() for codes in sides)
+        alike = 0.5 * sum(decorrelation(codes) for codes in sides)
+        values = shared[0] * far + shared[1] * uneven + shared[2] * alike
+        return values, {"quantization": far.mean(), "balance": uneven, "decorrelation": alike}
+
+
+def feature_distance(features: Array) -> Array:
+    """(1 - cosine) / 2 of rows [B,D] -> [B,B] in 0..1 with a zero diagonal, a constant."""
+    unit = l2_normalize(stop(features).astype(jnp.float32))
+    return 0.5 * (1.0 - products(unit, unit)) * (1.0 - jnp.eye(unit.shape[0]))
+
+
+@dataclass(frozen=True)
+class HashDistance(CodeLoss):
+    """Codes of one side as far apart as what they were made of: mean_ij ((1 - h_i.h_j / K) / 2 - D_ij)^2, both sides' mean.
+
+    D = (1 - cosine) / 2 of the tower's own tokens averaged over a row, a constant. `center` subtracts their mean over the
+    batch first: features that are never negative have cosines near 1, and would ask for codes that are all alike.
+    `by_label` compares the label vectors instead (0 for the same labels, 1/2 for none in common). With `config.chunk` the
+    towers run once more for it.
+    """
+
+    center: bool = True
+    by_label: bool = False
+
+    def shared(self, fwd: Forward, batch: Batch, key: Array) -> tuple[Array, Array]:
+        """D of images and of texts, [B,B] each."""
+        if self.by_label:
+            return (feature_distance(batch["labels"]),) * 2
+        return tuple(feature_distance(self._features(fwd, side, batch)) for side in ("image", "text"))
+
+    def _features(self, fwd: Forward, side: str, batch: Batch) -> Array:
+        tokens = stop(fwd.tower(side, side)).astype(jnp.float32)
+        mask = batch["text"] != 0 if side == "text" else None
+        if mask is not None and mask.shape[1] != tokens.shape[1]:
+            mask = None  # one vector for a whole text
+        pooled = masked_mean(tokens, mask)
+        return pooled - pooled.mean(0, keepdims=True) if self.center else pooled
+
+    def rows(self, shared: Any, image: Array, text: Array) -> Rows:
+        """The mean of both sides, [B]."""
+        parts = []
+        for codes, distance in ((image, shared[0]), (text, shared[1])):
+            own = 0.5 * (1.0 - products(codes, codes) / codes.shape[1])
+            parts.append(jnp.square(own - distance).mean(1))
+        return 0.5 * (parts[0] + parts[1]), {"feature_distance": 0.5 * (shared[0].mean() + shared[1].mean())}

@@ -4,7 +4,7 @@ import io
 from typing import Any
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.eval.tables import DIRECTIONS, retrieval_rows
+from xmodal_jax.eval.tables import DIRECTIONS, by_length, recall_names, retrieval_rows
 from xmodal_jax.report.content import Content, Curve
 
 COLOURS = {"i2t": "#1f5fa8", "t2i": "#e07b00"}
@@ -15,6 +15,11 @@ TITLES = {
     "mlm": "masked words (mlm)",
     "lm": "captioning (lm)",
     "hash": "codes (hash)",
+    "hash_triplet": "codes (hash_triplet)",
+    "hash_euclidean": "codes (hash_euclidean)",
+    "hash_contrast": "codes (hash_contrast)",
+    "hash_quality": "codes (hash_quality)",
+    "hash_distance": "codes (hash_distance)",
 }
 
 
@@ -91,3 +96,73 @@ def bar_chart(content: Content, kind: str, width: float = 5.2, dpi: int = 100) -
     handles.append(Patch(color="#cccccc", label="pale: floors"))
     figure.legend(handles=handles, loc="outside upper left", ncols=3, fontsize=8, frameon=False)
     return saved(figure, kind, dpi)
+
+
+def precision_chart(tables: dict[str, Any], kind: str, width: float = 3.4, dpi: int = 100) -> bytes:
+    """Precision over recall of the codes within each Hamming radius, every length of the code; dotted: a random order.
+
+    `tables` are those of one view (or the mean of views). Relevant is a shared label where there are labels, else the pair.
+    """
+    figure, axes = new_figure(width, 0.85 * width)
+    labelled, lengths = "label_curves" in tables, by_length(tables)
+    for number, (bits, own) in enumerate(lengths, 1):
+        curves = own["label_curves"] if labelled else own["codes"]["curves"]
+        for side, words in DIRECTIONS.items():
+            points = [
+                (recall, precision)
+                for recall, precision in zip(curves[side]["recall"], curves[side]["precision"])
+                if precision is not None
+            ]
+            axes.plot(
+                *zip(*points), color=COLOURS[side], linewidth=1.6, alpha=number / len(lengths), marker=".",
+                label=f"{words}, {bits} bits" if number == len(lengths) else None,
+            )  # fmt: skip
+    for side in DIRECTIONS:
+        chance = (tables["labels"] if labelled else tables["codes"]["precision"])[side]["P random"]
+        axes.axhline(chance, color=COLOURS[side], linewidth=1, linestyle=":")
+    axes.set_title(
+        f"precision over recall, right: {'a shared label' if labelled else 'the pair'}", fontsize=9, loc="left"
+    )
+    paler = "; paler: fewer bits" if len(lengths) > 1 else ""
+    axes.set_xlabel(f"recall within the Hamming radius{paler}", fontsize=8)
+    axes.set_ylabel("precision", fontsize=8)
+    return legible(figure, axes, kind, dpi)
+
+
+def bits_chart(tables: dict[str, Any], kind: str, measure: str, width: float = 3.4, dpi: int = 100) -> bytes:
+    """Recall of the codes over their length; dashed: the float embeddings, dotted: a random order. See `precision_chart`."""
+    figure, axes = new_figure(width, 0.85 * width)
+    lengths = by_length(tables)
+    for side, words in DIRECTIONS.items():
+        recalls = [own["codes"][side][measure] for _, own in lengths]
+        axes.plot([bits for bits, _ in lengths], recalls, color=COLOURS[side], marker="o", markersize=4, label=words)
+        axes.axhline(tables["itc"][side][measure], color=COLOURS[side], linewidth=1, linestyle="--")
+        axes.axhline(tables["codes"]["chance"][side][measure], color=COLOURS[side], linewidth=1, linestyle=":")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([bits for bits, _ in lengths], [str(bits) for bits, _ in lengths])
+    axes.minorticks_off()
+    axes.set_title(f"{measure} over the code's length; dashed: embeddings, dotted: random", fontsize=9, loc="left")
+    axes.set_xlabel("bits", fontsize=8)
+    axes.set_ylabel(f"{measure}, %", fontsize=8)
+    return legible(figure, axes, kind, dpi)
+
+
+def legible(figure: Any, axes: Any, kind: str, dpi: int) -> bytes:
+    """The figure with small ticks, a grid, a legend and both axes from zero."""
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25)
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=7, frameon=False)
+    return saved(figure, kind, dpi)
+
+
+def code_charts(content: Content, kind: str, **size: Any) -> list[tuple[str, bytes]]:
+    """(words, chart) of the codes over the mean of the views; none where the evaluation has no codes."""
+    tables = content.result["mean"]
+    if "curves" not in tables.get("codes", {}):
+        return []
+    measure = recall_names(content.result)[-1]
+    return [
+        ("precision over recall of the codes", precision_chart(tables, kind, **size)),
+        (f"{measure} over bits", bits_chart(tables, kind, measure, **size)),
+    ]

@@ -3,7 +3,7 @@
 from typing import Any
 
 from xmodal_jax.drawing import EDGE, GREY, RIGHT, beside, framed, grid, opened, stacked, text_block, with_margin
-from xmodal_jax.report.charts import bar_chart, curve_chart
+from xmodal_jax.report.charts import bar_chart, code_charts, curve_chart
 from xmodal_jax.report.content import CAPTIONED, Content, Query, Sample
 
 WIDTH = 1400  # px without the margin
@@ -20,10 +20,12 @@ def picture(content: Content) -> Any:
     charts = [stacked([heading("Retrieval"), opened(bar_chart(content, "png", HALF / DPI, DPI))])]
     if content.curves:
         charts.append(stacked([heading("Losses"), grid(curve_tiles(content), 2, 0)]))
+    coded = [opened(chart) for _, chart in code_charts(content, "png", width=HALF / DPI, dpi=DPI)]
     blocks = [
         text_block(content.name, WIDTH, 34, bold=True),
         text_block(" · ".join(content.facts), WIDTH, 16, GREY),
         beside(charts, GAP),
+        *([heading("Codes", WIDTH), beside(coded, GAP)] if coded else []),
         heading(f"Words to {content.gallery}; right answers framed in green", WIDTH),
         grid([text_query(query) for query in content.text_queries], COLUMNS, GAP, 16),
     ]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.data.card import Card
+from xmodal_jax.eval.curves import random_recall
 
 FLOORS_FILE = "floors.jsonl"
 KS = ("R@1", "R@5", "R@10")
@@ -90,14 +91,8 @@ def chance_among(right: tuple[np.ndarray, np.ndarray], names: Sequence[str]) -> 
     `right`: gallery rows of the right answers, padded with -1, of pictures [n,A] and of captions [m,B].
     """
     pictures, captions = (np.asarray(rows) for rows in right)
-    sides = []
-    for rows, gallery in ((pictures, len(captions)), (captions, len(pictures))):
-        counts = (rows >= 0).sum(1).tolist()
-        side = {}
-        for k in (int(name.removeprefix("R@")) for name in names):
-            missed = [math.comb(gallery - count, k) / math.comb(gallery, k) for count in counts]
-            side[f"R@{k}"] = 100.0 * (1 - math.fsum(missed) / len(missed))
-        sides.append(side)
+    ks = [int(name.removeprefix("R@")) for name in names]
+    sides = (random_recall(pictures, len(captions), ks), random_recall(captions, len(pictures), ks))
     return Floor("chance", *sides, "a random order, with every right answer counted")
 
 

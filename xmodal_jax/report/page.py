@@ -4,8 +4,8 @@ import base64
 from html import escape
 
 from xmodal_jax.drawing import data_url
-from xmodal_jax.eval.tables import DIRECTIONS, Grid, label_grid, notes, recall_names, retrieval_grid
-from xmodal_jax.report.charts import bar_chart, curve_chart
+from xmodal_jax.eval.tables import DIRECTIONS, Grid, codes_grid, label_grid, notes, recall_names, retrieval_grid
+from xmodal_jax.report.charts import bar_chart, code_charts, curve_chart
 from xmodal_jax.report.content import Content, Query, Sample
 
 STYLE = """
@@ -34,6 +34,7 @@ def page(content: Content) -> str:
         f"<h1>{escape(content.name)}</h1>",
         f'<p class="facts">{escape(" · ".join(content.facts))}</p>',
         retrieval_section(content),
+        codes_section(content),
         curves_section(content),
         queries_section(content),
         samples_section(content),
@@ -65,7 +66,7 @@ def table(grid: Grid, floors: int = 0) -> str:
 
 
 def retrieval_section(content: Content) -> str:
-    """Bars, the retrieval table with the floors below it, MAP, and how the numbers were made."""
+    """Bars, the retrieval table with the floors below it, and how the numbers were made."""
     grid, names = retrieval_grid(content.result), recall_names(content.result)
     shown = [
         ["floor", floor.name]
@@ -77,14 +78,19 @@ def retrieval_section(content: Content) -> str:
         + ["", "", ""]
         for floor in content.floors
     ]
-    labels = label_grid(content.result)
     said = notes(content.result) + [f"{floor.name}: {floor.origin}." for floor in content.floors]
     return (
         f"<h2>Retrieval</h2><p class='wide'>{chart_tag(bar_chart(content, 'svg'), 'R@1 beside the floors')}</p>"
         + table(Grid(grid.head, [*grid.rows, *shown]), len(shown))
-        + (table(labels) if labels else "")
         + "".join(f'<p class="note">{escape(sentence)}</p>' for sentence in said)
     )
+
+
+def codes_section(content: Content) -> str:
+    """Codes of every length: bytes against recall, MAP and precision by labels, and their charts."""
+    tables = "".join(table(grid) for grid in (codes_grid(content.result), label_grid(content.result)) if grid)
+    charts = "".join(f"<div>{chart_tag(svg, words)}</div>" for words, svg in code_charts(content, "svg"))
+    return f'<h2>Codes</h2>{tables}<div class="charts">{charts}</div>' if tables else ""
 
 
 def curves_section(content: Content) -> str:

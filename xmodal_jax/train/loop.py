@@ -116,6 +116,12 @@ def refuse_impossible(config: Config, assembly: Assembly) -> None:
                 bool(getattr(config.data, setting)),
                 f"config.objectives.{name} needs the batch field '{field}'; write {hint}",
             )
+        rows, records = getattr(objective, "table", 0), card.split(config.data.split)["records"]
+        refuse_unless(
+            rows == 0 or rows >= records,
+            f"config.objectives.{name}.table is {rows}, and the data set '{config.data.path}' has {records} training "
+            f"records; write {records}, or 0 for no memory",
+        )
         refuse_unless(
             bool(card.label_names) or not getattr(objective, "by_label", False),
             f"config.objectives.{name}.by_label is True, but the data set '{config.data.path}' has no labels; write False",

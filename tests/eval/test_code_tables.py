@@ -1,0 +1,71 @@
+"""The tables of codes at every length, with chance and the spread of ties beside them."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from xmodal_jax.eval import code_tables, hashing, retrieval
+from xmodal_jax.eval.embed import Embedded
+from xmodal_jax.eval.evaluate import mean_tables
+
+RECORDS, BITS = 12, 32
+
+
+@pytest.fixture(scope="module")
+def case():
+    """Codes of two captions a picture that are those of the picture with some bits flipped; labels; their tables."""
+    rng = np.random.default_rng(4)
+    image = rng.normal(size=(RECORDS, BITS)).astype(np.float32)
+    text = np.repeat(image, 2, axis=0) * np.where(rng.random((2 * RECORDS, BITS)) < 0.2, -1, 1).astype(np.float32)
+    labels = np.eye(3, dtype=np.float32)[np.arange(RECORDS) % 3]
+    owner = np.repeat(np.arange(RECORDS), 2)
+    split = SimpleNamespace(
+        keys=list(range(RECORDS)), captions=[""] * 2 * RECORDS, caption_owner=owner, text_keys=np.arange(2 * RECORDS),
+        labels=labels,
+    )  # fmt: skip
+    sides = [Embedded(np.zeros((len(x), 6), np.float32), codes=x) for x in (image, text)]
+    return *sides, split, code_tables.all_tables(*sides, split, (8, 16, BITS))
+
+
+def test_every_length_is_that_of_the_first_bits(case):
+    image, text, split, tables = case
+    assert list(tables["nested"]) == ["8", "16"]
+    to_text, to_image = retrieval.positives_from_owners(split.caption_owner, split.text_keys, RECORDS)
+    for bits, own in ((8, tables["nested"]["8"]), (16, tables["nested"]["16"]), (BITS, tables)):
+        codes, sides = own["codes"], (image.codes[:, :bits], text.codes[:, :bits])
+        assert codes["i2t"] == hashing.hamming_recall(*sides, to_text) and codes["bits"] == bits
+        assert codes["t2i"] == hashing.hamming_recall(*sides[::-1], to_image) and codes["bytes"] == bits // 8
+        labels = hashing.label_table(*sides, split.labels, split.labels[split.caption_owner], RECORDS)
+        assert labels["i2t"].items() <= own["labels"]["i2t"].items()
+        assert own["labels"]["t2i"]["P random"] == pytest.approx(1 / 3)
+    assert tables["codes"]["float_bytes"] == 24 and tables["codes"]["rSum"] > tables["nested"]["8"]["codes"]["rSum"]
+
+
+def test_ties_lie_between_all_won_and_all_lost(case):
+    codes = case[3]["nested"]["8"]["codes"]
+    for side in ("i2t", "t2i"):
+        for name in ("R@1", "R@5", "R@10"):
+            low, high = (codes[kind][side][name] for kind in ("pessimistic", "optimistic"))
+            assert low <= codes[side][name] <= high
+    assert codes["pessimistic"] != codes["optimistic"]
+
+
+def test_chance_stands_beside_recall_and_precision(case):
+    codes = case[3]["codes"]
+    assert codes["chance"]["t2i"]["R@1"] == pytest.approx(100 / RECORDS)
+    assert codes["chance"]["i2t"]["R@1"] == pytest.approx(100 * 2 / (2 * RECORDS))
+    assert codes["precision"]["t2i"]["P random"] == pytest.approx(1 / RECORDS)
+    assert codes["precision"]["t2i"]["P@1"] == pytest.approx(codes["t2i"]["R@1"] / 100, abs=0.05)
+
+
+def test_without_labels_there_are_no_label_tables(case):
+    image, text, split, _ = case
+    plain = SimpleNamespace(**{**vars(split), "labels": None})
+    assert set(code_tables.all_tables(image, text, plain, (BITS,))) == {"codes"}
+
+
+def test_means_reach_into_lists_and_leave_out_what_is_missing():
+    tables = [{"a": [1, None, None], "b": "x", "c": 2}, {"a": [3, 5.0, None], "b": "x", "c": 4}]
+    assert mean_tables(tables) == {"a": [2.0, 5.0, None], "b": "x", "c": 3.0}
+    assert mean_tables([{"names": ["a"]}, {"names": ["a", "b"]}]) == {"names": ["a"]}

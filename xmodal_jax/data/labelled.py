@@ -1,0 +1,219 @@
+"""Labelled sets of cross-modal hashing in the layouts they are distributed in: MIRFlickr-25K, NUS-WIDE, Wikipedia.
+
+MIRFlickr and NUS-WIDE have tags, not sentences: the caption is the tags in their order. Records without a tag are left
+out and counted, as for every source.
+"""
+
+import hashlib
+import os
+import pathlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from xml.etree import ElementTree
+
+from xmodal_jax.data.sources import Item, Skip, Source, existing, file_item, split_groups
+from xmodal_jax.errors import UserError, refuse_unless
+
+TERMS = "see the data set's own terms"
+HELD_OUT = 2000  # MIRFlickr's queries in the literature; a tenth of a smaller set
+
+Row = tuple[str, pathlib.Path, str, tuple[str, ...], str]  # key, picture, caption, labels, split
+
+
+def lines_of(path: pathlib.Path) -> list[str]:
+    """The lines of a text file that hold something; tags of Flickr may hold bytes of any encoding."""
+    return [line for line in path.read_text("utf-8", errors="replace").splitlines() if line.strip()]
+
+
+def _source(kind: str, folder: pathlib.Path, rows: list[Row], files: Sequence[pathlib.Path], licence: str) -> Source:
+    """A source of `rows`; `files` are those that say what the rows are."""
+
+    def items() -> Iterator[Item | Skip]:
+        for key, picture, caption, labels, split in rows:
+            yield from file_item(key, {"image": picture}, caption, labels=labels, group=key, split=split)
+
+    content = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+    arguments = {"path": str(folder.resolve()), "content": content}
+    return Source(kind, folder.name, licence or TERMS, items, arguments, len(rows))
+
+
+# --- MIRFlickr-25K --------------------------------------------------------------------------------------------------
+
+
+def mirflickr_source(path: os.PathLike | str, narrow: bool = False, licence: str = "") -> Source:
+    """`im*.jpg` and `meta/tags/tags*.txt` in the folder `path` (or its `mirflickr`), `annotations/*.txt` in or beside it.
+
+    An annotation file lists the numbers of the pictures that have its name as a label: 24 potential labels, or with
+    `narrow` the 14 `*_r1` ones. 2,000 records (a tenth of fewer) are the test split, by the hash of their names. Raises
+    `UserError`.
+    """
+    folder = existing(path, "MIRFlickr folder", folder=True)
+    folder = folder / "mirflickr" if (folder / "mirflickr").is_dir() else folder
+    tags = existing(folder / "meta" / "tags", "tag folder", folder=True)
+    pictures = sorted(folder.glob("im*.jpg"), key=lambda file: _number(file.stem.removeprefix("im"), file))
+    refuse_unless(bool(pictures), f"{folder} has no im*.jpg; give the folder that holds them.")
+    files = _annotations(folder, narrow)
+    labels: dict[int, list[str]] = {}
+    for file in files:
+        for line in lines_of(file):
+            labels.setdefault(_number(line.strip(), file), []).append(file.stem.removesuffix("_r1"))
+    names = [file.stem for file in pictures]
+    rows = []
+    for file, split in zip(pictures, split_groups(names, min(HELD_OUT, len(names) // 10)), strict=True):
+        number = _number(file.stem.removeprefix("im"), file)
+        own = tags / f"tags{number}.txt"
+        words = " ".join(lines_of(own)) if own.is_file() else ""
+        rows.append((file.stem, file, words, tuple(labels.get(number, ())), split))
+    return _source("mirflickr", folder, rows, files, licence)
+
+
+def _annotations(folder: pathlib.Path, narrow: bool) -> list[pathlib.Path]:
+    """The label files: `annotations` or `mirflickr25k_annotations_v080`, in the folder or beside it."""
+    places = [
+        root / name for root in (folder, folder.parent) for name in ("annotations", "mirflickr25k_annotations_v080")
+    ]
+    found = next((place for place in places if place.is_dir()), None)
+    refuse_unless(
+        found is not None, f"{folder} has no folder 'annotations' in or beside it; unpack the annotations there."
+    )
+    files = [file for file in sorted(found.glob("*.txt")) if file.stem.lower() != "readme"]
+    files = [file for file in files if file.stem.endswith("_r1") == narrow]
+    refuse_unless(bool(files), f"{found} has no {'*_r1.txt' if narrow else '*.txt'}; unpack the annotations there.")
+    return files
+
+
+def _number(text: str, file: pathlib.Path) -> int:
+    refuse_unless(text.isdecimal(), f"{file} says '{text}' where the number of a picture must be; download it again.")
+    return int(text)
+
+
+# --- NUS-WIDE -------------------------------------------------------------------------------------------------------
+
+
+def nuswide_source(
+    path: os.PathLike | str, images: os.PathLike | str | None = None, top: int = 10, licence: str = ""
+) -> Source:
+    """`ImageList/{Train,Test}Imagelist.txt`, `Groundtruth/` and `All_Tags.txt` (or `AllTags1k.txt`) under `path`.
+
+    Pictures are in `images` (default: `Flickr` in `path`). Only records with one of the `top` most frequent concepts are
+    part of the set, as in the literature. Labels are read from `Groundtruth/TrainTestLabels`, or from `AllLabels` with
+    `ImageList/Imagelist.txt`. Raises `UserError`.
+    """
+    folder = existing(path, "NUS-WIDE folder", folder=True)
+    root = existing(images or folder / "Flickr", "image folder", folder=True)
+    refuse_unless(top > 0, f"top is {top}; write a number of concepts, such as 10 or 21")
+    lists = folder / "ImageList"
+    names, splits, files = [], {}, []
+    for split, title in (("train", "Train"), ("test", "Test")):
+        files.append(existing(lists / f"{title}Imagelist.txt", "image list"))
+        own = [line.strip().replace("\\", "/") for line in lines_of(files[-1])]
+        splits |= dict.fromkeys(own, split)
+        names += own
+    labels, read = _concepts(folder, names, splits)
+    tags, tag_file = _tags(folder)
+    frequent = [name for name, _ in Counter(label for own in labels.values() for label in own).most_common(top)]
+    rows = []
+    for name in names:
+        kept = tuple(label for label in labels[name] if label in frequent)
+        if kept:
+            rows.append((name, root / name, tags.get(_photo(name), ""), kept, splits[name]))
+    return _source("nuswide", folder, rows, [*files, *read, *tag_file], licence)
+
+
+def _photo(name: str) -> str:
+    """The id of a Flickr photo: "actor/0001_2124494179.jpg" -> "2124494179"."""
+    return pathlib.PurePosixPath(name).stem.split("_")[-1]
+
+
+def _concepts(folder: pathlib.Path, names: list[str], splits: dict[str, str]) -> tuple[dict[str, list[str]], list]:
+    """{picture: concepts} and the files that said so; a line "1" of a concept's file is the picture of that line."""
+    parts = folder / "Groundtruth" / "TrainTestLabels"
+    if parts.is_dir():
+        order = {f"_{split.title()}": [name for name in names if splits[name] == split] for split in ("train", "test")}
+    else:
+        parts = existing(folder / "Groundtruth" / "AllLabels", "folder of labels", folder=True)
+        whole = existing(folder / "ImageList" / "Imagelist.txt", "image list")
+        order = {"": [line.strip().replace("\\", "/") for line in lines_of(whole)]}
+    labels: dict[str, list[str]] = {name: [] for own in (names, *order.values()) for name in own}
+    read = []
+    for ending, own in order.items():
+        for file in sorted(parts.glob(f"Labels_*{ending}.txt")):
+            marks = [line.strip() for line in lines_of(file)]
+            refuse_unless(
+                len(marks) == len(own),
+                f"{file} has {len(marks)} lines for {len(own)} pictures; download it again.",
+            )
+            concept = file.stem.removeprefix("Labels_").removesuffix(ending)
+            for name, mark in zip(own, marks, strict=True):
+                if mark == "1":
+                    labels[name].append(concept)
+            read.append(file)
+    refuse_unless(bool(read), f"{parts} has no Labels_*.txt; unpack the ground truth there.")
+    return labels, read
+
+
+def _tags(folder: pathlib.Path) -> tuple[dict[str, str], list[pathlib.Path]]:
+    """{photo id: tags} from the first tag file there is: `All_Tags.txt`, or `AllTags1k.txt` with `TagList1k.txt`."""
+    places = (folder, folder / "NUS_WID_Tags", folder / "Tags")
+    for place in places:
+        file, matrix = place / "All_Tags.txt", place / "AllTags1k.txt"
+        if file.is_file():
+            rows = (line.split() for line in lines_of(file))
+            return {row[0]: " ".join(row[1:]) for row in rows}, [file]
+        if matrix.is_file():
+            return _matrix_tags(folder, matrix), [matrix]
+    raise UserError(
+        f"{folder} has no All_Tags.txt or AllTags1k.txt, nor its folder NUS_WID_Tags; unpack the tags there."
+    )
+
+
+def _matrix_tags(folder: pathlib.Path, matrix: pathlib.Path) -> dict[str, str]:
+    """Tags from a matrix of 0 and 1 whose rows are those of `ImageList/Imagelist.txt`."""
+    words = [line.strip() for line in lines_of(existing(matrix.parent / "TagList1k.txt", "list of tags"))]
+    names = [
+        line.strip().replace("\\", "/") for line in lines_of(existing(folder / "ImageList" / "Imagelist.txt", "list"))
+    ]
+    rows = [line.split() for line in lines_of(matrix)]
+    refuse_unless(
+        len(rows) == len(names) and all(len(row) == len(words) for row in rows),
+        f"{matrix} is not {len(names)} rows of {len(words)} marks, as Imagelist.txt and TagList1k.txt ask; download it "
+        "again.",
+    )
+    tagged = lambda row: " ".join(word for word, mark in zip(words, row, strict=True) if mark == "1")
+    return {_photo(name): tagged(row) for name, row in zip(names, rows, strict=True)}
+
+
+# --- Wikipedia ------------------------------------------------------------------------------------------------------
+
+
+def wikipedia_source(path: os.PathLike | str, licence: str = "") -> Source:
+    """`{train,test}set_txt_img_cat.list` ("text picture category" a line), `images/<category>/*.jpg` and `texts/*.xml`.
+
+    The caption is all text of the article's section, the label the folder of the picture. Raises `UserError`.
+    """
+    folder = existing(path, "Wikipedia folder", folder=True)
+    pictures = existing(folder / "images", "image folder", folder=True)
+    texts = existing(folder / "texts", "text folder", folder=True)
+    known = {file.stem: file for file in sorted(pictures.glob("*/*.jpg"))}
+    rows, files = [], []
+    for split in ("train", "test"):
+        file = existing(folder / f"{split}set_txt_img_cat.list", "list of pairs")
+        files.append(file)
+        for number, line in enumerate(lines_of(file), 1):
+            parts = line.split()
+            refuse_unless(
+                len(parts) == 3, f"{file}, line {number}, is not 'text picture category'; download the list again."
+            )
+            picture = known.get(parts[1], pictures / f"{parts[1]}.jpg")
+            label = (picture.parent.name,) if parts[1] in known else ()
+            rows.append((parts[0], picture, _article(texts / f"{parts[0]}.xml"), label, split))
+    return _source("wikipedia", folder, rows, files, licence)
+
+
+def _article(path: pathlib.Path) -> str:
+    """All words of the `text` elements of an article, or of the whole where it has none."""
+    try:
+        root = ElementTree.fromstring(existing(path, "article").read_bytes())
+    except ElementTree.ParseError as error:
+        raise UserError(f"{path} is not XML ({error}); download it again.") from error
+    return " ".join(" ".join("".join(part.itertext()).split()) for part in root.findall(".//text") or [root])

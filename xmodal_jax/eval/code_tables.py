@@ -1,0 +1,73 @@
+"""The tables of hash codes: recall, precision, curves and MAP at every length of the code, chance beside all of them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from xmodal_jax.data.pipeline import EvalSplit
+from xmodal_jax.eval import curves, hashing, retrieval
+from xmodal_jax.eval.embed import Embedded
+
+PRECISION_AT = (1, 10, 50, 100, 500)
+DIRECTIONS = ("i2t", "t2i")
+
+
+def all_tables(image: Embedded, text: Embedded, split: EvalSplit, lengths: Sequence[int]) -> dict[str, Any]:
+    """The tables of the whole codes, and under "nested" {bits: the same} those of the shorter `lengths`, the first bits.
+
+    Tables are "codes" and, where the split has labels, "labels" and "label_curves".
+    """
+    *short, whole = lengths
+    tables = tables_of(image, text, split, whole)
+    return tables | ({"nested": {str(bits): tables_of(image, text, split, bits) for bits in short}} if short else {})
+
+
+def tables_of(image: Embedded, text: Embedded, split: EvalSplit, bits: int) -> dict[str, Any]:
+    """The tables of the first `bits` bits."""
+    sides = image.codes[:, :bits], text.codes[:, :bits]
+    tables = {"codes": codes_table(*sides, split) | {"float_bytes": 4 * image.embed.shape[1]}}
+    if split.labels is None or not split.labels.any():
+        return tables
+    labels = (split.labels, split.labels[split.caption_owner])
+    ns = fitting_precision(split)
+    tables["labels"] = hashing.label_table(*sides, *labels, min(50, len(split.keys)))
+    found = both_ways(sides, [curves.by_labels(*labels), curves.by_labels(*labels[::-1])])
+    for side, counted in found.items():
+        tables["labels"][side] |= curves.precision_at(counted, ns) | {"P random": curves.chance_precision(counted)}
+    return tables | {"label_curves": {side: curves.curve(counted) for side, counted in found.items()}}
+
+
+def both_ways(sides: tuple[np.ndarray, np.ndarray], relevant: Sequence[curves.Relevant]) -> dict[str, curves.Counts]:
+    """The histograms of both directions, {"i2t", "t2i"}; `relevant` in the same order."""
+    pairs = (sides, sides[::-1])
+    return {side: curves.counts(*pair, own) for side, pair, own in zip(DIRECTIONS, pairs, relevant, strict=True)}
+
+
+def fitting_precision(split: EvalSplit) -> tuple[int, ...]:
+    """The N of P@N that both galleries have."""
+    return tuple(n for n in PRECISION_AT if n <= min(len(split.keys), len(split.captions)))
+
+
+def codes_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[str, Any]:
+    """Retrieval of the very pair by Hamming distance over the signs of codes [n,K] and [M,K], in both directions.
+
+    Returns:
+      `retrieval.summary` with "bits", "bytes" of an item, and for each direction "optimistic" and "pessimistic" recall (ties
+      all won, all lost), "chance" recall, "precision" {"P@N", "P random"} and "curves".
+    """
+    ks = tuple(k for k in (1, 5, 10) if k <= min(len(split.keys), len(split.captions)))
+    positives = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
+    pairs = list(zip(DIRECTIONS, ((image, text), (text, image)), positives, strict=True))
+    found = {side: hashing.hamming_places(*pair, right) for side, pair, right in pairs}
+    recall = lambda rank: {side: retrieval.recall_of_ranks(rank(place), ks) for side, place in found.items()}
+    table = retrieval.summary(**recall(lambda place: place.ranks()))
+    table |= {"optimistic": recall(lambda place: place.above + 1)}
+    table |= {"pessimistic": recall(lambda place: place.above + place.tied - place.relevant + 1)}
+    table |= {"chance": {side: curves.random_recall(right, len(pair[1]), ks) for side, pair, right in pairs}}
+    counted = both_ways((image, text), [curves.by_positives(right, len(pair[1])) for _, pair, right in pairs])
+    ns = fitting_precision(split)
+    precision = lambda own: curves.precision_at(own, ns) | {"P random": curves.chance_precision(own)}
+    table |= {"precision": {side: precision(own) for side, own in counted.items()}}
+    table |= {"curves": {side: curves.curve(own) for side, own in counted.items()}}
+    return table | {"bits": image.shape[1], "bytes": image.shape[1] // 8}

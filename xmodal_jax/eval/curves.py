@@ -1,0 +1,109 @@
+"""What a search by Hamming distance returns: precision@N and precision-recall curves, exact whatever the ties.
+
+All is counted from two histograms of each query, gallery items and relevant ones at each distance 0..K. A curve's points
+are the sets within a radius r, which no tie can change. precision@N is the expectation over random orders of equal
+distances: of a distance with n items, r of them relevant, that is cut after j of n, j r / n count.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xmodal_jax.errors import refuse_unless
+from xmodal_jax.search import codes
+
+BLOCK = 1 << 22  # distances of one block of queries
+POINTS = 33  # at most so many radii in a curve
+Relevant = Callable[[slice], np.ndarray]  # rows of queries -> bool [b,m]
+
+
+class Counts(NamedTuple):
+    """Gallery items at each Hamming distance of each query, int64 [n,K+1], and the relevant ones of them."""
+
+    items: np.ndarray
+    right: np.ndarray
+
+
+def by_positives(positives: np.ndarray, gallery: int) -> Relevant:
+    """Relevance from rows of the gallery, int [n,P] padded with -1."""
+
+    def rows(block: slice) -> np.ndarray:
+        own = positives[block]
+        table = np.zeros((len(own), gallery + 1), bool)
+        np.put_along_axis(table, np.where(own < 0, gallery, own), True, axis=1)
+        return table[:, :gallery]
+
+    return rows
+
+
+def by_labels(query: np.ndarray, gallery: np.ndarray) -> Relevant:
+    """Relevance from multi-hot labels [n,C] and [m,C]: a label in common."""
+    return lambda block: query[block] @ gallery.T > 0
+
+
+def counts(query: np.ndarray, gallery: np.ndarray, relevant: Relevant, chunk: int | None = None) -> Counts:
+    """The histograms of hash values query [n,K] and gallery [m,K] of any real type, signs taken here.
+
+    Raises:
+      UserError: an empty side, different lengths, K not a multiple of 8, values that are not numbers.
+    """
+    refuse_unless(len(query) > 0 and len(gallery) > 0, "There is nothing to evaluate: a side has no codes.")
+    refuse_unless(
+        query.shape[1] == gallery.shape[1],
+        f"The query codes have {query.shape[1]} bits and the gallery's {gallery.shape[1]}; make both with one model.",
+    )
+    asked, rows = (codes.unpack(codes.pack(side)).astype(np.float32) for side in (query, gallery))
+    bits, size, found = asked.shape[1], chunk or max(1, BLOCK // len(rows)), []
+    for start in range(0, len(asked), size):
+        block = slice(start, start + size)
+        distance = ((bits - asked[block] @ rows.T) / 2).astype(np.int64)  # exact: whole numbers in float32
+        place = (distance + np.arange(len(distance))[:, None] * (bits + 1)).ravel()
+        shape, right = (len(distance), bits + 1), relevant(block).ravel()
+        found.append([np.bincount(x, minlength=shape[0] * shape[1]).reshape(shape) for x in (place, place[right])])
+    return Counts(*(np.concatenate(parts) for parts in zip(*found)))
+
+
+def precision_at(found: Counts, ns: Sequence[int]) -> dict[str, float]:
+    """{"P@N": mean over queries of the share of relevant items among the first N, expected over ties}.
+
+    Raises UserError for an N outside the gallery.
+    """
+    gallery = int(found.items[0].sum())
+    refuse_unless(
+        all(1 <= n <= gallery for n in ns),
+        f"P@N with N = {', '.join(map(str, ns))} does not fit a gallery of {gallery}; write N between 1 and {gallery}.",
+    )
+    before = np.cumsum(found.items, axis=1) - found.items
+    share = found.right / np.maximum(found.items, 1)
+    return {f"P@{n}": float((np.clip(n - before, 0, found.items) * share).sum(1).mean() / n) for n in ns}
+
+
+def chance_precision(found: Counts) -> float:
+    """The share of relevant items, mean over queries: P@N of a random order for any N, and its precision anywhere."""
+    return float((found.right.sum(1) / found.items.sum(1)).mean())
+
+
+def curve(found: Counts, points: int = POINTS) -> dict[str, list[Any]]:
+    """Precision and recall of the sets within radius r: {"radius", "precision", "recall"}, evenly spaced radii 0..K.
+
+    Recall is the mean over queries that have anything relevant, precision the mean over those of them that find anything
+    within r, None where none does.
+    """
+    kept = found.right.sum(1) > 0
+    refuse_unless(bool(kept.any()), "No query has anything relevant in the gallery, so a curve means nothing.")
+    items, right = (np.cumsum(x[kept], axis=1) for x in found)
+    radii = np.unique(np.linspace(0, items.shape[1] - 1, points).round().astype(int))
+    recall, precision = (right / right[:, -1:]).mean(0), []
+    for radius in radii:
+        some = items[:, radius] > 0
+        precision.append(float((right[some, radius] / items[some, radius]).mean()) if some.any() else None)
+    return {"radius": radii.tolist(), "precision": precision, "recall": recall[radii].tolist()}
+
+
+def random_recall(positives: np.ndarray, gallery: int, ks: Sequence[int]) -> dict[str, float]:
+    """{"R@k"} in percent of a random order of the gallery, every right answer counted: positives [n,P] padded with -1."""
+    number = (np.asarray(positives) >= 0).sum(1).tolist()
+    missed = {k: [math.comb(gallery - count, k) / math.comb(gallery, k) for count in number] for k in ks}
+    return {f"R@{k}": 100.0 * (1 - math.fsum(values) / len(values)) for k, values in missed.items()}
