@@ -8,8 +8,9 @@ from PIL import Image
 from xmodal_jax.data.pipeline import eval_split
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.embed import Embedder
-from xmodal_jax.search import index, query
-from xmodal_jax.search.index import Hit, Index
+from xmodal_jax.search import query, store
+from xmodal_jax.search.backend import Hit
+from xmodal_jax.search.index import Index
 
 
 @pytest.fixture
@@ -54,14 +55,14 @@ def test_queries_that_cannot_be_answered_are_refused(tiny_index, tmp_path):
 def test_an_index_of_another_checkpoint_is_refused(tiny_index, tmp_path):
     rows = Index.open(tiny_index)
     extra = {"workdir": rows.extra["workdir"], "workdir_from_index": "."}
-    path = index.write(tmp_path / "old", rows.vectors(), [{"key": "x"}] * 24, model="0123", extra=extra)
+    path = store.write(tmp_path / "old", rows.vectors(), [{"key": "x"}] * 24, model="0123", extra=extra)
     with pytest.raises(UserError, match="was made by model 0123 .* index again"):
         query.answer(path, "a red circle")
     shutil.rmtree(path)
-    path = index.write(path, rows.vectors(), [{"key": "x"}] * 24, model=rows.model, extra=extra)
+    path = store.write(path, rows.vectors(), [{"key": "x"}] * 24, model=rows.model, extra=extra)
     with pytest.raises(UserError, match="no hash codes"):
         query.answer(path, "a red circle", kind="codes")
-    nameless = index.write(tmp_path / "nameless", rows.vectors(), [{"key": "x"}] * 24)
+    nameless = store.write(tmp_path / "nameless", rows.vectors(), [{"key": "x"}] * 24)
     with pytest.raises(UserError, match="names no work directory"):
         query.answer(nameless, "a red circle")
 

@@ -16,7 +16,7 @@ from xmodal_jax.data.pipeline import DataConfig, EvalSplit, Split, eval_split
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval.captioning import references
 from xmodal_jax.eval.embed import Embedder
-from xmodal_jax.search import index
+from xmodal_jax.search import index, store
 from xmodal_jax.types import Params
 
 THUMBNAIL = 96  # px of the longer side
@@ -36,7 +36,7 @@ def build_index(assembly: Assembly, params: Params, workdir: str, out: str, data
     Raises:
       UserError: `out` is taken, no such data set or split, features that the data set lacks.
     """
-    index.refuse_taken(pathlib.Path(out), overwrite)  # before minutes of encoding
+    store.refuse_taken(pathlib.Path(out), overwrite)  # before minutes of encoding
     config = assembly.config
     source = data_of(config.data, data)
     split = split or config.data.eval_split
@@ -55,7 +55,7 @@ def build_index(assembly: Assembly, params: Params, workdir: str, out: str, data
         "split": split,
     }
     options = {"model": index.fingerprint(params), "overwrite": overwrite, "extra": extra}
-    path = index.write(out, np.concatenate(embeddings), items, hashed, **options)
+    path = store.write(out, np.concatenate(embeddings), items, hashed, **options)
     return path, len(items)
 
 

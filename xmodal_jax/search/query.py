@@ -13,8 +13,9 @@ from xmodal_jax.assemble import Assembly
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.eval.embed import Embedded, Embedder
 from xmodal_jax.eval.pictures import read_pictures
+from xmodal_jax.search.backend import Hit
 from xmodal_jax.search.build import workdir_of
-from xmodal_jax.search.index import Hit, Index, fingerprint
+from xmodal_jax.search.index import Index, fingerprint
 from xmodal_jax.types import Params
 
 COLUMNS = 5  # pictures in a row of a contact sheet
