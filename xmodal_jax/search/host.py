@@ -65,23 +65,23 @@ def hamming_topk(query: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.nda
     found = [_NearestSoFar(k) for _ in query]
     asked, step = codes.words(query, 8), max(1, BLOCK_BYTES // gallery.shape[1])
     for start in range(0, len(gallery), step):
-        columns = codes.words(gallery[start : start + step], 8).T
-        if len(columns) > 1:
-            columns = np.ascontiguousarray(columns)
+        rows = codes.words(gallery[start : start + step], 8)
         for one, best in zip(asked, found, strict=True):
-            best.take(_distances(one, columns), start)
+            best.take(_distances(one, rows), start)
     distances, rows = ([best.sorted()[i] for best in found] for i in (0, 1))
     shape = (len(query), k)
     return np.asarray(distances, np.int32).reshape(shape), np.asarray(rows, np.int32).reshape(shape)
 
 
-def _distances(one: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Bits that differ: one code [W], columns [W,n] of words -> uint16 [n] (uint8 for one word)."""
-    distance = np.bitwise_count(columns[0] ^ one[0])
-    if len(columns) > 1:
-        distance = distance.astype(np.uint16)
-        for column, word in zip(columns[1:], one[1:], strict=True):
-            distance += np.bitwise_count(column ^ word)
+def _distances(one: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Bits that differ: one code [W], rows [n,W] of words -> uint16 [n] (uint8 for one word)."""
+    # repeated rather than broadcast, so that NumPy's inner loop is over all words and not over the few of a row
+    counts = np.bitwise_count(rows.reshape(-1) ^ np.tile(one, len(rows))).reshape(rows.shape)
+    if rows.shape[1] == 1:
+        return counts[:, 0]
+    distance = counts[:, 0].astype(np.uint16)
+    for word in range(1, rows.shape[1]):
+        distance += counts[:, word]
     return distance
 
 
