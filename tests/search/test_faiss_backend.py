@@ -1,6 +1,5 @@
 import sys
 
-import numpy as np
 import pytest
 from ties import same_up_to_ties
 

@@ -138,7 +138,9 @@ def test_a_prefix_of_nothing_is_refused_and_a_whole_index_is_whole(folder):
         Index.open(folder, prefix=True)
 
 
-@pytest.mark.parametrize(("old", "new"), [('"count": 20', '"count": 28'), ('"abc"', '"abd"'), ('"rows": 8', '"rows": 9')])
+@pytest.mark.parametrize(
+    ("old", "new"), [('"count": 20', '"count": 28'), ('"abc"', '"abd"'), ('"rows": 8', '"rows": 9')]
+)
 def test_a_header_with_one_changed_value_is_refused(folder, old, new):
     text = (folder / store.HEADER).read_text()
     assert old in text
@@ -150,7 +152,12 @@ def test_a_header_with_one_changed_value_is_refused(folder, old, new):
 def test_codes_alone_packed_already(tmp_path, rows, rng):
     packed = codes.pack(rows[1])
     path = store.write(tmp_path / "codes", None, None, packed[:COUNT], packed=True, block_rows=8)
-    assert sorted(p.name for p in path.iterdir()) == ["codes-00000.npy", "codes-00001.npy", "codes-00002.npy", store.HEADER]
+    assert sorted(p.name for p in path.iterdir()) == [
+        "codes-00000.npy",
+        "codes-00001.npy",
+        "codes-00002.npy",
+        store.HEADER,
+    ]
     assert store.append(path, None, None, packed[COUNT:], packed=True) == 2 * COUNT
     opened = Index.open(path)
     assert (opened.width, opened.bits, opened.item(3)) == (0, BITS, {})
@@ -208,7 +215,8 @@ def test_numpy_alone_opens_and_searches(folder, rows):
     )
     np.save(folder.parent / "query.npy", np.concatenate([rows[0][:1], rows[1][:1]], axis=1))
     given = [sys.executable, "-c", script, str(folder), str(folder.parent / "query.npy")]
-    said = subprocess.run(given, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    said = subprocess.run(given, env=environment, capture_output=True, check=False)
     assert said.returncode == 0, said.stderr.decode()
     opened = Index.open(folder)
     want = [opened.nearest(rows[i][0], 5, kind)[1][0] for i, kind in enumerate(("dense", "codes"))]

@@ -1,8 +1,8 @@
 """Exact search by Hamming distance over packed codes, on the device.
 
-The k nearest rows lie in the k tiles of 128 rows with the smallest minima, so one pass keeps a minimum per tile and
+The k nearest rows lie in the k tiles of up to 128 rows with the smallest minima, so one pass keeps a minimum per tile and
 nothing else, and the distances inside k tiles are counted again. Rows are stored so that the pass reads memory in order
-and its innermost loop is over 16 neighbouring words: [tile, word, step, lane]. Minima leave as uint16.
+and its innermost loop is over 8 neighbouring words: [tile, step, word, lane]. Minima leave as uint16.
 """
 
 import functools
@@ -15,15 +15,15 @@ import numpy as np
 from xmodal_jax.search import codes, topk
 from xmodal_jax.search.host import merge_topk, refuse_unsearchable
 
-LANES = 16  # words of 32 bits in a vector register of 512 bits
-STEPS = 8  # vectors of a tile whose minimum is taken in registers
+LANES = 8  # words of 32 bits in one vector of 256 bits: with 16, memory is read at a third of the speed
+STEPS = 16  # vectors of a tile whose minimum is taken in registers
 UNROLLED = 128  # steps x words written out in one loop body: more makes slow programs of long codes
 BLOCK_ROWS = 1 << 22  # rows of one program: the minima of 64 queries are 64 MiB
 GATHERED = 1 << 24  # words gathered in the second pass by one block of queries: 64 MiB
 
 
 class Resident(NamedTuple):
-    """Codes on the device: `words` uint32 [t,W,S,L], row t*S*L + s*L + l, and the number of real rows."""
+    """Codes on the device: `words` uint32 [t,S,W,L], row t*S*L + s*L + l, and the number of real rows."""
 
     words: jax.Array
     count: int
@@ -35,7 +35,7 @@ def steps_of(words: int) -> int:
 
 
 def tiled(gallery: np.ndarray, tiles: int = 0) -> np.ndarray:
-    """Packed codes uint8 [n,K/8] -> words uint32 [t,W,S,L], zero rows appended.
+    """Packed codes uint8 [n,K/8] -> words uint32 [t,S,W,L], zero rows appended.
 
     `tiles`: how many; default a power of two of rows, then steps of 65,536 rows, so that few shapes are ever compiled.
     """
@@ -44,8 +44,7 @@ def tiled(gallery: np.ndarray, tiles: int = 0) -> np.ndarray:
     padded = min(1 << max(len(words) - 1, 0).bit_length(), 1 << 16)
     tiles = tiles or -(-(-(-len(words) // padded) * padded) // size)
     words = np.pad(words, ((0, tiles * size - len(words)), (0, 0)))
-    tile_first = words.reshape(tiles, size, -1).transpose(0, 2, 1)
-    return np.ascontiguousarray(tile_first).reshape(tiles, words.shape[1], -1, LANES)
+    return np.ascontiguousarray(words.reshape(tiles, size // LANES, LANES, -1).transpose(0, 1, 3, 2))
 
 
 def resident(gallery: np.ndarray) -> Resident:
@@ -54,12 +53,12 @@ def resident(gallery: np.ndarray) -> Resident:
 
 
 def tile_minima(query: jax.Array, words: jax.Array) -> jax.Array:
-    """The smallest distance in each tile: query uint32 [b,W], words [t,W,S,L] -> uint16 [t,b]."""
+    """The smallest distance in each tile: query uint32 [b,W], words [t,S,W,L] -> uint16 [t,b]."""
     best = None
-    for step in range(words.shape[2]):
+    for step in range(words.shape[1]):
         distance = sum(
-            jax.lax.population_count(query[None, :, word, None] ^ words[:, None, word, step])
-            for word in range(words.shape[1])
+            jax.lax.population_count(query[None, :, word, None] ^ words[:, None, step, word])
+            for word in range(words.shape[2])
         )
         best = distance if best is None else jnp.minimum(best, distance)
     # apart from the reduction: fused with it, the loop over the lanes would not become vector instructions
@@ -67,9 +66,9 @@ def tile_minima(query: jax.Array, words: jax.Array) -> jax.Array:
 
 
 def distances(query: jax.Array, words: jax.Array) -> jax.Array:
-    """All distances: query uint32 [b,W], words [b or 1,t,W,S,L] -> int32 [b,t*S*L]."""
-    counts = jax.lax.population_count(words ^ query[:, None, :, None, None])
-    return counts.astype(jnp.int32).sum(axis=2).reshape(query.shape[0], -1)
+    """All distances: query uint32 [b,W], words [b or 1,t,S,W,L] -> int32 [b,t*S*L]."""
+    counts = jax.lax.population_count(words ^ query[:, None, None, :, None])
+    return counts.astype(jnp.int32).sum(axis=3).reshape(query.shape[0], -1)
 
 
 def nearest_in(query: jax.Array, words: jax.Array, count: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -78,7 +77,7 @@ def nearest_in(query: jax.Array, words: jax.Array, count: jax.Array, k: int) -> 
     Returns nearness (minus the distance) float32 [b,k], best first, and rows int32 [b,k]; equal ones by ascending row;
     -inf where `count` is below k.
     """
-    tiles, size = words.shape[0], words.shape[2] * words.shape[3]
+    tiles, size = words.shape[0], words.shape[1] * words.shape[3]
     few = tiles <= max(4 * k, 8)
     if few:  # too few tiles to skip any worthwhile share
         chosen = jnp.broadcast_to(jnp.arange(tiles, dtype=jnp.int32), (query.shape[0], tiles))
@@ -97,7 +96,7 @@ def _chosen_tiles(query: jax.Array, words: jax.Array, count: jax.Array, k: int) 
     The tile with the end of the rows is always among them: padding could have made its minimum. What is behind it is
     numbered past the last tile, where no row is real.
     """
-    tiles, size = words.shape[0], words.shape[2] * words.shape[3]
+    tiles, size = words.shape[0], words.shape[1] * words.shape[3]
     end = count // size
     whole = jnp.arange(tiles, dtype=jnp.int32) < end
     near = jnp.where(whole[None], -tile_minima(query, words).T.astype(jnp.float32), -jnp.inf)
@@ -112,7 +111,7 @@ _nearest_jit = functools.partial(jax.jit, static_argnames="k")(nearest_in)
 
 def query_block(queries: int, k: int, shape: tuple[int, ...]) -> int:
     """How many queries one program takes: a power of two that bounds minima and gathered words, whatever asks."""
-    tiles, words, steps, lanes = shape
+    tiles, steps, words, lanes = shape
     gathered = min(tiles, k + 1) * words * steps * lanes
     most = max(1, min(GATHERED // gathered, (BLOCK_ROWS * 64) // (tiles * steps * lanes)))
     return min(1 << max(queries - 1, 0).bit_length(), 1 << (most.bit_length() - 1))

@@ -55,7 +55,9 @@ class MilvusIndex(Backend):
         try:
             self.client = self.milvus.MilvusClient(uri=uri, token=token)
         except (self.milvus.MilvusException, OSError, ValueError) as error:
-            raise UserError(f"Milvus at {uri} cannot be reached ({error}); write its address, or a .db file.") from error
+            raise UserError(
+                f"Milvus at {uri} cannot be reached ({error}); write its address, or a .db file."
+            ) from error
 
     def item(self, row: int) -> dict:
         """What the index keeps about record `row`."""

@@ -24,6 +24,7 @@ from xmodal_jax.search.stages import Stages, matched, staged
 from xmodal_jax.types import Params
 
 log = logging.getLogger(__name__)
+COSINE = Stages()
 SCORES = {"dense": "cosine", "codes": "distance", "match": "match"}
 COLUMNS = 5  # pictures in a row of a contact sheet
 TILE = 168  # px
@@ -58,7 +59,7 @@ class Where:
 
 
 def answer(where: Where | str | os.PathLike, query: str = "", image: str | os.PathLike = "", k: int = 10,
-           stages: Stages = Stages()) -> list[Hit]:  # fmt: skip
+           stages: Stages = COSINE) -> list[Hit]:  # fmt: skip
     """The `k` pictures of an index that fit `query` (words) or the picture file `image` best.
 
     Opens the run that made the index. `stages` says what ranks them: cosine, Hamming distance of the hash codes, a
@@ -76,7 +77,9 @@ def answer(where: Where | str | os.PathLike, query: str = "", image: str | os.Pa
     if opened.damage:
         log.warning("searching the first %d of %d rows: %s", opened.count, opened.total, opened.damage)
     stages.refuse_misfit(k, opened.count)
-    refuse_unless(not (image and stages.rerank), "--rerank matches words with pictures; ask with words, or leave it out")
+    refuse_unless(
+        not (image and stages.rerank), "--rerank matches words with pictures; ask with words, or leave it out"
+    )
     assembly, params, _ = open_run(workdir_of(opened))
     opened.refuse_other_model(fingerprint(params))
     coded = encoded_query(assembly, params, query, image)

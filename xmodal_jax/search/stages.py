@@ -1,6 +1,7 @@
 """Search in stages, each dearer and better than the one before: Hamming shortlist -> cosine -> the matching head (ITM)."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ class Stages:
         asked = [(name, size) for name, size in sizes if size != 0]
         for name, size in asked:
             refuse_unless(1 <= size <= count, f"{name} {size} does not fit the {count} rows; write 1 to {count}")
-        for (name, size), (after, wider) in zip(asked, asked[1:]):
+        for (name, size), (after, wider) in itertools.pairwise(asked):
             refuse_unless(size <= wider, f"{name} {size} is more than {after} {wider} leaves; write at most {wider}")
 
 

@@ -125,7 +125,9 @@ def write(
     """
     path, rows = pathlib.Path(path), Rows(embeddings, items, codes, packed)
     rows.refuse_bad()
-    refuse_unless(dtype in DTYPES, f'dtype = "{dtype}" is not a type of stored embeddings; write {" or ".join(DTYPES)}.')
+    refuse_unless(
+        dtype in DTYPES, f'dtype = "{dtype}" is not a type of stored embeddings; write {" or ".join(DTYPES)}.'
+    )
     refuse_taken(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -320,7 +322,9 @@ def read_header(path: pathlib.Path) -> dict:
     if version == 1:
         refuse_unless("items" in header, damaged)
         blocks = {**header["blocks"], "items": [header["items"]]}
-        return {"dtype": "float32", "extra": {}} | {k: v for k, v in header.items() if k != "items"} | {"blocks": blocks}
+        return (
+            {"dtype": "float32", "extra": {}} | {k: v for k, v in header.items() if k != "items"} | {"blocks": blocks}
+        )
     told = header.pop("checksum", None)
     refuse_unless(told == _header_sum(header), damaged)
     return header
