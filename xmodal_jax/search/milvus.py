@@ -18,6 +18,7 @@ from xmodal_jax.search.store import KINDS
 
 BATCH = 1000  # rows of one call
 FIELD = "vector"
+CONNECT_SECONDS = 60  # a local file starts a process, which takes its time on a busy machine
 MOST_K = 16384  # the server's limit of one search
 STRONG = "Strong"  # a search sees everything written before it
 
@@ -53,7 +54,7 @@ class MilvusIndex(Backend):
         self.name, self.collection = f"{name} at {uri}", name
         self.width, self.bits, self.count = index.width, index.bits, index.count
         try:
-            self.client = self.milvus.MilvusClient(uri=uri, token=token)
+            self.client = self.milvus.MilvusClient(uri=uri, token=token, timeout=CONNECT_SECONDS)
         except (self.milvus.MilvusException, OSError, ValueError) as error:
             raise UserError(
                 f"Milvus at {uri} cannot be reached ({error}); write its address, or a .db file."
