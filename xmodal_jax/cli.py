@@ -215,20 +215,24 @@ def caption(args: argparse.Namespace, _: list[str]) -> None:
 
 def index(args: argparse.Namespace, _: list[str]) -> None:
     """Embed the pictures of a split into a search index."""
-    from xmodal_jax.search.build import build_index
+    from xmodal_jax.search.build import How, build_index
     from xmodal_jax.workdir import open_run
 
     assembly, params, _ = open_run(args.workdir)
-    path, count = build_index(assembly, params, args.workdir, args.out, args.data, args.split, args.overwrite)
+    how = How(args.overwrite, args.append, args.codes_only, args.dtype)
+    path, count = build_index(assembly, params, args.workdir, args.out, args.data, args.split, how)
     print(f"indexed {count} pictures in {path}")
 
 
 def search(args: argparse.Namespace, _: list[str]) -> None:
     """Answer a text or an image query from an index."""
-    from xmodal_jax.search.query import answer, as_table, contact_sheet
+    from xmodal_jax.search.query import Where, answer, as_table, contact_sheet
+    from xmodal_jax.search.stages import Stages
 
     refuse_unless(bool(args.query) != bool(args.image), 'give one query: words, such as "a red fruit", or --image FILE')
-    hits = answer(args.index, args.query, args.image, args.k, args.kind)
+    where = Where(args.index, args.backend, args.uri, args.prefix)
+    stages = Stages(args.kind, args.shortlist, args.rerank)
+    hits = answer(where, args.query, args.image, args.k, stages)
     print(as_table(hits))
     if args.show:
         contact_sheet(hits, args.show, args.query or args.image, args.image)
@@ -285,6 +289,9 @@ def _query_parsers(commands: Any) -> None:
     build.add_argument("--data", default="", help="data set (default: the run's)")
     build.add_argument("--split", default="", help="split (default: the run's evaluation split)")
     build.add_argument("--overwrite", action="store_true")
+    build.add_argument("--append", action="store_true", help="add the rows to the index that is there")
+    build.add_argument("--codes-only", action="store_true", help="keep the hash codes and not the embeddings")
+    build.add_argument("--dtype", default="float32", choices=("float32", "int8"), help="of the embeddings on disk")
     build.set_defaults(run=index)
     ask = commands.add_parser("search", help="answer a text or an image query")
     ask.add_argument("query", nargs="?", default="")
@@ -292,6 +299,11 @@ def _query_parsers(commands: Any) -> None:
     ask.add_argument("--index", required=True)
     ask.add_argument("-k", type=int, default=10)
     ask.add_argument("--kind", default="dense", choices=("dense", "codes"))
+    ask.add_argument("--shortlist", type=int, default=0, metavar="N", help="order the best N by codes by their cosine")
+    ask.add_argument("--rerank", type=int, default=0, metavar="K", help="order the best K by the matching head (ITM)")
+    ask.add_argument("--prefix", action="store_true", help="search the rows before the first damaged file")
+    ask.add_argument("--backend", default="jax", choices=("jax", "numpy", "faiss", "milvus"))
+    ask.add_argument("--uri", default="", help="milvus: the server, or a local .db file")
     ask.add_argument("--show", default="", help="write a contact sheet of the hits (PNG)")
     ask.set_defaults(run=search)
 

@@ -8,8 +8,10 @@ from PIL import Image
 from xmodal_jax.data.pipeline import eval_split
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.embed import Embedder
-from xmodal_jax.search import index, query
-from xmodal_jax.search.index import Hit, Index
+from xmodal_jax.search import query, store
+from xmodal_jax.search.backend import Hit
+from xmodal_jax.search.index import Index
+from xmodal_jax.search.stages import Stages
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ def query_file(tiny_index, tmp_path):
 
 @pytest.mark.parametrize(("kind", "score"), [("dense", 1.0), ("codes", 0.0)])
 def test_a_picture_of_the_index_finds_itself(tiny_index, query_file, kind, score):
-    hits = query.answer(tiny_index, "", query_file, 5, kind)
+    hits = query.answer(tiny_index, "", query_file, 5, Stages(kind))
     assert len(hits) == 5
     assert hits[0].score == pytest.approx(score, abs=1e-5)
     assert 3 in [hit.row for hit in hits if hit.score == pytest.approx(score, abs=1e-5)]
@@ -54,14 +56,14 @@ def test_queries_that_cannot_be_answered_are_refused(tiny_index, tmp_path):
 def test_an_index_of_another_checkpoint_is_refused(tiny_index, tmp_path):
     rows = Index.open(tiny_index)
     extra = {"workdir": rows.extra["workdir"], "workdir_from_index": "."}
-    path = index.write(tmp_path / "old", rows.vectors(), [{"key": "x"}] * 24, model="0123", extra=extra)
+    path = store.write(tmp_path / "old", rows.vectors(), [{"key": "x"}] * 24, model="0123", extra=extra)
     with pytest.raises(UserError, match="was made by model 0123 .* index again"):
         query.answer(path, "a red circle")
     shutil.rmtree(path)
-    path = index.write(path, rows.vectors(), [{"key": "x"}] * 24, model=rows.model, extra=extra)
+    path = store.write(path, rows.vectors(), [{"key": "x"}] * 24, model=rows.model, extra=extra)
     with pytest.raises(UserError, match="no hash codes"):
-        query.answer(path, "a red circle", kind="codes")
-    nameless = index.write(tmp_path / "nameless", rows.vectors(), [{"key": "x"}] * 24)
+        query.answer(path, "a red circle", stages=Stages("codes"))
+    nameless = store.write(tmp_path / "nameless", rows.vectors(), [{"key": "x"}] * 24)
     with pytest.raises(UserError, match="names no work directory"):
         query.answer(nameless, "a red circle")
 

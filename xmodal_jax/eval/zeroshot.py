@@ -24,6 +24,7 @@ from xmodal_jax.eval.evaluate import Evaluator, mean_tables
 from xmodal_jax.eval.tables import Grid
 from xmodal_jax.search import topk
 from xmodal_jax.search.dense import inner_product, resident, unit_rows
+from xmodal_jax.search.host import refuse_unsearchable
 from xmodal_jax.types import Params
 
 TEMPLATES = (
@@ -105,7 +106,7 @@ def best_classes(image: np.ndarray, head: np.ndarray, k: int, block_scores: int 
 
     The head is padded to a power of two of classes; a block is at least one picture. Equal scores: the lower class first.
     """
-    topk.refuse_unsearchable(image, head.shape, k)
+    refuse_unsearchable(image, head.shape, k)
     return topk.blocked_topk(inner_product, unit_rows(image), resident(head), k, block_scores)[1]
 
 

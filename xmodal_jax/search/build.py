@@ -16,47 +16,82 @@ from xmodal_jax.data.pipeline import DataConfig, EvalSplit, Split, eval_split
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval.captioning import references
 from xmodal_jax.eval.embed import Embedder
-from xmodal_jax.search import index
+from xmodal_jax.search import index, store
 from xmodal_jax.types import Params
 
 THUMBNAIL = 96  # px of the longer side
 CAPTIONS = 3  # kept per picture
 
 
+@dataclasses.dataclass(frozen=True)
+class How:
+    """How rows are written. overwrite: replace the index at the folder; append: add to it; codes_only: leave the embeddings
+    out; dtype: of the embeddings on disk, "float32" or "int8"."""
+
+    overwrite: bool = False
+    append: bool = False
+    codes_only: bool = False
+    dtype: str = "float32"
+
+    def refuse_bad(self, out: pathlib.Path, hashes: bool) -> None:
+        """Raise `UserError` before minutes of encoding."""
+        refuse_unless(
+            not (self.append and self.overwrite), "--append keeps what --overwrite replaces; write one of them"
+        )
+        refuse_unless(hashes or not self.codes_only, "the run has no hash codes; leave out --codes-only")
+        if self.append:
+            store.read_header(out)
+        else:
+            store.refuse_taken(out, self.overwrite)
+
+
 def build_index(assembly: Assembly, params: Params, workdir: str, out: str, data: str = "", split: str = "",
-                overwrite: bool = False) -> tuple[pathlib.Path, int]:  # fmt: skip
+                how: How = How()) -> tuple[pathlib.Path, int]:  # fmt: skip
     """Index every picture (all views) of a split: one row per picture, with hash codes where the model has them.
 
-    `data` and `split` default to the run's data set and its evaluation split. An item has "key", "view", "split",
-    "captions" (the first few) and "thumbnail" (base64 of a small PNG or JPEG). The header remembers the work directory.
+    `data` and `split` default to the run's data set and its evaluation split. An item has "key", "view", "split", "row" (in
+    the split), "captions" (the first few) and "thumbnail" (base64 of a small PNG or JPEG), and "data" where that is not
+    the header's. The header remembers the work directory.
 
     Returns:
-      The folder and the number of rows.
+      The folder and the number of rows it has now.
 
     Raises:
-      UserError: `out` is taken, no such data set or split, features that the data set lacks.
+      UserError: `out` is taken, or (to append) no index of this model; no such data set or split, features that the data
+        set lacks.
     """
-    index.refuse_taken(pathlib.Path(out), overwrite)  # before minutes of encoding
-    config = assembly.config
-    source = data_of(config.data, data)
-    split = split or config.data.eval_split
-    embedder, embeddings, codes, items = Embedder(assembly.model, params), [], [], []
-    for view in views_of(source, split):
-        found = eval_split(source.path, split, assembly.tokenizer, source, view)
-        coded = embedder.split(found, "image", config.eval.batch_size)
-        embeddings.append(coded.embed)
-        codes.append(coded.codes)
-        items += picture_items(source, split, found)
-    hashed = np.concatenate(codes) if embedder.hashes else None
+    config, path = assembly.config, pathlib.Path(out)
+    embedder, model = Embedder(assembly.model, params), index.fingerprint(params)
+    how.refuse_bad(path, embedder.hashes)
+    source, split = data_of(config.data, data), split or config.data.eval_split
+    embeddings, hashed, items = encoded(assembly, embedder, source, split)
     extra = {
         "workdir": str(workdir),
         "workdir_from_index": os.path.relpath(workdir, out),
         "data": source.path,
         "split": split,
     }
-    options = {"model": index.fingerprint(params), "overwrite": overwrite, "extra": extra}
-    path = index.write(out, np.concatenate(embeddings), items, hashed, **options)
-    return path, len(items)
+    if how.append:
+        first = store.read_header(path)
+        if source.path != first["extra"].get("data"):
+            items = [item | {"data": source.path} for item in items]
+        kept = embeddings if first["width"] else None
+        return path, store.append(path, kept, items, hashed if first["bits"] else None, model)
+    kept = None if how.codes_only else embeddings
+    options = {"model": model, "overwrite": how.overwrite, "extra": extra, "dtype": how.dtype}
+    return store.write(path, kept, items, hashed, **options), len(items)
+
+
+def encoded(assembly: Assembly, embedder: Embedder, source: DataConfig, split: str):
+    """Embeddings [n,E], relaxed codes [n,K] or None, and items of all views of a split."""
+    embeddings, codes, items = [], [], []
+    for view in views_of(source, split):
+        found = eval_split(source.path, split, assembly.tokenizer, source, view)
+        coded = embedder.split(found, "image", assembly.config.eval.batch_size)
+        embeddings.append(coded.embed)
+        codes.append(coded.codes)
+        items += picture_items(source, split, found)
+    return np.concatenate(embeddings), np.concatenate(codes) if embedder.hashes else None, items
 
 
 def data_of(trained: DataConfig, path: str) -> DataConfig:
@@ -81,7 +116,7 @@ def picture_items(data: DataConfig, split: str, found: EvalSplit) -> Iterator[di
     for key, row, captions in zip(found.keys, found.rows, references(found), strict=True):
         small = limit_size(source.record(int(row))["images"][found.view], THUMBNAIL)
         thumbnail = base64.b64encode(small).decode("ascii")
-        item = {"key": key, "view": found.view, "captions": captions[:CAPTIONS], "split": split}
+        item = {"key": key, "view": found.view, "captions": captions[:CAPTIONS], "split": split, "row": int(row)}
         yield item | {"thumbnail": thumbnail}
     source.close()
 

@@ -39,5 +39,6 @@ def unpack(codes: np.ndarray) -> np.ndarray:
 
 def words(codes: np.ndarray, size: int = 4) -> np.ndarray:
     """Packed codes uint8 [n,K/8] as unsigned words [n,W] of `size` bytes; zero bytes fill up, no distance changes."""
-    padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % size)))
+    missing = -codes.shape[1] % size
+    padded = np.pad(codes, ((0, 0), (0, missing))) if missing else codes  # a memory map that fits is not copied
     return np.ascontiguousarray(padded).view(np.dtype(f"u{size}"))

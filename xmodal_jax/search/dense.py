@@ -4,30 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmodal_jax.errors import UserError
 from xmodal_jax.search import topk
+from xmodal_jax.search.host import refuse_unsearchable, unit_rows
 
 
 def inner_product(query: jax.Array, rows: jax.Array) -> jax.Array:
     """Inner products in full float32: query [b,E], rows [n,E] -> [b,n] (accelerators would round to bfloat16)."""
     return jnp.matmul(query, rows.T, precision=jax.lax.Precision.HIGHEST)
-
-
-def unit_rows(embeddings: np.ndarray) -> np.ndarray:
-    """Rows [n,E] divided by their length, float32; a row of zeros stays zero, so its cosine to anything is 0.
-
-    Raises:
-      UserError: a row is not finite.
-    """
-    rows = np.asarray(embeddings, np.float32)
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    bad = np.flatnonzero(~np.isfinite(length[:, 0]))
-    if len(bad):
-        raise UserError(
-            f"Embedding {bad[0]} is not finite ({len(bad)} of {len(rows)} rows); the model that made it has diverged: "
-            "take an earlier checkpoint."
-        )
-    return rows / np.maximum(length, np.finfo(np.float32).tiny)
 
 
 def resident(gallery: np.ndarray) -> topk.Resident:
@@ -56,7 +39,7 @@ def dense_topk(query: np.ndarray, gallery: np.ndarray, k: int, cosine: bool = Tr
       UserError: an empty gallery, different widths, k outside 1..n, or a row that is not finite.
     """
     query, gallery = np.asarray(query), np.asarray(gallery)
-    topk.refuse_unsearchable(query, gallery.shape, k)
+    refuse_unsearchable(query, gallery.shape, k)
     if cosine:
         query, gallery = unit_rows(query), unit_rows(gallery)
     return resident_topk(query, resident(gallery), k)

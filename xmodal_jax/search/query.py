@@ -1,6 +1,8 @@
 """Ask an index with words or with a picture, and show the answers: a table, a contact sheet."""
 
 import base64
+import dataclasses
+import logging
 import os
 import pathlib
 from collections.abc import Sequence
@@ -13,33 +15,80 @@ from xmodal_jax.assemble import Assembly
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.eval.embed import Embedded, Embedder
 from xmodal_jax.eval.pictures import read_pictures
+from xmodal_jax.search.backend import Backend, Hit
 from xmodal_jax.search.build import workdir_of
-from xmodal_jax.search.index import Hit, Index, fingerprint
+from xmodal_jax.search.faiss_backend import FaissIndex
+from xmodal_jax.search.index import Index, fingerprint
+from xmodal_jax.search.milvus import MilvusIndex
+from xmodal_jax.search.stages import Stages, matched, staged
 from xmodal_jax.types import Params
 
+log = logging.getLogger(__name__)
+COSINE = Stages()
+SCORES = {"dense": "cosine", "codes": "distance", "match": "match"}
 COLUMNS = 5  # pictures in a row of a contact sheet
 TILE = 168  # px
 
 
-def answer(index: str | os.PathLike, query: str = "", image: str | os.PathLike = "", k: int = 10,
-           kind: str = "dense") -> list[Hit]:  # fmt: skip
-    """The `k` pictures of the index at `index` that fit `query` (words) or the picture file `image` best.
+@dataclasses.dataclass(frozen=True)
+class Where:
+    """What is searched. backend: "jax", "numpy", "faiss" or "milvus" (at `uri`); prefix: the rows before a damaged file."""
 
-    Opens the run that made the index. `kind` "dense" ranks by cosine, "codes" by Hamming distance of the hash codes.
-    Raises UserError for a k outside the index, a run that has changed since, no codes, an unreadable picture.
+    index: str | os.PathLike
+    backend: str = "jax"
+    uri: str = ""
+    prefix: bool = False
+
+    def open(self) -> Index:
+        """The index itself. Raises `UserError` as `Index.open`."""
+        refuse_unless(
+            bool(self.uri) == (self.backend == "milvus"),
+            "--uri goes with --backend milvus, and milvus wants one; write --uri http://HOST:19530 or a .db file",
+        )
+        return Index.open(self.index, prefix=self.prefix, engine="numpy" if self.backend == "numpy" else "jax")
+
+    def searcher(self, opened: Index) -> Backend:
+        """What finds the rows: the index, or a copy of it elsewhere (filled first, where it is Milvus)."""
+        if self.backend == "faiss":
+            return FaissIndex(opened)
+        if self.backend == "milvus":
+            found = MilvusIndex(opened, self.uri)
+            found.fill()
+            return found
+        return opened
+
+
+def answer(where: Where | str | os.PathLike, query: str = "", image: str | os.PathLike = "", k: int = 10,
+           stages: Stages = COSINE) -> list[Hit]:  # fmt: skip
+    """The `k` pictures of an index that fit `query` (words) or the picture file `image` best.
+
+    Opens the run that made the index. `stages` says what ranks them: cosine, Hamming distance of the hash codes, a
+    shortlist by codes ordered by cosine, the matching head on the best. Raises UserError for a k outside the index, stages
+    that do not follow each other, a run that has changed since, no codes, an unreadable picture.
     """
     from xmodal_jax.workdir import open_run
 
-    opened = Index.open(index)
+    where = where if isinstance(where, Where) else Where(where)
+    opened = where.open()
     refuse_unless(
-        1 <= k <= opened.count, f"-k {k} does not fit the {opened.count} pictures of {index}; write 1 to {opened.count}"
+        1 <= k <= opened.count,
+        f"-k {k} does not fit the {opened.count} pictures of {opened.path}; write 1 to {opened.count}",
+    )
+    if opened.damage:
+        log.warning("searching the first %d of %d rows: %s", opened.count, opened.total, opened.damage)
+    stages.refuse_misfit(k, opened.count)
+    refuse_unless(
+        not (image and stages.rerank), "--rerank matches words with pictures; ask with words, or leave it out"
     )
     assembly, params, _ = open_run(workdir_of(opened))
     opened.refuse_other_model(fingerprint(params))
     coded = encoded_query(assembly, params, query, image)
-    rows = coded.embed if kind == "dense" else coded.codes
-    refuse_unless(rows is not None, f"the run behind {index} has no hash codes; write --kind dense")
-    return opened.search(rows, k, kind)[0]
+    dense = stages.kind == "dense"
+    refuse_unless(
+        dense or coded.codes is not None, f"the run behind {opened.path} has no hash codes; write --kind dense"
+    )
+    hits = staged(where.searcher(opened), opened, coded, stages, k)
+    return matched(assembly, params, opened, coded, hits, k) if stages.rerank else hits
 
 
 def encoded_query(assembly: Assembly, params: Params, query: str, image: str | os.PathLike) -> Embedded:
@@ -55,13 +104,13 @@ def encoded_query(assembly: Assembly, params: Params, query: str, image: str | o
 
 
 def score_text(hit: Hit) -> str:
-    """The score of a hit, for people: a cosine, or a number of bits."""
-    return f"{hit.score:.3f}" if hit.kind == "dense" else f"{hit.score:.0f} bits"
+    """The score of a hit, for people: a cosine, a matching score, or a number of bits."""
+    return f"{hit.score:.0f} bits" if hit.kind == "codes" else f"{hit.score:.3f}"
 
 
 def as_table(hits: Sequence[Hit]) -> str:
     """Rank, score, key, view and first caption of each hit, aligned."""
-    head = ("rank", "cosine" if hits[0].kind == "dense" else "distance", "key", "view", "caption")
+    head = ("rank", SCORES[hits[0].kind], "key", "view", "caption")
     rows = [
         (str(rank), score_text(hit), hit.item["key"], hit.item["view"], hit.item["captions"][0])
         for rank, hit in enumerate(hits, 1)

@@ -20,20 +20,6 @@ TILE = 128
 BLOCK_SCORES = 1 << 24  # scores held at once by one block of queries: 64 MiB of float32, enough for full matmuls
 
 
-def refuse_unsearchable(query: np.ndarray, gallery_shape: tuple[int, ...], k: int) -> None:
-    """Raise `UserError` unless `query` [q,X] can ask a gallery of shape (n,X) for its best `k` rows."""
-    from xmodal_jax.errors import refuse_unless
-
-    count, width = gallery_shape
-    refuse_unless(count > 0, "The gallery is empty: there is nothing to search; index at least one record.")
-    refuse_unless(query.ndim == 2, f"A query has {query.ndim} axes; write one row per query, [q, {width}].")
-    refuse_unless(
-        query.shape[1] == width,
-        f"The query is {query.shape[1]} wide and the gallery {width}; encode both with the same model.",
-    )
-    refuse_unless(1 <= k <= count, f"k = {k} does not fit a gallery of {count} rows; write k between 1 and {count}.")
-
-
 def tiled_topk(scores: jax.Array, k: int, tile: int = TILE) -> tuple[jax.Array, jax.Array]:
     """The `k` largest of each row, exactly.
 
@@ -107,10 +93,3 @@ def blocked_topk(
     if not values:
         return np.zeros((0, k), np.float32), np.zeros((0, k), np.int32)
     return np.concatenate(values), np.concatenate(rows)
-
-
-def merge_topk(values: list[np.ndarray], rows: list[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Merge the top-k lists of consecutive blocks of one gallery: each [q,k_i] in, [q,k] out, ties by ascending row."""
-    value, row = np.concatenate(values, axis=1), np.concatenate(rows, axis=1)
-    order = np.argsort(-value, axis=1, kind="stable")[:, :k]  # earlier blocks hold lower rows
-    return np.take_along_axis(value, order, axis=1), np.take_along_axis(row, order, axis=1)

@@ -1,0 +1,142 @@
+"""Exact top-10 over packed codes: ours on the CPU (jax, and NumPy alone) against faiss IndexBinaryFlat.
+
+    python benchmarks/hamming_speed.py --out FILE [--rows 1000000 100000000] [--bits 64 512] [--queries 1 64] [--threads 1 2]
+
+Each number of threads is a process of its own, bound to that many cores (XLA sizes its thread pool by them; faiss and BLAS
+are told). In it all searchers take turns, a run each, `--repeats` times, on the same codes and queries; the medians and
+their ratio to faiss go into FILE as JSON. Answers are compared: distances must be equal. Random codes are the hardest
+case for a threshold: most rows are equally far. Building (copying the rows into each searcher) is not timed.
+
+faiss: pip install 'xmodal_jax[index]'. NumPy alone is left out above `--numpy-rows` rows x queries.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from xmodal_jax.errors import refuse_unless, run_script
+
+K = 10
+
+
+def searchers(gallery: np.ndarray, threads: int) -> dict:
+    """Name -> function (packed queries) -> distances int32 [q,10]."""
+    from xmodal_jax.search import hamming, host
+    from xmodal_jax.search.faiss_backend import load_faiss
+
+    faiss = load_faiss()
+    faiss.omp_set_num_threads(threads)
+    flat = faiss.IndexBinaryFlat(gallery.shape[1] * 8)
+    flat.add(gallery)
+    cuts = range(0, len(gallery), hamming.BLOCK_ROWS)
+    blocks = [hamming.resident(gallery[start : start + hamming.BLOCK_ROWS]) for start in cuts]
+
+    def ours(query: np.ndarray) -> np.ndarray:
+        values, rows = [], []
+        for start, block in zip(cuts, blocks, strict=True):
+            value, row = hamming.resident_topk(query, block, min(K, block.count))
+            values.append(-value)
+            rows.append(row.astype(np.int64) + start)
+        return -host.merge_topk(values, rows, K)[0]
+
+    return {
+        "faiss": lambda query: flat.search(query, K)[0],
+        "jax": ours,
+        "numpy": lambda query: host.hamming_topk(query, gallery, K)[0],
+    }
+
+
+def measure(rows: int, bits: int, queries: tuple[int, ...], threads: int, repeats: int, numpy_rows: int) -> list[dict]:
+    """One line per number of queries: median and fastest milliseconds of each searcher, runs taken in turns."""
+    rng = np.random.default_rng(0)
+    gallery = rng.integers(0, 256, (rows, bits // 8), dtype=np.uint8)
+    found = searchers(gallery, threads)
+    lines = []
+    for count in queries:
+        query = rng.integers(0, 256, (count, bits // 8), dtype=np.uint8)
+        names = [name for name in found if name != "numpy" or rows * count <= numpy_rows]
+        answers = {name: found[name](query) for name in names}  # warms up: compiled, in memory
+        for name in names:
+            refuse_unless(np.array_equal(answers[name], answers["faiss"]), f"{name} and faiss differ at {bits} bits")
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+        for _ in range(repeats):
+            for name in names:
+                started = time.perf_counter(), time.process_time()
+                found[name](query)
+                ended = time.perf_counter(), time.process_time()
+                times[name].append(tuple(1e3 * (b - a) for a, b in zip(started, ended, strict=True)))
+        lines.append({"rows": rows, "bits": bits, "queries": count, "threads": threads} | summary(times))
+        print(json.dumps(lines[-1]), file=sys.stderr)
+    return lines
+
+
+def summary(times: dict[str, list[tuple[float, float]]]) -> dict:
+    """Medians in ms of a whole call by the clock ("ms") and of processor time ("cpu_ms", which other work on the machine
+    hardly moves; waiting threads count), the fastest by the clock, and each over faiss's."""
+    tables = {
+        "ms": {name: float(np.median([wall for wall, _ in own])) for name, own in times.items()},
+        "fastest_ms": {name: min(wall for wall, _ in own) for name, own in times.items()},
+        "cpu_ms": {name: float(np.median([cpu for _, cpu in own])) for name, own in times.items()},
+    }
+    over = {
+        f"{title}_over_faiss": {name: table[name] / table["faiss"] for name in table if name != "faiss"}
+        for title, table in tables.items()
+    }
+    return tables | over
+
+
+def bound(threads: int) -> list[dict]:
+    """This command again in a process bound to `threads` cores."""
+    cores = sorted(os.sched_getaffinity(0))
+    refuse_unless(threads <= len(cores), f"--threads {threads}: this machine lends {len(cores)} cores; write fewer")
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, __file__, *sys.argv[1:], "--one", str(threads)]
+    bind = lambda: os.sched_setaffinity(0, cores[:threads])
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, preexec_fn=bind, check=False)
+    refuse_unless(done.returncode == 0, f"the run with {threads} threads ended with code {done.returncode}; see above")
+    return json.loads(done.stdout)
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000])
+    parser.add_argument("--bits", type=int, nargs="+", default=[64, 512])
+    parser.add_argument("--queries", type=int, nargs="+", default=[1, 64])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--numpy-rows", type=int, default=64_000_000)
+    parser.add_argument("--one", type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        given = tuple(args.queries), args.one, args.repeats, args.numpy_rows
+        lines = [line for rows in args.rows for bits in args.bits for line in measure(rows, bits, *given)]
+        print(json.dumps(lines))
+        return
+    load_before = os.getloadavg()[0]
+    lines = [line for threads in args.threads for line in bound(threads)]
+    import faiss
+    import jax
+
+    facts = {"cores": os.cpu_count(), "load_before": load_before, "python": platform.python_version()}
+    facts |= {"machine": processor(), "jax": jax.__version__, "numpy": np.__version__, "faiss": faiss.__version__}
+    args.out.write_text(json.dumps({"k": K, **facts, "lines": lines}, indent=1) + "\n")
+
+
+def processor() -> str:
+    """The processor's name where the system tells."""
+    told = pathlib.Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in told.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+if __name__ == "__main__":
+    run_script(main)

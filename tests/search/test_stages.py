@@ -1,0 +1,179 @@
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xmodal_jax.cli import main
+from xmodal_jax.data.pipeline import eval_split
+from xmodal_jax.errors import UserError
+from xmodal_jax.eval.embed import Embedder
+from xmodal_jax.eval.evaluate import Evaluator, ensure_weight
+from xmodal_jax.search import build, codes, query, stages, store
+from xmodal_jax.search.index import Index
+from xmodal_jax.search.stages import Stages
+
+WORDS = "a red circle"
+
+
+def test_a_shortlist_is_the_cosines_of_the_nearest_codes(tmp_path, rng):
+    rows, bits = rng.normal(size=(50, 6)), rng.normal(size=(50, 8))
+    opened = Index.open(store.write(tmp_path / "index", rows, None, bits, block_rows=16))
+    asked = rng.normal(size=(3, 6)), rng.normal(size=(3, 8))
+    cosine, found = stages.shortlisted(opened, opened, asked[1], asked[0], 20, 5)
+    every = asked[0] @ rows.T / np.linalg.norm(asked[0], axis=1)[:, None] / np.linalg.norm(rows, axis=1)[None]
+    distance = (codes.unpack(codes.pack(asked[1]))[:, None] != codes.unpack(codes.pack(bits))[None]).sum(2)
+    for i in range(3):
+        near = np.argsort(distance[i], kind="stable")[:20]
+        want = near[np.argsort(-every[i][near])[:5]]
+        np.testing.assert_array_equal(found[i], want)
+        np.testing.assert_allclose(cosine[i], every[i][want], atol=1e-6)
+    whole = stages.shortlisted(opened, opened, asked[1], asked[0], 50, 5)
+    np.testing.assert_array_equal(whole[1], opened.nearest(asked[0], 5)[1])
+
+
+@pytest.mark.parametrize(
+    ("given", "k", "words"),
+    [
+        (Stages("dense", 8), 3, "write --kind codes"),
+        (Stages("codes", 8, 4), 5, "-k 5 is more than --rerank 4 leaves"),
+        (Stages("codes", 8, 9), 5, "--rerank 9 is more than --shortlist 8 leaves"),
+        (Stages("codes", 4), 5, "-k 5 is more than --shortlist 4 leaves"),
+        (Stages("codes", 40), 5, "--shortlist 40 does not fit the 24 rows"),
+        (Stages("dense", 0, 25), 5, "--rerank 25 does not fit the 24 rows"),
+        (Stages("dense", 0, -1), 5, "--rerank -1 does not fit"),
+    ],
+)
+def test_stages_that_do_not_follow_each_other_are_refused(given, k, words):
+    with pytest.raises(UserError, match=words):
+        given.refuse_misfit(k, 24)
+    Stages("codes", 24, 8).refuse_misfit(8, 24)
+
+
+@pytest.mark.parametrize("given", [Stages("codes", 16, 8), Stages("dense", 0, 8), Stages("codes", 0, 8)])
+def test_the_matching_head_orders_the_best(tiny_index, opened_run, given):
+    """Its score of each picture with the words, from the tokens of both sides, added to the cosine."""
+    assembly, params = opened_run
+    hits = query.answer(tiny_index, WORDS, k=8, stages=given)
+    text = query.encoded_query(assembly, params, WORDS, "")
+    encode = Embedder(assembly.model, params)
+    weight = ensure_weight(Evaluator(assembly, params), encode, print)
+    opened = Index.open(tiny_index)
+    first = Stages(given.kind, given.shortlist)
+    before = query.answer(tiny_index, WORDS, k=8, stages=first)
+    assert {hit.row for hit in hits} == {hit.row for hit in before}
+    want = {}
+    for view in ("filled", "outline"):
+        split = eval_split(assembly.config.data.path, "test", assembly.tokenizer, assembly.config.data, view)
+        image = encode.split(split, "image", 64, keep_tokens=True)
+        many = lambda x: jnp.repeat(jnp.asarray(x), 12, axis=0)
+        pair = (image.tokens, image.embed), (many(text.tokens), many(text.embed)), many(text.mask)
+        itm = assembly.model.apply({"params": params}, *pair, method="score")
+        for number, key in enumerate(split.keys):
+            want[key, view] = float(image.embed[number] @ text.embed[0] + weight * itm[number])
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    for hit in hits:
+        assert hit.kind == "match"
+        assert hit.score == pytest.approx(want[hit.item["key"], hit.item["view"]], abs=1e-4)
+        assert opened.item(hit.row)["key"] == hit.item["key"]
+
+
+def test_pictures_that_are_gone_are_not_matched(tiny_index, tmp_path):
+    opened = Index.open(tiny_index)
+    items = [opened.item(row) for row in range(24)]
+    given = {"model": opened.model, "extra": opened.extra}
+
+    def answer(name, items, **changed):
+        path = store.write(tmp_path / name, opened.vectors(), items, **{**given, **changed})
+        return query.answer(path, WORDS, k=2, stages=Stages("dense", 0, 24))
+
+    with pytest.raises(UserError, match="does not say where its pictures are"):
+        answer("old", [{k: v for k, v in item.items() if k != "row"} for item in items])
+    with pytest.raises(UserError, match="no longer has 'unknown' in row"):
+        answer("other", [item | {"key": "unknown"} for item in items])
+    with pytest.raises(UserError, match="no data set at"):
+        answer("moved", items, extra=opened.extra | {"data": str(tmp_path / "gone")})
+    with pytest.raises(UserError, match="ask with words"):
+        query.answer(tiny_index, "", "x.png", 2, Stages("dense", 0, 4))
+
+
+def test_append_doubles_the_rows(tiny_index, tiny_run, opened_run, tmp_path):
+    path = shutil.copytree(tiny_index, tmp_path / "index")
+    build.build_index(*opened_run, str(tiny_run[0]), str(path), how=build.How(append=True))
+    opened = Index.open(path)
+    assert opened.count == 48 and opened.item(0) == opened.item(24)
+    np.testing.assert_array_equal(opened.vectors()[:24], opened.vectors()[24:])
+    with pytest.raises(UserError, match="one of them"):
+        build.build_index(*opened_run, "run", str(path), how=build.How(append=True, overwrite=True))
+    small, _ = build.build_index(*opened_run, "run", str(tmp_path / "codes"), how=build.How(codes_only=True))
+    assert (Index.open(small).width, Index.open(small).bits) == (0, 16)
+
+
+# --- the command line: one sentence, exit code 2 --------------------------------------------------------------------
+
+
+def torn(path, name="dense-00000.npy"):
+    (path / name).write_bytes((path / name).read_bytes()[:-9])
+
+
+def two_blocks(tiny_index, tmp_path):
+    """The tiny index in blocks of 16 rows."""
+    opened = Index.open(tiny_index)
+    items = [opened.item(row) for row in range(24)]
+    bits = codes.unpack(opened.vectors("codes"))
+    return store.write(tmp_path / "blocks", opened.vectors(), items, bits, opened.model, 16, extra=opened.extra)
+
+
+def test_search_prints_each_stage_and_the_usable_rows(tiny_index, tmp_path, capsys, caplog):
+    ask = ["search", WORDS, "-k", "2", "--index"]
+    assert main([*ask, str(tiny_index), "--kind", "codes", "--shortlist", "8", "--rerank", "4"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split()[1] == "match"
+    assert main([*ask, str(tiny_index), "--kind", "codes", "--shortlist", "8", "--backend", "numpy"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split()[1] == "cosine"
+    path = two_blocks(tiny_index, tmp_path)
+    torn(path, "codes-00001.npy")
+    assert main([*ask, str(path), "--prefix"]) == 0
+    assert "searching the first 16 of 24 rows" in caplog.text and "codes-00001.npy is torn" in caplog.text
+
+
+def damaged(tiny_index, tmp_path, change):
+    path = shutil.copytree(tiny_index, tmp_path / "index")
+    change(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "words"),
+    [
+        (torn, [], "dense-00000.npy is torn or was changed"),
+        (lambda path: torn(path, "items-00000.jsonl"), [], "items-00000.jsonl is torn or was changed"),
+        (lambda path: torn(path), ["--prefix"], "dense-00000.npy is torn"),
+        (lambda path: (path / "codes-00000.npy").unlink(), [], "codes-00000.npy is missing"),
+        (lambda path: torn(path, store.HEADER), [], "index.json is damaged"),
+        (lambda path: (path / store.HEADER).write_text('{"version": 1}'), [], "index.json is damaged"),
+        (shutil.rmtree, [], "is not an index"),
+        (lambda path: None, ["-k", "25"], "-k 25 does not fit the 24 pictures"),
+        (lambda path: None, ["--shortlist", "12"], "write --kind codes"),
+        (lambda path: None, ["--rerank", "4"], "-k 10 is more than --rerank 4"),
+        (lambda path: None, ["--backend", "milvus"], "--uri goes with --backend milvus"),
+        (lambda path: None, ["--uri", "rows.db"], "--uri goes with --backend milvus"),
+    ],
+)
+def test_bad_searches_end_with_one_sentence(tiny_index, tmp_path, capsys, change, arguments, words):
+    path = damaged(tiny_index, tmp_path, change)
+    assert main(["search", WORDS, "--index", str(path), *arguments]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and said[0].startswith("xmodal: ") and words in said[0]
+
+
+def test_bad_appends_end_with_one_sentence(tiny_run, tiny_index, tmp_path, capsys):
+    opened = Index.open(tiny_index)
+    other = store.write(tmp_path / "other", np.ones((2, 5)), [{}, {}], model=opened.model)
+    foreign = store.write(tmp_path / "foreign", opened.vectors(), [{}] * 24, model="0123")
+    for path, words in (
+        (tmp_path / "none", "is not an index"),
+        (other, "are 5 wide and the new ones 16"),
+        (foreign, "made by model 0123"),
+    ):
+        assert main(["index", "--workdir", str(tiny_run[0]), "--out", str(path), "--append"]) == 2
+        assert words in capsys.readouterr().err

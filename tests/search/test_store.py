@@ -1,0 +1,223 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from xmodal_jax.errors import UserError
+from xmodal_jax.search import codes, host, store
+from xmodal_jax.search.index import Index
+
+COUNT, WIDTH, BITS = 20, 6, 16
+
+
+@pytest.fixture
+def rows(rng):
+    return rng.normal(size=(2 * COUNT, WIDTH)).astype(np.float32), rng.normal(size=(2 * COUNT, BITS))
+
+
+def items(start, stop):
+    return [{"key": f"k{i}"} for i in range(start, stop)]
+
+
+@pytest.fixture
+def folder(tmp_path, rows):
+    first = rows[0][:COUNT], items(0, COUNT), rows[1][:COUNT]
+    return store.write(tmp_path / "index", *first, model="abc", block_rows=8)
+
+
+def append(folder, rows, **changed):
+    given = {"embeddings": rows[0][COUNT:], "items": items(COUNT, 2 * COUNT), "codes": rows[1][COUNT:]}
+    return store.append(folder, **{**given, "model": "abc", "block_rows": 8, **changed})
+
+
+def test_appended_rows_are_found_and_the_old_files_stay(folder, rows, rng):
+    before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir() if p.name != store.HEADER}
+    assert append(folder, rows) == 2 * COUNT
+    for name, (data, time) in before.items():
+        assert (folder / name).read_bytes() == data and (folder / name).stat().st_mtime_ns == time
+    opened = Index.open(folder)
+    np.testing.assert_allclose(opened.vectors(), host.unit_rows(rows[0]), atol=1e-6)
+    np.testing.assert_array_equal(opened.vectors("codes"), codes.pack(rows[1]))
+    assert [opened.item(i)["key"] for i in (0, 7, 8, 19, 20, 27, 28, 39)] == [
+        f"k{i}" for i in (0, 7, 8, 19, 20, 27, 28, 39)
+    ]
+    query = rng.normal(size=(3, BITS))
+    for a, b in zip(
+        opened.nearest(query, 9, "codes"), host.hamming_topk(codes.pack(query), codes.pack(rows[1]), 9), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("step", ["_write_array", "_write_items", "_write_header", "os.replace"])
+def test_an_append_that_dies_leaves_the_index_and_can_be_done_again(folder, rows, monkeypatch, step):
+    """Each step in turn fails halfway: files torn, header written but not in place."""
+    target, name = (store.os, "replace") if step == "os.replace" else (store, step)
+    calls = iter(range(99))
+    real = getattr(target, name)
+
+    def dies(*args):
+        if next(calls) == (0 if step in ("_write_header", "os.replace") else 1):
+            (folder / "dense-00004.npy").write_bytes(b"half")
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(target, name, dies)
+    with pytest.raises(KeyboardInterrupt):
+        append(folder, rows)
+    monkeypatch.undo()
+    opened = Index.open(folder)
+    assert len(opened) == COUNT and opened.item(19) == {"key": "k19"}
+    assert append(folder, rows) == 2 * COUNT
+    np.testing.assert_allclose(Index.open(folder).vectors(), host.unit_rows(rows[0]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"embeddings": np.ones((COUNT, WIDTH + 1))}, "are 6 wide and the new ones 7"),
+        ({"codes": np.ones((COUNT, BITS + 8))}, "are 16 bits long and the new ones 24"),
+        ({"codes": None}, "are 16 bits long and the new ones 0"),
+        ({"embeddings": None}, "are 6 wide and the new ones 0"),
+        ({"model": "xyz"}, "made by model abc and the new rows by xyz"),
+        ({"items": None}, "has items"),
+        ({"items": [{}]}, "20 embeddings and 1 items"),
+        ({"items": [{}] * 21}, "20 embeddings and 21 items"),
+        ({"embeddings": np.zeros((0, WIDTH))}, "no records"),
+        ({"embeddings": np.full((COUNT, WIDTH), np.nan)}, "not finite"),
+    ],
+)
+def test_rows_that_do_not_belong_are_refused_and_nothing_changes(folder, rows, changed, words):
+    before = (folder / store.HEADER).read_bytes()
+    with pytest.raises(UserError, match=words):
+        append(folder, rows, **changed)
+    assert (folder / store.HEADER).read_bytes() == before
+    assert len(Index.open(folder)) == COUNT
+
+
+def test_two_appends_at_once_are_refused(folder, rows):
+    with store._alone(folder), pytest.raises(UserError, match="appended to by another process"):
+        append(folder, rows)
+    assert append(folder, rows) == 2 * COUNT
+
+
+def tear(path, how):
+    if how == "missing":
+        path.unlink()
+    elif how == "truncated":
+        path.write_bytes(path.read_bytes()[:-5])
+    else:
+        data = bytearray(path.read_bytes())
+        data[-2] ^= 4
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated", "flipped"])
+@pytest.mark.parametrize("name", ["dense-00002.npy", "codes-00001.npy", "items-00002.jsonl"])
+def test_the_rows_before_a_damaged_file_stay_usable(folder, rows, how, name):
+    tear(folder / name, how)
+    with pytest.raises(UserError, match=f"{name} is (missing|torn).*--prefix"):
+        Index.open(folder)
+    whole = 8 * int(name.split("-")[1][:5])
+    for engine in ("jax", "numpy"):
+        opened = Index.open(folder, prefix=True, engine=engine)
+        assert (len(opened), opened.total) == (whole, COUNT) and name in opened.damage
+        assert opened.nearest(rows[1][whole - 1], 1, "codes")[0][0, 0] == 0
+        assert opened.item(whole - 1) == {"key": f"k{whole - 1}"}
+    with pytest.raises(UserError, match=f"k = {whole + 1} does not fit"):
+        opened.nearest(rows[0][0], whole + 1)
+
+
+def test_a_prefix_of_nothing_is_refused_and_a_whole_index_is_whole(folder):
+    opened = Index.open(folder, prefix=True)
+    assert (len(opened), opened.damage) == (COUNT, "")
+    tear(folder / "dense-00000.npy", "flipped")
+    with pytest.raises(UserError, match="dense-00000.npy is torn"):
+        Index.open(folder, prefix=True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('"count": 20', '"count": 28'), ('"abc"', '"abd"'), ('"rows": 8', '"rows": 9')]
+)
+def test_a_header_with_one_changed_value_is_refused(folder, old, new):
+    text = (folder / store.HEADER).read_text()
+    assert old in text
+    (folder / store.HEADER).write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError, match="index.json is damaged"):
+        Index.open(folder)
+
+
+def test_codes_alone_packed_already(tmp_path, rows, rng):
+    packed = codes.pack(rows[1])
+    path = store.write(tmp_path / "codes", None, None, packed[:COUNT], packed=True, block_rows=8)
+    assert sorted(p.name for p in path.iterdir()) == [
+        "codes-00000.npy",
+        "codes-00001.npy",
+        "codes-00002.npy",
+        store.HEADER,
+    ]
+    assert store.append(path, None, None, packed[COUNT:], packed=True) == 2 * COUNT
+    opened = Index.open(path)
+    assert (opened.width, opened.bits, opened.item(3)) == (0, BITS, {})
+    want = host.hamming_topk(codes.pack(rows[1][:2]), packed, 5)
+    for a, b in zip(opened.nearest(rows[1][:2], 5, "codes"), want, strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(UserError, match="has no embeddings; search kind=codes"):
+        opened.nearest(np.ones(WIDTH), 1)
+    with pytest.raises(UserError, match="neither embeddings nor codes"):
+        store.write(tmp_path / "none", None, None)
+    with pytest.raises(UserError, match="Packed codes are bytes and these are float64"):
+        store.write(tmp_path / "none", None, None, rows[1], packed=True)
+
+
+def test_int8_embeddings_are_a_quarter_and_nearly_the_same(tmp_path, rng):
+    rows, query = rng.normal(size=(400, 64)).astype(np.float32), rng.normal(size=(5, 64))
+    paths = [store.write(tmp_path / dtype, rows, None, dtype=dtype) for dtype in store.DTYPES]
+    sizes = [(path / "dense-00000.npy").stat().st_size - 128 for path in paths]
+    assert sizes[0] == 4 * sizes[1] == 4 * 400 * 64
+    exact, coarse = (Index.open(path).nearest(query, 10) for path in paths)
+    np.testing.assert_allclose(coarse[0], exact[0], atol=0.01)
+    assert np.mean([len(set(a) & set(b)) for a, b in zip(exact[1], coarse[1], strict=True)]) >= 9
+    np.testing.assert_allclose(np.linalg.norm(Index.open(paths[1]).vectors(), axis=1), 1, atol=1e-6)
+    with pytest.raises(UserError, match='dtype = "int4"'):
+        store.write(tmp_path / "bad", rows, None, dtype="int4")
+
+
+def test_version_1_is_read_and_grows(folder, rows, tmp_path):
+    """A folder as the first version wrote it: one items.jsonl, no checksum of the header, no dtype."""
+    header = json.loads((folder / store.HEADER).read_text())
+    lines = "".join((folder / f"items-0000{i}.jsonl").read_text() for i in range(3))
+    (folder / "items.jsonl").write_text(lines)
+    for i in range(3):
+        (folder / f"items-0000{i}.jsonl").unlink()
+    entry = {"file": "items.jsonl", "rows": COUNT, "sha256": store._sha256(folder / "items.jsonl")}
+    old = {k: header[k] for k in ("model", "width", "bits", "count", "extra")}
+    blocks = {kind: header["blocks"][kind] for kind in store.KINDS}
+    (folder / store.HEADER).write_text(json.dumps({"version": 1, **old, "items": entry, "blocks": blocks}))
+    opened = Index.open(folder, model="abc")
+    assert opened.item(9) == {"key": "k9"} and opened.nearest(rows[1][5], 1, "codes")[1][0, 0] == 5
+    assert append(folder, rows) == 2 * COUNT
+    opened = Index.open(folder)
+    assert [opened.item(i)["key"] for i in (0, 19, 20, 39)] == ["k0", "k19", "k20", "k39"]
+    assert json.loads((folder / store.HEADER).read_text())["version"] == store.VERSION
+
+
+def test_numpy_alone_opens_and_searches(folder, rows):
+    """In a process where jax cannot be imported."""
+    script = (
+        "import sys; sys.modules['jax'] = None; import numpy as np\n"
+        "from xmodal_jax.search.index import Index\n"
+        "opened, query = Index.open(sys.argv[1], engine='numpy'), np.load(sys.argv[2])\n"
+        "for kind, one in zip(('dense', 'codes'), (query[:1, :6], query[:1, 6:])):\n"
+        "    print(*opened.nearest(one, 5, kind)[1][0])\n"
+    )
+    np.save(folder.parent / "query.npy", np.concatenate([rows[0][:1], rows[1][:1]], axis=1))
+    given = [sys.executable, "-c", script, str(folder), str(folder.parent / "query.npy")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    said = subprocess.run(given, env=environment, capture_output=True, check=False)
+    assert said.returncode == 0, said.stderr.decode()
+    opened = Index.open(folder)
+    want = [opened.nearest(rows[i][0], 5, kind)[1][0] for i, kind in enumerate(("dense", "codes"))]
+    assert said.stdout.decode().split() == [str(row) for row in np.concatenate(want)]

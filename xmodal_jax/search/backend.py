@@ -1,0 +1,79 @@
+"""One way to ask for neighbours, whatever finds them: an index folder, the devices of a mesh, faiss, Milvus."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from xmodal_jax.errors import refuse_unless
+from xmodal_jax.search import codes
+from xmodal_jax.search.host import refuse_unsearchable, unit_rows
+from xmodal_jax.search.store import KINDS
+
+
+@dataclasses.dataclass(frozen=True)
+class Hit:
+    """One answer. score: cosine ("dense", more is better) or Hamming distance in bits ("codes", less is better)."""
+
+    row: int
+    score: float
+    item: dict
+    kind: str = "dense"
+
+
+class Backend:
+    """What can be searched. Subclasses have the attributes and `_find`.
+
+    Attributes: name (what a message calls it), width (E, 0 without embeddings), bits (K, 0 without codes), count (n).
+    """
+
+    name: str
+    width: int
+    bits: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def item(self, row: int) -> dict:
+        """What was kept about record `row`."""
+        raise NotImplementedError
+
+    def _find(self, asked: np.ndarray, k: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
+        """`nearest` for queries that were checked: unit rows float32 [q,E], or packed codes uint8 [q,K/8]."""
+        raise NotImplementedError
+
+    def nearest(self, query: np.ndarray, k: int, kind: str = "dense") -> tuple[np.ndarray, np.ndarray]:
+        """The `k` best rows of each query.
+
+        Args:
+          query: "dense": embeddings [q,E] or [E]; "codes": hash values [q,K] or [K] of any real type (signs are taken).
+          k: at most `count`.
+          kind: "dense" or "codes".
+
+        Returns:
+          cosines float32 [q,k] (descending) or distances int32 [q,k] (ascending), and rows int64 [q,k]; ties by row.
+
+        Raises:
+          UserError: an unknown kind, an index without it, a query of another width, k outside 1..count.
+        """
+        self.refuse_without(kind)
+        query = np.atleast_2d(np.asarray(query))
+        refuse_unsearchable(query, (self.count, self.width if kind == "dense" else self.bits), k)
+        return self._find(unit_rows(query) if kind == "dense" else codes.pack(query), k, kind)
+
+    def refuse_without(self, kind: str) -> None:
+        """Raise `UserError` for an unknown kind, or one that the rows do not have."""
+        refuse_unless(kind in KINDS, f'kind = "{kind}" is not a kind of search; write "dense" or "codes".')
+        has, other = (self.width, "codes") if kind == "dense" else (self.bits, "dense")
+        what = "embeddings" if kind == "dense" else "hash codes"
+        refuse_unless(has > 0, f"The index {self.name} has no {what}; search kind={other}, or index again.")
+
+    def search(self, query: np.ndarray, k: int = 10, kind: str = "dense") -> list[list[Hit]]:
+        """As `nearest`, as one list of hits per query, best first."""
+        values, rows = self.nearest(query, k, kind)
+        return [self.hits(value, row, kind) for value, row in zip(values, rows, strict=True)]
+
+    def hits(self, values: Sequence[float], rows: Sequence[int], kind: str) -> list[Hit]:
+        """One hit per score and row."""
+        return [Hit(int(row), float(value), self.item(int(row)), kind) for value, row in zip(values, rows, strict=True)]

@@ -1,0 +1,126 @@
+"""Exact search on the host with NumPy alone: what every backend checks, the merge of lists, and both kinds of top-k.
+
+Nothing here imports jax, so an index can be asked where jax is not installed.
+"""
+
+import numpy as np
+
+from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.search import codes
+
+BLOCK_BYTES = 1 << 19  # of codes at once: they and their counts stay in a core's cache
+
+
+def refuse_unsearchable(query: np.ndarray, gallery_shape: tuple[int, ...], k: int) -> None:
+    """Raise `UserError` unless `query` [q,X] can ask a gallery of shape (n,X) for its best `k` rows."""
+    count, width = gallery_shape
+    refuse_unless(count > 0, "The gallery is empty: there is nothing to search; index at least one record.")
+    refuse_unless(query.ndim == 2, f"A query has {query.ndim} axes; write one row per query, [q, {width}].")
+    refuse_unless(
+        query.shape[1] == width,
+        f"The query is {query.shape[1]} wide and the gallery {width}; encode both with the same model.",
+    )
+    refuse_unless(1 <= k <= count, f"k = {k} does not fit a gallery of {count} rows; write k between 1 and {count}.")
+
+
+def unit_rows(embeddings: np.ndarray) -> np.ndarray:
+    """Rows [n,E] divided by their length, float32; a row of zeros stays zero, so its cosine to anything is 0.
+
+    Raises:
+      UserError: a row is not finite.
+    """
+    rows = np.asarray(embeddings, np.float32)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    bad = np.flatnonzero(~np.isfinite(length[:, 0]))
+    if len(bad):
+        raise UserError(
+            f"Embedding {bad[0]} is not finite ({len(bad)} of {len(rows)} rows); the model that made it has diverged: "
+            "take an earlier checkpoint."
+        )
+    return rows / np.maximum(length, np.finfo(np.float32).tiny)
+
+
+def merge_topk(values: list[np.ndarray], rows: list[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Merge the top-k lists of consecutive blocks of one gallery: each [q,k_i] in, [q,k] out, ties by ascending row."""
+    value, row = np.concatenate(values, axis=1), np.concatenate(rows, axis=1)
+    order = np.argsort(-value, axis=1, kind="stable")[:, :k]  # earlier blocks hold lower rows
+    return np.take_along_axis(value, order, axis=1), np.take_along_axis(row, order, axis=1)
+
+
+def hamming_topk(query: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` nearest codes of each query, one query at a time with `np.bitwise_count`.
+
+    Args:
+      query: uint8 [q,K/8] from `codes.pack`.
+      gallery: uint8 [n,K/8]; a memory map is read a block at a time.
+      k: at most n.
+
+    Returns:
+      distances int32 [q,k] (bits, ascending) and rows int32 [q,k]; equal distances by ascending row.
+
+    Raises:
+      UserError: an empty gallery, codes of different length, or k outside 1..n.
+    """
+    refuse_unsearchable(query, gallery.shape, k)
+    found = [_NearestSoFar(k) for _ in query]
+    asked, step = codes.words(query, 8), max(1, BLOCK_BYTES // gallery.shape[1])
+    for start in range(0, len(gallery), step):
+        rows = codes.words(gallery[start : start + step], 8)
+        for one, best in zip(asked, found, strict=True):
+            best.take(_distances(one, rows), start)
+    distances, rows = ([best.sorted()[i] for best in found] for i in (0, 1))
+    shape = (len(query), k)
+    return np.asarray(distances, np.int32).reshape(shape), np.asarray(rows, np.int32).reshape(shape)
+
+
+def _distances(one: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Bits that differ: one code [W], rows [n,W] of words -> uint16 [n] (uint8 for one word)."""
+    # repeated rather than broadcast, so that NumPy's inner loop is over all words and not over the few of a row
+    counts = np.bitwise_count(rows.reshape(-1) ^ np.tile(one, len(rows))).reshape(rows.shape)
+    if rows.shape[1] == 1:
+        return counts[:, 0]
+    distance = counts[:, 0].astype(np.uint16)
+    for word in range(1, rows.shape[1]):
+        distance += counts[:, word]
+    return distance
+
+
+class _NearestSoFar:
+    """The `k` nearest of one query over the blocks seen so far; later blocks need only what is strictly nearer."""
+
+    def __init__(self, k: int):
+        self.k = k
+        self.distances, self.rows = np.zeros(0, np.int64), np.zeros(0, np.int64)
+
+    def take(self, distance: np.ndarray, start: int) -> None:
+        """Look at the distances [n] of the rows from `start` on."""
+        if len(self.rows) >= self.k:  # a row as far as the k-th loses to it: it is later
+            near = np.flatnonzero(distance < self.distances[-1])
+        elif len(distance) > self.k:
+            near = np.flatnonzero(distance <= np.partition(distance, self.k - 1)[self.k - 1])
+        else:
+            near = np.arange(len(distance))
+        if len(near):
+            distances = np.concatenate([self.distances, distance[near]])
+            order = np.argsort(distances, kind="stable")[: self.k]
+            self.distances, self.rows = distances[order], np.concatenate([self.rows, near + start])[order]
+
+    def sorted(self) -> tuple[np.ndarray, np.ndarray]:
+        """Distances and rows, nearest first."""
+        return self.distances, self.rows
+
+
+def dense_topk(query: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` largest inner products of each query [q,E] with rows [n,E]: float32 [q,k] and int32 [q,k], ties by row.
+
+    Raises UserError as `hamming_topk`.
+    """
+    refuse_unsearchable(query, gallery.shape, k)
+    scores = np.asarray(query, np.float32) @ np.asarray(gallery, np.float32).T
+    limit = np.partition(scores, -k, axis=1)[:, -k] if k < scores.shape[1] else scores.min(axis=1)
+    values, rows = np.empty((len(query), k), np.float32), np.empty((len(query), k), np.int32)
+    for i, (score, least) in enumerate(zip(scores, limit, strict=True)):
+        near = np.flatnonzero(score >= least)
+        rows[i] = near[np.argsort(-score[near], kind="stable")[:k]]
+        values[i] = score[rows[i]]
+    return values, rows

@@ -1,0 +1,140 @@
+"""An index in Milvus, for more rows than one machine holds: the same questions over a server, or over a local file.
+
+`fill` copies an `Index` into two collections, NAME_codes (BINARY_VECTOR, HAMMING, BIN_FLAT) and NAME_dense (FLOAT_VECTOR,
+COSINE, FLAT); the primary key is the row. A fill that was stopped goes on where it stopped: rows are upserted in order,
+so what is missing is everything from the number of rows that are there.
+"""
+
+import re
+from typing import Any
+
+import numpy as np
+
+from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.search.backend import Backend
+from xmodal_jax.search.faiss_backend import in_order
+from xmodal_jax.search.index import Index
+from xmodal_jax.search.store import KINDS
+
+BATCH = 1000  # rows of one call
+FIELD = "vector"
+CONNECT_SECONDS = 60  # a local file starts a process, which takes its time on a busy machine
+MOST_K = 16384  # the server's limit of one search
+STRONG = "Strong"  # a search sees everything written before it
+
+
+def load_milvus() -> Any:
+    """The pymilvus package. Raises `UserError` with the command that installs it."""
+    try:
+        import pymilvus
+    except ImportError:
+        raise UserError("pymilvus is not installed; run pip install 'xmodal_jax[index]'.") from None
+    return pymilvus
+
+
+class MilvusIndex(Backend):
+    """The rows of `index` in Milvus.
+
+    Args:
+      index: where items come from, and what `fill` copies.
+      uri: a server, as "http://localhost:19530", or a path that ends in .db (milvus-lite).
+      name: starts the names of the collections.
+      token: "user:password" or an API key for a server that wants one.
+
+    Equal distances come by ascending row within an answer; which rows of a tie over the k-th place are in it is Milvus's.
+    """
+
+    def __init__(self, index: Index, uri: str, name: str = "xmodal", token: str = ""):
+        self.milvus = load_milvus()
+        refuse_unless(
+            re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name) is not None,
+            f"'{name}' cannot name a Milvus collection; write letters, digits and _ only.",
+        )
+        self.index, self.uri = index, uri
+        self.name, self.collection = f"{name} at {uri}", name
+        self.width, self.bits, self.count = index.width, index.bits, index.count
+        try:
+            self.client = self.milvus.MilvusClient(uri=uri, token=token, timeout=CONNECT_SECONDS)
+        except (self.milvus.MilvusException, OSError, ValueError) as error:
+            raise UserError(
+                f"Milvus at {uri} cannot be reached ({error}); write its address, or a .db file."
+            ) from error
+
+    def item(self, row: int) -> dict:
+        """What the index keeps about record `row`."""
+        return self.index.item(row)
+
+    def close(self) -> None:
+        """End the connection."""
+        self.client.close()
+
+    def fill(self, batch: int = BATCH) -> dict[str, int]:
+        """Copy what is missing of the index; {kind: rows written now}. Nothing is written twice.
+
+        Raises:
+          UserError: a collection of that name holds rows of another width or model, or more rows than the index.
+        """
+        return {kind: self._fill(kind, batch) for kind in KINDS if (self.width if kind == "dense" else self.bits)}
+
+    def rows_in(self, kind: str) -> int:
+        """How many rows the collection of a kind has, 0 where there is none."""
+        name = self._collection(kind)
+        if not self.client.has_collection(name):
+            return 0
+        found = self.client.query(name, filter="", output_fields=["count(*)"], consistency_level=STRONG)
+        return int(found[0]["count(*)"])
+
+    def _collection(self, kind: str) -> str:
+        return f"{self.collection}_{kind}"
+
+    def _fill(self, kind: str, batch: int) -> int:
+        name = self._collection(kind)
+        self._ensure(name, kind)
+        there = self.rows_in(kind)
+        refuse_unless(
+            there <= self.count,
+            f"{name} at {self.uri} has {there} rows and {self.index.name} {self.count}; write another name.",
+        )
+        for start in range(there, self.count, batch):
+            rows = np.arange(start, min(start + batch, self.count))
+            vectors = self.index.vectors_of(rows, kind)
+            values = vectors if kind == "dense" else [code.tobytes() for code in vectors]
+            self.client.upsert(name, [{"id": int(i), FIELD: value} for i, value in zip(rows, values, strict=True)])
+        if there < self.count:
+            self.client.flush(name)
+        return self.count - there
+
+    def _ensure(self, name: str, kind: str) -> None:
+        """Make the collection, or refuse one that holds something else."""
+        told = f"xmodal {self.index.model} {kind} {self.width if kind == 'dense' else self.bits}"
+        if self.client.has_collection(name):
+            found = self.client.describe_collection(name).get("description", "")
+            refuse_unless(
+                found == told,
+                f"{name} at {self.uri} holds '{found}' and the index is '{told}'; write another name, or drop it.",
+            )
+            return
+        types = self.milvus.DataType
+        schema = self.milvus.MilvusClient.create_schema(description=told)
+        schema.add_field("id", types.INT64, is_primary=True)
+        dim = self.width if kind == "dense" else self.bits
+        schema.add_field(FIELD, types.FLOAT_VECTOR if kind == "dense" else types.BINARY_VECTOR, dim=dim)
+        params = self.milvus.MilvusClient.prepare_index_params()
+        how = ("FLAT", "COSINE") if kind == "dense" else ("BIN_FLAT", "HAMMING")
+        params.add_index(FIELD, index_type=how[0], metric_type=how[1])
+        self.client.create_collection(name, schema=schema, index_params=params, consistency_level=STRONG)
+
+    def _find(self, asked: np.ndarray, k: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
+        name, there = self._collection(kind), self.rows_in(kind)
+        refuse_unless(
+            there == self.count, f"{name} at {self.uri} has {there} of the {self.count} rows; call fill() first."
+        )
+        refuse_unless(k <= MOST_K, f"k = {k} is more than Milvus gives; write at most {MOST_K}.")
+        data = list(asked) if kind == "dense" else [code.tobytes() for code in asked]
+        metric = "COSINE" if kind == "dense" else "HAMMING"
+        found = self.client.search(
+            name, data, anns_field=FIELD, limit=k, search_params={"metric_type": metric}, consistency_level=STRONG
+        )
+        value = np.array([[hit["distance"] for hit in hits] for hits in found], np.float32)
+        row = np.array([[hit["id"] for hit in hits] for hits in found], np.int64)
+        return in_order(value if kind == "dense" else value.astype(np.int32), row, kind)

@@ -1,0 +1,91 @@
+"""Exact search with the rows of an index split over the devices of a mesh's "data" axis, and a merge of their lists."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from xmodal_jax.errors import refuse_unless
+from xmodal_jax.search import dense, hamming, topk
+from xmodal_jax.search.backend import Backend
+from xmodal_jax.search.index import Index
+
+AXIS = "data"
+MOST_ROWS = 2**31 - 1  # rows are int32 on the device
+DENSE_SCORES = 1 << 24  # of one device at once
+
+
+class ShardedIndex(Backend):
+    """The rows of an `Index` on the devices of `mesh`: consecutive rows each, all of them in memory from the first search.
+
+    The answers are those of the index itself, ties by row. Search is one program per block of queries: each device
+    finds its own best k, and the lists, k values per device and query, are gathered and merged.
+    """
+
+    def __init__(self, index: Index, mesh: Mesh):
+        refuse_unless(AXIS in mesh.shape, f'The mesh has axes {mesh.axis_names} and no "{AXIS}"; name one "{AXIS}".')
+        refuse_unless(index.count <= MOST_ROWS, f"{index.name} has over {MOST_ROWS} rows; search it in several parts.")
+        self.index, self.mesh, self.name = index, mesh, index.name
+        self.width, self.bits, self.count = index.width, index.bits, index.count
+        self._placed: dict[str, tuple[jax.Array, int]] = {}
+
+    def item(self, row: int) -> dict:
+        """What the index keeps about record `row`."""
+        return self.index.item(row)
+
+    def _find(self, asked: np.ndarray, k: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
+        rows, share = self._rows(kind)
+        shards = self.mesh.shape[AXIS]
+        own = {"codes": hamming.nearest_in, "dense": _dense_in}[kind]
+        run = lambda query: _search(own, self.mesh, min(k, share), k, share, query, rows, jnp.int32(self.count))
+        if kind == "codes":
+            block = hamming.query_block(len(asked), k, (rows.shape[0] // shards, *rows.shape[1:]))
+            distance, row = hamming.in_blocks(run, asked, k, block)
+            return distance, row.astype(np.int64)
+        block = max(1, min(1 << max(len(asked) - 1, 0).bit_length(), DENSE_SCORES // share))
+        parts = [asked[start : start + block] for start in range(0, len(asked), block)]
+        found = [run(jnp.asarray(np.pad(part, ((0, block - len(part)), (0, 0))))) for part in parts]
+        value, row = (np.concatenate([np.asarray(part[i]) for part in found])[: len(asked)] for i in (0, 1))
+        return value, row.astype(np.int64)
+
+    def _rows(self, kind: str) -> tuple[jax.Array, int]:
+        """The rows on the devices, and how many each has (padding counted)."""
+        if kind not in self._placed:
+            shards = self.mesh.shape[AXIS]
+            rows = self.index.vectors(kind)
+            if kind == "codes":
+                size = hamming.steps_of(-(-rows.shape[1] // 4)) * hamming.LANES
+                tiles = -(-len(rows) // (size * shards))
+                rows, share = hamming.tiled(rows, tiles * shards), tiles * size
+            else:
+                share = -(-len(rows) // shards)
+                rows = np.pad(rows, ((0, share * shards - len(rows)), (0, 0)))
+            self._placed[kind] = jax.device_put(rows, NamedSharding(self.mesh, PartitionSpec(AXIS))), share
+        return self._placed[kind]
+
+
+def _dense_in(query: jax.Array, rows: jax.Array, count: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """As `hamming.nearest_in`, by inner product."""
+    real = jnp.arange(rows.shape[0], dtype=jnp.int32)[None] < count
+    return topk.tiled_topk(jnp.where(real, dense.inner_product(query, rows), -jnp.inf), k)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _search(own, mesh: Mesh, own_k: int, k: int, share: int, query: jax.Array, rows: jax.Array, count: jax.Array):
+    """`own(query, a device's rows, how many are real, own_k)` on every device -> the best `k` of all: [b,k], int32 [b,k]."""
+
+    def on_device(query, rows, count):
+        start = jax.lax.axis_index(AXIS).astype(jnp.int32) * share
+        value, row = own(query, rows, jnp.clip(count - start, 0, share), own_k)
+        # by device, then as each found them: a stable sort of that is by value, then by row
+        value, row = (jax.lax.all_gather(x, AXIS, axis=1, tiled=True) for x in (value, row + start))
+        order = jnp.argsort(-value, axis=1, stable=True)[:, :k]
+        return jnp.take_along_axis(value, order, axis=1), jnp.take_along_axis(row, order, axis=1)
+
+    whole, split = PartitionSpec(), PartitionSpec(AXIS)
+    mapped = jax.shard_map(
+        on_device, mesh=mesh, in_specs=(whole, split, whole), out_specs=(whole, whole), check_vma=False
+    )
+    return mapped(query, rows, count)
