@@ -15,7 +15,7 @@ import numpy as np
 from xmodal_jax.search import codes, topk
 from xmodal_jax.search.host import merge_topk, refuse_unsearchable
 
-LANES = 8  # words side by side, a vector of 256 bits; measured: one query of 512 bits takes 2.6 times as long with 16
+LANES = 8  # words side by side, a vector of 256 bits: chosen by time on an AMD EPYC (benchmarks/hamming_speed.py)
 STEPS = 16  # vectors of a tile whose minimum is taken in registers
 UNROLLED = 128  # steps x words written out in one loop body: more makes slow programs of long codes
 BLOCK_ROWS = 1 << 22  # rows of one program: the minima of 64 queries are 64 MiB
@@ -138,19 +138,7 @@ def resident_topk(query: np.ndarray, gallery: Resident, k: int) -> tuple[np.ndar
 
 
 def hamming_topk(query: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` nearest codes of each query.
-
-    Args:
-      query: uint8 [q,K/8] from `codes.pack`.
-      gallery: uint8 [n,K/8].
-      k: at most n.
-
-    Returns:
-      distances int32 [q,k] (bits, ascending) and rows int32 [q,k]; equal distances by ascending row.
-
-    Raises:
-      UserError: an empty gallery, codes of different length, or k outside 1..n.
-    """
+    """`host.hamming_topk` on the device: the same arguments, answers and errors."""
     refuse_unsearchable(query, gallery.shape, k)
     values, rows = [], []
     for start in range(0, len(gallery), BLOCK_ROWS):
