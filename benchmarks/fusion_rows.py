@@ -27,6 +27,7 @@ class Row:
     config: str
     overrides: tuple[str, ...] = ()
     sets: tuple[str, ...] = SETS
+    seeds: int = 99  # at most so many, however many are asked for
 
 
 def without(*names: str) -> tuple[str, ...]:
@@ -38,9 +39,15 @@ NO_BRIDGE = (
     *(f"objectives.{name}.bridge=False" for name in ("itc", "lm", "fused")),
     "optimizer.groups=(('^image_head/(attended|probe)', 1.0), ('_head/', 0.1))",  # ReCap's without the gate's
 )
+RANDOM = ("joint.start=random", "optimizer.groups=()")  # at the full rate: CCA's slow heads would stay random
 NO_QUEUE = ("objectives.itc.queue=0", "objectives.fused.queue=0")
 EMOJI = ("emoji_views",)  # enough for a side question
 RECAP, MTGFE, ALIGNED = "configs/recap.py:{set}", "configs/mtgfe.py:{set}", "configs/adequate_alignment.py:{set}"
+
+
+def finetuned(name: str, config: str) -> Row:
+    """A full system from pixels with both towers trained, once: what frozen towers hide."""
+    return Row("fine-tuned towers", name, config + "_finetune", ("data.features=()", "text.keep=False"), seeds=1)
 
 
 def fixed_momentum(value: float) -> tuple[str, ...]:
@@ -57,8 +64,8 @@ ROWS = (
     Row("ReCap", "without ITM", RECAP, without("itm")),
     Row("ReCap", "without queues", RECAP, NO_QUEUE),
     Row("ReCap", "without distillation", RECAP, without("distill")),
-    Row("ReCap", "heads start at random, distilled", RECAP, ("joint.start=random",), EMOJI),
-    Row("ReCap", "heads start at random, not distilled", RECAP, ("joint.start=random", *without("distill")), EMOJI),
+    Row("ReCap", "heads start at random, distilled", RECAP, RANDOM, EMOJI),
+    Row("ReCap", "heads start at random, not distilled", RECAP, (*RANDOM, *without("distill")), EMOJI),
     Row("ReCap", "momentum 0", RECAP, fixed_momentum(0.0)),
     Row("ReCap", "momentum 0.99", RECAP, fixed_momentum(0.99)),
     Row("ReCap", "momentum 0.995", RECAP, fixed_momentum(0.995)),
@@ -74,6 +81,10 @@ ROWS = (
     Row("Adequate Alignment", "full: ITC + IMS + LMIM + fusion", ALIGNED),
     Row("Adequate Alignment", "mean in place of GPO", ALIGNED, ("image.pool=mean+average", "text.pool=mean+average")),
     Row("Adequate Alignment", "max in place of GPO", ALIGNED, ("image.pool=mean+max", "text.pool=mean+max")),
+    finetuned("quickstart", "configs/quickstart.py:{set}"),
+    finetuned("ReCap, full", RECAP),
+    finetuned("MTGFE, full", MTGFE),
+    finetuned("Adequate Alignment, full", ALIGNED),
 )
 
 

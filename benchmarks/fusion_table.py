@@ -15,7 +15,8 @@ INTRO = """# The fusion family: what each part is worth
 
 Written by `benchmarks/ablate.py` from the runs in the .jsonl beside it (config, overrides, seconds, machine and all recalls
 of every run are there). Mean ± standard deviation over seeds, in %; every row of a set has the same budget of steps and
-pairs. Cached tokens of a frozen EfficientNet-Lite0, frozen MiniLM, heads from CCA. Drift: 1 - cosine of the student's and
+pairs. Cached tokens of a frozen EfficientNet-Lite0, frozen MiniLM, heads from CCA; the rows "fine-tuned towers" train both
+towers from pixels of the same size, with random crops. Drift: 1 - cosine of the student's and
 the teacher's embeddings of the evaluation pictures after training, without dropout.
 """
 

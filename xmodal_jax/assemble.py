@@ -171,7 +171,7 @@ def _assembly(config: Config, tokenizer: Tokenizer, output: tuple[int, ...], sha
     }
     objectives = with_special_ids(build_objectives(config.objectives, config.batch_size), special)
     refuse_unbridged(config, objectives)
-    refuse_wordless(config, objectives)
+    refuse_unserved(config, objectives)
     return Assembly(config, tokenizer, CrossModal(config, output), objectives, shape, caches)
 
 
@@ -197,17 +197,21 @@ def refuse_unbridged(config: Config, objectives: dict[str, Objective]) -> None:
         )
 
 
-WORDS = frozenset({"fusion", "decoder", "vocabulary", "locals"})  # parts of the model that read the text's tokens
+LACKING = {  # parts of the model that a kind of text tower cannot serve, and what it lacks
+    "tfidf": (("fusion", "decoder", "vocabulary", "locals"), "keeps no words to read"),
+    "gru": (("decoder", "vocabulary"), "has no blocks that write and no words as wide as its tokens"),
+}
 
 
-def refuse_wordless(config: Config, objectives: dict[str, Objective]) -> None:
-    """A TF-IDF vector has no tokens for fusion, captioning, masked words or local features to read."""
-    for name, item in objectives.items() if config.text.kind == "tfidf" else ():
-        asked = sorted(WORDS & item.parts)
+def refuse_unserved(config: Config, objectives: dict[str, Objective]) -> None:
+    """A TF-IDF vector has no tokens for fusion and local features to read; captioning and masked words need BERT."""
+    parts, lack = LACKING.get(config.text.kind, ((), ""))
+    for name, item in objectives.items():
+        asked = sorted(item.parts.intersection(parts))
         refuse_unless(
             not asked,
-            f"config.objectives.{name} reads the words of a text ({', '.join(asked)}), and config.text.kind='tfidf' keeps "
-            "none; write config.text.kind=bert, or leave the objective out",
+            f"config.objectives.{name} needs {', '.join(asked)} on the text, and config.text.kind='{config.text.kind}' "
+            f"{lack}; write config.text.kind=bert, or leave the objective out",
         )
 
 

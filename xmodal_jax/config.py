@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from xmodal_jax.data.pipeline import DataConfig
 from xmodal_jax.errors import UserError, refuse_unless
-from xmodal_jax.models import reasoning, resnet, tfidf
+from xmodal_jax.models import gru, reasoning, resnet, tfidf
 from xmodal_jax.models.heads import HASH_KINDS
 from xmodal_jax.models.pooling import POOL_CHOICES, parse_pool
 
@@ -54,7 +54,10 @@ class ImageConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The text tower, "bert" or "tfidf" (models/tfidf.py; `hidden` is its width), and its tokenizer."""
+    """The text tower, and its tokenizer.
+
+    "bert"; "gru" (models/gru.py; `hidden` is the width of its word vectors); "tfidf" (models/tfidf.py; `hidden` is its width).
+    """
 
     kind: str = "bert"
     tokenizer: str = "data"  # "data" (built from the captions), "minilm", or a tokenizer.json
@@ -346,6 +349,7 @@ def freeze(config: ConfigDict | dict[str, Any]) -> Config:
 
 
 TOWERS = ("image", "text")
+HEADLESS = ("resnet", "gru", "tfidf")  # kinds of towers without attention
 SIZES = tuple(f"{tower}.{name}" for tower in TOWERS for name in ("width", "heads", "hidden"))
 LEAST = {  # what a whole number or a rate may be at least
     2: ("checkpoint.keep",),  # with 1 a damaged checkpoint has nothing to fall back to
@@ -441,7 +445,7 @@ def check(config: Config) -> None:
     check_fit(config)
     choices = {
         "image.kind": (image.kind, ("vit", "resnet", "efficientnet", "features")),
-        "text.kind": (text.kind, ("bert", "tfidf")),
+        "text.kind": (text.kind, ("bert", "gru", "tfidf")),
         "joint.hash_kind": (joint.hash_kind, HASH_KINDS),
         "image.pool": (image.pool, POOL_CHOICES),
         "text.pool": (text.pool, POOL_CHOICES),
@@ -459,10 +463,10 @@ def check(config: Config) -> None:
     for name, (value, allowed) in choices.items():
         refuse_unless(value in allowed, f"config.{name} is '{value}'; write one of {', '.join(allowed)}")
     check_codes(joint)
-    for tower, heads, width in (("image", image.heads, image.width), ("text", text.heads, text.width)):
+    for tower, section in (("image", image), ("text", text)):
         refuse_unless(
-            width % heads == 0 or (tower == "image" and image.kind == "resnet"),
-            f"config.{tower}.heads is {heads}, which does not divide the width {width}; write a divisor",
+            section.width % section.heads == 0 or section.kind in HEADLESS,
+            f"config.{tower}.heads is {section.heads}, which does not divide the width {section.width}; write a divisor",
         )
     refuse_unless(
         text.width % config.fusion.heads == 0,
@@ -492,7 +496,7 @@ def check(config: Config) -> None:
             f"config.data.image_size is {config.data.image_size}, not a multiple of config.image.patch={image.patch}; "
             "write a multiple",
         )
-    for fits in (resnet.refuse_unfit, reasoning.refuse_unfit, tfidf.refuse_unfit):
+    for fits in (resnet.refuse_unfit, reasoning.refuse_unfit, tfidf.refuse_unfit, gru.refuse_unfit):
         fits(config)
 
 

@@ -10,7 +10,7 @@ import torch
 from tiny import tiny_batch, tiny_config, tiny_model, tiny_objectives
 
 from xmodal_jax import config as configs
-from xmodal_jax.assemble import assemble, document_frequencies, refuse_wordless
+from xmodal_jax.assemble import assemble, document_frequencies, refuse_unserved
 from xmodal_jax.errors import UserError
 from xmodal_jax.models.tfidf import TfIdf, inverse_document_frequency, tfidf_weights
 
@@ -87,10 +87,10 @@ def test_a_run_keeps_the_frequencies_of_its_training_captions(shapes_data, tmp_p
 ])  # fmt: skip
 def test_objectives_that_read_words_are_refused(objective, asked):
     config = tiny_config(text={"kind": "tfidf"}, objectives={"itc": {}, objective: {}})
-    sentence = rf"config.objectives.{objective} reads the words of a text \({asked}\), .* write config.text.kind=bert"
+    sentence = rf"config.objectives.{objective} needs {asked} on the text, .* keeps no words .* write config.text.kind=bert"
     with pytest.raises(UserError, match=sentence):
-        refuse_wordless(config, tiny_objectives(config.objectives))
-    refuse_wordless(tiny_config(text={"kind": "tfidf"}), tiny_objectives({"itc": {}, "hash": {}}))
+        refuse_unserved(config, tiny_objectives(config.objectives))
+    refuse_unserved(tiny_config(text={"kind": "tfidf"}), tiny_objectives({"itc": {}, "hash": {}}))
 
 
 def test_one_token_of_a_text_makes_its_embedding():

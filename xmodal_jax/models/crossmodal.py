@@ -15,6 +15,7 @@ from xmodal_jax.models.decoder import Decoder
 from xmodal_jax.models.efficientnet import EfficientNetLite0
 from xmodal_jax.models.features import FeatureTokens
 from xmodal_jax.models.fusion import EmbeddingToken, Fusion
+from xmodal_jax.models.gru import Gru
 from xmodal_jax.models.heads import (
     FusedHead,
     HashHead,
@@ -63,6 +64,8 @@ def text_tower(config: Config) -> nn.Module:
     text, dtype = config.text, jnp.dtype(config.dtype)
     if text.kind == "tfidf":
         return TfIdf(text.vocab_size, text.hidden, text.dropout, dtype)
+    if text.kind == "gru":
+        return Gru(text.vocab_size, text.width, text.hidden, text.layers, text.dropout, dtype)
     return Bert(
         vocab_size=text.vocab_size, width=text.width, layers=text.layers, heads=text.heads, hidden=text.hidden,
         positions=text.positions, dropout=text.dropout, remat=text.remat, dtype=dtype,

@@ -21,6 +21,7 @@ RULES: tuple[Rule, ...] = (
     (r"memory/.*/(image|text|fused)$", (("data", "fsdp"), None)),
     (r"memory/", ()),
     (r"/gpo/", ()),  # two GRUs of width 32: nothing to split
+    (r"/gru_", ()),  # read at every word: whole on each device
     (r"embed/word$", ("tensor", "fsdp")),
     (r"(query|key|value|up)/kernel$", ("fsdp", "tensor")),
     # A width is split over "tensor" only between a pair of products (query to out, up to down), never where it meets

@@ -102,6 +102,9 @@ def text_tower(config: Config, shapes: Shapes) -> float:
     (rows, length), text = shapes[0], config.text
     if text.kind == "tfidf":
         return 2.0 * rows * length * text.hidden
+    if text.kind == "gru":  # three gates of an input and a state, both directions
+        inputs = text.hidden + (text.layers - 1) * text.width
+        return 12.0 * rows * length * text.width * (inputs + text.layers * text.width)
     return rows * text.layers * block_flops(length, text.width, text.hidden, length)
 
 

@@ -1,0 +1,51 @@
+"""A recurrent text tower: word vectors and a bidirectional GRU (Faghri et al. 2018, VSE++; both directions, as in SCAN).
+
+What recurrent systems before BERT read a caption with, and what comparisons with transformers ask for. A token's vector is
+the mean of the two directions' states at its place; padding stays outside of both.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from xmodal_jax.errors import refuse_unless
+from xmodal_jax.models.layers import dropout
+from xmodal_jax.parallel.rules import whole
+from xmodal_jax.types import Array
+
+
+def refuse_unfit(config: Any) -> None:
+    """Refuse BERT's weights for a GRU; objectives that need BERT's blocks or its word table are `assemble`'s."""
+    text = config.text
+    refuse_unless(
+        text.kind != "gru" or not text.init,
+        f"config.text.init is {text.init!r}, but config.text.kind is 'gru', not 'bert'; write ''",
+    )
+
+
+class Gru(nn.Module):
+    """Token ids [B,L] -> tokens [B,L,D]; id 0 is padding. `words` is the width of the word vectors (VSE++: 300)."""
+
+    vocab_size: int
+    width: int
+    words: int
+    layers: int = 1
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids: Array, key: Array | None = None) -> Array:
+        """ids [B,L] -> [B,L,D], zeros at padding; `key` turns dropout on the word vectors on."""
+        draw = lambda k: {"word": jax.random.uniform(k, (self.vocab_size, self.words), minval=-0.1, maxval=0.1)}
+        x = whole(self.param("embed", draw)["word"])[ids].astype(self.dtype)
+        x = dropout(x, self.dropout, key)
+        real = ids != 0
+        lengths = real.sum(1)
+        for layer in range(self.layers):
+            run = lambda name, back, x=x, layer=layer: nn.RNN(
+                nn.GRUCell(self.width, dtype=self.dtype, name=f"gru_{name}_{layer}"), reverse=back, keep_order=True
+            )(x, seq_lengths=lengths)
+            x = 0.5 * (run("forward", False) + run("backward", True))
+        return jnp.where(real[:, :, None], x, 0.0)
