@@ -1,10 +1,9 @@
 """The rows of the fusion table: (system, row) -> config and what it changes; and the budget of each data set."""
 
-from dataclasses import dataclass
+from runs import Row
 
 from xmodal_jax import config as configs
 
-SETS = ("emoji_views", "flickr8k")
 BUDGET = {  # the same for every row of a set; one cached input size and short texts, for this is about differences
     "emoji_views": (
         "steps=60", "batch_size=64", "data.features=('lite0-128',)", "data.length=16", "eval.rerank=(16,)", "text.keep=True",
@@ -16,18 +15,6 @@ BUDGET = {  # the same for every row of a set; one cached input size and short t
 FUSING = ("itm", "mlm", "lm", "fused", "mvjrc")  # objectives whose cost is in fusion and decoder,
 QUEUE = 256  # keys: a queue of an epoch or more would be older than what it is compared with
 EVERY = 4  # which see every 4th row of a batch, 16 rows; ITC sees all
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: its config (`{set}` is the data set's variant) and overrides, as on the command line."""
-
-    system: str
-    name: str
-    config: str
-    overrides: tuple[str, ...] = ()
-    sets: tuple[str, ...] = SETS
-    seeds: int = 99  # at most so many, however many are asked for
 
 
 def without(*names: str) -> tuple[str, ...]:

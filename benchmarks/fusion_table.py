@@ -9,6 +9,7 @@ from typing import Any
 from fusion_rows import BUDGET, ROWS
 
 Line = dict[str, Any]
+MARK = "<!-- below: written by hand -->"
 UNSEEN = {"emoji_views": "twemoji"}  # the view of a set that no row trains on
 HEAD = "| row | seeds | R@1 i2t | R@1 t2i | R@10 i2t | R@10 t2i | rSum | re-ranked: R@1 | rSum | ITM alone on the shortlist: rSum | {extra}drift |"
 INTRO = """# The fusion family: what each part is worth
@@ -21,11 +22,16 @@ the teacher's embeddings of the evaluation pictures after training, without drop
 """
 
 
-def spread(values: Iterable[float]) -> str:
+def spread(values: Iterable[float], places: int = 1) -> str:
     """ "mean ± standard deviation" of a list of numbers; the mean alone for one."""
     values = list(values)
-    mean = statistics.fmean(values)
-    return f"{mean:.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean:.1f}"
+    numbers = [statistics.fmean(values), *([statistics.stdev(values)] if len(values) > 1 else [])]
+    return " ± ".join(f"{number:.{places}f}" for number in numbers)
+
+
+def kept_text(path: pathlib.Path) -> str:
+    """What stands below the marker line of an older file."""
+    return path.read_text().partition(MARK)[2] if path.is_file() else "\n"
 
 
 def recalls(lines: list[Line], kind: str, view: str = "") -> list[dict[str, Any]]:
@@ -77,10 +83,8 @@ def section(name: str, lines: list[Line]) -> list[str]:
 
 def write_table(lines: list[Line], path: pathlib.Path) -> None:
     """Write all sets that have lines; text below the marker line of an older file is kept."""
-    mark = "<!-- below: written by hand -->"
-    kept = path.read_text().partition(mark)[2] if path.is_file() else "\n"
-    text = [INTRO]
+    text, kept = [INTRO], kept_text(path)
     for name in BUDGET:
         own = [line for line in lines if line["set"] == name]
         text += section(name, own) if own else []
-    path.write_text("\n".join(text) + f"\n\n{mark}{kept}")
+    path.write_text("\n".join(text) + f"\n\n{MARK}{kept}")

@@ -15,7 +15,9 @@ sys.path.insert(0, str(BENCHMARKS))
 import ablate
 import fusion_rows
 import fusion_table
-from fusion_rows import ROWS, Row, command
+import runs
+from fusion_rows import ROWS, command
+from runs import Row
 
 from xmodal_jax.assemble import abstract_params, assemble_without_data
 from xmodal_jax.config import freeze, load
@@ -29,7 +31,7 @@ def in_the_repository(monkeypatch):
     monkeypatch.chdir(BENCHMARKS.parent)
 
 
-@pytest.mark.parametrize("name", fusion_rows.SETS)
+@pytest.mark.parametrize("name", fusion_rows.BUDGET)
 def test_every_row_is_a_valid_config_of_one_budget(name):
     configs = {}
     for row in ROWS:
@@ -49,12 +51,12 @@ def one_row(monkeypatch, tmp_path, shapes_data):
     """A table of one tiny row on the shapes, as (run it, its .jsonl, its .md)."""
     row = Row("MTGFE", "full: the three and ITC", "configs/mtgfe.py:tiny")
     budget = ("steps=2", "batch_size=8", "log_every=1", "data.image_size=16", "eval.rerank=(4,)")
-    monkeypatch.setattr(ablate, "ROWS", (row,))
+    monkeypatch.setattr(ablate, "TABLE", dataclasses.replace(ablate.TABLE, rows=(row,)))
     monkeypatch.setattr(fusion_rows, "BUDGET", {"emoji_views": budget})
     monkeypatch.setattr(fusion_rows, "EVERY", 1)
     monkeypatch.setattr(fusion_table, "BUDGET", {"emoji_views": budget})
     monkeypatch.setattr(fusion_table, "UNSEEN", {})
-    monkeypatch.setattr(ablate, "set_up_jax", lambda: None)  # the tests have a compilation cache of their own
+    monkeypatch.setattr(runs, "set_up_jax", lambda: None)  # the tests have a compilation cache of their own
     out = tmp_path / "table"
 
     def run(seeds):
@@ -89,8 +91,8 @@ def test_a_second_start_goes_on_after_the_last_line(one_row, capsys):
 
 def test_a_stopped_run_is_no_line(one_row, monkeypatch):
     run, lines, table = one_row
-    whole = ablate.train
-    monkeypatch.setattr(ablate, "train", lambda config, folder: whole(dataclasses.replace(config, steps=1), folder))
+    whole = runs.train
+    monkeypatch.setattr(runs, "train", lambda config, folder: whole(dataclasses.replace(config, steps=1), folder))
     with pytest.raises(SystemExit, match="stopped at step 1 of 2"):
         run(1)  # what a signal after the first step leaves
     assert not lines.exists() and not table.exists()
@@ -99,12 +101,12 @@ def test_a_stopped_run_is_no_line(one_row, monkeypatch):
 def test_a_line_of_another_budget_is_measured_again(monkeypatch):
     row = ROWS[3]
     spec, overrides = command(row, "emoji_views", "elsewhere", 2)
-    line = ablate.label(("emoji_views", row, 2)) | {"config": spec, "overrides": overrides[1:]}
-    assert ablate.is_current(line)  # wherever the data lies
-    assert not ablate.is_current(line | {"row": "no longer there"})
-    assert not ablate.is_current(line | {"overrides": [*overrides[1:], "optimizer.lr=1.0"]})
+    line = runs.label(("emoji_views", row, 2)) | {"config": spec, "overrides": overrides[1:]}
+    assert ablate.TABLE.is_current(line)  # wherever the data lies
+    assert not ablate.TABLE.is_current(line | {"row": "no longer there"})
+    assert not ablate.TABLE.is_current(line | {"overrides": [*overrides[1:], "optimizer.lr=1.0"]})
     monkeypatch.setitem(fusion_rows.BUDGET, "emoji_views", ("steps=90", "batch_size=128"))
-    assert not ablate.is_current(line)
+    assert not ablate.TABLE.is_current(line)
 
 
 def test_drift_is_of_the_weights_alone(opened_run):
@@ -130,9 +132,19 @@ def test_rows_are_compared_at_the_list_that_all_have():
 
 @pytest.mark.parametrize("given", ["flickr", "emoji_views", "emoji_views="])
 def test_an_unknown_set_is_one_sentence(given, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(ablate, "set_up_jax", lambda: None)
+    monkeypatch.setattr(runs, "set_up_jax", lambda: None)
     monkeypatch.setattr(sys, "argv", ["ablate.py", "--data", given, "--out", str(tmp_path / "x")])
     with pytest.raises(SystemExit) as stopped:
         run_script(ablate.main)
     assert stopped.value.code == 2 and f"--data is '{given}'; write SET=FOLDER" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_with_fine_tuned_towers_run_once():
+    jobs = list(ablate.TABLE.jobs(["flickr8k"], 3, "fine-tuned towers"))
+    assert [(row.name.split(",")[0], seed) for _, row, seed in jobs] == [
+        ("quickstart", 0), ("ReCap", 0), ("MTGFE", 0), ("Adequate Alignment", 0)
+    ]  # fmt: skip
+    assert len(list(ablate.TABLE.jobs(["flickr8k"], 3, "ReCap"))) == 3 * len(
+        list(ablate.TABLE.jobs(["flickr8k"], 1, "ReCap"))
+    )

@@ -46,7 +46,9 @@ def torch_gru(params):
 def expected(params, table):
     """Tokens by PyTorch: packed sequences, the mean of the two directions."""
     lengths = torch.tensor((IDS != 0).sum(1))
-    packed = torch.nn.utils.rnn.pack_padded_sequence(table[torch.tensor(IDS).long()], lengths, True, enforce_sorted=False)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(
+        table[torch.tensor(IDS).long()], lengths, True, enforce_sorted=False
+    )
     both, _ = torch.nn.utils.rnn.pad_packed_sequence(torch_gru(params)(packed)[0], batch_first=True, total_length=5)
     return 0.5 * (both[..., :WIDTH] + both[..., WIDTH:])
 
@@ -100,7 +102,9 @@ def test_fusion_reads_its_tokens_in_a_whole_model():
 @pytest.mark.parametrize("objective, asked", [("mlm", "vocabulary"), ("lm", "decoder, vocabulary")])
 def test_writing_is_refused(objective, asked):
     config = tiny_config(text={"kind": "gru"}, objectives={"itc": {}, objective: {}})
-    with pytest.raises(UserError, match=f"config.objectives.{objective} needs {asked} on the text.*write config.text.kind=bert"):
+    with pytest.raises(
+        UserError, match=f"config.objectives.{objective} needs {asked} on the text.*write config.text.kind=bert"
+    ):
         refuse_unserved(config, tiny_objectives(config.objectives))
     refuse_unserved(tiny_config(text={"kind": "gru"}), tiny_objectives({"itc": {}, "itm": {}, "lmim": {}}))
 

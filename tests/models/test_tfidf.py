@@ -87,7 +87,9 @@ def test_a_run_keeps_the_frequencies_of_its_training_captions(shapes_data, tmp_p
 ])  # fmt: skip
 def test_objectives_that_read_words_are_refused(objective, asked):
     config = tiny_config(text={"kind": "tfidf"}, objectives={"itc": {}, objective: {}})
-    sentence = rf"config.objectives.{objective} needs {asked} on the text, .* keeps no words .* write config.text.kind=bert"
+    sentence = (
+        rf"config.objectives.{objective} needs {asked} on the text, .* keeps no words .* write config.text.kind=bert"
+    )
     with pytest.raises(UserError, match=sentence):
         refuse_unserved(config, tiny_objectives(config.objectives))
     refuse_unserved(tiny_config(text={"kind": "tfidf"}), tiny_objectives({"itc": {}, "hash": {}}))

@@ -12,6 +12,8 @@ from xmodal_jax.data.pipeline import EvalSplit, Split, eval_split, refuse_unknow
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval import code_tables, rerank, retrieval
 from xmodal_jax.eval.embed import Embedded, Embedder, PairScorer
+from xmodal_jax.search import store
+from xmodal_jax.search.host import unit_rows
 from xmodal_jax.train.texts import kept_texts
 from xmodal_jax.types import Params
 
@@ -62,7 +64,7 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
 
     Returns:
       {"split", "records", "captions", "data", "languages", "views": {view: tables}, "mean": the mean over the views, "combine", "weight"}; a view's
-      tables are "itc", "rerank" {k: summary} and those of `code_tables.all_tables`; with several views also "ensemble" (their mean embedding).
+      tables are "itc", "rerank" {k: summary}, those of `code_tables.all_tables` and beside these "int8" (embeddings as an index may keep them); with several views also "ensemble" (their mean embedding).
     """
     evaluator, config = Evaluator(assembly, params, poll), assembly.config
     split = split or config.data.eval_split
@@ -101,6 +103,7 @@ def view_tables(assembly: Assembly, params: Params, split: EvalSplit, image: Emb
     if image.codes is not None and not quick:
         say("codes")
         tables |= code_tables.all_tables(image, text, split, assembly.config.joint.lengths)
+        tables["int8"] = itc_table(*(unit_rows(store.as_int8(side.embed)) for side in (image, text)), split)
     return tables
 
 

@@ -114,6 +114,8 @@ def codes_grid(result: Tables) -> Grid | None:
             continue
         codes = tables["codes"]
         kinds = [("float32 embedding", f"{codes['float_bytes']:.0f}", tables["itc"])]
+        if "int8" in tables:
+            kinds.append(("int8 embedding", f"{codes['float_bytes'] / 4:.0f}", tables["int8"]))
         lengths = reversed(by_length(tables))
         kinds += [(f"{bits}-bit code", f"{own['codes']['bytes']:.0f}", own["codes"]) for bits, own in lengths]
         kinds.append(("nothing (a random order)", "0", codes["chance"]))

@@ -320,5 +320,9 @@ class CrossModal(nn.Module):
 
 
 def init_params(model: CrossModal, key: Array, image: Array, ids: Array, parts: frozenset[str]) -> Params:
-    """Fresh parameters of the towers and of the modules named in `parts`."""
-    return model.init(key, image, ids, parts, method="touch")["params"]
+    """Fresh parameters of the towers and of the modules named in `parts`.
+
+    Both hash heads start alike: they read one joint space, where what is near in it gets near codes from the first step on.
+    """
+    params = model.init(key, image, ids, parts, method="touch")["params"]
+    return params | ({"hash_text": jax.tree.map(jnp.copy, params["hash_image"])} if "hash" in parts else {})

@@ -1,0 +1,50 @@
+"""The rows of the hashing table: (system, row) -> config and what it changes; and the budget of each data set."""
+
+from runs import Row
+
+BITS = (16, 32, 64, 128, 256, 512, 1024, 2048)  # of codes that are to find the very pair
+LABEL_BITS = (16, 32, 64, 128)  # of codes that are to find what shares a label
+BUDGET = {  # the same for every row of a set
+    "flickr8k": ("steps=200", "batch_size=128", "data.features=('lite0-160',)", "data.length=24", "eval.flip=False"),
+    "emoji_views": ("steps=400", "batch_size=128", "data.features=('lite0-128',)", "data.length=20"),
+    "openclipart": ("steps=400", "batch_size=128", "data.features=('lite0-128',)", "data.length=20"),
+}
+PAIRS, LABELS = ("flickr8k",), ("emoji_views", "openclipart")
+TECMH, VIT2CMH, CMHR = (f"configs/{name}.py:{{set}}" for name in ("tecmh", "vit2cmh", "cmhr_drn"))
+
+
+def at(bits: int, nested: tuple[int, ...] = ()) -> tuple[str, ...]:
+    """Overrides for codes of `bits` bits, the first of which are codes of the shorter lengths too."""
+    return (f"joint.bits={bits}", f"joint.nested={nested}")
+
+
+def lengths(system: str, config: str) -> tuple[Row, ...]:
+    """One model for all lengths, then a model for each."""
+    nested = Row(system, "nested: one model for all lengths", config, at(BITS[-1], BITS[:-1]), PAIRS)
+    return nested, *(Row(system, f"{bits} bits alone", config, at(bits), PAIRS, seeds=1) for bits in BITS)
+
+
+def text_tower(name: str, *overrides: str) -> Row:
+    """ViT2CMH with another text tower, learnt from the training captions alone."""
+    fresh = ("text.init=", "text.tokenizer=data", "text.keep=False", "optimizer.freeze=", "joint.start=random")
+    return Row("text towers", name, VIT2CMH, (*NESTED, *fresh, "optimizer.groups=()", *overrides), PAIRS)
+
+
+NESTED = at(BITS[-1], BITS[:-1])
+ROWS = (
+    *lengths("TECMH", TECMH),
+    *lengths("ViT2CMH", VIT2CMH),
+    Row("ViT2CMH", "nested, without quantisation", VIT2CMH, (*NESTED, "objectives.hash_quality.weight=0.0"), PAIRS),
+    Row("ViT2CMH", "nested, straight-through sign", VIT2CMH, (*NESTED, "joint.hash_kind=sign"), PAIRS),
+    text_tower("BERT from scratch, 2 layers", "text.layers=2"),
+    text_tower("bidirectional GRU from scratch", "text.kind=gru", "text.hidden=300", "text.layers=1"),
+    text_tower("TF-IDF", "text.kind=tfidf", "text.hidden=384"),
+    *(Row("CMHR-DRN", f"{bits} bits", CMHR, at(bits), LABELS) for bits in LABEL_BITS),
+    Row("CMHR-DRN", "64 bits, without distances", CMHR, (*at(64), "objectives.hash_distance.weight=0.0"), LABELS),
+    Row("CMHR-DRN", "64 bits, Adam to the end", CMHR, (*at(64), "optimizer.sgd_after=0"), LABELS),
+)  # fmt: skip
+
+
+def command(row: Row, name: str, data: str, seed: int) -> tuple[str, list[str]]:
+    """The config and the overrides of one run, as `xmodal train` takes them."""
+    return row.config.format(set=name), [f"data.path={data}", f"seed={seed}", *BUDGET[name], *row.overrides]

@@ -1,0 +1,169 @@
+"""The lines of `hashing.py` as Markdown tables, and the plot of bytes per item against recall."""
+
+import collections
+import json
+import pathlib
+import statistics
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from fusion_table import MARK, kept_text, spread
+from hashing_rows import BUDGET, LABELS, PAIRS, ROWS
+
+Line = dict[str, Any]
+SIDES = ("i2t", "t2i")
+INTRO = """# Hashing: recall and MAP of codes, and what they cost
+
+Written by `benchmarks/hashing.py` from the runs in the .jsonl beside it (config, overrides, seconds and machine of every run
+are there). Frozen towers, cached tokens of an EfficientNet-Lite0 and MiniLM, unless the row says otherwise. Recall and mR in
+%, by Hamming distance, ranks expected over ties; mean ± standard deviation where there are several seeds.
+"""
+
+
+def by_row(lines: Iterable[Line]) -> dict[tuple[str, str], list[Line]]:
+    """The lines of each (system, row), in the order of `ROWS`."""
+    found = collections.defaultdict(list)
+    for line in lines:
+        found[line["system"], line["row"]].append(line)
+    return {(row.system, row.name): found[row.system, row.name] for row in ROWS if (row.system, row.name) in found}
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Markdown lines."""
+    return ["", *("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)), ""]
+
+
+def recalls(tables: list[Line]) -> list[str]:
+    """Cells R@1, 5, 10 of both directions and mR."""
+    cells = [spread(own[side][f"R@{k}"] for own in tables) for side in SIDES for k in (1, 5, 10)]
+    return [*cells, spread(own["mR"] for own in tables)]
+
+
+RECALLS = [f"{side} R@{k}" for side in SIDES for k in (1, 5, 10)] + ["mR"]
+
+
+def stored(lines: list[Line]) -> list[tuple[str, int, list[Line]]]:
+    """(words, bytes of an item, tables) of what a row's models can be stored as: embeddings, then codes, longest first."""
+    first = lines[0]
+    lengths = sorted(first["codes"], key=int, reverse=True)
+    size = int(first["codes"][lengths[0]]["float_bytes"])
+    kinds = [("float32", size, [line["itc"] for line in lines]), ("int8", size // 4, [line["int8"] for line in lines])]
+    return kinds + [(f"{bits} bits", int(bits) // 8, [line["codes"][bits] for line in lines]) for bits in lengths]
+
+
+def pair_section(name: str, lines: list[Line]) -> list[str]:
+    """Instance-level tables of one data set: each nested model at all its lengths, models of one length beside them."""
+    rows, text = by_row(lines), [f"\n## {name}, the very pair: {', '.join(BUDGET[name])}"]
+    for (system, row), own in rows.items():
+        if len(own[0]["codes"]) == 1:
+            continue
+        alone = {next(iter(line["codes"])): line for (other, _), found in rows.items() if other == system
+                 for line in found if len(line["codes"]) == 1}  # fmt: skip
+        cells = []
+        for words, size, tables in stored(own):
+            single = alone.get(words.removesuffix(" bits"))
+            beside = f"{next(iter(single['codes'].values()))['mR']:.1f}" if single else ""
+            cells.append([words, str(size), *recalls(tables), *([beside] if alone else [])])
+        chance = next(iter(own[0]["codes"].values()))["chance"]
+        mean = statistics.fmean(chance[side][f"R@{k}"] for side in SIDES for k in (1, 5, 10))
+        words = [f"{chance[side][f'R@{k}']:.1f}" for side in SIDES for k in (1, 5, 10)] + [f"{mean:.1f}"]
+        cells.append(["chance", "0", *words, *([""] if alone else [])])
+        text += [f"\n**{system}**, {row}; seeds: {len(own)}"]
+        text += table(
+            ["stored as", "bytes", *RECALLS, *(["mR of a model of this length alone"] if alone else [])], cells
+        )
+    return text
+
+
+def floors(folder: pathlib.Path, name: str) -> dict[str, dict[str, Any]]:
+    """{method: {bits: label table}} of `hashing_floors-NAME.json`; empty without the file."""
+    path, found = folder / f"hashing_floors-{name}.json", collections.defaultdict(dict)
+    for line in json.loads(path.read_text())["rows"] if path.is_file() else []:
+        found[line["method"]][str(line["bits"])] = line["labels"]
+    return found
+
+
+def label_section(name: str, lines: list[Line], folder: pathlib.Path) -> list[str]:
+    """MAP@ALL of one data set: the floors, then the rows, and how often a row has the value of CCA's signs."""
+    linear, cells = floors(folder, name), []
+    means = lambda tables: [spread((own[side]["MAP@ALL"] for own in tables), 3) for side in SIDES]
+    for method, lengths in linear.items():
+        cells += [[method, bits, "", *means([own]), *random_of(own), ""] for bits, own in lengths.items()]
+    for (_, row), own in by_row(lines).items():
+        for bits in own[0]["labels"]:
+            tables = [line["labels"][bits] for line in own]
+            cells.append([f"CMHR-DRN, {row}", bits, str(len(own)), *means(tables), *random_of(tables[0]),
+                          times(tables, linear.get("CCA signs", {}).get(bits))])  # fmt: skip
+    head = ["method", "bits", "seeds", "MAP@ALL i2t", "t2i", "random i2t", "t2i", "over CCA signs"]
+    return [f"\n## {name}, a shared label: {', '.join(BUDGET[name])}", *table(head, cells)]
+
+
+def random_of(own: dict[str, Any]) -> list[str]:
+    """MAP of random codes in both directions."""
+    return [f"{own[side]['MAP@ALL random']:.3f}" for side in SIDES]
+
+
+def times(tables: list[dict[str, Any]], floor: dict[str, Any] | None) -> str:
+    """How many times the floor's MAP, both directions."""
+    if floor is None:
+        return ""
+    mean = lambda side: statistics.fmean(own[side]["MAP@ALL"] for own in tables)
+    return " / ".join(f"{mean(side) / floor[side]['MAP@ALL']:.2f}" for side in SIDES)
+
+
+def write_all(lines: list[Line], path: pathlib.Path) -> None:
+    """Write the tables of all sets that have lines, and the plot; text below the marker line of an older file is kept."""
+    text = [INTRO]
+    for name in BUDGET:
+        own = [line for line in lines if line["set"] == name]
+        if own and name in PAIRS:
+            text += pair_section(name, own)
+        elif own and name in LABELS:
+            text += label_section(name, own, path.parent)
+    kept = kept_text(path)
+    path.write_text("\n".join(text) + f"\n\n{MARK}{kept}")
+    pairs = [line for line in lines if line["set"] in PAIRS]
+    if pairs:
+        storage_plot(pairs, path.with_suffix(".png"))
+
+
+def curve(lines: list[Line], pick: Callable[[str], bool]) -> list[tuple[int, float]]:
+    """(bytes, mean R@10 of both directions in %) of what is stored as words that `pick` takes."""
+    mean = lambda tables: statistics.fmean(own[side]["R@10"] for own in tables for side in SIDES)
+    return sorted((size, mean(tables)) for words, size, tables in stored(lines) if pick(words))
+
+
+def storage_plot(lines: list[Line], path: pathlib.Path) -> None:
+    """Bytes of an item against R@10: float32 and int8 embeddings, codes of one nested model, and of a model each."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes, rows = figure.subplots(), by_row(lines)
+    for number, system in enumerate(("TECMH", "ViT2CMH")):
+        colour, own = f"C{number}", {row: found for (name, row), found in rows.items() if name == system}
+        for row, found in own.items():
+            if row.startswith("nested: "):
+                axes.plot(
+                    *zip(*curve(found, lambda words: "bits" in words)),
+                    "o-",
+                    color=colour,
+                    label=f"{system}, nested codes",
+                )
+                for words, marker in (("float32", "s"), ("int8", "^")):
+                    point = curve(found, lambda given, words=words: given == words)
+                    axes.plot(*zip(*point), marker, color=colour, label=f"{system}, {words}")
+        single = sorted(
+            point
+            for row, found in own.items()
+            if row.endswith("alone")
+            for point in curve(found, lambda w: "bits" in w)
+        )
+        if single:
+            axes.plot(*zip(*single), "x--", color=colour, label=f"{system}, a model for each length")
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("bytes of an item")
+    axes.set_ylabel("R@10, mean of both directions (%)")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,174 @@
+"""A table of training runs: rows, data sets and seeds; a run is a line of a .jsonl, and a second start goes on after the last.
+
+`fusion_rows.py` and `hashing_rows.py` say which rows there are; `ablate.py` and `hashing.py` what is kept of a run and how
+the table is written.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+
+from xmodal_jax import config as configs
+from xmodal_jax.cli import set_up_jax
+from xmodal_jax.errors import refuse_unless
+from xmodal_jax.train.loop import train
+from xmodal_jax.workdir import open_run
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: its config (`{set}` is the data set's variant) and overrides, as on the command line."""
+
+    system: str
+    name: str
+    config: str
+    overrides: tuple[str, ...] = ()
+    sets: tuple[str, ...] = ("emoji_views", "flickr8k")
+    seeds: int = 99  # at most so many, however many are asked for
+
+
+Job = tuple[str, Row, int]
+
+
+@dataclass(frozen=True)
+class Table:
+    """What makes one table.
+
+    command: (row, set, data folder, seed) -> config and overrides, the folder first among these.
+    result: (assembly, evaluated parameters, training state, run folder) -> what is kept of a run.
+    write: (all lines, path) writes the table.
+    """
+
+    rows: tuple[Row, ...]
+    command: Callable[[Row, str, str, int], tuple[str, list[str]]]
+    result: Callable[[Any, Any, Any, pathlib.Path], Line]
+    write: Callable[[list[Line], pathlib.Path], None]
+
+    def jobs(self, sets: Iterable[str], seeds: int, only: str) -> Iterator[Job]:
+        """(set, row, seed) of every run, seed by seed, so that an unfinished table has all its rows."""
+        sets = list(sets)
+        for seed in range(seeds):
+            for name in sets:
+                chosen = [row for row in self.rows if name in row.sets and seed < row.seeds]
+                yield from ((name, row, seed) for row in chosen if not only or only in (row.system, row.name))
+
+    def is_current(self, line: Line) -> bool:
+        """Whether a line is of a row as it is now: an older budget or weight is another experiment."""
+        for row in (row for row in self.rows if (row.system, row.name) == (line["system"], line["row"])):
+            if line["set"] in row.sets:
+                spec, overrides = self.command(row, line["set"], "", line["seed"])
+                return (line["config"], line["overrides"]) == (spec, overrides[1:])
+        return False
+
+    def current_lines(self, path: pathlib.Path) -> list[Line]:
+        """The lines of rows as they are now."""
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        return [line for line in lines if self.is_current(line)]
+
+    def measure(self, job: Job, data: str, workdir: pathlib.Path) -> Line:
+        """Train one row and evaluate it -> its line."""
+        name, row, seed = job
+        spec, overrides = self.command(row, name, data, seed)
+        config = configs.freeze(configs.load(spec, overrides))
+        started = time.perf_counter()
+        state = train(config, workdir)
+        trained = time.perf_counter() - started
+        if int(state.step) < config.steps:  # training ends in order when it gets SIGTERM or SIGINT
+            raise SystemExit(
+                f"stopped at step {int(state.step)} of {config.steps}; the same command trains this row again"
+            )
+        assembly, params, _ = open_run(str(workdir), {})
+        found = self.result(assembly, params, state, workdir)
+        seconds = {"train": trained, "eval": time.perf_counter() - started - trained}
+        return label(job) | {"config": spec, "overrides": overrides[1:], "seconds": seconds} | found
+
+
+def label(job: Job) -> Line:
+    """What identifies a run in the file."""
+    name, row, seed = job
+    return {"set": name, "system": row.system, "row": row.name, "seed": seed}
+
+
+def last_metrics(workdir: pathlib.Path) -> dict[str, float]:
+    """Numbers of the last logged step that a table shows or that tell a row that went wrong."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    kept = ("loss", "teacher/drift", "skipped")
+    return {k: v for k, v in steps[-1].items() if k in kept or "drift" in k or k.startswith("loss/")}
+
+
+def machine() -> dict[str, Any]:
+    """Where it ran."""
+    device = jax.devices()[0].device_kind
+    return {"cores": os.cpu_count(), "device": device, "jax": jax.__version__, "python": platform.python_version()}
+
+
+def data_folders(given: list[str], sets: Iterable[str]) -> dict[str, str]:
+    """The folders of `--data SET=FOLDER`, given once for each set.
+
+    Raises:
+      UserError: no such set, or no folder.
+    """
+    sets = tuple(sets)
+    for item in given:
+        name, _, folder = item.partition("=")
+        refuse_unless(
+            name in sets and bool(folder), f"--data is '{item}'; write SET=FOLDER, SET one of {', '.join(sets)}"
+        )
+    return dict(item.split("=", 1) for item in given)
+
+
+def one_run(table: Table, job: Job, data: str) -> Line:
+    """`Table.measure` in a folder that is gone afterwards."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="table-"))
+    try:
+        return table.measure(job, data, folder) | {"machine": machine()}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_all(table: Table, data: dict[str, str], seeds: int, only: str, out: pathlib.Path) -> None:
+    """Run what is missing, a line each, and write the table anew after each of them."""
+    path = out.with_suffix(".jsonl")
+    done = [{k: line[k] for k in ("set", "system", "row", "seed")} for line in table.current_lines(path)]
+    todo = [job for job in table.jobs(data, seeds, only) if label(job) not in done]
+    started = time.perf_counter()
+    for number, job in enumerate(todo):
+        spent = time.perf_counter() - started
+        left = f", about {spent / number * (len(todo) - number) / 60:.0f} min left" if number else ""
+        said = " | ".join(map(str, label(job).values()))
+        print(f"[{number + 1}/{len(todo)}{left}] {said}", file=sys.stderr, flush=True)
+        line = one_run(table, job, data[job[0]])
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        table.write(table.current_lines(path), out.with_suffix(".md"))  # another process may do another set
+        jax.clear_caches()
+    table.write(table.current_lines(path), out.with_suffix(".md"))
+
+
+def table_main(table: Table, description: str, out: str, seeds: int) -> None:
+    """The command line of a table."""
+    sets = tuple(dict.fromkeys(name for row in table.rows for name in row.sets))
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", action="append", required=True, help="SET=FOLDER, SET one of " + ", ".join(sets))
+    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--only", default="", help="a system or a row")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(out))
+    args = parser.parse_args()
+    set_up_jax()
+    run_all(table, data_folders(args.data, sets), args.seeds, args.only, args.out)

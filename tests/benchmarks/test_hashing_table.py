@@ -1,0 +1,99 @@
+"""The hashing table: its rows are valid configs, runs become lines, tables and a plot, and the cells are the lines'."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import hashing
+import hashing_rows
+import hashing_table
+import runs
+from hashing_rows import ROWS, command
+from runs import Row
+
+from xmodal_jax.config import freeze, load
+from xmodal_jax.objectives import build_objectives
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+    """Rows name configs/ as the command line does, from the top of the repository."""
+    monkeypatch.chdir(BENCHMARKS.parent)
+
+
+@pytest.mark.parametrize("name", hashing_rows.BUDGET)
+def test_every_row_is_a_valid_config_of_one_budget(name):
+    rows = [row for row in ROWS if name in row.sets]
+    configs = [freeze(load(*command(row, name, "data", 2))) for row in rows]
+    assert len({(config.steps, config.batch_size, config.data.features) for config in configs}) == 1
+    assert all(config.seed == 2 and build_objectives(config.objectives, config.batch_size) for config in configs)
+    assert len(set(configs)) == len(rows) == len({(row.system, row.name) for row in rows})
+    assert {config.joint.bits for config in configs} == set(
+        hashing_rows.BITS if name == "flickr8k" else hashing_rows.LABEL_BITS
+    )
+
+
+TINY = "configs/vit2cmh.py:tiny"
+FEW = (
+    Row("ViT2CMH", "nested: one model for all lengths", TINY, ("joint.bits=32", "joint.nested=(8,)"), ("flickr8k",)),
+    Row("ViT2CMH", "8 bits alone", TINY, ("joint.bits=8",), ("flickr8k",), seeds=1),
+    Row("CMHR-DRN", "8 bits", TINY, ("joint.bits=8",), ("emoji_views",)),
+)
+
+
+@pytest.fixture
+def few(monkeypatch, tmp_path, shapes_data):
+    """A table of three tiny rows on the shapes in two roles, as (run it, the path of its lines)."""
+    budget = ("steps=2", "batch_size=8", "log_every=1", "data.image_size=16")
+    monkeypatch.setattr(hashing_rows, "BUDGET", dict.fromkeys(("flickr8k", "emoji_views"), budget))
+    monkeypatch.setattr(hashing_table, "BUDGET", hashing_rows.BUDGET)
+    monkeypatch.setattr(hashing_table, "ROWS", FEW)
+    monkeypatch.setattr(hashing, "TABLE", dataclasses.replace(hashing.TABLE, rows=FEW))
+    monkeypatch.setattr(runs, "set_up_jax", lambda: None)  # the tests have a compilation cache of their own
+    data = [word for name in ("flickr8k", "emoji_views") for word in ("--data", f"{name}={shapes_data}")]
+
+    def run(*more):
+        monkeypatch.setattr(sys, "argv", ["hashing.py", *data, "--out", str(tmp_path / "table"), *more])
+        hashing.main()
+
+    return run, tmp_path / "table.jsonl"
+
+
+def test_runs_become_tables_and_a_plot(few):
+    run, path = few
+    floor = {side: {"MAP@ALL": 0.1, "MAP@ALL random": 0.05} for side in ("i2t", "t2i")}
+    floors = {"rows": [{"method": "CCA signs", "bits": 8, "labels": floor}]}
+    (path.parent / "hashing_floors-emoji_views.json").write_text(json.dumps(floors))
+    run()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["set"], line["row"], sorted(line["codes"])) for line in lines] == [
+        ("flickr8k", "nested: one model for all lengths", ["32", "8"]), ("flickr8k", "8 bits alone", ["8"]),
+        ("emoji_views", "8 bits", ["8"]),
+    ]  # fmt: skip
+    assert not any("curves" in own for line in lines for own in line["codes"].values())
+    text = path.with_suffix(".md").read_text()
+    nested, alone = lines[0]["codes"]["8"], lines[1]["codes"]["8"]
+    row = next(line for line in text.splitlines() if line.startswith("| 8 bits | 1 |"))
+    assert row.split("|")[3].strip() == f"{nested['i2t']['R@1']:.1f}" and row.endswith(f"| {alone['mR']:.1f} |")
+    assert "| float32 | 64 |" in text and "| int8 | 16 |" in text and "| chance | 0 |" in text
+    found = lines[2]["labels"]["8"]
+    assert "| CCA signs | 8 |  | 0.100 | 0.100 | 0.050 | 0.050 |  |" in text
+    assert f"| {found['i2t']['MAP@ALL'] / 0.1:.2f} / {found['t2i']['MAP@ALL'] / 0.1:.2f} |" in text
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    run("--only", "ViT2CMH", "--seeds", "2")  # goes on: one row more, for the row alone is run once
+    assert len(path.read_text().splitlines()) == 4 and "seeds: 2" in path.with_suffix(".md").read_text()
+
+
+def test_the_curve_is_bytes_against_the_mean_of_both_directions():
+    side = lambda value: {"i2t": {"R@10": value}, "t2i": {"R@10": value + 2}}
+    line = {"itc": side(50), "int8": side(48), "codes": {"8": side(10), "16": side(20) | {"float_bytes": 64}}}
+    assert hashing_table.curve([line], lambda words: "bits" in words) == [(1, 11.0), (2, 21.0)]
+    assert hashing_table.curve([line], lambda words: words == "int8") == [(16, 49.0)]
+    np.testing.assert_allclose(hashing_table.curve([line, line], lambda words: words == "float32"), [(64, 51.0)])
