@@ -1,11 +1,12 @@
 """Retrieval filtering: seconds and recall when fusion scores the best k of a cheap score, against all pairs.
 
-    python benchmarks/filtering.py --workdir RUN [--ks 16 32 64 128] [--all] [--out FILE]
+    python benchmarks/filtering.py --workdir RUN [--ks 16 32 64 128] [--all FOLDER] [--out FILE]
 
 The run's evaluation split, all its pictures against all its captions. The cheap score is the embeddings' cosine. Encoding
 (embeddings, fusion's keys and values of each picture, the first layer's self-attention of each text) is done once and
 timed apart; "seconds" is pair scoring, compilation left out. `--all` scores every pair once and ranks both directions by
-it: this is what filtering is compared with, and takes hours on a CPU. Combined as the run's config says.
+it: this is what filtering is compared with, and takes hours on a CPU; scores and seconds are kept in FOLDER as they come,
+and the same command goes on after the last. Combined as the run's config says.
 
 One JSON line; with `--out` also to a file, which keeps an "all" measured before.
 """
@@ -25,25 +26,55 @@ import numpy as np
 
 from xmodal_jax.cli import set_up_jax
 from xmodal_jax.data.progress import Progress
-from xmodal_jax.errors import run_script
+from xmodal_jax.errors import refuse_unless, run_script
 from xmodal_jax.eval import rerank, retrieval
 from xmodal_jax.eval.embed import PairScorer
 from xmodal_jax.eval.evaluate import Evaluator, ensure_weight
+from xmodal_jax.search.index import fingerprint
 from xmodal_jax.workdir import open_run
 
 IMAGES_AT_ONCE = 10
 
 
-def exhaustive(score: PairScorer, images: int, texts: int, block: int) -> tuple[np.ndarray, float]:
-    """Fusion's score of every pair, float32 [images, texts], and the seconds it took."""
+def exhaustive(
+    score: PairScorer, images: int, texts: int, block: int, folder: pathlib.Path
+) -> tuple[np.ndarray, float]:
+    """Fusion's score of every pair, float32 [images, texts], and the seconds it took; what is in `folder` already is read."""
     rows = np.arange(texts, dtype=np.int32)
     rerank.compile_lengths(score, 0, rows, block)
-    started, parts = time.perf_counter(), []
-    groups = [np.arange(i, min(i + IMAGES_AT_ONCE, images), dtype=np.int32) for i in range(0, images, IMAGES_AT_ONCE)]
-    for group in Progress(groups, "all pairs", "images", images, size=len):
+    firsts = range(0, images, IMAGES_AT_ONCE)
+    groups = [np.arange(i, min(i + IMAGES_AT_ONCE, images), dtype=np.int32) for i in firsts]
+    missing = [group for group in groups if not (folder / f"{group[0]}.npz").is_file()]
+    for group in Progress(missing, "all pairs", "images", sum(map(len, missing)), size=len):
+        started = time.perf_counter()
         pairs = np.repeat(group, texts), np.tile(rows, len(group))
-        parts.append(rerank.score_pairs(score, *pairs, block).reshape(len(group), texts))
-    return np.concatenate(parts), time.perf_counter() - started
+        found = rerank.score_pairs(score, *pairs, block).reshape(len(group), texts)
+        write_part(folder / f"{group[0]}.npz", found, time.perf_counter() - started)
+    parts = [np.load(folder / f"{i}.npz") for i in firsts]
+    return np.concatenate([part["scores"] for part in parts]), float(sum(part["seconds"] for part in parts))
+
+
+def write_part(path: pathlib.Path, scores: np.ndarray, seconds: float) -> None:
+    """One group's scores, whole or not at all."""
+    new = path.with_suffix(".new.npz")
+    np.savez(new, scores=scores, seconds=seconds)
+    new.replace(path)
+
+
+def open_folder(folder: pathlib.Path, model: str, shape: tuple[int, int]) -> pathlib.Path:
+    """The folder of one model's scores of one split's pairs; made if it is not there.
+
+    Raises:
+      UserError: it holds those of other parameters or another split.
+    """
+    told, facts = folder / "pairs.json", {"model": model, "shape": list(shape)}
+    folder.mkdir(parents=True, exist_ok=True)
+    if not told.exists():
+        refuse_unless(not any(folder.iterdir()), f"--all {folder} is not empty; name a folder that is new")
+        told.write_text(json.dumps(facts))
+    same = json.loads(told.read_text()) == facts
+    refuse_unless(same, f"--all {folder} holds the scores of another model or split; name a folder that is new")
+    return folder
 
 
 def ranked(matrix: np.ndarray, positives: tuple[np.ndarray, np.ndarray]) -> dict:
@@ -65,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--ks", type=int, nargs="+", default=[16, 32, 64, 128])
-    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--all", type=pathlib.Path, metavar="FOLDER")
     parser.add_argument("--block", type=int, default=256, help="pairs of one call")
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
@@ -86,7 +117,8 @@ def main() -> None:
     found = {"run": config.name, "step": step, "images": len(split.keys), "texts": len(split.captions), "how": how}
     found |= {"encode_seconds": encoded, "k": {str(k): table for k, table in tables.items()}}
     if args.all:
-        matrix, seconds = exhaustive(score, len(split.keys), len(split.captions), args.block)
+        shape = len(split.keys), len(split.captions)
+        matrix, seconds = exhaustive(score, *shape, args.block, open_folder(args.all, fingerprint(params), shape))
         whole = rerank.combined(image.embed @ text.embed.T, matrix, *how)
         found["k"]["all"] = ranked(whole, positives) | {"seconds": seconds, "pairs": matrix.size}
     elif args.out and args.out.is_file():

@@ -9,8 +9,10 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "benchmarks"))
 
+import filtering
 from filtering import ranked, same_model
 
+from xmodal_jax.errors import UserError
 from xmodal_jax.eval import rerank, retrieval
 
 
@@ -51,3 +53,28 @@ def test_all_pairs_of_another_model_are_not_kept(field, value):
     assert same_model(RESULT, other)
     (other["k"]["0"] if field == "rSum" else other)[field] = value  # another seed has the same name and step
     assert not same_model(RESULT, other)
+
+
+def test_all_pairs_go_on_where_they_were_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(filtering, "IMAGES_AT_ONCE", 3)
+    matrix, seen = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32), []
+    dies = True
+
+    def score(image, text):
+        seen.extend(image.tolist())
+        if dies and 4 in image:
+            raise KeyboardInterrupt
+        return matrix[image, text]
+
+    folder = filtering.open_folder(tmp_path / "pairs", "abc", matrix.shape)
+    with pytest.raises(KeyboardInterrupt):
+        filtering.exhaustive(score, 8, 5, 4, folder)
+    dies = seen.clear()
+    found, seconds = filtering.exhaustive(score, 8, 5, 4, filtering.open_folder(folder, "abc", matrix.shape))
+    np.testing.assert_array_equal(found, matrix)
+    assert seconds > 0 and not {1, 2} & set(seen)  # the first group was there (0 is what compilation is done with)
+    for model, shape in (("abd", matrix.shape), ("abc", (8, 6))):
+        with pytest.raises(UserError, match="another model or split; name a folder that is new"):
+            filtering.open_folder(folder, model, shape)
+    with pytest.raises(UserError, match="is not empty"):
+        filtering.open_folder(tmp_path, "abc", matrix.shape)

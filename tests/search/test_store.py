@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -36,8 +37,8 @@ def append(folder, rows, **changed):
 def test_appended_rows_are_found_and_the_old_files_stay(folder, rows, rng):
     before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir() if p.name != store.HEADER}
     assert append(folder, rows) == 2 * COUNT
-    for name, (data, time) in before.items():
-        assert (folder / name).read_bytes() == data and (folder / name).stat().st_mtime_ns == time
+    for name, (data, changed) in before.items():
+        assert (folder / name).read_bytes() == data and (folder / name).stat().st_mtime_ns == changed
     opened = Index.open(folder)
     np.testing.assert_allclose(opened.vectors(), host.unit_rows(rows[0]), atol=1e-6)
     np.testing.assert_array_equal(opened.vectors("codes"), codes.pack(rows[1]))
@@ -221,3 +222,49 @@ def test_numpy_alone_opens_and_searches(folder, rows):
     opened = Index.open(folder)
     want = [opened.nearest(rows[i][0], 5, kind)[1][0] for i, kind in enumerate(("dense", "codes"))]
     assert said.stdout.decode().split() == [str(row) for row in np.concatenate(want)]
+
+
+APPENDING = """
+import pathlib, sys, numpy as np
+from xmodal_jax.search import store
+folder = pathlib.Path(sys.argv[1])
+print("ready", flush=True)
+while True:
+    start = store.read_header(folder)["count"]
+    rows = np.random.default_rng(start).normal(size=(24, 6)).astype(np.float32)
+    items = [{"key": f"k{i}"} for i in range(start, start + 24)]
+    store.append(folder, rows, items, np.tile(rows, 3)[:, :16], model="abc", block_rows=8)
+"""
+
+
+def killed_appends(folder, kills):
+    """Start a process that appends without end and kill it, `kills` times; the rows of the index after each kill."""
+    counts, wait = [], np.random.default_rng(0).uniform(0.005, 0.15, kills)
+    for seconds in wait:
+        process = subprocess.Popen([sys.executable, "-c", APPENDING, folder], stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(seconds)
+        process.kill()
+        process.communicate()
+        counts.append(store.read_header(folder)["count"])
+    return counts
+
+
+def storm(folder, kills):
+    counts = killed_appends(folder, kills)
+    assert counts == sorted(counts) and counts[-1] > COUNT and all((count - COUNT) % 24 == 0 for count in counts)
+    index = Index.open(folder)
+    count = counts[-1]
+    assert len(index) == count and store.usable(folder, store.read_header(folder)) == (count, "")
+    expected = [np.random.default_rng(start).normal(size=(24, 6)) for start in range(COUNT, count, 24)]
+    np.testing.assert_allclose(index.vectors()[COUNT:], host.unit_rows(np.concatenate(expected)), atol=1e-6)
+    assert [index.item(row)["key"] for row in range(count)] == [f"k{i}" for i in range(count)]
+
+
+def test_kill_9_while_appending_loses_no_row_that_was_told(folder):
+    storm(folder, 4)
+
+
+@pytest.mark.slow
+def test_a_storm_of_kill_9_while_appending(folder):
+    storm(folder, 20)
