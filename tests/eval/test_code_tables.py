@@ -24,7 +24,7 @@ def case():
         keys=list(range(RECORDS)), captions=[""] * 2 * RECORDS, caption_owner=owner, text_keys=np.arange(2 * RECORDS),
         labels=labels,
     )  # fmt: skip
-    sides = [Embedded(np.zeros((len(x), 6), np.float32), codes=x) for x in (image, text)]
+    sides = [Embedded(rng.normal(size=(len(x), 6)).astype(np.float32), codes=x) for x in (image, text)]
     return *sides, split, code_tables.all_tables(*sides, split, (8, 16, BITS))
 
 
@@ -40,6 +40,17 @@ def test_every_length_is_that_of_the_first_bits(case):
         assert labels["i2t"].items() <= own["labels"]["i2t"].items()
         assert own["labels"]["t2i"]["P random"] == pytest.approx(1 / 3)
     assert tables["codes"]["float_bytes"] == 24 and tables["codes"]["rSum"] > tables["nested"]["8"]["codes"]["rSum"]
+
+
+def test_int8_ranks_by_whole_numbers_from_minus_127_to_127(case):
+    image, text, split, tables = case
+    sides = []
+    for rows in (image.embed, text.embed):
+        whole = np.array([np.round(row / np.abs(row).max() * 127) for row in rows])
+        sides.append((whole / np.linalg.norm(whole, axis=1, keepdims=True)).astype(np.float32))
+    to_text, to_image = retrieval.positives_from_owners(split.caption_owner, split.text_keys, RECORDS)
+    assert tables["int8"]["i2t"] == retrieval.recall(*sides, to_text, (1, 5, 10))
+    assert tables["int8"]["t2i"] == retrieval.recall(*sides[::-1], to_image, (1, 5, 10))
 
 
 def test_ties_lie_between_all_won_and_all_lost(case):
@@ -62,7 +73,7 @@ def test_chance_stands_beside_recall_and_precision(case):
 def test_without_labels_there_are_no_label_tables(case):
     image, text, split, _ = case
     plain = SimpleNamespace(**{**vars(split), "labels": None})
-    assert set(code_tables.all_tables(image, text, plain, (BITS,))) == {"codes"}
+    assert set(code_tables.all_tables(image, text, plain, (BITS,))) == {"codes", "int8"}
 
 
 def test_means_reach_into_lists_and_leave_out_what_is_missing():

@@ -10,7 +10,8 @@ import pytest
 from xmodal_jax.cli import main
 from xmodal_jax.data.pipeline import eval_split
 from xmodal_jax.eval.embed import READ_BYTES, Embedder, PairScorer
-from xmodal_jax.eval.evaluate import evaluate, itc_table
+from xmodal_jax.eval.code_tables import cosine_table
+from xmodal_jax.eval.evaluate import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -96,4 +97,4 @@ def test_views_that_miss_records_are_scored_with_their_own_captions(shapes_files
         split = eval_split(config.data.path, "test", assembly.tokenizer, config.data, view)
         embedder = Embedder(assembly.model, params)
         image, text = (embedder.split(split, side, 8).embed for side in ("image", "text"))
-        assert found["views"][view]["itc"] == itc_table(image, text, split)
+        assert found["views"][view]["itc"] == cosine_table(image, text, split)

@@ -8,6 +8,8 @@ import numpy as np
 from xmodal_jax.data.pipeline import EvalSplit
 from xmodal_jax.eval import curves, hashing, retrieval
 from xmodal_jax.eval.embed import Embedded
+from xmodal_jax.search.host import unit_rows
+from xmodal_jax.search.store import as_int8
 
 PRECISION_AT = (1, 10, 50, 100, 500)
 DIRECTIONS = ("i2t", "t2i")
@@ -16,11 +18,25 @@ DIRECTIONS = ("i2t", "t2i")
 def all_tables(image: Embedded, text: Embedded, split: EvalSplit, lengths: Sequence[int]) -> dict[str, Any]:
     """The tables of the whole codes, and under "nested" {bits: the same} those of the shorter `lengths`, the first bits.
 
-    Tables are "codes" and, where the split has labels, "labels" and "label_curves".
+    Tables are "codes", where the split has labels "labels" and "label_curves", and for all lengths once "int8": that of the
+    embeddings as an index keeps them in a quarter of the bytes.
     """
     *short, whole = lengths
-    tables = tables_of(image, text, split, whole)
+    quantised = (unit_rows(as_int8(side.embed)) for side in (image, text))
+    tables = tables_of(image, text, split, whole) | {"int8": cosine_table(*quantised, split)}
     return tables | ({"nested": {str(bits): tables_of(image, text, split, bits) for bits in short}} if short else {})
+
+
+def cosine_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[str, Any]:
+    """Retrieval by embeddings [n,E] and [M,E] in both directions: `retrieval.summary`."""
+    to_text, to_image = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
+    ks = fitting_recall(split)
+    return retrieval.summary(retrieval.recall(image, text, to_text, ks), retrieval.recall(text, image, to_image, ks))
+
+
+def fitting_recall(split: EvalSplit) -> tuple[int, ...]:
+    """The k of R@k that both galleries have."""
+    return tuple(k for k in (1, 5, 10) if k <= min(len(split.keys), len(split.captions)))
 
 
 def tables_of(image: Embedded, text: Embedded, split: EvalSplit, bits: int) -> dict[str, Any]:
@@ -56,7 +72,7 @@ def codes_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[s
       `retrieval.summary` with "bits", "bytes" of an item, and for each direction "optimistic" and "pessimistic" recall (ties
       all won, all lost), "chance" recall, "precision" {"P@N", "P random"} and "curves".
     """
-    ks = tuple(k for k in (1, 5, 10) if k <= min(len(split.keys), len(split.captions)))
+    ks = fitting_recall(split)
     positives = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
     pairs = list(zip(DIRECTIONS, ((image, text), (text, image)), positives, strict=True))
     found = {side: hashing.hamming_places(*pair, right) for side, pair, right in pairs}

@@ -12,8 +12,6 @@ from xmodal_jax.data.pipeline import EvalSplit, Split, eval_split, refuse_unknow
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval import code_tables, rerank, retrieval
 from xmodal_jax.eval.embed import Embedded, Embedder, PairScorer
-from xmodal_jax.search import store
-from xmodal_jax.search.host import unit_rows
 from xmodal_jax.train.texts import kept_texts
 from xmodal_jax.types import Params
 
@@ -64,7 +62,7 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
 
     Returns:
       {"split", "records", "captions", "data", "languages", "views": {view: tables}, "mean": the mean over the views, "combine", "weight"}; a view's
-      tables are "itc", "rerank" {k: summary}, those of `code_tables.all_tables` and beside these "int8" (embeddings as an index may keep them); with several views also "ensemble" (their mean embedding).
+      tables are "itc", "rerank" {k: summary} and those of `code_tables.all_tables`; with several views also "ensemble" (their mean embedding).
     """
     evaluator, config = Evaluator(assembly, params, poll), assembly.config
     split = split or config.data.eval_split
@@ -86,37 +84,26 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
     result |= {"combine": config.eval.combine, "weight": weight}
     result |= {"views": tables, "mean": mean_tables(list(tables.values()))}
     if len(images) > 1 and all(own == keys[0] for own in keys):
-        result["ensemble"] = itc_table(np.mean(images, axis=0), text.embed, found)
+        result["ensemble"] = code_tables.cosine_table(np.mean(images, axis=0), text.embed, found)
     return result
 
 
 def view_tables(assembly: Assembly, params: Params, split: EvalSplit, image: Embedded, text: Embedded,
                 ks: Sequence[int], weight: float, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:  # fmt: skip
     """The tables of one view; see `evaluate`."""
-    tables: dict[str, Any] = {"itc": itc_table(image.embed, text.embed, split)}
+    tables: dict[str, Any] = {"itc": code_tables.cosine_table(image.embed, text.embed, split)}
     if ks:
         say(f"re-ranking the best {', '.join(map(str, ks))} with ITM")
         positives = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
         score = PairScorer(assembly.model, params, image, text)
         how = (assembly.config.eval.combine, weight)
-        tables["rerank"] = rerank.rerank(score, image.embed, text.embed, *positives, ks, *how, fitting(split))
+        tables["rerank"] = rerank.rerank(
+            score, image.embed, text.embed, *positives, ks, *how, code_tables.fitting_recall(split)
+        )
     if image.codes is not None and not quick:
         say("codes")
         tables |= code_tables.all_tables(image, text, split, assembly.config.joint.lengths)
-        tables["int8"] = itc_table(*(unit_rows(store.as_int8(side.embed)) for side in (image, text)), split)
     return tables
-
-
-def itc_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[str, Any]:
-    """Retrieval by the embeddings [n,E] and [M,E] in both directions."""
-    to_text, to_image = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
-    ks = fitting(split)
-    return retrieval.summary(retrieval.recall(image, text, to_text, ks), retrieval.recall(text, image, to_image, ks))
-
-
-def fitting(split: EvalSplit) -> tuple[int, ...]:
-    """The k of R@k: 1, 5 and 10, less those that a small split cannot have."""
-    return tuple(k for k in (1, 5, 10) if k <= min(len(split.keys), len(split.captions)))
 
 
 def mean_tables(tables: list[Any]) -> Any:
