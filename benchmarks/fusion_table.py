@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from fusion_rows import BUDGET, ROWS
+from runs import replace
 
 Line = dict[str, Any]
 MARK = "<!-- below: written by hand -->"
@@ -87,4 +88,4 @@ def write_table(lines: list[Line], path: pathlib.Path) -> None:
     for name in BUDGET:
         own = [line for line in lines if line["set"] == name]
         text += section(name, own) if own else []
-    path.write_text("\n".join(text) + f"\n\n{MARK}{kept}")
+    replace(path, "\n".join(text) + f"\n\n{MARK}{kept}")

@@ -6,8 +6,8 @@ BITS = (16, 32, 64, 128, 256, 512, 1024, 2048)  # of codes that are to find the 
 LABEL_BITS = (16, 32, 64, 128)  # of codes that are to find what shares a label
 BUDGET = {  # the same for every row of a set
     "flickr8k": ("steps=200", "batch_size=128", "data.features=('lite0-160',)", "data.length=24", "eval.flip=False"),
-    "emoji_views": ("steps=400", "batch_size=128", "data.features=('lite0-128',)", "data.length=20"),
-    "openclipart": ("steps=400", "batch_size=128", "data.features=('lite0-128',)", "data.length=20"),
+    "emoji_views": ("steps=400", "batch_size=128", "data.features=('lite0-128',)", "data.length=32"),
+    "openclipart": ("steps=400", "batch_size=128", "data.features=('lite0-128',)", "data.length=32"),
 }
 PAIRS, LABELS = ("flickr8k",), ("emoji_views", "openclipart")
 TECMH, VIT2CMH, CMHR = (f"configs/{name}.py:{{set}}" for name in ("tecmh", "vit2cmh", "cmhr_drn"))
@@ -24,21 +24,36 @@ def lengths(system: str, config: str) -> tuple[Row, ...]:
     return nested, *(Row(system, f"{bits} bits alone", config, at(bits), PAIRS, seeds=1) for bits in BITS)
 
 
-def text_tower(name: str, *overrides: str) -> Row:
-    """ViT2CMH with another text tower, learnt from the training captions alone."""
-    fresh = ("text.init=", "text.tokenizer=data", "text.keep=False", "optimizer.freeze=", "joint.start=random")
-    return Row("text towers", name, VIT2CMH, (*NESTED, *fresh, "optimizer.groups=()", *overrides), PAIRS)
+def text_tower(name: str, *overrides: str, rates: tuple[float, ...] = (1e-3, 3e-4)) -> tuple[Row, ...]:
+    """ViT2CMH with another text tower learnt from the training captions alone, at two rates; heads start at random."""
+    fresh = ("text.init=", "text.tokenizer=data", "text.keep=False", "optimizer.freeze=", *RANDOM)
+    return tuple(
+        Row(
+            "text towers",
+            f"{name}, rate {rate:g}",
+            VIT2CMH,
+            (*NESTED, *fresh, f"optimizer.lr={rate}", *overrides),
+            PAIRS,
+        )
+        for rate in rates
+    )
 
 
 NESTED = at(BITS[-1], BITS[:-1])
+RANDOM = ("joint.start=random", "optimizer.groups=()", "objectives.hash_triplet.mean_steps=47")  # an epoch
+UNSHARED = ("image.pool=mean", "text.pool=mean", "optimizer.groups=(('_head/', 0.1),)")
+PLAIN = "objectives.hash_quality.weight=0.0"
 ROWS = (
     *lengths("TECMH", TECMH),
+    Row("TECMH", "nested, without the shared transformer", TECMH, (*NESTED, *UNSHARED), PAIRS),
     *lengths("ViT2CMH", VIT2CMH),
-    Row("ViT2CMH", "nested, without quantisation", VIT2CMH, (*NESTED, "objectives.hash_quality.weight=0.0"), PAIRS),
-    Row("ViT2CMH", "nested, straight-through sign", VIT2CMH, (*NESTED, "joint.hash_kind=sign"), PAIRS),
-    text_tower("BERT from scratch, 2 layers", "text.layers=2"),
-    text_tower("bidirectional GRU from scratch", "text.kind=gru", "text.hidden=300", "text.layers=1"),
-    text_tower("TF-IDF", "text.kind=tfidf", "text.hidden=384"),
+    Row("ViT2CMH", "nested, without quantisation", VIT2CMH, (*NESTED, PLAIN), PAIRS),
+    Row("ViT2CMH", "nested, straight-through sign (nothing to quantise)", VIT2CMH, (*NESTED, PLAIN, "joint.hash_kind=sign"), PAIRS),
+    *(Row("text towers", f"MiniLM, frozen, rate {rate:g}", VIT2CMH, (*NESTED, *RANDOM, f"optimizer.lr={rate}"), PAIRS)
+      for rate in (1e-3, 3e-4)),
+    *text_tower("BERT from scratch, 2 layers", "text.layers=2"),
+    *text_tower("bidirectional GRU from scratch", "text.kind=gru", "text.hidden=300", "text.layers=1"),
+    *text_tower("TF-IDF", "text.kind=tfidf", "text.hidden=384"),
     *(Row("CMHR-DRN", f"{bits} bits", CMHR, at(bits), LABELS) for bits in LABEL_BITS),
     Row("CMHR-DRN", "64 bits, without distances", CMHR, (*at(64), "objectives.hash_distance.weight=0.0"), LABELS),
     Row("CMHR-DRN", "64 bits, Adam to the end", CMHR, (*at(64), "optimizer.sgd_after=0"), LABELS),

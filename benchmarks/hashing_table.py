@@ -9,6 +9,10 @@ from typing import Any
 
 from fusion_table import MARK, kept_text, spread
 from hashing_rows import BUDGET, LABELS, PAIRS, ROWS
+from runs import replace
+
+from xmodal_jax.config import freeze, load
+from xmodal_jax.errors import refuse_unless
 
 Line = dict[str, Any]
 SIDES = ("i2t", "t2i")
@@ -16,7 +20,9 @@ INTRO = """# Hashing: recall and MAP of codes, and what they cost
 
 Written by `benchmarks/hashing.py` from the runs in the .jsonl beside it (config, overrides, seconds and machine of every run
 are there). Frozen towers, cached tokens of an EfficientNet-Lite0 and MiniLM, unless the row says otherwise. Recall and mR in
-%, by Hamming distance, ranks expected over ties; mean ± standard deviation where there are several seeds.
+%, by Hamming distance, ranks expected over ties; mean ± standard deviation where there are several seeds. The picture's
+tower is one frozen CNN in every row, so nothing here compares a vision transformer with a CNN. CCA signs and CMFH see pairs
+alone; label codes (ridge regression) and CMHR-DRN see the labels.
 """
 
 
@@ -52,40 +58,52 @@ def stored(lines: list[Line]) -> list[tuple[str, int, list[Line]]]:
 
 
 def pair_section(name: str, lines: list[Line]) -> list[str]:
-    """Instance-level tables of one data set: each nested model at all its lengths, models of one length beside them."""
+    """Instance-level tables of one data set: each model of several lengths at all of them, then models of one length."""
     rows, text = by_row(lines), [f"\n## {name}, the very pair: {', '.join(BUDGET[name])}"]
     for (system, row), own in rows.items():
-        if len(own[0]["codes"]) == 1:
-            continue
-        alone = {next(iter(line["codes"])): line for (other, _), found in rows.items() if other == system
-                 for line in found if len(line["codes"]) == 1}  # fmt: skip
-        cells = []
-        for words, size, tables in stored(own):
-            single = alone.get(words.removesuffix(" bits"))
-            beside = f"{next(iter(single['codes'].values()))['mR']:.1f}" if single else ""
-            cells.append([words, str(size), *recalls(tables), *([beside] if alone else [])])
-        chance = next(iter(own[0]["codes"].values()))["chance"]
-        mean = statistics.fmean(chance[side][f"R@{k}"] for side in SIDES for k in (1, 5, 10))
-        words = [f"{chance[side][f'R@{k}']:.1f}" for side in SIDES for k in (1, 5, 10)] + [f"{mean:.1f}"]
-        cells.append(["chance", "0", *words, *([""] if alone else [])])
-        text += [f"\n**{system}**, {row}; seeds: {len(own)}"]
-        text += table(
-            ["stored as", "bytes", *RECALLS, *(["mR of a model of this length alone"] if alone else [])], cells
+        if len(own[0]["codes"]) > 1:
+            text += [f"\n**{system}**, {row}; seeds: {len(own)}"]
+            cells = [[words, str(size), *recalls(tables)] for words, size, tables in stored(own)]
+            text += table(["stored as", "bytes", *RECALLS], [*cells, chance_cells(own[0])])
+    for system in dict.fromkeys(system for system, _ in rows):
+        own = [found for (other, _), found in rows.items() if other == system and len(found[0]["codes"]) == 1]
+        cells = [[words, str(size), *recalls(tables)] for found in own for words, size, tables in stored(found)[2:]]
+        text += (
+            [f"\n**{system}**, a model for each length", *table(["stored as", "bytes", *RECALLS], cells)] if own else []
         )
     return text
 
 
-def floors(folder: pathlib.Path, name: str) -> dict[str, dict[str, Any]]:
-    """{method: {bits: label table}} of `hashing_floors-NAME.json`; empty without the file."""
+def chance_cells(line: Line) -> list[str]:
+    """The row of a random order."""
+    chance = next(iter(line["codes"].values()))["chance"]
+    found = [chance[side][f"R@{k}"] for side in SIDES for k in (1, 5, 10)]
+    return ["chance", "0", *(f"{value:.1f}" for value in [*found, statistics.fmean(found)])]
+
+
+def floors(folder: pathlib.Path, name: str, line: Line) -> dict[str, dict[str, Any]]:
+    """{method: {bits: label table}} of `hashing_floors-NAME.json`; empty without the file.
+
+    Raises:
+      UserError: the file is of other pictures or captions than the run of `line`.
+    """
     path, found = folder / f"hashing_floors-{name}.json", collections.defaultdict(dict)
-    for line in json.loads(path.read_text())["rows"] if path.is_file() else []:
-        found[line["method"]][str(line["bits"])] = line["labels"]
+    if not path.is_file():
+        return found
+    told, config = json.loads(path.read_text()), freeze(load(line["config"], line["overrides"]))
+    data = config.data
+    here = {"language": data.languages[0], "train_views": sorted(data.views), "views": sorted(config.eval_data.views)}
+    other = [key for key, value in here.items() if told[key] != value]
+    refuse_unless(not other, f"{path} has {told[other[0]] if other else ''} as {''.join(other[:1])}, the runs have "
+                  f"{here[other[0]] if other else ''}; make it again with hashing_floors.py")  # fmt: skip
+    for row in told["rows"]:
+        found[row["method"]][str(row["bits"])] = row["labels"]
     return found
 
 
 def label_section(name: str, lines: list[Line], folder: pathlib.Path) -> list[str]:
     """MAP@ALL of one data set: the floors, then the rows, and how often a row has the value of CCA's signs."""
-    linear, cells = floors(folder, name), []
+    linear, cells = floors(folder, name, lines[0]), []
     means = lambda tables: [spread((own[side]["MAP@ALL"] for own in tables), 3) for side in SIDES]
     for method, lengths in linear.items():
         cells += [[method, bits, "", *means([own]), *random_of(own), ""] for bits, own in lengths.items()]
@@ -121,7 +139,7 @@ def write_all(lines: list[Line], path: pathlib.Path) -> None:
         elif own and name in LABELS:
             text += label_section(name, own, path.parent)
     kept = kept_text(path)
-    path.write_text("\n".join(text) + f"\n\n{MARK}{kept}")
+    replace(path, "\n".join(text) + f"\n\n{MARK}{kept}")
     pairs = [line for line in lines if line["set"] in PAIRS]
     if pairs:
         storage_plot(pairs, path.with_suffix(".png"))

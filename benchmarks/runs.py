@@ -5,6 +5,10 @@ the table is written.
 """
 
 import argparse
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -72,19 +76,20 @@ class Table:
         for row in (row for row in self.rows if (row.system, row.name) == (line["system"], line["row"])):
             if line["set"] in row.sets:
                 spec, overrides = self.command(row, line["set"], "", line["seed"])
-                return (line["config"], line["overrides"]) == (spec, overrides[1:])
+                now = spec, overrides[1:], digest(frozen(spec, overrides))
+                return (line["config"], line["overrides"], line["digest"]) == now
         return False
 
     def current_lines(self, path: pathlib.Path) -> list[Line]:
         """The lines of rows as they are now."""
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        lines = [json.loads(line) for line in whole_lines(path).splitlines()]
         return [line for line in lines if self.is_current(line)]
 
     def measure(self, job: Job, data: str, workdir: pathlib.Path) -> Line:
         """Train one row and evaluate it -> its line."""
         name, row, seed = job
         spec, overrides = self.command(row, name, data, seed)
-        config = configs.freeze(configs.load(spec, overrides))
+        config = frozen(spec, overrides)
         started = time.perf_counter()
         state = train(config, workdir)
         trained = time.perf_counter() - started
@@ -95,7 +100,54 @@ class Table:
         assembly, params, _ = open_run(str(workdir), {})
         found = self.result(assembly, params, state, workdir)
         seconds = {"train": trained, "eval": time.perf_counter() - started - trained}
-        return label(job) | {"config": spec, "overrides": overrides[1:], "seconds": seconds} | found
+        made_by = {"config": spec, "overrides": overrides[1:], "digest": digest(config)}
+        return label(job) | made_by | {"seconds": seconds} | found
+
+
+def frozen(spec: str, overrides: list[str]) -> configs.Config:
+    """The config of a command."""
+    return configs.freeze(configs.load(spec, overrides))
+
+
+def digest(config: configs.Config) -> str:
+    """16 hex digits of what a config sets, wherever its data lies: 0.02 in place of 0.03 in a config file is another run.
+
+    Fields at their default are left out, so that a field that is new in the package makes no line old.
+    """
+    plain = dataclasses.replace(config, data=dataclasses.replace(config.data, path=""))
+    found = unlike(configs.as_dict(plain), configs.as_dict(configs.Config()))
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def unlike(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """The entries of nested dicts that others do not have or have with another value."""
+    deep = lambda key: isinstance(values[key], dict) and isinstance(others.get(key), dict)
+    found = {key: unlike(value, others[key]) if deep(key) else value for key, value in values.items()}
+    return {key: value for key, value in found.items() if (value != {} if deep(key) else value != others.get(key))}
+
+
+def whole_lines(path: pathlib.Path) -> str:
+    """The text of a .jsonl without a last line that a kill tore off."""
+    text = path.read_text() if path.is_file() else ""
+    return text[: text.rfind("\n") + 1]
+
+
+def replace(path: pathlib.Path, text: str) -> None:
+    """Write a file in one step: another process reads the old one or the new one."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
+    new.replace(path)
+
+
+@contextlib.contextmanager
+def alone(folder: pathlib.Path) -> Iterator[None]:
+    """One process at a time changes the tables of a folder: a lock on it, which ends with the process."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def label(job: Job) -> Line:
@@ -154,11 +206,12 @@ def run_all(table: Table, data: dict[str, str], seeds: int, only: str, out: path
         said = " | ".join(map(str, label(job).values()))
         print(f"[{number + 1}/{len(todo)}{left}] {said}", file=sys.stderr, flush=True)
         line = one_run(table, job, data[job[0]])
-        with path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        table.write(table.current_lines(path), out.with_suffix(".md"))  # another process may do another set
+        with alone(out.parent):  # another process may do another set
+            replace(path, whole_lines(path) + json.dumps(line) + "\n")
+            table.write(table.current_lines(path), out.with_suffix(".md"))
         jax.clear_caches()
-    table.write(table.current_lines(path), out.with_suffix(".md"))
+    with alone(out.parent):
+        table.write(table.current_lines(path), out.with_suffix(".md"))
 
 
 def table_main(table: Table, description: str, out: str, seeds: int) -> None:

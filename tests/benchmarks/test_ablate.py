@@ -102,11 +102,36 @@ def test_a_line_of_another_budget_is_measured_again(monkeypatch):
     row = ROWS[3]
     spec, overrides = command(row, "emoji_views", "elsewhere", 2)
     line = runs.label(("emoji_views", row, 2)) | {"config": spec, "overrides": overrides[1:]}
+    line["digest"] = runs.digest(runs.frozen(spec, overrides))
     assert ablate.TABLE.is_current(line)  # wherever the data lies
     assert not ablate.TABLE.is_current(line | {"row": "no longer there"})
     assert not ablate.TABLE.is_current(line | {"overrides": [*overrides[1:], "optimizer.lr=1.0"]})
+    assert not ablate.TABLE.is_current(line | {"digest": "0" * 16})  # a weight in the config file was another
     monkeypatch.setitem(fusion_rows.BUDGET, "emoji_views", ("steps=90", "batch_size=128"))
     assert not ablate.TABLE.is_current(line)
+
+
+def test_a_digest_is_of_what_a_config_sets():
+    def config(*overrides, weight=1.0):
+        values = load("configs/quickstart.py:tiny", ["data.path=here", *overrides])
+        values.objectives.itc.weight = weight
+        return freeze(values)
+
+    found = runs.digest(config())
+    assert found == runs.digest(config("data.path=there")) and found != runs.digest(config(weight=0.9))
+    assert found != runs.digest(config("optimizer.lr=0.5")) and len(found) == 16
+    assert runs.unlike({"a": 1, "b": {"c": 2, "d": 3}, "new": 0}, {"a": 1, "b": {"c": 2, "d": 4}, "new": 0}) == {
+        "b": {"d": 3}
+    }
+
+
+def test_a_torn_last_line_is_measured_again(one_row):
+    run, lines, _ = one_row
+    run(1)
+    first = lines.read_text()
+    lines.write_text(first + first[:40])
+    run(2)
+    assert lines.read_text().startswith(first) and len(list(map(json.loads, lines.read_text().splitlines()))) == 2
 
 
 def test_drift_is_of_the_weights_alone(opened_run):

@@ -19,6 +19,7 @@ from hashing_rows import ROWS, command
 from runs import Row
 
 from xmodal_jax.config import freeze, load
+from xmodal_jax.errors import UserError
 from xmodal_jax.objectives import build_objectives
 
 
@@ -69,7 +70,12 @@ def few(monkeypatch, tmp_path, shapes_data):
 def test_runs_become_tables_and_a_plot(few):
     run, path = few
     floor = {side: {"MAP@ALL": 0.1, "MAP@ALL random": 0.05} for side in ("i2t", "t2i")}
-    floors = {"rows": [{"method": "CCA signs", "bits": 8, "labels": floor}]}
+    floors = {
+        "rows": [{"method": "CCA signs", "bits": 8, "labels": floor}],
+        "language": "en",
+        "views": [],
+        "train_views": [],
+    }
     (path.parent / "hashing_floors-emoji_views.json").write_text(json.dumps(floors))
     run()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -81,12 +87,19 @@ def test_runs_become_tables_and_a_plot(few):
     text = path.with_suffix(".md").read_text()
     nested, alone = lines[0]["codes"]["8"], lines[1]["codes"]["8"]
     row = next(line for line in text.splitlines() if line.startswith("| 8 bits | 1 |"))
-    assert row.split("|")[3].strip() == f"{nested['i2t']['R@1']:.1f}" and row.endswith(f"| {alone['mR']:.1f} |")
+    assert row.split("|")[3].strip() == f"{nested['i2t']['R@1']:.1f}" and row.endswith(f"| {nested['mR']:.1f} |")
+    behind = text.split("**ViT2CMH**, a model for each length")[1]
+    assert f"| {alone['t2i']['R@10']:.1f} | {alone['mR']:.1f} |" in behind.splitlines()[4]
     assert "| float32 | 64 |" in text and "| int8 | 16 |" in text and "| chance | 0 |" in text
     found = lines[2]["labels"]["8"]
     assert "| CCA signs | 8 |  | 0.100 | 0.100 | 0.050 | 0.050 |  |" in text
     assert f"| {found['i2t']['MAP@ALL'] / 0.1:.2f} / {found['t2i']['MAP@ALL'] / 0.1:.2f} |" in text
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    other = path.parent / "hashing_floors-emoji_views.json"
+    other.write_text(json.dumps(floors | {"views": ["noto"]}))
+    with pytest.raises(UserError, match=r"has \['noto'\] as views, the runs have \[\]; make it again"):
+        hashing_table.floors(path.parent, "emoji_views", lines[2])
+    other.unlink()
     run("--only", "ViT2CMH", "--seeds", "2")  # goes on: one row more, for the row alone is run once
     assert len(path.read_text().splitlines()) == 4 and "seeds: 2" in path.with_suffix(".md").read_text()
 
