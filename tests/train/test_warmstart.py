@@ -10,6 +10,7 @@ import pytest
 from xmodal_jax.assemble import assemble
 from xmodal_jax.config import freeze, load
 from xmodal_jax.data.card import Card
+from xmodal_jax.data.pipeline import eval_split
 from xmodal_jax.train.loop import make_run
 from xmodal_jax.train.warmstart import cca, factor, head_inputs, linear_start, start_state
 
@@ -112,3 +113,34 @@ def test_pairs_agree_more_after_the_start(started):
         return np.diag(a @ b.T).mean() - (a @ b.T).mean()
 
     assert agreement(after.params) > agreement(before.params) + 0.3
+
+
+@pytest.fixture(scope="module")
+def aggregated(started):
+    """As `started`, with an aggregator beside each linear path."""
+    config = started[0].assembly.config
+    pools = {side: dataclasses.replace(getattr(config, side), pool="mean+gpo") for side in ("image", "text")}
+    run = make_run(assemble(dataclasses.replace(config, **pools)), jax.devices()[:1])
+    state = run.fresh()
+    return run.assembly, state, start_state(run.assembly, state)
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_maps_of_single_tokens_start_along_the_linear_path(aggregated, side):
+    assembly, before, after = aggregated
+    linear, token = after.params[f"{side}_head"]["linear"], after.params[f"{side}_head"]["token"]["project"]
+    fresh = before.params[f"{side}_head"]["token"]["project"]["kernel"]
+    part = np.asarray(linear["kernel"])[: len(fresh)]
+    np.testing.assert_allclose(
+        token["kernel"] / np.linalg.norm(token["kernel"]), part / np.linalg.norm(part), atol=1e-6
+    )
+    np.testing.assert_allclose(np.linalg.norm(token["kernel"]), np.linalg.norm(fresh), rtol=1e-5)
+    np.testing.assert_array_equal(after.teacher[f"{side}_head/token/project/kernel"], token["kernel"])
+    split = eval_split(assembly.config.data.path, "train", assembly.tokenizer, assembly.config.data)
+    block = next(iter((split.images if side == "image" else split.texts)(16)))
+    params = {"params": after.params}
+    raw = assembly.model.apply(params, block[side], method=f"{side}_tower")
+    out = assembly.model.apply(params, raw, method=lambda m, x: getattr(m, f"{side}_head").token_features(x))
+    real = (block["id"] >= 0)[:, None] & (np.ones(out.shape[:2], bool) if side == "image" else block["text"] != 0)
+    features = np.asarray(out)[real]
+    np.testing.assert_allclose(features.mean(0), 0, atol=1e-4 * np.abs(features).max() + 1e-5)  # centred on that block

@@ -8,12 +8,15 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.pipeline import Split, eval_split
 from xmodal_jax.models.crossmodal import text_mask
 from xmodal_jax.models.heads import pooled_features
+from xmodal_jax.models.layers import layer_norm, norm_params
 from xmodal_jax.models.pooling import parse_pool
 from xmodal_jax.parallel.mesh import beside, to_host
 from xmodal_jax.train.starts import kept_start
@@ -85,35 +88,66 @@ def head_inputs(assembly: Assembly, params: Params) -> tuple[np.ndarray, np.ndar
     return np.concatenate(lefts), _collect(pool_text, params, blocks, "text")[rows.ravel()]
 
 
+def token_mean(assembly: Assembly, params: Params, side: str) -> np.ndarray:
+    """Mean over the real tokens [D'] of one block of training records, each normalised as a `TokenMap` reads it."""
+    config, model = assembly.config, assembly.model
+    split = eval_split(config.data.path, config.data.split, assembly.tokenizer, config.data)
+    blocks = split.images if side == "image" else split.texts
+    block = next(iter(blocks(config.eval.batch_size)))
+    tower = lambda p, x: model.apply({"params": p}, x, method=f"{side}_tower")
+    tokens = to_host(jax.jit(tower)(params, beside(params, block[side])))
+    mask = text_mask(config, block["text"]) if side == "text" else None
+    real = block["id"] >= 0 if mask is None else np.asarray(mask) & (block["id"] >= 0)[:, None]
+    return (
+        np.asarray(layer_norm(norm_params(tokens.shape[-1]), tokens, 1e-6))[real].reshape(-1, tokens.shape[-1]).mean(0)
+    )
+
+
 def _collect(pool: Any, params: Params, blocks: Any, side: str) -> np.ndarray:
     rows = [to_host(pool(params, beside(params, block[side])))[block["id"] >= 0] for block in blocks]
     return np.concatenate(rows)
 
 
-def with_linear_start(assembly: Assembly, params: Params) -> Params:
-    """The parameters with `image_head/linear` and `text_head/linear` from CCA; the rest as it was."""
+def starts(assembly: Assembly, params: Params) -> Params:
+    """What replaces parts of fresh `params`: `image_head/linear` and `text_head/linear` from CCA, and `token_starts`."""
     joint = assembly.config.joint
     solve = lambda: linear_start(*head_inputs(assembly, params), joint.start_ridge, joint.embed)
     left, right = kept_start(assembly, params, solve)
-    heads = {"image_head": left, "text_head": right}
-    return params | {
-        name: params[name]
-        | {
-            "linear": jax.tree.map(
-                lambda new, old: jax.device_put(new, old.sharding), start, dict(params[name]["linear"])
-            )
-        }
-        for name, start in heads.items()
-    }
+    heads = {"image_head": {"linear": left}, "text_head": {"linear": right}}
+    maps = token_starts(assembly, replaced(params, heads))
+    return {name: own | maps.get(name, {}) for name, own in heads.items()}
+
+
+def replaced(tree: Params, start: Params) -> Params:
+    """The tree with the leaves that `start` has taken from it, where the old ones lie."""
+    if not isinstance(start, dict):
+        return jax.device_put(np.asarray(start), tree.sharding)
+    return dict(tree) | {name: replaced(tree[name], own) for name, own in start.items()}
+
+
+def token_starts(assembly: Assembly, params: Params) -> Params:
+    """Starts of the maps of single tokens beside linear paths: the part of the linear path that reads the first tokens.
+
+    Local features then lie where the embeddings do from the first step on: told from random ones (LMIM), an embedding
+    leaves CCA's space for theirs. The scale is that of a fresh map; the bias takes the mean over training tokens away.
+    """
+    found = {}
+    for side in ("image", "text"):
+        head = params[f"{side}_head"]
+        if "token" not in head or "linear" not in head:
+            continue
+        old = head["token"]["project"]["kernel"]
+        kernel = np.asarray(head["linear"]["kernel"])[: old.shape[0]]
+        kernel = kernel * float(jnp.linalg.norm(old)) / max(np.linalg.norm(kernel), 1e-12)
+        mean = token_mean(assembly, params, side) @ kernel
+        found[f"{side}_head"] = {"token": {"project": {"kernel": kernel, "bias": -mean}}}
+    return found
 
 
 def start_state(assembly: Assembly, state: Any) -> Any:
-    """The train state with the linear start in the student and, where it has these leaves, in the teacher."""
-    params = with_linear_start(assembly, state.params)
-    teacher = dict(state.teacher)
-    for head in ("image_head", "text_head"):
-        for leaf, value in params[head]["linear"].items():
-            path = f"{head}/linear/{leaf}"
-            if path in teacher:
-                teacher[path] = jax.device_put(np.asarray(value), teacher[path].sharding)
-    return dataclasses.replace(state, params=params, teacher=teacher)
+    """The train state with `starts` in the student and, where it has these leaves, in the teacher."""
+    found, teacher = starts(assembly, state.params), dict(state.teacher)
+    for path, value in flatten_dict(found, sep="/").items():
+        if path in teacher:
+            teacher[path] = jax.device_put(np.asarray(value), teacher[path].sharding)
+    return dataclasses.replace(state, params=replaced(state.params, found), teacher=teacher)
