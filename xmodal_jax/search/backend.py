@@ -7,8 +7,8 @@ import numpy as np
 
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.search import codes
+from xmodal_jax.search.files import KINDS
 from xmodal_jax.search.host import refuse_unsearchable, unit_rows
-from xmodal_jax.search.store import KINDS
 
 
 @dataclasses.dataclass(frozen=True)

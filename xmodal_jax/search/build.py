@@ -16,7 +16,7 @@ from xmodal_jax.data.pipeline import DataConfig, EvalSplit, Split, eval_split
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval.captioning import references
 from xmodal_jax.eval.embed import Embedder
-from xmodal_jax.search import index, store
+from xmodal_jax.search import files, index, place, store
 from xmodal_jax.types import Params
 
 THUMBNAIL = 96  # px of the longer side
@@ -40,9 +40,9 @@ class How:
         )
         refuse_unless(hashes or not self.codes_only, "the run has no hash codes; leave out --codes-only")
         if self.append:
-            store.read_header(out)
+            files.read_header(out)
         else:
-            store.refuse_taken(out, self.overwrite)
+            place.refuse_taken(out, self.overwrite)
 
 
 def build_index(assembly: Assembly, params: Params, workdir: str, out: str, data: str = "", split: str = "",
@@ -72,7 +72,7 @@ def build_index(assembly: Assembly, params: Params, workdir: str, out: str, data
         "split": split,
     }
     if how.append:
-        first = store.read_header(path)
+        first = files.read_header(path)
         if source.path != first["extra"].get("data"):
             items = [item | {"data": source.path} for item in items]
         kept = embeddings if first["width"] else None

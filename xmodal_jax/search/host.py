@@ -5,10 +5,11 @@ Nothing here imports jax, so an index can be asked where jax is not installed.
 
 import numpy as np
 
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import refuse_unless
 from xmodal_jax.search import codes
 
 BLOCK_BYTES = 1 << 19  # of codes at once: they and their counts stay in a core's cache
+SHORT, LONG = 1e-15, 1e15  # rows outside have squares that float32 rounds to nothing or to infinity
 
 
 def refuse_unsearchable(query: np.ndarray, gallery_shape: tuple[int, ...], k: int) -> None:
@@ -23,21 +24,38 @@ def refuse_unsearchable(query: np.ndarray, gallery_shape: tuple[int, ...], k: in
     refuse_unless(1 <= k <= count, f"k = {k} does not fit a gallery of {count} rows; write k between 1 and {count}.")
 
 
-def unit_rows(embeddings: np.ndarray) -> np.ndarray:
+def refuse_not_finite(rows: np.ndarray, first: int = 0) -> None:
+    """Raise `UserError` unless all of rows [n,E] are finite. first: the number of the first row, for the sentence."""
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    refuse_unless(
+        not len(bad),
+        f"Embedding {first + bad[0] if len(bad) else 0} is not finite ({len(bad)} of {len(rows)} rows); the model that "
+        "made it has diverged: take an earlier checkpoint.",
+    )
+
+
+def unit_rows(embeddings: np.ndarray, first: int = 0) -> np.ndarray:
     """Rows [n,E] divided by their length, float32; a row of zeros stays zero, so its cosine to anything is 0.
+
+    Rows of any length that float32 or float64 holds: those whose squares leave float32 are divided by their largest value
+    first. `first` is the number of the first row, for the sentence.
 
     Raises:
       UserError: a row is not finite.
     """
-    rows = np.asarray(embeddings, np.float32)
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    bad = np.flatnonzero(~np.isfinite(length[:, 0]))
-    if len(bad):
-        raise UserError(
-            f"Embedding {bad[0]} is not finite ({len(bad)} of {len(rows)} rows); the model that made it has diverged: "
-            "take an earlier checkpoint."
-        )
-    return rows / np.maximum(length, np.finfo(np.float32).tiny)
+    rows, tiny = np.asarray(embeddings), np.finfo(np.float32).tiny
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        small = rows.astype(np.float32, copy=False)
+        length = np.linalg.norm(small, axis=1, keepdims=True)
+        unit = small / np.maximum(length, tiny)
+    if not np.isfinite(length).all():
+        refuse_not_finite(rows, first)
+    odd = np.flatnonzero((length[:, 0] < SHORT) | (length[:, 0] > LONG))
+    if len(odd):
+        largest = np.abs(rows[odd]).max(axis=1, keepdims=True)
+        scaled = (rows[odd] / np.where(largest > 0, largest, 1)).astype(np.float32)
+        unit[odd] = scaled / np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), tiny)
+    return unit
 
 
 def merge_topk(values: list[np.ndarray], rows: list[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:

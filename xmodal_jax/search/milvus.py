@@ -13,8 +13,8 @@ import numpy as np
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.search.backend import Backend
 from xmodal_jax.search.faiss_backend import in_order
+from xmodal_jax.search.files import KINDS
 from xmodal_jax.search.index import Index
-from xmodal_jax.search.store import KINDS
 
 BATCH = 1000  # rows of one call
 FIELD = "vector"
