@@ -39,6 +39,9 @@ class Backend:
         """What was kept about record `row`."""
         raise NotImplementedError
 
+    def close(self) -> None:
+        """Let go of what is held outside this process; nothing by default."""
+
     def _find(self, asked: np.ndarray, k: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
         """`nearest` for queries that were checked: unit rows float32 [q,E], or packed codes uint8 [q,K/8]."""
         raise NotImplementedError
