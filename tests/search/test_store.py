@@ -172,6 +172,41 @@ def test_codes_alone_packed_already(tmp_path, rows, rng):
         store.write(tmp_path / "none", rows[0], None, packed=True)
 
 
+def test_rows_that_come_in_parts_are_written_as_blocks_fill(folder, rows, tmp_path):
+    def parts(start, stop):
+        for first in range(start, stop, 3):
+            last = min(first + 3, stop)
+            yield rows[0][first:last], items(first, last), rows[1][first:last]
+
+    with store.writing(tmp_path / "parts", model="abc", block_rows=8) as out:
+        for number, part in enumerate(parts(0, COUNT)):
+            out.add(*part)
+            if number == 3:  # 12 rows: one block is whole
+                (hidden,) = tmp_path.glob(".parts.xmodal-*")
+                names = [
+                    "codes-00000.npy",
+                    "dense-00000.npy",
+                    "items-00000.jsonl",
+                    "items-00001.jsonl",
+                    "lines-00000.npy",
+                ]
+                assert sorted(path.name for path in hidden.iterdir()) == names
+    assert out.count == COUNT
+    with store.appending(tmp_path / "parts", model="abc", block_rows=8) as out:
+        for part in parts(COUNT, 2 * COUNT):
+            out.add(*part)
+    assert append(folder, rows) == out.count
+    for path in folder.iterdir():
+        if path.name != store.HEADER:
+            assert path.read_bytes() == (tmp_path / "parts" / path.name).read_bytes()
+    with pytest.raises(UserError, match="are 6 wide and the new ones 5"), store.writing(tmp_path / "odd") as out:
+        out.add(rows[0], None)
+        out.add(rows[0][:, :5], None)
+    with pytest.raises(UserError, match="no records"), store.writing(tmp_path / "odd"):
+        pass
+    assert not (tmp_path / "odd").exists() and not list(tmp_path.glob(".*"))
+
+
 def test_int8_embeddings_are_a_quarter_and_nearly_the_same(tmp_path, rng):
     rows, query = rng.normal(size=(400, 64)).astype(np.float32), rng.normal(size=(5, 64))
     paths = [store.write(tmp_path / dtype, rows, None, dtype=dtype) for dtype in store.DTYPES]

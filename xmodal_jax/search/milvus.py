@@ -19,6 +19,7 @@ from xmodal_jax.search.faiss_backend import in_order
 from xmodal_jax.search.files import KINDS
 from xmodal_jax.search.index import Index
 
+COLLECTION = "xmodal"
 BATCH = 1000  # rows of one call
 FIELD = "vector"
 CONNECT_SECONDS = 60  # a local file starts a process, which takes its time on a busy machine
@@ -47,7 +48,7 @@ class MilvusIndex(Backend):
     Equal distances come by ascending row within an answer; which rows of a tie over the k-th place are in it is Milvus's.
     """
 
-    def __init__(self, index: Index, uri: str, name: str = "xmodal", token: str = ""):
+    def __init__(self, index: Index, uri: str, name: str = COLLECTION, token: str = ""):
         self.milvus = load_milvus()
         refuse_unless(
             re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name) is not None,
