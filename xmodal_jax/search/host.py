@@ -9,6 +9,7 @@ from xmodal_jax.errors import refuse_unless
 from xmodal_jax.search import codes
 
 BLOCK_BYTES = 1 << 19  # of codes at once: they and their counts stay in a core's cache
+BLOCK_SCORES = 1 << 22  # of queries x rows at once: 16 MiB of float32
 SHORT, LONG = 1e-15, 1e15  # rows outside have squares that float32 rounds to nothing or to infinity
 
 
@@ -131,14 +132,30 @@ class _NearestSoFar:
 def dense_topk(query: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The `k` largest inner products of each query [q,E] with rows [n,E]: float32 [q,k] and int32 [q,k], ties by row.
 
+    Equal rows have equal scores: the products of a matrix product depend on where a row stands in it, so the rows that come
+    near the k-th place are multiplied again, each by itself.
+
     Raises UserError as `hamming_topk`.
     """
     refuse_unsearchable(query, gallery.shape, k)
-    scores = np.asarray(query, np.float32) @ np.asarray(gallery, np.float32).T
-    limit = np.partition(scores, -k, axis=1)[:, -k] if k < scores.shape[1] else scores.min(axis=1)
+    query, gallery = np.asarray(query, np.float32), np.asarray(gallery, np.float32)
+    longest = np.sqrt(np.einsum("ne,ne->n", gallery, gallery).max())
+    # both products are within E / 2 units of float32's last place of the true one, times the lengths; and both sides move
+    margin = 4 * gallery.shape[1] * 2.0**-24 * longest * np.linalg.norm(query, axis=1)
     values, rows = np.empty((len(query), k), np.float32), np.empty((len(query), k), np.int32)
-    for i, (score, least) in enumerate(zip(scores, limit, strict=True)):
-        near = np.flatnonzero(score >= least)
-        rows[i] = near[np.argsort(-score[near], kind="stable")[:k]]
-        values[i] = score[rows[i]]
+    size = max(1, BLOCK_SCORES // len(gallery))
+    for start in range(0, len(query), size):
+        for i, scores in enumerate(query[start : start + size] @ gallery.T, start):
+            least = np.partition(scores, -k)[-k] if k < len(scores) else scores.min()
+            near = np.flatnonzero(scores >= least - margin[i])
+            exact = _products(query[i], gallery, near)
+            best = np.argsort(-exact, kind="stable")[:k]
+            values[i], rows[i] = exact[best], near[best]
     return values, rows
+
+
+def _products(one: np.ndarray, gallery: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Inner products of one [E] with some rows [m] of [n,E], each summed in the same order: float32 [m]."""
+    step = max(1, BLOCK_SCORES // gallery.shape[1])
+    parts = [(gallery[rows[at : at + step]] * one).sum(axis=1) for at in range(0, len(rows), step)]
+    return np.concatenate(parts)
