@@ -9,7 +9,7 @@ from xmodal_jax.errors import refuse_unless
 from xmodal_jax.search import codes
 
 BLOCK_BYTES = 1 << 19  # of codes at once: they and their counts stay in a core's cache
-BLOCK_SCORES = 1 << 22  # of queries x rows at once: 16 MiB of float32
+BLOCK_SCORES = 1 << 24  # of queries x rows at once: 64 MiB of float32
 SHORT, LONG = 1e-15, 1e15  # rows outside have squares that float32 rounds to nothing or to infinity
 
 

@@ -34,7 +34,7 @@ class Index(Backend):
     """An opened index. `Index.open(path)`, then `search` (hits with their items) or `nearest` (arrays).
 
     Rows and items stay those that were opened, whatever happens at `path` afterwards. Blocks are memory-mapped and keep no
-    descriptor; the system's limit is on mappings (65,530 in a process on Linux, 3 a block).
+    descriptor; the system's limit is on mappings (65,530 in a process on Linux, at most 4 a block).
 
     Attributes: path, id (stays with the rows when others are appended, changes when the index is replaced), model
     (fingerprint), width (E), bits (K), dtype (of the embeddings on disk), count (n), total (rows the header tells of; more

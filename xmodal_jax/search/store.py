@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 import numpy as np
@@ -174,10 +174,10 @@ def appending(path: str | os.PathLike, model: str = "", block_rows: int = BLOCK_
         header = files.read_header(path)  # again: it may have grown while the lock was another's
         refuse_other_model(path, header, model)
         refuse_damaged(path, header)
-        with contextlib.closing(Writer(path, header, block_rows)) as out:
+        moved = f"{path} was moved or replaced while rows were appended to it; append them again."
+        check = lambda: refuse_unless(place.is_still(handle, path), moved)
+        with contextlib.closing(Writer(path, header, block_rows, check)) as out:
             yield out
-            moved = f"{path} was replaced while rows were appended to it; append them again."
-            refuse_unless(place.is_still(handle, path), moved)
             out.finish()
 
 
@@ -197,12 +197,15 @@ def refuse_damaged(path: pathlib.Path, header: dict) -> None:
 
 
 class Writer:
-    """Rows on their way into an index folder; a block is written when it is full. Attribute count: rows so far."""
+    """Rows on their way into an index folder; a block is written when it is full. Attribute count: rows so far.
 
-    def __init__(self, folder: pathlib.Path, header: dict, block_rows: int):
+    `check` is called before anything is written to the folder, and raises when that is no longer the one it was.
+    """
+
+    def __init__(self, folder: pathlib.Path, header: dict, block_rows: int, check: Callable[[], None] = lambda: None):
         refuse_unless(block_rows >= 1, f"block_rows = {block_rows} makes no blocks; write 1 or more.")
         self.folder, self.count, self._before = folder, header["count"], header["count"]
-        self._header, self._block_rows, self._given = header, block_rows, 0
+        self._header, self._block_rows, self._given, self._check = header, block_rows, 0, check
         self._blocks = {kind: list(entries) for kind, entries in header["blocks"].items()}
         self._number = max(map(len, self._blocks.values()), default=0)
         self._form = (header["width"], header["bits"], "items" in self._blocks) if "width" in header else None
@@ -253,7 +256,9 @@ class Writer:
         if rows.codes is not None:
             self._arrays["codes"].append(rows.codes[cut] if rows.packed else hash_codes.pack(rows.codes[cut]))
         if source is not None:
-            self._items = self._items or _Items(self.folder, self._number)
+            if self._items is None:
+                self._check()
+                self._items = _Items(self.folder, self._number)
             wrote = self._items.take(islice(source, size), self._given + cut.start)
             refuse_unless(
                 wrote == size,
@@ -265,6 +270,7 @@ class Writer:
             self._end_block()
 
     def _end_block(self) -> None:
+        self._check()
         for kind, arrays in self._arrays.items():
             if arrays:
                 block = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
@@ -283,6 +289,7 @@ class Writer:
         if self._filled:
             self._end_block()
         refuse_unless(self.count > self._before, "There are no records to index; prepare a data set that has some.")
+        self._check()
         width, bits, _ = self._form
         order = [kind for kind in (*KINDS, "items") if kind in self._blocks]
         blocks = {"count": self.count, "blocks": {kind: self._blocks[kind] for kind in order}}
