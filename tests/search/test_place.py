@@ -1,5 +1,6 @@
 """Writers that meet, and writers that are killed: real processes."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -210,6 +211,16 @@ def test_a_link_stays_a_link_and_the_umask_holds(tmp_path):
         assert written(tmp_path / "private", 2, "a").stat().st_mode & 0o777 == 0o700
     finally:
         os.umask(before)
+
+
+def test_a_file_system_without_locks_is_written_with_a_warning(tmp_path, monkeypatch, caplog):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(place.fcntl, "flock", flock)
+    folder = written(written(tmp_path / "index", 2, "a"), 3, "b", overwrite=True)
+    assert len(Index.open(folder)) == 3 and names(tmp_path) == ["index"]
+    assert "let no other process write it" in caplog.text
 
 
 def test_an_error_of_the_rows_is_not_said_to_be_another_process(tmp_path):

@@ -72,6 +72,8 @@ def test_where_and_what_are_checked_before_the_search(tiny_index, tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             query.answer(where, "a red circle")
+        with pytest.raises(UserError, match=words):
+            where.searcher(Index.open(tiny_index))
 
 
 @pytest.mark.parametrize("backend", ["numpy", "sharded", "faiss", "milvus"])

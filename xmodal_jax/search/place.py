@@ -26,6 +26,7 @@ from xmodal_jax.search.files import FIELDS, HEADER, OWN, stepped_aside
 log = logging.getLogger(__name__)
 HERE, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of linux/fs.h
 CANNOT = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+LOCKLESS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
@@ -84,6 +85,12 @@ def _locked(lock: pathlib.Path, path: pathlib.Path) -> int:
         except BlockingIOError:
             log.warning("waiting for another process that writes %s", path)
             wait = 0
+        except OSError as error:
+            if error.errno not in LOCKLESS:
+                os.close(handle)
+                raise
+            log.warning("no locks on the file system of %s: let no other process write it", path)
+            return handle
         except BaseException:
             os.close(handle)
             raise

@@ -48,8 +48,8 @@ class Where:
     collection: str = ""
     token: str = ""
 
-    def open(self) -> Index:
-        """The index itself. Raises `UserError` as `Index.open`, and for a backend or an address that does not go."""
+    def refuse_bad(self) -> None:
+        """Raise `UserError` for an unknown backend, or what does not go with it."""
         refuse_unless(
             self.backend in BACKENDS,
             f"--backend '{self.backend}' is not one of {', '.join(BACKENDS)}; write one of them",
@@ -62,11 +62,16 @@ class Where:
             self.backend == "milvus" or not (self.collection or self.token),
             "--collection and --token go with --backend milvus; leave them out",
         )
+
+    def open(self) -> Index:
+        """The index itself. Raises `UserError` as `refuse_bad` and `Index.open`."""
+        self.refuse_bad()
         engine = "numpy" if self.backend == "numpy" else "jax"
         return Index.open(self.index, prefix=self.prefix, engine=engine, again=self.verify)
 
     def searcher(self, opened: Index) -> Backend:
         """What finds the rows: the index, or a copy of it elsewhere (filled first, where it is Milvus). To be closed."""
+        self.refuse_bad()
         if self.backend == "faiss":
             return FaissIndex(opened)
         if self.backend == "sharded":
@@ -129,7 +134,7 @@ def encoded_query(assembly: Assembly, params: Params, query: str, image: str | o
     if assembly.tokenizer.unk_id in ids:
         apart = assembly.tokenizer.encode(query.split(), length)
         unknown = [word for word, own in zip(query.split(), apart, strict=True) if assembly.tokenizer.unk_id in own]
-        log.warning("the model's tokenizer does not know %s; the rest is searched", ", ".join(unknown))
+        log.warning("the model's tokenizer does not know %s; the rest is searched", ", ".join(unknown or [query]))
     return embedder.rows("text", ids)
 
 
