@@ -51,6 +51,25 @@ def test_search_prints_a_table_and_writes_a_sheet(tiny_index, tmp_path, capsys):
     assert "bits" in capsys.readouterr().out
 
 
+def test_search_hands_its_flags_on(tiny_index, tmp_path, refused, monkeypatch):
+    from xmodal_jax.search import query
+
+    asked = []
+    monkeypatch.setattr(query, "answer", lambda where, *_: asked.append(where) or query.Where(tmp_path).open())
+    monkeypatch.setenv("MILVUS_TOKEN", "key")
+    index = ["search", "red", "--index", str(tiny_index)]
+    refused([*index, "--verify", "--backend", "sharded"], "is not an index")
+    refused([*index, "--backend", "milvus", "--uri", "http://x", "--collection", "mine"], "is not an index")
+    refused([*index, "--backend", "milvus", "--uri", "http://x", "--token", "a:b"], "is not an index")
+    assert asked == [
+        query.Where(str(tiny_index), "sharded", verify=True),
+        query.Where(str(tiny_index), "milvus", "http://x", collection="mine", token="key"),
+        query.Where(str(tiny_index), "milvus", "http://x", token="a:b"),
+    ]
+    for backend in query.BACKENDS:
+        refused([*index, "--backend", backend], "is not an index")
+
+
 def test_caption_prints_a_line_per_picture_and_scores(tiny_run, shapes_files, capsys):
     pictures = sorted(str(path) for path in shapes_files.parent.glob("red-*.png"))[:2]
     assert main(["caption", *pictures, "--workdir", str(tiny_run[0]), "--beam", "1"]) == 0

@@ -14,6 +14,7 @@ PREPARED = (
     "emoji", "stamps", "openclipart", "karpathy", "precomp", "albef", "inaturalist", "mirflickr", "nuswide", "wikipedia",
     "jsonl", "tfds",
 )  # fmt: skip
+TOKEN_VARIABLE = "MILVUS_TOKEN"
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 
@@ -230,7 +231,8 @@ def search(args: argparse.Namespace, _: list[str]) -> None:
     from xmodal_jax.search.stages import Stages
 
     refuse_unless(bool(args.query) != bool(args.image), 'give one query: words, such as "a red fruit", or --image FILE')
-    where = Where(args.index, args.backend, args.uri, args.prefix)
+    token = args.token or (os.environ.get(TOKEN_VARIABLE, "") if args.backend == "milvus" else "")
+    where = Where(args.index, args.backend, args.uri, args.prefix, args.verify, args.collection, token)
     stages = Stages(args.kind, args.shortlist, args.rerank)
     hits = answer(where, args.query, args.image, args.k, stages)
     print(as_table(hits))
@@ -291,7 +293,9 @@ def _query_parsers(commands: Any) -> None:
     build.add_argument("--overwrite", action="store_true")
     build.add_argument("--append", action="store_true", help="add the rows to the index that is there")
     build.add_argument("--codes-only", action="store_true", help="keep the hash codes and not the embeddings")
-    build.add_argument("--dtype", default="float32", choices=("float32", "int8"), help="of the embeddings on disk")
+    build.add_argument(
+        "--dtype", default="", choices=("float32", "int8"), help="of the embeddings on disk (default: float32)"
+    )
     build.set_defaults(run=index)
     ask = commands.add_parser("search", help="answer a text or an image query")
     ask.add_argument("query", nargs="?", default="")
@@ -302,8 +306,12 @@ def _query_parsers(commands: Any) -> None:
     ask.add_argument("--shortlist", type=int, default=0, metavar="N", help="order the best N by codes by their cosine")
     ask.add_argument("--rerank", type=int, default=0, metavar="K", help="order the best K by the matching head (ITM)")
     ask.add_argument("--prefix", action="store_true", help="search the rows before the first damaged file")
-    ask.add_argument("--backend", default="jax", choices=("jax", "numpy", "faiss", "milvus"))
+    ask.add_argument("--verify", action="store_true", help="compare all checksums again, not those of new files only")
+    backends = ("jax", "numpy", "sharded", "faiss", "milvus")
+    ask.add_argument("--backend", default="jax", choices=backends, help="sharded: jax on all devices")
     ask.add_argument("--uri", default="", help="milvus: the server, or a local .db file")
+    ask.add_argument("--collection", default="", help="milvus: how its collections start (default: xmodal)")
+    ask.add_argument("--token", default="", help=f"milvus: user:password or an API key (default: ${TOKEN_VARIABLE})")
     ask.add_argument("--show", default="", help="write a contact sheet of the hits (PNG)")
     ask.set_defaults(run=search)
 

@@ -8,6 +8,8 @@ import pytest
 from xmodal_jax.eval import code_tables, hashing, retrieval
 from xmodal_jax.eval.embed import Embedded
 from xmodal_jax.eval.evaluate import mean_tables
+from xmodal_jax.search import host, store
+from xmodal_jax.search.index import Index
 
 RECORDS, BITS = 12, 32
 
@@ -42,15 +44,30 @@ def test_every_length_is_that_of_the_first_bits(case):
     assert tables["codes"]["float_bytes"] == 24 and tables["codes"]["rSum"] > tables["nested"]["8"]["codes"]["rSum"]
 
 
-def test_int8_ranks_by_whole_numbers_from_minus_127_to_127(case):
+def test_int8_is_the_gallery_in_whole_numbers_and_the_query_as_it_is(case, tmp_path):
     image, text, split, tables = case
-    sides = []
-    for rows in (image.embed, text.embed):
+    kept = {}
+    for name, rows in (("image", image.embed), ("text", text.embed)):
         whole = np.array([np.round(row / np.abs(row).max() * 127) for row in rows])
-        sides.append((whole / np.linalg.norm(whole, axis=1, keepdims=True)).astype(np.float32))
+        kept[name] = (whole / np.linalg.norm(whole, axis=1, keepdims=True)).astype(np.float32)
     to_text, to_image = retrieval.positives_from_owners(split.caption_owner, split.text_keys, RECORDS)
-    assert tables["int8"]["i2t"] == retrieval.recall(*sides, to_text, (1, 5, 10))
-    assert tables["int8"]["t2i"] == retrieval.recall(*sides[::-1], to_image, (1, 5, 10))
+    assert tables["int8"]["i2t"] == retrieval.recall(image.embed, kept["text"], to_text, (1, 5, 10))
+    assert tables["int8"]["t2i"] == retrieval.recall(text.embed, kept["image"], to_image, (1, 5, 10))
+
+
+def test_int8_finds_what_a_search_of_an_int8_index_finds(tmp_path, rng):
+    """Rows so close that quantised queries would be ranked otherwise."""
+    image = (1 + 0.02 * rng.normal(size=(60, 16))).astype(np.float32)
+    image /= np.linalg.norm(image, axis=1, keepdims=True)
+    text = image + (0.01 * rng.normal(size=image.shape)).astype(np.float32)
+    split = SimpleNamespace(keys=range(60), captions=[""] * 60, caption_owner=np.arange(60), text_keys=np.arange(60))
+    opened = Index.open(store.write(tmp_path / "index", image, None, dtype="int8"), engine="numpy")
+    _, rows = opened.nearest(text, 10)
+    found = code_tables.int8_table(image, text, split)["t2i"]
+    for k in (1, 5, 10):
+        assert found[f"R@{k}"] == pytest.approx(100 * (rows[:, :k] == np.arange(60)[:, None]).any(1).mean())
+    quantised = [host.unit_rows(store.as_int8(rows)) for rows in (image, text)]
+    assert found != code_tables.cosine_table(*quantised, split)["t2i"]
 
 
 def test_ties_lie_between_all_won_and_all_lost(case):
@@ -79,4 +96,6 @@ def test_without_labels_there_are_no_label_tables(case):
 def test_means_reach_into_lists_and_leave_out_what_is_missing():
     tables = [{"a": [1, None, None], "b": "x", "c": 2}, {"a": [3, 5.0, None], "b": "x", "c": 4}]
     assert mean_tables(tables) == {"a": [2.0, 5.0, None], "b": "x", "c": 3.0}
+    assert mean_tables([{"codes": 1.0, "labels": 2.0}, {"codes": 3.0}]) == {"codes": 2.0, "labels": 2.0}
+    assert mean_tables([{"codes": 3.0}, {"codes": 1.0, "labels": {"x": 2.0}}]) == {"codes": 2.0, "labels": {"x": 2.0}}
     assert mean_tables([{"names": ["a"]}, {"names": ["a", "b"]}]) == {"names": ["a"]}

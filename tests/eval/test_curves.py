@@ -36,11 +36,11 @@ def test_precision_is_the_mean_over_all_orders_of_ties(case):
     orders = np.array(list(itertools.permutations(range(7))))
     for n in (1, 3, 7):
         shares = []
-        for i in range(5):
+        for i in range(4):
             ranked = np.take_along_axis(orders, np.argsort(distance[i][orders], axis=1, kind="stable"), axis=1)
             shares.append(relevant[i][ranked[:, :n]].mean())
         assert found[f"P@{n}"] == pytest.approx(np.mean(shares), abs=1e-9)
-    assert found["P@7"] == pytest.approx(relevant.mean())
+    assert found["P@7"] == pytest.approx(relevant[:4].mean())
 
 
 def test_precision_of_a_cut_tie_is_its_share():
@@ -48,6 +48,29 @@ def test_precision_of_a_cut_tie_is_its_share():
     counted = curves.counts(np.ones((1, 8)), np.ones((4, 8)), curves.by_positives(np.array([[2, -1]]), 4))
     assert curves.precision_at(counted, (1, 2, 4)) == {"P@1": 0.25, "P@2": 0.25, "P@4": 0.25}
     assert curves.chance_precision(counted) == 0.25
+
+
+def test_chance_is_that_of_the_queries_of_the_curve(case):
+    """The whole gallery is within the last radius, whatever the order: there precision is chance."""
+    query, gallery, labels, own, _, relevant = case
+    found = curves.counts(query, gallery, curves.by_labels(labels, own))
+    assert curves.chance_precision(found) == pytest.approx(relevant[:4].mean())
+    assert curves.curve(found)["precision"][-1] == pytest.approx(curves.chance_precision(found))
+    assert curves.precision_at(found, (7,))["P@7"] == pytest.approx(curves.chance_precision(found))
+
+
+def test_histograms_are_small_and_blocks_of_them_change_nothing(case, monkeypatch):
+    query, gallery, labels, own, _, _ = case
+    found = curves.counts(query, gallery, curves.by_labels(labels, own))
+    assert found.items.dtype == found.right.dtype == np.int32
+    tables = lambda: {
+        **curves.precision_at(found, (2, 5)), "chance": curves.chance_precision(found), **curves.curve(found)
+    }  # fmt: skip
+    whole = tables()
+    monkeypatch.setattr(curves, "BLOCK", 2 * 9)
+    assert [len(part.items) for part in found.kept()] == [2, 2]
+    for name, value in tables().items():
+        assert value == pytest.approx(whole[name]), name
 
 
 def test_a_curve_is_precision_and_recall_of_the_sets_within_a_radius(case):
@@ -83,6 +106,7 @@ def test_random_recall_is_that_of_all_orders():
     [
         (lambda c: curves.precision_at(c, (3,)), "P@N with N = 3 does not fit a gallery of 2"),
         (lambda c: curves.curve(curves.Counts(c.items, 0 * c.right)), "No query has anything relevant"),
+        (lambda c: curves.precision_at(curves.Counts(c.items, 0 * c.right), (1,)), "No query has anything relevant"),
         (lambda c: curves.counts(np.ones((1, 8)), np.ones((1, 16)), None), "8 bits and the gallery's 16"),
         (lambda c: curves.counts(np.ones((0, 8)), np.ones((1, 8)), None), "a side has no codes"),
     ],

@@ -87,6 +87,7 @@ def test_hamming_recall_ranks_by_distance_with_expected_ties(rng):
     ("change", "words"),
     [
         ({"k": 31}, "k = 31 does not fit a gallery of 30"),
+        ({"k": 0}, "k = 0 does not fit a gallery of 30"),
         ({"query_labels": np.ones((4, 3))}, "5 rows and 4 rows of labels"),
         ({"gallery_labels": np.zeros((30, 3))}, "No query shares a label"),
         ({"gallery_labels": np.zeros((30, 2))}, "label names"),

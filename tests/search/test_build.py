@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import io
 import shutil
 
@@ -10,7 +11,7 @@ from xmodal_jax.cli import main
 from xmodal_jax.data.pipeline import eval_split
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.embed import Embedder
-from xmodal_jax.search import build, codes
+from xmodal_jax.search import build, codes, store
 from xmodal_jax.search.index import Index, fingerprint
 
 
@@ -67,6 +68,51 @@ def test_a_taken_folder_is_refused_before_anything_is_encoded(tiny_index, opened
     with pytest.raises(UserError, match="has no split 'none'"):
         build.build_index(*opened_run, "run", str(tmp_path / "new"), "", "none")
     assert not (tmp_path / "new").exists()
+
+
+def test_what_cannot_be_appended_is_refused_before_anything_is_encoded(tiny_index, opened_run, tmp_path):
+    copy = shutil.copytree(tiny_index, tmp_path / "index")
+    before = (copy / "index.json").read_bytes()
+    vectors, items = Index.open(copy).vectors(), [{"key": "x"}] * 24
+    store.write(tmp_path / "other", vectors, items, model="0123")
+    store.write(tmp_path / "bare", vectors, None, model=Index.open(copy).model)
+    block = shutil.copytree(copy, tmp_path / "torn") / "codes-00000.npy"
+    block.write_bytes(block.read_bytes()[:-1])
+    for name, how, words in (
+        ("index", build.How(append=True, overwrite=True), "write one of them"),
+        ("index", build.How(append=True, codes_only=True), "has embeddings.*leave out --codes-only"),
+        ("index", build.How(append=True, dtype="int8"), "as float32.*leave out --dtype int8"),
+        ("other", build.How(append=True), "made by model 0123"),
+        ("bare", build.How(append=True), "has no items"),
+        ("torn", build.How(append=True), "codes-00000.npy is torn"),
+        ("none", build.How(append=True), "is not an index"),
+    ):
+        with pytest.raises(UserError, match=words):
+            build.build_index(*opened_run, "run", str(tmp_path / name), "no such data", how=how)
+    assert (copy / "index.json").read_bytes() == before
+
+
+def test_rows_are_appended_in_the_form_of_the_index(opened_run, tmp_path):
+    first = build.How(codes_only=True)
+    path, count = build.build_index(*opened_run, "run", str(tmp_path / "index"), how=first)
+    for how in (build.How(append=True), build.How(append=True, codes_only=True, dtype="float32")):
+        path, count = build.build_index(*opened_run, "run", str(path), split="train", how=how)
+    opened = Index.open(path)
+    assert (count, opened.width, opened.bits) == (72, 0, 16)
+    assert [opened.item(row)["split"] for row in (23, 24, 71)] == ["test", "train", "train"]
+
+
+def test_pictures_are_encoded_a_block_at_a_time(opened_run):
+    assembly, params = opened_run
+    evaluation = dataclasses.replace(assembly.config.eval, batch_size=5)
+    small = dataclasses.replace(assembly, config=dataclasses.replace(assembly.config, eval=evaluation))
+    parts = list(build.encoded(small, Embedder(assembly.model, params), assembly.config.data, "test"))
+    assert [len(coded.embed) for coded, _ in parts] == [len(items) for _, items in parts] == [5, 5, 2] * 2
+    whole = list(build.encoded(assembly, Embedder(assembly.model, params), assembly.config.data, "test"))
+    assert [item for _, items in parts for item in items] == [item for _, items in whole for item in items]
+    for name in ("embed", "codes"):
+        one, other = (np.concatenate([getattr(coded, name) for coded, _ in found]) for found in (parts, whole))
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_the_run_is_found_again_when_both_folders_move(tiny_index, opened_run, tmp_path):

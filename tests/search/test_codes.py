@@ -37,3 +37,8 @@ def test_nan_and_wrong_axes_are_refused():
         codes.pack(np.full((1, 8), np.nan))
     with pytest.raises(UserError, match="one row per record"):
         codes.pack(np.ones(8))
+
+
+def test_codes_too_long_to_search_are_refused():
+    with pytest.raises(UserError, match="32776 bits is too long"):
+        codes.pack(np.ones((1, 32776)))

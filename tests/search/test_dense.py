@@ -28,3 +28,13 @@ def test_a_row_of_zeros_has_cosine_zero():
 def test_rows_that_are_not_finite_are_named():
     with pytest.raises(UserError, match="Embedding 1 is not finite"):
         dense.unit_rows(np.array([[1.0, 2.0], [np.nan, 0.0]]))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_inner_products_of_rows_that_are_not_finite_are_refused(bad):
+    query, gallery = np.ones((1, 2)), np.ones((3, 2))
+    gallery[1, 0] = bad
+    with pytest.raises(UserError, match="Embedding 1 is not finite"):
+        dense.dense_topk(query, gallery, 2, cosine=False)
+    with pytest.raises(UserError, match="Embedding 0 is not finite"):
+        dense.dense_topk(query * bad, np.ones((3, 2)), 2, cosine=False)

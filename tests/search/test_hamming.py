@@ -69,3 +69,12 @@ def test_codes_of_other_length_are_refused(search):
     with pytest.raises(UserError, match="same model"):
         search(np.zeros((1, 4), np.uint8), np.zeros((5, 8), np.uint8), 1)
     assert search(np.zeros((0, 8), np.uint8), np.zeros((5, 8), np.uint8), 2)[0].shape == (0, 2)
+
+
+@pytest.mark.parametrize("search", [hamming.hamming_topk, host.hamming_topk])
+def test_the_longest_codes_count_right_and_longer_ones_are_refused(search):
+    gallery = np.stack([np.full(4096, 255, np.uint8), np.full(4096, 1, np.uint8)])
+    distances, rows = search(np.zeros((1, 4096), np.uint8), gallery, 2)
+    assert (distances.tolist(), rows.tolist()) == ([[4096, 32768]], [[1, 0]])
+    with pytest.raises(UserError, match="A hash code of 65536 bits is too long to search; write at most 32768"):
+        search(np.zeros((1, 8192), np.uint8), np.zeros((2, 8192), np.uint8), 2)

@@ -48,14 +48,45 @@ def test_milvus_answers_as_the_exact_search_and_goes_on_where_it_stopped(connect
         connected.nearest(np.ones(16), 61, "codes")
 
 
-def test_rows_of_another_model_are_refused(connected, tmp_path, rng):
+def test_rows_of_another_index_are_refused(connected, opened, tmp_path, rng):
     connected.fill()
-    other = Index.open(store.write(tmp_path / "other", rng.normal(size=(5, 6)), None, model="xyz"))
-    with pytest.raises(UserError, match="holds 'xmodal abc dense 6' and the index is 'xmodal xyz dense 6'"):
+    rows, items = rng.normal(size=(COUNT, 6)), [{"other": i} for i in range(COUNT)]
+    other = Index.open(store.write(tmp_path / "other", rows, items, model="abc"))  # of the same model, width and length
+    told = f"holds 'xmodal abc dense 6 {opened.id}' and the index is 'xmodal abc dense 6 {other.id}'.*--collection"
+    with pytest.raises(UserError, match=told):
         milvus.MilvusIndex(other, connected.uri).fill()
     with pytest.raises(UserError, match="letters, digits and _"):
         milvus.MilvusIndex(other, connected.uri, "my-rows")
+    apart = milvus.MilvusIndex(other, connected.uri, "others")
+    assert apart.fill() == {"dense": COUNT}
+    hit = apart.search(rows[7], 1)[0][0]
+    assert hit.item == {"other": 7} and hit.score == pytest.approx(1, abs=1e-5)
     assert connected.fill() == {"dense": 0, "codes": 0}
+
+
+def test_an_index_that_grew_goes_on_in_its_collection(connected, opened, tmp_path, rng):
+    connected.fill()
+    store.append(opened.path, rng.normal(size=(5, 6)), [{"key": 60 + i} for i in range(5)], np.ones((5, 16)), "abc")
+    grown = milvus.MilvusIndex(Index.open(opened.path), connected.uri)
+    assert grown.fill() == {"dense": 5, "codes": 5} and grown.search(np.ones(16), 1, "codes")[0][0].row >= 0
+
+
+def test_a_server_that_stops_is_one_sentence(connected):
+    from milvus_lite.server_manager import server_manager_instance
+
+    connected.fill()
+    server_manager_instance.release_server(connected.uri)
+    with pytest.raises(UserError, match=r"Milvus at .*rows.db did not answer \(.*\); see that it runs"):
+        connected.nearest(np.ones(6), 1)
+    with pytest.raises(UserError, match=r"Milvus at .*rows.db did not answer"):
+        connected.fill()
+
+
+def test_a_server_that_is_not_there_is_one_sentence(opened, monkeypatch):
+    pytest.importorskip("pymilvus")
+    monkeypatch.setattr(milvus, "CONNECT_SECONDS", 1)
+    with pytest.raises(UserError, match="Milvus at http://127.0.0.1:9 cannot be reached"):
+        milvus.MilvusIndex(opened, "http://127.0.0.1:9")
 
 
 def test_without_pymilvus_the_command_is_named(opened, monkeypatch):

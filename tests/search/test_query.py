@@ -53,6 +53,55 @@ def test_queries_that_cannot_be_answered_are_refused(tiny_index, tmp_path):
         query.answer(tmp_path, "a red circle")
 
 
+def test_words_that_the_model_does_not_know_are_named(tiny_index, caplog):
+    query.answer(tiny_index, "a red circle", k=1)
+    assert not caplog.records
+    query.answer(tiny_index, "Ω red Ж", k=1)
+    assert caplog.messages == ["the model's tokenizer does not know Ω, Ж; the rest is searched"]
+    with pytest.raises(UserError, match="the query is not UTF-8 text"):
+        query.answer(tiny_index, "red \udcff", k=1)
+
+
+def test_where_and_what_are_checked_before_the_search(tiny_index, tmp_path):
+    for where, words in (
+        (query.Where(tiny_index, "fiass"), "--backend 'fiass' is not one of jax, numpy, sharded, faiss, milvus"),
+        (query.Where(tiny_index, "jax", "rows.db"), "--uri goes with --backend milvus"),
+        (query.Where(tiny_index, "milvus"), "milvus wants one"),
+        (query.Where(tiny_index, token="a:b"), "--collection and --token go with --backend milvus"),
+        (query.Where(tiny_index, collection="a"), "--collection and --token go with --backend milvus"),
+    ):
+        with pytest.raises(UserError, match=words):
+            query.answer(where, "a red circle")
+        with pytest.raises(UserError, match=words):
+            where.searcher(Index.open(tiny_index))
+
+
+@pytest.mark.parametrize("backend", ["numpy", "sharded", "faiss", "milvus"])
+def test_every_backend_answers_the_same(tiny_index, tmp_path, backend):
+    for package in {"faiss": ["faiss"], "milvus": ["pymilvus", "milvus_lite"]}.get(backend, []):
+        pytest.importorskip(package)
+    uri = str(tmp_path / "rows.db") if backend == "milvus" else ""
+    where = query.Where(tiny_index, backend, uri, collection="mine" if uri else "")
+    want, found = (query.answer(one, "a red circle", k=24) for one in (tiny_index, where))
+    np.testing.assert_allclose([hit.score for hit in found], [hit.score for hit in want], atol=1e-5)
+    assert sorted(hit.row for hit in found) == list(range(24))
+
+
+def test_a_connection_is_closed_whatever_happens(tiny_index, tmp_path, monkeypatch):
+    pytest.importorskip("pymilvus")
+    pytest.importorskip("milvus_lite")
+    closed = []
+    close = query.MilvusIndex.close
+    monkeypatch.setattr(query.MilvusIndex, "close", lambda own: closed.append(own.count) or close(own))
+    where = query.Where(tiny_index, "milvus", str(tmp_path / "rows.db"))
+    query.answer(where, "a red circle", k=1)
+    assert closed == [24]
+    other = store.write(tmp_path / "other", np.eye(16), [{}] * 16)
+    with pytest.raises(UserError, match="write another collection name"):
+        query.Where(other, "milvus", where.uri).searcher(Index.open(other))
+    assert closed == [24, 16]
+
+
 def test_an_index_of_another_checkpoint_is_refused(tiny_index, tmp_path):
     rows = Index.open(tiny_index)
     extra = {"workdir": rows.extra["workdir"], "workdir_from_index": "."}
@@ -81,6 +130,14 @@ def test_the_table_names_rank_score_key_and_caption(tiny_index):
     assert lines[0].split() == ["rank", "cosine", "key", "view", "caption"]
     assert lines[3].split() == ["2", "0.500", "k1", "v", "a", "dog"]
     assert "distance" in query.as_table(hits_of(tiny_index, ["a cat"], "codes"))
+
+
+def test_hits_without_items_have_a_table_and_no_sheet(tmp_path):
+    hits = [Hit(0, 0.5, {}), Hit(1, 0.25, {"key": 7, "view": "v", "captions": []})]
+    lines = query.as_table(hits).splitlines()
+    assert [line.split() for line in lines[2:]] == [["1", "0.500"], ["2", "0.250", "7", "v"]]
+    with pytest.raises(UserError, match="no thumbnails .* leave out --show"):
+        query.contact_sheet(hits, tmp_path / "sheet.png", "red")
 
 
 def test_a_contact_sheet_grows_with_its_captions(tiny_index, query_file, tmp_path):

@@ -46,6 +46,7 @@ def test_fewer_rows_than_devices_hold_and_another_axis(tmp_path, rng):
         query = rng.normal(size=(2, small.width if kind == "dense" else small.bits))
         for a, b in zip(many.nearest(query, 9, kind), small.nearest(query, 9, kind), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-6)
+        assert [x.shape for x in many.nearest(query[:0], 2, kind)] == [(0, 2)] * 2
     hits = many.search(bits[4], 1, "codes")[0]
     assert hits[0].score == 0 and (codes.pack(bits)[hits[0].row] == codes.pack(bits)[4]).all()
     with pytest.raises(UserError, match='no "data"'):

@@ -19,19 +19,29 @@ def all_tables(image: Embedded, text: Embedded, split: EvalSplit, lengths: Seque
     """The tables of the whole codes, and under "nested" {bits: the same} those of the shorter `lengths`, the first bits.
 
     Tables are "codes", where the split has labels "labels" and "label_curves", and for all lengths once "int8": that of the
-    embeddings as an index keeps them in a quarter of the bytes.
+    embeddings where the gallery is kept in a quarter of the bytes, as an index keeps it; queries stay float32.
     """
     *short, whole = lengths
-    quantised = (unit_rows(as_int8(side.embed)) for side in (image, text))
-    tables = tables_of(image, text, split, whole) | {"int8": cosine_table(*quantised, split)}
+    tables = tables_of(image, text, split, whole) | {"int8": int8_table(image.embed, text.embed, split)}
     return tables | ({"nested": {str(bits): tables_of(image, text, split, bits) for bits in short}} if short else {})
 
 
 def cosine_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[str, Any]:
     """Retrieval by embeddings [n,E] and [M,E] in both directions: `retrieval.summary`."""
-    to_text, to_image = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
-    ks = fitting_recall(split)
-    return retrieval.summary(retrieval.recall(image, text, to_text, ks), retrieval.recall(text, image, to_image, ks))
+    return _two_ways((image, text), (text, image), split)
+
+
+def int8_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[str, Any]:
+    """`cosine_table` where what is searched, text or images, is int8 on disk (`store.as_int8`), and what asks is not."""
+    kept = [unit_rows(as_int8(unit_rows(side))) for side in (text, image)]
+    return _two_ways((image, kept[0]), (text, kept[1]), split)
+
+
+def _two_ways(to_text: tuple, to_image: tuple, split: EvalSplit) -> dict[str, Any]:
+    """The summary of (query, gallery) of each direction."""
+    positives = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
+    ks, ways = fitting_recall(split), zip((to_text, to_image), positives, strict=True)
+    return retrieval.summary(*(retrieval.recall(*way, right, ks) for way, right in ways))
 
 
 def fitting_recall(split: EvalSplit) -> tuple[int, ...]:

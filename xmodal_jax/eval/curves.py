@@ -3,10 +3,12 @@
 All is counted from two histograms of each query, gallery items and relevant ones at each distance 0..K. A curve's points
 are the sets within a radius r, which no tie can change. precision@N is the expectation over random orders of equal
 distances: of a distance with n items, r of them relevant, that is cut after j of n, j r / n count.
+
+All means are over the queries that have anything relevant in the gallery, as that of MAP is.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,16 +16,25 @@ import numpy as np
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.search import codes
 
-BLOCK = 1 << 22  # distances of one block of queries
+BLOCK = 1 << 22  # distances, or places of histograms, of one block of queries
 POINTS = 33  # at most so many radii in a curve
 Relevant = Callable[[slice], np.ndarray]  # rows of queries -> bool [b,m]
 
 
 class Counts(NamedTuple):
-    """Gallery items at each Hamming distance of each query, int64 [n,K+1], and the relevant ones of them."""
+    """Gallery items at each Hamming distance of each query, int32 [n,K+1], and the relevant ones of them."""
 
     items: np.ndarray
     right: np.ndarray
+
+    def kept(self) -> Iterator["Counts"]:
+        """The queries that have anything relevant, a block at a time. Raises UserError where none has."""
+        kept = np.flatnonzero(self.right.any(axis=1))
+        refuse_unless(len(kept) > 0, "No query has anything relevant in the gallery, so its tables mean nothing.")
+        size = max(1, BLOCK // self.items.shape[1])
+        for start in range(0, len(kept), size):
+            rows = kept[start : start + size]
+            yield Counts(self.items[rows], self.right[rows])
 
 
 def by_positives(positives: np.ndarray, gallery: int) -> Relevant:
@@ -61,7 +72,8 @@ def counts(query: np.ndarray, gallery: np.ndarray, relevant: Relevant, chunk: in
         distance = ((bits - asked[block] @ rows.T) / 2).astype(np.int64)  # exact: whole numbers in float32
         place = (distance + np.arange(len(distance))[:, None] * (bits + 1)).ravel()
         shape, right = (len(distance), bits + 1), relevant(block).ravel()
-        found.append([np.bincount(x, minlength=shape[0] * shape[1]).reshape(shape) for x in (place, place[right])])
+        histogram = lambda x, shape=shape: np.bincount(x, minlength=shape[0] * shape[1]).reshape(shape).astype(np.int32)
+        found.append([histogram(place), histogram(place[right])])
     return Counts(*(np.concatenate(parts) for parts in zip(*found)))
 
 
@@ -75,31 +87,36 @@ def precision_at(found: Counts, ns: Sequence[int]) -> dict[str, float]:
         all(1 <= n <= gallery for n in ns),
         f"P@N with N = {', '.join(map(str, ns))} does not fit a gallery of {gallery}; write N between 1 and {gallery}.",
     )
-    before = np.cumsum(found.items, axis=1) - found.items
-    share = found.right / np.maximum(found.items, 1)
-    return {f"P@{n}": float((np.clip(n - before, 0, found.items) * share).sum(1).mean() / n) for n in ns}
+    sums, queries = np.zeros(len(ns)), 0
+    for part in found.kept():
+        before = np.cumsum(part.items, axis=1) - part.items
+        share = part.right / np.maximum(part.items, 1)
+        sums += [(np.clip(n - before, 0, part.items) * share).sum() for n in ns]
+        queries += len(part.items)
+    return {f"P@{n}": float(total / (n * queries)) for n, total in zip(ns, sums, strict=True)}
 
 
 def chance_precision(found: Counts) -> float:
     """The share of relevant items, mean over queries: P@N of a random order for any N, and its precision anywhere."""
-    return float((found.right.sum(1) / found.items.sum(1)).mean())
+    shares = [part.right.sum(1) / part.items.sum(1) for part in found.kept()]
+    return float(np.concatenate(shares).mean())
 
 
 def curve(found: Counts, points: int = POINTS) -> dict[str, list[Any]]:
     """Precision and recall of the sets within radius r: {"radius", "precision", "recall"}, evenly spaced radii 0..K.
 
-    Recall is the mean over queries that have anything relevant, precision the mean over those of them that find anything
-    within r, None where none does.
+    Precision is the mean over those of the queries that find anything within r, None where none does.
     """
-    kept = found.right.sum(1) > 0
-    refuse_unless(bool(kept.any()), "No query has anything relevant in the gallery, so a curve means nothing.")
-    items, right = (np.cumsum(x[kept], axis=1) for x in found)
-    radii = np.unique(np.linspace(0, items.shape[1] - 1, points).round().astype(int))
-    recall, precision = (right / right[:, -1:]).mean(0), []
-    for radius in radii:
-        some = items[:, radius] > 0
-        precision.append(float((right[some, radius] / items[some, radius]).mean()) if some.any() else None)
-    return {"radius": radii.tolist(), "precision": precision, "recall": recall[radii].tolist()}
+    radii = np.unique(np.linspace(0, found.items.shape[1] - 1, points).round().astype(int))
+    recall, precision, finding, queries = np.zeros(len(radii)), np.zeros(len(radii)), np.zeros(len(radii)), 0
+    for part in found.kept():
+        items, right = (np.cumsum(x, axis=1) for x in part)
+        recall += (right[:, radii] / right[:, -1:]).sum(0)
+        precision += (right[:, radii] / np.maximum(items[:, radii], 1)).sum(0)
+        finding += (items[:, radii] > 0).sum(0)
+        queries += len(right)
+    means = [float(total / some) if some else None for total, some in zip(precision, finding, strict=True)]
+    return {"radius": radii.tolist(), "precision": means, "recall": (recall / queries).tolist()}
 
 
 def random_recall(positives: np.ndarray, gallery: int, ks: Sequence[int]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Encode a split once: embeddings for ranking, tokens for re-ranking, relaxed codes for Hamming."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -65,23 +65,32 @@ class Embedder:
         With `config.eval.flip` embeddings and codes of images are the mean over the picture and its mirror image.
         """
         if side == "text":
-            return self._all(split.texts(batch_size), side, keep_tokens)
-        plain = self._all(split.images(batch_size), side, keep_tokens)
-        if not self.model.config.eval.flip:
-            return plain
-        mirrored = self._all(split.images(batch_size, flip=True), side, False)
-        embed = np.asarray(l2_normalize(jnp.asarray(plain.embed + mirrored.embed)))
-        codes = None if plain.codes is None else (plain.codes + mirrored.codes) / 2
-        return dataclasses.replace(plain, embed=embed, codes=codes)
+            return _joined(self._blocks(split.texts(batch_size), side, keep_tokens))
+        return _joined(self.images(split, batch_size, keep_tokens))
 
-    def _all(self, blocks: Iterable[dict[str, np.ndarray]], side: str, keep_tokens: bool) -> Embedded:
-        """The real rows of all `blocks`, one after the other."""
-        parts = []
+    def images(self, split: EvalSplit, batch_size: int, keep_tokens: bool = False) -> Iterator[Embedded]:
+        """All images of a split as in `split`, a block of at most `batch_size` after the other."""
+        plain = self._blocks(split.images(batch_size), "image", keep_tokens)
+        if not self.model.config.eval.flip:
+            yield from plain
+            return
+        mirrored = self._blocks(split.images(batch_size, flip=True), "image", False)
+        for one, other in zip(plain, mirrored, strict=True):
+            embed = np.asarray(l2_normalize(jnp.asarray(one.embed + other.embed)))
+            codes = None if one.codes is None else (one.codes + other.codes) / 2
+            yield dataclasses.replace(one, embed=embed, codes=codes)
+
+    def _blocks(self, blocks: Iterable[dict[str, np.ndarray]], side: str, keep_tokens: bool) -> Iterator[Embedded]:
+        """The real rows of each of `blocks`."""
         for block in blocks:
             self.poll()
             real, coded = int((block["id"] >= 0).sum()), self.rows(side, block[side], keep_tokens)
-            parts.append(jax.tree.map(lambda x, real=real: x[:real], vars(coded)))
-        return Embedded(**jax.tree.map(lambda *rows: np.concatenate(rows), *parts))
+            yield Embedded(**jax.tree.map(lambda x, real=real: x[:real], vars(coded)))
+
+
+def _joined(parts: Iterable[Embedded]) -> Embedded:
+    """The rows of all parts, one after the other."""
+    return Embedded(**jax.tree.map(lambda *rows: np.concatenate(rows), *map(vars, parts)))
 
 
 LENGTH_STEP = 8  # texts are scored at their length rounded up to this, each length one compiled program

@@ -107,11 +107,12 @@ def view_tables(assembly: Assembly, params: Params, split: EvalSplit, image: Emb
 
 
 def mean_tables(tables: list[Any]) -> Any:
-    """The mean of tables of one shape, number by number; texts stay, and what one of them lacks (None) is left out."""
+    """The mean of tables, number by number; texts stay. What some of them lack (a key, or None) is the mean of the others."""
     known = [table for table in tables if table is not None]
     first = known[0] if known else None
     if isinstance(first, dict):
-        return {key: mean_tables([table[key] for table in known]) for key in first}
+        keys = dict.fromkeys(key for table in known for key in table)
+        return {key: mean_tables([table[key] for table in known if key in table]) for key in keys}
     if isinstance(first, list):
         return [mean_tables(list(items)) for items in zip(*known)] if len(set(map(len, known))) == 1 else first
     return float(np.mean(known)) if isinstance(first, (int, float)) else first

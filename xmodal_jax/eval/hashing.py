@@ -95,11 +95,12 @@ def mean_average_precision(
     arrays = [np.asarray(array, np.float32) for array in (query, query_labels, gallery, gallery_labels)]
     _refuse_bad_labels(*arrays)
     count = len(arrays[2])
-    retrieval.refuse_large_k([k or count], count)
+    k = count if k is None else k
+    retrieval.refuse_large_k([k], count)
     rows, labels = jnp.asarray(arrays[2]), jnp.asarray(arrays[3])
     size = retrieval.block_size(len(query), 8 * count, chunk)  # about eight arrays of the block's size live at once
     values = [
-        np.asarray(_precision_block(jnp.asarray(block[0]), rows, jnp.asarray(block[1]), labels, k or count))[:real]
+        np.asarray(_precision_block(jnp.asarray(block[0]), rows, jnp.asarray(block[1]), labels, k))[:real]
         for real, block in retrieval.query_blocks(arrays[:2], size)
     ]
     values = np.concatenate(values).astype(np.float64)

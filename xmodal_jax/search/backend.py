@@ -7,8 +7,8 @@ import numpy as np
 
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.search import codes
+from xmodal_jax.search.files import KINDS
 from xmodal_jax.search.host import refuse_unsearchable, unit_rows
-from xmodal_jax.search.store import KINDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,9 @@ class Backend:
         """What was kept about record `row`."""
         raise NotImplementedError
 
+    def close(self) -> None:
+        """Let go of what is held outside this process; nothing by default."""
+
     def _find(self, asked: np.ndarray, k: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
         """`nearest` for queries that were checked: unit rows float32 [q,E], or packed codes uint8 [q,K/8]."""
         raise NotImplementedError
@@ -52,7 +55,9 @@ class Backend:
           kind: "dense" or "codes".
 
         Returns:
-          cosines float32 [q,k] (descending) or distances int32 [q,k] (ascending), and rows int64 [q,k]; ties by row.
+          cosines float32 [q,k] (descending) or distances int32 [q,k] (ascending), and rows int64 [q,k]. Equal values come
+          by ascending row; two equal rows have equal distances everywhere and equal cosines with the NumPy engine (on a
+          device a product's last bits may depend on where a row stands).
 
         Raises:
           UserError: an unknown kind, an index without it, a query of another width, k outside 1..count.
@@ -60,6 +65,8 @@ class Backend:
         self.refuse_without(kind)
         query = np.atleast_2d(np.asarray(query))
         refuse_unsearchable(query, (self.count, self.width if kind == "dense" else self.bits), k)
+        if len(query) == 0:
+            return np.zeros((0, k), np.float32 if kind == "dense" else np.int32), np.zeros((0, k), np.int64)
         return self._find(unit_rows(query) if kind == "dense" else codes.pack(query), k, kind)
 
     def refuse_without(self, kind: str) -> None:

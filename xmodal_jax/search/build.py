@@ -1,13 +1,13 @@
 """Embed the pictures of a split into a search index that can be shown without the data."""
 
 import base64
+import contextlib
 import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
-
-import numpy as np
 
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.card import Card
@@ -15,8 +15,8 @@ from xmodal_jax.data.image import limit_size
 from xmodal_jax.data.pipeline import DataConfig, EvalSplit, Split, eval_split
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval.captioning import references
-from xmodal_jax.eval.embed import Embedder
-from xmodal_jax.search import index, store
+from xmodal_jax.eval.embed import Embedded, Embedder
+from xmodal_jax.search import files, index, place, store
 from xmodal_jax.types import Params
 
 THUMBNAIL = 96  # px of the longer side
@@ -26,23 +26,38 @@ CAPTIONS = 3  # kept per picture
 @dataclasses.dataclass(frozen=True)
 class How:
     """How rows are written. overwrite: replace the index at the folder; append: add to it; codes_only: leave the embeddings
-    out; dtype: of the embeddings on disk, "float32" or "int8"."""
+    out; dtype: of the embeddings on disk, "float32" or "int8" ("": float32, or what the index has that is added to)."""
 
     overwrite: bool = False
     append: bool = False
     codes_only: bool = False
-    dtype: str = "float32"
+    dtype: str = ""
 
-    def refuse_bad(self, out: pathlib.Path, hashes: bool) -> None:
-        """Raise `UserError` before minutes of encoding."""
+    def refuse_bad(self, out: pathlib.Path, model: str, hashes: bool) -> None:
+        """Raise `UserError` before minutes of encoding. model: the `fingerprint`; hashes: whether it makes codes."""
         refuse_unless(
             not (self.append and self.overwrite), "--append keeps what --overwrite replaces; write one of them"
         )
         refuse_unless(hashes or not self.codes_only, "the run has no hash codes; leave out --codes-only")
         if self.append:
-            store.read_header(out)
+            self._refuse_misfit(out, model, hashes)
         else:
-            store.refuse_taken(out, self.overwrite)
+            place.refuse_taken(out, self.overwrite)
+
+    def _refuse_misfit(self, out: pathlib.Path, model: str, hashes: bool) -> None:
+        header = files.read_header(out)
+        store.refuse_other_model(out, header, model)
+        store.refuse_damaged(out, header)
+        refuse_unless(hashes or not header["bits"], f"{out} has hash codes and the run makes none; index again")
+        refuse_unless("items" in header["blocks"], f"{out} has no items and pictures have; write another folder name")
+        refuse_unless(
+            not (self.codes_only and header["width"]),
+            f"{out} has embeddings, and what is appended has them too; leave out --codes-only",
+        )
+        refuse_unless(
+            self.dtype in ("", header["dtype"]),
+            f"{out} keeps embeddings as {header['dtype']}, and so does what is appended; leave out --dtype {self.dtype}",
+        )
 
 
 def build_index(assembly: Assembly, params: Params, workdir: str, out: str, data: str = "", split: str = "",
@@ -51,47 +66,43 @@ def build_index(assembly: Assembly, params: Params, workdir: str, out: str, data
 
     `data` and `split` default to the run's data set and its evaluation split. An item has "key", "view", "split", "row" (in
     the split), "captions" (the first few) and "thumbnail" (base64 of a small PNG or JPEG), and "data" where that is not
-    the header's. The header remembers the work directory.
+    the header's. The header remembers the work directory. Rows are written as they are encoded, a block in memory at most.
 
     Returns:
       The folder and the number of rows it has now.
 
     Raises:
-      UserError: `out` is taken, or (to append) no index of this model; no such data set or split, features that the data
-        set lacks.
+      UserError: `out` is taken, or (to append) no whole index of this model, or one of another form than `how` asks for; no
+        such data set or split, features that the data set lacks.
     """
     config, path = assembly.config, pathlib.Path(out)
     embedder, model = Embedder(assembly.model, params), index.fingerprint(params)
-    how.refuse_bad(path, embedder.hashes)
+    how.refuse_bad(path, model, embedder.hashes)
     source, split = data_of(config.data, data), split or config.data.eval_split
-    embeddings, hashed, items = encoded(assembly, embedder, source, split)
-    extra = {
-        "workdir": str(workdir),
-        "workdir_from_index": os.path.relpath(workdir, out),
-        "data": source.path,
-        "split": split,
-    }
+    dense, hashed, named = not how.codes_only, embedder.hashes, {}
     if how.append:
-        first = store.read_header(path)
-        if source.path != first["extra"].get("data"):
-            items = [item | {"data": source.path} for item in items]
-        kept = embeddings if first["width"] else None
-        return path, store.append(path, kept, items, hashed if first["bits"] else None, model)
-    kept = None if how.codes_only else embeddings
-    options = {"model": model, "overwrite": how.overwrite, "extra": extra, "dtype": how.dtype}
-    return store.write(path, kept, items, hashed, **options), len(items)
+        first = files.read_header(path)
+        dense, hashed = first["width"] > 0, first["bits"] > 0
+        named = {} if source.path == first["extra"].get("data") else {"data": source.path}
+        writer = store.appending(path, model)
+    else:
+        extra = {"workdir": str(workdir), "workdir_from_index": os.path.relpath(workdir, out)}
+        extra |= {"data": source.path, "split": split}
+        writer = store.writing(path, model, overwrite=how.overwrite, extra=extra, dtype=how.dtype or "float32")
+    with writer as rows:
+        for coded, items in encoded(assembly, embedder, source, split):
+            own = [item | named for item in items]
+            rows.add(coded.embed if dense else None, own, coded.codes if hashed else None)
+    return path, rows.count
 
 
-def encoded(assembly: Assembly, embedder: Embedder, source: DataConfig, split: str):
-    """Embeddings [n,E], relaxed codes [n,K] or None, and items of all views of a split."""
-    embeddings, codes, items = [], [], []
+def encoded(assembly: Assembly, embedder: Embedder, source: DataConfig, split: str) -> Iterator[tuple[Embedded, list]]:
+    """Embeddings, relaxed codes (None without a hash head) and items of all views of a split, a block at a time."""
     for view in views_of(source, split):
         found = eval_split(source.path, split, assembly.tokenizer, source, view)
-        coded = embedder.split(found, "image", assembly.config.eval.batch_size)
-        embeddings.append(coded.embed)
-        codes.append(coded.codes)
-        items += picture_items(source, split, found)
-    return np.concatenate(embeddings), np.concatenate(codes) if embedder.hashes else None, items
+        with contextlib.closing(picture_items(source, split, found)) as items:
+            for coded in embedder.images(found, assembly.config.eval.batch_size):
+                yield coded, list(islice(items, len(coded.embed)))
 
 
 def data_of(trained: DataConfig, path: str) -> DataConfig:
@@ -112,13 +123,12 @@ def views_of(data: DataConfig, split: str) -> tuple[str, ...]:
 
 def picture_items(data: DataConfig, split: str, found: EvalSplit) -> Iterator[dict[str, Any]]:
     """What a hit shows of each picture of one opened view."""
-    source = Split(data.path, split, dataclasses.replace(data, features=()))
-    for key, row, captions in zip(found.keys, found.rows, references(found), strict=True):
-        small = limit_size(source.record(int(row))["images"][found.view], THUMBNAIL)
-        thumbnail = base64.b64encode(small).decode("ascii")
-        item = {"key": key, "view": found.view, "captions": captions[:CAPTIONS], "split": split, "row": int(row)}
-        yield item | {"thumbnail": thumbnail}
-    source.close()
+    with contextlib.closing(Split(data.path, split, dataclasses.replace(data, features=()))) as source:
+        for key, row, captions in zip(found.keys, found.rows, references(found), strict=True):
+            small = limit_size(source.record(int(row))["images"][found.view], THUMBNAIL)
+            thumbnail = base64.b64encode(small).decode("ascii")
+            item = {"key": key, "view": found.view, "captions": captions[:CAPTIONS], "split": split, "row": int(row)}
+            yield item | {"thumbnail": thumbnail}
 
 
 def workdir_of(opened: index.Index) -> pathlib.Path:

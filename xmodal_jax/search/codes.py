@@ -4,9 +4,12 @@ import numpy as np
 
 from xmodal_jax.errors import refuse_unless
 
+MOST_BITS = 1 << 15  # distances are kept as 16 bits
+
 
 def refuse_bad_bits(bits: int) -> None:
-    """Raise `UserError` unless `bits` is a positive multiple of 8."""
+    """Raise `UserError` unless `bits` is a positive multiple of 8, at most `MOST_BITS`."""
+    refuse_unless(bits <= MOST_BITS, f"A hash code of {bits} bits is too long to search; write at most {MOST_BITS}.")
     refuse_unless(
         bits > 0 and bits % 8 == 0,
         f"A hash code of {bits} bits does not fill whole bytes; write a multiple of 8, such as {max(8, bits & ~7)}.",
@@ -38,7 +41,11 @@ def unpack(codes: np.ndarray) -> np.ndarray:
 
 
 def words(codes: np.ndarray, size: int = 4) -> np.ndarray:
-    """Packed codes uint8 [n,K/8] as unsigned words [n,W] of `size` bytes; zero bytes fill up, no distance changes."""
+    """Packed codes uint8 [n,K/8] as unsigned words [n,W] of `size` bytes; zero bytes fill up, no distance changes.
+
+    Raises UserError for more than `MOST_BITS` bits.
+    """
+    refuse_bad_bits(8 * codes.shape[1])
     missing = -codes.shape[1] % size
     padded = np.pad(codes, ((0, 0), (0, missing))) if missing else codes  # a memory map that fits is not copied
     return np.ascontiguousarray(padded).view(np.dtype(f"u{size}"))

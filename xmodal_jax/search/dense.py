@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.search import topk
-from xmodal_jax.search.host import refuse_unsearchable, unit_rows
+from xmodal_jax.search.host import refuse_not_finite, refuse_unsearchable, unit_rows
 
 
 def inner_product(query: jax.Array, rows: jax.Array) -> jax.Array:
@@ -42,4 +42,7 @@ def dense_topk(query: np.ndarray, gallery: np.ndarray, k: int, cosine: bool = Tr
     refuse_unsearchable(query, gallery.shape, k)
     if cosine:
         query, gallery = unit_rows(query), unit_rows(gallery)
+    else:
+        refuse_not_finite(query)
+        refuse_not_finite(gallery)
     return resident_topk(query, resident(gallery), k)

@@ -19,7 +19,7 @@ def load_faiss() -> Any:
 
 
 class FaissIndex(Backend):
-    """The rows of an `Index` in faiss, copied to memory at the first search of a kind.
+    """The rows of an `Index` in faiss, copied to memory at the first search of a kind, a block at a time.
 
     Distances and cosines are those of the index. Rows of equal distance come in ascending order within the answer, but
     where a tie reaches over the k-th place, which of the tied rows are in it is up to faiss.
@@ -42,7 +42,8 @@ class FaissIndex(Backend):
     def _index(self, kind: str) -> Any:
         if kind not in self._made:
             made = self.faiss.IndexFlatIP(self.width) if kind == "dense" else self.faiss.IndexBinaryFlat(self.bits)
-            made.add(self.index.vectors(kind))
+            for rows in self.index.parts(kind):
+                made.add(np.ascontiguousarray(rows))
             self._made[kind] = made
         return self._made[kind]
 

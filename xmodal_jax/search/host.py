@@ -5,10 +5,12 @@ Nothing here imports jax, so an index can be asked where jax is not installed.
 
 import numpy as np
 
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import refuse_unless
 from xmodal_jax.search import codes
 
 BLOCK_BYTES = 1 << 19  # of codes at once: they and their counts stay in a core's cache
+BLOCK_SCORES = 1 << 24  # of queries x rows at once: 64 MiB of float32
+SHORT, LONG = 1e-15, 1e15  # rows outside have squares that float32 rounds to nothing or to infinity
 
 
 def refuse_unsearchable(query: np.ndarray, gallery_shape: tuple[int, ...], k: int) -> None:
@@ -23,21 +25,38 @@ def refuse_unsearchable(query: np.ndarray, gallery_shape: tuple[int, ...], k: in
     refuse_unless(1 <= k <= count, f"k = {k} does not fit a gallery of {count} rows; write k between 1 and {count}.")
 
 
-def unit_rows(embeddings: np.ndarray) -> np.ndarray:
+def refuse_not_finite(rows: np.ndarray, first: int = 0) -> None:
+    """Raise `UserError` unless all of rows [n,E] are finite. first: the number of the first row, for the sentence."""
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    refuse_unless(
+        not len(bad),
+        f"Embedding {first + bad[0] if len(bad) else 0} is not finite ({len(bad)} of {len(rows)} rows); the model that "
+        "made it has diverged: take an earlier checkpoint.",
+    )
+
+
+def unit_rows(embeddings: np.ndarray, first: int = 0) -> np.ndarray:
     """Rows [n,E] divided by their length, float32; a row of zeros stays zero, so its cosine to anything is 0.
+
+    Rows of any length that float32 or float64 holds: those whose squares leave float32 are divided by their largest value
+    first. `first` is the number of the first row, for the sentence.
 
     Raises:
       UserError: a row is not finite.
     """
-    rows = np.asarray(embeddings, np.float32)
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    bad = np.flatnonzero(~np.isfinite(length[:, 0]))
-    if len(bad):
-        raise UserError(
-            f"Embedding {bad[0]} is not finite ({len(bad)} of {len(rows)} rows); the model that made it has diverged: "
-            "take an earlier checkpoint."
-        )
-    return rows / np.maximum(length, np.finfo(np.float32).tiny)
+    rows, tiny = np.asarray(embeddings), np.finfo(np.float32).tiny
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        small = rows.astype(np.float32, copy=False)
+        length = np.linalg.norm(small, axis=1, keepdims=True)
+        unit = small / np.maximum(length, tiny)
+    if not np.isfinite(length).all():
+        refuse_not_finite(rows, first)
+    odd = np.flatnonzero((length[:, 0] < SHORT) | (length[:, 0] > LONG))
+    if len(odd):
+        largest = np.abs(rows[odd]).max(axis=1, keepdims=True)
+        scaled = (rows[odd] / np.where(largest > 0, largest, 1)).astype(np.float32)
+        unit[odd] = scaled / np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), tiny)
+    return unit
 
 
 def merge_topk(values: list[np.ndarray], rows: list[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -113,14 +132,30 @@ class _NearestSoFar:
 def dense_topk(query: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The `k` largest inner products of each query [q,E] with rows [n,E]: float32 [q,k] and int32 [q,k], ties by row.
 
+    Equal rows have equal scores: the products of a matrix product depend on where a row stands in it, so the rows that come
+    near the k-th place are multiplied again, each by itself.
+
     Raises UserError as `hamming_topk`.
     """
     refuse_unsearchable(query, gallery.shape, k)
-    scores = np.asarray(query, np.float32) @ np.asarray(gallery, np.float32).T
-    limit = np.partition(scores, -k, axis=1)[:, -k] if k < scores.shape[1] else scores.min(axis=1)
+    query, gallery = np.asarray(query, np.float32), np.asarray(gallery, np.float32)
+    longest = np.sqrt(np.einsum("ne,ne->n", gallery, gallery).max())
+    # both products are within E / 2 units of float32's last place of the true one, times the lengths; and both sides move
+    margin = 4 * gallery.shape[1] * 2.0**-24 * longest * np.linalg.norm(query, axis=1)
     values, rows = np.empty((len(query), k), np.float32), np.empty((len(query), k), np.int32)
-    for i, (score, least) in enumerate(zip(scores, limit, strict=True)):
-        near = np.flatnonzero(score >= least)
-        rows[i] = near[np.argsort(-score[near], kind="stable")[:k]]
-        values[i] = score[rows[i]]
+    size = max(1, BLOCK_SCORES // len(gallery))
+    for start in range(0, len(query), size):
+        for i, scores in enumerate(query[start : start + size] @ gallery.T, start):
+            least = np.partition(scores, -k)[-k] if k < len(scores) else scores.min()
+            near = np.flatnonzero(scores >= least - margin[i])
+            exact = _products(query[i], gallery, near)
+            best = np.argsort(-exact, kind="stable")[:k]
+            values[i], rows[i] = exact[best], near[best]
     return values, rows
+
+
+def _products(one: np.ndarray, gallery: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Inner products of one [E] with some rows [m] of [n,E], each summed in the same order: float32 [m]."""
+    step = max(1, BLOCK_SCORES // gallery.shape[1])
+    parts = [(gallery[rows[at : at + step]] * one).sum(axis=1) for at in range(0, len(rows), step)]
+    return np.concatenate(parts)

@@ -1,21 +1,21 @@
 """A search index on disk, opened memory-mapped: exact search over it, on the device or with NumPy alone."""
 
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Iterator
 
 import numpy as np
 
-from xmodal_jax.errors import refuse_unless
-from xmodal_jax.search import host, store
+from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.search import files, host, place
 from xmodal_jax.search.backend import Backend
 
 ENGINES = ("jax", "numpy")
 KEPT_BYTES = 8 << 30  # of blocks that stay on the device; later ones are put there again at each search
 DENSE_BYTES = 1 << 28  # of embeddings in one program
 CODE_ROWS = 1 << 22
+TRIES = 20  # to open an index that others replace
 
 
 def fingerprint(params) -> str:
@@ -33,45 +33,68 @@ def fingerprint(params) -> str:
 class Index(Backend):
     """An opened index. `Index.open(path)`, then `search` (hits with their items) or `nearest` (arrays).
 
-    Attributes: path, model (fingerprint), width (E), bits (K), dtype (of the embeddings on disk), count (n), total (rows
-    the header tells of; more than `count` in a prefix), damage (the sentence about the first bad file, or ""), extra
-    (as `write` got it).
+    Rows and items stay those that were opened, whatever happens at `path` afterwards. Blocks are memory-mapped and keep no
+    descriptor; the system's limit is on mappings (65,530 in a process on Linux, at most 4 a block).
+
+    Attributes: path, id (stays with the rows when others are appended, changes when the index is replaced), model
+    (fingerprint), width (E), bits (K), dtype (of the embeddings on disk), count (n), total (rows the header tells of; more
+    than `count` in a prefix), damage (the sentence about the first bad file, or ""), extra (as `write` got it).
     """
 
     def __init__(self, path: pathlib.Path, header: dict, count: int, damage: str = "", engine: str = "jax"):
         self.path, self.name, self.engine = path, str(path), engine
-        self.model, self.width, self.bits, self.dtype = (header[name] for name in ("model", "width", "bits", "dtype"))
+        self.id, self.model, self.dtype = (header[name] for name in ("id", "model", "dtype"))
+        self.width, self.bits = header["width"], header["bits"]
         self.count, self.total, self.damage = count, header["count"], damage
         self.extra: dict = header["extra"]
-        self._blocks = {kind: self._opened(header["blocks"].get(kind, [])) for kind in store.KINDS}
-        self._items = list(self._within(header["blocks"].get("items", [])))
-        self._lines: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._blocks = {kind: self._opened(header["blocks"].get(kind, [])) for kind in files.KINDS}
+        items = list(self._within(header["blocks"].get("items", [])))
+        self._starts = [start for start, _, _ in items]
+        self._lines = [files.Lines(path, entry) for _, _, entry in items]
         self._resident: dict[tuple[str, int], tuple] = {}
 
     @classmethod
     def open(cls, path: str | os.PathLike, model: str | None = None, verify: bool = True, prefix: bool = False,
-             engine: str = "jax") -> "Index":  # fmt: skip
+             engine: str = "jax", again: bool = False) -> "Index":  # fmt: skip
         """Open the folder at `path`, memory-mapped.
 
         Args:
           path: what `store.write` made.
           model: the `fingerprint` of the model that will ask; another one than the index's is refused.
-          verify: compare every file with its sha256.
+          verify: compare every file with its sha256, but for those that were compared before and were not touched since
+            (see `files`). Without it only sizes are compared.
           prefix: open the rows before the first damaged file instead of refusing it.
           engine: "jax" searches on the device; "numpy" on the host, without jax.
+          again: compare the files that were compared before, too.
 
         Raises:
           UserError: not an index, another version, a missing, torn or changed file (by name), another model.
         """
         path = pathlib.Path(path)
         refuse_unless(engine in ENGINES, f'engine = "{engine}" does not search; write "jax" or "numpy".')
-        header = store.read_header(path)
-        count, damage = store.usable(path, header, verify)
-        refuse_unless(not damage or (prefix and count > 0), damage)
-        opened = cls(path, header, count, damage, engine)
+        found = None
+        for _ in range(TRIES):
+            files.read_header(path)  # says what a folder is that is no index
+            with place.opened(place.resolved(path)) as folder:
+                try:
+                    found = cls._open(path, verify, prefix, engine, again)
+                except (UserError, FileNotFoundError) as error:
+                    found = error
+                if place.is_still(folder, path):  # if not, its files may be of two indexes: one replaced the other
+                    break
+            found = UserError(f"{path} is replaced all the time; open it when that is over.")
+        if not isinstance(found, cls):
+            raise found
         if model is not None:
-            opened.refuse_other_model(model)
-        return opened
+            found.refuse_other_model(model)
+        return found
+
+    @classmethod
+    def _open(cls, path: pathlib.Path, verify: bool, prefix: bool, engine: str, again: bool) -> "Index":
+        header = files.read_header(path)
+        count, damage = files.usable(path, header, verify, again)
+        refuse_unless(not damage or (prefix and count > 0), damage)
+        return cls(path, header, count, damage, engine)
 
     def _within(self, entries: list[dict]) -> Iterator[tuple[int, int, dict]]:
         """(first row, rows, entry) of the files that hold usable rows."""
@@ -83,7 +106,7 @@ class Index(Backend):
             start += entry["rows"]
 
     def _opened(self, entries: list[dict]) -> list[np.ndarray]:
-        return [store.open_array(self.path, entry)[:rows] for _, rows, entry in self._within(entries)]
+        return [files.open_array(self.path, entry)[:rows] for _, rows, entry in self._within(entries)]
 
     def refuse_other_model(self, model: str) -> None:
         """Raise `UserError` unless `model` is the `fingerprint` of the parameters that made the rows."""
@@ -94,26 +117,25 @@ class Index(Backend):
         )
 
     def item(self, row: int) -> dict:
-        """What `write` was told about record `row`; {} in an index without items."""
-        if not self._items:
+        """What `write` was told about record `row`; {} in an index without items. Raises UserError for a row not there."""
+        refuse_unless(0 <= row < self.count, f"Row {row} is not one of the {self.count} rows of {self.name}.")
+        if not self._lines:
             return {}
-        number = np.searchsorted([start for start, _, _ in self._items], row, side="right") - 1
-        start, _, entry = self._items[number]
-        if number not in self._lines:
-            text = np.memmap(self.path / entry["file"], np.uint8, "r")
-            self._lines[number] = text, np.flatnonzero(text == ord("\n"))
-        text, ends = self._lines[number]
-        line = row - start
-        return json.loads(text[0 if line == 0 else ends[line - 1] + 1 : ends[line]].tobytes())
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self._lines[number][row - self._starts[number]]
 
     def blocks(self, kind: str = "dense") -> list[np.ndarray]:
         """The memory-mapped blocks: [rows,E] as stored, or codes uint8 [rows,K/8]."""
         self.refuse_without(kind)
         return self._blocks[kind]
 
+    def parts(self, kind: str = "dense") -> Iterator[np.ndarray]:
+        """A block after the other: float32 [rows,E] of unit length, or codes uint8 [rows,K/8]."""
+        return map(_floats, self.blocks(kind))
+
     def vectors(self, kind: str = "dense") -> np.ndarray:
         """All rows in memory: float32 [n,E], or codes uint8 [n,K/8]."""
-        return _floats(np.concatenate(self.blocks(kind)))
+        return np.concatenate(list(self.parts(kind)))
 
     def vectors_of(self, rows: np.ndarray, kind: str = "dense") -> np.ndarray:
         """Some rows [m] in memory, in the order asked: float32 [m,E], or codes uint8 [m,K/8]."""

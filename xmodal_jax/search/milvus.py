@@ -2,10 +2,13 @@
 
 `fill` copies an `Index` into two collections, NAME_codes (BINARY_VECTOR, HAMMING, BIN_FLAT) and NAME_dense (FLOAT_VECTOR,
 COSINE, FLAT); the primary key is the row. A fill that was stopped goes on where it stopped: rows are upserted in order,
-so what is missing is everything from the number of rows that are there.
+so what is missing is everything from the number of rows that are there. A collection says in its description which index
+its rows are of, by the id that an index keeps when it grows and changes when it is replaced; another index is refused.
 """
 
+import contextlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,9 +16,10 @@ import numpy as np
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.search.backend import Backend
 from xmodal_jax.search.faiss_backend import in_order
+from xmodal_jax.search.files import KINDS
 from xmodal_jax.search.index import Index
-from xmodal_jax.search.store import KINDS
 
+COLLECTION = "xmodal"
 BATCH = 1000  # rows of one call
 FIELD = "vector"
 CONNECT_SECONDS = 60  # a local file starts a process, which takes its time on a busy machine
@@ -38,13 +42,13 @@ class MilvusIndex(Backend):
     Args:
       index: where items come from, and what `fill` copies.
       uri: a server, as "http://localhost:19530", or a path that ends in .db (milvus-lite).
-      name: starts the names of the collections.
+      name: starts the names of the collections; one for each index.
       token: "user:password" or an API key for a server that wants one.
 
     Equal distances come by ascending row within an answer; which rows of a tie over the k-th place are in it is Milvus's.
     """
 
-    def __init__(self, index: Index, uri: str, name: str = "xmodal", token: str = ""):
+    def __init__(self, index: Index, uri: str, name: str = COLLECTION, token: str = ""):
         self.milvus = load_milvus()
         refuse_unless(
             re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name) is not None,
@@ -53,12 +57,18 @@ class MilvusIndex(Backend):
         self.index, self.uri = index, uri
         self.name, self.collection = f"{name} at {uri}", name
         self.width, self.bits, self.count = index.width, index.bits, index.count
-        try:
+        with self._asking("cannot be reached", "write its address, or a .db file", (OSError, ValueError)):
             self.client = self.milvus.MilvusClient(uri=uri, token=token, timeout=CONNECT_SECONDS)
-        except (self.milvus.MilvusException, OSError, ValueError) as error:
-            raise UserError(
-                f"Milvus at {uri} cannot be reached ({error}); write its address, or a .db file."
-            ) from error
+
+    @contextlib.contextmanager
+    def _asking(
+        self, what: str = "did not answer", then: str = "see that it runs, and start again", also: tuple = ()
+    ) -> Iterator[None]:
+        """What goes wrong inside, with the server or on the way to it, as one sentence with its address."""
+        try:
+            yield
+        except (self.milvus.MilvusException, *also) as error:
+            raise UserError(f"Milvus at {self.uri} {what} ({error}); {then}.") from error
 
     def item(self, row: int) -> dict:
         """What the index keeps about record `row`."""
@@ -66,23 +76,27 @@ class MilvusIndex(Backend):
 
     def close(self) -> None:
         """End the connection."""
-        self.client.close()
+        with self._asking():
+            self.client.close()
 
     def fill(self, batch: int = BATCH) -> dict[str, int]:
         """Copy what is missing of the index; {kind: rows written now}. Nothing is written twice.
 
         Raises:
-          UserError: a collection of that name holds rows of another width or model, or more rows than the index.
+          UserError: a collection of that name holds rows of another index, or more rows than the index; the server
+            does not answer.
         """
-        return {kind: self._fill(kind, batch) for kind in KINDS if (self.width if kind == "dense" else self.bits)}
+        with self._asking():
+            return {kind: self._fill(kind, batch) for kind in KINDS if (self.width if kind == "dense" else self.bits)}
 
     def rows_in(self, kind: str) -> int:
         """How many rows the collection of a kind has, 0 where there is none."""
         name = self._collection(kind)
-        if not self.client.has_collection(name):
-            return 0
-        found = self.client.query(name, filter="", output_fields=["count(*)"], consistency_level=STRONG)
-        return int(found[0]["count(*)"])
+        with self._asking():
+            if not self.client.has_collection(name):
+                return 0
+            found = self.client.query(name, filter="", output_fields=["count(*)"], consistency_level=STRONG)
+            return int(found[0]["count(*)"])
 
     def _collection(self, kind: str) -> str:
         return f"{self.collection}_{kind}"
@@ -93,7 +107,8 @@ class MilvusIndex(Backend):
         there = self.rows_in(kind)
         refuse_unless(
             there <= self.count,
-            f"{name} at {self.uri} has {there} rows and {self.index.name} {self.count}; write another name.",
+            f"{name} at {self.uri} has {there} rows and {self.index.name} {self.count}; write another collection name "
+            "(--collection).",
         )
         for start in range(there, self.count, batch):
             rows = np.arange(start, min(start + batch, self.count))
@@ -106,12 +121,13 @@ class MilvusIndex(Backend):
 
     def _ensure(self, name: str, kind: str) -> None:
         """Make the collection, or refuse one that holds something else."""
-        told = f"xmodal {self.index.model} {kind} {self.width if kind == 'dense' else self.bits}"
+        told = f"xmodal {self.index.model} {kind} {self.width if kind == 'dense' else self.bits} {self.index.id}"
         if self.client.has_collection(name):
             found = self.client.describe_collection(name).get("description", "")
             refuse_unless(
                 found == told,
-                f"{name} at {self.uri} holds '{found}' and the index is '{told}'; write another name, or drop it.",
+                f"{name} at {self.uri} holds '{found}' and the index is '{told}'; write another collection name "
+                "(--collection), or drop it.",
             )
             return
         types = self.milvus.DataType
@@ -132,9 +148,10 @@ class MilvusIndex(Backend):
         refuse_unless(k <= MOST_K, f"k = {k} is more than Milvus gives; write at most {MOST_K}.")
         data = list(asked) if kind == "dense" else [code.tobytes() for code in asked]
         metric = "COSINE" if kind == "dense" else "HAMMING"
-        found = self.client.search(
-            name, data, anns_field=FIELD, limit=k, search_params={"metric_type": metric}, consistency_level=STRONG
-        )
+        with self._asking():
+            found = self.client.search(
+                name, data, anns_field=FIELD, limit=k, search_params={"metric_type": metric}, consistency_level=STRONG
+            )
         value = np.array([[hit["distance"] for hit in hits] for hits in found], np.float32)
         row = np.array([[hit["id"] for hit in hits] for hits in found], np.int64)
         return in_order(value if kind == "dense" else value.astype(np.int32), row, kind)

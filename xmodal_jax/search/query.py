@@ -1,6 +1,7 @@
 """Ask an index with words or with a picture, and show the answers: a table, a contact sheet."""
 
 import base64
+import contextlib
 import dataclasses
 import logging
 import os
@@ -12,19 +13,23 @@ import numpy as np
 
 from xmodal_jax import drawing
 from xmodal_jax.assemble import Assembly
+from xmodal_jax.config import MeshConfig
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.eval.embed import Embedded, Embedder
 from xmodal_jax.eval.pictures import read_pictures
+from xmodal_jax.parallel.mesh import make_mesh
 from xmodal_jax.search.backend import Backend, Hit
 from xmodal_jax.search.build import workdir_of
 from xmodal_jax.search.faiss_backend import FaissIndex
 from xmodal_jax.search.index import Index, fingerprint
-from xmodal_jax.search.milvus import MilvusIndex
+from xmodal_jax.search.milvus import COLLECTION, MilvusIndex
+from xmodal_jax.search.sharded import ShardedIndex
 from xmodal_jax.search.stages import Stages, matched, staged
 from xmodal_jax.types import Params
 
 log = logging.getLogger(__name__)
 COSINE = Stages()
+BACKENDS = ("jax", "numpy", "sharded", "faiss", "milvus")  # sharded: jax, the rows spread over all devices
 SCORES = {"dense": "cosine", "codes": "distance", "match": "match"}
 COLUMNS = 5  # pictures in a row of a contact sheet
 TILE = 168  # px
@@ -32,28 +37,52 @@ TILE = 168  # px
 
 @dataclasses.dataclass(frozen=True)
 class Where:
-    """What is searched. backend: "jax", "numpy", "faiss" or "milvus" (at `uri`); prefix: the rows before a damaged file."""
+    """What is searched. backend: one of `BACKENDS`; prefix: the rows before a damaged file; verify: compare all checksums
+    again; milvus: at `uri`, with `token` ("user:password" or an API key), in the collections `collection`_*."""
 
     index: str | os.PathLike
     backend: str = "jax"
     uri: str = ""
     prefix: bool = False
+    verify: bool = False
+    collection: str = ""
+    token: str = ""
 
-    def open(self) -> Index:
-        """The index itself. Raises `UserError` as `Index.open`."""
+    def refuse_bad(self) -> None:
+        """Raise `UserError` for an unknown backend, or what does not go with it."""
+        refuse_unless(
+            self.backend in BACKENDS,
+            f"--backend '{self.backend}' is not one of {', '.join(BACKENDS)}; write one of them",
+        )
         refuse_unless(
             bool(self.uri) == (self.backend == "milvus"),
             "--uri goes with --backend milvus, and milvus wants one; write --uri http://HOST:19530 or a .db file",
         )
-        return Index.open(self.index, prefix=self.prefix, engine="numpy" if self.backend == "numpy" else "jax")
+        refuse_unless(
+            self.backend == "milvus" or not (self.collection or self.token),
+            "--collection and --token go with --backend milvus; leave them out",
+        )
+
+    def open(self) -> Index:
+        """The index itself. Raises `UserError` as `refuse_bad` and `Index.open`."""
+        self.refuse_bad()
+        engine = "numpy" if self.backend == "numpy" else "jax"
+        return Index.open(self.index, prefix=self.prefix, engine=engine, again=self.verify)
 
     def searcher(self, opened: Index) -> Backend:
-        """What finds the rows: the index, or a copy of it elsewhere (filled first, where it is Milvus)."""
+        """What finds the rows: the index, or a copy of it elsewhere (filled first, where it is Milvus). To be closed."""
+        self.refuse_bad()
         if self.backend == "faiss":
             return FaissIndex(opened)
+        if self.backend == "sharded":
+            return ShardedIndex(opened, make_mesh(MeshConfig(data=-1)))
         if self.backend == "milvus":
-            found = MilvusIndex(opened, self.uri)
-            found.fill()
+            found = MilvusIndex(opened, self.uri, self.collection or COLLECTION, self.token)
+            try:
+                found.fill()
+            except BaseException:
+                found.close()
+                raise
             return found
         return opened
 
@@ -87,20 +116,41 @@ def answer(where: Where | str | os.PathLike, query: str = "", image: str | os.Pa
     refuse_unless(
         dense or coded.codes is not None, f"the run behind {opened.path} has no hash codes; write --kind dense"
     )
-    hits = staged(where.searcher(opened), opened, coded, stages, k)
+    with contextlib.closing(where.searcher(opened)) as backend:
+        hits = staged(backend, opened, coded, stages, k)
     return matched(assembly, params, opened, coded, hits, k) if stages.rerank else hits
 
 
 def encoded_query(assembly: Assembly, params: Params, query: str, image: str | os.PathLike) -> Embedded:
-    """One query as the model sees it: words, or a picture where `image` names one."""
+    """One query as the model sees it: words, or a picture where `image` names one. Warns of words it does not know."""
     embedder = Embedder(assembly.model, params)
     if image:
         return embedder.rows("image", read_pictures(assembly, [image]))
     refuse_unless(bool(query.strip()), 'the query is empty; write words, such as "a red fruit"')
-    ids = assembly.tokenizer.encode([query], assembly.config.data.length)
-    unknown = np.isin(ids, [assembly.tokenizer.unk_id, assembly.tokenizer.cls_id, assembly.tokenizer.sep_id, 0])
-    refuse_unless(not unknown.all(), f"the model's tokenizer knows no word of '{query}'; write other words")
+    refuse_unless(_is_text(query), "the query is not UTF-8 text; write it in UTF-8, or set the locale to one that is")
+    length = assembly.config.data.length
+    ids = assembly.tokenizer.encode([query], length)
+    refuse_unless(_known(assembly, ids).any(), f"the model's tokenizer knows no word of '{query}'; write other words")
+    if assembly.tokenizer.unk_id in ids:
+        apart = assembly.tokenizer.encode(query.split(), length)
+        unknown = [word for word, own in zip(query.split(), apart, strict=True) if assembly.tokenizer.unk_id in own]
+        log.warning("the model's tokenizer does not know %s; the rest is searched", ", ".join(unknown or [query]))
     return embedder.rows("text", ids)
+
+
+def _is_text(query: str) -> bool:
+    """Whether a command line argument was UTF-8: bytes that are not arrive as lone surrogates."""
+    try:
+        query.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _known(assembly: Assembly, ids: np.ndarray) -> np.ndarray:
+    """Which token ids are words of the tokenizer, or pieces of them."""
+    tokenizer = assembly.tokenizer
+    return ~np.isin(ids, [tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id])
 
 
 def score_text(hit: Hit) -> str:
@@ -109,10 +159,10 @@ def score_text(hit: Hit) -> str:
 
 
 def as_table(hits: Sequence[Hit]) -> str:
-    """Rank, score, key, view and first caption of each hit, aligned."""
+    """Rank, score, key, view and first caption of each hit, aligned; empty where an index does not keep them."""
     head = ("rank", SCORES[hits[0].kind], "key", "view", "caption")
     rows = [
-        (str(rank), score_text(hit), hit.item["key"], hit.item["view"], hit.item["captions"][0])
+        (str(rank), score_text(hit), str(hit.item.get("key", "")), str(hit.item.get("view", "")), first_caption(hit))
         for rank, hit in enumerate(hits, 1)
     ]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
@@ -120,14 +170,23 @@ def as_table(hits: Sequence[Hit]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
+def first_caption(hit: Hit) -> str:
+    """The caption that is shown of a hit, "" where there is none."""
+    return next(iter(hit.item.get("captions") or []), "")
+
+
 def contact_sheet(
     hits: Sequence[Hit], path: str | os.PathLike, title: str, image: str | os.PathLike = ""
 ) -> pathlib.Path:
     """Write a picture of the answers: the query on top, the hits with rank, score and caption below.
 
-    `image`: the picture that was the query, shown beside the title. Raises UserError where `path` cannot be written.
+    `image`: the picture that was the query, shown beside the title. Raises UserError where `path` cannot be written,
+    or hits have no thumbnail.
     """
     path = pathlib.Path(path)
+    refuse_unless(
+        all("thumbnail" in hit.item for hit in hits), "the index keeps no thumbnails of its pictures; leave out --show"
+    )
     tiles = [hit_tile(rank, hit) for rank, hit in enumerate(hits, 1)]
     width = COLUMNS * TILE + (COLUMNS - 1) * 12
     heading = drawing.text_block(title, width - 140 * bool(image), 24, bold=True)
@@ -148,8 +207,8 @@ def hit_tile(rank: int, hit: Hit) -> Any:
     blocks = [
         drawing.framed(base64.b64decode(item["thumbnail"]), TILE),
         drawing.text_block(f"{rank}.  {score_text(hit)}", TILE, 14, drawing.GREY, lines=1),
-        drawing.text_block(item["captions"][0], TILE, 15, lines=3),
+        drawing.text_block(first_caption(hit), TILE, 15, lines=3),
     ]
-    if item["view"] != "image":  # the name of the only view of a set says nothing
+    if item.get("view", "image") != "image":  # the name of the only view of a set says nothing
         blocks.append(drawing.text_block(item["view"], TILE, 12, drawing.GREY, lines=1))
     return drawing.stacked(blocks, 4)

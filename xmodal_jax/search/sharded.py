@@ -18,10 +18,11 @@ DENSE_SCORES = 1 << 24  # of one device at once
 
 
 class ShardedIndex(Backend):
-    """The rows of an `Index` on the devices of `mesh`: consecutive rows each, all of them in memory from the first search.
+    """The rows of an `Index` on the devices of `mesh`: consecutive rows each, all of them there from the first search.
 
     The answers are those of the index itself, ties by row. Search is one program per block of queries: each device
-    finds its own best k, and the lists, k values per device and query, are gathered and merged.
+    finds its own best k, and the lists, k values per device and query, are gathered and merged. On the command line this is
+    `xmodal search --backend sharded`.
     """
 
     def __init__(self, index: Index, mesh: Mesh):
@@ -54,16 +55,29 @@ class ShardedIndex(Backend):
         """The rows on the devices, and how many each has (padding counted)."""
         if kind not in self._placed:
             shards = self.mesh.shape[AXIS]
-            rows = self.index.vectors(kind)
             if kind == "codes":
-                size = hamming.steps_of(-(-rows.shape[1] // 4)) * hamming.LANES
-                tiles = -(-len(rows) // (size * shards))
-                rows, share = hamming.tiled(rows, tiles * shards), tiles * size
+                words = -(-self.bits // 32)
+                steps = hamming.steps_of(words)
+                tiles = -(-self.count // (steps * hamming.LANES * shards))
+                share, shape = tiles * steps * hamming.LANES, (tiles * shards, steps, words, hamming.LANES)
+                part = lambda start: hamming.tiled(self._some(start * share, share, kind), tiles)
             else:
-                share = -(-len(rows) // shards)
-                rows = np.pad(rows, ((0, share * shards - len(rows)), (0, 0)))
-            self._placed[kind] = jax.device_put(rows, NamedSharding(self.mesh, PartitionSpec(AXIS))), share
+                share = -(-self.count // shards)
+                shape = (share * shards, self.width)
+                part = lambda start: _padded(self._some(start * share, share, kind), share)
+            length = shape[0] // shards  # of the first axis, a device's
+            place = NamedSharding(self.mesh, PartitionSpec(AXIS))
+            own = lambda index: part((index[0].start or 0) // length)  # one device's rows in memory at a time
+            self._placed[kind] = jax.make_array_from_callback(shape, place, own), share
         return self._placed[kind]
+
+    def _some(self, start: int, count: int, kind: str) -> np.ndarray:
+        """At most `count` rows of the index from `start` on."""
+        return self.index.vectors_of(np.arange(min(start, self.count), min(start + count, self.count)), kind)
+
+
+def _padded(rows: np.ndarray, count: int) -> np.ndarray:
+    return np.pad(rows, ((0, count - len(rows)), (0, 0)))
 
 
 def _dense_in(query: jax.Array, rows: jax.Array, count: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:

@@ -1,41 +1,28 @@
-"""The files of a search index: a folder of embeddings, hash codes and one JSON line per record, written so that a crash
-at any point leaves the rows that were there.
+"""Writing a search index (its files: `files`), so that a crash at any point leaves the rows that were there.
 
-    index.json            version, model fingerprint, width, bits, dtype, count, extra, blocks, checksum of all that
-    dense-00000.npy       float32 [rows, E] of unit length, or int8 (see `as_int8`); absent in an index of codes alone
-    codes-00000.npy       uint8 [rows, K/8]; absent when the model has no hash head
-    items-00000.jsonl     line i describes the block's record i; absent when nobody wants anything back with a hit
-
-Blocks of all kinds are cut at the same rows; the header has the rows and the sha256 of each. A new index is written
-beside its final place and renamed. `append` writes new blocks and then replaces the header in one step: until then the
-new files belong to nothing, and the next append writes over them.
-
-Version 1 had one items.jsonl, no dtype and no checksum of the header; it is still read, and an append makes it 2.
+A new index is written beside its final place and moved there in one step (`place`). An append writes new blocks and then
+replaces the header in one step: until then the new files belong to nothing, and the next append writes over them. Rows
+are taken as they come and written a block at a time: `write` and `append` for what is in memory or memory-mapped,
+`writing` and `appending` for what is made on the way.
 """
 
 import contextlib
 import dataclasses
-import fcntl
-import hashlib
 import json
 import os
 import pathlib
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
+import secrets
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 import numpy as np
 
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.search import codes as hash_codes
+from xmodal_jax.search import files, place
+from xmodal_jax.search.files import HEADER, KINDS, VERSION
 from xmodal_jax.search.host import unit_rows
 
-VERSION = 2
-READS = (1, 2)
-HEADER = "index.json"
-FIELDS = {"version", "model", "width", "bits", "count", "blocks"}
-KINDS = ("dense", "codes")
 DTYPES = ("float32", "int8")
 BLOCK_ROWS = 1 << 16
 
@@ -88,7 +75,7 @@ class Rows:
         if self.codes is not None:
             hash_codes.refuse_bad_bits(self.bits)
         refuse_unless(
-            not self.packed or self.codes.dtype == np.uint8,
+            not self.packed or getattr(self.codes, "dtype", None) == np.uint8,
             f"Packed codes are bytes and these are {getattr(self.codes, 'dtype', None)}; write uint8 [n, K/8].",
         )
 
@@ -120,26 +107,14 @@ def write(
       packed: codes are uint8 [n,K/8] from `codes.pack` already.
 
     Raises:
-      UserError: no rows, rows that do not match, K not a multiple of 8, embeddings that are not finite, an unknown
-        dtype, something else (or, without `overwrite`, anything) at `path`.
+      UserError: no rows, rows that do not match, K not a multiple of 8, embeddings that are not finite, items that are no
+        JSON, an unknown dtype, something else (or, without `overwrite`, anything) at `path`, also when it appears there
+        meanwhile; with `overwrite`, files in the index folder that no index writes.
     """
-    path, rows = pathlib.Path(path), Rows(embeddings, items, codes, packed)
-    rows.refuse_bad()
-    refuse_unless(
-        dtype in DTYPES, f'dtype = "{dtype}" is not a type of stored embeddings; write {" or ".join(DTYPES)}.'
-    )
-    refuse_taken(path, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        header = {"version": VERSION, "model": model, "width": rows.width, "bits": rows.bits, "dtype": dtype}
-        blocks = _write_blocks(folder, rows, dtype, block_rows)
-        _write_header(folder, {**header, "count": len(rows), "extra": extra or {}, "blocks": blocks})
-        folder.chmod(0o755)  # mkdtemp makes it private
-        _move_into_place(folder, path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return path
+    Rows(embeddings, items, codes, packed).refuse_bad()
+    with writing(path, model, block_rows, overwrite, extra, dtype) as out:
+        out.add(embeddings, items, codes, packed)
+    return pathlib.Path(path)
 
 
 def append(
@@ -153,214 +128,232 @@ def append(
 ) -> int:
     """Add rows behind those of the index at `path`; its blocks stay as they are. Arguments as in `write`.
 
-    Stopped at any point before the end, the index is what it was.
+    Stopped at any point before the end, the index is what it was. Waits while another process writes it.
 
     Returns:
       The number of rows now.
 
     Raises:
       UserError: as `write`; rows of another width, number of bits or model, with or without codes, embeddings or items
-        where the index is the other way; somebody else is appending.
+        where the index is the other way; a missing or torn file; an index that is replaced meanwhile.
     """
-    path, rows = pathlib.Path(path), Rows(embeddings, items, codes, packed)
-    rows.refuse_bad()
-    header = read_header(path)
-    with _alone(path):
-        header = read_header(path)  # again: it may have grown while the lock was another's
-        _refuse_misfit(path, header, rows, model)
-        blocks = _write_blocks(path, rows, header["dtype"], block_rows, _next_number(header))
-        joined = {kind: header["blocks"].get(kind, []) + blocks.get(kind, []) for kind in (*KINDS, "items")}
-        blocks = {kind: entries for kind, entries in joined.items() if entries}
-        count = header["count"] + len(rows)
-        _write_header(path, {**header, "version": VERSION, "count": count, "blocks": blocks})
-    return count
+    Rows(embeddings, items, codes, packed).refuse_bad()
+    with appending(path, model, block_rows) as out:
+        out.add(embeddings, items, codes, packed)
+    return out.count
 
 
-def _refuse_misfit(path: pathlib.Path, header: dict, rows: Rows, model: str) -> None:
-    for name, ours, theirs in (("wide", header["width"], rows.width), ("bits long", header["bits"], rows.bits)):
-        refuse_unless(
-            ours == theirs,
-            f"The rows of {path} are {ours} {name} and the new ones {theirs}; encode both with the same model.",
-        )
+@contextlib.contextmanager
+def writing(
+    path: str | os.PathLike,
+    model: str = "",
+    block_rows: int = BLOCK_ROWS,
+    overwrite: bool = False,
+    extra: dict | None = None,
+    dtype: str = "float32",
+) -> Iterator["Writer"]:
+    """`write` for rows that come in parts: a `Writer`; the index is at `path` when the body has ended well."""
+    refuse_unless(
+        dtype in DTYPES, f'dtype = "{dtype}" is not a type of stored embeddings; write {" or ".join(DTYPES)}.'
+    )
+    header = {"version": VERSION, "id": secrets.token_hex(8), "model": model, "dtype": dtype, "count": 0}
+    with (
+        place.made(place.resolved(path), overwrite) as folder,
+        contextlib.closing(Writer(folder, header | {"extra": extra or {}, "blocks": {}}, block_rows)) as out,
+    ):
+        yield out
+        out.finish()
+
+
+@contextlib.contextmanager
+def appending(path: str | os.PathLike, model: str = "", block_rows: int = BLOCK_ROWS) -> Iterator["Writer"]:
+    """`append` for rows that come in parts: a `Writer`; the rows are in the index when the body has ended well."""
+    path = place.resolved(path)
+    files.read_header(path)
+    with place.alone(path), place.opened(path) as handle:
+        header = files.read_header(path)  # again: it may have grown while the lock was another's
+        refuse_other_model(path, header, model)
+        refuse_damaged(path, header)
+        moved = f"{path} was moved or replaced while rows were appended to it; append them again."
+        check = lambda: refuse_unless(place.is_still(handle, path), moved)
+        with contextlib.closing(Writer(path, header, block_rows, check)) as out:
+            yield out
+            out.finish()
+
+
+def refuse_other_model(path: pathlib.Path, header: dict, model: str) -> None:
+    """Raise `UserError` unless new rows are of the model that made those of the index."""
     refuse_unless(
         model == header["model"],
         f"The index {path} was made by model {header['model'] or '(none)'} and the new rows by {model or '(none)'}; "
         "encode both with the same checkpoint.",
     )
-    kept = "items" in header["blocks"]
-    refuse_unless(
-        kept == (rows.items is not None), f"{path} {'has' if kept else 'has no'} items; append rows that do as it does."
-    )
 
 
-@contextlib.contextmanager
-def _alone(path: pathlib.Path) -> Iterator[None]:
-    """One writer at a time: a lock on the folder, which ends with the process."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise UserError(f"{path} is being appended to by another process; wait until it is done.") from None
-    finally:
-        os.close(handle)
+def refuse_damaged(path: pathlib.Path, header: dict) -> None:
+    """Raise `UserError` when a file of the index is missing or has another size: rows behind it would be out of reach."""
+    _, damage = files.usable(path, header, verify=False)
+    refuse_unless(not damage, damage.replace(", or open the rows before it with --prefix", " before you append"))
 
 
-def _next_number(header: dict) -> int:
-    return max(len(header["blocks"].get(kind, [])) for kind in (*KINDS, "items"))
+class Writer:
+    """Rows on their way into an index folder; a block is written when it is full. Attribute count: rows so far.
 
+    `check` is called before anything is written to the folder, and raises when that is no longer the one it was.
+    """
 
-def _write_blocks(folder: pathlib.Path, rows: Rows, dtype: str, block_rows: int, number: int = 0) -> dict[str, list]:
-    """The files of all blocks, numbered from `number`: their header entries by kind."""
-    blocks: dict[str, list] = {kind: [] for kind in (*KINDS, "items")}
-    items = None if rows.items is None else iter(rows.items)
-    count = len(rows)
-    for start in range(0, count, block_rows):
-        cut = slice(start, min(start + block_rows, count))
-        if rows.embeddings is not None:
-            block = unit_rows(rows.embeddings[cut])
-            block = as_int8(block) if dtype == "int8" else block
-            blocks["dense"].append(_write_array(folder / f"dense-{number:05d}.npy", block))
-        if rows.codes is not None:
-            block = np.ascontiguousarray(rows.codes[cut]) if rows.packed else hash_codes.pack(rows.codes[cut])
-            blocks["codes"].append(_write_array(folder / f"codes-{number:05d}.npy", block))
-        if items is not None:
-            blocks["items"].append(_write_items(folder / f"items-{number:05d}.jsonl", items, cut.stop - cut.start))
+    def __init__(self, folder: pathlib.Path, header: dict, block_rows: int, check: Callable[[], None] = lambda: None):
+        refuse_unless(block_rows >= 1, f"block_rows = {block_rows} makes no blocks; write 1 or more.")
+        self.folder, self.count, self._before = folder, header["count"], header["count"]
+        self._header, self._block_rows, self._given, self._check = header, block_rows, 0, check
+        self._blocks = {kind: list(entries) for kind, entries in header["blocks"].items()}
+        self._number = max(map(len, self._blocks.values()), default=0)
+        self._form = (header["width"], header["bits"], "items" in self._blocks) if "width" in header else None
+        self._arrays: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
+        self._items: _Items | None = None
+        self._filled = 0
+
+    def add(
+        self,
+        embeddings: np.ndarray | None,
+        items: Iterable[dict] | None,
+        codes: np.ndarray | None = None,
+        packed: bool = False,
+    ) -> None:
+        """Take rows, in the form of those before. Arguments and errors as in `write`."""
+        rows, start = Rows(embeddings, items, codes, packed), 0
+        rows.refuse_bad()
+        self._refuse_misfit(rows)
+        source = None if items is None else iter(items)
+        while start < len(rows):
+            stop = min(len(rows), start + self._block_rows - self._filled)
+            self._take(rows, slice(start, stop), source)
+            start = stop
+        more = 0 if source is None else sum(1 for _ in source)
+        refuse_unless(
+            more == 0, f"There are {start} embeddings and {start + more} items; write one item per embedding."
+        )
+        self._given += start
+
+    def _refuse_misfit(self, rows: Rows) -> None:
+        form = (rows.width, rows.bits, rows.items is not None)
+        self._form = self._form or form
+        for name, ours, theirs in zip(("wide", "bits long"), self._form[:2], form[:2], strict=True):
             refuse_unless(
-                blocks["items"][-1]["rows"] == cut.stop - cut.start,
-                f"There are {count} embeddings and {start + blocks['items'][-1]['rows']} items; "
-                "write one item per embedding.",
+                ours == theirs,
+                f"The rows of {self.folder} are {ours} {name} and the new ones {theirs}; "
+                "encode both with the same model.",
             )
-        number += 1
-    more = 0 if items is None else sum(1 for _ in items)
-    refuse_unless(more == 0, f"There are {count} embeddings and {count + more} items; write one item per embedding.")
-    return {kind: entries for kind, entries in blocks.items() if entries}
+        told = f"{self.folder} {'has' if self._form[2] else 'has no'} items; append rows that do as it does."
+        refuse_unless(self._form[2] == form[2], told)
+
+    def _take(self, rows: Rows, cut: slice, source: Iterator[dict] | None) -> None:
+        """The rows of `cut`, which go into one block."""
+        size = cut.stop - cut.start
+        if rows.embeddings is not None:
+            block = unit_rows(rows.embeddings[cut], self._given + cut.start)
+            self._arrays["dense"].append(as_int8(block) if self._header["dtype"] == "int8" else block)
+        if rows.codes is not None:
+            self._arrays["codes"].append(rows.codes[cut] if rows.packed else hash_codes.pack(rows.codes[cut]))
+        if source is not None:
+            if self._items is None:
+                self._check()
+                self._items = _Items(self.folder, self._number)
+            wrote = self._items.take(islice(source, size), self._given + cut.start)
+            refuse_unless(
+                wrote == size,
+                f"There are {len(rows)} embeddings and {cut.start + wrote} items; write one item per embedding.",
+            )
+        self._filled += size
+        self.count += size
+        if self._filled == self._block_rows:
+            self._end_block()
+
+    def _end_block(self) -> None:
+        self._check()
+        for kind, arrays in self._arrays.items():
+            if arrays:
+                block = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+                self._entries(kind).append(_write_array(self.folder / f"{kind}-{self._number:05d}.npy", block))
+                arrays.clear()
+        if self._items is not None:
+            self._entries("items").append(self._items.end())
+            self._items = None
+        self._number, self._filled = self._number + 1, 0
+
+    def _entries(self, kind: str) -> list[dict]:
+        return self._blocks.setdefault(kind, [])
+
+    def finish(self) -> None:
+        """Write what is left and the header: from here on the rows belong to the index."""
+        if self._filled:
+            self._end_block()
+        refuse_unless(self.count > self._before, "There are no records to index; prepare a data set that has some.")
+        self._check()
+        width, bits, _ = self._form
+        order = [kind for kind in (*KINDS, "items") if kind in self._blocks]
+        blocks = {"count": self.count, "blocks": {kind: self._blocks[kind] for kind in order}}
+        _write_header(self.folder, {**self._header, "version": VERSION, "width": width, "bits": bits, **blocks})
+
+    def close(self) -> None:
+        """Let go of an unfinished block."""
+        if self._items is not None:
+            self._items.file.close()
+
+
+class _Items:
+    """The items of the block being filled, written as they come."""
+
+    def __init__(self, folder: pathlib.Path, number: int):
+        self.lines = folder / f"lines-{number:05d}.npy"
+        self.file = open(folder / f"items-{number:05d}.jsonl", "wb")  # noqa: SIM115 - closed by `end` or `Writer.close`
+        self.ends: list[int] = []
+
+    def take(self, items: Iterable[dict], first: int) -> int:
+        """Write items, numbered from `first` in sentences; how many there were."""
+        before = len(self.ends)
+        for number, item in enumerate(items, first):
+            self.file.write(_line(item, number))
+            self.ends.append(self.file.tell())
+        return len(self.ends) - before
+
+    def end(self) -> dict:
+        """The header entry of the finished file."""
+        _to_disk(self.file)
+        self.file.close()
+        entry = _entry(pathlib.Path(self.file.name), len(self.ends))
+        return entry | {"lines": _write_array(self.lines, np.array(self.ends, np.int64))}
+
+
+def _line(item: dict, number: int) -> bytes:
+    try:
+        return (json.dumps(item, ensure_ascii=False) + "\n").encode()
+    except (TypeError, ValueError) as error:  # UnicodeEncodeError is a ValueError
+        raise UserError(f"Item {number} is not JSON ({error}); write numbers, text, lists and objects only.") from error
 
 
 def _write_array(path: pathlib.Path, array: np.ndarray) -> dict:
     with open(path, "wb") as file:
-        np.save(file, array)
+        np.save(file, np.ascontiguousarray(array))
         _to_disk(file)
-    return {"file": path.name, "rows": len(array), "sha256": _sha256(path)}
+    return _entry(path, len(array))
 
 
-def _write_items(path: pathlib.Path, items: Iterator[dict], count: int) -> dict:
-    rows = 0
-    with open(path, "w", encoding="utf-8") as file:
-        for item in islice(items, count):
-            file.write(json.dumps(item, ensure_ascii=False) + "\n")
-            rows += 1
-        _to_disk(file)
-    return {"file": path.name, "rows": rows, "sha256": _sha256(path)}
+def _entry(path: pathlib.Path, rows: int) -> dict:
+    return {"file": path.name, "rows": rows, "bytes": path.stat().st_size, "sha256": files.sha256(path)}
 
 
 def _write_header(folder: pathlib.Path, header: dict) -> None:
     """Replace the header in one step, when everything it names is on the disk."""
-    header = {name: value for name, value in header.items() if name != "checksum"}
     new = folder / f"{HEADER}.new"
     with open(new, "w", encoding="utf-8") as file:
-        file.write(json.dumps({**header, "checksum": _header_sum(header)}, indent=1))
+        file.write(json.dumps({**header, "checksum": files.header_sum(header)}, indent=1))
         _to_disk(file)
     os.replace(new, folder / HEADER)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+    with place.opened(folder) as handle:
         os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _to_disk(file) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _header_sum(header: dict) -> str:
-    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def refuse_taken(path: pathlib.Path, overwrite: bool) -> None:
-    """Raise `UserError` when `path` is not free: something else is there, or an index and no `overwrite`."""
-    if not path.exists():
-        return
-    refuse_unless((path / HEADER).exists(), f"{path} exists and is not an index; write another folder name.")
-    refuse_unless(overwrite, f"{path} already holds an index; write another folder name, or pass --overwrite.")
-
-
-def _move_into_place(folder: pathlib.Path, path: pathlib.Path) -> None:
-    """Rename `folder` to `path`; an index already there steps aside first and is deleted afterwards."""
-    aside = folder.with_name(folder.name + ".old")
-    if path.exists():
-        path.rename(aside)
-    folder.rename(path)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def read_header(path: pathlib.Path) -> dict:
-    """The header of the index at `path`, as version 2 has it.
-
-    Raises:
-      UserError: not an index, a damaged header, another version.
-    """
-    refuse_unless(
-        (path / HEADER).exists(), f"{path} is not an index (no {HEADER} in it); make one with `xmodal index`."
-    )
-    try:
-        header = json.loads((path / HEADER).read_text())
-    except ValueError:
-        header = None
-    damaged = f"{path / HEADER} is damaged; index again."
-    refuse_unless(isinstance(header, dict) and header.keys() >= FIELDS, damaged)
-    version = header["version"]
-    refuse_unless(
-        version in READS, f"{path} is an index of version {version}, this program reads 1 and 2; index again."
-    )
-    if version == 1:
-        refuse_unless("items" in header, damaged)
-        blocks = {**header["blocks"], "items": [header["items"]]}
-        return (
-            {"dtype": "float32", "extra": {}} | {k: v for k, v in header.items() if k != "items"} | {"blocks": blocks}
-        )
-    told = header.pop("checksum", None)
-    refuse_unless(told == _header_sum(header), damaged)
-    return header
-
-
-def damage(path: pathlib.Path, entry: dict, verify: bool) -> str:
-    """What is wrong with one file of an index: a sentence, "" when nothing is. `verify` compares its sha256."""
-    file = path / entry["file"]
-    if not file.exists():
-        return f"{file} is missing from its index; index again, or open the rows before it with --prefix."
-    if verify and _sha256(file) != entry["sha256"]:
-        return f"{file} is torn or was changed; index again, or open the rows before it with --prefix."
-    return ""
-
-
-def usable(path: pathlib.Path, header: dict, verify: bool = True) -> tuple[int, str]:
-    """Rows before the first damaged file of any kind, and the sentence about that file ("" when all are whole)."""
-    count, said = header["count"], ""
-    for entries in header["blocks"].values():
-        start = 0
-        for entry in entries:
-            if start >= count:
-                break
-            found = damage(path, entry, verify)
-            if found:
-                count, said = start, found
-            start += entry["rows"]
-    return count, said
-
-
-def open_array(path: pathlib.Path, entry: dict) -> np.ndarray:
-    """One block, memory-mapped. Raises `UserError` where it is torn."""
-    try:
-        array = np.load(path / entry["file"], mmap_mode="r")
-    except (ValueError, EOFError, OSError):
-        array = None
-    whole = array is not None and len(array) == entry["rows"]
-    refuse_unless(whole, f"{path / entry['file']} is torn; index again, or open the rows before it with --prefix.")
-    return array

@@ -1,0 +1,232 @@
+"""Writers that meet, and writers that are killed: real processes."""
+
+import errno
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from xmodal_jax.errors import UserError
+from xmodal_jax.search import place, store
+from xmodal_jax.search.index import Index
+
+START = """
+import os, pathlib, sys, numpy as np
+from xmodal_jax.search import store
+folder = sys.argv[1]
+def held(count):  # items that say when they are asked for, and wait for a word
+    print("in", flush=True); sys.stdin.readline()
+    yield from ({"of": "child"} for _ in range(count))
+"""
+
+
+@pytest.fixture
+def child():
+    """Start a script (after `START`) on a folder; ended with the test."""
+    started = []
+
+    def start(script, folder):
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        given = [sys.executable, "-c", START + script, str(folder)]
+        started.append(subprocess.Popen(given, text=True, env=environment, **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def written(folder, count, of, **options):
+    return store.write(folder, np.eye(4)[:count], [{"of": of}] * count, model=of, block_rows=2, **options)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_an_index_that_is_replaced_while_rows_are_appended(tmp_path, child):
+    """The overwrite waits for the append; were it to come between, the append would take the new index's place."""
+    folder = written(tmp_path / "index", 4, "first")
+    adds = child('store.append(folder, -np.eye(4), held(4), model="first")', folder)
+    assert adds.stdout.readline() == "in\n"
+    script = 'store.write(folder, -np.eye(4)[:3], [{"of": "second"}] * 3, model="second", overwrite=True)'
+    replaces = child(f"print('in', flush=True); {script}", folder)
+    assert replaces.stdout.readline() == "in\n"
+    with pytest.raises(subprocess.TimeoutExpired):
+        replaces.wait(0.7)
+    assert Index.open(folder).model == "first"
+    assert adds.communicate("go\n")[1] == "" and adds.returncode == 0
+    said = replaces.communicate()[1]
+    assert replaces.returncode == 0 and "waiting for another process" in said
+    opened = Index.open(folder)
+    assert (opened.model, len(opened), opened.item(2)) == ("second", 3, {"of": "second"})
+    assert names(tmp_path) == ["index"]
+
+
+def test_an_index_that_is_moved_away_while_rows_are_appended(tmp_path, child):
+    folder = written(tmp_path / "index", 4, "first")
+    adds = child('store.append(folder, -np.eye(4), held(4), model="first")', folder)
+    assert adds.stdout.readline() == "in\n"
+    folder.rename(tmp_path / "moved")
+    other = store.write(tmp_path / "other", np.eye(4), [{}] * 4, model="second", block_rows=1)  # has more blocks
+    other.rename(folder)
+    assert "was moved or replaced while rows were appended" in adds.communicate("go\n")[1]
+    assert len(Index.open(tmp_path / "moved")) == 4
+    np.testing.assert_array_equal(Index.open(folder).vectors(), np.eye(4))
+    assert len(names(folder)) == 13  # three files a block
+
+
+def test_a_second_append_waits_for_the_first(tmp_path, child):
+    folder = written(tmp_path / "index", 4, "first")
+    adds = child('store.append(folder, -np.eye(4), held(4), model="first")', folder)
+    assert adds.stdout.readline() == "in\n"
+    script = 'print("in", flush=True); store.append(folder, np.eye(4)[:1], [{"of": "last"}], model="first")'
+    second = child(script, folder)
+    assert second.stdout.readline() == "in\n"
+    with pytest.raises(subprocess.TimeoutExpired):
+        second.wait(0.5)
+    adds.communicate("go\n")
+    assert second.wait(30) == 0
+    opened = Index.open(folder)
+    assert [opened.item(row)["of"] for row in range(9)] == ["first"] * 4 + ["child"] * 4 + ["last"]
+
+
+def test_what_appeared_meanwhile_is_kept(tmp_path, child):
+    folder = tmp_path / "index"
+    late = child('store.write(folder, np.eye(4), held(4), model="late")', folder)
+    assert late.stdout.readline() == "in\n"
+    written(folder, 3, "first")
+    said = late.communicate("go\n")[1]
+    assert late.returncode == 1 and "already holds an index" in said
+    assert Index.open(folder).model == "first" and names(tmp_path) == ["index"]
+
+
+def test_files_that_no_index_writes_are_kept(tmp_path):
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / store.HEADER).write_text("{}")
+    with pytest.raises(UserError, match="exists and is not an index"):
+        written(site, 2, "a", overwrite=True)
+    (site / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="thesis.tex, which no index writes"):
+        written(site, 2, "a", overwrite=True)
+    assert names(site) == ["index.json", "thesis.tex"]
+    folder = written(tmp_path / "index", 2, "a")
+    (folder / store.HEADER).write_text("{")  # a damaged index may be replaced
+    assert len(Index.open(written(folder, 3, "b", overwrite=True))) == 3
+    (folder / "notes").mkdir()
+    with pytest.raises(UserError, match="holds notes"):
+        written(folder, 2, "c", overwrite=True)
+    assert len(Index.open(folder)) == 3
+
+
+REPLACING = """
+for number in range(10**6):
+    store.write(folder, np.eye(4)[:2 + number % 3], [{}] * (2 + number % 3), model=str(number), overwrite=True)
+    print(number, flush=True)
+"""
+
+
+def test_kill_9_while_replacing_leaves_the_old_index_or_the_new_one(tmp_path, child):
+    folder = written(tmp_path / "index", 4, "first")
+    for seconds in np.random.default_rng(0).uniform(0, 0.05, 5):
+        writer = child(REPLACING, folder)
+        writer.stdout.readline()
+        time.sleep(seconds)
+        writer.kill()
+        told = [0, *map(int, writer.communicate()[0].split())][-1]
+        opened = Index.open(folder)
+        assert int(opened.model) in (told, told + 1) and len(opened) == 2 + int(opened.model) % 3
+        assert len(names(tmp_path)) <= 3  # the index, a lock, the folder of the one that was killed
+    written(folder, 4, "last", overwrite=True)
+    assert names(tmp_path) == ["index"]
+
+
+def test_a_reader_sees_one_index_or_the_other(tmp_path, child):
+    folder = written(tmp_path / "index", 2, "0")
+    writer = child(REPLACING, folder)
+    writer.stdout.readline()
+    for _ in range(40):
+        opened = Index.open(folder, engine="numpy")
+        assert len(opened) == 2 + int(opened.model) % 3 and len(opened.vectors()) == len(opened)
+
+
+WITHOUT_EXCHANGE = """
+from xmodal_jax.search import place
+place.exchange = lambda *_: False  # as on a system that has none
+rename = os.rename
+def killed(one, other):
+    rename(one, other)
+    if str(other).endswith(".old"): os.kill(os.getpid(), 9)
+os.rename = killed
+store.write(folder, np.eye(4)[:3], [{}] * 3, model="second", overwrite=True)
+"""
+
+
+def test_kill_9_between_two_renames_is_named_and_mended(tmp_path, child):
+    folder = written(tmp_path / "index", 4, "first")
+    assert child(WITHOUT_EXCHANGE, folder).wait() == -9
+    assert not folder.exists()
+    with pytest.raises(UserError, match=r"stopped halfway; if no process writes it: mv .*/\.index\.xmodal-\w{8}\.old"):
+        Index.open(folder)
+    with pytest.raises(UserError, match="already holds an index"):
+        written(folder, 2, "third")
+    assert Index.open(folder).model == "first" and names(tmp_path) == ["index"]
+
+
+def test_what_a_living_writer_has_is_left_alone(tmp_path, child):
+    folder = written(tmp_path / "index", 4, "first")
+    slow = child('store.write(folder, np.eye(4), held(4), model="slow", overwrite=True)', folder)
+    assert slow.stdout.readline() == "in\n"
+    written(folder, 3, "quick", overwrite=True)
+    slow.communicate("go\n")
+    assert slow.returncode == 0 and Index.open(folder).model == "slow" and names(tmp_path) == ["index"]
+
+
+def test_exchange_swaps_two_folders_or_says_that_it_cannot(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    done = place.exchange(tmp_path / "a", tmp_path / "b")
+    assert names(tmp_path / "a") == (["b"] if done else ["a"])
+    assert done or sys.platform != "linux"
+    if done:
+        with pytest.raises(FileNotFoundError):
+            place.exchange(tmp_path / "a", tmp_path / "none")
+
+
+def test_a_link_stays_a_link_and_the_umask_holds(tmp_path):
+    real, link = written(tmp_path / "real", 2, "a"), tmp_path / "link"
+    link.symlink_to(real)
+    written(link, 3, "b", overwrite=True)
+    assert link.is_symlink() and len(Index.open(real)) == len(Index.open(link)) == 3
+    assert names(tmp_path) == ["link", "real"]
+    before = os.umask(0o077)
+    try:
+        assert written(tmp_path / "private", 2, "a").stat().st_mode & 0o777 == 0o700
+    finally:
+        os.umask(before)
+
+
+def test_a_file_system_without_locks_is_written_with_a_warning(tmp_path, monkeypatch, caplog):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(place.fcntl, "flock", flock)
+    folder = written(written(tmp_path / "index", 2, "a"), 3, "b", overwrite=True)
+    assert len(Index.open(folder)) == 3 and names(tmp_path) == ["index"]
+    assert "let no other process write it" in caplog.text
+
+
+def test_an_error_of_the_rows_is_not_said_to_be_another_process(tmp_path):
+    def items():
+        raise BlockingIOError(11, "pipe")
+        yield
+
+    with pytest.raises(BlockingIOError, match="pipe"):
+        store.append(written(tmp_path / "index", 2, "a"), np.eye(4), items(), model="a")
