@@ -8,8 +8,9 @@ heads, 2,048 inside; models/reasoning.py), and both [CLS] give the embedding. Ch
 - `pool` "mean+shared": the [CLS] is added to a linear path, which starts from CCA on frozen towers; its map starts at zero.
 - `joint.hash_hidden` = 0: one linear layer and tanh make the code from the embedding. The embedding is trained by ITC, so
   every table has the float model that the codes are binarised from.
-- losses: the hinge with the hardest negative on the cosine of relaxed codes, beside quantisation, balance and decorrelation
-  (`objectives/hashing.py`); `hash_euclidean` (DCHMT) and `hash_contrast` (UCCH) are entries away.
+- losses: the hinge with the hardest negative on the cosine of relaxed codes, beside quantisation, which grows from 0.1 to 1
+  over the run, and balance at 0.01 (`presets.pair_codes`). Decorrelation is a field, 0.
+  `hash_euclidean` (DCHMT) and `hash_contrast` (UCCH) are entries away.
 - `joint.bits`: 64; `--config.joint.bits=512` for instance-level recall, which is sensitive to length, and
   `--config.joint.nested=(16,32,64,128,256)` for one model whose first bits are codes too.
 """
@@ -20,7 +21,6 @@ from xmodal_jax.config import defaults, variant_of
 OBJECTIVES = {
     "itc": {"queue": 1024, "alpha": 0.4, "alpha_steps": 100},
     "hash_triplet": {"margin": 0.2},
-    "hash_quality": {"weight": 0.1},
 }
 
 
@@ -33,13 +33,13 @@ def get_config(variant: str = "flickr8k"):
     config.joint.hash_hidden, config.eval.rerank = 0, ()
     if variant == "tiny":
         config.joint.shared_layers, config.joint.shared_heads, config.joint.shared_hidden = 1, 2, 64
-        return presets.tiny(config)
+        return presets.pair_codes(presets.tiny(config))
     if variant == "pixels":
-        return pixels(config)
+        return presets.pair_codes(pixels(config))
     presets.data_set(config, variant)
     config.eval.rerank = ()
     config.optimizer.groups = (("_head/reasoned", 1.0), *tuple(config.optimizer.groups))  # it starts at zero
-    return config
+    return presets.pair_codes(config)
 
 
 def pixels(config):

@@ -7,6 +7,7 @@ import pytest
 from xmodal_jax.assemble import abstract_params, assemble_without_data
 from xmodal_jax.config import freeze, load
 from xmodal_jax.objectives import build_objectives
+from xmodal_jax.objectives.base import at
 from xmodal_jax.presets import TABLE
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
@@ -30,3 +31,18 @@ def test_a_variant_is_valid(name, variant):
     assert "distill_image" not in needs or config.data.embeddings
     params = abstract_params(assemble_without_data(config))  # sizes fit each other
     assert "bridge" in params or name != "recap" or variant.startswith("start")
+
+
+PAIRS = [(name, variant) for name in ("tecmh", "vit2cmh") for variant in VARIANTS[name]]
+
+
+@pytest.mark.parametrize(("name", "variant"), PAIRS)
+def test_codes_of_pairs_are_trained_by_what_the_docstring_says(name, variant):
+    """methods.md: quantisation from 0.1 to 1 over the run, balance 0.01, no decorrelation."""
+    config = freeze(load(f"{FOLDER / name}.py:{variant}"))
+    quality = build_objectives(config.objectives)["hash_quality"]
+    weighed = lambda part, step: round(float(at(quality.weight, step) * at(getattr(quality, part), step)), 6)
+    steps = (0, config.steps // 2, config.steps)
+    assert [weighed("quantization", step) for step in steps] == [0.1, 0.55, 1.0]
+    assert [weighed("balance", step) for step in steps] == [0.01] * 3
+    assert [weighed("decorrelation", step) for step in steps] == [0.0] * 3
