@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from given import Given
-from tiny import ROWS, tiny_batch, tiny_config, tiny_model, tiny_params, tiny_recipe
+from tiny import ROWS, VOCAB, tiny_batch, tiny_config, tiny_model, tiny_params, tiny_recipe
 
 from xmodal_jax.errors import UserError
+from xmodal_jax.forward import Forward
 from xmodal_jax.objectives import build_objectives, parts
 from xmodal_jax.objectives.hash_contrast import HashContrast
 from xmodal_jax.objectives.hashing import HashDistance, HashEuclidean, HashQuality, HashTriplet, euclidean
@@ -39,7 +40,7 @@ def arrays():
 def ours(objective, arrays, step=0, nested=()):
     """The term, and the gradients of its mean."""
     heads = {"hash_image_codes": jnp.tanh, "hash_text_codes": jnp.tanh}
-    more = {name: jax.tree.map(jnp.asarray, arrays[name]) for name in ("memory", "towers")}
+    more = {name: jax.tree.map(jnp.asarray, arrays.get(name)) for name in ("memory", "towers", "params")}
     batch = jax.tree.map(jnp.asarray, arrays["batch"])
 
     def loss(image, text):
@@ -137,16 +138,30 @@ def test_quality(arrays):
     assert set(term.metrics) == {"quantization", "balance", "decorrelation"}
 
 
-@pytest.mark.parametrize("kind", ["tower", "centred", "label"])
+def bags(ids, idf):
+    """TF-IDF vectors [B,V] word by word."""
+    vectors = np.zeros((len(ids), len(idf)), np.float32)
+    for row, words in enumerate(ids.tolist()):
+        for word in words:
+            vectors[row, word] += idf[word]
+    return vectors
+
+
+@pytest.mark.parametrize("kind", ["tower", "centred", "label", "tfidf", "tfidf centred"])
 def test_distance(arrays, kind):
     def distance(x):
         x = torch.nn.functional.normalize(torch.as_tensor(x), dim=1)
         return (1 - x @ x.T) / 2 * (1 - torch.eye(ROWS))
 
-    mask = arrays["batch"]["text"] != 0
+    mask, kind, centred = arrays["batch"]["text"] != 0, kind.split()[0], kind.endswith("centred")
     text = (arrays["towers"]["text"] * mask[:, :, None]).sum(1) / mask.sum(1, keepdims=True)
+    if kind == "tfidf":  # and not what its trained layer makes of it: that tower is not asked
+        idf = np.where(np.arange(VOCAB) < 5, 0, 1 + np.arange(VOCAB) / 9).astype(np.float32)
+        towers = {"image": arrays["towers"]["image"]}
+        arrays, text = arrays | {"params": {"text": {"idf": idf}}, "towers": towers}, bags(arrays["batch"]["text"], idf)
+        text /= np.linalg.norm(text, axis=1, keepdims=True)
     pooled = [arrays["towers"]["image"].mean(1), text.astype(np.float32)]
-    if kind == "centred":
+    if centred:
         pooled = [x - x.mean(0) for x in pooled]
     wanted = [distance(x) for x in ([LABELS, LABELS] if kind == "label" else pooled)]
 
@@ -154,8 +169,22 @@ def test_distance(arrays, kind):
         parts = [((1 - x @ x.T / x.shape[1]) / 2 - d).square().mean(1) for x, d in zip(sides, wanted, strict=True)]
         return (parts[0] + parts[1]) / 2
 
-    objective = HashDistance(center=kind == "centred", by_label=kind == "label")
+    objective = HashDistance(center=centred, by_label=kind == "label")
     agrees(objective, arrays, reference, nested=(3,))
+
+
+def test_distances_of_a_tfidf_model_do_not_move_with_its_trained_layer():
+    model, batch = tiny_model(tiny_config(text={"kind": "tfidf", "hidden": 6})), tiny_batch()
+    idf, draw = np.linspace(0, 3, VOCAB, dtype=np.float32), np.random.default_rng(0)
+    for _ in range(2):
+        words = {"kernel": draw.normal(size=(VOCAB, 6)).astype(np.float32), "bias": np.zeros(6, np.float32)}
+        params = {"log_temperature": np.float32(0), "text": {"idf": idf, "words": words}}
+        fwd = Forward(model, params, jax.tree.map(jnp.asarray, batch), None)
+        found = HashDistance(center=False).shared(fwd, batch, None)[1]
+        vectors = bags(batch["text"], idf)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        expected = 0.5 * (1 - vectors @ vectors.T) * (1 - np.eye(ROWS))
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("records", "step"), [(0, 0), (RECORDS, 0), (RECORDS, 4)])
