@@ -29,6 +29,7 @@ def arrays():
     codes = draw.normal(size=(RECORDS, BITS)).astype(np.float32)
     marks = {name: np.arange(RECORDS, dtype=np.int32) + batch[name][0] for name in ("id", "text_key")}
     marks["id"][SEEN:] = -1
+    codes /= np.linalg.norm(codes, axis=1, keepdims=True)
     codes[SEEN:] = 0
     towers = {"image": draw.random((ROWS, 3, 5)).astype(np.float32), "text": draw.normal(size=(ROWS, 8, 4))}
     towers["text"] = towers["text"].astype(np.float32)
@@ -202,8 +203,8 @@ def test_contrast_and_ranking(arrays, records, step):
 
     def reference(image, text):
         bits = image.shape[1]
-        heat, keys = 0.9 * bits**0.5, sign((image + text).detach() / 2)
-        unit = [torch.nn.functional.normalize(x, dim=1) for x in (image, text)]
+        unit = [torch.nn.functional.normalize(x, dim=1) for x in (image, text)]  # as UCCH's networks end
+        heat, keys = 0.9 * bits**0.5, sign(sum(unit).detach() / 2)
         rows = []
         for i in range(ROWS):
             others = [j for j in range(ROWS) if not match[i, j]]
@@ -224,11 +225,33 @@ def test_contrast_and_ranking(arrays, records, step):
         assert term.write == {}
         return
     index, rows = term.write["codes"]
-    mean = np.tanh(arrays["sides"]).mean(0)
-    blended = 0.4 * table["codes"][batch["index"]] + 0.6 * mean
-    np.testing.assert_allclose(rows["codes"], blended / np.linalg.norm(blended, axis=1, keepdims=True), rtol=1e-5)
     np.testing.assert_array_equal(index, batch["index"])
     np.testing.assert_array_equal(rows["id"], batch["id"])
+    np.testing.assert_allclose(rows["codes"], ucch_memory(arrays, 0.4 if step >= 4 else 0.0), rtol=1e-4, atol=1e-6)
+
+
+def ucch_memory(arrays, momentum):
+    """The batch's rows of UCCH's memory after a step, row by row: its networks' outputs and its memory have length one."""
+    rows = []
+    for image, text, index in zip(*np.tanh(arrays["sides"].astype(np.float64)), arrays["batch"]["index"], strict=True):
+        fresh = image / np.sqrt(image @ image) + text / np.sqrt(text @ text)
+        angle = fresh / np.sqrt(fresh @ fresh)
+        row = momentum * arrays["memory"]["codes"]["codes"][index] + (1 - momentum) * angle
+        rows.append(row / np.sqrt(row @ row))
+    return rows
+
+
+def test_the_length_of_a_code_does_not_count_in_the_memory(arrays):
+    """Only directions are remembered: codes ten times as long, of one side or of both, move a row no further."""
+    heads = {"hash_image_codes": lambda x: x, "hash_text_codes": lambda x: x}
+    memory, batch = jax.tree.map(jnp.asarray, (arrays["memory"], arrays["batch"]))
+
+    def written(*scales):
+        fwd = Given(*(scale * x for scale, x in zip(scales, arrays["sides"], strict=True)), heads=heads, memory=memory)
+        return HashContrast(table=RECORDS)(fwd, batch, jax.random.key(5)).write["codes"][1]["codes"]
+
+    for scales in ((10.0, 10.0), (0.1, 1.0)):
+        np.testing.assert_allclose(written(*scales), written(1.0, 1.0), rtol=1e-4, atol=1e-6)
 
 
 def test_the_memory_holds_a_row_for_each_record():
