@@ -37,11 +37,12 @@ def get_config(variant: str = "flickr8k"):
     config.image.pool = config.text.pool = "cls"
     config.optimizer.groups = TOWERS
     if variant == "tiny":
-        config.joint.hash_hidden = 32
+        config.joint.hash_hidden, config.objectives.hash_triplet.mean_steps = 32, 5
         return presets.pair_codes(presets.tiny(config))
     presets.base_towers(config)
     config.data.path, config.data.eval_split, config.data.length = "data/flickr30k", "val", 32
     config.data.augment.flip, config.batch_size, config.steps = 0.5, 256, 57_000  # 100 epochs of 145,000 captions
     config.objectives.itc.queue, config.joint.embed = 8192, 768
+    config.objectives.hash_triplet.mean_steps = 570  # an epoch, as the heads start at random (configs/tecmh.py)
     config.optimizer.lr, config.optimizer.warmup, config.optimizer.weight_decay = 1e-3, 5_700, 0.2
     return presets.pair_codes(config)

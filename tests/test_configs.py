@@ -46,3 +46,13 @@ def test_codes_of_pairs_are_trained_by_what_the_docstring_says(name, variant):
     assert [weighed("quantization", step) for step in steps] == [0.1, 0.55, 1.0]
     assert [weighed("balance", step) for step in steps] == [0.01] * 3
     assert [weighed("decorrelation", step) for step in steps] == [0.0] * 3
+
+
+@pytest.mark.parametrize(("name", "variant"), PAIRS)
+def test_the_hardest_negative_waits_where_the_embedding_starts_at_random(name, variant):
+    """About one epoch (VSE++, VSE-infinity); from CCA the codes' order is good from the first step."""
+    config = freeze(load(f"{FOLDER / name}.py:{variant}"))
+    waits = build_objectives(config.objectives)["hash_triplet"].mean_steps
+    epoch = {"pixels": 145_000 / config.batch_size, "tiny": 5}.get(variant, 0)
+    assert (config.joint.start == "random") == (waits > 0)
+    assert abs(waits - epoch) <= 0.05 * epoch
