@@ -271,6 +271,25 @@ HASHING = {
 }
 
 
+def precisions(jaxpr):
+    """The precision of every matrix product in a program, and in the programs inside it."""
+    for step in jaxpr.eqns:
+        if step.primitive.name == "dot_general":
+            yield step.params["precision"]
+        for inner in jax.tree.leaves(list(step.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                yield from precisions(getattr(inner, "jaxpr", inner))
+
+
+@pytest.mark.parametrize("name", [*HASHING, "mean"])
+def test_every_product_of_codes_is_in_full_float32(arrays, name):
+    """On accelerators the default is bfloat16 or TF32, and distances of codes are differences of large numbers."""
+    objective = build_objectives(HASHING | {"mean": {"kind": "hash"}})[name]
+    with jax.default_matmul_precision("default"):  # the tests' own is the highest
+        found = list(precisions(jax.make_jaxpr(lambda arrays: ours(objective, arrays))(arrays).jaxpr))
+    assert len(found) >= 2 and set(found) == {(jax.lax.Precision.HIGHEST,) * 2}
+
+
 def test_eight_devices_equal_one(arrays):
     """All losses in one program over a batch that is split over eight devices."""
     from jax.sharding import NamedSharding, PartitionSpec

@@ -26,7 +26,7 @@ def pairwise_likelihood(left: Array, right: Array, target: Array, scale: Array) 
 
     separately for each row -> [B] (a batch has far more negatives than positives; DCMH's plain sum would drown them).
     """
-    theta = scale * left @ right.T
+    theta = scale * products(left, right)
     losses = jax.nn.softplus(theta) - target * theta
     positive = (losses * target).sum(1) / jnp.maximum(target.sum(1), 1.0)
     other = 1.0 - target
