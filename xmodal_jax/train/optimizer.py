@@ -53,7 +53,7 @@ def adam_then_sgd(config: OptimizerConfig, momentum: float = 0.9) -> optax.Gradi
     """Adam for the first `sgd_after` updates, then SGD with momentum that starts at rest (Keskar and Socher 2017).
 
     The momentum lives where Adam's first moment was, so the state is Adam's own: nothing to allocate at the switch, and a
-    run may go on with another `sgd_after`.
+    run may go on with another `sgd_after`, but for those that `refuse_mixed_momentum` names.
     """
     adam = optax.scale_by_adam(config.b1, config.b2)
 
@@ -67,6 +67,22 @@ def adam_then_sgd(config: OptimizerConfig, momentum: float = 0.9) -> optax.Gradi
         return pick(rolled, updates), moved._replace(mu=pick(rolled, moved.mu))
 
     return optax.GradientTransformation(adam.init, update)
+
+
+def refuse_mixed_momentum(before: int, after: int, updates: int, workdir: str) -> None:
+    """Refuse an `sgd_after` by which a run that goes on would take one optimizer's momentum for the other's.
+
+    `before` is what the `updates` so far were made with, `after` what is asked for now. SGD starts at rest only at the
+    update `after` itself; from Adam's first moment, or Adam from SGD's momentum, ten times as large, steps go anywhere.
+    """
+    was_sgd, comes_sgd = 0 < before < updates, 0 < after < updates
+    left = was_sgd and (after == 0 or after > updates)
+    missed = updates > 0 and comes_sgd and not was_sgd
+    said = f"config.optimizer.sgd_after is {after}, but the {updates} updates of '{workdir}'"
+    refuse_unless(
+        not missed, f"{said} are Adam's and SGD would start from Adam's momentum; write {updates} or more, or 0"
+    )
+    refuse_unless(not left, f"{said} end with SGD's and Adam would start from SGD's momentum; write {before}")
 
 
 def make_optimizer(config: OptimizerConfig, params: Params, steps: int) -> optax.GradientTransformation:
