@@ -10,8 +10,14 @@ MS-COCO and Flickr30K. The rest is a reading of it, and DCHMT's recipe (Tu et al
   without them either the towers forget or the codes do not form. Weight decay 0.2, warm-up over a tenth of the steps.
 - ITC beside the hash losses trains the embedding, so that every table has the float model under the codes.
 - `pixels` is the paper's model. On `presets.TABLE` the towers are those at hand, a convolutional one and MiniLM, pooled by
-  their means: hashing with the same heads and rates, not a test of ViT. A comparison of towers changes one field of
-  `pixels`: `--config.image.kind=resnet --config.image.width=2048` or `--config.text.kind=tfidf`, both with pool "mean".
+  their means: hashing with the same heads and rates, not a test of ViT.
+
+A comparison of towers changes `kind`, and whatever else was meant for the pretrained tower that goes. With weights named in
+`image.init` a ResNet takes ViT's rate: `--config.image.kind=resnet --config.image.width=2048 --config.image.pool=mean`. A
+text tower from scratch, `--config.text.kind=gru` or `tfidf`, would learn at a hundredth of the rate; in `pixels` write
+`--config.text.pool=mean --config.optimizer.groups=(('^image/',0.01),)`, on a data set of cached pictures, where it would be
+frozen (and is refused), `--config.text.init= --config.text.tokenizer=data --config.text.keep=False
+--config.optimizer.freeze= --config.optimizer.groups=() --config.joint.start=random`.
 """
 
 from xmodal_jax import presets

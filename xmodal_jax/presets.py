@@ -84,7 +84,12 @@ def data_set(config: ConfigDict, variant: str) -> ConfigDict:
 
 
 def finetuned(config: ConfigDict, size: int, batch_size: int = 64) -> ConfigDict:
-    """Both towers trained from pixels of `size` px, from the weights that `frozen_towers` only reads."""
+    """Both towers trained from pixels of `size` px, from the weights that `frozen_towers` only reads.
+
+    The rates are those of pretrained towers. A text tower from scratch wants the whole rate and other heads than CCA's:
+    `--config.text.init= --config.text.tokenizer=data --config.optimizer.freeze= --config.joint.start=random
+    --config.optimizer.groups=(('^image/',0.1),)`.
+    """
     config.image.kind, config.image.init, config.data.features = "efficientnet", "lite0", ()
     config.text.keep = False
     config.data.image_size, config.batch_size = size, batch_size

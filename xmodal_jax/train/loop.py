@@ -28,7 +28,7 @@ from xmodal_jax.plan.chips import chip_of
 from xmodal_jax.train.checkpoint import Checkpoints, copy_whole, read_run, write_run
 from xmodal_jax.train.flops import step_flops
 from xmodal_jax.train.log import TrainLog, flat
-from xmodal_jax.train.optimizer import make_optimizer, refuse_mixed_momentum
+from xmodal_jax.train.optimizer import make_optimizer, refuse_frozen_start, refuse_mixed_momentum
 from xmodal_jax.train.state import TrainState
 from xmodal_jax.train.step import Recipe, create_state, jit_step
 from xmodal_jax.train.stop import Stopped, StopSignal
@@ -167,6 +167,7 @@ def train(
     assembly = assemble(config)
     refuse_impossible(config, assembly)
     run = make_run(assembly)
+    refuse_frozen_start(config, run.abstract.params)
     with only_run(workdir), Checkpoints(workdir, config.checkpoint.keep) as checkpoints, StopSignal() as stop:
         fresh = checkpoints.latest() is None
         if not fresh:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from xmodal_jax.config import OptimizerConfig
+from xmodal_jax.config import Config, OptimizerConfig
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.types import Params
 
@@ -26,6 +26,19 @@ def frozen_mask(params: Params, freeze: str) -> Any:
 def wholly_frozen(tower: Params, name: str, freeze: str) -> bool:
     """Whether every parameter of the module `name` is frozen (one without parameters is)."""
     return all(freeze and re.search(freeze, f"{name}/{path}") for path in flatten_dict(tower, sep="/"))
+
+
+def refuse_frozen_start(config: Config, params: Params) -> None:
+    """Refuse a frozen tower that starts at random; `params` may be abstract, and a tower without any is none."""
+    for side in ("image", "text"):
+        init, freeze = getattr(config, side).init, config.optimizer.freeze
+        still = params.get(side) and wholly_frozen(params[side], side, freeze)
+        kept = " with config.text.keep=False" if side == "text" and config.text.keep else ""
+        refuse_unless(
+            bool(init) or not still,
+            f"config.optimizer.freeze '{freeze}' freezes the {side} tower, which would stay random as config.{side}.init is "
+            f"empty; write the weights to start from there, or a config.optimizer.freeze that leaves it to train{kept}",
+        )
 
 
 def split_frozen(params: Params, freeze: str) -> Params:
