@@ -156,8 +156,14 @@ def test_chunks_that_do_not_fit_are_refused(shapes_data, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (("optimizer.freeze=^text/",), "freeze '\\^text/' freezes the text tower, .* random as config.text.init is empty"),
-        (("optimizer.freeze=^image/",), "freeze '\\^image/' freezes the image tower, .* config.image.init is empty; write"),
+        (
+            ("optimizer.freeze=^text/",),
+            "freeze '\\^text/' freezes the text tower, .* random as config.text.init is empty",
+        ),
+        (
+            ("optimizer.freeze=^image/",),
+            "freeze '\\^image/' freezes the image tower, .* config.image.init is empty; write",
+        ),
         (("text.kind=gru", "text.keep=True", "optimizer.freeze=^text/"), "freezes the text tower, .*text.keep=False"),
     ],
 )
