@@ -6,7 +6,8 @@ functions learnt from labels that leave distances "unchanged as far as possible"
 - text: the TF-IDF vector, 4,096 units and ReLU (`text.kind`, `text.hidden`), DCMH's text network with other weights.
 - `objectives.hash.by_label`: DCMH's likelihood (Jiang and Li 2017) with S = 1 where two records share a label, beside
   quantisation and balance. Codes alone are trained; the embedding only carries them.
-- `objectives.hash_distance`: "unchanged" read as the cosine distances inside each side's features.
+- `objectives.hash_distance`: "unchanged" read as the cosine distances inside each side: of the TF-IDF vectors, and of the
+  network's features, which stay as they are where they are cached; in `pixels` the network is trained and they follow it.
 - Adam at 1e-4, a tenth of it for the network; SGD with momentum 0.9 over the last quarter (`optimizer.sgd_after`).
 - the depth is not stated: ResNet-50 (`image.depth`), from the weights you name in `image.init`.
 

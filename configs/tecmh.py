@@ -8,8 +8,11 @@ heads, 2,048 inside; models/reasoning.py), and both [CLS] give the embedding. Ch
 - `pool` "mean+shared": the [CLS] is added to a linear path, which starts from CCA on frozen towers; its map starts at zero.
 - `joint.hash_hidden` = 0: one linear layer and tanh make the code from the embedding. The embedding is trained by ITC, so
   every table has the float model that the codes are binarised from.
-- losses: the hinge with the hardest negative on the cosine of relaxed codes, beside quantisation, balance and decorrelation
-  (`objectives/hashing.py`); `hash_euclidean` (DCHMT) and `hash_contrast` (UCCH) are entries away.
+- losses: the hinge with the hardest negative on the cosine of relaxed codes, beside quantisation, which grows from 0.1 to 1
+  over the run, and balance at 0.01 (`presets.pair_codes`). Decorrelation is a field, 0.
+  `hash_euclidean` (DCHMT) and `hash_contrast` (UCCH) are entries away.
+- `objectives.hash_triplet.mean_steps`: an epoch where the heads start at random (`pixels`), for the hardest negative from a
+  random start may draw all codes to one point (VSE++, VSE-infinity); 0 where they start from CCA, whose order is good.
 - `joint.bits`: 64; `--config.joint.bits=512` for instance-level recall, which is sensitive to length, and
   `--config.joint.nested=(16,32,64,128,256)` for one model whose first bits are codes too.
 """
@@ -20,7 +23,6 @@ from xmodal_jax.config import defaults, variant_of
 OBJECTIVES = {
     "itc": {"queue": 1024, "alpha": 0.4, "alpha_steps": 100},
     "hash_triplet": {"margin": 0.2},
-    "hash_quality": {"weight": 0.1},
 }
 
 
@@ -33,13 +35,14 @@ def get_config(variant: str = "flickr8k"):
     config.joint.hash_hidden, config.eval.rerank = 0, ()
     if variant == "tiny":
         config.joint.shared_layers, config.joint.shared_heads, config.joint.shared_hidden = 1, 2, 64
-        return presets.tiny(config)
+        config.objectives.hash_triplet.mean_steps = 5
+        return presets.pair_codes(presets.tiny(config))
     if variant == "pixels":
-        return pixels(config)
+        return presets.pair_codes(pixels(config))
     presets.data_set(config, variant)
     config.eval.rerank = ()
     config.optimizer.groups = (("_head/reasoned", 1.0), *tuple(config.optimizer.groups))  # it starts at zero
-    return config
+    return presets.pair_codes(config)
 
 
 def pixels(config):
@@ -48,6 +51,7 @@ def pixels(config):
     config.data.path, config.data.eval_split, config.data.length = "data/flickr30k", "val", 32
     config.data.augment.flip, config.batch_size, config.steps = 0.5, 128, 34_000  # 30 epochs of 145,000 captions
     config.objectives.itc.queue, config.joint.embed = 8192, 1024
+    config.objectives.hash_triplet.mean_steps = 1_130  # an epoch
     config.optimizer.lr, config.optimizer.warmup, config.optimizer.clip = 2e-4, 1_000, 2.0
     config.optimizer.groups = (("^(image|text)/", 0.1),)
     return config

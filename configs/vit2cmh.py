@@ -4,14 +4,20 @@ Only the abstract is public: ViT and BERT in place of convolutions and recurrenc
 MS-COCO and Flickr30K. The rest is a reading of it, and DCHMT's recipe (Tu et al. 2022) where the abstract says nothing:
 
 - head: a linear map of [CLS], then 1,024 units (GELU) and tanh (`joint.hash_hidden`, `joint.hash_kind`).
-- losses: the hinge with the hardest negative on the codes' cosine, and quantisation, as for TECMH; `hash_euclidean` is
-  DCHMT's own, with its head `--config.joint.hash_kind=select --config.joint.hash_hidden=128`.
+- losses: the hinge with the hardest negative on the codes' cosine, quantisation from 0.1 to 1 and balance, as for TECMH;
+  `hash_euclidean` is DCHMT's own, with its head `--config.joint.hash_kind=select --config.joint.hash_hidden=128`.
 - two learning rates, DCHMT's 1e-3 for heads and 1e-5 for towers, are `optimizer.lr` and a factor in `optimizer.groups`:
   without them either the towers forget or the codes do not form. Weight decay 0.2, warm-up over a tenth of the steps.
 - ITC beside the hash losses trains the embedding, so that every table has the float model under the codes.
 - `pixels` is the paper's model. On `presets.TABLE` the towers are those at hand, a convolutional one and MiniLM, pooled by
-  their means: hashing with the same heads and rates, not a test of ViT. A comparison of towers changes one field of
-  `pixels`: `--config.image.kind=resnet --config.image.width=2048` or `--config.text.kind=tfidf`, both with pool "mean".
+  their means: hashing with the same heads and rates, not a test of ViT.
+
+A comparison of towers changes `kind`, and whatever else was meant for the pretrained tower that goes. With weights named in
+`image.init` a ResNet takes ViT's rate: `--config.image.kind=resnet --config.image.width=2048 --config.image.pool=mean`. A
+text tower from scratch, `--config.text.kind=gru` or `tfidf`, would learn at a hundredth of the rate; in `pixels` write
+`--config.text.pool=mean --config.optimizer.groups=(('^image/',0.01),)`, on a data set of cached pictures, where it would be
+frozen (and is refused), `--config.text.init= --config.text.tokenizer=data --config.text.keep=False
+--config.optimizer.freeze= --config.optimizer.groups=() --config.joint.start=random`.
 """
 
 from xmodal_jax import presets
@@ -20,7 +26,6 @@ from xmodal_jax.config import defaults, variant_of
 OBJECTIVES = {
     "itc": {"queue": 1024, "alpha": 0.4, "alpha_steps": 100},
     "hash_triplet": {"margin": 0.2},
-    "hash_quality": {"weight": 0.1},
 }
 TOWERS = (("^(image|text)/", 0.01),)
 
@@ -34,15 +39,16 @@ def get_config(variant: str = "flickr8k"):
     if variant in presets.TABLE:
         presets.data_set(config, variant)
         config.eval.rerank = ()
-        return config
+        return presets.pair_codes(config)
     config.image.pool = config.text.pool = "cls"
     config.optimizer.groups = TOWERS
     if variant == "tiny":
-        config.joint.hash_hidden = 32
-        return presets.tiny(config)
+        config.joint.hash_hidden, config.objectives.hash_triplet.mean_steps = 32, 5
+        return presets.pair_codes(presets.tiny(config))
     presets.base_towers(config)
     config.data.path, config.data.eval_split, config.data.length = "data/flickr30k", "val", 32
     config.data.augment.flip, config.batch_size, config.steps = 0.5, 256, 57_000  # 100 epochs of 145,000 captions
     config.objectives.itc.queue, config.joint.embed = 8192, 768
+    config.objectives.hash_triplet.mean_steps = 570  # an epoch, as the heads start at random (configs/tecmh.py)
     config.optimizer.lr, config.optimizer.warmup, config.optimizer.weight_decay = 1e-3, 5_700, 0.2
-    return config
+    return presets.pair_codes(config)

@@ -10,9 +10,9 @@ class Given:
     """Stands in for `Forward` where no encoder matters: embeddings [B,E], heads as functions, temperature, memory, towers."""
 
     def __init__(self, image, text, temperature=0.1, teacher=None, memory=None, step=0, heads=None,
-                 nested=(), towers=None):  # fmt: skip
+                 nested=(), towers=None, params=None):  # fmt: skip
         self.embeds, self.teacher, self.memory, self.step = {"image": image, "text": text}, teacher, memory or {}, step
-        self.nested, self.towers, self.batch = nested, towers or {}, {}
+        self.nested, self.towers, self.batch, self.params = nested, towers or {}, {}, params or {}
         self.heat, self.heads = jnp.asarray(temperature, jnp.float32), heads or {}
 
     def image(self, field="image"):

@@ -1,13 +1,17 @@
 """The methods' configs: every variant is valid and its sizes fit (the tiny ones train in train/test_loop.py)."""
 
 import pathlib
+import re
 
 import pytest
+from flax.traverse_util import flatten_dict
 
 from xmodal_jax.assemble import abstract_params, assemble_without_data
 from xmodal_jax.config import freeze, load
 from xmodal_jax.objectives import build_objectives
-from xmodal_jax.presets import TABLE
+from xmodal_jax.objectives.base import at
+from xmodal_jax.presets import TABLE, finetuned
+from xmodal_jax.train.optimizer import factor_for
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 VARIANTS = {
@@ -30,3 +34,50 @@ def test_a_variant_is_valid(name, variant):
     assert "distill_image" not in needs or config.data.embeddings
     params = abstract_params(assemble_without_data(config))  # sizes fit each other
     assert "bridge" in params or name != "recap" or variant.startswith("start")
+
+
+PAIRS = [(name, variant) for name in ("tecmh", "vit2cmh") for variant in VARIANTS[name]]
+
+
+@pytest.mark.parametrize(("name", "variant"), PAIRS)
+def test_codes_of_pairs_are_trained_by_what_the_docstring_says(name, variant):
+    """methods.md: quantisation from 0.1 to 1 over the run, balance 0.01, no decorrelation."""
+    config = freeze(load(f"{FOLDER / name}.py:{variant}"))
+    quality = build_objectives(config.objectives)["hash_quality"]
+    weighed = lambda part, step: round(float(at(quality.weight, step) * at(getattr(quality, part), step)), 6)
+    steps = (0, config.steps // 2, config.steps)
+    assert [weighed("quantization", step) for step in steps] == [0.1, 0.55, 1.0]
+    assert [weighed("balance", step) for step in steps] == [0.01] * 3
+    assert [weighed("decorrelation", step) for step in steps] == [0.0] * 3
+
+
+@pytest.mark.parametrize(("name", "variant"), PAIRS)
+def test_the_hardest_negative_waits_where_the_embedding_starts_at_random(name, variant):
+    """About one epoch (VSE++, VSE-infinity); from CCA the codes' order is good from the first step."""
+    config = freeze(load(f"{FOLDER / name}.py:{variant}"))
+    waits = build_objectives(config.objectives)["hash_triplet"].mean_steps
+    epoch = {"pixels": 145_000 / config.batch_size, "tiny": 5}.get(variant, 0)
+    assert (config.joint.start == "random") == (waits > 0)
+    assert abs(waits - epoch) <= 0.05 * epoch
+
+
+CACHED = ("text.init=", "text.tokenizer=data", "text.keep=False", "optimizer.freeze=", "joint.start=random")
+
+
+@pytest.mark.parametrize(
+    ("variant", "fresh", "image_rate"),
+    [
+        ("pixels", ("text.pool=mean", "optimizer.groups=(('^image/',0.01),)"), 0.01),
+        ("flickr8k", (*CACHED, "optimizer.groups=()"), 1.0),
+        ("flickr8k_finetune", (*CACHED, "optimizer.groups=(('^image/',0.1),)"), 0.1),
+    ],
+)
+def test_a_text_tower_from_scratch_learns_at_the_whole_rate_as_the_docstrings_say(variant, fresh, image_rate):
+    vit2cmh = (FOLDER / "vit2cmh.py").read_text().split('"""')[1]
+    said = re.findall(r"--config\.([^\s`]+=[^\s`]*)", vit2cmh + finetuned.__doc__)
+    assert set(fresh) <= set(said)
+    config = freeze(load(f"{FOLDER}/vit2cmh.py:{variant}", ["text.kind=gru", *fresh]))
+    params = abstract_params(assemble_without_data(config))
+    rates = {factor_for(f"text/{path}", config.optimizer.groups) for path in flatten_dict(params["text"], sep="/")}
+    assert rates == {1.0} and not config.optimizer.freeze and not config.text.keep
+    assert factor_for("image/x", config.optimizer.groups) == image_rate

@@ -389,6 +389,11 @@ def check_ranges(config: Config) -> None:
         f"config.optimizer.end_lr is {optimizer.end_lr}; write a share of config.optimizer.lr, from 0 to 1",
     )
     refuse_unless(
+        optimizer.sgd_after == 0 or optimizer.sgd_after < config.steps,
+        f"config.optimizer.sgd_after is {optimizer.sgd_after}, but config.steps is {config.steps}: SGD would never take "
+        "over; write fewer, or 0 for Adam to the end",
+    )
+    refuse_unless(
         all(count > 0 for count in rerank),
         f"config.eval.rerank is {rerank}; write lengths of 1 or more such as (16, 32), or () for no re-ranking",
     )

@@ -60,6 +60,17 @@ def gentle_heads(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def pair_codes(config: ConfigDict) -> ConfigDict:
+    """Adds to `objectives` what makes codes of pairs lose little when they are binarised; call it when `steps` is set.
+
+    Quantisation grows from 0.1 to 1 over the run: at first what the codes say counts, at the end that they are near ±1.
+    The line ends at `config.steps`; a run of other steps wants `objectives.hash_quality.quantization` too. Balance is
+    0.01. Decorrelation is 0: DCMH, DCHMT and UCCH do without.
+    """
+    config.objectives.hash_quality = {"quantization": ((0, 0.1), (config.steps, 1.0)), "balance": 0.01}
+    return config
+
+
 DATA_SETS = {"emoji_views": emoji_views, "flickr8k": flickr8k}
 SIZES = {"emoji_views": 128, "flickr8k": 160}  # px that the towers are trained at
 TABLE = (*DATA_SETS, *(f"{name}_finetune" for name in DATA_SETS))  # the variants of every config in the fusion table
@@ -73,7 +84,12 @@ def data_set(config: ConfigDict, variant: str) -> ConfigDict:
 
 
 def finetuned(config: ConfigDict, size: int, batch_size: int = 64) -> ConfigDict:
-    """Both towers trained from pixels of `size` px, from the weights that `frozen_towers` only reads."""
+    """Both towers trained from pixels of `size` px, from the weights that `frozen_towers` only reads.
+
+    The rates are those of pretrained towers. A text tower from scratch wants the whole rate and other heads than CCA's:
+    `--config.text.init= --config.text.tokenizer=data --config.optimizer.freeze= --config.joint.start=random
+    --config.optimizer.groups=(('^image/',0.1),)`.
+    """
     config.image.kind, config.image.init, config.data.features = "efficientnet", "lite0", ()
     config.text.keep = False
     config.data.image_size, config.batch_size = size, batch_size

@@ -73,6 +73,16 @@ def test_padding_changes_nothing(tower):
     assert (np.asarray(whole)[IDS == 0] == 0).all()
 
 
+def test_bfloat16_is_bfloat16_at_every_word(tower):
+    """Also what goes from word to word: promotion is strict here, so one float32 beside a bfloat16 would raise."""
+    _, params = tower
+    model = Gru(VOCAB, WIDTH, WORDS, dtype=jnp.bfloat16)
+    tokens = jax.jit(lambda p: model.apply({"params": p}, IDS))(params)
+    assert tokens.dtype == jnp.bfloat16
+    right = expected(params, torch.tensor(np.array(params["embed"]["word"]))).detach()
+    np.testing.assert_allclose(tokens.astype(jnp.float32), right, atol=0.03)
+
+
 def test_dropout_is_on_the_words_and_only_with_a_key(tower):
     _, params = tower
     model = Gru(VOCAB, WIDTH, WORDS, dropout=0.5)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from given import Given
-from tiny import ROWS, tiny_batch, tiny_config, tiny_model, tiny_params, tiny_recipe
+from tiny import ROWS, VOCAB, tiny_batch, tiny_config, tiny_model, tiny_params, tiny_recipe
 
 from xmodal_jax.errors import UserError
+from xmodal_jax.forward import Forward
 from xmodal_jax.objectives import build_objectives, parts
 from xmodal_jax.objectives.hash_contrast import HashContrast
 from xmodal_jax.objectives.hashing import HashDistance, HashEuclidean, HashQuality, HashTriplet, euclidean
@@ -28,6 +29,7 @@ def arrays():
     codes = draw.normal(size=(RECORDS, BITS)).astype(np.float32)
     marks = {name: np.arange(RECORDS, dtype=np.int32) + batch[name][0] for name in ("id", "text_key")}
     marks["id"][SEEN:] = -1
+    codes /= np.linalg.norm(codes, axis=1, keepdims=True)
     codes[SEEN:] = 0
     towers = {"image": draw.random((ROWS, 3, 5)).astype(np.float32), "text": draw.normal(size=(ROWS, 8, 4))}
     towers["text"] = towers["text"].astype(np.float32)
@@ -39,7 +41,7 @@ def arrays():
 def ours(objective, arrays, step=0, nested=()):
     """The term, and the gradients of its mean."""
     heads = {"hash_image_codes": jnp.tanh, "hash_text_codes": jnp.tanh}
-    more = {name: jax.tree.map(jnp.asarray, arrays[name]) for name in ("memory", "towers")}
+    more = {name: jax.tree.map(jnp.asarray, arrays.get(name)) for name in ("memory", "towers", "params")}
     batch = jax.tree.map(jnp.asarray, arrays["batch"])
 
     def loss(image, text):
@@ -137,16 +139,30 @@ def test_quality(arrays):
     assert set(term.metrics) == {"quantization", "balance", "decorrelation"}
 
 
-@pytest.mark.parametrize("kind", ["tower", "centred", "label"])
+def bags(ids, idf):
+    """TF-IDF vectors [B,V] word by word."""
+    vectors = np.zeros((len(ids), len(idf)), np.float32)
+    for row, words in enumerate(ids.tolist()):
+        for word in words:
+            vectors[row, word] += idf[word]
+    return vectors
+
+
+@pytest.mark.parametrize("kind", ["tower", "centred", "label", "tfidf", "tfidf centred"])
 def test_distance(arrays, kind):
     def distance(x):
         x = torch.nn.functional.normalize(torch.as_tensor(x), dim=1)
         return (1 - x @ x.T) / 2 * (1 - torch.eye(ROWS))
 
-    mask = arrays["batch"]["text"] != 0
+    mask, kind, centred = arrays["batch"]["text"] != 0, kind.split()[0], kind.endswith("centred")
     text = (arrays["towers"]["text"] * mask[:, :, None]).sum(1) / mask.sum(1, keepdims=True)
+    if kind == "tfidf":  # and not what its trained layer makes of it: that tower is not asked
+        idf = np.where(np.arange(VOCAB) < 5, 0, 1 + np.arange(VOCAB) / 9).astype(np.float32)
+        towers = {"image": arrays["towers"]["image"]}
+        arrays, text = arrays | {"params": {"text": {"idf": idf}}, "towers": towers}, bags(arrays["batch"]["text"], idf)
+        text /= np.linalg.norm(text, axis=1, keepdims=True)
     pooled = [arrays["towers"]["image"].mean(1), text.astype(np.float32)]
-    if kind == "centred":
+    if centred:
         pooled = [x - x.mean(0) for x in pooled]
     wanted = [distance(x) for x in ([LABELS, LABELS] if kind == "label" else pooled)]
 
@@ -154,8 +170,22 @@ def test_distance(arrays, kind):
         parts = [((1 - x @ x.T / x.shape[1]) / 2 - d).square().mean(1) for x, d in zip(sides, wanted, strict=True)]
         return (parts[0] + parts[1]) / 2
 
-    objective = HashDistance(center=kind == "centred", by_label=kind == "label")
+    objective = HashDistance(center=centred, by_label=kind == "label")
     agrees(objective, arrays, reference, nested=(3,))
+
+
+def test_distances_of_a_tfidf_model_do_not_move_with_its_trained_layer():
+    model, batch = tiny_model(tiny_config(text={"kind": "tfidf", "hidden": 6})), tiny_batch()
+    idf, draw = np.linspace(0, 3, VOCAB, dtype=np.float32), np.random.default_rng(0)
+    for _ in range(2):
+        words = {"kernel": draw.normal(size=(VOCAB, 6)).astype(np.float32), "bias": np.zeros(6, np.float32)}
+        params = {"log_temperature": np.float32(0), "text": {"idf": idf, "words": words}}
+        fwd = Forward(model, params, jax.tree.map(jnp.asarray, batch), None)
+        found = HashDistance(center=False).shared(fwd, batch, None)[1]
+        vectors = bags(batch["text"], idf)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        expected = 0.5 * (1 - vectors @ vectors.T) * (1 - np.eye(ROWS))
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("records", "step"), [(0, 0), (RECORDS, 0), (RECORDS, 4)])
@@ -173,8 +203,8 @@ def test_contrast_and_ranking(arrays, records, step):
 
     def reference(image, text):
         bits = image.shape[1]
-        heat, keys = 0.9 * bits**0.5, sign((image + text).detach() / 2)
-        unit = [torch.nn.functional.normalize(x, dim=1) for x in (image, text)]
+        unit = [torch.nn.functional.normalize(x, dim=1) for x in (image, text)]  # as UCCH's networks end
+        heat, keys = 0.9 * bits**0.5, sign(sum(unit).detach() / 2)
         rows = []
         for i in range(ROWS):
             others = [j for j in range(ROWS) if not match[i, j]]
@@ -195,11 +225,33 @@ def test_contrast_and_ranking(arrays, records, step):
         assert term.write == {}
         return
     index, rows = term.write["codes"]
-    mean = np.tanh(arrays["sides"]).mean(0)
-    blended = 0.4 * table["codes"][batch["index"]] + 0.6 * mean
-    np.testing.assert_allclose(rows["codes"], blended / np.linalg.norm(blended, axis=1, keepdims=True), rtol=1e-5)
     np.testing.assert_array_equal(index, batch["index"])
     np.testing.assert_array_equal(rows["id"], batch["id"])
+    np.testing.assert_allclose(rows["codes"], ucch_memory(arrays, 0.4 if step >= 4 else 0.0), rtol=1e-4, atol=1e-6)
+
+
+def ucch_memory(arrays, momentum):
+    """The batch's rows of UCCH's memory after a step, row by row: its networks' outputs and its memory have length one."""
+    rows = []
+    for image, text, index in zip(*np.tanh(arrays["sides"].astype(np.float64)), arrays["batch"]["index"], strict=True):
+        fresh = image / np.sqrt(image @ image) + text / np.sqrt(text @ text)
+        angle = fresh / np.sqrt(fresh @ fresh)
+        row = momentum * arrays["memory"]["codes"]["codes"][index] + (1 - momentum) * angle
+        rows.append(row / np.sqrt(row @ row))
+    return rows
+
+
+def test_the_length_of_a_code_does_not_count_in_the_memory(arrays):
+    """Only directions are remembered: codes ten times as long, of one side or of both, move a row no further."""
+    heads = {"hash_image_codes": lambda x: x, "hash_text_codes": lambda x: x}
+    memory, batch = jax.tree.map(jnp.asarray, (arrays["memory"], arrays["batch"]))
+
+    def written(*scales):
+        fwd = Given(*(scale * x for scale, x in zip(scales, arrays["sides"], strict=True)), heads=heads, memory=memory)
+        return HashContrast(table=RECORDS)(fwd, batch, jax.random.key(5)).write["codes"][1]["codes"]
+
+    for scales in ((10.0, 10.0), (0.1, 1.0)):
+        np.testing.assert_allclose(written(*scales), written(1.0, 1.0), rtol=1e-4, atol=1e-6)
 
 
 def test_the_memory_holds_a_row_for_each_record():
@@ -217,6 +269,25 @@ HASHING = {
     "hash_quality": {"quantization": ((0, 0.1), (4, 1.0)), "balance": 0.1, "decorrelation": 0.1},
     "hash_distance": {},
 }
+
+
+def precisions(jaxpr):
+    """The precision of every matrix product in a program, and in the programs inside it."""
+    for step in jaxpr.eqns:
+        if step.primitive.name == "dot_general":
+            yield step.params["precision"]
+        for inner in jax.tree.leaves(list(step.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                yield from precisions(getattr(inner, "jaxpr", inner))
+
+
+@pytest.mark.parametrize("name", [*HASHING, "mean"])
+def test_every_product_of_codes_is_in_full_float32(arrays, name):
+    """On accelerators the default is bfloat16 or TF32, and distances of codes are differences of large numbers."""
+    objective = build_objectives(HASHING | {"mean": {"kind": "hash"}})[name]
+    with jax.default_matmul_precision("default"):  # the tests' own is the highest
+        found = list(precisions(jax.make_jaxpr(lambda arrays: ours(objective, arrays))(arrays).jaxpr))
+    assert len(found) >= 2 and set(found) == {(jax.lax.Precision.HIGHEST,) * 2}
 
 
 def test_eight_devices_equal_one(arrays):

@@ -30,10 +30,12 @@ def mesh():
     ("params/text/layers/mlp/norm/scale", (6, 4), ()),
     ("params/vocabulary/transform/kernel", (8, 4), ("tensor", "fsdp")),
     ("params/image_head/linear/kernel", (8, 4), ("tensor", "fsdp")),
+    ("params/hash_text/linear/kernel", (8, 4), ("fsdp",)),
     ("params/image/conv/kernel", (3, 3, 4, 8), (None, None, "fsdp")),
     ("params/some/new/kernel", (8, 4), ("fsdp",)),
     ("memory/pairs/image", (16, 4), (("data", "fsdp"), None)),
     ("memory/pairs/id", (16,), ()),
+    ("memory/codes/codes", (16, 4), (("data", "fsdp"), None)),
     ("memory/pairs/cursor", (), ()),
     ("step", (), ()),
 ])  # fmt: skip

@@ -151,3 +151,23 @@ def test_chunks_that_do_not_fit_are_refused(shapes_data, tmp_path):
             train(
                 tiny(CONFIGS[-1], shapes_data, "objectives={'itc': {}, 'itm': {}}", "batch_size=16", override), tmp_path
             )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ("optimizer.freeze=^text/",),
+            "freeze '\\^text/' freezes the text tower, .* random as config.text.init is empty",
+        ),
+        (
+            ("optimizer.freeze=^image/",),
+            "freeze '\\^image/' freezes the image tower, .* config.image.init is empty; write",
+        ),
+        (("text.kind=gru", "text.keep=True", "optimizer.freeze=^text/"), "freezes the text tower, .*text.keep=False"),
+    ],
+)
+def test_a_tower_that_stays_random_is_refused(shapes_data, tmp_path, overrides, sentence):
+    with pytest.raises(UserError, match=sentence):
+        train(tiny(CONFIGS[-1], shapes_data, *overrides), tmp_path)
+    assert not list(tmp_path.iterdir()) and not (shapes_data / "texts").exists()

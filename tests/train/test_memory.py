@@ -68,6 +68,42 @@ def test_a_table_is_written_at_its_rows():
     assert (np.asarray(memory["posterior"]["p"]) == 0).all()
 
 
+def written(index, numbers) -> dict:
+    """A term that writes `numbers` at the rows `index` of the table `t`, and three rows into the ring."""
+    rows = {"id": jnp.arange(3, dtype=jnp.int32), "x": jnp.ones((3, 2))}
+    write = {"t": (jnp.asarray(index), {"p": jnp.asarray(numbers, jnp.float32)})}
+    return {"x": Term(jnp.zeros(3), jnp.ones(3), enqueue={RING: rows}, write=write)}
+
+
+def test_of_a_record_twice_in_a_batch_the_last_row_stays():
+    draw = np.random.default_rng(1)
+    for _ in range(20):
+        index, numbers = draw.integers(0, 5, 9), draw.normal(size=9).astype(np.float32)
+        table = np.zeros(5, np.float32)
+        for place, number in zip(index, numbers, strict=True):
+            table[place] = number
+        memory = {"t": {"p": jnp.zeros(5)}, RING: ring_of(4)}
+        np.testing.assert_array_equal(remember(memory, written(index, numbers))["t"]["p"], table)
+
+
+def test_a_step_that_is_skipped_changes_no_memory():
+    memory = {"t": {"p": jnp.arange(4.0), "cursor": jnp.int32(0)}, RING: ring_of(4)}
+    terms = written([3, 0, 3], [np.nan, 1.0, 2.0])
+    jax.tree.map(np.testing.assert_array_equal, remember(memory, terms, jnp.bool_(False)), memory)
+    good = remember(memory, terms, jnp.bool_(True))
+    jax.tree.map(np.testing.assert_array_equal, good, remember(memory, terms))
+    assert np.asarray(good["t"]["p"]).tolist() == [1, 1, 2, 2] and int(good[RING]["cursor"]) == 3
+
+
+def test_a_step_touches_the_rows_it_writes_and_no_others():
+    """The table of a donated state is written in place: no copy of it, whatever the number of records."""
+    records, bits = 100_000, 8
+    table = {"t": {"p": jnp.zeros((records, bits))}, RING: ring_of(4)}
+    step = jax.jit(lambda memory, terms, good: remember(memory, terms, good), donate_argnums=0)
+    compiled = step.lower(table, written([1, 5, 1], np.ones((3, bits))), jnp.bool_(True)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.1 * records * bits * 4
+
+
 def test_terms_are_remembered_in_order_under_jit():
     rows = lambda number: {"id": jnp.full(2, number, jnp.int32), "x": jnp.full((2, 2), float(number))}
     terms = {name: Term(jnp.zeros(2), jnp.ones(2), enqueue={RING: rows(i)}) for i, name in enumerate("ab", 1)}

@@ -11,7 +11,7 @@ import torch
 
 from xmodal_jax.config import OptimizerConfig
 from xmodal_jax.errors import UserError
-from xmodal_jax.train.optimizer import factor_for, learning_rate, make_optimizer, split_frozen
+from xmodal_jax.train.optimizer import factor_for, learning_rate, make_optimizer, refuse_mixed_momentum, split_frozen
 
 PLAIN = dict(lr=0.1, warmup=0, end_lr=1.0, clip=0.0, weight_decay=0.0)
 
@@ -82,6 +82,41 @@ def test_it_is_pytorchs_adam_and_then_its_sgd(params):
     assert jax.tree.structure(state) == jax.tree.structure(plain)  # a run may be given SGD when it goes on
     before, _ = run(dataclasses.replace(config, sgd_after=7), params, 7)
     assert not np.allclose(before["image"]["kernel"], ours["image"]["kernel"], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "updates", "instead"),
+    [
+        (0, 5, 8, "write 8 or more, or 0"),
+        (20, 5, 8, "write 8 or more, or 0"),
+        (8, 5, 8, "write 8 or more, or 0"),  # the ninth would have been the first of SGD
+        (5, 0, 8, "write 5$"),
+        (5, 9, 8, "write 5$"),
+    ],
+)
+def test_a_switch_that_would_mix_the_momentum_of_both_is_refused(before, after, updates, instead):
+    sentence = f"config.optimizer.sgd_after is {after}, but the {updates} updates of 'run' .*; {instead}"
+    with pytest.raises(UserError, match=sentence):
+        refuse_mixed_momentum(before, after, updates, "run")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "updates"), [(0, 8, 8), (0, 9, 8), (9, 0, 8), (8, 0, 8), (5, 7, 8), (5, 5, 8), (0, 5, 0)]
+)
+def test_other_switches_may_be_written_for_a_run_that_goes_on(before, after, updates):
+    refuse_mixed_momentum(before, after, updates, "run")
+
+
+def test_what_the_refusal_forbids_would_be_another_optimizer(params):
+    """SGD from Adam's first moment steps elsewhere than SGD from rest, which is what a switch promises."""
+    grads, moves = slopes(params, 3), []
+    _, state = run(OptimizerConfig(**PLAIN), params, 3)
+    for after in (3, 2):
+        optimizer = make_optimizer(OptimizerConfig(**PLAIN, sgd_after=after), params, 9)
+        with jax.numpy_dtype_promotion("standard"):
+            moves.append(optimizer.update(grads, state, params)[0]["image"]["kernel"])
+    np.testing.assert_allclose(moves[0], -0.01 * grads["image"]["kernel"], rtol=1e-5)
+    assert not np.allclose(moves[0], moves[1], rtol=1e-2)
 
 
 def test_groups_scale_the_step_and_the_first_match_counts(params):

@@ -43,9 +43,10 @@ class Gru(nn.Module):
         x = dropout(x, self.dropout, key)
         real = ids != 0
         lengths = real.sum(1)
+        rest = jnp.zeros((len(ids), self.width), self.dtype)  # flax's own is float32, and so would all states be
         for layer in range(self.layers):
             run = lambda name, back, x=x, layer=layer: nn.RNN(
                 nn.GRUCell(self.width, dtype=self.dtype, name=f"gru_{name}_{layer}"), reverse=back, keep_order=True
-            )(x, seq_lengths=lengths)
+            )(x, initial_carry=rest, seq_lengths=lengths)
             x = 0.5 * (run("forward", False) + run("backward", True))
         return jnp.where(real[:, :, None], x, 0.0)

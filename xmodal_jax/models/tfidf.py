@@ -61,6 +61,12 @@ def tfidf_weights(ids: Array, idf: Array) -> Array:
     return weight * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
 
 
+def tfidf_vectors(ids: Array, idf: Array) -> Array:
+    """The TF-IDF vectors themselves of ids [B,L], of length one, float32 [B,V]: for distances between few captions."""
+    row = lambda words, weights: jnp.zeros(idf.shape, jnp.float32).at[words].add(weights)
+    return jax.vmap(row)(ids, tfidf_weights(ids, idf))
+
+
 class TfIdf(nn.Module):
     """Token ids [B,L] -> one token [B,1,D]: ReLU of a dense layer over the TF-IDF vector (Jiang and Li 2017's text net)."""
 

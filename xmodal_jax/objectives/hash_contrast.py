@@ -41,14 +41,22 @@ def ranking(scores: Array, negative: Array, margin: float, shift: float) -> Arra
     return jax.nn.logsumexp(jnp.where(kept, shifted, -jnp.inf), axis=1) - own + margin
 
 
+def direction(image: Array, text: Array) -> Array:
+    """What a pair's two codes [B,K] point at together, of length one, a constant [B,K]; each side counts alike."""
+    return stop(l2_normalize(l2_normalize(image) + l2_normalize(text)))
+
+
 @dataclass(frozen=True)
 class HashContrast(CodeLoss):
     """alpha L_c + (1 - alpha) L_r, both sides' and both directions' sum.
 
-    The memory u holds one code a training record, u_i <- unit(delta u_i + (1 - delta) (h_image + h_text) / 2), and its
-    signs are the keys. Before `warmup` steps, and for a record not seen yet, the batch's own (h_image + h_text) / 2 is the
-    key. Negatives are the other rows of the batch and `negatives` rows of the memory, drawn once a step for the whole
-    batch (UCCH draws them for each row); what matches a row is none. Without `table` there is no memory.
+    The memory u holds one code of length one a training record, u_i <- unit(delta u_i + (1 - delta) unit(h_image +
+    h_text)) with h of length one too, and its signs are the keys. Before `warmup` steps delta is 0 and the batch's own
+    h_image + h_text are the keys; a record not seen yet has its own as well. The lengths are those of UCCH's published
+    code: beside codes as long as sqrt(K) a row of length one would count next to nothing.
+
+    Negatives are the other rows of the batch and `negatives` rows of the memory, drawn once a step for the whole batch
+    (UCCH draws them for each row); what matches a row is none. Without `table` there is no memory.
     """
 
     alpha: float = 0.7
@@ -93,7 +101,7 @@ class HashContrast(CodeLoss):
     def rows(self, shared: Batch, image: Array, text: Array) -> Rows:
         """L_c of both sides and L_r of both directions, [B]."""
         bits = image.shape[1]
-        batch_keys = signs(stop(image + text))
+        batch_keys = signs(direction(image, text))
         own, keys, negative = batch_keys, batch_keys, shared["negative"]
         if "own" in shared:
             own = jnp.where(shared["own_known"][:, None], signs(shared["own"][:, :bits]), batch_keys)
@@ -108,8 +116,9 @@ class HashContrast(CodeLoss):
         """The loss, and the rows of the memory that this batch changes."""
         term = super().__call__(fwd, batch, key)
         if self.table:
-            index, mean = batch["index"], stop(fwd.codes("image")[-1] + fwd.codes("text")[-1]) / 2
-            blended = self.delta * fwd.memory[TABLE]["codes"][index] + (1.0 - self.delta) * mean
+            index, fresh = batch["index"], direction(fwd.codes("image")[-1], fwd.codes("text")[-1])
+            delta = jnp.where(jnp.asarray(fwd.step) >= self.warmup, jnp.float32(self.delta), 0.0)
+            blended = delta * fwd.memory[TABLE]["codes"][index] + (1.0 - delta) * fresh
             rows = {"codes": l2_normalize(blended)} | {name: batch[name] for name in MATCHED}
             term.write[TABLE] = (index, rows)
         return term

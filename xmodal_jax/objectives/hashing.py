@@ -15,6 +15,7 @@ from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward, stop
 from xmodal_jax.models.heads import l2_normalize
 from xmodal_jax.models.pooling import masked_mean
+from xmodal_jax.models.tfidf import tfidf_vectors
 from xmodal_jax.objectives.base import Schedule, at
 from xmodal_jax.objectives.codes import CodeLoss, Rows, products, similarity
 from xmodal_jax.types import Array, Batch
@@ -25,7 +26,7 @@ def pairwise_likelihood(left: Array, right: Array, target: Array, scale: Array) 
 
     separately for each row -> [B] (a batch has far more negatives than positives; DCMH's plain sum would drown them).
     """
-    theta = scale * left @ right.T
+    theta = scale * products(left, right)
     losses = jax.nn.softplus(theta) - target * theta
     positive = (losses * target).sum(1) / jnp.maximum(target.sum(1), 1.0)
     other = 1.0 - target
@@ -202,10 +203,13 @@ def feature_distance(features: Array) -> Array:
 class HashDistance(CodeLoss):
     """Codes of one side as far apart as what they were made of: mean_ij ((1 - h_i.h_j / K) / 2 - D_ij)^2, both sides' mean.
 
-    D = (1 - cosine) / 2 of the tower's own tokens averaged over a row, a constant. `center` subtracts their mean over the
-    batch first: features that are never negative have cosines near 1, and would ask for codes that are all alike.
-    `by_label` compares the label vectors instead (0 for the same labels, 1/2 for none in common). With `config.chunk` the
-    towers run once more for it.
+    D = (1 - cosine) / 2 of the text's TF-IDF vectors where `text.kind` is "tfidf", and else of the tower's own tokens
+    averaged over a row. It gets no gradient. It is the same in every step for TF-IDF, cached features and frozen towers;
+    for a tower that is trained it follows the tower, so such a tower should start from weights and move slowly.
+
+    `center` subtracts the mean over the batch first: features that are never negative have cosines near 1, and would ask
+    for codes that are all alike. `by_label` compares the label vectors instead (0 for the same labels, 1/2 for none in
+    common). With `config.chunk` the towers run once more for it.
     """
 
     center: bool = True
@@ -218,12 +222,14 @@ class HashDistance(CodeLoss):
         return tuple(feature_distance(self._features(fwd, side, batch)) for side in ("image", "text"))
 
     def _features(self, fwd: Forward, side: str, batch: Batch) -> Array:
-        tokens = stop(fwd.tower(side, side)).astype(jnp.float32)
-        mask = batch["text"] != 0 if side == "text" else None
-        if mask is not None and mask.shape[1] != tokens.shape[1]:
-            mask = None  # one vector for a whole text
-        pooled = masked_mean(tokens, mask)
+        pooled = self._pooled(fwd, side, batch)
         return pooled - pooled.mean(0, keepdims=True) if self.center else pooled
+
+    def _pooled(self, fwd: Forward, side: str, batch: Batch) -> Array:
+        if side == "text" and "idf" in fwd.params.get("text", {}):
+            return tfidf_vectors(batch["text"], stop(fwd.params["text"]["idf"]))  # the layer over them is trained
+        tokens = stop(fwd.tower(side, side)).astype(jnp.float32)
+        return masked_mean(tokens, batch["text"] != 0 if side == "text" else None)
 
     def rows(self, shared: Any, image: Array, text: Array) -> Rows:
         """The mean of both sides, [B]."""

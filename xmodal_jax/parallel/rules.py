@@ -18,15 +18,16 @@ Rule = tuple[str, tuple]
 ROWS = ("data", "fsdp")  # the axes that a batch is split over
 
 RULES: tuple[Rule, ...] = (
-    (r"memory/.*/(image|text|fused)$", (("data", "fsdp"), None)),
+    (r"memory/.*/(image|text|fused|codes)$", (("data", "fsdp"), None)),
     (r"memory/", ()),
     (r"/gpo/", ()),  # two GRUs of width 32: nothing to split
     (r"/gru_", ()),  # read at every word: whole on each device
     (r"embed/word$", ("tensor", "fsdp")),
     (r"(query|key|value|up)/kernel$", ("fsdp", "tensor")),
     # A width is split over "tensor" only between a pair of products (query to out, up to down), never where it meets
-    # another kernel: XLA's partitioner (jax 0.10.2) gives a wrong gradient, without a word, for a product whose two sides
-    # split the contracted axis differently, on meshes with data, fsdp and tensor all above 1.
+    # another kernel: XLA's partitioner (jax 0.10.2) gives a wrong value or gradient, without a word, where the two sides
+    # of a product split the contracted axis differently, on meshes with data, fsdp and tensor all above 1.
+    (r"hash_(image|text)/linear/kernel$", ("fsdp", None)),  # it meets the head's `linear`, whose width is over "fsdp"
     (r"(out|down|attended|patch|project|transform|linear)/kernel$", ("tensor", "fsdp")),
     (r"(depthwise|stem)/kernel$", ()),  # a kernel per channel, and three input channels: small, and nothing to split
     (r"(query|key|value|up)/bias$", ("tensor",)),

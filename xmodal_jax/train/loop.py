@@ -28,7 +28,7 @@ from xmodal_jax.plan.chips import chip_of
 from xmodal_jax.train.checkpoint import Checkpoints, copy_whole, read_run, write_run
 from xmodal_jax.train.flops import step_flops
 from xmodal_jax.train.log import TrainLog, flat
-from xmodal_jax.train.optimizer import make_optimizer
+from xmodal_jax.train.optimizer import make_optimizer, refuse_frozen_start, refuse_mixed_momentum
 from xmodal_jax.train.state import TrainState
 from xmodal_jax.train.step import Recipe, create_state, jit_step
 from xmodal_jax.train.stop import Stopped, StopSignal
@@ -167,6 +167,7 @@ def train(
     assembly = assemble(config)
     refuse_impossible(config, assembly)
     run = make_run(assembly)
+    refuse_frozen_start(config, run.abstract.params)
     with only_run(workdir), Checkpoints(workdir, config.checkpoint.keep) as checkpoints, StopSignal() as stop:
         fresh = checkpoints.latest() is None
         if not fresh:
@@ -177,6 +178,7 @@ def train(
             first <= config.steps,
             f"'{workdir}' is at step {first} already, and config.steps is {config.steps}; write more steps or another --workdir",
         )
+        refuse_other_momentum(config, state, workdir)
         trace = Profile(workdir / "profile", *(profile or (0, 0)))
         trace.check(first, config.steps)
         if is_first():
@@ -231,6 +233,16 @@ def refuse_other_tokenizer(assembly: Assembly, workdir: pathlib.Path) -> None:
         f"the tokenizer of '{assembly.config.data.path}' is not the one that '{workdir}' was trained with; write the "
         "config.data.path it was trained on, or another --workdir",
     )
+
+
+def refuse_other_momentum(config: Config, state: TrainState, workdir: pathlib.Path) -> None:
+    """Hold `optimizer.sgd_after` against what the run was last started with; see `refuse_mixed_momentum`."""
+    updates = int(state.step) - int(state.skipped)
+    try:
+        before = flat(read_run(workdir)["config"]).get("optimizer/sgd_after", 0) if updates else 0
+    except UserError:
+        return
+    refuse_mixed_momentum(before, config.optimizer.sgd_after, updates, str(workdir))
 
 
 def changed_fields(config: Config, workdir: pathlib.Path) -> str:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from xmodal_jax.config import OptimizerConfig
+from xmodal_jax.config import Config, OptimizerConfig
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.types import Params
 
@@ -26,6 +26,19 @@ def frozen_mask(params: Params, freeze: str) -> Any:
 def wholly_frozen(tower: Params, name: str, freeze: str) -> bool:
     """Whether every parameter of the module `name` is frozen (one without parameters is)."""
     return all(freeze and re.search(freeze, f"{name}/{path}") for path in flatten_dict(tower, sep="/"))
+
+
+def refuse_frozen_start(config: Config, params: Params) -> None:
+    """Refuse a frozen tower that starts at random; `params` may be abstract, and a tower without any is none."""
+    for side in ("image", "text"):
+        init, freeze = getattr(config, side).init, config.optimizer.freeze
+        still = params.get(side) and wholly_frozen(params[side], side, freeze)
+        kept = " with config.text.keep=False" if side == "text" and config.text.keep else ""
+        refuse_unless(
+            bool(init) or not still,
+            f"config.optimizer.freeze '{freeze}' freezes the {side} tower, which would stay random as config.{side}.init is "
+            f"empty; write the weights to start from there, or a config.optimizer.freeze that leaves it to train{kept}",
+        )
 
 
 def split_frozen(params: Params, freeze: str) -> Params:
@@ -53,7 +66,7 @@ def adam_then_sgd(config: OptimizerConfig, momentum: float = 0.9) -> optax.Gradi
     """Adam for the first `sgd_after` updates, then SGD with momentum that starts at rest (Keskar and Socher 2017).
 
     The momentum lives where Adam's first moment was, so the state is Adam's own: nothing to allocate at the switch, and a
-    run may go on with another `sgd_after`.
+    run may go on with another `sgd_after`, but for those that `refuse_mixed_momentum` names.
     """
     adam = optax.scale_by_adam(config.b1, config.b2)
 
@@ -67,6 +80,22 @@ def adam_then_sgd(config: OptimizerConfig, momentum: float = 0.9) -> optax.Gradi
         return pick(rolled, updates), moved._replace(mu=pick(rolled, moved.mu))
 
     return optax.GradientTransformation(adam.init, update)
+
+
+def refuse_mixed_momentum(before: int, after: int, updates: int, workdir: str) -> None:
+    """Refuse an `sgd_after` by which a run that goes on would take one optimizer's momentum for the other's.
+
+    `before` is what the `updates` so far were made with, `after` what is asked for now. SGD starts at rest only at the
+    update `after` itself; from Adam's first moment, or Adam from SGD's momentum, ten times as large, steps go anywhere.
+    """
+    was_sgd, comes_sgd = 0 < before < updates, 0 < after < updates
+    left = was_sgd and (after == 0 or after > updates)
+    missed = updates > 0 and comes_sgd and not was_sgd
+    said = f"config.optimizer.sgd_after is {after}, but the {updates} updates of '{workdir}'"
+    refuse_unless(
+        not missed, f"{said} are Adam's and SGD would start from Adam's momentum; write {updates} or more, or 0"
+    )
+    refuse_unless(not left, f"{said} end with SGD's and Adam would start from SGD's momentum; write {before}")
 
 
 def make_optimizer(config: OptimizerConfig, params: Params, steps: int) -> optax.GradientTransformation:

@@ -116,9 +116,9 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
         updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     teacher = teachers.update(state.teacher, params, teachers.momentum_at(config.teacher, state.step))
-    new = (params, teacher, memories.remember(state.memory, terms), opt_state)
-    old = (state.params, state.teacher, state.memory, state.opt_state)
-    params, teacher, memory, opt_state = choose(good, new, old)
+    new = (params, teacher, opt_state)
+    params, teacher, opt_state = choose(good, new, (state.params, state.teacher, state.opt_state))
+    memory = memories.remember(state.memory, terms, good)
     bad = jnp.where(good, 0, 1).astype(jnp.int32)
     metrics = term_metrics(terms) | {
         "loss": loss,
