@@ -42,7 +42,7 @@ def text_tower(name: str, *overrides: str, rates: tuple[float, ...] = (1e-3, 3e-
 NESTED = at(BITS[-1], BITS[:-1])
 RANDOM = ("joint.start=random", "optimizer.groups=()", "objectives.hash_triplet.mean_steps=47")  # an epoch
 UNSHARED = ("image.pool=mean", "text.pool=mean", "optimizer.groups=(('_head/', 0.1),)")
-PLAIN = "objectives.hash_quality.weight=0.0"
+PLAIN = "objectives.hash_quality.quantization=0.0"
 ROWS = (
     *lengths("TECMH", TECMH),
     Row("TECMH", "nested, without the shared transformer", TECMH, (*NESTED, *UNSHARED), PAIRS),
