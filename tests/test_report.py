@@ -103,16 +103,15 @@ def test_charts_of_the_codes_are_those_of_the_tables(gathered):
     from xmodal_jax.report.charts import code_charts
     from xmodal_jax.report.page import codes_section
 
-    assert [words for words, _ in code_charts(gathered, "svg")] == [
-        "precision over recall of the codes",
-        "R@10 over bits",
-    ]
-    assert codes_section(gathered).count("<img") == 2 and "16-bit code" in codes_section(gathered)
+    words = lambda content: [said for said, _ in code_charts(content, "svg")]
+    assert words(gathered) == ["precision over recall of the codes"]
+    assert codes_section(gathered).count("<img") == 1 and "16-bit code" in codes_section(gathered)
     mean = gathered.result["mean"]
     short = {name: mean[name] for name in ("codes", "labels", "label_curves")}
     nested = dataclasses.replace(gathered, result=gathered.result | {"mean": mean | {"nested": {"8": short}}})
-    drawn = [chart for _, chart in code_charts(nested, "png")]
-    assert all(one != other for one, (_, other) in zip(drawn, code_charts(gathered, "png"), strict=True))
+    assert words(nested) == ["precision over recall of the codes", "R@10 over bits"]
+    assert codes_section(nested).count("<img") == 2
+    assert code_charts(nested, "png")[0][1] != code_charts(gathered, "png")[0][1]  # a curve for each length
     without = {name: value for name, value in mean.items() if name in ("itc", "rerank")}
     bare = dataclasses.replace(gathered, result=gathered.result | {"mean": without, "views": {"filled": without}})
     assert code_charts(bare, "svg") == [] and codes_section(bare) == ""

@@ -157,12 +157,13 @@ def legible(figure: Any, axes: Any, kind: str, dpi: int) -> bytes:
 
 
 def code_charts(content: Content, kind: str, **size: Any) -> list[tuple[str, bytes]]:
-    """(words, chart) of the codes over the mean of the views; none where the evaluation has no codes."""
+    """(words, chart) of the codes over the mean of the views; none where the evaluation has no codes.
+
+    Recall over the length of the code is drawn where there are several.
+    """
     tables = content.result["mean"]
     if "curves" not in tables.get("codes", {}):
         return []
-    measure = recall_names(content.result)[-1]
-    return [
-        ("precision over recall of the codes", precision_chart(tables, kind, **size)),
-        (f"{measure} over bits", bits_chart(tables, kind, measure, **size)),
-    ]
+    measure, drawn = recall_names(content.result)[-1], precision_chart(tables, kind, **size)
+    lengths = [(f"{measure} over bits", bits_chart(tables, kind, measure, **size))] if tables.get("nested") else []
+    return [("precision over recall of the codes", drawn), *lengths]
