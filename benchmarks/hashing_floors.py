@@ -44,7 +44,7 @@ from xmodal_jax.data.records import open_records
 from xmodal_jax.errors import refuse_unless, run_script
 from xmodal_jax.eval import hashing, retrieval
 
-RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
+RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 Codes = Callable[[np.ndarray, str], np.ndarray]  # (features [n,D], "image" or "text") -> hash values [n,K]
 
 

@@ -43,6 +43,7 @@ NESTED = at(BITS[-1], BITS[:-1])
 RANDOM = ("joint.start=random", "optimizer.groups=()", "objectives.hash_triplet.mean_steps=47")  # an epoch
 UNSHARED = ("image.pool=mean", "text.pool=mean", "optimizer.groups=(('_head/', 0.1),)")
 PLAIN = "objectives.hash_quality.quantization=0.0"
+SUPCON = ("objectives.hash_supcon.weight=1.0", "objectives.hash.similarity=0.0")
 ROWS = (
     *lengths("TECMH", TECMH),
     Row("TECMH", "nested, without the shared transformer", TECMH, (*NESTED, *UNSHARED), PAIRS),
@@ -56,6 +57,8 @@ ROWS = (
     *text_tower("TF-IDF", "text.kind=tfidf", "text.hidden=384"),
     *(Row("CMHR-DRN", f"{bits} bits", CMHR, at(bits), LABELS) for bits in LABEL_BITS),
     Row("CMHR-DRN", "64 bits, without distances", CMHR, (*at(64), "objectives.hash_distance.weight=0.0"), LABELS),
+    *(Row("CMHR-DRN", f"{bits} bits, supervised contrast in place of the likelihood", CMHR, (*at(bits), *SUPCON), LABELS)
+      for bits in (64, 128)),
     Row("CMHR-DRN", "64 bits, Adam to the end", CMHR, (*at(64), "optimizer.sgd_after=0"), LABELS),
 )  # fmt: skip
 

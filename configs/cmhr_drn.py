@@ -6,6 +6,8 @@ functions learnt from labels that leave distances "unchanged as far as possible"
 - text: the TF-IDF vector, 4,096 units and ReLU (`text.kind`, `text.hidden`), DCMH's text network with other weights.
 - `objectives.hash.by_label`: DCMH's likelihood (Jiang and Li 2017) with S = 1 where two records share a label, beside
   quantisation and balance. Codes alone are trained; the embedding only carries them.
+- `objectives.hash_supcon`: off; the supervised contrastive loss in place of the likelihood is
+  `--config.objectives.hash_supcon.weight=1 --config.objectives.hash.similarity=0`.
 - `objectives.hash_distance`: "unchanged" read as the cosine distances inside each side: of the TF-IDF vectors, and of the
   network's features, which stay as they are where they are cached; in `pixels` the network is trained and they follow it.
 - Adam at 1e-4, a tenth of it for the network; SGD with momentum 0.9 over the last quarter (`optimizer.sgd_after`).
@@ -19,7 +21,7 @@ data set of `openclipart` with `xmodal data prepare openclipart --label keyword`
 from xmodal_jax import presets
 from xmodal_jax.config import defaults, variant_of
 
-OBJECTIVES = {"hash": {"by_label": True}, "hash_distance": {"weight": 0.5}}
+OBJECTIVES = {"hash": {"by_label": True}, "hash_distance": {"weight": 0.5}, "hash_supcon": {"weight": 0.0}}
 
 
 def get_config(variant: str = "emoji_views"):

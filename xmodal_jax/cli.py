@@ -237,7 +237,7 @@ def search(args: argparse.Namespace, _: list[str]) -> None:
     hits = answer(where, args.query, args.image, args.k, stages)
     print(as_table(hits))
     if args.show:
-        contact_sheet(hits, args.show, args.query or args.image, args.image)
+        contact_sheet(hits, args.show, args.query or pathlib.Path(args.image).name, args.image)
         print(f"wrote {args.show}")
 
 

@@ -11,7 +11,7 @@ from tiny import ROWS, VOCAB, tiny_batch, tiny_config, tiny_model, tiny_params, 
 from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward
 from xmodal_jax.objectives import build_objectives, parts
-from xmodal_jax.objectives.hash_contrast import HashContrast
+from xmodal_jax.objectives.hash_contrast import HashContrast, HashSupCon
 from xmodal_jax.objectives.hashing import HashDistance, HashEuclidean, HashQuality, HashTriplet, euclidean
 from xmodal_jax.train.memory import remember
 from xmodal_jax.train.step import create_state, train_step
@@ -122,6 +122,27 @@ def test_triplet(arrays, by_label, step, mean):
         return torch.stack(rows)
 
     agrees(HashTriplet(by_label=by_label, mean_steps=3), arrays, reference, step=step, nested=(4,))
+
+
+@pytest.mark.parametrize("nested", [(), (2, 5)], ids=str)
+@pytest.mark.parametrize("by_label", [False, True], ids=["id", "label"])
+def test_supcon(arrays, by_label, nested):
+    match = matching(arrays, by_label)
+
+    def reference(image, text):
+        image, text = (torch.nn.functional.normalize(x, dim=1) for x in (image, text))
+        rows = []
+        for i in range(ROWS):
+            row = 0.0
+            for own, others in ((image, text), (text, image)):
+                told = torch.log_softmax(others @ own[i] / 0.2, 0)
+                positives = [told[j] for j in range(ROWS) if match[i, j]]
+                row = row - sum(positives) / len(positives) / 2
+            rows.append(row)
+        return torch.stack(rows)
+
+    term = agrees(HashSupCon(temperature=0.2, by_label=by_label), arrays, reference, nested=nested)
+    assert 0 < term.metrics["matched"] <= 1
 
 
 def test_quality(arrays):
@@ -266,6 +287,7 @@ HASHING = {
     "hash_triplet": {"mean_steps": 1},
     "hash_euclidean": {"per_bit": True},
     "hash_contrast": {"table": RECORDS, "negatives": 5},
+    "hash_supcon": {},
     "hash_quality": {"quantization": ((0, 0.1), (4, 1.0)), "balance": 0.1, "decorrelation": 0.1},
     "hash_distance": {},
 }
@@ -347,6 +369,7 @@ def test_each_nested_length_is_logged(arrays):
         ({"hash_euclidean": {"vartheta": 1.5}}, "hash_euclidean.vartheta is 1.5"),
         ({"hash_contrast": {"alpha": 2.0}}, "hash_contrast.alpha is 2.0; write a share"),
         ({"hash_contrast": {"temperature": 0.0}}, "hash_contrast.temperature is 0.0"),
+        ({"hash_supcon": {"temperature": 0.0}}, "hash_supcon.temperature is 0.0"),
         ({"hash_contrast": {"table": -1}}, "hash_contrast.table is -1"),
         ({"hash_quality": {"quantization": ((5, 1.0), (0, 0.1))}}, "steps do not ascend"),
     ],

@@ -10,7 +10,7 @@ from xmodal_jax.objectives.base import Objective
 from xmodal_jax.objectives.contrastive import ITC
 from xmodal_jax.objectives.distill import Distill
 from xmodal_jax.objectives.fused import Fused
-from xmodal_jax.objectives.hash_contrast import HashContrast
+from xmodal_jax.objectives.hash_contrast import HashContrast, HashSupCon
 from xmodal_jax.objectives.hashing import Hash, HashDistance, HashEuclidean, HashQuality, HashTriplet
 from xmodal_jax.objectives.language import LM, MLM
 from xmodal_jax.objectives.matching import ITM
@@ -29,6 +29,7 @@ OBJECTIVES: dict[str, type] = {
     "hash_triplet": HashTriplet,
     "hash_euclidean": HashEuclidean,
     "hash_contrast": HashContrast,
+    "hash_supcon": HashSupCon,
     "hash_quality": HashQuality,
     "hash_distance": HashDistance,
     "fused": Fused,

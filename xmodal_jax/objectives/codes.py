@@ -22,7 +22,7 @@ def similarity(batch: Batch, by_label: bool) -> Array:
     match = same(batch, batch)
     if by_label:
         labels = batch["labels"]
-        match = match | (labels @ labels.T > 0)
+        match = match | (products(labels, labels) > 0)
     return match.astype(jnp.float32)
 
 

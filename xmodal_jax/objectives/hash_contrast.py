@@ -1,4 +1,8 @@
-"""`hash_contrast`: codes told apart by contrast with a memory of binary codes, and by ranking (UCCH, Hu et al. 2022)."""
+"""Contrast of codes.
+
+`hash_contrast`: with a memory of binary codes, and by ranking (UCCH, Hu et al. 2022). `hash_supcon`: with all that
+matches as positives (Khosla et al. 2020).
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +14,7 @@ from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward, stop
 from xmodal_jax.models.heads import l2_normalize
 from xmodal_jax.objectives.base import Term, same
-from xmodal_jax.objectives.codes import CodeLoss, Rows, products, signs
+from xmodal_jax.objectives.codes import CodeLoss, Rows, products, signs, similarity
 from xmodal_jax.objectives.contrastive import MATCHED
 from xmodal_jax.parallel.ring import NEVER
 from xmodal_jax.types import Array, Batch
@@ -122,3 +126,31 @@ class HashContrast(CodeLoss):
             rows = {"codes": l2_normalize(blended)} | {name: batch[name] for name in MATCHED}
             term.write[TABLE] = (index, rows)
         return term
+
+
+@dataclass(frozen=True)
+class HashSupCon(CodeLoss):
+    """Supervised contrastive loss across sides (Khosla et al. 2020, equation 2), both directions' mean.
+
+    -1/|P(i)| sum over p in P(i) of log softmax_j(s(i,j) / T), s the cosine of an image's and a text's code, P(i) the rows
+    of the other side that match i (`similarity`): the own pair and, `by_label`, all that share a label.
+    """
+
+    temperature: float = 0.1
+    by_label: bool = True
+
+    def check(self, where: str) -> None:
+        """Refuse impossible values."""
+        refuse_unless(self.temperature > 0, f"{where}.temperature is {self.temperature}; write a number above 0")
+
+    def shared(self, fwd: Forward, batch: Batch, key: Array) -> Array:
+        """Each row's share of positives, [B,B], rows sum to 1."""
+        match = similarity(batch, self.by_label)
+        return match / match.sum(1, keepdims=True)
+
+    def rows(self, shared: Array, image: Array, text: Array) -> Rows:
+        """Cross-entropy [B]; `matched` is the probability that an image's code gives to its positives."""
+        logits = products(l2_normalize(image), l2_normalize(text)) / self.temperature
+        told = [jax.nn.log_softmax(scores, axis=1) for scores in (logits, logits.T)]
+        values = -0.5 * sum((shared * each).sum(1) for each in told)
+        return values, {"matched": jnp.exp(jnp.where(shared > 0, told[0], -jnp.inf)).sum(1).mean()}

@@ -18,6 +18,7 @@ TITLES = {
     "hash_triplet": "codes (hash_triplet)",
     "hash_euclidean": "codes (hash_euclidean)",
     "hash_contrast": "codes (hash_contrast)",
+    "hash_supcon": "codes (hash_supcon)",
     "hash_quality": "codes (hash_quality)",
     "hash_distance": "codes (hash_distance)",
 }
