@@ -9,7 +9,8 @@ the data set needs its distillation teacher:
 
     xmodal data embed --data DIR --config configs/recap.py:start --config.data.path=DIR --name start
 
-(`configs/recap.py:start_flickr8k` for Flickr8k). Two processes on one core each, one set each, share `--out`.
+(`configs/recap.py:start_flickr8k` for Flickr8k). Several processes, a core each, may share `--out`, best with other sets
+or other `--only`.
 """
 
 import pathlib

@@ -194,19 +194,26 @@ def one_run(table: Table, job: Job, data: str) -> Line:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def missing(table: Table, jobs: Iterable[Job], path: pathlib.Path) -> list[Job]:
+    """The jobs that have no current line in the file."""
+    done = [{k: line[k] for k in ("set", "system", "row", "seed")} for line in table.current_lines(path)]
+    return [job for job in jobs if label(job) not in done]
+
+
 def run_all(table: Table, data: dict[str, str], seeds: int, only: str, out: pathlib.Path) -> None:
     """Run what is missing, a line each, and write the table anew after each of them."""
     path = out.with_suffix(".jsonl")
-    done = [{k: line[k] for k in ("set", "system", "row", "seed")} for line in table.current_lines(path)]
-    todo = [job for job in table.jobs(data, seeds, only) if label(job) not in done]
+    todo = missing(table, table.jobs(data, seeds, only), path)
     started = time.perf_counter()
     for number, job in enumerate(todo):
+        if not missing(table, [job], path):  # another process was faster
+            continue
         spent = time.perf_counter() - started
         left = f", about {spent / number * (len(todo) - number) / 60:.0f} min left" if number else ""
         said = " | ".join(map(str, label(job).values()))
         print(f"[{number + 1}/{len(todo)}{left}] {said}", file=sys.stderr, flush=True)
         line = one_run(table, job, data[job[0]])
-        with alone(out.parent):  # another process may do another set
+        with alone(out.parent):  # another process may do other rows
             replace(path, whole_lines(path) + json.dumps(line) + "\n")
             table.write(table.current_lines(path), out.with_suffix(".md"))
         jax.clear_caches()

@@ -134,6 +134,23 @@ def test_a_torn_last_line_is_measured_again(one_row):
     assert lines.read_text().startswith(first) and len(list(map(json.loads, lines.read_text().splitlines()))) == 2
 
 
+def test_a_row_that_another_process_measured_meanwhile_is_not_measured_again(one_row, monkeypatch):
+    run, lines, _ = one_row
+    measured = runs.one_run
+
+    def slow(table, job, data):  # while seed 0 runs, the other process writes seed 1
+        line = measured(table, job, data)
+        assert job[2] == 0
+        spec, overrides = table.command(job[1], job[0], data, 1)
+        other = {"seed": 1, "overrides": overrides[1:], "digest": runs.digest(runs.frozen(spec, overrides))}
+        lines.write_text(json.dumps(line | other) + "\n")
+        return line
+
+    monkeypatch.setattr(runs, "one_run", slow)
+    run(2)
+    assert [json.loads(line)["seed"] for line in lines.read_text().splitlines()] == [1, 0]
+
+
 def test_drift_is_of_the_weights_alone(opened_run):
     assembly, params = opened_run
     turned = params | {"image_head": jax.tree.map(lambda x: -x, params["image_head"])}
