@@ -32,9 +32,10 @@ EMOJI = ("emoji_views",)  # enough for a side question
 RECAP, MTGFE, ALIGNED = "configs/recap.py:{set}", "configs/mtgfe.py:{set}", "configs/adequate_alignment.py:{set}"
 
 
-def finetuned(name: str, config: str) -> Row:
+def finetuned(name: str, config: str, *overrides: str, sets: tuple[str, ...] = tuple(BUDGET)) -> Row:
     """A full system from pixels with both towers trained, once: what frozen towers hide."""
-    return Row("fine-tuned towers", name, config + "_finetune", ("data.features=()", "text.keep=False"), seeds=1)
+    pixels = ("data.features=()", "text.keep=False")
+    return Row("fine-tuned towers", name, config + "_finetune", (*pixels, *overrides), sets, seeds=1)
 
 
 def fixed_momentum(value: float) -> tuple[str, ...]:
@@ -72,6 +73,8 @@ ROWS = (
     finetuned("ReCap, full", RECAP),
     finetuned("MTGFE, full", MTGFE),
     finetuned("Adequate Alignment, full", ALIGNED),
+    finetuned("Adequate Alignment without LMIM", ALIGNED, *without("lmim"), sets=EMOJI),
+    finetuned("Adequate Alignment without LMIM and IMS", ALIGNED, *without("lmim", "ims"), sets=EMOJI),
 )
 
 

@@ -21,6 +21,37 @@ pairs. Cached tokens of a frozen EfficientNet-Lite0, frozen MiniLM, heads from C
 towers from pixels of the same size, with random crops. Drift: 1 - cosine of the student's and
 the teacher's embeddings of the evaluation pictures after training, without dropout.
 """
+QUICKSTART = ("quickstart", "quickstart at this budget")
+FULL = {
+    "ReCap": ("ReCap", "full"),
+    "MTGFE": ("MTGFE", "full: the three and ITC"),
+    "Adequate Alignment": ("Adequate Alignment", "full: ITC + IMS + LMIM + fusion"),
+}
+RECAP, MTGFE, ALIGNED, TUNED = (*FULL, "fine-tuned towers")
+PARTS = {"residual attention": "without residual attention (plain EMA)", "LM": "without LM", "ITM": "without ITM",
+         "queues": "without queues", "distillation": "without distillation"}  # fmt: skip
+COMPARED = (  # (in words, a row, the row it is compared with)
+    *((f"{name}, full, over the quickstart", row, QUICKSTART) for name, row in FULL.items()),
+    *((f"the same, fine-tuned towers: {name}", (TUNED, f"{name}, full"), (TUNED, "quickstart")) for name in FULL),
+    *((f"ReCap: {part}", FULL[RECAP], (RECAP, row)) for part, row in PARTS.items()),
+    ("ReCap: the momentum's ramp over 0", FULL[RECAP], (RECAP, "momentum 0")),
+    ("ReCap: the momentum's ramp over 0.99", FULL[RECAP], (RECAP, "momentum 0.99")),
+    ("ReCap: the momentum's ramp over 0.995", FULL[RECAP], (RECAP, "momentum 0.995")),
+    ("ReCap: distillation where heads start at random", (RECAP, "heads start at random, distilled"),
+     (RECAP, "heads start at random, not distilled")),
+    ("MTGFE: MLM beside ITM", (MTGFE, "ITM + MLM"), (MTGFE, "ITM")),
+    ("MTGFE: MVJRC beside ITM", (MTGFE, "ITM + MVJRC"), (MTGFE, "ITM")),
+    ("MTGFE: both beside ITM", (MTGFE, "ITM + MLM + MVJRC (the abstract's three)"), (MTGFE, "ITM")),
+    ("MTGFE: ITC beside the three", FULL[MTGFE], (MTGFE, "ITM + MLM + MVJRC (the abstract's three)")),
+    ("Adequate Alignment: IMS", (ALIGNED, "ITC + IMS"), (ALIGNED, "ITC")),
+    ("Adequate Alignment: LMIM", (ALIGNED, "ITC + IMS + LMIM"), (ALIGNED, "ITC + IMS")),
+    ("Adequate Alignment: fusion's ITM, on the embeddings", FULL[ALIGNED], (ALIGNED, "ITC + IMS + LMIM")),
+    ("Adequate Alignment: GPO over the mean", FULL[ALIGNED], (ALIGNED, "mean in place of GPO")),
+    ("Adequate Alignment: GPO over the maximum", FULL[ALIGNED], (ALIGNED, "max in place of GPO")),
+    ("Adequate Alignment, fine-tuned towers: LMIM", (TUNED, "Adequate Alignment, full"), (TUNED, "Adequate Alignment without LMIM")),
+    ("Adequate Alignment, fine-tuned towers: IMS", (TUNED, "Adequate Alignment without LMIM"),
+     (TUNED, "Adequate Alignment without LMIM and IMS")),
+)  # fmt: skip
 
 
 def spread(values: Iterable[float], places: int = 1) -> str:
@@ -82,10 +113,39 @@ def section(name: str, lines: list[Line]) -> list[str]:
     return text
 
 
+def paired(lines: list[Line], kind: str) -> dict[tuple[str, str], dict[int, float]]:
+    """rSum of every row by seed, of the embeddings ("itc") or re-ranked."""
+    found: dict[tuple[str, str], dict[int, float]] = collections.defaultdict(dict)
+    for line in lines:
+        if line["mean"].get(kind):
+            found[line["system"], line["row"]][line["seed"]] = line["mean"][kind]["rSum"]
+    return found
+
+
+def difference(tables: dict, one: tuple[str, str], other: tuple[str, str]) -> str:
+    """Mean and spread of one row minus another over the seeds that both have, "" without any; a sign before the mean."""
+    mine, theirs = tables.get(one, {}), tables.get(other, {})
+    found = [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
+    return f"{'+' if statistics.fmean(found) > 0 else ''}{spread(found)}" if found else ""
+
+
+def differences(lines: list[Line]) -> list[str]:
+    """Each comparison of `COMPARED`, seed by seed: runs of one seed see the same batches, so noise is less than above."""
+    tables = [paired(lines, kind) for kind in ("itc", "rerank")]
+    rows = []
+    for says, one, other in COMPARED:
+        cells = [difference(table, one, other) for table in tables]
+        rows += [f"| {says} | {' | '.join(cells)} |"] if any(cells) else []
+    if not rows:
+        return []
+    head = "| what it adds to rSum, seed by seed | embeddings | re-ranked |"
+    return ["\n**Differences**\n", head, "| --- | --- | --- |", *rows]
+
+
 def write_table(lines: list[Line], path: pathlib.Path) -> None:
     """Write all sets that have lines; text below the marker line of an older file is kept."""
     text, kept = [INTRO], kept_text(path)
     for name in BUDGET:
         own = [line for line in lines if line["set"] == name]
-        text += section(name, own) if own else []
+        text += [*section(name, own), *differences(own)] if own else []
     replace(path, "\n".join(text) + f"\n\n{MARK}{kept}")

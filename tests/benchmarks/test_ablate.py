@@ -164,6 +164,25 @@ def test_spread_is_the_sample_deviation():
     assert fusion_table.spread([5.0]) == "5.0"
 
 
+def test_differences_are_by_seed():
+    def line(row, seed, itc, reranked):
+        tables = {"itc": {"rSum": itc}} | ({"rerank": {"rSum": reranked}} if reranked else {})
+        return {"system": "ReCap", "row": row, "seed": seed, "mean": tables}
+
+    own = [line("full", 0, 10.0, 20.0), line("full", 1, 12.0, 21.0), line("full", 2, 99.0, 99.0)]
+    text = "\n".join(fusion_table.differences([*own, line("without ITM", 0, 9.0, 0), line("without ITM", 1, 9.0, 0)]))
+    assert "| ReCap: ITM | +2.0 ± 1.4 |  |" in text and text.count("\n| ") == 3  # the head, its line and one row
+    text = "\n".join(fusion_table.differences([*own[:2], line("momentum 0", 1, 13.0, 21.5)]))
+    assert "| ReCap: the momentum's ramp over 0 | -1.0 | -0.5 |" in text
+    assert fusion_table.differences(own) == []
+
+
+def test_what_is_compared_is_in_the_table():
+    rows = {(row.system, row.name) for row in ROWS}
+    assert all({one, other} <= rows and one != other for _, one, other in fusion_table.COMPARED)
+    assert len({said for said, _, _ in fusion_table.COMPARED}) == len(fusion_table.COMPARED)
+
+
 def test_rows_are_compared_at_the_list_that_all_have():
     rows = [freeze(load(command(row, "emoji_views", "data", 0)[0])).eval.rerank for row in ROWS]
     shortest = {min(ks) for ks, row in zip(rows, ROWS, strict=True) if row.system != "quickstart"}
