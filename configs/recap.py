@@ -52,6 +52,7 @@ def get_config(variant: str = "emoji_views"):
     if variant == "stamps":
         config.data.path, config.data.views, config.eval.views, config.data.length = "data/stamps_nature", (), (), 16
         config.data.languages = ("en",)
+        config.batch_size, config.steps = 64, 60  # 25 epochs of 156 drawings
     if variant.startswith("start"):
         config.objectives = {"itc": {}}
         return config
