@@ -75,7 +75,9 @@ ROWS = (
     finetuned("Adequate Alignment, full", ALIGNED),
     finetuned("Adequate Alignment without LMIM", ALIGNED, *without("lmim"), sets=EMOJI),
     finetuned("Adequate Alignment, LMIM of captions alone", ALIGNED, "objectives.lmim.sides=('text',)", sets=EMOJI),
-    finetuned("Adequate Alignment, LMIM at a tenth of its weight", ALIGNED, "objectives.lmim.weight=0.0333", sets=EMOJI),
+    finetuned(
+        "Adequate Alignment, LMIM at a tenth of its weight", ALIGNED, "objectives.lmim.weight=0.0333", sets=EMOJI
+    ),
     finetuned("Adequate Alignment without LMIM and IMS", ALIGNED, *without("lmim", "ims"), sets=EMOJI),
 )
 
