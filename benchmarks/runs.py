@@ -204,12 +204,12 @@ def run_all(table: Table, data: dict[str, str], seeds: int, only: str, out: path
     """Run what is missing, a line each, and write the table anew after each of them."""
     path = out.with_suffix(".jsonl")
     todo = missing(table, table.jobs(data, seeds, only), path)
-    started = time.perf_counter()
+    started, ran = time.perf_counter(), 0
     for number, job in enumerate(todo):
         if not missing(table, [job], path):  # another process was faster
             continue
-        spent = time.perf_counter() - started
-        left = f", about {spent / number * (len(todo) - number) / 60:.0f} min left" if number else ""
+        spent, rest = time.perf_counter() - started, len(missing(table, todo[number:], path))
+        left = f", about {spent / ran * rest / 60:.0f} min left" if ran else ""
         said = " | ".join(map(str, label(job).values()))
         print(f"[{number + 1}/{len(todo)}{left}] {said}", file=sys.stderr, flush=True)
         line = one_run(table, job, data[job[0]])
@@ -217,6 +217,7 @@ def run_all(table: Table, data: dict[str, str], seeds: int, only: str, out: path
             replace(path, whole_lines(path) + json.dumps(line) + "\n")
             table.write(table.current_lines(path), out.with_suffix(".md"))
         jax.clear_caches()
+        ran += 1
     with alone(out.parent):
         table.write(table.current_lines(path), out.with_suffix(".md"))
 
