@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from xmodal_jax.data.emoji import group_key
-from xmodal_jax.errors import UserError, refuse_unless, run_script
+from xmodal_jax.errors import UserError, output_file, refuse_unless, run_script
 
 FIELDS = ("id", "views", "caption", "tags", "labels")
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: see the head of this file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=pathlib.Path, help="holds pairs.jsonl and the pictures")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="JSON lines to write")
+    parser.add_argument("--out", type=output_file, required=True, help="JSON lines to write")
     args = parser.parse_args(arguments)
     refuse_unless(not args.out.exists(), f"'{args.out}' exists; write another --out, nothing was overwritten.")
     rows = read_rows(args.folder / "pairs.jsonl")

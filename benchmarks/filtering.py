@@ -26,7 +26,7 @@ import numpy as np
 
 from xmodal_jax.cli import set_up_jax
 from xmodal_jax.data.progress import Progress
-from xmodal_jax.errors import refuse_unless, run_script
+from xmodal_jax.errors import output_file, refuse_unless, run_script
 from xmodal_jax.eval import rerank, retrieval
 from xmodal_jax.eval.embed import PairScorer
 from xmodal_jax.eval.evaluate import Evaluator, ensure_weight
@@ -71,7 +71,9 @@ def open_folder(folder: pathlib.Path, model: str, shape: tuple[int, int]) -> pat
     folder.mkdir(parents=True, exist_ok=True)
     if not told.exists():
         refuse_unless(not any(folder.iterdir()), f"--all {folder} is not empty; name a folder that is new")
-        told.write_text(json.dumps(facts))
+        new = folder / "pairs.new.json"
+        new.write_text(json.dumps(facts))
+        new.replace(told)
     same = json.loads(told.read_text()) == facts
     refuse_unless(same, f"--all {folder} holds the scores of another model or split; name a folder that is new")
     return folder
@@ -98,13 +100,17 @@ def main() -> None:
     parser.add_argument("--ks", type=int, nargs="+", default=[16, 32, 64, 128])
     parser.add_argument("--all", type=pathlib.Path, metavar="FOLDER")
     parser.add_argument("--block", type=int, default=256, help="pairs of one call")
-    parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--out", type=output_file)
     args = parser.parse_args()
+    refuse_unless(args.block > 0 and min(args.ks) > 0, "--block and --ks are 1 or more; write such numbers")
     set_up_jax()
     assembly, params, step = open_run(args.workdir)
+    refuse_unless("match" in params, f"the run {args.workdir} was not trained to match (ITM); name one that was")
     config, evaluator = assembly.config, Evaluator(assembly, params)
     name = config.data.eval_split
     split = evaluator.open(name, evaluator.views(name)[0])
+    shape, before = (len(split.keys), len(split.captions)), earlier(args.out)
+    kept = args.all and open_folder(args.all, fingerprint(params), shape)
     started = time.perf_counter()
     image, text = (evaluator.embedder.split(split, side, config.eval.batch_size, True) for side in ("image", "text"))
     score = PairScorer(assembly.model, params, image, text)
@@ -116,15 +122,12 @@ def main() -> None:
     tables = rerank.rerank(score, image.embed, text.embed, *positives, (0, *args.ks), *how, block=args.block)
     found = {"run": config.name, "step": step, "images": len(split.keys), "texts": len(split.captions), "how": how}
     found |= {"encode_seconds": encoded, "k": {str(k): table for k, table in tables.items()}}
-    if args.all:
-        shape = len(split.keys), len(split.captions)
-        matrix, seconds = exhaustive(score, *shape, args.block, open_folder(args.all, fingerprint(params), shape))
+    if kept:
+        matrix, seconds = exhaustive(score, *shape, args.block, kept)
         whole = rerank.combined(image.embed @ text.embed.T, matrix, *how)
         found["k"]["all"] = ranked(whole, positives) | {"seconds": seconds, "pairs": matrix.size}
-    elif args.out and args.out.is_file():
-        before = json.loads(args.out.read_text())
-        if "all" in before["k"] and same_model(before, json.loads(json.dumps(found))):
-            found["k"]["all"] = before["k"]["all"]
+    elif "all" in before["k"] and same_model(before, json.loads(json.dumps(found))):
+        found["k"]["all"] = before["k"]["all"]
     found |= {
         "device": jax.devices()[0].device_kind,
         "cores": os.cpu_count(),
@@ -136,6 +139,23 @@ def main() -> None:
         args.out.write_text(json.dumps(found, indent=1) + "\n")
     if "all" in found["k"]:
         report(found["k"])
+
+
+def earlier(path: pathlib.Path | None) -> dict:
+    """What an older run wrote to `path`; {"k": {}} without.
+
+    Raises:
+      UserError: something else is there.
+    """
+    if path is None or not path.exists():
+        return {"k": {}}
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        found = None
+    whole = isinstance(found, dict) and {"run", "k"} <= set(found)
+    refuse_unless(whole, f"--out '{path}' is no result of this script; write another path")
+    return found
 
 
 def same_model(before: dict, found: dict) -> bool:

@@ -21,7 +21,7 @@ import time
 
 import numpy as np
 
-from xmodal_jax.errors import refuse_unless, run_script
+from xmodal_jax.errors import output_file, refuse_unless, run_script
 
 K = 10
 
@@ -107,7 +107,7 @@ def bound(threads: int) -> list[dict]:
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--out", type=output_file, required=True)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000])
     parser.add_argument("--bits", type=int, nargs="+", default=[64, 512])
     parser.add_argument("--queries", type=int, nargs="+", default=[1, 64])

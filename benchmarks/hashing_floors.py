@@ -20,7 +20,6 @@ labels MAP@ALL with the value of random codes beside it. Each view of the pictur
 import argparse
 import dataclasses
 import json
-import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -41,10 +40,10 @@ from cca_floor import (
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.pipeline import multi_hot
 from xmodal_jax.data.records import open_records
-from xmodal_jax.errors import refuse_unless, run_script
+from xmodal_jax.errors import output_file, refuse_unless, run_script
 from xmodal_jax.eval import hashing, retrieval
 
-RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+RIDGES = (0.0001, 0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 Codes = Callable[[np.ndarray, str], np.ndarray]  # (features [n,D], "image" or "text") -> hash values [n,K]
 
 
@@ -224,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--views", nargs="*", default=[], help="of the pictures that are asked with; none: all")
     parser.add_argument("--no-flip", dest="flip", action="store_false", help="leave mirrored copies out")
     parser.add_argument("--size", type=int, default=64, help="px of hand features")
-    parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--out", type=output_file)
     args = parser.parse_args(arguments)
     train, test = read(args)
     lines = []

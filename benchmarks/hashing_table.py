@@ -93,6 +93,7 @@ def floors(folder: pathlib.Path, name: str, line: Line) -> dict[str, dict[str, A
     told, config = json.loads(path.read_text()), freeze(load(line["config"], line["overrides"]))
     data = config.data
     here = {"language": data.languages[0], "train_views": sorted(data.views), "views": sorted(config.eval_data.views)}
+    here["flip"] = data.augment.flip > 0
     other = [key for key, value in here.items() if told[key] != value]
     refuse_unless(not other, f"{path} has {told[other[0]] if other else ''} as {''.join(other[:1])}, the runs have "
                   f"{here[other[0]] if other else ''}; make it again with hashing_floors.py")  # fmt: skip

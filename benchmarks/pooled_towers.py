@@ -18,7 +18,7 @@ import numpy as np
 from xmodal_jax.convert.huggingface import load_minilm
 from xmodal_jax.data.pipeline import DataConfig, Split, split_captions
 from xmodal_jax.data.text import load_tokenizer
-from xmodal_jax.errors import run_script
+from xmodal_jax.errors import output_file, run_script
 from xmodal_jax.models.bert import Bert
 from xmodal_jax.models.pooling import masked_mean
 from xmodal_jax.models.towers import pooling_groups
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--splits", nargs=2, default=("train", "test"), help="the training split, then the other")
     parser.add_argument("--language", default="en")
     parser.add_argument("--length", type=int, default=32, help="word pieces of a caption")
-    parser.add_argument("--out", required=True, help=".npz to write")
+    parser.add_argument("--out", type=output_file, required=True, help=".npz to write")
     args = parser.parse_args(arguments)
     np.savez(args.out, **dict(arrays(args)))
     print(f"wrote {args.out}")

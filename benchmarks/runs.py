@@ -27,7 +27,7 @@ import jax
 
 from xmodal_jax import config as configs
 from xmodal_jax.cli import set_up_jax
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import output_file, refuse_unless
 from xmodal_jax.train.loop import train
 from xmodal_jax.workdir import open_run
 
@@ -174,7 +174,7 @@ def data_folders(given: list[str], sets: Iterable[str]) -> dict[str, str]:
     """The folders of `--data SET=FOLDER`, given once for each set.
 
     Raises:
-      UserError: no such set, or no folder.
+      UserError: no such set, no folder, or a set twice.
     """
     sets = tuple(sets)
     for item in given:
@@ -182,6 +182,9 @@ def data_folders(given: list[str], sets: Iterable[str]) -> dict[str, str]:
         refuse_unless(
             name in sets and bool(folder), f"--data is '{item}'; write SET=FOLDER, SET one of {', '.join(sets)}"
         )
+    names = [item.split("=")[0] for item in given]
+    twice = [name for name in names if names.count(name) > 1]
+    refuse_unless(not twice, f"--data names {''.join(twice[:1])} twice; write one folder for each set")
     return dict(item.split("=", 1) for item in given)
 
 
@@ -213,8 +216,9 @@ def run_all(table: Table, data: dict[str, str], seeds: int, only: str, out: path
         said = " | ".join(map(str, label(job).values()))
         print(f"[{number + 1}/{len(todo)}{left}] {said}", file=sys.stderr, flush=True)
         line = one_run(table, job, data[job[0]])
-        with alone(out.parent):  # another process may do other rows
-            replace(path, whole_lines(path) + json.dumps(line) + "\n")
+        with alone(out.parent):  # another process may do other rows, and may have begun this one too
+            if missing(table, [job], path):
+                replace(path, whole_lines(path) + json.dumps(line) + "\n")
             table.write(table.current_lines(path), out.with_suffix(".md"))
         jax.clear_caches()
         ran += 1
@@ -229,7 +233,12 @@ def table_main(table: Table, description: str, out: str, seeds: int) -> None:
     parser.add_argument("--data", action="append", required=True, help="SET=FOLDER, SET one of " + ", ".join(sets))
     parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--only", default="", help="a system or a row")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(out))
+    parser.add_argument("--out", type=output_file, default=out)
     args = parser.parse_args()
+    known = dict.fromkeys(name for row in table.rows for name in (row.system, row.name))
+    refuse_unless(
+        not args.only or args.only in known, f"--only {args.only!r} is no row; write one of {', '.join(known)}"
+    )
+    refuse_unless(args.seeds > 0, f"--seeds is {args.seeds}; write 1 or more")
     set_up_jax()
     run_all(table, data_folders(args.data, sets), args.seeds, args.only, args.out)

@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from xmodal_jax.cli import set_up_jax
-from xmodal_jax.errors import refuse_unless, run_script
+from xmodal_jax.errors import output_file, refuse_unless, run_script
 from xmodal_jax.eval.embed import Embedded
 from xmodal_jax.eval.evaluate import Evaluator
 from xmodal_jax.search import store
@@ -138,41 +138,51 @@ def times(side: Side, index: Index, shortlists: list[int], repeats: int) -> list
                 taken[name] += [1e3 * (time.perf_counter() - started)] * (turn > 0)
         middle = {name: float(np.median(own)) for name, own in taken.items()}
         faster = {name: middle["cosine"] / own for name, own in middle.items() if name != "cosine"}
-        lines.append({"rows": len(index), "bits": index.bits, "queries": count, "ms": middle, "times_faster": faster})
+        lines.append(
+            {"rows": len(index), "bits": index.bits, "queries": len(embed), "ms": middle, "times_faster": faster}
+        )
         print(json.dumps(lines[-1]), file=sys.stderr)
     return lines
+
+
+def refuse_bad(args: argparse.Namespace) -> None:
+    """Raise `UserError` for numbers that can be told to be wrong before anything is read."""
+    low, high, rows = min(args.shortlists), max(args.shortlists), min(args.rows)
+    refuse_unless(low >= KS[-1], f"--shortlists has {low}; ten hits are asked for, write {KS[-1]} or more")
+    refuse_unless(high <= rows, f"--shortlists has {high} and --rows {rows}; write at most {rows}")
+    refuse_unless(args.repeats > 0, f"--repeats is {args.repeats}; write 1 or more")
 
 
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--out", type=output_file, required=True)
     parser.add_argument("--shortlists", type=int, nargs="+", default=[20, 50, 100, 200, 500])
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000])
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
+    refuse_bad(args)
     set_up_jax()
     load_before, (assembly, params, step) = os.getloadavg()[0], open_run(args.workdir)
     refuse_unless("hash_image" in params, f"the run {args.workdir} makes no hash codes; name one that does")
-    low = min(args.shortlists)
-    refuse_unless(low >= KS[-1], f"--shortlists has {low}; ten hits are asked for, write {KS[-1]} or more")
     both, lengths = sides(Evaluator(assembly, params)), assembly.config.joint.lengths
+    high, least = max(args.shortlists), min(len(side.owner) for side in both.values())
+    refuse_unless(high <= least, f"--shortlists has {high} and a gallery {least} rows; write at most {least}")
     found = {"run": assembly.config.name, "step": step, "width": int(both["i2t"].query.embed.shape[1])}
+    found |= {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "load_before": load_before}
+    found |= {"jax": jax.__version__, "python": platform.python_version(), "times": []}
     with tempfile.TemporaryDirectory(prefix="shortlist-") as name:
         folder = pathlib.Path(name)
         for way, side in both.items():
             found[way] = recalls(side, folder / way, lengths, args.shortlists)
             print(json.dumps({way: found[way]}), file=sys.stderr)
-        found["times"] = []
         for rows in args.rows:
             for bits in [own for own in lengths if own in TIMED] or lengths[-1:]:
                 index = enlarged(both["i2t"], rows, folder / "large", bits)
                 found["times"] += times(both["i2t"], index, args.shortlists, args.repeats)
                 shutil.rmtree(folder / "large")
-    found |= {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "load_before": load_before}
-    found |= {"jax": jax.__version__, "python": platform.python_version()}
-    args.out.write_text(json.dumps(found, indent=1) + "\n")
+                args.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

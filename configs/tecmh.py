@@ -23,6 +23,7 @@ from xmodal_jax.config import defaults, variant_of
 OBJECTIVES = {
     "itc": {"queue": 1024, "alpha": 0.4, "alpha_steps": 100},
     "hash_triplet": {"margin": 0.2},
+    "hash_quality": {"balance": 0.01},  # and quantisation, by `presets.pair_codes`
 }
 
 

@@ -1,5 +1,6 @@
 """The one error a user may see: a sentence that says what is wrong, where, and what to write instead."""
 
+import pathlib
 import sys
 from collections.abc import Callable
 
@@ -14,10 +15,18 @@ def refuse_unless(condition: bool, sentence: str) -> None:
         raise UserError(sentence)
 
 
+def output_file(text: str) -> pathlib.Path:
+    """A path to write to at the end, as an argparse `type`: refused before the work where its folder is not there."""
+    path = pathlib.Path(text)
+    refuse_unless(path.parent.is_dir(), f"'{path}': there is no folder '{path.parent}'; make it, or write another path")
+    refuse_unless(not path.is_dir(), f"'{path}' is a folder; write the path of a file")
+    return path
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`; bad input is its sentence on stderr and exit code 2."""
     try:
         main()
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: no such file, no permission, a full disk; it names the path
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

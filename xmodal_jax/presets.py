@@ -61,13 +61,13 @@ def gentle_heads(config: ConfigDict) -> ConfigDict:
 
 
 def pair_codes(config: ConfigDict) -> ConfigDict:
-    """Adds to `objectives` what makes codes of pairs lose little when they are binarised; call it when `steps` is set.
+    """Sets what makes codes of pairs lose little when they are binarised (`hash_quality`); call it when `steps` is set.
 
     Quantisation grows from 0.1 to 1 over the run: at first what the codes say counts, at the end that they are near ±1.
-    The line ends at `config.steps`; a run of other steps wants `objectives.hash_quality.quantization` too. Balance is
-    0.01. Decorrelation is 0: DCMH, DCHMT and UCCH do without.
+    The line ends at `config.steps`; a run of other steps wants `objectives.hash_quality.quantization` too. Decorrelation
+    is 0: DCMH, DCHMT and UCCH do without.
     """
-    config.objectives.hash_quality = {"quantization": ((0, 0.1), (config.steps, 1.0)), "balance": 0.01}
+    config.objectives.hash_quality.quantization = ((0, 0.1), (config.steps, 1.0))
     return config
 
 

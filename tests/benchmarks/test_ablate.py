@@ -21,7 +21,7 @@ from runs import Row
 
 from xmodal_jax.assemble import abstract_params, assemble_without_data
 from xmodal_jax.config import freeze, load
-from xmodal_jax.errors import run_script
+from xmodal_jax.errors import UserError, run_script
 from xmodal_jax.train.optimizer import check_patterns
 
 
@@ -149,6 +149,38 @@ def test_a_row_that_another_process_measured_meanwhile_is_not_measured_again(one
     monkeypatch.setattr(runs, "one_run", slow)
     run(2)
     assert [json.loads(line)["seed"] for line in lines.read_text().splitlines()] == [1, 0]
+
+
+def test_a_row_that_two_processes_measured_at_once_is_one_line(one_row, monkeypatch):
+    run, lines, _ = one_row
+    measured, first = runs.one_run, []
+
+    def slow(table, job, data):  # the other process began the same row and ends first
+        line = measured(table, job, data)
+        first.append(json.dumps(line) + "\n")
+        lines.write_text(first[0])
+        return line | {"seconds": "later"}
+
+    monkeypatch.setattr(runs, "one_run", slow)
+    run(1)
+    assert lines.read_text() == first[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--only", "Recap"], "--only 'Recap' is no row; write one of quickstart"),
+        (["--seeds", "0"], "--seeds is 0; write 1 or more"),
+        (["--data", "emoji_views=there"], "--data names emoji_views twice"),
+        (["--out", "nowhere/table"], "there is no folder 'nowhere'"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_runs(arguments, said, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ablate.py", "--data", "emoji_views=here", "--out", "table", *arguments])
+    with pytest.raises(UserError, match=said):
+        ablate.main()
+    assert not list(tmp_path.iterdir())
 
 
 def test_drift_is_of_the_weights_alone(opened_run):

@@ -1,6 +1,7 @@
 """Filtering's comparison with all pairs: recall of a whole matrix, and when an older "all" may be kept."""
 
 import copy
+import json
 import pathlib
 import sys
 
@@ -78,3 +79,15 @@ def test_all_pairs_go_on_where_they_were_stopped(tmp_path, monkeypatch):
             filtering.open_folder(folder, model, shape)
     with pytest.raises(UserError, match="is not empty"):
         filtering.open_folder(tmp_path, "abc", matrix.shape)
+
+
+def test_an_older_result_is_read_and_another_file_is_refused(tmp_path):
+    path = tmp_path / "filtering.json"
+    assert filtering.earlier(None) == filtering.earlier(path) == {"k": {}}
+    path.write_text(json.dumps(RESULT))
+    assert filtering.earlier(path) == RESULT
+    for other in ('{"k": {', "[1]", '{"a": 1}', "3"):
+        path.write_text(other)
+        with pytest.raises(UserError, match="is no result of this script; write another path"):
+            filtering.earlier(path)
+        assert path.read_text() == other

@@ -75,6 +75,7 @@ def test_runs_become_tables_and_a_plot(few):
         "language": "en",
         "views": [],
         "train_views": [],
+        "flip": True,
     }
     (path.parent / "hashing_floors-emoji_views.json").write_text(json.dumps(floors))
     run()
@@ -98,6 +99,9 @@ def test_runs_become_tables_and_a_plot(few):
     other = path.parent / "hashing_floors-emoji_views.json"
     other.write_text(json.dumps(floors | {"views": ["noto"]}))
     with pytest.raises(UserError, match=r"has \['noto'\] as views, the runs have \[\]; make it again"):
+        hashing_table.floors(path.parent, "emoji_views", lines[2])
+    other.write_text(json.dumps(floors | {"flip": False}))  # fitted without the mirrored copies that the runs train on
+    with pytest.raises(UserError, match="has False as flip, the runs have True"):
         hashing_table.floors(path.parent, "emoji_views", lines[2])
     other.unlink()
     run("--only", "ViT2CMH", "--seeds", "2")  # goes on: one row more, for the row alone is run once
