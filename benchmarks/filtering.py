@@ -6,9 +6,11 @@ The run's evaluation split, all its pictures against all its captions. The cheap
 (embeddings, fusion's keys and values of each picture, the first layer's self-attention of each text) is done once and
 timed apart; "seconds" is pair scoring, compilation left out. `--all` scores every pair once and ranks both directions by
 it: this is what filtering is compared with, and takes hours on a CPU; scores and seconds are kept in FOLDER as they come,
-and the same command goes on after the last. Combined as the run's config says.
+and the same command goes on after the last. A second process may help from the other end (`--backwards`); for seconds that
+can be compared bind each to a core of its own (`taskset -c 0`), which also does more in all than one process on two cores.
+Combined as the run's config says.
 
-One JSON line; with `--out` also to a file, which keeps an "all" measured before.
+One JSON line; with `--out` also to a file, before all pairs and after, which keeps an "all" measured before.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import pathlib
 import platform
 import sys
 import time
+from collections.abc import Callable, Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -37,15 +40,17 @@ IMAGES_AT_ONCE = 10
 
 
 def exhaustive(
-    score: PairScorer, images: int, texts: int, block: int, folder: pathlib.Path
+    score: PairScorer, images: int, texts: int, block: int, folder: pathlib.Path, backwards: bool = False
 ) -> tuple[np.ndarray, float]:
-    """Fusion's score of every pair, float32 [images, texts], and the seconds it took; what is in `folder` already is read."""
+    """Fusion's score of every pair, float32 [images, texts], and the seconds it took; what is in `folder` already is read,
+    also when another process puts it there meanwhile."""
     rows = np.arange(texts, dtype=np.int32)
     rerank.compile_lengths(score, 0, rows, block)
     firsts = range(0, images, IMAGES_AT_ONCE)
     groups = [np.arange(i, min(i + IMAGES_AT_ONCE, images), dtype=np.int32) for i in firsts]
-    missing = [group for group in groups if not (folder / f"{group[0]}.npz").is_file()]
-    for group in Progress(missing, "all pairs", "images", sum(map(len, missing)), size=len):
+    left = lambda: [group for group in groups if not (folder / f"{group[0]}.npz").is_file()]
+    total = sum(map(len, left()))
+    for group in Progress(taken_in_turn(left, backwards), "all pairs", "images", total, size=len):
         started = time.perf_counter()
         pairs = np.repeat(group, texts), np.tile(rows, len(group))
         found = rerank.score_pairs(score, *pairs, block).reshape(len(group), texts)
@@ -54,9 +59,15 @@ def exhaustive(
     return np.concatenate([part["scores"] for part in parts]), float(sum(part["seconds"] for part in parts))
 
 
+def taken_in_turn(left: Callable[[], list[np.ndarray]], backwards: bool) -> Iterator[np.ndarray]:
+    """The first (or last) of what is left, until nothing is."""
+    while groups := left():
+        yield groups[-1 if backwards else 0]
+
+
 def write_part(path: pathlib.Path, scores: np.ndarray, seconds: float) -> None:
     """One group's scores, whole or not at all."""
-    new = path.with_suffix(".new.npz")
+    new = path.with_suffix(f".{os.getpid()}.npz")  # two processes may meet at a group
     np.savez(new, scores=scores, seconds=seconds)
     new.replace(path)
 
@@ -99,9 +110,11 @@ def main() -> None:
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--ks", type=int, nargs="+", default=[16, 32, 64, 128])
     parser.add_argument("--all", type=pathlib.Path, metavar="FOLDER")
+    parser.add_argument("--backwards", action="store_true", help="only help with --all, the last pictures first")
     parser.add_argument("--block", type=int, default=256, help="pairs of one call")
     parser.add_argument("--out", type=output_file)
     args = parser.parse_args()
+    refuse_unless(not args.backwards or bool(args.all), "--backwards helps with --all; write --all FOLDER too")
     refuse_unless(args.block > 0 and min(args.ks) > 0, "--block and --ks are 1 or more; write such numbers")
     set_up_jax()
     assembly, params, step = open_run(args.workdir)
@@ -116,29 +129,39 @@ def main() -> None:
     score = PairScorer(assembly.model, params, image, text)
     jax.block_until_ready(score.arrays)
     encoded = time.perf_counter() - started
+    if args.backwards:
+        exhaustive(score, *shape, args.block, kept, backwards=True)
+        return
     positives = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
     weight = ensure_weight(evaluator, evaluator.embedder, lambda said: None) if config.eval.combine == "add" else 1.0
     how = (config.eval.combine, weight)
     tables = rerank.rerank(score, image.embed, text.embed, *positives, (0, *args.ks), *how, block=args.block)
-    found = {"run": config.name, "step": step, "images": len(split.keys), "texts": len(split.captions), "how": how}
+    found = {"run": config.name, "step": step, "images": shape[0], "texts": shape[1], "how": how} | machine()
     found |= {"encode_seconds": encoded, "k": {str(k): table for k, table in tables.items()}}
+    if "all" in before["k"] and same_model(before, json.loads(json.dumps(found))):
+        found["k"]["all"] = before["k"]["all"]
+    write(args.out, found)
     if kept:
         matrix, seconds = exhaustive(score, *shape, args.block, kept)
         whole = rerank.combined(image.embed @ text.embed.T, matrix, *how)
         found["k"]["all"] = ranked(whole, positives) | {"seconds": seconds, "pairs": matrix.size}
-    elif "all" in before["k"] and same_model(before, json.loads(json.dumps(found))):
-        found["k"]["all"] = before["k"]["all"]
-    found |= {
-        "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-    }
+        write(args.out, found)
     print(json.dumps(found))
-    if args.out:
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
     if "all" in found["k"]:
         report(found["k"])
+
+
+def machine() -> dict:
+    """Where it runs; cores are those that the process may use."""
+    device = jax.devices()[0].device_kind
+    return {"device": device, "cores": len(os.sched_getaffinity(0)), "jax": jax.__version__,
+            "python": platform.python_version()}  # fmt: skip
+
+
+def write(path: pathlib.Path | None, found: dict) -> None:
+    """The result, where a file was asked for."""
+    if path:
+        path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def earlier(path: pathlib.Path | None) -> dict:

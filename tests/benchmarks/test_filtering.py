@@ -81,6 +81,23 @@ def test_all_pairs_go_on_where_they_were_stopped(tmp_path, monkeypatch):
         filtering.open_folder(tmp_path, "abc", matrix.shape)
 
 
+def test_a_second_process_helps_from_the_other_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(filtering, "IMAGES_AT_ONCE", 2)
+    matrix, seen = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32), []
+
+    def score(image, text):
+        seen.append(int(image[0]))
+        if image[0] == 4:  # meanwhile the other process has done the rest
+            for first in (0, 2):
+                filtering.write_part(folder / f"{first}.npz", matrix[first : first + 2], 1.0)
+        return matrix[image, text]
+
+    folder = filtering.open_folder(tmp_path / "pairs", "abc", matrix.shape)
+    found, seconds = filtering.exhaustive(score, 8, 5, 10, folder, backwards=True)
+    np.testing.assert_array_equal(found, matrix)
+    assert seen == [0, 6, 4] and seconds > 2.0  # the first compiles
+
+
 def test_an_older_result_is_read_and_another_file_is_refused(tmp_path):
     path = tmp_path / "filtering.json"
     assert filtering.earlier(None) == filtering.earlier(path) == {"k": {}}

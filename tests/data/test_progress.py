@@ -39,6 +39,16 @@ def test_a_slow_job_shows_lines_on_the_way(capsys, monkeypatch):
     assert [line.split(",")[0] for line in shown] == [f"read: {n} rows" for n in (1, 2, 3, 3)]
 
 
+def test_a_late_line_is_for_jobs_that_take_long(capsys, monkeypatch):
+    assert list(Progress(range(7), "rank", "pairs", 7, late=True)) == list(range(7))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("xmodal_jax.data.progress.LOG_SECONDS", 0.0)
+    list(Progress(range(2), "rank", "pairs", 2, late=True))
+    assert [line.split("] ")[1].split(",")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "1/2 pairs", "2/2 pairs", "2/2 pairs"
+    ]  # fmt: skip
+
+
 def test_an_error_of_the_items_comes_through():
     def items():
         yield 1

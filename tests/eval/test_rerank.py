@@ -136,3 +136,15 @@ def test_pairs_of_like_length_are_scored_together(rng):
     score.seen = []
     rerank.compile_lengths(score, 0, text, 16)
     assert sorted(score.seen) == sorted(set(lengths[text]))
+
+
+def test_long_scoring_shows_how_far_it_is(scene, capsys, monkeypatch):
+    image, text, to_text, _, matrix = scene
+    side = rerank.shortlist(image, text, to_text, 6)
+    rerank.score_shortlist(scorer(matrix)[0], side, True, [2], block=8)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("xmodal_jax.data.progress.LOG_SECONDS", 0.0)
+    rerank.score_shortlist(scorer(matrix)[0], side, True, [2], block=8)
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0].startswith("ITM, pictures ask, 1 to 2 [") and f" {8}/{2 * IMAGES} pairs" in shown[0]
+    assert shown[-1].startswith("ITM, pictures ask, 3 to 6 [") and f" {4 * IMAGES}/{4 * IMAGES} pairs" in shown[-1]

@@ -26,13 +26,21 @@ def progress_line(title: str, unit: str, done: int, total: int, seconds: float) 
 class Progress:
     """Iterate over `items` and show how far it is on stderr: in place on a terminal, a line every 15 s in a log.
 
-    `total` 0 means unknown. With `size`, an item counts for `size(item)` units.
+    `total` 0 means unknown. With `size`, an item counts for `size(item)` units. With `late` nothing is shown of what ends
+    before the first line would be due in a log.
     """
 
     def __init__(
-        self, items: Iterable[T], title: str, unit: str, total: int = 0, size: Callable[[T], int] | None = None
+        self,
+        items: Iterable[T],
+        title: str,
+        unit: str,
+        total: int = 0,
+        size: Callable[[T], int] | None = None,
+        late: bool = False,
     ):
         self.items, self.title, self.unit, self.total, self.size = items, title, unit, total, size
+        self.late = late
 
     def __iter__(self) -> Iterator[T]:
         started = shown = time.perf_counter()
@@ -41,10 +49,12 @@ class Progress:
             yield item
             done += 1 if self.size is None else self.size(item)
             now = time.perf_counter()
-            if now - shown > (TERMINAL_SECONDS if terminal else LOG_SECONDS):
+            due = now - started > LOG_SECONDS or not self.late
+            if due and now - shown > (TERMINAL_SECONDS if terminal else LOG_SECONDS):
                 self._show(done, now - started, "\r" if terminal else "\n")
                 shown = now
-        self._show(done, time.perf_counter() - started, "\n")
+        if shown > started or not self.late:
+            self._show(done, time.perf_counter() - started, "\n")
 
     def _show(self, done: int, seconds: float, end: str) -> None:
         line = progress_line(self.title, self.unit, done, self.total, seconds)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from xmodal_jax.data.progress import Progress
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval import retrieval
 
@@ -51,25 +52,27 @@ def shortlist(
     return Shortlist(rows, scores, relevant, found)
 
 
-def _score_columns(score: Score, fixed: np.ndarray, rows: np.ndarray, images_ask: bool, block: int) -> np.ndarray:
-    """Scores of the pairs (fixed [n], rows [n,c]) in blocks of one shape: float32 [n,c]."""
-    asks = np.repeat(fixed.astype(np.int32), rows.shape[1])
+def _score_columns(score: Score, candidates: Shortlist, columns: slice, images_ask: bool, block: int) -> np.ndarray:
+    """Scores of some columns of a shortlist in blocks of one shape: float32 [n,c]."""
+    rows = candidates.rows[:, columns]
+    asks = np.repeat(np.arange(len(rows), dtype=np.int32), rows.shape[1])
     image, text = (asks, rows.ravel()) if images_ask else (rows.ravel(), asks)
-    return score_pairs(score, image, text, block).reshape(rows.shape)
+    title = f"ITM, {'pictures' if images_ask else 'captions'} ask, {columns.start + 1} to {columns.stop}"
+    return score_pairs(score, image, text, block, title).reshape(rows.shape)
 
 
-def score_pairs(score: Score, image: np.ndarray, text: np.ndarray, block: int = 256) -> np.ndarray:
-    """Scores float32 [n] of the pairs (image [n], text [n]) in blocks of `block` pairs.
+def score_pairs(score: Score, image: np.ndarray, text: np.ndarray, block: int = 256, title: str = "") -> np.ndarray:
+    """Scores float32 [n] of the pairs (image [n], text [n]) in blocks of `block` pairs; a `title` shows how far it is.
 
     A scorer with `lengths` of the texts gets pairs of similar length together, for it pads a block to its longest text.
     """
     lengths = getattr(score, "lengths", None)
     order = np.arange(len(text)) if lengths is None else np.argsort(lengths[text], kind="stable")
+    blocks = retrieval.query_blocks([image[order], text[order]], block)
+    if title:
+        blocks = Progress(blocks, title, "pairs", len(text), size=lambda own: own[0], late=True)
     # dispatch everything before reading anything back: the device never waits for the host
-    parts = [
-        (real, score(images, texts))
-        for real, (images, texts) in retrieval.query_blocks([image[order], text[order]], block)
-    ]
+    parts = [(real, score(images, texts)) for real, (images, texts) in blocks]
     found = np.empty(len(text), np.float32)
     found[order] = np.concatenate([np.asarray(part, np.float32)[:real] for real, part in parts])
     return found
@@ -106,12 +109,11 @@ def score_shortlist(
     """
     count, width = candidates.rows.shape
     ks = sorted(set(ks or [width]) | {width})
-    queries = np.arange(count)
-    texts = np.unique(candidates.rows) if images_ask else queries
+    texts = np.unique(candidates.rows) if images_ask else np.arange(count)
     compile_lengths(score, 0, texts.astype(np.int32), block)
     begin, previous, columns, seconds = time.perf_counter(), 0, [], {}
     for k in ks:
-        columns.append(_score_columns(score, queries, candidates.rows[:, previous:k], images_ask, block))
+        columns.append(_score_columns(score, candidates, slice(previous, k), images_ask, block))
         previous, seconds[k] = k, time.perf_counter() - begin
     return dataclasses.replace(candidates, itm=np.concatenate(columns, axis=1), seconds=seconds)
 
