@@ -125,45 +125,57 @@ def test_a_digest_is_of_what_a_config_sets():
     }
 
 
-def test_a_torn_last_line_is_measured_again(one_row):
-    run, lines, _ = one_row
-    run(1)
-    first = lines.read_text()
-    lines.write_text(first + first[:40])
-    run(2)
-    assert lines.read_text().startswith(first) and len(list(map(json.loads, lines.read_text().splitlines()))) == 2
+@pytest.fixture
+def shared(monkeypatch, tmp_path):
+    """A table of one row whose runs are `do(job)` and take no time, as (run it with `do` and seeds, its .jsonl)."""
+    row = Row("MTGFE", "full: the three and ITC", "configs/mtgfe.py:tiny")
+    table = dataclasses.replace(ablate.TABLE, rows=(row,), write=lambda lines, path: None)
+
+    def run(do, seeds):
+        monkeypatch.setattr(runs, "one_run", lambda table, job, data: do(job))
+        runs.run_all(table, {"emoji_views": "data"}, seeds, "", tmp_path / "table")
+
+    return run, tmp_path / "table.jsonl"
 
 
-def test_a_row_that_another_process_measured_meanwhile_is_not_measured_again(one_row, monkeypatch):
-    run, lines, _ = one_row
-    measured = runs.one_run
+def line_of(job):
+    """What identifies a job's line."""
+    spec, overrides = command(job[1], job[0], "data", job[2])
+    made_by = {"config": spec, "overrides": overrides[1:], "digest": runs.digest(runs.frozen(spec, overrides))}
+    return runs.label(job) | made_by
 
-    def slow(table, job, data):  # while seed 0 runs, the other process writes seed 1
-        line = measured(table, job, data)
+
+def test_a_row_that_another_process_measured_meanwhile_is_not_measured_again(shared):
+    run, lines = shared
+
+    def slow(job):  # while seed 0 runs, the other process writes seed 1
         assert job[2] == 0
-        spec, overrides = table.command(job[1], job[0], data, 1)
-        other = {"seed": 1, "overrides": overrides[1:], "digest": runs.digest(runs.frozen(spec, overrides))}
-        lines.write_text(json.dumps(line | other) + "\n")
-        return line
+        lines.write_text(json.dumps(line_of((*job[:2], 1))) + "\n")
+        return line_of(job)
 
-    monkeypatch.setattr(runs, "one_run", slow)
-    run(2)
+    run(slow, 2)
     assert [json.loads(line)["seed"] for line in lines.read_text().splitlines()] == [1, 0]
 
 
-def test_a_row_that_two_processes_measured_at_once_is_one_line(one_row, monkeypatch):
-    run, lines, _ = one_row
-    measured, first = runs.one_run, []
+def test_a_torn_last_line_is_measured_again(shared):
+    run, lines = shared
+    run(line_of, 1)
+    first = lines.read_text()
+    lines.write_text(first + first[:40])
+    run(line_of, 2)
+    assert lines.read_text().startswith(first)
+    assert [json.loads(line)["seed"] for line in lines.read_text().splitlines()] == [0, 1]
 
-    def slow(table, job, data):  # the other process began the same row and ends first
-        line = measured(table, job, data)
-        first.append(json.dumps(line) + "\n")
-        lines.write_text(first[0])
-        return line | {"seconds": "later"}
 
-    monkeypatch.setattr(runs, "one_run", slow)
-    run(1)
-    assert lines.read_text() == first[0]
+def test_a_row_that_two_processes_measured_at_once_is_one_line(shared):
+    run, lines = shared
+
+    def slow(job):  # the other process began the same row and ends first
+        lines.write_text(json.dumps(line_of(job) | {"by": "the other"}) + "\n")
+        return line_of(job)
+
+    run(slow, 1)
+    assert [json.loads(line)["by"] for line in lines.read_text().splitlines()] == ["the other"]
 
 
 @pytest.mark.parametrize(
