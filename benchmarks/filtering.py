@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import pathlib
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import numpy as np
+from runs import machine
 
 from xmodal_jax.cli import set_up_jax
 from xmodal_jax.data.progress import Progress
@@ -149,13 +149,6 @@ def main() -> None:
     print(json.dumps(found))
     if "all" in found["k"]:
         report(found["k"])
-
-
-def machine() -> dict:
-    """Where it runs; cores are those that the process may use."""
-    device = jax.devices()[0].device_kind
-    return {"device": device, "cores": len(os.sched_getaffinity(0)), "jax": jax.__version__,
-            "python": platform.python_version()}  # fmt: skip
 
 
 def write(path: pathlib.Path | None, found: dict) -> None:

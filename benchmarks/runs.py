@@ -165,9 +165,14 @@ def last_metrics(workdir: pathlib.Path) -> dict[str, float]:
 
 
 def machine() -> dict[str, Any]:
-    """Where it ran."""
+    """Where it ran; cores are those that the process may use."""
     device = jax.devices()[0].device_kind
-    return {"cores": os.cpu_count(), "device": device, "jax": jax.__version__, "python": platform.python_version()}
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "device": device,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def data_folders(given: list[str], sets: Iterable[str]) -> dict[str, str]:

@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import pathlib
-import platform
 import shutil
 import sys
 import tempfile
@@ -23,8 +22,8 @@ from dataclasses import dataclass
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax
 import numpy as np
+from runs import machine
 
 from xmodal_jax.cli import set_up_jax
 from xmodal_jax.errors import output_file, refuse_unless, run_script
@@ -170,8 +169,7 @@ def main() -> None:
     high, least = max(args.shortlists), min(len(side.owner) for side in both.values())
     refuse_unless(high <= least, f"--shortlists has {high} and a gallery {least} rows; write at most {least}")
     found = {"run": assembly.config.name, "step": step, "width": int(both["i2t"].query.embed.shape[1])}
-    found |= {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "load_before": load_before}
-    found |= {"jax": jax.__version__, "python": platform.python_version(), "times": []}
+    found |= machine() | {"load_before": load_before, "times": []}
     with tempfile.TemporaryDirectory(prefix="shortlist-") as name:
         folder = pathlib.Path(name)
         for way, side in both.items():
