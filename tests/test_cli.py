@@ -139,7 +139,10 @@ def test_a_memory_of_codes_has_a_row_for_each_record(train_tiny, tmp_path, refus
 def test_sources_name_the_options_they_need_and_do_not_take(tmp_path, refused):
     for source in ("precomp", "albef", "inaturalist"):
         refused(["data", "prepare", source, "--out", tmp_path / "x"], f"'{source}' needs --path")
-    refused(["data", "prepare", "emoji", "--only", "animals", "--out", tmp_path / "x"], "'emoji' takes no --only")
+    refused(
+        ["data", "prepare", "emoji", "--only", "animals", "--out", tmp_path / "x"],
+        "'emoji' takes no --only; it takes --size, --held-out",
+    )
 
 
 def test_what_to_evaluate_on_is_looked_for_before_training(train_tiny, tmp_path, refused):

@@ -68,10 +68,12 @@ def data_prepare(args: argparse.Namespace, _: list[str]) -> None:
     }
     given = {name: value for name in names[args.source] if (value := getattr(args, name)) is not None}
     options = sorted(set().union(*names.values()))
+    option = lambda name: f"--{name.replace('_', '-')}"
     extra = [name for name in options if getattr(args, name) is not None and name not in names[args.source]]
     refuse_unless(
         not extra,
-        f"'{args.source}' takes no --{extra[0].replace('_', '-') if extra else ''}; see `xmodal data prepare -h`",
+        f"'{args.source}' takes no {option(extra[0]) if extra else ''}; "
+        f"it takes {', '.join(map(option, names[args.source]))}",
     )
     files = ("karpathy", "precomp", "albef", "inaturalist", "mirflickr", "nuswide", "wikipedia", "jsonl")
     needed = "path" if args.source in files else {"tfds": "name"}.get(args.source)
