@@ -23,6 +23,7 @@ from runs import Line, Table, last_metrics, table_main
 
 from xmodal_jax.errors import run_script
 from xmodal_jax.eval.evaluate import Evaluator, evaluate, head
+from xmodal_jax.train.teacher import view
 
 DRIFT_RECORDS = 500  # of the evaluation split, one caption each
 
@@ -44,11 +45,10 @@ def encoder_drift(assembly: Any, teacher: Any, student: Any) -> dict[str, float]
 
 def result(assembly: Any, params: Any, state: Any, workdir: pathlib.Path) -> Line:
     """Losses, drift and recall of one run."""
-    tables = evaluate(assembly, params)
-    own = jax.device_put(state.params, jax.devices()[0])
+    tables, own = evaluate(assembly, params), jax.device_put((state.params, state.teacher), jax.devices()[0])
     return {
         "metrics": last_metrics(workdir),
-        "drift": encoder_drift(assembly, params, own),
+        "drift": encoder_drift(assembly, view(*own), own[0]),
         "views": {view: summary(table) for view, table in tables["views"].items()},
         "mean": summary(tables["mean"]),
     }

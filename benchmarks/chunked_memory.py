@@ -7,18 +7,17 @@ numbers are XLA's own (`memory_analysis`). The ratio is the chunked batch over t
 """
 
 import argparse
-import json
 import os
-import platform
-import time
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import jax.numpy as jnp
+from report import machine, publish
 
 from xmodal_jax import config as configs
 from xmodal_jax.assemble import assemble_without_data
+from xmodal_jax.errors import output_file, run_script
 from xmodal_jax.train.loop import make_run
 from xmodal_jax.train.step import total_loss
 
@@ -50,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--times", type=int, default=8)
-    parser.add_argument("--out", default="")
+    parser.add_argument("--out", type=output_file)
     args = parser.parse_args()
     cases = {
         "batch": (args.rows, 0),
@@ -60,15 +59,9 @@ def main() -> None:
     found = {name: round(temporary(*case), 1) for name, case in cases.items()}
     row = {"benchmark": "chunked_memory", "temp_mib": found, "ratio": round(found["chunked"] / found["batch"], 3)}
     row |= {"rows": {name: case[0] for name, case in cases.items()}, "chunk": args.rows}
-    row |= {
-        "versions": {"jax": jax.__version__, "python": platform.python_version()},
-        "date": time.strftime("%Y-%m-%d"),
-    }
-    print(json.dumps(row))
-    if args.out:
-        with open(args.out, "w") as file:
-            json.dump(row, file, indent=1)
+    row |= machine()
+    publish(row, args.out)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

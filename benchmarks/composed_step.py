@@ -9,20 +9,16 @@ says of that share. "no_cache" is the composed step with the pass cache off over
 
 import argparse
 import dataclasses
-import json
-import os
-import platform
 import statistics
-import time
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+from report import machine, publish
 from train_step import alternate
 
 from xmodal_jax import config as configs
 from xmodal_jax.assemble import assemble
 from xmodal_jax.data.pipeline import train_dataset
+from xmodal_jax.errors import output_file, run_script
 from xmodal_jax.train.flops import step_flops
 from xmodal_jax.train.loop import make_run
 
@@ -49,7 +45,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", default="")
+    parser.add_argument("--out", type=output_file)
     args = parser.parse_args()
     overrides = [f"data.path={args.data}", f"batch_size={args.batch}", "joint.start=random"]
     config = configs.freeze(configs.load(args.config, overrides))
@@ -73,15 +69,9 @@ def main() -> None:
         "seconds": medians,
         "gflop": {name: round(count / 1e9, 1) for name, count in flops.items() if name != "all, no cache"},
         "batch": args.batch,
-        "versions": {"jax": jax.__version__, "python": platform.python_version()},
-        "cpus": os.cpu_count(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-    print(json.dumps(row))
-    if args.out:
-        with open(args.out, "w") as file:
-            json.dump(row, file, indent=1)
+    } | machine()
+    publish(row, args.out)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

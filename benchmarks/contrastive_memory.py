@@ -11,11 +11,8 @@ Prints one JSON line: MiB by loss, form and devices.
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,8 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from report import machine, publish
 
 from xmodal_jax.config import MeshConfig
+from xmodal_jax.errors import output_file, run_script
 from xmodal_jax.objectives.base import same
 from xmodal_jax.objectives.contrastive import dense_softmax
 from xmodal_jax.objectives.sigmoid import dense_sigmoid
@@ -131,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--embed", type=int, default=512)
     parser.add_argument("--forms", nargs="+", default=FORMS, choices=FORMS)
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds; 0: none")
-    parser.add_argument("--out", default="")
+    parser.add_argument("--out", type=output_file)
     args = parser.parse_args(arguments)
     jax.config.update("jax_num_cpu_devices", max(*args.devices, TIMED["devices"]))
     size = (args.rows, args.embed)
@@ -142,12 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result = {"benchmark": "contrastive_memory", "temp_mib_per_device": table, "rows": args.rows, "embed": args.embed}
     if args.rounds:
         result["cpu_time"] = {loss: time_ratio(loss, args.rounds) for loss in LOSSES} | {"at": TIMED}
-    result |= {"jax": jax.__version__, "python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}
-    print(json.dumps(result))
-    if args.out:
-        with open(args.out, "w") as file:
-            json.dump(result, file, indent=1)
+    publish(result | machine(), args.out)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -21,11 +21,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
 import jax
 import numpy as np
-from runs import machine
+from report import keep, machine
 
 from xmodal_jax.cli import set_up_jax
 from xmodal_jax.data.progress import Progress
@@ -140,21 +138,15 @@ def main() -> None:
     found |= {"encode_seconds": encoded, "k": {str(k): table for k, table in tables.items()}}
     if "all" in before["k"] and same_model(before, json.loads(json.dumps(found))):
         found["k"]["all"] = before["k"]["all"]
-    write(args.out, found)
+    keep(found, args.out)
     if kept:
         matrix, seconds = exhaustive(score, *shape, args.block, kept)
         whole = rerank.combined(image.embed @ text.embed.T, matrix, *how)
         found["k"]["all"] = ranked(whole, positives) | {"seconds": seconds, "pairs": matrix.size}
-        write(args.out, found)
+        keep(found, args.out)
     print(json.dumps(found))
     if "all" in found["k"]:
         report(found["k"])
-
-
-def write(path: pathlib.Path | None, found: dict) -> None:
-    """The result, where a file was asked for."""
-    if path:
-        path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def earlier(path: pathlib.Path | None) -> dict:

@@ -13,13 +13,13 @@ faiss: pip install 'xmodal_jax[index]'. NumPy alone is left out above `--numpy-r
 import argparse
 import json
 import os
-import pathlib
-import platform
 import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
+from report import keep, machine
 
 from xmodal_jax.errors import output_file, refuse_unless, run_script
 
@@ -118,21 +118,13 @@ def main() -> None:
         lines = [line for rows in args.rows for bits in args.bits for line in measure(rows, bits, *given)]
         print(json.dumps(lines))
         return
+    jax.config.update("jax_platforms", "cpu")  # as in the processes that search
     load_before = os.getloadavg()[0]
     lines = [line for threads in args.threads for line in bound(threads)]
     import faiss
-    import jax
 
-    facts = {"cores": os.cpu_count(), "load_before": load_before, "python": platform.python_version()}
-    facts |= {"machine": processor(), "jax": jax.__version__, "numpy": np.__version__, "faiss": faiss.__version__}
-    args.out.write_text(json.dumps({"k": K, **facts, "lines": lines}, indent=1) + "\n")
-
-
-def processor() -> str:
-    """The processor's name where the system tells."""
-    told = pathlib.Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in told.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    facts = machine() | {"load_before": load_before, "numpy": np.__version__, "faiss": faiss.__version__}
+    keep({"k": K, **facts, "lines": lines}, args.out)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ from typing import Any
 
 from hashing_rows import ROWS, command
 from hashing_table import write_all
+from report import data_facts
 from runs import Line, Table, last_metrics, table_main
 
+from xmodal_jax.data.card import Card
 from xmodal_jax.errors import run_script
 from xmodal_jax.eval.evaluate import evaluate
 from xmodal_jax.eval.tables import by_length
@@ -23,10 +25,12 @@ LENGTHY = ("curves", "precision", "optimistic", "pessimistic")  # hundreds of nu
 
 
 def result(assembly: Any, params: Any, state: Any, workdir: pathlib.Path) -> Line:
-    """Losses and the tables of one run, the mean over the views: "itc", "int8", and "codes" and "labels" by length."""
+    """Losses and the tables of one run, the mean over the views: "itc", "int8", and by length "codes", "relaxed", "labels"."""
     tables = evaluate(assembly, params)["mean"]
-    found = {"itc": tables["itc"], "int8": tables["int8"], "codes": {}, "labels": {}}
+    found = {"itc": tables["itc"], "int8": tables["int8"], "codes": {}, "relaxed": {}, "labels": {}}
+    found["data"] = data_facts(Card.load(assembly.config.data.path))
     for bits, own in by_length(tables):
+        found["relaxed"][str(bits)] = own["relaxed"]
         found["codes"][str(bits)] = {name: value for name, value in own["codes"].items() if name not in LENGTHY}
         if "labels" in own:
             found["labels"][str(bits)] = own["labels"]

@@ -36,6 +36,7 @@ from cca_floor import (
     read_side,
     tower_features,
 )
+from report import data_facts
 
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.pipeline import multi_hot
@@ -237,7 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             lines.append(line)
             print(json.dumps(line), flush=True)
     if args.out:
-        facts = {"data": Card.load(args.data).name, "language": args.language, "flip": args.flip}
+        card = Card.load(args.data)
+        facts = {"data": card.name, "of": data_facts(card), "language": args.language, "flip": args.flip}
         facts |= {"train_views": sorted(args.train_views), "views": sorted(args.views)}
         args.out.write_text(json.dumps(facts | {"rows": lines}, indent=1) + "\n")
 

@@ -45,7 +45,14 @@ def recalls(tables: list[Line]) -> list[str]:
     return [*cells, spread(own["mR"] for own in tables)]
 
 
+def code_cells(lines: list[Line], bits: str) -> list[str]:
+    """A row of codes: bytes, recall, and mR of what bounds it, the same numbers before their signs and the embedding."""
+    bounds = [spread(line["relaxed"][bits]["mR"] for line in lines), spread(line["itc"]["mR"] for line in lines)]
+    return [f"{bits} bits", str(int(bits) // 8), *recalls([line["codes"][bits] for line in lines]), *bounds]
+
+
 RECALLS = [f"{side} R@{k}" for side in SIDES for k in (1, 5, 10)] + ["mR"]
+HEAD = ["stored as", "bytes", *RECALLS, "mR before the sign", "mR of the embedding"]
 
 
 def stored(lines: list[Line]) -> list[tuple[str, int, list[Line]]]:
@@ -63,14 +70,15 @@ def pair_section(name: str, lines: list[Line]) -> list[str]:
     for (system, row), own in rows.items():
         if len(own[0]["codes"]) > 1:
             text += [f"\n**{system}**, {row}; seeds: {len(own)}"]
-            cells = [[words, str(size), *recalls(tables)] for words, size, tables in stored(own)]
-            text += table(["stored as", "bytes", *RECALLS], [*cells, chance_cells(own[0])])
+            floats = [[words, str(size), *recalls(tables), "", ""] for words, size, tables in stored(own)[:2]]
+            codes = [code_cells(own, bits) for bits in sorted(own[0]["codes"], key=int, reverse=True)]
+            text += table(HEAD, [*floats, *codes, chance_cells(own[0])])
     for system in dict.fromkeys(system for system, _ in rows):
         own = [found for (other, _), found in rows.items() if other == system and len(found[0]["codes"]) == 1]
-        cells = [[words, str(size), *recalls(tables)] for found in own for words, size, tables in stored(found)[2:]]
-        text += (
-            [f"\n**{system}**, a model for each length", *table(["stored as", "bytes", *RECALLS], cells)] if own else []
-        )
+        cells = [code_cells(found, bits) for found in own for bits in found[0]["codes"]]
+        if own:
+            rows = [*cells, chance_cells(own[0][0])]
+            text += [f"\n**{system}**, a model for each length; seeds: {len(own[0])}", *table(HEAD, rows)]
     return text
 
 
@@ -78,14 +86,14 @@ def chance_cells(line: Line) -> list[str]:
     """The row of a random order."""
     chance = next(iter(line["codes"].values()))["chance"]
     found = [chance[side][f"R@{k}"] for side in SIDES for k in (1, 5, 10)]
-    return ["chance", "0", *(f"{value:.1f}" for value in [*found, statistics.fmean(found)])]
+    return ["chance", "0", *(f"{value:.1f}" for value in [*found, statistics.fmean(found)]), "", ""]
 
 
 def floors(folder: pathlib.Path, name: str, line: Line) -> dict[str, dict[str, Any]]:
     """{method: {bits: label table}} of `hashing_floors-NAME.json`; empty without the file.
 
     Raises:
-      UserError: the file is of other pictures or captions than the run of `line`.
+      UserError: the file is of other pictures, captions or labels than the run of `line`.
     """
     path, found = folder / f"hashing_floors-{name}.json", collections.defaultdict(dict)
     if not path.is_file():
@@ -93,9 +101,9 @@ def floors(folder: pathlib.Path, name: str, line: Line) -> dict[str, dict[str, A
     told, config = json.loads(path.read_text()), freeze(load(line["config"], line["overrides"]))
     data = config.data
     here = {"language": data.languages[0], "train_views": sorted(data.views), "views": sorted(config.eval_data.views)}
-    here["flip"] = data.augment.flip > 0
-    other = [key for key, value in here.items() if told[key] != value]
-    refuse_unless(not other, f"{path} has {told[other[0]] if other else ''} as {''.join(other[:1])}, the runs have "
+    here |= {"flip": data.augment.flip > 0, "of": line["data"]}
+    other = [key for key, value in here.items() if told.get(key) != value]
+    refuse_unless(not other, f"{path} has {told.get(other[0]) if other else ''} as {''.join(other[:1])}, the runs have "
                   f"{here[other[0]] if other else ''}; make it again with hashing_floors.py")  # fmt: skip
     for row in told["rows"]:
         found[row["method"]][str(row["bits"])] = row["labels"]
@@ -179,6 +187,8 @@ def storage_plot(lines: list[Line], path: pathlib.Path) -> None:
         )
         if single:
             axes.plot(*zip(*single), "x--", color=colour, label=f"{system}, a model for each length")
+    chance = next(iter(lines[0]["codes"].values()))["chance"]
+    axes.axhline(statistics.fmean(chance[side]["R@10"] for side in SIDES), color="0.5", ls=":", label="chance")
     axes.set_xscale("log", base=2)
     axes.set_xlabel("bytes of an item")
     axes.set_ylabel("R@10, mean of both directions (%)")

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import pathlib
-import platform
 import shutil
 import sys
 import tempfile
@@ -21,9 +20,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
 import jax
+from report import machine
 
 from xmodal_jax import config as configs
 from xmodal_jax.cli import set_up_jax
@@ -162,17 +160,6 @@ def last_metrics(workdir: pathlib.Path) -> dict[str, float]:
     steps = [line for line in lines if "loss" in line]
     kept = ("loss", "teacher/drift", "skipped")
     return {k: v for k, v in steps[-1].items() if k in kept or "drift" in k or k.startswith("loss/")}
-
-
-def machine() -> dict[str, Any]:
-    """Where it ran; cores are those that the process may use."""
-    device = jax.devices()[0].device_kind
-    return {
-        "cores": len(os.sched_getaffinity(0)),
-        "device": device,
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def data_folders(given: list[str], sets: Iterable[str]) -> dict[str, str]:

@@ -20,10 +20,8 @@ import tempfile
 import time
 from dataclasses import dataclass
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
 import numpy as np
-from runs import machine
+from report import keep, machine
 
 from xmodal_jax.cli import set_up_jax
 from xmodal_jax.errors import output_file, refuse_unless, run_script
@@ -180,7 +178,7 @@ def main() -> None:
                 index = enlarged(both["i2t"], rows, folder / "large", bits)
                 found["times"] += times(both["i2t"], index, args.shortlists, args.repeats)
                 shutil.rmtree(folder / "large")
-                args.out.write_text(json.dumps(found, indent=1) + "\n")
+                keep(found, args.out)
 
 
 if __name__ == "__main__":

@@ -7,18 +7,16 @@ Prints one JSON line; "ratio" is our median time over PyTorch's, both medians of
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import time
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
 import jax
 import numpy as np
+from report import machine, publish
 
 from xmodal_jax import config as configs
+from xmodal_jax.errors import output_file, run_script
 from xmodal_jax.models.crossmodal import CrossModal, init_params
 from xmodal_jax.objectives import build_objectives, parts
 from xmodal_jax.train.optimizer import make_optimizer
@@ -132,8 +130,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", default="")
+    parser.add_argument("--out", type=output_file)
     args = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")  # where PyTorch's step runs
     ours, our_count = our_step(args.batch)
     theirs, their_count = torch_step(args.batch)
     seconds = alternate({"xmodal_jax": ours, "torch": theirs}, args.rounds)
@@ -148,15 +147,10 @@ def main() -> None:
         "seconds": medians,
         "batch": args.batch,
         "parameters": {"xmodal_jax": our_count, "torch": their_count},
-        "versions": {"jax": jax.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "cpus": os.cpu_count(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-    print(json.dumps(row))
-    if args.out:
-        with open(args.out, "w") as file:
-            json.dump(row, file, indent=1)
+        "torch": torch.__version__,
+    } | machine()
+    publish(row, args.out)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

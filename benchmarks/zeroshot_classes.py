@@ -9,21 +9,19 @@ does not read pictures. Prints one JSON line.
 
 import argparse
 import importlib.util
-import json
 import os
-import platform
 import resource
 import sys
 import time
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
 import jax
 import numpy as np
+from report import machine, publish
 
 from xmodal_jax import config as configs
 from xmodal_jax.assemble import Assembly, pretrained, resolve, start_params
 from xmodal_jax.data.text import Tokenizer, build_vocabulary, load_tokenizer, save_tokenizer
+from xmodal_jax.errors import output_file, run_script
 from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.eval.zeroshot import BLOCK_SCORES, TEMPLATES, best_classes, class_head, text_encoder
 from xmodal_jax.models.crossmodal import CrossModal
@@ -159,17 +157,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=256, help="texts encoded at once")
     parser.add_argument("--tower", default="minilm" if found else "small", choices=("minilm", "small"))
-    parser.add_argument("--out", default="", help="write the line to this file too")
+    parser.add_argument("--out", type=output_file, help="write the line to this file too")
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         result = measure(args, folder)
-    machine = {"cores": os.cpu_count(), "jax": jax.__version__, "python": platform.python_version()}
-    line = json.dumps(result | {"device": jax.devices()[0].device_kind} | machine)
-    print(line)
-    if args.out:
-        with open(args.out, "w") as file:
-            file.write(line + "\n")
+    publish(result | machine(), args.out)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

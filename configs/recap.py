@@ -22,7 +22,7 @@ Only the abstract and a preprint's first page are public. What follows is a read
 from xmodal_jax import presets
 from xmodal_jax.config import defaults, variant_of
 
-VARIANTS = (*presets.TABLE, "stamps", "start", "start_flickr8k", "inaturalist", "tiny")
+VARIANTS = (*presets.TABLE, "stamps", "start", "start_flickr8k", "inaturalist", "start_inaturalist", "tiny")
 OBJECTIVES = {
     "itc": {"queue": 1024, "alpha": 0.4, "alpha_steps": 100, "bridge": True},
     "itm": {"negatives": 1},
@@ -30,7 +30,6 @@ OBJECTIVES = {
     "fused": {"weight": 0.3, "queue": 1024, "bridge": True},
     "distill": {"weight": ((0, 1.0), (30, 0.0))},
 }
-
 
 # Adam moves a scalar by its rate a step at most, and the gate must open within hundreds of steps, not BLIP's 200,000.
 GATES = (("^bridge/gamma", 30.0), ("^image_head/(attended|probe)", 1.0))
@@ -45,8 +44,8 @@ def get_config(variant: str = "emoji_views"):
     if variant == "tiny":
         del config.objectives["distill"]
         return presets.tiny(config)
-    if variant == "inaturalist":
-        return inaturalist(config)
+    if variant.endswith("inaturalist"):
+        return inaturalist(config, variant.startswith("start"))
     base = {"stamps": "emoji_views", "start": "emoji_views", "start_flickr8k": "flickr8k"}.get(variant, variant)
     presets.data_set(config, base)
     if variant == "stamps":
@@ -61,16 +60,21 @@ def get_config(variant: str = "emoji_views"):
     return config
 
 
-def inaturalist(config):
-    """iNaturalist 2018 as the paper's 8,142 species: ViT-B/16 and BERT-base from the weights you name in `init`."""
-    config.data.path, config.data.eval_split, config.data.image_size = "data/inaturalist", "val", 224
-    config.data.languages, config.eval.languages, config.data.labels = ("en", "en-taxa"), ("en",), False
-    config.image.width, config.image.heads, config.image.hidden = 768, 12, 3072
-    config.text.width, config.text.layers, config.text.hidden, config.text.tokenizer = 768, 12, 3072, "minilm"
-    config.fusion.layers, config.fusion.heads, config.fusion.hidden = 6, 12, 3072
-    config.batch_size, config.steps, config.dtype = 1024, 8_500, "bfloat16"
+def inaturalist(config, start: bool):
+    """iNaturalist 2018 as the paper's 8,142 species: ViT-B/16 and BERT-base from the weights you name in `init`.
+
+    Captions name the species, and pictures of a species match each other's (`data.match`); those of "en-taxa" would be true
+    of pictures that the losses push away. Distillation's teacher: CCA of the towers as loaded (`start_inaturalist`).
+    """
+    presets.base_towers(config)
+    config.data.path, config.data.eval_split = "data/inaturalist", "val"
+    config.data.labels, config.data.match = False, "labels"
+    config.fusion.layers, config.fusion.hidden = 6, 3072
+    config.batch_size, config.steps, config.optimizer.lr, config.optimizer.warmup = 1024, 8_500, 3e-4, 1_000
+    if start:
+        config.objectives, config.joint.start = {"itc": {}}, "cca"
+        return config
+    config.data.embeddings, config.objectives.distill.weight = "start", ((0, 1.0), (2_000, 0.0))
     config.objectives.itc.queue = config.objectives.fused.queue = 57_344
     config.objectives.lm.weight, config.objectives.itm.group = 1.0, 64
-    del config.objectives["distill"]
-    config.optimizer.lr, config.optimizer.warmup = 3e-4, 1_000
     return config

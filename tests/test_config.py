@@ -188,6 +188,8 @@ def with_objectives():
     ("optimizer.groups=((\"^text/\",0.1),)", lambda c: c.optimizer.groups, (("^text/", 0.1),)),
     ("teacher.warmup=False", lambda c: c.teacher.warmup, False),
     ("objectives.itc.alpha=0.1", lambda c: c.objectives["itc"], {"queue": 8, "alpha": 0.1}),
+    ("objectives.hash={}", lambda c: c.objectives["hash"], {}),
+    ("objectives.mine={'kind': 'hash', 'weight': 0.1}", lambda c: c.objectives["mine"], {"kind": "hash", "weight": 0.1}),
     ("objectives.itm.weight=((0,0.0),(9,1.0))", lambda c: c.objectives["itm"], {"weight": ((0, 0.0), (9, 1.0))}),
 ])  # fmt: skip
 def test_overrides_change_one_field(item, read, value):
@@ -201,6 +203,7 @@ def test_overrides_change_one_field(item, read, value):
     ("optimiser.lr=1", "'optimiser' is not a field of config; did you mean 'optimizer'?"),
     ("optimizer.lrr=1", "'lrr' is not a field of config.optimizer; did you mean 'lr'?"),
     ("steps.more=1", "'config.steps' is a value, not a section; there is no 'steps.more'"),
+    ("objectives.itcc=1", "'itcc' is not a field of config.objectives; did you mean 'itc'?"),
     ("objectives.itcc.alpha=1", "'itcc' is not a field of config.objectives; did you mean 'itc'?"),
 ])  # fmt: skip
 def test_overrides_of_what_is_not_there_are_refused(item, sentence):

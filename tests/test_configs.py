@@ -15,7 +15,7 @@ from xmodal_jax.train.optimizer import factor_for
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 VARIANTS = {
-    "recap": (*TABLE, "stamps", "start", "start_flickr8k", "inaturalist", "tiny"),
+    "recap": (*TABLE, "stamps", "start", "start_flickr8k", "inaturalist", "start_inaturalist", "tiny"),
     "mtgfe": (*TABLE, "emoji_views_plain", "flickr8k_plain", "remote_sensing", "tiny"),
     "adequate_alignment": (*TABLE, "tiny"),
     "tecmh": (*TABLE, "pixels", "tiny"),
@@ -34,6 +34,15 @@ def test_a_variant_is_valid(name, variant):
     assert "distill_image" not in needs or config.data.embeddings
     params = abstract_params(assemble_without_data(config))  # sizes fit each other
     assert "bridge" in params or name != "recap" or variant.startswith("start")
+
+
+@pytest.mark.parametrize("name", ["recap", "mtgfe", "adequate_alignment", "quickstart", "flickr8k"])
+def test_one_line_turns_hashing_on(name):
+    variant = ":tiny" if name in VARIANTS else ""
+    line = "objectives.hash_triplet={}"
+    config = freeze(load(f"{FOLDER / name}.py{variant}", [line, "text.vocab_size=64", "joint.nested=(8,)"]))
+    assert "hash_triplet" in build_objectives(config.objectives, config.batch_size)
+    assert {"hash_image", "hash_text"} <= set(abstract_params(assemble_without_data(config)))
 
 
 PAIRS = [(name, variant) for name in ("tecmh", "vit2cmh") for variant in VARIANTS[name]]

@@ -179,6 +179,7 @@ class EvalConfig:
     params: str = "teacher"  # which weights to evaluate: "teacher" (EMA) or "student"
     views: tuple[str, ...] = ()  # of the pictures, in place of data.views; (): the same
     languages: tuple[str, ...] = ()  # of the captions, in place of data.languages; (): the same
+    right: str = "text"  # what counts: "text", any picture whose captions hold the same text; "own", a picture's own
     flip: bool = False  # embed a picture as the mean of itself and its mirror image (twice the encoding)
 
 
@@ -462,6 +463,7 @@ def check(config: Config) -> None:
         "bridge.kind": (config.bridge.kind, ("cross", "gate")),
         "joint.start": (joint.start, ("random", "cca")),
         "eval.combine": (config.eval.combine, ("add", "replace")),
+        "eval.right": (config.eval.right, ("text", "own")),
         "eval.params": (config.eval.params, ("teacher", "student")),
         "dtype": (config.dtype, ("float32", "bfloat16")),
     }
@@ -562,7 +564,10 @@ def _run_config(path: str, function: Callable[[], Any]) -> Any:
 
 
 def override(config: ConfigDict, item: str) -> None:
-    """Apply one `a.b.c=value`; the value is a Python literal, anything else is taken as a string."""
+    """Apply one `a.b.c=value`; the value is a Python literal, anything else is taken as a string.
+
+    `objectives.NAME={}` adds an objective with its fields at their defaults, `objectives.NAME={"weight": 0.1}` with some set.
+    """
     path, equals, text = item.partition("=")
     refuse_unless(bool(equals), f"'--config.{item}' has no value; write --config.{item}=VALUE")
     *parents, name = path.split(".")
@@ -572,12 +577,15 @@ def override(config: ConfigDict, item: str) -> None:
             raise unknown_key(parent, where, list(node.keys()))
         node, where = node[parent], f"{where}.{parent}"
         refuse_unless(hasattr(node, "keys"), f"'{where}' is a value, not a section; there is no '{path}'")
-    if name not in node and not where.startswith("config.objectives."):
-        raise unknown_key(name, where, list(node.keys()))
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = text
+    added = where == "config.objectives" and isinstance(
+        value, dict
+    )  # a new objective; its kind is checked when it is built
+    if name not in node and not added and not where.startswith("config.objectives."):
+        raise unknown_key(name, where, list(node.keys()))
     if name in node and isinstance(node[name], str):
         value = text
     with node.ignore_type(), node.unlocked():

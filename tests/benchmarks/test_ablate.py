@@ -43,7 +43,7 @@ def test_every_row_is_a_valid_config_of_one_budget(name):
             check_patterns(configs[row].optimizer, abstract_params(assemble_without_data(configs[row])))
     assert len({(config.steps, config.batch_size) for config in configs.values()}) == 1
     assert {config.seed for config in configs.values()} == {1}
-    assert len({json.dumps(config.objectives, sort_keys=True) + repr((config.bridge, config.teacher, config.image, config.joint))
+    assert len({json.dumps(config.objectives, sort_keys=True) + repr((config.bridge, config.teacher, config.image, config.joint, config.eval))
                 for config in configs.values()}) == len(ROWS)  # fmt: skip
     assert len({(row.system, row.name) for row in ROWS}) == len(ROWS)
 

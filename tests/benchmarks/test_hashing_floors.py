@@ -12,6 +12,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "benchmarks"))
 
 import hashing_floors
 
+from xmodal_jax.data.card import Card
 from xmodal_jax.errors import UserError
 
 
@@ -53,6 +54,8 @@ def test_lines_of_all_methods_and_what_they_were_made_of(shapes_data, tmp_path, 
     out = tmp_path / "floors.json"
     hashing_floors.main([str(shapes_data), "--bits", "8", "16", "--size", "16", "--views", "filled", "--out", str(out)])
     told = json.loads(out.read_text())
+    assert told["of"]["labels"] == len(Card.load(shapes_data).label_names) > 0
+    assert set(told["of"]["records"]) == {"train", "test"}
     assert told["views"] == ["filled"] and told["train_views"] == [] and told["language"] == "en" and told["flip"]
     rows = told["rows"]
     assert [(row["method"], row["bits"]) for row in rows] == [

@@ -14,11 +14,13 @@ sys.path.insert(0, str(BENCHMARKS))
 import hashing
 import hashing_rows
 import hashing_table
+import report
 import runs
 from hashing_rows import ROWS, command
 from runs import Row
 
 from xmodal_jax.config import freeze, load
+from xmodal_jax.data.card import Card
 from xmodal_jax.errors import UserError
 from xmodal_jax.objectives import build_objectives
 
@@ -67,7 +69,7 @@ def few(monkeypatch, tmp_path, shapes_data):
     return run, tmp_path / "table.jsonl"
 
 
-def test_runs_become_tables_and_a_plot(few):
+def test_runs_become_tables_and_a_plot(few, shapes_data):
     run, path = few
     floor = {side: {"MAP@ALL": 0.1, "MAP@ALL random": 0.05} for side in ("i2t", "t2i")}
     floors = {
@@ -76,6 +78,7 @@ def test_runs_become_tables_and_a_plot(few):
         "views": [],
         "train_views": [],
         "flip": True,
+        "of": report.data_facts(Card.load(shapes_data)),
     }
     (path.parent / "hashing_floors-emoji_views.json").write_text(json.dumps(floors))
     run()
@@ -88,9 +91,13 @@ def test_runs_become_tables_and_a_plot(few):
     text = path.with_suffix(".md").read_text()
     nested, alone = lines[0]["codes"]["8"], lines[1]["codes"]["8"]
     row = next(line for line in text.splitlines() if line.startswith("| 8 bits | 1 |"))
-    assert row.split("|")[3].strip() == f"{nested['i2t']['R@1']:.1f}" and row.endswith(f"| {nested['mR']:.1f} |")
+    bounds = f"{lines[0]['relaxed']['8']['mR']:.1f} | {lines[0]['itc']['mR']:.1f} |"
+    assert row.split("|")[3].strip() == f"{nested['i2t']['R@1']:.1f}" and row.endswith(
+        f"| {nested['mR']:.1f} | {bounds}"
+    )
     behind = text.split("**ViT2CMH**, a model for each length")[1]
     assert f"| {alone['t2i']['R@10']:.1f} | {alone['mR']:.1f} |" in behind.splitlines()[4]
+    assert behind.splitlines()[5].startswith("| chance | 0 |")
     assert "| float32 | 64 |" in text and "| int8 | 16 |" in text and "| chance | 0 |" in text
     found = lines[2]["labels"]["8"]
     assert "| CCA signs | 8 |  | 0.100 | 0.100 | 0.050 | 0.050 |  |" in text
@@ -102,6 +109,9 @@ def test_runs_become_tables_and_a_plot(few):
         hashing_table.floors(path.parent, "emoji_views", lines[2])
     other.write_text(json.dumps(floors | {"flip": False}))  # fitted without the mirrored copies that the runs train on
     with pytest.raises(UserError, match="has False as flip, the runs have True"):
+        hashing_table.floors(path.parent, "emoji_views", lines[2])
+    other.write_text(json.dumps(floors | {"of": floors["of"] | {"labels": 99}}))  # prepared with other labels
+    with pytest.raises(UserError, match="'labels': 99.* as of, the runs have"):
         hashing_table.floors(path.parent, "emoji_views", lines[2])
     other.unlink()
     todo = runs.missing(hashing.TABLE, hashing.TABLE.jobs(["flickr8k"], 2, "ViT2CMH"), path)

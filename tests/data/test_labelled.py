@@ -95,8 +95,10 @@ def wikipedia(put, tmp_path):
         put(f"{split}set_txt_img_cat.list", "".join(f"text-{n}\tpicture{n}\t{n % 2 + 1}\n" for n in numbers))
     for n in range(6):
         put(f"images/{('art', 'biology')[n % 2]}/picture{n}.jpg")
-        body = f"<document><name>n{n}</name><text>A painting\n number {n}. </text></document>"
-        put(f"texts/text-{n}.xml", f'<?xml version="1.0"?>{body}')
+        body = (
+            f"<images><image>a {n}</image></images><text>A painting\n number {n}, by <i>S</i> & W &amp; 3 < 4.</text>"
+        )
+        put(f"texts/text-{n}.xml", f'<document id="{n}" name="n{n}" cat="{n % 2 + 1}">\n{body}\n</document>')
     return tmp_path
 
 
@@ -106,7 +108,7 @@ def test_wikipedia_through_the_command_line(wikipedia, tmp_path):
         ("text-3", ("biology",), "train"),
         ("text-4", ("art",), "test"),
     ]
-    assert items[0].captions == {"en": ["A painting number 0."]}
+    assert items[0].captions == {"en": ["A painting number 0, by S & W & 3 < 4."]}
     assert main(["data", "prepare", "wikipedia", "--path", str(wikipedia), "--out", str(tmp_path / "set")]) == 0
     card = Card.load(tmp_path / "set")
     assert card.label_names == ["art", "biology"] and card.split("test")["records"] == 2
@@ -142,8 +144,8 @@ def test_broken_nuswide_is_refused(nuswide, put, name, text, words):
 
 
 def test_broken_wikipedia_is_refused(wikipedia, put):
-    put("texts/text-1.xml", "<document><text>")
-    with pytest.raises(UserError, match=r"text-1.xml is not XML"):
+    put("texts/text-1.xml", "<document><text>A painting")
+    with pytest.raises(UserError, match=r"text-1.xml ends inside its text"):
         wikipedia_source(wikipedia)
     put("testset_txt_img_cat.list", "text-4 picture4\n")
     put("texts/text-1.xml", "<document>words</document>")

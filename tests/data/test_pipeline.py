@@ -1,6 +1,7 @@
 """Batches are a pure function of (seed, number, process, count) and hold what the records hold."""
 
 import dataclasses
+import json
 import logging
 import os
 import threading
@@ -15,6 +16,7 @@ from xmodal_jax.data.pipeline import (
     DataConfig,
     Loader,
     eval_split,
+    label_key,
     multi_hot,
     split_captions,
     train_dataset,
@@ -412,3 +414,33 @@ def test_labels_can_be_left_out_of_batches_and_evaluation(tiny_set, tokenizer):
     assert "labels" not in data.batch_at(0)
     data.close()
     assert eval_split(tiny_set, "test", tokenizer, config).labels is None
+
+
+def test_pairs_can_match_by_their_labels(make, tiny_set):
+    by_labels = dataclasses.replace(PLAIN, match="labels", labels=False)  # the labels need not be in the batch
+    plain, matched = make().batch_at(0), make(by_labels).batch_at(0)
+    np.testing.assert_array_equal(matched["index"], plain["index"])
+    with open_records(tiny_set, "train") as records:
+        own = [frozenset(records[row]["labels"]) for row in matched["index"]]
+    for i in range(6):
+        for j in range(6):
+            assert (matched["id"][i] == matched["id"][j]) == (own[i] == own[j] and (bool(own[i]) or i == j))
+    assert len(set(own)) < 6, "no two rows share their labels: the test would say nothing"
+
+
+def test_label_keys_are_of_sets_and_never_an_empty_place():
+    assert label_key([2, 5], 0) == label_key([5, 2], 1) != label_key([2], 0)
+    assert label_key([2], 0) == label_key([2], 7) == 2
+    assert label_key([], 0) == -2 and label_key([], 1) == -3
+    assert label_key([2], 0).dtype == np.int32
+
+
+def test_matching_by_labels_needs_labels(tiny_set, tmp_path, make):
+    card = json.loads((tiny_set / "card.json").read_text()) | {"label_names": []}
+    for path in tiny_set.iterdir():
+        (tmp_path / path.name).symlink_to(path) if path.name != "card.json" else None
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    with pytest.raises(UserError, match="config.data.match is 'labels', and .* has none; write 'record'"):
+        make(dataclasses.replace(PLAIN, match="labels"), folder=tmp_path)
+    with pytest.raises(UserError, match="config.data.match is 'label'; write 'record' or 'labels'"):
+        dataclasses.replace(PLAIN, match="label")

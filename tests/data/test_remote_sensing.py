@@ -45,6 +45,17 @@ def test_names_given_once_and_names_given_per_caption(precomp):
     assert all(item.captions == {"en": texts(n)} for n, item in enumerate(items))
 
 
+def test_validation_lists_of_amfmn_take_the_place_of_the_plain_ones(precomp):
+    for split, pictures in (("train", (0, 1, 2)), ("val", (3,))):
+        caps = [text for n in pictures for text in texts(n)]
+        (precomp / f"{split}_caps_verify.txt").write_text("\n".join(caps) + "\n")
+        names = [f"field_{n}.tif" for n in pictures]
+        (precomp / f"{split}_filename_verify.txt").write_text("\n".join(names) + "\n")
+    found = [(item.key, item.split) for item in precomp_source(precomp).items()]
+    splits = ("train", "train", "train", "val", "test", "test")
+    assert found == [(f"field_{n}.tif", split) for n, split in enumerate(splits)]
+
+
 def test_empty_captions_are_dropped_and_counted(precomp, tmp_path):
     lines = (precomp / "train_caps.txt").read_text().split("\n")
     lines[5:10], lines[19] = [""] * 5, " "  # a whole picture, and the last caption of the file

@@ -6,9 +6,10 @@ import json
 import pytest
 
 from xmodal_jax.cli import main
+from xmodal_jax.config import check
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.evaluate import Evaluator, ensure_weight, evaluate
-from xmodal_jax.eval.tables import notes
+from xmodal_jax.eval.tables import notes, retrieval_grid
 
 
 def changed(assembly, **sections):
@@ -63,6 +64,29 @@ def test_what_the_data_set_does_not_have_is_refused(opened_run):
     for field, name in (("views", "oil"), ("languages", "fr")):
         with pytest.raises(UserError, match=rf"config.eval.{field}: .* has no \['{name}'\]; write some of"):
             evaluate(changed(assembly, eval={field: (name,)}), params, quick=True)
+
+
+def test_own_captions_alone_can_be_right(opened_run, tmp_path, shapes_files):
+    """All shapes with one and the same caption."""
+    assembly, params = opened_run
+    rows = [json.loads(line) for line in shapes_files.read_text().splitlines()]
+    for row in rows:
+        row["caption"] = "a shape"
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = ["data", "prepare", "jsonl", "--path", tmp_path / "pairs.jsonl", "--root", shapes_files.parent]
+    assert main([*map(str, command), "--out", str(tmp_path / "set")]) == 0
+    moved = changed(assembly, data={"path": str(tmp_path / "set")}, eval={"rerank": (4,)})
+    text, own = (evaluate(changed(moved, eval={"right": right}), params) for right in ("text", "own"))
+    count = text["records"]
+    assert "ceiling" not in text and text["mean"]["itc"]["t2i"]["R@1"] == 100.0
+    assert own["ceiling"]["t2i"]["R@1"] == pytest.approx(100 / count)  # one of the pictures that share their caption
+    for table in (own["mean"]["itc"], own["mean"]["rerank"][4], own["mean"]["codes"]):
+        assert table["t2i"]["R@1"] <= own["ceiling"]["t2i"]["R@1"] + 1e-4
+    grid = str(retrieval_grid(own))
+    assert "best possible (captions repeat)" in grid and "best possible" not in str(retrieval_grid(text))
+    assert "Right is a picture's own captions alone" in " ".join(notes(own))
+    with pytest.raises(UserError, match="config.eval.right is 'any'; write one of text, own"):
+        check(changed(moved, eval={"right": "any"}).config)
 
 
 def test_a_finished_run_takes_them_on_the_command_line(tiny_run, capsys):

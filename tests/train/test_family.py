@@ -1,5 +1,7 @@
 """The fusion family's objectives in one step: the same on eight devices as on one, and the queues hold what they should."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import optax
@@ -8,8 +10,10 @@ from given import unit
 from tiny import ROWS, tiny_batch, tiny_config, tiny_params, tiny_recipe
 
 from xmodal_jax.objectives import parts
+from xmodal_jax.objectives.base import same
+from xmodal_jax.objectives.contrastive import MATCHED, direction, joined
 from xmodal_jax.parallel.rules import path_name
-from xmodal_jax.train.step import create_state
+from xmodal_jax.train.step import create_state, run_objectives
 
 FAMILY = {
     "itc": {"queue": 16, "alpha": 0.4, "bridge": True},
@@ -68,3 +72,35 @@ def test_every_loss_counts_and_every_queue_fills(one):
     assert filled == {"pairs": 16, "fused": 12, "multiview": 8}
     for name in ("itc/drift_image", "itc/key_drift_image"):
         assert 0.0 <= metrics[name] < 2.0
+
+
+def test_what_leaves_the_bridge_is_itcs_key_its_soft_target_and_what_the_queue_gets(family):
+    recipe, state = family
+    draw = np.random.default_rng(3)  # the attention pooling, too, starts at zero: keys would not read the tokens at all
+    moved = {name: leaf + draw.normal(0, 0.1, leaf.shape).astype(np.float32) for name, leaf in state.teacher.items()}
+    state = dataclasses.replace(state, step=np.int32(10), teacher=moved)
+
+    def traced(state, batch):
+        terms, fwd = run_objectives(recipe, state.params, state, batch, jax.random.key(0))
+        keys = fwd.bridge("image")[0].embed, fwd.teacher.image().embed, fwd.teacher.text().embed
+        return terms["itc"], keys, (fwd.image().embed, fwd.text().embed), fwd.temperature()
+
+    batch = family_batch(0)
+    term, (key, plain, words), (image, text), temperature = jax.jit(traced)(state, batch)
+    assert float(np.abs(key - plain).max()) > 1e-3, "the bridge changes nothing here: the test would say nothing"
+    np.testing.assert_array_equal(term.enqueue["pairs"]["image"], key)
+    np.testing.assert_array_equal(term.enqueue["pairs"]["text"], words)
+
+    def expected(image_key):
+        """ITC with `image_key` as the picture's key and as its teacher in the soft targets."""
+        marks, ring = {name: batch[name] for name in MATCHED}, state.memory["pairs"]
+        losses = []
+        for query, teacher, keys, side in ((image, image_key, words, "text"), (text, words, image_key, "image")):
+            queue = {"embed": ring[side]} | {name: ring[name] for name in MATCHED}
+            columns = joined({"embed": keys} | marks, queue)
+            valid = columns["id"] >= 0
+            losses.append(direction(query, columns["embed"], same(marks, columns), valid, temperature, teacher, 0.4)[0])
+        return 0.5 * sum(losses)
+
+    np.testing.assert_allclose(term.values, expected(key), rtol=1e-5)
+    assert float(np.abs(term.values - expected(plain)).max()) > 1e-4

@@ -205,7 +205,10 @@ def report(card: Card) -> list[str]:
                 side: " / ".join(f"{value:.1f}" for value in row.values()) for side, row in card.ceiling[split].items()
             }
             ks = "/".join(name.removeprefix("R@") for name in card.ceiling[split]["i2t"])
-            lines.append(f"  best possible R@{ks}: image to text {best['i2t']}, text to image {best['t2i']}")
+            lines.append(
+                f"  best possible R@{ks} where its own captions alone are right: image to text {best['i2t']}, "
+                f"text to image {best['t2i']}"
+            )
         if split in card.duplicates:
             found = card.duplicates[split]
             lines.append(

@@ -48,6 +48,8 @@ class DataConfig:
     in memory after their first reading, up to so many GB in each process.
     `stall_seconds`: how long to wait for a batch before a warning names what each thread is at.
     `labels`: batches carry the labels as float32 [B,C]; False leaves them out (thousands of species that no loss reads).
+    `match`: training pairs with the same `id` are never negatives of each other; "record" numbers the records, "labels" the
+    sets of labels, so that two pictures of one species match each other's captions.
     """
 
     path: str = ""
@@ -66,6 +68,7 @@ class DataConfig:
     keep_gb: float = 1.0
     stall_seconds: float = 60.0
     labels: bool = True
+    match: str = "record"
 
     def __post_init__(self):
         for name, least in (("image_size", 8), ("length", 3), ("threads", 1), ("prefetch", 1)):
@@ -77,6 +80,9 @@ class DataConfig:
             f"config.data.stall_seconds is {self.stall_seconds}; write seconds above 0, such as 60",
         )
         refuse_unless(len(self.languages) > 0, "config.data.languages is empty; write one or more, such as ('en',)")
+        refuse_unless(
+            self.match in ("record", "labels"), f"config.data.match is '{self.match}'; write 'record' or 'labels'"
+        )
 
 
 class Split:
@@ -97,6 +103,10 @@ class Split:
         refuse_unless(
             len(set(widths.values())) < 2,
             f"config.data.features: widths {widths} differ; concatenate caches of one tower.",
+        )
+        refuse_unless(
+            cfg.match == "record" or len(self.card.label_names) > 0,
+            f"config.data.match is 'labels', and {data_dir} has none; write 'record'",
         )
         if not cfg.labels:
             self.card = dataclasses.replace(self.card, label_names=[])
@@ -252,7 +262,8 @@ class TrainDataset:
         self.split.stages.note("tokenising a caption of row", row)
         text = self.tokenizer.encode([captions[caption]], self.split.cfg.length)[0]
         number = np.int32(row)
-        fields = {"image": image, "text": text, "id": number, "text_key": text_key(text), "index": number}
+        same = number if self.split.cfg.match == "record" else label_key(record["labels"], row)
+        fields = {"image": image, "text": text, "id": same, "text_key": text_key(text), "index": number}
         names = self.split.card.label_names
         fields |= {"labels": multi_hot([record["labels"]], len(names))[0]} if names else {}
         return fields | self._asked(row, record, (view, flip), views, caption, rng)
@@ -285,6 +296,14 @@ class TrainDataset:
         return self._image(record["images"][view], rng)
 
 
+def label_key(labels: Sequence[int], row: int) -> np.int32:
+    """The same number for the same set of labels; of a record of `row` without labels one of its own, below zero - 1."""
+    if not labels:
+        return np.int32(-2 - row)  # -1 is an empty place of a queue
+    one = labels[0] if len(labels) == 1 else zlib.crc32(np.sort(np.asarray(labels, np.int64)).tobytes()) & 0x7FFFFFFF
+    return np.int32(one)
+
+
 def multi_hot(labels: Sequence[Sequence[int]], count: int) -> np.ndarray:
     """Lists of label numbers -> float32 [n, C]."""
     table = np.zeros((len(labels), count), np.float32)
@@ -307,8 +326,8 @@ def train_dataset(
     Each example is a random view and a random
     caption (of `cfg.languages`) of one record, augmented. Fields: `image` uint8 [B,H,W,3], or with `cfg.features`
     float16 [B,N,D] of the cached tokens, flipped at random; `text` int32 [B,L];
-    `id` and `index` int32 [B], the row in the split; `text_key` int32 [B]; `labels` float32 [B,C] where the card
-    names labels. A record that cannot be read is replaced by the next; over 1 % of them raise `UserError`, as do the
+    `index` int32 [B], the row in the split, and `id`, the same or with `cfg.match` "labels" what its labels make;
+    `text_key` int32 [B]; `labels` float32 [B,C] where the card names labels. A record that cannot be read is replaced by the next; over 1 % of them raise `UserError`, as do the
     faults of `Split`.
 
     With `cfg.second_view` also `image2`, like `image`: another view of the record, augmented by itself; where the

@@ -24,16 +24,26 @@ Row = tuple[str, list[Any], tuple[str, ...]]  # picture, captions, labels
 def precomp_source(path: os.PathLike | str, images: os.PathLike | str | None = None, licence: str = "") -> Source:
     """`{train,val,test}_caps.txt` and `{...}_filename.txt` in the folder `path`, pictures in `images` beside them.
 
-    One caption a line. A name is listed once for its five captions or once for each caption; the number of lines tells
-    which. Raises `UserError` for any other ratio, by file name, and for missing files.
+    Where a split also has `..._caps_verify.txt` and `..._filename_verify.txt`, these are it: AMFMN's folders hold out
+    validation pictures that way, and their plain training lists still have them. One caption a line. A name is listed
+    once for its five captions or once for each caption; the number of lines tells which. Raises `UserError` for any other
+    ratio, by file name, and for missing files.
     """
     folder = existing(path, "precomp folder", folder=True)
     root = existing(images or folder / "images", "image folder", folder=True)
-    found = [split for split in SPLITS if (folder / f"{split}_caps.txt").is_file()]
+    found = {split: lists for split in SPLITS if (lists := _lists_of(folder, split))}
     refuse_unless(bool(found), f"{folder} has no train_caps.txt, val_caps.txt or test_caps.txt; give their folder.")
-    files = [folder / f"{split}_{what}.txt" for split in found for what in ("caps", "filename")]
-    rows = {split: _paired(*files[2 * number : 2 * number + 2]) for number, split in enumerate(found)}
-    return _source("precomp", folder, root, rows, files, licence)
+    rows = {split: _paired(*lists) for split, lists in found.items()}
+    return _source("precomp", folder, root, rows, [file for lists in found.values() for file in lists], licence)
+
+
+def _lists_of(folder: pathlib.Path, split: str) -> tuple[pathlib.Path, pathlib.Path] | None:
+    """Captions and file names of a split, None where it has no captions."""
+    for end in ("_verify", ""):
+        caps, names = (folder / f"{split}_{what}{end}.txt" for what in ("caps", "filename"))
+        if caps.is_file():
+            return caps, names
+    return None
 
 
 def _paired(caps: pathlib.Path, names: pathlib.Path) -> list[Row]:

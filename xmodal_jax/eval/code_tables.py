@@ -18,7 +18,7 @@ DIRECTIONS = ("i2t", "t2i")
 def all_tables(image: Embedded, text: Embedded, split: EvalSplit, lengths: Sequence[int]) -> dict[str, Any]:
     """The tables of the whole codes, and under "nested" {bits: the same} those of the shorter `lengths`, the first bits.
 
-    Tables are "codes", where the split has labels "labels" and "label_curves", and for all lengths once "int8": that of the
+    Tables are "codes", "relaxed" (`relaxed_table`), where the split has labels "labels" and "label_curves", and for all lengths once "int8": that of the
     embeddings where the gallery is kept in a quarter of the bytes, as an index keeps it; queries stay float32.
     """
     *short, whole = lengths
@@ -37,6 +37,11 @@ def int8_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[st
     return _two_ways((image, kept[0]), (text, kept[1]), split)
 
 
+def relaxed_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[str, Any]:
+    """Retrieval by the cosine of codes [n,K] and [M,K] before their signs are taken: what binarising them starts from."""
+    return cosine_table(unit_rows(image), unit_rows(text), split)
+
+
 def _two_ways(to_text: tuple, to_image: tuple, split: EvalSplit) -> dict[str, Any]:
     """The summary of (query, gallery) of each direction."""
     positives = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
@@ -53,6 +58,7 @@ def tables_of(image: Embedded, text: Embedded, split: EvalSplit, bits: int) -> d
     """The tables of the first `bits` bits."""
     sides = image.codes[:, :bits], text.codes[:, :bits]
     tables = {"codes": codes_table(*sides, split) | {"float_bytes": 4 * image.embed.shape[1]}}
+    tables["relaxed"] = relaxed_table(*sides, split)
     if split.labels is None or not split.labels.any():
         return tables
     labels = (split.labels, split.labels[split.caption_owner])

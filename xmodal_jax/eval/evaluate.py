@@ -1,5 +1,6 @@
 """The evaluation of a run: retrieval by embeddings, re-ranked by ITM, by codes, and MAP where there are labels."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.card import Card
-from xmodal_jax.data.pipeline import EvalSplit, Split, eval_split, refuse_unknown
+from xmodal_jax.data.pipeline import EvalSplit, Split, caption_keys, eval_split, refuse_unknown
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval import code_tables, rerank, retrieval
 from xmodal_jax.eval.embed import Embedded, Embedder, PairScorer
@@ -47,9 +48,11 @@ class Evaluator:
         refuse_unknown("config.eval.languages", config.eval.languages, card.languages, config.data.path)
 
     def open(self, name: str, view: str) -> EvalSplit:
-        """One view of a split."""
-        data = self.assembly.config.eval_data
-        return eval_split(data.path, name, self.assembly.tokenizer, data, view)
+        """One view of a split; where only a picture's own captions are right, every caption is a text of its own."""
+        config = self.assembly.config
+        found = eval_split(config.data.path, name, self.assembly.tokenizer, config.eval_data, view)
+        alone = np.arange(len(found.captions), dtype=np.int32)
+        return found if config.eval.right == "text" else dataclasses.replace(found, text_keys=alone)
 
 
 def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = False,
@@ -61,8 +64,9 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
     called before every block that is encoded, and what it raises ends the evaluation.
 
     Returns:
-      {"split", "records", "captions", "data", "languages", "views": {view: tables}, "mean": the mean over the views, "combine", "weight"}; a view's
-      tables are "itc", "rerank" {k: summary} and those of `code_tables.all_tables`; with several views also "ensemble" (their mean embedding).
+      {"split", "records", "captions", "data", "languages", "views": {view: tables}, "mean": the mean over the views, "combine", "weight", "right"};
+      a view's tables are "itc", "rerank" {k: summary} and those of `code_tables.all_tables`; with several views also "ensemble" (their mean
+      embedding), and where only own captions are right "ceiling", the best that any model can reach.
     """
     evaluator, config = Evaluator(assembly, params, poll), assembly.config
     split = split or config.data.eval_split
@@ -81,7 +85,11 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
         images.append(image.embed)
     result = {"split": split, "records": len(found.keys), "captions": len(found.captions)}
     result |= {"data": config.data.path, "languages": list(config.eval_data.languages)}
-    result |= {"combine": config.eval.combine, "weight": weight}
+    result |= {"combine": config.eval.combine, "weight": weight, "right": config.eval.right}
+    if config.eval.right == "own":
+        texts = caption_keys(found.captions)
+        best = retrieval.best_possible(found.caption_owner, texts, len(found.keys), code_tables.fitting_recall(found))
+        result["ceiling"] = best
     result |= {"views": tables, "mean": mean_tables(list(tables.values()))}
     if len(images) > 1 and all(own == keys[0] for own in keys):
         result["ensemble"] = code_tables.cosine_table(np.mean(images, axis=0), text.embed, found)
@@ -154,8 +162,6 @@ def ensure_weight(evaluator: Evaluator, embedder: Embedder, say: Callable[[str],
 
 def head(split: EvalSplit, records: int) -> EvalSplit:
     """The first `records` of a split with one caption each (the first)."""
-    import dataclasses
-
     count = min(records, len(split.keys))
     first = np.unique(split.caption_owner, return_index=True)[1][:count]
     return dataclasses.replace(

@@ -6,6 +6,10 @@ from typing import Any
 
 Tables = dict[str, Any]
 
+RIGHT = {
+    "text": "Right is any picture whose captions hold the same text, in both directions.",
+    "own": "Right is a picture's own captions alone, and a caption's own picture.",
+}
 DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
 
 
@@ -53,6 +57,8 @@ def retrieval_rows(result: Tables) -> list[Row]:
             rows.append(Row(view, f"ITM re-ranks the best {k}" if int(k) else "no re-ranking", summary))
         if "codes" in tables:
             rows.append(Row(view, f"{tables['codes']['bits']:.0f}-bit codes (Hamming)", tables["codes"]))
+    if "ceiling" in result:
+        rows.append(Row("any", "best possible (captions repeat)", result["ceiling"]))
     if "ensemble" in result:
         rows.append(Row("views averaged", "embeddings (ITC)", result["ensemble"]))
     return rows
@@ -116,6 +122,9 @@ def codes_grid(result: Tables) -> Grid | None:
         kinds = [("float32 embedding", f"{codes['float_bytes']:.0f}", tables["itc"])]
         if "int8" in tables:
             kinds.append(("int8 embedding", f"{codes['float_bytes'] / 4:.0f}", tables["int8"]))
+        if "relaxed" in tables:
+            size = f"{4 * codes['bits']:.0f}"
+            kinds.append((f"{codes['bits']:.0f} numbers, before their signs are taken", size, tables["relaxed"]))
         lengths = reversed(by_length(tables))
         kinds += [(f"{bits}-bit code", f"{own['codes']['bytes']:.0f}", own["codes"]) for bits, own in lengths]
         kinds.append(("nothing (a random order)", "0", codes["chance"]))
@@ -130,7 +139,7 @@ def notes(result: Tables) -> list[str]:
     """How the numbers were made: one sentence each."""
     first = result["mean"]["itc"]
     said = [
-        f"Ties: {first['ties']}. Right is any picture whose captions hold the same text, in both directions.",
+        f"Ties: {first['ties']}. {RIGHT[result.get('right', 'text')]}",
         f"i2t: image to text over {result['captions']} captions; t2i: text to image over {result['records']} pictures.",
     ]
     if "languages" in result:

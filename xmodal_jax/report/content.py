@@ -13,11 +13,12 @@ from xmodal_jax.assemble import Assembly
 from xmodal_jax.config import Config
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.image import limit_size
-from xmodal_jax.data.pipeline import EvalSplit, Split, eval_split
+from xmodal_jax.data.pipeline import EvalSplit, Split
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval import retrieval
 from xmodal_jax.eval.captioning import references
 from xmodal_jax.eval.embed import Embedded, Embedder
+from xmodal_jax.eval.evaluate import Evaluator
 from xmodal_jax.eval.generate import write_captions
 from xmodal_jax.eval.tables import recall_names
 from xmodal_jax.report.floors import Floor, floors_of
@@ -96,7 +97,7 @@ def gather(workdir: pathlib.Path) -> Content:
     config = assembly.config
     split, card = config.data.eval_split, Card.load(config.data.path)
     result = read_result(workdir, split)
-    found = eval_split(config.data.path, split, assembly.tokenizer, config.eval_data)
+    found = Evaluator(assembly, params).open(split, "")
     embedder = Embedder(assembly.model, params)
     image, text = (embedder.split(found, side, config.eval.batch_size) for side in ("image", "text"))
     lines = read_metrics(workdir)
