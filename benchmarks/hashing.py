@@ -30,7 +30,8 @@ def result(assembly: Any, params: Any, state: Any, workdir: pathlib.Path) -> Lin
     found = {"itc": tables["itc"], "int8": tables["int8"], "codes": {}, "relaxed": {}, "labels": {}}
     found["data"] = data_facts(Card.load(assembly.config.data.path))
     for bits, own in by_length(tables):
-        found["relaxed"][str(bits)] = own["relaxed"]
+        if "relaxed" in own:
+            found["relaxed"][str(bits)] = own["relaxed"]
         found["codes"][str(bits)] = {name: value for name, value in own["codes"].items() if name not in LENGTHY}
         if "labels" in own:
             found["labels"][str(bits)] = own["labels"]

@@ -46,9 +46,10 @@ def recalls(tables: list[Line]) -> list[str]:
 
 
 def code_cells(lines: list[Line], bits: str) -> list[str]:
-    """A row of codes: bytes, recall, and mR of what bounds it, the same numbers before their signs and the embedding."""
-    bounds = [spread(line["relaxed"][bits]["mR"] for line in lines), spread(line["itc"]["mR"] for line in lines)]
-    return [f"{bits} bits", str(int(bits) // 8), *recalls([line["codes"][bits] for line in lines]), *bounds]
+    """A row of codes: bytes, recall, and mR of the same numbers before their signs, where there are such, and of the embedding."""
+    before = [line["relaxed"][bits]["mR"] for line in lines if bits in line["relaxed"]]
+    floats = [spread(before) if before else "", spread(line["itc"]["mR"] for line in lines)]
+    return [f"{bits} bits", str(int(bits) // 8), *recalls([line["codes"][bits] for line in lines]), *floats]
 
 
 RECALLS = [f"{side} R@{k}" for side in SIDES for k in (1, 5, 10)] + ["mR"]

@@ -203,7 +203,8 @@ def test_overrides_change_one_field(item, read, value):
     ("optimiser.lr=1", "'optimiser' is not a field of config; did you mean 'optimizer'?"),
     ("optimizer.lrr=1", "'lrr' is not a field of config.optimizer; did you mean 'lr'?"),
     ("steps.more=1", "'config.steps' is a value, not a section; there is no 'steps.more'"),
-    ("objectives.itcc=1", "'itcc' is not a field of config.objectives; did you mean 'itc'?"),
+    *((f"objectives.hash={odd}", "config.objectives has no 'hash'; to add it write --config.objectives.hash={} or")
+      for odd in ("0.1", "{weight: 0.1}", "{1: 2}", "{'a.b': 1}", "{'kind': []}", "{[]: 1}")),
     ("objectives.itcc.alpha=1", "'itcc' is not a field of config.objectives; did you mean 'itc'?"),
 ])  # fmt: skip
 def test_overrides_of_what_is_not_there_are_refused(item, sentence):

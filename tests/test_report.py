@@ -1,3 +1,4 @@
+import dataclasses
 import html.parser
 import json
 import pathlib
@@ -11,7 +12,7 @@ from PIL import Image
 from xmodal_jax.data.card import Card
 from xmodal_jax.drawing import RIGHT
 from xmodal_jax.errors import UserError
-from xmodal_jax.report import content, figure, floors, write_report
+from xmodal_jax.report import charts, content, figure, floors, write_report
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,18 @@ def test_charts_of_the_codes_are_those_of_the_tables(gathered):
     without = {name: value for name, value in mean.items() if name in ("itc", "rerank")}
     bare = dataclasses.replace(gathered, result=gathered.result | {"mean": without, "views": {"filled": without}})
     assert code_charts(bare, "svg") == [] and codes_section(bare) == ""
+
+
+def test_the_best_possible_is_a_floor_and_not_a_result_of_the_run(gathered):
+    def with_ceiling(tables):
+        return tables | {"ceiling": tables["itc"]}
+
+    views = {view: with_ceiling(tables) for view, tables in gathered.result["views"].items()}
+    result = gathered.result | {"views": views, "mean": with_ceiling(gathered.result["mean"])}
+    bars = charts.recall_bars(dataclasses.replace(gathered, result=result))
+    found = [(label, is_floor) for label, _, is_floor in bars if "best possible" in label]
+    assert found == [("best possible (captions repeat)", True)]
+    assert len(bars) == len(charts.recall_bars(gathered)) + 1
 
 
 def test_tables_of_other_views_or_languages_are_called_so(opened_run, tiny_run):

@@ -579,12 +579,13 @@ def override(config: ConfigDict, item: str) -> None:
         refuse_unless(hasattr(node, "keys"), f"'{where}' is a value, not a section; there is no '{path}'")
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
         value = text
-    added = where == "config.objectives" and isinstance(
-        value, dict
-    )  # a new objective; its kind is checked when it is built
-    if name not in node and not added and not where.startswith("config.objectives."):
+    if name not in node and where == "config.objectives":
+        fields = value if isinstance(value, dict) else {"": ""}
+        plain = all(str(key).isidentifier() for key in fields) and isinstance(fields.get("kind", ""), str)
+        refuse_unless(plain, f"{where} has no '{name}'; to add it write --{where}.{name}={{}} or ={{'weight': 0.1}}")
+    elif name not in node and not where.startswith("config.objectives."):
         raise unknown_key(name, where, list(node.keys()))
     if name in node and isinstance(node[name], str):
         value = text

@@ -144,9 +144,12 @@ def test_broken_nuswide_is_refused(nuswide, put, name, text, words):
 
 
 def test_broken_wikipedia_is_refused(wikipedia, put):
-    put("texts/text-1.xml", "<document><text>A painting")
-    with pytest.raises(UserError, match=r"text-1.xml ends inside its text"):
-        wikipedia_source(wikipedia)
+    for torn in ("<document><text>A painting", "<document><text>whole</text><text>A painting"):
+        put("texts/text-1.xml", torn)
+        with pytest.raises(UserError, match=r"text-1.xml ends inside its text"):
+            wikipedia_source(wikipedia)
+    put("texts/text-1.xml", "<document><text/><text><![CDATA[A <b>painting</b>]]></text></document>")
+    assert list(wikipedia_source(wikipedia).items())[1].captions == {"en": ["A painting"]}
     put("testset_txt_img_cat.list", "text-4 picture4\n")
     put("texts/text-1.xml", "<document>words</document>")
     with pytest.raises(UserError, match="testset_txt_img_cat.list, line 1, is not 'text picture category'"):

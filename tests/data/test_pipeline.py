@@ -430,17 +430,18 @@ def test_pairs_can_match_by_their_labels(make, tiny_set):
 
 def test_label_keys_are_of_sets_and_never_an_empty_place():
     assert label_key([2, 5], 0) == label_key([5, 2], 1) != label_key([2], 0)
-    assert label_key([2], 0) == label_key([2], 7) == 2
+    assert label_key([2], 0) == label_key([2, 2], 7) == 2 and label_key([2, 5, 5], 0) == label_key([5, 2], 0)
     assert label_key([], 0) == -2 and label_key([], 1) == -3
     assert label_key([2], 0).dtype == np.int32
 
 
-def test_matching_by_labels_needs_labels(tiny_set, tmp_path, make):
+def test_matching_by_labels_needs_labels(tiny_set, tmp_path, make, tokenizer):
     card = json.loads((tiny_set / "card.json").read_text()) | {"label_names": []}
     for path in tiny_set.iterdir():
         (tmp_path / path.name).symlink_to(path) if path.name != "card.json" else None
     (tmp_path / "card.json").write_text(json.dumps(card))
     with pytest.raises(UserError, match="config.data.match is 'labels', and .* has none; write 'record'"):
         make(dataclasses.replace(PLAIN, match="labels"), folder=tmp_path)
+    assert eval_split(tmp_path, "test", tokenizer, dataclasses.replace(PLAIN, match="labels")).keys  # of training alone
     with pytest.raises(UserError, match="config.data.match is 'label'; write 'record' or 'labels'"):
         dataclasses.replace(PLAIN, match="label")

@@ -78,10 +78,11 @@ def test_own_captions_alone_can_be_right(opened_run, tmp_path, shapes_files):
     moved = changed(assembly, data={"path": str(tmp_path / "set")}, eval={"rerank": (4,)})
     text, own = (evaluate(changed(moved, eval={"right": right}), params) for right in ("text", "own"))
     count = text["records"]
-    assert "ceiling" not in text and text["mean"]["itc"]["t2i"]["R@1"] == 100.0
-    assert own["ceiling"]["t2i"]["R@1"] == pytest.approx(100 / count)  # one of the pictures that share their caption
+    assert "ceiling" not in text["mean"] and text["mean"]["itc"]["t2i"]["R@1"] == 100.0
+    best = own["mean"]["ceiling"]
+    assert best["t2i"]["R@1"] == pytest.approx(100 / count, abs=0.01)  # one of the pictures that share their caption
     for table in (own["mean"]["itc"], own["mean"]["rerank"][4], own["mean"]["codes"]):
-        assert table["t2i"]["R@1"] <= own["ceiling"]["t2i"]["R@1"] + 1e-4
+        assert table["t2i"]["R@1"] <= best["t2i"]["R@1"] + 0.01
     grid = str(retrieval_grid(own))
     assert "best possible (captions repeat)" in grid and "best possible" not in str(retrieval_grid(text))
     assert "Right is a picture's own captions alone" in " ".join(notes(own))

@@ -147,29 +147,26 @@ def normal_caption(caption: str) -> str:
 
 
 def ceiling(captions: Sequence[Sequence[str]], ks: Sequence[int] = RECALL_AT) -> dict[str, dict[str, float]]:
-    """Best expected R@k, in %, when only an image's own captions count (and a caption's own image).
+    """Best R@k, in %, when only an image's own captions count (and a caption's own image), ties as in `eval.retrieval`.
 
-    `captions[i]` are the captions of image i. Identical captions are one query or one candidate to a model:
-    - text to image: of the m images that share a caption, at most min(k, m) are among the first k, so each of the m
-      queries is answered with probability min(k, m) / m;
-    - image to text: an image whose best caption occurs c times in the gallery, o of them its own, finds one of its own
-      among the first k with probability 1 - C(c - o, k) / C(c, k) when ties are broken at random.
+    `captions[i]` are the captions of image i. Identical captions are one query and one candidate to a model:
+    - text to image: it can put k images first, best those that have the text most often;
+    - image to text: an image whose text occurs c times in the gallery, o of them its own, finds the first of these at the
+      expected rank (c + 1) / (o + 1); the best of its texts counts.
     """
-    texts = [[normal_caption(caption) for caption in own] for own in captions]
-    copies = collections.Counter(text for own in texts for text in own)
-    images = collections.Counter(text for own in texts for text in set(own))
-    t2i, i2t = {}, {}
+    owned = [collections.Counter(map(normal_caption, own)) for own in captions]
+    having: dict[str, list[int]] = collections.defaultdict(list)  # how often each image that has a text has it
+    for own in owned:
+        for text, count in own.items():
+            having[text].append(count)
+    copies = {text: sum(counts) for text, counts in having.items()}
+    ranks = [min((copies[text] + 1) / (count + 1) for text, count in own.items()) for own in owned if own]
+    t2i, i2t, total = {}, {}, max(1, sum(copies.values()))
     for k in ks:
-        reachable = [min(k, images[text]) / images[text] for own in texts for text in own]
-        found = [max(_first_in_tie(copies[text], own.count(text), k) for text in set(own)) for own in texts if own]
-        t2i[f"R@{k}"] = _percent(reachable)
-        i2t[f"R@{k}"] = _percent(found)
+        first = sum(sum(sorted(counts, reverse=True)[:k]) for counts in having.values())
+        t2i[f"R@{k}"] = round(100.0 * first / total, 2)
+        i2t[f"R@{k}"] = _percent([float(rank <= k) for rank in ranks])
     return {"i2t": i2t, "t2i": t2i}
-
-
-def _first_in_tie(tied: int, own: int, k: int) -> float:
-    """Probability that one of `own` of `tied` items is among the first `k` of a random order."""
-    return 1.0 - math.comb(tied - own, k) / math.comb(tied, k) if k < tied else 1.0
 
 
 def _percent(values: list[float]) -> float:

@@ -216,7 +216,9 @@ def _article(path: pathlib.Path) -> str:
 
     No XML parser: the articles as distributed have "&" where XML wants "&amp;".
     """
-    content = existing(path, "article").read_text("utf-8", errors="replace")
+    content = re.sub(r"<text\b[^>]*/>", " ", existing(path, "article").read_text("utf-8", errors="replace"))
+    content = re.sub(r"<!\[CDATA\[(.*?)\]\]>", r"\1", content, flags=re.DOTALL)
     texts = re.findall(r"<text\b[^>]*>(.*?)</text\s*>", content, re.DOTALL)
-    refuse_unless(bool(texts) or "<text" not in content, f"{path} ends inside its text; download it again.")
+    whole = len(texts) == len(re.findall(r"<text\b", content))
+    refuse_unless(whole, f"{path} ends inside its text; download it again.")
     return " ".join(html.unescape(re.sub(r"<[a-zA-Z/!?][^>]*>", " ", " ".join(texts or [content]))).split())

@@ -104,10 +104,7 @@ class Split:
             len(set(widths.values())) < 2,
             f"config.data.features: widths {widths} differ; concatenate caches of one tower.",
         )
-        refuse_unless(
-            cfg.match == "record" or len(self.card.label_names) > 0,
-            f"config.data.match is 'labels', and {data_dir} has none; write 'record'",
-        )
+        self.labelled = len(self.card.label_names) > 0
         if not cfg.labels:
             self.card = dataclasses.replace(self.card, label_names=[])
         self.records = open_records(data_dir, split)
@@ -199,6 +196,10 @@ class TrainDataset:
 
         refuse_unless(batch_size >= 1, f"batch_size is {batch_size}: use 1 or more.")
         refuse_unless(len(split) > 0, f"{split.cfg.path}: split {split.name!r} is empty.")
+        refuse_unless(
+            split.cfg.match == "record" or split.labelled,
+            f"config.data.match is 'labels', and {split.folder} has none; write 'record'",
+        )
         self.split, self.tokenizer, self.batch_size, self.complete = split, tokenizer, batch_size, complete
         self.bad = BadRows(len(split), f"split {split.name!r}")
         room = Room(int(split.cfg.keep_gb * 1e9))
@@ -297,11 +298,11 @@ class TrainDataset:
 
 
 def label_key(labels: Sequence[int], row: int) -> np.int32:
-    """The same number for the same set of labels; of a record of `row` without labels one of its own, below zero - 1."""
+    """The same number for the same set of labels; a record without labels, `row`, has one of its own, below -1."""
     if not labels:
         return np.int32(-2 - row)  # -1 is an empty place of a queue
-    one = labels[0] if len(labels) == 1 else zlib.crc32(np.sort(np.asarray(labels, np.int64)).tobytes()) & 0x7FFFFFFF
-    return np.int32(one)
+    own = np.unique(np.asarray(labels, np.int64))
+    return np.int32(own[0] if len(own) == 1 else zlib.crc32(own.tobytes()) & 0x7FFFFFFF)
 
 
 def multi_hot(labels: Sequence[Sequence[int]], count: int) -> np.ndarray:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.assemble import Assembly
-from xmodal_jax.data.card import Card
-from xmodal_jax.data.pipeline import EvalSplit, Split, caption_keys, eval_split, refuse_unknown
+from xmodal_jax.data.card import Card, ceiling
+from xmodal_jax.data.pipeline import EvalSplit, Split, eval_split, refuse_unknown
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval import code_tables, rerank, retrieval
 from xmodal_jax.eval.embed import Embedded, Embedder, PairScorer
@@ -47,12 +47,12 @@ class Evaluator:
         refuse_unknown("config.eval.views", config.eval.views, card.views, config.data.path)
         refuse_unknown("config.eval.languages", config.eval.languages, card.languages, config.data.path)
 
-    def open(self, name: str, view: str) -> EvalSplit:
-        """One view of a split; where only a picture's own captions are right, every caption is a text of its own."""
+    def open(self, name: str, view: str, right: str = "") -> EvalSplit:
+        """One view of a split; where only own captions are `right` (default: the config's), every caption is a text of its own."""
         config = self.assembly.config
         found = eval_split(config.data.path, name, self.assembly.tokenizer, config.eval_data, view)
         alone = np.arange(len(found.captions), dtype=np.int32)
-        return found if config.eval.right == "text" else dataclasses.replace(found, text_keys=alone)
+        return dataclasses.replace(found, text_keys=alone) if (right or config.eval.right) == "own" else found
 
 
 def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = False,
@@ -65,8 +65,8 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
 
     Returns:
       {"split", "records", "captions", "data", "languages", "views": {view: tables}, "mean": the mean over the views, "combine", "weight", "right"};
-      a view's tables are "itc", "rerank" {k: summary} and those of `code_tables.all_tables`; with several views also "ensemble" (their mean
-      embedding), and where only own captions are right "ceiling", the best that any model can reach.
+      a view's tables are "itc", "rerank" {k: summary}, those of `code_tables.all_tables`, and where only own captions are right "ceiling"
+      (`best_possible`); with several views also "ensemble" (their mean embedding).
     """
     evaluator, config = Evaluator(assembly, params, poll), assembly.config
     split = split or config.data.eval_split
@@ -86,20 +86,27 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
     result = {"split": split, "records": len(found.keys), "captions": len(found.captions)}
     result |= {"data": config.data.path, "languages": list(config.eval_data.languages)}
     result |= {"combine": config.eval.combine, "weight": weight, "right": config.eval.right}
-    if config.eval.right == "own":
-        texts = caption_keys(found.captions)
-        best = retrieval.best_possible(found.caption_owner, texts, len(found.keys), code_tables.fitting_recall(found))
-        result["ceiling"] = best
     result |= {"views": tables, "mean": mean_tables(list(tables.values()))}
     if len(images) > 1 and all(own == keys[0] for own in keys):
         result["ensemble"] = code_tables.cosine_table(np.mean(images, axis=0), text.embed, found)
     return result
 
 
+def best_possible(split: EvalSplit) -> dict[str, Any]:
+    """The best `retrieval.summary` that any model can reach where own captions alone are right (`card.ceiling`)."""
+    owned: list[list[str]] = [[] for _ in split.keys]
+    for owner, caption in zip(split.caption_owner, split.captions, strict=True):
+        owned[owner].append(caption)
+    best = ceiling(owned, code_tables.fitting_recall(split))
+    return retrieval.summary(best["i2t"], best["t2i"])
+
+
 def view_tables(assembly: Assembly, params: Params, split: EvalSplit, image: Embedded, text: Embedded,
                 ks: Sequence[int], weight: float, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:  # fmt: skip
     """The tables of one view; see `evaluate`."""
     tables: dict[str, Any] = {"itc": code_tables.cosine_table(image.embed, text.embed, split)}
+    if assembly.config.eval.right == "own":
+        tables["ceiling"] = best_possible(split)
     if ks:
         say(f"re-ranking the best {', '.join(map(str, ks))} with ITM")
         positives = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))

@@ -203,27 +203,6 @@ def positives_from_owners(
     return to_text, table[key]
 
 
-def best_possible(
-    caption_owner: np.ndarray, text_keys: np.ndarray, images: int, ks: Sequence[int] = (1, 5, 10)
-) -> dict[str, object]:
-    """The best `summary` that a model can reach where an image's own captions alone are right, and a caption's own image.
-
-    Identical captions are one query and one candidate: of the m images that share a text at most min(k, m) are among its
-    first k, so each of its m queries is answered with that share; and an image whose best text occurs c times in the
-    gallery, o of them its own, finds the first of these at the expected rank (c + 1) / (o + 1).
-
-    Args as in `positives_from_owners`.
-    """
-    _, text = np.unique(np.asarray(text_keys), return_inverse=True)
-    (owner, owned), own = np.unique(np.stack([np.asarray(caption_owner), text]), axis=1, return_counts=True)
-    copies, sharing = np.bincount(text), np.bincount(owned)[text]
-    rank = np.full(images, np.inf)
-    np.minimum.at(rank, owner, (copies[owned] + 1) / (own + 1))
-    i2t = {f"R@{k}": 100.0 * float(np.mean(rank <= k)) for k in ks}
-    t2i = {f"R@{k}": 100.0 * float(np.mean(np.minimum(k, sharing) / sharing)) for k in ks}
-    return summary(i2t, t2i)
-
-
 def _groups(group: np.ndarray, values: np.ndarray, count: int) -> list[np.ndarray]:
     """Values of each group 0 .. count-1, in order."""
     order = np.argsort(group, kind="stable")

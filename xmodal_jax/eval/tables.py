@@ -6,6 +6,7 @@ from typing import Any
 
 Tables = dict[str, Any]
 
+CEILING = "best possible (captions repeat)"
 RIGHT = {
     "text": "Right is any picture whose captions hold the same text, in both directions.",
     "own": "Right is a picture's own captions alone, and a caption's own picture.",
@@ -55,10 +56,10 @@ def retrieval_rows(result: Tables) -> list[Row]:
         rows.append(Row(view, "embeddings (ITC)", tables["itc"]))
         for k, summary in sorted(tables.get("rerank", {}).items(), key=lambda entry: int(entry[0])):
             rows.append(Row(view, f"ITM re-ranks the best {k}" if int(k) else "no re-ranking", summary))
+        if "ceiling" in tables:
+            rows.append(Row(view, CEILING, tables["ceiling"]))
         if "codes" in tables:
             rows.append(Row(view, f"{tables['codes']['bits']:.0f}-bit codes (Hamming)", tables["codes"]))
-    if "ceiling" in result:
-        rows.append(Row("any", "best possible (captions repeat)", result["ceiling"]))
     if "ensemble" in result:
         rows.append(Row("views averaged", "embeddings (ITC)", result["ensemble"]))
     return rows

@@ -4,7 +4,7 @@ import io
 from typing import Any
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.eval.tables import DIRECTIONS, by_length, recall_names, retrieval_rows
+from xmodal_jax.eval.tables import CEILING, DIRECTIONS, by_length, recall_names, retrieval_rows
 from xmodal_jax.report.content import Content, Curve
 
 COLOURS = {"i2t": "#1f5fa8", "t2i": "#e07b00"}
@@ -61,7 +61,7 @@ def curve_chart(curve: Curve, kind: str, width: float = 2.6, height: float = 2.0
 
 
 def recall_bars(content: Content, measure: str = "R@1") -> list[tuple[str, dict[str, float], bool]]:
-    """(label, {direction: recall}, is a floor) of every bar: floors first, then the rows of this run."""
+    """(label, {direction: recall}, is none of this run) of every bar: floors first, then the rows of this run."""
     bars = [
         (floor.name, {"i2t": floor.i2t[measure], "t2i": floor.t2i[measure]}, True)
         for floor in content.floors
@@ -72,7 +72,8 @@ def recall_bars(content: Content, measure: str = "R@1") -> list[tuple[str, dict[
     kept = [row for row in rows if row.view in whole] or rows
     for row in kept:
         label = f"this run: {row.name}" + (", views averaged" if row.view == "views averaged" else "")
-        bars.append((label, {side: row.summary[side][measure] for side in DIRECTIONS}, False))
+        best = row.name == CEILING
+        bars.append((CEILING if best else label, {side: row.summary[side][measure] for side in DIRECTIONS}, best))
     return bars
 
 

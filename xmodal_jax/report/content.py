@@ -97,7 +97,7 @@ def gather(workdir: pathlib.Path) -> Content:
     config = assembly.config
     split, card = config.data.eval_split, Card.load(config.data.path)
     result = read_result(workdir, split)
-    found = Evaluator(assembly, params).open(split, "")
+    found = Evaluator(assembly, params).open(split, "", result.get("right", "text"))
     embedder = Embedder(assembly.model, params)
     image, text = (embedder.split(found, side, config.eval.batch_size) for side in ("image", "text"))
     lines = read_metrics(workdir)
