@@ -44,6 +44,10 @@ RANDOM = ("joint.start=random", "optimizer.groups=()", "objectives.hash_triplet.
 UNSHARED = ("image.pool=mean", "text.pool=mean", "optimizer.groups=(('_head/', 0.1),)")
 PLAIN = "objectives.hash_quality.quantization=0.0"
 SUPCON = ("objectives.hash_supcon.weight=1.0", "objectives.hash.similarity=0.0")
+MINILM = (  # frozen, with a head of the picture's size; what TF-IDF cannot know of words that no training caption has
+    "text.kind=bert", "text.init=minilm", "text.tokenizer=minilm", "text.keep=True", "text.hidden=1536",
+    "text.head_hidden=768", "image.head_hidden=768", "optimizer.freeze=^text/", "objectives.hash_distance.weight=0.0",
+)  # fmt: skip
 ROWS = (
     *lengths("TECMH", TECMH, (64, 512)),  # a run takes ten times what ViT2CMH's does
     Row("TECMH", "nested, without the shared transformer", TECMH, (*NESTED, *UNSHARED), PAIRS),
@@ -59,6 +63,7 @@ ROWS = (
     Row("CMHR-DRN", "64 bits, without distances", CMHR, (*at(64), "objectives.hash_distance.weight=0.0"), LABELS),
     *(Row("CMHR-DRN", f"{bits} bits, supervised contrast in place of the likelihood", CMHR, (*at(bits), *SUPCON), LABELS)
       for bits in (64, 128)),
+    Row("CMHR-DRN", "64 bits, supervised contrast, MiniLM in place of TF-IDF", CMHR, (*at(64), *SUPCON, *MINILM), LABELS),
     Row("CMHR-DRN", "64 bits, Adam to the end", CMHR, (*at(64), "optimizer.sgd_after=0"), LABELS),
 )  # fmt: skip
 
