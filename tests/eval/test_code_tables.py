@@ -112,3 +112,11 @@ def test_means_reach_into_lists_and_leave_out_what_is_missing():
     assert mean_tables([{"codes": 1.0, "labels": 2.0}, {"codes": 3.0}]) == {"codes": 2.0, "labels": 2.0}
     assert mean_tables([{"codes": 3.0}, {"codes": 1.0, "labels": {"x": 2.0}}]) == {"codes": 2.0, "labels": {"x": 2.0}}
     assert mean_tables([{"names": ["a"]}, {"names": ["a", "b"]}]) == {"names": ["a"]}
+
+
+def test_a_head_that_gives_signs_has_nothing_before_them(case):
+    image, text, split, tables = case
+    signed = [Embedded(side.embed, codes=np.sign(side.codes)) for side in (image, text)]
+    found = code_tables.all_tables(*signed, split, (8, BITS))
+    assert "relaxed" not in found and "relaxed" not in found["nested"]["8"]
+    assert found["codes"]["i2t"] == tables["codes"]["i2t"]

@@ -18,7 +18,8 @@ DIRECTIONS = ("i2t", "t2i")
 def all_tables(image: Embedded, text: Embedded, split: EvalSplit, lengths: Sequence[int]) -> dict[str, Any]:
     """The tables of the whole codes, and under "nested" {bits: the same} those of the shorter `lengths`, the first bits.
 
-    Tables are "codes", "relaxed" (`relaxed_table`), where the split has labels "labels" and "label_curves", and for all lengths once "int8": that of the
+    Tables are "codes", "relaxed" (`relaxed_table`; none of a head that gives signs), where the split has labels "labels"
+    and "label_curves", and for all lengths once "int8": that of the
     embeddings where the gallery is kept in a quarter of the bytes, as an index keeps it; queries stay float32.
     """
     *short, whole = lengths
@@ -58,9 +59,8 @@ def tables_of(image: Embedded, text: Embedded, split: EvalSplit, bits: int) -> d
     """The tables of the first `bits` bits."""
     sides = image.codes[:, :bits], text.codes[:, :bits]
     tables = {"codes": codes_table(*sides, split) | {"float_bytes": 4 * image.embed.shape[1]}}
-    if not all(
-        np.isin(np.abs(side), (0, 1)).all() for side in sides
-    ):  # a head that gives signs has nothing before them
+    # a head that gives signs has nothing before them
+    if not all(np.isin(np.abs(side), (0, 1)).all() for side in sides):
         tables["relaxed"] = relaxed_table(*sides, split)
     if split.labels is None or not split.labels.any():
         return tables
