@@ -1,6 +1,6 @@
 """Train and evaluate every row of the hashing table, and write the table and the plot of storage against recall.
 
-    python benchmarks/hashing.py --data flickr8k=DIR [--data emoji_views=DIR] [--data openclipart=DIR] [--seeds 1] [--only TECMH]
+    python benchmarks/hashing.py --data flickr8k=DIR [--data emoji_views=DIR] [--data openclipart=DIR] [--seeds 1] [--only TECMH] [--keep RUNS]
 
 Rows and budgets are in benchmarks/hashing_rows.py. Each run is one line of `--out`.jsonl; the same command goes on after the
 last line, and `--out`.md and `--out`.png are written anew after each run. The floors of the label-level sets are read from

@@ -174,9 +174,8 @@ def tables_of(view: str, split: Labelled, code: Codes) -> dict[str, Any]:
     ks = tuple(k for k in (1, 5, 10) if k <= min(len(image), len(text)))
     found = retrieval.summary(*(hashing.hamming_recall(*side, ks) for side in sides))
     if labels.any():
-        found["labels"] = hashing.label_table(
-            image, text, labels[records], labels[test.owner[mine]], min(50, len(image), len(text))
-        )
+        asked = hashing.Labelled(image, text, labels[records], labels[test.owner[mine]])
+        found["labels"] = hashing.label_table(asked, asked, min(50, len(image), len(text)))
     return found
 
 

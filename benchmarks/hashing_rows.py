@@ -39,6 +39,21 @@ def text_tower(name: str, *overrides: str, rates: tuple[float, ...] = (1e-3, 3e-
     )
 
 
+def picture_tower(name: str, *overrides: str, rates: tuple[float, ...] = (1e-3, 3e-4)) -> tuple[Row, ...]:
+    """ViT2CMH with a picture tower learnt from the training pictures alone, 96 px, beside the frozen MiniLM, at two rates."""
+    pixels = ("data.features=()", "data.image_size=96", "image.pool=mean", *RANDOM)
+    return tuple(
+        Row(
+            "picture towers",
+            f"{name}, rate {rate:g}",
+            VIT2CMH,
+            (*NESTED, *pixels, f"optimizer.lr={rate}", *overrides),
+            PAIRS,
+        )
+        for rate in rates
+    )
+
+
 NESTED = at(BITS[-1], BITS[:-1])
 RANDOM = ("joint.start=random", "optimizer.groups=()", "objectives.hash_triplet.mean_steps=47")  # an epoch
 UNSHARED = ("image.pool=mean", "text.pool=mean", "optimizer.groups=(('_head/', 0.1),)")
@@ -59,6 +74,8 @@ ROWS = (
     *text_tower("BERT from scratch, 2 layers", "text.layers=2"),
     *text_tower("bidirectional GRU from scratch", "text.kind=gru", "text.hidden=300", "text.layers=1"),
     *text_tower("TF-IDF", "text.kind=tfidf", "text.hidden=384"),
+    *picture_tower("ViT from scratch, 6 layers", "image.kind=vit", "image.width=192", "image.layers=6", "image.heads=3", "image.hidden=768"),
+    *picture_tower("ResNet-14 from scratch", "image.kind=resnet", "image.depth=14", "image.width=512"),
     *(Row("CMHR-DRN", f"{bits} bits", CMHR, at(bits), LABELS) for bits in LABEL_BITS),
     Row("CMHR-DRN", "64 bits, without distances", CMHR, (*at(64), "objectives.hash_distance.weight=0.0"), LABELS),
     *(Row("CMHR-DRN", f"{bits} bits, supervised contrast in place of the likelihood", CMHR, (*at(bits), *SUPCON), LABELS)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import sys
 import tempfile
@@ -180,8 +181,11 @@ def data_folders(given: list[str], sets: Iterable[str]) -> dict[str, str]:
     return dict(item.split("=", 1) for item in given)
 
 
-def one_run(table: Table, job: Job, data: str) -> Line:
-    """`Table.measure` in a folder that is gone afterwards."""
+def one_run(table: Table, job: Job, data: str, keep: pathlib.Path | None = None) -> Line:
+    """`Table.measure` in a folder that is gone afterwards, or stays under `keep` with the words of its label as its name."""
+    if keep:
+        folder = keep / re.sub(r"[^a-z0-9]+", "-", " ".join(map(str, label(job).values())).lower())
+        return table.measure(job, data, folder) | {"machine": machine()}
     folder = pathlib.Path(tempfile.mkdtemp(prefix="table-"))
     try:
         return table.measure(job, data, folder) | {"machine": machine()}
@@ -195,7 +199,8 @@ def missing(table: Table, jobs: Iterable[Job], path: pathlib.Path) -> list[Job]:
     return [job for job in jobs if label(job) not in done]
 
 
-def run_all(table: Table, data: dict[str, str], seeds: int, only: str, out: pathlib.Path) -> None:
+def run_all(table: Table, data: dict[str, str], seeds: int, only: str, out: pathlib.Path,
+            keep: pathlib.Path | None = None) -> None:  # fmt: skip
     """Run what is missing, a line each, and write the table anew after each of them."""
     path = out.with_suffix(".jsonl")
     todo = missing(table, table.jobs(data, seeds, only), path)
@@ -207,7 +212,7 @@ def run_all(table: Table, data: dict[str, str], seeds: int, only: str, out: path
         left = f", about {spent / ran * rest / 60:.0f} min left" if ran else ""
         said = " | ".join(map(str, label(job).values()))
         print(f"[{number + 1}/{len(todo)}{left}] {said}", file=sys.stderr, flush=True)
-        line = one_run(table, job, data[job[0]])
+        line = one_run(table, job, data[job[0]], keep)
         with alone(out.parent):  # another process may do other rows, and may have begun this one too
             if missing(table, [job], path):
                 replace(path, whole_lines(path) + json.dumps(line) + "\n")
@@ -226,6 +231,7 @@ def table_main(table: Table, description: str, out: str, seeds: int) -> None:
     parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--only", default="", help="a system or a row")
     parser.add_argument("--out", type=output_file, default=out)
+    parser.add_argument("--keep", type=pathlib.Path, help="a folder that the runs are kept in; default: they are not")
     args = parser.parse_args()
     known = dict.fromkeys(name for row in table.rows for name in (row.system, row.name))
     refuse_unless(
@@ -233,4 +239,4 @@ def table_main(table: Table, description: str, out: str, seeds: int) -> None:
     )
     refuse_unless(args.seeds > 0, f"--seeds is {args.seeds}; write 1 or more")
     set_up_jax()
-    run_all(table, data_folders(args.data, sets), args.seeds, args.only, args.out)
+    run_all(table, data_folders(args.data, sets), args.seeds, args.only, args.out, args.keep)

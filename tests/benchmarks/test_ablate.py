@@ -135,7 +135,7 @@ def shared(monkeypatch, tmp_path):
     table = dataclasses.replace(ablate.TABLE, rows=(row,), write=lambda lines, path: None)
 
     def run(do, seeds):
-        monkeypatch.setattr(runs, "one_run", lambda table, job, data: do(job))
+        monkeypatch.setattr(runs, "one_run", lambda table, job, data, keep: do(job))
         runs.run_all(table, {"emoji_views": "data"}, seeds, "", tmp_path / "table")
 
     return run, tmp_path / "table.jsonl"

@@ -38,7 +38,8 @@ def test_every_length_is_that_of_the_first_bits(case):
         codes, sides = own["codes"], (image.codes[:, :bits], text.codes[:, :bits])
         assert codes["i2t"] == hashing.hamming_recall(*sides, to_text) and codes["bits"] == bits
         assert codes["t2i"] == hashing.hamming_recall(*sides[::-1], to_image) and codes["bytes"] == bits // 8
-        labels = hashing.label_table(*sides, split.labels, split.labels[split.caption_owner], RECORDS)
+        both = hashing.Labelled(*sides, split.labels, split.labels[split.caption_owner])
+        labels = hashing.label_table(both, both, RECORDS)
         assert labels["i2t"].items() <= own["labels"]["i2t"].items()
         assert own["labels"]["t2i"]["P random"] == pytest.approx(1 / 3)
     assert tables["codes"]["float_bytes"] == 24 and tables["codes"]["rSum"] > tables["nested"]["8"]["codes"]["rSum"]
@@ -98,6 +99,40 @@ def test_chance_stands_beside_recall_and_precision(case):
     assert codes["chance"]["i2t"]["R@1"] == pytest.approx(100 * 2 / (2 * RECORDS))
     assert codes["precision"]["t2i"]["P random"] == pytest.approx(1 / RECORDS)
     assert codes["precision"]["t2i"]["P@1"] == pytest.approx(codes["t2i"]["R@1"] / 100, abs=0.05)
+
+
+def test_a_gallery_of_other_records_is_what_labels_are_looked_for_in(case, rng):
+    """By hand: the average precision of each query over the other records, ties in every order."""
+    image, text, split, tables = case
+    other = hashing.Labelled(rng.normal(size=(9, BITS)), rng.normal(size=(15, BITS)), np.eye(3)[[0] * 5 + [1] * 4],
+                             np.eye(3)[[0] * 10 + [2] * 5])  # fmt: skip
+    found = code_tables.all_tables(image, text, split, (8, BITS), other)
+    for bits, own in ((8, found["nested"]["8"]), (BITS, found)):
+        for side, query, gallery, wanted, has in (
+            ("i2t", image.codes, other.text, split.labels, other.text_labels),
+            ("t2i", text.codes, other.image, split.labels[split.caption_owner], other.image_labels),
+        ):
+            scores = np.sign(query[:, :bits]) @ np.sign(gallery[:, :bits]).T
+            right = wanted @ has.T > 0
+            values = [expected_precision(*row) for row in zip(scores, right) if row[1].any()]
+            assert own["labels"][side]["MAP@ALL"] == pytest.approx(np.mean(values), abs=1e-5)
+            shares = right.mean(1)[right.any(1)]
+            assert own["labels"][side]["P random"] == pytest.approx(shares.mean())
+    assert found["codes"] == tables["codes"] and found["int8"] == tables["int8"]
+    assert "mAP@9" in found["labels"]["t2i"] and "P@10" not in found["labels"]["t2i"]
+
+
+def expected_precision(scores, right):
+    """Average precision expected over all orders of equal scores (McSherry and Najork 2008), a tie at a time."""
+    total, before, found = 0.0, 0, 0
+    for score in sorted(set(scores), reverse=True):
+        tied = scores == score
+        n, r = int(tied.sum()), int(right[tied].sum())
+        for place in range(1, n + 1):
+            others = (r - 1) * (place - 1) / (n - 1) if n > 1 else 0.0
+            total += r / n * (found + others + 1) / (before + place)
+        before, found = before + n, found + r
+    return total / right.sum()
 
 
 def test_without_labels_there_are_no_label_tables(case):

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from xmodal_jax.cli import main
-from xmodal_jax.config import check
+from xmodal_jax.config_checks import check
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.evaluate import Evaluator, ensure_weight, evaluate
 from xmodal_jax.eval.tables import notes, retrieval_grid
@@ -97,3 +97,27 @@ def test_a_finished_run_takes_them_on_the_command_line(tiny_run, capsys):
     assert main([*command, "--config.eval.views=('oil',)"]) == 2
     assert "config.eval.views" in capsys.readouterr().err
     assert main(["eval", "--workdir", str(tiny_run[0])]) == 0  # as the other tests expect it
+
+
+def test_codes_are_asked_of_the_splits_that_are_the_gallery(opened_run):
+    """Named itself, the split is what it is without a name; the training split has other records and other values."""
+    assembly, params = opened_run
+    plain, own, other = (
+        evaluate(changed(assembly, eval={"gallery": gallery, "rerank": ()}), params) for gallery in ((), ("test",), ("train", "test"))
+    )
+    assert own["mean"] == plain["mean"] and other["mean"]["codes"] == plain["mean"]["codes"]
+    assert other["mean"]["labels"]["i2t"]["MAP@ALL"] != plain["mean"]["labels"]["i2t"]["MAP@ALL"]
+    assert any("rank the splits train, test" in line for line in notes(other))
+    with pytest.raises(UserError, match="no split 'valid'|'valid'"):
+        evaluate(changed(assembly, eval={"gallery": ("valid",)}), params)
+
+
+def test_a_gallery_wants_labels(opened_run, shapes_files, tmp_path):
+    assembly, params = opened_run
+    rows = [json.loads(line) for line in shapes_files.read_text().splitlines()]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(row | {"labels": []}) for row in rows))
+    command = ["data", "prepare", "jsonl", "--path", tmp_path / "pairs.jsonl", "--root", shapes_files.parent]
+    assert main([*map(str, command), "--out", str(tmp_path / "set")]) == 0
+    bare = changed(assembly, data={"path": str(tmp_path / "set")}, eval={"gallery": ("train",)})
+    with pytest.raises(UserError, match="config.eval.gallery is .*has no labels; write"):
+        evaluate(bare, params)

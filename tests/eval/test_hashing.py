@@ -66,7 +66,8 @@ def test_random_codes_are_worth_chance_and_good_codes_more(rng):
     label = rng.integers(0, 4, 60)
     labels = np.eye(4)[label]
     good = 2.0 * np.eye(4).repeat(4, axis=1)[label] - 1.0
-    row = hashing.label_table(good, good, labels, labels, k=10)["i2t"]
+    both = hashing.Labelled(good, good, labels, labels)
+    row = hashing.label_table(both, both, k=10)["i2t"]
     assert row["MAP@ALL"] == row["mAP@10"] == pytest.approx(1.0)
     assert 0.2 < row["MAP@ALL random"] < 0.35
     assert row["MAP@ALL random"] == hashing.random_code_value(labels, labels, 16)

@@ -15,16 +15,18 @@ PRECISION_AT = (1, 10, 50, 100, 500)
 DIRECTIONS = ("i2t", "t2i")
 
 
-def all_tables(image: Embedded, text: Embedded, split: EvalSplit, lengths: Sequence[int]) -> dict[str, Any]:
+def all_tables(image: Embedded, text: Embedded, split: EvalSplit, lengths: Sequence[int],
+               gallery: hashing.Labelled | None = None) -> dict[str, Any]:  # fmt: skip
     """The tables of the whole codes, and under "nested" {bits: the same} those of the shorter `lengths`, the first bits.
 
     Tables are "codes", "relaxed" (`relaxed_table`; none of a head that gives signs), where the split has labels "labels"
     and "label_curves", and for all lengths once "int8": that of the
-    embeddings where the gallery is kept in a quarter of the bytes, as an index keeps it; queries stay float32.
+    embeddings where the gallery is kept in a quarter of the bytes, as an index keeps it; queries stay float32. `gallery`:
+    what is asked for a shared label in place of the split itself.
     """
     *short, whole = lengths
-    tables = tables_of(image, text, split, whole) | {"int8": int8_table(image.embed, text.embed, split)}
-    return tables | ({"nested": {str(bits): tables_of(image, text, split, bits) for bits in short}} if short else {})
+    tables = tables_of(image, text, split, whole, gallery) | {"int8": int8_table(image.embed, text.embed, split)}
+    return tables | ({"nested": {str(bits): tables_of(image, text, split, bits, gallery) for bits in short}} if short else {})
 
 
 def cosine_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[str, Any]:
@@ -55,7 +57,8 @@ def fitting_recall(split: EvalSplit) -> tuple[int, ...]:
     return tuple(k for k in (1, 5, 10) if k <= min(len(split.keys), len(split.captions)))
 
 
-def tables_of(image: Embedded, text: Embedded, split: EvalSplit, bits: int) -> dict[str, Any]:
+def tables_of(image: Embedded, text: Embedded, split: EvalSplit, bits: int,
+              gallery: hashing.Labelled | None = None) -> dict[str, Any]:  # fmt: skip
     """The tables of the first `bits` bits."""
     sides = image.codes[:, :bits], text.codes[:, :bits]
     tables = {"codes": codes_table(*sides, split) | {"float_bytes": 4 * image.embed.shape[1]}}
@@ -64,24 +67,34 @@ def tables_of(image: Embedded, text: Embedded, split: EvalSplit, bits: int) -> d
         tables["relaxed"] = relaxed_table(*sides, split)
     if split.labels is None or not split.labels.any():
         return tables
-    labels = (split.labels, split.labels[split.caption_owner])
-    ns = fitting_precision(split)
-    tables["labels"] = hashing.label_table(*sides, *labels, min(50, len(split.keys)))
-    found = both_ways(sides, [curves.by_labels(*labels), curves.by_labels(*labels[::-1])])
-    for side, counted in found.items():
-        tables["labels"][side] |= curves.precision_at(counted, ns) | {"P random": curves.chance_precision(counted)}
-    return tables | {"label_curves": {side: curves.curve(counted) for side, counted in found.items()}}
+    asked = labelled(image, text, split).first(bits)
+    return tables | label_tables(asked, asked if gallery is None else gallery.first(bits))
 
 
-def both_ways(sides: tuple[np.ndarray, np.ndarray], relevant: Sequence[curves.Relevant]) -> dict[str, curves.Counts]:
-    """The histograms of both directions, {"i2t", "t2i"}; `relevant` in the same order."""
-    pairs = (sides, sides[::-1])
-    return {side: curves.counts(*pair, own) for side, pair, own in zip(DIRECTIONS, pairs, relevant, strict=True)}
+def labelled(image: Embedded, text: Embedded, split: EvalSplit) -> hashing.Labelled:
+    """The codes of a split with its labels."""
+    return hashing.Labelled(image.codes, text.codes, split.labels, split.labels[split.caption_owner])
 
 
-def fitting_precision(split: EvalSplit) -> tuple[int, ...]:
-    """The N of P@N that both galleries have."""
-    return tuple(n for n in PRECISION_AT if n <= min(len(split.keys), len(split.captions)))
+def label_tables(asked: hashing.Labelled, gallery: hashing.Labelled) -> dict[str, Any]:
+    """MAP and precision ("labels") and curves ("label_curves") of what shares a label with the queries, both directions."""
+    smaller = min(len(gallery.image), len(gallery.text))
+    table, drawn = hashing.label_table(asked, gallery, min(50, smaller)), {}
+    ways = (
+        (asked.image, gallery.text, curves.by_labels(asked.image_labels, gallery.text_labels)),
+        (asked.text, gallery.image, curves.by_labels(asked.text_labels, gallery.image_labels)),
+    )
+    for side, way in zip(DIRECTIONS, ways, strict=True):
+        counted = curves.counts(*way)
+        table[side] |= curves.precision_at(counted, fitting_precision(smaller))
+        table[side] |= {"P random": curves.chance_precision(counted)}
+        drawn[side] = curves.curve(counted)
+    return {"labels": table, "label_curves": drawn}
+
+
+def fitting_precision(smaller: int) -> tuple[int, ...]:
+    """The N of P@N that galleries of at least `smaller` rows have."""
+    return tuple(n for n in PRECISION_AT if n <= smaller)
 
 
 def codes_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[str, Any]:
@@ -100,8 +113,8 @@ def codes_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[s
     table |= {"optimistic": recall(lambda place: place.above + 1)}
     table |= {"pessimistic": recall(lambda place: place.above + place.tied - place.relevant + 1)}
     table |= {"chance": {side: curves.random_recall(right, len(pair[1]), ks) for side, pair, right in pairs}}
-    counted = both_ways((image, text), [curves.by_positives(right, len(pair[1])) for _, pair, right in pairs])
-    ns = fitting_precision(split)
+    counted = {side: curves.counts(*pair, curves.by_positives(right, len(pair[1]))) for side, pair, right in pairs}
+    ns = fitting_precision(min(len(split.keys), len(split.captions)))
     precision = lambda own: curves.precision_at(own, ns) | {"P random": curves.chance_precision(own)}
     table |= {"precision": {side: precision(own) for side, own in counted.items()}}
     table |= {"curves": {side: curves.curve(own) for side, own in counted.items()}}

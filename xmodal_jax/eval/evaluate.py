@@ -13,6 +13,7 @@ from xmodal_jax.data.pipeline import EvalSplit, Split, eval_split, refuse_unknow
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval import code_tables, rerank, retrieval
 from xmodal_jax.eval.embed import Embedded, Embedder, PairScorer
+from xmodal_jax.eval.hashing import Labelled
 from xmodal_jax.train.texts import kept_texts
 from xmodal_jax.types import Params
 
@@ -64,7 +65,7 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
     called before every block that is encoded, and what it raises ends the evaluation.
 
     Returns:
-      {"split", "records", "captions", "data", "languages", "views": {view: tables}, "mean": the mean over the views, "combine", "weight", "right"};
+      {"split", "records", "captions", "data", "languages", "views": {view: tables}, "mean": the mean over the views, "combine", "weight", "right", "gallery"};
       a view's tables are "itc", "rerank" {k: summary}, those of `code_tables.all_tables`, and where only own captions are right "ceiling"
       (`best_possible`); with several views also "ensemble" (their mean embedding).
     """
@@ -81,15 +82,35 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
         if captions != found.captions:  # records without a view are left out, and their captions with them
             text, captions = embedder.split(found, "text", config.eval.batch_size, bool(ks)), found.captions
         keys.append(found.keys)
-        tables[view] = view_tables(assembly, params, found, image, text, ks, weight, quick, say)
+        gallery = None if quick or not embedder.hashes else database(evaluator, view, say)
+        tables[view] = view_tables(assembly, params, found, image, text, ks, weight, quick, say, gallery)
         images.append(image.embed)
     result = {"split": split, "records": len(found.keys), "captions": len(found.captions)}
     result |= {"data": config.data.path, "languages": list(config.eval_data.languages)}
     result |= {"combine": config.eval.combine, "weight": weight, "right": config.eval.right}
+    result |= {"gallery": list(config.eval.gallery)}
     result |= {"views": tables, "mean": mean_tables(list(tables.values()))}
     if len(images) > 1 and all(own == keys[0] for own in keys):
         result["ensemble"] = code_tables.cosine_table(np.mean(images, axis=0), text.embed, found)
     return result
+
+
+def database(evaluator: Evaluator, view: str, say: Callable[[str], None] = lambda _: None) -> Labelled | None:
+    """The codes and labels of all records of the splits `config.eval.gallery`, one after the other; None without any.
+
+    Raises UserError for a split that does not exist, or a data set without labels.
+    """
+    config, parts = evaluator.assembly.config, []
+    for name in config.eval.gallery:
+        found = evaluator.open(name, view)
+        refuse_unless(
+            found.labels is not None,
+            f"config.eval.gallery is {config.eval.gallery}, but {config.data.path} has no labels; write ()",
+        )
+        say(f"encoding the gallery {name}: {len(found.keys)} images ({view}) and {len(found.captions)} captions")
+        sides = (evaluator.embedder.split(found, side, config.eval.batch_size) for side in ("image", "text"))
+        parts.append(code_tables.labelled(*sides, found))
+    return Labelled(*map(np.concatenate, zip(*parts))) if parts else None
 
 
 def best_possible(split: EvalSplit) -> dict[str, Any]:
@@ -102,8 +123,9 @@ def best_possible(split: EvalSplit) -> dict[str, Any]:
 
 
 def view_tables(assembly: Assembly, params: Params, split: EvalSplit, image: Embedded, text: Embedded,
-                ks: Sequence[int], weight: float, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:  # fmt: skip
-    """The tables of one view; see `evaluate`."""
+                ks: Sequence[int], weight: float, quick: bool, say: Callable[[str], None],
+                gallery: Labelled | None = None) -> dict[str, Any]:  # fmt: skip
+    """The tables of one view; see `evaluate`. `gallery`: what codes are asked for a shared label (`database`)."""
     tables: dict[str, Any] = {"itc": code_tables.cosine_table(image.embed, text.embed, split)}
     if assembly.config.eval.right == "own":
         tables["ceiling"] = best_possible(split)
@@ -117,7 +139,7 @@ def view_tables(assembly: Assembly, params: Params, split: EvalSplit, image: Emb
         )
     if image.codes is not None and not quick:
         say("codes")
-        tables |= code_tables.all_tables(image, text, split, assembly.config.joint.lengths)
+        tables |= code_tables.all_tables(image, text, split, assembly.config.joint.lengths, gallery)
     return tables
 
 

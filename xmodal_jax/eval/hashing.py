@@ -7,6 +7,7 @@ the textbook definition (some hashing code cuts the number of relevant items ins
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -172,21 +173,39 @@ def hamming_places(
     return retrieval.places(*signs, positives, chunk)
 
 
-def label_table(
-    image_codes: np.ndarray, text_codes: np.ndarray, image_labels: np.ndarray, text_labels: np.ndarray, k: int = 50
-) -> dict[str, dict[str, float]]:
+class Labelled(NamedTuple):
+    """Codes of pictures [n,K] and captions [m,K], signs or what they are the signs of, and multi-hot labels [n,C], [m,C]."""
+
+    image: np.ndarray
+    text: np.ndarray
+    image_labels: np.ndarray
+    text_labels: np.ndarray
+
+    def first(self, bits: int) -> "Labelled":
+        """The same with the first `bits` bits of the codes."""
+        return self._replace(image=self.image[:, :bits], text=self.text[:, :bits])
+
+    def signs(self) -> "Labelled":
+        """The same with codes of -1 and 1."""
+        image, text = (codes.unpack(codes.pack(side)) for side in (self.image, self.text))
+        return self._replace(image=image, text=text)
+
+
+def label_table(asked: Labelled, gallery: Labelled, k: int = 50) -> dict[str, dict[str, float]]:
     """MAP@ALL and mAP@k of the codes in both directions, each with the value of random codes beside it.
 
     Args:
-      image_codes: hash values [n,K], signs taken here; text_codes: [m,K].
-      image_labels: multi-hot [n,C]; text_labels: [m,C].
-      k: cut of mAP@k; at most the smaller side.
+      asked: the queries; gallery: what they rank, the same or a retrieval database of other records.
+      k: cut of mAP@k; at most the smaller side of the gallery.
 
     Returns:
       {"i2t" and "t2i": {"MAP@ALL", "MAP@ALL random", "mAP@k", "mAP@k random"}}, values between 0 and 1.
     """
-    image, text = (codes.unpack(codes.pack(side)) for side in (image_codes, text_codes))
-    sides = {"i2t": (image, text, image_labels, text_labels), "t2i": (text, image, text_labels, image_labels)}
+    ours, theirs = asked.signs(), gallery.signs()
+    sides = {
+        "i2t": (ours.image, theirs.text, ours.image_labels, theirs.text_labels),
+        "t2i": (ours.text, theirs.image, ours.text_labels, theirs.image_labels),
+    }
     return {name: _label_row(*side, k) for name, side in sides.items()}
 
 

@@ -151,6 +151,8 @@ def notes(result: Tables) -> list[str]:
         said.append(
             "MAP: the codes' mean average precision, relevant = shares a label; random = codes drawn at random."
         )
+        if result.get("gallery"):
+            said.append(f"MAP and P@N rank the splits {', '.join(result['gallery'])}; recall ranks the split itself.")
         said.append("P@N: share of relevant items among the first N, expected over ties; random = a random order.")
     if codes_grid(result) is not None:
         said.append("Codes: bytes of one item; Hamming distances tie often, and ranks are expected over ties.")
