@@ -12,7 +12,7 @@ from xmodal_jax.errors import UserError, refuse_unless
 
 PREPARED = (
     "emoji", "stamps", "openclipart", "karpathy", "precomp", "albef", "inaturalist", "mirflickr", "nuswide", "wikipedia",
-    "jsonl", "tfds",
+    "mat", "jsonl", "tfds",
 )  # fmt: skip
 TOKEN_VARIABLE = "MILVUS_TOKEN"
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -60,9 +60,10 @@ def data_prepare(args: argparse.Namespace, _: list[str]) -> None:
         "precomp": ("path", "images", "licence"),
         "albef": ("path", "images", "name", "licence"),
         "inaturalist": ("path", "images", "licence"),
-        "mirflickr": ("path", "licence"),
-        "nuswide": ("path", "images", "licence"),
+        "mirflickr": ("path", "queries", "train", "licence"),
+        "nuswide": ("path", "images", "train", "licence"),
         "wikipedia": ("path", "licence"),
+        "mat": ("path", "images", "vocabulary", "label_names", "queries", "train", "licence"),
         "jsonl": ("path", "root", "licence", "held_out"),
         "tfds": ("name", "data_dir", "image_key", "text_key", "label_key", "language", "licence"),
     }
@@ -75,7 +76,7 @@ def data_prepare(args: argparse.Namespace, _: list[str]) -> None:
         f"'{args.source}' takes no {option(extra[0]) if extra else ''}; "
         f"it takes {', '.join(map(option, names[args.source]))}",
     )
-    files = ("karpathy", "precomp", "albef", "inaturalist", "mirflickr", "nuswide", "wikipedia", "jsonl")
+    files = ("karpathy", "precomp", "albef", "inaturalist", "mirflickr", "nuswide", "wikipedia", "mat", "jsonl")
     needed = "path" if args.source in files else {"tfds": "name"}.get(args.source)
     refuse_unless(not needed or needed in given, f"'{args.source}' needs --{needed}; write --{needed}=...")
     card = prepare(SOURCES[args.source](**given), args.out, max_size=args.max_size, allow_bad=args.allow_bad)
@@ -256,8 +257,10 @@ def _data_parser(commands: Any) -> None:
     make = data.add_parser("prepare", help="write a data set folder from a source")
     make.add_argument("source", choices=PREPARED)
     make.add_argument("--out", required=True, help="folder to write")
-    make.add_argument("--path", help="karpathy: dataset_*.json; jsonl: the .jsonl file; the others: folder")
-    make.add_argument("--images", help="folder of the pictures (karpathy, precomp, albef, inaturalist, nuswide)")
+    make.add_argument("--path", help="karpathy: dataset_*.json; jsonl: the file; mat: file or folder; the others: folder")
+    make.add_argument("--images", help="folder of the pictures (karpathy, precomp, albef, inaturalist, nuswide, mat)")
+    make.add_argument("--vocabulary", help="mat: words of the columns of a bag of words, one a line")
+    make.add_argument("--label-names", help="mat: names of the columns of the labels, one a line")
     make.add_argument("--name", help="tfds: builder name; albef: start of the file names, as rsitmd")
     make.add_argument("--only", help="stamps: outermost folders, as animals,plants")
     make.add_argument("--label", help="stamps: folder or name; openclipart: folder or keyword (default: folder)")
@@ -265,6 +268,8 @@ def _data_parser(commands: Any) -> None:
         make.add_argument(f"--{name}")
     make.add_argument("--size", type=int, help="pixels that drawings (SVG) are rendered at")
     make.add_argument("--held-out", type=int, help="records of the test split")
+    make.add_argument("--queries", type=int, help="records of the test split (mirflickr, mat)")
+    make.add_argument("--train", type=int, help="records to train on, the others are split rest (mirflickr, nuswide, mat)")
     make.add_argument("--max-size", type=int, default=0, help="re-encode pictures with a longer side (pixels)")
     make.add_argument("--allow-bad", action="store_true", help="go on when over 1 %% of the source is unusable")
     make.set_defaults(run=data_prepare)

@@ -77,6 +77,9 @@ def test_nuswide(nuswide, put):
     assert items["actor/0001_771.jpg"].captions == {"en": ["blue tag1"]}
     assert sorted(items["actor/0001_771.jpg"].labels) == ["dog", "sky"]
     assert len(read(folder)) == 6
+    divided = [item.split for item in read(folder, top=2, train=1).values()]
+    assert sorted(divided[:3]) == ["rest", "rest", "train"] and divided[3:] == ["test"] * 2
+    assert nuswide_source(folder, train=1).arguments["train"] == 1 and "train" not in nuswide_source(folder).arguments
     for concept, row in marks.items():  # the other form of the labels says the same
         for title, own in (("Train", row[:4]), ("Test", row[4:])):
             put(f"Groundtruth/TrainTestLabels/Labels_{concept}_{title}.txt", " \n".join(own))

@@ -26,8 +26,45 @@ def lines_of(path: pathlib.Path) -> list[str]:
     return [line for line in path.read_text("utf-8", errors="replace").splitlines() if line.strip()]
 
 
-def _source(kind: str, folder: pathlib.Path, rows: list[Row], files: Sequence[pathlib.Path], licence: str) -> Source:
-    """A source of `rows`; `files` are those that say what the rows are."""
+def query_count(queries: int | None, count: int) -> int:
+    """How many of `count` records are the test split: `queries`, or 2,000 or a tenth of fewer. Raises `UserError`."""
+    number = min(HELD_OUT, count // 10) if queries is None else queries
+    refuse_unless(
+        0 <= number < max(1, count),
+        f"--queries is {number}, but there are {count} records to draw them from; write fewer, and at least 0.",
+    )
+    return number
+
+
+def divide_train(names: Sequence[str], splits: Sequence[str], usable: Sequence[bool], train: int) -> list[str]:
+    """`splits` with `train` of the "train" records left there, drawn by the hash of their names, and the others "rest".
+
+    That is the protocol of the literature: the retrieval database is "train" and "rest" together. Only `usable` records
+    are drawn; 0 leaves all where they are. Raises `UserError`.
+    """
+    open_names = [name for name, split, good in zip(names, splits, usable, strict=True) if split == "train" and good]
+    refuse_unless(
+        0 <= train <= len(open_names),
+        f"--train is {train}, but {len(open_names)} records that have a text are not queries; write at most that, or 0 "
+        "for all of them.",
+    )
+    if not train:
+        return list(splits)
+    drawn = {name for name, split in zip(open_names, split_groups(open_names, train), strict=True) if split == "test"}
+    return [
+        "rest" if split == "train" and name not in drawn else split for name, split in zip(names, splits, strict=True)
+    ]
+
+
+def _with_rest(rows: list[Row], train: int) -> list[Row]:
+    names, _, captions, _, splits = zip(*rows, strict=True) if rows else ((),) * 5
+    divided = divide_train(names, splits, [bool(text.strip()) for text in captions], train)
+    return [(*row[:4], split) for row, split in zip(rows, divided, strict=True)]
+
+
+def _source(kind: str, folder: pathlib.Path, rows: list[Row], files: Sequence[pathlib.Path], licence: str,
+            **options: int | None) -> Source:  # fmt: skip
+    """A source of `rows`; `files` are those that say what the rows are, `options` what else they depend on."""
 
     def items() -> Iterator[Item | Skip]:
         for key, picture, caption, labels, split in rows:
@@ -35,18 +72,21 @@ def _source(kind: str, folder: pathlib.Path, rows: list[Row], files: Sequence[pa
 
     content = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
     arguments = {"path": str(folder.resolve()), "content": content}
+    arguments |= {name: value for name, value in options.items() if value is not None}
     return Source(kind, folder.name, licence or TERMS, items, arguments, len(rows))
 
 
 # --- MIRFlickr-25K --------------------------------------------------------------------------------------------------
 
 
-def mirflickr_source(path: os.PathLike | str, narrow: bool = False, licence: str = "") -> Source:
+def mirflickr_source(
+    path: os.PathLike | str, narrow: bool = False, licence: str = "", queries: int | None = None, train: int = 0
+) -> Source:
     """`im*.jpg` and `meta/tags/tags*.txt` in the folder `path` (or its `mirflickr`), `annotations/*.txt` in or beside it.
 
     An annotation file lists the numbers of the pictures that have its name as a label: 24 potential labels, or with
-    `narrow` the 14 `*_r1` ones. 2,000 records (a tenth of fewer) are the test split, by the hash of their names. Raises
-    `UserError`.
+    `narrow` the 14 `*_r1` ones. `queries` records (default: 2,000, or a tenth of fewer) are the test split, by the hash
+    of their names; `train` as for `divide_train`. Raises `UserError`.
     """
     folder = existing(path, "MIRFlickr folder", folder=True)
     folder = folder / "mirflickr" if (folder / "mirflickr").is_dir() else folder
@@ -60,12 +100,13 @@ def mirflickr_source(path: os.PathLike | str, narrow: bool = False, licence: str
             labels.setdefault(_number(line.strip(), file), []).append(file.stem.removesuffix("_r1"))
     names = [file.stem for file in pictures]
     rows = []
-    for file, split in zip(pictures, split_groups(names, min(HELD_OUT, len(names) // 10)), strict=True):
+    for file, split in zip(pictures, split_groups(names, query_count(queries, len(names))), strict=True):
         number = _number(file.stem.removeprefix("im"), file)
         own = tags / f"tags{number}.txt"
         words = " ".join(lines_of(own)) if own.is_file() else ""
         rows.append((file.stem, file, words, tuple(labels.get(number, ())), split))
-    return _source("mirflickr", folder, rows, files, licence)
+    rows = _with_rest(rows, train)
+    return _source("mirflickr", folder, rows, files, licence, queries=queries, train=train or None)
 
 
 def _annotations(folder: pathlib.Path, narrow: bool) -> list[pathlib.Path]:
@@ -92,13 +133,17 @@ def _number(text: str, file: pathlib.Path) -> int:
 
 
 def nuswide_source(
-    path: os.PathLike | str, images: os.PathLike | str | None = None, top: int = 10, licence: str = ""
+    path: os.PathLike | str,
+    images: os.PathLike | str | None = None,
+    top: int = 10,
+    licence: str = "",
+    train: int = 0,
 ) -> Source:
     """`ImageList/{Train,Test}Imagelist.txt`, `Groundtruth/` and `All_Tags.txt` (or `AllTags1k.txt`) under `path`.
 
     Pictures are in `images` (default: `Flickr` in `path`). Only records with one of the `top` most frequent concepts are
     part of the set, as in the literature. Labels are read from `Groundtruth/TrainTestLabels`, or from `AllLabels` with
-    `ImageList/Imagelist.txt`. Raises `UserError`.
+    `ImageList/Imagelist.txt`. `train` as for `divide_train`, of the records of its list. Raises `UserError`.
     """
     folder = existing(path, "NUS-WIDE folder", folder=True)
     root = existing(images or folder / "Flickr", "image folder", folder=True)
@@ -118,7 +163,8 @@ def nuswide_source(
         kept = tuple(label for label in labels[name] if label in frequent)
         if kept:
             rows.append((name, root / name, tags.get(_photo(name), ""), kept, splits[name]))
-    return _source("nuswide", folder, rows, [*files, *read, *tag_file], licence)
+    rows = _with_rest(rows, train)
+    return _source("nuswide", folder, rows, [*files, *read, *tag_file], licence, train=train or None)
 
 
 def _photo(name: str) -> str:

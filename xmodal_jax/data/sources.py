@@ -409,6 +409,12 @@ def _wikipedia(**arguments) -> Source:
     return wikipedia_source(**arguments)
 
 
+def _mat(**arguments) -> Source:
+    from xmodal_jax.data.mat import mat_source
+
+    return mat_source(**arguments)
+
+
 SOURCES: dict[str, Callable[..., Source]] = {
     "emoji": _emoji,
     "stamps": _stamps,
@@ -420,6 +426,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "mirflickr": _mirflickr,
     "nuswide": _nuswide,
     "wikipedia": _wikipedia,
+    "mat": _mat,
     "jsonl": jsonl_source,
     "tfds": tfds_source,
 }

@@ -1,0 +1,259 @@
+"""Labelled sets of cross-modal hashing in MATLAB files: DCMH's `FLICKR-25K.mat` or its `iall`, `yall` and `lall`, and
+DCMHT's `index.mat`, `caption.mat` and `label.mat`.
+
+What a file is for is told by the names of its variables, in any case of letters. Pictures are an array or paths, texts
+are a 0/1 bag of words or sentences, and labels are 0/1 vectors.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from xmodal_jax.data.labelled import TERMS, divide_train, query_count
+from xmodal_jax.data.matfile import Variable, variables
+from xmodal_jax.data.sources import Item, Skip, Source, clean_captions, existing, file_item, split_groups
+from xmodal_jax.errors import refuse_unless
+
+KNOWN = {
+    "arrays": ("images", "iall"),
+    "names": ("index", "fall", "imgs"),
+    "texts": ("yall", "tall", "tags", "caption"),
+    "labels": ("lall", "category", "labels", "label"),
+}
+EXPECTED = (
+    "pictures (images or IAll as an array; index, FAll or imgs as paths), texts (YAll, TAll, tags or caption) and "
+    "labels (LAll, category, labels or label)"
+)
+VOCABULARIES = ("vocabulary.txt", "taglist.txt", "taglist1k.txt")  # the last is NUS-WIDE's
+LABEL_LISTS = ("label_names.txt",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What is known of all rows: key, captions, labels, split."""
+
+    keys: list[str]
+    captions: list[str | list[str]]
+    labels: list[tuple[str, ...]]
+    splits: list[str]
+
+    def fields(self, number: int) -> dict[str, Any]:
+        """The fields of the item of one row, but for its picture."""
+        return {"labels": self.labels[number], "group": self.keys[number], "split": self.splits[number]}
+
+
+def mat_source(
+    path: os.PathLike | str,
+    images: os.PathLike | str | None = None,
+    vocabulary: os.PathLike | str | None = None,
+    label_names: os.PathLike | str | None = None,
+    queries: int | None = None,
+    train: int = 0,
+    licence: str = "",
+) -> Source:
+    """A .mat file, or a folder of them, that holds pictures, texts and labels with the names in `EXPECTED`.
+
+    An array of pictures (three channels, 0 to 255) is written as PNG, a few dozen rows at a time; keys are row numbers.
+    Paths are looked for under `images` (default: `images` in the folder), however much of their start belongs to the
+    machine they were written on. A bag of words becomes the caption of the words that are set, named by the lines of
+    `vocabulary` (default: `vocabulary.txt`, `TagList.txt` or `TagList1k.txt` beside), else "w17"; labels by those of
+    `label_names` (`label_names.txt`), else "label3"; both count from 0. Texts may also be lines of `caption.txt`.
+
+    `queries` records (default: 2,000, or a tenth of fewer) are the test split, `train` is as for `divide_train`; both
+    are drawn by the hash of the keys, among rows with a text. Raises `UserError`.
+    """
+    folder, found = _found(pathlib.Path(path), prefer_names=images is not None)
+    pictures = found.get("arrays") or found["names"]
+    by_path = "names" in found
+    names = _names(pictures) if by_path else []
+    axes = () if by_path else _axes(pictures)
+    count = len(names) if by_path else pictures.shape[axes[0]]
+    captions = _captions(found["texts"], count, folder, vocabulary)
+    labels = _labels(found["labels"], count, folder, label_names)
+    keys = _keys(names) if by_path else [str(number) for number in range(count)]
+    rows = Rows(keys, captions, labels, _splits(keys, captions, queries, train))
+    options = {"queries": queries, "train": train or None}
+    if by_path:
+        root = existing(images or folder / "images", "image folder", folder=True)
+        options["images"] = str(root.resolve())
+        items = functools.partial(_path_items, names, root, rows)
+    else:
+        refuse_unless(images is None, f"--images goes with paths of pictures, and {pictures} holds the pictures.")
+        items = functools.partial(_array_items, pictures, axes, rows)
+    arguments = {"path": str(pathlib.Path(path).resolve()), "content": _digest(rows, pictures)}
+    arguments |= {name: value for name, value in options.items() if value is not None}
+    return Source("mat", pathlib.Path(path).name, licence or TERMS, items, arguments, count)
+
+
+def _digest(rows: Rows, pictures: Variable) -> str:
+    """Of all but the pictures themselves, as for other sources; an array of them may have many gigabytes."""
+    known = [rows.keys, rows.captions, rows.labels, pictures.shape]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+
+
+# --- what is where --------------------------------------------------------------------------------------------------
+
+
+def _found(path: pathlib.Path, prefer_names: bool) -> tuple[pathlib.Path, dict[str, Any]]:
+    """The folder, and {"arrays" or "names", "texts", "labels": variable}; texts may be the path of a `caption.txt`."""
+    folder = path if path.is_dir() else existing(path, "MATLAB file or folder").parent
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".mat") if path.is_dir() else [path]
+    refuse_unless(bool(files), f"{folder} has no .mat file; give the file, or the folder that holds them.")
+    held = [variable for file in files for variable in sorted(variables(file), key=lambda one: one.name)]
+    found: dict[str, Any] = {}
+    for what, names in KNOWN.items():
+        own = [variable for variable in held if variable.name.lower() in names]
+        several = f"{' and '.join(map(str, own))} are both {what}; give the file or the folder of one set."
+        refuse_unless(len(own) < 2, several)
+        found |= {what: own[0]} if own else {}
+    lines = _beside(folder, ("caption.txt",))
+    found |= {"texts": lines} if lines and "texts" not in found else {}
+    if "arrays" in found and "names" in found:
+        del found["arrays" if prefer_names else "names"]
+    whole = len(found) == 3 and {"texts", "labels"} < set(found)
+    names = ", ".join(variable.name for variable in held) or "nothing"
+    refuse_unless(
+        whole, f"{path} holds {names}, and a set needs {EXPECTED}; give the file, or the folder of files, that has all."
+    )
+    return folder, found
+
+
+def _beside(folder: pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
+    """The first of the text files `names` that is in `folder`, in any case of letters."""
+    there = {file.name.lower(): file for file in sorted(folder.iterdir()) if file.is_file()}
+    return next((there[name] for name in names if name in there), None)
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+    """All lines of a text file; an empty one counts, for the n-th belongs to the n-th row or column."""
+    lines = path.read_text("utf-8-sig", errors="replace").replace("\r\n", "\n").split("\n")
+    return [line.strip() for line in (lines[:-1] if lines[-1] == "" else lines)]
+
+
+# --- texts and labels -----------------------------------------------------------------------------------------------
+
+
+def _marks(variable: Variable, count: int) -> np.ndarray:
+    """bool [count,columns]; where the shape leaves it open, rows come first."""
+    marks = variable.marks()
+    marks = marks if len(marks) == count else marks.T
+    _refuse_other(variable, len(marks) if len(marks) == count else max(variable.shape), count)
+    return marks
+
+
+def _refuse_other(what: Any, rows: int, count: int) -> None:
+    refuse_unless(rows == count, f"{what} has {rows} rows for {count} pictures; give files of the same set.")
+
+
+def _captions(texts: Any, count: int, folder: pathlib.Path, vocabulary: Any) -> list[str | list[str]]:
+    if isinstance(texts, Variable) and texts.kind != "text":
+        marks = _marks(texts, count)
+        words = _column_names(vocabulary, folder, VOCABULARIES, "w", texts, marks.shape[1])
+        return [" ".join(words[column] for column in np.flatnonzero(row)) for row in marks]
+    refuse_unless(vocabulary is None, f"--vocabulary goes with a 0/1 bag of words, and {texts} holds texts.")
+    rows = texts.texts() if isinstance(texts, Variable) else _lines(texts)
+    _refuse_other(texts, len(rows), count)
+    return rows
+
+
+def _labels(variable: Variable, count: int, folder: pathlib.Path, given: Any) -> list[tuple[str, ...]]:
+    marks = _marks(variable, count)
+    names = _column_names(given, folder, LABEL_LISTS, "label", variable, marks.shape[1])
+    return [tuple(names[column] for column in np.flatnonzero(row)) for row in marks]
+
+
+def _column_names(given: Any, folder: pathlib.Path, known: Sequence[str], start: str, variable: Variable,
+                  count: int) -> list[str]:  # fmt: skip
+    """The names of the columns: the lines of the file given or beside, else `start` and a number."""
+    path = existing(given, "list of names") if given else _beside(folder, known)
+    if path is None:
+        return [f"{start}{column}" for column in range(count)]
+    names = _lines(path)
+    refuse_unless(
+        len(names) == count and all(names) and len(set(names)) == count,
+        f"{path} must have {count} lines, each another name, for the columns of {variable}; it has {len(names)}, "
+        f"{len(set(names) - {''})} of them different names.",
+    )
+    return names
+
+
+def _splits(keys: list[str], captions: list[str | list[str]], queries: int | None, train: int) -> list[str]:
+    """Only rows with a text are drawn, so that the numbers asked for are those of the prepared set."""
+    usable = [bool("".join(text).strip()) for text in captions]
+    able = [key for key, good in zip(keys, usable, strict=True) if good]
+    held = split_groups(able, query_count(queries, len(able)))
+    test = {key for key, split in zip(able, held, strict=True) if split == "test"}
+    return divide_train(keys, ["test" if key in test else "train" for key in keys], usable, train)
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
+
+
+def _axes(pictures: Variable) -> tuple[int, ...]:
+    """The axes of [n,height,width,3] in the array: [height,width,3,n] in MATLAB, or rows first, as Python writes it."""
+    orders = {2: (3, 0, 1, 2), 1: (0, 2, 3, 1), 3: (0, 1, 2, 3)}
+    shape = pictures.shape
+    channel = next((axis for axis in orders if len(shape) == 4 and shape[axis] == 3), None)
+    refuse_unless(
+        channel is not None and pictures.kind == "number",
+        f"{pictures} is {list(shape)} and no array of pictures, such as [224,224,3,n]; features cannot be used.",
+    )
+    return orders[channel]
+
+
+def _array_items(pictures: Variable, axes: tuple[int, ...], rows: Rows) -> Iterator[Item | Skip]:
+    number = 0
+    for block in pictures.blocks(axes):
+        for image in _bytes(block, pictures):
+            key = rows.keys[number]
+            kept, skips = clean_captions(rows.captions[number], key)
+            yield from skips
+            if kept:
+                yield Item(key, {"image": _png(image)}, kept, **rows.fields(number))
+            elif not skips:
+                yield Skip("no caption", key)
+            number += 1
+
+
+def _bytes(block: np.ndarray, pictures: Variable) -> np.ndarray:
+    """uint8, also from whole numbers that were saved as floats."""
+    with np.errstate(invalid="ignore"):
+        exact = block.astype(np.uint8)
+    refuse_unless(
+        bool((exact == block).all()), f"{pictures} has values that are no whole numbers from 0 to 255; give raw pixels."
+    )
+    return exact
+
+
+def _png(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(file, "PNG")
+    return file.getvalue()
+
+
+def _names(variable: Variable) -> list[tuple[str, ...]]:
+    """The parts of each path; a row of several texts (NUS-WIDE: folder and file) is one path."""
+    paths = ["/".join(row).replace("\\", "/") for row in variable.texts()]
+    return [tuple(part for part in path.split("/") if part not in ("", ".")) for path in paths]
+
+
+def _keys(names: list[tuple[str, ...]]) -> list[str]:
+    """The paths below the folder that all pictures share, so that splits do not depend on where that folder was."""
+    shared = len(os.path.commonprefix([parts[:-1] for parts in names]))
+    return ["/".join(parts[shared:]) for parts in names]
+
+
+def _path_items(names: list[tuple[str, ...]], root: pathlib.Path, rows: Rows) -> Iterator[Item | Skip]:
+    for number, parts in enumerate(names):
+        tails = (root.joinpath(*parts[start:]) for start in range(len(parts)))
+        file = next((tail for tail in tails if tail.is_file()), root / rows.keys[number])
+        yield from file_item(rows.keys[number], {"image": file}, rows.captions[number], **rows.fields(number))

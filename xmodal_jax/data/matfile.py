@@ -1,0 +1,194 @@
+"""MATLAB files of both kinds: version 5 (read by SciPy) and version 7.3, which is HDF5 (read by h5py, row by row).
+
+HDF5 lists the axes of an array in reverse, so that MATLAB's [224,224,3,n] is [n,3,224,224] in h5py. All that is said
+here of axes is in MATLAB's order.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from xmodal_jax.errors import UserError, refuse_unless
+
+HDF5 = b"\x89HDF\r\n\x1a\n"
+SLICE_BYTES = 1 << 25  # what is read at once
+BLOCK_ROWS = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Variable:
+    """A variable of a MATLAB file, not read yet. `kind` is "number", "text" (characters, or a cell of them) or "other"
+    (a structure, or a sparse matrix of version 7.3)."""
+
+    file: pathlib.Path
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    hdf5: bool
+
+    def __str__(self) -> str:
+        return f"'{self.name}' of {self.file}"
+
+    def marks(self) -> np.ndarray:
+        """bool [rows,columns] of a matrix of 0 and 1. Raises `UserError` for anything else."""
+        refuse_unless(
+            self.kind == "number" and len(self.shape) == 2,
+            f"{self} is no full matrix of numbers (its shape is {list(self.shape)}); save it as one of 0 and 1.",
+        )
+        return _hdf5_marks(self) if self.hdf5 else self._as_marks(_read_version5(self))
+
+    def _as_marks(self, values: Any) -> np.ndarray:
+        values = values.toarray() if hasattr(values, "toarray") else values  # SciPy keeps MATLAB's sparse matrices
+        marks = values == 1
+        refuse_unless(bool((marks | (values == 0)).all()), f"{self} has values that are not 0 or 1: give 0/1 vectors.")
+        return marks
+
+    def texts(self) -> list[list[str]]:
+        """The texts of each row of a cell or of characters, without the spaces that MATLAB pads them with; rows lie
+        along the longest axis. Raises `UserError`."""
+        refuse_unless(self.kind == "text", f"{self} is no list of texts; save it as a cell of character vectors.")
+        cells = _hdf5_texts(self) if self.hdf5 else _read_version5(self)
+        cells = np.moveaxis(cells, int(np.argmax(cells.shape)), 0) if cells.ndim else cells.reshape(1)
+        return [[text.strip() for text in _flat(row)] for row in cells]
+
+    def blocks(self, axes: tuple[int, ...]) -> Iterator[np.ndarray]:
+        """The array with its axes in the order `axes`, a few dozen rows of the first of them at a time; of a version
+        7.3 file no more than that is in memory. Raises `UserError` where the file cannot be read."""
+        if not self.hdf5:
+            whole = _read_version5(self).transpose(axes)
+            yield from (whole[start : start + BLOCK_ROWS] for start in range(0, len(whole), BLOCK_ROWS))
+            return
+        count, axis = self.shape[axes[0]], len(axes) - 1 - axes[0]
+        with _opened(self.file) as file:
+            data = file[self.name]
+            rows = _block_rows(data, axis)
+            for start in range(0, count, rows):
+                part = (slice(None),) * axis + (slice(start, start + rows),)
+                yield data[part].T.transpose(axes)
+
+
+def variables(path: pathlib.Path) -> list[Variable]:
+    """What is in the MATLAB file `path`; its first bytes say how to read it. Raises `UserError`."""
+    with path.open("rb") as file:
+        head = file.read(520)
+    if HDF5 in (head[:8], head[512:520]):
+        return _hdf5_variables(path)
+    refuse_unless(
+        head.startswith(b"MATLAB 5.0"),
+        f"{path} is no MATLAB file of version 5 or 7.3; give a .mat file, or download it again.",
+    )
+    import scipy.io
+
+    with _readable(path):
+        listed = scipy.io.whosmat(path)
+    kinds = {"cell": "text", "char": "text", "struct": "other", "object": "other", "function": "other"}
+    return [Variable(path, name, tuple(shape), kinds.get(kind, "number"), False) for name, shape, kind in listed]
+
+
+@contextlib.contextmanager
+def _readable(path: pathlib.Path) -> Iterator[None]:
+    """Any error of a reader as a `UserError`: SciPy, zlib and h5py raise a dozen kinds for files that are torn."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        raise UserError(f"{path} cannot be read ({error}); download it again.") from error
+
+
+def _flat(cell: Any) -> Iterator[str]:
+    if isinstance(cell, np.ndarray):
+        for part in cell.flat:
+            yield from _flat(part)
+    elif isinstance(cell, str):
+        yield cell
+    else:
+        raise UserError(f"a cell holds {cell!r} where a text must be; save texts as character vectors.")
+
+
+# --- version 5 ------------------------------------------------------------------------------------------------------
+
+
+def _read_version5(variable: Variable) -> Any:
+    import scipy.io
+
+    with _readable(variable.file):
+        return scipy.io.loadmat(variable.file, variable_names=[variable.name])[variable.name]
+
+
+# --- version 7.3 ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[Any]:
+    """The open HDF5 file."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError(f"{path} is of MATLAB's version 7.3 and needs h5py: pip install 'xmodal_jax[mat]'.") from error
+    with _readable(path), h5py.File(path, "r") as file:
+        yield file
+
+
+def _hdf5_variables(path: pathlib.Path) -> list[Variable]:
+    with _opened(path) as file:
+        names = [name for name in file if not name.startswith("#")]  # "#refs#" holds what the cells point to
+        return [
+            Variable(path, name, tuple(getattr(file[name], "shape", ())[::-1]), _hdf5_kind(file[name]), True)
+            for name in names
+        ]
+
+
+def _hdf5_kind(data: Any) -> str:
+    import h5py
+
+    if not isinstance(data, h5py.Dataset):
+        return "other"
+    if h5py.check_ref_dtype(data.dtype) or _is_char(data):
+        return "text"
+    return "number" if data.dtype.kind in "biuf" else "other"
+
+
+def _is_char(data: Any) -> bool:
+    return bytes(data.attrs.get("MATLAB_class", b"")) == b"char"
+
+
+def _hdf5_marks(variable: Variable) -> np.ndarray:
+    with _opened(variable.file) as file:
+        data = file[variable.name]
+        marks = np.empty(data.shape, bool)
+        step = max(1, SLICE_BYTES // max(1, data.shape[1] * data.dtype.itemsize))
+        for start in range(0, len(marks), step):
+            marks[start : start + step] = variable._as_marks(data[start : start + step])
+    return marks.T
+
+
+def _hdf5_texts(variable: Variable) -> np.ndarray:
+    with _opened(variable.file) as file:
+        return _hdf5_cell(file, file[variable.name])
+
+
+def _hdf5_cell(file: Any, data: Any) -> np.ndarray:
+    """An array of texts, or of such arrays where a cell holds cells."""
+    if data.attrs.get("MATLAB_empty"):  # then the numbers stored are its shape
+        return np.array([""], object)
+    if data.dtype.kind == "O":
+        references = data[()].T
+        cell = np.empty(references.shape, object)
+        for place, reference in np.ndenumerate(references):
+            cell[place] = _hdf5_cell(file, file[reference])
+        return cell
+    refuse_unless(_is_char(data), f"a cell of {file.filename} holds numbers where a text must be; save texts there.")
+    rows = np.atleast_2d(data[()].T).astype("<u2")
+    return np.array([row.tobytes().decode("utf-16-le", "replace") for row in rows], object)
+
+
+def _block_rows(data: Any, axis: int) -> int:
+    """Rows to read at once: a few dozen, or as many as are compressed together where that is not too much."""
+    row_bytes = data.dtype.itemsize * int(np.prod(data.shape)) // max(1, data.shape[axis])
+    together = data.chunks[axis] if data.chunks else 1
+    return max(BLOCK_ROWS, min(together, SLICE_BYTES // max(1, row_bytes)))
