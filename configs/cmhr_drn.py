@@ -14,8 +14,10 @@ functions learnt from labels that leave distances "unchanged as far as possible"
 - the depth is not stated: ResNet-50 (`image.depth`), from the weights you name in `image.init`.
 
 Variants with labels: `emoji_views` (95 subgroups) and `openclipart` (folders), on cached tokens of the frozen Lite0, which
-stands where no ResNet weights are at hand, so Adam is at 1e-3; `pixels` is the paper's reading on MIRFlickr-25K. Make the
-data set of `openclipart` with `xmodal data prepare openclipart --label keyword` and the caches with `xmodal data features`.
+stands where no ResNet weights are at hand, so Adam is at 1e-3; `pixels` is the paper's reading on MIRFlickr-25K, in DCMH's
+protocol: 2,000 queries ask the records trained on and the rest (`xmodal data prepare mirflickr --train 10000`, or `mat` for
+DCMH's own file). Make the data set of `openclipart` with `xmodal data prepare openclipart --label keyword` and the caches
+with `xmodal data features`.
 """
 
 from xmodal_jax import presets
@@ -58,6 +60,7 @@ def pixels(config):
         64,
     )
     config.data.augment.flip, config.batch_size, config.steps = 0.5, 128, 7_800
+    config.eval.gallery = ("train", "rest")  # without the second where all that are no queries are trained on
     config.image.kind, config.image.width, config.image.depth = "resnet", 2048, 50
     config.text.hidden, config.joint.embed, config.eval.rerank = 4096, 1024, ()
     config.optimizer.lr, config.optimizer.groups = 1e-4, (("^image/", 0.1),)

@@ -75,6 +75,19 @@ def test_an_append_that_dies_leaves_the_index_and_can_be_done_again(folder, rows
     np.testing.assert_allclose(Index.open(folder).vectors(), host.unit_rows(rows[0]), atol=1e-6)
 
 
+def test_the_header_is_in_place_when_the_names_of_its_blocks_are_on_the_disk(folder, rows, monkeypatch):
+    """A power cut right after the header came to its place: all files and the folder have been synchronised before."""
+    done, fsync, replace = [], store.os.fsync, store.os.replace
+    of = lambda handle: store.os.readlink(f"/proc/self/fd/{handle}")
+    monkeypatch.setattr(store.os, "fsync", lambda handle: (done.append(os.path.basename(of(handle))), fsync(handle)))
+    monkeypatch.setattr(store.os, "replace", lambda *names: (done.append("replace"), replace(*names)))
+    append(folder, rows)
+    before, after = done[: done.index("replace")], done[done.index("replace") + 1 :]
+    added = {path.name for path in folder.iterdir()} - {store.HEADER}
+    assert before[-1] == folder.name and after == [folder.name]
+    assert {name for name in added if "-" in name and name.split("-")[1] >= "00003"} <= set(before[:-1])
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [

@@ -349,8 +349,9 @@ def _write_header(folder: pathlib.Path, header: dict) -> None:
     with open(new, "w", encoding="utf-8") as file:
         file.write(json.dumps({**header, "checksum": files.header_sum(header)}, indent=1))
         _to_disk(file)
-    os.replace(new, folder / HEADER)
     with place.opened(folder) as handle:
+        os.fsync(handle)  # the names of the blocks too: a power cut must not leave a header without its files
+        os.replace(new, folder / HEADER)
         os.fsync(handle)
 
 
