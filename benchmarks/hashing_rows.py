@@ -63,11 +63,16 @@ MINILM = (  # frozen, with a head of the picture's size; what TF-IDF cannot know
     "text.kind=bert", "text.init=minilm", "text.tokenizer=minilm", "text.keep=True", "text.hidden=1536",
     "text.head_hidden=768", "image.head_hidden=768", "optimizer.freeze=^text/", "objectives.hash_distance.weight=0.0",
 )  # fmt: skip
+TRAINED = (  # the picture's tower too, at a tenth of the rate as configs/cmhr_drn.py says of the network
+    "data.features=()", "data.image_size=128", "image.kind=efficientnet", "image.init=lite0",
+    "optimizer.groups=(('^image/',0.1),)",
+)  # fmt: skip
 ROWS = (
     *lengths("TECMH", TECMH, (64, 512)),  # a run takes ten times what ViT2CMH's does
     Row("TECMH", "nested, without the shared transformer", TECMH, (*NESTED, *UNSHARED), PAIRS),
     *lengths("ViT2CMH", VIT2CMH),
     Row("ViT2CMH", "nested, without quantisation", VIT2CMH, (*NESTED, PLAIN), PAIRS),
+    Row("ViT2CMH", "nested, balance at 0.01", VIT2CMH, (*NESTED, "objectives.hash_quality.balance=0.01"), PAIRS, seeds=1),
     Row("ViT2CMH", "nested, straight-through sign (nothing to quantise)", VIT2CMH, (*NESTED, PLAIN, "joint.hash_kind=sign"), PAIRS),
     *(Row("text towers", f"MiniLM, frozen, rate {rate:g}", VIT2CMH, (*NESTED, *RANDOM, f"optimizer.lr={rate}"), PAIRS)
       for rate in (1e-3, 3e-4)),
@@ -81,6 +86,8 @@ ROWS = (
     *(Row("CMHR-DRN", f"{bits} bits, supervised contrast in place of the likelihood", CMHR, (*at(bits), *SUPCON), LABELS)
       for bits in (64, 128)),
     Row("CMHR-DRN", "64 bits, supervised contrast, MiniLM in place of TF-IDF", CMHR, (*at(64), *SUPCON, *MINILM), LABELS),
+    Row("CMHR-DRN", "64 bits, supervised contrast, MiniLM, the picture's tower trained", CMHR,
+        (*at(64), *SUPCON, *MINILM, *TRAINED), LABELS, seeds=1),
     Row("CMHR-DRN", "64 bits, Adam to the end", CMHR, (*at(64), "optimizer.sgd_after=0"), LABELS),
 )  # fmt: skip
 

@@ -4,7 +4,7 @@ Only the abstract is public: ViT and BERT in place of convolutions and recurrenc
 MS-COCO and Flickr30K. The rest is a reading of it, and DCHMT's recipe (Tu et al. 2022) where the abstract says nothing:
 
 - head: a linear map of [CLS], then 1,024 units (GELU) and tanh (`joint.hash_hidden`, `joint.hash_kind`).
-- losses: the hinge with the hardest negative on the codes' cosine, quantisation from 0.1 to 1 and balance, as for TECMH;
+- losses: the hinge with the hardest negative on the codes' cosine, quantisation from 0.1 to 1 and balance at 1, as for TECMH;
   `hash_euclidean` is DCHMT's own, with its head `--config.joint.hash_kind=select --config.joint.hash_hidden=128`.
 - two learning rates, DCHMT's 1e-3 for heads and 1e-5 for towers, are `optimizer.lr` and a factor in `optimizer.groups`:
   without them either the towers forget or the codes do not form. Weight decay 0.2, warm-up over a tenth of the steps.
@@ -26,7 +26,7 @@ from xmodal_jax.config import defaults, variant_of
 OBJECTIVES = {
     "itc": {"queue": 1024, "alpha": 0.4, "alpha_steps": 100},
     "hash_triplet": {"margin": 0.2},
-    "hash_quality": {"balance": 0.01},  # and quantisation, by `presets.pair_codes`
+    "hash_quality": {"balance": 1.0},  # and quantisation, by `presets.pair_codes`
 }
 TOWERS = (("^(image|text)/", 0.01),)
 

@@ -218,14 +218,14 @@ def caption(args: argparse.Namespace, _: list[str]) -> None:
 
 
 def index(args: argparse.Namespace, _: list[str]) -> None:
-    """Embed the pictures of a split into a search index."""
-    from xmodal_jax.search.build import How, build_index
+    """Embed the pictures or the captions of a split into a search index."""
+    from xmodal_jax.search.build import ROWS, How, build_index
     from xmodal_jax.workdir import open_run
 
     assembly, params, _ = open_run(args.workdir)
-    how = How(args.overwrite, args.append, args.codes_only, args.dtype)
+    how = How(args.overwrite, args.append, args.codes_only, args.dtype, args.side)
     path, count = build_index(assembly, params, args.workdir, args.out, args.data, args.split, how)
-    print(f"indexed {count} pictures in {path}")
+    print(f"indexed {count} {ROWS[args.side]} in {path}")
 
 
 def search(args: argparse.Namespace, _: list[str]) -> None:
@@ -292,11 +292,14 @@ def _data_parser(commands: Any) -> None:
 
 
 def _query_parsers(commands: Any) -> None:
-    build = commands.add_parser("index", help="embed the pictures of a split into a search index")
+    build = commands.add_parser("index", help="embed the pictures or the captions of a split into a search index")
     build.add_argument("--workdir", required=True)
     build.add_argument("--out", required=True, help="folder of the index")
     build.add_argument("--data", default="", help="data set (default: the run's)")
     build.add_argument("--split", default="", help="split (default: the run's evaluation split)")
+    build.add_argument(
+        "--side", default="image", choices=("image", "text"), help="the rows: pictures (default) or captions"
+    )
     build.add_argument("--overwrite", action="store_true")
     build.add_argument("--append", action="store_true", help="add the rows to the index that is there")
     build.add_argument("--codes-only", action="store_true", help="keep the hash codes and not the embeddings")

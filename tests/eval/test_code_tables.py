@@ -8,6 +8,7 @@ import pytest
 from xmodal_jax.eval import code_tables, hashing, retrieval
 from xmodal_jax.eval.embed import Embedded
 from xmodal_jax.eval.evaluate import mean_tables
+from xmodal_jax.eval.tables import notes
 from xmodal_jax.search import host, store
 from xmodal_jax.search.index import Index
 
@@ -155,3 +156,17 @@ def test_a_head_that_gives_signs_has_nothing_before_them(case):
     found = code_tables.all_tables(*signed, split, (8, BITS))
     assert "relaxed" not in found and "relaxed" not in found["nested"]["8"]
     assert found["codes"]["i2t"] == tables["codes"]["i2t"]
+
+
+def test_codes_that_are_all_one_are_told(case):
+    """By hand: bits that are on in a quarter of the rows have mean -0.5; collapsed ones are named with their length."""
+    image, text, split, tables = case
+    assert 0 < tables["codes"]["alike"] < 0.5
+    quarter, one = np.where(np.arange(RECORDS) % 4 == 0, 1.0, -1.0), np.ones(2 * RECORDS)
+    sides = [Embedded(side.embed, codes=np.outer(rows, np.ones(BITS))) for side, rows in ((image, quarter), (text, one))]
+    found = code_tables.all_tables(*sides, split, (8, BITS))
+    assert found["codes"]["alike"] == pytest.approx((0.25 + 1.0) / 2)
+    result = {"captions": 1, "records": 1, "split": "test", "views": {}, "mean": found | {"itc": tables["codes"]}}
+    assert not any("nearly all one code" in line for line in notes(result))
+    found["nested"]["8"]["codes"]["alike"] = 0.97
+    assert [line for line in notes(result) if line.startswith("The codes of 8 bits are nearly all one code (mean")]

@@ -102,7 +102,8 @@ def codes_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[s
 
     Returns:
       `retrieval.summary` with "bits", "bytes" of an item, and for each direction "optimistic" and "pessimistic" recall (ties
-      all won, all lost), "chance" recall, "precision" {"P@N", "P random"} and "curves".
+      all won, all lost), "chance" recall, "precision" {"P@N", "P random"} and "curves"; and "alike", the mean square of the
+      bits' means: 0 where each bit is on for half of the rows, 1 where all codes are one.
     """
     ks = fitting_recall(split)
     positives = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
@@ -118,4 +119,5 @@ def codes_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[s
     precision = lambda own: curves.precision_at(own, ns) | {"P random": curves.chance_precision(own)}
     table |= {"precision": {side: precision(own) for side, own in counted.items()}}
     table |= {"curves": {side: curves.curve(own) for side, own in counted.items()}}
-    return table | {"bits": image.shape[1], "bytes": image.shape[1] // 8}
+    alike = float(np.mean([np.square(np.where(side > 0, 1.0, -1.0).mean(0)).mean() for side in (image, text)]))
+    return table | {"bits": image.shape[1], "bytes": image.shape[1] // 8, "alike": alike}

@@ -80,6 +80,10 @@ class Embedder:
             codes = None if one.codes is None else (one.codes + other.codes) / 2
             yield dataclasses.replace(one, embed=embed, codes=codes)
 
+    def captions(self, split: EvalSplit, batch_size: int) -> Iterator[Embedded]:
+        """All captions of a split without their tokens, a block of at most `batch_size` after the other."""
+        return self._blocks(split.texts(batch_size), "text", False)
+
     def _blocks(self, blocks: Iterable[dict[str, np.ndarray]], side: str, keep_tokens: bool) -> Iterator[Embedded]:
         """The real rows of each of `blocks`."""
         for block in blocks:

@@ -11,6 +11,7 @@ RIGHT = {
     "text": "Right is any picture whose captions hold the same text, in both directions.",
     "own": "Right is a picture's own captions alone, and a caption's own picture.",
 }
+COLLAPSED = 0.8  # of "alike" in code_tables.py; trained codes are below 0.2
 DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
 
 
@@ -154,9 +155,19 @@ def notes(result: Tables) -> list[str]:
         if result.get("gallery"):
             said.append(f"MAP and P@N rank the splits {', '.join(result['gallery'])}; recall ranks the split itself.")
         said.append("P@N: share of relevant items among the first N, expected over ties; random = a random order.")
+    said += [collapsed(bits, own["codes"]["alike"]) for bits, own in by_length(result["mean"])
+             if own.get("codes", {}).get("alike", 0.0) > COLLAPSED]  # fmt: skip
     if codes_grid(result) is not None:
         said.append("Codes: bytes of one item; Hamming distances tie often, and ranks are expected over ties.")
     return said
+
+
+def collapsed(bits: int, alike: float) -> str:
+    """What to say of codes that tell nothing apart."""
+    return (
+        f"The codes of {bits} bits are nearly all one code (mean square of the bits' means {alike:.2f}): training collapsed. "
+        "Give the balance of the bits more weight (objectives.hash_quality.balance, objectives.hash.balance)."
+    )
 
 
 def combination(result: Tables) -> str:

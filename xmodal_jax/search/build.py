@@ -1,4 +1,4 @@
-"""Embed the pictures of a split into a search index that can be shown without the data."""
+"""Embed the pictures or the captions of a split into a search index that can be shown without the data."""
 
 import base64
 import contextlib
@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
+
+import numpy as np
 
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.card import Card
@@ -21,17 +23,20 @@ from xmodal_jax.types import Params
 
 THUMBNAIL = 96  # px of the longer side
 CAPTIONS = 3  # kept per picture
+ROWS = {"image": "pictures", "text": "captions"}  # what the rows of an index are, by its side
 
 
 @dataclasses.dataclass(frozen=True)
 class How:
     """How rows are written. overwrite: replace the index at the folder; append: add to it; codes_only: leave the embeddings
-    out; dtype: of the embeddings on disk, "float32" or "int8" ("": float32, or what the index has that is added to)."""
+    out; dtype: of the embeddings on disk, "float32" or "int8" ("": float32, or what the index has that is added to); side:
+    what the rows are, pictures ("image") or captions ("text")."""
 
     overwrite: bool = False
     append: bool = False
     codes_only: bool = False
     dtype: str = ""
+    side: str = "image"
 
     def refuse_bad(self, out: pathlib.Path, model: str, hashes: bool) -> None:
         """Raise `UserError` before minutes of encoding. model: the `fingerprint`; hashes: whether it makes codes."""
@@ -48,6 +53,9 @@ class How:
         header = files.read_header(out)
         store.refuse_other_model(out, header, model)
         store.refuse_damaged(out, header)
+        there = side_of(header["extra"])
+        refuse_unless(there == self.side, f"{out} has {ROWS[there]}, and {ROWS[self.side]} cannot be appended to them; "
+                      f"write --side {there}, or another folder name")  # fmt: skip
         refuse_unless(hashes or not header["bits"], f"{out} has hash codes and the run makes none; index again")
         refuse_unless("items" in header["blocks"], f"{out} has no items and pictures have; write another folder name")
         refuse_unless(
@@ -62,11 +70,12 @@ class How:
 
 def build_index(assembly: Assembly, params: Params, workdir: str, out: str, data: str = "", split: str = "",
                 how: How = How()) -> tuple[pathlib.Path, int]:  # fmt: skip
-    """Index every picture (all views) of a split: one row per picture, with hash codes where the model has them.
+    """Index every picture (all views) of a split, or every caption: a row each, with hash codes where the model has them.
 
     `data` and `split` default to the run's data set and its evaluation split. An item has "key", "view", "split", "row" (in
-    the split), "captions" (the first few) and "thumbnail" (base64 of a small PNG or JPEG), and "data" where that is not
-    the header's. The header remembers the work directory. Rows are written as they are encoded, a block in memory at most.
+    the split), "captions" (the first few; of a caption's row itself alone) and "thumbnail" (base64 of a small PNG or JPEG,
+    of the record's first view for a caption), and "data" where that is not the header's. The header remembers the work
+    directory and the side. Rows are written as they are encoded, a block in memory at most.
 
     Returns:
       The folder and the number of rows it has now.
@@ -87,21 +96,27 @@ def build_index(assembly: Assembly, params: Params, workdir: str, out: str, data
         writer = store.appending(path, model)
     else:
         extra = {"workdir": str(workdir), "workdir_from_index": os.path.relpath(workdir, out)}
-        extra |= {"data": source.path, "split": split}
+        extra |= {"data": source.path, "split": split, "side": how.side}
         writer = store.writing(path, model, overwrite=how.overwrite, extra=extra, dtype=how.dtype or "float32")
     with writer as rows:
-        for coded, items in encoded(assembly, embedder, source, split):
+        for coded, items in encoded(assembly, embedder, source, split, how.side):
             own = [item | named for item in items]
             rows.add(coded.embed if dense else None, own, coded.codes if hashed else None)
     return path, rows.count
 
 
-def encoded(assembly: Assembly, embedder: Embedder, source: DataConfig, split: str) -> Iterator[tuple[Embedded, list]]:
-    """Embeddings, relaxed codes (None without a hash head) and items of all views of a split, a block at a time."""
-    for view in views_of(source, split):
+def encoded(assembly: Assembly, embedder: Embedder, source: DataConfig, split: str,
+            side: str = "image") -> Iterator[tuple[Embedded, list]]:  # fmt: skip
+    """Embeddings, relaxed codes (None without a hash head) and items of a split, a block at a time: the pictures of all
+    views, or the captions of the records that have the first view."""
+    views = views_of(source, split)
+    for view in views if side == "image" else views[:1]:
         found = eval_split(source.path, split, assembly.tokenizer, source, view)
-        with contextlib.closing(picture_items(source, split, found)) as items:
-            for coded in embedder.images(found, assembly.config.eval.batch_size):
+        encode, describe = (
+            (embedder.images, picture_items) if side == "image" else (embedder.captions, caption_items)
+        )
+        with contextlib.closing(describe(source, split, found)) as items:
+            for coded in encode(found, assembly.config.eval.batch_size):
                 yield coded, list(islice(items, len(coded.embed)))
 
 
@@ -129,6 +144,18 @@ def picture_items(data: DataConfig, split: str, found: EvalSplit) -> Iterator[di
             thumbnail = base64.b64encode(small).decode("ascii")
             item = {"key": key, "view": found.view, "captions": captions[:CAPTIONS], "split": split, "row": int(row)}
             yield item | {"thumbnail": thumbnail}
+
+
+def caption_items(data: DataConfig, split: str, found: EvalSplit) -> Iterator[dict[str, Any]]:
+    """What a hit shows of each caption: itself, and its picture."""
+    texts = iter(found.captions)
+    for picture, count in zip(picture_items(data, split, found), np.bincount(found.caption_owner), strict=True):
+        yield from (picture | {"captions": [text]} for text in islice(texts, int(count)))
+
+
+def side_of(extra: dict[str, Any]) -> str:
+    """What the rows of an index are, "image" or "text", by its header's facts; older ones do not say and have pictures."""
+    return extra.get("side", "image")
 
 
 def workdir_of(opened: index.Index) -> pathlib.Path:

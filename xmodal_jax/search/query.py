@@ -19,12 +19,12 @@ from xmodal_jax.eval.embed import Embedded, Embedder
 from xmodal_jax.eval.pictures import read_pictures
 from xmodal_jax.parallel.mesh import make_mesh
 from xmodal_jax.search.backend import Backend, Hit
-from xmodal_jax.search.build import workdir_of
+from xmodal_jax.search.build import ROWS, side_of, workdir_of
 from xmodal_jax.search.faiss_backend import FaissIndex
 from xmodal_jax.search.index import Index, fingerprint
 from xmodal_jax.search.milvus import COLLECTION, MilvusIndex
 from xmodal_jax.search.sharded import ShardedIndex
-from xmodal_jax.search.stages import Stages, matched, staged
+from xmodal_jax.search.stages import Stages, matched, refuse_unmatchable, staged
 from xmodal_jax.types import Params
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Where:
 
 def answer(where: Where | str | os.PathLike, query: str = "", image: str | os.PathLike = "", k: int = 10,
            stages: Stages = COSINE) -> list[Hit]:  # fmt: skip
-    """The `k` pictures of an index that fit `query` (words) or the picture file `image` best.
+    """The `k` rows of an index, pictures or captions, that fit `query` (words) or the picture file `image` best.
 
     Opens the run that made the index. `stages` says what ranks them: cosine, Hamming distance of the hash codes, a
     shortlist by codes ordered by cosine, the matching head on the best. Raises UserError for a k outside the index, stages
@@ -101,16 +101,15 @@ def answer(where: Where | str | os.PathLike, query: str = "", image: str | os.Pa
     opened = where.open()
     refuse_unless(
         1 <= k <= opened.count,
-        f"-k {k} does not fit the {opened.count} pictures of {opened.path}; write 1 to {opened.count}",
+        f"-k {k} does not fit the {opened.count} {ROWS[side_of(opened.extra)]} of {opened.path}; write 1 to {opened.count}",
     )
     if opened.damage:
         log.warning("searching the first %d of %d rows: %s", opened.count, opened.total, opened.damage)
     stages.refuse_misfit(k, opened.count)
-    refuse_unless(
-        not (image and stages.rerank), "--rerank matches words with pictures; ask with words, or leave it out"
-    )
     assembly, params, _ = open_run(workdir_of(opened))
     opened.refuse_other_model(fingerprint(params))
+    if stages.rerank:
+        refuse_unmatchable(opened, params, bool(image))
     coded = encoded_query(assembly, params, query, image)
     dense = stages.kind == "dense"
     refuse_unless(

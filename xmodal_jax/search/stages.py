@@ -15,7 +15,7 @@ from xmodal_jax.eval import rerank
 from xmodal_jax.eval.embed import Embedded, Embedder, PairScorer
 from xmodal_jax.eval.evaluate import Evaluator, ensure_weight
 from xmodal_jax.search.backend import Backend, Hit
-from xmodal_jax.search.build import data_of
+from xmodal_jax.search.build import ROWS, data_of, side_of
 from xmodal_jax.search.host import refuse_unsearchable, unit_rows
 from xmodal_jax.search.index import Index
 from xmodal_jax.types import Params
@@ -80,18 +80,36 @@ def staged(backend: Backend, index: Index, coded: Embedded, stages: Stages, k: i
     return found
 
 
-def matched(assembly: Assembly, params: Params, index: Index, text: Embedded, hits: list[Hit], k: int) -> list[Hit]:
+def refuse_unmatchable(index: Index, params: Params, by_picture: bool) -> None:
+    """Raise `UserError` where the matching head cannot take the query with the rows: it takes a picture and a text."""
+    refuse_unless("match" in params, f"the run behind {index.path} was not trained to match (ITM); leave out --rerank")
+    side = side_of(index.extra)
+    refuse_unless(
+        by_picture == (side == "text"),
+        f"--rerank matches words with pictures, and {index.path} has {ROWS[side]}: ask with "
+        f"{'words' if side == 'image' else '--image FILE'}, or leave it out",
+    )
+
+
+def matched(assembly: Assembly, params: Params, index: Index, asked: Embedded, hits: list[Hit], k: int) -> list[Hit]:
     """The best `k` of `hits` by the matching head as `config.eval` combines it with the cosine (scores of kind "match").
 
-    The pictures' tokens are computed again from the data set that was indexed.
+    `asked` is a text where the rows are pictures, a picture where they are captions. The rows' tokens are computed again,
+    those of pictures from the data set that was indexed.
 
     Raises:
-      UserError: a run without a matching head, an index that does not say where its pictures are, pictures that are gone.
+      UserError: an index that does not say where its pictures are, pictures that are gone.
     """
-    refuse_unless("match" in params, f"the run behind {index.path} was not trained to match (ITM); leave out --rerank")
-    image = Embedder(assembly.model, params).rows("image", np.stack(Pictures(assembly, index).of(hits)))
-    score = PairScorer(assembly.model, params, image, text)
-    itm = np.asarray(score(np.arange(len(hits), dtype=np.int32), np.zeros(len(hits), np.int32)), np.float32)
+    embedder, ours = Embedder(assembly.model, params), np.arange(len(hits), dtype=np.int32)
+    if side_of(index.extra) == "text":
+        texts = [hit.item["captions"][0] for hit in hits]
+        text = embedder.rows("text", assembly.tokenizer.encode(texts, assembly.config.data.length))
+        score = PairScorer(assembly.model, params, asked, text)
+        itm = np.asarray(score(np.zeros_like(ours), ours), np.float32)
+    else:
+        image = embedder.rows("image", np.stack(Pictures(assembly, index).of(hits)))
+        score = PairScorer(assembly.model, params, image, asked)
+        itm = np.asarray(score(ours, np.zeros_like(ours)), np.float32)
     how = assembly.config.eval.combine
     evaluator = Evaluator(assembly, params)
     weight = ensure_weight(evaluator, evaluator.embedder, lambda said: None) if how == "add" else 1.0

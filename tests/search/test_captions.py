@@ -1,0 +1,119 @@
+"""An index of captions: a picture asks for words, by cosine, by codes and with the matching head."""
+
+import base64
+import io
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from xmodal_jax.cli import main
+from xmodal_jax.data.pipeline import eval_split
+from xmodal_jax.errors import UserError
+from xmodal_jax.eval.embed import Embedder
+from xmodal_jax.eval.evaluate import Evaluator, ensure_weight
+from xmodal_jax.search import codes, query
+from xmodal_jax.search.index import Index
+from xmodal_jax.search.stages import Stages
+
+CAPTIONS = 24
+
+
+@pytest.fixture(scope="module")
+def caption_index(tiny_run, tmp_path_factory):
+    """The captions of the test pictures of `tiny_run`, indexed through the command line."""
+    out = tmp_path_factory.mktemp("captions") / "index"
+    assert main(["index", "--workdir", str(tiny_run[0]), "--side", "text", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def picture(tiny_index, tmp_path_factory):
+    """A file of a picture: the thumbnail of the first row."""
+    path = tmp_path_factory.mktemp("asked") / "asked.png"
+    path.write_bytes(base64.b64decode(Index.open(tiny_index).item(0)["thumbnail"]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def split(opened_run):
+    """The test split, its first view."""
+    data = opened_run[0].config.data
+    return eval_split(data.path, "test", opened_run[0].tokenizer, data)
+
+
+def test_every_caption_is_a_row_with_its_picture(caption_index, opened_run, split):
+    opened = Index.open(caption_index)
+    assert opened.count == CAPTIONS == len(split.captions) and opened.extra["side"] == "text"
+    items = [opened.item(row) for row in range(CAPTIONS)]
+    assert [item["captions"] for item in items] == [[caption] for caption in split.captions]
+    assert [item["key"] for item in items] == [split.keys[owner] for owner in split.caption_owner]
+    assert all(Image.open(io.BytesIO(base64.b64decode(item["thumbnail"]))).size for item in items)
+    coded = Embedder(*_model(opened_run)).split(split, "text", 64)
+    np.testing.assert_allclose(opened.vectors(), coded.embed, atol=1e-5)
+    np.testing.assert_array_equal(opened.vectors("codes"), codes.pack(coded.codes))
+
+
+def _model(opened_run):
+    return opened_run[0].model, opened_run[1]
+
+
+@pytest.mark.parametrize("kind", ["dense", "codes"])
+def test_a_picture_asks_for_words(caption_index, opened_run, split, picture, kind):
+    hits = query.answer(caption_index, image=picture, k=5, stages=Stages(kind))
+    asked = query.encoded_query(*opened_run, "", picture)
+    texts = Embedder(*_model(opened_run)).split(split, "text", 64)
+    if kind == "dense":
+        want = np.sort(texts.embed @ asked.embed[0])[::-1][:5]
+    else:
+        want = np.sort((np.sign(texts.codes) != np.sign(asked.codes)).sum(1))[:5]
+    np.testing.assert_allclose([hit.score for hit in hits], want, atol=1e-5)
+    assert all(hit.item["captions"] == [split.captions[hit.row]] for hit in hits)
+
+
+@pytest.mark.parametrize("given", [Stages("dense", 0, 8), Stages("codes", 16, 8)])
+def test_the_matching_head_orders_the_best_captions(caption_index, opened_run, split, picture, given):
+    """Its score of the picture with each caption, from the tokens of both sides, added to the cosine."""
+    assembly, params = opened_run
+    hits = query.answer(caption_index, image=picture, k=8, stages=given)
+    asked, encode = query.encoded_query(assembly, params, "", picture), Embedder(assembly.model, params)
+    weight, text = ensure_weight(Evaluator(assembly, params), encode, print), encode.split(split, "text", 64, True)
+    many = lambda x: jnp.repeat(jnp.asarray(x), CAPTIONS, axis=0)
+    pair = (many(asked.tokens), many(asked.embed)), (text.tokens, text.embed), text.mask
+    itm = assembly.model.apply({"params": params}, *pair, method="score")
+    want = text.embed @ asked.embed[0] + weight * np.asarray(itm)
+    assert [hit.kind for hit in hits] == ["match"] * 8
+    np.testing.assert_allclose([hit.score for hit in hits], [want[hit.row] for hit in hits], atol=1e-4)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+def test_words_are_not_matched_with_captions(caption_index):
+    with pytest.raises(UserError, match="has captions: ask with --image FILE"):
+        query.answer(caption_index, "a red circle", k=2, stages=Stages("dense", 0, 4))
+    with pytest.raises(UserError, match="-k 25 does not fit the 24 captions"):
+        query.answer(caption_index, "a red circle", k=25)
+    assert len(query.answer(caption_index, "a red circle", k=2)) == 2
+
+
+def test_rows_of_one_side_are_appended_to_it_alone(caption_index, tiny_index, tiny_run, tmp_path, capsys):
+    index = ["index", "--workdir", str(tiny_run[0]), "--append", "--out"]
+    copies = [str(shutil.copytree(path, tmp_path / name)) for path, name in ((caption_index, "c"), (tiny_index, "p"))]
+    assert main([*index, copies[0]]) == 2
+    assert "has captions, and pictures cannot be appended to them; write --side text" in capsys.readouterr().err
+    assert main([*index, copies[1], "--side", "text"]) == 2
+    assert "has pictures, and captions cannot be appended to them; write --side image" in capsys.readouterr().err
+    assert main([*index, copies[0], "--side", "text"]) == 0
+    assert "indexed 48 captions" in capsys.readouterr().out
+    np.testing.assert_array_equal(Index.open(copies[0]).vectors()[:CAPTIONS], Index.open(caption_index).vectors())
+
+
+def test_a_sheet_shows_the_captions_with_their_pictures(caption_index, picture, tmp_path, capsys):
+    sheet = tmp_path / "sheet.png"
+    ask = ["search", "--index", str(caption_index), "--image", str(picture), "-k", "3", "--show", str(sheet)]
+    assert main(ask) == 0
+    said = capsys.readouterr().out
+    assert "caption" in said.splitlines()[0] and said.count("\n1 ") == 1
+    with Image.open(sheet) as found:
+        assert found.size[0] > 500
