@@ -19,11 +19,10 @@ import time
 
 import jax
 import numpy as np
+from hamming_bandwidth import K, nearest
 from report import keep, machine
 
 from xmodal_jax.errors import output_file, refuse_unless, run_script
-
-K = 10
 
 
 def searchers(gallery: np.ndarray, threads: int, with_numpy: bool) -> dict:
@@ -38,15 +37,7 @@ def searchers(gallery: np.ndarray, threads: int, with_numpy: bool) -> dict:
     cuts = range(0, len(gallery), hamming.BLOCK_ROWS)
     blocks = [hamming.resident(gallery[start : start + hamming.BLOCK_ROWS]) for start in cuts]
 
-    def ours(query: np.ndarray) -> np.ndarray:
-        values, rows = [], []
-        for start, block in zip(cuts, blocks, strict=True):
-            value, row = hamming.resident_topk(query, block, min(K, block.count))
-            values.append(-value)
-            rows.append(row.astype(np.int64) + start)
-        return -host.merge_topk(values, rows, K)[0]
-
-    found = {"faiss": lambda query: flat.search(query, K)[0], "jax": ours}
+    found = {"faiss": lambda query: flat.search(query, K)[0], "jax": lambda query: nearest(query, blocks)[0]}
     return found | ({"numpy": lambda query: host.hamming_topk(query, gallery, K)[0]} if with_numpy else {})
 
 

@@ -20,9 +20,9 @@ INTRO = """# Hashing: recall and MAP of codes, and what they cost
 
 Written by `benchmarks/hashing.py` from the runs in the .jsonl beside it (config, overrides, seconds and machine of every run
 are there). Frozen towers, cached tokens of an EfficientNet-Lite0 and MiniLM, unless the row says otherwise. Recall and mR in
-%, by Hamming distance, ranks expected over ties; mean ± standard deviation where there are several seeds. The picture's
-tower is one frozen CNN in every row, so nothing here compares a vision transformer with a CNN. CCA signs and CMFH see pairs
-alone; label codes (ridge regression) and CMHR-DRN see the labels.
+%, by Hamming distance, ranks expected over ties; mean ± standard deviation where there are several seeds. "Text towers" and
+"picture towers" from scratch learn from the training pairs alone, beside the frozen tower of the other side. CCA signs and
+CMFH see pairs alone; label codes (ridge regression) and CMHR-DRN see the labels.
 """
 
 

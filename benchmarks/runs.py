@@ -182,10 +182,14 @@ def data_folders(given: list[str], sets: Iterable[str]) -> dict[str, str]:
 
 
 def one_run(table: Table, job: Job, data: str, keep: pathlib.Path | None = None) -> Line:
-    """`Table.measure` in a folder that is gone afterwards, or stays under `keep` with the words of its label as its name."""
+    """`Table.measure` in a folder that is gone afterwards, or stays under `keep` by the words of its label and its digest.
+
+    A row that sets something else has another folder: in its old one a finished run would be taken for it.
+    """
     if keep:
-        folder = keep / re.sub(r"[^a-z0-9]+", "-", " ".join(map(str, label(job).values())).lower())
-        return table.measure(job, data, folder) | {"machine": machine()}
+        name, row, seed = job
+        words = " ".join(map(str, [*label(job).values(), digest(frozen(*table.command(row, name, data, seed)))]))
+        return table.measure(job, data, keep / re.sub(r"[^a-z0-9]+", "-", words.lower())) | {"machine": machine()}
     folder = pathlib.Path(tempfile.mkdtemp(prefix="table-"))
     try:
         return table.measure(job, data, folder) | {"machine": machine()}

@@ -9,9 +9,9 @@ heads, 2,048 inside; models/reasoning.py), and both [CLS] give the embedding. Ch
 - `joint.hash_hidden` = 0: one linear layer and tanh make the code from the embedding. The embedding is trained by ITC, so
   every table has the float model that the codes are binarised from.
 - losses: the hinge with the hardest negative on the cosine of relaxed codes, beside quantisation, which grows from 0.1 to 1
-  over the run (`presets.pair_codes`), and balance. Balance at 0.01 is not enough: the hinge falls to its margin where all
-  codes are alike, and there they went (recall of 16 to 128 bits at chance; benchmarks/results/hashing.md). Decorrelation is
-  a field, 0.
+  over the run (`presets.pair_codes`), and balance at 1. At 0.01 codes collapse: where all are alike every hinge is the
+  margin, less than among random codes ("nested, balance at 0.01" in benchmarks/results/hashing.md). Decorrelation is a
+  field, 0.
   `hash_euclidean` (DCHMT) and `hash_contrast` (UCCH) are entries away.
 - `objectives.hash_triplet.mean_steps`: an epoch where the heads start at random (`pixels`), for the hardest negative from a
   random start may draw all codes to one point (VSE++, VSE-infinity); 0 where they start from CCA, whose order is good.

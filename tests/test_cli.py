@@ -105,7 +105,10 @@ def test_overrides_are_taken_out_of_the_arguments():
     [
         ("optimizer.learning_rate=1", ["'learning_rate' is not a field of config.optimizer"]),
         ("optimiser.lr=1", ["did you mean 'optimizer'?"]),
-        ("objectives.clip={'weight': 1.0}", ["'clip' is not a field of config.objectives (kinds)", "did you mean 'siglip'?"]),
+        (
+            "objectives.clip={'weight': 1.0}",
+            ["'clip' is not a field of config.objectives (kinds)", "did you mean 'siglip'?"],
+        ),
         ("objectives.itc.queue=-1", ["config.objectives.itc.queue is -1", "write 0 for none"]),
         ("objectives.itm.negatives=16", ["config.objectives.itm.negatives is 16", "7 at most"]),
         ("joint.bits=12", ["config.joint.bits is 12", "multiple of 8"]),

@@ -50,7 +50,7 @@ PAIRS = [(name, variant) for name in ("tecmh", "vit2cmh") for variant in VARIANT
 
 @pytest.mark.parametrize(("name", "variant"), PAIRS)
 def test_codes_of_pairs_are_trained_by_what_the_docstring_says(name, variant):
-    """methods.md: quantisation from 0.1 to 1 over the run, no decorrelation; balance 1, for 0.01 let codes collapse."""
+    """Quantisation from 0.1 to 1 over the run, no decorrelation; balance 1, for 0.01 let codes collapse."""
     config = freeze(load(f"{FOLDER / name}.py:{variant}"))
     quality = build_objectives(config.objectives)["hash_quality"]
     weighed = lambda part, step: round(float(at(quality.weight, step) * at(getattr(quality, part), step)), 6)

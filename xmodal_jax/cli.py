@@ -257,7 +257,9 @@ def _data_parser(commands: Any) -> None:
     make = data.add_parser("prepare", help="write a data set folder from a source")
     make.add_argument("source", choices=PREPARED)
     make.add_argument("--out", required=True, help="folder to write")
-    make.add_argument("--path", help="karpathy: dataset_*.json; jsonl: the file; mat: file or folder; the others: folder")
+    make.add_argument(
+        "--path", help="karpathy: dataset_*.json; jsonl: the file; mat: file or folder; the others: folder"
+    )
     make.add_argument("--images", help="folder of the pictures (karpathy, precomp, albef, inaturalist, nuswide, mat)")
     make.add_argument("--vocabulary", help="mat: words of the columns of a bag of words, one a line")
     make.add_argument("--label-names", help="mat: names of the columns of the labels, one a line")
@@ -269,7 +271,9 @@ def _data_parser(commands: Any) -> None:
     make.add_argument("--size", type=int, help="pixels that drawings (SVG) are rendered at")
     make.add_argument("--held-out", type=int, help="records of the test split")
     make.add_argument("--queries", type=int, help="records of the test split (mirflickr, mat)")
-    make.add_argument("--train", type=int, help="records to train on, the others are split rest (mirflickr, nuswide, mat)")
+    make.add_argument(
+        "--train", type=int, help="records to train on, the others are split rest (mirflickr, nuswide, mat)"
+    )
     make.add_argument("--max-size", type=int, default=0, help="re-encode pictures with a longer side (pixels)")
     make.add_argument("--allow-bad", action="store_true", help="go on when over 1 %% of the source is unusable")
     make.set_defaults(run=data_prepare)

@@ -107,15 +107,13 @@ def field_of(config: Any, name: str) -> Any:
     return config
 
 
-def check(config: "Config") -> None:
-    """Refuse values that cannot work together; each sentence says what, where and what to write instead."""
-    image, text, joint = config.image, config.text, config.joint
-    check_ranges(config)
-    check_fit(config)
+def check_choices(config: "Config") -> None:
+    """Refuse words that are none of a field's."""
+    image, text = config.image, config.text
     choices = {
         "image.kind": (image.kind, ("vit", "resnet", "efficientnet", "features")),
         "text.kind": (text.kind, ("bert", "gru", "tfidf")),
-        "joint.hash_kind": (joint.hash_kind, HASH_KINDS),
+        "joint.hash_kind": (config.joint.hash_kind, HASH_KINDS),
         "image.pool": (image.pool, POOL_CHOICES),
         "text.pool": (text.pool, POOL_CHOICES),
         "text.output_vocab": (text.output_vocab, ("train", "all")),
@@ -124,7 +122,7 @@ def check(config: "Config") -> None:
             for name in ("image", "text", "fusion")
         },
         "bridge.kind": (config.bridge.kind, ("cross", "gate")),
-        "joint.start": (joint.start, ("random", "cca")),
+        "joint.start": (config.joint.start, ("random", "cca")),
         "eval.combine": (config.eval.combine, ("add", "replace")),
         "eval.right": (config.eval.right, ("text", "own")),
         "eval.params": (config.eval.params, ("teacher", "student")),
@@ -132,6 +130,14 @@ def check(config: "Config") -> None:
     }
     for name, (value, allowed) in choices.items():
         refuse_unless(value in allowed, f"config.{name} is '{value}'; write one of {', '.join(allowed)}")
+
+
+def check(config: "Config") -> None:
+    """Refuse values that cannot work together; each sentence says what, where and what to write instead."""
+    image, text, joint = config.image, config.text, config.joint
+    check_ranges(config)
+    check_fit(config)
+    check_choices(config)
     check_codes(joint)
     for tower, section in (("image", image), ("text", text)):
         refuse_unless(

@@ -10,7 +10,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "benchmarks"))
 
 import hamming_bandwidth
 
-from xmodal_jax.search import hamming
+from xmodal_jax.search import hamming, host
 
 
 def test_the_read_reads_every_word(rng):
@@ -22,9 +22,17 @@ def test_the_read_reads_every_word(rng):
     assert int(hamming_bandwidth.folded(one)) == 7
 
 
-def test_rows_are_placed_in_the_blocks_of_a_search(monkeypatch):
+def test_the_search_that_is_timed_is_exact_over_all_blocks(monkeypatch, rng):
     monkeypatch.setattr(hamming, "BLOCK_ROWS", 1_000)
-    assert [block.count for block in hamming_bandwidth.placed(2_500, 64)] == [1_000, 1_000, 500]
+    blocks = hamming_bandwidth.placed(2_500, 64)
+    assert [block.count for block in blocks] == [1_000, 1_000, 500]
+    draw = np.random.default_rng(0)
+    gallery = np.concatenate([draw.integers(0, 256, (count, 8), dtype=np.uint8) for count in (1_000, 1_000, 500)])
+    query = rng.integers(0, 256, (3, 8), dtype=np.uint8)
+    for found, want in zip(
+        hamming_bandwidth.nearest(query, blocks), host.hamming_topk(query, gallery, 10), strict=True
+    ):
+        np.testing.assert_array_equal(found, want)
 
 
 def test_a_line_for_each_number_of_queries():

@@ -85,11 +85,12 @@ def test_runs_become_tables_and_a_plot(few, shapes_data):
     }
     (path.parent / "hashing_floors-emoji_views.json").write_text(json.dumps(floors))
     run("--keep", str(path.parent / "kept"))
-    assert sorted(folder.name for folder in (path.parent / "kept").iterdir()) == [
+    folders = sorted((path.parent / "kept").iterdir())
+    assert [folder.name.rsplit("-", 1)[0] for folder in folders] == [
         "emoji-views-cmhr-drn-8-bits-0", "flickr8k-vit2cmh-8-bits-alone-0",
         "flickr8k-vit2cmh-nested-one-model-for-all-lengths-0",
     ]  # fmt: skip
-    assert open_run(path.parent / "kept" / "emoji-views-cmhr-drn-8-bits-0")[0].config.joint.bits == 8
+    assert open_run(folders[0])[0].config.joint.bits == 8
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["set"], line["row"], sorted(line["codes"])) for line in lines] == [
         ("flickr8k", "nested: one model for all lengths", ["32", "8"]), ("flickr8k", "8 bits alone", ["8"]),
@@ -124,6 +125,12 @@ def test_runs_become_tables_and_a_plot(few, shapes_data):
     other.unlink()
     todo = runs.missing(hashing.TABLE, hashing.TABLE.jobs(["flickr8k"], 2, "ViT2CMH"), path)
     assert [(job[1].name, job[2]) for job in todo] == [(FEW[0].name, 1)]  # the row alone is run once
+    changed = dataclasses.replace(FEW[2], overrides=("joint.bits=8", "optimizer.lr=0.5"))
+    runs.one_run(hashing.TABLE, ("emoji_views", changed, 0), str(shapes_data), path.parent / "kept")
+    last = sorted((path.parent / "kept").glob("emoji-views-*"), key=lambda folder: folder.stat().st_mtime)[-1]
+    assert (
+        last not in folders and open_run(last)[0].config.optimizer.lr == 0.5
+    )  # trained, not taken from the old folder
     twice = "\n".join(hashing_table.pair_section("flickr8k", [lines[0], lines[0] | {"seed": 1}]))
     assert "seeds: 2" in twice and f"{nested['i2t']['R@1']:.1f} ± 0.0" in twice
 

@@ -159,14 +159,22 @@ def test_a_head_that_gives_signs_has_nothing_before_them(case):
 
 
 def test_codes_that_are_all_one_are_told(case):
-    """By hand: bits that are on in a quarter of the rows have mean -0.5; collapsed ones are named with their length."""
+    """One side whose first 8 bits are the same everywhere, the other as trained: that length is named, and no other."""
     image, text, split, tables = case
-    assert 0 < tables["codes"]["alike"] < 0.5
-    quarter, one = np.where(np.arange(RECORDS) % 4 == 0, 1.0, -1.0), np.ones(2 * RECORDS)
-    sides = [Embedded(side.embed, codes=np.outer(rows, np.ones(BITS))) for side, rows in ((image, quarter), (text, one))]
-    found = code_tables.all_tables(*sides, split, (8, BITS))
-    assert found["codes"]["alike"] == pytest.approx((0.25 + 1.0) / 2)
-    result = {"captions": 1, "records": 1, "split": "test", "views": {}, "mean": found | {"itc": tables["codes"]}}
-    assert not any("nearly all one code" in line for line in notes(result))
-    found["nested"]["8"]["codes"]["alike"] = 0.97
-    assert [line for line in notes(result) if line.startswith("The codes of 8 bits are nearly all one code (mean")]
+    result = lambda found: {"captions": 1, "records": 1, "views": {}, "mean": found | {"itc": tables["codes"]}}
+    assert not any("nearly all one code" in line for line in notes(result(tables)))
+    same = image.codes.copy()
+    same[:, :8] = 1.0
+    found = code_tables.all_tables(Embedded(image.embed, codes=same), text, split, (8, BITS))
+    assert found["nested"]["8"]["codes"]["alike"] == 1.0 and found["codes"]["alike"] < 0.5
+    said = [line for line in notes(result(found)) if "nearly all one code" in line]
+    assert len(said) == 1 and said[0].startswith("The codes of 8 bits are")
+
+
+def test_how_alike_codes_are_does_not_depend_on_how_many_there_are(rng):
+    for rows in (2, 20, 2000):
+        drawn = [code_tables.alike(rng.normal(size=(rows, 64))) for _ in range(40)]
+        assert abs(np.mean(drawn)) < 0.05
+    quarter = np.where(np.arange(400) % 4 == 0, 1.0, -1.0)[:, None]  # bits with mean -0.5
+    assert code_tables.alike(quarter) == pytest.approx(0.25, abs=0.003)
+    assert code_tables.alike(np.ones((3, 8))) == 1.0 and code_tables.alike(np.ones((1, 8))) == 0.0

@@ -3,13 +3,18 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from xmodal_jax.cli import main
 from xmodal_jax.config_checks import check
+from xmodal_jax.data.pipeline import eval_split
 from xmodal_jax.errors import UserError
+from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.eval.evaluate import Evaluator, ensure_weight, evaluate
+from xmodal_jax.eval.hashing import mean_average_precision
 from xmodal_jax.eval.tables import notes, retrieval_grid
+from xmodal_jax.train.loop import refuse_impossible
 
 
 def changed(assembly, **sections):
@@ -100,16 +105,40 @@ def test_a_finished_run_takes_them_on_the_command_line(tiny_run, capsys):
 
 
 def test_codes_are_asked_of_the_splits_that_are_the_gallery(opened_run):
-    """Named itself, the split is what it is without a name; the training split has other records and other values."""
+    """The tables are those of the codes of both splits joined by hand; recall stays that of the split itself."""
     assembly, params = opened_run
-    plain, own, other = (
-        evaluate(changed(assembly, eval={"gallery": gallery, "rerank": ()}), params) for gallery in ((), ("test",), ("train", "test"))
+    plain, other = (
+        evaluate(changed(assembly, eval={"gallery": gallery, "rerank": ()}), params)
+        for gallery in ((), ("train", "test"))
     )
-    assert own["mean"] == plain["mean"] and other["mean"]["codes"] == plain["mean"]["codes"]
-    assert other["mean"]["labels"]["i2t"]["MAP@ALL"] != plain["mean"]["labels"]["i2t"]["MAP@ALL"]
+    encode, data = Embedder(assembly.model, params), assembly.config.data
+    for view in ("filled", "outline"):
+        codes, labels = {}, {}
+        for name in ("test", "train"):
+            split = eval_split(data.path, name, assembly.tokenizer, data, view)
+            codes[name] = [encode.split(split, side, 64).codes for side in ("image", "text")]
+            labels[name] = split.labels, split.labels[split.caption_owner]
+        for number, side in enumerate(("i2t", "t2i")):
+            gallery = np.concatenate([codes[name][1 - number] for name in ("train", "test")])
+            shared = labels["test"][number], np.concatenate([labels[name][1 - number] for name in ("train", "test")])
+            want = mean_average_precision(np.sign(codes["test"][number]), np.sign(gallery), *shared)
+            assert other["views"][view]["labels"][side]["MAP@ALL"] == pytest.approx(want, abs=1e-6)
+        assert other["views"][view]["codes"] == plain["views"][view]["codes"]
     assert any("rank the splits train, test" in line for line in notes(other))
-    with pytest.raises(UserError, match="no split 'valid'|'valid'"):
-        evaluate(changed(assembly, eval={"gallery": ("valid",)}), params)
+
+
+@pytest.mark.parametrize(
+    ("gallery", "words"),
+    [(("valid",), "config.eval.gallery: .* has no .'valid'.; write some of test, train"),
+     (("train", "train"), "write each split once")],
+)  # fmt: skip
+def test_a_gallery_that_is_not_there_is_refused_before_training_and_before_encoding(opened_run, gallery, words):
+    assembly, params = opened_run
+    wrong = changed(assembly, eval={"gallery": gallery})
+    with pytest.raises(UserError, match=words):
+        evaluate(wrong, params)
+    with pytest.raises(UserError, match=words):
+        refuse_impossible(wrong.config, wrong)
 
 
 def test_a_gallery_wants_labels(opened_run, shapes_files, tmp_path):
@@ -119,5 +148,7 @@ def test_a_gallery_wants_labels(opened_run, shapes_files, tmp_path):
     command = ["data", "prepare", "jsonl", "--path", tmp_path / "pairs.jsonl", "--root", shapes_files.parent]
     assert main([*map(str, command), "--out", str(tmp_path / "set")]) == 0
     bare = changed(assembly, data={"path": str(tmp_path / "set")}, eval={"gallery": ("train",)})
-    with pytest.raises(UserError, match="config.eval.gallery is .*has no labels; write"):
+    with pytest.raises(UserError, match="asks for shared labels, and .* has none"):
         evaluate(bare, params)
+    with pytest.raises(UserError, match="config.data.labels is False; write"):
+        evaluate(changed(assembly, data={"labels": False}, eval={"gallery": ("train",)}), params)

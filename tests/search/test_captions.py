@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import shutil
 
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from xmodal_jax.data.pipeline import eval_split
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.eval.evaluate import Evaluator, ensure_weight
-from xmodal_jax.search import codes, query
+from xmodal_jax.search import build, codes, query, store
 from xmodal_jax.search.index import Index
 from xmodal_jax.search.stages import Stages
 
@@ -87,6 +88,62 @@ def test_the_matching_head_orders_the_best_captions(caption_index, opened_run, s
     assert [hit.kind for hit in hits] == ["match"] * 8
     np.testing.assert_allclose([hit.score for hit in hits], [want[hit.row] for hit in hits], atol=1e-4)
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+def test_captions_of_records_without_the_first_view_are_rows_too(opened_run, tiny_run, shapes_files, tmp_path):
+    rows = [json.loads(line) for line in shapes_files.read_text().splitlines()]
+    held = [row for row in rows if row["split"] == "test"]
+    for row in held[::3]:
+        del row["views"]["filled"]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = ["data", "prepare", "jsonl", "--path", tmp_path / "pairs.jsonl", "--root", shapes_files.parent]
+    assert main([*map(str, command), "--out", str(tmp_path / "set")]) == 0
+    index = ["index", "--workdir", str(tiny_run[0]), "--side", "text", "--codes-only", "--data", str(tmp_path / "set")]
+    assert main([*index, "--out", str(tmp_path / "index")]) == 0
+    opened = Index.open(tmp_path / "index")
+    items = [opened.item(row) for row in range(opened.count)]
+    assert opened.count == CAPTIONS and opened.width == 0
+    told = {(item["key"], *item["captions"], item["view"]) for item in items}
+    assert told == {
+        (row["id"], text, "filled" if "filled" in row["views"] else "outline")
+        for row in held
+        for text in row["caption"]
+    }
+    encode, tokenizer = Embedder(*_model(opened_run)), opened_run[0].tokenizer
+    ids = tokenizer.encode([item["captions"][0] for item in items], opened_run[0].config.data.length)
+    np.testing.assert_array_equal(opened.vectors("codes"), codes.pack(encode.rows("text", ids).codes))
+
+
+def test_an_index_replaced_by_one_of_the_other_side_is_not_appended_to(
+    caption_index, tiny_index, tiny_run, opened_run, tmp_path, monkeypatch
+):
+    """While the lock is another's: the check before the work sees pictures, and the rows would go to captions."""
+    path = shutil.copytree(tiny_index, tmp_path / "index")
+    appending = store.appending
+
+    def late(*args):
+        shutil.rmtree(path)
+        shutil.copytree(caption_index, path)
+        return appending(*args)
+
+    monkeypatch.setattr(store, "appending", late)
+    with pytest.raises(UserError, match="has captions, and pictures cannot be appended"):
+        build.build_index(*opened_run, str(tiny_run[0]), str(path), how=build.How(append=True))
+    assert Index.open(path).count == CAPTIONS
+
+
+def test_an_index_that_does_not_say_its_side_has_pictures(tiny_index, tiny_run, opened_run, tmp_path):
+    """As those written before captions could be indexed."""
+    opened = Index.open(tiny_index)
+    extra = {name: value for name, value in opened.extra.items() if name != "side"}
+    items = [opened.item(row) for row in range(opened.count)]
+    old = store.write(tmp_path / "old", opened.vectors(), items, opened.vectors("codes"), opened.model, extra=extra,
+                      packed=True)  # fmt: skip
+    words = "a red circle"
+    hits = query.answer(old, words, k=4, stages=Stages("dense", 0, 8))
+    want = query.answer(tiny_index, words, k=4, stages=Stages("dense", 0, 8))
+    assert [(hit.row, round(hit.score, 4)) for hit in hits] == [(hit.row, round(hit.score, 4)) for hit in want]
+    assert build.build_index(*opened_run, str(tiny_run[0]), str(old), how=build.How(append=True))[1] == 48
 
 
 def test_words_are_not_matched_with_captions(caption_index):

@@ -56,6 +56,22 @@ def divide_train(names: Sequence[str], splits: Sequence[str], usable: Sequence[b
     ]
 
 
+def draw_queries(names: Sequence[str], usable: Sequence[bool], queries: int | None) -> list[str]:
+    """Splits "test" and "train": `query_count` of the `usable` records are queries, by the hash of their names.
+
+    Only records with a text are drawn, so that the numbers asked for are those of the prepared set.
+    """
+    able = [name for name, good in zip(names, usable, strict=True) if good]
+    held = split_groups(able, query_count(queries, len(able)))
+    test = {name for name, split in zip(able, held, strict=True) if split == "test"}
+    return ["test" if name in test else "train" for name in names]
+
+
+def _with_queries(rows: list[Row], queries: int | None) -> list[Row]:
+    splits = draw_queries([row[0] for row in rows], [bool(row[2].strip()) for row in rows], queries)
+    return [(*row[:4], split) for row, split in zip(rows, splits, strict=True)]
+
+
 def _with_rest(rows: list[Row], train: int) -> list[Row]:
     names, _, captions, _, splits = zip(*rows, strict=True) if rows else ((),) * 5
     divided = divide_train(names, splits, [bool(text.strip()) for text in captions], train)
@@ -98,14 +114,13 @@ def mirflickr_source(
     for file in files:
         for line in lines_of(file):
             labels.setdefault(_number(line.strip(), file), []).append(file.stem.removesuffix("_r1"))
-    names = [file.stem for file in pictures]
     rows = []
-    for file, split in zip(pictures, split_groups(names, query_count(queries, len(names))), strict=True):
+    for file in pictures:
         number = _number(file.stem.removeprefix("im"), file)
         own = tags / f"tags{number}.txt"
         words = " ".join(lines_of(own)) if own.is_file() else ""
-        rows.append((file.stem, file, words, tuple(labels.get(number, ())), split))
-    rows = _with_rest(rows, train)
+        rows.append((file.stem, file, words, tuple(labels.get(number, ())), "train"))
+    rows = _with_rest(_with_queries(rows, queries), train)
     return _source("mirflickr", folder, rows, files, licence, queries=queries, train=train or None)
 
 

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from xmodal_jax.data.labelled import TERMS, divide_train, query_count
+from xmodal_jax.data.labelled import TERMS, divide_train, draw_queries
 from xmodal_jax.data.matfile import Variable, variables
-from xmodal_jax.data.sources import Item, Skip, Source, clean_captions, existing, file_item, split_groups
+from xmodal_jax.data.sources import Item, Skip, Source, clean_captions, existing, file_item
 from xmodal_jax.errors import refuse_unless
 
 KNOWN = {
@@ -187,12 +187,8 @@ def _column_names(given: Any, folder: pathlib.Path, known: Sequence[str], start:
 
 
 def _splits(keys: list[str], captions: list[str | list[str]], queries: int | None, train: int) -> list[str]:
-    """Only rows with a text are drawn, so that the numbers asked for are those of the prepared set."""
     usable = [bool("".join(text).strip()) for text in captions]
-    able = [key for key, good in zip(keys, usable, strict=True) if good]
-    held = split_groups(able, query_count(queries, len(able)))
-    test = {key for key, split in zip(able, held, strict=True) if split == "test"}
-    return divide_train(keys, ["test" if key in test else "train" for key in keys], usable, train)
+    return divide_train(keys, draw_queries(keys, usable, queries), usable, train)
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
@@ -252,8 +248,15 @@ def _keys(names: list[tuple[str, ...]]) -> list[str]:
     return ["/".join(parts[shared:]) for parts in names]
 
 
+def _foreign_parts(names: list[tuple[str, ...]], root: pathlib.Path) -> int:
+    """How many leading parts of the paths are folders of another machine: the number by which most files are found, the
+    same for all, so that no two rows take one file for theirs."""
+    found = lambda start: sum(root.joinpath(*parts[start:]).is_file() for parts in names if start < len(parts))
+    return max(range(max(map(len, names), default=1)), key=lambda start: (found(start), -start))
+
+
 def _path_items(names: list[tuple[str, ...]], root: pathlib.Path, rows: Rows) -> Iterator[Item | Skip]:
+    dropped = _foreign_parts(names, root)
     for number, parts in enumerate(names):
-        tails = (root.joinpath(*parts[start:]) for start in range(len(parts)))
-        file = next((tail for tail in tails if tail.is_file()), root / rows.keys[number])
+        file = root.joinpath(*parts[dropped:]) if dropped < len(parts) else root / rows.keys[number]
         yield from file_item(rows.keys[number], {"image": file}, rows.captions[number], **rows.fields(number))

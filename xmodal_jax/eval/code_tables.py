@@ -26,7 +26,9 @@ def all_tables(image: Embedded, text: Embedded, split: EvalSplit, lengths: Seque
     """
     *short, whole = lengths
     tables = tables_of(image, text, split, whole, gallery) | {"int8": int8_table(image.embed, text.embed, split)}
-    return tables | ({"nested": {str(bits): tables_of(image, text, split, bits, gallery) for bits in short}} if short else {})
+    return tables | (
+        {"nested": {str(bits): tables_of(image, text, split, bits, gallery) for bits in short}} if short else {}
+    )
 
 
 def cosine_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[str, Any]:
@@ -102,8 +104,7 @@ def codes_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[s
 
     Returns:
       `retrieval.summary` with "bits", "bytes" of an item, and for each direction "optimistic" and "pessimistic" recall (ties
-      all won, all lost), "chance" recall, "precision" {"P@N", "P random"} and "curves"; and "alike", the mean square of the
-      bits' means: 0 where each bit is on for half of the rows, 1 where all codes are one.
+      all won, all lost), "chance" recall, "precision" {"P@N", "P random"} and "curves"; and "alike" of the worse side (`alike`).
     """
     ks = fitting_recall(split)
     positives = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
@@ -119,5 +120,13 @@ def codes_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[s
     precision = lambda own: curves.precision_at(own, ns) | {"P random": curves.chance_precision(own)}
     table |= {"precision": {side: precision(own) for side, own in counted.items()}}
     table |= {"curves": {side: curves.curve(own) for side, own in counted.items()}}
-    alike = float(np.mean([np.square(np.where(side > 0, 1.0, -1.0).mean(0)).mean() for side in (image, text)]))
-    return table | {"bits": image.shape[1], "bytes": image.shape[1] // 8, "alike": alike}
+    return table | {"bits": image.shape[1], "bytes": image.shape[1] // 8, "alike": max(alike(image), alike(text))}
+
+
+def alike(values: np.ndarray) -> float:
+    """How much the signs of codes [n,K] are one code: the mean square of the bits' means, 1 where all are equal.
+
+    Without bias: 0 is what n random codes are expected to have, however few they are; 0 of a single one.
+    """
+    count, means = len(values), np.where(values > 0, 1.0, -1.0).mean(axis=0)
+    return float((count * np.square(means).mean() - 1) / (count - 1)) if count > 1 else 0.0

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.assemble import Assembly
+from xmodal_jax.config import Config
 from xmodal_jax.data.card import Card, ceiling
 from xmodal_jax.data.pipeline import EvalSplit, Split, eval_split, refuse_unknown
 from xmodal_jax.errors import refuse_unless
@@ -36,17 +37,10 @@ class Evaluator:
     def views(self, name: str) -> tuple[str, ...]:
         """The views of a split that the config evaluates."""
         data = self.assembly.config.eval_data
-        self.refuse_unknown()
+        refuse_unfit_evaluation(self.assembly.config, Card.load(data.path))
         split = Split(data.path, name, data)
         split.close()
         return split.views
-
-    def refuse_unknown(self) -> None:
-        """Raise UserError for views or languages of `config.eval` that the data set does not have."""
-        config = self.assembly.config
-        card = Card.load(config.data.path)
-        refuse_unknown("config.eval.views", config.eval.views, card.views, config.data.path)
-        refuse_unknown("config.eval.languages", config.eval.languages, card.languages, config.data.path)
 
     def open(self, name: str, view: str, right: str = "") -> EvalSplit:
         """One view of a split; where only own captions are `right` (default: the config's), every caption is a text of its own."""
@@ -54,6 +48,20 @@ class Evaluator:
         found = eval_split(config.data.path, name, self.assembly.tokenizer, config.eval_data, view)
         alone = np.arange(len(found.captions), dtype=np.int32)
         return dataclasses.replace(found, text_keys=alone) if (right or config.eval.right) == "own" else found
+
+
+def refuse_unfit_evaluation(config: Config, card: Card) -> None:
+    """Raise UserError for views, languages or a gallery of `config.eval` that the data set does not have."""
+    gallery, path = config.eval.gallery, config.data.path
+    refuse_unknown("config.eval.views", config.eval.views, card.views, path)
+    refuse_unknown("config.eval.languages", config.eval.languages, card.languages, path)
+    refuse_unknown("config.eval.gallery", gallery, list(card.splits), path)
+    refuse_unless(len(set(gallery)) == len(gallery), f"config.eval.gallery is {gallery}; write each split once")
+    refuse_unless(
+        not gallery or (config.data.labels and bool(card.label_names)),
+        f"config.eval.gallery is {gallery}, which asks for shared labels, and {path} has none, or config.data.labels is "
+        "False; write () for no gallery",
+    )
 
 
 def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = False,
@@ -75,6 +83,7 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
     ks = () if quick or "match" not in params else tuple(config.eval.rerank)
     weight = ensure_weight(evaluator, embedder, say) if ks and config.eval.combine == "add" else 1.0
     tables, images, text, captions, keys = {}, [], None, None, []
+    gallery = None if quick or not embedder.hashes else Gallery(evaluator, embedder, say)
     for view in evaluator.views(split):
         found = evaluator.open(split, view)
         say(f"encoding {len(found.keys)} images ({view}) and {len(found.captions)} captions")
@@ -82,8 +91,8 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
         if captions != found.captions:  # records without a view are left out, and their captions with them
             text, captions = embedder.split(found, "text", config.eval.batch_size, bool(ks)), found.captions
         keys.append(found.keys)
-        gallery = None if quick or not embedder.hashes else database(evaluator, view, say)
-        tables[view] = view_tables(assembly, params, found, image, text, ks, weight, quick, say, gallery)
+        asked = gallery and gallery.of(view)
+        tables[view] = view_tables(assembly, params, found, image, text, ks, weight, quick, say, asked)
         images.append(image.embed)
     result = {"split": split, "records": len(found.keys), "captions": len(found.captions)}
     result |= {"data": config.data.path, "languages": list(config.eval_data.languages)}
@@ -95,22 +104,26 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
     return result
 
 
-def database(evaluator: Evaluator, view: str, say: Callable[[str], None] = lambda _: None) -> Labelled | None:
-    """The codes and labels of all records of the splits `config.eval.gallery`, one after the other; None without any.
+class Gallery:
+    """What codes are asked for a shared label: all records of the splits `config.eval.gallery`, one after the other."""
 
-    Raises UserError for a split that does not exist, or a data set without labels.
-    """
-    config, parts = evaluator.assembly.config, []
-    for name in config.eval.gallery:
-        found = evaluator.open(name, view)
-        refuse_unless(
-            found.labels is not None,
-            f"config.eval.gallery is {config.eval.gallery}, but {config.data.path} has no labels; write ()",
-        )
-        say(f"encoding the gallery {name}: {len(found.keys)} images ({view}) and {len(found.captions)} captions")
-        sides = (evaluator.embedder.split(found, side, config.eval.batch_size) for side in ("image", "text"))
-        parts.append(code_tables.labelled(*sides, found))
-    return Labelled(*map(np.concatenate, zip(*parts))) if parts else None
+    def __init__(self, evaluator: Evaluator, embedder: Embedder, say: Callable[[str], None]):
+        self.evaluator, self.embedder, self.say = evaluator, embedder, say
+        self._texts: dict[str, tuple[list[str], Embedded]] = {}  # of each split, encoded for the view before
+
+    def of(self, view: str) -> Labelled | None:
+        """Codes and labels with the pictures of one view; None without a gallery."""
+        parts = [self._split(name, view) for name in self.evaluator.assembly.config.eval.gallery]
+        return Labelled(*map(np.concatenate, zip(*parts))) if parts else None
+
+    def _split(self, name: str, view: str) -> Labelled:
+        found, size = self.evaluator.open(name, view), self.evaluator.assembly.config.eval.batch_size
+        self.say(f"encoding the gallery {name}: {len(found.keys)} images ({view}) and {len(found.captions)} captions")
+        captions, text = self._texts.get(name, (None, None))
+        if captions != found.captions:
+            text = self.embedder.split(found, "text", size)
+            self._texts[name] = found.captions, text
+        return code_tables.labelled(self.embedder.split(found, "image", size), text, found)
 
 
 def best_possible(split: EvalSplit) -> dict[str, Any]:
@@ -125,7 +138,7 @@ def best_possible(split: EvalSplit) -> dict[str, Any]:
 def view_tables(assembly: Assembly, params: Params, split: EvalSplit, image: Embedded, text: Embedded,
                 ks: Sequence[int], weight: float, quick: bool, say: Callable[[str], None],
                 gallery: Labelled | None = None) -> dict[str, Any]:  # fmt: skip
-    """The tables of one view; see `evaluate`. `gallery`: what codes are asked for a shared label (`database`)."""
+    """The tables of one view; see `evaluate`. `gallery`: what codes are asked for a shared label (`Gallery.of`)."""
     tables: dict[str, Any] = {"itc": code_tables.cosine_table(image.embed, text.embed, split)}
     if assembly.config.eval.right == "own":
         tables["ceiling"] = best_possible(split)

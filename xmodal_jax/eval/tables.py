@@ -165,8 +165,8 @@ def notes(result: Tables) -> list[str]:
 def collapsed(bits: int, alike: float) -> str:
     """What to say of codes that tell nothing apart."""
     return (
-        f"The codes of {bits} bits are nearly all one code (mean square of the bits' means {alike:.2f}): training collapsed. "
-        "Give the balance of the bits more weight (objectives.hash_quality.balance, objectives.hash.balance)."
+        f"The codes of {bits} bits are nearly all one code on a side (mean square of the bits' means {alike:.2f}): training "
+        "collapsed. Give the balance of the bits more weight, such as objectives.hash_quality.balance=1 or hash.balance=1."
     )
 
 

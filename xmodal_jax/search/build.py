@@ -19,6 +19,7 @@ from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval.captioning import references
 from xmodal_jax.eval.embed import Embedded, Embedder
 from xmodal_jax.search import files, index, place, store
+from xmodal_jax.train.texts import kept_texts
 from xmodal_jax.types import Params
 
 THUMBNAIL = 96  # px of the longer side
@@ -53,11 +54,11 @@ class How:
         header = files.read_header(out)
         store.refuse_other_model(out, header, model)
         store.refuse_damaged(out, header)
-        there = side_of(header["extra"])
-        refuse_unless(there == self.side, f"{out} has {ROWS[there]}, and {ROWS[self.side]} cannot be appended to them; "
-                      f"write --side {there}, or another folder name")  # fmt: skip
+        self.refuse_other_side(out, header["extra"])
         refuse_unless(hashes or not header["bits"], f"{out} has hash codes and the run makes none; index again")
-        refuse_unless("items" in header["blocks"], f"{out} has no items and pictures have; write another folder name")
+        refuse_unless(
+            "items" in header["blocks"], f"{out} has no items and {ROWS[self.side]} have; write another folder name"
+        )
         refuse_unless(
             not (self.codes_only and header["width"]),
             f"{out} has embeddings, and what is appended has them too; leave out --codes-only",
@@ -67,6 +68,15 @@ class How:
             f"{out} keeps embeddings as {header['dtype']}, and so does what is appended; leave out --dtype {self.dtype}",
         )
 
+    def refuse_other_side(self, out: pathlib.Path, extra: dict[str, Any]) -> None:
+        """Raise `UserError` for pictures that are to go to captions, or captions to pictures."""
+        there = side_of(extra)
+        refuse_unless(
+            there == self.side,
+            f"{out} has {ROWS[there]}, and {ROWS[self.side]} cannot be appended to them; write --side {there}, or another "
+            "folder name",
+        )
+
 
 def build_index(assembly: Assembly, params: Params, workdir: str, out: str, data: str = "", split: str = "",
                 how: How = How()) -> tuple[pathlib.Path, int]:  # fmt: skip
@@ -74,7 +84,7 @@ def build_index(assembly: Assembly, params: Params, workdir: str, out: str, data
 
     `data` and `split` default to the run's data set and its evaluation split. An item has "key", "view", "split", "row" (in
     the split), "captions" (the first few; of a caption's row itself alone) and "thumbnail" (base64 of a small PNG or JPEG,
-    of the record's first view for a caption), and "data" where that is not the header's. The header remembers the work
+    of its record's first view there is for a caption), and "data" where that is not the header's. The header remembers the work
     directory and the side. Rows are written as they are encoded, a block in memory at most.
 
     Returns:
@@ -85,20 +95,22 @@ def build_index(assembly: Assembly, params: Params, workdir: str, out: str, data
         such data set or split, features that the data set lacks.
     """
     config, path = assembly.config, pathlib.Path(out)
-    embedder, model = Embedder(assembly.model, params), index.fingerprint(params)
+    embedder = Embedder(assembly.model, params, texts=kept_texts(assembly, params, False))
+    model = index.fingerprint(params)
     how.refuse_bad(path, model, embedder.hashes)
     source, split = data_of(config.data, data), split or config.data.eval_split
-    dense, hashed, named = not how.codes_only, embedder.hashes, {}
+    dense, hashed = not how.codes_only, embedder.hashes
     if how.append:
         first = files.read_header(path)
         dense, hashed = first["width"] > 0, first["bits"] > 0
-        named = {} if source.path == first["extra"].get("data") else {"data": source.path}
         writer = store.appending(path, model)
     else:
         extra = {"workdir": str(workdir), "workdir_from_index": os.path.relpath(workdir, out)}
         extra |= {"data": source.path, "split": split, "side": how.side}
         writer = store.writing(path, model, overwrite=how.overwrite, extra=extra, dtype=how.dtype or "float32")
     with writer as rows:
+        how.refuse_other_side(path, rows.extra)  # again: it may have been replaced while the lock was another's
+        named = {} if source.path == rows.extra.get("data") else {"data": source.path}
         for coded, items in encoded(assembly, embedder, source, split, how.side):
             own = [item | named for item in items]
             rows.add(coded.embed if dense else None, own, coded.codes if hashed else None)
@@ -108,16 +120,35 @@ def build_index(assembly: Assembly, params: Params, workdir: str, out: str, data
 def encoded(assembly: Assembly, embedder: Embedder, source: DataConfig, split: str,
             side: str = "image") -> Iterator[tuple[Embedded, list]]:  # fmt: skip
     """Embeddings, relaxed codes (None without a hash head) and items of a split, a block at a time: the pictures of all
-    views, or the captions of the records that have the first view."""
-    views = views_of(source, split)
-    for view in views if side == "image" else views[:1]:
+    views, or the captions of all records, each where its first view is."""
+    size, seen = assembly.config.eval.batch_size, set()
+    for view in views_of(source, split):
         found = eval_split(source.path, split, assembly.tokenizer, source, view)
-        encode, describe = (
-            (embedder.images, picture_items) if side == "image" else (embedder.captions, caption_items)
-        )
-        with contextlib.closing(describe(source, split, found)) as items:
-            for coded in encode(found, assembly.config.eval.batch_size):
+        if side == "image":
+            blocks, items = embedder.images(found, size), picture_items(source, split, found)
+        else:
+            found = without(found, seen)
+            seen |= set(found.rows.tolist())
+            blocks, items = embedder.captions(found, size), caption_items(source, split, found)
+        with contextlib.closing(items):
+            for coded in blocks:
                 yield coded, list(islice(items, len(coded.embed)))
+
+
+def without(found: EvalSplit, rows: set[int]) -> EvalSplit:
+    """The records of a split that are in none of its `rows`, and their captions; pictures cannot be read from it."""
+    kept = np.array([row not in rows for row in found.rows.tolist()], bool)
+    mine = kept[found.caption_owner]
+    return dataclasses.replace(
+        found,
+        keys=[key for key, own in zip(found.keys, kept, strict=True) if own],
+        rows=found.rows[kept],
+        captions=[text for text, own in zip(found.captions, mine, strict=True) if own],
+        caption_owner=(np.cumsum(kept) - 1)[found.caption_owner[mine]].astype(np.int32),
+        text=found.text[mine],
+        text_keys=found.text_keys[mine],
+        labels=None if found.labels is None else found.labels[kept],
+    )
 
 
 def data_of(trained: DataConfig, path: str) -> DataConfig:
@@ -149,7 +180,8 @@ def picture_items(data: DataConfig, split: str, found: EvalSplit) -> Iterator[di
 def caption_items(data: DataConfig, split: str, found: EvalSplit) -> Iterator[dict[str, Any]]:
     """What a hit shows of each caption: itself, and its picture."""
     texts = iter(found.captions)
-    for picture, count in zip(picture_items(data, split, found), np.bincount(found.caption_owner), strict=True):
+    counts = np.bincount(found.caption_owner, minlength=len(found.keys))
+    for picture, count in zip(picture_items(data, split, found), counts, strict=True):
         yield from (picture | {"captions": [text]} for text in islice(texts, int(count)))
 
 

@@ -213,6 +213,11 @@ class Writer:
         self._items: _Items | None = None
         self._filled = 0
 
+    @property
+    def extra(self) -> dict:
+        """The caller's facts in the header; of an index that is appended to those it has had since it was locked."""
+        return self._header["extra"]
+
     def add(
         self,
         embeddings: np.ndarray | None,

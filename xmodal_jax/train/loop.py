@@ -18,9 +18,10 @@ import jax
 from xmodal_jax.assemble import Assembly, abstract_params, assemble, document_frequencies, pretrained, start_params
 from xmodal_jax.config import Config, as_dict
 from xmodal_jax.data.card import Card
-from xmodal_jax.data.pipeline import Loader, TrainDataset, refuse_unknown, train_dataset
+from xmodal_jax.data.pipeline import Loader, TrainDataset, train_dataset
 from xmodal_jax.data.transfer import Prefetch
 from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.eval.evaluate import refuse_unfit_evaluation
 from xmodal_jax.parallel.mesh import batch_sharding, make_mesh, process_share, replicated
 from xmodal_jax.parallel.processes import end, first_says, is_first, leaving_at_once
 from xmodal_jax.parallel.rules import shardings
@@ -103,8 +104,7 @@ def refuse_impossible(config: Config, assembly: Assembly) -> None:
     card = Card.load(config.data.path)
     if config.eval.every:
         card.split(config.data.eval_split)
-        refuse_unknown("config.eval.views", config.eval.views, card.views, config.data.path)
-        refuse_unknown("config.eval.languages", config.eval.languages, card.languages, config.data.path)
+    refuse_unfit_evaluation(config, card)
     refuse_unless(
         not config.tensorboard or importlib.util.find_spec("tensorboard") is not None,
         "config.tensorboard is True, but the package tensorboard is not installed; write pip install 'xmodal_jax[tensorboard]'",
