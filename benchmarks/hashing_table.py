@@ -78,8 +78,8 @@ def pair_section(name: str, lines: list[Line]) -> list[str]:
         own = [found for (other, _), found in rows.items() if other == system and len(found[0]["codes"]) == 1]
         cells = [code_cells(found, bits) for found in own for bits in found[0]["codes"]]
         if own:
-            rows = [*cells, chance_cells(own[0][0])]
-            text += [f"\n**{system}**, a model for each length; seeds: {len(own[0])}", *table(HEAD, rows)]
+            cells.append(chance_cells(own[0][0]))
+            text += [f"\n**{system}**, a model for each length; seeds: {len(own[0])}", *table(HEAD, cells)]
     return text
 
 

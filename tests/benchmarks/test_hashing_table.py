@@ -132,6 +132,11 @@ def test_runs_become_tables_and_a_plot(few, shapes_data):
         last not in folders and open_run(last)[0].config.optimizer.lr == 0.5
     )  # trained, not taken from the old folder
     twice = "\n".join(hashing_table.pair_section("flickr8k", [lines[0], lines[0] | {"seed": 1}]))
+    other = lines[1] | {"system": "TECMH", "row": "64 bits alone"}  # two systems with a model for each length
+    both = hashing_table.pair_section("flickr8k", [other, *lines[:2]])
+    assert [line for line in both if "a model for each length" in line] == [
+        f"\n**{system}**, a model for each length; seeds: 1" for system in ("TECMH", "ViT2CMH")
+    ]
     assert "seeds: 2" in twice and f"{nested['i2t']['R@1']:.1f} ± 0.0" in twice
 
 
