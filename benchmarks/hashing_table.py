@@ -65,8 +65,9 @@ def stored(lines: list[Line]) -> list[tuple[str, int, list[Line]]]:
     return kinds + [(f"{bits} bits", int(bits) // 8, [line["codes"][bits] for line in lines]) for bits in lengths]
 
 
-def pair_section(name: str, lines: list[Line]) -> list[str]:
-    """Instance-level tables of one data set: each model of several lengths at all of them, then models of one length."""
+def pair_section(name: str, lines: list[Line], folder: pathlib.Path) -> list[str]:
+    """Instance-level tables of one data set: each model of several lengths at all of them, then models of one length, then
+    the linear floors."""
     rows, text = by_row(lines), [f"\n## {name}, the very pair: {', '.join(BUDGET[name])}"]
     for (system, row), own in rows.items():
         if len(own[0]["codes"]) > 1:
@@ -80,6 +81,9 @@ def pair_section(name: str, lines: list[Line]) -> list[str]:
         if own:
             cells.append(chance_cells(own[0][0]))
             text += [f"\n**{system}**, a model for each length; seeds: {len(own[0])}", *table(HEAD, cells)]
+    for method, lengths in floors(folder, name, lines[0]).items():
+        cells = [[f"{bits} bits", str(int(bits) // 8), *recalls([own])] for bits, own in lengths.items()]
+        text += [f"\n**{method}**, linear, on the means of the same features", *table(HEAD[:-2], cells)]
     return text
 
 
@@ -91,7 +95,7 @@ def chance_cells(line: Line) -> list[str]:
 
 
 def floors(folder: pathlib.Path, name: str, line: Line) -> dict[str, dict[str, Any]]:
-    """{method: {bits: label table}} of `hashing_floors-NAME.json`; empty without the file.
+    """{method: {bits: table}}, where a set has labels their table, of `hashing_floors-NAME.json`; empty without the file.
 
     Raises:
       UserError: the file is of other pictures, captions or labels than the run of `line`.
@@ -107,7 +111,7 @@ def floors(folder: pathlib.Path, name: str, line: Line) -> dict[str, dict[str, A
     refuse_unless(not other, f"{path} has {told.get(other[0]) if other else ''} as {''.join(other[:1])}, the runs have "
                   f"{here[other[0]] if other else ''}; make it again with hashing_floors.py")  # fmt: skip
     for row in told["rows"]:
-        found[row["method"]][str(row["bits"])] = row["labels"]
+        found[row["method"]][str(row["bits"])] = row.get("labels", row)
     return found
 
 
@@ -145,7 +149,7 @@ def write_all(lines: list[Line], path: pathlib.Path) -> None:
     for name in BUDGET:
         own = [line for line in lines if line["set"] == name]
         if own and name in PAIRS:
-            text += pair_section(name, own)
+            text += pair_section(name, own, path.parent)
         elif own and name in LABELS:
             text += label_section(name, own, path.parent)
     kept = kept_text(path)
@@ -188,9 +192,14 @@ def storage_plot(lines: list[Line], path: pathlib.Path) -> None:
         )
         if single:
             axes.plot(*zip(*single), "x--", color=colour, label=f"{system}, a model for each length")
+    for number, (method, lengths) in enumerate(floors(path.parent, lines[0]["set"], lines[0]).items()):
+        mean = lambda own: statistics.fmean(own[side]["R@10"] for side in SIDES)
+        points = [(int(bits) // 8, mean(own)) for bits, own in lengths.items()]
+        axes.plot(*zip(*points), "--", color=("0.2", "0.6")[number % 2], label=f"{method}, linear")
     chance = next(iter(lines[0]["codes"].values()))["chance"]
     axes.axhline(statistics.fmean(chance[side]["R@10"] for side in SIDES), color="0.5", ls=":", label="chance")
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:.0f}")
     axes.set_xlabel("bytes of an item")
     axes.set_ylabel("R@10, mean of both directions (%)")
     axes.set_ylim(bottom=0)

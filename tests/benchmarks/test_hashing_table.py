@@ -36,9 +36,10 @@ def in_the_repository(monkeypatch):
 def test_every_row_is_a_valid_config_of_one_budget(name):
     rows = [row for row in ROWS if name in row.sets]
     configs = [freeze(load(*command(row, name, "data", 2))) for row in rows]
-    assert len({(config.steps, config.batch_size) for config in configs}) == 1
-    trained = {row.name for row, config in zip(rows, configs) if not config.data.features}
-    assert all("from scratch" in name or "tower trained" in name for name in trained)  # all else reads the same cache
+    named = list(zip(rows, configs, strict=True))
+    assert len({(own.steps, own.batch_size) for row, own in named if "1,500 steps" not in row.name}) == 1
+    other = ("from scratch", "two input sizes")  # what reads other features says so
+    assert len({own.data.features for row, own in named if not any(words in row.name for words in other)}) == 1
     assert all(config.seed == 2 and build_objectives(config.objectives, config.batch_size) for config in configs)
     assert len(set(configs)) == len(rows) == len({(row.system, row.name) for row in rows})
     assert {config.joint.bits for config in configs} == set(
@@ -131,9 +132,14 @@ def test_runs_become_tables_and_a_plot(few, shapes_data):
     assert (
         last not in folders and open_run(last)[0].config.optimizer.lr == 0.5
     )  # trained, not taken from the old folder
-    twice = "\n".join(hashing_table.pair_section("flickr8k", [lines[0], lines[0] | {"seed": 1}]))
+    twice = "\n".join(hashing_table.pair_section("flickr8k", [lines[0], lines[0] | {"seed": 1}], path.parent))
     other = lines[1] | {"system": "TECMH", "row": "64 bits alone"}  # two systems with a model for each length
-    both = hashing_table.pair_section("flickr8k", [other, *lines[:2]])
+    both = hashing_table.pair_section("flickr8k", [other, *lines[:2]], path.parent)
+    recall = {"i2t": dict.fromkeys(("R@1", "R@5", "R@10"), 12.5), "t2i": dict.fromkeys(("R@1", "R@5", "R@10"), 25.0)}
+    pairs = floors | {"rows": [{"method": "CCA signs", "bits": 8, "mR": 18.75} | recall]}
+    (path.parent / "hashing_floors-flickr8k.json").write_text(json.dumps(pairs))
+    linear = "\n".join(hashing_table.pair_section("flickr8k", lines[:1], path.parent)).split("**CCA signs**, linear")[1]
+    assert "| 8 bits | 1 | 12.5 | 12.5 | 12.5 | 25.0 | 25.0 | 25.0 | 18.8 |" in linear
     assert [line for line in both if "a model for each length" in line] == [
         f"\n**{system}**, a model for each length; seeds: 1" for system in ("TECMH", "ViT2CMH")
     ]
