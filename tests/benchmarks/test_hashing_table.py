@@ -55,56 +55,52 @@ FEW = (
 )
 
 
-@pytest.fixture
-def few(monkeypatch, tmp_path, shapes_data):
-    """A table of three tiny rows on the shapes in two roles, as (run it, the path of its lines)."""
-    budget = ("steps=2", "batch_size=8", "log_every=1", "data.image_size=16")
-    monkeypatch.setattr(hashing_rows, "BUDGET", dict.fromkeys(("flickr8k", "emoji_views"), budget))
-    monkeypatch.setattr(hashing_table, "BUDGET", hashing_rows.BUDGET)
-    monkeypatch.setattr(hashing_table, "ROWS", FEW)
-    monkeypatch.setattr(hashing, "TABLE", dataclasses.replace(hashing.TABLE, rows=FEW))
-    monkeypatch.setattr(runs, "set_up_jax", lambda: None)  # the tests have a compilation cache of their own
+@pytest.fixture(scope="module")
+def few(shapes_data, tmp_path_factory):
+    """A table of three tiny rows on the shapes in two roles, run once and kept: the path of its lines."""
+    budget, out = ("steps=2", "batch_size=8", "log_every=1", "data.image_size=16"), tmp_path_factory.mktemp("few")
     data = [word for name in ("flickr8k", "emoji_views") for word in ("--data", f"{name}={shapes_data}")]
-
-    def run(*more):
-        monkeypatch.setattr(sys, "argv", ["hashing.py", *data, "--out", str(tmp_path / "table"), *more])
+    (out / "hashing_floors-emoji_views.json").write_text(json.dumps(linear_floors(shapes_data)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(BENCHMARKS.parent)
+        patch.setattr(hashing_rows, "BUDGET", dict.fromkeys(("flickr8k", "emoji_views"), budget))
+        patch.setattr(hashing_table, "BUDGET", hashing_rows.BUDGET)
+        patch.setattr(hashing_table, "ROWS", FEW)
+        patch.setattr(hashing, "TABLE", dataclasses.replace(hashing.TABLE, rows=FEW))
+        patch.setattr(runs, "set_up_jax", lambda: None)  # the tests have a compilation cache of their own
+        patch.setattr(sys, "argv", ["hashing.py", *data, "--out", str(out / "table"), "--keep", str(out / "kept")])
         hashing.main()
+        yield out / "table.jsonl"
 
-    return run, tmp_path / "table.jsonl"
 
-
-def test_runs_become_tables_and_a_plot(few, shapes_data):
-    run, path = few
+def linear_floors(folder):
+    """What hashing_floors.py writes of the shapes, with values made up."""
     floor = {side: {"MAP@ALL": 0.1, "MAP@ALL random": 0.05} for side in ("i2t", "t2i")}
-    floors = {
+    made = {"language": "en", "views": [], "train_views": [], "flip": True}
+    return made | {
         "rows": [{"method": "CCA signs", "bits": 8, "labels": floor}],
-        "language": "en",
-        "views": [],
-        "train_views": [],
-        "flip": True,
-        "of": report.data_facts(Card.load(shapes_data)),
+        "of": report.data_facts(Card.load(folder)),
     }
-    (path.parent / "hashing_floors-emoji_views.json").write_text(json.dumps(floors))
-    run("--keep", str(path.parent / "kept"))
-    folders = sorted((path.parent / "kept").iterdir())
-    assert [folder.name.rsplit("-", 1)[0] for folder in folders] == [
-        "emoji-views-cmhr-drn-8-bits-0", "flickr8k-vit2cmh-8-bits-alone-0",
-        "flickr8k-vit2cmh-nested-one-model-for-all-lengths-0",
-    ]  # fmt: skip
-    assert open_run(folders[0])[0].config.joint.bits == 8
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def lines_of(path):
+    """The lines of a table."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_runs_become_tables_and_a_plot(few):
+    lines = lines_of(few)
     assert [(line["set"], line["row"], sorted(line["codes"])) for line in lines] == [
         ("flickr8k", "nested: one model for all lengths", ["32", "8"]), ("flickr8k", "8 bits alone", ["8"]),
         ("emoji_views", "8 bits", ["8"]),
     ]  # fmt: skip
     assert not any("curves" in own for line in lines for own in line["codes"].values())
-    text = path.with_suffix(".md").read_text()
+    text = few.with_suffix(".md").read_text()
     nested, alone = lines[0]["codes"]["8"], lines[1]["codes"]["8"]
     row = next(line for line in text.splitlines() if line.startswith("| 8 bits | 1 |"))
     bounds = f"{lines[0]['relaxed']['8']['mR']:.1f} | {lines[0]['itc']['mR']:.1f} |"
-    assert row.split("|")[3].strip() == f"{nested['i2t']['R@1']:.1f}" and row.endswith(
-        f"| {nested['mR']:.1f} | {bounds}"
-    )
+    assert row.split("|")[3].strip() == f"{nested['i2t']['R@1']:.1f}"
+    assert row.endswith(f"| {nested['mR']:.1f} | {bounds}")
     behind = text.split("**ViT2CMH**, a model for each length")[1]
     assert f"| {alone['t2i']['R@10']:.1f} | {alone['mR']:.1f} |" in behind.splitlines()[4]
     assert behind.splitlines()[5].startswith("| chance | 0 |")
@@ -112,38 +108,61 @@ def test_runs_become_tables_and_a_plot(few, shapes_data):
     found = lines[2]["labels"]["8"]
     assert "| CCA signs | 8 |  | 0.100 | 0.100 | 0.050 | 0.050 |  |" in text
     assert f"| {found['i2t']['MAP@ALL'] / 0.1:.2f} / {found['t2i']['MAP@ALL'] / 0.1:.2f} |" in text
-    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    other = path.parent / "hashing_floors-emoji_views.json"
-    other.write_text(json.dumps(floors | {"views": ["noto"]}))
-    with pytest.raises(UserError, match=r"has \['noto'\] as views, the runs have \[\]; make it again"):
-        hashing_table.floors(path.parent, "emoji_views", lines[2])
-    other.write_text(json.dumps(floors | {"flip": False}))  # fitted without the mirrored copies that the runs train on
-    with pytest.raises(UserError, match="has False as flip, the runs have True"):
-        hashing_table.floors(path.parent, "emoji_views", lines[2])
-    other.write_text(json.dumps(floors | {"of": floors["of"] | {"labels": 99}}))  # prepared with other labels
-    with pytest.raises(UserError, match="'labels': 99.* as of, the runs have"):
-        hashing_table.floors(path.parent, "emoji_views", lines[2])
-    other.unlink()
-    todo = runs.missing(hashing.TABLE, hashing.TABLE.jobs(["flickr8k"], 2, "ViT2CMH"), path)
-    assert [(job[1].name, job[2]) for job in todo] == [(FEW[0].name, 1)]  # the row alone is run once
-    changed = dataclasses.replace(FEW[2], overrides=("joint.bits=8", "optimizer.lr=0.5"))
-    runs.one_run(hashing.TABLE, ("emoji_views", changed, 0), str(shapes_data), path.parent / "kept")
-    last = sorted((path.parent / "kept").glob("emoji-views-*"), key=lambda folder: folder.stat().st_mtime)[-1]
-    assert (
-        last not in folders and open_run(last)[0].config.optimizer.lr == 0.5
-    )  # trained, not taken from the old folder
-    twice = "\n".join(hashing_table.pair_section("flickr8k", [lines[0], lines[0] | {"seed": 1}], path.parent))
-    other = lines[1] | {"system": "TECMH", "row": "64 bits alone"}  # two systems with a model for each length
-    both = hashing_table.pair_section("flickr8k", [other, *lines[:2]], path.parent)
-    recall = {"i2t": dict.fromkeys(("R@1", "R@5", "R@10"), 12.5), "t2i": dict.fromkeys(("R@1", "R@5", "R@10"), 25.0)}
-    pairs = floors | {"rows": [{"method": "CCA signs", "bits": 8, "mR": 18.75} | recall]}
-    (path.parent / "hashing_floors-flickr8k.json").write_text(json.dumps(pairs))
-    linear = "\n".join(hashing_table.pair_section("flickr8k", lines[:1], path.parent)).split("**CCA signs**, linear")[1]
-    assert "| 8 bits | 1 | 12.5 | 12.5 | 12.5 | 25.0 | 25.0 | 25.0 | 18.8 |" in linear
+    assert few.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"views": ["noto"]}, r"has \['noto'\] as views, the runs have \[\]; make it again"),
+        ({"flip": False}, "has False as flip, the runs have True"),  # without the mirrored copies that are trained on
+        ({"of": {"labels": 99}}, "'labels': 99.* as of, the runs have"),  # prepared with other labels
+    ],
+)
+def test_floors_of_other_data_are_refused(few, shapes_data, tmp_path, changed, words):
+    (tmp_path / "hashing_floors-emoji_views.json").write_text(json.dumps(linear_floors(shapes_data) | changed))
+    with pytest.raises(UserError, match=words):
+        hashing_table.floors(tmp_path, "emoji_views", lines_of(few)[2])
+
+
+def test_linear_floors_stand_below_the_recall_of_pairs(few, shapes_data, tmp_path):
+    recall = {side: dict.fromkeys(("R@1", "R@5", "R@10"), value) for side, value in (("i2t", 12.5), ("t2i", 25.0))}
+    pairs = linear_floors(shapes_data) | {"rows": [{"method": "CCA signs", "bits": 8, "mR": 18.75} | recall]}
+    (tmp_path / "hashing_floors-flickr8k.json").write_text(json.dumps(pairs))
+    text = "\n".join(hashing_table.pair_section("flickr8k", lines_of(few)[:1], tmp_path))
+    assert "| 8 bits | 1 | 12.5 | 12.5 | 12.5 | 25.0 | 25.0 | 25.0 | 18.8 |" in text.split("**CCA signs**, linear")[1]
+    hashing_table.storage_plot(lines_of(few)[:2], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes() != few.with_suffix(".png").read_bytes()
+
+
+def test_two_systems_with_a_model_for_each_length(few, tmp_path):
+    both = hashing_table.pair_section("flickr8k", lines_of(few), tmp_path)
     assert [line for line in both if "a model for each length" in line] == [
-        f"\n**{system}**, a model for each length; seeds: 1" for system in ("TECMH", "ViT2CMH")
+        f"\n**{system}**, a model for each length; seeds: 1" for system in ("ViT2CMH", "CMHR-DRN")
     ]
-    assert "seeds: 2" in twice and f"{nested['i2t']['R@1']:.1f} ± 0.0" in twice
+    first = lines_of(few)[0]
+    twice = "\n".join(hashing_table.pair_section("flickr8k", [first, first | {"seed": 1}], tmp_path))
+    assert "seeds: 2" in twice and f"{first['codes']['8']['i2t']['R@1']:.1f} ± 0.0" in twice
+
+
+def test_a_row_alone_is_run_once(few):
+    todo = runs.missing(hashing.TABLE, hashing.TABLE.jobs(["flickr8k"], 2, "ViT2CMH"), few)
+    assert [(job[1].name, job[2]) for job in todo] == [(FEW[0].name, 1)]
+
+
+def test_kept_runs_are_those_of_their_rows(few, shapes_data):
+    """A row that sets something else is trained anew, not taken from the folder of what it was."""
+    kept = few.parent / "kept"
+    folders = sorted(kept.iterdir())
+    assert [folder.name.rsplit("-", 1)[0] for folder in folders] == [
+        "emoji-views-cmhr-drn-8-bits-0", "flickr8k-vit2cmh-8-bits-alone-0",
+        "flickr8k-vit2cmh-nested-one-model-for-all-lengths-0",
+    ]  # fmt: skip
+    assert open_run(folders[0])[0].config.joint.bits == 8
+    changed = dataclasses.replace(FEW[2], overrides=("joint.bits=8", "optimizer.lr=0.5"))
+    runs.one_run(hashing.TABLE, ("emoji_views", changed, 0), str(shapes_data), kept)
+    (added,) = set(kept.iterdir()) - set(folders)
+    assert open_run(added)[0].config.optimizer.lr == 0.5
 
 
 def test_the_curve_is_bytes_against_the_mean_of_both_directions():
