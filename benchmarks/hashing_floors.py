@@ -216,6 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("data")
     parser.add_argument("--towers", default="", help="pooled features (pooled_towers.py); without: hand features")
     parser.add_argument("--bits", type=int, nargs="+", default=[16, 32, 64, 128])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--train-split", default="train")
     parser.add_argument("--eval-split", default="test")
     parser.add_argument("--language", default="en")
@@ -227,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     train, test = read(args)
     lines = []
-    for name in METHODS if train.labels.any() else [name for name in METHODS if name != "label codes"]:
+    for name in args.methods if train.labels.any() else [name for name in args.methods if name != "label codes"]:
         ridge = choose_ridge(name, train)
         for bits in args.bits:
             started = time.perf_counter()
