@@ -116,6 +116,9 @@ class JointConfig:
     start_ridge: float = 1.0  # CCA's regularisation, in units of the mean variance
     hash_kind: str = "tanh"  # of the hash heads: "tanh", "sign" (straight through) or "select" (models/heads.py)
     hash_hidden: int = 512  # units between embedding and code; 0: a single linear layer
+    hash_variates: int = (
+        0  # first bits that start as the signs of the strongest canonical variates (train/warmstart.py)
+    )
     shared_layers: int = 2  # of the transformer that both sides go through where their pools end with "+shared"
     shared_heads: int = 4
     shared_hidden: int = 2048

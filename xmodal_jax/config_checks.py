@@ -20,7 +20,7 @@ LEAST = {  # what a whole number or a rate may be at least
     1: ("image.layers", "text.layers", "fusion.layers", "joint.shared_layers", "optimizer.max_skips"),
     0: ("seed", "chunk", "eval.every", "image.neck_layers", "image.head_hidden", "text.head_hidden", "text.vocab_size",
         "image.token_hidden", "text.token_hidden", "optimizer.warmup", "optimizer.weight_decay", "optimizer.clip",
-        "joint.start_ridge", "joint.hash_hidden", "optimizer.sgd_after"),
+        "joint.start_ridge", "joint.hash_hidden", "joint.hash_variates", "optimizer.sgd_after"),
 }  # fmt: skip
 ABOVE_ZERO = (
     "batch_size", "steps", "log_every", "checkpoint.every", "eval.batch_size", "joint.embed", "optimizer.lr",
@@ -100,6 +100,15 @@ def check_codes(joint: "JointConfig") -> None:
     )
 
 
+def check_variates(joint: "JointConfig") -> None:
+    """Refuse bits that are to start from CCA where nothing does, or where a layer or a softmax lies between."""
+    refuse_unless(
+        joint.hash_variates == 0 or (joint.start == "cca" and joint.hash_hidden == 0 and joint.hash_kind != "select"),
+        f"config.joint.hash_variates is {joint.hash_variates}, which wants joint.start='cca', joint.hash_hidden=0 and a "
+        "joint.hash_kind other than 'select'; write these, or hash_variates=0",
+    )
+
+
 def field_of(config: Any, name: str) -> Any:
     """The value of a dotted field."""
     for part in name.split("."):
@@ -139,6 +148,7 @@ def check(config: "Config") -> None:
     check_fit(config)
     check_choices(config)
     check_codes(joint)
+    check_variates(joint)
     for tower, section in (("image", image), ("text", text)):
         refuse_unless(
             section.width % section.heads == 0 or section.kind in HEADLESS,

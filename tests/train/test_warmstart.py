@@ -9,8 +9,11 @@ import pytest
 
 from xmodal_jax.assemble import assemble
 from xmodal_jax.config import freeze, load
+from xmodal_jax.config_checks import check
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.pipeline import eval_split
+from xmodal_jax.errors import UserError
+from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.train.loop import make_run
 from xmodal_jax.train.warmstart import cca, factor, head_inputs, linear_start, start_state
 
@@ -144,3 +147,35 @@ def test_maps_of_single_tokens_start_along_the_linear_path(aggregated, side):
     real = (block["id"] >= 0)[:, None] & (np.ones(out.shape[:2], bool) if side == "image" else block["text"] != 0)
     features = np.asarray(out)[real]
     np.testing.assert_allclose(features.mean(0), 0, atol=1e-4 * np.abs(features).max() + 1e-5)  # centred on that block
+
+
+@pytest.fixture(scope="module")
+def hashed(started):
+    """As `started`, with linear hash heads whose first four bits start from the variates."""
+    config = started[0].assembly.config
+    joint = dataclasses.replace(config.joint, start="cca", hash_hidden=0, hash_variates=4)
+    objectives = {"hash_triplet": {}, "hash_quality": {"balance": 1.0}}
+    run = make_run(assemble(dataclasses.replace(config, joint=joint, objectives=objectives)), jax.devices()[:1])
+    state = run.fresh()
+    return run.assembly, state, start_state(run.assembly, state)
+
+
+def test_first_bits_start_as_the_signs_of_the_strongest_variates(hashed):
+    assembly, before, after = hashed
+    split = eval_split(assembly.config.data.path, "train", assembly.tokenizer, assembly.config.data)
+    encode = Embedder(assembly.model, after.params)
+    for side, other in (("image", "text"), ("text", "image")):
+        coded = encode.split(split, side, 16)
+        np.testing.assert_array_equal(np.sign(coded.codes[:, :4]), np.sign(coded.embed[:, :4]))
+        assert 0.3 < np.abs(np.arctanh(np.clip(coded.codes[:, :4], -0.999, 0.999))).mean() < 2  # logits of order one
+        kernel = np.asarray(after.params[f"hash_{side}"]["linear"]["kernel"])
+        np.testing.assert_array_equal(kernel, after.params[f"hash_{other}"]["linear"]["kernel"])
+        np.testing.assert_array_equal(kernel[:, 4:], before.params[f"hash_{side}"]["linear"]["kernel"][:, 4:])
+
+
+@pytest.mark.parametrize("other", [{"start": "random"}, {"hash_hidden": 8}, {"hash_kind": "select"}])
+def test_bits_start_from_variates_only_where_there_are_some(hashed, other):
+    config = hashed[0].config
+    check(config)
+    with pytest.raises(UserError, match="config.joint.hash_variates is 4, which wants joint.start='cca'"):
+        check(dataclasses.replace(config, joint=dataclasses.replace(config.joint, **other)))

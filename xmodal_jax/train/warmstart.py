@@ -109,13 +109,15 @@ def _collect(pool: Any, params: Params, blocks: Any, side: str) -> np.ndarray:
 
 
 def starts(assembly: Assembly, params: Params) -> Params:
-    """What replaces parts of fresh `params`: `image_head/linear` and `text_head/linear` from CCA, and `token_starts`."""
+    """What replaces parts of fresh `params`: `image_head/linear` and `text_head/linear` from CCA, `token_starts` and
+    `hash_starts`."""
     joint = assembly.config.joint
     solve = lambda: linear_start(*head_inputs(assembly, params), joint.start_ridge, joint.embed)
     left, right = kept_start(assembly, params, solve)
     heads = {"image_head": {"linear": left}, "text_head": {"linear": right}}
-    maps = token_starts(assembly, replaced(params, heads))
-    return {name: own | maps.get(name, {}) for name, own in heads.items()}
+    begun = replaced(params, heads)
+    maps = token_starts(assembly, begun)
+    return {name: own | maps.get(name, {}) for name, own in heads.items()} | hash_starts(assembly, begun)
 
 
 def replaced(tree: Params, start: Params) -> Params:
@@ -142,6 +144,33 @@ def token_starts(assembly: Assembly, params: Params) -> Params:
         mean = token_mean(assembly, params, side) @ kernel
         found[f"{side}_head"] = {"token": {"project": {"kernel": kernel, "bias": -mean}}}
     return found
+
+
+def hash_starts(assembly: Assembly, params: Params) -> Params:
+    """Kernels [E,K] of both hash heads whose first `joint.hash_variates` bits are the signs of the embedding's first numbers.
+
+    After CCA those are the strongest canonical variates, so short codes start at "CCA signs", the linear floor; a random
+    projection, which the other bits stay, spreads the strong variates over all bits and needs many of them. The scale is
+    that of a fresh kernel: logits of order one.
+    """
+    joint, model = assembly.config.joint, assembly.model
+    if not joint.hash_variates or "hash_image" not in params:
+        return {}
+    config = assembly.config
+    split = eval_split(config.data.path, config.data.split, assembly.tokenizer, config.data)
+    spreads = []
+    for side, blocks in (("image", split.images), ("text", split.texts)):
+        block = next(iter(blocks(config.eval.batch_size)))
+        encode = jax.jit(lambda p, x, side=side: model.apply({"params": p}, x, method=f"encode_{side}")[1])
+        embed = to_host(encode(params, beside(params, block[side])))[block["id"] >= 0]
+        spreads.append(embed.std(axis=0))
+    spread = np.mean(spreads, axis=0)
+    kernel = np.array(to_host(params["hash_image"]["linear"]["kernel"]))
+    for bit in range(min(joint.hash_variates, *kernel.shape)):
+        if spread[bit] > 1e-6:  # numbers beyond CCA's rank are 0
+            kernel[:, bit] = 0.0
+            kernel[bit, bit] = 1.0 / spread[bit]
+    return {name: {"linear": {"kernel": kernel}} for name in ("hash_image", "hash_text")}
 
 
 def start_state(assembly: Assembly, state: Any) -> Any:
