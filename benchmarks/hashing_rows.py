@@ -71,6 +71,8 @@ ROWS = (
     *lengths("ViT2CMH", VIT2CMH),
     Row("ViT2CMH", "nested, without quantisation", VIT2CMH, (*NESTED, PLAIN), PAIRS),
     Row("ViT2CMH", "nested, balance at 0.01", VIT2CMH, (*NESTED, "objectives.hash_quality.balance=0.01"), PAIRS, seeds=1),
+    Row("ViT2CMH", "nested, one linear layer, first 64 bits start from CCA", VIT2CMH,
+        (*NESTED, "joint.hash_hidden=0", "joint.hash_variates=64"), PAIRS),
     Row("ViT2CMH", "nested, straight-through sign (nothing to quantise)", VIT2CMH, (*NESTED, PLAIN, "joint.hash_kind=sign"), PAIRS),
     *(Row("text towers", f"MiniLM, frozen, rate {rate:g}", VIT2CMH, (*NESTED, *RANDOM, f"optimizer.lr={rate}"), PAIRS)
       for rate in (1e-3, 3e-4)),
