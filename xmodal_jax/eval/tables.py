@@ -11,7 +11,7 @@ RIGHT = {
     "text": "Right is any picture whose captions hold the same text, in both directions.",
     "own": "Right is a picture's own captions alone, and a caption's own picture.",
 }
-COLLAPSED = 0.8  # of "alike" in code_tables.py; trained codes are below 0.2
+COLLAPSED = 0.8  # of "alike" in code_tables.py; trained codes are below 0.3
 DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
 
 
@@ -165,8 +165,8 @@ def notes(result: Tables) -> list[str]:
 def collapsed(bits: int, alike: float) -> str:
     """What to say of codes that tell nothing apart."""
     return (
-        f"The codes of {bits} bits are nearly all one code on a side (mean square of the bits' means {alike:.2f}): training "
-        "collapsed. Give the balance of the bits more weight, such as objectives.hash_quality.balance=1 or hash.balance=1."
+        f"The codes of {bits} bits are nearly all one code on a side ({alike:.2f} of 1): training collapsed; "
+        "give objectives.hash_quality.balance or hash.balance more weight."
     )
 
 
