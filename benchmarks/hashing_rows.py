@@ -24,38 +24,25 @@ def lengths(system: str, config: str, own: tuple[int, ...] = BITS) -> tuple[Row,
     return nested, *(Row(system, f"{bits} bits alone", config, at(bits), PAIRS, seeds=1) for bits in own)
 
 
-def text_tower(name: str, *overrides: str, rates: tuple[float, ...] = (1e-3, 3e-4)) -> tuple[Row, ...]:
-    """ViT2CMH with another text tower learnt from the training captions alone, at two rates; heads start at random."""
-    fresh = ("text.init=", "text.tokenizer=data", "text.keep=False", "optimizer.freeze=", *RANDOM)
-    return tuple(
-        Row(
-            "text towers",
-            f"{name}, rate {rate:g}",
-            VIT2CMH,
-            (*NESTED, *fresh, f"optimizer.lr={rate}", *overrides),
-            PAIRS,
-        )
-        for rate in rates
-    )
-
-
-def picture_tower(name: str, *overrides: str, rates: tuple[float, ...] = (1e-3,)) -> tuple[Row, ...]:
-    """ViT2CMH with a picture tower learnt from the training pictures alone, 96 px, beside the frozen MiniLM."""
-    pixels = ("data.features=()", "data.image_size=96", "image.pool=mean", *RANDOM)
-    return tuple(
-        Row(
-            "picture towers",
-            f"{name}, rate {rate:g}",
-            VIT2CMH,
-            (*NESTED, *pixels, f"optimizer.lr={rate}", *overrides),
-            PAIRS,
-        )
-        for rate in rates
-    )
+def towers(system: str, name: str, *overrides: str, rates: tuple[float, ...] = (1e-3, 3e-4)) -> tuple[Row, ...]:
+    """ViT2CMH, nested, with heads that start at random and what `overrides` change of its towers; a row for each rate."""
+    given = [(rate, (*NESTED, *RANDOM, *overrides, f"optimizer.lr={rate}")) for rate in rates]
+    return tuple(Row(system, f"{name}, rate {rate:g}", VIT2CMH, own, PAIRS) for rate, own in given)
 
 
 NESTED = at(BITS[-1], BITS[:-1])
 RANDOM = ("joint.start=random", "optimizer.groups=()", "objectives.hash_triplet.mean_steps=47")  # an epoch
+WORDS = (
+    "text.init=",
+    "text.tokenizer=data",
+    "text.keep=False",
+    "optimizer.freeze=",
+)  # learnt from the training captions
+PIXELS = (
+    "data.features=()",
+    "data.image_size=96",
+    "image.pool=mean",
+)  # from the training pictures, beside the frozen MiniLM
 UNSHARED = ("image.pool=mean", "text.pool=mean", "optimizer.groups=(('_head/', 0.1),)")
 PLAIN = "objectives.hash_quality.quantization=0.0"
 SUPCON = ("objectives.hash_supcon.weight=1.0", "objectives.hash.similarity=0.0")
@@ -74,13 +61,14 @@ ROWS = (
     Row("ViT2CMH", "nested, one linear layer, first 64 bits start from CCA", VIT2CMH,
         (*NESTED, "joint.hash_hidden=0", "joint.hash_variates=64"), PAIRS),
     Row("ViT2CMH", "nested, straight-through sign (nothing to quantise)", VIT2CMH, (*NESTED, PLAIN, "joint.hash_kind=sign"), PAIRS),
-    *(Row("text towers", f"MiniLM, frozen, rate {rate:g}", VIT2CMH, (*NESTED, *RANDOM, f"optimizer.lr={rate}"), PAIRS)
-      for rate in (1e-3, 3e-4)),
-    *text_tower("BERT from scratch, 2 layers", "text.layers=2"),
-    *text_tower("bidirectional GRU from scratch", "text.kind=gru", "text.hidden=300", "text.layers=1"),
-    *text_tower("TF-IDF", "text.kind=tfidf", "text.hidden=384"),
-    *picture_tower("ViT from scratch, 6 layers", "image.kind=vit", "image.width=192", "image.layers=6", "image.heads=3", "image.hidden=768"),
-    *picture_tower("ResNet-14 from scratch", "image.kind=resnet", "image.depth=14", "image.width=512"),
+    *towers("text towers", "MiniLM, frozen"),
+    *towers("text towers", "BERT from scratch, 2 layers", *WORDS, "text.layers=2"),
+    *towers("text towers", "bidirectional GRU from scratch", *WORDS, "text.kind=gru", "text.hidden=300", "text.layers=1"),
+    *towers("text towers", "TF-IDF", *WORDS, "text.kind=tfidf", "text.hidden=384"),
+    *towers("picture towers", "ViT from scratch, 6 layers", *PIXELS, "image.kind=vit", "image.width=192", "image.layers=6",
+            "image.heads=3", "image.hidden=768", rates=(1e-3,)),
+    *towers("picture towers", "ResNet-14 from scratch", *PIXELS, "image.kind=resnet", "image.depth=14", "image.width=512",
+            rates=(1e-3,)),
     *(Row("CMHR-DRN", f"{bits} bits", CMHR, at(bits), LABELS) for bits in LABEL_BITS),
     Row("CMHR-DRN", "64 bits, without distances", CMHR, (*at(64), "objectives.hash_distance.weight=0.0"), LABELS),
     *(Row("CMHR-DRN", f"{bits} bits, supervised contrast in place of the likelihood", CMHR, (*at(bits), *SUPCON), LABELS)
