@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from xmodal_jax.data.prepare import prepare
-from xmodal_jax.data.sources import Item, memory_source
+from xmodal_jax.data.source import Item, memory_source
 from xmodal_jax.data.text import load_tokenizer
 
 

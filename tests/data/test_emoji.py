@@ -7,7 +7,7 @@ import pytest
 
 from xmodal_jax.data.emoji import caption, emoji_source, group_key
 from xmodal_jax.data.image import verify
-from xmodal_jax.data.sources import Item
+from xmodal_jax.data.source import Item
 from xmodal_jax.errors import UserError
 
 FAMILIES = [

@@ -19,7 +19,7 @@ from xmodal_jax.data.inaturalist import (
     read_categories,
 )
 from xmodal_jax.data.records import open_records
-from xmodal_jax.data.sources import Item, Skip
+from xmodal_jax.data.source import Item, Skip
 from xmodal_jax.data.taxonomy import Taxonomy
 from xmodal_jax.errors import UserError
 

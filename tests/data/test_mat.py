@@ -15,7 +15,7 @@ from xmodal_jax.data.labelled import divide_train, mirflickr_source
 from xmodal_jax.data.mat import mat_source
 from xmodal_jax.data.prepare import prepare
 from xmodal_jax.data.records import check_record, open_records
-from xmodal_jax.data.sources import Item, Skip
+from xmodal_jax.data.source import Item, Skip
 from xmodal_jax.errors import UserError
 
 COUNT, HEIGHT, WIDTH, WORDS, LABELS = 40, 6, 9, 13, 5

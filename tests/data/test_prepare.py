@@ -9,7 +9,7 @@ from xmodal_jax.data.card import Card
 from xmodal_jax.data.image import verify
 from xmodal_jax.data.prepare import prepare
 from xmodal_jax.data.records import open_records
-from xmodal_jax.data.sources import Item, Skip, Source, memory_source
+from xmodal_jax.data.source import Item, Skip, Source, memory_source
 from xmodal_jax.errors import UserError
 
 

@@ -9,17 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xmodal_jax.data.sources import (
-    SOURCES,
-    Item,
-    Skip,
-    clean_captions,
-    jsonl_source,
-    karpathy_source,
-    memory_source,
-    split_groups,
-    tfds_source,
-)
+from xmodal_jax.data.jsonl import jsonl_source
+from xmodal_jax.data.karpathy import karpathy_source
+from xmodal_jax.data.source import Item, Skip, clean_captions, memory_source, split_groups
+from xmodal_jax.data.sources import SOURCES
+from xmodal_jax.data.tfds import tfds_source
 from xmodal_jax.errors import UserError
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from xmodal_jax.data.image import verify
-from xmodal_jax.data.sources import Item, Skip
+from xmodal_jax.data.source import Item, Skip
 from xmodal_jax.data.stamps import group_key, name_of, read_captions, stamps_source
 from xmodal_jax.errors import UserError
 

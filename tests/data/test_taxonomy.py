@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xmodal_jax.data.prepare import prepare
-from xmodal_jax.data.sources import Item, Source
+from xmodal_jax.data.source import Item, Source
 from xmodal_jax.data.taxonomy import TAXONOMY_FILE, Taxonomy, folder_taxonomy
 from xmodal_jax.errors import UserError
 

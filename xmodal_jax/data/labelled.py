@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from xmodal_jax.data.sources import Item, Skip, Source, existing, file_item, split_groups
+from xmodal_jax.data.source import Item, Skip, Source, existing, file_item, split_groups
 from xmodal_jax.errors import UserError, refuse_unless
 
 TERMS = "see the data set's own terms"

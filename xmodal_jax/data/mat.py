@@ -20,7 +20,7 @@ from PIL import Image
 
 from xmodal_jax.data.labelled import TERMS, divide_train, draw_queries
 from xmodal_jax.data.matfile import Variable, variables
-from xmodal_jax.data.sources import Item, Skip, Source, clean_captions, existing, file_item
+from xmodal_jax.data.source import Item, Skip, Source, clean_captions, existing, file_item
 from xmodal_jax.errors import refuse_unless
 
 KNOWN = {

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from xmodal_jax.data.card import normal_caption
 from xmodal_jax.data.image import CorruptImage, render_svg
-from xmodal_jax.data.sources import Item, Skip, Source, split_groups
+from xmodal_jax.data.source import Item, Skip, Source, split_groups
 from xmodal_jax.errors import refuse_unless
 
 ROOT = "/usr/share/openclipart/svg"

@@ -14,7 +14,7 @@ from xmodal_jax.data.card import CARD_FILE, Card, ceiling, duplicates
 from xmodal_jax.data.image import CorruptImage, limit_size, verify
 from xmodal_jax.data.progress import Progress
 from xmodal_jax.data.records import SHARD_BYTES, RecordWriter, encode_record
-from xmodal_jax.data.sources import Item, Skip, Source
+from xmodal_jax.data.source import Item, Skip, Source
 from xmodal_jax.errors import UserError, refuse_unless
 
 log = logging.getLogger(__name__)

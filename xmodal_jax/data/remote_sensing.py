@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from xmodal_jax.data.sources import Item, Skip, Source, existing, file_item
+from xmodal_jax.data.source import Item, Skip, Source, existing, file_item
 from xmodal_jax.errors import UserError, refuse_unless
 
 SPLITS = ("train", "val", "test")

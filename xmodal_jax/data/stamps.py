@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from xmodal_jax.data.card import normal_caption
 from xmodal_jax.data.image import CorruptImage, render_svg
-from xmodal_jax.data.sources import Item, Skip, Source, clean_captions, split_groups
+from xmodal_jax.data.source import Item, Skip, Source, clean_captions, split_groups
 from xmodal_jax.data.taxonomy import Taxonomy, folder_taxonomy
 from xmodal_jax.errors import refuse_unless
 
