@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from xmodal_jax.data.card import Card
+from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.data.features import write_features
 from xmodal_jax.data.image import AugmentConfig, eval_image
-from xmodal_jax.data.pipeline import DataConfig, eval_split, train_dataset
+from xmodal_jax.data.pipeline import DataConfig, train_dataset
 from xmodal_jax.data.records import RecordWriter, open_records, pack
 from xmodal_jax.errors import UserError
 

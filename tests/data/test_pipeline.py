@@ -9,18 +9,11 @@ import threading
 import numpy as np
 import pytest
 
+from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.data.features import write_features
 from xmodal_jax.data.image import AugmentConfig, decode, resize
-from xmodal_jax.data.pipeline import (
-    BadRows,
-    DataConfig,
-    Loader,
-    eval_split,
-    label_key,
-    multi_hot,
-    split_captions,
-    train_dataset,
-)
+from xmodal_jax.data.loader import Loader
+from xmodal_jax.data.pipeline import BadRows, DataConfig, label_key, multi_hot, split_captions, train_dataset
 from xmodal_jax.data.records import CorruptRecord, RecordWriter, encode_record, open_records, pack
 from xmodal_jax.data.text import text_key
 from xmodal_jax.errors import UserError

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from xmodal_jax.data.features import write_features
-from xmodal_jax.data.pipeline import DataConfig, Loader, train_dataset
+from xmodal_jax.data.loader import Loader
+from xmodal_jax.data.pipeline import DataConfig, train_dataset
 from xmodal_jax.data.stall import Stages, Watch
 from xmodal_jax.errors import UserError
 

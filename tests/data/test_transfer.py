@@ -8,7 +8,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from xmodal_jax.data.pipeline import DataConfig, Loader, train_dataset
+from xmodal_jax.data.loader import Loader
+from xmodal_jax.data.pipeline import DataConfig, train_dataset
 from xmodal_jax.data.transfer import Prefetch, to_device
 
 

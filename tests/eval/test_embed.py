@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from xmodal_jax.cli import main
-from xmodal_jax.data.pipeline import eval_split
+from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.eval.code_tables import cosine_table
 from xmodal_jax.eval.embed import READ_BYTES, Embedder, PairScorer
 from xmodal_jax.eval.evaluate import evaluate

@@ -11,7 +11,7 @@ import pytest
 from xmodal_jax.cli import main
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.embeddings import Embeddings
-from xmodal_jax.data.pipeline import eval_split
+from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.eval.embed_data import refuse_other_caches

@@ -8,7 +8,7 @@ import pytest
 
 from xmodal_jax.cli import main
 from xmodal_jax.config_checks import check
-from xmodal_jax.data.pipeline import eval_split
+from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.eval.evaluate import Evaluator, ensure_weight, evaluate

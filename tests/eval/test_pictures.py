@@ -8,7 +8,8 @@ import pytest
 
 from xmodal_jax.assemble import assemble, reassemble
 from xmodal_jax.cli import main
-from xmodal_jax.data.pipeline import Split, eval_split
+from xmodal_jax.data.evaluation import eval_split
+from xmodal_jax.data.pipeline import Split
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.pictures import picture_reader, read_pictures
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xmodal_jax.data.pipeline import eval_split
+from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.search import query, store

@@ -10,7 +10,8 @@ import pytest
 
 from xmodal_jax.assemble import assemble
 from xmodal_jax.config import freeze, load
-from xmodal_jax.data.pipeline import eval_split, train_dataset
+from xmodal_jax.data.evaluation import eval_split
+from xmodal_jax.data.pipeline import train_dataset
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.train.flops import step_flops

@@ -11,7 +11,7 @@ from xmodal_jax.assemble import assemble
 from xmodal_jax.config import freeze, load
 from xmodal_jax.config_checks import check
 from xmodal_jax.data.card import Card
-from xmodal_jax.data.pipeline import eval_split
+from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.train.loop import make_run

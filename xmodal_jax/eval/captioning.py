@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from xmodal_jax.assemble import Assembly
-from xmodal_jax.data.pipeline import EvalSplit, eval_split
+from xmodal_jax.data.evaluation import EvalSplit, eval_split
 from xmodal_jax.data.taxonomy import Taxonomy
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval.caption import caption_scores

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmodal_jax.data.pipeline import EvalSplit
+from xmodal_jax.data.evaluation import EvalSplit
 from xmodal_jax.models.heads import l2_normalize
 from xmodal_jax.parallel.mesh import beside, to_host
 from xmodal_jax.types import Array, Params

@@ -10,7 +10,8 @@ import numpy as np
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.config import Config
 from xmodal_jax.data.card import Card, ceiling
-from xmodal_jax.data.pipeline import EvalSplit, Split, eval_split, refuse_unknown
+from xmodal_jax.data.evaluation import EvalSplit, eval_split
+from xmodal_jax.data.pipeline import Split, refuse_unknown
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval import code_tables, rerank, retrieval
 from xmodal_jax.eval.embed import Embedded, Embedder, PairScorer

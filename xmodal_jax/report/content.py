@@ -12,8 +12,9 @@ import numpy as np
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.config import Config
 from xmodal_jax.data.card import Card
+from xmodal_jax.data.evaluation import EvalSplit
 from xmodal_jax.data.image import limit_size
-from xmodal_jax.data.pipeline import EvalSplit, Split
+from xmodal_jax.data.pipeline import Split
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval import retrieval
 from xmodal_jax.eval.captioning import references

@@ -13,8 +13,9 @@ import numpy as np
 
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.card import Card
+from xmodal_jax.data.evaluation import EvalSplit, eval_split
 from xmodal_jax.data.image import limit_size
-from xmodal_jax.data.pipeline import DataConfig, EvalSplit, Split, eval_split
+from xmodal_jax.data.pipeline import DataConfig, Split
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval.captioning import references
 from xmodal_jax.eval.embed import Embedded, Embedder

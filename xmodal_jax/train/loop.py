@@ -18,7 +18,8 @@ import jax
 from xmodal_jax.assemble import Assembly, abstract_params, assemble, document_frequencies, pretrained, start_params
 from xmodal_jax.config import Config, as_dict
 from xmodal_jax.data.card import Card
-from xmodal_jax.data.pipeline import Loader, TrainDataset, train_dataset
+from xmodal_jax.data.loader import Loader
+from xmodal_jax.data.pipeline import TrainDataset, train_dataset
 from xmodal_jax.data.transfer import Prefetch
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.eval.evaluate import refuse_unfit_evaluation

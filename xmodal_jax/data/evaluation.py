@@ -1,0 +1,132 @@
+"""A split as evaluation reads it: all its pictures of one view and all its captions, in the order of its rows."""
+
+import dataclasses
+import functools
+import logging
+import pathlib
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from xmodal_jax.data.card import normal_caption
+from xmodal_jax.data.image import CorruptImage, eval_image
+from xmodal_jax.data.pipeline import Arrays, DataConfig, Split, multi_hot, refuse_unknown
+from xmodal_jax.data.records import CorruptRecord
+from xmodal_jax.data.text import Tokenizer
+from xmodal_jax.errors import UserError, refuse_unless
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSplit:
+    """A split as evaluation reads it: every picture of one view once, every caption once.
+
+    n records, M captions: `keys` and `rows` (row in the split) [n]; `captions` [M]; `caption_owner` int32 [M], the
+    position of its record in `keys`; `text` int32 [M,L]; `text_keys` int32 [M]; `labels` float32 [n,C] or None.
+    """
+
+    view: str
+    keys: list[str]
+    rows: np.ndarray
+    captions: list[str]
+    caption_owner: np.ndarray
+    text: np.ndarray
+    text_keys: np.ndarray
+    labels: np.ndarray | None
+    picture: Callable[..., np.ndarray]  # (number, flip=False)
+
+    def images(self, batch: int, flip: bool = False) -> Iterator[Arrays]:
+        """Batches {"image": [batch, ...], "id": int32 [batch]}; the last is padded with zeros and id -1.
+
+        `flip` gives the mirror images; a feature cache made without them gives the plain ones again.
+        """
+        for start in range(0, len(self.keys), batch):
+            ids = np.arange(start, min(start + batch, len(self.keys)), dtype=np.int32)
+            yield _padded({"image": np.stack([self.picture(number, flip) for number in ids]), "id": ids}, batch)
+
+    def texts(self, batch: int) -> Iterator[Arrays]:
+        """Batches {"text": int32 [batch,L], "id": int32 [batch], the caption's number}; the last padded, id -1."""
+        for start in range(0, len(self.captions), batch):
+            text = self.text[start : start + batch]
+            ids = np.arange(start, start + len(text), dtype=np.int32)
+            yield _padded({"text": text, "id": ids}, batch)
+
+
+def _padded(batch: Arrays, size: int) -> Arrays:
+    missing = size - len(batch["id"])
+    return {
+        name: np.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1), constant_values=-1 if name == "id" else 0)
+        for name, rows in batch.items()
+    }
+
+
+def eval_split(
+    data_dir: str | pathlib.Path, split: str, tokenizer: Tokenizer, cfg: DataConfig, view: str = ""
+) -> EvalSplit:
+    """The pictures of one view (default: the first of the config, else of the card) and all captions of a split.
+
+    Records without that view or without a caption in the languages are left out and counted in the log. Raises
+    `UserError` for a split, view or language that does not exist, and for a record that cannot be read: a score on
+    part of a test set would not be comparable.
+    """
+    source = Split(data_dir, split, cfg)
+    view = view or source.views[0]
+    refuse_unknown("config.data.views", (view,), source.card.views, data_dir)
+    keys, rows, captions, owners, labels = [], [], [], [], []
+    for row in range(len(source)):
+        record = _readable(functools.partial(source.record, row), f"row {row} of split {split!r}")
+        own = source.captions(record)
+        if view in record["images"] and own:
+            owners += [len(keys)] * len(own)
+            captions += own
+            keys.append(record["key"])
+            rows.append(row)
+            labels.append(record["labels"])
+    if len(keys) < len(source):
+        log.warning(
+            "%d of %d records of %s have no view %r or no caption", len(source) - len(keys), len(source), split, view
+        )
+    refuse_unless(len(keys) > 0, f"{data_dir}: split {split!r} has no record with view {view!r} in {cfg.languages}.")
+    text = tokenizer.encode(captions, cfg.length)
+    names = source.card.label_names
+    return EvalSplit(
+        view=view,
+        keys=keys,
+        rows=np.array(rows, np.int32),
+        captions=captions,
+        caption_owner=np.array(owners, np.int32),
+        text=text,
+        text_keys=caption_keys(captions),
+        labels=multi_hot(labels, len(names)) if names else None,
+        picture=_picture(source, view, rows),
+    )
+
+
+def caption_keys(captions: Sequence[str]) -> np.ndarray:
+    """int32 [M], the same for captions that differ in case and white space only, however long they are."""
+    return np.array([zlib.crc32(normal_caption(caption).encode()) & 0x7FFFFFFF for caption in captions], np.int32)
+
+
+def _picture(source: Split, view: str, rows: list[int]) -> Callable[..., np.ndarray]:
+    """(number, flip=False) -> the eval-time picture, or cached tokens, of the n-th record that is evaluated."""
+    if source.caches:
+        return lambda number, flip=False: _readable(
+            lambda: source.tokens(rows[number], view, flip), f"row {rows[number]} of the feature caches"
+        )
+    decode = eval_image(source.cfg.image_size)
+
+    def picture(number: int, flip: bool = False) -> np.ndarray:
+        found = _readable(lambda: decode(source.record(rows[number])["images"][view]), f"row {rows[number]}")
+        return np.ascontiguousarray(found[:, ::-1]) if flip else found
+
+    return picture
+
+
+def _readable(read: Callable[[], Any], where: str) -> Any:
+    try:
+        return read()
+    except (CorruptRecord, CorruptImage) as error:
+        raise UserError(f"{where} cannot be read ({error}); copy or prepare the data set again.") from error
