@@ -13,6 +13,7 @@ import random
 from collections.abc import Sequence
 
 from xmodal_jax.data.card import Card
+from xmodal_jax.data.fingerprint import Digests
 from xmodal_jax.data.records import RecordWriter, open_records, pack
 from xmodal_jax.errors import refuse_unless, run_script
 
@@ -57,7 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [args.name if record["group"] in chosen else "train" for record in records]
     files = copy_rows(args.data, args.out, names)
     splits = {name: counts([r for r, own in zip(records, names, strict=True) if own == name]) for name in files}
-    splits = {name: numbers | {"files": files[name]} for name, numbers in splits.items()}
+    digests = {name: Digests() for name in files}
+    for record, name in zip(records, names, strict=True):
+        digests[name].add(record["key"], record["captions"], record["images"])
+    made = {name: {"files": files[name], "digest": digests[name].save(args.out, name)} for name in files}
+    splits = {name: numbers | made[name] for name, numbers in splits.items()}
     features = {}
     for name, entry in card.features.items():
         features[name] = entry | {

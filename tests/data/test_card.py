@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from xmodal_jax.data.card import CARD_FILE, Card, ceiling, duplicates, normal_caption, report
 from xmodal_jax.errors import UserError
 
-SPLITS = {"train": {"records": 2, "captions": 4, "groups": 2, "files": ["a"]}}
+SPLITS = {"train": {"records": 2, "captions": 4, "groups": 2, "files": ["a"], "digest": "0a"}}
 
 
 def card(**changes):
@@ -45,7 +45,7 @@ def test_a_folder_without_a_card_says_what_to_write(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"format": 2}, "'format' is 2, this version reads 1"),
+        ({"format": 1}, "'format' is 1, this version reads 2"),
         ({"licence": None}, "field 'licence' is missing"),
         ({"languages": "en"}, "field 'languages' must be a list"),
         ({"splits": {"train": {"records": "2"}}}, "field 'splits.train.records' must be a int"),

@@ -9,12 +9,13 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from xmodal_jax.data.fingerprint import fingerprint
 from xmodal_jax.errors import UserError, refuse_unless
 
-FORMAT = 1
+FORMAT = 2
 CARD_FILE = "card.json"
 RECALL_AT = (1, 5, 10)
-SPLIT_FIELDS = {"records": int, "captions": int, "groups": int, "files": list}
+SPLIT_FIELDS = {"records": int, "captions": int, "groups": int, "files": list, "digest": str}
 EMBEDDING_FIELDS = {
     "teacher": str,
     "weights": str,
@@ -31,7 +32,9 @@ FEATURE_FIELDS = {"tower": str, "size": int, "tokens": int, "width": int, "views
 class Card:
     """What `card.json` says.
 
-    `splits`: {split: {records, captions, groups, files}}; `captions` counts all languages.
+    `splits`: {split: {records, captions, groups, files, digest}}; `captions` counts all languages, for the `digest` see
+    data/fingerprint.py.
+    `fingerprint`: of all splits; made from their digests where it is left out.
     `ceiling`: {split: {"i2t" | "t2i": {"R@1", "R@5", "R@10"}}} in %, see `ceiling`.
     `duplicates`: {split: {"captions", "unique", "unique_per_image", "shared"}}, see `duplicates`. Both are of the
     captions in the first language.
@@ -56,7 +59,13 @@ class Card:
     features: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     embeddings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fingerprint: str = ""
     format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        """Fill the fingerprint in: the splits alone decide it."""
+        known = all("digest" in numbers for numbers in self.splits.values())
+        object.__setattr__(self, "fingerprint", fingerprint(self.splits) if known else "")
 
     @classmethod
     def load(cls, folder: os.PathLike | str) -> "Card":

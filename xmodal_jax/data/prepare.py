@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from xmodal_jax.data.card import CARD_FILE, Card, ceiling, duplicates
+from xmodal_jax.data.fingerprint import Digests
 from xmodal_jax.data.image import CorruptImage, limit_size, verify
 from xmodal_jax.data.progress import Progress
 from xmodal_jax.data.records import SHARD_BYTES, RecordWriter, encode_record
@@ -31,6 +32,7 @@ class Build:
         self.writers: dict[str, RecordWriter] = {}
         self.captions: dict[str, list[dict[str, list[str]]]] = {}
         self.groups: dict[str, set[str]] = {}
+        self.digests: dict[str, Digests] = collections.defaultdict(Digests)
         self.languages: collections.Counter[str] = collections.Counter()
         self.views: dict[str, None] = {}
         self.labels: dict[str, int] = {}
@@ -47,6 +49,7 @@ class Build:
         self.writers[item.split].write(encode_record(fields | {"group": item.group}))
         self.captions.setdefault(item.split, []).append(item.captions)
         self.groups.setdefault(item.split, set()).add(item.group)
+        self.digests[item.split].add(item.key, item.captions, item.images)
         self.languages.update(item.captions.keys())
         self.views.update(dict.fromkeys(item.images))
 
@@ -69,6 +72,7 @@ class Build:
                 "captions": sum(len(texts) for own in self.captions[split] for texts in own.values()),
                 "groups": len(self.groups[split]),
                 "files": writer.close(),
+                "digest": self.digests[split].save(self.folder, split),
             }
             for split, writer in sorted(self.writers.items())
         }

@@ -2,7 +2,7 @@
 
 A folder `DATA/texts/<digest>` holds `ids.npy` int32 [U,L], the distinct captions of all splits, `tokens.npy` float16 [T,D],
 their real tokens one after the other, and `starts.npy` int64 [U+1]. The digest is over the tower's weights and its shape, the
-tokenizer's vocabulary, the splits' files, languages and length. On Flickr8k (36,000 captions) it is 0.4 GB, and a step
+tokenizer's vocabulary, the data set's fingerprint, languages and length. On Flickr8k (36,000 captions) it is 0.4 GB, and a step
 of ITC on cached pictures no longer runs a tower at all.
 """
 
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.assemble import Assembly
-from xmodal_jax.data.card import Card
+from xmodal_jax.data.card import CARD_FILE, Card
 from xmodal_jax.data.pipeline import split_captions
 from xmodal_jax.data.progress import Progress
 from xmodal_jax.errors import refuse_unless
@@ -73,7 +73,7 @@ def kept_texts(assembly: Assembly, params: Params, make: bool = True) -> KeptTex
     More tokens than `LIMIT` are not kept either. With several processes each makes its own and keeps nothing on disk. Raises UserError for a tower that is trained.
     """
     config = assembly.config
-    if not config.text.keep:
+    if not config.text.keep or not (make or (pathlib.Path(config.data.path) / CARD_FILE).is_file()):
         return None
     refuse_unless(
         config.text.dropout == 0.0 and wholly_frozen(params["text"], "text", config.optimizer.freeze),
@@ -121,8 +121,7 @@ def digest(assembly: Assembly, params: Params) -> str:
     config, tokenizer = assembly.config, assembly.tokenizer
     card = Card.load(config.data.path)
     said = {
-        "files": card.splits,
-        "made with": card.arguments,
+        "data": card.fingerprint,
         "languages": languages(assembly),
         "length": config.data.length,
         "tower": [config.text.heads, config.text.positions, config.dtype],

@@ -1,0 +1,65 @@
+"""Which records a data set holds, as digests: a run knows its data by them, and what of it was trained on.
+
+`DIR/digests/<split>.npy` uint64 [n] has the digest of each record's key and captions, in row order; the card has one of
+each split, over these and the names of the views.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from xmodal_jax.errors import UserError, refuse_unless
+
+FOLDER = "digests"
+
+
+def record_digest(key: str, captions: Mapping[str, Sequence[str]]) -> int:
+    """64 bits of a record's key and captions, in whatever split and with whatever pictures it stands."""
+    words = json.dumps([key, captions], sort_keys=True).encode()
+    return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little")
+
+
+class Digests:
+    """The digests of one split while its records stream by."""
+
+    def __init__(self) -> None:
+        self._own: list[int] = []
+        self._views = hashlib.blake2b(digest_size=16)
+
+    def add(self, key: str, captions: Mapping[str, Sequence[str]], views: Iterable[str]) -> None:
+        """Count one record in."""
+        self._own.append(record_digest(key, captions))
+        self._views.update(json.dumps(sorted(views)).encode())
+
+    def save(self, folder: os.PathLike | str, split: str) -> str:
+        """Write the digests of the records beside the split; returns the digest of the whole split."""
+        place = pathlib.Path(folder) / FOLDER
+        place.mkdir(parents=True, exist_ok=True)
+        own = np.array(self._own, np.uint64)
+        np.save(place / f"{split}.npy", own)
+        return hashlib.blake2b(own.astype("<u8").tobytes() + self._views.digest(), digest_size=16).hexdigest()
+
+
+def load_digests(folder: os.PathLike | str, split: str, records: int) -> np.ndarray:
+    """uint64 [n] of the `records` of a split. Raises UserError where they are missing or of another split."""
+    path = pathlib.Path(folder) / FOLDER / f"{split}.npy"
+    try:
+        own = np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"'{path}' cannot be read ({error}); prepare the data set again") from error
+    refuse_unless(
+        own.dtype == np.uint64 and own.shape == (records,),
+        f"'{path}' is not of the {records} records that the card names; prepare the data set again",
+    )
+    return own
+
+
+def fingerprint(splits: Mapping[str, Mapping[str, Any]]) -> str:
+    """The digest of all splits of a card: 32 hex digits, the same for the same records in the same splits."""
+    said = json.dumps({name: numbers["digest"] for name, numbers in splits.items()}, sort_keys=True)
+    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
