@@ -5,16 +5,17 @@ Everything here takes and gives Pillow images on white; blocks are stacked and s
 
 import base64
 import functools
-import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from xmodal_jax.data.image import decode
+from xmodal_jax.data import decoding
+from xmodal_jax.data.image import decode, encode_png
 
 FACES = {
     False: ("DejaVuSans.ttf", "Arial.ttf", "Helvetica.ttc"),
     True: ("DejaVuSans-Bold.ttf", "Arial Bold.ttf", "Helvetica.ttc"),
 }
+SHOWN = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/avif", "image/bmp")  # by browsers
 INK, GREY, RIGHT, EDGE = "#1b1f24", "#667080", "#1a9641", "#d5dae1"  # RIGHT frames right answers, EDGE all others
 
 
@@ -128,8 +129,11 @@ def opened(data: bytes) -> Any:
 
 
 def data_url(data: bytes) -> str:
-    """An encoded picture as a data: URL, so that a page needs no other file."""
-    from PIL import Image
+    """An encoded picture as a data: URL, so that a page needs no other file; as PNG where no browser reads its format.
 
-    kind = Image.open(io.BytesIO(data)).get_format_mimetype() or "image/png"
+    Raises `CorruptImage`.
+    """
+    kind = decoding.opened(data).get_format_mimetype()
+    if kind not in SHOWN:
+        kind, data = "image/png", encode_png(decode(data))
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"

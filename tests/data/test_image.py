@@ -133,10 +133,18 @@ def test_random_boxes_keep_their_area_and_stay_inside(rng):
     boxes = np.array([random_box(rng, 0.3, 4 / 3) for _ in range(2000)])
     wide, high = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     assert boxes.min() >= 0 and boxes.max() <= 1 + 1e-12
-    # a side clipped at the picture's edge may cost a little of the smallest area
-    assert (wide * high).min() > 0.29 and (wide * high).max() <= 1
+    assert (wide * high).min() >= 0.3 - 1e-12 and (wide * high).max() <= 1
     assert (wide / high).max() <= 4 / 3 + 1e-9 and (wide / high).min() >= 3 / 4 - 1e-9
     assert abs(boxes[:, 0].mean() - (1 - boxes[:, 2]).mean()) < 0.02, "crops are not biased to a side"
+
+
+@pytest.mark.parametrize("area", [0.8, 0.9, 0.95, 0.999])
+def test_no_box_is_smaller_than_the_smallest_area(rng, area):
+    boxes = np.array([random_box(rng, area, 4 / 3) for _ in range(4000)])
+    found = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    assert found.min() >= area - 1e-12 and boxes.min() >= 0 and boxes.max() <= 1
+    assert found.mean() == pytest.approx((1 + area) / 2, abs=4 * (1 - area) / np.sqrt(12 * 4000)), "uniform above it"
+    assert np.log((boxes[:, 2] - boxes[:, 0]) / (boxes[:, 3] - boxes[:, 1])).std() > (1 - area) / 8, "the shape varies"
 
 
 def test_no_crop_is_the_whole_picture(rng):

@@ -11,14 +11,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from xmodal_jax.data.decoding import CorruptImage, loaded, opened
 from xmodal_jax.errors import refuse_unless
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's "L"
 PNG_LEVEL = 6
-
-
-class CorruptImage(ValueError):
-    """Bytes that are no picture, or only the beginning of one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,50 +49,20 @@ class AugmentConfig:
         refuse_unless(0 <= self.rotate <= 180, f"{where}.rotate is {self.rotate}; write degrees from 0 to 180")
 
 
-def _opened(data: bytes):
-    from PIL import Image
-
-    try:
-        return Image.open(io.BytesIO(data))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise CorruptImage(str(error)) from error
-
-
-def _loaded(picture, shrink_to: float | None = None):
-    """Load the pixels as upright RGB on white; a JPEG is decoded at 1/2, 1/4 or 1/8 if that leaves `shrink_to` px."""
-    from PIL import Image, ImageOps
-
-    try:
-        if shrink_to is not None:
-            picture.draft("RGB", (math.ceil(shrink_to), math.ceil(shrink_to)))
-        picture.load()
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode.startswith("I;16"):
-            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-        if picture.has_transparency_data:
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        return picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError, IndexError) as error:
-        raise CorruptImage(str(error)) from error
-
-
 def decode(data: bytes, size: int = 0) -> np.ndarray:
     """Encoded picture -> uint8 [H,W,3], alpha on white, upright.
 
     With `size`, a JPEG whose shorter side is at least twice that may come at a half, a quarter or an eighth (never
-    below
-    `size`), which saves most of the decoding. Raises `CorruptImage`.
+    below `size`), which saves most of the decoding. Raises `CorruptImage`.
     """
-    picture = _opened(data)
-    return np.asarray(_loaded(picture, size or None))
+    return np.asarray(loaded(opened(data), size or None))
 
 
 def verify(data: bytes) -> tuple[int, int]:
     """Decode everything, at the lowest scale the format offers, and return (width, height). Raises `CorruptImage`."""
-    picture = _opened(data)
+    picture = opened(data)
     size = picture.size
-    _loaded(picture, 8)
+    loaded(picture, 8)
     return size
 
 
@@ -119,12 +86,12 @@ def limit_size(data: bytes, longest: int, quality: int = 90) -> bytes:
     """Re-encode a picture whose longer side exceeds `longest` px: JPEG stays JPEG, all else becomes PNG."""
     from PIL import Image
 
-    picture = _opened(data)
+    picture = opened(data)
     if max(picture.size) <= longest:
         return data
     kind = "JPEG" if picture.format == "JPEG" else "PNG"
     scale = longest / max(picture.size)
-    small = _loaded(picture, min(picture.size) * scale)
+    small = loaded(picture, min(picture.size) * scale)
     width, height = (max(1, round(side * longest / max(small.size))) for side in small.size)
     file = io.BytesIO()
     small.resize((width, height), Image.Resampling.LANCZOS).save(file, kind, quality=quality)
@@ -152,14 +119,17 @@ def render_svg(data: str, size: int) -> bytes:
 def random_box(rng: np.random.Generator, min_area: float, ratio: float) -> tuple[float, ...]:
     """A crop (left, top, right, bottom) in shares of the sides: uniform area of at least `min_area`, log-uniform ratio.
 
-    As in Inception's training, but the ratio is relative to the picture's own shape; `min_area` 1 is the whole picture.
+    As in Inception's training, but the ratio is relative to the picture's own shape; a large area allows smaller changes of
+    it than `ratio`, since no side is longer than the picture's. `min_area` 1 is the whole picture.
     """
     if min_area >= 1:
         return 0.0, 0.0, 1.0, 1.0
-    area, stretch = rng.uniform(min_area, 1.0), math.exp(rng.uniform(-math.log(ratio), math.log(ratio)))
+    area = rng.uniform(min_area, 1.0)
+    bound = min(math.log(ratio), -math.log(area))
+    stretch = math.exp(rng.uniform(-bound, bound))
     wide, high = (min(1.0, math.sqrt(area * stretch)), min(1.0, math.sqrt(area / stretch)))
     left, top = rng.uniform(0, 1 - wide), rng.uniform(0, 1 - high)
-    return left, top, left + wide, top + high
+    return left, top, min(1.0, left + wide), min(1.0, top + high)
 
 
 def rotate(picture, rng: np.random.Generator, degrees: float):
@@ -221,7 +191,7 @@ def train_image(size: int, augment: AugmentConfig) -> Callable[[bytes, np.random
     def example(data: bytes, rng: np.random.Generator) -> np.ndarray:
         left, top, right, bottom = random_box(rng, augment.crop_min_area, augment.crop_ratio)
         # the scale that draft() may take is set by the crop: its pixels, not the picture's, must not fall below `size`
-        picture = _loaded(_opened(data), max(size / (right - left), size / (bottom - top)))
+        picture = loaded(opened(data), max(size / (right - left), size / (bottom - top)))
         picture = rotate(picture, rng, augment.rotate)
         box = (left * picture.width, top * picture.height, right * picture.width, bottom * picture.height)
         image = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=box))

@@ -1,0 +1,178 @@
+"""Encoded pictures -> Pillow pictures as a viewer shows them: upright, RGB, on white.
+
+Whatever a decoder does with a damaged file, the caller sees `CorruptImage` and nothing else: no other exception, no
+warning. Which formats are read is `FORMATS`; Pillow's other ones (documents, textures, scientific data) are not tried.
+"""
+
+import functools
+import hashlib
+import io
+import logging
+import math
+import re
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM")
+ORIENTATION = 0x0112  # the EXIF tag
+OBJECT = re.compile(r"<[\w.]+ object at 0x[0-9a-fA-F]+>")
+QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+METADATA = frozenset({0xFE, *range(0xE0, 0xEE), 0xEF})  # comment and APP0 to APP15, without APP14: it says which colours
+
+
+class CorruptImage(ValueError):
+    """Bytes that are no picture, only the beginning of one, or samples of which nobody can say what they show."""
+
+
+def opened(data: bytes):
+    """Encoded picture -> Pillow picture whose pixels are not decoded yet. Raises `CorruptImage`."""
+    from PIL import Image
+
+    _ignore_warnings()
+    try:
+        return Image.open(io.BytesIO(data), formats=_formats())
+    except Exception as error:  # each decoder has its own kinds: RuntimeError, struct.error, NotImplementedError, ...
+        raise CorruptImage(_unidentified(data, error)) from error
+
+
+def loaded(picture, shrink_to: float | None = None):
+    """Load the pixels as upright RGB on white; a JPEG is decoded at 1/2, 1/4 or 1/8 if that leaves `shrink_to` px.
+
+    Raises `CorruptImage`.
+    """
+    _ignore_warnings()
+    try:
+        if shrink_to is not None:
+            picture.draft("RGB", (math.ceil(shrink_to), math.ceil(shrink_to)))
+        picture.load()
+        return _on_white(_eight_bits(_upright(picture)))
+    except Exception as error:
+        raise CorruptImage(_reason(error)) from error
+
+
+def content_digest(data: bytes) -> bytes:
+    """A digest of what a picture shows, that copies with other metadata share. Raises `CorruptImage`.
+
+    It is of the upright RGB pixels; of a JPEG, which `loaded` need not decode whole, it is of the compressed pixels, their
+    tables and the orientation. The same picture in two formats has two digests.
+    """
+    picture = opened(data)
+    if picture.format in ("JPEG", "MPO"):
+        parts = [str(_orientation(picture)).encode(), *_jpeg_segments(data)]
+    else:
+        whole = loaded(picture)
+        parts = [str(whole.size).encode(), whole.tobytes()]
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """`FORMATS`, without those that this Pillow was built without; its log of odd files is turned off."""
+    from PIL import Image
+
+    Image.init()
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _ignore_warnings() -> None:
+    """Pillow's warnings are of metadata and of large pictures; both are used, and a line for each would be noise.
+
+    The filter stays: to set and restore one around each picture is not safe in threads.
+    """
+    if QUIET not in warnings.filters:
+        warnings.filterwarnings("ignore", module=QUIET[3].pattern)
+
+
+def _unidentified(data: bytes, error: Exception) -> str:
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {2 * Image.MAX_IMAGE_PIXELS // 10**6} million pixels"
+    if not isinstance(error, UnidentifiedImageError):
+        return _reason(error)
+    if not data:
+        return "the file is empty"
+    if data[:200].lstrip()[:1] == b"<":
+        return "it is a text, such as a web page or an SVG drawing"
+    return f"its beginning is that of no format that is read ({', '.join(_formats())})"
+
+
+def _reason(error: Exception) -> str:
+    """What an exception of a decoder says, without the addresses of Python objects."""
+    text = " ".join(OBJECT.sub("the data", str(error)).split())
+    return text if " " in text else f"{type(error).__name__} {text}".strip()  # a word alone says nothing
+
+
+def _orientation(picture) -> int:
+    """EXIF orientation, 1 where there is none or none that can be read; the other values need not be readable."""
+    try:
+        found = picture.getexif().get(ORIENTATION, 1)
+    except Exception:  # a damaged EXIF block says nothing about the pixels
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def _upright(picture):
+    from PIL.Image import Transpose as To
+
+    turns = (To.FLIP_LEFT_RIGHT, To.ROTATE_180, To.FLIP_TOP_BOTTOM, To.TRANSPOSE, To.ROTATE_270, To.TRANSVERSE, To.ROTATE_90)
+    orientation = _orientation(picture)
+    return picture if orientation == 1 else picture.transpose(turns[orientation - 2])
+
+
+def _eight_bits(picture):
+    """Grey pictures of 16 and 32 bits as 8 bits, see `_grey_scale`; a clear 16-bit grey (PNG) becomes white."""
+    from PIL import Image
+
+    if not picture.mode.startswith(("I", "F")):
+        return picture
+    samples = np.asarray(picture)
+    grey = _grey_scale(samples, sixteen=picture.mode.startswith("I;16") or picture.format == "PPM")
+    clear = picture.info.get("transparency")
+    return Image.fromarray(np.where(samples == clear, np.uint8(255), grey) if isinstance(clear, int) else grey)
+
+
+def _grey_scale(samples: np.ndarray, sixteen: bool) -> np.ndarray:
+    """Samples [H,W] -> uint8 [H,W].
+
+    16-bit ones (`sixteen`) keep their upper byte. The file does not say what 32-bit ones reach to, so it is taken from
+    the largest: floats up to 1 reach to 1, others up to 255 to 255, integers above that to 65535. Raises `CorruptImage` for
+    any that fit none of these.
+    """
+    least, most = samples.min(), samples.max()
+    if sixteen:
+        return (samples >> 8).astype(np.uint8)
+    if least >= 0 and samples.dtype.kind == "f" and most <= 255:
+        return np.rint(samples * (255 if most <= 1 else 1)).astype(np.uint8)
+    if least >= 0 and samples.dtype.kind == "i" and most <= 65535:
+        return (samples >> (8 if most > 255 else 0)).astype(np.uint8)
+    kind, ranges = ("integer", "0 to 255 or 65535") if samples.dtype.kind == "i" else ("float", "0 to 1 or 255")
+    raise CorruptImage(f"its 32-bit {kind} samples go from {least:g} to {most:g}; only {ranges} are known")
+
+
+def _on_white(picture):
+    from PIL import Image
+
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+def _jpeg_segments(data: bytes) -> Iterator[bytes]:
+    """The segments of a JPEG but for its metadata; from the first scan on, all bytes."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if data[at + 1] == 0xFF:  # a fill byte
+            end = at + 1
+        elif data[at + 1] not in METADATA:
+            yield data[at:end]
+        at = end
+    yield data[at:]
