@@ -98,7 +98,7 @@ def ranked(matrix: np.ndarray, positives: tuple[np.ndarray, np.ndarray]) -> dict
         best = np.where(relevant, scores, -np.inf).max(1, keepdims=True)
         equal = scores == best
         places = retrieval.Places((scores > best).sum(1), equal.sum(1), (equal & relevant).sum(1))
-        sides.append(retrieval.recall_of_ranks(places.ranks(), (1, 5, 10)))
+        sides.append(retrieval.recall_of_places(places, (1, 5, 10)))
     return retrieval.summary(*sides)
 
 

@@ -33,7 +33,7 @@ def test_a_shortlist_of_everything_ranks_as_all_pairs_do():
         asks = lambda a, b, i=i: matrix[(a, b)]
         found = rerank.score_shortlist(asks, found, i == 0, block=8)
         assert np.array_equal(found.itm, np.take_along_axis(own, found.rows, axis=1))
-        sides.append(retrieval.recall_of_ranks(rerank.reranked(found, len(gallery), "add", 0.5), (1, 5, 10)))
+        sides.append(retrieval.recall_of_places(rerank.reranked(found, len(gallery), "add", 0.5), (1, 5, 10)))
     assert retrieval.summary(*sides) == whole
 
 

@@ -92,23 +92,29 @@ def test_ceiling_without_repeated_captions_is_100():
 
 def test_ceiling_of_a_caption_that_three_images_share():
     got = ceiling([["A flower."], ["a  flower."], ["a flower."], ["a tree"]], (1, 2, 5))
-    # one of the three queries that are alike finds its own image first; one of three candidates that tie has rank 2
+    # one of the three queries that are alike finds its own image first; one of three candidates that tie is each place
     assert got["t2i"] == {"R@1": 50.0, "R@2": 75.0, "R@5": 100.0}
-    assert got["i2t"] == {"R@1": 25.0, "R@2": 100.0, "R@5": 100.0}
+    assert got["i2t"] == {"R@1": 50.0, "R@2": 75.0, "R@5": 100.0}
 
 
 def test_an_image_with_one_unique_caption_is_found_by_it():
     got = ceiling([["a flower", "a rose"], ["a flower"]], (1,))
-    assert got["i2t"] == {"R@1": 50.0}  # the first; the second's only caption has the expected rank 1.5
+    assert got["i2t"] == {"R@1": 75.0}  # the first; the second's only caption is first in one of two orders
     assert got["t2i"] == {"R@1": 66.67}
 
 
 def test_a_caption_that_an_image_has_twice_is_still_one_image():
     assert ceiling([["a", "a"], ["b"]], (1,)) == {"i2t": {"R@1": 100.0}, "t2i": {"R@1": 100.0}}
     # three queries and candidates that tie, two of them the first image's: the image that answers most queries goes first
-    assert ceiling([["a", "a"], ["a"]], (1,)) == {"i2t": {"R@1": 0.0}, "t2i": {"R@1": 66.67}}
-    assert ceiling([["a", "a"], ["a"]], (2,)) == {"i2t": {"R@2": 100.0}, "t2i": {"R@2": 100.0}}
+    assert ceiling([["a", "a"], ["a"]], (1,)) == {"i2t": {"R@1": 50.0}, "t2i": {"R@1": 66.67}}  # (2/3 + 1/3) / 2
+    assert ceiling([["a", "a"], ["a"]], (2,)) == {"i2t": {"R@2": 83.33}, "t2i": {"R@2": 100.0}}  # (1 + 2/3) / 2
     assert ceiling([["a"] * 4, ["a"]], (1,))["t2i"] == {"R@1": 80.0}
+
+
+def test_a_caption_that_occurs_twice_is_found_first_half_the_time():
+    """As sorting gives it where the order of the files is nothing to the pictures."""
+    assert ceiling([["a", "b"], ["b", "a"]])["i2t"] == {"R@1": 50.0, "R@5": 100.0, "R@10": 100.0}
+    assert ceiling([["a"]] * 1000, (1, 10))["i2t"] == {"R@1": 0.1, "R@10": 1.0}  # k of 1,000 in %
 
 
 def test_ceiling_of_nothing_is_zero():
@@ -122,16 +128,25 @@ def best_of_all_orders(captions, k):
     for text in {text for text, _ in rows}:
         orders = itertools.permutations(range(len(captions)))
         hits += max(sum(owner in order[:k] for other, owner in rows if other == text) for order in orders)
-    found = 0
+    found = 0.0
     for image, own in enumerate(captions):
-        tied = [[owner == image for other, owner in rows if other == text] for text in set(own)]
-        ranks = [np.mean([1 + order.index(True) for order in itertools.permutations(one)]) for one in tied]
-        found += min(ranks) <= k + 1e-9
+        texts = sorted({text for text, _ in rows})
+        # every order of the texts, whose copies tie, and every two of them that tie with each other
+        levels = [dict(zip(texts, order)) for order in itertools.product(range(len(texts)), repeat=len(texts))]
+        found += max(share_of_hits(rows, image, level, k) for level in levels) if own else 0.0
     return 100 * found / len(captions), 100 * hits / len(rows)
 
 
+def share_of_hits(rows, image, level, k):
+    """How many of all orders of the captions, sorted by the level of their text, have one of the image's own in the first k."""
+    orders = np.array(list(itertools.permutations(range(len(rows)))))
+    scores, own = np.array([level[text] for text, _ in rows]), np.array([owner == image for _, owner in rows])
+    ranked = np.take_along_axis(orders, np.argsort(scores[orders], axis=1, kind="stable"), axis=1)
+    return own[ranked[:, :k]].any(axis=1).mean()
+
+
 @given(st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=2), min_size=1, max_size=3), st.integers(1, 3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_no_model_is_above_the_ceiling_and_the_best_one_is_there(captions, k):
     got = ceiling(captions, (k,))
     assert (got["i2t"][f"R@{k}"], got["t2i"][f"R@{k}"]) == pytest.approx(best_of_all_orders(captions, k), abs=0.01)
@@ -159,7 +174,7 @@ def test_the_report_says_what_can_be_reached():
     made = card(ceiling={"train": ceiling(captions)}, duplicates={"train": duplicates(captions)}, skipped={"torn": 2})
     assert report(made) == [
         "train: 2 records, 4 captions, 2 groups",
-        "  best possible R@1/5/10 where its own captions alone are right: image to text 33.3 / 100.0 / 100.0, "
+        "  best possible R@1/5/10 where its own captions alone are right: image to text 66.7 / 100.0 / 100.0, "
         "text to image 66.7 / 100.0 / 100.0",
         "  'en' captions: 3, 2 different, 1.00 different per image, 66.7 % shared by images",
         "skipped: 2 x torn",

@@ -31,9 +31,9 @@ def scorer(matrix):
     return score, shapes
 
 
-def reference_ranks(itc, itm, positives, k, combine, weight):
+def reference_places(itc, itm, positives, k, combine, weight):
     """Sort by a key of three parts: in the shortlist or not, second-stage score there, contrastive score elsewhere."""
-    ranks = []
+    found = []
     for i, row in enumerate(itc):
         front = np.argsort(-row, kind="stable")[:k]
         second = itm[i] if combine == "replace" else row + np.float32(weight) * itm[i]
@@ -42,8 +42,8 @@ def reference_ranks(itc, itm, positives, k, combine, weight):
         relevant = np.isin(np.arange(len(row)), positives[i])
         best = score[relevant].max()
         equal = score == best
-        ranks.append((score > best).sum() + (equal.sum() + 1) / ((equal & relevant).sum() + 1))
-    return np.array(ranks)
+        found.append(((score > best).sum(), equal.sum(), (equal & relevant).sum()))
+    return retrieval.Places(*np.array(found).T)
 
 
 @pytest.mark.parametrize(("combine", "weight"), [("replace", 1.0), ("add", 0.25)])
@@ -55,20 +55,31 @@ def test_every_k_equals_sorting_the_whole_matrix(scene, combine, weight):
     itc = image @ text.T
     for k, row in table.items():
         want = [
-            reference_ranks(itc, matrix, to_text, k, combine, weight),
-            reference_ranks(itc.T, matrix.T, to_image, k, combine, weight),
+            reference_places(itc, matrix, to_text, k, combine, weight),
+            reference_places(itc.T, matrix.T, to_image, k, combine, weight),
         ]
-        want = retrieval.summary(*map(retrieval.recall_of_ranks, want))
+        want = retrieval.summary(*map(retrieval.recall_of_places, want))
         assert {name: row[name] for name in want} == want
         assert row["pairs"] == k * (IMAGES + TEXTS)
         assert ("alone" in row) == (combine == "add" and k > 0)
         if "alone" in row:
             sides = ((itc, matrix, to_text), (itc.T, matrix.T, to_image))
-            ranks = [reference_ranks(*side, k, "replace", 1.0) for side in sides]
-            assert row["alone"] == retrieval.summary(*map(retrieval.recall_of_ranks, ranks))
+            alone = [reference_places(*side, k, "replace", 1.0) for side in sides]
+            assert row["alone"] == retrieval.summary(*map(retrieval.recall_of_places, alone))
     seconds = [row["seconds"] for row in table.values()]
     assert seconds == sorted(seconds)
     assert seconds[0] == 0.0
+
+
+def test_pairs_that_all_score_alike_are_drawn_from_the_shortlist():
+    """Two in three queries have an answer among the first three; there each order of the three is as likely."""
+    image, text = np.eye(6, dtype=np.float32)[:3], np.eye(6, dtype=np.float32)
+    text[3:] = text[:3] * 0.5 + text[3:] * 0.1  # what a query finds after its own
+    to_text = np.array([[0], [4], [4]])
+    side = rerank.score_shortlist(scorer(np.zeros((3, 6)))[0], rerank.shortlist(image, text, to_text, 3), True)
+    missed = 4 not in side.rows[2]
+    found = retrieval.recall_of_places(rerank.reranked(side, 3, "replace"), (1, 2, 3))
+    assert missed and [found[f"R@{k}"] for k in (1, 2, 3)] == pytest.approx([200 / 9, 400 / 9, 200 / 3])
 
 
 def test_k_zero_is_the_contrastive_result(scene):

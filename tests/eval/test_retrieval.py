@@ -1,3 +1,7 @@
+import itertools
+import math
+from fractions import Fraction
+
 import jax
 import numpy as np
 import pytest
@@ -5,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.eval import retrieval
+from xmodal_jax.eval import curves, retrieval
 
 
 def first_relevant(scores, positives, rng):
@@ -76,22 +80,94 @@ def test_a_repeated_positive_counts_once():
     assert once.ranks() == [2.0]
 
 
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_a_hit_is_the_mean_over_all_orders_of_ties(levels):
+    """Every order of a gallery of six, sorted by score: how many have a relevant item among the first k."""
+    query, gallery, positives = small_integers(levels, queries=6, gallery=6, levels=levels, positives=2)
+    found, orders = retrieval.places(query, gallery, positives), np.array(list(itertools.permutations(range(6))))
+    for i, score in enumerate(query @ gallery.T):
+        ranked = np.take_along_axis(orders, np.argsort(-score[orders], axis=1, kind="stable"), axis=1)
+        right = np.isin(ranked, positives[i])
+        assert 1 + right.argmax(axis=1).mean() == pytest.approx(found.ranks()[i])
+        for k in range(1, 7):
+            assert right[:, :k].any(axis=1).mean() == pytest.approx(found.hits(k)[i], abs=1e-12)
+    for k in (1, 3):
+        wanted = 100 * found.hits(k).mean()
+        assert retrieval.recall(query, gallery, positives, (k,))[f"R@{k}"] == pytest.approx(wanted)
+
+
+def standing(above, tied, relevant):
+    """One query's `Places`."""
+    return retrieval.Places(*(np.array([count]) for count in (above, tied, relevant)))
+
+
+@st.composite
+def standings(draw, largest):
+    """above, tied, relevant of a gallery with up to `largest` of each."""
+    tied = draw(st.integers(1, largest))
+    return draw(st.integers(0, largest)), tied, draw(st.integers(1, tied))
+
+
+@settings(deadline=None, max_examples=200)
+@given(standings(12))
+def test_hits_add_up_to_the_expected_rank_and_lie_between_winning_and_losing_ties(counts):
+    """E[rank] is the sum over k of the probability that the rank is above k."""
+    one, end = standing(*counts), sum(counts[:2])
+    hits = [one.hits(k)[0] for k in range(end + 1)]
+    assert sum(1 - hit for hit in hits) == pytest.approx(one.ranks()[0])
+    assert hits == sorted(hits) and hits[0] == 0.0 and hits[end] == 1.0
+    for k, hit in enumerate(hits):
+        assert one.lost().hits(k)[0] - 1e-12 <= hit <= one.won().hits(k)[0] + 1e-12
+        assert one.won().hits(k)[0] == float(counts[0] < k)
+
+
+@settings(deadline=None, max_examples=50)
+@given(standings(10**6), st.integers(1, 40))
+def test_hits_of_a_million_ties_are_exact(counts, more):
+    """Against whole numbers of any size; k is from 1 to 40 places behind the items above."""
+    above, tied, relevant = counts
+    drawn = min(more, tied)
+    missed = Fraction(math.comb(tied - relevant, drawn), math.comb(tied, drawn))
+    assert standing(*counts).hits(above + more)[0] == pytest.approx(float(1 - missed), rel=1e-9, abs=1e-14)
+
+
+def test_hits_of_many_queries_with_large_ties():
+    tied = np.full(25_000, 10**6)
+    found = retrieval.Places(np.arange(25_000) % 3, tied, np.resize([1, 5, 10**6], 25_000))
+    hits = found.hits(10)
+    assert hits.min() > 0 and (hits[2::3] == 1).all() and hits[0] == pytest.approx(1e-5)  # ten of a million
+    assert found.hits(10**6 + 2).tolist() == [1.0] * 25_000
+
+
 def test_a_constant_model_gets_chance_and_not_everything():
-    """Sorting would put every positive where the file order has it."""
+    """Sorting would put every positive where the file order has it, and an expected rank within k gives R@1 to nobody."""
     table = retrieval.recall(np.ones((10, 4)), np.ones((10, 4)), np.arange(10)[:, None], ks=(1, 5, 10))
-    assert table == {"R@1": 0.0, "R@5": 0.0, "R@10": 100.0, "median_rank": 5.5}
+    assert table == pytest.approx({"R@1": 10.0, "R@5": 50.0, "R@10": 100.0, "median_rank": 5.5})
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.lists(st.integers(0, 11), min_size=1, max_size=4, unique=True), min_size=1, max_size=6))
+def test_a_constant_model_has_the_recall_of_a_random_order(right):
+    positives = np.array([own + [-1] * (4 - len(own)) for own in right])
+    table = retrieval.recall(np.ones((len(right), 2)), np.ones((12, 2)), positives)
+    chance = curves.random_recall(positives, 12, (1, 5, 10))
+    assert {name: table[name] for name in chance} == pytest.approx(chance)
+    for k in (1, 5, 10):  # the chance of each query in whole numbers
+        missed = [math.comb(12 - len(own), k) / math.comb(12, k) for own in right]
+        assert chance[f"R@{k}"] == pytest.approx(100 * (1 - np.mean(missed)))
 
 
 def test_recall_and_summary():
-    i2t = retrieval.recall_of_ranks([1, 2, 7, 30])
+    without_ties = lambda ranks: retrieval.Places(np.array(ranks) - 1, *np.ones((2, len(ranks)), int))
+    i2t = retrieval.recall_of_places(without_ties([1, 2, 7, 30]))
     assert i2t == {"R@1": 25.0, "R@5": 50.0, "R@10": 75.0, "median_rank": 4.5}
-    t2i = retrieval.recall_of_ranks([1, 1, 1, 1])
+    t2i = retrieval.recall_of_places(without_ties([1, 1, 1, 1]))
     table = retrieval.summary(i2t, t2i)
     assert table["rSum"] == 450.0
     assert table["mR"] == 75.0
     assert table["i2t"] is i2t
     assert table["t2i"] is t2i
-    assert "expected rank" in table["ties"]
+    assert "expectation of a hit" in table["ties"]
 
 
 def as_sets(table):

@@ -1,13 +1,14 @@
 import json
 
+import numpy as np
 import pytest
 
 from xmodal_jax.eval import tables
-from xmodal_jax.eval.retrieval import recall_of_ranks, summary
+from xmodal_jax.eval.retrieval import Places, recall_of_places, summary
 
 
 def summary_of(*ranks):
-    side = recall_of_ranks(ranks)
+    side = recall_of_places(Places(np.array(ranks) - 1, *np.ones((2, len(ranks)), int)))
     return summary(side, side)
 
 
@@ -94,7 +95,7 @@ def test_codes_stand_between_the_embeddings_and_chance():
 @pytest.mark.parametrize(("combine", "words"), [("add", "0.07 x ITM log-odds (add)"), ("replace", "alone orders")])
 def test_the_text_says_the_tie_rule_and_how_scores_combine(combine, words):
     text = tables.as_text(result_of(combine=combine) | {"step": 5})
-    assert words in text and "expected rank over ties" in text and "step 5" in text
+    assert words in text and "expectation of a hit over random orders of tied items" in text and "step 5" in text
 
 
 def test_a_real_result_reads_the_same_from_its_file(tiny_run):

@@ -156,12 +156,13 @@ def normal_caption(caption: str) -> str:
 
 
 def ceiling(captions: Sequence[Sequence[str]], ks: Sequence[int] = RECALL_AT) -> dict[str, dict[str, float]]:
-    """Best R@k, in %, when only an image's own captions count (and a caption's own image), ties as in `eval.retrieval`.
+    """Best R@k, in %, when only an image's own captions count (and a caption's own image), expected over ties.
 
     `captions[i]` are the captions of image i. Identical captions are one query and one candidate to a model:
     - text to image: it can put k images first, best those that have the text most often;
-    - image to text: an image whose text occurs c times in the gallery, o of them its own, finds the first of these at the
-      expected rank (c + 1) / (o + 1); the best of its texts counts.
+    - image to text: an image puts one of its texts first, whose c copies in the gallery, o of them its own, tie: one of its
+      own is among the first k with probability 1 - C(c-o, j) / C(c, j), j = min(k, c). The best of its texts counts; two of
+      them mixed are worth less, for each copy that is not its own makes the next one of the same text likelier to be.
     """
     owned = [collections.Counter(map(normal_caption, own)) for own in captions]
     having: dict[str, list[int]] = collections.defaultdict(list)  # how often each image that has a text has it
@@ -169,13 +170,19 @@ def ceiling(captions: Sequence[Sequence[str]], ks: Sequence[int] = RECALL_AT) ->
         for text, count in own.items():
             having[text].append(count)
     copies = {text: sum(counts) for text, counts in having.items()}
-    ranks = [min((copies[text] + 1) / (count + 1) for text, count in own.items()) for own in owned if own]
+    chances = [{(copies[text], count) for text, count in own.items()} for own in owned if own]
     t2i, i2t, total = {}, {}, max(1, sum(copies.values()))
     for k in ks:
         first = sum(sum(sorted(counts, reverse=True)[:k]) for counts in having.values())
         t2i[f"R@{k}"] = round(100.0 * first / total, 2)
-        i2t[f"R@{k}"] = _percent([float(rank <= k) for rank in ranks])
+        i2t[f"R@{k}"] = _percent([max(_drawn(*chance, k) for chance in own) for own in chances])
     return {"i2t": i2t, "t2i": t2i}
+
+
+def _drawn(copies: int, own: int, k: int) -> float:
+    """Probability that one of `own` is among the first `k` of `copies` in random order."""
+    first = min(k, copies)
+    return 1.0 - math.comb(copies - own, first) / math.comb(copies, first)
 
 
 def _percent(values: list[float]) -> float:

@@ -110,10 +110,9 @@ def codes_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[s
     positives = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
     pairs = list(zip(DIRECTIONS, ((image, text), (text, image)), positives, strict=True))
     found = {side: hashing.hamming_places(*pair, right) for side, pair, right in pairs}
-    recall = lambda rank: {side: retrieval.recall_of_ranks(rank(place), ks) for side, place in found.items()}
-    table = retrieval.summary(**recall(lambda place: place.ranks()))
-    table |= {"optimistic": recall(lambda place: place.above + 1)}
-    table |= {"pessimistic": recall(lambda place: place.above + place.tied - place.relevant + 1)}
+    recall = lambda of: {side: retrieval.recall_of_places(of(place), ks) for side, place in found.items()}
+    table = retrieval.summary(**recall(lambda place: place))
+    table |= {"optimistic": recall(retrieval.Places.won), "pessimistic": recall(retrieval.Places.lost)}
     table |= {"chance": {side: curves.random_recall(right, len(pair[1]), ks) for side, pair, right in pairs}}
     counted = {side: curves.counts(*pair, curves.by_positives(right, len(pair[1]))) for side, pair, right in pairs}
     ns = fitting_precision(min(len(split.keys), len(split.captions)))

@@ -16,6 +16,7 @@ from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval import code_tables, rerank, retrieval
 from xmodal_jax.eval.embed import Embedded, Embedder, PairScorer
 from xmodal_jax.eval.hashing import Labelled
+from xmodal_jax.search.host import unit_rows
 from xmodal_jax.train.texts import kept_texts
 from xmodal_jax.types import Params
 
@@ -76,7 +77,8 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
     Returns:
       {"split", "records", "captions", "data", "languages", "views": {view: tables}, "mean": the mean over the views, "combine", "weight", "right", "gallery"};
       a view's tables are "itc", "rerank" {k: summary}, those of `code_tables.all_tables`, and where only own captions are right "ceiling"
-      (`best_possible`); with several views also "ensemble" (their mean embedding).
+      (`best_possible`); with several views also "ensemble" (the mean of their embeddings, of unit length as each of them is:
+      else a picture whose views disagree would be further from every caption).
     """
     evaluator, config = Evaluator(assembly, params, poll), assembly.config
     split = split or config.data.eval_split
@@ -101,7 +103,7 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
     result |= {"gallery": list(config.eval.gallery)}
     result |= {"views": tables, "mean": mean_tables(list(tables.values()))}
     if len(images) > 1 and all(own == keys[0] for own in keys):
-        result["ensemble"] = code_tables.cosine_table(np.mean(images, axis=0), text.embed, found)
+        result["ensemble"] = code_tables.cosine_table(unit_rows(np.mean(images, axis=0)), text.embed, found)
     return result
 
 

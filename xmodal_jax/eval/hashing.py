@@ -1,7 +1,7 @@
 """Hash codes under test: MAP with shared labels, its value for random codes, and recall by Hamming distance.
 
 Hamming distances take K + 1 values, so most ranks are ties. Average precision here is its exact expectation over
-random orders of equal scores (McSherry and Najork, 2008), the same rule as the expected rank of `retrieval`.
+random orders of equal scores (McSherry and Najork, 2008), the same rule as that of `retrieval`.
 "MAP@ALL" ranks the whole gallery; "mAP@k" cuts the ranked list at k and divides by min(k, relevant items), which is
 the textbook definition (some hashing code cuts the number of relevant items instead, and its numbers are higher).
 """
@@ -162,7 +162,7 @@ def hamming_recall(
     The inner product of ±1 codes is K - 2 x distance, an exact integer in float32, so ties are exact.
     """
     retrieval.refuse_large_k(ks, len(gallery))
-    return retrieval.recall_of_ranks(hamming_places(query, gallery, positives, chunk).ranks(), ks)
+    return retrieval.recall_of_places(hamming_places(query, gallery, positives, chunk), ks)
 
 
 def hamming_places(

@@ -129,8 +129,8 @@ def combined(itc: np.ndarray, itm: np.ndarray, combine: str, weight: float) -> n
     return itm if combine == "replace" else itc + np.float32(weight) * itm
 
 
-def reranked(candidates: Shortlist, k: int, combine: str = "add", weight: float = 1.0) -> np.ndarray:
-    """Expected rank of the first relevant item after re-ranking the first `k` candidates, float64 [n].
+def reranked(candidates: Shortlist, k: int, combine: str = "add", weight: float = 1.0) -> retrieval.Places:
+    """Where the best relevant item of each query stands after re-ranking the first `k` candidates.
 
     Raises:
       UserError: k larger than the shortlist, an unscored shortlist, or as `combined`.
@@ -142,14 +142,15 @@ def reranked(candidates: Shortlist, k: int, combine: str = "add", weight: float 
     relevant = candidates.relevant[:, :k]
     best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
     equal = scores == best
-    inside = retrieval.Places((scores > best).sum(1), equal.sum(1), (equal & relevant).sum(1)).ranks()
-    return np.where(relevant.any(axis=1), inside, _rank_behind(candidates.places, k))
+    inside = (scores > best).sum(1), equal.sum(1), (equal & relevant).sum(1)
+    behind, got_in = _places_behind(candidates.places, k), relevant.any(axis=1)
+    return retrieval.Places(*(np.where(got_in, *both) for both in zip(inside, behind, strict=True)))
 
 
-def _rank_behind(found: retrieval.Places, k: int) -> np.ndarray:
-    """Rank of a query whose positives all missed the shortlist; items tied with the best one that got in are ahead."""
+def _places_behind(found: retrieval.Places, k: int) -> retrieval.Places:
+    """Those of queries whose positives all missed the shortlist; items tied with the best one that got in are ahead."""
     got_in = np.clip(k - found.above, 0, found.tied - found.relevant)
-    return retrieval.Places(found.above + got_in, found.tied - got_in, found.relevant).ranks()
+    return retrieval.Places(found.above + got_in, found.tied - got_in, found.relevant)
 
 
 def rerank(
@@ -190,8 +191,8 @@ def rerank(
 
 
 def _summary_at(sides: list[Shortlist], k: int, combine: str, weight: float, recall_ks: Sequence[int]) -> dict:
-    recalls = lambda ranks: retrieval.summary(*(retrieval.recall_of_ranks(rank, recall_ks) for rank in ranks))
-    table = recalls([reranked(side, k, combine, weight) if k else side.places.ranks() for side in sides])
+    recalls = lambda found: retrieval.summary(*(retrieval.recall_of_places(own, recall_ks) for own in found))
+    table = recalls([reranked(side, k, combine, weight) if k else side.places for side in sides])
     if k and combine == "add":
         table["alone"] = recalls([reranked(side, k, "replace") for side in sides])
     seconds = sum(side.seconds.get(k, 0.0) for side in sides)
@@ -203,15 +204,16 @@ def choose_weight(
 ) -> tuple[float, dict[float, float]]:
     """The weight of "add" with the highest mean R@k over the scored shortlists `sides`. Give it training data only.
 
-    Equal recalls (a training set is often saturated) are settled by the mean reciprocal rank, then the smaller weight.
+    Equal recalls (a training set is often saturated) are settled by the mean reciprocal of the expected rank, then the
+    smaller weight.
 
     Returns:
       The weight and {weight: mR} for the record.
     """
     table = {}
     for weight in weights:
-        ranks = [reranked(side, side.rows.shape[1], "add", weight) for side in sides]
-        recalls = [100.0 * np.mean(rank <= k) for rank in ranks for k in recall_ks]
-        table[weight] = (float(np.mean(recalls)), float(np.mean([np.mean(1 / rank) for rank in ranks])))
+        found = [reranked(side, side.rows.shape[1], "add", weight) for side in sides]
+        recalls = [100.0 * np.mean(own.hits(k)) for own in found for k in recall_ks]
+        table[weight] = (float(np.mean(recalls)), float(np.mean([np.mean(1 / own.ranks()) for own in found])))
     best = max(weights, key=lambda weight: (*table[weight], -weight))
     return best, {weight: value[0] for weight, value in table.items()}

@@ -1,9 +1,10 @@
 """Retrieval: recall@k, exact and in blocks of queries, with one tie rule.
 
-The tie rule, everywhere in this package: the rank of a query is the expected rank of its first relevant item when items
-with equal scores are put in random order. With `above` items scoring more than the best relevant one, `tied` items at
-its score and `relevant` of those relevant, that is above + (tied + 1) / (relevant + 1).
-Sorting instead lets the order of the files decide, which matters when hash codes tie at every distance.
+The tie rule, everywhere in this package: what is measured is its expectation when items with equal scores are put in random
+order. With a items scoring more than the best relevant one, t items at its score and r of those relevant, a query's R@k is
+1 - C(t-r, j) / C(t, j) with j = clip(k - a, 0, t), and its rank, of which the median is told, a + (t + 1) / (r + 1).
+Sorting instead lets the order of the files decide, which matters when hash codes tie at every distance. To ask whether the
+expected rank is within k would be wrong too: R@1 would then be that of a query which loses every tie.
 """
 
 import functools
@@ -18,7 +19,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.search import dense
 
-TIE_RULE = "expected rank over ties"
+TIE_RULE = "R@k is the expectation of a hit over random orders of tied items"
+NEGLIGIBLE = 1e-18  # of a probability: 1 minus it is 1
 BLOCK_SCORES = 1 << 25  # scores of one block of queries: 128 MiB of float32, whatever the number of queries
 
 
@@ -35,6 +37,29 @@ class Places(NamedTuple):
     def ranks(self) -> np.ndarray:
         """Expected rank of the first relevant item, float64 [n], 1 = first."""
         return self.above + (self.tied + 1) / (self.relevant + 1)
+
+    def hits(self, k: int) -> np.ndarray:
+        """Probability that a relevant item is among the first `k`, float64 [n]: 1 - C(t-r, j) / C(t, j).
+
+        C(t-r, j) / C(t, j) = C(t-j, r) / C(t, r) is a product of min(j, r) factors below 1, which no size makes overflow.
+        """
+        above, tied, relevant = (np.asarray(count, np.float64) for count in self)
+        places = np.clip(k - above, 0, tied)
+        more, fewer = np.maximum(places, relevant), np.minimum(places, relevant)
+        missed, factor = np.where(more + fewer > tied, 0.0, 1.0), 0
+        while (active := (factor < fewer) & (missed > NEGLIGIBLE)).any():
+            left = tied[active] - factor
+            missed[active] *= (left - more[active]) / left
+            factor += 1
+        return 1.0 - missed
+
+    def won(self) -> "Places":
+        """The same with every tie won."""
+        return Places(self.above, *(np.ones_like(self.above) for _ in range(2)))
+
+    def lost(self) -> "Places":
+        """The same with every tie lost to the items that are not relevant."""
+        return Places(self.above + self.tied - self.relevant, *(np.ones_like(self.above) for _ in range(2)))
 
 
 def query_blocks(arrays: Sequence[np.ndarray], size: int) -> Iterator[tuple[int, list[np.ndarray]]]:
@@ -131,11 +156,10 @@ def places(
     return Places(*np.concatenate(parts, axis=1))
 
 
-def recall_of_ranks(ranks: np.ndarray, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """{"R@k": percent of ranks <= k, ..., "median_rank"} from ranks [n] (1 = first)."""
-    ranks = np.asarray(ranks)
-    table = {f"R@{k}": 100.0 * float(np.mean(ranks <= k)) for k in ks}
-    return {**table, "median_rank": float(np.median(ranks))}
+def recall_of_places(found: Places, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """{"R@k": percent, expected over ties, ..., "median_rank": the median of the expected ranks}."""
+    table = {f"R@{k}": 100.0 * float(np.mean(found.hits(k))) for k in ks}
+    return {**table, "median_rank": float(np.median(found.ranks()))}
 
 
 def refuse_large_k(ks: Sequence[int], gallery: int) -> None:
@@ -156,13 +180,13 @@ def recall(
 ) -> dict[str, float]:
     """Recall@k in percent (a query counts once if any of its positives is in the top k) and the median rank.
 
-    Arguments as in `places`; ties by the expected rank (see the module's head).
+    Arguments as in `places`; a hit is expected over ties (see the module's head).
 
     Raises:
       UserError: as in `places`, and a k larger than the gallery.
     """
     refuse_large_k(ks, len(gallery))
-    return recall_of_ranks(places(query, gallery, positives, chunk, mesh).ranks(), ks)
+    return recall_of_places(places(query, gallery, positives, chunk, mesh), ks)
 
 
 def summary(i2t: dict[str, float], t2i: dict[str, float]) -> dict[str, object]:
