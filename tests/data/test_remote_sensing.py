@@ -87,7 +87,7 @@ def test_missing_lists_are_refused(precomp):
         (precomp / name).unlink()
     with pytest.raises(UserError, match=r"has no train_caps\.txt, val_caps\.txt or test_caps\.txt"):
         precomp_source(precomp)
-    (precomp / "val_caps.txt").write_bytes(b"\xff\xfe\x00")
+    (precomp / "val_caps.txt").write_bytes(b"caf\xe9")
     (precomp / "val_filename.txt").write_text("a")
     with pytest.raises(UserError, match=r"val_caps\.txt is not UTF-8"):
         precomp_source(precomp)
@@ -146,7 +146,7 @@ def test_broken_rows_and_empty_captions_are_counted(albef):
     assert found[0].where == "rsitmd_test.json: row 1" and found[-1].captions == {"en": ["a"]}
 
 
-@pytest.mark.parametrize(("content", "words"), [("{", "is not JSON"), ("{}", "must be a JSON list of rows")])
+@pytest.mark.parametrize(("content", "words"), [("{", "is not JSON"), ("{}", "is not a JSON list of rows")])
 def test_files_that_are_no_lists_are_refused(albef, content, words):
     (albef / "rsitmd_val.json").write_text(content)
     with pytest.raises(UserError, match=rf"rsitmd_val\.json {words}"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from xmodal_jax.data.image import verify
-from xmodal_jax.data.source import Item, Skip
+from xmodal_jax.data.source import Item, Skip, usable_item
 from xmodal_jax.data.stamps import group_key, name_of, read_captions, stamps_source
 from xmodal_jax.errors import UserError
 
@@ -49,13 +49,18 @@ def test_stamps_of_one_caption_share_a_split(tree):
     assert len(groups) == len({item.group for item in flowers}) == 2
 
 
-def test_by_default_most_of_a_small_set_is_for_training(tree):
+def test_by_default_most_of_a_small_set_is_for_training(tree, encoded):
+    picture = encoded(np.zeros((4, 6, 3), np.uint8))
     for number in range(8):
-        for suffix, data in ((".txt", f"Tree {'abcdefgh'[number]}.".encode()), (".png", b"")):
+        for suffix, data in ((".txt", f"Tree {'abcdefgh'[number]}.".encode()), (".png", picture)):
             (tree / f"plants/tree{number}{suffix}").write_bytes(data)
     source = stamps_source(tree, only="plants")
     splits = [item.split for item in source.items()]
     assert source.arguments["held_out"] == 2 and sorted(splits) == ["test"] * 2 + ["train"] * 8
+    for number in range(4):
+        (tree / f"plants/tree{number}.png").write_bytes(picture[:20])
+    good = [usable_item([item]) and item.split for item in stamps_source(tree, only="plants", held_out=4).items()]
+    assert good.count("test") == 4 and good.count("train") == 2, "torn pictures are not drawn"
     for wrong in (10, 200, -1):
         with pytest.raises(UserError, match=f"--held-out is {wrong}, but there are 10 stamps; write fewer"):
             stamps_source(tree, only="plants", held_out=wrong)

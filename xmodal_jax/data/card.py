@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from xmodal_jax.data.fingerprint import fingerprint
+from xmodal_jax.data.textfile import mended
 from xmodal_jax.errors import UserError, refuse_unless
 
 FORMAT = 2
@@ -85,7 +86,7 @@ class Card:
         _checked(dataclasses.asdict(self), pathlib.Path(folder) / CARD_FILE)
         path = pathlib.Path(folder) / CARD_FILE
         partial = path.with_suffix(".json.part")
-        partial.write_text(json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        partial.write_text(mended(json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)) + "\n", "utf-8")
         os.replace(partial, path)
 
     def split(self, name: str) -> dict[str, Any]:

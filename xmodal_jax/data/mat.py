@@ -7,7 +7,6 @@ are a 0/1 bag of words or sentences, and labels are 0/1 vectors.
 
 import dataclasses
 import functools
-import hashlib
 import io
 import json
 import os
@@ -18,9 +17,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from xmodal_jax.data.labelled import TERMS, divide_train, draw_queries
+from xmodal_jax.data.labelled import TERMS, Whole, draw_splits
 from xmodal_jax.data.matfile import Variable, variables
-from xmodal_jax.data.source import Item, Skip, Source, clean_captions, existing, file_item
+from xmodal_jax.data.source import Item, Skip, Source, clean_captions, existing, file_item, usable_item
+from xmodal_jax.data.textfile import hashed, read_lines
 from xmodal_jax.errors import refuse_unless
 
 KNOWN = {
@@ -39,16 +39,22 @@ LABEL_LISTS = ("label_names.txt",)
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """What is known of all rows: key, captions, labels, split."""
+    """What is known of all rows: key, captions, labels; and how many are drawn for a split."""
 
     keys: list[str]
     captions: list[str | list[str]]
     labels: list[tuple[str, ...]]
-    splits: list[str]
+    queries: int | None
+    train: int
 
-    def fields(self, number: int) -> dict[str, Any]:
+    def fields(self, number: int, split: str) -> dict[str, Any]:
         """The fields of the item of one row, but for its picture."""
-        return {"labels": self.labels[number], "group": self.keys[number], "split": self.splits[number]}
+        return {"labels": self.labels[number], "group": self.keys[number], "split": split}
+
+    def splits(self, whole: Whole = lambda row: True) -> list[str]:
+        """The split of each row; `whole` tells whether its picture can be read. Raises `UserError`."""
+        worded = [bool("".join(text).strip()) for text in self.captions]
+        return draw_splits(self.keys, None, worded, self.queries, self.train, whole)
 
 
 def mat_source(
@@ -69,7 +75,7 @@ def mat_source(
     `label_names` (`label_names.txt`), else "label3"; both count from 0. Texts may also be lines of `caption.txt`.
 
     `queries` records (default: 2,000, or a tenth of fewer) are the test split, `train` is as for `divide_train`; both
-    are drawn by the hash of the keys, among rows with a text. Raises `UserError`.
+    are drawn by the hash of the keys, among rows with a text and a picture that can be read. Raises `UserError`.
     """
     folder, found = _found(pathlib.Path(path), prefer_names=images is not None)
     pictures = found.get("arrays") or found["names"]
@@ -80,7 +86,8 @@ def mat_source(
     captions = _captions(found["texts"], count, folder, vocabulary)
     labels = _labels(found["labels"], count, folder, label_names)
     keys = _keys(names) if by_path else [str(number) for number in range(count)]
-    rows = Rows(keys, captions, labels, _splits(keys, captions, queries, train))
+    rows = Rows(keys, captions, labels, queries, train)
+    rows.splits()  # numbers that are impossible are refused now; the pictures are looked at later
     options = {"queries": queries, "train": train or None}
     if by_path:
         root = existing(images or folder / "images", "image folder", folder=True)
@@ -97,7 +104,7 @@ def mat_source(
 def _digest(rows: Rows, pictures: Variable) -> str:
     """Of all but the pictures themselves, as for other sources; an array of them may have many gigabytes."""
     known = [rows.keys, rows.captions, rows.labels, pictures.shape]
-    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+    return hashed(json.dumps(known))
 
 
 # --- what is where --------------------------------------------------------------------------------------------------
@@ -133,12 +140,6 @@ def _beside(folder: pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
     return next((there[name] for name in names if name in there), None)
 
 
-def _lines(path: pathlib.Path) -> list[str]:
-    """All lines of a text file; an empty one counts, for the n-th belongs to the n-th row or column."""
-    lines = path.read_text("utf-8-sig", errors="replace").replace("\r\n", "\n").split("\n")
-    return [line.strip() for line in (lines[:-1] if lines[-1] == "" else lines)]
-
-
 # --- texts and labels -----------------------------------------------------------------------------------------------
 
 
@@ -160,7 +161,7 @@ def _captions(texts: Any, count: int, folder: pathlib.Path, vocabulary: Any) -> 
         words = _column_names(vocabulary, folder, VOCABULARIES, "w", texts, marks.shape[1])
         return [" ".join(words[column] for column in np.flatnonzero(row)) for row in marks]
     refuse_unless(vocabulary is None, f"--vocabulary goes with a 0/1 bag of words, and {texts} holds texts.")
-    rows = texts.texts() if isinstance(texts, Variable) else _lines(texts)
+    rows = texts.texts() if isinstance(texts, Variable) else read_lines(texts, lenient=True)
     _refuse_other(texts, len(rows), count)
     return rows
 
@@ -177,18 +178,13 @@ def _column_names(given: Any, folder: pathlib.Path, known: Sequence[str], start:
     path = existing(given, "list of names") if given else _beside(folder, known)
     if path is None:
         return [f"{start}{column}" for column in range(count)]
-    names = _lines(path)
+    names = [line.strip() for line in read_lines(path)]
     refuse_unless(
         len(names) == count and all(names) and len(set(names)) == count,
         f"{path} must have {count} lines, each another name, for the columns of {variable}; it has {len(names)}, "
         f"{len(set(names) - {''})} of them different names.",
     )
     return names
-
-
-def _splits(keys: list[str], captions: list[str | list[str]], queries: int | None, train: int) -> list[str]:
-    usable = [bool("".join(text).strip()) for text in captions]
-    return divide_train(keys, draw_queries(keys, usable, queries), usable, train)
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
@@ -207,14 +203,14 @@ def _axes(pictures: Variable) -> tuple[int, ...]:
 
 
 def _array_items(pictures: Variable, axes: tuple[int, ...], rows: Rows) -> Iterator[Item | Skip]:
-    number = 0
+    number, splits = 0, rows.splits()
     for block in pictures.blocks(axes):
         for image in _bytes(block, pictures):
             key = rows.keys[number]
             kept, skips = clean_captions(rows.captions[number], key)
             yield from skips
             if kept:
-                yield Item(key, {"image": _png(image)}, kept, **rows.fields(number))
+                yield Item(key, {"image": _png(image)}, kept, **rows.fields(number, splits[number]))
             elif not skips:
                 yield Skip("no caption", key)
             number += 1
@@ -257,6 +253,11 @@ def _foreign_parts(names: list[tuple[str, ...]], root: pathlib.Path) -> int:
 
 def _path_items(names: list[tuple[str, ...]], root: pathlib.Path, rows: Rows) -> Iterator[Item | Skip]:
     dropped = _foreign_parts(names, root)
-    for number, parts in enumerate(names):
-        file = root.joinpath(*parts[dropped:]) if dropped < len(parts) else root / rows.keys[number]
-        yield from file_item(rows.keys[number], {"image": file}, rows.captions[number], **rows.fields(number))
+
+    def items(number: int, split: str = "") -> Iterator[Item | Skip]:
+        key, parts = rows.keys[number], names[number]
+        file = root.joinpath(*parts[dropped:]) if dropped < len(parts) else root / key
+        return file_item(key, {"image": file}, rows.captions[number], **rows.fields(number, split))
+
+    for number, split in enumerate(rows.splits(lambda number: usable_item(items(number)))):
+        yield from items(number, split)

@@ -7,6 +7,7 @@ here of axes is in MATLAB's order.
 import contextlib
 import dataclasses
 import pathlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,10 +94,11 @@ def variables(path: pathlib.Path) -> list[Variable]:
 def _readable(path: pathlib.Path) -> Iterator[None]:
     """Any error of a reader as a `UserError`: SciPy, zlib and h5py raise a dozen kinds for files that are torn."""
     try:
-        yield
-    except (UserError, MemoryError):
+        with warnings.catch_warnings(action="ignore"):  # of what is odd in a file; what cannot be read is an error
+            yield
+    except UserError:
         raise
-    except Exception as error:
+    except Exception as error:  # MemoryError too: a damaged size asks for more than there is
         raise UserError(f"{path} cannot be read ({error}); download it again.") from error
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from xmodal_jax.data.card import normal_caption
 from xmodal_jax.data.image import CorruptImage, render_svg
-from xmodal_jax.data.source import Item, Skip, Source, split_groups
+from xmodal_jax.data.source import Item, Skip, Source, split_groups, usable_item
 from xmodal_jax.errors import refuse_unless
 
 ROOT = "/usr/share/openclipart/svg"
@@ -105,13 +105,14 @@ def openclipart_source(
         0 <= held_out < len(drawings),
         f"--held-out is {held_out}, but there are {len(drawings)} drawings; write fewer, and at least 0.",
     )
-    splits = split_groups([group_key(one.title) for one in drawings], held_out)
+    groups = [group_key(one.title) for one in drawings]
     labels = _labels(drawings, label)
 
     def items() -> Iterator[Item | Skip]:
         yield from broken
-        for one, split in zip(drawings, splits):
-            yield _item(one, size, labels=labels[one.key], group=group_key(one.title), split=split)
+        splits = split_groups(groups, held_out, lambda row: usable_item([_item(drawings[row], size)]))
+        for one, group, split in zip(drawings, groups, splits):
+            yield _item(one, size, labels=labels[one.key], group=group, split=split)
 
     arguments = {"root": str(root.resolve()), "size": size, "held_out": held_out} | (
         {"label": label} if label != "folder" else {}

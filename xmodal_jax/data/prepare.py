@@ -14,8 +14,8 @@ from xmodal_jax.data.card import CARD_FILE, Card, ceiling, duplicates
 from xmodal_jax.data.fingerprint import Digests
 from xmodal_jax.data.image import CorruptImage, limit_size, verify
 from xmodal_jax.data.progress import Progress
-from xmodal_jax.data.records import SHARD_BYTES, RecordWriter, encode_record
-from xmodal_jax.data.source import Item, Skip, Source
+from xmodal_jax.data.records import SHARD_BYTES, RecordWriter, encode_record, is_split_name
+from xmodal_jax.data.source import Item, Skip, Source, mended_item
 from xmodal_jax.errors import UserError, refuse_unless
 
 log = logging.getLogger(__name__)
@@ -148,8 +148,11 @@ def _usable(source: Source, max_size: int) -> Iterator[Item | Skip]:
     """The items of `source` whose pictures are whole and whose keys are new; a `Skip` for each of the others."""
     keys: set[str] = set()
     for item in source.items():
+        item = item if isinstance(item, Skip) else mended_item(item)
         if isinstance(item, Skip):
             yield item
+        elif not is_split_name(item.split):
+            yield Skip("split that is no plain name", f"{item.key}: {item.split!a}")
         elif item.key in keys:
             yield Skip("key occurs twice", item.key)
         elif not (item.images and any(item.captions.values())):

@@ -26,15 +26,26 @@ SPLIT_NAME = re.compile(r"\w[\w.-]*")
 SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.arrayrecord")
 
 
+def is_split_name(text: str) -> bool:
+    """Whether a split may have this name: a plain file name, of at most 100 characters, which any file system takes."""
+    return bool(SPLIT_NAME.fullmatch(text)) and len(text.encode()) <= 100
+
+
 class CorruptRecord(ValueError):
     """A row whose bytes are not what the format says; `prepare` never writes one, disks and copies may."""
 
 
 def pack(value: Any) -> bytes:
-    """Msgpack bytes of a plain tree of dicts, lists, strings, bytes and numbers."""
+    """Msgpack bytes of a plain tree of dicts, lists, strings, bytes and numbers.
+
+    Raises `CorruptRecord` for a text that UTF-8 cannot hold (half a surrogate pair).
+    """
     import msgpack
 
-    return msgpack.packb(value, use_bin_type=True)
+    try:
+        return msgpack.packb(value, use_bin_type=True)
+    except UnicodeEncodeError as error:
+        raise CorruptRecord(f"a text has half a surrogate pair: {error.object[:40]!a}") from error
 
 
 def unpack(data: bytes) -> Any:
@@ -82,7 +93,7 @@ class RecordWriter:
 
     def __init__(self, folder: os.PathLike | str, split: str, shard_bytes: int = SHARD_BYTES):
         refuse_unless(
-            bool(SPLIT_NAME.fullmatch(split)), f"split {split!r}: write a name of letters, digits, '.', '_', '-'."
+            is_split_name(split), f"split {split!r}: write a name of letters, digits, '.', '_', '-'."
         )
         self.folder, self.split, self.shard_bytes = pathlib.Path(folder), split, shard_bytes
         self.records, self.files = 0, []

@@ -5,14 +5,15 @@ RSITMD's training list has 20 empty captions: they are dropped and counted like 
 """
 
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from xmodal_jax.data.source import Item, Skip, Source, existing, file_item
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.data.formats import wrong_format
+from xmodal_jax.data.source import Item, Skip, Source, existing, file_item, plain_text
+from xmodal_jax.data.textfile import read_json, read_lines
+from xmodal_jax.errors import refuse_unless
 
 SPLITS = ("train", "val", "test")
 PER_IMAGE = 5  # caption lines of a name that is listed once
@@ -48,7 +49,7 @@ def _lists_of(folder: pathlib.Path, split: str) -> tuple[pathlib.Path, pathlib.P
 
 def _paired(caps: pathlib.Path, names: pathlib.Path) -> list[Row]:
     """Pictures with their captions, of one split."""
-    captions, files = _lines(caps), _lines(existing(names, "list of file names"))
+    captions, files = read_lines(caps), read_lines(existing(names, "list of file names"))
     whole = len(captions) == PER_IMAGE * len(files)
     refuse_unless(
         bool(files) and (whole or len(captions) == len(files)),
@@ -59,16 +60,6 @@ def _paired(caps: pathlib.Path, names: pathlib.Path) -> list[Row]:
     for number, caption in enumerate(captions):
         merged.setdefault(files[number // PER_IMAGE if whole else number].strip(), []).append(caption)
     return [(name, own, ()) for name, own in merged.items()]
-
-
-def _lines(path: pathlib.Path) -> list[str]:
-    """All lines; empty ones count, for the n-th belongs to the n-th name."""
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error}); convert it.") from error
-    lines = text.replace("\r\n", "\n").split("\n")
-    return lines[:-1] if lines[-1] == "" else lines
 
 
 def albef_source(
@@ -100,21 +91,24 @@ def _list_of(folder: pathlib.Path, name: str, split: str) -> pathlib.Path | None
 
 def _grouped(path: pathlib.Path) -> list[Row | Skip]:
     """Pictures with all their captions and labels, in the order of their first rows; broken rows as `Skip`."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); download it again.") from error
-    refuse_unless(isinstance(content, list), f"{path} must be a JSON list of rows with 'image' and 'caption'.")
+    content = read_json(path)
+    if not isinstance(content, list) or (content and not any(map(_is_row, content))):
+        raise wrong_format(path, "a JSON list of rows with 'image' and 'caption'")
     merged: dict[str, tuple[list[Any], dict[str, None]]] = {}
     skips: list[Row | Skip] = []
     for number, row in enumerate(content):
-        if not (isinstance(row, dict) and isinstance(row.get("image"), str) and "caption" in row):
+        if not _is_row(row):
             skips.append(Skip("broken row", f"{path.name}: row {number}"))
             continue
         captions, labels = merged.setdefault(row["image"], ([], {}))
         captions += row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
-        labels |= {str(row["label_name"]): None} if row.get("label_name") else {}
+        labels |= {plain_text(row["label_name"]): None} if row.get("label_name") else {}
     return skips + [(image, captions, tuple(labels)) for image, (captions, labels) in merged.items()]
+
+
+def _is_row(row: Any) -> bool:
+    good = isinstance(row, dict) and isinstance(row.get("image"), str) and "caption" in row
+    return good and isinstance(row.get("label_name") or "", (str, int, float))
 
 
 def _source(kind: str, folder: pathlib.Path, root: pathlib.Path, rows: dict[str, list[Row | Skip]],
@@ -131,4 +125,4 @@ def _source(kind: str, folder: pathlib.Path, root: pathlib.Path, rows: dict[str,
 
 
 def _item(name: str, captions: list[Any], labels: tuple[str, ...], root: pathlib.Path, split: str) -> Iterator:
-    return file_item(name, {"image": root / name}, captions, labels=labels, group=name, split=split)
+    return file_item(name, {"image": os.path.join(root, name)}, captions, labels=labels, group=name, split=split)

@@ -6,13 +6,21 @@ A source is cheap to make and checks its input then; its items are produced by i
 import collections
 import dataclasses
 import hashlib
+import logging
+import math
 import os
 import pathlib
+import unicodedata
+import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from xmodal_jax.data.image import CorruptImage, verify
 from xmodal_jax.data.taxonomy import Taxonomy
+from xmodal_jax.data.textfile import hashed, mended
 from xmodal_jax.errors import refuse_unless
+
+log = logging.getLogger(__name__)
 
 Captions = dict[str, list[str]]
 
@@ -51,19 +59,69 @@ class Source:
     taxonomy: Taxonomy | None = None
 
 
-def split_groups(groups: Sequence[str], held_out: int) -> list[str]:
+def mended_item(item: Item) -> Item:
+    """`item` with all its texts `mended`."""
+    return Item(
+        mended(item.key),
+        {mended(view): data for view, data in item.images.items()},
+        {mended(language): [mended(text) for text in own] for language, own in item.captions.items()},
+        tuple(mended(label) for label in item.labels),
+        mended(item.group),
+        mended(item.split),
+    )
+
+
+def plain_text(value: Any) -> str:
+    """A text, or a number as one (1.0 is "1"); "" for null and NaN, which is how tables write that nothing is there.
+
+    Raises `TypeError` for anything else.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return str(int(value) if value.is_integer() else value)
+    if value is None or isinstance(value, float):
+        return ""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} where a text must be")
+
+
+def split_groups(
+    groups: Sequence[str], held_out: int, usable: Callable[[int], bool] = lambda row: True
+) -> list[str]:
     """Split of each row, "train" or "test": whole groups in the order of their hash until `held_out` rows are test.
 
-    A group that no longer fits is passed over, so the number is met exactly whenever enough small groups are left.
-    Deterministic: it depends on the names of the groups alone.
+    Only rows that are `usable` count; it is called for rows of groups that are drawn and no others. A group that no
+    longer fits is passed over, so the number is met exactly whenever enough small groups are left; a warning says so if
+    it is not. Deterministic: it depends on the names of the groups and on what is usable.
     """
-    sizes = collections.Counter(groups)
+    members = collections.defaultdict(list)
+    for row, group in enumerate(groups):
+        members[group].append(row)
     held, room = set(), held_out
-    for group in sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).hexdigest()):
-        if sizes[group] <= room:
+    for group in sorted(members, key=hashed):
+        if len(members[group]) <= room and (found := sum(map(usable, members[group]))):
             held.add(group)
-            room -= sizes[group]
+            room -= found
+    if room:
+        log.warning("drew %d of the %d records asked for: the others cannot be read, or are of larger groups",
+                    held_out - room, held_out)  # fmt: skip
     return ["test" if group in held else "train" for group in groups]
+
+
+def usable_item(found: Iterable[Item | Skip]) -> bool:
+    """Whether there is an item among what a row gives, with pictures that can be decoded."""
+    return any(isinstance(one, Item) and _whole(one) for one in found)
+
+
+def _whole(item: Item) -> bool:
+    try:
+        for data in item.images.values():
+            verify(data)
+    except CorruptImage:
+        return False
+    return True
 
 
 def clean_captions(captions: Any, key: str) -> tuple[Captions, list[Skip]]:
@@ -80,17 +138,29 @@ def clean_captions(captions: Any, key: str) -> tuple[Captions, list[Skip]]:
     return kept, skips
 
 
-def _read_images(paths: dict[str, pathlib.Path], key: str) -> dict[str, bytes] | Skip:
+def _read_images(paths: dict[str, os.PathLike | str], key: str) -> dict[str, bytes] | Skip:
     images = {}
     for view, path in paths.items():
         try:
-            images[view] = path.read_bytes()
+            images[view] = pathlib.Path(path).read_bytes()
         except (OSError, ValueError):  # ValueError: a NUL in the path
-            return Skip("missing image", f"{key}: {path}")
+            return _missing(str(path), key)
     return images
 
 
-def file_item(key: str, paths: dict[str, pathlib.Path], captions: Any, **fields) -> Iterator[Item | Skip]:
+def _missing(path: str, key: str) -> Skip:
+    """Why there is no picture at `path`, with the name of the file that may be meant."""
+    if "://" in path:
+        return Skip("image is an address", f"{key}: download it, and write the path of the file")
+    others = [unicodedata.normalize(form, path) for form in ("NFC", "NFD")]
+    others += [urllib.parse.unquote(path), path.replace("\\", "/")]
+    meant = next((other for other in others if other != path and os.path.isfile(other)), "")
+    return Skip("missing image", f"{key}: {path}" + (f" (is {meant!a} meant? it is there)" if meant else ""))
+
+
+def file_item(
+    key: str, paths: dict[str, os.PathLike | str], captions: Any, **fields
+) -> Iterator[Item | Skip]:
     """The item of a row whose pictures are files, or the reason why there is none."""
     kept, skips = clean_captions(captions, key)
     yield from skips
@@ -105,10 +175,12 @@ def file_item(key: str, paths: dict[str, pathlib.Path], captions: Any, **fields)
 
 def existing(path: os.PathLike | str, what: str, folder: bool = False) -> pathlib.Path:
     """`path`, if it is a file (or a folder); `what` names it in the `UserError` raised otherwise."""
-    path = pathlib.Path(path)
+    path, kinds = pathlib.Path(path), ("file", "folder")
     found = path.is_dir() if folder else path.is_file()
+    there = "is a folder" if path.is_dir() else "is no folder" if folder else "is no file"
     refuse_unless(
-        found, f"{what} {path} does not exist: give the path of an existing {'folder' if folder else 'file'}."
+        found,
+        f"{what} {path} {there if path.exists() else 'does not exist'}: give the path of an existing {kinds[folder]}.",
     )
     return path
 
@@ -121,5 +193,4 @@ def digest(path: pathlib.Path) -> str:
 def memory_source(items: Iterable[Item | Skip], name: str = "memory", licence: str = "") -> Source:
     """A source of items that are already there; for tests and for one's own scripts."""
     items = list(items)
-    digest = hashlib.sha256(repr(items).encode()).hexdigest()
-    return Source(name, "memory", licence, lambda: iter(items), {"content": digest}, len(items))
+    return Source(name, "memory", licence, lambda: iter(items), {"content": hashed(repr(items))}, len(items))

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 from xmodal_jax.data.card import normal_caption
 from xmodal_jax.data.image import CorruptImage, render_svg
-from xmodal_jax.data.source import Item, Skip, Source, clean_captions, split_groups
+from xmodal_jax.data.source import Item, Skip, Source, clean_captions, split_groups, usable_item
 from xmodal_jax.data.taxonomy import Taxonomy, folder_taxonomy
+from xmodal_jax.data.textfile import read_lines
 from xmodal_jax.errors import refuse_unless
 
 ROOT = "/usr/share/tuxpaint/stamps"
@@ -25,7 +26,7 @@ ARTICLE = re.compile(r"^(a|an|the|some)\s+")
 
 def read_captions(path: pathlib.Path) -> dict[str, list[str]]:
     """{language: [caption]} of a stamp's text file; languages without a caption are left out."""
-    first, *rest = path.read_text("utf-8", "replace").splitlines() or [""]
+    first, *rest = read_lines(path, lenient=True) or [""]
     captions = {"en": [first]}
     for match in map(TRANSLATION.fullmatch, rest):
         if match and match["caption"].strip():
@@ -63,6 +64,7 @@ def stamps_source(
         root.is_dir(),
         f"no stamps at {root}: apt-get install tuxpaint-stamps-default, or give the folder of an unpacked one.",
     )
+    refuse_unless(size >= 16, f"--size is {size}; write 16 px or more")
     refuse_unless(label in ("folder", "name"), f"--label is '{label}'; write folder or name")
     files = _kept(sorted(root.rglob("*.txt")), root, only)
     held_out = (200 if len(files) > 400 else len(files) // 5) if held_out is None else held_out
@@ -75,14 +77,16 @@ def stamps_source(
     labels = [_label(key, own["en"][0], label) for key, own in zip(keys, captions)]
     groups = labels if label == "name" else [group_key(own["en"][0]) for own in captions]
 
+    def items_of(row: int, split: str = "") -> Iterator[Item | Skip]:
+        kept, skips = clean_captions(captions[row], keys[row])
+        yield from skips
+        if kept:
+            yield _item(keys[row], files[row], kept, size, labels=(labels[row],), group=groups[row], split=split)
+
     def items() -> Iterator[Item | Skip]:
-        for path, key, own, name, group, split in zip(
-            files, keys, captions, labels, groups, split_groups(groups, held_out)
-        ):
-            kept, skips = clean_captions(own, key)
-            yield from skips
-            if kept:
-                yield _item(key, path, kept, size, labels=(name,), group=group, split=split)
+        splits = split_groups(groups, held_out, lambda row: usable_item(items_of(row)))
+        for row, split in enumerate(splits):
+            yield from items_of(row, split)
 
     arguments = {"root": str(root.resolve()), "size": size, "held_out": held_out}
     arguments |= ({"only": only} if only else {}) | ({"label": label} if label != "folder" else {})

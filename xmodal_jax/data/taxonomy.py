@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from xmodal_jax.data.textfile import mended
 from xmodal_jax.errors import UserError, refuse_unless
 
 TAXONOMY_FILE = "taxonomy.json"
@@ -44,7 +45,7 @@ class Taxonomy:
     def save(self, folder: os.PathLike | str) -> None:
         """Write `folder/taxonomy.json`."""
         path = pathlib.Path(folder) / TAXONOMY_FILE
-        path.write_text(json.dumps(dataclasses.asdict(self), ensure_ascii=False) + "\n", "utf-8")
+        path.write_text(mended(json.dumps(dataclasses.asdict(self), ensure_ascii=False)) + "\n", "utf-8")
 
     @classmethod
     def load(cls, folder: os.PathLike | str) -> "Taxonomy | None":
@@ -54,7 +55,7 @@ class Taxonomy:
             return None
         try:
             return _checked(json.loads(path.read_text("utf-8")))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} is not a taxonomy ({error!r}); prepare the data set again.") from error
 
 

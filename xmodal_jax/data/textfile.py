@@ -1,0 +1,95 @@
+"""Text that files hold or can hold.
+
+Files are read as UTF-8, with or without a byte order mark; of another encoding it says which, and what to run."""
+
+import codecs
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shlex
+from typing import Any
+
+from xmodal_jax.errors import UserError, refuse_unless
+
+BOMS = (  # UTF-32 first: the mark of its little-endian form begins with that of UTF-16
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+NULS = (  # where they are when two ASCII characters, or one of UTF-32, begin a text without a mark
+    (re.compile(rb"[^\0]\0\0\0", re.S), "UTF-32LE"),
+    (re.compile(rb"\0\0\0[^\0]", re.S), "UTF-32BE"),
+    (re.compile(rb"[^\0]\0[^\0]\0", re.S), "UTF-16LE"),
+    (re.compile(rb"\0[^\0]\0[^\0]", re.S), "UTF-16BE"),
+)
+
+
+def wide_encoding(data: bytes) -> str:
+    """The name of a UTF-16 or UTF-32 that `data` begins in, as `iconv` writes it; "" for any other beginning."""
+    marked = next((name for mark, name in BOMS if data.startswith(mark)), "")
+    return marked or next((name for pattern, name in NULS if pattern.match(data)), "")
+
+
+def refuse_wide(data: bytes, path: os.PathLike | str) -> None:
+    """Raise `UserError` with the command that converts it where `data`, the start of a file, is UTF-16 or UTF-32."""
+    name = wide_encoding(data)
+    refuse_unless(not name, f"{path} is {name} text and must be UTF-8; convert it: {_command(path, name)}")
+
+
+def not_utf8(path: os.PathLike | str, where: str) -> UserError:
+    """The error of a file that has bytes that are not UTF-8; `where` says which."""
+    return UserError(
+        f"{path} is not UTF-8 text ({where}); convert it from its own encoding, such as Windows-1252 "
+        f"(Latin-1): {_command(path, 'WINDOWS-1252')}"
+    )
+
+
+def _command(path: os.PathLike | str, encoding: str) -> str:
+    path = pathlib.Path(path)
+    return f"iconv -f {encoding} -t UTF-8 {shlex.quote(str(path))} > {shlex.quote(f'{path.stem}-utf8{path.suffix}')}"
+
+
+def read_text(path: os.PathLike | str, lenient: bool = False) -> str:
+    """The text of a UTF-8 file with "\\n" as its line ends; `lenient` puts U+FFFD for bytes that are not UTF-8.
+
+    Raises `UserError` for UTF-16, UTF-32 and, unless `lenient`, any other encoding, with the command that converts it.
+    """
+    data = pathlib.Path(path).read_bytes()
+    refuse_wide(data[:4], path)
+    try:
+        text = data.decode("utf-8-sig", "replace" if lenient else "strict")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise not_utf8(path, f"line {line} has the byte 0x{data[error.start]:02x}") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_lines(path: os.PathLike | str, lenient: bool = False) -> list[str]:
+    """All lines of a text file, empty ones too, for the n-th belongs to the n-th of something. Raises as `read_text`."""
+    lines = read_text(path, lenient).split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def read_json(path: os.PathLike | str) -> Any:
+    """The content of a JSON file. Raises `UserError` for another encoding or what is no JSON."""
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:  # RecursionError: brackets in brackets, a thousand deep
+        raise UserError(f"{path} is not JSON ({error}); download it again, or give another file.") from error
+
+
+def mended(text: str) -> str:
+    """`text` with U+FFFD for each half of a surrogate pair, such as of an emoji cut in two: UTF-8 cannot hold one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def hashed(text: str) -> str:
+    """SHA-256 of any text, also of one with half a surrogate pair."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
