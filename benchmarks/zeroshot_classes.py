@@ -19,7 +19,7 @@ import numpy as np
 from report import machine, publish
 
 from xmodal_jax import config as configs
-from xmodal_jax.assemble import Assembly, pretrained, resolve, start_params
+from xmodal_jax.assemble import Assembly, resolve, start_params
 from xmodal_jax.data.text import Tokenizer, build_vocabulary, load_tokenizer, save_tokenizer
 from xmodal_jax.errors import output_file, run_script
 from xmodal_jax.eval.embed import Embedder
@@ -27,6 +27,7 @@ from xmodal_jax.eval.zeroshot import BLOCK_SCORES, TEMPLATES, best_classes, clas
 from xmodal_jax.models.crossmodal import CrossModal
 from xmodal_jax.search.dense import inner_product, resident
 from xmodal_jax.search.topk import blocked_topk
+from xmodal_jax.weights import pretrained
 
 MIB = 1024**2
 SYLLABLES = (

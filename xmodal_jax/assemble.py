@@ -22,6 +22,7 @@ from xmodal_jax.models.towers import pooling_groups
 from xmodal_jax.objectives import LM, MLM, build_objectives, parts, with_special_ids
 from xmodal_jax.objectives.base import Objective
 from xmodal_jax.types import Array, Params
+from xmodal_jax.weights import with_pixel_statistics
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def assemble(config: Config) -> Assembly:
         card.embedding(config.data.embeddings)
     shape, groups = image_shape(config, card)
     tokenizer = load_tokenizer(config.text.tokenizer, config.data.path, config.data.languages)
-    config = resolve(config, tokenizer, groups)
+    config = resolve(with_pixel_statistics(config), tokenizer, groups)
     output: tuple[int, ...] = ()
     if config.text.output_vocab == "train":
         captions = split_captions(config.data.path, config.data.split, config.data.languages)
@@ -225,33 +226,6 @@ def document_frequencies(assembly: Assembly) -> dict[str, np.ndarray]:
     captions = split_captions(config.data.path, config.data.split, config.data.languages)
     ids = tokenizer.encode(captions, config.data.length)
     return {"text/idf": inverse_document_frequency(ids, config.text.vocab_size, tokenizer.special_ids)}
-
-
-def pretrained(config: Config) -> dict[str, np.ndarray]:
-    """{path: array} of the pretrained starts that the config names; empty from scratch."""
-    found: dict[str, np.ndarray] = {}
-    if config.text.init:
-        from xmodal_jax.convert.huggingface import load_minilm
-
-        tower = load_minilm(None if config.text.init == "minilm" else config.text.init)
-        found |= {f"text/{path}": leaf for path, leaf in flatten_dict(tower, sep="/").items()}
-    if config.image.init:
-        tower = image_weights(config.image.kind, config.image.init)
-        found |= {f"image/{path}": leaf for path, leaf in flatten_dict(tower, sep="/").items()}
-    return found
-
-
-def image_weights(kind: str, init: str) -> Params:
-    """The weights that `config.image.init` names for a tower of `kind`; UserError where there can be none."""
-    from xmodal_jax.convert import huggingface, resnet
-
-    loaders = {"efficientnet": huggingface.load_lite0, "vit": huggingface.load_vit, "resnet": resnet.load_resnet}
-    refuse_unless(
-        kind in loaders and (init != "lite0" or kind == "efficientnet"),
-        f"config.image.init='{init}' needs config.image.kind="
-        f"{repr('efficientnet') if init == 'lite0' else 'one of ' + ', '.join(loaders)}, not '{kind}'",
-    )
-    return loaders[kind](None if init == "lite0" else init)
 
 
 def start_params(assembly: Assembly, key: Array, found: dict[str, Array]) -> Params:

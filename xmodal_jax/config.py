@@ -33,6 +33,8 @@ class ImageConfig:
 
     kind: str = "vit"
     init: str = ""  # "" from scratch, "lite0" the installed EfficientNet-Lite0, or a file or folder of weights
+    pixel_mean: tuple[float, ...] = ()  # of red, green and blue in 0..1; (): the weights' own, or else the kind's
+    pixel_std: tuple[float, ...] = ()
     patch: int = 16
     width: int = 384  # of the tokens; of a ResNet as published 2048
     depth: int = 50  # layers of a ResNet: 50, 101 or 152, or one of the small 14 and 26

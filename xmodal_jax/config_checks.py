@@ -87,6 +87,22 @@ def check_fit(config: "Config") -> None:
         )
 
 
+def check_pixels(config: "Config") -> None:
+    """Refuse statistics of pixels that are not those of three colours, and any where no pixels are read."""
+    for name in ("pixel_mean", "pixel_std"):
+        value = getattr(config.image, name)
+        fits = len(value) in (0, 3) and all(abs(x) < 1e6 and (x > 0 or name == "pixel_mean") for x in value)
+        refuse_unless(
+            fits,
+            f"config.image.{name} is {value}; write three numbers in units of 0..1 such as (0.5, 0.5, 0.5), or () for "
+            "those of the weights",
+        )
+        refuse_unless(
+            not value or config.image.kind != "features",
+            f"config.image.{name} is {value}, but config.image.kind='features' reads no pixels; write ()",
+        )
+
+
 def check_codes(joint: "JointConfig") -> None:
     """Refuse lengths of codes that do not fill bytes, and nested ones that do not grow."""
     bits, nested = joint.bits, joint.nested
@@ -147,6 +163,7 @@ def check(config: "Config") -> None:
     check_ranges(config)
     check_fit(config)
     check_choices(config)
+    check_pixels(config)
     check_codes(joint)
     check_variates(joint)
     for tower, section in (("image", image), ("text", text)):

@@ -20,7 +20,7 @@ from xmodal_jax.convert.huggingface import (
     load_minilm,
     load_vit,
     package_file,
-    read_safetensors,
+    read_weights,
     vit_to_huggingface,
 )
 from xmodal_jax.errors import UserError
@@ -104,7 +104,7 @@ def test_our_trees_have_the_shapes_of_fresh_ones(bert, vit):
 def test_the_way_back_is_exact(kind, request):
     _, folder = request.getfixturevalue(kind)
     written = bert_to_huggingface(load_minilm(folder)) if kind == "bert" else vit_to_huggingface(load_vit(folder))
-    original = read_safetensors(folder)
+    original = read_weights(folder)
     assert set(original) - set(written) == {"pooler.dense.weight", "pooler.dense.bias"}
     for name, array in written.items():
         np.testing.assert_array_equal(array, original[name], err_msg=name)
@@ -123,14 +123,14 @@ def test_hugging_face_loads_what_we_write(vit, tmp_path, rng):
 
 
 def test_the_prefix_of_a_task_model_is_dropped(bert):
-    state = read_safetensors(bert[1])
+    state = read_weights(bert[1])
     task = {f"bert.{name}": array for name, array in state.items()} | {"cls.predictions.bias": np.zeros(60)}
     for ours, theirs in zip(*map(jax.tree.leaves, map(bert_from_huggingface, (task, state))), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_missing_weight_is_named(bert):
-    state = read_safetensors(bert[1])
+    state = read_weights(bert[1])
     del state["encoder.layer.1.output.dense.bias"]
     with pytest.raises(UserError, match="weight 'encoder.layer.1.output.dense.bias' is missing"):
         bert_from_huggingface(state)
@@ -138,10 +138,10 @@ def test_a_missing_weight_is_named(bert):
 
 def test_other_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="no such file"):
-        read_safetensors(tmp_path)
+        read_weights(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="not a readable safetensors file"):
-        read_safetensors(tmp_path)
+        read_weights(tmp_path)
     save_file({"w": np.ones(2, np.float32)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="neither a BERT nor a ViT"):
         load_minilm(tmp_path)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from xmodal_jax.assemble import image_weights
+from xmodal_jax.weights import image_weights
 from xmodal_jax.convert.resnet import load_resnet
 from xmodal_jax.errors import UserError
 from xmodal_jax.models import resnet

@@ -5,13 +5,15 @@ layer, and the rule that turns one array into the other. Reading and writing wal
 """
 
 import importlib.metadata
+import json
 import math
 import pathlib
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from xmodal_jax.convert.described import WEIGHTS, descriptions
 from xmodal_jax.convert.torch_pickle import read_checkpoint
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.models.efficientnet import BLOCKS
@@ -131,12 +133,19 @@ def read_table(table: Table, state: State, where: str) -> Params:
     """The tree that `table` describes, float32, from the arrays of a checkpoint; UserError names what is missing."""
     params: Params = {}
     for path, row in table.items():
-        arrays = [_to_ours(row.rule, take(state, name, where)) for name in row.names]
+        arrays = [take(state, name, where) for name in row.names]
+        try:
+            arrays = [_to_ours(row.rule, array) for array in arrays]
+            joined = np.ascontiguousarray(np.stack(arrays) if row.stacked else arrays[0], np.float32)
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{where}: weight '{row.names[0]}' does not have the shape of this architecture ({error}); name other weights"
+            ) from error
         *parents, leaf = path.split("/")
         node = params
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[leaf] = np.ascontiguousarray(np.stack(arrays) if row.stacked else arrays[0], np.float32)
+        node[leaf] = joined
     return params
 
 
@@ -188,34 +197,72 @@ def vit_to_huggingface(params: Params) -> State:
     return write_table(vit_table(params["layers"]["mlp"]["up"]["bias"].shape[0]), params)
 
 
-def read_safetensors(path: str | pathlib.Path) -> State:
-    """The arrays of a `.safetensors` file, or of `model.safetensors` in a folder."""
+def save_tower(folder: str | pathlib.Path, params: Params, config: Any) -> None:
+    """Write the ViT of `params` to `folder` as Hugging Face's `ViTModel.from_pretrained` reads it, or the BERT.
+
+    `params` is the tree of one tower. Beside the weights lie config.json, which tells the heads, and for a ViT
+    preprocessor_config.json, which tells how it reads pixels: both are lost in the weights alone.
+    """
+    from safetensors.numpy import save_file
+
+    folder, kind = pathlib.Path(folder), "vit" if "patch" in params else "bert"
+    folder.mkdir(parents=True, exist_ok=True)
+    state = vit_to_huggingface(params) if kind == "vit" else bert_to_huggingface(params)
+    save_file(state, folder / WEIGHTS[0], metadata={"format": "pt"})
+    for name, content in descriptions(kind, config).items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+
+
+def weights_file(path: pathlib.Path) -> pathlib.Path:
+    """The file of weights that `path` names: itself, or the one in a folder."""
+    if not path.is_dir():
+        return path
+    found = next((path / name for name in WEIGHTS if (path / name).is_file()), path / WEIGHTS[0])
+    index = path / f"{WEIGHTS[0]}.index.json"
+    refuse_unless(
+        found.is_file() or not index.is_file(),
+        f"{path}: its weights are cut into several files, which are not read; save them as one {WEIGHTS[0]}.",
+    )
+    return found
+
+
+def read_weights(path: str | pathlib.Path) -> State:
+    """The arrays of a .safetensors, .bin, .pth or .pt file, or of the weights in a folder.
+
+    Raises UserError for a file that is missing, cut short or of another format.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    path = pathlib.Path(path)
-    path = path / "model.safetensors" if path.is_dir() else path
+    path = weights_file(pathlib.Path(path))
     refuse_unless(
         path.is_file(), f"{path}: no such file; write a .safetensors file or a folder with model.safetensors."
     )
+    if path.suffix in (".pth", ".pt", ".bin"):
+        return read_checkpoint(path)
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:  # KeyError: numbers that NumPy does not have
         raise UserError(f"{path}: not a readable safetensors file ({error}); download it again.") from error
+
+
+def minilm_path() -> pathlib.Path:
+    """The weights of the installed all-MiniLM-L6-v2."""
+    return package_file(MINILM_PACKAGE, "model.safetensors", f"--no-deps {MINILM_PACKAGE}")
 
 
 def load_minilm(path: str | pathlib.Path | None = None) -> Params:
     """The 6-layer BERT of all-MiniLM-L6-v2 (width 384) from the installed package, or any BERT from `path`.
 
-    `path` is a .safetensors file or a folder with model.safetensors.
+    `path` is a file of weights, or a folder with model.safetensors.
     """
-    path = path or package_file(MINILM_PACKAGE, "model.safetensors", f"--no-deps {MINILM_PACKAGE}")
-    return bert_from_huggingface(read_safetensors(path), str(path))
+    path = path or minilm_path()
+    return bert_from_huggingface(read_weights(path), str(path))
 
 
 def load_vit(path: str | pathlib.Path) -> Params:
-    """A ViT from a .safetensors file or a folder with model.safetensors."""
-    return vit_from_huggingface(read_safetensors(path), str(path))
+    """A ViT from a file of weights, or a folder with model.safetensors."""
+    return vit_from_huggingface(read_weights(path), str(path))
 
 
 def fold_batch_norm(state: State, kernel: np.ndarray, norm: str, where: str, eps: float = BATCH_NORM_EPS) -> Params:

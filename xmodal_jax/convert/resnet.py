@@ -6,8 +6,7 @@ import re
 import jax
 import numpy as np
 
-from xmodal_jax.convert.huggingface import State, fold_batch_norm, read_safetensors, take
-from xmodal_jax.convert.torch_pickle import read_checkpoint
+from xmodal_jax.convert.huggingface import State, fold_batch_norm, read_weights, take
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.types import Params
 
@@ -78,5 +77,4 @@ def resnet_from_torch(state: State, where: str = "checkpoint") -> Params:
 
 def load_resnet(path: str | pathlib.Path) -> Params:
     """A ResNet from a .pth or .pt file, a .safetensors file, or a folder with model.safetensors; float32."""
-    read = read_checkpoint if pathlib.Path(path).suffix in (".pth", ".pt", ".bin") else read_safetensors
-    return resnet_from_torch(read(path), str(path))
+    return resnet_from_torch(read_weights(path), str(path))

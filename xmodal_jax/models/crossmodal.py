@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from xmodal_jax.config import Config
+from xmodal_jax.config import Config, ImageConfig
+from xmodal_jax.models import efficientnet, resnet, vit
 from xmodal_jax.models.bert import Bert
 from xmodal_jax.models.bridge import Bridge
 from xmodal_jax.models.decoder import Decoder
@@ -48,15 +49,26 @@ from xmodal_jax.types import Array, Params
 
 def image_tower(config: Config) -> nn.Module:
     """The image tower that `config.image.kind` names."""
-    image, dtype = config.image, jnp.dtype(config.dtype)
-    if image.kind == "vit":
-        shape = dict(patch=image.patch, width=image.width, layers=image.layers, heads=image.heads, hidden=image.hidden)
-        return ViT(image_size=config.data.image_size, dropout=image.dropout, remat=image.remat, dtype=dtype, **shape)
+    image = config.image
+    if image.kind == "features":
+        return FeatureTokens()
+    mean, std = pixel_statistics(image)
+    reads = dict(mean=mean, std=std, dtype=jnp.dtype(config.dtype))
     if image.kind == "efficientnet":
-        return EfficientNetLite0(summarize=True, dtype=dtype)
+        return EfficientNetLite0(summarize=True, **reads)
     if image.kind == "resnet":
-        return ResNet(image.depth, image.width, remat=image.remat, dtype=dtype)
-    return FeatureTokens()
+        return ResNet(image.depth, image.width, remat=image.remat, **reads)
+    shape = dict(patch=image.patch, width=image.width, layers=image.layers, heads=image.heads, hidden=image.hidden)
+    return ViT(image_size=config.data.image_size, dropout=image.dropout, remat=image.remat, **shape, **reads)
+
+
+PIXELS = {kind: (tower.MEAN, tower.STD) for kind, tower in (("vit", vit), ("resnet", resnet), ("efficientnet", efficientnet))}
+
+
+def pixel_statistics(image: ImageConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of pixels in 0..1 as the image tower reads them: the config's, or the kind's own."""
+    mean, std = PIXELS[image.kind]
+    return image.pixel_mean or mean, image.pixel_std or std
 
 
 def text_tower(config: Config) -> nn.Module:

@@ -22,11 +22,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from xmodal_jax.models.layers import dense
+from xmodal_jax.models.layers import dense, spread
 from xmodal_jax.models.lowlevel import summary
 from xmodal_jax.types import Array, Params
 
 WIDTH = 1280
+MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3  # of pixels in 0..1
 STRIDE = 32  # input pixels per output cell
 INNER = (4, 10)  # blocks whose pooled output goes into the summary token
 CPU_CHUNK = 4  # images run at a time on CPU: their activations stay in the cache
@@ -194,13 +195,13 @@ def map_chunks(function, image: Array, chunk: int) -> Array:
 class EfficientNetLite0(nn.Module):
     """uint8 image [B,H,W,3] -> tokens [B,ceil(H/32)*ceil(W/32),1280], row by row, before global pooling.
 
-    The published weights read pixels as (x - 127) / 128. `chunk` is how many images are run at a time (0: all; None:
+    Pixels are read as (x - 255 mean) / (255 std), by default as the published weights do, (x - 127) / 128. `chunk` is how many images are run at a time (0: all; None:
     `CPU_CHUNK` on CPU, all elsewhere); the gradient is the same. `summarize` appends one token of colour, layout, edges and inner stages
     (lowlevel.py).
     """
 
-    mean: float = 127.0
-    std: float = 128.0
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
     chunk: int | None = None
     summarize: bool = False
     blocks: tuple[BlockShape, ...] = BLOCKS
@@ -224,7 +225,9 @@ class EfficientNetLite0(nn.Module):
 
     def tokens(self, image: Array) -> Array:
         """All rows of image [b,H,W,3] at once -> [b,N,1280]."""
-        x = (image.astype(self.dtype) - jnp.asarray(self.mean, self.dtype)) / jnp.asarray(self.std, self.dtype)
+        x = image.astype(jnp.float32)
+        mean, std = (spread(255.0 * jnp.asarray(part), x) for part in (self.mean, self.std))
+        x = ((x - mean) / std).astype(self.dtype)
         tokens, stages = features({"stem": self.stem, "head": self.head, **self.stack}, x, self.blocks)
         if not self.summarize:
             return tokens

@@ -31,10 +31,7 @@ STAGES = {  # depth: blocks of each stage; 14 and 26 are small ones for few pict
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-MEAN, STD = (
-    (0.485, 0.456, 0.406),
-    (0.229, 0.224, 0.225),
-)  # of ImageNet, as torchvision's and Hugging Face's weights read
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's and Hugging Face's weights read
 
 
 def refuse_unfit(config: Any) -> None:
@@ -127,6 +124,8 @@ class ResNet(nn.Module):
     width: int = 2048
     remat: str = "dots"
     dtype: jnp.dtype = jnp.float32
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
 
     def setup(self) -> None:
         inputs = self.width // 32
@@ -142,7 +141,7 @@ class ResNet(nn.Module):
         """image uint8 [B,H,W,3] -> [B,N,D]; `key` is accepted as for every tower and unused (no dropout)."""
         del key
         x = image.astype(jnp.float32) / 255.0
-        x = (x - spread(jnp.asarray(MEAN), x)) / spread(jnp.asarray(STD), x)
+        x = (x - spread(jnp.asarray(self.mean), x)) / spread(jnp.asarray(self.std), x)
         x = max_pool(jax.nn.relu(conv(self.stem, x.astype(self.dtype), 2)))
         for i, params in enumerate(self.stages):
             x = run_stage(params, x, 1 if i == 0 else 2, self.remat)

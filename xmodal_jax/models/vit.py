@@ -22,6 +22,7 @@ from xmodal_jax.models.layers import (
 )
 from xmodal_jax.types import Array
 
+MEAN = STD = (0.5, 0.5, 0.5)  # as the original code reads pixels; weights may say other numbers (convert/described.py)
 EPS = 1e-6  # the original code's; Hugging Face's configs say 1e-12, a relative 5e-7 where the variance is one
 
 
@@ -55,8 +56,8 @@ class ViT(nn.Module):
     dropout: float = 0.0
     remat: str = "dots"
     dtype: jnp.dtype = jnp.float32
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
     eps: float = EPS
 
     def setup(self) -> None:

@@ -1,6 +1,7 @@
 """The training loop: set up, restore, step, log, save."""
 
 import contextlib
+import dataclasses
 import fcntl
 import importlib.util
 import json
@@ -15,7 +16,7 @@ from typing import Any
 
 import jax
 
-from xmodal_jax.assemble import Assembly, abstract_params, assemble, document_frequencies, pretrained, start_params
+from xmodal_jax.assemble import Assembly, abstract_params, assemble, document_frequencies, start_params
 from xmodal_jax.config import Config, as_dict
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.loader import Loader
@@ -38,6 +39,7 @@ from xmodal_jax.train.tensorboard import EventWriter
 from xmodal_jax.train.texts import kept_texts
 from xmodal_jax.train.warmstart import start_state
 from xmodal_jax.train.watch import SkipWatch
+from xmodal_jax.weights import pretrained
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +167,7 @@ def train(
     now and then, which ends it when the run must stop. `profile` (first, last) traces these steps to workdir/profile.
     """
     workdir = pathlib.Path(workdir)
-    assembly = assemble(config)
+    assembly = assemble(with_kept_statistics(config, workdir))
     refuse_impossible(config, assembly)
     run = make_run(assembly)
     refuse_frozen_start(config, run.abstract.params)
@@ -244,6 +246,19 @@ def refuse_other_momentum(config: Config, state: TrainState, workdir: pathlib.Pa
     except UserError:
         return
     refuse_mixed_momentum(before, config.optimizer.sgd_after, updates, str(workdir))
+
+
+def with_kept_statistics(config: Config, workdir: pathlib.Path) -> Config:
+    """The config with the statistics of the run in `workdir` where it leaves them empty: its weights are trained with them."""
+    try:
+        kept: dict[str, Any] = read_run(workdir)["config"]["image"]
+    except (UserError, KeyError, TypeError):
+        return config
+    image = config.image
+    if kept.get("kind") != image.kind or not (kept.get("pixel_mean") and kept.get("pixel_std")):
+        return config
+    mean, std = image.pixel_mean or tuple(kept["pixel_mean"]), image.pixel_std or tuple(kept["pixel_std"])
+    return dataclasses.replace(config, image=dataclasses.replace(image, pixel_mean=mean, pixel_std=std))
 
 
 def changed_fields(config: Config, workdir: pathlib.Path) -> str:

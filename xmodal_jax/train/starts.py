@@ -36,8 +36,8 @@ def settings(config: Config) -> dict:
         "files": card.splits[config.data.split],
         "made with": card.arguments,
         "caches": [card.features[name] for name in config.data.features],
-        "image": [image.kind, image.pool, image.groups],
-        "text": [text.pool, text.tokenizer, text.vocab_size],
+        "image": [image.kind, image.pool, image.groups, image.heads, image.pixel_mean, image.pixel_std],
+        "text": [text.kind, text.pool, text.tokenizer, text.vocab_size, text.heads],
         "joint": [joint.embed, joint.start_ridge],
         "dtype": config.dtype,
     }

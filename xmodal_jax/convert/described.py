@@ -1,0 +1,192 @@
+"""What a folder of weights says of itself: its architecture (config.json) and its pixels (preprocessor_config.json).
+
+Both are Hugging Face's files. A tower of the wrong number of heads, or one that reads pixels by other statistics, runs
+without a word and gives wrong numbers, so what the files say is compared with the config before weights are used.
+"""
+
+import json
+import math
+import operator
+import pathlib
+from typing import Any, NamedTuple
+
+from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.models.resnet import STAGES
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the names that Hugging Face gives, first choice first
+EPS_LIMIT = 1e-6  # below it a LayerNorm's epsilon changes no token by more than half of it, where the variance is one
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+class Described(NamedTuple):
+    """How one kind of tower is described: the model types that are it, config.json's keys by our field, fixed values."""
+
+    types: tuple[str, ...]
+    fields: dict[str, str]  # key of config.json -> dotted field of our config
+    fixed: dict[str, Any]  # key of config.json -> what the tower of this package does
+
+
+_TRANSFORMER = {
+    "hidden_size": "width",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "intermediate_size": "hidden",
+}
+KINDS = {
+    "vit": Described(
+        ("vit", "vit_mae", "vit_msn"),  # one architecture, trained in three ways
+        {key: f"image.{name}" for key, name in _TRANSFORMER.items()}
+        | {"patch_size": "image.patch", "image_size": "data.image_size"},
+        {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True, "num_channels": 3},
+    ),
+    "bert": Described(
+        ("bert",),
+        {key: f"text.{name}" for key, name in _TRANSFORMER.items()}
+        | {"max_position_embeddings": "text.positions", "vocab_size": "text.vocab_size"},
+        {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "position_embedding_type": "absolute", "is_decoder": False},
+    ),
+    "resnet": Described(
+        ("resnet",),
+        {},
+        {
+            "hidden_act": "relu",
+            "layer_type": "bottleneck",
+            "downsample_in_first_stage": False,
+            "downsample_in_bottleneck": False,
+            "num_channels": 3,
+        },
+    ),
+}
+
+
+def read_description(weights: str | pathlib.Path, name: str) -> tuple[pathlib.Path, dict[str, Any]]:
+    """The path of the JSON file `name` beside `weights` (a file or a folder), and what it holds; {} where there is none.
+
+    Beside a file with a name of its own nothing is read: other weights may lie there too.
+    Raises UserError for a file that holds no JSON object.
+    """
+    weights = pathlib.Path(weights)
+    path = (weights if weights.is_dir() else weights.parent) / name
+    if not path.is_file() or (weights.is_file() and weights.name not in WEIGHTS):
+        return path, {}
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"'{path}' cannot be read as JSON ({error}); download it again") from error
+    refuse_unless(isinstance(found, dict), f"'{path}' holds a {type(found).__name__}, not a JSON object; download it again")
+    return path, found
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def read_statistics(weights: str | pathlib.Path, standard: Statistics) -> Statistics | None:
+    """Mean and standard deviation of pixels in 0..1 that the weights were trained with; None where no file says so.
+
+    A picture is read as (value * rescale_factor - image_mean) / image_std, value in 0..255; a part that do_rescale or
+    do_normalize turns off is left out. `standard` (mean, std) stands where the file names neither.
+    Raises UserError for values that are no statistics.
+    """
+    path, found = read_description(weights, "preprocessor_config.json")
+    if not found:
+        return None
+    mean, std = (
+        tuple(value) if isinstance(value := found.get(key) or usual, (list, tuple)) else (value,) * 3
+        for key, usual in zip(("image_mean", "image_std"), standard, strict=True)
+    )
+    factor = found.get("rescale_factor", 1 / 255) if found.get("do_rescale", True) else 1.0
+    for name, values in (("image_mean", mean), ("image_std", std), ("rescale_factor", (factor,) * 3)):
+        least = -math.inf if name == "image_mean" else 0.0
+        refuse_unless(
+            len(values) == 3 and all(_number(value) and value > least for value in values),
+            f"'{path}' has {name} {values[0] if name == 'rescale_factor' else list(values)!r}; this is no statistic of "
+            "three colours, so restore the file, or delete it and write --config.image.pixel_mean and pixel_std",
+        )
+    if not found.get("do_normalize", True):
+        mean, std = (0.0,) * 3, (1.0,) * 3
+    unit = 255 * factor
+    return tuple(value / unit for value in mean), tuple(value / unit for value in std)
+
+
+def refuse_contradiction(kind: str, weights: str | pathlib.Path, values: dict[str, Any]) -> bool:
+    """Hold the architecture that config.json beside `weights` describes against a tower of `kind`.
+
+    `values` are our config's, by dotted field. Returns whether there is such a file. Raises UserError with the key, what
+    it says and what to write.
+    """
+    path, found = read_description(weights, "config.json")
+    described = KINDS[kind]
+    model = found.get("model_type", described.types[0])
+    side = "text" if kind == "bert" else "image"
+    refuse_unless(
+        model in described.types,
+        f"'{path}' says that the weights are of a '{model}' model, and config.{side}.kind='{kind}' takes those of a "
+        f"'{described.types[0]}'; name other weights in config.{side}.init",
+    )
+    for key, field in described.fields.items():
+        theirs = found.get(key)
+        refuse_unless(
+            theirs is None or theirs == values[field],
+            f"config.{field} is {values[field]!r}, and {key} of '{path}' is {theirs!r}; {_write(field, theirs, path)}",
+        )
+    for key, ours in described.fixed.items():
+        theirs = found.get(key)
+        small = key.endswith("_eps") and _number(theirs) and max(theirs, ours) <= EPS_LIMIT
+        refuse_unless(
+            theirs is None or theirs == ours or small,
+            f"{key} of '{path}' is {theirs!r}, and the tower '{kind}' has {ours!r}, which no field of the config changes; "
+            f"name other weights in config.{side}.init",
+        )
+    if kind == "resnet":
+        _refuse_other_stages(path, found, values["image.depth"], values["image.width"])
+    return bool(found)
+
+
+def _write(field: str, theirs: Any, path: pathlib.Path) -> str:
+    """What to write where a field contradicts the checkpoint."""
+    if field == "text.vocab_size":
+        return f"write --config.text.tokenizer={path.parent / 'tokenizer.json'}"
+    return f"write --config.{field}={theirs}"
+
+
+def _refuse_other_stages(path: pathlib.Path, found: dict[str, Any], depth: int, width: int) -> None:
+    """A ResNet's depth and width stand in lists: blocks and channels of the stages."""
+    blocks, sizes = found.get("depths"), found.get("hidden_sizes")
+    known = {list(value) == blocks: number for number, value in STAGES.items()} if isinstance(blocks, list) else {}
+    hint = f"write --config.image.depth={known[True]}" if True in known else "no depth of this package has these"
+    refuse_unless(
+        blocks is None or blocks == list(STAGES[depth]),
+        f"config.image.depth is {depth}, stages of {list(STAGES[depth])} blocks, and depths of '{path}' is {blocks!r}; {hint}",
+    )
+    wanted = [width // 8 * 2**stage for stage in range(4)]
+    last = sizes[-1] if isinstance(sizes, list) and sizes else sizes
+    refuse_unless(
+        sizes is None or sizes == wanted,
+        f"config.image.width is {width}, stages of {wanted} channels, and hidden_sizes of '{path}' is {sizes!r}; "
+        f"write --config.image.width={last}",
+    )
+
+
+def descriptions(kind: str, config: Any) -> dict[str, dict[str, Any]]:
+    """{file: JSON object}: what Hugging Face needs beside the weights of our tower `kind` ("vit" or "bert").
+
+    The statistics of pixels are those of the resolved config (`image.pixel_mean`, `image.pixel_std`).
+    """
+    described = KINDS[kind]
+    fields = {key: operator.attrgetter(field)(config) for key, field in described.fields.items()}
+    name = {"vit": "ViTModel", "bert": "BertModel"}[kind]
+    found = {"config.json": {"model_type": described.types[0], "architectures": [name], **described.fixed, **fields}}
+    if kind == "vit":
+        side = config.data.image_size
+        found["preprocessor_config.json"] = {
+            "image_processor_type": "ViTImageProcessor",
+            "size": {"height": side, "width": side},
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(config.image.pixel_mean),
+            "image_std": list(config.image.pixel_std),
+        }
+    return found
