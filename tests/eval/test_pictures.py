@@ -1,6 +1,7 @@
 """Pictures from files must reach the model exactly as the same pictures in a data set do."""
 
 import dataclasses
+import os
 import shutil
 
 import numpy as np
@@ -72,6 +73,12 @@ def test_run_json_keeps_the_towers_of_the_caches(features_assembly, tmp_path):
 def test_files_that_are_missing_or_no_pictures_are_named(opened_run, tmp_path):
     with pytest.raises(UserError, match="gone.png' cannot be opened"):
         read_pictures(opened_run[0], [tmp_path / "gone.png"])
+    os.mkfifo(tmp_path / "pipe")
+    for name, kind in (("pipe", "pipe"), ("", "folder")):
+        with pytest.raises(UserError, match=rf"cannot be opened \(it is a {kind}, not a file\)"):
+            read_pictures(opened_run[0], [tmp_path / name])
+    with pytest.raises(UserError, match="'https://x.org/a.png' cannot be opened .*download it"):
+        read_pictures(opened_run[0], ["https://x.org/a.png"])
     whole = first_file(opened_run[0], tmp_path).read_bytes()
     torn = tmp_path / "torn.png"
     torn.write_bytes(whole[: len(whole) // 2])

@@ -10,12 +10,11 @@ import logging
 import math
 import os
 import pathlib
-import unicodedata
-import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from xmodal_jax.data.image import CorruptImage, verify
+from xmodal_jax.data.media import MISSING, FileState, UnreadableFile, file_state, find_file, read_file
 from xmodal_jax.data.taxonomy import Taxonomy
 from xmodal_jax.data.textfile import hashed, mended
 from xmodal_jax.errors import refuse_unless
@@ -27,7 +26,10 @@ Captions = dict[str, list[str]]
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One thing: encoded pictures by view, captions by language, label names; `group` keeps relatives in one split."""
+    """One thing: encoded pictures by view, captions by language, label names; `group` keeps relatives in one split.
+
+    `files`: the state of the files that it was read from.
+    """
 
     key: str
     images: dict[str, bytes]
@@ -35,14 +37,16 @@ class Item:
     labels: tuple[str, ...] = ()
     group: str = ""
     split: str = "train"
+    files: tuple[FileState, ...] = dataclasses.field(default=(), compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Skip:
-    """What was left out: `reason` is counted in the card, `where` names the row or the file."""
+    """What was left out: `reason` is counted in the card, `where` names the row or the file; `files` as of an item."""
 
     reason: str
     where: str
+    files: tuple[FileState, ...] = dataclasses.field(default=(), compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +72,7 @@ def mended_item(item: Item) -> Item:
         tuple(mended(label) for label in item.labels),
         mended(item.group),
         mended(item.split),
+        item.files,
     )
 
 
@@ -138,39 +143,30 @@ def clean_captions(captions: Any, key: str) -> tuple[Captions, list[Skip]]:
     return kept, skips
 
 
-def _read_images(paths: dict[str, os.PathLike | str], key: str) -> dict[str, bytes] | Skip:
+def _read_images(paths: dict[str, os.PathLike], key: str, files: tuple[FileState, ...]) -> dict[str, bytes] | Skip:
     images = {}
     for view, path in paths.items():
         try:
-            images[view] = pathlib.Path(path).read_bytes()
-        except (OSError, ValueError):  # ValueError: a NUL in the path
-            return _missing(str(path), key)
+            images[view] = read_file(path)
+        except UnreadableFile as error:
+            why = "" if error.reason == MISSING else f": {error}"
+            return Skip(error.reason, f"{key}: {error.name}{why}", files)
     return images
 
 
-def _missing(path: str, key: str) -> Skip:
-    """Why there is no picture at `path`, with the name of the file that may be meant."""
-    if "://" in path:
-        return Skip("image is an address", f"{key}: download it, and write the path of the file")
-    others = [unicodedata.normalize(form, path) for form in ("NFC", "NFD")]
-    others += [urllib.parse.unquote(path), path.replace("\\", "/")]
-    meant = next((other for other in others if other != path and os.path.isfile(other)), "")
-    return Skip("missing image", f"{key}: {path}" + (f" (is {meant!a} meant? it is there)" if meant else ""))
-
-
-def file_item(
-    key: str, paths: dict[str, os.PathLike | str], captions: Any, **fields
-) -> Iterator[Item | Skip]:
+def file_item(key: str, paths: dict[str, os.PathLike | str], captions: Any, **fields) -> Iterator[Item | Skip]:
     """The item of a row whose pictures are files, or the reason why there is none."""
     kept, skips = clean_captions(captions, key)
     yield from skips
-    images = _read_images(paths, key)
+    paths = {view: find_file(path) for view, path in paths.items()}
+    files = tuple(map(file_state, paths.values()))
+    images = _read_images(paths, key, files)
     if isinstance(images, Skip):
         yield images
     elif kept:
-        yield Item(key, images, kept, **fields)
+        yield Item(key, images, kept, **fields, files=files)
     elif not skips:
-        yield Skip("no caption", key)
+        yield Skip("no caption", key, files)
 
 
 def existing(path: os.PathLike | str, what: str, folder: bool = False) -> pathlib.Path:

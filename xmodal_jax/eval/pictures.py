@@ -12,6 +12,7 @@ import numpy as np
 
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.image import CorruptImage, eval_image
+from xmodal_jax.data.media import UnreadableFile, find_file, read_file
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.models.towers import tower_encoder
 
@@ -48,8 +49,8 @@ def read_pictures(assembly: Assembly, paths: Sequence[str | os.PathLike]) -> np.
 
 def _read_file(read: Reader, path: pathlib.Path) -> np.ndarray:
     try:
-        return read(path.read_bytes())
+        return read(read_file(find_file(path)))
     except CorruptImage as error:
         raise UserError(f"'{path}' is no picture that can be read ({error}); write a whole PNG or JPEG file") from error
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be opened ({error.strerror}); write the path of a picture file") from error
+    except UnreadableFile as error:
+        raise UserError(f"'{error.name}' cannot be opened ({error}); write the path of a picture file") from error

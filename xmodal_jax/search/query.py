@@ -14,6 +14,7 @@ import numpy as np
 from xmodal_jax import drawing
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.config import MeshConfig
+from xmodal_jax.data.media import find_file, read_file
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.eval.embed import Embedded, Embedder
 from xmodal_jax.eval.pictures import read_pictures
@@ -190,7 +191,7 @@ def contact_sheet(
     width = COLUMNS * TILE + (COLUMNS - 1) * 12
     heading = drawing.text_block(title, width - 140 * bool(image), 24, bold=True)
     if image:
-        heading = drawing.beside([drawing.framed(pathlib.Path(image).read_bytes(), 128), heading], 12)
+        heading = drawing.beside([drawing.framed(read_file(find_file(image)), 128), heading], 12)
     sheet = drawing.with_margin(drawing.stacked([heading, drawing.grid(tiles, COLUMNS)], 16))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

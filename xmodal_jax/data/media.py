@@ -1,0 +1,81 @@
+"""Picture files that a list or a command line names: found in spite of their spelling, and read only if they are files."""
+
+import os
+import pathlib
+import re
+import stat
+import unicodedata
+import urllib.parse
+
+FileState = tuple[str, int, int]  # absolute path, bytes (-1: no such file), time of its last change in ns
+ABSENT = -1
+MISSING = "missing image"
+
+URL = re.compile(r"(?:.*/)?(https?|ftp|s3|gs):/+(.+)", re.DOTALL)  # a path object has eaten one of its slashes
+KINDS = (
+    (stat.S_ISDIR, "folder"),
+    (stat.S_ISFIFO, "pipe"),
+    (stat.S_ISSOCK, "socket"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+)
+
+
+class UnreadableFile(Exception):
+    """A picture file that is not read: `name` is its path or URL, `reason` is short for counting, the text says why."""
+
+    def __init__(self, name: os.PathLike | str, reason: str, text: str):
+        super().__init__(text)
+        self.name, self.reason = os.fspath(name), reason
+
+
+def find_file(path: os.PathLike | str) -> pathlib.Path:
+    """`path`, or the one file that is there under another spelling of it; `path` again where there is none or several.
+
+    Other spellings of a name are its percent-encoding undone ("a%20b" for "a b"), composed or decomposed accents (NFC,
+    NFD) and slashes for backslashes: a list and the files that it names may have passed through different systems.
+    """
+    path = pathlib.Path(path)
+    try:
+        if os.path.lexists(path):
+            return path
+        here = pathlib.Path(path.anchor)
+        for part in path.parts[bool(path.anchor) :]:
+            names = [part] if os.path.lexists(here / part) else _spellings(part)
+            there = [here / name for name in names if os.path.lexists(here / name)]
+            if len(there) != 1:
+                return path
+            (here,) = there
+        return here
+    except (OSError, ValueError):  # a NUL in the path, a folder that may not be searched
+        return path
+
+
+def _spellings(name: str) -> set[str]:
+    plain = {name, urllib.parse.unquote(name), name.replace("\\", "/")}
+    return {unicodedata.normalize(form, one) for one in plain for form in ("NFC", "NFD")} | plain
+
+
+def read_file(path: os.PathLike | str) -> bytes:
+    """All bytes of a file. Raises `UnreadableFile`: a pipe, a socket or a device is not even opened, it may never end."""
+    try:
+        mode = os.stat(path).st_mode
+        kind = next((name for test, name in KINDS if test(mode)), "")
+        if kind:
+            raise UnreadableFile(path, "image is no file", f"it is a {kind}, not a file")
+        return pathlib.Path(path).read_bytes()
+    except (OSError, ValueError, MemoryError) as error:  # ValueError: a NUL in the path
+        url = URL.fullmatch(os.fspath(path))
+        if url:
+            why = "download it, and write the path of the file"
+            raise UnreadableFile(f"{url[1]}://{url[2]}", "image is an address", why) from error
+        raise UnreadableFile(path, MISSING, getattr(error, "strerror", None) or str(error)) from error
+
+
+def file_state(path: os.PathLike | str) -> FileState:
+    """What is known of a file without reading it: enough to notice that it was replaced, or has come or gone."""
+    try:
+        found = os.stat(path)
+        return os.path.abspath(path), found.st_size, found.st_mtime_ns
+    except (OSError, ValueError):
+        return os.path.abspath(path), ABSENT, 0
