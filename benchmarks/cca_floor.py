@@ -18,7 +18,6 @@ import argparse
 import collections
 import dataclasses
 import json
-import re
 import time
 from collections.abc import Sequence
 
@@ -27,7 +26,8 @@ import scipy.linalg
 import scipy.sparse
 import scipy.sparse.linalg
 
-from xmodal_jax.data.card import Card, normal_caption
+from xmodal_jax.data import captions as texts
+from xmodal_jax.data.card import Card
 from xmodal_jax.data.image import decode, resize
 from xmodal_jax.data.records import check_record, open_records
 from xmodal_jax.errors import refuse_unless, run_script
@@ -88,11 +88,6 @@ def read_side(folder: str, split: str, language: str, size: int) -> Side:
         return Side(len(records), stacked, numbered, captions, np.array(owner))
 
 
-def caption_keys(captions: Sequence[str]) -> np.ndarray:
-    """int [M], equal for captions that differ in case and white space only."""
-    return np.unique([normal_caption(caption) for caption in captions], return_inverse=True)[1]
-
-
 # --- hand features --------------------------------------------------------------------------------------------------
 
 
@@ -139,21 +134,16 @@ class TfIdf:
     """tf-idf rows of unit length over the words of the training captions that occur at least twice."""
 
     def __init__(self, captions: Sequence[str], size: int = 2000):
-        count = collections.Counter(word for caption in captions for word in set(self.words(caption)))
+        count = collections.Counter(word for caption in captions for word in set(texts.words(caption)))
         kept = [word for word, times in count.most_common(size) if times > 1]
         self.column = {word: column for column, word in enumerate(kept)}
         self.weight = np.log((1 + len(captions)) / (1 + np.array([count[word] for word in kept]))) + 1
-
-    @staticmethod
-    def words(caption: str) -> list[str]:
-        """Lower-case words of letters and digits."""
-        return re.findall(r"\w+", caption.lower())
 
     def __call__(self, captions: Sequence[str]) -> np.ndarray:
         """[M] -> float32 [M,V]."""
         table = np.zeros((len(captions), len(self.column)), np.float32)
         for row, caption in zip(table, captions, strict=True):
-            for word in self.words(caption):
+            for word in texts.words(caption):
                 if word in self.column:
                     row[self.column[word]] += self.weight[self.column[word]]
         return table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-6)
@@ -172,7 +162,7 @@ def hand_features(train: Side, test: Side) -> tuple[Features, Features]:
             view: np.hstack([x / s for x, s in zip(parts, scales, strict=True)])
             for view, parts in blocks[side is test].items()
         }
-        sides.append(Features(image, side.rows, words(side.captions), side.owner, caption_keys(side.captions)))
+        sides.append(Features(image, side.rows, words(side.captions), side.owner, texts.caption_keys(side.captions)))
     return sides[0], sides[1]
 
 
@@ -201,7 +191,7 @@ def tower_features(path: str, train: Side, test: Side, names: tuple[str, str]) -
                 image[f"{view}.flip"] = rows(f"{split}.image.{view}.flip", len(side.rows[view]))
                 own_rows[f"{view}.flip"] = side.rows[view]
         text = rows(f"{split}.text", len(side.captions))
-        return Features(image, own_rows, text, side.owner, caption_keys(side.captions))
+        return Features(image, own_rows, text, side.owner, texts.caption_keys(side.captions))
 
     return features(train, names[0]), features(test, names[1])
 

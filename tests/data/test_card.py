@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xmodal_jax.data.card import CARD_FILE, Card, ceiling, duplicates, normal_caption, report
+from xmodal_jax.data.card import CARD_FILE, Card, ceiling, duplicates, report
 from xmodal_jax.errors import UserError
 
 SPLITS = {"train": {"records": 2, "captions": 4, "groups": 2, "files": ["a"], "digest": "0a"}}
@@ -80,10 +80,6 @@ def test_unknown_splits_and_features_list_the_known_ones():
         card().feature("grid")
     with pytest.raises(UserError, match=r"no embeddings 'old': it has \(none\).*xmodal data embed"):
         card().embedding("old")
-
-
-def test_captions_are_compared_without_case_and_space():
-    assert normal_caption("  A  Red\tApple ") == normal_caption("a red apple")
 
 
 def test_ceiling_without_repeated_captions_is_100():

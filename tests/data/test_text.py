@@ -1,17 +1,22 @@
 """Tokenizers: ids in the shape of BERT, the same vocabulary every time, keys that tell captions apart."""
 
 import collections
+import io
 import json
 import os
 import subprocess
 import sys
+import unicodedata
 import zlib
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from xmodal_jax.data.prepare import prepare
+from xmodal_jax.data.source import Item, memory_source
 from xmodal_jax.data.text import (
     SPECIALS,
     Tokenizer,
@@ -229,6 +234,64 @@ def test_plain_text_has_the_ids_of_bert():
         want = bert.encode(text).ids
         assert ours.encode([text], 200)[0, : len(want)].tolist() == want and ours.lengths([text])[0] == len(want)
     assert ours.encode(["[SEP]"], 8)[0].tolist() == [101, 1031, 19802, 1033, 102, 0, 0, 0], "[ sep ]"
+
+
+WORDS = {  # pairs of words that differ by an accent or a vowel sign alone
+    "ja": ("かき", "がき"),
+    "hi": ("कुल", "कल"),
+    "de": ("schön", "schon"),
+    "vi": ("mẹ", "me"),
+    "es": ("año", "ano"),
+    "th": ("ครับ", "ครบ"),
+    "ru": ("и", "й"),
+}
+
+
+def pairs_set(folder):
+    """A data set of one record with the words above, each language twice, and English ones with accents."""
+    captions = {language: [*words, " ".join(words)] for language, words in WORDS.items()}
+    captions["en"] = ["a café", "a cafe", "plain words"]
+    prepare(memory_source([Item("one", {"image": picture_bytes()}, captions)]), folder)
+    return folder
+
+
+def picture_bytes():
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_accents_are_kept_but_in_english(tmp_path):
+    folder = pairs_set(tmp_path / "set")
+    english = load_tokenizer("data", folder)
+    assert np.array_equal(*english.encode(["a café", "A cafe"], 8)), "as in BERT uncased"
+    for languages in [*((language,) for language in WORDS), ("en", "de"), tuple(WORDS)]:
+        tokens = load_tokenizer("data", folder, languages)
+        for language in set(languages) & set(WORDS):
+            ids = tokens.encode(WORDS[language], 32)
+            assert tokens.unk_id not in ids and not np.array_equal(*ids), (languages, language)
+            other = [unicodedata.normalize("NFD", word.upper()) for word in WORDS[language]]
+            np.testing.assert_array_equal(tokens.encode(other, 32), ids)
+            assert tokens.decode(ids[0]) == unicodedata.normalize("NFC", WORDS[language][0])
+
+
+def test_a_long_sentence_without_spaces_is_read():
+    sentence = "แมวสีแดงตัวหนึ่งกำลังวิ่งเล่นอยู่บนสนามหญ้าสีเขียวในสวนสาธารณะใกล้กับแม่น้ำสายใหญ่ที่มีสะพานไม้เก่าแก่ทอดข้ามไป"
+    assert len(sentence) > 100
+    assert count_words([sentence], accents=True) == {sentence: 1}
+    assert count_words(["a" * 5000 + " low", "b" * 501], accents=True) == {"low": 1}, "longer ones are [UNK] at any rate"
+    assert count_words(["a" * 101, "b" * 100]) == {"b" * 100: 1}
+
+
+def test_texts_of_all_kinds_are_encoded(small, tmp_path):
+    save_tokenizer(build_vocabulary(["low tower", "Ünïcode שלום عالم"], accents=True), tmp_path / "other.json", True)
+    texts = ["low " + "x" * 5000, "שָׁלוֹם low עולם", "مرحبا \u202elow\u202c", "\u0301\u0308", "\x00\x07\u200b", "日本 low ñ 👩‍👧"]
+    for tokens in (small, Tokenizer(tmp_path / "other.json")):
+        ids, lengths = tokens.encode(texts, 16), tokens.lengths(texts)
+        low = tokens.encode(["low"], 3)[0, 1]
+        assert [low in row for row in ids] == [True, True, True, False, False, True]
+        assert (ids[:, 0] == tokens.cls_id).all() and ((ids == tokens.sep_id).sum(1) == 1).all()
+        assert lengths[0] == tokens.lengths(["low"])[0] + 1 and lengths[4] == 2, "an endless word is one unknown token, control codes are none"
 
 
 def test_padding_must_be_zero(tmp_path):

@@ -2,6 +2,7 @@ import io
 import pathlib
 import shutil
 import subprocess
+import unicodedata
 from contextlib import redirect_stdout
 
 import numpy as np
@@ -72,7 +73,7 @@ SENTENCES = {
     "the dogs' bowl {x} [y] a_b c*d": "the dogs bowl -lcb- x -rcb- -lsb- y -rsb- a_b c * d",
     "'tis what I wanna, lemme": "'t is what i wan na lem me",
     "rock 'n' roll o'clock ma'am": "rock 'n' roll o'clock ma'am",
-    "don’t “curly” it’s café – 日本": "do n't curly it 's café 日本",
+    "don’t “curly” it’s café – Москва": "do n't curly it 's café москва",
     "Dr. Jones vs. no. 5, and me.": "dr. jones vs. no. 5 and me",
     "100th 3D 5ft he said:go -left- ": "100th 3d 5ft he said go left",
     "wait !!!": "wait !!!",
@@ -102,6 +103,29 @@ def test_the_table_above_is_what_the_java_tokenizer_says(tmp_path):
     lines = subprocess.run(command, capture_output=True, check=True).stdout.decode().splitlines()
     kept = [" ".join(token for token in line.split() if token not in tool.PUNCTUATIONS) for line in lines]
     assert kept == list(SENTENCES.values())
+
+
+FOREIGN = {
+    "Ein schöner Hund läuft!": "ein schöner hund läuft",
+    "कुल लाल फूल।": "कुल लाल फूल",
+    "¿Qué año? «sí»": "qué año sí",
+    "می\u200cخواهم؟": "می\u200cخواهم",
+    "Он видит ёжика, т.е. его.": "он видит ёжика т.е. его",
+    "赤いiPhoneの猫。": "赤 い iphone の 猫",
+    "ครับ ครบ": "ค รั บ ค ร บ",
+    "I ❤️ it's é": "i ❤ it 's é",
+}
+
+
+@pytest.mark.parametrize(("sentence", "tokens"), FOREIGN.items())
+def test_words_of_other_languages_are_whole(sentence, tokens):
+    assert caption.tokenize(sentence) == tokens.split(" ")
+    assert caption.tokenize(unicodedata.normalize("NFD", sentence)) == tokens.split(" ")
+
+
+def test_a_caption_in_chinese_is_scored_by_its_letters():
+    scores = caption.caption_scores(["红色的狗在草地上跑", "一只猫"], [["红色的狗在草地上走"], ["一只猫在树上"]])
+    assert scores["BLEU-4"] > 0.5 and scores["CIDEr"] > 1
 
 
 def test_raw_captions_are_tokenised_first():

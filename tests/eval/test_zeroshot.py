@@ -150,6 +150,12 @@ def test_the_longest_name_in_a_caption_counts(caption, named):
     assert zeroshot.named_labels(caption, zeroshot.name_index(TREE)) == named
 
 
+def test_names_that_differ_by_a_vowel_sign_are_two():
+    index = {("कुल",): {"total"}, ("कल",): {"yesterday"}}
+    assert zeroshot.named_labels("यह कल है", index) == {"yesterday"}
+    assert zeroshot.named_labels("यह कुल है", index) == {"total"}
+
+
 def test_naming_accuracy_is_a_share_of_the_captions():
     captions = ["avis prima", "avis", "a bird", "a green herb"]
     got = zeroshot.naming_accuracy(

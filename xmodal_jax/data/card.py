@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from xmodal_jax.data.captions import normal_caption
 from xmodal_jax.data.fingerprint import fingerprint
 from xmodal_jax.data.textfile import mended
 from xmodal_jax.errors import UserError, refuse_unless
@@ -149,11 +150,6 @@ def _check_entries(entries: dict, fields: dict[str, type], where: str, path: pat
             refuse_unless(
                 isinstance(entry.get(field), kind), f"{path}: field '{where}.{name}.{field}' must be a {kind.__name__}."
             )
-
-
-def normal_caption(caption: str) -> str:
-    """A caption as the ceiling compares it: white space collapsed, case folded."""
-    return " ".join(caption.split()).casefold()
 
 
 def ceiling(captions: Sequence[Sequence[str]], ks: Sequence[int] = RECALL_AT) -> dict[str, dict[str, float]]:

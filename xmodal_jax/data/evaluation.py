@@ -4,13 +4,12 @@ import dataclasses
 import functools
 import logging
 import pathlib
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from xmodal_jax.data.card import normal_caption
+from xmodal_jax.data.captions import caption_keys
 from xmodal_jax.data.image import CorruptImage, eval_image
 from xmodal_jax.data.pipeline import Arrays, DataConfig, Split, multi_hot, refuse_unknown
 from xmodal_jax.data.records import CorruptRecord
@@ -103,11 +102,6 @@ def eval_split(
         labels=multi_hot(labels, len(names)) if names else None,
         picture=_picture(source, view, rows),
     )
-
-
-def caption_keys(captions: Sequence[str]) -> np.ndarray:
-    """int32 [M], the same for captions that differ in case and white space only, however long they are."""
-    return np.array([zlib.crc32(normal_caption(caption).encode()) & 0x7FFFFFFF for caption in captions], np.int32)
 
 
 def _picture(source: Split, view: str, rows: list[int]) -> Callable[..., np.ndarray]:

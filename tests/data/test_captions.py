@@ -1,0 +1,76 @@
+"""Which captions are one text, in any language, and which are not."""
+
+import sys
+import unicodedata
+
+import numpy as np
+import pytest
+
+from xmodal_jax.data.captions import Numbers, caption_keys, normal_caption, says_something, words
+
+DIFFERENT = [  # words that differ by a mark or an accent alone
+    ("かき", "がき"),
+    ("はし", "ばし"),
+    ("कुल", "कल"),
+    ("schön", "schon"),
+    ("mẹ", "me"),
+    ("año", "ano"),
+    ("ครับ", "ครบ"),
+    ("и", "й"),
+    ("Maße", "Masse"),
+]
+
+
+@pytest.mark.parametrize("one, other", DIFFERENT)
+def test_words_that_differ_by_a_mark_are_two(one, other):
+    for form in ("NFC", "NFD"):
+        left, right = (unicodedata.normalize(form, text) for text in (one, other))
+        assert len(set(caption_keys([left, right]).tolist())) == 2
+        assert words(left) != words(right) and len(words(left)) == len(words(right)) == 1
+
+
+def test_case_space_and_unicode_form_make_no_difference():
+    same = ["Ein  schönes\tMädchen", "ein schönes mädchen ", unicodedata.normalize("NFD", "EIN SCHÖNES MÄDCHEN")]
+    assert caption_keys(same).tolist() == [0, 0, 0]
+    assert normal_caption("İzmir") == normal_caption(unicodedata.normalize("NFD", "İzmir"))
+    assert normal_caption("ΟΔΟΣ") == normal_caption("οδος")
+
+
+def test_both_unicode_forms_of_every_letter_are_one_text():
+    letters = [chr(code) for code in range(sys.maxunicode + 1) if unicodedata.decomposition(chr(code))]
+    assert len(letters) > 2000
+    for letter in letters:
+        assert normal_caption(letter) == normal_caption(unicodedata.normalize("NFD", letter))
+
+
+def test_captions_of_one_crc_are_not_one_text():
+    one, two = "a small cat moves past the park", "the red man moves past a wall"  # 31 bits of CRC-32 in common
+    assert caption_keys([one, two, one.upper(), "another"]).tolist() == [0, 1, 0, 2]
+
+
+def test_keys_are_equal_exactly_where_the_texts_are():
+    draw = np.random.default_rng(3)
+    captions = ["".join(draw.choice(list("aAbé e\u0301ß"), 4)) for _ in range(400)]
+    keys = caption_keys(captions)
+    want = [[normal_caption(one) == normal_caption(other) for other in captions] for one in captions]
+    np.testing.assert_array_equal(keys[:, None] == keys[None], want)
+    assert keys.dtype == np.int32 and 1 < len(set(keys.tolist())) < 400 and caption_keys([]).shape == (0,)
+
+
+def test_numbers_start_at_zero_in_the_order_of_asking():
+    numbers = Numbers()
+    assert [numbers[thing] for thing in ("b", "a", "b", "c")] == [0, 1, 0, 2]
+
+
+def test_words_keep_their_marks():
+    assert words("Don't, CAFÉ_3 e\u0301te\u0301!") == ["don", "t", "café_3", "été"]
+    assert words("कुल लाल फूल।") == ["कुल", "लाल", "फूल"]
+    assert words("می\u200cخواهم سیب") == ["می\u200cخواهم", "سیب"]
+
+
+@pytest.mark.parametrize("text, said", [
+    ("", False), ("\u0301\u0308", False), ("\u200b\u2060\x07", False), ("\u00a0\t", False), ("\ufe0f\u200d", False),
+    ("...", True), ("7", True), ("👩‍👧", True), ("क", True), ("مرحبا", True),
+])  # fmt: skip
+def test_marks_and_control_codes_alone_say_nothing(text, said):
+    assert says_something(text) == said
