@@ -9,7 +9,7 @@ import scipy.linalg
 import scipy.sparse
 from PIL import Image
 
-from xmodal_jax.data import prepare, sources
+from xmodal_jax.data import prepare, source
 from xmodal_jax.errors import UserError
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "benchmarks" / "cca_floor.py"
@@ -55,9 +55,9 @@ def folder(tmp_path_factory):
             colour, shape = list(COLOURS)[number % 5], SHAPES[number // 5 % 4]
             images = {view: draw(colour, shape, rng) for view in ("first", "second")}
             key = f"{split}{number}"
-            items.append(sources.Item(key, images, {"en": [f"A {colour} {shape}."]}, group=key, split=split))
+            items.append(source.Item(key, images, {"en": [f"A {colour} {shape}."]}, group=key, split=split))
     path = tmp_path_factory.mktemp("data") / "shapes"
-    prepare.prepare(sources.memory_source(items, "shapes"), path)
+    prepare.prepare(source.memory_source(items, "shapes"), path)
     return path
 
 
