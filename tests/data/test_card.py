@@ -45,7 +45,7 @@ def test_a_folder_without_a_card_says_what_to_write(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"format": 1}, "'format' is 1, this version reads 2"),
+        ({"format": 1}, "'format' is 1, this version reads 3"),
         ({"licence": None}, "field 'licence' is missing"),
         ({"languages": "en"}, "field 'languages' must be a list"),
         ({"splits": {"train": {"records": "2"}}}, "field 'splits.train.records' must be a int"),

@@ -1,4 +1,4 @@
-"""Tokenizers: ids in the shape of BERT, the same vocabulary every time, keys that tell captions apart."""
+"""Tokenizers: ids in the shape of BERT, the same vocabulary every time, nothing of a text is lost without a word."""
 
 import collections
 import io
@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import unicodedata
-import zlib
 
 import numpy as np
 import pytest
@@ -24,7 +23,6 @@ from xmodal_jax.data.text import (
     count_words,
     load_tokenizer,
     save_tokenizer,
-    text_key,
     used_ids,
 )
 from xmodal_jax.errors import UserError
@@ -304,15 +302,6 @@ def test_used_ids_are_sorted_and_hold_the_specials(small):
     used = used_ids(small, ["low tower"])
     want = {*small.special_ids, *small.encode(["low tower"], 32)[0].tolist()}
     assert used.dtype == np.int32 and used.tolist() == sorted(want)
-
-
-def test_text_keys_are_crc32_of_the_ids():
-    ids = np.array([[1, 2, 0], [1, 2, 0], [1, 2, 3]], np.int32)
-    keys = text_key(ids)
-    assert keys.shape == (3,) and keys.dtype == np.int32
-    assert keys[0] == keys[1] != keys[2]
-    assert keys[2].astype(np.uint32) == zlib.crc32(np.array([1, 2, 3], "<i4").tobytes())
-    assert text_key(ids[0]).shape == () and text_key(ids[0]) == keys[0]
 
 
 def test_data_tokenizers_of_other_languages_have_their_own_file(own_set):

@@ -14,7 +14,7 @@ from xmodal_jax.data.fingerprint import fingerprint
 from xmodal_jax.data.textfile import mended
 from xmodal_jax.errors import UserError, refuse_unless
 
-FORMAT = 2
+FORMAT = 3
 CARD_FILE = "card.json"
 RECALL_AT = (1, 5, 10)
 SPLIT_FIELDS = {"records": int, "captions": int, "groups": int, "files": list, "digest": str}

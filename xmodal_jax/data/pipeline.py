@@ -10,7 +10,6 @@ import dataclasses
 import logging
 import pathlib
 import threading
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from xmodal_jax.data.embeddings import Embeddings
 from xmodal_jax.data.image import AugmentConfig, CorruptImage, train_image
 from xmodal_jax.data.records import CorruptRecord, KeptRecords, Room, check_record, open_records
 from xmodal_jax.data.stall import Stages
-from xmodal_jax.data.text import Tokenizer, text_key
+from xmodal_jax.data.text import Tokenizer
 from xmodal_jax.errors import UserError, refuse_unless
 
 log = logging.getLogger(__name__)
@@ -139,6 +138,10 @@ class Split:
     def captions(self, record: dict[str, Any]) -> list[str]:
         """The record's captions in the config's languages."""
         return [text for language in self.cfg.languages for text in record["captions"].get(language, [])]
+
+    def caption_numbers(self, record: dict[str, Any]) -> list[int]:
+        """The numbers of `captions(record)`: two captions of the data set have the same if they are the same text."""
+        return [number for language in self.cfg.languages for number in record["caption_numbers"].get(language, [])]
 
     def embeddings(self) -> Embeddings:
         """The teacher's embeddings that the config names. Raises `UserError` where they do not cover this split."""
@@ -259,8 +262,9 @@ class TrainDataset:
         self.split.stages.note("tokenising a caption of row", row)
         text = self.tokenizer.encode([captions[caption]], self.split.cfg.length)[0]
         number = np.int32(row)
-        same = number if self.split.cfg.match == "record" else label_key(record["labels"], row)
-        fields = {"image": image, "text": text, "id": same, "text_key": text_key(text), "index": number}
+        same = number if self.split.cfg.match == "record" else label_key(record, row)
+        key = np.int32(self.split.caption_numbers(record)[caption])
+        fields = {"image": image, "text": text, "id": same, "text_key": key, "index": number}
         names = self.split.card.label_names
         fields |= {"labels": multi_hot([record["labels"]], len(names))[0]} if names else {}
         return fields | self._asked(row, record, (view, flip), views, caption, rng)
@@ -293,12 +297,9 @@ class TrainDataset:
         return self._image(record["images"][view], rng)
 
 
-def label_key(labels: Sequence[int], row: int) -> np.int32:
-    """The same number for the same set of labels; a record without labels, `row`, has one of its own, below -1."""
-    if not labels:
-        return np.int32(-2 - row)  # -1 is an empty place of a queue
-    own = np.unique(np.asarray(labels, np.int64))
-    return np.int32(own[0] if len(own) == 1 else zlib.crc32(own.tobytes()) & 0x7FFFFFFF)
+def label_key(record: dict[str, Any], row: int) -> np.int32:
+    """The number of the record's set of labels; a record without labels, `row`, has one of its own, below -1."""
+    return np.int32(record["label_set"] if record["labels"] else -2 - row)  # -1 is an empty place of a queue
 
 
 def multi_hot(labels: Sequence[Sequence[int]], count: int) -> np.ndarray:
@@ -324,8 +325,9 @@ def train_dataset(
     caption (of `cfg.languages`) of one record, augmented. Fields: `image` uint8 [B,H,W,3], or with `cfg.features`
     float16 [B,N,D] of the cached tokens, flipped at random; `text` int32 [B,L];
     `index` int32 [B], the row in the split, and `id`, the same or with `cfg.match` "labels" what its labels make;
-    `text_key` int32 [B]; `labels` float32 [B,C] where the card names labels. A record that cannot be read is replaced by the next; over 1 % of them raise `UserError`, as do the
-    faults of `Split`.
+    `text_key` int32 [B], the number of the caption's text in the data set, whatever of it `text` can hold; `labels` float32
+    [B,C] where the card names labels. A record that cannot be read is replaced by the next; over 1 % of them raise
+    `UserError`, as do the faults of `Split`.
 
     With `cfg.second_view` also `image2`, like `image`: another view of the record, augmented by itself; where the
     record has one view only, that one again: another augmentation of its pixels, or of cached tokens those of the mirror

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+from xmodal_jax.data.captions import Numbers, normal_caption
 from xmodal_jax.data.card import CARD_FILE, Card, ceiling, duplicates
 from xmodal_jax.data.fingerprint import Digests
 from xmodal_jax.data.image import CorruptImage, limit_size, verify
@@ -35,7 +36,7 @@ class Build:
         self.digests: dict[str, Digests] = collections.defaultdict(Digests)
         self.languages: collections.Counter[str] = collections.Counter()
         self.views: dict[str, None] = {}
-        self.labels: dict[str, int] = {}
+        self.labels, self.label_sets, self.texts = Numbers(), Numbers(), Numbers()
         self.keys: set[str] = set()
         self.skipped: collections.Counter[str] = collections.Counter()
 
@@ -44,9 +45,11 @@ class Build:
         self.keys.add(item.key)
         if item.split not in self.writers:
             self.writers[item.split] = RecordWriter(self.folder, item.split, self.shard_bytes)
-        labels = [self.labels.setdefault(name, len(self.labels)) for name in item.labels]
-        fields = {"key": item.key, "images": item.images, "captions": item.captions, "labels": labels}
-        self.writers[item.split].write(encode_record(fields | {"group": item.group}))
+        labels = [self.labels[name] for name in item.labels]
+        same = {code: [self.texts[normal_caption(text)] for text in own] for code, own in item.captions.items()}
+        fields = {"key": item.key, "images": item.images, "captions": item.captions, "caption_numbers": same}
+        fields |= {"labels": labels, "label_set": self.label_sets[frozenset(labels)], "group": item.group}
+        self.writers[item.split].write(encode_record(fields))
         self.captions.setdefault(item.split, []).append(item.captions)
         self.groups.setdefault(item.split, set()).add(item.group)
         self.digests[item.split].add(item.key, item.captions, item.images)

@@ -21,7 +21,15 @@ Record = dict[str, Any]
 
 SHARD_BYTES = 256 * 2**20
 SUFFIX = ".arrayrecord"
-FIELDS = {"key": str, "images": dict, "captions": dict, "labels": list, "group": str}
+FIELDS = {
+    "key": str,
+    "images": dict,
+    "captions": dict,
+    "caption_numbers": dict,
+    "labels": list,
+    "label_set": int,
+    "group": str,
+}
 SPLIT_NAME = re.compile(r"\w[\w.-]*")
 SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.arrayrecord")
 
@@ -61,6 +69,9 @@ def unpack(data: bytes) -> Any:
 def check_record(record: Any) -> Record:
     """Return `record` if it is one pair: a key, encoded images by view, captions by language, labels, group.
 
+    `caption_numbers` has a number for each caption, the same in the whole data set for the same text
+    (`captions.normal_caption`) and no other; `label_set` is one for the set of the labels.
+
     Raises `CorruptRecord` with the name of the first field that is missing or of the wrong type.
     """
     if not isinstance(record, dict):
@@ -70,6 +81,9 @@ def check_record(record: Any) -> Record:
             raise CorruptRecord(f"field {name!r} must be a {kind.__name__}")
     if not record["images"] or not record["captions"]:
         raise CorruptRecord(f"record {record['key']!r} has no image or no caption")
+    for language, texts in record["captions"].items():
+        if len(record["caption_numbers"].get(language, ())) != len(texts):
+            raise CorruptRecord(f"record {record['key']!r} does not number its captions in {language!r}")
     return record
 
 

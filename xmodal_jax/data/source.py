@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from xmodal_jax.data.captions import says_something
 from xmodal_jax.data.image import CorruptImage, verify
 from xmodal_jax.data.media import MISSING, FileState, UnreadableFile, file_state, find_file, read_file
 from xmodal_jax.data.taxonomy import Taxonomy
@@ -130,13 +131,14 @@ def _whole(item: Item) -> bool:
 
 
 def clean_captions(captions: Any, key: str) -> tuple[Captions, list[Skip]]:
-    """{language: [caption, ...]} from a string, a list or a dict of either; empty captions become a `Skip` each."""
+    """{language: [caption, ...]} from a string, a list or a dict of either; a `Skip` for each that is empty, or has
+    combining marks and control codes alone."""
     by_language = captions if isinstance(captions, dict) else {"en": captions}
     kept, skips = {}, []
     for language, texts in by_language.items():
         for text in texts if isinstance(texts, (list, tuple)) else [texts]:
             text = " ".join(text.split()) if isinstance(text, str) else ""
-            if text:
+            if says_something(text):
                 kept.setdefault(language, []).append(text)
             else:
                 skips.append(Skip("empty caption", f"{key} ({language})"))

@@ -9,7 +9,6 @@ import heapq
 import json
 import os
 import pathlib
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -105,13 +104,6 @@ class Tokenizer:
             if token not in (self.cls_id, self.bos_id, self.mask_id):
                 kept.append(token)
         return self._tokens.decode(kept, skip_special_tokens=False)
-
-
-def text_key(ids: np.ndarray) -> np.ndarray:
-    """int32 [..., L] -> int32 [...], a hash (CRC-32) of the token ids: identical captions share it."""
-    rows = np.ascontiguousarray(ids, np.int32)
-    keys = [zlib.crc32(row.tobytes()) for row in rows.reshape(-1, rows.shape[-1])]
-    return np.array(keys, np.uint32).astype(np.int32).reshape(rows.shape[:-1])
 
 
 def used_ids(tokenizer: Tokenizer, captions: Iterable[str]) -> np.ndarray:
