@@ -19,7 +19,7 @@ from tiny import tiny_batch
 from xmodal_jax.data.pipeline import DataConfig, train_dataset
 from xmodal_jax.data.text import load_tokenizer
 from xmodal_jax.errors import UserError
-from xmodal_jax.train import checksums
+from xmodal_jax.train import checksums, store
 from xmodal_jax.train.checkpoint import Checkpoints, copy_whole, read_run, reason, write_run
 from xmodal_jax.train.state import TrainState
 
@@ -216,6 +216,80 @@ def test_another_architecture_is_refused_by_name_and_is_no_damage(own):
     assert sorted(path.name for path in (own / "checkpoints").iterdir()) == ["4", "6"]
 
 
+@pytest.mark.parametrize("name", ["[2024] photos", "a*b", "what?"])
+def test_a_folder_whose_name_is_a_pattern_holds_checkpoints(tmp_path, name):
+    """Orbax finds no parts below such a folder by itself: see train/store.py."""
+    with Checkpoints(tmp_path / name / "run") as checkpoints:
+        for step in (2, 4, 6):
+            checkpoints.save(state_at(step))
+    same(restored(tmp_path / name / "run"), state_at(6))
+    (tmp_path / name / "run").rename(tmp_path / "moved")
+    same(restored(tmp_path / "moved"), state_at(6))
+    assert sorted(path.name for path in (tmp_path / "moved" / "checkpoints").iterdir()) == ["4", "6"]
+
+
+def test_a_save_whose_parts_are_not_merged_is_no_save(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "plain_name", contextlib.nullcontext)  # what orbax makes of such a name alone
+    failed = pytest.raises(UserError, match="checkpoint 2 could not be saved .*parts were not merged.*no earlier one")
+    with failed, Checkpoints(tmp_path / "[1]") as checkpoints:
+        checkpoints.save(state_at(2))
+    assert Checkpoints(tmp_path / "[1]", read_only=True).steps() == []
+
+
+def test_a_name_that_cannot_be_worked_around_is_refused_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "OPEN_FILES", tmp_path / "not on this system")
+    with pytest.raises(UserError, match=r"one of the characters \[ \* \? in its name; write another --workdir"):
+        Checkpoints(tmp_path / "run[1]")
+    assert list(tmp_path.iterdir()) == []
+    Checkpoints(tmp_path / "run")
+
+
+def sum_again(folder: pathlib.Path) -> None:
+    """Record the files of a checkpoint as they are now."""
+    (folder / checksums.FILE).unlink()
+    checksums.write(folder)
+
+
+def test_parts_that_were_never_merged_are_damage_whatever_the_checksums_say(own, caplog):
+    folder = own / "checkpoints" / "6"
+    (folder / "state" / "manifest.ocdbt").unlink()
+    sum_again(folder)
+    same(restored(own), state_at(4))
+    assert "checkpoint 6 is damaged (state/manifest.ocdbt is missing: its parts were not merged)" in caplog.text
+
+
+def test_arrays_that_are_not_listed_are_named(saved, tmp_path):
+    folder = shutil.copytree(saved / "checkpoints" / "6" / "state", tmp_path / "state")
+    assert store.unmerged(folder) == ""
+    described = json.loads((folder / "_METADATA").read_text("utf-8"))
+    extra = next(name for name in described["tree_metadata"] if "kernel" in name)
+    described["tree_metadata"][extra.replace("kernel", "lost")] = json.loads(
+        json.dumps(described["tree_metadata"][extra]).replace("kernel", "lost")
+    )
+    (folder / "_METADATA").write_text(json.dumps(described), "utf-8")
+    assert store.unmerged(folder).startswith("state cannot be listed: ") and ".lost/" in store.unmerged(folder)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_one_sentence(own, monkeypatch):
+    data = max((own / "checkpoints" / "6").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    data.write_bytes(b"x" * data.stat().st_size)
+    sum_again(own / "checkpoints" / "6")
+    shutil.rmtree(own / "checkpoints" / "4")
+    with pytest.raises(UserError, match="checkpoints/6' cannot be read"):
+        restored(own)
+
+
+def test_weights_alone_are_those_of_the_state(own):
+    params = shapes_of(state_at(0)).params
+    with Checkpoints(own, read_only=True) as checkpoints:
+        step, found, teacher = checkpoints.restore_weights(params)
+    assert step == 6
+    same((found, teacher), (state_at(6).params, state_at(6).teacher))
+    other = shapes_of(state_at(0, size=256)).params
+    with Checkpoints(own, read_only=True) as checkpoints, pytest.raises(UserError, match="'image/kernel' is .512, 8"):
+        checkpoints.restore_weights(other)
+
+
 def test_what_a_killed_save_left_is_removed_and_never_counted(own):
     folder = own / "checkpoints"
     shutil.copytree(folder / "6", folder / "8.orbax-checkpoint-tmp")
@@ -406,6 +480,7 @@ def run_peers(count: int, *arguments: str) -> list[dict]:
 
 
 def test_two_processes_save_agree_on_the_fallback_and_share_the_batches(tmp_path, shapes_data):
+    tmp_path = tmp_path / "[2] a*b?"  # names that orbax takes for patterns
     told = run_peers(2, str(tmp_path), str(shapes_data))
     assert all(one["steps"] == [2, 4] for one in told)
     assert ["checkpoint 4 is damaged" in one["err"] for one in told] == [True, False], "one process says it, once"

@@ -5,6 +5,7 @@ whole, however the process ended. What disks and copies do to it later is found 
 one before.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -21,12 +22,17 @@ import orbax.checkpoint as ocp
 
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.parallel.processes import first_says, lost_peer
-from xmodal_jax.train import checksums
+from xmodal_jax.train import checksums, store
 from xmodal_jax.train.state import TrainState
+from xmodal_jax.train.teacher import Teacher
+from xmodal_jax.types import Params
 
 log = logging.getLogger(__name__)
 
+Shapes = dict[str, tuple[int, ...]]
+
 FOLDER = "checkpoints"
+ITEM = "state"  # the only item of a checkpoint
 RUN_FILE = "run.json"
 DAMAGED = "damaged-"
 TEMPORARY = ".orbax-checkpoint-tmp"
@@ -50,8 +56,11 @@ class Checkpoints:
         self.folder = pathlib.Path(workdir).resolve() / FOLDER
         self.keep, self.read_only = keep, read_only
         self._manager: ocp.CheckpointManager | None = None  # made by the first save, when the folder is in order
+        self._names = contextlib.ExitStack()  # holds the name that the manager has for the folder
         self._saved = self._pending = NONE  # the last step known to be on disk, and the one being written
         _quiet()
+        if not read_only:
+            store.refuse_unwritable_name(self.folder)
         if not read_only and jax.process_index() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             for left in self.folder.glob(f"*{TEMPORARY}*"):
@@ -70,6 +79,7 @@ class Checkpoints:
         finally:
             if self._manager is not None:
                 self._manager.close()
+            self._names.close()
 
     def steps(self) -> list[int]:
         """The steps that have a finished checkpoint on disk, oldest first; nothing is read."""
@@ -131,19 +141,37 @@ class Checkpoints:
         is taken. Raises UserError when none is good, and when the checkpoint is of another architecture, naming the
         first leaf that differs.
         """
+        self._saved, state = self._newest(lambda step: self._read(step, abstract))
+        return state
+
+    def restore_weights(self, params: Any) -> tuple[int, Params, Teacher]:
+        """The step, parameters and teacher of the newest good state, on the device that `params` names.
+
+        `params`: ShapeDtypeStructs of the model's parameters with shardings of one device. The optimizer's state and the
+        memories of the objectives are not read. Faults are as in `restore`.
+        """
+        return self._newest(lambda step: self._read_weights(step, params))[1]
+
+    def _newest(self, read: Callable[[int], Any]) -> tuple[int, Any]:
+        """(step, what `read` gives) of the newest checkpoint that is good; those that are not are set aside."""
         faults: dict[int, str] = {}
         while True:
             step = self._newest_good(faults)
+            folder = self.folder / str(step)
             try:
-                state = self._read(step, abstract)
+                found = read(step)
                 break
-            except Exception as error:
-                if isinstance(error, UserError) or checksums.recorded(self.folder / str(step)):
+            except Exception as error:  # orbax raises the bare class too
+                if isinstance(error, UserError) or lost_peer(error):
                     raise
+                refuse_unless(
+                    not checksums.recorded(folder),
+                    f"the checkpoint '{folder}' cannot be read ({reason(error)}); move it away to go on from the one "
+                    "before, or put a copy of a good one there",
+                )
                 faults[step] = reason(error)  # from before there were checksums: reading is the only check
         self._set_aside(faults, step)
-        self._saved = step
-        return state
+        return step, found
 
     def _newest_good(self, faults: dict[int, str]) -> int:
         """The newest step without a fault, the same in all processes; adds the faults found on the way."""
@@ -154,6 +182,7 @@ class Checkpoints:
             for step in steps:
                 folder = self.folder / str(step)
                 fault = checksums.fault(folder) if checksums.recorded(folder) else ""
+                fault = fault or store.unmerged(folder / ITEM)
                 if not fault:
                     found = step
                     break
@@ -169,12 +198,28 @@ class Checkpoints:
         return found
 
     def _read(self, step: int, abstract: Any) -> TrainState:
-        folder = self.folder / str(step) / "state"
+        folder = self._item(step)
+        self._refuse_other_architecture(named_shapes(_described(folder)), named_shapes(abstract))
+        with store.plain_name(folder) as plain, ocp.StandardCheckpointer() as reader:
+            return reader.restore(plain, abstract)
+
+    def _read_weights(self, step: int, params: Any) -> tuple[int, Params, Teacher]:
+        folder = self._item(step)
+        saved, place = _described(folder), jax.tree.leaves(params)[0].sharding
+        self._refuse_other_architecture(named_shapes(saved["params"]), named_shapes(params))
+        wanted = {"params": params, "teacher": _shapes(saved["teacher"], place)}
+        wanted = {name: tree for name, tree in wanted.items() if jax.tree.leaves(tree)}  # a frozen run has no teacher
+        how = ocp.args.PyTreeRestore(wanted, ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True)
+        with store.plain_name(folder) as plain, ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            found = reader.restore(plain, how)
+        return step, found["params"], found.get("teacher", {})
+
+    def _item(self, step: int) -> pathlib.Path:
+        """The folder of the state of a checkpoint."""
+        folder = self.folder / str(step) / ITEM
         if not checksums.recorded(folder.parent):
             log.warning("checkpoint %d has no %s; it is read without checking its bytes", step, checksums.FILE)
-        self._refuse_other_architecture(folder, abstract)
-        with ocp.StandardCheckpointer() as reader:
-            return reader.restore(folder, abstract)
+        return folder
 
     def _set_aside(self, faults: dict[int, str], good: int) -> None:
         """Say which newer checkpoints are damaged, and rename them so that they are never counted again."""
@@ -197,11 +242,14 @@ class Checkpoints:
             create_directories_asynchronously=False,  # else a read-only disk leaves threads that wait for five minutes
         )
         options = ocp.CheckpointManagerOptions(max_to_keep=self.keep, create=True, async_options=asynchronous)
-        return ocp.CheckpointManager(self.folder, options=options)
+        return ocp.CheckpointManager(self._names.enter_context(store.plain_name(self.folder)), options=options)
 
     def _record(self) -> None:
         """Called in the first process when all have written and the folder still has its temporary name."""
         (folder,) = self.folder.glob(f"{self._pending}{TEMPORARY}*")
+        fault = store.unmerged(folder / ITEM)
+        if fault:
+            raise ValueError(fault)
         checksums.write(folder)
 
     def _failure(self, error: Exception) -> UserError:
@@ -213,9 +261,7 @@ class Checkpoints:
             "folder writable, then the same command goes on from there"
         )
 
-    def _refuse_other_architecture(self, folder: pathlib.Path, abstract: Any) -> None:
-        saved = named_shapes(ocp.StandardCheckpointHandler().metadata(folder).tree)
-        wanted = named_shapes(abstract)
+    def _refuse_other_architecture(self, saved: Shapes, wanted: Shapes) -> None:
         for name in sorted(set(saved) | set(wanted)):
             if saved.get(name) != wanted.get(name):
                 raise UserError(
@@ -234,7 +280,20 @@ def reason(error: BaseException) -> str:
         seen.append(part)
         parts += [*getattr(part, "exceptions", ()), part.__cause__, part.__context__]
     known = next((match for part in seen if (match := KNOWN.search(str(part)))), None)
+    while type(error) is Exception and error.__cause__:  # orbax wraps what the array store said
+        error = error.__cause__
     return known[0] if known else (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _described(folder: pathlib.Path) -> dict[str, Any]:
+    """The state of a checkpoint as its metadata has it: names, shapes and types, nothing read."""
+    with store.plain_name(folder) as plain:
+        return ocp.StandardCheckpointHandler().metadata(plain).tree
+
+
+def _shapes(tree: dict[str, Any], place: jax.sharding.Sharding) -> dict[str, jax.ShapeDtypeStruct]:
+    """A flat dict of metadata as ShapeDtypeStructs on `place`."""
+    return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place) for name, leaf in (tree or {}).items()}
 
 
 def _quiet() -> None:
@@ -266,7 +325,7 @@ def _no_closed_loop(hook: Callable[[Any], None]) -> Callable[[Any], None]:
     return unraisable
 
 
-def named_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def named_shapes(tree: Any) -> Shapes:
     """{path: shape} of every array leaf (empty containers have none)."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     name = lambda path: "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)

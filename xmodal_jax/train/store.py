@@ -1,0 +1,53 @@
+"""What orbax needs of a folder, and whether what it wrote can be read: paths without glob characters, merged parts.
+
+Orbax 0.12 looks for the parts of a checkpoint with a glob over the whole, unescaped path (merge_ocdbt_per_process_files,
+array_metadata_store), so below a folder with `[`, `*` or `?` in its name it finds none, says so in a log line, and leaves
+a checkpoint that nothing can read.
+"""
+
+import contextlib
+import glob
+import os
+import pathlib
+from collections.abc import Iterator
+
+import orbax.checkpoint as ocp
+
+from xmodal_jax.errors import refuse_unless
+
+OPEN_FILES = pathlib.Path("/proc/self/fd")  # where Linux names the open files of a process
+MANIFEST = "manifest.ocdbt"  # of the merged parts
+
+
+def refuse_unwritable_name(folder: pathlib.Path) -> None:
+    """Raise UserError for a path that orbax would take for a pattern on a system where it has no other name."""
+    refuse_unless(
+        not glob.has_magic(str(folder)) or OPEN_FILES.is_dir(),
+        f"checkpoints cannot be kept in '{folder}', because a folder there has one of the characters [ * ? in its name; "
+        "write another --workdir",
+    )
+
+
+@contextlib.contextmanager
+def plain_name(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A path to `folder` that is no pattern: itself, or by way of its open parent. Good until the context ends."""
+    if not glob.has_magic(str(folder)):
+        yield folder
+        return
+    parent = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield OPEN_FILES / str(parent) / folder.name  # the same last part in all processes, as orbax's barriers want
+    finally:
+        os.close(parent)
+
+
+def unmerged(folder: pathlib.Path) -> str:
+    """Why the arrays of the item `folder` cannot be found, "" when the description of each is read back."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return f"{folder.name}/{MANIFEST} is missing: its parts were not merged"
+    try:
+        ocp.StandardCheckpointHandler().metadata(folder)  # opens every array that it names
+    except (OSError, ValueError, KeyError) as error:
+        return f"{folder.name} cannot be listed: {(str(error).splitlines() or [type(error).__name__])[0][:200]}"
+    return ""
