@@ -79,7 +79,8 @@ def data_prepare(args: argparse.Namespace, _: list[str]) -> None:
     files = ("karpathy", "precomp", "albef", "inaturalist", "mirflickr", "nuswide", "wikipedia", "mat", "jsonl")
     needed = "path" if args.source in files else {"tfds": "name"}.get(args.source)
     refuse_unless(not needed or needed in given, f"'{args.source}' needs --{needed}; write --{needed}=...")
-    card = prepare(SOURCES[args.source](**given), args.out, max_size=args.max_size, allow_bad=args.allow_bad)
+    how = {"max_size": args.max_size, "allow_bad": args.allow_bad, "force": args.force, "drop_copies": args.drop_copies}
+    card = prepare(SOURCES[args.source](**given), args.out, **how)
     print("\n".join(report(card)))
     print(f"{args.out} is ready")
 
@@ -276,6 +277,8 @@ def _data_parser(commands: Any) -> None:
     )
     make.add_argument("--max-size", type=int, default=0, help="re-encode pictures with a longer side (pixels)")
     make.add_argument("--allow-bad", action="store_true", help="go on when over 1 %% of the source is unusable")
+    make.add_argument("--drop-copies", action="store_true", help="leave pictures of other splits out of train")
+    make.add_argument("--force", action="store_true", help="replace the data set that is there, when the new one is whole")
     make.set_defaults(run=data_prepare)
     add = data.add_parser("features", help="add the grid tokens of a frozen tower")
     add.add_argument("--data", required=True, help="a prepared data set")

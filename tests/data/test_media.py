@@ -30,7 +30,7 @@ def test_a_file_is_found_under_another_spelling_of_its_name(tmp_path, there, nam
     path.write_bytes(b"here")
     assert find_file(tmp_path / "odd%20root" / named) == path and find_file(path) == path
     (item,) = file_item("k", {"image": tmp_path / "odd%20root" / named}, "words")
-    assert item == Item("k", {"image": b"here"}, {"en": ["words"]}) and item.files == (file_state(path),)
+    assert item == Item("k", {"image": b"here"}, {"en": ["words"]}) and item.files == (file_state(path, b"here"),)
 
 
 def test_of_two_spellings_that_are_there_none_is_guessed(tmp_path):
@@ -73,6 +73,7 @@ def test_a_state_changes_with_its_file(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"123")
     os.utime(path, ns=(5, 7))
-    assert file_state(path) == (str(path), 3, 7)
+    assert file_state(path) == (str(path), 3, 7, "")
+    assert file_state(path, b"123") != file_state(path, b"124")
     with pytest.raises(UnreadableFile, match="No such file"):
         read_file(tmp_path / "b")

@@ -1,12 +1,23 @@
 """A data set appears complete or not at all, and everything left out is counted and named."""
 
+import contextlib
+import dataclasses
+import io
+import itertools
+import json
 import logging
+import os
+import resource
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from xmodal_jax.data.card import Card
+from xmodal_jax.data.card import Card, report
 from xmodal_jax.data.image import verify
+from xmodal_jax.data.jsonl import jsonl_source
 from xmodal_jax.data.prepare import prepare
 from xmodal_jax.data.records import open_records
 from xmodal_jax.data.source import Item, Skip, Source, memory_source
@@ -62,6 +73,159 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path, tiny_items):
 def test_an_empty_folder_is_used(tmp_path, tiny_items):
     (tmp_path / "new").mkdir()
     assert prepare(memory_source(tiny_items(4)), tmp_path / "new").splits["test"]["records"] == 1
+
+
+def test_the_current_folder_is_used(tmp_path, tiny_items, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lost+found").mkdir()  # a new file system has one
+    card = prepare(memory_source(tiny_items(4)), ".")
+    assert card == Card.load(tmp_path) and card.name == tmp_path.name
+    assert not list(tmp_path.glob(".prepare*"))
+
+
+def test_a_mount_point_is_used(tmp_path, tiny_items):
+    if os.getuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", tmp_path]).returncode:
+        pytest.skip("only root may mount")
+    try:
+        for force in (False, True):
+            prepare(memory_source(tiny_items(4)), tmp_path, force=force)
+            with open_records(tmp_path, "train") as records:
+                assert len(records) == 3
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+KILLED = """
+import os, sys
+from xmodal_jax.data.prepare import prepare
+from xmodal_jax.data.source import Item, Source
+def items():
+    yield Item("a", {"image": open(sys.argv[1], "rb").read()}, {"en": ["x"]})
+    os.kill(os.getpid(), 9)
+prepare(Source("x", "x", "", items, {}), sys.argv[2])
+"""
+
+
+def test_what_a_killed_one_left_is_removed_by_the_next(tmp_path, tiny_items):
+    (tmp_path / "a.png").write_bytes(tiny_items(1)[0].images["png"])
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "a.png", tmp_path / "set"], capture_output=True)
+    assert killed.returncode == -9 and os.listdir(tmp_path / "set" / ".prepare.part")
+    prepare(memory_source(tiny_items(4)), tmp_path / "set")
+    assert not list(tmp_path.glob("**/.*")) and len(Card.load(tmp_path / "set").splits) == 2
+
+
+def test_of_two_at_once_the_second_is_refused_before_its_work(tmp_path, tiny_items):
+    def items():
+        yield from tiny_items(4)
+        with pytest.raises(UserError, match="another process is preparing a data set in '.*set'; wait"):
+            prepare(Source("second", "x", "", None, {}), tmp_path / "set")
+
+    card = prepare(Source("x", "x", "", items, {}), tmp_path / "set")
+    assert card == Card.load(tmp_path / "set") and not list((tmp_path / "set").glob(".*"))
+
+
+@pytest.mark.parametrize("moved", range(6))
+def test_one_that_is_killed_while_it_replaces_another_is_finished_by_the_next(own_set, tiny_items, monkeypatch, moved):
+    (own_set / "features").mkdir()
+    (own_set / "tokenizer.json").write_text("of the old captions")
+    new, move, count = memory_source(tiny_items(8), "new"), os.replace, itertools.count()
+
+    def interrupted(source, target):
+        if source.parent.name == ".prepare.part" and target.parent == own_set and next(count) == moved:
+            raise KeyboardInterrupt
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with contextlib.suppress(KeyboardInterrupt):  # there are five things to move, and the card
+        prepare(new, own_set, force=True, shard_bytes=2000)
+    monkeypatch.undo()
+    card = prepare(new, own_set)
+    assert card.splits["train"]["records"] == 6 and len(card.splits["train"]["files"]) > 1
+    with open_records(own_set, "train") as records:
+        assert [record["key"] for record in records] == [f"thing-{n}" for n in range(8) if n % 4]
+    files = {file for split in card.splits.values() for file in split["files"]}
+    assert set(os.listdir(own_set)) == files | {"card.json", "digests", "files.jsonl.gz"}
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, encoded, rng):
+    noise = [encoded(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)) for _ in range(30)]
+    items = [Item(str(n), {"image": data}, {"en": ["x"]}) for n, data in enumerate(noise)]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"set/.prepare.part': split 'train' cannot be written \(File too large\)"):
+            prepare(memory_source(items), tmp_path / "set")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+    assert prepare(memory_source(items), tmp_path / "set").splits["train"]["records"] == 30
+
+
+@pytest.fixture
+def files(tmp_path, tiny_items):
+    """A JSONL file of eight pictures, one of which is not there, and what prepares it to `set`."""
+    for number, item in enumerate(tiny_items(7)):
+        (tmp_path / f"{number}.png").write_bytes(item.images["png"])
+    rows = [{"image": f"{number}.png", "caption": "x", "split": "train"} for number in range(8)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return lambda **how: prepare(jsonl_source(tmp_path / "rows.jsonl"), tmp_path / "set", allow_bad=True, **how)
+
+
+def test_files_that_are_the_same_are_not_prepared_again(files, tmp_path):
+    card = files()
+    assert card.skipped == {"missing image": 1}
+    path = tmp_path / "3.png"
+    os.utime(path, ns=(1, 1))
+    path.write_bytes(path.read_bytes())
+    assert files() == card
+
+
+def test_a_set_that_is_older_than_its_source_says_what_has_changed(files, tmp_path):
+    before = files()
+    (tmp_path / "7.png").write_bytes((tmp_path / "6.png").read_bytes())
+    with pytest.raises(UserError, match=f"older than its source: .* 1 new .{tmp_path}/7.png.; add --force"):
+        files()
+    for number in (1, 2):
+        (tmp_path / f"{number}.png").write_bytes((tmp_path / "5.png").read_bytes())
+    (tmp_path / "0.png").unlink()
+    with pytest.raises(UserError, match="1 gone .*0.png.*, 2 replaced .*1.png first.*, 1 new .*7.png"):
+        files()
+    assert Card.load(tmp_path / "set") == before, "nothing was changed"
+    after = files(force=True)
+    assert after.splits["train"]["records"] == 7 and after.skipped == {"missing image": 1}
+    assert files() == after
+
+
+def test_force_replaces_what_is_no_longer_read(files, tmp_path):
+    files()
+    card = tmp_path / "set" / "card.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"format": 1}))
+    with pytest.raises(UserError, match="'format' is 1"):
+        files()
+    assert files(force=True).format > 1
+
+
+def copied(tiny_items):
+    """Items of which two test pictures are in train too: one byte for byte, one in a file of another compression."""
+    items, again = tiny_items(12), io.BytesIO()
+    Image.open(io.BytesIO(items[4].images["png"])).save(again, "PNG", compress_level=0)
+    assert again.getvalue() != items[4].images["png"]
+    other = {number: dict(items[number].images) for number in (1, 2)}
+    other[1]["jpeg"] = items[0].images["jpeg"]
+    other[2]["png"] = again.getvalue()
+    return [dataclasses.replace(item, images=other.get(number, item.images)) for number, item in enumerate(items)]
+
+
+def test_copies_in_train_are_counted_and_left_out_on_request(tmp_path, tiny_items):
+    source = memory_source(copied(tiny_items))
+    card = prepare(source, tmp_path / "with")
+    assert card.copies == {"test": 2} and card.splits["train"]["records"] == 9
+    assert any("2 of its records have a picture that is in train too" in line for line in report(card))
+    card = prepare(source, tmp_path / "without", drop_copies=True)
+    assert card.copies == {} and card.splits["train"]["records"] == 7 and card.splits["test"]["records"] == 3
+    assert card.skipped == {"copy of a held-out picture": 2}, "and that is no bad source"
+    with open_records(tmp_path / "without", "train") as records:
+        assert not {"thing-1", "thing-2"} & {record["key"] for record in records}
 
 
 def test_a_source_that_dies_leaves_nothing(tmp_path, tiny_items):

@@ -13,6 +13,7 @@ from xmodal_jax.data.captions import normal_caption
 from xmodal_jax.data.fingerprint import fingerprint
 from xmodal_jax.data.textfile import mended
 from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.whole import write_whole
 
 FORMAT = 3
 CARD_FILE = "card.json"
@@ -41,6 +42,7 @@ class Card:
     `duplicates`: {split: {"captions", "unique", "unique_per_image", "shared"}}, see `duplicates`. Both are of the
     captions in the first language.
     `skipped`: {reason: count} of what the source held and the data set does not.
+    `copies`: {split: records with a picture that is in the train split too}, as `copies.Copies` counts them.
     `features`: {name: {tower, size, tokens, width, views, dtype, files: {split: [...]}}}, see
     `features.write_features`.
     `embeddings`: {name: {teacher, weights, width, views, languages, dtype, files: {split: [...]}}}, see
@@ -58,6 +60,7 @@ class Card:
     ceiling: dict[str, dict[str, dict[str, float]]] = dataclasses.field(default_factory=dict)
     duplicates: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     skipped: dict[str, int] = dataclasses.field(default_factory=dict)
+    copies: dict[str, int] = dataclasses.field(default_factory=dict)
     features: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     embeddings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -86,9 +89,7 @@ class Card:
         """Write `folder/card.json` in one step: a reader sees the old card or the new one."""
         _checked(dataclasses.asdict(self), pathlib.Path(folder) / CARD_FILE)
         path = pathlib.Path(folder) / CARD_FILE
-        partial = path.with_suffix(".json.part")
-        partial.write_text(mended(json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)) + "\n", "utf-8")
-        os.replace(partial, path)
+        write_whole(path, mended(json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)) + "\n")
 
     def split(self, name: str) -> dict[str, Any]:
         """The numbers of one split. Raises `UserError` with the splits there are."""
@@ -224,6 +225,11 @@ def report(card: Card) -> list[str]:
             lines.append(
                 f"  '{card.languages[0]}' captions: {found['captions']}, {found['unique']} different, "
                 f"{found['unique_per_image']:.2f} different per image, {found['shared']:.1f} % shared by images"
+            )
+        if split in card.copies:
+            lines.append(
+                f"  {card.copies[split]} of its records have a picture that is in train too; --drop-copies leaves those "
+                f"out of train"
             )
     lines += [f"skipped: {count} x {reason}" for reason, count in card.skipped.items()]
     return lines

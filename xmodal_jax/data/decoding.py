@@ -52,22 +52,19 @@ def loaded(picture, shrink_to: float | None = None):
         raise CorruptImage(_reason(error)) from error
 
 
-def content_digest(data: bytes) -> bytes:
-    """A digest of what a picture shows, that copies with other metadata share. Raises `CorruptImage`.
+def examined(data: bytes) -> tuple[tuple[int, int], bytes]:
+    """Decode everything; (width, height) as stored, and a digest of what the picture shows. Raises `CorruptImage`.
 
-    It is of the upright RGB pixels; of a JPEG, which `loaded` need not decode whole, it is of the compressed pixels, their
-    tables and the orientation. The same picture in two formats has two digests.
+    Copies with other metadata share the digest. It is of the upright RGB pixels; of a JPEG, which is decoded at the lowest
+    scale, it is of the compressed pixels, their tables and the orientation. The same picture in two formats has two.
     """
     picture = opened(data)
-    if picture.format in ("JPEG", "MPO"):
-        parts = [str(_orientation(picture)).encode(), *_jpeg_segments(data)]
-    else:
-        whole = loaded(picture)
-        parts = [str(whole.size).encode(), whole.tobytes()]
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
+    size, jpeg, orientation = picture.size, picture.format in ("JPEG", "MPO"), _orientation(picture)
+    whole = loaded(picture, 8)
+    digest = hashlib.blake2b(f"{orientation if jpeg else whole.size}".encode(), digest_size=16)
+    for part in _jpeg_segments(data) if jpeg else (whole.tobytes(),):
         digest.update(part)
-    return digest.digest()
+    return size, digest.digest()
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from xmodal_jax.data.image import CorruptImage, render_svg
+from xmodal_jax.data.media import read_states
 from xmodal_jax.data.source import Item, Skip, Source, split_groups, usable_item
 from xmodal_jax.errors import UserError, refuse_unless
 
@@ -179,9 +180,10 @@ def _labels(subgroups: dict[str, str], points: str) -> tuple[str, ...]:
 
 
 def _item(key: str, files: dict[str, pathlib.Path], names: dict[str, str], size: int, **fields) -> Item | Skip:
+    read = read_states(*files.values())
     try:
         drawn = render_svg(files["openmoji"].read_text("utf-8"), size)
     except (CorruptImage, UnicodeDecodeError) as error:
-        return Skip("unreadable drawing", f"{key} ({names['en']}): {error}")
+        return Skip("unreadable drawing", f"{key} ({names['en']}): {error}", read)
     images = {"twemoji": files["twemoji"].read_bytes(), "openmoji": drawn}
-    return Item(key, images, {language: [name] for language, name in names.items()}, **fields)
+    return Item(key, images, {language: [name] for language, name in names.items()}, **fields, files=read)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from xmodal_jax.data.labelled import TERMS, Whole, draw_splits
 from xmodal_jax.data.matfile import Variable, variables
+from xmodal_jax.data.media import file_state
 from xmodal_jax.data.source import Item, Skip, Source, clean_captions, existing, file_item, usable_item
 from xmodal_jax.data.textfile import hashed, read_lines
 from xmodal_jax.errors import refuse_unless
@@ -208,11 +209,12 @@ def _array_items(pictures: Variable, axes: tuple[int, ...], rows: Rows) -> Itera
         for image in _bytes(block, pictures):
             key = rows.keys[number]
             kept, skips = clean_captions(rows.captions[number], key)
+            files = () if number else (file_state(pictures.file),)  # of gigabytes: its time and size must do
             yield from skips
             if kept:
-                yield Item(key, {"image": _png(image)}, kept, **rows.fields(number, splits[number]))
+                yield Item(key, {"image": _png(image)}, kept, **rows.fields(number, splits[number]), files=files)
             elif not skips:
-                yield Skip("no caption", key)
+                yield Skip("no caption", key, files)
             number += 1
 
 

@@ -1,13 +1,14 @@
 """Picture files that a list or a command line names: found in spite of their spelling, and read only if they are files."""
 
+import hashlib
 import os
 import pathlib
 import re
 import stat
 import unicodedata
 import urllib.parse
+from typing import NamedTuple
 
-FileState = tuple[str, int, int]  # absolute path, bytes (-1: no such file), time of its last change in ns
 ABSENT = -1
 MISSING = "missing image"
 
@@ -19,6 +20,18 @@ KINDS = (
     (stat.S_ISCHR, "device"),
     (stat.S_ISBLK, "device"),
 )
+
+
+class FileState(NamedTuple):
+    """What is known of a file: enough to notice that it was replaced, or has come or gone.
+
+    Absolute path, bytes (`ABSENT`: no such file), time of its last change in ns, and a digest of its content, "" if unknown.
+    """
+
+    path: str
+    size: int
+    changed: int
+    digest: str = ""
 
 
 class UnreadableFile(Exception):
@@ -72,10 +85,23 @@ def read_file(path: os.PathLike | str) -> bytes:
         raise UnreadableFile(path, MISSING, getattr(error, "strerror", None) or str(error)) from error
 
 
-def file_state(path: os.PathLike | str) -> FileState:
-    """What is known of a file without reading it: enough to notice that it was replaced, or has come or gone."""
+def file_state(path: os.PathLike | str, data: bytes | None = None) -> FileState:
+    """The state of a file, whose content is `data` if that was read."""
+    digest = "" if data is None else hashlib.blake2b(data, digest_size=8).hexdigest()
     try:
         found = os.stat(path)
-        return os.path.abspath(path), found.st_size, found.st_mtime_ns
+        return FileState(os.path.abspath(path), found.st_size, found.st_mtime_ns, digest)
     except (OSError, ValueError):
-        return os.path.abspath(path), ABSENT, 0
+        return FileState(os.path.abspath(path), ABSENT, 0)
+
+
+def read_states(*paths: os.PathLike | str) -> tuple[FileState, ...]:
+    """The states of files, with the digests of those that can be read."""
+    return tuple(file_state(path, _content(path)) for path in paths)
+
+
+def _content(path: os.PathLike | str) -> bytes | None:
+    try:
+        return read_file(path)
+    except UnreadableFile:
+        return None

@@ -5,6 +5,7 @@ Layout: ROOT/<folder>/<...>/<name>.svg; title and keywords are in the drawing's 
 
 import collections
 import hashlib
+import json
 import os
 import pathlib
 import re
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from xmodal_jax.data.captions import normal_caption
 from xmodal_jax.data.image import CorruptImage, render_svg
 from xmodal_jax.data.source import Item, Skip, Source, split_groups, usable_item
+from xmodal_jax.data.textfile import hashed
 from xmodal_jax.errors import refuse_unless
 
 ROOT = "/usr/share/openclipart/svg"
@@ -114,9 +116,9 @@ def openclipart_source(
         for one, group, split in zip(drawings, groups, splits):
             yield _item(one, size, labels=labels[one.key], group=group, split=split)
 
-    arguments = {"root": str(root.resolve()), "size": size, "held_out": held_out} | (
-        {"label": label} if label != "folder" else {}
-    )
+    content = hashed(json.dumps([(one.key, one.same) for one in drawings]))
+    arguments = {"root": str(root.resolve()), "size": size, "held_out": held_out, "content": content}
+    arguments |= {"label": label} if label != "folder" else {}
     return Source(
         "openclipart", "Debian openclipart-svg", "public domain", items, arguments, len(broken) + len(drawings)
     )

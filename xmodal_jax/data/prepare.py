@@ -6,23 +6,28 @@ import dataclasses
 import logging
 import os
 import pathlib
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
+from xmodal_jax.data import making
 from xmodal_jax.data.captions import Numbers, normal_caption
-from xmodal_jax.data.card import CARD_FILE, Card, ceiling, duplicates
+from xmodal_jax.data.card import Card, ceiling, duplicates
+from xmodal_jax.data.changes import States, as_sentence, changed_files
+from xmodal_jax.data.copies import TRAIN, Copies
+from xmodal_jax.data.decoding import CorruptImage, examined
 from xmodal_jax.data.fingerprint import Digests
-from xmodal_jax.data.image import CorruptImage, limit_size, verify
+from xmodal_jax.data.image import limit_size
 from xmodal_jax.data.progress import Progress
-from xmodal_jax.data.records import SHARD_BYTES, RecordWriter, encode_record, is_split_name
+from xmodal_jax.data.records import SHARD_BYTES, RecordWriter, encode_record, is_split_name, shard_files
 from xmodal_jax.data.source import Item, Skip, Source, mended_item
+from xmodal_jax.data.textfile import mended
 from xmodal_jax.errors import UserError, refuse_unless
 
 log = logging.getLogger(__name__)
 
 NAMED_SKIPS = 10
 BAD_SHARE = 0.01
+COPY = "copy of a held-out picture"  # left out on request: nothing is wrong with it
 
 
 class Build:
@@ -33,6 +38,7 @@ class Build:
         self.writers: dict[str, RecordWriter] = {}
         self.captions: dict[str, list[dict[str, list[str]]]] = {}
         self.groups: dict[str, set[str]] = {}
+        self.copies = Copies()
         self.digests: dict[str, Digests] = collections.defaultdict(Digests)
         self.languages: collections.Counter[str] = collections.Counter()
         self.views: dict[str, None] = {}
@@ -89,96 +95,122 @@ def prepare(
     max_size: int = 0,
     allow_bad: bool = False,
     shard_bytes: int = SHARD_BYTES,
+    force: bool = False,
+    drop_copies: bool = False,
 ) -> Card:
     """Write the data set of `source` to the folder `out` and return its card.
 
     Pictures are stored as they come; with `max_size` those with a longer side (px) are re-encoded. Each picture is
     decoded once to see that it is whole. What cannot be used is counted by reason in the card and the first ten are
-    named in the log; more than 1 % of it stops the build unless `allow_bad`. Calling it again with the same arguments
-    returns the card that is there. The folder appears complete or not at all. Raises `UserError`.
+    named in the log; more than 1 % of it stops the build unless `allow_bad`. With `drop_copies` train records with a picture
+    that is in another split too are left out; the source is read twice then.
+
+    Calling it again with the same arguments returns the card that is there, if the source's files are as they were.
+    `force` makes the data set anew, without the features and embeddings of the old one, which stays until the new one is
+    whole. The data set appears complete or not at all. Raises `UserError`.
     """
     out = pathlib.Path(out)
     refuse_unless(
         max_size >= 0, f"--max-size is {max_size}; write the longest side in pixels, or 0 to keep pictures as they are."
     )
-    arguments = {"source": source.name, "max_size": max_size, **source.arguments}
-    if out.exists() and (out.is_file() or any(out.iterdir())):
+    arguments = {"source": source.name, "max_size": max_size, "drop_copies": drop_copies, **source.arguments}
+    making.refuse_foreign(out)
+    if making.holds_set(out) and not force:
         return _prepared_before(out, arguments)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.parent / f".{out.name}.{os.getpid()}.part"
-    build = Build(partial, shard_bytes)
-    with _removed_on_error(partial, build):
-        for item in Progress(_usable(source, max_size), f"prepare {source.name}", "records", source.total):
-            build.skip(item) if isinstance(item, Skip) else build.add(item)
-        _refuse_bad(build, allow_bad, source)
-        card = _card(build, source, name or out.name, arguments)
-        card.save(partial)
+    with making.being_made(out) as part:
+        if (out / making.CARD_FILE).is_file() and not force:  # one that a killed process had finished but for moving it
+            return _prepared_before(out, arguments)
+        held_out = _held_out_pictures(source) if drop_copies else frozenset()
+        with _closed(Build(part, shard_bytes)) as build, States(part) as states:
+            items = _usable(source, max_size, build.copies, held_out)
+            for item in Progress(items, f"prepare {source.name}", "records", source.total):
+                build.skip(item) if isinstance(item, Skip) else build.add(item)
+                states.add(item.files)
+            _refuse_bad(build, allow_bad, source)
+            card = _card(build, source, name or out.resolve().name, arguments)
         if source.taxonomy:
-            source.taxonomy.save(partial)
-        if out.is_dir():
-            out.rmdir()
-        os.replace(partial, out)
+            source.taxonomy.save(part)
+        card.save(part)  # the last file: with it the folder is whole
+        making.move_up(part, out)
     return card
 
 
 def _prepared_before(out: pathlib.Path, arguments: dict[str, Any]) -> Card:
-    refuse_unless(
-        (out / CARD_FILE).is_file(),
-        f"{out} exists and is not a data set: choose another --out; nothing was overwritten.",
-    )
+    """The card that is there. Raises `UserError` where it is of other arguments or older than the files of its source."""
     card = Card.load(out)
     changed = sorted(key for key in {**card.arguments, **arguments} if card.arguments.get(key) != arguments.get(key))
     refuse_unless(
         not changed,
-        f"{out} holds a data set prepared with another {' and '.join(changed)}: choose another --out or remove it; "
-        f"nothing was overwritten.",
+        f"{out} holds a data set prepared with another {' and '.join(changed)}: choose another --out, or add --force to "
+        f"replace it; nothing was overwritten.",
+    )
+    for split in card.splits:
+        shard_files(out, split)  # refuses where one is missing
+    files = changed_files(out)
+    refuse_unless(
+        not files, f"{out} is older than its source: {as_sentence(files)}; add --force to prepare it again from them."
     )
     log.info("%s is already prepared", out)
     return card
 
 
 @contextlib.contextmanager
-def _removed_on_error(partial: pathlib.Path, build: Build) -> Iterator[None]:
+def _closed(build: Build) -> Iterator[Build]:
+    """The build, whose unfinished shards are closed when it fails."""
     try:
-        yield
+        yield build
     except BaseException:
         build.abort()
-        shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _usable(source: Source, max_size: int) -> Iterator[Item | Skip]:
-    """The items of `source` whose pictures are whole and whose keys are new; a `Skip` for each of the others."""
+def _held_out_pictures(source: Source) -> frozenset[bytes]:
+    """The digests of all pictures that are in another split than train."""
+    found: set[bytes] = set()
+    for item in Progress(source.items(), "held-out pictures", "records", source.total):
+        if isinstance(item, Item) and mended(item.split) != TRAIN:
+            for data in item.images.values():
+                with contextlib.suppress(CorruptImage):
+                    found.add(examined(data)[1])
+    return frozenset(found)
+
+
+def _usable(source: Source, max_size: int, copies: Copies, held_out: frozenset[bytes]) -> Iterator[Item | Skip]:
+    """The items of `source` whose pictures are whole and whose keys are new; a `Skip` for each of the others, and for train
+    items with a picture in `held_out`. The digests of the pictures go to `copies`."""
     keys: set[str] = set()
     for item in source.items():
         item = item if isinstance(item, Skip) else mended_item(item)
         if isinstance(item, Skip):
             yield item
         elif not is_split_name(item.split):
-            yield Skip("split that is no plain name", f"{item.key}: {item.split!a}")
+            yield Skip("split that is no plain name", f"{item.key}: {item.split!a}", item.files)
         elif item.key in keys:
-            yield Skip("key occurs twice", item.key)
+            yield Skip("key occurs twice", item.key, item.files)
         elif not (item.images and any(item.captions.values())):
-            yield Skip("no image or no caption", item.key)
+            yield Skip("no image or no caption", item.key, item.files)
         else:
             keys.add(item.key)
-            yield _with_whole_images(item, max_size)
+            yield _with_whole_images(item, max_size, copies, held_out)
 
 
-def _with_whole_images(item: Item, max_size: int) -> Item | Skip:
-    images = {}
+def _with_whole_images(item: Item, max_size: int, copies: Copies, held_out: frozenset[bytes]) -> Item | Skip:
+    images, digests = {}, []
     for view, data in item.images.items():
         try:
-            verify(data)
+            digests.append(examined(data)[1])
             images[view] = limit_size(data, max_size) if max_size else data
         except CorruptImage as error:
-            return Skip("corrupt image", f"{item.key} ({view}): {error}")
+            return Skip("corrupt image", f"{item.key} ({view}): {error}", item.files)
+    if item.split == TRAIN and not held_out.isdisjoint(digests):
+        return Skip(COPY, item.key, item.files)
+    copies.add(item.split, digests)
     return dataclasses.replace(item, images=images)
 
 
 def _refuse_bad(build: Build, allow_bad: bool, source: Source) -> None:
-    bad, good = build.skipped.total(), len(build.keys)
     reasons = ", ".join(f"{count} x {reason}" for reason, count in build.skipped.most_common())
+    bad, good = build.skipped.total() - build.skipped[COPY], len(build.keys)
     refuse_unless(good > 0, f"source {source.name} ({source.origin}) gave no usable pair: {reasons or 'it is empty'}.")
     if bad:
         log.warning("left out %d of %d: %s", bad, bad + good, reasons)
@@ -205,5 +237,6 @@ def _card(build: Build, source: Source, name: str, arguments: dict[str, Any]) ->
         ceiling={split: ceiling(captions) for split, captions in first.items()},
         duplicates={split: duplicates(captions) for split, captions in first.items()},
         skipped=dict(build.skipped),
+        copies=build.copies.counts(),
         arguments=arguments,
     )

@@ -5,6 +5,7 @@ after the other, in the order they were written. The bytes of a row are msgpack.
 layout (features lie in `DIR/features/<name>/`), so that row i of one belongs to row i of the other.
 """
 
+import contextlib
 import logging
 import os
 import pathlib
@@ -102,7 +103,8 @@ class RecordWriter:
 
     The shards get their final names only in `close`, when their number is known, so a run that dies leaves no file
     that a reader would take for a split. Leaving the `with` block by an exception removes what was
-    written. Raises `UserError` for a split name that is no plain file name.
+    written. Raises `UserError` for a split name that is no plain file name, and when a shard cannot be written (a full
+    disk).
     """
 
     def __init__(self, folder: os.PathLike | str, split: str, shard_bytes: int = SHARD_BYTES):
@@ -119,7 +121,8 @@ class RecordWriter:
         """Append one row."""
         if self._shard is None or self._room < len(data):
             self._next_shard()
-        self._shard.write(data)
+        with self._told():
+            self._shard.write(data)
         self._room -= len(data)
         self.records += 1
 
@@ -137,7 +140,8 @@ class RecordWriter:
 
     def abort(self) -> None:
         """Remove the unfinished shards."""
-        self._finish_shard()
+        with contextlib.suppress(UserError):  # what cannot be finished is removed all the same
+            self._finish_shard()
         for part in self._parts:
             part.unlink(missing_ok=True)
         self._parts = []
@@ -153,12 +157,23 @@ class RecordWriter:
 
         self._finish_shard()
         self._parts.append(self.folder / f".{self.split}-{len(self._parts):05d}.part")
-        self._shard, self._room = ArrayRecordWriter(str(self._parts[-1]), "group_size:1,uncompressed"), self.shard_bytes
+        with self._told():
+            self._shard = ArrayRecordWriter(str(self._parts[-1]), "group_size:1,uncompressed")
+        self._room = self.shard_bytes
 
     def _finish_shard(self) -> None:
-        if self._shard is not None:
-            self._shard.close()
-        self._shard = None
+        shard, self._shard = self._shard, None  # also when closing fails, or it would fail again
+        if shard is not None:
+            with self._told():
+                shard.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, ValueError, OSError) as error:  # "write() failed: No space left on device; writing ..."
+            why = str(error).split(";")[0].removeprefix("write() failed: ")
+            raise UserError(f"'{self.folder}': split {self.split!r} cannot be written ({why}); make room there") from error
 
 
 class Records:

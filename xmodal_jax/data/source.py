@@ -145,27 +145,19 @@ def clean_captions(captions: Any, key: str) -> tuple[Captions, list[Skip]]:
     return kept, skips
 
 
-def _read_images(paths: dict[str, os.PathLike], key: str, files: tuple[FileState, ...]) -> dict[str, bytes] | Skip:
-    images = {}
-    for view, path in paths.items():
-        try:
-            images[view] = read_file(path)
-        except UnreadableFile as error:
-            why = "" if error.reason == MISSING else f": {error}"
-            return Skip(error.reason, f"{key}: {error.name}{why}", files)
-    return images
-
-
 def file_item(key: str, paths: dict[str, os.PathLike | str], captions: Any, **fields) -> Iterator[Item | Skip]:
     """The item of a row whose pictures are files, or the reason why there is none."""
     kept, skips = clean_captions(captions, key)
     yield from skips
     paths = {view: find_file(path) for view, path in paths.items()}
-    files = tuple(map(file_state, paths.values()))
-    images = _read_images(paths, key, files)
-    if isinstance(images, Skip):
-        yield images
-    elif kept:
+    try:
+        images = {view: read_file(path) for view, path in paths.items()}
+    except UnreadableFile as error:
+        why = "" if error.reason == MISSING else f": {error}"
+        yield Skip(error.reason, f"{key}: {error.name}{why}", tuple(map(file_state, paths.values())))
+        return
+    files = tuple(file_state(path, images[view]) for view, path in paths.items())
+    if kept:
         yield Item(key, images, kept, **fields, files=files)
     elif not skips:
         yield Skip("no caption", key, files)

@@ -4,6 +4,7 @@ Layout: ROOT/<category>/<...>/<name>.png or .svg, beside it <name>.txt, whose fi
 whose other lines are `<language>.utf8=<caption>`.
 """
 
+import json
 import os
 import pathlib
 import re
@@ -11,9 +12,10 @@ from collections.abc import Iterator
 
 from xmodal_jax.data.captions import normal_caption
 from xmodal_jax.data.image import CorruptImage, render_svg
+from xmodal_jax.data.media import read_states
 from xmodal_jax.data.source import Item, Skip, Source, clean_captions, split_groups, usable_item
 from xmodal_jax.data.taxonomy import Taxonomy, folder_taxonomy
-from xmodal_jax.data.textfile import read_lines
+from xmodal_jax.data.textfile import hashed, read_lines
 from xmodal_jax.errors import refuse_unless
 
 ROOT = "/usr/share/tuxpaint/stamps"
@@ -88,7 +90,8 @@ def stamps_source(
         for row, split in enumerate(splits):
             yield from items_of(row, split)
 
-    arguments = {"root": str(root.resolve()), "size": size, "held_out": held_out}
+    content = hashed(json.dumps([keys, captions]))
+    arguments = {"root": str(root.resolve()), "size": size, "held_out": held_out, "content": content}
     arguments |= ({"only": only} if only else {}) | ({"label": label} if label != "folder" else {})
     origin = "Debian tuxpaint-stamps-default"
     return Source("stamps", origin, "GPL-2", items, arguments, len(files), _taxonomy(keys, labels, label))
@@ -125,10 +128,11 @@ def _taxonomy(keys: list[str], labels: list[str], label: str) -> Taxonomy:
 
 def _item(key: str, path: pathlib.Path, captions: dict[str, list[str]], size: int, **fields) -> Item | Skip:
     png, svg = path.with_suffix(".png"), path.with_suffix(".svg")
+    files = read_states(png if png.is_file() else svg)
     try:
         picture = png.read_bytes() if png.is_file() else render_svg(svg.read_text("utf-8"), size)
     except OSError:
-        return Skip("missing image", f"{key}: no .png or .svg")
+        return Skip("missing image", f"{key}: no .png or .svg", files)
     except (CorruptImage, UnicodeDecodeError) as error:
-        return Skip("unreadable drawing", f"{key}: {error}")
-    return Item(key, {"image": picture}, captions, **fields)
+        return Skip("unreadable drawing", f"{key}: {error}", files)
+    return Item(key, {"image": picture}, captions, **fields, files=files)

@@ -1,0 +1,69 @@
+"""Whether the files that a data set was made of are still what they were: `DIR/files.jsonl.gz` has the state of each."""
+
+import collections
+import gzip
+import json
+import os
+import pathlib
+from collections.abc import Iterable
+
+from xmodal_jax.data.media import ABSENT, FileState, UnreadableFile, file_state, read_file
+from xmodal_jax.errors import UserError
+
+STATES_FILE = "files.jsonl.gz"
+
+
+class States:
+    """Writes the states of files as they come; a context manager."""
+
+    def __init__(self, folder: os.PathLike | str):
+        self._file = gzip.open(pathlib.Path(folder) / STATES_FILE, "wt", compresslevel=3, encoding="utf-8")
+
+    def add(self, states: Iterable[FileState]) -> None:
+        """Write some."""
+        self._file.writelines(json.dumps(state) + "\n" for state in states)
+
+    def __enter__(self) -> "States":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._file.close()
+
+
+def changed_files(folder: os.PathLike | str) -> dict[str, list[str]]:
+    """{"replaced" | "new" | "gone": paths} of the files that are not as they were when the data set in `folder` was made.
+
+    A file of the same size and another time is read: it is only replaced if its content is another. Raises `UserError`
+    where the list of files cannot be read.
+    """
+    found = collections.defaultdict(list)
+    path = pathlib.Path(folder) / STATES_FILE
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                before = FileState(*json.loads(line))
+                if kind := _change(before):
+                    found[kind].append(before.path)
+    except (OSError, EOFError, ValueError, TypeError) as error:
+        raise UserError(f"'{path}' cannot be read ({error}); prepare the data set again with --force") from error
+    return dict(found)
+
+
+def _change(before: FileState) -> str:
+    now = file_state(before.path)
+    if now[:3] == before[:3] or now.size == before.size == ABSENT:
+        return ""
+    if ABSENT in (now.size, before.size):
+        return "new" if before.size == ABSENT else "gone"
+    if now.size == before.size and before.digest:
+        try:
+            return "" if file_state(before.path, read_file(before.path)).digest == before.digest else "replaced"
+        except UnreadableFile:
+            return "gone"
+    return "replaced"
+
+
+def as_sentence(found: dict[str, list[str]]) -> str:
+    """Such as "31 files replaced (/data/1.png first), 2 gone (/data/7.png first)"."""
+    parts = [f"{len(paths)} {kind} ({paths[0]}{' first' if paths[1:] else ''})" for kind, paths in found.items()]
+    return "files of its source are " + ", ".join(parts)

@@ -1,0 +1,115 @@
+"""The folder of a data set while a process makes it: one process at a time, and whole or not there.
+
+A data set is built in the folder PART inside its own folder, which may be the current one or a mount point, and moved up
+with the card last. What a killed process left is removed by the next one, or put in place if it was whole.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import IO
+
+from xmodal_jax.data.card import CARD_FILE
+from xmodal_jax.data.records import SHARD_NAME
+from xmodal_jax.errors import UserError, refuse_unless
+
+log = logging.getLogger(__name__)
+
+PART, LOCK = ".prepare.part", ".prepare.lock"
+NOTHING = {PART, LOCK, "lost+found"}  # what a folder may hold and still be empty; the last is in a fresh file system
+OF_A_SET = ("digests", "features", "embeddings", "texts", "tokenizer*.json", "taxonomy.json", "files.jsonl.gz")
+
+
+@contextlib.contextmanager
+def only_process(lock: pathlib.Path, doing: str) -> Iterator[None]:
+    """Hold the file `lock`, which is there only meanwhile. Raises `UserError` at once if another process holds it."""
+    with contextlib.closing(_locked(lock, doing)):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _locked(lock: pathlib.Path, doing: str) -> IO:
+    while True:
+        file = lock.open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise UserError(f"another process is {doing}; wait until it has ended, or stop it") from None
+        except OSError as error:
+            log.warning("'%s' cannot be locked (%s); see that no other process is %s", lock, error, doing)
+            return file
+        with contextlib.suppress(OSError):
+            if os.fstat(file.fileno()).st_ino == lock.stat().st_ino:
+                return file
+        file.close()  # the process that held it has just removed it
+
+
+def holds_set(out: pathlib.Path) -> bool:
+    """Whether there is a data set in `out`, and none that a killed process did not put in place."""
+    return (out / CARD_FILE).is_file() and not (out / PART).exists()
+
+
+def refuse_foreign(out: pathlib.Path) -> None:
+    """Raise `UserError` if `out` is a file, or a folder with something in it that is no data set."""
+    foreign = out.exists() and not out.is_dir()
+    if out.is_dir() and not ((out / CARD_FILE).is_file() or (out / PART / CARD_FILE).is_file()):
+        foreign = bool(set(os.listdir(out)) - NOTHING)
+    refuse_unless(
+        not foreign, f"{out} exists and is not a data set: choose another --out; nothing was overwritten."
+    )
+
+
+@contextlib.contextmanager
+def being_made(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The folder to build in, while no other process can; afterwards it is gone, and so is `out` if it is new and empty.
+
+    Raises `UserError` if another process is at it, and where `out` cannot be written.
+    """
+    new = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    part = out / PART
+    try:
+        with only_process(out / LOCK, f"preparing a data set in '{out}'"):
+            if (part / CARD_FILE).is_file():
+                move_up(part, out)
+            _removed(part)
+            part.mkdir()
+            try:
+                yield part
+            finally:
+                if not (part / CARD_FILE).is_file():  # else it is whole, and the next one puts it in place
+                    _removed(part)
+    except OSError as error:
+        if error.filename:
+            raise
+        raise UserError(f"'{out}' cannot be written ({error}); make room, or choose another --out") from error
+    finally:
+        if new:
+            with contextlib.suppress(OSError):  # it is not empty: the data set is there
+                out.rmdir()
+
+
+def move_up(part: pathlib.Path, out: pathlib.Path) -> None:
+    """Put a whole data set in the place of the one, if any, that is in `out`. Whenever it dies, it can be called again."""
+    if (out / CARD_FILE).is_file():  # the old one's; the new one's comes last
+        for name in ("*.arrayrecord", *OF_A_SET):
+            for path in out.glob(name):
+                if name in OF_A_SET or SHARD_NAME.fullmatch(path.name):
+                    _removed(path)
+        (out / CARD_FILE).unlink()
+    for name in sorted(os.listdir(part), key=lambda name: name == CARD_FILE):
+        os.replace(part / name, out / name)
+
+
+def _removed(path: pathlib.Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
