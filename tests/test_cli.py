@@ -55,14 +55,15 @@ def test_search_hands_its_flags_on(tiny_index, tmp_path, refused, monkeypatch):
     from xmodal_jax.search import query
 
     asked = []
+    monkeypatch.setattr(query, "load_milvus", lambda: None)
     monkeypatch.setattr(query, "answer", lambda where, *_: asked.append(where) or query.Where(tmp_path).open())
     monkeypatch.setenv("MILVUS_TOKEN", "key")
     index = ["search", "red", "--index", str(tiny_index)]
-    refused([*index, "--verify", "--backend", "sharded"], "is not an index")
+    refused([*index, "--verify", "--backend", "sharded", "--workdir", "run", "--data", "set"], "is not an index")
     refused([*index, "--backend", "milvus", "--uri", "http://x", "--collection", "mine"], "is not an index")
     refused([*index, "--backend", "milvus", "--uri", "http://x", "--token", "a:b"], "is not an index")
     assert asked == [
-        query.Where(str(tiny_index), "sharded", verify=True),
+        query.Where(str(tiny_index), "sharded", verify=True, workdir="run", data="set"),
         query.Where(str(tiny_index), "milvus", "http://x", collection="mine", token="key"),
         query.Where(str(tiny_index), "milvus", "http://x", token="a:b"),
     ]
@@ -83,7 +84,7 @@ def test_caption_prints_a_line_per_picture_and_scores(tiny_run, shapes_files, ca
 def test_index_command_counts_pictures(tiny_run, tmp_path, capsys, refused):
     command = ["index", "--workdir", str(tiny_run[0]), "--out", str(tmp_path / "index"), "--split", "train"]
     assert main(command) == 0
-    assert "indexed 24 pictures" in capsys.readouterr().out
+    assert "indexed 24 pictures" in (said := capsys.readouterr().out) and "split 'train'" in said
     refused(command, "already holds an index")
     assert main([*command, "--overwrite"]) == 0
 
@@ -203,7 +204,7 @@ def test_impossible_queries_are_refused(tiny_index, tmp_path, refused):
     index = ["--index", tiny_index]
     refused(["search", *index], "give one query")
     refused(["search", "red", "--image", "x.png", *index], "give one query")
-    refused(["search", "red", "-k", "99", *index], "-k 99 does not fit the 24 pictures")
+    refused(["search", "red", "-k", "0", *index], "-k 0 takes nothing of the 24 pictures")
     (tmp_path / "notes.txt").write_text("no picture")
     refused(["search", "--image", tmp_path / "notes.txt", *index], "notes.txt' is no picture")
 

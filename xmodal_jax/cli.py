@@ -224,19 +224,24 @@ def index(args: argparse.Namespace, _: list[str]) -> None:
     from xmodal_jax.workdir import open_run
 
     assembly, params, _ = open_run(args.workdir)
-    how = How(args.overwrite, args.append, args.codes_only, args.dtype, args.side)
+    more = {"upsert": args.upsert, "duplicates": args.allow_duplicates}
+    how = How(args.overwrite, args.append, args.codes_only, args.dtype, args.side, **more)
     path, count = build_index(assembly, params, args.workdir, args.out, args.data, args.split, how)
-    print(f"indexed {count} {ROWS[args.side]} in {path}")
+    split = args.split or assembly.config.data.eval_split
+    print(f"indexed {count} {ROWS[args.side]} in {path} (split '{split}' of {args.data or assembly.config.data.path})")
 
 
 def search(args: argparse.Namespace, _: list[str]) -> None:
     """Answer a text or an image query from an index."""
-    from xmodal_jax.search.query import Where, answer, as_table, contact_sheet
+    from xmodal_jax.search.query import Where, answer, as_table, contact_sheet, refuse_unshowable
     from xmodal_jax.search.stages import Stages
 
     refuse_unless(bool(args.query) != bool(args.image), 'give one query: words, such as "a red fruit", or --image FILE')
     token = args.token or (os.environ.get(TOKEN_VARIABLE, "") if args.backend == "milvus" else "")
-    where = Where(args.index, args.backend, args.uri, args.prefix, args.verify, args.collection, token)
+    if args.show:
+        refuse_unshowable(args.show)
+    moved = {"workdir": args.workdir, "data": args.data}
+    where = Where(args.index, args.backend, args.uri, args.prefix, args.verify, args.collection, token, **moved)
     stages = Stages(args.kind, args.shortlist, args.rerank)
     hits = answer(where, args.query, args.image, args.k, stages)
     print(as_table(hits))
@@ -309,6 +314,8 @@ def _query_parsers(commands: Any) -> None:
     )
     build.add_argument("--overwrite", action="store_true")
     build.add_argument("--append", action="store_true", help="add the rows to the index that is there")
+    build.add_argument("--upsert", action="store_true", help="add the rows, in place of those of the same keys")
+    build.add_argument("--allow-duplicates", action="store_true", help="append rows of keys that are there, too")
     build.add_argument("--codes-only", action="store_true", help="keep the hash codes and not the embeddings")
     build.add_argument(
         "--dtype", default="", choices=("float32", "int8"), help="of the embeddings on disk (default: float32)"
@@ -318,6 +325,8 @@ def _query_parsers(commands: Any) -> None:
     ask.add_argument("query", nargs="?", default="")
     ask.add_argument("--image", default="", help="a picture as the query")
     ask.add_argument("--index", required=True)
+    ask.add_argument("--workdir", default="", help="the run that made the index, where it is not found by itself")
+    ask.add_argument("--data", default="", help="for --rerank: the data set of the pictures, where it has moved")
     ask.add_argument("-k", type=int, default=10)
     ask.add_argument("--kind", default="dense", choices=("dense", "codes"))
     ask.add_argument("--shortlist", type=int, default=0, metavar="N", help="order the best N by codes by their cosine")

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from xmodal_jax.cli import main
+from xmodal_jax.data.card import Card
 from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.errors import UserError
-from xmodal_jax.eval.embed import Embedder
+from xmodal_jax.eval.embed import Embedded, Embedder
 from xmodal_jax.search import build, codes, store
 from xmodal_jax.search.index import Index, fingerprint
 
@@ -23,6 +24,9 @@ def test_every_picture_of_every_view_is_a_row(tiny_index, tiny_run, opened_run):
     assert items[0]["key"] == items[12]["key"] and items[0]["split"] == "test"
     assert all(f"a {' '.join(item['key'].split('-'))}" == item["captions"][0] for item in items)
     assert opened.extra["workdir"] == str(tiny_run[0])
+    card = Card.load(tiny_run[1])
+    assert opened.extra["data"] == str(tiny_run[1])
+    assert opened.extra["sets"][str(tiny_run[1])]["fingerprint"] == card.fingerprint
 
 
 def test_rows_are_the_model_s_embeddings_and_codes(tiny_index, opened_run):
@@ -85,6 +89,9 @@ def test_what_cannot_be_appended_is_refused_before_anything_is_encoded(tiny_inde
         ("other", build.How(append=True), "made by model 0123"),
         ("bare", build.How(append=True), "has no items"),
         ("torn", build.How(append=True), "codes-00000.npy is torn"),
+        ("torn", build.How(upsert=True), "codes-00000.npy is torn"),
+        ("index", build.How(upsert=True, overwrite=True), "--upsert keeps what --overwrite replaces"),
+        ("index", build.How(upsert=True, duplicates=True), "write one of them"),
         ("none", build.How(append=True), "is not an index"),
     ):
         with pytest.raises(UserError, match=words):
@@ -95,7 +102,8 @@ def test_what_cannot_be_appended_is_refused_before_anything_is_encoded(tiny_inde
 def test_rows_are_appended_in_the_form_of_the_index(opened_run, tmp_path):
     first = build.How(codes_only=True)
     path, count = build.build_index(*opened_run, "run", str(tmp_path / "index"), how=first)
-    for how in (build.How(append=True), build.How(append=True, codes_only=True, dtype="float32")):
+    again = {"append": True, "codes_only": True, "dtype": "float32", "duplicates": True}
+    for how in (build.How(append=True), build.How(**again)):
         path, count = build.build_index(*opened_run, "run", str(path), split="train", how=how)
     opened = Index.open(path)
     assert (count, opened.width, opened.bits) == (72, 0, 16)
@@ -104,24 +112,41 @@ def test_rows_are_appended_in_the_form_of_the_index(opened_run, tmp_path):
 
 def test_pictures_are_encoded_a_block_at_a_time(opened_run):
     assembly, params = opened_run
-    evaluation = dataclasses.replace(assembly.config.eval, batch_size=5)
-    small = dataclasses.replace(assembly, config=dataclasses.replace(assembly.config, eval=evaluation))
-    parts = list(build.encoded(small, Embedder(assembly.model, params), assembly.config.data, "test"))
+    views = build.opened_views(assembly, assembly.config.data, "test", "image")
+    whole, parts = (
+        list(build.encoded(Embedder(assembly.model, params), size, assembly.config.data, "test", views))
+        for size in (assembly.config.eval.batch_size, 5)
+    )
     assert [len(coded.embed) for coded, _ in parts] == [len(items) for _, items in parts] == [5, 5, 2] * 2
-    whole = list(build.encoded(assembly, Embedder(assembly.model, params), assembly.config.data, "test"))
     assert [item for _, items in parts for item in items] == [item for _, items in whole for item in items]
     for name in ("embed", "codes"):
         one, other = (np.concatenate([getattr(coded, name) for coded, _ in found]) for found in (parts, whole))
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-def test_the_run_is_found_again_when_both_folders_move(tiny_index, opened_run, tmp_path):
-    (tmp_path / "here" / "run").mkdir(parents=True)
-    path, _ = build.build_index(*opened_run, str(tmp_path / "here" / "run"), str(tmp_path / "here" / "index"))
-    assert build.workdir_of(Index.open(path)) == tmp_path / "here" / "run"
-    shutil.move(tmp_path / "here", tmp_path / "there")
-    moved = Index.open(tmp_path / "there" / "index")
-    assert build.workdir_of(moved).resolve() == (tmp_path / "there" / "run").resolve()
-    (tmp_path / "there" / "run").rmdir()
-    with pytest.raises(UserError, match="is gone"):
-        build.workdir_of(moved)
+def test_a_moved_run_indexes_other_data_without_its_own(tiny_run, opened_run, tmp_path):
+    """Its own set is gone; a run that keeps the tokens of its captions would look for them there."""
+    assembly, params = opened_run
+    gone = dataclasses.replace(assembly.config.data, path=str(tmp_path / "gone"))
+    text = dataclasses.replace(assembly.config.text, keep=True)
+    moved = dataclasses.replace(assembly, config=dataclasses.replace(assembly.config, data=gone, text=text))
+    with pytest.raises(UserError, match="the run's data set is not at .*gone.*; write --data FOLDER"):
+        build.build_index(moved, params, "run", str(tmp_path / "index"))
+    for side in ("image", "text"):
+        out, how = tmp_path / side, build.How(side=side)
+        assert build.build_index(moved, params, "run", str(out), str(tiny_run[1]), how=how)[1] == 24
+
+
+def test_the_split_and_how_many_rows_it_has_are_shown(opened_run, capsys, monkeypatch):
+    monkeypatch.setattr("xmodal_jax.data.progress.LOG_SECONDS", 0)
+    views = build.opened_views(opened_run[0], opened_run[0].config.data, "test", "image")
+    blocks = iter([(Embedded(np.zeros((20, 2))), []), (Embedded(np.zeros((4, 2))), [])])
+    assert len(list(build.shown(blocks, "test", views, "image"))) == 2
+    said = capsys.readouterr().err
+    assert "index split 'test' [" in said and "20/24 pictures" in said and "24/24 pictures" in said
+
+
+def test_a_picture_that_cannot_be_read_has_no_thumbnail(caplog):
+    """Behind cached features nothing else decodes it."""
+    assert build.thumbnail_of(b"no picture", "a") == {}
+    assert caplog.messages[0].startswith("no thumbnail of 'a': ")

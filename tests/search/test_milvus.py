@@ -1,3 +1,5 @@
+import pathlib
+import subprocess
 import sys
 
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 from ties import same_up_to_ties
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.search import milvus, store
+from xmodal_jax.search import milvus, query, store
 from xmodal_jax.search.index import Index
 
 COUNT = 60
@@ -93,3 +95,42 @@ def test_without_pymilvus_the_command_is_named(opened, monkeypatch):
     monkeypatch.setitem(sys.modules, "pymilvus", None)
     with pytest.raises(UserError, match="pymilvus is not installed; run pip install"):
         milvus.MilvusIndex(opened, "rows.db")
+    with pytest.raises(UserError, match="pymilvus is not installed"):
+        query.Where(opened.path, "milvus", "rows.db").open()
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("my rows.db", "no name that milvus-lite takes"),
+        ("r" * 34 + ".db", "no name that milvus-lite takes"),
+        ("rows.sqlite", "that ends in .db"),
+        ("no/rows.db", "there is no folder"),
+        ("folder.db", "is a folder"),
+        ("other.db", "is a file that Milvus did not write"),
+        ("http://", "is no address of a server"),
+        ("http://host:port", "is no address of a server"),
+        ("ftp://host", "is no address of a server"),
+    ],
+)
+def test_what_milvus_cannot_open_is_one_sentence(tmp_path, monkeypatch, uri, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.db").mkdir()
+    (tmp_path / "other.db").write_text("no database")
+    with pytest.raises(UserError, match=f"^--uri '{uri}'.*{words}"):
+        milvus.refuse_bad_uri(uri)
+    for good in ("rows.db", "http://localhost:19530", "https://x.y/z", "unix:///tmp/a.sock", "r" * 33 + ".db"):
+        milvus.refuse_bad_uri(good)
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/locks").exists(), reason="the system does not tell who holds a lock")
+def test_a_file_that_another_process_has_open_is_one_sentence(tmp_path):
+    """milvus-lite locks .NAME.lock with POSIX locks, which a process has for itself."""
+    code = f"import fcntl; file = open({str(tmp_path / '.rows.db.lock')!r}, 'a'); fcntl.lockf(file, fcntl.LOCK_EX)"
+    code += "; print('in', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match=rf"rows.db' is open in another process \({other.pid}\); wait until it ends"):
+            milvus.refuse_bad_uri(str(tmp_path / "rows.db"))
+        other.communicate(b"\n")
+    milvus.refuse_bad_uri(str(tmp_path / "rows.db"))

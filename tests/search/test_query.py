@@ -41,9 +41,7 @@ def test_words_are_ranked_by_cosine(tiny_index, opened_run):
 
 
 def test_queries_that_cannot_be_answered_are_refused(tiny_index, tmp_path):
-    with pytest.raises(UserError, match="-k 25 does not fit the 24 pictures"):
-        query.answer(tiny_index, "a red circle", k=25)
-    with pytest.raises(UserError, match="-k 0"):
+    with pytest.raises(UserError, match="-k 0 takes nothing of the 24 pictures of"):
         query.answer(tiny_index, "a red circle", k=0)
     with pytest.raises(UserError, match="knows no word"):
         query.answer(tiny_index, "Ω Ж", k=1)
@@ -106,7 +104,7 @@ def test_an_index_of_another_checkpoint_is_refused(tiny_index, tmp_path):
     rows = Index.open(tiny_index)
     extra = {"workdir": rows.extra["workdir"], "workdir_from_index": "."}
     path = store.write(tmp_path / "old", rows.vectors(), [{"key": "x"}] * 24, model="0123", extra=extra)
-    with pytest.raises(UserError, match="was made by model 0123 .* index again"):
+    with pytest.raises(UserError, match="was made by model 0123, .*was trained on since .* index again"):
         query.answer(path, "a red circle")
     shutil.rmtree(path)
     path = store.write(path, rows.vectors(), [{"key": "x"}] * 24, model=rows.model, extra=extra)
@@ -153,3 +151,37 @@ def test_a_contact_sheet_grows_with_its_captions(tiny_index, query_file, tmp_pat
         assert (sheet[-200:, -300:] == 255).all()  # the second row has two pictures only
     with pytest.raises(UserError, match="ends in .png"):
         query.contact_sheet(hits_of(tiny_index, ["a cat"]), tmp_path / "sheet.words", "a cat")
+
+
+def test_a_sheet_has_an_empty_frame_where_a_thumbnail_cannot_be_read(tiny_index, tmp_path):
+    hits = hits_of(tiny_index, ["a cat"] * 4)
+    damaged = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(20)).decode()
+    for hit, bad in zip(hits[1:], (damaged, "no base64!", None)):
+        hit.item["thumbnail"] = bad
+    with Image.open(query.contact_sheet(hits, tmp_path / "sheet.png", "a cat")) as sheet:
+        assert sheet.width == 5 * query.TILE + 4 * 12 + 2 * 24
+    empty = query.thumbnail(hits[1].item)
+    assert empty.size == query.thumbnail(hits[0].item).size
+    for hit in hits[2:]:
+        assert query.thumbnail(hit.item).tobytes() == empty.tobytes() != query.thumbnail(hits[0].item).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("hits.xyz", "does not end as a picture"),
+        ("hits", "does not end as a picture"),
+        ("folder.png", "is a folder"),
+        ("file/hits.png", "because of '.*file'"),
+        ("no/file/hits.png", ""),
+    ],
+)
+def test_where_a_sheet_cannot_go_is_told_before_the_search(tmp_path, name, words):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").write_text("")
+    if not words:
+        query.refuse_unshowable(tmp_path / name)
+        assert not (tmp_path / "no").exists()
+        return
+    with pytest.raises(UserError, match=words):
+        query.refuse_unshowable(tmp_path / name)

@@ -9,7 +9,7 @@ from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.eval.evaluate import Evaluator, ensure_weight
-from xmodal_jax.search import build, codes, query, stages, store
+from xmodal_jax.search import codes, query, stages, store
 from xmodal_jax.search.index import Index
 from xmodal_jax.search.stages import Stages
 
@@ -39,15 +39,29 @@ def test_a_shortlist_is_the_cosines_of_the_nearest_codes(tmp_path, rng):
         (Stages("codes", 8, 4), 5, "-k 5 is more than --rerank 4 leaves"),
         (Stages("codes", 8, 9), 5, "--rerank 9 is more than --shortlist 8 leaves"),
         (Stages("codes", 4), 5, "-k 5 is more than --shortlist 4 leaves"),
-        (Stages("codes", 40), 5, "--shortlist 40 does not fit the 24 rows"),
-        (Stages("dense", 0, 25), 5, "--rerank 25 does not fit the 24 rows"),
-        (Stages("dense", 0, -1), 5, "--rerank -1 does not fit"),
+        (Stages("codes", 8), 25, "-k 25 is more than --shortlist 8 leaves"),
+        (Stages("dense", 0, -1), 5, "--rerank -1 takes nothing"),
+        (Stages("dense"), 0, "-k 0 takes nothing of the 24 rows"),
     ],
 )
 def test_stages_that_do_not_follow_each_other_are_refused(given, k, words):
     with pytest.raises(UserError, match=words):
-        given.refuse_misfit(k, 24)
-    Stages("codes", 24, 8).refuse_misfit(8, 24)
+        given.fitted(k, 24)
+    assert Stages("codes", 24, 8).fitted(8, 24) == (Stages("codes", 24, 8), 8)
+
+
+@pytest.mark.parametrize(
+    ("given", "k", "want", "said"),
+    [
+        (Stages("dense"), 99, (Stages("dense"), 24), ["-k 99"]),
+        (Stages("codes", 40), 5, (Stages("codes", 24), 5), ["--shortlist 40"]),
+        (Stages("codes", 40, 30), 25, (Stages("codes", 24, 24), 24), ["-k 25", "--rerank 30", "--shortlist 40"]),
+        (Stages("codes", 24, 30), 5, (Stages("codes", 24, 24), 5), ["--rerank 30"]),
+    ],
+)
+def test_what_is_more_than_there_is_takes_all_and_says_so(given, k, want, said, caplog):
+    assert given.fitted(k, 24, "pictures of x") == want
+    assert caplog.messages == [f"{one} is more than the 24 pictures of x: all are taken" for one in said]
 
 
 @pytest.mark.parametrize("given", [Stages("codes", 16, 8), Stages("dense", 0, 8), Stages("codes", 0, 8)])
@@ -78,7 +92,7 @@ def test_the_matching_head_orders_the_best(tiny_index, opened_run, given):
         assert opened.item(hit.row)["key"] == hit.item["key"]
 
 
-def test_pictures_that_are_gone_are_not_matched(tiny_index, tmp_path):
+def test_pictures_that_are_gone_are_not_matched(tiny_index, tiny_run, tmp_path):
     opened = Index.open(tiny_index)
     items = [opened.item(row) for row in range(24)]
     given = {"model": opened.model, "extra": opened.extra}
@@ -91,22 +105,14 @@ def test_pictures_that_are_gone_are_not_matched(tiny_index, tmp_path):
         answer("old", [{k: v for k, v in item.items() if k != "row"} for item in items])
     with pytest.raises(UserError, match="no longer has 'unknown' in row"):
         answer("other", [item | {"key": "unknown"} for item in items])
-    with pytest.raises(UserError, match="no data set at"):
+    with pytest.raises(UserError, match="gone' holds no data set: write --data FOLDER"):
         answer("moved", items, extra=opened.extra | {"data": str(tmp_path / "gone")})
+    moved = store.write(tmp_path / "set", opened.vectors(), items, model=opened.model,
+                        extra=opened.extra | {"data": str(tmp_path / "gone"), "sets": {}})  # fmt: skip
+    found = query.answer(query.Where(moved, data=tiny_run[1]), WORDS, k=2, stages=Stages("dense", 0, 24))
+    assert found == query.answer(tiny_index, WORDS, k=2, stages=Stages("dense", 0, 24))
     with pytest.raises(UserError, match="ask with words"):
         query.answer(tiny_index, "", "x.png", 2, Stages("dense", 0, 4))
-
-
-def test_append_doubles_the_rows(tiny_index, tiny_run, opened_run, tmp_path):
-    path = shutil.copytree(tiny_index, tmp_path / "index")
-    build.build_index(*opened_run, str(tiny_run[0]), str(path), how=build.How(append=True))
-    opened = Index.open(path)
-    assert opened.count == 48 and opened.item(0) == opened.item(24)
-    np.testing.assert_array_equal(opened.vectors()[:24], opened.vectors()[24:])
-    with pytest.raises(UserError, match="one of them"):
-        build.build_index(*opened_run, "run", str(path), how=build.How(append=True, overwrite=True))
-    small, _ = build.build_index(*opened_run, "run", str(tmp_path / "codes"), how=build.How(codes_only=True))
-    assert (Index.open(small).width, Index.open(small).bits) == (0, 16)
 
 
 # --- the command line: one sentence, exit code 2 --------------------------------------------------------------------
@@ -152,7 +158,8 @@ def damaged(tiny_index, tmp_path, change):
         (lambda path: torn(path, store.HEADER), [], "index.json is damaged"),
         (lambda path: (path / store.HEADER).write_text('{"version": 1}'), [], "index.json is damaged"),
         (shutil.rmtree, [], "is not an index"),
-        (lambda path: None, ["-k", "25"], "-k 25 does not fit the 24 pictures"),
+        (lambda path: None, ["-k", "-1"], "-k -1 takes nothing of the 24 pictures"),
+        (lambda path: None, ["--show", "hits.xyz"], "'hits.xyz' does not end as a picture"),
         (lambda path: None, ["--shortlist", "12"], "write --kind codes"),
         (lambda path: None, ["--rerank", "4"], "-k 10 is more than --rerank 4"),
         (lambda path: None, ["--backend", "milvus"], "--uri goes with --backend milvus"),

@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -321,3 +322,23 @@ def test_kill_9_while_appending_loses_no_row_that_was_told(folder):
 @pytest.mark.slow
 def test_a_storm_of_kill_9_while_appending(folder):
     storm(folder, 20)
+
+
+def test_a_full_disk_is_one_sentence_with_the_path(tmp_path, rng):
+    """The system's limit on the size of a file refuses as a full disk does: in the middle of a block."""
+    rows = rng.normal(size=(400, 64))
+    path = store.write(tmp_path / "index", rows[:10], [{"key": i} for i in range(10)])
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    long = [{"text": "x" * 1000}] * 400
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        for items, name in (([{}] * 400, "dense-00001.npy"), (long, "items-00001.jsonl")):
+            with pytest.raises(UserError, match=rf"{path / name} cannot be written \(.*\); the index is as it was"):
+                store.append(path, rows, items)
+            with pytest.raises(UserError, match=rf"{name.replace('1', '0')} cannot be written"):
+                store.write(tmp_path / "new", rows, items)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {file.name: file.read_bytes() for file in path.iterdir()}.items() >= before.items()
+    assert Index.open(path).count == 10 and [file.name for file in tmp_path.iterdir()] == ["index"]

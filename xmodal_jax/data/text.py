@@ -95,6 +95,20 @@ class Tokenizer:
         found = self._tokens.encode_batch_fast(list(texts), add_special_tokens=False)
         return np.array([len(encoding) + 2 for encoding in found], np.int32)
 
+    def words(self, text: str) -> list[tuple[int, int, list[int]]]:
+        """(start, stop, token ids) of each word of a text, as it is split before pieces are looked up."""
+        found = self._tokens.encode(text, add_special_tokens=False)
+        words: dict[int, tuple[int, int, list[int]]] = {}
+        for token, (start, stop), number in zip(found.ids, found.offsets, found.word_ids, strict=True):
+            first, _, ids = words.get(number, (start, stop, []))
+            words[number] = first, stop, [*ids, token]
+        return list(words.values())
+
+    @property
+    def has_all_words(self) -> bool:
+        """Whether every word that its captions have twice is one token: built by `build_vocabulary`, and not full."""
+        return self._tokens.token_to_id(STARTS[0]) is not None and self.vocab_size < VOCABULARY
+
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids -> text; ends at [SEP] or padding, special tokens left out."""
         kept = []

@@ -14,7 +14,7 @@ def load_faiss() -> Any:
     try:
         import faiss
     except ImportError:
-        raise UserError("faiss is not installed; run pip install 'xmodal_jax[index]'.") from None
+        raise UserError("faiss is not installed; run pip install -e '.[index]' in the clone of xmodal_jax.") from None
     return faiss
 
 

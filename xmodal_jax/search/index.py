@@ -139,13 +139,17 @@ class Index(Backend):
 
     def vectors_of(self, rows: np.ndarray, kind: str = "dense") -> np.ndarray:
         """Some rows [m] in memory, in the order asked: float32 [m,E], or codes uint8 [m,K/8]."""
+        return _floats(self.stored(rows, kind))
+
+    def stored(self, rows: np.ndarray, kind: str = "dense") -> np.ndarray:
+        """As `vectors_of`, in the type that they have on disk."""
         blocks, rows = self.blocks(kind), np.asarray(rows)
         starts = np.cumsum([0, *(len(block) for block in blocks)])
         found = np.empty((len(rows), blocks[0].shape[1]), blocks[0].dtype)
         number = np.searchsorted(starts, rows, side="right") - 1
         for i in np.unique(number):
             found[number == i] = blocks[i][rows[number == i] - starts[i]]
-        return _floats(found)
+        return found
 
     def _find(self, asked: np.ndarray, k: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
         values, rows, start = [], [], 0

@@ -7,7 +7,11 @@ its rows are of, by the id that an index keeps when it grows and changes when it
 """
 
 import contextlib
+import logging
+import os
+import pathlib
 import re
+import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +28,9 @@ BATCH = 1000  # rows of one call
 FIELD = "vector"
 CONNECT_SECONDS = 60  # a local file starts a process, which takes its time on a busy machine
 MOST_K = 16384  # the server's limit of one search
+LOCAL_NAME = re.compile(r"[A-Za-z0-9._-]{1,33}\.db")  # what milvus-lite takes
+NOT_OPENED = "Open local milvus failed"  # started at the same time as another process that has the file now
+SQLITE = b"SQLite format 3\0"
 STRONG = "Strong"  # a search sees everything written before it
 
 
@@ -32,8 +39,69 @@ def load_milvus() -> Any:
     try:
         import pymilvus
     except ImportError:
-        raise UserError("pymilvus is not installed; run pip install 'xmodal_jax[index]'.") from None
+        raise UserError("pymilvus is not installed; run pip install -e '.[index]' in the clone of xmodal_jax.") from None
     return pymilvus
+
+
+def refuse_bad_uri(uri: str) -> None:
+    """Raise `UserError` for what is neither a server's address nor a file that milvus-lite can open."""
+    if "://" in uri:
+        _refuse_bad_address(uri)
+        return
+    path = pathlib.Path(uri).resolve()  # as milvus-lite opens it
+    refuse_unless(
+        LOCAL_NAME.fullmatch(path.name) is not None,
+        f"--uri '{uri}' is no address and no name that milvus-lite takes; write http://HOST:19530, or a file name of at most "
+        "36 letters, digits and . _ - that ends in .db",
+    )
+    refuse_unless(path.parent.is_dir(), f"--uri '{uri}': there is no folder '{path.parent}'; make it, or write another path")
+    refuse_unless(not path.is_dir(), f"--uri '{uri}' is a folder; write the path of a .db file")
+    if path.exists():
+        with open(path, "rb") as file:
+            start = file.read(len(SQLITE))
+        refuse_unless(start in (b"", SQLITE), f"--uri '{uri}' is a file that Milvus did not write; write another file name")
+    holder = _holder(path.with_name(f".{path.name}.lock"))
+    refuse_unless(holder in (0, os.getpid()), _in_use(uri, f" ({holder})"))
+
+
+def _refuse_bad_address(uri: str) -> None:
+    try:
+        address = urllib.parse.urlsplit(uri)
+        good = address.scheme in ("http", "https", "tcp", "unix") and (address.port or 1) > 0
+    except ValueError:  # such as a port that is no number
+        good = False
+    refuse_unless(
+        good and bool(address.hostname or address.path),
+        f"--uri '{uri}' is no address of a server; write http://HOST:19530, or a .db file",
+    )
+
+
+def _in_use(uri: str, who: str = "") -> str:
+    return f"--uri '{uri}' is open in another process{who}; wait until it ends, or write another .db file"
+
+
+def _holder(lock: pathlib.Path) -> int:
+    """The process that holds a lock on a file, 0 for none (or where the system does not tell, which is not Linux).
+
+    The file is not opened: to close it again would end a lock that this process has.
+    """
+    try:
+        inode = lock.stat().st_ino
+        held = [line.split() for line in pathlib.Path("/proc/locks").read_text().splitlines()]
+    except OSError:
+        return 0
+    return next((int(own[4]) for own in held if "->" not in own and own[5].split(":")[-1] == str(inode)), 0)
+
+
+@contextlib.contextmanager
+def _milvus_lite_quiet() -> Iterator[None]:
+    """Without the lines that milvus-lite writes to the root logger beside its exceptions."""
+    root, other = logging.getLogger(), lambda record: "milvus_lite" not in record.pathname
+    root.addFilter(other)
+    try:
+        yield
+    finally:
+        root.removeFilter(other)
 
 
 class MilvusIndex(Backend):
@@ -57,7 +125,9 @@ class MilvusIndex(Backend):
         self.index, self.uri = index, uri
         self.name, self.collection = f"{name} at {uri}", name
         self.width, self.bits, self.count = index.width, index.bits, index.count
-        with self._asking("cannot be reached", "write its address, or a .db file", (OSError, ValueError)):
+        refuse_bad_uri(uri)
+        also = (OSError, ValueError, RuntimeError)
+        with _milvus_lite_quiet(), self._asking("cannot be reached", "write its address, or a .db file", also):
             self.client = self.milvus.MilvusClient(uri=uri, token=token, timeout=CONNECT_SECONDS)
 
     @contextlib.contextmanager
@@ -68,7 +138,9 @@ class MilvusIndex(Backend):
         try:
             yield
         except (self.milvus.MilvusException, *also) as error:
-            raise UserError(f"Milvus at {self.uri} {what} ({error}); {then}.") from error
+            message = getattr(error, "message", "") or str(error)
+            refuse_unless(message != NOT_OPENED, _in_use(self.uri, ", or cannot be read"))
+            raise UserError(f"Milvus at {self.uri} {what} ({message}); {then}.") from error
 
     def item(self, row: int) -> dict:
         """What the index keeps about record `row`."""

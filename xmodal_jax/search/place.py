@@ -18,7 +18,7 @@ import os
 import pathlib
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.search.files import FIELDS, HEADER, OWN, stepped_aside
@@ -116,10 +116,10 @@ def opened(path: pathlib.Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def made(path: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
+def made(path: pathlib.Path, overwrite: bool, check: Callable[[], None] = lambda: None) -> Iterator[pathlib.Path]:
     """A hidden folder to write in, which is at `path` when the body has ended well and gone when it has not.
 
-    Raises UserError as `refuse_taken`, before the body and, for what appeared meanwhile, after it.
+    `check` is called before it goes there, when no other process can write, and raises where it should not. Raises UserError as `refuse_taken`, before the body and, for what appeared meanwhile, after it.
     """
     refuse_taken(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,6 +135,7 @@ def made(path: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
         yield folder
         with alone(path):
             refuse_taken(path, overwrite)
+            check()
             _move(folder, path, overwrite)
     finally:
         discard(folder)

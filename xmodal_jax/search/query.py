@@ -3,13 +3,12 @@
 import base64
 import contextlib
 import dataclasses
+import io
 import logging
 import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from xmodal_jax import drawing
 from xmodal_jax.assemble import Assembly
@@ -20,12 +19,14 @@ from xmodal_jax.eval.embed import Embedded, Embedder
 from xmodal_jax.eval.pictures import read_pictures
 from xmodal_jax.parallel.mesh import make_mesh
 from xmodal_jax.search.backend import Backend, Hit
-from xmodal_jax.search.build import ROWS, side_of, workdir_of
-from xmodal_jax.search.faiss_backend import FaissIndex
-from xmodal_jax.search.index import Index, fingerprint
-from xmodal_jax.search.milvus import COLLECTION, MilvusIndex
+from xmodal_jax.search.build import ROWS, side_of
+from xmodal_jax.search.faiss_backend import FaissIndex, load_faiss
+from xmodal_jax.search.index import Index
+from xmodal_jax.search.milvus import COLLECTION, MilvusIndex, load_milvus, refuse_bad_uri
+from xmodal_jax.search.origin import open_origin
 from xmodal_jax.search.sharded import ShardedIndex
 from xmodal_jax.search.stages import Stages, matched, refuse_unmatchable, staged
+from xmodal_jax.search.words import encoded_words
 from xmodal_jax.types import Params
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,8 @@ TILE = 168  # px
 @dataclasses.dataclass(frozen=True)
 class Where:
     """What is searched. backend: one of `BACKENDS`; prefix: the rows before a damaged file; verify: compare all checksums
-    again; milvus: at `uri`, with `token` ("user:password" or an API key), in the collections `collection`_*."""
+    again; milvus: at `uri`, with `token` ("user:password" or an API key), in the collections `collection`_*; workdir: the run
+    that made the index, data: the data set of its pictures, where they are not found as the index remembers them."""
 
     index: str | os.PathLike
     backend: str = "jax"
@@ -48,9 +50,11 @@ class Where:
     verify: bool = False
     collection: str = ""
     token: str = ""
+    workdir: str | os.PathLike = ""
+    data: str | os.PathLike = ""
 
     def refuse_bad(self) -> None:
-        """Raise `UserError` for an unknown backend, or what does not go with it."""
+        """Raise `UserError` for an unknown backend, one that is not installed, or what does not go with it."""
         refuse_unless(
             self.backend in BACKENDS,
             f"--backend '{self.backend}' is not one of {', '.join(BACKENDS)}; write one of them",
@@ -63,6 +67,11 @@ class Where:
             self.backend == "milvus" or not (self.collection or self.token),
             "--collection and --token go with --backend milvus; leave them out",
         )
+        if self.backend == "faiss":
+            load_faiss()
+        elif self.backend == "milvus":
+            load_milvus()
+            refuse_bad_uri(self.uri)
 
     def open(self) -> Index:
         """The index itself. Raises `UserError` as `refuse_bad` and `Index.open`."""
@@ -93,22 +102,15 @@ def answer(where: Where | str | os.PathLike, query: str = "", image: str | os.Pa
     """The `k` rows of an index, pictures or captions, that fit `query` (words) or the picture file `image` best.
 
     Opens the run that made the index. `stages` says what ranks them: cosine, Hamming distance of the hash codes, a
-    shortlist by codes ordered by cosine, the matching head on the best. Raises UserError for a k outside the index, stages
-    that do not follow each other, a run that has changed since, no codes, an unreadable picture.
+    shortlist by codes ordered by cosine, the matching head on the best. More than there are is all there are, with a warning.
+    Raises UserError for a k below 1, stages that do not follow each other, a run that is gone or has changed since, no
+    codes, an unreadable picture, a query that means nothing to the model.
     """
-    from xmodal_jax.workdir import open_run
-
     where = where if isinstance(where, Where) else Where(where)
     opened = where.open()
-    refuse_unless(
-        1 <= k <= opened.count,
-        f"-k {k} does not fit the {opened.count} {ROWS[side_of(opened.extra)]} of {opened.path}; write 1 to {opened.count}",
-    )
-    if opened.damage:
-        log.warning("searching the first %d of %d rows: %s", opened.count, opened.total, opened.damage)
-    stages.refuse_misfit(k, opened.count)
-    assembly, params, _ = open_run(workdir_of(opened))
-    opened.refuse_other_model(fingerprint(params))
+    stages, k = stages.fitted(k, opened.count, f"{ROWS[side_of(opened.extra)]} of {opened.path}")
+    warn_of(opened)
+    assembly, params = open_origin(opened, where.workdir)
     if stages.rerank:
         refuse_unmatchable(opened, params, bool(image))
     coded = encoded_query(assembly, params, query, image)
@@ -118,39 +120,26 @@ def answer(where: Where | str | os.PathLike, query: str = "", image: str | os.Pa
     )
     with contextlib.closing(where.searcher(opened)) as backend:
         hits = staged(backend, opened, coded, stages, k)
-    return matched(assembly, params, opened, coded, hits, k) if stages.rerank else hits
+    return matched(assembly, params, opened, coded, hits, k, where.data) if stages.rerank else hits
+
+
+def warn_of(opened: Index) -> None:
+    """Say what an answer of this index may lack, or have twice."""
+    if opened.damage:
+        log.warning("searching the first %d of %d rows: %s", opened.count, opened.total, opened.damage)
+    if opened.extra.get("repeated"):
+        log.warning(
+            "%d rows of %s were added under keys that were there (--allow-duplicates; %d data sets): a hit may come twice",
+            opened.extra["repeated"], opened.path, len(opened.extra.get("sets", [])) or 1,
+        )  # fmt: skip
 
 
 def encoded_query(assembly: Assembly, params: Params, query: str, image: str | os.PathLike) -> Embedded:
-    """One query as the model sees it: words, or a picture where `image` names one. Warns of words it does not know."""
+    """One query as the model sees it: words, or a picture where `image` names one. Warns of words it does not read."""
     embedder = Embedder(assembly.model, params)
     if image:
         return embedder.rows("image", read_pictures(assembly, [image]))
-    refuse_unless(bool(query.strip()), 'the query is empty; write words, such as "a red fruit"')
-    refuse_unless(_is_text(query), "the query is not UTF-8 text; write it in UTF-8, or set the locale to one that is")
-    length = assembly.config.data.length
-    ids = assembly.tokenizer.encode([query], length)
-    refuse_unless(_known(assembly, ids).any(), f"the model's tokenizer knows no word of '{query}'; write other words")
-    if assembly.tokenizer.unk_id in ids:
-        apart = assembly.tokenizer.encode(query.split(), length)
-        unknown = [word for word, own in zip(query.split(), apart, strict=True) if assembly.tokenizer.unk_id in own]
-        log.warning("the model's tokenizer does not know %s; the rest is searched", ", ".join(unknown or [query]))
-    return embedder.rows("text", ids)
-
-
-def _is_text(query: str) -> bool:
-    """Whether a command line argument was UTF-8: bytes that are not arrive as lone surrogates."""
-    try:
-        query.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _known(assembly: Assembly, ids: np.ndarray) -> np.ndarray:
-    """Which token ids are words of the tokenizer, or pieces of them."""
-    tokenizer = assembly.tokenizer
-    return ~np.isin(ids, [tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id])
+    return embedder.rows("text", encoded_words(assembly.tokenizer, query, assembly.config.data.length))
 
 
 def score_text(hit: Hit) -> str:
@@ -180,12 +169,12 @@ def contact_sheet(
 ) -> pathlib.Path:
     """Write a picture of the answers: the query on top, the hits with rank, score and caption below.
 
-    `image`: the picture that was the query, shown beside the title. Raises UserError where `path` cannot be written,
-    or hits have no thumbnail.
+    `image`: the picture that was the query, shown beside the title. A hit without a thumbnail that can be read is an empty
+    frame. Raises UserError where `path` cannot be written, or no hit has a thumbnail.
     """
     path = pathlib.Path(path)
     refuse_unless(
-        all("thumbnail" in hit.item for hit in hits), "the index keeps no thumbnails of its pictures; leave out --show"
+        any("thumbnail" in hit.item for hit in hits), "the index keeps no thumbnails of its pictures; leave out --show"
     )
     tiles = [hit_tile(rank, hit) for rank, hit in enumerate(hits, 1)]
     width = COLUMNS * TILE + (COLUMNS - 1) * 12
@@ -197,18 +186,46 @@ def contact_sheet(
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"'{path}' cannot be written ({error}); write a path that ends in .png or .jpg") from error
+        raise UserError(f"'{path}' cannot be written ({error}); {PICTURE}") from error
     return path
+
+
+PICTURE = "write a path that ends in .png or .jpg, in a folder that can be written"
+
+
+def refuse_unshowable(path: str | os.PathLike) -> None:
+    """Raise `UserError` for a path that `contact_sheet` could not write to, before anything is searched."""
+    from PIL import Image
+
+    path = pathlib.Path(path)
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    refuse_unless(kind in Image.SAVE, f"'{path}' does not end as a picture that can be written; {PICTURE}")
+    refuse_unless(not path.is_dir(), f"'{path}' is a folder; {PICTURE}")
+    there = path if path.exists() else next(folder for folder in path.absolute().parents if folder.exists())
+    good = os.access(there, os.W_OK) and (there == path or there.is_dir())
+    refuse_unless(good, f"'{path}' cannot be written, because of '{there}'; {PICTURE}")
 
 
 def hit_tile(rank: int, hit: Hit) -> Any:
     """One hit: its thumbnail, with rank, score, first caption and view below."""
     item = hit.item
     blocks = [
-        drawing.framed(base64.b64decode(item["thumbnail"]), TILE),
+        thumbnail(item),
         drawing.text_block(f"{rank}.  {score_text(hit)}", TILE, 14, drawing.GREY, lines=1),
         drawing.text_block(first_caption(hit), TILE, 15, lines=3),
     ]
     if item.get("view", "image") != "image":  # the name of the only view of a set says nothing
         blocks.append(drawing.text_block(item["view"], TILE, 12, drawing.GREY, lines=1))
     return drawing.stacked(blocks, 4)
+
+
+def thumbnail(item: dict[str, Any]) -> Any:
+    """The thumbnail of a hit in its frame, the frame alone where it has none that can be read."""
+    from PIL import Image
+
+    try:
+        return drawing.framed(base64.b64decode(item["thumbnail"]), TILE)
+    except (KeyError, TypeError, ValueError):  # no thumbnail, no text, no base64, no picture
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8), drawing.GREY).save(file, "PNG")
+        return drawing.framed(file.getvalue(), TILE)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import logging
+import os
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,10 @@ from xmodal_jax.search.backend import Backend, Hit
 from xmodal_jax.search.build import ROWS, data_of, side_of
 from xmodal_jax.search.host import refuse_unsearchable, unit_rows
 from xmodal_jax.search.index import Index
+from xmodal_jax.search.origin import open_set
 from xmodal_jax.types import Params
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,18 +35,28 @@ class Stages:
     shortlist: int = 0
     rerank: int = 0
 
-    def refuse_misfit(self, k: int, count: int) -> None:
-        """Raise `UserError` unless every stage takes some of what the one before gives, and the last at least `k`."""
+    def fitted(self, k: int, count: int, rows: str = "rows") -> tuple["Stages", int]:
+        """These stages and `k` for `count` rows: no stage takes more than there are, and what is cut is said.
+
+        rows: what a sentence calls them. Raises `UserError` unless every stage takes some of what the one before gives,
+        and the last at least `k`.
+        """
         refuse_unless(
             self.shortlist == 0 or self.kind == "codes",
             f"--shortlist {self.shortlist} takes the best by hash codes; write --kind codes with it, or leave it out",
         )
-        sizes = [("-k", k), ("--rerank", self.rerank), ("--shortlist", self.shortlist)]
-        asked = [(name, size) for name, size in sizes if size != 0]
+        sizes = {"-k": k, "--rerank": self.rerank, "--shortlist": self.shortlist}
+        asked = [(name, size) for name, size in sizes.items() if name == "-k" or size != 0]
         for name, size in asked:
-            refuse_unless(1 <= size <= count, f"{name} {size} does not fit the {count} rows; write 1 to {count}")
+            refuse_unless(size >= 1, f"{name} {size} takes nothing of the {count} {rows}; write 1 to {count}")
         for (name, size), (after, wider) in itertools.pairwise(asked):
-            refuse_unless(size <= wider, f"{name} {size} is more than {after} {wider} leaves; write at most {wider}")
+            refuse_unless(
+                min(size, count) <= wider, f"{name} {size} is more than {after} {wider} leaves; write at most {wider}"
+            )
+        for name, size in asked:
+            if size > count:
+                log.warning("%s %d is more than the %d %s: all are taken", name, size, count, rows)
+        return dataclasses.replace(self, shortlist=min(self.shortlist, count), rerank=min(self.rerank, count)), min(k, count)
 
 
 def shortlisted(backend: Backend, index: Index, codes: np.ndarray, embed: np.ndarray, shortlist: int,
@@ -91,11 +106,12 @@ def refuse_unmatchable(index: Index, params: Params, by_picture: bool) -> None:
     )
 
 
-def matched(assembly: Assembly, params: Params, index: Index, asked: Embedded, hits: list[Hit], k: int) -> list[Hit]:
+def matched(assembly: Assembly, params: Params, index: Index, asked: Embedded, hits: list[Hit], k: int,
+            data: str | os.PathLike = "") -> list[Hit]:  # fmt: skip
     """The best `k` of `hits` by the matching head as `config.eval` combines it with the cosine (scores of kind "match").
 
     `asked` is a text where the rows are pictures, a picture where they are captions. The rows' tokens are computed again,
-    those of pictures from the data set that was indexed.
+    those of pictures from the data set that was indexed, which is at `data` where it has moved.
 
     Raises:
       UserError: an index that does not say where its pictures are, pictures that are gone.
@@ -107,12 +123,11 @@ def matched(assembly: Assembly, params: Params, index: Index, asked: Embedded, h
         score = PairScorer(assembly.model, params, asked, text)
         itm = np.asarray(score(np.zeros_like(ours), ours), np.float32)
     else:
-        image = embedder.rows("image", np.stack(Pictures(assembly, index).of(hits)))
+        image = embedder.rows("image", np.stack(Pictures(assembly, index, data).of(hits)))
         score = PairScorer(assembly.model, params, image, asked)
         itm = np.asarray(score(ours, np.zeros_like(ours)), np.float32)
     how = assembly.config.eval.combine
-    evaluator = Evaluator(assembly, params)
-    weight = ensure_weight(evaluator, evaluator.embedder, lambda said: None) if how == "add" else 1.0
+    weight = ensure_weight(Evaluator(assembly, params), embedder, lambda said: None) if how == "add" else 1.0
     scores = rerank.combined(np.array([[hit.score for hit in hits]], np.float32), itm[None], how, weight)[0]
     best = np.argsort(-scores, kind="stable")[:k]
     return [dataclasses.replace(hits[i], score=float(scores[i]), kind="match") for i in best]
@@ -121,8 +136,8 @@ def matched(assembly: Assembly, params: Params, index: Index, asked: Embedded, h
 class Pictures:
     """The pictures behind the rows of an index, as the image tower takes them."""
 
-    def __init__(self, assembly: Assembly, index: Index):
-        self.assembly, self.index = assembly, index
+    def __init__(self, assembly: Assembly, index: Index, data: str | os.PathLike = ""):
+        self.assembly, self.index, self.data = assembly, index, data
         self._splits: dict[tuple[str, str], Split] = {}
 
     def of(self, hits: list[Hit]) -> list[np.ndarray]:
@@ -140,7 +155,8 @@ class Pictures:
         )
         data, name = hit.item.get("data", self.index.extra["data"]), hit.item["split"]
         if (data, name) not in self._splits:
-            self._splits[data, name] = Split(data, name, data_of(self.assembly.config.data, data))
+            place = open_set(self.index, data, self.data)
+            self._splits[data, name] = Split(place, name, data_of(self.assembly.config.data, place))
         split, row, key = self._splits[data, name], hit.item["row"], hit.item["key"]
         changed = f"split {name!r} of {data} no longer has {key!r} in row {row}; index it again"
         refuse_unless(row < len(split), changed)

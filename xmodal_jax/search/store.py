@@ -38,12 +38,14 @@ def as_int8(rows: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """What one call writes. embeddings [n,E] or None, codes hash values [n,K] or bytes (`packed`) or None, items or None."""
+    """What one call writes. embeddings [n,E] or None, codes hash values [n,K] or bytes (`packed`) or None, items or None.
+    `stored`: embeddings have length 1 and are of the index's dtype already."""
 
     embeddings: np.ndarray | None
     items: Iterable[dict] | None
     codes: np.ndarray | None
     packed: bool = False
+    stored: bool = False
 
     def __len__(self) -> int:
         return len(self.codes if self.embeddings is None else self.embeddings)
@@ -156,13 +158,18 @@ def writing(
     refuse_unless(
         dtype in DTYPES, f'dtype = "{dtype}" is not a type of stored embeddings; write {" or ".join(DTYPES)}.'
     )
-    header = {"version": VERSION, "id": secrets.token_hex(8), "model": model, "dtype": dtype, "count": 0}
     with (
         place.made(place.resolved(path), overwrite) as folder,
-        contextlib.closing(Writer(folder, header | {"extra": extra or {}, "blocks": {}}, block_rows)) as out,
+        contextlib.closing(Writer(folder, fresh(model, dtype, extra or {}), block_rows)) as out,
     ):
         yield out
         out.finish()
+
+
+def fresh(model: str, dtype: str, extra: dict) -> dict:
+    """The header of an index without rows."""
+    header = {"version": VERSION, "id": secrets.token_hex(8), "model": model, "dtype": dtype, "count": 0}
+    return header | {"extra": extra, "blocks": {}}
 
 
 @contextlib.contextmanager
@@ -224,9 +231,10 @@ class Writer:
         items: Iterable[dict] | None,
         codes: np.ndarray | None = None,
         packed: bool = False,
+        stored: bool = False,
     ) -> None:
-        """Take rows, in the form of those before. Arguments and errors as in `write`."""
-        rows, start = Rows(embeddings, items, codes, packed), 0
+        """Take rows, in the form of those before. Arguments and errors as in `write`; `stored` as in `Rows`."""
+        rows, start = Rows(embeddings, items, codes, packed, stored), 0
         rows.refuse_bad()
         self._refuse_misfit(rows)
         source = None if items is None else iter(items)
@@ -256,8 +264,7 @@ class Writer:
         """The rows of `cut`, which go into one block."""
         size = cut.stop - cut.start
         if rows.embeddings is not None:
-            block = unit_rows(rows.embeddings[cut], self._given + cut.start)
-            self._arrays["dense"].append(as_int8(block) if self._header["dtype"] == "int8" else block)
+            self._arrays["dense"].append(self._stored(rows, cut))
         if rows.codes is not None:
             self._arrays["codes"].append(rows.codes[cut] if rows.packed else hash_codes.pack(rows.codes[cut]))
         if source is not None:
@@ -273,6 +280,13 @@ class Writer:
         self.count += size
         if self._filled == self._block_rows:
             self._end_block()
+
+    def _stored(self, rows: Rows, cut: slice) -> np.ndarray:
+        """The embeddings of `cut` as they are written."""
+        if rows.stored:
+            return rows.embeddings[cut]
+        block = unit_rows(rows.embeddings[cut], self._given + cut.start)
+        return as_int8(block) if self._header["dtype"] == "int8" else block
 
     def _end_block(self) -> None:
         self._check()
@@ -303,7 +317,8 @@ class Writer:
     def close(self) -> None:
         """Let go of an unfinished block."""
         if self._items is not None:
-            self._items.file.close()
+            with contextlib.suppress(OSError):  # what a full disk did not take was said where it was written
+                self._items.file.close()
 
 
 class _Items:
@@ -318,14 +333,17 @@ class _Items:
         """Write items, numbered from `first` in sentences; how many there were."""
         before = len(self.ends)
         for number, item in enumerate(items, first):
-            self.file.write(_line(item, number))
-            self.ends.append(self.file.tell())
+            line = _line(item, number)
+            with wrote(self.file.name):
+                self.file.write(line)
+            self.ends.append(len(line) + (self.ends[-1] if self.ends else 0))
         return len(self.ends) - before
 
     def end(self) -> dict:
         """The header entry of the finished file."""
-        _to_disk(self.file)
-        self.file.close()
+        with wrote(self.file.name):
+            _to_disk(self.file)
+            self.file.close()
         entry = _entry(pathlib.Path(self.file.name), len(self.ends))
         return entry | {"lines": _write_array(self.lines, np.array(self.ends, np.int64))}
 
@@ -338,8 +356,10 @@ def _line(item: dict, number: int) -> bytes:
 
 
 def _write_array(path: pathlib.Path, array: np.ndarray) -> dict:
-    with open(path, "wb") as file:
-        np.save(file, np.ascontiguousarray(array))
+    array = np.ascontiguousarray(array)
+    with wrote(path), open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data)  # `np.save` does not tell why it could not
         _to_disk(file)
     return _entry(path, len(array))
 
@@ -351,13 +371,25 @@ def _entry(path: pathlib.Path, rows: int) -> dict:
 def _write_header(folder: pathlib.Path, header: dict) -> None:
     """Replace the header in one step, when everything it names is on the disk."""
     new = folder / f"{HEADER}.new"
-    with open(new, "w", encoding="utf-8") as file:
+    with wrote(new), open(new, "w", encoding="utf-8") as file:
         file.write(json.dumps({**header, "checksum": files.header_sum(header)}, indent=1))
         _to_disk(file)
-    with place.opened(folder) as handle:
+    with wrote(new), place.opened(folder) as handle:
         os.fsync(handle)  # the names of the blocks too: a power cut must not leave a header without its files
         os.replace(new, folder / HEADER)
         os.fsync(handle)
+
+
+@contextlib.contextmanager
+def wrote(path: str | os.PathLike) -> Iterator[None]:
+    """What the system refuses inside, such as room on a full disk, as a `UserError` with the path that was written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}); the index is as it was: make room, or write another "
+            "folder name."
+        ) from error
 
 
 def _to_disk(file) -> None:

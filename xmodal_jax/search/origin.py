@@ -1,0 +1,97 @@
+"""What an index was made from, found again: its run, and the data sets of its rows, also after they have moved.
+
+The header's `extra` names both as absolute paths and as they lie from the index, which stays right when all move together:
+"workdir" and "workdir_from_index"; "data", the set of rows that do not name another, and
+"sets", {path: {"from_index", "fingerprint"}}. A folder that is there but holds another run or data set is not taken.
+"""
+
+import os
+import pathlib
+from typing import Any
+
+from xmodal_jax.assemble import Assembly
+from xmodal_jax.data.card import CARD_FILE, Card
+from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.search.index import Index, fingerprint
+from xmodal_jax.train.checkpoint import RUN_FILE
+from xmodal_jax.types import Params
+
+
+def remembered_run(workdir: str | os.PathLike, index: str | os.PathLike) -> dict[str, str]:
+    """The facts about a run that an index at `index` keeps."""
+    return {"workdir": os.path.abspath(workdir), "workdir_from_index": from_index(workdir, index)}
+
+
+def remembered_set(data: str | os.PathLike, index: str | os.PathLike) -> dict[str, dict[str, str]]:
+    """The facts about a data set that an index at `index` keeps: one entry of "sets"."""
+    told = {"from_index": from_index(data, index), "fingerprint": Card.load(data).fingerprint}
+    return {os.path.abspath(data): told}
+
+
+def from_index(path: str | os.PathLike, index: str | os.PathLike) -> str:
+    """Where a folder lies from the index, links resolved: those of the index may be others when it is asked."""
+    return os.path.relpath(os.path.realpath(path), os.path.realpath(index))
+
+
+def open_origin(opened: Index, workdir: str | os.PathLike = "") -> tuple[Assembly, Params]:
+    """The run whose weights made an index: at `workdir`, else where it lies from the index, else where it was then.
+
+    Raises UserError where none of these is that run, with what each of them is.
+    """
+    from xmodal_jax.workdir import open_run
+
+    refuse_unless(
+        bool(workdir) or "workdir" in opened.extra,
+        f"the index {opened.path} names no work directory; write --workdir RUN, or make it with `xmodal index`",
+    )
+    seen = []
+    for place in [workdir] if workdir else _places(opened, opened.extra.get("workdir_from_index"), opened.extra["workdir"]):
+        found, other = _run_at(pathlib.Path(place), open_run, opened.model)
+        if found is not None:
+            return found
+        seen.append(f"'{place}' {other}")
+    raise UserError(
+        f"the index {opened.path} was made by model {opened.model}, and {'; '.join(seen)}: name the run that made it with "
+        "--workdir RUN, or index again"
+    )
+
+
+def _run_at(place: pathlib.Path, open_run: Any, model: str) -> tuple[tuple[Assembly, Params] | None, str]:
+    """The run at a folder where it is that of `model`; else None and what the folder is."""
+    if not (place / RUN_FILE).is_file():
+        return None, "is gone" if not place.exists() else f"holds no run (no {RUN_FILE})"
+    try:
+        assembly, params, step = open_run(place)
+    except UserError as error:
+        return None, f"cannot be opened ({error})"
+    found = fingerprint(params)
+    if found != model:
+        return None, f"is another run, or was trained on since (model {found} of step {step})"
+    return (assembly, params), ""
+
+
+def open_set(opened: Index, told: str, given: str | os.PathLike = "") -> str:
+    """The folder of the data set that rows of an index call `told`: `given`, where it lies from the index, or as told.
+
+    Raises UserError where none of these is that data set.
+    """
+    known = opened.extra.get("sets", {}).get(told, {})
+    seen = []
+    for place in ([given] if given else []) + _places(opened, known.get("from_index"), told):
+        if not (pathlib.Path(place) / CARD_FILE).is_file():
+            seen.append(f"'{place}' holds no data set")
+            continue
+        found = Card.load(place).fingerprint
+        if known.get("fingerprint", found) == found:
+            return str(place)
+        seen.append(f"'{place}' is another data set, or was prepared again with other records")
+    raise UserError(
+        f"the pictures of the index {opened.path} are needed again, and {'; '.join(seen)}: write --data FOLDER with the "
+        "place of the data set that was indexed, leave out --rerank, or index again"
+    )
+
+
+def _places(opened: Index, beside: str | None, told: str) -> list[str]:
+    """Where to look, each folder once: from the index, and as it was told."""
+    first = [] if beside is None else [os.path.normpath(os.path.join(os.path.realpath(opened.path), beside))]
+    return first if told and os.path.realpath(told) in first else [*first, told]

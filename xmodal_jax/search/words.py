@@ -1,0 +1,84 @@
+"""The words of a query as the model reads them: what it does not know, and what is beyond its length, is said."""
+
+import logging
+import unicodedata
+
+import numpy as np
+
+from xmodal_jax.data.text import Tokenizer
+from xmodal_jax.errors import refuse_unless
+
+log = logging.getLogger(__name__)
+
+
+def encoded_words(tokenizer: Tokenizer, query: str, length: int) -> np.ndarray:
+    """A query as token ids int32 [1,L]. Warns of words that are unknown, or lost because the text is longer than `length`.
+
+    Raises UserError for an empty query, one that is not UTF-8, and one of which no word that is read is known.
+    """
+    refuse_unless(bool(query.strip()), 'the query is empty; write words, such as "a red fruit"')
+    refuse_unless(_is_text(query), "the query is not UTF-8 text; write it in UTF-8, or set the locale to one that is")
+    read, lost = read_and_lost(tokenizer, query, length)
+    unknown = [word for word, ids in read if not (known(tokenizer, word, ids) or _is_punctuation(word))]
+    sensible = [word for word, ids in read if known(tokenizer, word, ids) and not _is_punctuation(word)]
+    refuse_unless(
+        bool(sensible),
+        f"the model's tokenizer knows no word of '{_short(query)}'; write other words, in the language of the captions "
+        "that it was trained on",
+    )
+    if unknown:
+        log.warning("the model's tokenizer does not know %s; the rest is searched", ", ".join(map(_short, unknown)))
+    if lost:
+        log.warning(
+            "the model reads %d tokens of a text (config.data.length) and the query has %d: not read is the end, '%s'",
+            length, tokenizer.lengths([query])[0], _short(lost),
+        )  # fmt: skip
+    return tokenizer.encode([query], length)
+
+
+def read_and_lost(tokenizer: Tokenizer, query: str, length: int) -> tuple[list[tuple[str, list[int]]], str]:
+    """The words with their ids that `encode` keeps some of, and the end of the query from the first one it does not keep
+    whole ("" where all is read)."""
+    read, lost, used, room = [], len(query), 0, length - 2  # [CLS] and [SEP]
+    for start, stop, ids in tokenizer.words(query):
+        if used < room:
+            read.append((query[start:stop], ids))
+        used += len(ids)
+        if used > room:
+            lost = min(lost, start)
+    return read, query[lost:].strip()
+
+
+def known(tokenizer: Tokenizer, word: str, ids: list[int]) -> bool:
+    """Whether a word means something to the model: no token of it is unknown, and it is not spelled from bits.
+
+    A vocabulary that was built from captions and has room left has every word that occurs twice there as one token. Another
+    word in Latin letters is taken for one of these with an ending where its first piece has three letters; else its
+    pieces are those of words that were seen once at most.
+    """
+    if tokenizer.unk_id in ids:
+        return False
+    if len(ids) == 1 or not tokenizer.has_all_words or not all(map(_is_latin, word)):
+        return True
+    return len(tokenizer.decode(ids[:1])) > 2
+
+
+def _is_latin(letter: str) -> bool:
+    return unicodedata.name(letter, "").startswith("LATIN")
+
+
+def _is_punctuation(word: str) -> bool:
+    return all(unicodedata.category(letter)[0] in "PZC" for letter in word)
+
+
+def _is_text(query: str) -> bool:
+    """Whether a command line argument was UTF-8: bytes that are not arrive as lone surrogates."""
+    try:
+        query.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _short(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
