@@ -133,7 +133,8 @@ def main() -> None:
     positives = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
     weight = ensure_weight(evaluator, evaluator.embedder, lambda said: None) if config.eval.combine == "add" else 1.0
     how = (config.eval.combine, weight)
-    tables = rerank.rerank(score, image.embed, text.embed, *positives, (0, *args.ks), *how, block=args.block)
+    ks = (0, *rerank.fitting(args.ks, min(shape)))
+    tables = rerank.rerank(score, image.embed, text.embed, *positives, ks, *how, block=args.block)
     found = {"run": config.name, "step": step, "images": shape[0], "texts": shape[1], "how": how} | machine()
     found |= {"encode_seconds": encoded, "k": {str(k): table for k, table in tables.items()}}
     if "all" in before["k"] and same_model(before, json.loads(json.dumps(found))):

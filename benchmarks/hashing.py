@@ -11,7 +11,7 @@ share `--out`.
 import pathlib
 from typing import Any
 
-from hashing_rows import ROWS, command
+from hashing_rows import PAIRS, ROWS, command
 from hashing_table import write_all
 from report import data_facts
 from runs import Line, Table, last_metrics, table_main
@@ -19,6 +19,7 @@ from runs import Line, Table, last_metrics, table_main
 from xmodal_jax.data.card import Card
 from xmodal_jax.errors import run_script
 from xmodal_jax.eval.evaluate import evaluate
+from xmodal_jax.eval.retrieval import TIE_RULE
 from xmodal_jax.eval.tables import by_length
 
 LENGTHY = ("curves", "precision", "optimistic", "pessimistic")  # hundreds of numbers that the table has no use for
@@ -38,7 +39,12 @@ def result(assembly: Any, params: Any, state: Any, workdir: pathlib.Path) -> Lin
     return {"metrics": last_metrics(workdir), **found}
 
 
-TABLE = Table(ROWS, command, result, write_all)
+def of_this_tie_rule(line: Line) -> bool:
+    """Whether recall of codes was measured by the rule for ties that holds now; MAP was never by another."""
+    return line["set"] not in PAIRS or all(own["ties"] == TIE_RULE for own in line["codes"].values())
+
+
+TABLE = Table(ROWS, command, result, write_all, of_this_tie_rule)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ regression to the targets; what a linear map does with the supervision that CMHR
 The ridges of CCA, CMFH's projections and the regression are chosen on every fifth training record, at 64 bits, by mean
 recall (CCA, CMFH) or MAP (label codes); the linear maps are then made of all of them.
 
-For each number of bits: recall by Hamming distance with expected ranks over ties, in percent, and where the data set has
+For each number of bits: recall by Hamming distance, expected over ties, in percent, and where the data set has
 labels MAP@ALL with the value of random codes beside it. Each view of the pictures as the query, then their mean.
 """
 

@@ -13,6 +13,7 @@ from runs import replace
 
 from xmodal_jax.config import freeze, load
 from xmodal_jax.errors import refuse_unless
+from xmodal_jax.eval.retrieval import TIE_RULE
 
 Line = dict[str, Any]
 SIDES = ("i2t", "t2i")
@@ -20,7 +21,7 @@ INTRO = """# Hashing: recall and MAP of codes, and what they cost
 
 Written by `benchmarks/hashing.py` from the runs in the .jsonl beside it (config, overrides, seconds and machine of every run
 are there). Frozen towers, cached tokens of an EfficientNet-Lite0 and MiniLM, unless the row says otherwise. Recall and mR in
-%, by Hamming distance, ranks expected over ties; mean ± standard deviation where there are several seeds. "Text towers" and
+%, by Hamming distance, expected over ties; mean ± standard deviation where there are several seeds. "Text towers" and
 "picture towers" from scratch learn from the training pairs alone, beside the frozen tower of the other side. CCA signs and
 CMFH see pairs alone; label codes (ridge regression) and CMHR-DRN see the labels.
 """
@@ -98,7 +99,7 @@ def floors(folder: pathlib.Path, name: str, line: Line) -> dict[str, dict[str, A
     """{method: {bits: table}}, where a set has labels their table, of `hashing_floors-NAME.json`; empty without the file.
 
     Raises:
-      UserError: the file is of other pictures, captions or labels than the run of `line`.
+      UserError: the file is of other pictures, captions or labels than the run of `line`, or of another rule for ties.
     """
     path, found = folder / f"hashing_floors-{name}.json", collections.defaultdict(dict)
     if not path.is_file():
@@ -111,6 +112,10 @@ def floors(folder: pathlib.Path, name: str, line: Line) -> dict[str, dict[str, A
     refuse_unless(not other, f"{path} has {told.get(other[0]) if other else ''} as {''.join(other[:1])}, the runs have "
                   f"{here[other[0]] if other else ''}; make it again with hashing_floors.py")  # fmt: skip
     for row in told["rows"]:
+        refuse_unless(
+            "labels" in row or row["ties"] == TIE_RULE,
+            f"{path} counts ties by another rule ({row.get('ties')}); make it again with hashing_floors.py",
+        )
         found[row["method"]][str(row["bits"])] = row.get("labels", row)
     return found
 

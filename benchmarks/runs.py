@@ -55,12 +55,14 @@ class Table:
     command: (row, set, data folder, seed) -> config and overrides, the folder first among these.
     result: (assembly, evaluated parameters, training state, run folder) -> what is kept of a run.
     write: (all lines, path) writes the table.
+    current: (a line's result) -> whether it was measured as it is now; another way to measure is another table.
     """
 
     rows: tuple[Row, ...]
     command: Callable[[Row, str, str, int], tuple[str, list[str]]]
     result: Callable[[Any, Any, Any, pathlib.Path], Line]
     write: Callable[[list[Line], pathlib.Path], None]
+    current: Callable[[Line], bool] = lambda line: True
 
     def jobs(self, sets: Iterable[str], seeds: int, only: str) -> Iterator[Job]:
         """(set, row, seed) of every run, seed by seed, so that an unfinished table has all its rows."""
@@ -72,6 +74,8 @@ class Table:
 
     def is_current(self, line: Line) -> bool:
         """Whether a line is of a row as it is now: an older budget or weight is another experiment."""
+        if not self.current(line):
+            return False
         for row in (row for row in self.rows if (row.system, row.name) == (line["system"], line["row"])):
             if line["set"] in row.sets:
                 spec, overrides = self.command(row, line["set"], "", line["seed"])

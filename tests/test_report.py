@@ -54,7 +54,7 @@ def test_the_page_needs_no_other_file(written, tiny_run):
     for expected in (
         "quickstart-tiny",
         "chance",
-        "expected rank over ties",
+        "expectation of a hit over random orders of tied items",
         "ITM log-odds",
         "MAP@ALL random",
         "true: a ",

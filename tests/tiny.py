@@ -1,5 +1,7 @@
 """The smallest model with every part, its batches and its objectives: what the tests of passes, losses and steps share."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,3 +89,9 @@ def tiny_recipe(config: Config, output_ids: tuple[int, ...] = ()) -> Recipe:
     model, objectives = tiny_model(config, output_ids), tiny_objectives(config.objectives)
     abstract = jax.eval_shape(lambda: tiny_params(model, 0, parts(objectives)))
     return Recipe(config, model, objectives, make_optimizer(config.optimizer, abstract, config.steps))
+
+
+def changed(assembly, **sections):
+    """The assembly with fields of its config's sections replaced."""
+    parts = {name: dataclasses.replace(getattr(assembly.config, name), **own) for name, own in sections.items()}
+    return dataclasses.replace(assembly, config=dataclasses.replace(assembly.config, **parts))

@@ -175,14 +175,20 @@ class EvalConfig:
 
     every: int = 0  # steps between quick evaluations while training (0: none)
     batch_size: int = 256
-    rerank: tuple[int, ...] = (16, 32)  # shortlist lengths for ITM re-ranking; empty: none
-    combine: str = "add"  # cosine + weight * ITM log-odds ("add", BLIP) or ITM alone ("replace", ALBEF)
+    rerank: tuple[int, ...] = (16, 32)  # shortlist lengths for ITM re-ranking, cut to the gallery's; empty: none
+    # ITM's logits are l0 (no match) and l1: "add" orders by cosine + weight * (l1 - l0), where BLIP adds l1 itself; "replace"
+    # by l1 - l0 alone, where ALBEF takes l1
+    combine: str = "add"
     weight: float = 0.0  # of the log-odds; 0: the learned temperature (eval/evaluate.py); -1: the best on training data
     params: str = "teacher"  # which weights to evaluate: "teacher" (EMA) or "student"
     views: tuple[str, ...] = ()  # of the pictures, in place of data.views; (): the same
     languages: tuple[str, ...] = ()  # of the captions, in place of data.languages; (): the same
     right: str = "text"  # what counts: "text", any picture whose captions hold the same text; "own", a picture's own
     flip: bool = False  # embed a picture as the mean of itself and its mirror image (twice the encoding)
+    # 5: COCO's "1K test", beside the whole split ("5K test") the mean over its first five groups of `fold_pictures`, each
+    # ranked by itself; 0: none
+    folds: int = 0
+    fold_pictures: int = 1000
     gallery: tuple[str, ...] = ()  # splits that the codes of the split ask for a shared label; (): the split itself
 
 

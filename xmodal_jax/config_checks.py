@@ -18,13 +18,13 @@ SIZES = tuple(f"{tower}.{name}" for tower in TOWERS for name in ("width", "heads
 LEAST = {  # what a whole number or a rate may be at least
     2: ("checkpoint.keep",),  # with 1 a damaged checkpoint has nothing to fall back to
     1: ("image.layers", "text.layers", "fusion.layers", "joint.shared_layers", "optimizer.max_skips"),
-    0: ("seed", "chunk", "eval.every", "image.neck_layers", "image.head_hidden", "text.head_hidden", "text.vocab_size",
-        "image.token_hidden", "text.token_hidden", "optimizer.warmup", "optimizer.weight_decay", "optimizer.clip",
+    0: ("seed", "chunk", "eval.every", "eval.folds", "image.neck_layers", "image.head_hidden", "text.head_hidden",
+        "text.vocab_size", "image.token_hidden", "text.token_hidden", "optimizer.warmup", "optimizer.weight_decay", "optimizer.clip",
         "joint.start_ridge", "joint.hash_hidden", "joint.hash_variates", "optimizer.sgd_after"),
 }  # fmt: skip
 ABOVE_ZERO = (
-    "batch_size", "steps", "log_every", "checkpoint.every", "eval.batch_size", "joint.embed", "optimizer.lr",
-    *SIZES, "image.patch", "text.positions", "fusion.heads", "fusion.hidden", "bridge.hidden", "joint.shared_heads",
+    "batch_size", "steps", "log_every", "checkpoint.every", "eval.batch_size", "eval.fold_pictures", "joint.embed",
+    "optimizer.lr", *SIZES, "image.patch", "text.positions", "fusion.heads", "fusion.hidden", "bridge.hidden", "joint.shared_heads",
     "joint.shared_hidden", "optimizer.sgd_lr",
 )  # fmt: skip
 RATES = (

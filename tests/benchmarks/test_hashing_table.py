@@ -22,6 +22,7 @@ from runs import Row
 from xmodal_jax.config import freeze, load
 from xmodal_jax.data.card import Card
 from xmodal_jax.errors import UserError
+from xmodal_jax.eval.retrieval import TIE_RULE
 from xmodal_jax.objectives import build_objectives
 from xmodal_jax.workdir import open_run
 
@@ -127,12 +128,29 @@ def test_floors_of_other_data_are_refused(few, shapes_data, tmp_path, changed, w
 
 def test_linear_floors_stand_below_the_recall_of_pairs(few, shapes_data, tmp_path):
     recall = {side: dict.fromkeys(("R@1", "R@5", "R@10"), value) for side, value in (("i2t", 12.5), ("t2i", 25.0))}
-    pairs = linear_floors(shapes_data) | {"rows": [{"method": "CCA signs", "bits": 8, "mR": 18.75} | recall]}
+    row = {"method": "CCA signs", "bits": 8, "mR": 18.75, "ties": TIE_RULE} | recall
+    pairs = linear_floors(shapes_data) | {"rows": [row]}
     (tmp_path / "hashing_floors-flickr8k.json").write_text(json.dumps(pairs))
     text = "\n".join(hashing_table.pair_section("flickr8k", lines_of(few)[:1], tmp_path))
     assert "| 8 bits | 1 | 12.5 | 12.5 | 12.5 | 25.0 | 25.0 | 25.0 | 18.8 |" in text.split("**CCA signs**, linear")[1]
     hashing_table.storage_plot(lines_of(few)[:2], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes() != few.with_suffix(".png").read_bytes()
+    (tmp_path / "hashing_floors-flickr8k.json").write_text(
+        json.dumps(pairs | {"rows": [row | {"ties": "expected rank over ties"}]})
+    )
+    with pytest.raises(UserError, match=r"counts ties by another rule \(expected rank over ties\); make it again"):
+        hashing_table.floors(tmp_path, "flickr8k", lines_of(few)[0])
+
+
+def test_a_run_measured_by_another_rule_for_ties_is_measured_again(few):
+    """Of codes that find the very pair; the MAP of codes of labels never was."""
+    pairs, _, labels = lines_of(few)
+    for line in (pairs, labels):
+        assert hashing.TABLE.is_current(line)
+        for own in line["codes"].values():
+            own["ties"] = "expected rank over ties"
+    assert not hashing.of_this_tie_rule(pairs) and not hashing.TABLE.is_current(pairs)
+    assert hashing.TABLE.is_current(labels)
 
 
 def test_two_systems_with_a_model_for_each_length(few, tmp_path):

@@ -1,26 +1,20 @@
 """Evaluation with views and languages of its own: train on some drawings and words, ask with others."""
 
-import dataclasses
 import json
 
 import numpy as np
 import pytest
+from tiny import changed
 
 from xmodal_jax.cli import main
 from xmodal_jax.config_checks import check
 from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.embed import Embedder
-from xmodal_jax.eval.evaluate import Evaluator, ensure_weight, evaluate
+from xmodal_jax.eval.evaluate import Evaluator, averaged, ensure_weight, evaluate
 from xmodal_jax.eval.hashing import mean_average_precision
 from xmodal_jax.eval.tables import notes, retrieval_grid
 from xmodal_jax.train.loop import refuse_impossible
-
-
-def changed(assembly, **sections):
-    """The assembly with fields of its config's sections replaced."""
-    parts = {name: dataclasses.replace(getattr(assembly.config, name), **own) for name, own in sections.items()}
-    return dataclasses.replace(assembly, config=dataclasses.replace(assembly.config, **parts))
 
 
 def test_views_of_evaluation_take_the_place_of_those_of_training(opened_run):
@@ -30,6 +24,25 @@ def test_views_of_evaluation_take_the_place_of_those_of_training(opened_run):
     assert list(evaluate(trained, params, quick=True)["views"]) == ["filled"]
     asked = evaluate(changed(trained, eval={"views": ("outline",)}), params, quick=True)
     assert asked["views"] == {"outline": both["views"]["outline"]} and asked["mean"] == both["views"]["outline"]
+
+
+def test_averaged_views_have_unit_length_whether_they_agree_or_not(opened_run):
+    """A caption nearer to the picture whose views disagree: its mean is short, and was behind for every caption."""
+    views = np.array([[[1, 0, 0], [0, 0, 1]], [[0, 1, 0], [0, 0.28, 0.96]]], np.float32)  # [views,pictures,E]
+    mean = averaged(views)
+    np.testing.assert_allclose(np.linalg.norm(mean, axis=1), 1, rtol=1e-6)
+    caption = np.array([0.6, 0.45, 0.66])
+    assert np.argmax(mean @ caption) == 0 and np.argmax(views.mean(0) @ caption) == 1
+    assembly, params = opened_run
+    found, encode, data = [], Embedder(assembly.model, params), assembly.config.data
+    for view in ("filled", "outline"):
+        split = eval_split(data.path, "test", assembly.tokenizer, data, view)
+        found.append(encode.split(split, "image", 64).embed)
+    image, text = found[0] + found[1], encode.split(split, "text", 64).embed
+    scores = text @ (image / np.linalg.norm(image, axis=1, keepdims=True)).T
+    own = np.take_along_axis(scores, split.caption_owner[:, None], axis=1)
+    table = evaluate(assembly, params, quick=True)["ensemble"]["t2i"]
+    assert table["R@5"] == pytest.approx(100 * np.mean((scores > own).sum(1) < 5))
 
 
 @pytest.fixture(scope="module")

@@ -110,7 +110,7 @@ def test_equal_weights_are_settled_by_the_smaller(scene):
 
 def test_bad_input_is_refused(scene):
     image, text, to_text, to_image, matrix = scene
-    with pytest.raises(UserError, match="k = 13, 1, 5, 10 does not fit a gallery of 12"):
+    with pytest.raises(UserError, match="A shortlist of 13 does not fit a gallery of 12; write at most 12"):
         rerank.rerank(scorer(matrix)[0], image, text, to_text, to_image, (13,))
     with pytest.raises(UserError, match='write "add" or "replace"'):
         rerank.rerank(scorer(matrix)[0], image, text, to_text, to_image, (4,), combine="mean")

@@ -92,10 +92,27 @@ def test_codes_stand_between_the_embeddings_and_chance():
     ]
 
 
-@pytest.mark.parametrize(("combine", "words"), [("add", "0.07 x ITM log-odds (add)"), ("replace", "alone orders")])
+@pytest.mark.parametrize(
+    ("combine", "words"),
+    [
+        ("add", "cosine + 0.07 x ITM log-odds l1 - l0 (add; BLIP adds l1, the logit of a match, with weight 1)"),
+        ("replace", "the ITM log-odds l1 - l0 alone order the shortlist (replace; ALBEF orders by l1,"),
+    ],
+)
 def test_the_text_says_the_tie_rule_and_how_scores_combine(combine, words):
     text = tables.as_text(result_of(combine=combine) | {"step": 5})
     assert words in text and "expectation of a hit over random orders of tied items" in text and "step 5" in text
+
+
+def test_a_view_of_few_pictures_has_no_recall_at_more():
+    """R@10 is among the columns where any view has it; the other view's cells are empty."""
+    result = json.loads(json.dumps(result_of()))
+    for table in ("itc", "codes"):
+        for side in ("i2t", "t2i"):
+            del result["views"]["b"][table][side]["R@10"]
+    cells = {(row[0], row[1]): row[2:8] for row in tables.retrieval_grid(result).rows}
+    assert cells["b", "embeddings (ITC)"] == ["33.3", "66.7", "", "33.3", "66.7", ""]
+    assert cells["a", "embeddings (ITC)"] == ["33.3", "66.7", "66.7"] * 2
 
 
 def test_a_real_result_reads_the_same_from_its_file(tiny_run):

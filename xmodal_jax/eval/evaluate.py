@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.assemble import Assembly
-from xmodal_jax.config import Config
+from xmodal_jax.config import Config, EvalConfig
 from xmodal_jax.data.card import Card, ceiling
 from xmodal_jax.data.evaluation import EvalSplit, eval_split
 from xmodal_jax.data.pipeline import Split, refuse_unknown
 from xmodal_jax.errors import refuse_unless
-from xmodal_jax.eval import code_tables, rerank, retrieval
+from xmodal_jax.eval import code_tables, folds, rerank, retrieval
 from xmodal_jax.eval.embed import Embedded, Embedder, PairScorer
 from xmodal_jax.eval.hashing import Labelled
 from xmodal_jax.search.host import unit_rows
@@ -39,7 +39,7 @@ class Evaluator:
     def views(self, name: str) -> tuple[str, ...]:
         """The views of a split that the config evaluates."""
         data = self.assembly.config.eval_data
-        refuse_unfit_evaluation(self.assembly.config, Card.load(data.path))
+        refuse_unfit_evaluation(self.assembly.config, Card.load(data.path), name)
         split = Split(data.path, name, data)
         split.close()
         return split.views
@@ -52,8 +52,8 @@ class Evaluator:
         return dataclasses.replace(found, text_keys=alone) if (right or config.eval.right) == "own" else found
 
 
-def refuse_unfit_evaluation(config: Config, card: Card) -> None:
-    """Raise UserError for views, languages or a gallery of `config.eval` that the data set does not have."""
+def refuse_unfit_evaluation(config: Config, card: Card, split: str) -> None:
+    """Raise UserError for views, languages, a gallery or folds of `config.eval` that the data set does not have."""
     gallery, path = config.eval.gallery, config.data.path
     refuse_unknown("config.eval.views", config.eval.views, card.views, path)
     refuse_unknown("config.eval.languages", config.eval.languages, card.languages, path)
@@ -64,6 +64,8 @@ def refuse_unfit_evaluation(config: Config, card: Card) -> None:
         f"config.eval.gallery is {gallery}, which asks for shared labels, and {path} has none, or config.data.labels is "
         "False; write () for no gallery",
     )
+    if split in card.splits:
+        folds.refuse_few_pictures(config.eval, split, card.splits[split]["records"])
 
 
 def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = False,
@@ -75,10 +77,10 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
     called before every block that is encoded, and what it raises ends the evaluation.
 
     Returns:
-      {"split", "records", "captions", "data", "languages", "views": {view: tables}, "mean": the mean over the views, "combine", "weight", "right", "gallery"};
+      {"split", "records", "captions", "data", "languages", "views": {view: tables}, "mean": the mean over the views, "combine", "weight", "right",
+      "gallery", "rerank": the lengths asked for, "folds": (how many, of how many pictures)};
       a view's tables are "itc", "rerank" {k: summary}, those of `code_tables.all_tables`, and where only own captions are right "ceiling"
-      (`best_possible`); with several views also "ensemble" (the mean of their embeddings, of unit length as each of them is:
-      else a picture whose views disagree would be further from every caption).
+      (`best_possible`); with several views also "ensemble" (`averaged`).
     """
     evaluator, config = Evaluator(assembly, params, poll), assembly.config
     split = split or config.data.eval_split
@@ -89,6 +91,7 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
     gallery = None if quick or not embedder.hashes else Gallery(evaluator, embedder, say)
     for view in evaluator.views(split):
         found = evaluator.open(split, view)
+        folds.refuse_few_pictures(config.eval, split, len(found.keys))
         say(f"encoding {len(found.keys)} images ({view}) and {len(found.captions)} captions")
         image = embedder.split(found, "image", config.eval.batch_size, bool(ks))
         if captions != found.captions:  # records without a view are left out, and their captions with them
@@ -100,10 +103,11 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
     result = {"split": split, "records": len(found.keys), "captions": len(found.captions)}
     result |= {"data": config.data.path, "languages": list(config.eval_data.languages)}
     result |= {"combine": config.eval.combine, "weight": weight, "right": config.eval.right}
-    result |= {"gallery": list(config.eval.gallery)}
+    result |= {"gallery": list(config.eval.gallery), "rerank": list(ks)}
+    result |= {"folds": [config.eval.folds, config.eval.fold_pictures]}
     result |= {"views": tables, "mean": mean_tables(list(tables.values()))}
     if len(images) > 1 and all(own == keys[0] for own in keys):
-        result["ensemble"] = code_tables.cosine_table(unit_rows(np.mean(images, axis=0)), text.embed, found)
+        result["ensemble"] = code_tables.cosine_table(averaged(images), text.embed, found)
     return result
 
 
@@ -129,6 +133,14 @@ class Gallery:
         return code_tables.labelled(self.embedder.split(found, "image", size), text, found)
 
 
+def averaged(views: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean over views of unit embeddings [n,E], of unit length as each of them is.
+
+    The mean of two that disagree is short: its picture would be further from every caption than the others.
+    """
+    return unit_rows(np.mean(views, axis=0))
+
+
 def best_possible(split: EvalSplit) -> dict[str, Any]:
     """The best `retrieval.summary` that any model can reach where own captions alone are right (`card.ceiling`)."""
     owned: list[list[str]] = [[] for _ in split.keys]
@@ -142,21 +154,50 @@ def view_tables(assembly: Assembly, params: Params, split: EvalSplit, image: Emb
                 ks: Sequence[int], weight: float, quick: bool, say: Callable[[str], None],
                 gallery: Labelled | None = None) -> dict[str, Any]:  # fmt: skip
     """The tables of one view; see `evaluate`. `gallery`: what codes are asked for a shared label (`Gallery.of`)."""
-    tables: dict[str, Any] = {"itc": code_tables.cosine_table(image.embed, text.embed, split)}
-    if assembly.config.eval.right == "own":
-        tables["ceiling"] = best_possible(split)
-    if ks:
-        say(f"re-ranking the best {', '.join(map(str, ks))} with ITM")
-        positives = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
-        score = PairScorer(assembly.model, params, image, text)
-        how = (assembly.config.eval.combine, weight)
-        tables["rerank"] = rerank.rerank(
-            score, image.embed, text.embed, *positives, ks, *how, code_tables.fitting_recall(split)
-        )
+    config = assembly.config.eval
+    rank = Ranking(config, PairScorer(assembly.model, params, image, text) if ks else None, ks, weight, say)
+    tables = rank.tables(split, image, text, rank.score)
     if image.codes is not None and not quick:
         say("codes")
         tables |= code_tables.all_tables(image, text, split, assembly.config.joint.lengths, gallery)
+    if config.folds and not quick:
+        say(f"{config.folds} folds of {config.fold_pictures} images")
+        tables["folds"] = mean_tables([
+            rank.fold_tables(fold, fold.image(image), fold.text(text))
+            for fold in folds.folds_of(split, config.folds, config.fold_pictures)
+        ])  # fmt: skip
     return tables
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How pictures and captions are ranked: by embeddings, and the `ks` best again by the pairs' `score` (None: not)."""
+
+    config: EvalConfig
+    score: PairScorer | None
+    ks: Sequence[int]
+    weight: float
+    say: Callable[[str], None]
+
+    def tables(self, split: EvalSplit, image: Embedded, text: Embedded, score: rerank.Score | None) -> dict[str, Any]:
+        """ "itc", "rerank" where pairs are scored, and "ceiling" where own captions alone are right; see `evaluate`."""
+        tables: dict[str, Any] = {"itc": code_tables.cosine_table(image.embed, text.embed, split)}
+        if self.config.right == "own":
+            tables["ceiling"] = best_possible(split)
+        if score is None:
+            return tables
+        ks = rerank.fitting(self.ks, min(len(split.keys), len(split.captions)))
+        self.say(f"re-ranking the best {', '.join(map(str, ks))} with ITM")
+        positives = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
+        how = (self.config.combine, self.weight, code_tables.fitting_recall(split))
+        return tables | {"rerank": rerank.rerank(score, image.embed, text.embed, *positives, ks, *how)}
+
+    def fold_tables(self, fold: folds.Fold, image: Embedded, text: Embedded) -> dict[str, Any]:
+        """The same of one fold, and "codes" where there are any."""
+        tables = self.tables(fold.split, image, text, self.score and folds.FoldScorer(self.score, fold))
+        return tables if image.codes is None else tables | {
+            "codes": code_tables.codes_table(image.codes, text.codes, fold.split)
+        }  # fmt: skip
 
 
 def mean_tables(tables: list[Any]) -> Any:

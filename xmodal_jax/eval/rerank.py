@@ -1,6 +1,7 @@
 """Two-stage retrieval: the contrastive embeddings shortlist, the matching head re-ranks the shortlist.
 
-ALBEF (Li et al., 2021) lets the matching score replace the contrastive one, BLIP (Li et al., 2022) adds the two.
+ALBEF (Li et al., 2021) lets the matching score replace the contrastive one, BLIP (Li et al., 2022) adds the two. Their score
+is the logit l1 of "a match"; here it is the log-odds l1 - l0, and what is added to the cosine is scaled by a weight.
 All cut-offs k come from one scoring pass at the largest: the candidates of k = 16 are the first 16 columns of k = 64.
 Items outside the shortlist keep their contrastive order behind it.
 """
@@ -182,12 +183,21 @@ def rerank(
     Raises:
       UserError: a k larger than either gallery, or as `retrieval.recall` and `combined`.
     """
-    for gallery in (len(image), len(text)):
-        retrieval.refuse_large_k([*filter(None, ks), *recall_ks], gallery)
+    smaller = min(len(image), len(text))
+    retrieval.refuse_large_k(recall_ks, smaller)
+    refuse_unless(
+        all(0 <= k <= smaller for k in ks),
+        f"A shortlist of {', '.join(map(str, ks))} does not fit a gallery of {smaller}; write at most {smaller}.",
+    )
     longest = max(ks)
     sides = [shortlist(image, text, image_to_text, longest), shortlist(text, image, text_to_image, longest)]
     sides = [score_shortlist(score, side, i == 0, list(filter(None, ks)), block) for i, side in enumerate(sides)]
     return {k: _summary_at(sides, k, combine, weight, recall_ks) for k in ks}
+
+
+def fitting(ks: Sequence[int], gallery: int) -> tuple[int, ...]:
+    """Lengths of shortlists cut to a gallery of so many items, ascending, each once."""
+    return tuple(sorted({min(k, gallery) for k in ks}))
 
 
 def _summary_at(sides: list[Shortlist], k: int, combine: str, weight: float, recall_ks: Sequence[int]) -> dict:

@@ -54,16 +54,27 @@ def retrieval_rows(result: Tables) -> list[Row]:
     """All rows of retrieval that `eval.evaluate.evaluate` measured, view by view."""
     rows = []
     for view, tables in sections(result):
-        rows.append(Row(view, "embeddings (ITC)", tables["itc"]))
-        for k, summary in sorted(tables.get("rerank", {}).items(), key=lambda entry: int(entry[0])):
-            rows.append(Row(view, f"ITM re-ranks the best {k}" if int(k) else "no re-ranking", summary))
-        if "ceiling" in tables:
-            rows.append(Row(view, CEILING, tables["ceiling"]))
-        if "codes" in tables:
-            rows.append(Row(view, f"{tables['codes']['bits']:.0f}-bit codes (Hamming)", tables["codes"]))
+        rows += rows_of(view, tables)
     if "ensemble" in result:
         rows.append(Row("views averaged", "embeddings (ITC)", result["ensemble"]))
     return rows
+
+
+def rows_of(view: str, tables: Tables) -> Iterator[Row]:
+    """The rows of retrieval of one view."""
+    yield Row(view, "embeddings (ITC)", tables["itc"])
+    for k, summary in sorted(tables.get("rerank", {}).items(), key=lambda entry: int(entry[0])):
+        yield Row(view, f"ITM re-ranks the best {k}" if int(k) else "no re-ranking", summary)
+    if "ceiling" in tables:
+        yield Row(view, CEILING, tables["ceiling"])
+    if "codes" in tables:
+        yield Row(view, f"{tables['codes']['bits']:.0f}-bit codes (Hamming)", tables["codes"])
+
+
+def fold_rows(result: Tables) -> list[Row]:
+    """The same rows as means over folds of the split, view by view; none where no folds were asked for."""
+    found = [(view, tables["folds"]) for view, tables in sections(result) if "folds" in tables]
+    return [row for view, tables in found for row in rows_of(f"{view}, {result['folds'][0]} folds", tables)]
 
 
 def recall_names(result: Tables) -> list[str]:
@@ -82,15 +93,19 @@ def retrieval_grid(result: Tables) -> Grid:
         "rSum",
         "seconds",
     ]
-    return Grid(head, [retrieval_cells(row, names) for row in retrieval_rows(result)])
+    return Grid(head, [retrieval_cells(row, names) for row in [*retrieval_rows(result), *fold_rows(result)]])
 
 
 def retrieval_cells(row: Row, names: list[str]) -> list[str]:
     """One row of `retrieval_grid`."""
-    numbers = [row.summary[side][name] for side in DIRECTIONS for name in names]
     seconds = f"{row.summary['seconds']:.2f}" if "seconds" in row.summary else ""
     totals = [f"{row.summary['mR']:.1f}", f"{row.summary['rSum']:.1f}"]
-    return [row.view, row.name, *(f"{number:.1f}" for number in numbers), *totals, seconds]
+    return [row.view, row.name, *recall_cells(row.summary, names), *totals, seconds]
+
+
+def recall_cells(summary: Tables, names: list[str]) -> list[str]:
+    """Recall in percent in both directions; "" where a gallery is smaller than k, as one view's or a fold's may be."""
+    return [f"{summary[side][name]:.1f}" if name in summary[side] else "" for side in DIRECTIONS for name in names]
 
 
 def label_grid(result: Tables) -> Grid | None:
@@ -131,8 +146,7 @@ def codes_grid(result: Tables) -> Grid | None:
         kinds += [(f"{bits}-bit code", f"{own['codes']['bytes']:.0f}", own["codes"]) for bits, own in lengths]
         kinds.append(("nothing (a random order)", "0", codes["chance"]))
         for words, size, table in kinds:
-            numbers = [f"{table[side][name]:.1f}" for side in DIRECTIONS for name in names]
-            rows.append([view, words, size, *numbers])
+            rows.append([view, words, size, *recall_cells(table, names)])
     head = ["pictures", "stored as", "bytes", *(f"{side} {name}" for side in DIRECTIONS for name in names)]
     return Grid(head, rows) if rows else None
 
@@ -147,7 +161,10 @@ def notes(result: Tables) -> list[str]:
     if "languages" in result:
         said.append(f"Captions in {', '.join(result['languages'])}; data set '{result['data']}'.")
     if result["mean"].get("rerank"):
-        said.append(f"Re-ranking: {combination(result)}; seconds are for scoring the pairs of both directions.")
+        said.append(f"Re-ranking: {combination(result)}.")
+        said += ["Seconds: scoring the pairs of both directions.", *cut_shortlists(result)]
+    if result.get("folds", [0])[0]:
+        said.append(folds_note(*result["folds"]))
     if any("labels" in tables for _, tables in sections(result)):
         said.append(
             "MAP: the codes' mean average precision, relevant = shares a label; random = codes drawn at random."
@@ -158,7 +175,7 @@ def notes(result: Tables) -> list[str]:
     said += [collapsed(bits, own["codes"]["alike"]) for bits, own in by_length(result["mean"])
              if own.get("codes", {}).get("alike", 0.0) > COLLAPSED]  # fmt: skip
     if codes_grid(result) is not None:
-        said.append("Codes: bytes of one item; Hamming distances tie often, and ranks are expected over ties.")
+        said.append("Codes: bytes of one item; Hamming distances tie often, so the rule for ties matters.")
     return said
 
 
@@ -171,10 +188,25 @@ def collapsed(bits: int, alike: float) -> str:
 
 
 def combination(result: Tables) -> str:
-    """The rule by which ITC and ITM scores were combined, in words."""
+    """The rule by which ITC and ITM scores were combined, in words, beside that of the papers."""
     if result["combine"] == "replace":
-        return "the ITM score alone orders the shortlist (replace)"
-    return f"cosine + {result['weight']:.4g} x ITM log-odds (add)"
+        return "the ITM log-odds l1 - l0 alone order the shortlist (replace; ALBEF orders by l1, the logit of a match)"
+    return f"cosine + {result['weight']:.4g} x ITM log-odds l1 - l0 (add; BLIP adds l1, the logit of a match, with weight 1)"
+
+
+def cut_shortlists(result: Tables) -> list[str]:
+    """A sentence where shortlists were to be longer than the gallery."""
+    asked, longest = result.get("rerank", []), max(map(int, result["mean"]["rerank"]))
+    above = [str(k) for k in asked if k > longest]
+    return [f"Re-ranking the best {', '.join(above)} was asked for; the gallery ends at {longest}."] if above else []
+
+
+def folds_note(count: int, pictures: int) -> str:
+    """What a mean over folds is."""
+    return (
+        f"{count} folds: the mean over {count} groups of {pictures:,} pictures with their captions, in the order of the split, "
+        "each ranked by itself (COCO's 1K test: 5 of 1,000)."
+    )
 
 
 def as_text(result: Tables) -> str:

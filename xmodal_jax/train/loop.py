@@ -107,7 +107,7 @@ def refuse_impossible(config: Config, assembly: Assembly) -> None:
     card = Card.load(config.data.path)
     if config.eval.every:
         card.split(config.data.eval_split)
-    refuse_unfit_evaluation(config, card)
+    refuse_unfit_evaluation(config, card, config.data.eval_split)
     refuse_unless(
         not config.tensorboard or importlib.util.find_spec("tensorboard") is not None,
         "config.tensorboard is True, but the package tensorboard is not installed; write pip install 'xmodal_jax[tensorboard]'",
