@@ -6,7 +6,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from xmodal_jax.data.captions import Numbers, caption_keys, normal_caption, says_something, words
+from xmodal_jax.data.captions import Numbers, caption_keys, count_words, normal_caption, quantiles, says_something, words
 
 DIFFERENT = [  # words that differ by a mark or an accent alone
     ("かき", "がき"),
@@ -26,7 +26,7 @@ def test_words_that_differ_by_a_mark_are_two(one, other):
     for form in ("NFC", "NFD"):
         left, right = (unicodedata.normalize(form, text) for text in (one, other))
         assert len(set(caption_keys([left, right]).tolist())) == 2
-        assert words(left) != words(right) and len(words(left)) == len(words(right)) == 1
+        assert words(left) != words(right)
 
 
 def test_case_space_and_unicode_form_make_no_difference():
@@ -60,6 +60,19 @@ def test_keys_are_equal_exactly_where_the_texts_are():
 def test_numbers_start_at_zero_in_the_order_of_asking():
     numbers = Numbers()
     assert [numbers[thing] for thing in ("b", "a", "b", "c")] == [0, 1, 0, 2]
+
+
+def test_quantiles_are_the_smallest_that_cover_the_share(rng):
+    values = rng.integers(1, 40, 1234)
+    numbers, counts = np.unique(values, return_counts=True)
+    want = np.quantile(values, (0.5, 0.99, 1.0), method="inverted_cdf")
+    assert list(quantiles(dict(zip(numbers.tolist(), counts.tolist()))).values()) == want.tolist()
+    assert quantiles({7: 1}) == {"median": 7, "99 %": 7, "longest": 7}
+
+
+@pytest.mark.parametrize("text, count", [("It's a  dog.", 3), ("", 0), ("Ein Mädchen läuft!", 3), ("赤い猫。", 3), ("कुल लाल", 2)])
+def test_words_are_counted_in_any_script(text, count):
+    assert count_words(text) == count
 
 
 def test_words_keep_their_marks():

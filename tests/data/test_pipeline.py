@@ -426,6 +426,19 @@ def test_pairs_can_match_by_their_labels(make, tiny_set):
     assert len(set(own)) < 6, "no two rows share their labels: the test would say nothing"
 
 
+def test_cut_training_captions_are_counted_on_a_sample(make, tokenizer, tiny_set, monkeypatch):
+    captions = split_captions(tiny_set, "train")
+    lengths = tokenizer.lengths(captions)
+    config = dataclasses.replace(PLAIN, length=5)
+    found = make(config).cut()
+    assert found["share"] == round(100 * np.mean(lengths > 5), 4) and 0 < found["share"] < 100
+    assert found["longest"] == max(lengths)
+    monkeypatch.setattr("xmodal_jax.data.pipeline.SAMPLED", 2)
+    with open_records(tiny_set, "train") as records:
+        ends = [text for row in (0, 17) for text in records[row]["captions"]["en"]]
+    assert make(config).cut()["share"] == round(100 * np.mean(tokenizer.lengths(ends) > 5), 4)
+
+
 def test_label_keys_are_of_sets_and_never_an_empty_place(tmp_path, encoded, plain_colour):
     sets = [(), ("a", "b"), ("b", "a"), ("a",), ("a", "a"), ("b",), ()]
     images = {"image": encoded(plain_colour(0))}

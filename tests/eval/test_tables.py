@@ -115,8 +115,16 @@ def test_a_view_of_few_pictures_has_no_recall_at_more():
     assert cells["a", "embeddings (ITC)"] == ["33.3", "66.7", "66.7"] * 2
 
 
+def test_the_text_says_how_many_captions_are_cut():
+    found = {"share": 12.5, "length": 16, "enough": 20, "longest": 31}
+    said = "12.5 % of the captions lose their end: config.data.length is 16 tokens; 20 would keep 99 %"
+    assert said in tables.as_text(result_of() | {"cut": found})
+    assert "lose their end" not in tables.as_text(result_of() | {"cut": found | {"share": 0.0}})
+
+
 def test_a_real_result_reads_the_same_from_its_file(tiny_run):
     result = json.loads((tiny_run[0] / "eval-test.json").read_text())
+    assert result["cut"]["share"] == 0 and 3 < result["cut"]["longest"] <= result["cut"]["length"] == 10
     text = tables.as_text(result)
     assert "12 records, 24 captions" in text and "16-bit codes" in text and "MAP@ALL random" in text
     assert text.count("ITM re-ranks the best 8") == 3  # two views and their mean

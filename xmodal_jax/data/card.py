@@ -19,6 +19,7 @@ FORMAT = 3
 CARD_FILE = "card.json"
 RECALL_AT = (1, 5, 10)
 SPLIT_FIELDS = {"records": int, "captions": int, "groups": int, "files": list, "digest": str}
+WORD_FIELDS = {"median": int, "99 %": int, "longest": int}
 EMBEDDING_FIELDS = {
     "teacher": str,
     "weights": str,
@@ -41,6 +42,7 @@ class Card:
     `ceiling`: {split: {"i2t" | "t2i": {"R@1", "R@5", "R@10"}}} in %, see `ceiling`.
     `duplicates`: {split: {"captions", "unique", "unique_per_image", "shared"}}, see `duplicates`. Both are of the
     captions in the first language.
+    `words`: {language: {"median", "99 %", "longest"}} words of a caption.
     `skipped`: {reason: count} of what the source held and the data set does not.
     `copies`: {split: records with a picture that is in the train split too}, as `copies.Copies` counts them.
     `features`: {name: {tower, size, tokens, width, views, dtype, files: {split: [...]}}}, see
@@ -59,6 +61,7 @@ class Card:
     splits: dict[str, dict[str, Any]]
     ceiling: dict[str, dict[str, dict[str, float]]] = dataclasses.field(default_factory=dict)
     duplicates: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    words: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     skipped: dict[str, int] = dataclasses.field(default_factory=dict)
     copies: dict[str, int] = dataclasses.field(default_factory=dict)
     features: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
@@ -139,6 +142,7 @@ def _checked(content: Any, path: pathlib.Path) -> Card:
     unknown = set(content) - {field.name for field in dataclasses.fields(Card)}
     refuse_unless(not unknown, f"{path}: unknown field {_listed(unknown)}; was it written by a newer version?")
     _check_entries(content["splits"], SPLIT_FIELDS, "splits", path)
+    _check_entries(content.get("words", {}), WORD_FIELDS, "words", path)
     _check_entries(content.get("features", {}), FEATURE_FIELDS, "features", path)
     _check_entries(content.get("embeddings", {}), EMBEDDING_FIELDS, "embeddings", path)
     return Card(**content)
@@ -231,5 +235,10 @@ def report(card: Card) -> list[str]:
                 f"  {card.copies[split]} of its records have a picture that is in train too; --drop-copies leaves those "
                 f"out of train"
             )
+    for language, words in card.words.items():
+        lines.append(
+            f"words of a '{language}' caption: half have {words['median']} or fewer, 99 % {words['99 %']}, the longest "
+            f"{words['longest']}"
+        )
     lines += [f"skipped: {count} x {reason}" for reason, count in card.skipped.items()]
     return lines

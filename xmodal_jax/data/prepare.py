@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from xmodal_jax.data import making
-from xmodal_jax.data.captions import Numbers, normal_caption
+from xmodal_jax.data.captions import Numbers, count_words, normal_caption, quantiles
 from xmodal_jax.data.card import Card, ceiling, duplicates
 from xmodal_jax.data.changes import States, as_sentence, changed_files
 from xmodal_jax.data.copies import TRAIN, Copies
@@ -40,6 +40,7 @@ class Build:
         self.groups: dict[str, set[str]] = {}
         self.copies = Copies()
         self.digests: dict[str, Digests] = collections.defaultdict(Digests)
+        self.words: dict[str, collections.Counter[int]] = collections.defaultdict(collections.Counter)
         self.languages: collections.Counter[str] = collections.Counter()
         self.views: dict[str, None] = {}
         self.labels, self.label_sets, self.texts = Numbers(), Numbers(), Numbers()
@@ -60,6 +61,8 @@ class Build:
         self.groups.setdefault(item.split, set()).add(item.group)
         self.digests[item.split].add(item.key, item.captions, item.images)
         self.languages.update(item.captions.keys())
+        for language, own in item.captions.items():
+            self.words[language].update(map(count_words, own))
         self.views.update(dict.fromkeys(item.images))
 
     def skip(self, skip: Skip) -> None:
@@ -236,6 +239,7 @@ def _card(build: Build, source: Source, name: str, arguments: dict[str, Any]) ->
         splits=splits,
         ceiling={split: ceiling(captions) for split, captions in first.items()},
         duplicates={split: duplicates(captions) for split, captions in first.items()},
+        words={language: quantiles(build.words[language]) for language in languages if build.words[language]},
         skipped=dict(build.skipped),
         copies=build.copies.counts(),
         arguments=arguments,

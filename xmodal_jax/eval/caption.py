@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xmodal_jax.data.captions import JOINERS, marks, normal_caption
+from xmodal_jax.data.captions import JOINERS, marks, normal_caption, spaced
 from xmodal_jax.errors import refuse_unless
 
 Ngrams = collections.Counter
@@ -37,31 +37,20 @@ TOKEN = rf"""
     | \w+(?:(?:[-/@_.]|\+)(?=\w)\w+)*                       # t-shirt  red/blue  hello.world
     | \.\.\. | -{{2,}} | [!?]+ | \S
     """
-# Chinese characters, Japanese kana, Thai and Lao, Burmese, Khmer
-UNSPACED = (
-    r"[\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-    r"\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff]"
-)
 ASCII_TOKEN = re.compile(TOKEN, re.VERBOSE | re.ASCII)
 
 
 @functools.cache
-def _foreign() -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """A token with combining marks in its words, and a letter of `UNSPACED` with its marks."""
-    words = TOKEN.replace(r"\w", rf"[\w{marks()}{JOINERS}]")
-    return re.compile(words, re.VERBOSE), re.compile(rf"({UNSPACED}[{marks()}]*)")
-
-
-def foreign_tokens(caption: str) -> list[str]:
-    """Tokens of a caption that is not ASCII alone, punctuation included."""
-    token, letter = _foreign()
-    return token.findall(letter.sub(r" \1 ", caption))
+def _foreign_token() -> re.Pattern[str]:
+    """A token whose words may have combining marks."""
+    return re.compile(TOKEN.replace(r"\w", rf"[\w{marks()}{JOINERS}]"), re.VERBOSE)
 
 
 def tokenize(caption: str) -> list[str]:
     """Lower-case Penn Treebank tokens without punctuation: "The dog's ball, isn't it?" -> the dog 's ball is n't it."""
     tokens, caption = [], normal_caption(caption).translate(TYPOGRAPHY)
-    for token in ASCII_TOKEN.findall(caption) if caption.isascii() else foreign_tokens(caption):
+    pattern = ASCII_TOKEN if caption.isascii() else _foreign_token()
+    for token in pattern.findall(spaced(caption)):
         cut = SPLIT_WORDS.get(token, len(token))
         tokens += [part for part in (BRACKETS.get(token[:cut], token[:cut]), token[cut:]) if part]
     return [token for token in tokens if not (token in PUNCTUATION or is_foreign_punctuation(token))]

@@ -12,6 +12,7 @@ from xmodal_jax.config import Config, EvalConfig
 from xmodal_jax.data.card import Card, ceiling
 from xmodal_jax.data.evaluation import EvalSplit, eval_split
 from xmodal_jax.data.pipeline import Split, refuse_unknown
+from xmodal_jax.data.text import cut
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval import code_tables, folds, rerank, retrieval
 from xmodal_jax.eval.embed import Embedded, Embedder, PairScorer
@@ -77,7 +78,7 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
     called before every block that is encoded, and what it raises ends the evaluation.
 
     Returns:
-      {"split", "records", "captions", "data", "languages", "views": {view: tables}, "mean": the mean over the views, "combine", "weight", "right",
+      {"split", "records", "captions", "data", "languages", "cut" (see `text.cut`), "views": {view: tables}, "mean": the mean over the views, "combine", "weight", "right",
       "gallery", "rerank": the lengths asked for, "folds": (how many, of how many pictures)};
       a view's tables are "itc", "rerank" {k: summary}, those of `code_tables.all_tables`, and where only own captions are right "ceiling"
       (`best_possible`); with several views also "ensemble" (`averaged`).
@@ -102,6 +103,7 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
         images.append(image.embed)
     result = {"split": split, "records": len(found.keys), "captions": len(found.captions)}
     result |= {"data": config.data.path, "languages": list(config.eval_data.languages)}
+    result |= {"cut": cut(assembly.tokenizer, found.captions, found.text)}
     result |= {"combine": config.eval.combine, "weight": weight, "right": config.eval.right}
     result |= {"gallery": list(config.eval.gallery), "rerank": list(ks)}
     result |= {"folds": [config.eval.folds, config.eval.fold_pictures]}

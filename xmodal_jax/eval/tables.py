@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from xmodal_jax.data.text import cut_words
+
 Tables = dict[str, Any]
 
 CEILING = "best possible (captions repeat)"
@@ -160,6 +162,8 @@ def notes(result: Tables) -> list[str]:
     ]
     if "languages" in result:
         said.append(f"Captions in {', '.join(result['languages'])}; data set '{result['data']}'.")
+    if lost := cut_words(result["cut"]) if "cut" in result else "":
+        said.append(lost)
     if result["mean"].get("rerank"):
         said.append(f"Re-ranking: {combination(result)}.")
         said += ["Seconds: scoring the pairs of both directions.", *cut_shortlists(result)]

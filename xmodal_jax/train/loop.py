@@ -21,6 +21,7 @@ from xmodal_jax.config import Config, as_dict
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.loader import Loader
 from xmodal_jax.data.pipeline import TrainDataset, train_dataset
+from xmodal_jax.data.text import cut_words
 from xmodal_jax.data.transfer import Prefetch
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.eval.evaluate import refuse_unfit_evaluation
@@ -332,7 +333,10 @@ def start_log(run: Run, workdir: pathlib.Path, dataset: TrainDataset, first: int
     flops = step_flops(run.recipe, run.abstract, shapes) / config.batch_size
     events = EventWriter(workdir / "tensorboard", first) if config.tensorboard and active else None
     peak = peak_flops(run.mesh.devices.flat)
-    return TrainLog(workdir, config.steps, config.batch_size, first, None, flops, peak, events, active)
+    report = TrainLog(workdir, config.steps, config.batch_size, first, None, flops, peak, events, active)
+    if active and (said := cut_words(dataset.cut(), "training captions")):
+        report.say(said)
+    return report
 
 
 @dataclass
