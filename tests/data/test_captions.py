@@ -6,7 +6,18 @@ import unicodedata
 import numpy as np
 import pytest
 
-from xmodal_jax.data.captions import Numbers, caption_keys, count_words, normal_caption, quantiles, says_something, words
+from xmodal_jax.data.captions import (
+    Numbers,
+    caption_keys,
+    count_words,
+    normal_caption,
+    quantiles,
+    says_something,
+    words,
+)
+from xmodal_jax.data.card import Card
+from xmodal_jax.data.source import clean_captions
+from xmodal_jax.eval.retrieval import positives_from_owners
 
 DIFFERENT = [  # words that differ by a mark or an accent alone
     ("かき", "がき"),
@@ -45,7 +56,19 @@ def test_both_unicode_forms_of_every_letter_are_one_text():
 
 def test_captions_of_one_crc_are_not_one_text():
     one, two = "a small cat moves past the park", "the red man moves past a wall"  # 31 bits of CRC-32 in common
-    assert caption_keys([one, two, one.upper(), "another"]).tolist() == [0, 1, 0, 2]
+    keys = caption_keys([one, two, one.upper(), "another"])
+    assert keys.tolist() == [0, 1, 0, 2]
+    assert positives_from_owners(np.arange(2), keys[:2])[0].tolist() == [[0], [1]], "each picture's own caption alone"
+
+
+def test_captions_that_say_nothing_are_left_out():
+    kept, skips = clean_captions({"en": ["\u0301", "\u200b", " a  dog "], "hi": ["\u0941"]}, "key")
+    assert kept == {"en": ["a dog"]} and [skip.reason for skip in skips] == ["empty caption"] * 3
+
+
+def test_a_card_tells_the_length_of_captions(tiny_set):
+    want = {"en": {"median": 3, "99 %": 3, "longest": 3}, "fr": {"median": 3, "99 %": 3, "longest": 3}}
+    assert Card.load(tiny_set).words == want
 
 
 def test_keys_are_equal_exactly_where_the_texts_are():

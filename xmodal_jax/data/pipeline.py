@@ -37,7 +37,8 @@ SAMPLED = 2000  # records whose captions say how many are cut
 class DataConfig:
     """What is read and how. Raises `UserError` for impossible values.
 
-    `path`: the data set's folder. `image_size`: px of a side. `length`: tokens of a text, [CLS] and [SEP] included.
+    `path`: the data set's folder. `image_size`: px of a side. `length`: tokens of a text, [CLS] and [SEP] included; a longer
+    one loses its end.
     `languages`: those of the captions. `views`: those of the pictures, () for all. `features`: names of cached tokens
     to read in place of pictures. `second_view`: batches also have another picture of each record, `image2`.
     `embeddings`: name of a frozen teacher's embeddings that batches carry (`xmodal data embed`).
