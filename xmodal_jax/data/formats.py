@@ -47,9 +47,9 @@ FROM_COCO = (
     "for row in coco['annotations']]"
 )
 FROM_TABLE = (
-    "import csv, json, sys; path, mark, image, caption = sys.argv[1:]; "
+    "import csv, json, sys; path, dialect, image, caption = sys.argv[1:]; "
     "[print(json.dumps({'image': row[image], 'caption': row[caption]})) "
-    "for row in csv.DictReader(open(path, newline='', encoding='utf-8-sig'), delimiter=mark)]"
+    "for row in csv.DictReader(open(path, newline='', encoding='utf-8-sig'), dialect=dialect)]"
 )
 
 
@@ -124,13 +124,14 @@ def _with_images(content: dict[str, Any], path: pathlib.Path) -> str:
 
 def _table(header: str, path: pathlib.Path) -> str:
     """What a table is that has columns, by its first line."""
-    mark = next((mark for mark in ("\t", ",", ";") if mark in header), "")
-    if not mark:
+    kind, dialect = ("TSV", "excel-tab") if "\t" in header else ("CSV", "excel")
+    try:
+        names = next(csv.reader([header], dialect=dialect))
+    except csv.Error:
         return ""
-    names = next(csv.reader([header], delimiter=mark))
     columns = [_known(names, IMAGE_NAMES, "IMAGE_COLUMN"), _known(names, CAPTION_NAMES, "CAPTION_COLUMN")]
-    kind = "TSV" if mark == "\t" else "CSV"
-    return f"{kind} with the columns {_listed(names)}; for `jsonl` run {_command(FROM_TABLE, path, mark, *columns)}"
+    what = f"{kind} with the columns {_listed(names)}; for `jsonl` run {_command(FROM_TABLE, path, dialect, *columns)}"
+    return what if len(names) > 1 else ""
 
 
 def _known(names: list[str], wanted: Iterable[str], otherwise: str) -> str:
@@ -150,5 +151,5 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _command(code: str, path: pathlib.Path, *more: str) -> str:
-    words = ["python", "-c", code, str(path), *more]
-    return f"{shlex.join(words)} > {shlex.quote(f'{path.stem}.jsonl')}"
+    """A shell command; `code` has neither double quotes nor anything that a shell expands in them."""
+    return f'python -c "{code}" {shlex.join([str(path), *more])} > {shlex.quote(path.stem)}.jsonl'

@@ -108,7 +108,7 @@ def _grouped(path: pathlib.Path) -> list[Row | Skip]:
 
 def _is_row(row: Any) -> bool:
     good = isinstance(row, dict) and isinstance(row.get("image"), str) and "caption" in row
-    return good and isinstance(row.get("label_name") or "", (str, int, float))
+    return good and type(row.get("label_name") or "") in (str, int, float)  # and no bool
 
 
 def _source(kind: str, folder: pathlib.Path, root: pathlib.Path, rows: dict[str, list[Row | Skip]],
