@@ -162,7 +162,7 @@ def test_paths_of_the_wrong_kind_are_named(train_tiny, tmp_path, refused, shapes
     refused(config, "there is no config file")
     (tmp_path / "file").write_text("x")
     refused(train_tiny(tmp_path / "file"), str(tmp_path / "file"))
-    refused(["data", "prepare", "jsonl", "--path", tmp_path, "--out", tmp_path / "out"], "existing file")
+    refused(["data", "prepare", "jsonl", "--path", tmp_path, "--out", tmp_path / "out"], "a folder; give a file")
 
 
 def test_what_is_missing_is_named(train_tiny, tmp_path, refused):

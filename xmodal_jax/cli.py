@@ -79,6 +79,9 @@ def data_prepare(args: argparse.Namespace, _: list[str]) -> None:
     files = ("karpathy", "precomp", "albef", "inaturalist", "mirflickr", "nuswide", "wikipedia", "mat", "jsonl")
     needed = "path" if args.source in files else {"tfds": "name"}.get(args.source)
     refuse_unless(not needed or needed in given, f"'{args.source}' needs --{needed}; write --{needed}=...")
+    for name in ("max_size", "size", "held_out", "queries", "train"):  # before anything is read
+        value = getattr(args, name)
+        refuse_unless(value is None or value >= 0, f"{option(name)} is {value}; write a whole number, and at least 0")
     how = {"max_size": args.max_size, "allow_bad": args.allow_bad, "force": args.force, "drop_copies": args.drop_copies}
     card = prepare(SOURCES[args.source](**given), args.out, **how)
     print("\n".join(report(card)))

@@ -29,13 +29,13 @@ MAGIC = (
     (0, b"\xff\xd8\xff", "a picture", BY_HAND),
 )
 FOLDERS = (  # a pattern of its files, what it is, what reads it
+    ("*.jsonl", "a folder that holds JSON Lines", "give the file in it"),
     ("*.tar", "a folder of tar archives, as WebDataset and img2dataset write", f"unpack them, {BY_HAND}"),
     ("*.parquet", "a folder of Parquet tables", BY_HAND),
     ("*_caps.txt", "a folder of caption lists", "source `precomp` reads it"),
     ("train2018.json", "a folder of iNaturalist", "source `inaturalist` reads it"),
     ("*train.json", "a folder of JSON lists", "source `albef` reads those of BLIP and ALBEF"),
     ("*.mat", "a folder of MATLAB files", "source `mat` reads it"),
-    ("*.jsonl", "a folder that holds JSON Lines", "give the file in it"),
 )
 IMAGE_NAMES = ("image", "filepath", "file_name", "filename", "image_path", "path")
 CAPTION_NAMES = ("caption", "title", "text", "sentence")

@@ -6,6 +6,7 @@ here of axes is in MATLAB's order.
 
 import contextlib
 import dataclasses
+import math
 import pathlib
 import warnings
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from xmodal_jax.errors import UserError, refuse_unless
 HDF5 = b"\x89HDF\r\n\x1a\n"
 SLICE_BYTES = 1 << 25  # what is read at once
 BLOCK_ROWS = 32
+MOST_VALUES = 1032  # that a byte of a file can stand for: the best that zlib does with one byte a value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +88,12 @@ def variables(path: pathlib.Path) -> list[Variable]:
 
     with _readable(path):
         listed = scipy.io.whosmat(path)
+    room = MOST_VALUES * path.stat().st_size
+    for name, shape, kind in listed:  # a damaged shape would keep SciPy busy for minutes
+        refuse_unless(
+            kind == "sparse" or math.prod(shape) <= room,
+            f"{path} is damaged: it is too small for the {list(shape)} values of '{name}'; download it again.",
+        )
     kinds = {"cell": "text", "char": "text", "struct": "other", "object": "other", "function": "other"}
     return [Variable(path, name, tuple(shape), kinds.get(kind, "number"), False) for name, shape, kind in listed]
 

@@ -66,14 +66,14 @@ class Source:
 
 def mended_item(item: Item) -> Item:
     """`item` with all its texts `mended`."""
-    return Item(
-        mended(item.key),
-        {mended(view): data for view, data in item.images.items()},
-        {mended(language): [mended(text) for text in own] for language, own in item.captions.items()},
-        tuple(mended(label) for label in item.labels),
-        mended(item.group),
-        mended(item.split),
-        item.files,
+    return dataclasses.replace(
+        item,
+        key=mended(item.key),
+        images={mended(view): data for view, data in item.images.items()},
+        captions={mended(code): [mended(text) for text in own] for code, own in item.captions.items()},
+        labels=tuple(mended(label) for label in item.labels),
+        group=mended(item.group),
+        split=mended(item.split),
     )
 
 

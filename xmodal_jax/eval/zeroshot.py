@@ -19,6 +19,7 @@ from xmodal_jax.data.card import Card
 from xmodal_jax.data.pipeline import DataConfig, Split
 from xmodal_jax.data.records import CorruptRecord
 from xmodal_jax.data.taxonomy import Taxonomy
+from xmodal_jax.data.textfile import read_lines
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.eval.evaluate import Evaluator, mean_tables
@@ -49,10 +50,7 @@ def read_templates(path: str | pathlib.Path) -> tuple[str, ...]:
     refuse_unless(
         path.is_file(), f"--templates: there is no file {path}; write one template a line, as: a photo of a {{}}."
     )
-    try:
-        lines = [(number, line.strip()) for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)]
-    except UnicodeDecodeError as error:
-        raise UserError(f"--templates: {path} is not UTF-8 text ({error}).") from error
+    lines = [(number, line.strip()) for number, line in enumerate(read_lines(path), 1)]
     found = [(number, line) for number, line in lines if line]
     refuse_unless(bool(found), f"--templates: {path} is empty; write one template a line, as: a photo of a {{}}.")
     for number, line in found:
