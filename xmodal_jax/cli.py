@@ -90,11 +90,12 @@ def data_prepare(args: argparse.Namespace, _: list[str]) -> None:
 
 def data_features(args: argparse.Namespace, _: list[str]) -> None:
     """Add the grid tokens of a frozen tower to a prepared data set."""
-    from xmodal_jax.data.features import write_features
+    from xmodal_jax.data.features import refuse_misfit, write_features
     from xmodal_jax.models.towers import tower_encoder
 
-    encode = tower_encoder(args.tower)
     name = args.name or f"{args.tower}-{args.size}"
+    refuse_misfit(args.data, name, args.size, args.batch)
+    encode = tower_encoder(args.tower)
     card = write_features(args.data, name, encode, args.size, not args.no_flip, args.batch, args.tower)
     cache = card.feature(name)
     print(f"features '{name}': {cache['tokens']} x {cache['width']} {cache['dtype']} per picture in {args.data}")
@@ -103,10 +104,12 @@ def data_features(args: argparse.Namespace, _: list[str]) -> None:
 def data_embed(args: argparse.Namespace, overrides: list[str]) -> None:
     """Add a frozen teacher's embeddings of all pictures and captions to a prepared data set."""
     from xmodal_jax import config as configs
+    from xmodal_jax.data.embeddings import refuse_misfit
     from xmodal_jax.eval.embed_data import embed_data
     from xmodal_jax.workdir import open_run, open_start
 
     refuse_unless(bool(args.workdir) != bool(args.config), "name one teacher: --workdir RUN, or --config CONFIG")
+    refuse_misfit(args.data, args.name, args.batch)
     if args.workdir:
         assembly, params, step = open_run(args.workdir, section_overrides(overrides, ("eval", "data")))
         teacher = f"{assembly.config.name} step {step}"

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from xmodal_jax.cli import main
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.embeddings import Embeddings, Encoders, write_embeddings
 from xmodal_jax.data.features import write_features
@@ -211,3 +212,19 @@ def test_bad_teachers_records_and_names_are_refused(own_set):
     with pytest.raises(UserError, match="row 2 of split 'test' cannot be read"):
         write(own_set)
     assert Card.load(own_set).embeddings == {}
+
+
+def test_of_two_at_once_on_a_name_the_second_is_refused(own_set):
+    def texts(block):
+        with pytest.raises(UserError, match="another process is adding embeddings '.*' to '.*set'; wait"):
+            write(own_set)
+        return said(block)
+
+    assert write(own_set, Counted().encoders(text=texts)) == Card.load(own_set)
+
+
+@pytest.mark.parametrize("flags, words", [(["--batch", "0"], "the batch is 0"), (["--name", ".x"], "use a plain word")])
+def test_flags_are_looked_at_before_a_teacher_is_loaded(own_set, capsys, flags, words):
+    command = ["data", "embed", "--data", str(own_set), "--name", "x", "--workdir", "nowhere"]
+    assert main([*command, *flags]) == 2
+    assert words in capsys.readouterr().err

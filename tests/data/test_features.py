@@ -1,11 +1,13 @@
 """Feature caches line up with their records, survive interruption, and never replace another tower's."""
 
 import dataclasses
+import resource
 import shutil
 
 import numpy as np
 import pytest
 
+from xmodal_jax.cli import main
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.data.features import write_features
@@ -123,6 +125,61 @@ def test_an_interrupted_run_goes_on_at_the_split_it_was_in(own_set):
     write_features(own_set, "mean", encode, 8, batch=8)
     assert len(encode.shapes) == 9, "only the unfinished split is encoded again"
     assert (own_set / "features" / "mean").is_dir()
+
+
+def test_of_two_at_once_on_a_name_the_second_is_refused_and_two_names_both_get_into_the_card(own_set):
+    def encode(images):
+        with pytest.raises(UserError, match="another process is adding features 'mean' to '.*set'; wait"):
+            write_features(own_set, "mean", halves, 8)
+        if "other" not in Card.load(own_set).features:
+            write_features(own_set, "other", halves, 8)
+        return halves(images)
+
+    write_features(own_set, "mean", encode, 8)
+    assert set(Card.load(own_set).features) == {"mean", "other"}
+    assert not list(own_set.glob("**/.*"))
+
+
+def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(own_set):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    wide = lambda images: np.repeat(halves(images), 300, -1)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (120_000, limits[1]))  # test has 6 records of 14,400 bytes, train 18
+    try:
+        with pytest.raises(UserError, match=r"features/.wide.part': split 'train' cannot be written \(File too large\)"):
+            write_features(own_set, "wide", wide, 8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert Card.load(own_set).features == {}
+    assert {path.name for path in own_set.glob("features/.wide.part/*")} == {"plan.json", "test-00000-of-00001.arrayrecord"}
+    encode = Counted()
+    card = write_features(own_set, "wide", lambda images: np.repeat(encode(images), 300, -1), 8, batch=8)
+    assert card.features["wide"]["width"] == 900 and len(encode.shapes) == 9, "train alone"
+
+
+def test_a_plan_that_is_damaged_is_named(own_set):
+    folder = own_set / "features" / ".mean.part"
+    folder.mkdir(parents=True)
+    (folder / "plan.json").write_text("{")
+    with pytest.raises(UserError, match="plan.json' is damaged .*; remove .*mean.part and start again"):
+        write_features(own_set, "mean", halves, 8)
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--size", "0"], "--size is 0; write the side of the pictures in pixels, 1 to 4096"),
+        (["--size", "-64"], "--size is -64"),
+        (["--size", "100000"], "--size is 100000"),
+        (["--batch", "0"], "--batch is 0; write 1 or more"),
+        (["--name", "a/b"], "features name 'a/b': use a plain word"),
+        (["--data", "nowhere"], "no data set at nowhere"),
+    ],
+)
+def test_flags_are_looked_at_before_a_tower_is_loaded(own_set, monkeypatch, capsys, flags, words):
+    monkeypatch.setattr("xmodal_jax.models.towers.tower_encoder", lambda name: pytest.fail("loaded"))
+    assert main(["data", "features", "--data", str(own_set), *flags]) == 2
+    assert words in capsys.readouterr().err
+    assert not (own_set / "features").exists()
 
 
 def test_a_run_that_died_before_the_card_is_adopted(own_set):

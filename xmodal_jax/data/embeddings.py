@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.data.card import Card
-from xmodal_jax.data.features import refuse_other, start_partial
+from xmodal_jax.data.features import add_to_card, being_added, refuse_bad_name, refuse_other, start_partial
 from xmodal_jax.data.image import CorruptImage, eval_image
 from xmodal_jax.data.progress import Progress
 from xmodal_jax.data.records import CorruptRecord, RecordWriter, open_records, pack, shard_files, split_names
@@ -105,30 +105,34 @@ def write_embeddings(
     read and if an embedding is not finite. The card changes last, in one step.
     """
     data_dir = pathlib.Path(data_dir)
+    refuse_misfit(data_dir, name, batch, dtype)
     card = Card.load(data_dir)
-    refuse_unless(batch >= 1, f"the batch is {batch}; write 1 or more")
-    refuse_unless(dtype in DTYPES, f"the dtype is '{dtype}'; write one of {', '.join(DTYPES)}")
-    plain = name == pathlib.Path(name).name and not name.startswith(".") and name != ""
-    refuse_unless(plain, f"embeddings name {name!r}: use a plain word.")
     with contextlib.closing(open_split(min(card.splits))) as first:
         plan = _plan(teacher, card.views, first.cfg.languages, dtype)
     if name in card.embeddings:
         refuse_other(card.embeddings[name], plan, f"{data_dir} already has embeddings {name!r}")
         return card
-    folder, partial = data_dir / FOLDER / name, data_dir / FOLDER / f".{name}.part"
-    start_partial(folder, partial, plan)
-    for split, entry in card.splits.items():
-        if split not in split_names(partial):
-            with contextlib.closing(open_split(split)) as source, RecordWriter(partial, split) as writer:
-                blocks = _rows(source, teacher, batch, dtype)
-                for rows in Progress(blocks, f"{name} {split}", "records", len(source), size=len):
-                    _write(writer, rows)
-        _check_count(partial, split, entry["records"])
-    files = {split: [path.name for path in shard_files(partial, split)] for split in card.splits}
-    os.replace(partial, folder)
-    card = dataclasses.replace(card, embeddings=card.embeddings | {name: plan | {"files": files}})
-    card.save(data_dir)
-    return card
+    with being_added(data_dir / FOLDER, name, f"embeddings '{name}' to '{data_dir}'"):
+        folder, partial = data_dir / FOLDER / name, data_dir / FOLDER / f".{name}.part"
+        start_partial(folder, partial, plan)
+        for split, entry in card.splits.items():
+            if split not in split_names(partial):
+                with contextlib.closing(open_split(split)) as source, RecordWriter(partial, split) as writer:
+                    blocks = _rows(source, teacher, batch, dtype)
+                    for rows in Progress(blocks, f"{name} {split}", "records", len(source), size=len):
+                        _write(writer, rows)
+            _check_count(partial, split, entry["records"])
+        files = {split: [path.name for path in shard_files(partial, split)] for split in card.splits}
+        os.replace(partial, folder)
+        return add_to_card(data_dir, "embeddings", name, plan | {"files": files})
+
+
+def refuse_misfit(data_dir: os.PathLike | str, name: str, batch: int, dtype: str = "float32") -> None:
+    """Raise `UserError` for what can be seen to be wrong before a teacher is loaded: data set, name, batch, dtype."""
+    Card.load(data_dir)
+    refuse_unless(batch >= 1, f"the batch is {batch}; write 1 or more")
+    refuse_unless(dtype in DTYPES, f"the dtype is '{dtype}'; write one of {', '.join(DTYPES)}")
+    refuse_bad_name(name, "embeddings")
 
 
 def _plan(teacher: Encoders, views: Sequence[str], languages: Sequence[str], dtype: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ A cache is `DIR/features/<name>/<split>-*.arrayrecord`; row i belongs to record 
 "tokens": {view: {"plain": bytes, "flip": bytes}}}, the bytes being float16 [N,D].
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -16,22 +17,26 @@ import numpy as np
 
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.image import CorruptImage, eval_image
+from xmodal_jax.data.making import only_process
 from xmodal_jax.data.progress import Progress
 from xmodal_jax.data.records import (
     CorruptRecord,
     Records,
     RecordWriter,
     check_record,
+    is_split_name,
     open_records,
     pack,
     shard_files,
     split_names,
 )
 from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.whole import write_whole
 
 Encoder = Callable[[np.ndarray], np.ndarray]
 
 PLAN_FILE = "plan.json"
+LARGEST = 4096  # px
 
 
 def write_features(
@@ -48,30 +53,59 @@ def write_features(
     `encode_fn`: uint8 [batch,size,size,3] -> float [batch,N,D], stored as float16; with `flip` also the mirrored
     pictures.
     `tower` says whose tokens they are. Finished splits are kept when it is interrupted and not encoded again. Raises
-    `UserError` if the name is taken by another tower, size or set of views, if a record cannot be read and if a token
-    does not fit float16. The card changes last, in one step.
+    `UserError` as `refuse_misfit`, if the name is taken by another tower, size or set of views, if another process is at
+    it, if a record cannot be read and if a token does not fit float16. The card changes last, in one step.
     """
     data_dir = pathlib.Path(data_dir)
+    refuse_misfit(data_dir, name, size, batch)
     card = Card.load(data_dir)
     plan = {"tower": tower or name, "size": size, "views": ["plain", "flip"] if flip else ["plain"]}
     if name in card.features:
         refuse_other(card.features[name], plan, f"{data_dir} already has features {name!r}")
         return card
-    plain = name == pathlib.Path(name).name and not name.startswith(".") and name != ""
-    refuse_unless(plain, f"features name {name!r}: use a plain word.")
-    folder, partial = data_dir / "features" / name, data_dir / "features" / f".{name}.part"
-    start_partial(folder, partial, plan)
-    shape = None
-    for split, entry in card.splits.items():
-        if split not in split_names(partial):
-            with open_records(data_dir, split) as records, RecordWriter(partial, split) as writer:
-                _write_split(records, writer, encode_fn, plan, batch, f"features {name} {split}")
-        shape = _checked_shape(partial, split, entry["records"], shape)
-    files = {split: [path.name for path in shard_files(partial, split)] for split in card.splits}
-    os.replace(partial, folder)
-    entry = plan | {"tokens": shape[0], "width": shape[1], "dtype": "float16", "files": files}
-    card = dataclasses.replace(card, features=card.features | {name: entry})
-    card.save(data_dir)
+    with being_added(data_dir / "features", name, f"features '{name}' to '{data_dir}'"):
+        folder, partial = data_dir / "features" / name, data_dir / "features" / f".{name}.part"
+        start_partial(folder, partial, plan)
+        shape = None
+        for split, entry in card.splits.items():
+            if split not in split_names(partial):
+                with open_records(data_dir, split) as records, RecordWriter(partial, split) as writer:
+                    _write_split(records, writer, encode_fn, plan, batch, f"features {name} {split}")
+            shape = _checked_shape(partial, split, entry["records"], shape)
+        files = {split: [path.name for path in shard_files(partial, split)] for split in card.splits}
+        os.replace(partial, folder)
+        entry = plan | {"tokens": shape[0], "width": shape[1], "dtype": "float16", "files": files}
+        return add_to_card(data_dir, "features", name, entry)
+
+
+def refuse_misfit(data_dir: os.PathLike | str, name: str, size: int, batch: int) -> None:
+    """Raise `UserError` for what can be seen to be wrong before a tower is loaded: data set, name, size (px), batch."""
+    Card.load(data_dir)
+    refuse_bad_name(name, "features")
+    refuse_unless(1 <= size <= LARGEST, f"--size is {size}; write the side of the pictures in pixels, 1 to {LARGEST}")
+    refuse_unless(batch >= 1, f"--batch is {batch}; write 1 or more pictures")
+
+
+def refuse_bad_name(name: str, what: str) -> None:
+    """Raise `UserError` for a name that is no plain file name."""
+    plain = is_split_name(name)
+    refuse_unless(plain, f"{what} name {name!r}: use a plain word of letters, digits, '.', '_', '-'.")
+
+
+@contextlib.contextmanager
+def being_added(folder: pathlib.Path, name: str, what: str) -> Iterator[None]:
+    """Keep other processes from adding the same; its folder is made. Raises `UserError` at once where one is at it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_process(folder / f".{name}.lock", f"adding {what}"):
+        yield
+
+
+def add_to_card(data_dir: pathlib.Path, field: str, name: str, entry: dict[str, Any]) -> Card:
+    """Write an entry into the card as it is now: while this one was made, others may have been added."""
+    with only_process(data_dir / ".card.lock", f"changing the card of '{data_dir}'", wait=True):
+        card = Card.load(data_dir)
+        card = dataclasses.replace(card, **{field: getattr(card, field) | {name: entry}})
+        card.save(data_dir)
     return card
 
 
@@ -80,11 +114,15 @@ def start_partial(folder: pathlib.Path, partial: pathlib.Path, plan: dict[str, A
     if folder.exists() and not partial.exists():  # it died between the last split and the card
         os.replace(folder, partial)
     path = partial / PLAN_FILE
-    if path.is_file():
-        refuse_other(json.loads(path.read_text("utf-8")), plan, f"{partial} holds an interrupted run")
-    else:
+    if not path.is_file():
         partial.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(plan), "utf-8")
+        write_whole(path, json.dumps(plan))
+        return
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"'{path}' is damaged ({error}); remove {partial} and start again") from error
+    refuse_other(found, plan, f"{partial} holds an interrupted run")
 
 
 def refuse_other(found: dict[str, Any], plan: dict[str, Any], where: str) -> None:

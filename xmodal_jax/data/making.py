@@ -25,20 +25,21 @@ OF_A_SET = ("digests", "features", "embeddings", "texts", "tokenizer*.json", "ta
 
 
 @contextlib.contextmanager
-def only_process(lock: pathlib.Path, doing: str) -> Iterator[None]:
-    """Hold the file `lock`, which is there only meanwhile. Raises `UserError` at once if another process holds it."""
-    with contextlib.closing(_locked(lock, doing)):
+def only_process(lock: pathlib.Path, doing: str, wait: bool = False) -> Iterator[None]:
+    """Hold the file `lock`, which is there only meanwhile. Raises `UserError` at once if another process holds it, unless
+    it is worth to `wait`."""
+    with contextlib.closing(_locked(lock, doing, 0 if wait else fcntl.LOCK_NB)):
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
 
 
-def _locked(lock: pathlib.Path, doing: str) -> IO:
+def _locked(lock: pathlib.Path, doing: str, blocking: int) -> IO:
     while True:
         file = lock.open("a")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | blocking)
         except BlockingIOError:
             file.close()
             raise UserError(f"another process is {doing}; wait until it has ended, or stop it") from None
