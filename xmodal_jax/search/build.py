@@ -250,5 +250,7 @@ def caption_items(data: DataConfig, split: str, found: EvalSplit) -> Iterator[di
 
 def side_of(extra: dict[str, Any]) -> str:
     """What the rows of an index are, "image" or "text", by its header's facts; older ones do not say and have pictures."""
-    return extra.get("side", "image")
+    side = extra.get("side", "image")
+    refuse_unless(side in ROWS, f"an index of side '{side}' is of another program; index again")
+    return side
 

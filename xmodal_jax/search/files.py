@@ -13,14 +13,14 @@ times (of its content, of its inode) has changed; a file is remembered as compar
 `SETTLED` seconds, so that no change can hide in the grain of the clock. Bits that rot on the disk without a write are
 found by comparing everything again (`xmodal search --verify`).
 
-The id is random and stays with the rows that are there when others are appended. Version 1 had one items.jsonl, no dtype
-and no checksum of the header; an index without id, bytes or lines is read too, and gets them with its next rows.
+The id is random and stays with the rows that are there when others are appended. What a header must be: `header`.
 """
 
 import ctypes
 import glob
 import hashlib
 import json
+import math
 import mmap
 import os
 import pathlib
@@ -29,21 +29,18 @@ import tempfile
 import time
 import weakref
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from xmodal_jax.errors import refuse_unless
+from xmodal_jax.search.header import FIELDS, is_whole
 
-VERSION = 2
-READS = (1, 2)
+VERSION = 3
 HEADER = "index.json"
 VERIFIED = "verified.json"
 OWN = re.compile(r"index\.json(\.new)?|verified\.json(\.\w+)?|(dense|codes|lines)-\d{5,}\.npy|items(-\d{5,})?\.jsonl")
-FIELDS = {"version", "model", "width", "bits", "count", "blocks"}
 KINDS = ("dense", "codes")
 SETTLED = 2  # seconds
-SCANNED = 1 << 20  # bytes looked through at once for the ends of lines
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.mmap.restype = ctypes.c_void_p
@@ -76,7 +73,7 @@ def mapped(file: str | os.PathLike) -> np.ndarray:
 
 
 def read_header(path: pathlib.Path) -> dict:
-    """The header of the index at `path`, as version 2 has it, with an id.
+    """The header of the index at `path`.
 
     Raises:
       UserError: not an index, a damaged header, another version, an index whose replacement was stopped halfway.
@@ -87,44 +84,21 @@ def read_header(path: pathlib.Path) -> dict:
         f"{path} is being replaced, or that was stopped halfway; if no process writes it: mv {left} {path}",
     )
     refuse_unless(
-        (path / HEADER).exists(), f"{path} is not an index (no {HEADER} in it); make one with `xmodal index`."
+        (path / HEADER).is_file(), f"{path} is not an index (no {HEADER} in it); make one with `xmodal index`."
     )
     try:
         header = json.loads((path / HEADER).read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         header = None
     damaged = f"{path / HEADER} is damaged; index again."
-    refuse_unless(isinstance(header, dict) and header.keys() >= FIELDS, damaged)
+    refuse_unless(isinstance(header, dict) and header.keys() >= FIELDS.keys(), damaged)
     version = header["version"]
     refuse_unless(
-        version in READS, f"{path} is an index of version {version}, this program reads 1 and 2; index again."
+        version == VERSION, f"{path} is an index of version {version!r}, this program reads {VERSION}; index again."
     )
-    if version == 1:
-        refuse_unless(_is_version_1(header), damaged)
-        blocks = {**header["blocks"], "items": [header["items"]]}
-        header = {"dtype": "float32", "extra": {}} | {k: v for k, v in header.items() if k != "items"}
-        header["blocks"] = blocks
-    else:
-        told = header.pop("checksum", None)
-        refuse_unless(told == header_sum(header), damaged)
-    return {"id": _first_sum(header)} | header
-
-
-def _is_version_1(header: dict) -> bool:
-    """Whether a header that has no checksum has the shape that version 1 wrote."""
-    if not isinstance(header["blocks"], dict) or not isinstance(header.get("items"), dict):
-        return False
-    if not all(isinstance(entries, list) for entries in header["blocks"].values()):
-        return False
-    entries = [header["items"], *(entry for entries in header["blocks"].values() for entry in entries)]
-    whole = all(isinstance(entry, dict) and entry.keys() >= {"file", "rows", "sha256"} for entry in entries)
-    return whole and all(isinstance(header[name], int) for name in ("width", "bits", "count"))
-
-
-def _first_sum(header: dict) -> str:
-    """16 hex digits for an index that was written without an id: they stay when rows are appended."""
-    first = {kind: entries[0]["sha256"] for kind, entries in header["blocks"].items() if entries}
-    return hashlib.sha256(json.dumps(first, sort_keys=True).encode()).hexdigest()[:16]
+    told = header.pop("checksum", None)
+    refuse_unless(told == header_sum(header) and is_whole(header), damaged)
+    return header
 
 
 def stepped_aside(path: pathlib.Path) -> pathlib.Path | None:
@@ -215,51 +189,58 @@ def _parts(entry: dict) -> Iterator[dict]:
 def damage(path: pathlib.Path, entry: dict, verified: Verified | None) -> str:
     """What is wrong with one file of an index: a sentence, "" when nothing is."""
     file = path / entry["file"]
-    if not file.exists():
+    if not file.is_file():
         return f"{file} is missing from its index; index again, or open the rows before it with --prefix."
-    torn = "bytes" in entry and file.stat().st_size != entry["bytes"]
+    torn = file.stat().st_size != entry["bytes"]
     if torn or (verified is not None and not verified.whole(file, entry["sha256"])):
         return f"{file} is torn or was changed; index again, or open the rows before it with --prefix."
     return ""
 
 
-def open_array(path: pathlib.Path, entry: dict) -> np.ndarray:
-    """The rows of one block, memory-mapped. Raises `UserError` where it is torn."""
-    array = _npy(path / entry["file"])
-    whole = array is not None and array.ndim == 2 and len(array) == entry["rows"]
-    refuse_unless(whole, f"{path / entry['file']} is torn; index again, or open the rows before it with --prefix.")
+def open_array(path: pathlib.Path, entry: dict, width: int, dtype: str) -> np.ndarray:
+    """The rows of one block, [rows, width], memory-mapped. Raises `UserError` where the file is anything else."""
+    array = _npy(path / entry["file"], (entry["rows"], width), dtype)
+    refuse_unless(
+        array is not None, f"{path / entry['file']} is torn; index again, or open the rows before it with --prefix."
+    )
     return array
 
 
-def _npy(file: pathlib.Path) -> np.ndarray | None:
-    """An array that `np.save` wrote, memory-mapped; None where the file is no such array, or not all of it."""
+def _npy(file: pathlib.Path, shape: tuple[int, ...], dtype: str) -> np.ndarray | None:
+    """An array of this shape that an index has, memory-mapped; None where the file is no such array, or not all of it."""
     with open(file, "rb") as handle:
         try:
-            reads = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            shape, turned, dtype = reads[np.lib.format.read_magic(handle)](handle)
-        except (ValueError, EOFError, KeyError):
+            np.lib.format.read_magic(handle)
+            found = np.lib.format.read_array_header_1_0(handle)
+        except OSError:
+            raise
+        except Exception:  # the parser of a torn header raises what Python's own parser does
             return None
         start = handle.tell()
     data = mapped(file)[start:]
-    if dtype.hasobject or data.size != int(np.prod(shape)) * dtype.itemsize:
+    if found != (shape, False, np.dtype(dtype)) or data.size != math.prod(shape) * np.dtype(dtype).itemsize:
         return None
-    array = data.view(dtype)
-    return array.reshape(shape[::-1]).T if turned else array.reshape(shape)
+    return data.view(dtype).reshape(shape)
 
 
 class Lines:
     """The items of one block, memory-mapped when made: line i of a JSON lines file by its place."""
 
     def __init__(self, path: pathlib.Path, entry: dict):
-        self._text = mapped(path / entry["file"])
-        self._ends = _npy(path / entry["lines"]["file"]) if "lines" in entry else None
-        torn = "lines" in entry and (self._ends is None or self._ends.shape != (entry["rows"],))
-        refuse_unless(not torn, f"{path / entry['file']} has torn lines; index again, or open the rows before it.")
+        self.file = path / entry["file"]
+        self._text = mapped(self.file)
+        self._ends = _npy(path / entry["lines"]["file"], (entry["rows"],), "int64")
+        refuse_unless(
+            self._ends is not None, f"{self.file} has torn lines; index again, or open the rows before it with --prefix."
+        )
 
-    def __getitem__(self, line: int) -> Any:
-        if self._ends is None:  # written before there were ends: looked for once
-            blocks = range(0, len(self._text), SCANNED)
-            found = [np.flatnonzero(self._text[at : at + SCANNED] == ord("\n")) + at + 1 for at in blocks]
-            self._ends = np.concatenate([np.zeros(0, np.int64), *found])
+    def __getitem__(self, line: int) -> dict:
         start = 0 if line == 0 else int(self._ends[line - 1])
-        return json.loads(self._text[start : int(self._ends[line])].tobytes())
+        try:
+            item = json.loads(self._text[start : int(self._ends[line])].tobytes())
+        except (ValueError, RecursionError):  # no JSON, or no UTF-8
+            item = None
+        refuse_unless(
+            isinstance(item, dict), f"line {line + 1} of {self.file} is torn or was changed; search with --verify, or index again."
+        )
+        return item

@@ -35,6 +35,14 @@ def refuse_not_finite(rows: np.ndarray, first: int = 0) -> None:
     )
 
 
+def refuse_spoiled(values: np.ndarray, name: str) -> None:
+    """Raise `UserError` for scores that no rows of length 1 have: embeddings on disk that were changed."""
+    refuse_unless(
+        bool((np.abs(values) < LONG).all()),
+        f"Embeddings of {name} are not finite or not of length 1; search with --verify, or index again.",
+    )
+
+
 def unit_rows(embeddings: np.ndarray, first: int = 0) -> np.ndarray:
     """Rows [n,E] divided by their length, float32; a row of zeros stays zero, so its cosine to anything is 0.
 
@@ -139,7 +147,9 @@ def dense_topk(query: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarr
     """
     refuse_unsearchable(query, gallery.shape, k)
     query, gallery = np.asarray(query, np.float32), np.asarray(gallery, np.float32)
-    longest = np.sqrt(np.einsum("ne,ne->n", gallery, gallery).max())
+    with np.errstate(over="ignore", invalid="ignore"):
+        longest = np.sqrt(np.einsum("ne,ne->n", gallery, gallery).max())
+    refuse_spoiled(longest, "the gallery")
     # both products are within E / 2 units of float32's last place of the true one, times the lengths; and both sides move
     margin = 4 * gallery.shape[1] * 2.0**-24 * longest * np.linalg.norm(query, axis=1)
     values, rows = np.empty((len(query), k), np.float32), np.empty((len(query), k), np.int32)

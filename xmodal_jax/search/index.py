@@ -47,7 +47,8 @@ class Index(Backend):
         self.width, self.bits = header["width"], header["bits"]
         self.count, self.total, self.damage = count, header["count"], damage
         self.extra: dict = header["extra"]
-        self._blocks = {kind: self._opened(header["blocks"].get(kind, [])) for kind in files.KINDS}
+        forms = {"dense": (self.width, self.dtype), "codes": (self.bits // 8, "uint8")}
+        self._blocks = {kind: self._opened(header["blocks"].get(kind, []), *form) for kind, form in forms.items()}
         items = list(self._within(header["blocks"].get("items", [])))
         self._starts = [start for start, _, _ in items]
         self._lines = [files.Lines(path, entry) for _, _, entry in items]
@@ -105,8 +106,8 @@ class Index(Backend):
             yield start, min(entry["rows"], self.count - start), entry
             start += entry["rows"]
 
-    def _opened(self, entries: list[dict]) -> list[np.ndarray]:
-        return [files.open_array(self.path, entry)[:rows] for _, rows, entry in self._within(entries)]
+    def _opened(self, entries: list[dict], width: int, dtype: str) -> list[np.ndarray]:
+        return [files.open_array(self.path, entry, width, dtype)[:rows] for _, rows, entry in self._within(entries)]
 
     def refuse_other_model(self, model: str) -> None:
         """Raise `UserError` unless `model` is the `fingerprint` of the parameters that made the rows."""
@@ -161,6 +162,7 @@ class Index(Backend):
             rows.append(row.astype(np.int64) + start)
             start += size
         value, row = host.merge_topk(values, rows, k)
+        host.refuse_spoiled(value, self.name)
         return (value, row) if kind == "dense" else (-value, row)
 
     def _groups(self, kind: str) -> Iterator[list[np.ndarray]]:

@@ -21,7 +21,8 @@ import secrets
 from collections.abc import Callable, Iterator
 
 from xmodal_jax.errors import UserError, refuse_unless
-from xmodal_jax.search.files import FIELDS, HEADER, OWN, stepped_aside
+from xmodal_jax.search.files import HEADER, OWN, stepped_aside
+from xmodal_jax.search.header import FIELDS
 
 log = logging.getLogger(__name__)
 HERE, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of linux/fs.h
@@ -57,9 +58,9 @@ def refuse_taken(path: str | os.PathLike, overwrite: bool) -> None:
 def _is_header(file: pathlib.Path) -> bool:
     try:
         header = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
-    return isinstance(header, dict) and header.keys() >= FIELDS
+    return isinstance(header, dict) and header.keys() >= FIELDS.keys()
 
 
 @contextlib.contextmanager

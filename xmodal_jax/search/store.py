@@ -21,9 +21,9 @@ from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.search import codes as hash_codes
 from xmodal_jax.search import files, place
 from xmodal_jax.search.files import HEADER, KINDS, VERSION
+from xmodal_jax.search.header import DTYPES
 from xmodal_jax.search.host import unit_rows
 
-DTYPES = ("float32", "int8")
 BLOCK_ROWS = 1 << 16
 
 
