@@ -150,7 +150,11 @@ class RecordWriter:
         return self
 
     def __exit__(self, kind, value, trace) -> None:
-        self.close() if kind is None else self.abort()
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            self.abort()  # what close() could not finish; nothing after it has
 
     def _next_shard(self) -> None:
         from array_record.python.array_record_module import ArrayRecordWriter
