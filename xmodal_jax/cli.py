@@ -49,6 +49,7 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
 def data_prepare(args: argparse.Namespace, _: list[str]) -> None:
     """Write a data set folder from a source."""
     from xmodal_jax.data.card import report
+    from xmodal_jax.data.making import refuse_foreign
     from xmodal_jax.data.prepare import prepare
     from xmodal_jax.data.sources import SOURCES
 
@@ -82,6 +83,7 @@ def data_prepare(args: argparse.Namespace, _: list[str]) -> None:
     for name in ("max_size", "size", "held_out", "queries", "train"):  # before anything is read
         value = getattr(args, name)
         refuse_unless(value is None or value >= 0, f"{option(name)} is {value}; write a whole number, and at least 0")
+    refuse_foreign(pathlib.Path(args.out))
     how = {"max_size": args.max_size, "allow_bad": args.allow_bad, "force": args.force, "drop_copies": args.drop_copies}
     card = prepare(SOURCES[args.source](**given), args.out, **how)
     print("\n".join(report(card)))

@@ -135,8 +135,9 @@ def survives(make, folder):
     return len(items)
 
 
+@pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", FORMATS)
-def test_damaged_files_end_in_items_skips_or_one_sentence(kind, tmp_path, encoded, count=100):
+def test_damaged_files_end_in_items_skips_or_one_sentence(kind, count, tmp_path, encoded):
     for name in NAMES:
         (tmp_path / name).write_bytes(encoded(np.zeros((4, 4, 3), np.uint8)))
     files, make = FORMATS[kind]

@@ -352,6 +352,16 @@ def test_a_sentence_without_words_of_its_own_is_its_tokens(pictures):
     assert item.captions == {"en": ["a dog", "a cat", "A cow .", "a hen", "An ox"]}
 
 
+def test_rows_of_nested_lists_are_broken_rows(pictures):
+    deep = "[" * 900 + "]" * 900  # as deep as the parser goes, or nearly
+    for field in ("filename", "split", "filepath", "sentences", "keywords"):
+        row = {"filename": "0.png", "split": "train", "filepath": "", "sentences": [{"raw": "x"}], "keywords": []}
+        text = json.dumps({"images": [row | {field: "DEEP"}, row]}).replace('"DEEP"', deep)
+        (pictures / "x.json").write_text(text)
+        skip, item = karpathy_source(pictures / "x.json", pictures).items()
+        assert skip.reason == "broken row" and item.key == "0.png"
+
+
 # --- the command line -----------------------------------------------------------------------------------------------
 
 
@@ -359,6 +369,12 @@ def test_a_sentence_without_words_of_its_own_is_its_tokens(pictures):
 def test_impossible_numbers_are_refused_before_the_file_is_read(tmp_path, capsys, option):
     assert main(["data", "prepare", "jsonl", "--path", "nowhere.jsonl", "--out", str(tmp_path / "o"), option, "-2"]) == 2
     assert f"{option} is -2; write a whole number, and at least 0" in capsys.readouterr().err
+
+
+def test_a_foreign_folder_is_refused_before_the_file_is_read(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(["data", "prepare", "jsonl", "--path", "nowhere.jsonl", "--out", str(tmp_path)]) == 2
+    assert "choose another --out" in capsys.readouterr().err
 
 
 def test_a_folder_where_a_file_must_be_is_said(pictures, capsys):

@@ -84,7 +84,7 @@ class Card:
         )
         try:
             content = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} is not JSON ({error}); prepare the data set again.") from error
         return _checked(content, path)
 

@@ -79,7 +79,7 @@ def _row(line: bytes, number: int) -> dict[str, Any] | Skip:
     if not isinstance(row, dict):
         return Skip("broken JSON line", f"{where}: not an object")
     views = row.get("views") or {"image": row.get("image")}
-    if not isinstance(views, dict) or not all(isinstance(value, str) for value in views.values()):
+    if not isinstance(views, dict) or not all(isinstance(value, str) and value for value in views.values()):
         return Skip("no image named", where)
     if "caption" not in row:
         return Skip("no caption", where)

@@ -55,7 +55,8 @@ def _names_in_several_folders(rows: list[Any]) -> set[str]:
     folders = collections.defaultdict(set)
     for row in rows:
         if isinstance(row, dict) and isinstance(row.get("filename"), str):
-            folders[row["filename"]].add(str(row.get("filepath") or ""))
+            place = row.get("filepath")
+            folders[row["filename"]].add(place if isinstance(place, str) else "")
     return {name for name, found in folders.items() if len(found) > 1}
 
 
@@ -65,7 +66,7 @@ def _karpathy_item(row: Any, number: int, folder: pathlib.Path, several: set[str
         captions = {"en": [_raw(sentence) for sentence in row["sentences"]], **_keywords(row)}
         place = os.path.join(row.get("filepath") or "", name)
         if not isinstance(split, str):
-            raise TypeError(f"split {split!r} is no text")
+            raise TypeError(f"split is no text but {type(split).__name__}")
     except (KeyError, TypeError, AttributeError) as error:
         yield Skip("broken row", f"images[{number}]: {error!r}")
         return

@@ -59,7 +59,7 @@ def read_drawing(path: pathlib.Path, root: pathlib.Path) -> Drawing | Skip:
     try:
         data = path.read_bytes()
         tree = ElementTree.fromstring(data)
-    except (OSError, ElementTree.ParseError, ValueError) as error:
+    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
         return Skip("unreadable drawing", f"{key}: {error}")
     titles = [found.text for work in tree.iter(WORK) for found in work.findall(TITLE) if found.text]
     title = clean_title(titles[0]) if titles else ""
