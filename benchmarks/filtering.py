@@ -81,9 +81,9 @@ def open_folder(folder: pathlib.Path, model: str, shape: tuple[int, int]) -> pat
     if not told.exists():
         refuse_unless(not any(folder.iterdir()), f"--all {folder} is not empty; name a folder that is new")
         new = folder / "pairs.new.json"
-        new.write_text(json.dumps(facts))
+        new.write_text(json.dumps(facts), "utf-8")
         new.replace(told)
-    same = json.loads(told.read_text()) == facts
+    same = json.loads(told.read_text("utf-8")) == facts
     refuse_unless(same, f"--all {folder} holds the scores of another model or split; name a folder that is new")
     return folder
 
@@ -159,7 +159,7 @@ def earlier(path: pathlib.Path | None) -> dict:
     if path is None or not path.exists():
         return {"k": {}}
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text("utf-8"))
     except ValueError:
         found = None
     whole = isinstance(found, dict) and {"run", "k"} <= set(found)

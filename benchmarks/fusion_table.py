@@ -71,7 +71,7 @@ def spread(values: Iterable[float], places: int = 1) -> str:
 
 def kept_text(path: pathlib.Path) -> str:
     """What stands below the marker line of an older file."""
-    return path.read_text().partition(MARK)[2] if path.is_file() else "\n"
+    return path.read_text("utf-8").partition(MARK)[2] if path.is_file() else "\n"
 
 
 def recalls(lines: list[Line], kind: str, view: str = "") -> list[dict[str, Any]]:

@@ -241,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         card = Card.load(args.data)
         facts = {"data": card.name, "of": data_facts(card), "language": args.language, "flip": args.flip}
         facts |= {"train_views": sorted(args.train_views), "views": sorted(args.views)}
-        args.out.write_text(json.dumps(facts | {"rows": lines}, indent=1) + "\n")
+        args.out.write_text(json.dumps(facts | {"rows": lines}, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

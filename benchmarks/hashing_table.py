@@ -104,7 +104,7 @@ def floors(folder: pathlib.Path, name: str, line: Line) -> dict[str, dict[str, A
     path, found = folder / f"hashing_floors-{name}.json", collections.defaultdict(dict)
     if not path.is_file():
         return found
-    told, config = json.loads(path.read_text()), freeze(load(line["config"], line["overrides"]))
+    told, config = json.loads(path.read_text("utf-8")), freeze(load(line["config"], line["overrides"]))
     data = config.data
     here = {"language": data.languages[0], "train_views": sorted(data.views), "views": sorted(config.eval_data.views)}
     here |= {"flip": data.augment.flip > 0, "of": line["data"]}

@@ -35,7 +35,7 @@ def data_facts(card: Card) -> dict[str, Any]:
 def processor() -> str:
     """The processor's name where the system tells."""
     told = pathlib.Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.is_file() else []
+    lines = told.read_text("utf-8").splitlines() if told.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
 
@@ -49,4 +49,4 @@ def publish(row: dict[str, Any], out: pathlib.Path | None) -> None:
 def keep(row: dict[str, Any], out: pathlib.Path | None) -> None:
     """Write `row` to the file `out`, where one was asked for."""
     if out:
-        out.write_text(json.dumps(row, indent=1) + "\n")
+        out.write_text(json.dumps(row, indent=1) + "\n", "utf-8")

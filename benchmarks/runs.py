@@ -131,14 +131,14 @@ def unlike(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
 
 def whole_lines(path: pathlib.Path) -> str:
     """The text of a .jsonl without a last line that a kill tore off."""
-    text = path.read_text() if path.is_file() else ""
+    text = path.read_text("utf-8") if path.is_file() else ""
     return text[: text.rfind("\n") + 1]
 
 
 def replace(path: pathlib.Path, text: str) -> None:
     """Write a file in one step: another process reads the old one or the new one."""
     new = path.with_name(path.name + ".new")
-    new.write_text(text)
+    new.write_text(text, "utf-8")
     new.replace(path)
 
 
@@ -161,7 +161,7 @@ def label(job: Job) -> Line:
 
 def last_metrics(workdir: pathlib.Path) -> dict[str, float]:
     """Numbers of the last logged step that a table shows or that tell a row that went wrong."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text("utf-8").splitlines()]
     steps = [line for line in lines if "loss" in line]
     kept = ("loss", "teacher/drift", "skipped")
     return {k: v for k, v in steps[-1].items() if k in kept or "drift" in k or k.startswith("loss/")}

@@ -1,8 +1,11 @@
 """The command line as a user meets it: what it prints, and one sentence and exit code 2 for bad input."""
 
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -226,3 +229,43 @@ def test_training_goes_on_from_the_checkpoint(tiny_run, train_tiny, tmp_path, ca
     assert main(train_tiny(workdir)) == 0
     assert "resuming" in capsys.readouterr().out
     assert (workdir / "metrics.jsonl").read_text() == (tiny_run[0] / "metrics.jsonl").read_text()
+
+
+# --- terminals --------------------------------------------------------------------------------------------------------
+
+
+
+@pytest.mark.parametrize("how", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "POSIX"}])
+def test_a_terminal_that_is_not_utf8_shows_what_it_can(tmp_path, how):
+    """Names that it does not have are escaped; with the POSIX locale, Python's UTF-8 mode reads files of any name."""
+    (tmp_path / "Übung 犬.py").write_text("raise ValueError('café 犬')", "utf-8")
+    script = tmp_path / "show.py"
+    script.write_text("import sys\nfrom xmodal_jax.cli import main\nsys.exit(main())", "utf-8")
+    plain = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(CONFIG.parents[1])}
+    command = [sys.executable, str(script), "train", "--config", str(tmp_path / "Übung 犬.py"), "--workdir", "x"]
+    ended = subprocess.run(command, env=os.environ | plain | how, capture_output=True, check=False)
+    assert ended.returncode == 2 and b"Traceback" not in ended.stderr, ended.stderr
+    said = ended.stderr.decode("latin-1" if how.get("PYTHONIOENCODING") == "latin-1" else "ascii")
+    shown = "café" if how.get("PYTHONIOENCODING") == "latin-1" else "caf\\xe9"
+    assert said.splitlines()[-1].endswith(f"fails with ValueError: {shown} \\u72ac; correct the file")
+
+
+def test_a_reader_that_has_read_enough_is_no_error(tmp_path):
+    script = tmp_path / "show.py"
+    script.write_text("import sys\nfrom xmodal_jax.cli import main\nsys.exit(main())", "utf-8")
+    environment = os.environ | {"PYTHONPATH": str(CONFIG.parents[1])}
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(script), "train", "--help"]
+    ended = subprocess.run(command, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_what_no_option_takes_is_one_helpful_sentence(tmp_path, refused):
+    train = ["train", "--config", f"{CONFIG}:tiny", "--workdir", tmp_path / "run"]
+    refused([*train, "--batch_size=8"], "'--batch_size=8' is no option of `xmodal train`", "--config.batch_size=VALUE or")
+    refused([*train, "--lr", "3"], "a field of the config is written --config.optimizer.lr=VALUE")
+    refused(["search", "red", "circle", "--index", tmp_path], 'put them in quotes, such as "red circle"')
+    refused(["report", "--workdir", tmp_path, "--colour"], "'--colour' is not known to `xmodal report`", "--help")
+    refused(["eval", "--workdir", tmp_path, "--data", "a", "--config.data.path=b"], "name one thing")

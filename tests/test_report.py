@@ -133,7 +133,7 @@ def test_the_best_possible_is_a_floor_and_not_a_result_of_the_run(gathered):
 def test_tables_of_other_views_or_languages_are_called_so(opened_run, tiny_run):
     assembly, _ = opened_run
     config, card = assembly.config, Card.load(assembly.config.data.path)
-    result = content.read_result(tiny_run[0], "test")
+    result = content.read_result(tiny_run[0] / "eval-test.json", tiny_run[0])
     assert content.other_settings(config, card, result) == []
     outline = {"outline": result["views"]["outline"]}
     (said,) = content.other_settings(config, card, result | {"views": outline, "languages": ["de"]})
@@ -200,7 +200,7 @@ def test_floors_measured_on_this_data_are_read(tmp_path):
 
 def test_a_run_without_an_evaluation_is_refused(tiny_run, tmp_path):
     with pytest.raises(UserError, match="eval-test.json' is missing; run `xmodal eval"):
-        content.read_result(tmp_path, "test")
+        content.read_result(tmp_path / "eval-test.json", tmp_path)
     with pytest.raises(UserError, match="holds no run"):
         write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()

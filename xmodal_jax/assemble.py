@@ -21,6 +21,7 @@ from xmodal_jax.models.tfidf import inverse_document_frequency
 from xmodal_jax.models.towers import pooling_groups
 from xmodal_jax.objectives import LM, MLM, build_objectives, parts, with_special_ids
 from xmodal_jax.objectives.base import Objective
+from xmodal_jax.origin import Origin
 from xmodal_jax.types import Array, Params
 from xmodal_jax.weights import with_pixel_statistics
 
@@ -35,6 +36,9 @@ class Assembly:
     objectives: dict[str, Objective]
     image_shape: tuple[int, ...]  # of one example
     caches: tuple[dict[str, Any], ...] = ()  # {"tower", "size"} behind each feature cache, for pictures not in it
+    parts: frozenset[str] = frozenset()  # the modules of the model that its objectives use
+    hardness: float = 1.0  # of the negatives that its matching head was trained on
+    origin: Origin | None = None  # of a run that was opened: what it was trained on
 
     def example(self) -> tuple[Array, Array]:
         """A batch of one, zeros: image and ids, as `init` wants them."""
@@ -49,6 +53,8 @@ class Assembly:
             "output_ids": list(self.model.output_ids),
             "image_shape": list(self.image_shape),
             "caches": list(self.caches),
+            "parts": sorted(self.parts),
+            "hardness": self.hardness,
             "tokenizer": str(self.tokenizer.path) if self.config.text.tokenizer != "minilm" else "minilm",
         }
 
@@ -152,7 +158,10 @@ class NamedCaches:
 
 
 def reassemble(description: dict[str, Any], workdir: pathlib.Path) -> Assembly:
-    """The assembly of a finished run from its run.json (see `Assembly.describe`)."""
+    """The assembly of a finished run from its run.json (see `Assembly.describe`); it has no objectives.
+
+    They may be a user's own, of a file that is gone: what is trained is used without them.
+    """
     config = freeze(description["config"])
     spec = description["tokenizer"]
     tokenizer = load_tokenizer(spec if spec == "minilm" else str(workdir / "tokenizer.json"))
@@ -160,8 +169,10 @@ def reassemble(description: dict[str, Any], workdir: pathlib.Path) -> Assembly:
         tokenizer.vocab_size == config.text.vocab_size,
         f"the tokenizer of '{workdir}' has {tokenizer.vocab_size} ids and the model {config.text.vocab_size}; restore tokenizer.json",
     )
-    shape, caches = tuple(description["image_shape"]), tuple(description.get("caches", ()))
-    return _assembly(config, tokenizer, tuple(description["output_ids"]), shape, caches)
+    model = CrossModal(config, tuple(description["output_ids"]))
+    shape, caches = tuple(description["image_shape"]), tuple(description["caches"])
+    used, hardness = frozenset(description["parts"]), description["hardness"]
+    return Assembly(config, tokenizer, model, {}, shape, caches, used, hardness)
 
 
 def _assembly(config: Config, tokenizer: Tokenizer, output: tuple[int, ...], shape: tuple[int, ...],
@@ -173,7 +184,9 @@ def _assembly(config: Config, tokenizer: Tokenizer, output: tuple[int, ...], sha
     objectives = with_special_ids(build_objectives(config.objectives, config.batch_size), special)
     refuse_unbridged(config, objectives)
     refuse_unserved(config, objectives)
-    return Assembly(config, tokenizer, CrossModal(config, output), objectives, shape, caches)
+    hardness = next((item.hardness for item in objectives.values() if hasattr(item, "hardness")), None) or 1.0
+    model = CrossModal(config, output)
+    return Assembly(config, tokenizer, model, objectives, shape, caches, parts(objectives), hardness)
 
 
 def refuse_unbridged(config: Config, objectives: dict[str, Objective]) -> None:
@@ -233,7 +246,7 @@ def start_params(assembly: Assembly, key: Array, found: dict[str, Array]) -> Par
 
     The decoder's self-attention starts as a copy of the text tower's when that is pretrained.
     """
-    params = init_params(assembly.model, key, *assembly.example(), parts(assembly.objectives))
+    params = init_params(assembly.model, key, *assembly.example(), assembly.parts)
     flat = flatten_dict(params, sep="/")
     copied = {f"decoder/text_attention/{path.removeprefix('text/layers/attention/')}": leaf
               for path, leaf in found.items() if path.startswith("text/layers/attention/")}  # fmt: skip
@@ -251,5 +264,5 @@ def start_params(assembly: Assembly, key: Array, found: dict[str, Array]) -> Par
 def abstract_params(assembly: Assembly) -> Params:
     """Shapes of the parameters, nothing allocated."""
     return jax.eval_shape(
-        lambda key: init_params(assembly.model, key, *assembly.example(), parts(assembly.objectives)), jax.random.key(0)
+        lambda key: init_params(assembly.model, key, *assembly.example(), assembly.parts), jax.random.key(0)
     )

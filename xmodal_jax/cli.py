@@ -15,6 +15,7 @@ PREPARED = (
     "mat", "jsonl", "tfds",
 )  # fmt: skip
 TOKEN_VARIABLE = "MILVUS_TOKEN"
+DATA_HELP = "data set (default: the run's own, where it was or beside the run)"
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 
@@ -177,19 +178,30 @@ def section_overrides(overrides: list[str], allowed: tuple[str, ...]) -> dict[st
     return found
 
 
+def with_data(overrides: dict[str, dict], path: str) -> dict[str, dict]:
+    """The overrides of a run, with the data set that --data names."""
+    if not path:
+        return overrides
+    refuse_unless("path" not in overrides.get("data", {}), "--data and --config.data.path name one thing; write one")
+    return overrides | {"data": overrides.get("data", {}) | {"path": path}}
+
+
 def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Print and keep the tables of a run."""
     import json
 
     from xmodal_jax.eval.evaluate import evaluate
     from xmodal_jax.eval.tables import as_text
+    from xmodal_jax.origin import result_file
+    from xmodal_jax.whole import write_whole
     from xmodal_jax.workdir import open_run
 
-    assembly, params, step = open_run(args.workdir, section_overrides(overrides, ("eval", "data")))
-    result = evaluate(assembly, params, args.split, say=lambda text: print(text, file=sys.stderr)) | {"step": step}
-    path = pathlib.Path(args.workdir) / f"eval-{result['split']}.json"
-    path.write_text(json.dumps(result, indent=1))
+    assembly, params, step = open_run(args.workdir, with_data(section_overrides(overrides, ("eval", "data")), args.data))
+    say = lambda text: print(text, file=sys.stderr)
+    result = evaluate(assembly, params, args.split, say=say, allow_trained=args.allow_trained) | {"step": step}
     print(as_text(result))
+    path = result_file(assembly.origin, "eval", result["split"], result["fingerprint"], result["languages"])
+    write_whole(path, json.dumps(result, indent=1))
     print(f"wrote {path}")
 
 
@@ -198,32 +210,38 @@ def classify_run(args: argparse.Namespace, overrides: list[str]) -> None:
     import json
 
     from xmodal_jax.eval.zeroshot import TEMPLATES, as_text, classify, read_templates
+    from xmodal_jax.origin import result_file
+    from xmodal_jax.whole import write_whole
     from xmodal_jax.workdir import open_run
 
     templates = read_templates(args.templates) if args.templates else TEMPLATES
-    assembly, params, step = open_run(args.workdir, section_overrides(overrides, ("eval", "data")))
+    assembly, params, step = open_run(args.workdir, with_data(section_overrides(overrides, ("eval", "data")), args.data))
     say = lambda text: print(text, file=sys.stderr)
-    result = classify(assembly, params, args.split, templates, args.classes, say)
-    path = pathlib.Path(args.workdir) / f"classify-{result['split']}.json"
-    path.write_text(json.dumps(result | {"step": step}, indent=1))
+    result = classify(assembly, params, args.split, templates, args.classes, say, args.allow_trained)
     print(as_text(result))
+    path = result_file(assembly.origin, "classify", result["split"], result["fingerprint"])
+    write_whole(path, json.dumps(result | {"step": step}, indent=1))
     print(f"wrote {path}")
 
 
 def caption(args: argparse.Namespace, _: list[str]) -> None:
     """Write captions for pictures, or for a split with BLEU-4 and CIDEr against the true ones."""
     from xmodal_jax.eval.captioning import caption_files, caption_split
+    from xmodal_jax.origin import notes, refuse_trained
     from xmodal_jax.workdir import open_run
 
-    assembly, params, _ = open_run(args.workdir)
+    assembly, params, _ = open_run(args.workdir, with_data({}, args.data))
     if args.images:
         for path, text in zip(args.images, caption_files(assembly, params, args.images, args.beam), strict=True):
             print(f"{path}\t{text}")
         return
-    rows, scores = caption_split(assembly, params, args.split, args.limit, args.beam)
+    data = assembly.config.data
+    said = notes(refuse_trained(assembly.origin, data.path, args.split or data.eval_split, args.allow_trained))
+    rows, scores = caption_split(assembly, params, args.split, args.limit, args.beam, args.allow_trained)
     for row in rows[: args.show]:
         print(f"{row['key']}\t{row['caption']}\t(true: {row['references'][0]})")
     print("  ".join(f"{name} {value:.3f}" for name, value in scores.items()), f"over {len(rows)} pictures")
+    print(*said, sep="\n", end="\n" if said else "")
 
 
 def index(args: argparse.Namespace, _: list[str]) -> None:
@@ -232,11 +250,16 @@ def index(args: argparse.Namespace, _: list[str]) -> None:
     from xmodal_jax.workdir import open_run
 
     assembly, params, _ = open_run(args.workdir)
+    source = args.data or assembly.config.data.path
+    assembly.origin.refuse_missing(source)
+    own = assembly.origin.is_own(source)
     more = {"upsert": args.upsert, "duplicates": args.allow_duplicates}
     how = How(args.overwrite, args.append, args.codes_only, args.dtype, args.side, **more)
     path, count = build_index(assembly, params, args.workdir, args.out, args.data, args.split, how)
     split = args.split or assembly.config.data.eval_split
-    print(f"indexed {count} {ROWS[args.side]} in {path} (split '{split}' of {args.data or assembly.config.data.path})")
+    print(f"indexed {count} {ROWS[args.side]} in {path} (split '{split}' of {source})")
+    if not own:
+        print("this is not the data set that the run was trained on")
 
 
 def search(args: argparse.Namespace, _: list[str]) -> None:
@@ -262,7 +285,7 @@ def report(args: argparse.Namespace, _: list[str]) -> None:
     """Write the report of a run: page and picture."""
     from xmodal_jax.report import write_report
 
-    for path in write_report(args.workdir):
+    for path in write_report(args.workdir, args.data):
         print(f"wrote {path}")
 
 
@@ -350,6 +373,13 @@ def _query_parsers(commands: Any) -> None:
     ask.set_defaults(run=search)
 
 
+def _data_flags(command: argparse.ArgumentParser) -> None:
+    """Which records a command measures on."""
+    command.add_argument("--data", default="", help=DATA_HELP)
+    command.add_argument("--split", default="", help="split (default: the run's evaluation split)")
+    command.add_argument("--allow-trained", action="store_true", help="also records that the run was trained on")
+
+
 def _process_flags(command: argparse.ArgumentParser) -> None:
     """The flags of one process of several; launch/ has scripts that write them."""
     group = command.add_argument_group("several processes")
@@ -377,11 +407,11 @@ def parser() -> argparse.ArgumentParser:
     fit.set_defaults(run=train)
     test = commands.add_parser("eval", help="retrieval, re-ranking, codes, MAP")
     test.add_argument("--workdir", required=True)
-    test.add_argument("--split", default="")
+    _data_flags(test)
     test.set_defaults(run=evaluate_run)
     sort = commands.add_parser("classify", help="zero-shot classification over the labels of the data set")
     sort.add_argument("--workdir", required=True)
-    sort.add_argument("--split", default="")
+    _data_flags(sort)
     sort.add_argument("--templates", default="", help="a file, one template a line, {} for the name")
     sort.add_argument(
         "--classes", default="all", choices=("all", "split"), help="of the data set, or those of the split"
@@ -390,7 +420,7 @@ def parser() -> argparse.ArgumentParser:
     write = commands.add_parser("caption", help="write captions")
     write.add_argument("images", nargs="*", help="pictures (default: the evaluation split)")
     write.add_argument("--workdir", required=True)
-    write.add_argument("--split", default="")
+    _data_flags(write)
     write.add_argument("--beam", type=int, default=3)
     write.add_argument("--limit", type=int, default=0, help="pictures of the split (0: all)")
     write.add_argument("--show", type=int, default=10, help="captions to print")
@@ -401,17 +431,61 @@ def parser() -> argparse.ArgumentParser:
     plan_parser(commands)
     page = commands.add_parser("report", help="write report.html and report.png of a run")
     page.add_argument("--workdir", required=True)
+    page.add_argument("--data", default="", help=DATA_HELP)
     page.set_defaults(run=report)
     return top
 
 
+def in_utf8_mode() -> None:
+    """Start again in Python's UTF-8 mode where the locale is another: names of files may be in any language.
+
+    What is printed stays in the encoding that was asked for, with escapes for what it does not have.
+    """
+    if sys.getfilesystemencoding() == "utf-8":
+        return
+    os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:backslashreplace")
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+def refuse_extra(args: argparse.Namespace, extra: list[str]) -> None:
+    """Raise UserError for arguments that no option takes, with what was probably meant."""
+    from xmodal_jax.config import Config, as_dict
+    from xmodal_jax.train.log import flat
+
+    if not extra:
+        return
+    name = extra[0].removeprefix("--").partition("=")[0]
+    if args.command == "search" and args.query and not extra[0].startswith("-"):
+        words = " ".join([args.query, *extra])
+        raise UserError(f'the query has several words; put them in quotes, such as "{words}"')
+    found = [path.replace("/", ".") for path in flat(as_dict(Config())) if path.rpartition("/")[2] == name]
+    refuse_unless(
+        not found,
+        f"'{extra[0]}' is no option of `xmodal {args.command}`; a field of the config is written "
+        f"{' or '.join(f'--config.{path}=VALUE' for path in found)}",
+    )
+    raise UserError(
+        f"'{' '.join(extra)}' is not known to `xmodal {args.command}`; `xmodal {args.command} --help` lists its options"
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0, or 2 for bad input with one sentence on stderr."""
+    if arguments is None:
+        in_utf8_mode()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # whatever the terminal can show, words do not end a command
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("xmodal_jax").setLevel(logging.INFO)
     try:
         rest, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
-        args = parser().parse_args(rest)
+        try:
+            args, extra = parser().parse_known_args(rest)
+        except SystemExit:  # --help
+            sys.stdout.flush()
+            raise
+        refuse_extra(args, extra)
         refuse_unless(
             not overrides or args.command in ("train", "eval", "plan", "classify") or args.run is data_embed,
             f"'--config.{overrides[0] if overrides else ''}' goes with `xmodal train`, `eval`, `classify`, `plan` and `data embed` only",
@@ -419,6 +493,10 @@ def main(arguments: list[str] | None = None) -> int:
         if args.command != "plan":  # a plan tells how long compiling takes
             set_up_jax()
         args.run(args, overrides)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed
+        return 0
     except (UserError, OSError) as error:  # OSError: a folder for a file, no permission, a full disk; it names the path
         print(f"xmodal: {error}", file=sys.stderr)
         return 2

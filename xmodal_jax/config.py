@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from xmodal_jax.config_checks import check
 from xmodal_jax.data.pipeline import DataConfig
 from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.plugins import absolute
 
 
 @dataclass(frozen=True)
@@ -361,6 +362,8 @@ def freeze(config: ConfigDict | dict[str, Any]) -> Config:
 def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:
     """`path/to/config.py[:variant]` plus `a.b=value` overrides -> ConfigDict.
 
+    The file of an objective's own class is taken from the config file's folder.
+
     Raises UserError for a file that is missing, fails or has no such variant, or an override of a field that is not there.
     """
     path, _, variant = spec.partition(":")
@@ -382,6 +385,9 @@ def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:
     )
     for item in overrides or ():
         override(config, item)
+    for fields in config.objectives.values():
+        if hasattr(fields, "items") and isinstance(fields.get("kind"), str):
+            fields["kind"] = absolute(fields["kind"], pathlib.Path(path).parent)
     return config
 
 

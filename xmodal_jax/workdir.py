@@ -5,8 +5,10 @@ import pathlib
 
 import jax
 
-from xmodal_jax.assemble import Assembly, assemble, reassemble
+from xmodal_jax.assemble import Assembly, abstract_params, assemble, reassemble
 from xmodal_jax.config import Config, MeshConfig, as_dict
+from xmodal_jax.errors import refuse_unless
+from xmodal_jax.origin import Origin
 from xmodal_jax.train.checkpoint import Checkpoints, read_run
 from xmodal_jax.train.loop import make_run
 from xmodal_jax.train.teacher import view
@@ -17,21 +19,29 @@ def open_run(workdir: str | pathlib.Path, overrides: dict[str, dict] | None = No
     """The assembly, the weights that `config.eval.params` names, and their step.
 
     `overrides` replaces fields of run.json's config, section by section ({"eval": {"rerank": [32]}}); the architecture
-    stays the checkpoint's. Raises UserError for a folder without a run or a checkpoint of another architecture.
+    stays the checkpoint's. Without a data set among them the run's own is used, where it lies now (`Origin.locate`).
+    Raises UserError for a folder without a run or a checkpoint of another architecture.
     """
     workdir = pathlib.Path(workdir)
     description = read_run(workdir)
+    refuse_unless(
+        "data" in description,
+        f"the run.json of '{workdir}' was written by an earlier version of the program; train again in another --workdir",
+    )
     description["config"]["mesh"] = as_dict(MeshConfig())  # the training mesh says nothing about this machine
-    for section, fields in (overrides or {}).items():
-        description["config"][section] = description["config"][section] | fields
-    assembly = reassemble(description, workdir)
+    origin = Origin(workdir, description["data"])
+    found = origin.locate()
+    places = {"data": {"path": str(found)}} if found else {}
+    for changes in (places, overrides or {}):
+        for section, fields in changes.items():
+            description["config"][section] = description["config"][section] | fields
+    assembly = dataclasses.replace(reassemble(description, workdir), origin=origin)
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # one device is enough to read weights
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+                          abstract_params(assembly))  # fmt: skip
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        # One device is enough to read weights; rows of a training mesh need not divide anything here.
-        run = make_run(assembly, jax.local_devices()[:1])
-        state = checkpoints.restore(run.abstract)
-    config: Config = assembly.config
-    params = view(state.params, state.teacher) if config.eval.params == "teacher" else state.params
-    return assembly, params, int(state.step)
+        step, params, teacher = checkpoints.restore_weights(shapes)
+    return assembly, view(params, teacher) if assembly.config.eval.params == "teacher" else params, step
 
 
 def open_start(config: Config) -> tuple[Assembly, Params]:

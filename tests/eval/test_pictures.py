@@ -44,7 +44,7 @@ def features_assembly(opened_run, shapes_data, tmp_path_factory):
         assert main(["data", "features", "--data", str(folder), "--size", str(size), "--batch", "1", "--no-flip"]) == 0
     config = opened_run[0].config
     data = dataclasses.replace(config.data, path=str(folder), features=tuple(f"lite0-{size}" for size in SIZES))
-    image = dataclasses.replace(config.image, kind="features", groups=())
+    image = dataclasses.replace(config.image, kind="features", groups=(), pixel_mean=(), pixel_std=())
     return assemble(dataclasses.replace(config, data=data, image=image))
 
 

@@ -13,6 +13,7 @@ from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.eval.generate import write_captions
 from xmodal_jax.eval.pictures import read_pictures
 from xmodal_jax.eval.zeroshot import naming_accuracy, record_labels
+from xmodal_jax.origin import refuse_trained
 from xmodal_jax.types import Params
 
 BLOCK = 32  # pictures encoded and captioned together
@@ -37,7 +38,7 @@ def caption_files(assembly: Assembly, params: Params, paths: Sequence[str | os.P
 
 
 def caption_split(assembly: Assembly, params: Params, split: str = "", limit: int = 0,
-                  beam: int = 3) -> tuple[list[dict[str, Any]], dict[str, float]]:  # fmt: skip
+                  beam: int = 3, allow_trained: bool = False) -> tuple[list, dict[str, float]]:  # fmt: skip
     """Caption the first `limit` (0: all) pictures of a split, in its first view.
 
     Returns:
@@ -45,11 +46,13 @@ def caption_split(assembly: Assembly, params: Params, split: str = "", limit: in
       the data set has a taxonomy also the shares of captions that name a label and a right one (`naming_accuracy`).
 
     Raises:
-      UserError: a run without a decoder, a negative limit, a split that is not there.
+      UserError: a run without a decoder, a negative limit, a split that is not there, records that the run was trained
+        on, unless `allow_trained`.
     """
     refuse_uncaptioned(params, beam)
     refuse_unless(limit >= 0, f"--limit is {limit}; write how many pictures to caption, or 0 for all")
     data = assembly.config.eval_data
+    refuse_trained(assembly.origin, data.path, split or data.eval_split, allow_trained)
     found = eval_split(data.path, split or data.eval_split, assembly.tokenizer, data)
     count = min(limit or len(found.keys), len(found.keys))
     captions = caption_records(assembly, params, found, count, beam)

@@ -18,6 +18,7 @@ from xmodal_jax.eval import code_tables, folds, rerank, retrieval
 from xmodal_jax.eval.embed import Embedded, Embedder, PairScorer
 from xmodal_jax.eval.hashing import Labelled
 from xmodal_jax.search.host import unit_rows
+from xmodal_jax.origin import refuse_trained
 from xmodal_jax.train.texts import kept_texts
 from xmodal_jax.types import Params
 
@@ -70,12 +71,13 @@ def refuse_unfit_evaluation(config: Config, card: Card, split: str) -> None:
 
 
 def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = False,
-             say: Callable[[str], None] = lambda _: None,
-             poll: Callable[[], None] = lambda: None) -> dict[str, Any]:  # fmt: skip
+             say: Callable[[str], None] = lambda _: None, poll: Callable[[], None] = lambda: None,
+             allow_trained: bool = False) -> dict[str, Any]:  # fmt: skip
     """All tables of one split.
 
     `quick` leaves re-ranking, codes and labels out (for use while training). `say` hears what is under way; `poll` is
-    called before every block that is encoded, and what it raises ends the evaluation.
+    called before every block that is encoded, and what it raises ends the evaluation. Records that the run was trained on
+    are refused unless `allow_trained` (`origin.refuse_trained`).
 
     Returns:
       {"split", "records", "captions", "data", "languages", "cut" (see `text.cut`), "views": {view: tables}, "mean": the mean over the views, "combine", "weight", "right",
@@ -85,6 +87,7 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
     """
     evaluator, config = Evaluator(assembly, params, poll), assembly.config
     split = split or config.data.eval_split
+    origin = refuse_trained(assembly.origin, config.data.path, split, allow_trained)
     embedder, found = evaluator.embedder, {}
     ks = () if quick or "match" not in params else tuple(config.eval.rerank)
     weight = ensure_weight(evaluator, embedder, say) if ks and config.eval.combine == "add" else 1.0
@@ -106,7 +109,7 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
     result |= {"cut": cut(assembly.tokenizer, found.captions, found.text)}
     result |= {"combine": config.eval.combine, "weight": weight, "right": config.eval.right}
     result |= {"gallery": list(config.eval.gallery), "rerank": list(ks)}
-    result |= {"folds": [config.eval.folds, config.eval.fold_pictures]}
+    result |= {"folds": [config.eval.folds, config.eval.fold_pictures]} | origin
     result |= {"views": tables, "mean": mean_tables(list(tables.values()))}
     if len(images) > 1 and all(own == keys[0] for own in keys):
         result["ensemble"] = code_tables.cosine_table(averaged(images), text.embed, found)
@@ -224,16 +227,8 @@ def ensure_weight(evaluator: Evaluator, embedder: Embedder, say: Callable[[str],
     if config.eval.weight > 0:
         return config.eval.weight
     if config.eval.weight == 0:
-        hardness = next(
-            (
-                objective.hardness
-                for objective in evaluator.assembly.objectives.values()
-                if hasattr(objective, "hardness")
-            ),
-            1.0,
-        )
         temperature = float(evaluator.assembly.model.apply({"params": evaluator.params}, method="temperature"))
-        return temperature / (hardness or 1.0)
+        return temperature / evaluator.assembly.hardness
     data = config.data  # as it was trained, whatever views and languages are evaluated
     split = head(eval_split(data.path, data.split, evaluator.assembly.tokenizer, data), TRAIN_RECORDS)
     say(f"choosing the ITM weight on {len(split.keys)} training records")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from xmodal_jax import origin
 from xmodal_jax.data.text import cut_words
 
 Tables = dict[str, Any]
@@ -164,6 +165,7 @@ def notes(result: Tables) -> list[str]:
         said.append(f"Captions in {', '.join(result['languages'])}; data set '{result['data']}'.")
     if lost := cut_words(result["cut"]) if "cut" in result else "":
         said.append(lost)
+    said += origin.notes(result)
     if result["mean"].get("rerank"):
         said.append(f"Re-ranking: {combination(result)}.")
         said += ["Seconds: scoring the pairs of both directions.", *cut_shortlists(result)]

@@ -24,6 +24,7 @@ from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.eval.evaluate import Evaluator, mean_tables
 from xmodal_jax.eval.tables import Grid
+from xmodal_jax.origin import notes, refuse_trained
 from xmodal_jax.search import topk
 from xmodal_jax.search.dense import inner_product, resident, unit_rows
 from xmodal_jax.search.host import refuse_unsearchable
@@ -178,7 +179,8 @@ def record_labels(data: DataConfig, split: str, rows: Iterable[int]) -> list[lis
 
 
 def classify(assembly: Assembly, params: Params, split: str = "", templates: Sequence[str] = TEMPLATES,
-             classes: str = "all", say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:  # fmt: skip
+             classes: str = "all", say: Callable[[str], None] = lambda _: None,
+             allow_trained: bool = False) -> dict[str, Any]:  # fmt: skip
     """Zero-shot classification of a split over all labels of its data set, or (`classes` "split") those of the split.
 
     Where a split's labels were never trained on, "all" also measures how strongly a model prefers those it knows.
@@ -188,11 +190,13 @@ def classify(assembly: Assembly, params: Params, split: str = "", templates: Seq
       are those of `accuracy` and, with a taxonomy, of `rank_accuracy`. Pictures without a label are left out.
 
     Raises:
-      UserError: a data set or a split without labels.
+      UserError: a data set or a split without labels; records that were trained on, unless `allow_trained`.
     """
     data = dataclasses.replace(assembly.config.data, labels=False)  # [n,C] of thousands of classes would be large
     assembly = dataclasses.replace(assembly, config=dataclasses.replace(assembly.config, data=data))
-    card, tree, split = Card.load(data.path), Taxonomy.load(data.path), split or data.eval_split
+    split = split or data.eval_split
+    origin = refuse_trained(assembly.origin, data.path, split, allow_trained)
+    card, tree = Card.load(data.path), Taxonomy.load(data.path)
     names, evaluator = classes_of(card, tree), Evaluator(assembly, params)
     if classes == "split":
         own = {name for labels in record_labels(data, split, range(card.split(split)["records"])) for name in labels}
@@ -210,7 +214,7 @@ def classify(assembly: Assembly, params: Params, split: str = "", templates: Seq
         refuse_unless(bool(tables), f"no picture of split '{split}' has a label, so there is nothing to compare with.")
         result["views"][view] = tables
         result |= {"pictures": pictures, "unlabelled": len(found.keys) - pictures}
-    return result | {"mean": mean_tables(list(result["views"].values()))}
+    return result | {"mean": mean_tables(list(result["views"].values()))} | origin
 
 
 def view_tables(image: np.ndarray, labels: list[list[str]], head: np.ndarray, names: list[str],
@@ -237,7 +241,8 @@ def as_text(result: dict[str, Any]) -> str:
     title = f"split '{result['split']}': {result['pictures']} pictures, {result['classes']} classes, "
     title += f"{len(result['templates'])} templates"
     note = "Right with any of a picture's labels; macro: mean over classes; ranks: the best class has the true taxon."
-    return "\n\n".join([title, str(Grid(["pictures", "measure", "right %", "chance %"], rows)), note])
+    grid = Grid(["pictures", "measure", "right %", "chance %"], rows)
+    return "\n\n".join([title, str(grid), "\n".join([note, *notes(result)])])
 
 
 # --- names in captions ----------------------------------------------------------------------------------------------

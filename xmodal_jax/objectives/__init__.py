@@ -16,6 +16,7 @@ from xmodal_jax.objectives.language import LM, MLM
 from xmodal_jax.objectives.matching import ITM
 from xmodal_jax.objectives.multiview import MVJRC
 from xmodal_jax.objectives.sigmoid import SigLIP
+from xmodal_jax.plugins import load_class
 
 OBJECTIVES: dict[str, type] = {
     "itc": ITC,
@@ -39,7 +40,8 @@ OBJECTIVES: dict[str, type] = {
 
 
 def build_objectives(section: dict[str, Any], rows: int = 0) -> dict[str, Objective]:
-    """`config.objectives` -> {name: objective}. Each entry has a `kind` (default: its name) and the kind's fields.
+    """`config.objectives` -> {name: objective}. Each entry has a `kind` (default: its name; see `class_of`) and the
+    kind's fields.
 
     Entries whose weight is 0 are left out: their passes are never traced. Raises UserError for an unknown kind or field,
     for two entries that fill one queue, and for matching groups that do not fit a batch of `rows` (0: any).
@@ -50,9 +52,7 @@ def build_objectives(section: dict[str, Any], rows: int = 0) -> dict[str, Object
         refuse_unless(hasattr(fields, "items"), f"{where} is {fields!r}; write a dict such as {{'kind': 'itc'}}")
         fields = dict(fields)
         kind = fields.pop("kind", name)
-        if kind not in OBJECTIVES:
-            raise unknown_key(kind, "config.objectives (kinds)", list(OBJECTIVES))
-        objective = build(OBJECTIVES[kind], fields, where)
+        objective = build(class_of(kind, where), fields, where)
         if objective.weight != 0:
             built[name] = objective
             if rows and isinstance(objective, ITM):
@@ -62,6 +62,22 @@ def build_objectives(section: dict[str, Any], rows: int = 0) -> dict[str, Object
         raise UserError(f"config.objectives has no objective with a weight; write one of {', '.join(OBJECTIVES)}")
     refuse_shared_queues(built)
     return built
+
+
+def class_of(kind: str, where: str) -> type:
+    """The class of a kind: one of `OBJECTIVES`, or a user's own by its place, such as "my_loss.py:MyLoss"."""
+    if ":" in kind:
+        found = load_class(kind, f"{where}.kind")
+        lacking = [name for name in ("weight", "parts", "needs", "memory", "prepare") if not hasattr(found, name)]
+        refuse_unless(
+            not lacking,
+            f"{where}.kind is '{kind}', which has no {', '.join(lacking)}; derive it from objectives.base.Plain and give "
+            "it `weight: float = 1.0`",
+        )
+        return found
+    if kind not in OBJECTIVES:
+        raise unknown_key(kind, "config.objectives (kinds)", list(OBJECTIVES))
+    return OBJECTIVES[kind]
 
 
 def refuse_uneven(objective: Objective, rows: int, where: str) -> None:
@@ -88,7 +104,8 @@ def refuse_shared_queues(objectives: dict[str, Objective]) -> None:
 
 def with_special_ids(objectives: dict[str, Objective], ids: dict[type, dict[str, int]]) -> dict[str, Objective]:
     """The objectives with the token ids that only the tokenizer knows ({class: {field: id}})."""
-    return {name: dataclasses.replace(item, **ids.get(type(item), {})) for name, item in objectives.items()}
+    own = lambda item: next((values for kind, values in ids.items() if isinstance(item, kind)), {})
+    return {name: dataclasses.replace(item, **own(item)) for name, item in objectives.items()}
 
 
 def parts(objectives: dict[str, Objective]) -> frozenset[str]:

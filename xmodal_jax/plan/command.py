@@ -113,10 +113,10 @@ def here(config, topology: Topology, only_explain: bool = False, out: str = "", 
     if only_explain:
         lines = list(explain(run.abstract, run.mesh))
     else:
-        facts = compile_step(run, topology, say, (lambda text: pathlib.Path(hlo).write_text(text)) if hlo else None)
+        facts = compile_step(run, topology, say, (lambda text: pathlib.Path(hlo).write_text(text, "utf-8")) if hlo else None)
         chip = topology.chip or local_chip(devices[0].device_kind, devices[0].memory_stats())
         lines = list(sheet(run, facts, topology, chip))
     print("\n".join(lines))
     if out:
-        pathlib.Path(out).write_text("\n".join(lines) + "\n")
+        pathlib.Path(out).write_text("\n".join(lines) + "\n", "utf-8")
         print(f"wrote {out}")

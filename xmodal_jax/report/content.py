@@ -15,13 +15,14 @@ from xmodal_jax.data.card import Card
 from xmodal_jax.data.evaluation import EvalSplit
 from xmodal_jax.data.image import limit_size
 from xmodal_jax.data.pipeline import Split
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.eval import retrieval
 from xmodal_jax.eval.captioning import references
 from xmodal_jax.eval.embed import Embedded, Embedder
 from xmodal_jax.eval.evaluate import Evaluator
 from xmodal_jax.eval.generate import write_captions
 from xmodal_jax.eval.tables import recall_names
+from xmodal_jax.origin import Origin, result_file
 from xmodal_jax.report.floors import Floor, floors_of
 from xmodal_jax.train.log import METRICS_FILE, duration
 from xmodal_jax.types import Params
@@ -89,15 +90,19 @@ class Content:
         return "pictures" if self.view == "image" else f"pictures ({self.view})"
 
 
-def gather(workdir: pathlib.Path) -> Content:
-    """Open the run and compute what its report shows.
+def gather(workdir: pathlib.Path, data: str = "") -> Content:
+    """Open the run and compute what its report shows, with the data set `data` (default: the run's own).
 
+    Where the run's data set is gone, what needs its pictures and captions is left out, and said to be.
     Raises UserError for a folder without a run or without an evaluation of the run's evaluation split.
     """
-    assembly, params, step = open_run(workdir)
+    assembly, params, step = open_run(workdir, {"data": {"path": data}} if data else None)
     config = assembly.config
-    split, card = config.data.eval_split, Card.load(config.data.path)
-    result = read_result(workdir, split)
+    split, origin = config.data.eval_split, assembly.origin
+    if not data and origin.locate() is None:
+        return without_data(workdir, config.name, split, origin, step)
+    card = Card.load(config.data.path)
+    result = read_result(result_file(origin, "eval", split, card.fingerprint), workdir)
     found = Evaluator(assembly, params).open(split, "", result.get("right", "text"))
     embedder = Embedder(assembly.model, params)
     image, text = (embedder.split(found, side, config.eval.batch_size) for side in ("image", "text"))
@@ -105,7 +110,8 @@ def gather(workdir: pathlib.Path) -> Content:
     with contextlib.closing(Pictures(assembly, split, found)) as pictures:
         return Content(
             name=config.name,
-            facts=facts(card, split, step, lines) + other_settings(config, card, result),
+            facts=facts(card.name, card.source, card.licence, card.split(split)["records"], split, step, lines)
+            + other_settings(config, card, result),
             curves=curves(lines),
             result=result,
             floors=floors_of(card, split, recall_names(result), workdir, right_answers(found)),
@@ -114,6 +120,15 @@ def gather(workdir: pathlib.Path) -> Content:
             image_queries=image_queries(found, image, text, pictures),
             samples=samples(assembly, params, embedder, found, pictures) if "decoder" in params else [],
         )
+
+
+def without_data(workdir: pathlib.Path, name: str, split: str, origin: Origin, step: int) -> Content:
+    """What a report can show of a run whose data set is gone: what was measured while it was there."""
+    result, lines = read_result(result_file(origin, "eval", split, origin.data["fingerprint"]), workdir), read_metrics(workdir)
+    own = origin.data
+    said = facts(own["name"], own["source"], own["licence"], own["splits"][split]["records"], split, step, lines)
+    said.append(f"the data set is not at {own['path']!r} now, so there are no queries (--data names another place)")
+    return Content(name, said, curves(lines), result, [], next(iter(result["views"])), [], [], [])
 
 
 class Pictures:
@@ -132,11 +147,13 @@ class Pictures:
         self._source.close()
 
 
-def read_result(workdir: pathlib.Path, split: str) -> dict[str, Any]:
-    """What `xmodal eval` kept. Raises UserError when it has not been run."""
-    path = workdir / f"eval-{split}.json"
+def read_result(path: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:
+    """What `xmodal eval` kept in a file of a run. Raises UserError when it has not been run, or the file is damaged."""
     refuse_unless(path.is_file(), f"'{path}' is missing; run `xmodal eval --workdir {workdir}` first")
-    return json.loads(path.read_text("utf-8"))
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"'{path}' is not JSON ({error}); run `xmodal eval --workdir {workdir}` again") from error
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -162,11 +179,11 @@ def curves(lines: list[dict[str, Any]]) -> list[Curve]:
     return found
 
 
-def facts(card: Card, split: str, step: int, lines: list[dict[str, Any]]) -> list[str]:
+def facts(name: str, source: str, licence: str, records: int, split: str, step: int,
+          lines: list[dict[str, Any]]) -> list[str]:  # fmt: skip
     """What was trained and tested on, for how long: one phrase each."""
-    numbers = card.split(split)
-    found = [f"step {step}", f"data: {card.name} ({card.source})", f"licence: {card.licence}"]
-    found.append(f"tested on the {numbers['records']} records of split '{split}'")
+    found = [f"step {step}", f"data: {name} ({source})", f"licence: {licence}"]
+    found.append(f"tested on the {records} records of split '{split}'")
     if lines:
         seen = [line["pairs"] for line in lines]
         seconds = sum((after - before) / line["pairs_per_s"] for before, after, line in zip([0, *seen], seen, lines))

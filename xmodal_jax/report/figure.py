@@ -26,9 +26,10 @@ def picture(content: Content) -> Any:
         text_block(" · ".join(content.facts), WIDTH, 16, GREY),
         beside(charts, GAP),
         *([heading("Codes", WIDTH), beside(coded, GAP)] if coded else []),
-        heading(f"Words to {content.gallery}; right answers framed in green", WIDTH),
-        grid([text_query(query) for query in content.text_queries], COLUMNS, GAP, 16),
     ]
+    if content.text_queries:
+        tiles = grid([text_query(query) for query in content.text_queries], COLUMNS, GAP, 16)
+        blocks += [heading(f"Words to {content.gallery}; right answers framed in green", WIDTH), tiles]
     if content.samples:
         blocks += [heading("Captions: written, and true", WIDTH), beside(map(sample, content.samples), SAMPLE_GAP)]
     return with_margin(stacked(blocks, 14))

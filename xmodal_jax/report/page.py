@@ -109,7 +109,9 @@ def rank_words(query: Query) -> str:
 
 
 def queries_section(content: Content) -> str:
-    """Text queries with their best pictures, picture queries with their best captions."""
+    """Text queries with their best pictures, picture queries with their best captions; nothing without the data set."""
+    if not content.text_queries:
+        return ""
     texts = "".join(text_query(query) for query in content.text_queries)
     pictures = "".join(picture_query(query) for query in content.image_queries)
     return (

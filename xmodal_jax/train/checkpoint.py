@@ -26,6 +26,7 @@ from xmodal_jax.train import checksums, store
 from xmodal_jax.train.state import TrainState
 from xmodal_jax.train.teacher import Teacher
 from xmodal_jax.types import Params
+from xmodal_jax.whole import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -334,16 +335,12 @@ def named_shapes(tree: Any) -> Shapes:
 
 def copy_whole(source: pathlib.Path, target: pathlib.Path) -> None:
     """Copy a file so that `target` is never half of it, whenever the process ends."""
-    temporary = target.with_name(target.name + ".tmp")
-    shutil.copyfile(source, temporary)
-    temporary.replace(target)
+    write_whole(target, source.read_bytes())
 
 
 def write_run(workdir: pathlib.Path, description: dict[str, Any]) -> None:
     """run.json: the resolved config and what else is needed to use the weights without the training data."""
-    temporary = workdir / (RUN_FILE + ".tmp")
-    temporary.write_text(json.dumps(description, indent=1, ensure_ascii=False))
-    temporary.replace(workdir / RUN_FILE)
+    write_whole(workdir / RUN_FILE, json.dumps(description, indent=1, ensure_ascii=False))
 
 
 def read_run(workdir: pathlib.Path) -> dict[str, Any]:
@@ -353,6 +350,6 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
         path.is_file(), f"'{workdir}' holds no run ({RUN_FILE} is missing); name the --workdir of `xmodal train`"
     )
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        return json.loads(path.read_bytes().decode("utf-8", "surrogateescape"))
+    except ValueError as error:
         raise UserError(f"'{path}' is not valid JSON ({error}); restore it or train again in another --workdir")

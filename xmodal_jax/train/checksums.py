@@ -44,7 +44,7 @@ def write(folder: pathlib.Path) -> None:
     """Record every file of `folder`, and wait until all of them are on the disk."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files = _sums(folder, [name for name in names if name not in AFTER], to_disk=True)
-    with (folder / FILE).open("w") as file:
+    with (folder / FILE).open("w", encoding="utf-8") as file:
         json.dump({"crc32": zlib.crc32(_body(files)), "files": files}, file)
         file.flush()
         os.fsync(file.fileno())
@@ -61,7 +61,7 @@ def fault(folder: pathlib.Path) -> str:
     Names and sizes are compared first, so that what is plainly broken costs no reading.
     """
     try:
-        record = json.loads((folder / FILE).read_text())
+        record = json.loads((folder / FILE).read_text("utf-8"))
         files = {name: tuple(entry) for name, entry in record["files"].items()}
         if zlib.crc32(_body(files)) != record["crc32"]:
             return f"{FILE} is damaged"

@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+from xmodal_jax.whole import write_whole
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -83,7 +85,7 @@ class TrainLog:
         if not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text().splitlines():
+        for line in self.path.read_text("utf-8").splitlines():
             try:
                 record = json.loads(line)
                 if record["step"] <= step:
@@ -91,16 +93,14 @@ class TrainLog:
                     self.evaluations |= {record["step"]} if "eval" in record else set()
             except (ValueError, KeyError, TypeError):
                 continue  # a line torn by a crash
-        whole = self.path.with_suffix(".tmp")
-        whole.write_text("".join(kept))
-        whole.replace(self.path)  # killed here, the old lines are still all there
+        write_whole(self.path, "".join(kept))  # killed here, the old lines are still all there
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record."""
         if not self.active:
             return
         try:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:  # a full disk: writing, unlike opening, does not say where
             raise OSError(error.errno, error.strerror, str(self.path)) from error

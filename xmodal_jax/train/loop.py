@@ -25,6 +25,7 @@ from xmodal_jax.data.text import cut_words
 from xmodal_jax.data.transfer import Prefetch
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.eval.evaluate import refuse_unfit_evaluation
+from xmodal_jax.origin import describe, keep_trained, refuse_other_data
 from xmodal_jax.parallel.mesh import batch_sharding, make_mesh, process_share, replicated
 from xmodal_jax.parallel.processes import end, first_says, is_first, leaving_at_once
 from xmodal_jax.parallel.rules import shardings
@@ -176,6 +177,7 @@ def train(
         fresh = checkpoints.latest() is None
         if not fresh:
             refuse_other_tokenizer(assembly, workdir)
+            refuse_other_data(config, workdir, read_run(workdir))
         state = run.fresh() if fresh else checkpoints.restore(run.abstract)
         first = int(state.step)
         refuse_unless(
@@ -192,6 +194,7 @@ def train(
                     flush=True,
                 )
             keep_description(assembly, workdir)
+            keep_trained(config, workdir, fresh)
         session = _Session(run, workdir, checkpoints, stop, evaluate, trace)
         with leaving_at_once(workdir):  # here, because the checkpoints wait for all processes when they close
             state = session.steps(state)
@@ -216,7 +219,7 @@ def only_run(workdir: pathlib.Path) -> Iterator[None]:
     if not is_first():
         yield
         return
-    with (workdir / "lock").open("a") as file:  # not "w": a refused start changes nothing
+    with (workdir / "lock").open("a", encoding="utf-8") as file:  # not "w": a refused start changes nothing
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -283,7 +286,7 @@ def keep_description(assembly: Assembly, workdir: pathlib.Path) -> None:
         kept = workdir / "tokenizer.json"
         if assembly.tokenizer.path.resolve() != kept.resolve():
             copy_whole(assembly.tokenizer.path, kept)
-    write_run(workdir, assembly.describe())
+    write_run(workdir, assembly.describe() | {"data": describe(assembly.config, workdir)})
 
 
 class Profile:

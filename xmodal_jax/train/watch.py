@@ -42,6 +42,6 @@ class SkipWatch:
         self.say(f"step {step}: update skipped, {cause(metrics)}; skipped {int(metrics['skipped'])} in all")
         if metrics["skips_in_row"] >= self.limit:
             raise UserError(
-                f"{self.limit} steps in a row were skipped: {cause(metrics)}; the last good checkpoint is intact, "
-                "lower config.optimizer.lr or look at the data, then run again to go on from it"
+                f"{self.limit} steps in a row were skipped: {cause(metrics)}; lower config.optimizer.lr or look at the "
+                "data, then run again: it goes on from the last checkpoint, or starts anew where there is none yet"
             )

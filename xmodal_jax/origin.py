@@ -1,0 +1,155 @@
+"""What a run was trained on: its data set's fingerprint and places in run.json, the digests of its records in trained.npy.
+
+By these a run finds its data again from another folder, refuses to go on with other records, and knows which records of
+a split it has seen.
+"""
+
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xmodal_jax.config import Config
+from xmodal_jax.data.card import CARD_FILE, Card
+from xmodal_jax.data.fingerprint import load_digests
+from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.whole import write_whole
+
+TRAINED_FILE = "trained.npy"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A run's folder and what its run.json says of its data set (see `describe`)."""
+
+    workdir: pathlib.Path
+    data: Mapping[str, Any]
+
+    def places(self) -> list[pathlib.Path]:
+        """Where the data set may be: its path as it was written, from the run's folder, and the absolute one."""
+        found = (pathlib.Path(self.data["path"]), self.workdir / self.data["from_workdir"], self.data["absolute"])
+        return list({os.path.realpath(path): pathlib.Path(path) for path in reversed(found)}.values())[::-1]
+
+    def locate(self) -> pathlib.Path | None:
+        """The place that has the run's own data set, else the first that has any, else None."""
+        have = [path for path in self.places() if (path / CARD_FILE).is_file()]
+        return next((path for path in have if self.is_own(path)), have[0] if have else None)
+
+    def is_own(self, path: os.PathLike | str) -> bool:
+        """Whether the data set at `path` has the records that the run was trained on, in the same splits."""
+        try:
+            return Card.load(path).fingerprint == self.data["fingerprint"]
+        except UserError:
+            return False
+
+    def trained(self, path: os.PathLike | str, split: str) -> int:
+        """How many records of a split of the data set at `path` the run was trained on."""
+        records = Card.load(path).split(split)["records"]
+        try:
+            seen = np.load(self.workdir / TRAINED_FILE)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(
+                f"'{self.workdir / TRAINED_FILE}' cannot be read ({error}), and only it tells which records the run was "
+                "trained on; copy it from where the run was trained"
+            ) from error
+        return int(np.isin(load_digests(path, split, records), seen).sum())
+
+    def refuse_missing(self, path: str) -> None:
+        """Raise UserError when there is no data set at `path`, the config's, with where it was looked for."""
+        looked = ", ".join(f"'{place}'" for place in self.places())
+        refuse_unless(
+            (pathlib.Path(path) / CARD_FILE).is_file(),
+            f"the data set of the run '{self.workdir}' is not there (looked for {path!r}, {looked}); "
+            "write where it is now, --data FOLDER",
+        )
+
+
+def describe(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
+    """What run.json keeps of the data set in `config.data.path`."""
+    card, path = Card.load(config.data.path), os.path.realpath(config.data.path)
+    splits = {name: {key: own[key] for key in ("records", "digest")} for name, own in card.splits.items()}
+    return {
+        "path": config.data.path,
+        "absolute": os.path.abspath(config.data.path),
+        "from_workdir": os.path.relpath(path, os.path.realpath(workdir)),
+        "name": card.name,
+        "source": card.source,
+        "licence": card.licence,
+        "languages": list(config.eval_data.languages),
+        "fingerprint": card.fingerprint,
+        "splits": splits,
+    }
+
+
+def keep_trained(config: Config, workdir: pathlib.Path, fresh: bool) -> None:
+    """Write the digests of the training records; a run that goes on, maybe with another split, keeps those it had."""
+    path, records = workdir / TRAINED_FILE, Card.load(config.data.path).split(config.data.split)["records"]
+    own = load_digests(config.data.path, config.data.split, records)
+    if not fresh and path.is_file():
+        own = np.union1d(own, np.load(path))
+    write_whole(path, lambda file: np.save(file, own))
+
+
+def refuse_other_data(config: Config, workdir: pathlib.Path, before: Mapping[str, Any]) -> None:
+    """Going on with other records would train on former test records without a word. `before`: run.json."""
+    known, card = before.get("data"), Card.load(config.data.path)
+    refuse_unless(
+        known is None or known["fingerprint"] == card.fingerprint,
+        f"the data set '{config.data.path}' is not the one that '{workdir}' was trained on"
+        f"{known and changes(known['splits'], card.splits)}; write the config.data.path it was trained on, or another "
+        "--workdir",
+    )
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What is other in the splits of a card than it was, in words."""
+    said = [f"split '{name}' is new" for name in now if name not in before]
+    for name, own in before.items():
+        if name not in now:
+            said.append(f"split '{name}' is gone")
+        elif own["records"] != now[name]["records"]:
+            said.append(f"split '{name}' has {now[name]['records']} records and had {own['records']}")
+        elif own["digest"] != now[name]["digest"]:
+            said.append(f"split '{name}' has other keys, captions or views")
+    return f" ({', '.join(said)})" if said else ""
+
+
+def refuse_trained(origin: Origin | None, path: str, split: str, allowed: bool) -> dict[str, Any]:
+    """What a result keeps of the records it was made with, for `notes`; nothing for a run that is still in training.
+
+    Raises UserError where the run was trained on some of them, unless that is `allowed`.
+    """
+    if origin is None:
+        return {}
+    origin.refuse_missing(path)
+    card = Card.load(path)
+    seen, records = origin.trained(path, split), card.split(split)["records"]
+    refuse_unless(
+        allowed or not seen,
+        f"the run was trained on {seen} of the {records} records of split '{split}' of '{path}', so the numbers would not "
+        "tell how it does on new ones; evaluate another split, or add --allow-trained",
+    )
+    return {"fingerprint": card.fingerprint, "trained": seen, "own_data": card.fingerprint == origin.data["fingerprint"]}
+
+
+def notes(result: Mapping[str, Any]) -> list[str]:
+    """What must be said beside numbers: records that were trained on, and another data set than the run's."""
+    said = []
+    if result.get("trained"):
+        said.append(f"The run was trained on {result['trained']} of these records.")
+    if not result.get("own_data", True):
+        said.append("This is not the data set that the run was trained on.")
+    return said
+
+
+def result_file(origin: Origin, kind: str, split: str, fingerprint: str, languages: Sequence[str] = ()) -> pathlib.Path:
+    """Where a result is kept: KIND-SPLIT.json, with the languages where they are not the run's, and the first digits of
+    the fingerprint where the data set is not: tables of the run's own data are never replaced by others."""
+    own = list(languages) in ([], origin.data["languages"])
+    parts = [kind, split] + ([] if own else ["+".join(languages)])
+    parts += [] if fingerprint == origin.data["fingerprint"] else [fingerprint[:8]]
+    return origin.workdir / (re.sub(r"[^\w.+-]", "_", "-".join(parts)) + ".json")

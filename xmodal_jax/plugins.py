@@ -1,0 +1,50 @@
+"""Classes of a user's own that a config names: "path/to/file.py:Class" or "package.module:Class"."""
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import os
+import pathlib
+import sys
+import types
+
+from xmodal_jax.errors import UserError, refuse_unless
+
+
+def absolute(spec: str, folder: pathlib.Path) -> str:
+    """The name of a class with its file's path taken from `folder`, so that it holds from any other; others as they are."""
+    place, _, name = spec.rpartition(":")
+    return f"{os.path.abspath(folder / place)}:{name}" if place.endswith(".py") else spec
+
+
+def load_class(spec: str, where: str) -> type:
+    """The dataclass that `spec` names. Raises UserError, naming the field `where`, for one that cannot be had."""
+    place, _, name = spec.rpartition(":")
+    try:
+        module = _of_file(place) if place.endswith(".py") else importlib.import_module(place)
+    except Exception as error:  # the file is the user's own program
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"{where} is '{spec}', and '{place}' cannot be imported ({type(error).__name__}: {said})"
+        ) from error
+    found = getattr(module, name, None)
+    refuse_unless(
+        isinstance(found, type) and dataclasses.is_dataclass(found),
+        f"{where} is '{spec}', and '{place}' has no dataclass '{name}'; write FILE.py:CLASS or PACKAGE.MODULE:CLASS",
+    )
+    return found
+
+
+def _of_file(path: str) -> types.ModuleType:
+    """The module of a file, run once in a process: its classes stay the same."""
+    name = "xmodal_plugin_" + hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their own module up
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
