@@ -37,7 +37,7 @@ def only_process(lock: pathlib.Path, doing: str, wait: bool = False) -> Iterator
 
 def _locked(lock: pathlib.Path, doing: str, blocking: int) -> IO:
     while True:
-        file = lock.open("a")
+        file = lock.open("a", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | blocking)
         except BlockingIOError:

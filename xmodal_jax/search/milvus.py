@@ -87,7 +87,7 @@ def _holder(lock: pathlib.Path) -> int:
     """
     try:
         inode = lock.stat().st_ino
-        held = [line.split() for line in pathlib.Path("/proc/locks").read_text().splitlines()]
+        held = [line.split() for line in pathlib.Path("/proc/locks").read_text("utf-8", "replace").splitlines()]
     except OSError:
         return 0
     return next((int(own[4]) for own in held if "->" not in own and own[5].split(":")[-1] == str(inode)), 0)
