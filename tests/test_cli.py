@@ -164,7 +164,8 @@ def test_paths_of_the_wrong_kind_are_named(train_tiny, tmp_path, refused, shapes
     config = ["train", "--config", shapes_files, "--workdir", tmp_path / "run"]
     refused(config, "there is no config file")
     (tmp_path / "file").write_text("x")
-    refused(train_tiny(tmp_path / "file"), str(tmp_path / "file"))
+    refused(train_tiny(tmp_path / "file"), f"'{tmp_path / 'file'}' cannot be a work directory (File exists); write another")
+    refused(train_tiny("/proc/run"), "'/proc/run' cannot be a work directory (", "; write another --workdir")
     refused(["data", "prepare", "jsonl", "--path", tmp_path, "--out", tmp_path / "out"], "a folder; give a file")
 
 

@@ -215,7 +215,10 @@ def only_run(workdir: pathlib.Path) -> Iterator[None]:
 
     The lock ends with the process, however it ends. A file system without locks has none.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"'{workdir}' cannot be a work directory ({error.strerror}); write another --workdir") from error
     if not is_first():
         yield
         return
