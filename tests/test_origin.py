@@ -184,7 +184,7 @@ def test_what_needs_no_data_works_when_it_is_gone(tiny_run, shapes_files, tmp_pa
     for command in (["eval"], ["caption"], ["index", "--out", str(tmp_path / "index")]):
         assert main([*command, "--workdir", str(workdir)]) == 2
         said = capsys.readouterr().err
-        assert "the data set of the run" in said and "'/gone/for/good'; write where it is now, --data FOLDER" in said
+        assert "the data set of the run" in said and "'/gone/for/good'); write where it is now, --data FOLDER" in said
     assert main(["report", "--workdir", str(workdir)]) == 0
     page = (workdir / "report.html").read_text("utf-8")
     assert "the data set is not at &#x27;gone&#x27; now" in page and "Words to pictures" not in page
