@@ -38,7 +38,8 @@ def caption_files(assembly: Assembly, params: Params, paths: Sequence[str | os.P
 
 
 def caption_split(assembly: Assembly, params: Params, split: str = "", limit: int = 0,
-                  beam: int = 3, allow_trained: bool = False) -> tuple[list, dict[str, float]]:  # fmt: skip
+                  beam: int = 3,
+                  allow_trained: bool = False) -> tuple[list[dict[str, Any]], dict[str, float]]:  # fmt: skip
     """Caption the first `limit` (0: all) pictures of a split, in its first view.
 
     Returns:
