@@ -24,7 +24,7 @@ VARIANTS = (*presets.TABLE, "emoji_views_plain", "flickr8k_plain", "remote_sensi
 OBJECTIVES = {
     "itc": {"weight": 1.0, "queue": 1024, "alpha": 0.4, "alpha_steps": 100},
     "itm": {"negatives": 1},
-    "mlm": {"weight": 0.1},
+    "mlm": {"weight": 0.1, "alpha_steps": 100},  # one ramp with ITC's, as in ALBEF
     "mvjrc": {"weight": 0.3},
 }
 

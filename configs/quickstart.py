@@ -11,7 +11,7 @@ from xmodal_jax.config import defaults, variant_of
 OBJECTIVES = {
     "itc": {"queue": 1024, "alpha": 0.4, "alpha_steps": 100},
     "itm": {"negatives": 1},
-    "mlm": {"weight": 0.1},
+    "mlm": {"weight": 0.1, "alpha_steps": 100},  # one ramp with ITC's, as in ALBEF
     "lm": {"weight": 0.1},
     "hash": {"weight": 0.1},
 }
@@ -56,6 +56,7 @@ def large(config):
     config.joint.embed, config.joint.bits = 512, 128
     config.objectives = OBJECTIVES | {
         "itc": {"queue": 65536, "alpha": 0.4, "alpha_steps": 10_000},
+        "mlm": {"weight": 0.1, "alpha_steps": 10_000},
         "itm": {"negatives": 1, "group": 32},  # the rows of one of 512 chips: no token crosses devices
     }
     config.teacher.momentum = 0.999

@@ -44,7 +44,9 @@ class Given:
         return Encoded(tokens, None, text.mask)
 
     def call(self, method, *inputs, **options):
-        """The given head."""
+        """The given head, or the temperature."""
+        if method == "temperature":
+            return self.heat
         return self.heads[method](*inputs, **options)
 
     def temperature(self):

@@ -3,15 +3,21 @@
 import pathlib
 import re
 
+import jax
+import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
 from xmodal_jax.assemble import abstract_params, assemble_without_data
 from xmodal_jax.config import freeze, load
+from xmodal_jax.models import crossmodal
 from xmodal_jax.objectives import build_objectives
 from xmodal_jax.objectives.base import at
+from xmodal_jax.parallel.rules import path_name
 from xmodal_jax.presets import TABLE, finetuned
+from xmodal_jax.train.loop import make_run
 from xmodal_jax.train.optimizer import factor_for
+from xmodal_jax.train.step import total_loss
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 VARIANTS = {
@@ -90,3 +96,43 @@ def test_a_text_tower_from_scratch_learns_at_the_whole_rate_as_the_docstrings_sa
     rates = {factor_for(f"text/{path}", config.optimizer.groups) for path in flatten_dict(params["text"], sep="/")}
     assert rates == {1.0} and not config.optimizer.freeze and not config.text.keep
     assert factor_for("image/x", config.optimizer.groups) == image_rate
+
+
+def abstract_batch(run):
+    """Shapes of a batch with every field that an objective may read."""
+    config, rows = run.assembly.config, run.assembly.config.batch_size
+    shape = lambda dtype, *sizes: jax.ShapeDtypeStruct((rows, *sizes), dtype)
+    pictures = {name: shape(np.uint8, *run.assembly.image_shape) for name in ("image", "image2")}
+    marks = {name: shape(np.int32) for name in ("id", "text_key", "index")}
+    return pictures | marks | {"text": shape(np.int32, config.data.length), "labels": shape(np.float32, 3)}
+
+
+def untrained(spec, *overrides):
+    """Leaves whose gradient depends on nothing: it is zero whatever the weights and the batch are. Nothing is compiled."""
+    run = make_run(assemble_without_data(freeze(load(spec, ["text.vocab_size=64", *overrides]))), jax.devices()[:1])
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), run.abstract)
+
+    def gradient(params, state, batch):
+        loss = lambda params: total_loss(run.recipe, params, state, batch, jax.random.key(0))[0]
+        return jax.grad(loss)(params)
+
+    traced = jax.make_jaxpr(gradient)(abstract.params, abstract, abstract_batch(run)).jaxpr
+    told = set(traced.invars)
+    for eqn in traced.eqns:
+        if any(var in told for var in eqn.invars if not hasattr(var, "val")):  # a literal has its value
+            told.update(eqn.outvars)
+    named = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(abstract.params)]
+    return {name for name, var in zip(named, traced.outvars, strict=True) if hasattr(var, "val") or var not in told}
+
+
+@pytest.mark.parametrize("name", ["quickstart", "flickr8k", *VARIANTS])
+def test_every_parameter_has_a_gradient(name):
+    fixed = {"text/idf"} if name == "cmhr_drn" else set()  # counted, not trained
+    assert untrained(f"{FOLDER / name}.py:tiny") == fixed
+
+
+def test_what_nothing_reads_is_found(monkeypatch):
+    """The tests above can fail: a neck under codes alone is told."""
+    monkeypatch.setattr(crossmodal, "READERS", frozenset({"hash"}))
+    found = untrained(f"{FOLDER}/vit2cmh.py:tiny")
+    assert {name.split("/")[0] for name in found} == {"image_neck"} and len(found) > 4

@@ -15,7 +15,7 @@ from xmodal_jax.train.step import Recipe
 
 ROWS, LENGTH, TOKENS, WIDTH, VOCAB = 8, 8, 5, 16, 32
 CLS, SEP, MASK, BOS = 2, 3, 4, 1
-ALL = frozenset({"fusion", "match", "decoder", "vocabulary", "hash"})
+ALL = frozenset({"fusion", "match", "decoder", "vocabulary", "hash", "temperature"})
 FIVE = {
     "itc": {"queue": 24, "alpha": 0.4},
     "itm": {"negatives": 2},

@@ -41,7 +41,8 @@ def text_weights(config: Config) -> Params:
     text = config.text
     refuse_unless(
         text.kind == "bert",
-        f"config.text.init='{text.init}' needs config.text.kind='bert', not '{text.kind}'; write --config.text.init= for none",
+        f"config.text.init='{text.init}' needs config.text.kind='bert', not '{text.kind}'; "
+        "write --config.text.init= for none",
     )
     path = huggingface.minilm_path() if text.init == "minilm" else pathlib.Path(text.init)
     refuse_other_architecture(config, "text", text.kind, path)
@@ -67,7 +68,7 @@ def refuse_other_architecture(config: Config, side: str, kind: str, weights: str
         return
     if kind != "resnet":  # whose weights tell it all by their shapes
         heads = getattr(config, side).heads
-        log.warning("no config.json tells how '%s' was made: config.%s.heads=%d is taken as it is", weights, side, heads)
+        log.warning("no config.json tells how '%s' was made: config.%s.heads=%d is assumed", weights, side, heads)
 
 
 def weights_statistics(config: Config) -> Statistics | None:
@@ -79,7 +80,7 @@ def weights_statistics(config: Config) -> Statistics | None:
 
 
 def with_pixel_statistics(config: Config) -> Config:
-    """The config with the statistics of pixels that it leaves empty: those of the weights, or else of the kind of tower."""
+    """Fill in the statistics of pixels that the config leaves empty: those of the weights, or else of the kind of tower."""
     image = config.image
     if image.kind not in PIXELS or (image.pixel_mean and image.pixel_std):
         return config
@@ -88,7 +89,8 @@ def with_pixel_statistics(config: Config) -> Config:
     mean, std = image.pixel_mean or mean, image.pixel_std or std
     if image.init and found is None:
         log.warning(
-            "no preprocessor_config.json tells how '%s' reads pixels: config.image.pixel_mean=%s and pixel_std=%s are assumed",
+            "no preprocessor_config.json tells how '%s' reads pixels: config.image.pixel_mean=%s and pixel_std=%s are "
+            "assumed",
             image.init, mean, std,
         )  # fmt: skip
     return dataclasses.replace(config, image=dataclasses.replace(image, pixel_mean=mean, pixel_std=std))
@@ -102,6 +104,6 @@ def refuse_other_statistics(config: Config) -> None:
     for name, ours, theirs in zip(("pixel_mean", "pixel_std"), pixel_statistics(config.image), found, strict=True):
         refuse_unless(
             max(abs(own - other) for own, other in zip(ours, theirs, strict=True)) < 1e-5,
-            f"config.image.{name} is {ours}, and the weights of config.image.init='{config.image.init}' were trained with "
-            f"{tuple(theirs)}; write '--config.image.{name}=()' to take theirs",
+            f"config.image.{name} is {ours}, and the weights of config.image.init='{config.image.init}' were trained "
+            f"with {tuple(theirs)}; write '--config.image.{name}=()' to take theirs",
         )

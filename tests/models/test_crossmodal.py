@@ -42,11 +42,31 @@ def test_encoders_give_tokens_and_unit_embeddings(encoded):
 def test_parameters_are_made_of_what_is_used():
     model = tiny_model(tiny_config())
     modules = lambda used: set(jax.eval_shape(lambda: tiny_params(model, used=frozenset(used))))
-    towers = {"image_neck", "image_head", "text", "text_head", "log_temperature"}
-    assert modules(()) == towers
-    assert modules({"match", "fusion"}) == towers | {"match", "fusion"}
+    towers = {"image_head", "text", "text_head"}
+    assert modules(()) == towers  # nothing reads tokens: no neck
+    assert modules({"temperature"}) == towers | {"log_temperature"}
+    assert modules({"match", "fusion"}) == towers | {"match", "fusion", "image_neck"}
     assert modules({"vocabulary"}) == towers | {"vocabulary"}
-    assert modules(ALL) == towers | {"match", "fusion", "vocabulary", "decoder", "hash_image", "hash_text"}
+    every = {"match", "fusion", "vocabulary", "decoder", "hash_image", "hash_text", "image_neck", "log_temperature"}
+    assert modules(ALL) == towers | every
+
+
+@pytest.mark.parametrize("pool", ["mean+attention", "mean+shared"])
+def test_a_pool_that_reads_tokens_has_a_neck_and_aggregates_wait_for_fusion(pool):
+    sections = {"image": {"pool": pool}, "text": {"pool": pool}, "fusion": {"aggregated": True}}
+    sections["joint"] = {"embed": 8, "bits": 8, "shared_heads": 2, "shared_hidden": 16}
+    model = tiny_model(tiny_config(**sections))
+    made = lambda used: set(jax.eval_shape(lambda: tiny_params(model, used=frozenset(used))))
+    assert "image_neck" in made(()) and not {"image_aggregate", "text_aggregate"} & made(())
+    assert {"image_aggregate", "text_aggregate"} < made({"fusion"})
+
+
+def test_without_a_trained_temperature_it_is_the_configs(made):
+    model, params = made
+    rest = {name: part for name, part in params.items() if name != "log_temperature"}
+    assert model.apply({"params": rest}, method="temperature") == np.float32(model.config.joint.temperature)
+    with pytest.raises(ValueError, match="none has 'temperature' in its parts"):
+        Forward(model, rest, {}, None).temperature()
 
 
 def test_the_score_of_a_pair_is_its_matching_log_odds(made, encoded):

@@ -133,7 +133,7 @@ def model():
     """The tiny model with aggregators beside the linear paths, and parameters of a student and of another teacher."""
     config = tiny_config(image={"pool": "mean+average", "groups": (4, 1)}, text={"pool": "mean+max"})
     made = tiny_model(config)
-    student = jax.jit(lambda: tiny_params(made, used=frozenset({"locals"})))()
+    student = jax.jit(lambda: tiny_params(made, used=frozenset({"locals", "temperature"})))()
     draw = np.random.default_rng(5)
     teacher = jax.tree.map(lambda x: x + 0.05 * draw.normal(size=x.shape).astype(np.float32), student)
     return made, (student, teacher)

@@ -1,13 +1,15 @@
 """Terms, schedules, what counts as the same, and building objectives from a config section."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from given import Given, unit
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.objectives import build_objectives, parts, with_special_ids
 from xmodal_jax.objectives.base import Plain, Term, at, same
-from xmodal_jax.objectives.contrastive import ITC
+from xmodal_jax.objectives.contrastive import ITC, RING
 from xmodal_jax.objectives.language import LM
 
 
@@ -91,4 +93,61 @@ def test_special_ids_go_to_their_class_only():
 
 def test_parts_are_the_union():
     built = build_objectives({"itc": {}, "lm": {}, "hash": {}})
-    assert parts(built) == {"fusion", "decoder", "vocabulary", "hash"}
+    assert parts(built) == {"fusion", "decoder", "vocabulary", "hash", "temperature"}
+
+
+@pytest.mark.parametrize("name, fields", [
+    ("itc", {"queue": 0}), ("siglip", {"queue": 0}), ("ims", {}), ("lmim", {}), ("fused", {"queue": 0}), ("mvjrc", {}),
+    ("hash_triplet", {}), ("hash_contrast", {}), ("hash_supcon", {}),
+])  # fmt: skip
+def test_one_row_without_a_queue_has_no_negative(name, fields):
+    with pytest.raises(UserError, match=f"config.objectives.{name} .* has 1 row of config.batch_size=1; write a larger"):
+        build_objectives({name: fields}, 1)
+    assert list(build_objectives({name: fields}, 2)) == [name]
+
+
+def test_what_has_negatives_elsewhere_takes_one_row():
+    kept = {"itc": {"queue": 8}, "ims": {}, "fused": {"queue": 8}, "hash_contrast": {"table": 20}, "lm": {}, "hash": {}}
+    assert list(build_objectives(kept, 1)) == list(kept)
+    with pytest.raises(UserError, match="config.objectives.fused .* has 1 row of config.batch_size=2"):
+        build_objectives({"fused": {"queue": 0, "every": 2}}, 2)
+
+
+def dots(jaxpr):
+    """Every product in a traced function and what it calls."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            yield eqn
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else [value]:
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from dots(inner)
+
+
+KINDS = {
+    "itc": {"queue": 4}, "siglip": {"queue": 4}, "ims": {}, "distill": {}, "hash": {}, "hash_triplet": {},
+    "hash_euclidean": {}, "hash_contrast": {}, "hash_supcon": {"by_label": False},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ring", [False, True])
+@pytest.mark.parametrize("name", KINDS)
+def test_similarities_and_their_gradients_are_products_of_full_precision(name, ring, rng):
+    """An accelerator rounds float32 factors to TF32 or bfloat16 unless each product says otherwise."""
+    if ring and name not in ("itc", "siglip"):
+        pytest.skip("it has no ring")
+    made = build_objectives({name: KINDS[name] | ({"ring": True} if ring else {})})[name]
+    batch = {"id": np.arange(4, dtype=np.int32), "text_key": np.arange(4, dtype=np.int32)}
+    sides = unit(rng, 4, 8), unit(rng, 4, 8)
+    batch |= {"distill_image": unit(rng, 4, 8), "distill_text": unit(rng, 4, 8)}
+    queue = {"image": unit(rng, 4, 8), "text": unit(rng, 4, 8), "id": batch["id"] + 9, "text_key": batch["id"] + 9}
+    heads = {"hash_image_codes": jnp.tanh, "hash_text_codes": jnp.tanh, "logit_bias": lambda: jnp.float32(-1)}
+
+    def loss(image, text):
+        fwd = Given(image, text, teacher=Given(*sides), memory={RING: queue}, heads=heads)
+        return made(fwd, batch, jax.random.key(0)).mean()
+
+    found = list(dots(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(*sides).jaxpr))
+    assert len(found) >= 3
+    assert {eqn.params["precision"] for eqn in found} == {(jax.lax.Precision.HIGHEST,) * 2}

@@ -96,6 +96,27 @@ def test_value_and_gradient_are_albefs(arrays, case):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("ring", [False, True])
+def test_keys_and_queue_may_be_of_the_second_view(arrays, ring):
+    """TCL: the teacher sees the other view of a picture, as key, as soft target and in the queue."""
+    second = unit(np.random.default_rng(9), ROWS, EMBED)
+    objective = ITC(queue=QUEUE, alpha=0.4, second_view_keys=True, ring=ring)
+    teacher = Given(None, arrays["teacher_text"])
+    teacher.embeds["image2"] = second
+    fwd = Given(arrays["image"], arrays["text"], 0.1, teacher, {RING: arrays["ring"]})
+    term = objective(fwd, arrays["batch"], None)
+    rows, _ = expected(arrays | {"teacher_image": second}, alpha=0.4)
+    np.testing.assert_allclose(term.values, rows, rtol=2e-5)
+    np.testing.assert_array_equal(term.enqueue[RING]["image"], second)
+    assert objective.needs == {"image2"} and ITC().needs == set()
+
+
+@pytest.mark.parametrize("field", ["student_keys", "bridge"])
+def test_keys_of_the_second_view_are_the_teachers(field):
+    with pytest.raises(UserError, match="x.second_view_keys is True, .* student_keys or bridge they are others"):
+        ITC(second_view_keys=True, **{field: True}).check("x")
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_with_ring_it_is_the_same_objective(arrays, case):
     objective, options = CASES[case]

@@ -91,7 +91,7 @@ def test_the_feature_term_needs_the_teachers_width(arrays):
 
 def test_the_config_names_it_its_fields_and_a_start():
     made = build_objectives({"start": {"kind": "distill", "weight": ((0, 1.0), (100, 0.0))}})["start"]
-    assert made.needs == {"distill_image", "distill_text"} and made.parts == made.memory(None).keys() == set()
+    assert made.needs == {"distill_image", "distill_text"} and made.parts == {"temperature"} and made.memory(None) == {}
     np.testing.assert_allclose([at(made.weight, step) for step in (0, 50, 100, 200)], [1.0, 0.5, 0.0, 0.0])
 
 

@@ -17,8 +17,8 @@ from xmodal_jax.objectives.language import LM, MLM, cross_entropy, mask_tokens, 
 class Words:
     """A Forward whose fused tokens and decoder states are given; `table` [V,D] is the token head."""
 
-    def __init__(self, states, batch, table, output_ids=(), teacher=None):
-        self.states, self.batch, self.table, self.teacher = states, batch, table, teacher
+    def __init__(self, states, batch, table, output_ids=(), teacher=None, step=0):
+        self.states, self.batch, self.table, self.teacher, self.step = states, batch, table, teacher, step
         self.model = SimpleNamespace(output_ids=output_ids)
 
     def image(self):
@@ -177,13 +177,16 @@ def test_lm_reads_the_caption_from_the_start_token(arrays):
     np.testing.assert_array_equal(caption[:, 1:], arrays["batch"]["text"][:, 1:])
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.4])
-def test_mlm_is_albefs_with_soft_targets(arrays, alpha):
-    objective = MLM(rate=0.3, alpha=alpha, mask_id=MASK, vocab_size=VOCAB)
+@pytest.mark.parametrize(
+    ("alpha", "ramp", "step", "share"),
+    [(0.0, 0, 0, 0.0), (0.4, 0, 0, 0.4), (0.4, 10, 0, 0.0), (0.4, 10, 5, 0.2), (0.4, 10, 99, 0.4)],
+)
+def test_mlm_is_albefs_with_soft_targets(arrays, alpha, ramp, step, share):
+    objective = MLM(rate=0.3, alpha=alpha, alpha_steps=ramp, mask_id=MASK, vocab_size=VOCAB)
     batch = arrays["batch"] | objective.prepare(arrays["batch"], jax.random.key(7))
 
     def loss(states, other):
-        fwd = Words(states, batch, arrays["table"], teacher=Words(other, batch, arrays["table"]))
+        fwd = Words(states, batch, arrays["table"], teacher=Words(other, batch, arrays["table"]), step=step)
         return objective(fwd, batch, None).mean()
 
     value, grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(arrays["student"], arrays["teacher"])
@@ -196,7 +199,7 @@ def test_mlm_is_albefs_with_soft_targets(arrays, alpha):
         logits, torch.tensor(np.array(arrays["batch"]["text"])[rows, columns]).long()
     )
     soft = torch.softmax(torch.tensor(arrays["teacher"])[rows, columns] @ table.T, -1)
-    reference = (1 - alpha) * hard - alpha * (torch.log_softmax(logits, -1) * soft).sum(-1).mean()
+    reference = (1 - share) * hard - share * (torch.log_softmax(logits, -1) * soft).sum(-1).mean()
     reference.backward()
     np.testing.assert_allclose(value, reference.item(), rtol=1e-5)
     np.testing.assert_allclose(grads[0], states.grad, rtol=1e-4, atol=1e-6)
@@ -204,7 +207,8 @@ def test_mlm_is_albefs_with_soft_targets(arrays, alpha):
 
 
 @pytest.mark.parametrize("objective, sentence", [
-    (MLM(rate=0.0), "x.rate is 0.0"), (MLM(alpha=-1.0), "x.alpha is -1.0"), (LM(smoothing=1.0), "x.smoothing is 1.0"),
+    (MLM(rate=0.0), "x.rate is 0.0"), (MLM(alpha=-1.0), "x.alpha is -1.0"),
+    (MLM(alpha_steps=-1), "x.alpha_steps is -1; write 0 for none"), (LM(smoothing=1.0), "x.smoothing is 1.0"),
 ])  # fmt: skip
 def test_impossible_values_are_refused(objective, sentence):
     with pytest.raises(UserError, match=sentence):

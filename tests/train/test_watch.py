@@ -1,10 +1,12 @@
-"""Skipped steps: named when they happen, one step late, and the end after too many in a row."""
+"""Skipped steps and batches without a negative: named when they happen, one step late, and when they end the run."""
 
 import numpy as np
 import pytest
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.train.watch import SkipWatch, cause
+from xmodal_jax.objectives import build_objectives
+from xmodal_jax.train.step import negatives
+from xmodal_jax.train.watch import SkipWatch, cause, contrasting
 
 GOOD = {"loss/itc": 1.0, "loss/itm": 2.0, "nonfinite/text": 0.0, "skipped": 0, "skips_in_row": 0}
 
@@ -37,3 +39,35 @@ def test_too_many_in_a_row_end_the_run():
     watch.sent(2, bad(2, **{"nonfinite/text": 1.0}))
     with pytest.raises(UserError, match=r"2 steps in a row were skipped: every loss is finite .* \(of text\)"):
         watch.finish()
+
+
+def test_a_batch_without_a_negative_is_said_once_and_by_name():
+    said = []
+    watch = SkipWatch(3, said.append, ("itc", "itm"))
+    for step, counts in enumerate([(7, 1.0), (7, 0.0), (0, 0.5), (0, 0.0)]):
+        watch.sent(step, GOOD | {"negatives": counts[0], "itm/rows": counts[1]})
+    watch.finish()
+    assert [text.split(":")[:2] for text in said] == [["step 1", " itm"], ["step 2", " itc"]]
+
+
+def test_a_start_without_any_negative_ends_the_run():
+    watch = SkipWatch(3, lambda text: None, ("itc", "itm"))
+    for step in range(3):
+        watch.sent(step, GOOD | {"negatives": 5, "itm/rows": 0.0})
+    with pytest.raises(UserError, match="none of the first 3 batches has a negative for itm: all rows show the same"):
+        watch.finish()
+    watch = SkipWatch(3, lambda text: None, ("itm",))  # going on, by chance two such batches first: no reason to stop
+    for step, rows in enumerate([0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0]):
+        watch.sent(step, GOOD | {"negatives": 5, "itm/rows": rows})
+    watch.finish()
+
+
+def test_only_objectives_that_need_negatives_are_watched():
+    built = build_objectives({"itc": {"queue": 8}, "lm": {}, "hash_triplet": {}})
+    assert contrasting(built, 8) == ("itc", "hash_triplet") and contrasting(built, 1) == ()
+
+
+def test_negatives_are_the_rows_unlike_the_first():
+    batch = {"id": np.array([1, 1, 2, 3]), "text_key": np.array([5, 6, 5, 7]), "image": np.zeros((4, 2))}
+    assert negatives(batch) == 1.0
+    assert negatives(batch | {"text_key": np.full(4, 5)}) == 0.0

@@ -20,7 +20,7 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class Described(NamedTuple):
-    """How one kind of tower is described: the model types that are it, config.json's keys by our field, fixed values."""
+    """How one kind of tower is described: its model types, our field of each key of config.json, and fixed values."""
 
     types: tuple[str, ...]
     fields: dict[str, str]  # key of config.json -> dotted field of our config
@@ -61,7 +61,7 @@ KINDS = {
 
 
 def read_description(weights: str | pathlib.Path, name: str) -> tuple[pathlib.Path, dict[str, Any]]:
-    """The path of the JSON file `name` beside `weights` (a file or a folder), and what it holds; {} where there is none.
+    """Path and content of the JSON file `name` beside `weights` (a file or a folder); {} where there is none.
 
     Beside a file with a name of its own nothing is read: other weights may lie there too.
     Raises UserError for a file that holds no JSON object.
@@ -74,7 +74,8 @@ def read_description(weights: str | pathlib.Path, name: str) -> tuple[pathlib.Pa
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"'{path}' cannot be read as JSON ({error}); download it again") from error
-    refuse_unless(isinstance(found, dict), f"'{path}' holds a {type(found).__name__}, not a JSON object; download it again")
+    kind = type(found).__name__
+    refuse_unless(isinstance(found, dict), f"'{path}' holds a {kind}, not a JSON object; download it again")
     return path, found
 
 
@@ -113,8 +114,8 @@ def read_statistics(weights: str | pathlib.Path, standard: Statistics) -> Statis
 def refuse_contradiction(kind: str, weights: str | pathlib.Path, values: dict[str, Any]) -> bool:
     """Hold the architecture that config.json beside `weights` describes against a tower of `kind`.
 
-    `values` are our config's, by dotted field. Returns whether there is such a file. Raises UserError with the key, what
-    it says and what to write.
+    `values` are our config's, by dotted field. Returns whether there is such a file. Raises UserError with the key,
+    what it says and what to write.
     """
     path, found = read_description(weights, "config.json")
     described = KINDS[kind]
@@ -136,8 +137,8 @@ def refuse_contradiction(kind: str, weights: str | pathlib.Path, values: dict[st
         small = key.endswith("_eps") and _number(theirs) and max(theirs, ours) <= EPS_LIMIT
         refuse_unless(
             theirs is None or theirs == ours or small,
-            f"{key} of '{path}' is {theirs!r}, and the tower '{kind}' has {ours!r}, which no field of the config changes; "
-            f"name other weights in config.{side}.init",
+            f"{key} of '{path}' is {theirs!r}, and the tower '{kind}' has {ours!r}, which no field of the config "
+            f"changes; name other weights in config.{side}.init",
         )
     if kind == "resnet":
         _refuse_other_stages(path, found, values["image.depth"], values["image.width"])
@@ -158,7 +159,8 @@ def _refuse_other_stages(path: pathlib.Path, found: dict[str, Any], depth: int, 
     hint = f"write --config.image.depth={known[True]}" if True in known else "no depth of this package has these"
     refuse_unless(
         blocks is None or blocks == list(STAGES[depth]),
-        f"config.image.depth is {depth}, stages of {list(STAGES[depth])} blocks, and depths of '{path}' is {blocks!r}; {hint}",
+        f"config.image.depth is {depth}, stages of {list(STAGES[depth])} blocks, and depths of '{path}' is {blocks!r}; "
+        f"{hint}",
     )
     wanted = [width // 8 * 2**stage for stage in range(4)]
     last = sizes[-1] if isinstance(sizes, list) and sizes else sizes

@@ -139,7 +139,8 @@ def read_table(table: Table, state: State, where: str) -> Params:
             joined = np.ascontiguousarray(np.stack(arrays) if row.stacked else arrays[0], np.float32)
         except (ValueError, TypeError) as error:
             raise UserError(
-                f"{where}: weight '{row.names[0]}' does not have the shape of this architecture ({error}); name other weights"
+                f"{where}: weight '{row.names[0]}' does not have the shape of this architecture ({error}); "
+                "name other weights"
             ) from error
         *parents, leaf = path.split("/")
         node = params

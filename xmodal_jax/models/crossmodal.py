@@ -62,7 +62,10 @@ def image_tower(config: Config) -> nn.Module:
     return ViT(image_size=config.data.image_size, dropout=image.dropout, remat=image.remat, **shape, **reads)
 
 
-PIXELS = {kind: (tower.MEAN, tower.STD) for kind, tower in (("vit", vit), ("resnet", resnet), ("efficientnet", efficientnet))}
+PIXELS = {
+    kind: (tower.MEAN, tower.STD)
+    for kind, tower in (("vit", vit), ("resnet", resnet), ("efficientnet", efficientnet))
+}
 
 
 def pixel_statistics(image: ImageConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -82,6 +85,9 @@ def text_tower(config: Config) -> nn.Module:
         vocab_size=text.vocab_size, width=text.width, layers=text.layers, heads=text.heads, hidden=text.hidden,
         positions=text.positions, dropout=text.dropout, remat=text.remat, dtype=dtype,
     )  # fmt: skip
+
+
+READERS = frozenset({"fusion", "decoder", "bridge"})  # parts that read the tokens that the neck makes
 
 
 def text_mask(config: Config, ids: Array) -> Array | None:
@@ -151,7 +157,8 @@ class CrossModal(nn.Module):
         self.bridge = Bridge(self.config.bridge.kind, text.width, fusion.heads, self.config.bridge.hidden)
         self.fused_head = FusedHead(joint.embed)
         self.joined_head = JoinedHead()
-        self.log_temperature = self.param("log_temperature", lambda _: jnp.log(jnp.float32(joint.temperature)))
+        if self.is_initializing() or self.has_variable("params", "log_temperature"):
+            self.log_temperature = self.param("log_temperature", lambda _: jnp.log(jnp.float32(joint.temperature)))
 
     def image_tower(self, image: Array, key: Array | None = None) -> Array:
         """image [B,...] as the tower takes it -> its own tokens [B,N,D']."""
@@ -160,12 +167,13 @@ class CrossModal(nn.Module):
     def image_joint(self, raw: Array, key: Array | None = None) -> tuple[Array, Array]:
         """The tower's tokens [B,N,D'] -> tokens [B,N,D] for fusion, unit embedding [B,E].
 
-        With `config.fusion.aggregated` there is one token more, made of the embedding.
+        Where nothing reads tokens there is no neck, and they are the tower's own. With `config.fusion.aggregated` there is
+        one token more, made of the embedding.
         """
         keys = jax.random.split(key) if key is not None else (None, None)
-        tokens = self.image_neck(raw, keys[0])
+        tokens = self.image_neck(raw, keys[0]) if self.has_variable("params", "image_neck") else raw
         embed = self.embed("image", raw, tokens, None, keys[1])
-        if self.config.fusion.aggregated:
+        if self.has_variable("params", "image_aggregate"):
             tokens = jnp.concatenate([tokens, self.image_aggregate(embed).astype(tokens.dtype)], axis=1)
         return tokens, embed
 
@@ -185,7 +193,7 @@ class CrossModal(nn.Module):
         With `config.fusion.aggregated` the first token has the embedding added.
         """
         embed = self.embed("text", tokens, tokens, text_mask(self.config, ids), key)
-        if self.config.fusion.aggregated:
+        if self.has_variable("params", "text_aggregate"):
             first = tokens[:, :1] + self.text_aggregate(embed).astype(tokens.dtype)
             tokens = jnp.concatenate([first, tokens[:, 1:]], axis=1)
         return tokens, embed
@@ -292,8 +300,10 @@ class CrossModal(nn.Module):
         return self.hash_text(embed)
 
     def temperature(self) -> Array:
-        """The learnable temperature, clamped to the configured interval."""
+        """The learnable temperature, clamped to the configured interval; the config's where no objective trains it."""
         joint = self.config.joint
+        if not self.has_variable("params", "log_temperature"):
+            return jnp.float32(joint.temperature)
         low, high = jnp.log(jnp.float32(joint.temperature_min)), jnp.log(jnp.float32(joint.temperature_max))
         return jnp.exp(jnp.clip(self.log_temperature, low, high))
 
@@ -301,9 +311,19 @@ class CrossModal(nn.Module):
         """The learned bias of the sigmoid loss, a float32 scalar."""
         return self.sigmoid()
 
+    def _touch_readers(self, raw: Array, read: bool) -> None:
+        """Make what turns the tower's tokens into those that other parts read, where any do: the passes look for it."""
+        if read or parse_pool(self.config.image.pool)[1] in ("attention", "shared"):
+            self.image_neck(raw)
+        if read and self.config.fusion.aggregated:
+            empty = jnp.zeros((1, self.config.joint.embed))
+            self.image_aggregate(empty)
+            self.text_aggregate(empty)
+
     def touch(self, image: Array, ids: Array, parts: frozenset[str]) -> Array:
         """Run what the objectives use once, so that `init` makes exactly those parameters."""
         raw = self.image_tower(image)
+        self._touch_readers(raw, bool(parts & READERS))
         tokens, embed = self.image_joint(raw)
         words, caption = self.encode_text(ids)
         if "fusion" in parts:
@@ -328,7 +348,7 @@ class CrossModal(nn.Module):
             self.fused_embed(words)
         if "joined" in parts:
             self.joined_embed(words, embed, caption)
-        return self.temperature()
+        return embed
 
 
 def init_params(model: CrossModal, key: Array, image: Array, ids: Array, parts: frozenset[str]) -> Params:
@@ -337,4 +357,6 @@ def init_params(model: CrossModal, key: Array, image: Array, ids: Array, parts: 
     Both hash heads start alike: they read one joint space, where what is near in it gets near codes from the first step on.
     """
     params = model.init(key, image, ids, parts, method="touch")["params"]
+    if "temperature" not in parts:  # what reads it then, such as the draw of negatives, takes the config's
+        del params["log_temperature"]
     return params | ({"hash_text": jax.tree.map(jnp.copy, params["hash_image"])} if "hash" in parts else {})

@@ -86,8 +86,8 @@ def dropped_tokens(key: Array, mask: Array, share: float = 0.2) -> Array:
 
 
 def position_encoding(count: int, width: int = 32) -> np.ndarray:
-    """Sines and cosines of the positions 1 ... count, interleaved: float32 [count, width] (Vaswani et al. 2017)."""
-    angle = np.arange(1, count + 1)[:, None] * np.exp(np.arange(0, width, 2) * (-np.log(10000.0) / width))[None, :]
+    """Sines and cosines of the positions 0 ... count - 1, interleaved: float32 [count, width] (Vaswani et al. 2017)."""
+    angle = np.arange(count)[:, None] * np.exp(np.arange(0, width, 2) * (-np.log(10000.0) / width))[None, :]
     return np.stack([np.sin(angle), np.cos(angle)], axis=2).reshape(count, width).astype(np.float32)
 
 
@@ -111,7 +111,7 @@ class GPO(nn.Module):
     """Generalized pooling operator (Chen et al. 2021, VSE-infinity, section 3): learned weights of sorted features.
 
     Features are sorted in each dimension, largest first, and the k-th of n gets the weight theta[n, k], which a
-    bidirectional GRU over the positions 1 ... n generates. The weights depend on the size of the set alone, so they are a
+    bidirectional GRU over the encoded positions 0 ... n - 1 generates, as in VSE-infinity's published code. The weights depend on the size of the set alone, so they are a
     table with a row for each size, made once per pass and not per example.
     """
 

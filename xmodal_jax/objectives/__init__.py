@@ -7,7 +7,7 @@ from xmodal_jax.config import build, unknown_key
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.objectives.alignment import IMS, LMIM
 from xmodal_jax.objectives.base import Objective
-from xmodal_jax.objectives.contrastive import ITC
+from xmodal_jax.objectives.contrastive import ITC, RING
 from xmodal_jax.objectives.distill import Distill
 from xmodal_jax.objectives.fused import Fused
 from xmodal_jax.objectives.hash_contrast import HashContrast, HashSupCon
@@ -61,6 +61,7 @@ def build_objectives(section: dict[str, Any], rows: int = 0) -> dict[str, Object
     if not built:
         raise UserError(f"config.objectives has no objective with a weight; write one of {', '.join(OBJECTIVES)}")
     refuse_shared_queues(built)
+    refuse_alone(built, rows)
     return built
 
 
@@ -87,6 +88,19 @@ def refuse_uneven(objective: Objective, rows: int, where: str) -> None:
         every > 0 and (not rows or rows % every == 0),
         f"{where}.every is {every}, which does not divide the batch of {rows} rows; write a divisor, 1 for all rows",
     )
+
+
+def refuse_alone(objectives: dict[str, Objective], rows: int) -> None:
+    """Refuse a batch of `rows` (0: any) that leaves a loss one row and no queue: nothing would be a negative of it."""
+    queues = {item.record for item in objectives.values() if getattr(item, "queue", 0)}
+    for name, item in objectives.items():
+        every = getattr(item, "every", 1)
+        more = getattr(item, "queue", 0) or getattr(item, "table", 0) or (isinstance(item, IMS) and RING in queues)
+        refuse_unless(
+            rows == 0 or rows // every > 1 or not getattr(item, "contrasts", False) or bool(more),
+            f"config.objectives.{name} tells a row from others, and has {rows // every} row of config.batch_size={rows}; "
+            "write a larger batch_size",
+        )
 
 
 def refuse_shared_queues(objectives: dict[str, Objective]) -> None:

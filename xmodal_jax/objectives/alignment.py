@@ -32,6 +32,8 @@ class Sided(Plain, abc.ABC):
     weight: Schedule = 1.0
     sides: tuple[str, ...] = SIDES
 
+    contrasts: ClassVar[bool] = True
+
     def check(self, where: str) -> None:
         """Refuse sides that are none."""
         known = set(self.sides) <= set(SIDES) and len(set(self.sides)) == len(self.sides)
@@ -60,6 +62,8 @@ class IMS(Sided):
     gives more negatives; nothing is put into it. Positives are rows with the same id or the identical caption.
     """
 
+    parts: ClassVar[frozenset[str]] = frozenset({"temperature"})
+
     def side(self, fwd: Forward, batch: Batch, side: str) -> Array:
         """Losses [B] of one modality."""
         matched = {name: batch[name] for name in MATCHED}
@@ -81,11 +85,12 @@ def global_to_local(embed: Array, local: Array, mask: Array | None, negative: Ar
 
     The negatives of a row are the same for all its positives, so their sum is made once: memory is B * B * P.
     """
-    logits = jnp.einsum("ie,jpe->ijp", embed.astype(jnp.float32), local.astype(jnp.float32)) / temperature
+    embed, local = embed.astype(jnp.float32), local.astype(jnp.float32)
+    logits = jnp.einsum("ie,jpe->ijp", embed, local, precision=jax.lax.Precision.HIGHEST) / temperature
     mask = jnp.ones(local.shape[:2], bool) if mask is None else mask
     against = jnp.where(negative[:, :, None] & mask[None], logits, jnp.finfo(jnp.float32).min)
     against = jax.nn.logsumexp(against, axis=(1, 2))
-    own = jnp.einsum("ie,ipe->ip", embed.astype(jnp.float32), local.astype(jnp.float32)) / temperature
+    own = jnp.einsum("ie,ipe->ip", embed, local, precision=jax.lax.Precision.HIGHEST) / temperature
     losses = jax.nn.softplus(against[:, None] - own)  # -log(exp(own) / (exp(own) + exp(against)))
     real = mask.astype(jnp.float32)
     return (losses * real).sum(1) / jnp.maximum(real.sum(1), 1.0)
@@ -110,7 +115,7 @@ class LMIM(Sided):
 
     momentum: bool = True  # local features of the teacher; else of the student, which trains them too
 
-    parts: ClassVar[frozenset[str]] = frozenset({"locals"})
+    parts: ClassVar[frozenset[str]] = frozenset({"locals", "temperature"})
 
     def memory(self, model: Any) -> dict[str, Any]:
         """No rings. A head without an aggregator is refused with `momentum`: its local features would never learn."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from xmodal_jax.forward import Forward
 from xmodal_jax.types import Array, Batch, Metrics
 
+MATCHED = ("id", "text_key")  # what `same` reads
 Schedule = float | tuple  # a number, or ((step, value), ...) joined by straight lines
 
 
@@ -39,12 +40,14 @@ class Term:
 class Objective(Protocol):
     """A frozen dataclass whose fields are the config's fields.
 
-    `parts` are the model's modules it uses beyond the two towers; `needs` are fields of the batch that only some data
-    settings make; `weight` may be a schedule.
+    `parts` are the model's modules it uses beyond the two towers, "temperature" among them where it trains that; `needs`
+    are fields of the batch that only some data settings make; `contrasts` says that its loss says nothing about a row
+    without a negative; `weight` may be a schedule.
     """
 
     parts: ClassVar[frozenset[str]]
     needs: ClassVar[frozenset[str]]
+    contrasts: ClassVar[bool]
     weight: Schedule
 
     def memory(self, model: Any) -> dict[str, Any]:
@@ -62,6 +65,7 @@ class Plain:
 
     parts: ClassVar[frozenset[str]] = frozenset()
     needs: ClassVar[frozenset[str]] = frozenset()  # fields of the batch that only some data settings make
+    contrasts: ClassVar[bool] = False
 
     def memory(self, model: Any) -> dict[str, Any]:
         """No rings."""
@@ -78,6 +82,21 @@ def at(schedule: Schedule, step: Array | int) -> Array:
         return jnp.float32(schedule)
     steps, values = (jnp.asarray(column, jnp.float32) for column in zip(*schedule))
     return jnp.interp(jnp.asarray(step, jnp.float32), steps, values)
+
+
+def ramped(value: float, steps: int, step: Array | int) -> Array:
+    """`value` at `step`, climbing from 0 in a straight line over the first `steps` steps; 0: from the start."""
+    return jnp.float32(value) * (at(((0, 0.0), (steps, 1.0)), step) if steps else jnp.float32(1.0))
+
+
+def products(left: Array, right: Array) -> Array:
+    """Inner products float32 [B,M] of rows [B,K] and [M,K], at full precision.
+
+    Accelerators round the factors of a float32 product (TF32, bfloat16) unless told otherwise: cosines divided by a small
+    temperature, and distances, which are differences of large numbers, would be wrong in the third digit.
+    """
+    left, right = left.astype(jnp.float32), right.astype(jnp.float32)
+    return jnp.matmul(left, right.T, precision=jax.lax.Precision.HIGHEST)
 
 
 def same(left: Batch, right: Batch) -> Array:

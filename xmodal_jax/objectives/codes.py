@@ -7,11 +7,10 @@ the first k bits, over all lengths k and the whole code, so that one model's fir
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 
 from xmodal_jax.forward import Forward
-from xmodal_jax.objectives.base import Plain, Schedule, Term, same
+from xmodal_jax.objectives.base import Plain, Schedule, Term, products, same
 from xmodal_jax.types import Array, Batch, Metrics
 
 Rows = tuple[Array, Metrics]
@@ -29,11 +28,6 @@ def similarity(batch: Batch, by_label: bool) -> Array:
 def signs(codes: Array) -> Array:
     """Relaxed codes -> -1 or +1 by the rule of the packed codes: what is not above zero is -1."""
     return jnp.where(codes > 0, 1.0, -1.0).astype(codes.dtype)
-
-
-def products(left: Array, right: Array) -> Array:
-    """Inner products [B,M] of rows [B,K] and [M,K] in full float32: distances are differences of large numbers."""
-    return jnp.matmul(left, right.T, precision=jax.lax.Precision.HIGHEST)
 
 
 @dataclass(frozen=True)

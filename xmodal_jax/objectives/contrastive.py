@@ -11,12 +11,11 @@ import jax.numpy as jnp
 
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward, stop
-from xmodal_jax.objectives.base import Plain, Schedule, Term, at, same
+from xmodal_jax.objectives.base import MATCHED, Plain, Schedule, Term, products, ramped, same
 from xmodal_jax.parallel.ring import NEVER, Scalars, Softmax, contrast
 from xmodal_jax.types import Array, Batch
 
 RING = "pairs"
-MATCHED = ("id", "text_key")  # what `same` reads
 
 
 def hard_targets(positive: Array) -> Array:
@@ -42,11 +41,10 @@ def direction(query: Array, keys: Array, positive: Array, valid: Array, temperat
     query [B,E] of the student against keys [M,E]; the target is `alpha` times the teacher's own softmax plus (1 - alpha)
     times the positives, or the positives alone without a teacher query [B,E].
     """
-    query, keys = query.astype(jnp.float32), keys.astype(jnp.float32)
-    logits = masked(query @ keys.T / temperature, valid)
+    logits = masked(products(query, keys) / temperature, valid)
     targets = hard_targets(positive & valid[None, :])
     if teacher_query is not None:
-        soft = jax.nn.softmax(masked(teacher_query.astype(jnp.float32) @ keys.T / stop(temperature), valid), axis=1)
+        soft = jax.nn.softmax(masked(products(teacher_query, keys) / stop(temperature), valid), axis=1)
         targets = alpha * soft + (1.0 - alpha) * targets
     return soft_cross_entropy(logits, stop(targets)), logits
 
@@ -90,12 +88,13 @@ class Contrast(Plain):
     ring: bool = False
     bridge: bool = False
 
+    contrasts: ClassVar[bool] = True
     record: ClassVar[str] = RING  # name of its queue
 
     @property
     def parts(self) -> frozenset[str]:
-        """The residual attention, where keys cross it."""
-        return frozenset({"bridge"}) if self.bridge else frozenset()
+        """The temperature, and the residual attention where keys cross it."""
+        return frozenset({"temperature", "bridge"}) if self.bridge else frozenset({"temperature"})
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""
@@ -152,6 +151,12 @@ class ITC(Contrast):
 
     alpha: float = 0.4  # share of the teacher's soft targets
     alpha_steps: int = 0  # ramp of alpha from 0 (ALBEF: one epoch)
+    second_view_keys: bool = False  # the teacher's image keys, in the queue too, are of "image2" (TCL)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The second view, where keys are made of it."""
+        return frozenset({"image2"} if self.second_view_keys else ())
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""
@@ -160,18 +165,24 @@ class ITC(Contrast):
         refuse_unless(
             self.alpha_steps >= 0, f"{where}.alpha_steps is {self.alpha_steps}; write 0 for none or a number of steps"
         )
+        refuse_unless(
+            not (self.second_view_keys and (self.student_keys or self.bridge)),
+            f"{where}.second_view_keys is True, which takes the teacher's keys of the second view, and with "
+            "student_keys or bridge they are others; write one of them",
+        )
 
-    def _alpha(self, step: Array | int) -> Array:
-        """The share of soft targets at `step`, ramped from 0."""
-        ramp = at(((0, 0.0), (self.alpha_steps, 1.0)), step) if self.alpha_steps else jnp.float32(1.0)
-        return jnp.float32(self.alpha) * ramp
+    def momentum_key(self, fwd: Forward, side: str) -> Array:
+        """The teacher's unit embeddings [B,E] of one side, of the second view of pictures where the config says so."""
+        if self.second_view_keys and side == "image":
+            return fwd.teacher.image("image2").embed
+        return super().momentum_key(fwd, side)
 
     def _direction(self, fwd: Forward, batch: Batch, query: str, key: str) -> tuple[Array, Array]:
         """Losses [B] and hits [B] of one direction. The teacher runs only where keys, targets or the queue need it."""
         rows, keys, queue = self.records(fwd, batch, query, key)
         if self.alpha:
             rows |= {"teacher": self.momentum_key(fwd, query)}
-        scalars = {"temperature": fwd.temperature(), "alpha": self._alpha(fwd.step)}
+        scalars = {"temperature": fwd.temperature(), "alpha": ramped(self.alpha, self.alpha_steps, fwd.step)}
         if self.ring:
             return contrast(Softmax(), same, rows, keys, queue, scalars, self.student_keys)
         return dense_softmax(rows, keys, queue, scalars)
@@ -188,6 +199,8 @@ class ITC(Contrast):
         if not (self.queue or self.alpha or not self.student_keys):
             return {}
         sides = ("image", "text")
+        if self.second_view_keys:  # the teacher's pass over the first view is not needed for anything else
+            return {"drift_text": drift(fwd, "text", embedding(fwd.teacher, "text"))}
         found = {f"drift_{side}": drift(fwd, side, embedding(fwd.teacher, side)) for side in sides}
         bridged = [side for side in sides if self.bridge and side in fwd.model.config.bridge.sides]
         return found | {f"key_drift_{side}": drift(fwd, side, self.momentum_key(fwd, side)) for side in bridged}

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward
-from xmodal_jax.objectives.base import Plain, Schedule, Term
+from xmodal_jax.objectives.base import Plain, Schedule, Term, products
 from xmodal_jax.types import Array, Batch
 
 
@@ -40,6 +40,11 @@ class Distill(Plain):
 
     needs: ClassVar[frozenset[str]] = frozenset({"distill_image", "distill_text"})
 
+    @property
+    def parts(self) -> frozenset[str]:
+        """The temperature of the student's softmax."""
+        return frozenset({"temperature"} if self.relation else ())
+
     def check(self, where: str) -> None:
         """Refuse impossible values."""
         for name in ("relation", "feature"):
@@ -60,7 +65,8 @@ class Distill(Plain):
         """
         image, text = (side.embed.astype(jnp.float32) for side in (fwd.image(), fwd.text()))
         seen, said = batch["distill_image"], batch["distill_text"]
-        target, logits = seen @ said.T / self.teacher_temperature, image @ text.T / fwd.temperature()
+        target = products(seen, said) / self.teacher_temperature
+        logits = products(image, text) / fwd.temperature()
         relation = 0.5 * (divergence(target, logits) + divergence(target.T, logits.T))
         right = (target.argmax(1) == jnp.arange(len(target))).astype(jnp.float32).mean()
         values, metrics = self.relation * relation, {"relation": relation.mean(), "teacher_accuracy": right}

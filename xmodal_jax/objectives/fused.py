@@ -53,12 +53,13 @@ class Fused(Plain):
     every: int = 1  # fuse every n-th row only
     bridge: bool = False
 
+    contrasts: ClassVar[bool] = True
     record: ClassVar[str] = "fused"  # name of its queue
 
     @property
     def parts(self) -> frozenset[str]:
-        """Fusion, its joint embedding, and the bridge where keys cross it."""
-        return frozenset({"fusion", "joined"}) | ({"bridge"} if self.bridge else set())
+        """Fusion, its joint embedding, the temperature, and the bridge where keys cross it."""
+        return frozenset({"fusion", "joined", "temperature"}) | ({"bridge"} if self.bridge else set())
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""

@@ -5,7 +5,7 @@ matches as positives (Khosla et al. 2020).
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward, stop
 from xmodal_jax.models.heads import l2_normalize
-from xmodal_jax.objectives.base import Term, same
-from xmodal_jax.objectives.codes import CodeLoss, Rows, products, signs, similarity
+from xmodal_jax.objectives.base import Term, products, same
+from xmodal_jax.objectives.codes import CodeLoss, Rows, signs, similarity
 from xmodal_jax.objectives.contrastive import MATCHED
 from xmodal_jax.parallel.ring import NEVER
 from xmodal_jax.types import Array, Batch
@@ -71,6 +71,8 @@ class HashContrast(CodeLoss):
     table: int = 0  # rows of the memory: the training records; 0: negatives of the batch alone
     negatives: int = 4096
     warmup: int = 0  # steps
+
+    contrasts: ClassVar[bool] = True
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""
@@ -138,6 +140,8 @@ class HashSupCon(CodeLoss):
 
     temperature: float = 0.1
     by_label: bool = True
+
+    contrasts: ClassVar[bool] = True
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""

@@ -6,7 +6,7 @@ uncorrelated bits. `hash_distance`: codes as far apart as the features they came
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ from xmodal_jax.forward import Forward, stop
 from xmodal_jax.models.heads import l2_normalize
 from xmodal_jax.models.pooling import masked_mean
 from xmodal_jax.models.tfidf import tfidf_vectors
-from xmodal_jax.objectives.base import Schedule, at
-from xmodal_jax.objectives.codes import CodeLoss, Rows, products, similarity
+from xmodal_jax.objectives.base import Schedule, at, products
+from xmodal_jax.objectives.codes import CodeLoss, Rows, similarity
 from xmodal_jax.types import Array, Batch
 
 
@@ -91,6 +91,8 @@ class HashTriplet(CodeLoss):
     margin: float = 0.2
     by_label: bool = False
     mean_steps: int = 0
+
+    contrasts: ClassVar[bool] = True
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""

@@ -14,7 +14,7 @@ import numpy as np
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward, stop
 from xmodal_jax.models.layers import every_row
-from xmodal_jax.objectives.base import Plain, Schedule, Term
+from xmodal_jax.objectives.base import Plain, Schedule, Term, ramped
 from xmodal_jax.types import Array, Batch
 
 MASK, BOS, VOCAB = 103, 1, 30522  # bert-base-uncased; the run's tokenizer sets the fields below
@@ -73,7 +73,8 @@ class MLM(Plain):
 
     weight: Schedule = 1.0
     rate: float = 0.15
-    alpha: float = 0.4
+    alpha: float = 0.4  # share of the teacher's soft targets
+    alpha_steps: int = 0  # ramp of alpha from 0 (ALBEF: one epoch, the same as ITC's)
     every: int = 1  # mask every n-th row only
     mask_id: int = MASK
     vocab_size: int = VOCAB
@@ -84,6 +85,9 @@ class MLM(Plain):
         """Refuse impossible values."""
         refuse_unless(0.0 < self.rate < 1.0, f"{where}.rate is {self.rate}; write a share such as 0.15")
         refuse_unless(0.0 <= self.alpha <= 1.0, f"{where}.alpha is {self.alpha}; write a share from 0 to 1")
+        refuse_unless(
+            self.alpha_steps >= 0, f"{where}.alpha_steps is {self.alpha_steps}; write 0 for none or a number of steps"
+        )
 
     def prepare(self, batch: Batch, key: Array) -> Batch:
         """Masked ids [B,L] (b = B / every rows) and where they are, the same for student and teacher."""
@@ -103,7 +107,8 @@ class MLM(Plain):
         if teacher is not None:
             share = stop(jax.nn.softmax(fwd.teacher.call("token_logits", teacher)))
             soft = jax.nn.logsumexp(logits, axis=-1) - (share * logits).sum(-1)
-            losses = (1.0 - self.alpha) * losses + self.alpha * soft
+            alpha = ramped(self.alpha, self.alpha_steps, fwd.step)
+            losses = (1.0 - alpha) * losses + alpha * soft
         return losses, (logits.argmax(-1) == target).astype(jnp.float32)
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward, named_key, stop
 from xmodal_jax.models.layers import every_row, pick_rows
-from xmodal_jax.objectives.base import Plain, Schedule, Term, same
+from xmodal_jax.objectives.base import Plain, Schedule, Term, products, same
 from xmodal_jax.types import Array, Batch
 
 
@@ -91,6 +91,7 @@ class ITM(Plain):
     loss: str = "binary"  # or "listwise"
 
     parts: ClassVar[frozenset[str]] = frozenset({"fusion", "match"})
+    contrasts: ClassVar[bool] = True
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""
@@ -132,7 +133,7 @@ class ITM(Plain):
         matched = lambda x: in_groups(every_row(x, self.every), size)
         own = {name: matched(batch[name]) for name in ("id", "text_key")}
         image, text = matched(fwd.image().embed), matched(fwd.text().embed)
-        logits = jnp.einsum("gie,gje->gij", image, text) * (self.hardness / fwd.temperature())
+        logits = jax.vmap(products)(image, text) * (self.hardness / fwd.call("temperature"))
         return draw_pairs(key, stop(logits), ~jax.vmap(same)(own, own), self.negatives)
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Encoded, Forward, stop
 from xmodal_jax.models.layers import every_row
-from xmodal_jax.objectives.base import Plain, Schedule, Term, same
+from xmodal_jax.objectives.base import Plain, Schedule, Term, products, same
 from xmodal_jax.objectives.contrastive import MATCHED
 from xmodal_jax.objectives.fused import fused_ring, with_queue
 from xmodal_jax.parallel.ring import NEVER
@@ -32,7 +32,7 @@ def lone_positives(query: Array, keys: Array, allowed: Array, temperature: Array
 
     Returns losses [B] and whether each row's highest logit is its own key, bool [B].
     """
-    logits = query.astype(jnp.float32) @ keys.astype(jnp.float32).T / temperature
+    logits = products(query, keys) / temperature
     logits = jnp.where(allowed, logits, jnp.finfo(jnp.float32).min)
     losses = jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(logits)
     return losses, logits.argmax(1) == jnp.arange(logits.shape[0])
@@ -54,6 +54,7 @@ class MVJRC(Plain):
 
     parts: ClassVar[frozenset[str]] = frozenset({"fusion", "fused"})
     needs: ClassVar[frozenset[str]] = frozenset({"image2"})
+    contrasts: ClassVar[bool] = True
     record: ClassVar[str] = "multiview"  # name of its queue
 
     def check(self, where: str) -> None:

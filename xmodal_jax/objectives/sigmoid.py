@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.forward import Forward
-from xmodal_jax.objectives.base import Term, same
+from xmodal_jax.objectives.base import Term, products, same
 from xmodal_jax.objectives.contrastive import Contrast, joined, masked, nearest_is
 from xmodal_jax.parallel.ring import NEVER, Scalars, Sigmoid, contrast
 from xmodal_jax.types import Array, Batch
@@ -29,8 +29,7 @@ def dense_sigmoid(rows: Batch, keys: Batch, queue: Batch | None, scalars: Scalar
     """Losses [B] and hits [B] with the whole matrix of logits; records and scalars as in `parallel.ring.contrast`."""
     columns = joined(keys, queue)
     positive, valid = same(rows, columns), columns["id"] != NEVER
-    query, embed = rows["embed"].astype(jnp.float32), columns["embed"].astype(jnp.float32)
-    logits = query @ embed.T / scalars["temperature"] + scalars["bias"]
+    logits = products(rows["embed"], columns["embed"]) / scalars["temperature"] + scalars["bias"]
     return sigmoid_losses(logits, positive, valid), nearest_is(positive, masked(logits, valid))
 
 

@@ -26,6 +26,9 @@ NEVER = -1  # id of an empty row
 COLUMNS = 1024  # columns of logits that exist at once on a device
 LOW = float(jnp.finfo(jnp.float32).min)
 
+# Accelerators round the factors of a float32 product unless told otherwise; logits are divided by a small temperature.
+exact = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
 Match = Callable[[Batch, Batch], Array]
 Stats = dict[str, Array]
 Scalars = dict[str, Array]
@@ -157,10 +160,10 @@ def chunks(part: Batch) -> Batch:
 def block_of(ring: Ring, scalars: Scalars, rows: Batch, part: Batch) -> Block:
     """The logits of the rows against the columns `part`."""
     keys, valid = part["embed"].astype(jnp.float32).T, part["id"] != NEVER
-    student = rows["embed"] @ keys / scalars["temperature"]
+    student = exact(rows["embed"], keys) / scalars["temperature"]
     if "bias" in scalars:
         student = student + scalars["bias"]
-    teacher = rows["teacher"] @ keys / scalars["temperature"] if "teacher" in rows else None
+    teacher = exact(rows["teacher"], keys) / scalars["temperature"] if "teacher" in rows else None
     return Block(student, teacher, ring.match(rows, part) & valid[None, :], valid)
 
 
@@ -218,8 +221,8 @@ def backward(
     def pull(train: bool, carry: tuple[Array, Array], part: Batch) -> tuple[tuple[Array, Array], Array | None]:
         block = block_of(ring, scalars, rows, part)
         change = ring.loss.slope(saved, block, scalars) * slope[:, None]
-        query = carry[0] + change @ part["embed"].astype(jnp.float32)
-        return (query, carry[1] + change.sum(1)), change.T @ rows["embed"] if train else None
+        query = carry[0] + exact(change, part["embed"].astype(jnp.float32))
+        return (query, carry[1] + change.sum(1)), exact(change.T, rows["embed"]) if train else None
 
     def step(carry: tuple[Array, Array], travelling: tuple) -> tuple[tuple, tuple]:
         keys, grads = travelling

@@ -40,7 +40,7 @@ from xmodal_jax.train.stop import Stopped, StopSignal
 from xmodal_jax.train.tensorboard import EventWriter
 from xmodal_jax.train.texts import kept_texts
 from xmodal_jax.train.warmstart import start_state
-from xmodal_jax.train.watch import SkipWatch
+from xmodal_jax.train.watch import SkipWatch, contrasting
 from xmodal_jax.weights import pretrained
 
 log = logging.getLogger(__name__)
@@ -370,7 +370,11 @@ class _Session:
         sharding = batch_sharding(self.run.mesh)
         share = process_share(sharding, config.batch_size)
         loader = Loader(dataset, int(state.cursor), *share, data.threads, data.prefetch)
-        watch = SkipWatch(config.optimizer.max_skips, self.report.say)
+        watch = SkipWatch(
+            config.optimizer.max_skips,
+            self.report.say,
+            contrasting(self.run.assembly.objectives, config.batch_size),
+        )
         try:
             loader.poll = self.stop.check_alone
             with Prefetch(loader, sharding) as batches:

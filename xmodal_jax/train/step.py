@@ -10,7 +10,7 @@ import optax
 
 from xmodal_jax.config import Config
 from xmodal_jax.forward import Forward, named_key, share, teacher_forward
-from xmodal_jax.objectives.base import Objective, Term, at
+from xmodal_jax.objectives.base import MATCHED, Objective, Term, at, same
 from xmodal_jax.train import memory as memories
 from xmodal_jax.train import teacher as teachers
 from xmodal_jax.train.optimizer import split_frozen, wholly_frozen
@@ -95,6 +95,12 @@ def term_metrics(terms: dict[str, Term]) -> Metrics:
     return metrics
 
 
+def negatives(batch: Batch) -> Array:
+    """How many rows of the batch are negatives of its first row, a float32 scalar; 0 where all are one thing."""
+    first = {name: rows[:1] for name, rows in batch.items() if name in MATCHED}
+    return (~same(first, batch)).sum(dtype=jnp.float32)
+
+
 def finite(*trees: Any) -> Array:
     """Whether every number of the trees is finite, a boolean scalar."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trees)]).all()
@@ -124,6 +130,7 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
         "loss": loss,
         "grad_norm": optax.tree.norm(grads),
         "teacher/drift": teachers.drift(teacher, params),
+        "negatives": negatives(batch),
     }
     metrics |= {f"nonfinite/{name}": 1.0 - finite(tree).astype(jnp.float32) for name, tree in grads.items()}
     after = TrainState(

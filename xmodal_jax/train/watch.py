@@ -1,4 +1,4 @@
-"""Steps that were skipped because something was not finite: named as they happen, and the end after too many in a row."""
+"""Look at each step: updates that were skipped because something was not finite, and batches without a negative."""
 
 import logging
 from typing import Any
@@ -21,12 +21,22 @@ def cause(metrics: dict[str, float]) -> str:
     return f"every loss is finite but the gradient is not (of {', '.join(modules)})"
 
 
-class SkipWatch:
-    """Looks at each step when the next one has been sent, so that the device never waits for the host."""
+FIRST_BATCHES = 3  # so many at the start without one negative end the run
 
-    def __init__(self, limit: int, say: Any = log.warning) -> None:
-        self.limit, self.say = limit, say
+
+class SkipWatch:
+    """Looks at each step when the next one has been sent, so that the device never waits for the host.
+
+    `contrasting` names the objectives that need negatives: one that has none in a batch is said, once, and one that has
+    none in any of the first batches ends the run.
+    """
+
+    def __init__(self, limit: int, say: Any = log.warning, contrasting: tuple[str, ...] = ()) -> None:
+        self.limit, self.say, self.contrasting = limit, say, contrasting
         self._waiting: tuple[int, dict[str, Any]] | None = None
+        self._said: set[str] = set()
+        self._alone = set(contrasting)  # those that have met no negative yet
+        self._looked = 0
 
     def sent(self, step: int, metrics: dict[str, Any]) -> None:
         """`step` is under way, with these metrics; the one before is looked at. Raises UserError after too many skips."""
@@ -36,7 +46,10 @@ class SkipWatch:
     def finish(self) -> None:
         """Look at the last step that was sent."""
         waiting, self._waiting = self._waiting, None
-        if waiting is None or not int(waiting[1]["skips_in_row"]):
+        if waiting is None:
+            return
+        self._look_for_negatives(*waiting)
+        if not int(waiting[1]["skips_in_row"]):
             return
         step, metrics = waiting[0], {name: float(value) for name, value in waiting[1].items()}
         self.say(f"step {step}: update skipped, {cause(metrics)}; skipped {int(metrics['skipped'])} in all")
@@ -45,3 +58,29 @@ class SkipWatch:
                 f"{self.limit} steps in a row were skipped: {cause(metrics)}; lower config.optimizer.lr or look at the "
                 "data, then run again: it goes on from the last checkpoint, or starts anew where there is none yet"
             )
+
+    def _look_for_negatives(self, step: int, metrics: dict[str, Any]) -> None:
+        """Say which objectives have no negative in this batch. Raises UserError where none of the first batches has one."""
+        if not self.contrasting:
+            return
+        rows = {name: metrics.get(f"{name}/rows", metrics["negatives"]) for name in self.contrasting}
+        lacking = [name for name, count in rows.items() if not float(count)]
+        new = [name for name in lacking if name not in self._said]
+        self._said.update(new)
+        self._alone.intersection_update(lacking)
+        self._looked += 1
+        if new:
+            self.say(
+                f"step {step}: {', '.join(new)}: no negative in this batch, for all rows show the same thing or carry the "
+                "same caption; its loss says nothing (this is said once)"
+            )
+        if self._alone and self._looked == FIRST_BATCHES:
+            raise UserError(
+                f"none of the first {FIRST_BATCHES} batches has a negative for {', '.join(sorted(self._alone))}: all rows "
+                "show the same thing or carry the same caption; write a larger config.batch_size, or look at the data"
+            )
+
+
+def contrasting(objectives: dict[str, Any], rows: int) -> tuple[str, ...]:
+    """The names of objectives that need negatives from a batch of `rows`; one row leaves them to the queue."""
+    return tuple(name for name, item in objectives.items() if getattr(item, "contrasts", False) and rows > 1)
