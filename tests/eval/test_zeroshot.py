@@ -14,6 +14,7 @@ from xmodal_jax.eval import zeroshot
 from xmodal_jax.eval.captioning import caption_split
 from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.eval.evaluate import Evaluator
+from xmodal_jax.eval.retrieval import Places
 
 TREE = Taxonomy(
     "species",
@@ -72,9 +73,15 @@ def test_the_best_classes_are_those_of_the_whole_matrix(rng):
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
+def in_order(best, labels):
+    """Where the first right class stands in rows of classes [n,k], best first; behind them where it is in none."""
+    right = np.array([[*np.isin(row, own), True] for row, own in zip(best, labels, strict=True)])
+    return Places(right.argmax(axis=1), *np.ones((2, len(labels)), int))
+
+
 def test_accuracy_by_hand():
-    best = np.array([[0, 1, 2], [1, 0, 2], [2, 3, 1], [3, 2, 1]])
-    got = zeroshot.accuracy(best, [[0], [0], [0], [3]], 4)
+    best, labels = np.array([[0, 1, 2], [1, 0, 2], [2, 3, 1], [3, 2, 1]]), [[0], [0], [0], [3]]
+    got = zeroshot.accuracy(in_order(best, labels), labels, 4)
     assert got["top-1"] == {"right": 50.0, "chance": 25.0}
     assert got["top-3"] == {"right": 75.0, "chance": pytest.approx(75.0)}
     # class 0: one picture of three; class 3: its only one
@@ -82,22 +89,24 @@ def test_accuracy_by_hand():
 
 
 def test_any_of_several_labels_is_right():
-    got = zeroshot.accuracy(np.array([[0, 1], [1, 2]]), [[0, 2], [0, 2]], 4)
-    assert got["top-1"] == {"right": 50.0, "chance": 50.0} and "top-3" not in got
+    best, labels = np.array([[0, 1], [1, 2]]), [[0, 2], [0, 2]]
+    got = zeroshot.accuracy(in_order(best, labels), labels, 4)
+    assert got["top-1"] == {"right": 50.0, "chance": pytest.approx(50.0)}
+    assert "top-3" not in zeroshot.accuracy(in_order(best, labels), labels, 2)
     assert got["macro"]["right"] == 50.0  # both classes have both pictures
 
 
 def test_chance_is_what_random_orders_reach(rng):
     labels = [[0], [0, 1], [2], [1], [4, 3, 2]]
     draws = [np.stack([rng.permutation(5)[:3] for _ in labels]) for _ in range(3000)]
-    found = [zeroshot.accuracy(best, labels, 5) for best in draws]
+    found = [zeroshot.accuracy(in_order(best, labels), labels, 5) for best in draws]
     for name, row in found[0].items():
         assert np.mean([one[name]["right"] for one in found]) == pytest.approx(row["chance"], abs=2)
 
 
 def test_ranks_by_hand():
     # secunda for prima: right at genus; avis (no genus) for prima: right at kingdom; herba for herba; prima for avis
-    got = zeroshot.rank_accuracy(np.array([1, 2, 3, 0]), [[0], [0], [3], [2]], NAMES, TREE)
+    got = zeroshot.rank_accuracy([[1], [2], [3], [0]], [[0], [0], [3], [2]], NAMES, TREE)
     assert list(got) == ["genus", "kingdom"]
     assert got["genus"]["right"] == pytest.approx(100 * 2 / 3)  # the fourth has no genus to be right at
     assert got["genus"]["chance"] == pytest.approx(100 * (2 + 2 + 1) / 12)
@@ -105,7 +114,27 @@ def test_ranks_by_hand():
 
 
 def test_a_rank_that_no_picture_has_is_left_out():
-    assert list(zeroshot.rank_accuracy(np.array([0]), [[2]], NAMES, TREE)) == ["kingdom"]
+    assert list(zeroshot.rank_accuracy([[0]], [[2]], NAMES, TREE)) == ["kingdom"]
+
+
+def test_classes_that_are_alike_are_drawn_from(rng):
+    """Two of four classes have one embedding, and are the best of both pictures: neither the first nor both are right."""
+    head = letters(["a", "b", "a", "c"])
+    image, names = head[[0, 0, 1]] * 2, ["avis prima", "avis secunda", "herba viridis", "avis"]
+    tables, pictures = zeroshot.view_tables(image, [["avis prima"], ["herba viridis"], ["avis"]], head, names, TREE)
+    assert pictures == 3
+    assert tables["top-1"]["right"] == pytest.approx(100 * (0.5 + 0.5 + 0) / 3)
+    # the third: class b, then the three at 0 in any order, avis with probability 2/3 in the two places that are left
+    assert tables["top-3"]["right"] == pytest.approx(100 * (1 + 1 + 2 / 3) / 3)
+    assert tables["genus"]["right"] == pytest.approx(100 * (0.5 + 0.5) / 2)  # avis alone has no genus to be right at
+    assert tables["kingdom"]["right"] == pytest.approx(100 * (0.5 + 0.5 + 1) / 3)
+
+
+def test_a_model_that_tells_no_classes_apart_has_chance():
+    head, names = letters(["ab"] * 4), NAMES
+    tables, _ = zeroshot.view_tables(head[:3], [[NAMES[0]], [NAMES[1], NAMES[3]], [NAMES[2]]], head, names, TREE)
+    for name, row in tables.items():
+        assert row["right"] == pytest.approx(row["chance"]), name
 
 
 # --- names and templates --------------------------------------------------------------------------------------------

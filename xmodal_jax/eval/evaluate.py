@@ -41,7 +41,7 @@ class Evaluator:
     def views(self, name: str) -> tuple[str, ...]:
         """The views of a split that the config evaluates."""
         data = self.assembly.config.eval_data
-        refuse_unfit_evaluation(self.assembly.config, Card.load(data.path), name)
+        refuse_unfit_evaluation(self.assembly.config, Card.load(data.path))
         split = Split(data.path, name, data)
         split.close()
         return split.views
@@ -54,8 +54,8 @@ class Evaluator:
         return dataclasses.replace(found, text_keys=alone) if (right or config.eval.right) == "own" else found
 
 
-def refuse_unfit_evaluation(config: Config, card: Card, split: str) -> None:
-    """Raise UserError for views, languages, a gallery or folds of `config.eval` that the data set does not have."""
+def refuse_unfit_evaluation(config: Config, card: Card, split: str = "") -> None:
+    """Raise UserError for views, languages, a gallery or folds (of `split`) of `config.eval` that the data set does not have."""
     gallery, path = config.eval.gallery, config.data.path
     refuse_unknown("config.eval.views", config.eval.views, card.views, path)
     refuse_unknown("config.eval.languages", config.eval.languages, card.languages, path)

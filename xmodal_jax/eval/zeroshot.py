@@ -5,7 +5,6 @@ Neither the texts of all classes nor the scores of all pictures are ever held at
 """
 
 import dataclasses
-import math
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +22,7 @@ from xmodal_jax.data.textfile import read_lines
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.eval.evaluate import Evaluator, mean_tables
+from xmodal_jax.eval.retrieval import Places, places
 from xmodal_jax.eval.tables import Grid
 from xmodal_jax.origin import notes, refuse_trained
 from xmodal_jax.search import topk
@@ -110,22 +110,27 @@ def best_classes(image: np.ndarray, head: np.ndarray, k: int, block_scores: int 
     return topk.blocked_topk(inner_product, unit_rows(image), resident(head), k, block_scores)[1]
 
 
-def accuracy(best: np.ndarray, labels: Sequence[Sequence[int]], classes: int) -> Tables:
-    """{"top-1", "top-3", "macro": {"right", "chance"}} in %.
+def standing(image: np.ndarray, head: np.ndarray, labels: Sequence[Sequence[int]]) -> Places:
+    """Where the best of each picture's classes `labels` stands among all, pictures [n,E] and classes [C,E] by cosine."""
+    right = np.full((len(labels), max(map(len, labels))), -1, np.int32)
+    for row, own in zip(right, labels, strict=True):
+        row[: len(own)] = own
+    return places(unit_rows(image), head, right, max(1, BLOCK_SCORES // len(head)))
 
-    `best` int [n,k]: classes by score; `labels`: those of each picture, at least one. With several labels any of them is
+
+def accuracy(found: Places, labels: Sequence[Sequence[int]], classes: int) -> Tables:
+    """{"top-1", "top-3", "macro": {"right", "chance"}} in %, expected over ties.
+
+    `found`: from `standing`; `labels`: those of each picture, at least one. With several labels any of them is
     right. "macro": the mean over classes of the share of their pictures whose best class is right (a picture with two
     labels counts in both), so that rare classes weigh as much as frequent ones. "chance": a random order of the classes.
     """
-    hits = np.array([np.isin(row, own) for row, own in zip(best, labels, strict=True)])
     counts = np.array([len(set(own)) for own in labels])
-    tables = {}
-    for k in (k for k in TOP if k <= best.shape[1]):
-        chance = [1 - math.comb(classes - count, k) / math.comb(classes, k) for count in counts]
-        tables[f"top-{k}"] = _row(hits[:, :k].any(axis=1), chance)
+    random = Places(np.zeros_like(counts), np.full_like(counts, classes), counts)
+    tables = {f"top-{k}": _row(found.hits(k), random.hits(k)) for k in TOP if k <= classes}
     owners = np.array([(label, picture) for picture, own in enumerate(labels) for label in set(own)])
     per_class = lambda values: _class_means(owners[:, 0], values[owners[:, 1]])
-    tables["macro"] = _row(per_class(hits[:, 0].astype(float)), per_class(counts / classes))
+    tables["macro"] = _row(per_class(found.hits(1)), per_class(counts / classes))
     return tables
 
 
@@ -138,10 +143,18 @@ def _row(right: Any, chance: Any) -> dict[str, float]:
     return {"right": 100 * float(np.mean(right)), "chance": 100 * float(np.mean(chance))}
 
 
-def rank_accuracy(best: np.ndarray, labels: Sequence[Sequence[int]], names: Sequence[str], tree: Taxonomy) -> Tables:
+def alike(head: np.ndarray) -> list[np.ndarray]:
+    """For each class of a head [C,E] the classes that no picture tells from it, itself included."""
+    _, group = np.unique(head, axis=0, return_inverse=True)
+    members = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
+    return [members[own] for own in group]
+
+
+def rank_accuracy(best: Sequence[np.ndarray], labels: Sequence[Sequence[int]], names: Sequence[str],
+                  tree: Taxonomy) -> Tables:  # fmt: skip
     """{rank: {"right", "chance"}} in %, the finest rank first: the best class has the taxon of a true one there.
 
-    `best` int [n]: the best class. Pictures without a taxon at a rank do not count there; ranks of nobody are left out.
+    `best`: the classes that tie for the best of each picture; each is as likely. Pictures without a taxon at a rank do not count there; ranks of nobody are left out.
     "chance": the share of the classes that have the taxon.
     """
     tables = {}
@@ -152,7 +165,7 @@ def rank_accuracy(best: np.ndarray, labels: Sequence[Sequence[int]], names: Sequ
         for choice, own in zip(best, labels, strict=True):
             true = set(taxa[list(own)].tolist()) - {-1}
             if true:
-                right.append(taxa[choice] in true)
+                right.append(np.isin(taxa[choice], list(true)).mean())
                 chance.append(sizes[list(true)].sum())
         if right:
             tables[rank] = _row(right, chance)
@@ -225,9 +238,12 @@ def view_tables(image: np.ndarray, labels: list[list[str]], head: np.ndarray, na
     if not kept:
         return {}, 0
     true = [[number[name] for name in labels[row]] for row in kept]
-    best = best_classes(image[kept], head, min(max(TOP), len(names)))
-    tables = accuracy(best, true, len(names))
-    return tables | (rank_accuracy(best[:, 0], true, names, tree) if tree else {}), len(kept)
+    tables = accuracy(standing(image[kept], head, true), true, len(names))
+    if tree:
+        same = alike(head)
+        best = [same[first] for first in best_classes(image[kept], head, 1)[:, 0]]
+        tables |= rank_accuracy(best, true, names, tree)
+    return tables, len(kept)
 
 
 def as_text(result: dict[str, Any]) -> str:
