@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xmodal_jax.data.card import ceiling
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval import curves, retrieval
 
@@ -155,6 +156,18 @@ def test_a_constant_model_has_the_recall_of_a_random_order(right):
     for k in (1, 5, 10):  # the chance of each query in whole numbers
         missed = [math.comb(12 - len(own), k) / math.comb(12, k) for own in right]
         assert chance[f"R@{k}"] == pytest.approx(100 * (1 - np.mean(missed)))
+
+
+def test_a_model_that_knows_all_captions_reaches_the_ceiling_where_they_repeat():
+    """Own captions alone are right; each picture lies on its text with the largest share of own copies."""
+    captions = [["a", "b"], ["b", "a"], ["c", "c"], ["c"], ["c", "d"]]
+    owner = np.repeat(np.arange(5), [len(own) for own in captions])
+    text = np.eye(4)[["abcd".index(one) for own in captions for one in own]]
+    image = np.eye(4)[["abcd".index(one) for one in "aaccd"]]
+    right, _ = retrieval.positives_from_owners(owner, np.arange(len(owner)))
+    found, best = retrieval.recall(image, text, right, (1, 2, 5)), ceiling(captions, (1, 2, 5))["i2t"]
+    assert {name: round(found[name], 2) for name in best} == best
+    assert best["R@1"] == pytest.approx(100 * (1 / 2 + 1 / 2 + 2 / 4 + 1 / 4 + 1) / 5)
 
 
 def test_recall_and_summary():

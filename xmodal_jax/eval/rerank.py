@@ -3,7 +3,8 @@
 ALBEF (Li et al., 2021) lets the matching score replace the contrastive one, BLIP (Li et al., 2022) adds the two. Their score
 is the logit l1 of "a match"; here it is the log-odds l1 - l0, and what is added to the cosine is scaled by a weight.
 All cut-offs k come from one scoring pass at the largest: the candidates of k = 16 are the first 16 columns of k = 64.
-Items outside the shortlist keep their contrastive order behind it.
+Items outside the shortlist keep their contrastive order behind it. Of items that tie at its end those of the lower rows are in
+it; what ties after that, inside or behind, is in random order as everywhere (`retrieval`).
 """
 
 import dataclasses
