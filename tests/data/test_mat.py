@@ -181,6 +181,12 @@ def test_paths_and_sentences(dcmht, truth):
     assert [sum(item.split == split for item in items.values()) for split in ("test", "train", "rest")] == [4, 10, 26]
     (folder / "pictures/a/im4.jpg").unlink()
     assert read(mat_source(folder, folder / "pictures"))[1] == ["missing image"]
+    for number, item in enumerate(item for item in items.values() if item.split == "test"):
+        file = folder / "pictures" / item.key
+        file.write_bytes(file.read_bytes()[:40]) if number % 2 else file.unlink(missing_ok=True)
+    found = read(mat_source(folder, folder / "pictures", queries=8, train=20))[0].values()
+    splits = [item.split for item in found if usable_item([item])]
+    assert (splits.count("test"), splits.count("train")) == (8, 20), "queries are drawn among whole pictures"
 
 
 def test_other_forms_of_the_texts_say_the_same(dcmht, truth):

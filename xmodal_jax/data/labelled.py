@@ -163,7 +163,8 @@ def _annotations(folder: pathlib.Path, narrow: bool) -> list[pathlib.Path]:
 
 
 def _number(text: str, file: pathlib.Path) -> int:
-    refuse_unless(text.isdecimal(), f"{file} says '{text}' where the number of a picture must be; download it again.")
+    good = text.isdecimal() and len(text) < 20
+    refuse_unless(good, f"{file} says '{text[:40]}' where the number of a picture must be; download it again.")
     return int(text)
 
 
