@@ -1,4 +1,4 @@
-"""Whatever is wrong with a file, its decoder's complaint is one kind of error; whatever is right, pixels are a viewer's."""
+"""What a decoder complains of is one kind of error, and pixels are those that a viewer shows."""
 
 import io
 import struct
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xmodal_jax.data.decoding import FORMATS, CorruptImage, examined
+from xmodal_jax.data.decoding import FORMATS, CorruptImage, content_digest
 from xmodal_jax.data.image import AugmentConfig, decode, eval_image, limit_size, train_image, verify
 
 RAMP = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (32, 1))  # [32,64], dark to bright
@@ -32,11 +32,6 @@ def with_exif(jpeg, *entries):
         table += struct.pack("<HHI", tag, kind, count) + where
     block = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + table + bytes(4) + values
     return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + jpeg[2:]
-
-
-def content_digest(data):
-    """The digest of what a picture shows."""
-    return examined(data)[1]
 
 
 SIDEWAYS = (0x0112, 3, 1, struct.pack("<H", 6))

@@ -145,12 +145,13 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(own_set):
     wide = lambda images: np.repeat(halves(images), 300, -1)
     resource.setrlimit(resource.RLIMIT_FSIZE, (230_000, limits[1]))  # between 6 and 18 records of 14,400 bytes
     try:
-        with pytest.raises(UserError, match=r"features/.wide.part': split 'train' cannot be written \(File too large\)"):
+        with pytest.raises(UserError, match=r".wide.part': split 'train' cannot be written \(File too large\)"):
             write_features(own_set, "wide", wide, 8)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert Card.load(own_set).features == {}
-    assert {path.name for path in own_set.glob("features/.wide.part/*")} == {"plan.json", "test-00000-of-00001.arrayrecord"}
+    left = {path.name for path in own_set.glob("features/.wide.part/*")}
+    assert left == {"plan.json", "test-00000-of-00001.arrayrecord"}
     encode = Counted()
     card = write_features(own_set, "wide", lambda images: np.repeat(encode(images), 300, -1), 8, batch=8)
     assert card.features["wide"]["width"] == 900 and len(encode.shapes) == 9, "train alone"

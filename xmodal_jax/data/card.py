@@ -129,7 +129,7 @@ def _checked(content: Any, path: pathlib.Path) -> Card:
     refuse_unless(isinstance(content, dict), f"{path} must hold a JSON object; prepare the data set again.")
     refuse_unless(
         content.get("format") == FORMAT,
-        f"{path}: field 'format' is {content.get('format')!r}, this version reads {FORMAT}; prepare the set again.",
+        f"{path}: field 'format' is {content.get('format')!r}, this version reads {FORMAT}; prepare the set again (--force).",
     )
     for field in dataclasses.fields(Card):
         needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

@@ -1,4 +1,4 @@
-"""Whether the files that a data set was made of are still what they were: `DIR/files.jsonl.gz` has the state of each."""
+"""Whether the files that a data set was made of are as they were: `DIR/files.jsonl.gz` has the state of each."""
 
 import collections
 import gzip
@@ -31,7 +31,7 @@ class States:
 
 
 def changed_files(folder: os.PathLike | str) -> dict[str, list[str]]:
-    """{"replaced" | "new" | "gone": paths} of the files that are not as they were when the data set in `folder` was made.
+    """{"replaced" | "new" | "gone": paths} of the files that are not as they were when the data set was made.
 
     A file of the same size and another time is read: it is only replaced if its content is another. Raises `UserError`
     where the list of files cannot be read.

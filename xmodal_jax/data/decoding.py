@@ -19,7 +19,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM
 ORIENTATION = 0x0112  # the EXIF tag
 OBJECT = re.compile(r"<[\w.]+ object at 0x[0-9a-fA-F]+>")
 QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
-METADATA = frozenset({0xFE, *range(0xE0, 0xEE), 0xEF})  # comment and APP0 to APP15, without APP14: it says which colours
+METADATA = frozenset({0xFE, *range(0xE0, 0xEE), 0xEF})  # comment, APP0 to APP15; not APP14, which says what colours are
 
 
 class CorruptImage(ValueError):
@@ -52,19 +52,19 @@ def loaded(picture, shrink_to: float | None = None):
         raise CorruptImage(_reason(error)) from error
 
 
-def examined(data: bytes) -> tuple[tuple[int, int], bytes]:
-    """Decode everything; (width, height) as stored, and a digest of what the picture shows. Raises `CorruptImage`.
+def content_digest(data: bytes) -> bytes:
+    """Decode everything, and return a digest of what the picture shows. Raises `CorruptImage`.
 
-    Copies with other metadata share the digest. It is of the upright RGB pixels; of a JPEG, which is decoded at the lowest
-    scale, it is of the compressed pixels, their tables and the orientation. The same picture in two formats has two.
+    Copies with other metadata share it. It is of the upright RGB pixels; of a JPEG, which is decoded at the lowest scale,
+    it is of the compressed pixels, their tables and the orientation. The same picture in two formats has two.
     """
     picture = opened(data)
-    size, jpeg, orientation = picture.size, picture.format in ("JPEG", "MPO"), _orientation(picture)
+    jpeg, orientation = picture.format in ("JPEG", "MPO"), _orientation(picture)
     whole = loaded(picture, 8)
     digest = hashlib.blake2b(f"{orientation if jpeg else whole.size}".encode(), digest_size=16)
     for part in _jpeg_segments(data) if jpeg else (whole.tobytes(),):
         digest.update(part)
-    return size, digest.digest()
+    return digest.digest()
 
 
 @functools.cache
@@ -118,9 +118,10 @@ def _orientation(picture) -> int:
 def _upright(picture):
     from PIL.Image import Transpose as To
 
-    turns = (To.FLIP_LEFT_RIGHT, To.ROTATE_180, To.FLIP_TOP_BOTTOM, To.TRANSPOSE, To.ROTATE_270, To.TRANSVERSE, To.ROTATE_90)
-    orientation = _orientation(picture)
-    return picture if orientation == 1 else picture.transpose(turns[orientation - 2])
+    turns = (None, To.FLIP_LEFT_RIGHT, To.ROTATE_180, To.FLIP_TOP_BOTTOM)
+    turns += (To.TRANSPOSE, To.ROTATE_270, To.TRANSVERSE, To.ROTATE_90)
+    turn = turns[_orientation(picture) - 1]
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _eight_bits(picture):
@@ -139,8 +140,8 @@ def _grey_scale(samples: np.ndarray, sixteen: bool) -> np.ndarray:
     """Samples [H,W] -> uint8 [H,W].
 
     16-bit ones (`sixteen`) keep their upper byte. The file does not say what 32-bit ones reach to, so it is taken from
-    the largest: floats up to 1 reach to 1, others up to 255 to 255, integers above that to 65535. Raises `CorruptImage` for
-    any that fit none of these.
+    the largest: floats up to 1 reach to 1, others up to 255 to 255, integers above that to 65535. Raises `CorruptImage`
+    for any that fit none of these.
     """
     least, most = samples.min(), samples.max()
     if sixteen:

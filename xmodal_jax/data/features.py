@@ -53,8 +53,8 @@ def write_features(
     `encode_fn`: uint8 [batch,size,size,3] -> float [batch,N,D], stored as float16; with `flip` also the mirrored
     pictures.
     `tower` says whose tokens they are. Finished splits are kept when it is interrupted and not encoded again. Raises
-    `UserError` as `refuse_misfit`, if the name is taken by another tower, size or set of views, if another process is at
-    it, if a record cannot be read and if a token does not fit float16. The card changes last, in one step.
+    `UserError` as `refuse_misfit`, if the name is taken by another tower, size or set of views, if another process is
+    at it, if a record cannot be read and if a token does not fit float16. The card changes last, in one step.
     """
     data_dir = pathlib.Path(data_dir)
     refuse_misfit(data_dir, name, size, batch)

@@ -25,8 +25,8 @@ class AugmentConfig:
     `crop_min_area`: smallest share of the picture's area that the random crop keeps (1: no cropping).
     `crop_ratio`: largest change of the crop's aspect ratio, either way. `flip`: probability of mirroring left to right.
     `jitter`: largest relative change of brightness, contrast and saturation. `rotate`: largest angle in degrees.
-    `quarter_turns`: probability of a turn by 90, 180 or 270 degrees, and `flip_vertical` of mirroring top to bottom, for
-    pictures from above. `gray`: probability of a grey picture. Of all these only `flip` works on cached tokens.
+    `quarter_turns`: probability of a turn by 90, 180 or 270 degrees, and `flip_vertical` of mirroring top to bottom,
+    for pictures from above. `gray`: probability of a grey picture. Of all these only `flip` works on cached tokens.
     """
 
     crop_min_area: float = 0.5
@@ -119,8 +119,8 @@ def render_svg(data: str, size: int) -> bytes:
 def random_box(rng: np.random.Generator, min_area: float, ratio: float) -> tuple[float, ...]:
     """A crop (left, top, right, bottom) in shares of the sides: uniform area of at least `min_area`, log-uniform ratio.
 
-    As in Inception's training, but the ratio is relative to the picture's own shape; a large area allows smaller changes of
-    it than `ratio`, since no side is longer than the picture's. `min_area` 1 is the whole picture.
+    As in Inception's training, but the ratio is relative to the picture's own shape; a large area allows smaller
+    changes of it than `ratio`, since no side is longer than the picture's. `min_area` 1 is the whole picture.
     """
     if min_area >= 1:
         return 0.0, 0.0, 1.0, 1.0

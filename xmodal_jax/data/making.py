@@ -1,7 +1,7 @@
 """The folder of a data set while a process makes it: one process at a time, and whole or not there.
 
-A data set is built in the folder PART inside its own folder, which may be the current one or a mount point, and moved up
-with the card last. What a killed process left is removed by the next one, or put in place if it was whole.
+A data set is built in the folder PART inside its own folder, which may be the current one or a mount point, and moved
+up with the card last. What a killed process left is removed by the next one, or put in place if it was whole.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ OF_A_SET = ("digests", "features", "embeddings", "texts", "tokenizer*.json", "ta
 
 @contextlib.contextmanager
 def only_process(lock: pathlib.Path, doing: str, wait: bool = False) -> Iterator[None]:
-    """Hold the file `lock`, which is there only meanwhile. Raises `UserError` at once if another process holds it, unless
-    it is worth to `wait`."""
+    """Hold the file `lock`, which is there only meanwhile. Raises `UserError` at once if another process holds it,
+    unless it is worth to `wait`."""
     with contextlib.closing(_locked(lock, doing, 0 if wait else fcntl.LOCK_NB)):
         try:
             yield
@@ -69,7 +69,7 @@ def refuse_foreign(out: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def being_made(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The folder to build in, while no other process can; afterwards it is gone, and so is `out` if it is new and empty.
+    """The folder to build in, while no other process can; it is gone afterwards, and so is `out` if new and empty.
 
     Raises `UserError` if another process is at it, and where `out` cannot be written.
     """
@@ -98,7 +98,7 @@ def being_made(out: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def move_up(part: pathlib.Path, out: pathlib.Path) -> None:
-    """Put a whole data set in the place of the one, if any, that is in `out`. Whenever it dies, it can be called again."""
+    """Put a whole data set in the place of the one, if any, that is in `out`; when it dies, it can be called again."""
     if (out / CARD_FILE).is_file():  # the old one's; the new one's comes last
         for name in ("*.arrayrecord", *OF_A_SET):
             for path in out.glob(name):

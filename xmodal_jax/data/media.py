@@ -1,4 +1,4 @@
-"""Picture files that a list or a command line names: found in spite of their spelling, and read only if they are files."""
+"""Picture files that a list or a command line names: found in spite of their spelling, read only if they are files."""
 
 import hashlib
 import os
@@ -25,7 +25,8 @@ KINDS = (
 class FileState(NamedTuple):
     """What is known of a file: enough to notice that it was replaced, or has come or gone.
 
-    Absolute path, bytes (`ABSENT`: no such file), time of its last change in ns, and a digest of its content, "" if unknown.
+    Absolute path, bytes (`ABSENT`: no such file), time of its last change in ns, and a digest of its content, "" if
+    unknown.
     """
 
     path: str
@@ -70,7 +71,7 @@ def _spellings(name: str) -> set[str]:
 
 
 def read_file(path: os.PathLike | str) -> bytes:
-    """All bytes of a file. Raises `UnreadableFile`: a pipe, a socket or a device is not even opened, it may never end."""
+    """All bytes of a file. Raises `UnreadableFile`: a pipe, a socket or a device is not opened, as it may never end."""
     try:
         mode = os.stat(path).st_mode
         kind = next((name for test, name in KINDS if test(mode)), "")

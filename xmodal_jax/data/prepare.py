@@ -14,7 +14,7 @@ from xmodal_jax.data.captions import Numbers, count_words, normal_caption, quant
 from xmodal_jax.data.card import Card, ceiling, duplicates
 from xmodal_jax.data.changes import States, as_sentence, changed_files
 from xmodal_jax.data.copies import TRAIN, Copies
-from xmodal_jax.data.decoding import CorruptImage, examined
+from xmodal_jax.data.decoding import CorruptImage, content_digest
 from xmodal_jax.data.fingerprint import Digests
 from xmodal_jax.data.image import limit_size
 from xmodal_jax.data.progress import Progress
@@ -105,12 +105,12 @@ def prepare(
 
     Pictures are stored as they come; with `max_size` those with a longer side (px) are re-encoded. Each picture is
     decoded once to see that it is whole. What cannot be used is counted by reason in the card and the first ten are
-    named in the log; more than 1 % of it stops the build unless `allow_bad`. With `drop_copies` train records with a picture
-    that is in another split too are left out; the source is read twice then.
+    named in the log; more than 1 % of it stops the build unless `allow_bad`. With `drop_copies` train records with a
+    picture that is in another split too are left out; the source is read twice then.
 
     Calling it again with the same arguments returns the card that is there, if the source's files are as they were.
-    `force` makes the data set anew, without the features and embeddings of the old one, which stays until the new one is
-    whole. The data set appears complete or not at all. Raises `UserError`.
+    `force` makes the data set anew, without the features and embeddings of the old one, which stays until the new one
+    is whole. The data set appears complete or not at all. Raises `UserError`.
     """
     out = pathlib.Path(out)
     refuse_unless(
@@ -139,13 +139,13 @@ def prepare(
 
 
 def _prepared_before(out: pathlib.Path, arguments: dict[str, Any]) -> Card:
-    """The card that is there. Raises `UserError` where it is of other arguments or older than the files of its source."""
+    """The card that is there. Raises `UserError` where it is of other arguments, or older than its source's files."""
     card = Card.load(out)
     changed = sorted(key for key in {**card.arguments, **arguments} if card.arguments.get(key) != arguments.get(key))
     refuse_unless(
         not changed,
-        f"{out} holds a data set prepared with another {' and '.join(changed)}: choose another --out, or add --force to "
-        f"replace it; nothing was overwritten.",
+        f"{out} holds a data set prepared with another {' and '.join(changed)}: choose another --out, or add "
+        f"--force to replace it; nothing was overwritten.",
     )
     for split in card.splits:
         shard_files(out, split)  # refuses where one is missing
@@ -174,13 +174,13 @@ def _held_out_pictures(source: Source) -> frozenset[bytes]:
         if isinstance(item, Item) and mended(item.split) != TRAIN:
             for data in item.images.values():
                 with contextlib.suppress(CorruptImage):
-                    found.add(examined(data)[1])
+                    found.add(content_digest(data))
     return frozenset(found)
 
 
 def _usable(source: Source, max_size: int, copies: Copies, held_out: frozenset[bytes]) -> Iterator[Item | Skip]:
-    """The items of `source` whose pictures are whole and whose keys are new; a `Skip` for each of the others, and for train
-    items with a picture in `held_out`. The digests of the pictures go to `copies`."""
+    """The items of `source` whose pictures are whole and whose keys are new; a `Skip` for each of the others, and for
+    train items with a picture in `held_out`. The digests of the pictures go to `copies`."""
     keys: set[str] = set()
     for item in source.items():
         item = item if isinstance(item, Skip) else mended_item(item)
@@ -201,7 +201,7 @@ def _with_whole_images(item: Item, max_size: int, copies: Copies, held_out: froz
     images, digests = {}, []
     for view, data in item.images.items():
         try:
-            digests.append(examined(data)[1])
+            digests.append(content_digest(data))
             images[view] = limit_size(data, max_size) if max_size else data
         except CorruptImage as error:
             return Skip("corrupt image", f"{item.key} ({view}): {error}", item.files)
