@@ -19,14 +19,17 @@ from xmodal_jax.errors import UserError
 
 NAMES = ("a.png", "b.png")
 PIECES = (
-    b"null", b"NaN", b"-1e999", b"true", b"0", b"1.0", b"9" * 5000, b"[", b"[" * 3000, b"{}", b"[]", b'"\\ud83d"', b'""',
-    b'"a.png"', b'"test"', b"\xff\xfe", b"\xef\xbb\xbf", b"\0", b"\0\0\0\0", b"\xe9", b"\xed\xa0\xbd", b"\r", b"\n", b",",
-    b":", b'"', b"\\u0000", b"\xe2\x80\xa8", b"../../", b"~", b"a" * 300,
+    b"null", b"NaN", b"-1e999", b"true", b"0", b"1.0", b"9" * 5000, b"[", b"[" * 3000, b"{}", b"[]", b'"\\ud83d"',
+    b'""', b'"a.png"', b'"test"', b"\xff\xfe", b"\xef\xbb\xbf", b"\0", b"\0\0\0\0", b"\xe9", b"\xed\xa0\xbd", b"\r",
+    b"\n",
+    b",", b":", b'"', b"\\u0000", b"\xe2\x80\xa8", b"../../", b"~", b"a" * 300,
 )  # fmt: skip
 VALUES = (
-    b"null", b"NaN", b"1e999", b"true", b"false", b"0", b"1", b"1.0", b"7" * 30, b"9" * 5000, b"[" * 400 + b"]" * 400, b"{}",
-    b"[]", b"[[]]", b"[null]", b"[1]", b'{"a": [1]}', b'{"": ""}', b'"\\ud83d"', b'"\\ud83d\\ude00"', b'""', b'" "', b'"a.png"',
-    b'"test"', b'"restval"', b'"a/b"', b'"\\u0000"', b'".."', b'"%s"' % (b"a" * 300), b'["a", {}]', b'{"en": null}', b'"\xc3\xa9"',
+    b"null", b"NaN", b"1e999", b"true", b"false", b"0", b"1", b"1.0", b"7" * 30, b"9" * 5000, b"[" * 400 + b"]" * 400,
+    b"{}", b"[]", b"[[]]", b"[null]", b"[1]", b'{"a": [1]}', b'{"": ""}', b'"\\ud83d"', b'"\\ud83d\\ude00"', b'""',
+    b'" "', b'"a.png"', b'"test"', b'"restval"', b'"a/b"', b'"\\u0000"', b'".."', b'"%s"' % (b"a" * 300), b'["a", {}]',
+    b'{"en": null}',
+    b'"\xc3\xa9"',
 )  # fmt: skip
 VALUE = re.compile(rb'"(?:[^"\\]|\\.)*"|-?\d+|\[[^\[\]{}]*\]|\{[^\[\]{}]*\}')
 
@@ -78,7 +81,8 @@ FORMATS = {
     ),
     "albef": (
         lambda folder: write(folder, {f"{split}.json": json.dumps(
-            [{"image": name, "caption": ["a", "b"], "label_name": "x"} for name in NAMES]) for split in ("train", "val")}),
+            [{"image": name, "caption": ["a", "b"], "label_name": "x"} for name in NAMES]
+        ) for split in ("train", "val")}),
         lambda folder: albef_source(folder, folder),
     ),
     "precomp": (

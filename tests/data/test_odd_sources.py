@@ -84,7 +84,9 @@ def test_a_text_that_no_file_can_hold_is_no_record():
 
 
 def test_a_split_that_is_no_file_name_is_one_skip(pictures):
-    rows = [{"image": f"{n}.png", "caption": "x", "split": split} for n, split in enumerate(("train", "a/b", "s" * 300))]
+    rows = [
+        {"image": f"{n}.png", "caption": "x", "split": split} for n, split in enumerate(("train", "a/b", "s" * 300))
+    ]
     card = prepare(jsonl_source(lines(pictures / "x.jsonl", rows)), pictures / "out", allow_bad=True)
     assert card.skipped == {"split that is no plain name": 2} and list(card.splits) == ["train"]
 
@@ -172,7 +174,11 @@ def coco():
 @pytest.mark.parametrize(
     ("name", "words", "write"),
     [
-        ("pairs.tsv", "TSV with the columns filepath, title", lambda path: table(path, "excel-tab", ("filepath", "title"))),
+        (
+            "pairs.tsv",
+            "TSV with the columns filepath, title",
+            lambda path: table(path, "excel-tab", ("filepath", "title")),
+        ),
         ("my pairs.csv", "CSV with the columns image, text", lambda path: table(path, "excel", ("image", "text"))),
         ("blip.json", "BLIP and ALBEF.*source `albef` reads", lambda path: path.write_text(json.dumps(rows_of()))),
         ("long.json", "one JSON list", lambda path: path.write_text(json.dumps(rows_of(), indent=1))),
@@ -310,7 +316,11 @@ def test_a_field_is_a_text_or_a_number_or_nothing(pictures):
 
 
 def test_deep_and_long_values_are_broken_lines(pictures):
-    rows = ["[" * 100_000, '{"image": "0.png", "caption": "x", "id": ' + "9" * 5000 + "}", '{"image": "0.png", "caption": "y"}']
+    rows = [
+        "[" * 100_000,
+        '{"image": "0.png", "caption": "x", "id": ' + "9" * 5000 + "}",
+        '{"image": "0.png", "caption": "y"}',
+    ]
     (pictures / "rows.jsonl").write_text("\n".join(rows))
     skips = found(jsonl_source(pictures / "rows.jsonl"), Skip)
     assert skips == [Skip("broken JSON line", "line 1"), Skip("broken JSON line", "line 2")]
@@ -328,7 +338,9 @@ def test_one_file_name_in_two_folders_is_two_pictures(pictures, encoded):
     for folder, split in (("a", "train"), ("b", "test")):
         (pictures / folder).mkdir()
         for number in range(3):
-            (pictures / folder / f"{number}.png").write_bytes(encoded(np.full((2, 2, 3), ord(folder) + number, np.uint8)))
+            (pictures / folder / f"{number}.png").write_bytes(
+                encoded(np.full((2, 2, 3), ord(folder) + number, np.uint8))
+            )
             rows.append({"filename": f"{number}.png", "filepath": folder, "split": split, "sentences": sentences})
     (pictures / "a" / "only.png").write_bytes(encoded(np.zeros((2, 2, 3), np.uint8)))
     (pictures / "x.json").write_text(json.dumps({"images": rows}))
@@ -367,7 +379,9 @@ def test_rows_of_nested_lists_are_broken_rows(pictures):
 
 @pytest.mark.parametrize("option", ["--max-size", "--held-out"])
 def test_impossible_numbers_are_refused_before_the_file_is_read(tmp_path, capsys, option):
-    assert main(["data", "prepare", "jsonl", "--path", "nowhere.jsonl", "--out", str(tmp_path / "o"), option, "-2"]) == 2
+    assert (
+        main(["data", "prepare", "jsonl", "--path", "nowhere.jsonl", "--out", str(tmp_path / "o"), option, "-2"]) == 2
+    )
     assert f"{option} is -2; write a whole number, and at least 0" in capsys.readouterr().err
 
 

@@ -8,7 +8,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from xmodal_jax.data.formats import LINE, refuse_archive, wrong_format
-from xmodal_jax.data.source import Item, Skip, Source, digest, existing, file_item, plain_text, split_groups, usable_item
+from xmodal_jax.data.source import (
+    Item,
+    Skip,
+    Source,
+    digest,
+    existing,
+    file_item,
+    plain_text,
+    split_groups,
+    usable_item,
+)
 from xmodal_jax.data.textfile import not_utf8, refuse_wide
 from xmodal_jax.errors import refuse_unless
 
@@ -35,7 +45,8 @@ def jsonl_source(
     held_out = min(1000, len(open_rows) // 10) if held_out is None else held_out
     refuse_unless(
         0 <= held_out < max(1, len(open_rows)),
-        f"--held-out is {held_out}, but {path} has {len(open_rows)} pictures without a split; write fewer, and at least 0.",
+        f"--held-out is {held_out}, but {path} has {len(open_rows)} pictures without a split; "
+        "write fewer, and at least 0.",
     )
 
     def items() -> Iterator[Item | Skip]:

@@ -93,9 +93,7 @@ def plain_text(value: Any) -> str:
     raise TypeError(f"{type(value).__name__} where a text must be")
 
 
-def split_groups(
-    groups: Sequence[str], held_out: int, usable: Callable[[int], bool] = lambda row: True
-) -> list[str]:
+def split_groups(groups: Sequence[str], held_out: int, usable: Callable[[int], bool] = lambda row: True) -> list[str]:
     """Split of each row, "train" or "test": whole groups in the order of their hash until `held_out` rows are test.
 
     Only rows that are `usable` count; it is called for rows of groups that are drawn and no others. A group that no

@@ -68,7 +68,7 @@ def read_text(path: os.PathLike | str, lenient: bool = False) -> str:
 
 
 def read_lines(path: os.PathLike | str, lenient: bool = False) -> list[str]:
-    """All lines of a text file, empty ones too, for the n-th belongs to the n-th of something. Raises as `read_text`."""
+    """All lines of a text file, empty ones too: the n-th belongs to the n-th of something. Raises as `read_text`."""
     lines = read_text(path, lenient).split("\n")
     return lines[:-1] if lines[-1] == "" else lines
 
