@@ -183,7 +183,8 @@ def check(config: "Config") -> None:
     )
     refuse_unless(
         0.0 < joint.temperature_min <= joint.temperature <= joint.temperature_max,
-        "config.joint.temperature must lie between temperature_min and temperature_max; try 0.07",
+        f"config.joint.temperature is {joint.temperature}, outside {joint.temperature_min} to {joint.temperature_max}; "
+        "write a number between temperature_min and temperature_max, such as 0.07",
     )
     refuse_unless(
         0.0 <= config.teacher.momentum <= 1.0, f"config.teacher.momentum is {config.teacher.momentum}; write 0 to 1"

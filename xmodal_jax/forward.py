@@ -252,7 +252,7 @@ class Forward:
         return self._once(name, run)
 
     def temperature(self) -> Array:
-        """The model's clamped temperature, a float32 scalar, for an objective that trains it."""
+        """The model's temperature, a float32 scalar, for an objective that trains it."""
         if "log_temperature" not in self.params:
             raise ValueError("an objective reads the temperature, and none has 'temperature' in its parts; add it there")
         return self.call("temperature")

@@ -12,7 +12,7 @@ from xmodal_jax.data.stall import Watch
 class Loader:
     """Iterates over the batches of a `TrainDataset` from a cursor, made ahead of time by threads.
 
-    `cursor`: number of the batch that `next` will return. `wait_seconds`: time spent waiting for data so far (the stall
+    `cursor`: the example that the next batch begins with. `wait_seconds`: time spent waiting for data so far (the stall
     meter); a wait of `config.data.stall_seconds` is a warning that names what each thread is at. `bad_rows`: rows that
     could not be read. `threads` and `prefetch` are the config's unless given; threads are enough, for decoders and the
     tokenizer release the interpreter lock. Close it, or use it in `with`.
@@ -46,8 +46,8 @@ class Loader:
 
     def __next__(self) -> Arrays:
         while len(self._waiting) < self._prefetch:
-            self._waiting.append(self._threads.submit(self.dataset.batch_at, self._ahead, *self._share))
-            self._ahead += 1
+            self._waiting.append(self._threads.submit(self.dataset.batch_from, self._ahead, *self._share))
+            self._ahead += self.dataset.batch_size
         started = time.perf_counter()
         self.watch.begin()
         try:
@@ -55,7 +55,7 @@ class Loader:
         finally:
             self.watch.end()
         self.wait_seconds += time.perf_counter() - started
-        self.cursor += 1
+        self.cursor += self.dataset.batch_size
         return batch
 
     def _result(self, future: concurrent.futures.Future) -> Arrays:

@@ -1,9 +1,9 @@
 """Prepared data -> batches.
 
-Training batch i is a pure function of (seed, i, process, process count): rows are shuffled anew each epoch, the global
-batch i is `batch_size` consecutive rows of that endless sequence, and each process takes a contiguous part of it. So
-one integer, the cursor, is all that a checkpoint needs, and any number of hosts sees the same global batches in the
-same order.
+A training example is a pure function of (seed, its number): rows are shuffled anew each epoch, a global batch is
+`batch_size` consecutive examples of that endless sequence, and each process takes a contiguous part of it. So one
+integer, the examples seen, is all that a checkpoint needs: any number of hosts sees the same global batches in the same
+order, and a run that goes on with another batch size repeats and skips nothing.
 """
 
 import contextlib
@@ -218,14 +218,18 @@ class TrainDataset:
 
     def batch_at(self, number: int, process: int = 0, count: int = 1) -> Arrays:
         """The part of global batch `number` that belongs to `process` of `count`; fields as in `types.Batch`."""
+        return self.batch_from(number * self.batch_size, process, count)
+
+    def batch_from(self, first: int, process: int = 0, count: int = 1) -> Arrays:
+        """`batch_at` of the global batch that begins with example `first` of the endless sequence."""
         refuse_unless(
             self.batch_size % count == 0, f"batch_size {self.batch_size} must be a multiple of the {count} processes."
         )
         size = self.batch_size // count
-        first = number * self.batch_size + process * size
+        own = first + process * size
         try:
-            examples = [self.examples[first + offset] for offset in range(size)]
-            self.split.stages.note("stacking batch", number)
+            examples = [self.examples[own + offset] for offset in range(size)]
+            self.split.stages.note("stacking the batch from example", first)
             return self.complete({field: np.stack([example[field] for example in examples]) for field in examples[0]})
         finally:
             self.split.stages.done()

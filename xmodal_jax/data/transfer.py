@@ -23,7 +23,7 @@ def to_device(batch: dict[str, np.ndarray], sharding: Any) -> Batch:
 class Prefetch:
     """Device batches of a loader, `depth` of them in flight, so that copies overlap with the step.
 
-    `cursor` counts the batches handed out, not those in flight: it is what a checkpoint stores. `wait_seconds` is the
+    `cursor` counts the examples handed out, not those in flight: it is what a checkpoint stores. `wait_seconds` is the
     loader's stall meter, `bad_rows` its count of unreadable rows. Closing it closes the loader.
     """
 
@@ -48,13 +48,13 @@ class Prefetch:
     def __next__(self) -> Batch:
         while len(self._ready) < self.depth:
             self._ready.append(self._copied(next(self.loader)))
-        self.cursor += 1
+        self.cursor += self.loader.dataset.batch_size
         return self._ready.popleft()
 
     def _copied(self, batch: dict[str, np.ndarray]) -> Batch:
         watch = self.loader.watch
         watch.begin()
-        watch.stages.note("copying to the devices batch", self.loader.cursor - 1)
+        watch.stages.note("copying to the devices the batch before example", self.loader.cursor)
         try:
             return to_device(batch, self.sharding)
         finally:

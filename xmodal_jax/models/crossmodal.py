@@ -300,12 +300,13 @@ class CrossModal(nn.Module):
         return self.hash_text(embed)
 
     def temperature(self) -> Array:
-        """The learnable temperature, clamped to the configured interval; the config's where no objective trains it."""
-        joint = self.config.joint
+        """The learned temperature; each update ends inside the configured interval (`projected` in train/step.py).
+
+        The config's where no objective trains it.
+        """
         if not self.has_variable("params", "log_temperature"):
-            return jnp.float32(joint.temperature)
-        low, high = jnp.log(jnp.float32(joint.temperature_min)), jnp.log(jnp.float32(joint.temperature_max))
-        return jnp.exp(jnp.clip(self.log_temperature, low, high))
+            return jnp.float32(self.config.joint.temperature)
+        return jnp.exp(self.log_temperature)
 
     def logit_bias(self) -> Array:
         """The learned bias of the sigmoid loss, a float32 scalar."""

@@ -37,15 +37,17 @@ def memory_gb() -> float:
 class TrainLog:
     """Appends one JSON line per logged step and shows progress with pairs/s and time left.
 
-    flops: of one pair in training; peak: FLOP/s of all devices together (0: unknown), for MFU. Of several processes only
-    the first (`active`) writes anything.
+    flops: of one pair in training; peak: FLOP/s of all devices together (0: unknown), for MFU; seen: pairs before
+    `first_step`, whatever the batch size was then. Of several processes only the first (`active`) writes anything.
     """
 
     def __init__(self, workdir: pathlib.Path, steps: int, batch_size: int, first_step: int, stream: Any = None,
-                 flops: float = 0.0, peak: float = 0.0, events: Any = None, active: bool = True) -> None:  # fmt: skip
+                 flops: float = 0.0, peak: float = 0.0, events: Any = None, active: bool = True,
+                 seen: int = 0) -> None:  # fmt: skip
         self.path = workdir / METRICS_FILE
         self.steps, self.batch_size, self.flops, self.peak = steps, batch_size, flops, peak
         self.events, self.active = events, active
+        self.first_step, self.seen = first_step, seen
         self.stream = stream if stream is not None else sys.stderr
         if not active:
             self.stream = io.StringIO()
@@ -118,7 +120,8 @@ class TrainLog:
         self.rate = rate if not self.rate else 0.7 * self.rate + 0.3 * rate
         wait = (wait_seconds - self.last_wait) / passed
         self.last_step, self.last_time, self.last_wait = step, now, wait_seconds
-        record = {"step": step, "pairs": step * self.batch_size, "pairs_per_s": rate, "data_wait": wait}
+        pairs = self.seen + (step - self.first_step) * self.batch_size
+        record = {"step": step, "pairs": pairs, "pairs_per_s": rate, "data_wait": wait}
         if self.flops:
             record["tflop_per_s"] = self.flops * rate / 1e12
         if self.flops and self.peak:

@@ -34,7 +34,7 @@ from xmodal_jax.train.checkpoint import Checkpoints, copy_whole, read_run, write
 from xmodal_jax.train.flops import step_flops
 from xmodal_jax.train.log import TrainLog, flat
 from xmodal_jax.train.optimizer import make_optimizer, refuse_frozen_start, refuse_mixed_momentum
-from xmodal_jax.train.state import TrainState
+from xmodal_jax.train.state import TrainState, examples_seen
 from xmodal_jax.train.step import Recipe, create_state, jit_step
 from xmodal_jax.train.stop import Stopped, StopSignal
 from xmodal_jax.train.tensorboard import EventWriter
@@ -331,15 +331,15 @@ def peak_flops(devices: Any) -> float:
     return sum(chip.peak if (chip := chip_of(device.device_kind)) else 0.0 for device in devices)
 
 
-def start_log(run: Run, workdir: pathlib.Path, dataset: TrainDataset, first: int) -> TrainLog:
-    """The log of a run from step `first` on."""
+def start_log(run: Run, workdir: pathlib.Path, dataset: TrainDataset, first: int, seen: int) -> TrainLog:
+    """The log of a run from step `first` on, before which it has seen `seen` examples."""
     config, active = run.assembly.config, is_first()
     row = dataset.batch_at(0, 0, config.batch_size)  # one row: its shapes are all that is needed
     shapes = {name: jax.ShapeDtypeStruct((config.batch_size, *x.shape[1:]), x.dtype) for name, x in row.items()}
     flops = step_flops(run.recipe, run.abstract, shapes) / config.batch_size
     events = EventWriter(workdir / "tensorboard", first) if config.tensorboard and active else None
     peak = peak_flops(run.mesh.devices.flat)
-    report = TrainLog(workdir, config.steps, config.batch_size, first, None, flops, peak, events, active)
+    report = TrainLog(workdir, config.steps, config.batch_size, first, None, flops, peak, events, active, seen)
     if active and (said := cut_words(dataset.cut(), "training captions")):
         report.say(said)
     return report
@@ -366,10 +366,11 @@ class _Session:
         dataset = train_dataset(
             data.path, data.split, self.run.assembly.tokenizer, data, config.seed, config.batch_size, *more
         )
-        self.report = start_log(self.run, self.workdir, dataset, first)
+        seen = examples_seen(state.cursor)
+        self.report = start_log(self.run, self.workdir, dataset, first, seen)
         sharding = batch_sharding(self.run.mesh)
         share = process_share(sharding, config.batch_size)
-        loader = Loader(dataset, int(state.cursor), *share, data.threads, data.prefetch)
+        loader = Loader(dataset, seen, *share, data.threads, data.prefetch)
         watch = SkipWatch(
             config.optimizer.max_skips,
             self.report.say,

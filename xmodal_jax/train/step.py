@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from xmodal_jax.config import Config
+from xmodal_jax.config import Config, JointConfig
 from xmodal_jax.forward import Forward, named_key, share, teacher_forward
 from xmodal_jax.objectives.base import MATCHED, Objective, Term, at, same
 from xmodal_jax.train import memory as memories
 from xmodal_jax.train import teacher as teachers
 from xmodal_jax.train.optimizer import split_frozen, wholly_frozen
-from xmodal_jax.train.state import TrainState
+from xmodal_jax.train.state import TrainState, advanced
 from xmodal_jax.types import Array, Batch, Metrics, Params
 
 
@@ -38,7 +38,7 @@ def create_state(recipe: Recipe, params: Params, seed: int) -> TrainState:
         params=params,
         teacher=teachers.start(params, config.teacher.exclude, config.optimizer.freeze),
         memory=memories.start(recipe.objectives, recipe.model),
-        cursor=zero(),
+        cursor=jnp.zeros(2, jnp.int32),
         opt_state=recipe.optimizer.init(params),
         key=jax.random.key_data(jax.random.key(seed)),
         skipped=zero(),
@@ -111,6 +111,17 @@ def choose(good: Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
 
 
+def projected(joint: JointConfig, params: Params) -> Params:
+    """`params` after an update, with the temperature put back into its interval.
+
+    Clipped where it is read instead, a temperature outside would have no gradient and stay there for good.
+    """
+    if "log_temperature" not in params:
+        return params
+    low, high = (jnp.log(jnp.float32(end)) for end in (joint.temperature_min, joint.temperature_max))
+    return params | {"log_temperature": jnp.clip(params["log_temperature"], low, high)}
+
+
 def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     """One update. A non-finite loss or gradient changes nothing but the counters (and the batch is not tried again)."""
     config = recipe.config
@@ -120,7 +131,7 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
     good = finite(loss, grads)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts with floats
         updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = projected(config.joint, optax.apply_updates(state.params, updates))
     teacher = teachers.update(state.teacher, params, teachers.momentum_at(config.teacher, state.step))
     new = (params, teacher, opt_state)
     params, teacher, opt_state = choose(good, new, (state.params, state.teacher, state.opt_state))
@@ -138,7 +149,7 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
         params=params,
         teacher=teacher,
         memory=memory,
-        cursor=state.cursor + 1,
+        cursor=advanced(state.cursor, batch["id"].shape[0]),
         opt_state=opt_state,
         key=state.key,
         skipped=state.skipped + bad,
