@@ -39,7 +39,7 @@ start_all() {
   for ((i = 0; i < n; i++)); do
     # On a machine with GPUs, process i has GPU i.
     JAX_LOCAL_DEVICE_IDS=${JAX_LOCAL_DEVICE_IDS:-$i} "$xmodal" "$@" --coordinator "127.0.0.1:$port" \
-      --processes "$n" --process "$i" --heartbeat 20 > >(exec sed -u "s/^/[$i] /") 2>&1 &
+      --processes "$n" --process "$i" > >(exec sed -u "s/^/[$i] /") 2>&1 &
     running+=($!) number[$!]=$i
   done
 }

@@ -129,22 +129,25 @@ def data_embed(args: argparse.Namespace, overrides: list[str]) -> None:
 def train(args: argparse.Namespace, overrides: list[str]) -> None:
     """Train a config in a work directory, or go on with it."""
     from xmodal_jax import config as configs
+    from xmodal_jax.data.loader import threads_left
     from xmodal_jax.eval.evaluate import evaluate
     from xmodal_jax.parallel import processes
     from xmodal_jax.train import teacher
     from xmodal_jax.train.loop import train as run_training
 
     config, profile = configs.freeze(configs.load(args.config, overrides)), steps_of(args.profile)
-    processes.initialize(args.coordinator, args.processes, args.process, args.distributed, args.heartbeat, args.wait)
+    refuse_unless(args.stall == 0 or args.stall >= 1, f"--stall is {args.stall}; write seconds, 1 or more, or 0 for off")
+    silence = processes.heartbeat_for(args.stall)
+    processes.initialize(args.coordinator, args.processes, args.process, args.distributed, silence, args.wait)
 
     def quick(run: Any, state: Any, poll: Any) -> dict:
         averaged = config.eval.params == "teacher"
         params = teacher.view(state.params, state.teacher) if averaged else state.params
         return evaluate(run.assembly, params, quick=True, poll=poll)["mean"]
 
-    with processes.leaving_at_once(args.workdir):
+    with processes.leaving_at_once(args.workdir, threads_left), processes.watching(args.stall, args.workdir):
         same = {f"config.{name}": value for name, value in configs.as_dict(config).items()}
-        processes.agree({"version": __version__, "--workdir": args.workdir, **same})
+        processes.agree({"version": __version__, "--workdir": args.workdir, "--stall": args.stall, **same})
         run_training(config, args.workdir, quick, profile)
 
 
@@ -387,7 +390,9 @@ def _process_flags(command: argparse.ArgumentParser) -> None:
     group.add_argument("--processes", type=int, default=0, metavar="N", help="how many there are")
     group.add_argument("--process", type=int, default=-1, metavar="I", help="which one this is, from 0")
     group.add_argument("--distributed", action="store_true", help="find these three: TPU pods, SLURM, Open MPI")
-    group.add_argument("--heartbeat", type=int, default=100, help="seconds of silence after which a peer is dead")
+    group.add_argument(
+        "--stall", type=float, default=180, metavar="SECONDS", help="a process that is stuck so long ends the job; 0: off"
+    )
     group.add_argument("--wait", type=int, default=300, help="seconds to wait for all processes to be there")
 
 

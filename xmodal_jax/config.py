@@ -138,7 +138,9 @@ class TeacherConfig:
     """The momentum teacher: a float32 EMA of the student (MoCo, ALBEF)."""
 
     momentum: float = 0.995
-    warmup: bool = True  # momentum min(m, (1 + step) / (10 + step)), so that the first steps are forgotten quickly
+    # A ramp for short runs: min(momentum, (1 + step) / (10 + step)) forgets the first steps quickly, and hides the momentum
+    # until it gets there: 0.98 at step 440, 0.995 at 1,790, 0.999 at 8,990. Off, as in MoCo, ALBEF and BLIP.
+    warmup: bool = False
     exclude: str = ""  # regex of modules that are not averaged: evaluation of the teacher takes the student's there
 
 
@@ -147,8 +149,8 @@ class OptimizerConfig:
     """AdamW with groups by regex over the parameter path ("image/layers/mlp/up/kernel")."""
 
     lr: float = 1e-3
-    warmup: int = 100  # steps
-    end_lr: float = 0.01  # share of `lr` at the end of the cosine
+    warmup: int = 100  # updates until the rate is `lr`; a run of fewer only climbs (train/optimizer.py)
+    end_lr: float = 0.01  # share of `lr` at the last update, the end of the cosine
     b1: float = 0.9
     b2: float = 0.98
     weight_decay: float = 0.05
@@ -174,7 +176,7 @@ class MeshConfig:
 class EvalConfig:
     """What `xmodal eval` computes."""
 
-    every: int = 0  # steps between quick evaluations while training (0: none)
+    every: int = 0  # steps between quick evaluations while training, and one after the last step (0: none)
     batch_size: int = 256
     rerank: tuple[int, ...] = (16, 32)  # shortlist lengths for ITM re-ranking, cut to the gallery's; empty: none
     # ITM's logits are l0 (no match) and l1: "add" orders by cosine + weight * (l1 - l0), where BLIP adds l1 itself; "replace"

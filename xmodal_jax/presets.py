@@ -21,6 +21,7 @@ def frozen_towers(config: ConfigDict) -> ConfigDict:
     config.text.head_hidden, config.text.head_dropout = 768, 0.5
     config.fusion.hidden, config.fusion.dropout, config.fusion.head_dropout = 768, 0.2, 0.5
     config.joint.start, config.teacher.momentum = "cca", 0.98
+    config.teacher.warmup = True  # in 200 steps an EMA of 0.98 from the first on would still hold the start's weights
     config.optimizer.lr, config.optimizer.warmup, config.optimizer.freeze = 1e-3, 20, "^text/"
     config.optimizer.groups = (("_head/", 0.3),)
     return config
@@ -110,6 +111,7 @@ def base_towers(config: ConfigDict) -> ConfigDict:
 def tiny(config: ConfigDict) -> ConfigDict:
     """Small towers from scratch, a ViT on 32 pixels and a BERT of two layers: for tests on any machine."""
     config.batch_size, config.steps, config.log_every, config.optimizer.warmup = 16, 20, 5, 5
+    config.teacher.warmup = True  # in 20 steps the teacher would be the start
     config.data.image_size, config.data.length = 32, 12
     config.image.patch, config.image.width, config.image.layers = 8, 32, 2
     config.image.heads, config.image.hidden = 2, 64

@@ -316,11 +316,31 @@ def test_bad_rows_count_each_row_once():
 
 def test_loader_gives_the_batches_in_order_from_its_cursor(make):
     dataset = make(RANDOM)
-    with Loader(dataset, cursor=5, threads=3, prefetch=4) as loader:
+    with Loader(dataset, cursor=5 * 6, threads=3, prefetch=4) as loader:
         for number in range(5, 12):
-            assert loader.cursor == number
+            assert loader.cursor == number * 6
             assert same(next(loader), dataset.batch_at(number))
-        assert loader.cursor == 12 and loader.wait_seconds > 0
+        assert loader.cursor == 12 * 6 and loader.wait_seconds > 0
+
+
+def test_another_batch_size_goes_on_with_the_next_example(make):
+    """24 examples in batches of 6 and 9 and 3 are the 24 of four batches of 6: none twice, none left out."""
+    whole, cursor, parts = [make(RANDOM).batch_at(number) for number in range(4)], 0, []
+    for size, batches in ((6, 1), (9, 1), (3, 3)):
+        with Loader(make(RANDOM, batch_size=size), cursor=cursor, threads=1, prefetch=1) as loader:
+            parts += [next(loader) for _ in range(batches)]
+            cursor = loader.cursor
+    assert cursor == 24
+    joined = lambda batches: {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    assert same(joined(whole), joined(parts))
+
+
+def test_positions_beyond_32_bits_give_whole_epochs(make):
+    dataset = make()
+    for far in (2**31, 2**32, 2**40):
+        first = -(-far // len(dataset.split)) * len(dataset.split) - 6  # one batch before an epoch begins
+        rows = [dataset.batch_from(first + 6 * number)["index"] for number in range(4)]
+        assert sorted(np.concatenate(rows[1:]).tolist()) == list(range(len(dataset.split)))
 
 
 def test_loader_gives_a_process_its_rows(make):

@@ -45,11 +45,11 @@ def test_each_field_may_have_its_own_sharding(sharding):
 
 
 def test_prefetch_keeps_order_and_counts_what_was_handed_out(sharding, dataset):
-    with Prefetch(Loader(dataset, cursor=2), sharding, depth=3) as batches:
+    with Prefetch(Loader(dataset, cursor=2 * 16), sharding, depth=3) as batches:
         for number in range(2, 6):
-            assert batches.cursor == number
+            assert batches.cursor == number * 16
             np.testing.assert_array_equal(np.asarray(next(batches)["id"]), dataset.batch_at(number)["id"])
-        assert batches.cursor == 6 and batches.loader.cursor == 8, "two more are in flight"
+        assert batches.cursor == 6 * 16 and batches.loader.cursor == 8 * 16, "two more are in flight"
         assert batches.wait_seconds == batches.loader.wait_seconds > 0
 
 
@@ -89,5 +89,5 @@ def test_a_copy_is_a_stage_until_it_is_done(dataset, sharding):
     noting = Noting(sharding, dataset.split.stages)
     with Prefetch(Loader(dataset, threads=1, prefetch=1), noting, depth=1) as batches:
         next(batches)
-    assert noting.said == {"thread MainThread is copying to the devices batch 0"}
+    assert noting.said == {"thread MainThread is copying to the devices the batch before example 16"}
     assert not dataset.split.stages.described()

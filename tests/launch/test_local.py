@@ -10,8 +10,8 @@ import pytest
 
 LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
 ENDS = r"""
-me=${@: -3:1} ends=($2)
-echo "here is $me of ${@: -5:1} at ${@: -7:1}"
+me=${@: -1:1} ends=($2)
+echo "here is $me of ${@: -3:1} at ${@: -5:1}"
 trap 'echo saved; kill $!; exit 0' TERM
 trap 'kill $!; exit 130' INT
 case ${ends[$me]} in

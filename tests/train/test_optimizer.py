@@ -157,16 +157,35 @@ def test_frozen_gradients_do_not_enter_the_clip_norm(params):
         np.testing.assert_allclose(optax.tree.norm(optax.tree.get(state, "mu")), 0.1, rtol=1e-5)
 
 
-def test_the_learning_rate_warms_up_and_follows_a_cosine():
-    schedule = learning_rate(OptimizerConfig(lr=2.0, warmup=10, end_lr=0.1), 110)
-    for step, expected in ((0, 0.0), (5, 1.0), (10, 2.0), (60, 1.1), (110, 0.2), (500, 0.2)):
-        np.testing.assert_allclose(schedule(step), expected, rtol=1e-5)
+def rates_by_hand(lr: float, warmup: int, end_lr: float, steps: int) -> np.ndarray:
+    """The rate of each of `steps` updates [steps], in NumPy."""
+    count = np.arange(1, steps + 1)
+    along = (count - max(1, warmup)) / max(1, steps - max(1, warmup))
+    cosine = end_lr + (1 - end_lr) * (1 + np.cos(np.pi * along)) / 2
+    return lr * np.where(count <= warmup, count / max(1, warmup), cosine)
 
 
-def test_a_run_shorter_than_its_warm_up_still_has_a_schedule():
-    schedule = learning_rate(OptimizerConfig(lr=1.0, warmup=100), 4)
-    assert 0 < schedule(2) < 1.0 and schedule(3) == 1.0
-    assert np.isfinite(float(learning_rate(OptimizerConfig(warmup=0), 1)(0)))
+@pytest.mark.parametrize("warmup, steps", [(10, 110), (0, 12), (1, 12), (99, 100), (3, 4), (0, 2), (0, 1), (1, 1)])
+def test_the_rate_of_every_update(warmup, steps):
+    schedule = learning_rate(OptimizerConfig(lr=2.0, warmup=warmup, end_lr=0.1), steps)
+    rates = [float(schedule(update)) for update in range(steps)]
+    np.testing.assert_allclose(rates, rates_by_hand(2.0, warmup, 0.1, steps), rtol=2e-6)
+    assert rates[0] > 0 and (steps == 1 or np.float32(rates[-1]) == np.float32(0.2))
+    np.testing.assert_allclose(schedule(500), 0.2, rtol=1e-6)
+
+
+def test_a_run_shorter_than_its_warm_up_is_the_beginning_of_a_longer_one():
+    config = OptimizerConfig(lr=1.0, warmup=100)
+    for steps in (1, 2, 100):
+        short, long = learning_rate(config, steps), learning_rate(config, 1000)
+        np.testing.assert_allclose([short(i) for i in range(steps)], [(i + 1) / 100 for i in range(steps)], rtol=1e-6)
+        assert [float(short(i)) for i in range(steps)] == [float(long(i)) for i in range(steps)]
+
+
+def test_a_run_of_one_step_trains(params):
+    after, _ = run(OptimizerConfig(lr=0.1, warmup=50, weight_decay=0.0, clip=0.0), params, 1)
+    moved = np.abs(np.asarray(after["image"]["kernel"] - params["image"]["kernel"]))
+    np.testing.assert_allclose(moved, 0.1 / 50, rtol=1e-3)  # Adam's first step has the size of its rate
 
 
 def test_split_frozen_stops_gradients(params):

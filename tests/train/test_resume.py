@@ -6,13 +6,15 @@ import json
 import shutil
 
 import jax
+import numpy as np
 import pytest
-from test_loop import CONFIGS, tiny
+from test_loop import CONFIGS, EMPTY, records, tiny
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.processes import lost_peer
 from xmodal_jax.train.log import TrainLog
-from xmodal_jax.train.loop import train
+from xmodal_jax.train.loop import say_short_run, train
+from xmodal_jax.train.state import examples_seen
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +103,44 @@ def test_a_line_does_not_run_into_the_progress_line(tmp_path):
     log.close()
     lines = stream.getvalue().split("\n")
     assert lines[0].endswith("itc 1.000") and lines[1] == "step 6: update skipped" and lines[-1] == ""
+
+
+def test_another_batch_size_goes_on_with_the_next_example(workdir, shapes_data):
+    """After two steps of 8 one of 16: 32 pairs seen, and the log never goes back."""
+    state = train(tiny(CONFIGS[-1], shapes_data, "steps=3", "batch_size=16"), workdir)
+    seen = [line["pairs"] for line in records(workdir)]
+    assert seen == [8, 16, 32] and examples_seen(state.cursor) == 32 and int(state.step) == 3
+
+
+FLAT = ("optimizer.warmup=0", "optimizer.end_lr=1.0")  # a learning rate that does not depend on `steps`
+
+
+def test_a_run_goes_on_at_every_boundary_with_the_steps_that_are_left(shapes_data, tmp_path):
+    """Ends at a save (2), an epoch's end (3: 24 examples of 12 records), an evaluation (4) and the end (5, not due)."""
+    config = lambda steps: tiny(
+        CONFIGS[-1], shapes_data, f"steps={steps}", "eval.every=2", "checkpoint.every=2", *FLAT
+    )
+    evaluated = []
+
+    def quick(run, state, poll):
+        evaluated.append(int(state.step))
+        return EMPTY
+
+    whole = train(config(5), tmp_path / "whole", quick)
+    assert evaluated == [2, 4, 5]  # also after the last step
+    evaluated.clear()
+    for steps in (2, 3, 4, 5, 5):
+        state = train(config(steps), tmp_path / "parts", quick)
+        assert int(state.step) == steps and examples_seen(state.cursor) == 8 * steps
+    assert evaluated == [2, 3, 4, 5], "each once: the last start had nothing left to do"
+    trained = [line["step"] for line in records(tmp_path / "parts") if "loss" in line]
+    assert trained == [1, 2, 3, 4, 5]
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(whole), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=str(path))
+
+
+def test_a_run_that_ends_inside_its_warm_up_is_told(shapes_data, caplog):
+    say_short_run(tiny(CONFIGS[-1], shapes_data, "steps=3", "optimizer.warmup=3"))
+    assert not caplog.records
+    say_short_run(tiny(CONFIGS[-1], shapes_data, "steps=3", "optimizer.warmup=60"))
+    assert "the learning rate only climbs, to 5 % of config.optimizer.lr" in caplog.text

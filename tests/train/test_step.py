@@ -1,5 +1,7 @@
 """The whole five-objective step: equal on every mesh, skipped when not finite, and the order EMA, then enqueue."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,11 @@ import optax
 import pytest
 from tiny import ROWS, tiny_batch, tiny_config, tiny_recipe
 
+from xmodal_jax.config import JointConfig
 from xmodal_jax.objectives.base import Term
 from xmodal_jax.parallel.rules import path_name
-from xmodal_jax.train.step import choose, finite, same_towers, term_metrics
+from xmodal_jax.train.state import advanced, examples_seen
+from xmodal_jax.train.step import choose, finite, projected, same_towers, term_metrics
 
 MESHES = [(8, 1, 1), (2, 4, 1), (2, 2, 2)]
 
@@ -56,7 +60,7 @@ def test_the_step_trains_everything_and_logs_it(after_one, start):
     weights = {"itc": 1.0, "itm": 1.0, "mlm": 0.5, "lm": 0.5, "hash": 0.1}
     total = sum(weight * metrics[f"loss/{name}"] for name, weight in weights.items())
     np.testing.assert_allclose(metrics["loss"], total, rtol=1e-5)
-    assert (int(state.step), int(state.cursor), int(state.skipped)) == (1, 1, 0)
+    assert (int(state.step), examples_seen(state.cursor), int(state.skipped)) == (1, ROWS, 0)
 
 
 def test_the_queue_gets_the_batch_at_its_cursor(after_one, start):
@@ -75,7 +79,8 @@ def test_a_nan_in_one_batch_changes_nothing_but_the_counters(single):
     assert not np.isfinite(metrics["loss"])
     for name in ("params", "teacher", "memory", "opt_state", "key"):
         jax.tree.map(np.testing.assert_array_equal, getattr(first, name), getattr(second, name))
-    assert (int(second.step), int(second.cursor), int(second.skipped), int(second.skips_in_row)) == (2, 2, 1, 1)
+    counters = (int(second.step), examples_seen(second.cursor), int(second.skipped), int(second.skips_in_row))
+    assert counters == (2, 2 * ROWS, 1, 1)
     third, _ = single.run(tiny_batch(), bad, bad)
     assert (int(third.skipped), int(third.skips_in_row)) == (2, 2)
     fourth, metrics = single.run(tiny_batch(), bad, bad, tiny_batch(2))
@@ -90,6 +95,42 @@ def test_the_same_batches_give_the_same_bits(single):
 def test_the_loss_falls_on_one_batch(single, after_one):
     _, metrics = single.run(*[tiny_batch()] * 8)
     assert metrics["loss"] < 0.9 * after_one[1]["loss"]
+
+
+def test_a_cursor_counts_beyond_32_bits():
+    cursor, seen = jnp.zeros(2, jnp.int32), 0
+    for examples in (2**30 - 1, 2, 2**30 - 1, 5, 2**30 - 1, 2**30 - 1, 16384):  # past 2^31 and 2^32
+        cursor, seen = jax.jit(advanced, static_argnums=1)(cursor, examples), seen + examples
+        assert examples_seen(cursor) == seen and cursor.dtype == jnp.int32
+    assert seen > 2**32 and examples_seen(jnp.array([2**20, 7], jnp.int32)) == 2**50 + 7
+
+
+EDGE = np.log(np.float32(0.01))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (8, 1, 1)], ids=lambda shape: "x".join(map(str, shape)))
+def test_the_temperature_leaves_its_edge(machine, shape):
+    """At and below temperature_min the loss pulls it up, where it would stay if it were clipped as it is read."""
+    here = machine(*shape)
+    for begun in (EDGE, EDGE - 1.0):
+        state = here.fresh()
+        begin = jax.device_put(jnp.float32(begun), state.params["log_temperature"].sharding)
+        state = dataclasses.replace(state, params=state.params | {"log_temperature": begin})
+        found = []
+        for _ in range(3):
+            state, metrics = here.step(state, here.put(tiny_batch()))
+            found.append(float(state.params["log_temperature"]))
+            assert float(metrics["nonfinite/log_temperature"]) == 0.0
+        assert min(found) >= EDGE - 1e-6, "projected into the interval"
+        assert found[2] > found[1] + 1e-3 > EDGE + 1e-3, "and off its edge"
+
+
+def test_only_the_temperature_is_projected():
+    joint, params = JointConfig(), {"image": {"kernel": jnp.full(2, 9.0)}, "log_temperature": jnp.float32(-9.0)}
+    found = projected(joint, params)
+    np.testing.assert_allclose(np.exp(found["log_temperature"]), joint.temperature_min, rtol=1e-6)
+    assert found["image"] is params["image"] and projected(joint, {"image": {}}) == {"image": {}}
+    assert np.isnan(projected(joint, {"log_temperature": jnp.float32(np.nan)})["log_temperature"])
 
 
 def test_finite_and_choose():

@@ -65,8 +65,15 @@ def test_a_small_step_at_high_momentum_still_moves(params):
 
 @pytest.mark.parametrize("step, warm", [(0, 0.1), (8, 0.5), (17, 18 / 27), (100000, 0.995)])
 def test_momentum_warms_up(step, warm):
-    assert np.isclose(momentum_at(TeacherConfig(momentum=0.995), jnp.int32(step)), warm, rtol=1e-6)
-    assert momentum_at(TeacherConfig(momentum=0.995, warmup=False), jnp.int32(step)) == np.float32(0.995)
+    assert np.isclose(momentum_at(TeacherConfig(momentum=0.995, warmup=True), jnp.int32(step)), warm, rtol=1e-6)
+    assert momentum_at(TeacherConfig(momentum=0.995), jnp.int32(step)) == np.float32(0.995)
+
+
+@pytest.mark.parametrize("momentum, first", [(0.98, 440), (0.995, 1790), (0.999, 8990)])
+def test_the_ramp_hides_a_momentum_for_as_long_as_the_config_says(momentum, first):
+    ramped = TeacherConfig(momentum=momentum, warmup=True)
+    assert momentum_at(ramped, jnp.int32(first - 10)) < np.float32(momentum)
+    assert np.isclose(momentum_at(ramped, jnp.int32(first)), momentum, rtol=1e-6)
 
 
 def test_drift_is_one_minus_the_cosine(params):
@@ -82,7 +89,7 @@ def test_drift_is_one_minus_the_cosine(params):
 
 def test_the_step_moves_the_teacher_by_the_same_rule(after_one, start):
     state = after_one[0]
-    momentum = 1 / 10  # warm-up at step 0
+    momentum = 0.995
     assert {path.split("/")[0] for path in state.teacher} == set(state.params)  # what is evaluated is all EMA
     for path, leaf in state.teacher.items():
         student = state.params

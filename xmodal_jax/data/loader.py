@@ -2,11 +2,65 @@
 
 import collections
 import concurrent.futures
+import contextlib
+import queue
+import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from xmodal_jax.data.pipeline import Arrays, TrainDataset
 from xmodal_jax.data.stall import Watch
+
+LEAVE = 3.0  # seconds that closing waits for the batches that are being made
+_left: list[threading.Thread] = []
+
+
+def threads_left() -> bool:
+    """Whether a thread of a closed loader still hangs: such a process must end without Python's own exit, which may abort."""
+    return any(thread.is_alive() for thread in _left)
+
+
+class Threads:
+    """Daemon threads that run calls in their order. Those of Python's own pool are waited for at exit, also one that hangs."""
+
+    def __init__(self, count: int, name: str) -> None:
+        self._calls: queue.SimpleQueue = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"{name}_{number}", daemon=True) for number in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, call: Callable, *args: Any) -> concurrent.futures.Future:
+        """The future result of `call(*args)`."""
+        future: concurrent.futures.Future = concurrent.futures.Future()
+        self._calls.put((future, call, args))
+        return future
+
+    def _run(self) -> None:
+        while (item := self._calls.get()) is not None:
+            future, call, args = item
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(call(*args))
+            except BaseException as error:  # whatever it is, who asks for the result gets it
+                future.set_exception(error)
+
+    def close(self, seconds: float) -> bool:
+        """End the threads after the calls under way, and drop the others; whether they ended within `seconds`."""
+        until = time.monotonic() + seconds
+        with contextlib.suppress(queue.Empty):
+            while item := self._calls.get_nowait():
+                item[0].cancel()
+        for _ in self._threads:
+            self._calls.put(None)
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        alive = [thread for thread in self._threads if thread.is_alive()]
+        _left.extend(alive)
+        return not alive
 
 
 class Loader:
@@ -31,7 +85,7 @@ class Loader:
         self.dataset, self.cursor, self.wait_seconds = dataset, cursor, 0.0
         self._share, self._prefetch, self._ahead = (process, count), prefetch or cfg.prefetch, cursor
         self.watch = Watch(dataset.split.stages, cfg.stall_seconds)
-        self._threads = concurrent.futures.ThreadPoolExecutor(threads or cfg.threads, "batch")
+        self._threads = Threads(threads or cfg.threads, "batch")
         self._waiting: collections.deque[concurrent.futures.Future] = collections.deque()
         self.poll: Callable[[], None] | None = None  # called each second of a wait; what it raises ends the wait
         self.stuck = False  # whether a thread was left where it hung
@@ -70,8 +124,8 @@ class Loader:
         return future.result()
 
     def close(self) -> None:
-        """Stop the threads; batches made ahead are dropped. A thread that hangs is not waited for."""
-        self._threads.shutdown(wait=not self.stuck, cancel_futures=True)
+        """Stop the threads; batches made ahead are dropped. A thread that hangs is left behind (`stuck`)."""
+        self.stuck = not self._threads.close(0.0 if self.stuck else LEAVE) or self.stuck
         self._waiting.clear()
         self.watch.close()
 

@@ -1,6 +1,6 @@
 """SigLIP: image-text contrast with a sigmoid for each pair in place of a softmax over all (Zhai et al. 2023).
 
-The logit of a pair is cosine / temperature + bias. The temperature is the model's own, which is learned, clamped to
+The logit of a pair is cosine / temperature + bias. The temperature is the model's own, which is learned, kept in
 `joint.temperature_min..max`, and shared with the other objectives; the paper's start (t = 10) is
 `joint.temperature=0.1`. The bias is a parameter that exists only with this objective and starts at the paper's -10, so
 that the many negatives of the first steps cost little.

@@ -1,6 +1,7 @@
-"""Several processes as one job: starting, agreeing on the config, and leaving when a peer is gone."""
+"""Several processes as one job: starting, agreeing on the config, and leaving when a peer is gone or stuck."""
 
 import contextlib
+import ipaddress
 import json
 import logging
 import os
@@ -9,18 +10,21 @@ import re
 import socket
 import sys
 import threading
+import time
 import traceback
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.parallel import stuck
 
 log = logging.getLogger(__name__)
 
+HEARTBEAT = 100  # seconds of silence after which jax itself gives a peer up, where no PeerWatch does it
 GONE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong with the input, start again
 SLOTS = 64  # digests that `agree` exchanges: a fixed number, so that other versions of this package can be told apart
 LOST = re.compile(
@@ -28,6 +32,7 @@ LOST = re.compile(
     r"|unavailable|deadline.exceeded|barrier|nccl.*(remote|network)",
     re.IGNORECASE,
 )
+TIMED_OUT = re.compile(r"timed? ?out|deadline", re.IGNORECASE)
 
 
 def is_first() -> bool:
@@ -67,12 +72,41 @@ def refuse_bad_flags(coordinator: str, processes: int, process: int, distributed
         )
 
 
+def refuse_loopback(coordinator: str, environment: Mapping[str, str]) -> None:
+    """Refuse an address that only one machine reaches where the launcher's `environment` tells of several.
+
+    SLURM tells the nodes of a step (not those of an allocation: a part of them may be used), Open MPI the processes on this
+    machine, a TPU pod its hosts. Elsewhere nothing is known before the processes meet; see `_not_complete`.
+    """
+    number = lambda name: int(value) if (value := environment.get(name, "")).isdecimal() else 0
+    said = {
+        "SLURM_STEP_NUM_NODES": number("SLURM_STEP_NUM_NODES") > 1,
+        "OMPI_COMM_WORLD_LOCAL_SIZE": 0 < number("OMPI_COMM_WORLD_LOCAL_SIZE") < number("OMPI_COMM_WORLD_SIZE"),
+        "TPU_WORKER_HOSTNAMES": "," in environment.get("TPU_WORKER_HOSTNAMES", ""),
+    }
+    several = [name for name, there in said.items() if there]
+    refuse_unless(
+        not several or not loopback(coordinator),
+        f"--coordinator {coordinator} is reached from one machine only, and {', '.join(several)} tells of several hosts; "
+        "write a name or address of process 0's machine that the others reach, or --distributed",
+    )
+
+
+def loopback(coordinator: str) -> bool:
+    """Whether HOST of HOST:PORT is this very machine by definition: localhost, 127.x or ::1."""
+    host = coordinator.rpartition(":")[0].strip("[]").lower().rstrip(".")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
 def initialize(
     coordinator: str = "",
     processes: int = 0,
     process: int = -1,
     distributed: bool = False,
-    heartbeat_seconds: int = 100,
+    heartbeat_seconds: int = HEARTBEAT,
     wait_seconds: int = 300,
 ) -> None:
     """Join the job's other processes; nothing to do when no flag is given. Call it before anything touches a device.
@@ -84,6 +118,7 @@ def initialize(
     refuse_bad_flags(coordinator, processes, process, distributed)
     if not (coordinator or distributed):
         return
+    refuse_loopback(coordinator, os.environ)
     if process == 0:
         _refuse_taken(coordinator)
     explicit = {"cluster_detection_method": "deactivate"} if coordinator else {}
@@ -142,7 +177,9 @@ def _not_complete(place: tuple, seconds: int) -> threading.Timer:
 
     def leave() -> None:
         what = f"process {process} of {processes}: the job at --coordinator {coordinator}" if coordinator else "the job"
-        end(GONE, f"xmodal: {what} was not complete after {seconds} s; check the address and that all processes run")
+        near = " (which only processes on the same machine reach)" if loopback(coordinator) else ""
+        hint = f"check the address{near} and that all processes run"
+        end(GONE, f"xmodal: {what} was not complete after {seconds} s; {hint}")
 
     timer = threading.Timer(seconds, leave)
     timer.daemon = True
@@ -177,6 +214,38 @@ def last_save(workdir: str | pathlib.Path) -> str:
     return f"the last save is step {max(steps)}" if steps else "nothing was saved yet"
 
 
+def again(workdir: str | pathlib.Path) -> str:
+    """What is left and what to do after code 75, in words."""
+    return f"{last_save(workdir)}; start all processes again with the same command"
+
+
+def heartbeat_for(stall: float) -> int:
+    """The seconds after which jax's own heartbeat may end a process, so that a watch of `stall` seconds is first."""
+    return int(stall) + 60 if stall else HEARTBEAT
+
+
+@contextlib.contextmanager
+def watching(stall: float, workdir: str | pathlib.Path) -> Iterator[None]:
+    """End this process with code 75 when another one, or this one, is stuck for `stall` seconds (parallel/stuck.py).
+
+    Nothing with one process, and nothing with 0 seconds.
+    """
+    if not stall or jax.process_count() == 1:
+        yield
+        return
+    from jax._src import distributed  # jax has no public way to its store
+
+    def leave(said: str, after: float) -> None:
+        where = f"process {jax.process_index()} of {jax.process_count()}"
+        print(f"xmodal: {where}: {said}; {again(workdir)}", file=sys.stderr, flush=True)
+        time.sleep(after)
+        end(GONE, "")
+
+    client = distributed.global_state.client
+    with stuck.PeerWatch(stall, leave, client, jax.process_index(), jax.process_count()):
+        yield
+
+
 def lost_peer(error: BaseException) -> bool:
     """Whether an error of the runtime, or one behind it, is about a process that cannot be reached."""
     seen: list[BaseException] = []
@@ -197,8 +266,9 @@ def verdict(error: BaseException, workdir: str | pathlib.Path) -> tuple[int, str
     if lost_peer(error):
         where = f"process {jax.process_index()} of {jax.process_count()}"
         cause = str(error).rpartition("dispatching computation: ")[2].splitlines()[0]
-        again = f"{last_save(workdir)}; start all processes again with the same command"
-        return GONE, f"xmodal: {where}: a peer died or cannot be reached ({cause}); {again}"
+        named = stuck.suspect() if TIMED_OUT.search(str(error)) else ""
+        what = f"{named} ({cause})" if named else f"a peer died or cannot be reached ({cause})"
+        return GONE, f"xmodal: {where}: {what}; {again(workdir)}"
     if isinstance(error, UserError | OSError):
         return 2, f"xmodal: {error}"
     if isinstance(error, KeyboardInterrupt):
@@ -216,15 +286,19 @@ def end(code: int, text: str) -> None:
 
 
 @contextlib.contextmanager
-def leaving_at_once(workdir: str | pathlib.Path) -> Iterator[None]:
+def leaving_at_once(workdir: str | pathlib.Path, hung: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """An error of one process of several ends it at once, so that its peers see it go instead of waiting for it.
 
-    Exit codes: 75 when a peer died (start again), 2 for bad input, 130 after Ctrl-C, 1 otherwise. With one process
-    errors pass through.
+    Exit codes: 75 when a peer died or is stuck (start again), 2 for bad input, 130 after Ctrl-C, 1 otherwise. With one
+    process errors pass through, unless `hung()` says that a thread would keep Python from ending; then it leaves also
+    without an error, with code 0.
     """
     try:
         yield
     except BaseException as error:
-        if not jax.distributed.is_initialized() or jax.process_count() == 1:
+        alone = not jax.distributed.is_initialized() or jax.process_count() == 1
+        if alone and not hung():
             raise
         end(*verdict(error, workdir))
+    if hung():
+        end(0, "")

@@ -26,8 +26,9 @@ from xmodal_jax.data.transfer import Prefetch
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.eval.evaluate import refuse_unfit_evaluation
 from xmodal_jax.origin import describe, keep_trained, refuse_other_data
+from xmodal_jax.parallel import stuck
 from xmodal_jax.parallel.mesh import batch_sharding, make_mesh, process_share, replicated
-from xmodal_jax.parallel.processes import end, first_says, is_first, leaving_at_once
+from xmodal_jax.parallel.processes import first_says, is_first, leaving_at_once
 from xmodal_jax.parallel.rules import shardings
 from xmodal_jax.plan.chips import chip_of
 from xmodal_jax.train.checkpoint import Checkpoints, copy_whole, read_run, write_run
@@ -165,8 +166,9 @@ def train(
 ) -> TrainState:  # fmt: skip
     """Train `config` in `workdir`, going on from its newest checkpoint; returns the final state.
 
-    `evaluate(run, state, poll)` is called every `config.eval.every` steps and gives numbers for the log; it calls `poll`
-    now and then, which ends it when the run must stop. `profile` (first, last) traces these steps to workdir/profile.
+    `evaluate(run, state, poll)` is called every `config.eval.every` steps and after the last one, and gives numbers for the
+    log; it calls `poll` now and then, which ends it when the run must stop. `profile` (first, last) traces these steps to
+    workdir/profile.
     """
     workdir = pathlib.Path(workdir)
     assembly = assemble(with_kept_statistics(config, workdir))
@@ -193,17 +195,17 @@ def train(
                     f"resuming '{workdir}' at step {first} of {config.steps}{changed_fields(assembly.config, workdir)}",
                     flush=True,
                 )
+            say_short_run(config)
             keep_description(assembly, workdir)
             keep_trained(config, workdir, fresh)
         session = _Session(run, workdir, checkpoints, stop, evaluate, trace)
         with leaving_at_once(workdir):  # here, because the checkpoints wait for all processes when they close
             state = session.steps(state)
+            stuck.at("the last save")
             checkpoints.save(state)
             checkpoints.wait()  # while a signal is still only noted
     if stop.seen and is_first():
         print(f"stopped by a signal at step {int(state.step)}; saved, the same command goes on from here", flush=True)
-    if session.stuck:
-        end(130 if stop.seen == signal.SIGINT else 0, "")  # Python would wait for the thread that hangs
     if stop.seen == signal.SIGINT:
         raise KeyboardInterrupt
     return state
@@ -266,6 +268,16 @@ def with_kept_statistics(config: Config, workdir: pathlib.Path) -> Config:
         return config
     mean, std = image.pixel_mean or tuple(kept["pixel_mean"]), image.pixel_std or tuple(kept["pixel_std"])
     return dataclasses.replace(config, image=dataclasses.replace(image, pixel_mean=mean, pixel_std=std))
+
+
+def say_short_run(config: Config) -> None:
+    """Say that a run ends inside its warm-up: its learning rate never reaches `lr`."""
+    warmup = config.optimizer.warmup
+    if config.steps < warmup:
+        log.warning(
+            "config.optimizer.warmup is %d and config.steps %d: the learning rate only climbs, to %.2g %% of "
+            "config.optimizer.lr; write a shorter warm-up to reach it", warmup, config.steps, 100 * config.steps / warmup
+        )  # fmt: skip
 
 
 def changed_fields(config: Config, workdir: pathlib.Path) -> str:
@@ -355,7 +367,6 @@ class _Session:
     stop: StopSignal
     evaluate: Callable | None
     profile: Profile
-    stuck: bool = False  # whether the loader hung when the run was told to stop
 
     def steps(self, state: TrainState) -> TrainState:
         """Steps until the end of the run or a stop signal; the state after the last of them."""
@@ -384,8 +395,7 @@ class _Session:
         finally:
             self.profile.close()
             self.report.close()
-            self.stuck = loader.stuck
-            if not self.stuck:
+            if not loader.stuck:  # a thread that hangs still reads in it
                 dataset.close()
         return state
 
@@ -395,11 +405,13 @@ class _Session:
         if self._due(step) and first_says(step not in self.report.evaluations) and self._evaluate(state, step):
             return state
         while step < config.steps and not self.stop.poll():
+            stuck.at(f"the batch of step {step + 1}")
             try:
                 batch = next(loader)
             except Stopped:
                 break
             step += 1
+            stuck.at(f"step {step}")
             self.profile.before(step)
             state, metrics = self.run.step(state, batch)
             watch.sent(step, metrics)
@@ -414,6 +426,7 @@ class _Session:
                 break
             if step % config.checkpoint.every == 0 and step < config.steps:
                 watch.finish()
+                stuck.at(f"the save of step {step}")
                 self.checkpoints.save(state)
         return state
 
@@ -421,10 +434,12 @@ class _Session:
         """Whether there is a quick evaluation after this step."""
         config = self.run.assembly.config
         every = config.eval.every
-        return self.evaluate is not None and every > 0 and step % every == 0 and 0 < step < config.steps
+        last = step == config.steps
+        return self.evaluate is not None and every > 0 and step > 0 and (step % every == 0 or last)
 
     def _evaluate(self, state: TrainState, step: int) -> bool:
         """Evaluate and log; True when a signal ended it."""
+        stuck.at(f"the evaluation after step {step}")
         started = time.perf_counter()
         try:
             mean = self.evaluate(self.run, state, self.stop.check)

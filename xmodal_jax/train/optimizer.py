@@ -54,9 +54,16 @@ def factor_for(path: str, groups: tuple[tuple[str, float], ...]) -> float:
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up, then cosine down to `end_lr * lr` at the last step; `sgd_lr` from the step `sgd_after` on."""
-    warmup = min(config.warmup, max(1, steps - 1))
-    adam = optax.warmup_cosine_decay_schedule(0.0, config.lr, warmup, max(steps, warmup + 1), config.lr * config.end_lr)
+    """Linear warm-up, then cosine down to `end_lr * lr`; `sgd_lr` from the update `sgd_after` on.
+
+    Update i, from 0, has the rate lr * (i + 1) / warmup up to i = warmup - 1 (without a warm-up the first one has lr), and the
+    last one, i = steps - 1, exactly `end_lr * lr`. A run of no more steps than its warm-up takes the first updates of a
+    longer one: it never has a higher rate than that, and neither reaches `lr` before its end nor comes down.
+    """
+    warmup = max(1, config.warmup)
+    end = max(steps, warmup + 1)  # never reached by a run that only climbs
+    cosine = optax.warmup_cosine_decay_schedule(0.0, config.lr, warmup, end, config.lr * config.end_lr)
+    adam = lambda update: cosine(update + 1)
     if not config.sgd_after:
         return adam
     return lambda step: jnp.where(step < config.sgd_after, adam(step), jnp.float32(config.sgd_lr))

@@ -32,7 +32,7 @@ def view(params: Params, teacher: Teacher) -> Params:
 
 
 def momentum_at(config: TeacherConfig, step: Array) -> Array:
-    """The EMA's momentum; with warm-up min(m, (1 + step) / (10 + step))."""
+    """The EMA's momentum at `step`; with `config.warmup` at most (1 + step) / (10 + step)."""
     momentum = jnp.float32(config.momentum)
     if not config.warmup:
         return momentum
