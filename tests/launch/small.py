@@ -1,7 +1,9 @@
 """A config that compiles in seconds, with state of every kind but one objective: contrastive with teacher and queue."""
 
+import os
 import pathlib
 import runpy
+import time
 
 QUICKSTART = pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py"
 
@@ -12,4 +14,19 @@ def get_config():
     config.objectives = {"itc": config.objectives.itc}
     config.batch_size, config.log_every, config.data.image_size = 8, 1, 16
     config.checkpoint.every = 2
+    if seconds := float(os.environ.get("SLOW_LOADER", "0")):
+        slow_down(seconds)
     return config
+
+
+def slow_down(seconds: float) -> None:
+    """A disk on which each batch takes so long."""
+    from xmodal_jax.data.pipeline import TrainDataset
+
+    fast = TrainDataset.batch_from
+
+    def slow(self, *where):
+        time.sleep(seconds)
+        return fast(self, *where)
+
+    TrainDataset.batch_from = slow

@@ -6,6 +6,7 @@ The quick version kills one of two processes; `bash launch/test.sh -m slow` also
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import time
@@ -94,6 +95,38 @@ def test_a_killed_process_costs_the_steps_since_the_last_save_only(environment, 
     assert "process 1 of 2 ended with signal 9" in said and "a peer died or cannot be reached" in said
     assert "resuming" in said and f"{STEPS}/{STEPS}" in said
     equal(tmp_path, whole)
+
+
+def moment_of(moment: str, workdir: pathlib.Path, job: subprocess.Popen) -> None:
+    """Wait for a step after the first save, a save that is being written, or a batch that the loader is making."""
+    wait_for(workdir / "checkpoints" / "2", job)
+    while moment == "save" and not list(workdir.glob("checkpoints/*tmp*")):
+        assert job.poll() is None, job.stdout.read()
+        time.sleep(0.001)
+    if moment == "loader":
+        time.sleep(4)  # nearly all of a step is its batch, and each process has told so
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("moment", "stage"),
+    [("step", "(step|the batch of step|the save of step)"), ("loader", "the batch of step"), ("save", "(the|step)")],
+)
+def test_a_stopped_process_is_named_and_ends_the_job(environment, arguments, tmp_path, moment, stage):
+    """One of four processes is stopped; the others name it within `--stall` seconds, and the launcher ends what is left."""
+    command = ["bash", ROOT / "launch" / "local.sh", "-n", "4", "--", "train", *arguments(tmp_path, 4000), "--stall", "25"]
+    slow = {"SLOW_LOADER": "3"} if moment == "loader" else {}
+    job = subprocess.Popen(
+        command, env=environment | slow, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    moment_of(moment, tmp_path, job)
+    os.kill(command_of(2, tmp_path), signal.SIGSTOP)
+    began = time.monotonic()
+    said, _ = job.communicate(timeout=100)
+    assert time.monotonic() - began < 25 + 8, "and the launcher waits 5 s for the stopped one"
+    assert job.returncode == 75, said
+    named = re.findall(rf"process [013] of 4: process 2 of 4 is stuck: silent for \d+ s, last at: {stage}", said)
+    assert named and "the last save is step" in said, said
 
 
 @pytest.mark.slow

@@ -80,9 +80,9 @@ class Job:
 class PeerWatch:
     """Beats for this process and watches the others; a context manager, in every process of a job.
 
-    `leave(said)` is called by a thread when a process has brought no news for most of `seconds`, and must end this process;
-    process 0 is to be the last, for jax ends the others roughly when the store goes. `client` is jax's, of the coordination
-    service.
+    `leave(said, after)` is called by a thread when a process has brought no news for most of `seconds`; it must end this
+    process, `after` so many seconds: process 0 is the last, for jax aborts the others when the store goes. `client` is jax's,
+    of the coordination service.
     """
 
     def __init__(self, seconds: float, leave: Callable[[str, float], None], client: Any, process: int, count: int) -> None:
