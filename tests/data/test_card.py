@@ -176,5 +176,5 @@ def test_the_report_says_what_can_be_reached():
         "skipped: 2 x torn",
     ]
     words = {"en": {"median": 3, "99 %": 9, "longest": 40}}
-    assert report(card(words=words))[-1] == "words of a 'en' caption: half have 3 or fewer, 99 % 9, the longest 40"
+    assert report(card(words=words))[-1] == "words of a caption in 'en': half have 3 or fewer, 99 % 9, the longest 40"
     assert report(card()) == ["train: 2 records, 4 captions, 2 groups"]  # a card of before

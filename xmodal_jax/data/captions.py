@@ -18,8 +18,8 @@ JOINERS = "\u200c\u200d"  # stand inside words of Persian and of India's languag
 def normal_caption(caption: str) -> str:
     """A caption as captions are compared: white space collapsed, lower case, composed letters (Unicode NFC).
 
-    Accents count, and so does the difference of "Ma\u00dfe" and "Masse" that case folding would drop. Case is that of no
-    language in particular: the Turkish capital of the dotless i is taken for that of i.
+    Accents count, and so does the difference of "Ma\u00dfe" and "Masse" that case folding would drop. Case is that
+    of no language in particular: the Turkish capital of the dotless i is taken for that of i.
     """
     text = unicodedata.normalize("NFC", " ".join(caption.split()))
     return unicodedata.normalize("NFC", text.lower())
@@ -39,7 +39,7 @@ def caption_keys(captions: Iterable[str]) -> np.ndarray:
 
 
 def says_something(caption: str) -> bool:
-    """Whether there is a letter, digit, punctuation mark or symbol in it, not combining marks and control codes alone."""
+    """Whether there is a letter, digit, punctuation mark or symbol in it, more than marks and control codes."""
     return any(unicodedata.category(char)[0] in "LNPS" for char in caption)
 
 

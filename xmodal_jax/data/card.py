@@ -237,7 +237,7 @@ def report(card: Card) -> list[str]:
             )
     for language, words in card.words.items():
         lines.append(
-            f"words of a '{language}' caption: half have {words['median']} or fewer, 99 % {words['99 %']}, the longest "
+            f"words of a caption in '{language}': half have {words['median']} or fewer, 99 % {words['99 %']}, the longest "
             f"{words['longest']}"
         )
     lines += [f"skipped: {count} x {reason}" for reason, count in card.skipped.items()]

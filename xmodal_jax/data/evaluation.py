@@ -24,8 +24,8 @@ class EvalSplit:
     """A split as evaluation reads it: every picture of one view once, every caption once.
 
     n records, M captions: `keys` and `rows` (row in the split) [n]; `captions` [M]; `caption_owner` int32 [M], the
-    position of its record in `keys`; `text` int32 [M,L]; `text_keys` int32 [M], the same only for the same text (`captions.caption_keys`);
-    `labels` float32 [n,C] or None.
+    position of its record in `keys`; `text` int32 [M,L]; `text_keys` int32 [M], the same only for the
+    same text (`captions.caption_keys`); `labels` float32 [n,C] or None.
     """
 
     view: str

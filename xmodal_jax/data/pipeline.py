@@ -37,8 +37,8 @@ SAMPLED = 2000  # records whose captions say how many are cut
 class DataConfig:
     """What is read and how. Raises `UserError` for impossible values.
 
-    `path`: the data set's folder. `image_size`: px of a side. `length`: tokens of a text, [CLS] and [SEP] included; a longer
-    one loses its end.
+    `path`: the data set's folder. `image_size`: px of a side. `length`: tokens of a text, [CLS] and [SEP] included; a
+    longer one loses its end.
     `languages`: those of the captions. `views`: those of the pictures, () for all. `features`: names of cached tokens
     to read in place of pictures. `second_view`: batches also have another picture of each record, `image2`.
     `embeddings`: name of a frozen teacher's embeddings that batches carry (`xmodal data embed`).
@@ -235,7 +235,7 @@ class TrainDataset:
             self.split.stages.done()
 
     def cut(self) -> dict[str, float]:
-        """How many captions `config.data.length` cuts, see `text.cut`; counted on up to 2,000 records of the whole split."""
+        """How many captions `config.data.length` cuts (`text.cut`), counted on up to 2,000 records all over the split."""
         captions = []
         for row in np.linspace(0, len(self.split) - 1, min(len(self.split), SAMPLED)).astype(int):
             with contextlib.suppress(CorruptRecord):  # counted where it is needed
@@ -341,8 +341,8 @@ def train_dataset(
     caption (of `cfg.languages`) of one record, augmented. Fields: `image` uint8 [B,H,W,3], or with `cfg.features`
     float16 [B,N,D] of the cached tokens, flipped at random; `text` int32 [B,L];
     `index` int32 [B], the row in the split, and `id`, the same or with `cfg.match` "labels" what its labels make;
-    `text_key` int32 [B], the number of the caption's text in the data set, whatever of it `text` can hold; `labels` float32
-    [B,C] where the card names labels. A record that cannot be read is replaced by the next; over 1 % of them raise
+    `text_key` int32 [B], the number of the caption's text in the data set, whatever of it `text` can hold; `labels`
+    float32 [B,C] where the card names labels. A record that cannot be read is replaced by the next; over 1 % of them raise
     `UserError`, as do the faults of `Split`.
 
     With `cfg.second_view` also `image2`, like `image`: another view of the record, augmented by itself; where the

@@ -31,8 +31,8 @@ class Tokenizer:
 
     A text that spells a special token ("[SEP]") is plain text: its brackets and letters.
 
-    Raises `UserError` if the file does not exist, is no tokenizer, lacks a special token, has [PAD] anywhere but at 0 or
-    ids far above the number of its tokens, or cannot encode a text.
+    Raises `UserError` if the file does not exist, is no tokenizer, lacks a special token, has [PAD] anywhere but at 0
+    or ids far above the number of its tokens, or cannot encode a text.
     """
 
     def __init__(self, path: os.PathLike | str):
@@ -125,8 +125,8 @@ def cut(tokenizer: Tokenizer, captions: Sequence[str], ids: np.ndarray) -> dict[
     """How much of `captions` is lost in their `ids` int32 [M,L].
 
     Returns:
-      "share": % of the captions that lose their end; in tokens, [CLS] and [SEP] included, "length" L, "enough", the length
-      that keeps 99 % of them whole, and "longest".
+      "share": % of the captions that lose their end; in tokens, [CLS] and [SEP] included, "length" L, "enough", the
+      length that keeps 99 % of them whole, and "longest".
     """
     length, lengths = ids.shape[1], (ids != tokenizer.pad_id).sum(1)
     full = np.flatnonzero(lengths == length)  # what ends before it is whole
@@ -201,7 +201,7 @@ def _minilm_file() -> pathlib.Path:
 
 
 def _splitter(accents: bool):
-    """BERT's normaliser (lower case; without `accents` all marks are dropped) and its split into words and punctuation."""
+    """BERT's normaliser (lower case; no marks unless `accents`) and its split into words and punctuation."""
     from tokenizers import normalizers, pre_tokenizers
 
     normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=not accents)
