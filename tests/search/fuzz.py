@@ -26,7 +26,9 @@ def spoil_header(path: pathlib.Path, draw: random.Random) -> str:
     places = [(header, key) for key in header]
     for entries in header["blocks"].values():
         places += [(entry, key) for entry in entries for key in entry] + [(entries, i) for i in range(len(entries))]
-    places += [(header["blocks"], key) for key in header["blocks"]] + [(header["extra"], key) for key in header["extra"]]
+    places += [(header["blocks"], key) for key in header["blocks"]] + [
+        (header["extra"], key) for key in header["extra"]
+    ]
     where, key = draw.choice(places)
     value = draw.choice(ODD)
     if draw.random() < 0.2:

@@ -143,7 +143,9 @@ def test_an_index_that_does_not_say_its_side_has_pictures(tiny_index, tiny_run, 
     hits = query.answer(old, words, k=4, stages=Stages("dense", 0, 8))
     want = query.answer(tiny_index, words, k=4, stages=Stages("dense", 0, 8))
     assert [(hit.row, round(hit.score, 4)) for hit in hits] == [(hit.row, round(hit.score, 4)) for hit in want]
-    assert build.build_index(*opened_run, str(tiny_run[0]), str(old), split="train", how=build.How(append=True))[1] == 48
+    assert (
+        build.build_index(*opened_run, str(tiny_run[0]), str(old), split="train", how=build.How(append=True))[1] == 48
+    )
 
 
 def test_words_are_not_matched_with_captions(caption_index):

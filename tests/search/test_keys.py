@@ -37,7 +37,9 @@ def test_the_same_pictures_again_are_refused(copy, tiny_run, opened_run):
     with pytest.raises(UserError, match="24 of the 24 new rows are in .*index already .*--upsert.*--allow-duplicates"):
         build.build_index(*opened_run, str(tiny_run[0]), str(copy), how=build.How(append=True))
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
-    assert build.build_index(*opened_run, str(tiny_run[0]), str(copy), split="train", how=build.How(append=True))[1] == 48
+    assert (
+        build.build_index(*opened_run, str(tiny_run[0]), str(copy), split="train", how=build.How(append=True))[1] == 48
+    )
 
 
 def test_duplicates_that_are_allowed_are_doubled_and_told(copy, tiny_run, opened_run, caplog):

@@ -130,7 +130,9 @@ def test_a_file_that_another_process_has_open_is_one_sentence(tmp_path):
     code += "; print('in', flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        with pytest.raises(UserError, match=rf"rows.db' is open in another process \({other.pid}\); wait until it ends"):
+        with pytest.raises(
+            UserError, match=rf"rows.db' is open in another process \({other.pid}\); wait until it ends"
+        ):
             milvus.refuse_bad_uri(str(tmp_path / "rows.db"))
         other.communicate(b"\n")
     milvus.refuse_bad_uri(str(tmp_path / "rows.db"))

@@ -16,7 +16,9 @@ def copied(run: pathlib.Path, path: pathlib.Path, other: bool = False) -> pathli
     shutil.copytree(run, path)
     if other:
         told = json.loads((path / "run.json").read_text())
-        told["config"]["eval"]["params"] = {"teacher": "student", "student": "teacher"}[told["config"]["eval"]["params"]]
+        told["config"]["eval"]["params"] = {"teacher": "student", "student": "teacher"}[
+            told["config"]["eval"]["params"]
+        ]
         (path / "run.json").write_text(json.dumps(told))
     return path
 
@@ -41,7 +43,9 @@ def test_a_run_is_found_from_its_index_before_another_one_where_it_was(tiny_run,
     opened = Index.open("there/index")
     assert fingerprint(origin.open_origin(opened)[1]) == model
     shutil.rmtree(here)
-    told = rf"'{there / 'run'}' is another run.*; '{here / 'run'}' is gone: name the run that made it with --workdir RUN"
+    told = (
+        rf"'{there / 'run'}' is another run.*; '{here / 'run'}' is gone: name the run that made it with --workdir RUN"
+    )
     with pytest.raises(UserError, match=told):
         origin.open_origin(opened)
     with pytest.raises(UserError, match="'there' holds no run"):

@@ -4,7 +4,14 @@ from xmodal_jax.data.text import Tokenizer, build_vocabulary, save_tokenizer
 from xmodal_jax.errors import UserError
 from xmodal_jax.search import words
 
-CAPTIONS = ["a red circle", "the circle is red", "a blue square", "the square is blue", "there is bread in an urn", "an elf"]
+CAPTIONS = [
+    "a red circle",
+    "the circle is red",
+    "a blue square",
+    "the square is blue",
+    "there is bread in an urn",
+    "an elf",
+]
 
 
 @pytest.fixture(scope="module")

@@ -253,4 +253,3 @@ def side_of(extra: dict[str, Any]) -> str:
     side = extra.get("side", "image")
     refuse_unless(side in ROWS, f"an index of side '{side}' is of another program; index again")
     return side
-

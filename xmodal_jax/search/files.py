@@ -231,7 +231,8 @@ class Lines:
         self._text = mapped(self.file)
         self._ends = _npy(path / entry["lines"]["file"], (entry["rows"],), "int64")
         refuse_unless(
-            self._ends is not None, f"{self.file} has torn lines; index again, or open the rows before it with --prefix."
+            self._ends is not None,
+            f"{self.file} has torn lines; index again, or open the rows before it with --prefix.",
         )
 
     def __getitem__(self, line: int) -> dict:
@@ -241,6 +242,7 @@ class Lines:
         except (ValueError, RecursionError):  # no JSON, or no UTF-8
             item = None
         refuse_unless(
-            isinstance(item, dict), f"line {line + 1} of {self.file} is torn or was changed; search with --verify, or index again."
+            isinstance(item, dict),
+            f"line {line + 1} of {self.file} is torn or was changed; search with --verify, or index again.",
         )
         return item

@@ -34,7 +34,9 @@ def is_whole(header: dict[str, Any]) -> bool:
 
 def _hold(blocks: dict[str, Any], count: int) -> bool:
     """Whether the blocks of every kind are files cut at the same rows, `count` in all."""
-    if not all(isinstance(entries, list) and all(_is_entry(own, kind) for own in entries) for kind, entries in blocks.items()):
+    if not all(
+        isinstance(entries, list) and all(_is_entry(own, kind) for own in entries) for kind, entries in blocks.items()
+    ):
         return False
     cuts = [[entry["rows"] for entry in entries] for entries in blocks.values()]
     return all(cut == cuts[0] for cut in cuts) and sum(cuts[0]) == count > 0

@@ -79,9 +79,11 @@ def replacing(path: str | os.PathLike, model: str, names: Names, side: str) -> I
     refuse_damaged(path, header)
 
     def unchanged() -> None:
-        refuse_unless(files.read_header(path) == header, f"{path} was written by another process meanwhile; start again.")
+        refuse_unless(
+            files.read_header(path) == header, f"{path} was written by another process meanwhile; start again."
+        )
 
-    old = Index.open(path, verify=False)
+    old = Index.open(path)  # with checksums: the copies get new ones
     sizes = ("dense", old.width), ("codes", old.bits)
     own = list(digests_in(old, side))
     kept = np.array([one not in names for one in own], bool)

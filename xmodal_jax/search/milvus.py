@@ -39,7 +39,9 @@ def load_milvus() -> Any:
     try:
         import pymilvus
     except ImportError:
-        raise UserError("pymilvus is not installed; run pip install -e '.[index]' in the clone of xmodal_jax.") from None
+        raise UserError(
+            "pymilvus is not installed; run pip install -e '.[index]' in the clone of xmodal_jax."
+        ) from None
     return pymilvus
 
 
@@ -54,12 +56,16 @@ def refuse_bad_uri(uri: str) -> None:
         f"--uri '{uri}' is no address and no name that milvus-lite takes; write http://HOST:19530, or a file name of at most "
         "36 letters, digits and . _ - that ends in .db",
     )
-    refuse_unless(path.parent.is_dir(), f"--uri '{uri}': there is no folder '{path.parent}'; make it, or write another path")
+    refuse_unless(
+        path.parent.is_dir(), f"--uri '{uri}': there is no folder '{path.parent}'; make it, or write another path"
+    )
     refuse_unless(not path.is_dir(), f"--uri '{uri}' is a folder; write the path of a .db file")
     if path.exists():
         with open(path, "rb") as file:
             start = file.read(len(SQLITE))
-        refuse_unless(start in (b"", SQLITE), f"--uri '{uri}' is a file that Milvus did not write; write another file name")
+        refuse_unless(
+            start in (b"", SQLITE), f"--uri '{uri}' is a file that Milvus did not write; write another file name"
+        )
     holder = _holder(path.with_name(f".{path.name}.lock"))
     refuse_unless(holder in (0, os.getpid()), _in_use(uri, f" ({holder})"))
 

@@ -44,8 +44,8 @@ def open_origin(opened: Index, workdir: str | os.PathLike = "") -> tuple[Assembl
         bool(workdir) or "workdir" in opened.extra,
         f"the index {opened.path} names no work directory; write --workdir RUN, or make it with `xmodal index`",
     )
-    seen = []
-    for place in [workdir] if workdir else _places(opened, opened.extra.get("workdir_from_index"), opened.extra["workdir"]):
+    seen, told = [], opened.extra
+    for place in [workdir] if workdir else _places(opened, told.get("workdir_from_index"), told["workdir"]):
         found, other = _run_at(pathlib.Path(place), open_run, opened.model)
         if found is not None:
             return found

@@ -120,7 +120,9 @@ def opened(path: pathlib.Path) -> Iterator[int]:
 def made(path: pathlib.Path, overwrite: bool, check: Callable[[], None] = lambda: None) -> Iterator[pathlib.Path]:
     """A hidden folder to write in, which is at `path` when the body has ended well and gone when it has not.
 
-    `check` is called before it goes there, when no other process can write, and raises where it should not. Raises UserError as `refuse_taken`, before the body and, for what appeared meanwhile, after it.
+    `check` is called before it goes there, when no other process can write, and raises where it should not.
+
+    Raises UserError as `refuse_taken`, before the body and, for what appeared meanwhile, after it.
     """
     refuse_taken(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,8 @@ class Stages:
         for name, size in asked:
             if size > count:
                 log.warning("%s %d is more than the %d %s: all are taken", name, size, count, rows)
-        return dataclasses.replace(self, shortlist=min(self.shortlist, count), rerank=min(self.rerank, count)), min(k, count)
+        fitted = dataclasses.replace(self, shortlist=min(self.shortlist, count), rerank=min(self.rerank, count))
+        return fitted, min(k, count)
 
 
 def shortlisted(backend: Backend, index: Index, codes: np.ndarray, embed: np.ndarray, shortlist: int,
