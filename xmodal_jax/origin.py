@@ -60,10 +60,10 @@ class Origin:
 
     def refuse_missing(self, path: str) -> None:
         """Raise UserError when there is no data set at `path`, the config's, with where it was looked for."""
-        looked = ", ".join(f"'{place}'" for place in self.places())
+        looked = dict.fromkeys([str(path), *map(str, self.places())])
         refuse_unless(
             (pathlib.Path(path) / CARD_FILE).is_file(),
-            f"the data set of the run '{self.workdir}' is not there (looked for {path!r}, {looked}); "
+            f"the data set of the run '{self.workdir}' is not there (looked for {', '.join(map(repr, looked))}); "
             "write where it is now, --data FOLDER",
         )
 
