@@ -31,7 +31,8 @@ class Origin:
 
     def places(self) -> list[pathlib.Path]:
         """Where the data set may be: its path as it was written, from the run's folder, and the absolute one."""
-        found = (pathlib.Path(self.data["path"]), self.workdir / self.data["from_workdir"], self.data["absolute"])
+        beside = os.path.realpath(self.workdir / self.data["from_workdir"])
+        found = (self.data["path"], beside, self.data["absolute"])
         return list({os.path.realpath(path): pathlib.Path(path) for path in reversed(found)}.values())[::-1]
 
     def locate(self) -> pathlib.Path | None:
