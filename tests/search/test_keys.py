@@ -95,3 +95,26 @@ def test_items_of_the_caller_s_own_are_like_no_other(tmp_path):
     opened = Index.open(store.write(tmp_path / "index", np.eye(3), [{}, {"key": "a", "view": "v"}, {"name": 1}]))
     found = list(keys.digests_in(opened, "image"))
     assert len(set(found)) == 3 and found[1] == keys.digest("a", "v")
+
+
+@pytest.mark.parametrize("kind", ["dense", "codes"])
+def test_an_index_of_one_kind_alone_is_replaced_and_a_damaged_one_is_not(tmp_path, rng, kind):
+    items = [{"key": f"k{i}", "view": "v"} for i in range(6)]
+    rows = rng.normal(size=(8, 8))
+    given = lambda rows: (rows, None) if kind == "dense" else (None, rows)
+    path = store.write(tmp_path / "index", given(rows[:6])[0], items, given(rows[:6])[1], "abc", block_rows=4)
+    before = Index.open(path).vectors(kind)
+    names = {keys.digest(key, "v"): (key, "v") for key in ("k1", "new")}
+    with keys.replacing(path, "abc", names, "image") as out:
+        out.add(given(rows[6:])[0], [{"key": "k1", "view": "v"}, {"key": "new", "view": "v"}], given(rows[6:])[1])
+    new = Index.open(path)
+    assert [new.item(row)["key"] for row in range(7)] == ["k0", "k2", "k3", "k4", "k5", "k1", "new"]
+    np.testing.assert_array_equal(new.vectors(kind)[:5], np.delete(before, 1, axis=0))
+    block = path / f"{kind}-00000.npy"
+    data = bytearray(block.read_bytes())
+    data[-1] ^= 1
+    block.write_bytes(data)
+    with pytest.raises(UserError, match=f"{block.name} is torn or was changed"):
+        with keys.replacing(path, "abc", names, "image"):
+            raise AssertionError("copied a damaged block")
+    assert block.read_bytes() == data

@@ -98,6 +98,6 @@ def replacing(path: str | os.PathLike, model: str, names: Names, side: str) -> I
             rows = start + np.flatnonzero(kept[start : start + BLOCK_ROWS])
             if len(rows):
                 dense, codes = (old.stored(rows, kind) if size else None for kind, size in sizes)
-                out.add(dense, map(old.item, rows), codes, packed=True, stored=True)
+                out.add(dense, map(old.item, rows), codes, packed=old.bits > 0, stored=True)
         yield out
         out.finish()
