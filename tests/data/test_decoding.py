@@ -163,12 +163,13 @@ def test_a_large_picture_is_read_without_a_warning():
     assert told == []
 
 
+@pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", FORMATS)
-def test_mutated_files_are_pictures_or_corrupt(kind, rng):
+def test_mutated_files_are_pictures_or_corrupt(kind, count, rng):
     whole = saved(COLOURS, kind)
     train = train_image(8, AugmentConfig())
     refused = 0
-    for _ in range(100):
+    for _ in range(count):
         data = bytearray(whole[: rng.integers(1, len(whole) + 1)] if rng.random() < 0.3 else whole)
         for at in rng.integers(0, len(data), rng.integers(1, 12)):
             data[at] = rng.integers(256)
