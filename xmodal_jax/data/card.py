@@ -18,18 +18,28 @@ from xmodal_jax.whole import write_whole
 FORMAT = 3
 CARD_FILE = "card.json"
 RECALL_AT = (1, 5, 10)
-SPLIT_FIELDS = {"records": int, "captions": int, "groups": int, "files": list, "digest": str}
-WORD_FIELDS = {"median": int, "99 %": int, "longest": int}
-EMBEDDING_FIELDS = {
-    "teacher": str,
-    "weights": str,
-    "width": int,
-    "views": list,
-    "languages": list,
-    "dtype": str,
-    "files": dict,
-}
-FEATURE_FIELDS = {"tower": str, "size": int, "tokens": int, "width": int, "views": list, "dtype": str, "files": dict}
+ANY = "*"  # any name
+RECALLS = {f"R@{k}": float for k in RECALL_AT}
+FILES = {ANY: [str]}
+SHAPES: dict[str, Any] = {  # of the fields: a type, [what a list holds], {name: what it has}
+    "languages": [str],
+    "views": [str],
+    "label_names": [str],
+    "splits": {ANY: {"records": int, "captions": int, "groups": int, "files": [str], "digest": str}},
+    "ceiling": {ANY: {"i2t": RECALLS, "t2i": RECALLS}},
+    "duplicates": {ANY: {"captions": int, "unique": int, "unique_per_image": float, "shared": float}},
+    "words": {ANY: {"median": int, "99 %": int, "longest": int}},
+    "skipped": {ANY: int},
+    "copies": {ANY: int},
+    "features": {
+        ANY: {"tower": str, "size": int, "tokens": int, "width": int, "views": [str], "dtype": str, "files": FILES}
+    },
+    "embeddings": {
+        ANY: {
+            "teacher": str, "weights": str, "width": int, "views": [str], "languages": [str], "dtype": str, "files": FILES
+        }
+    },
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,20 +151,24 @@ def _checked(content: Any, path: pathlib.Path) -> Card:
         )
     unknown = set(content) - {field.name for field in dataclasses.fields(Card)}
     refuse_unless(not unknown, f"{path}: unknown field {_listed(unknown)}; was it written by a newer version?")
-    _check_entries(content["splits"], SPLIT_FIELDS, "splits", path)
-    _check_entries(content.get("words", {}), WORD_FIELDS, "words", path)
-    _check_entries(content.get("features", {}), FEATURE_FIELDS, "features", path)
-    _check_entries(content.get("embeddings", {}), EMBEDDING_FIELDS, "embeddings", path)
+    for name, shape in SHAPES.items():
+        if name in content:
+            _refuse_misshapen(content[name], shape, name, path)
     return Card(**content)
 
 
-def _check_entries(entries: dict, fields: dict[str, type], where: str, path: pathlib.Path) -> None:
-    for name, entry in entries.items():
-        refuse_unless(isinstance(entry, dict), f"{path}: field '{where}.{name}' must be a dict.")
-        for field, kind in fields.items():
-            refuse_unless(
-                isinstance(entry.get(field), kind), f"{path}: field '{where}.{name}.{field}' must be a {kind.__name__}."
-            )
+def _refuse_misshapen(value: Any, shape: Any, where: str, path: pathlib.Path) -> None:
+    """Raise UserError unless a field's value, and all that it holds, has the shape that `SHAPES` says."""
+    kind = shape if isinstance(shape, type) else type(shape)
+    good = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+    good = good and (kind not in (int, float) or 0 <= value < 2**63)  # also no NaN
+    refuse_unless(good, f"{path}: field '{where}' must be a {kind.__name__}.")
+    if kind is list:
+        for number, entry in enumerate(value):
+            _refuse_misshapen(entry, shape[0], f"{where}[{number}]", path)
+    elif kind is dict:
+        for name in value if ANY in shape else shape:
+            _refuse_misshapen(value.get(name), shape.get(ANY, shape.get(name)), f"{where}.{name}", path)
 
 
 def ceiling(captions: Sequence[Sequence[str]], ks: Sequence[int] = RECALL_AT) -> dict[str, dict[str, float]]:

@@ -68,7 +68,7 @@ class Build:
     def skip(self, skip: Skip) -> None:
         """Count one thing left out; the first few are named in the log."""
         if self.skipped.total() < NAMED_SKIPS:
-            log.warning("left out: %s: %s", skip.reason, skip.where)
+            log.warning("left out: %s: %s", skip.reason, mended(skip.where))
         self.skipped[skip.reason] += 1
 
     def abort(self) -> None:
