@@ -104,7 +104,10 @@ def moment_of(moment: str, workdir: pathlib.Path, job: subprocess.Popen) -> None
         assert job.poll() is None, job.stdout.read()
         time.sleep(0.001)
     if moment == "loader":
-        time.sleep(4)  # nearly all of a step is its batch, and each process has told so
+        before = len(losses(workdir))
+        while len(losses(workdir)) == before:
+            time.sleep(0.05)
+        time.sleep(4)  # of the 10 s that the next batch takes; each process has told that it waits for it
 
 
 @pytest.mark.slow
@@ -115,7 +118,9 @@ def moment_of(moment: str, workdir: pathlib.Path, job: subprocess.Popen) -> None
 def test_a_stopped_process_is_named_and_ends_the_job(environment, arguments, tmp_path, moment, stage):
     """One of four processes is stopped; the others name it within `--stall` seconds, and the launcher ends what is left."""
     command = ["bash", ROOT / "launch" / "local.sh", "-n", "4", "--", "train", *arguments(tmp_path, 4000), "--stall", "25"]
-    slow = {"SLOW_LOADER": "3"} if moment == "loader" else {}
+    slow = {"SLOW_LOADER": "10"} if moment == "loader" else {}
+    if slow:
+        command += ["--config.data.threads=1", "--config.data.prefetch=1"]
     job = subprocess.Popen(
         command, env=environment | slow, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
