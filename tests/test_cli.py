@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from xmodal_jax.cli import main, section_overrides, split_overrides
+from xmodal_jax.cli import main, split_overrides
+from xmodal_jax.commands import section_overrides
 from xmodal_jax.errors import UserError
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "quickstart.py"
