@@ -77,7 +77,7 @@ def test_a_stuck_process_is_named_with_its_stage_and_ends_the_job(members, stopp
     began = time.monotonic()
     own = [processes[number] for number in ((0, 1, 3) if stopped else range(4))]
     said = [process.communicate(timeout=100)[1] for process in own]
-    assert time.monotonic() - began < STALL + 2  # for the processes to end
+    assert time.monotonic() - began < STALL + 20  # for the processes to end, on a busy machine too
     assert [process.returncode for process in own] == [GONE] * len(own), said
     for text in said:
         assert "process 2 of 4" in text and "is stuck: " in text and "last at: the batch of step 1" in text, text
