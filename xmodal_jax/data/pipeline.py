@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from xmodal_jax.data.captions import caption_keys as caption_keys  # also known from here
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.embeddings import Embeddings
 from xmodal_jax.data.image import AugmentConfig, CorruptImage, train_image
