@@ -80,6 +80,9 @@ def test_a_run_that_goes_on_with_another_split_keeps_what_it_had(opened_run, tmp
     assert np.load(tmp_path / TRAINED_FILE).tolist() == sorted(np.concatenate(both).tolist())
     keep_trained(other, tmp_path, True)
     assert np.load(tmp_path / TRAINED_FILE).tolist() == both[1].tolist()
+    (tmp_path / TRAINED_FILE).write_bytes(b"")  # what a power loss leaves
+    with pytest.raises(UserError, match=f"{TRAINED_FILE}' cannot be read"):
+        keep_trained(other, tmp_path, False)
 
 
 def test_evaluating_what_was_trained_on_is_refused_unless_asked_for(opened_run, other_data):

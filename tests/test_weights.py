@@ -131,6 +131,8 @@ def test_statistics_stay_with_the_run_when_the_weights_folder_is_gone(shapes_dat
     description = json.loads(json.dumps(assembly.describe()))
     assert reassemble(description, tmp_path).model == assembly.model
     (tmp_path / "run.json").write_text(json.dumps(description))
+    assert with_kept_statistics(config, tmp_path) == config, "nothing is trained yet: the weights named now tell"
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     resumed = with_pixel_statistics(with_kept_statistics(config, tmp_path))  # what a resumed training does
     assert resumed.image == dataclasses.replace(assembly.config.image, groups=resumed.image.groups)
 

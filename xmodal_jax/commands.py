@@ -101,7 +101,10 @@ def train(args: argparse.Namespace, overrides: list[str]) -> None:
     from xmodal_jax.train.loop import train as run_training
 
     config, profile = configs.freeze(configs.load(args.config, overrides)), steps_of(args.profile)
-    refuse_unless(args.stall == 0 or args.stall >= 1, f"--stall is {args.stall}; write seconds, 1 or more, or 0 for off")
+    refuse_unless(
+        args.stall == 0 or 1 <= args.stall <= 86400,
+        f"--stall is {args.stall}; write seconds from 1 to 86400 (a day), or 0 for off",
+    )
     silence = processes.heartbeat_for(args.stall)
     processes.initialize(args.coordinator, args.processes, args.process, args.distributed, silence, args.wait)
 

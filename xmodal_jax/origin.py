@@ -91,7 +91,13 @@ def keep_trained(config: Config, workdir: pathlib.Path, fresh: bool) -> None:
     path, records = workdir / TRAINED_FILE, Card.load(config.data.path).split(config.data.split)["records"]
     own = load_digests(config.data.path, config.data.split, records)
     if not fresh and path.is_file():
-        own = np.union1d(own, np.load(path))
+        try:
+            own = np.union1d(own, np.load(path))
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(
+                f"'{path}' cannot be read ({error}), and it alone tells which records the run was trained on; put a good "
+                "copy there"
+            ) from error
     write_whole(path, lambda file: np.save(file, own))
 
 

@@ -68,7 +68,7 @@ def test_blocks_and_devices_do_not_change_the_result(rng):
 
 def test_the_block_of_scores_is_bounded_whatever_the_sizes():
     assert retrieval.block_size(10**6, 10**6, None) * 10**6 <= retrieval.BLOCK_SCORES
-    assert retrieval.block_size(5, 100, None) == 5
+    assert retrieval.block_size(5, 100, None) == retrieval.block_size(5, 100, 4000) == 5
     assert retrieval.block_size(5, 100, None, multiple=8) == 8
     assert retrieval.block_size(5, 10**9, None) == 1
 

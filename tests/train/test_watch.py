@@ -63,8 +63,9 @@ def test_a_start_without_any_negative_ends_the_run():
 
 
 def test_only_objectives_that_need_negatives_are_watched():
-    built = build_objectives({"itc": {"queue": 8}, "lm": {}, "hash_triplet": {}})
+    built = build_objectives({"itc": {"queue": 0}, "lm": {}, "hash_triplet": {}})
     assert contrasting(built, 8) == ("itc", "hash_triplet") and contrasting(built, 1) == ()
+    assert contrasting(build_objectives({"itc": {"queue": 8}, "itm": {}}), 2) == ("itm",), "a queue has negatives too"
 
 
 def test_negatives_are_the_rows_unlike_the_first():

@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 
 PART, LOCK = ".prepare.part", ".prepare.lock"
 NOTHING = {PART, LOCK, "lost+found"}  # what a folder may hold and still be empty; the last is in a fresh file system
-OF_A_SET = ("digests", "features", "embeddings", "texts", "tokenizer*.json", "taxonomy.json", "files.jsonl.gz")
+OF_A_SET = ("digests", "features", "embeddings", "texts", "starts", "tokenizer*.json", "taxonomy.json",
+            "files.jsonl.gz")  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -95,7 +95,8 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
     gallery = None if quick or not embedder.hashes else Gallery(evaluator, embedder, say)
     for view in evaluator.views(split):
         found = evaluator.open(split, view)
-        folds.refuse_few_pictures(config.eval, split, len(found.keys))
+        if not quick:
+            folds.refuse_few_pictures(config.eval, split, len(found.keys))
         say(f"encoding {len(found.keys)} images ({view}) and {len(found.captions)} captions")
         image = embedder.split(found, "image", config.eval.batch_size, bool(ks))
         if captions != found.captions:  # records without a view are left out, and their captions with them
@@ -229,7 +230,12 @@ def ensure_weight(evaluator: Evaluator, embedder: Embedder, say: Callable[[str],
     if config.eval.weight == 0:
         temperature = float(evaluator.assembly.model.apply({"params": evaluator.params}, method="temperature"))
         return temperature / evaluator.assembly.hardness
-    data = config.data  # as it was trained, whatever views and languages are evaluated
+    origin, data = evaluator.assembly.origin, config.data  # as it was trained, whatever views and languages are evaluated
+    refuse_unless(
+        origin is None or origin.is_own(data.path),
+        f"config.eval.weight is {config.eval.weight:g}: it is chosen on the run's own training records, and {data.path} is "
+        "another data set; write a weight, or 0",
+    )
     split = head(eval_split(data.path, data.split, evaluator.assembly.tokenizer, data), TRAIN_RECORDS)
     say(f"choosing the ITM weight on {len(split.keys)} training records")
     image = embedder.split(split, "image", config.eval.batch_size, True)

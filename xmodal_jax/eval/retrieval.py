@@ -74,8 +74,8 @@ def query_blocks(arrays: Sequence[np.ndarray], size: int) -> Iterator[tuple[int,
 
 
 def block_size(queries: int, gallery: int, chunk: int | None, multiple: int = 1) -> int:
-    """Queries per block: `chunk`, or as many as keep its scores under `BLOCK_SCORES`; rounded up to a multiple."""
-    wanted = chunk or min(queries, max(1, BLOCK_SCORES // gallery))
+    """Queries per block, at most all: `chunk`, or as many as keep its scores under `BLOCK_SCORES`; rounded up to a multiple."""
+    wanted = min(queries, chunk or max(1, BLOCK_SCORES // gallery))
     return -(-wanted // multiple) * multiple
 
 

@@ -259,6 +259,8 @@ def refuse_other_momentum(config: Config, state: TrainState, workdir: pathlib.Pa
 
 def with_kept_statistics(config: Config, workdir: pathlib.Path) -> Config:
     """The config with the statistics of the run in `workdir` where it leaves them empty: its weights are trained with them."""
+    if not any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*")):
+        return config  # nothing is trained yet: the weights that are named now tell
     try:
         kept: dict[str, Any] = read_run(workdir)["config"]["image"]
     except (UserError, KeyError, TypeError):

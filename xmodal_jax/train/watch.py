@@ -82,5 +82,6 @@ class SkipWatch:
 
 
 def contrasting(objectives: dict[str, Any], rows: int) -> tuple[str, ...]:
-    """The names of objectives that need negatives from a batch of `rows`; one row leaves them to the queue."""
-    return tuple(name for name, item in objectives.items() if getattr(item, "contrasts", False) and rows > 1)
+    """The names of objectives that need negatives from a batch of `rows`: one row, a queue and a table leave them elsewhere."""
+    elsewhere = lambda item: rows == 1 or getattr(item, "queue", 0) or getattr(item, "table", 0)
+    return tuple(name for name, item in objectives.items() if getattr(item, "contrasts", False) and not elsewhere(item))
