@@ -21,6 +21,7 @@ def write_whole(path: pathlib.Path, content: str | bytes | Callable[[BinaryIO], 
             with part.open("wb") as file:
                 file.write(content) if isinstance(content, bytes) else content(file)
                 file.flush()
+                os.fsync(file.fileno())
             os.replace(part, path)
         except BaseException:
             part.unlink(missing_ok=True)

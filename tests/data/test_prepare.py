@@ -57,9 +57,9 @@ def test_the_same_again_is_already_prepared(own_set, tiny_items):
 def test_another_set_is_never_overwritten(own_set, tiny_items):
     before = Card.load(own_set)
     with pytest.raises(UserError, match="prepared with another content: .*nothing was overwritten"):
-        prepare(memory_source(tiny_items(8), "tiny"), own_set)
+        prepare(memory_source(tiny_items(8), "tiny", "none"), own_set)
     with pytest.raises(UserError, match="another max_size"):
-        prepare(memory_source(tiny_items(), "tiny"), own_set, max_size=8)
+        prepare(memory_source(tiny_items(), "tiny", "none"), own_set, max_size=8)
     assert Card.load(own_set) == before
 
 
@@ -302,3 +302,23 @@ def test_many_shards_read_as_one_split(tmp_path, tiny_items):
     assert len(card.splits["train"]["files"]) > 3
     with open_records(tmp_path / "set", "train") as records:
         assert [record["key"] for record in records] == [f"thing-{n}" for n in range(24) if n % 4]
+
+
+def test_another_licence_is_told_and_a_path_that_is_no_text_is_the_same_path(tiny_items, tmp_path):
+    source = dataclasses.replace(memory_source(tiny_items(4)), arguments={"path": "d\udce9"})
+    prepare(source, tmp_path / "set")
+    assert prepare(source, tmp_path / "set").arguments["path"] == "d\ufffd"
+    with pytest.raises(UserError, match="prepared with another licence: choose another --out"):
+        prepare(dataclasses.replace(source, licence="MIT"), tmp_path / "set")
+
+
+def test_damaged_states_of_the_source_files_are_one_sentence(files, tmp_path):
+    files()
+    states = tmp_path / "set" / "files.jsonl.gz"
+    whole = states.read_bytes()
+    for at in range(10, len(whole), 3):
+        states.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        try:
+            files()
+        except UserError as error:
+            assert str(error)

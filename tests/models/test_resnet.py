@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from xmodal_jax.weights import image_weights
 from xmodal_jax.convert.resnet import load_resnet
 from xmodal_jax.errors import UserError
 from xmodal_jax.models import resnet
 from xmodal_jax.models.resnet import MEAN, STAGES, STD, ResNet
+from xmodal_jax.weights import image_weights
 
 DEPTHS, WIDTH, SIZE = (2, 1, 3, 1), 64, 40  # 40 px: grids of 20, 10, 5, 3 and 2, odd ones among them
 TORCHVISION = (  # Hugging Face's names -> torchvision's

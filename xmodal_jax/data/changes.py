@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import pathlib
+import zlib
 from collections.abc import Iterable
 
 from xmodal_jax.data.media import ABSENT, FileState, UnreadableFile, file_state, read_file
@@ -44,7 +45,7 @@ def changed_files(folder: os.PathLike | str) -> dict[str, list[str]]:
                 before = FileState(*json.loads(line))
                 if kind := _change(before):
                     found[kind].append(before.path)
-    except (OSError, EOFError, ValueError, TypeError) as error:
+    except (OSError, EOFError, ValueError, TypeError, zlib.error) as error:
         raise UserError(f"'{path}' cannot be read ({error}); prepare the data set again with --force") from error
     return dict(found)
 

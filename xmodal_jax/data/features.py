@@ -17,7 +17,7 @@ import numpy as np
 
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.image import CorruptImage, eval_image
-from xmodal_jax.data.making import only_process
+from xmodal_jax.data.making import changing_card, only_process
 from xmodal_jax.data.progress import Progress
 from xmodal_jax.data.records import (
     CorruptRecord,
@@ -101,9 +101,14 @@ def being_added(folder: pathlib.Path, name: str, what: str) -> Iterator[None]:
 
 
 def add_to_card(data_dir: pathlib.Path, field: str, name: str, entry: dict[str, Any]) -> Card:
-    """Write an entry into the card as it is now: while this one was made, others may have been added."""
-    with only_process(data_dir / ".card.lock", f"changing the card of '{data_dir}'", wait=True):
+    """Write an entry into the card as it is now: while this one was made, others may have been added.
+
+    Raises `UserError` where the data set was made anew meanwhile: what was added went with the old one.
+    """
+    with changing_card(data_dir):
         card = Card.load(data_dir)
+        there = (data_dir / field / name).is_dir()
+        refuse_unless(there, f"{data_dir} was prepared again while {name!r} was made for it; start this command again.")
         card = dataclasses.replace(card, **{field: getattr(card, field) | {name: entry}})
         card.save(data_dir)
     return card

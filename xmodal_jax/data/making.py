@@ -20,7 +20,8 @@ from xmodal_jax.errors import UserError, refuse_unless
 log = logging.getLogger(__name__)
 
 PART, LOCK = ".prepare.part", ".prepare.lock"
-NOTHING = {PART, LOCK, "lost+found"}  # what a folder may hold and still be empty; the last is in a fresh file system
+CARD_LOCK = ".card.lock"
+NOTHING = {PART, LOCK, CARD_LOCK, "lost+found"}  # what a folder may hold and still be empty; the last is in a fresh file system
 OF_A_SET = ("digests", "features", "embeddings", "texts", "starts", "tokenizer*.json", "taxonomy.json",
             "files.jsonl.gz")  # fmt: skip
 
@@ -80,7 +81,8 @@ def being_made(out: pathlib.Path) -> Iterator[pathlib.Path]:
     try:
         with only_process(out / LOCK, f"preparing a data set in '{out}'"):
             if (part / CARD_FILE).is_file():
-                move_up(part, out)
+                with changing_card(out):
+                    move_up(part, out)
             _removed(part)
             part.mkdir()
             try:
@@ -89,13 +91,18 @@ def being_made(out: pathlib.Path) -> Iterator[pathlib.Path]:
                 if not (part / CARD_FILE).is_file():  # else it is whole, and the next one puts it in place
                     _removed(part)
     except OSError as error:
-        if error.filename:
+        if error.filename or isinstance(error, BrokenPipeError):
             raise
         raise UserError(f"'{out}' cannot be written ({error}); make room, or choose another --out") from error
     finally:
         if new:
             with contextlib.suppress(OSError):  # it is not empty: the data set is there
                 out.rmdir()
+
+
+def changing_card(folder: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    """Wait until no other process changes the card of a data set, and hold it."""
+    return only_process(folder / CARD_LOCK, f"changing the card of '{folder}'", wait=True)
 
 
 def move_up(part: pathlib.Path, out: pathlib.Path) -> None:

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import pathlib
@@ -119,10 +120,10 @@ def prepare(
     arguments = {"source": source.name, "max_size": max_size, "drop_copies": drop_copies, **source.arguments}
     making.refuse_foreign(out)
     if making.holds_set(out) and not force:
-        return _prepared_before(out, arguments)
+        return _prepared_before(out, arguments, source.licence)
     with making.being_made(out) as part:
         if (out / making.CARD_FILE).is_file() and not force:  # one that a killed process had finished but for moving it
-            return _prepared_before(out, arguments)
+            return _prepared_before(out, arguments, source.licence)
         held_out = _held_out_pictures(source) if drop_copies else frozenset()
         with _closed(Build(part, shard_bytes)) as build, States(part) as states:
             items = _usable(source, max_size, build.copies, held_out)
@@ -134,14 +135,17 @@ def prepare(
         if source.taxonomy:
             source.taxonomy.save(part)
         card.save(part)  # the last file: with it the folder is whole
-        making.move_up(part, out)
+        with making.changing_card(out):
+            making.move_up(part, out)
     return card
 
 
-def _prepared_before(out: pathlib.Path, arguments: dict[str, Any]) -> Card:
+def _prepared_before(out: pathlib.Path, arguments: dict[str, Any], licence: str) -> Card:
     """The card that is there. Raises `UserError` where it is of other arguments, or older than its source's files."""
     card = Card.load(out)
-    changed = sorted(key for key in {**card.arguments, **arguments} if card.arguments.get(key) != arguments.get(key))
+    asked = json.loads(mended(json.dumps(arguments | {"licence": licence}, ensure_ascii=False)))  # as a card keeps them
+    there = card.arguments | {"licence": card.licence}
+    changed = sorted(key for key in {**there, **asked} if there.get(key) != asked.get(key))
     refuse_unless(
         not changed,
         f"{out} holds a data set prepared with another {' and '.join(changed)}: choose another --out, or add "

@@ -1,5 +1,6 @@
 """One line of progress for jobs over a known or unknown number of items: count, rate and time left."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -59,4 +60,5 @@ class Progress:
     def _show(self, done: int, seconds: float, end: str) -> None:
         line = progress_line(self.title, self.unit, done, self.total, seconds)
         # on a terminal the next line overwrites this one; blanks cover a longer line that was there before
-        print(line.ljust(80), end=end, file=sys.stderr, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # nobody reads it; the work goes on
+            print(line.ljust(80), end=end, file=sys.stderr, flush=True)

@@ -41,7 +41,8 @@ def tfds_source(
                     labels = (namer(label),) if label >= 0 else ()
                     yield Item(key, {"image": image}, kept, labels, key, "val" if split == "validation" else split)
 
-    arguments = {"name": builder.info.full_name, "image_key": image_key, "text_key": text_key, "label_key": label_key}
+    keys = {"image_key": image_key, "text_key": text_key, "label_key": label_key}
+    arguments = {"name": builder.info.full_name, "language": language, **keys}
     total = sum(info.num_examples for info in builder.info.splits.values())
     return Source("tfds", builder.info.full_name, licence or "see the data set's own terms", items, arguments, total)
 

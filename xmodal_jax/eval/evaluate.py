@@ -17,8 +17,8 @@ from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval import code_tables, folds, rerank, retrieval
 from xmodal_jax.eval.embed import Embedded, Embedder, PairScorer
 from xmodal_jax.eval.hashing import Labelled
-from xmodal_jax.search.host import unit_rows
 from xmodal_jax.origin import refuse_trained
+from xmodal_jax.search.host import unit_rows
 from xmodal_jax.train.texts import kept_texts
 from xmodal_jax.types import Params
 

@@ -17,6 +17,7 @@ from itertools import islice
 
 import numpy as np
 
+from xmodal_jax.data.textfile import mended
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.search import codes as hash_codes
 from xmodal_jax.search import files, place
@@ -350,7 +351,8 @@ class _Items:
 
 def _line(item: dict, number: int) -> bytes:
     try:
-        return (json.dumps(item, ensure_ascii=False) + "\n").encode()
+        text = json.dumps(item, ensure_ascii=False)
+        return ((text if mended(text) == text else json.dumps(item)) + "\n").encode()  # escapes for half a surrogate pair
     except (TypeError, ValueError) as error:  # UnicodeEncodeError is a ValueError
         raise UserError(f"Item {number} is not JSON ({error}); write numbers, text, lists and objects only.") from error
 
