@@ -9,7 +9,7 @@ import time
 import pytest
 
 SCRIPT = '''
-import sys, threading, time
+import signal, sys, threading, time
 from xmodal_jax.data.loader import Loader, threads_left
 from xmodal_jax.data.pipeline import DataConfig, train_dataset
 from xmodal_jax.data.text import load_tokenizer
@@ -17,6 +17,7 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.processes import leaving_at_once
 
 hung = threading.Event()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 
 def hang(batch):
     hung.set()
@@ -57,5 +58,6 @@ def test_a_process_with_hanging_threads_ends_within_five_seconds(tiny_set, how):
         assert time.monotonic() - began < 5
     finally:
         process.kill()
+        process.communicate()
     assert process.returncode == (2 if how == "error" else 130), said
     assert ("xmodal: the loop failed" in said) == (how == "error") and "Traceback" not in said

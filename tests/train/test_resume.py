@@ -81,6 +81,7 @@ def test_a_lost_peer_is_known_behind_other_errors():
     wrapped = ValueError("the save failed")
     wrapped.__cause__ = peer
     assert lost_peer(peer) and lost_peer(wrapped) and lost_peer(ExceptionGroup("several", [KeyError("x"), wrapped]))
+    assert lost_peer(UserError("checkpoint 4 could not be saved (UNKNOWN: Gloo AllGather failed: reset by peer)"))
     assert not lost_peer(ValueError("Connection closed by peer")) and not lost_peer(
         jax.errors.JaxRuntimeError("INTERNAL")
     )

@@ -32,6 +32,7 @@ LOST = re.compile(
     r"|unavailable|deadline.exceeded|barrier|nccl.*(remote|network)",
     re.IGNORECASE,
 )
+WIRE = re.compile(r"\bgloo \w+ failed|coordination ?service", re.IGNORECASE)  # also told by other errors, as of a save
 TIMED_OUT = re.compile(r"timed? ?out|deadline", re.IGNORECASE)
 
 
@@ -254,7 +255,7 @@ def lost_peer(error: BaseException) -> bool:
         one = waiting.pop()
         if one is None or one in seen:
             continue
-        if isinstance(one, jax.errors.JaxRuntimeError) and LOST.search(str(one)):
+        if (isinstance(one, jax.errors.JaxRuntimeError) and LOST.search(str(one))) or WIRE.search(str(one)):
             return True
         seen.append(one)
         waiting += [*getattr(one, "exceptions", ()), one.__cause__, one.__context__]
