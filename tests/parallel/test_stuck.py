@@ -144,7 +144,7 @@ def test_without_a_watch_nothing_is_noted():
 def test_a_stall_time_that_cannot_be_meant_is_refused(tmp_path, capsys):
     config = ["--config", str(ROOT / "tests" / "launch" / "small.py"), "--config.data.path=none"]
     assert main(["train", *config, "--workdir", str(tmp_path / "run"), "--stall", "0.5"]) == 2
-    assert "--stall is 0.5; write seconds, 1 or more, or 0 for off" in capsys.readouterr().err
+    assert "--stall is 0.5; write seconds from 1 to 86400 (a day), or 0 for off" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("address", ["localhost:1", "127.0.0.1:1", "127.3.2.1:1", "[::1]:1", "LOCALHOST:1"])
