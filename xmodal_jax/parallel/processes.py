@@ -25,6 +25,7 @@ from xmodal_jax.parallel import stuck
 log = logging.getLogger(__name__)
 
 HEARTBEAT = 100  # seconds of silence after which jax itself gives a peer up, where no PeerWatch does it
+LAST = 3.0  # seconds that process 0, which holds jax's store, leaves after its peers: jax aborts those that are left
 GONE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong with the input, start again
 SLOTS = 64  # digests that `agree` exchanges: a fixed number, so that other versions of this package can be told apart
 LOST = re.compile(
@@ -290,6 +291,8 @@ def end(code: int, text: str) -> None:
 def leaving_at_once(workdir: str | pathlib.Path, hung: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """An error of one process of several ends it at once, so that its peers see it go instead of waiting for it.
 
+    Process 0 tells the error at once and leaves `LAST` seconds later: peers that found the same error can tell it too.
+
     Exit codes: 75 when a peer died or is stuck (start again), 2 for bad input, 130 after Ctrl-C, 1 otherwise. With one
     process errors pass through, unless `hung()` says that a thread would keep Python from ending; then it leaves also
     without an error, with code 0.
@@ -300,6 +303,11 @@ def leaving_at_once(workdir: str | pathlib.Path, hung: Callable[[], bool] = lamb
         alone = not jax.distributed.is_initialized() or jax.process_count() == 1
         if alone and not hung():
             raise
-        end(*verdict(error, workdir))
+        code, said = verdict(error, workdir)
+        if said and not alone and is_first():
+            print(said, file=sys.stderr, flush=True)
+            said = ""
+            time.sleep(LAST)
+        end(code, said)
     if hung():
         end(0, "")
