@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from report import machine, publish
 
-from xmodal_jax import config as configs
+from xmodal_jax import config_file as configs
 from xmodal_jax.assemble import assemble_without_data
 from xmodal_jax.errors import output_file, run_script
 from xmodal_jax.train.loop import make_run

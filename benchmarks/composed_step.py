@@ -15,9 +15,9 @@ import jax
 from report import machine, publish
 from train_step import alternate
 
-from xmodal_jax import config as configs
+from xmodal_jax import config_file as configs
 from xmodal_jax.assemble import assemble
-from xmodal_jax.data.pipeline import train_dataset
+from xmodal_jax.data.train import train_dataset
 from xmodal_jax.errors import output_file, run_script
 from xmodal_jax.train.flops import step_flops
 from xmodal_jax.train.loop import make_run

@@ -17,7 +17,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from xmodal_jax.data.emoji import group_key
+from xmodal_jax.data.sources.emoji import group_key
 from xmodal_jax.errors import UserError, output_file, refuse_unless, run_script
 
 FIELDS = ("id", "views", "caption", "tags", "labels")

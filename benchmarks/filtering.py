@@ -27,9 +27,9 @@ from report import keep, machine
 
 from xmodal_jax.cli import set_up_jax
 from xmodal_jax.data.progress import Progress
+from xmodal_jax.encode.embed import PairScorer
 from xmodal_jax.errors import output_file, refuse_unless, run_script
 from xmodal_jax.eval import rerank, retrieval
-from xmodal_jax.eval.embed import PairScorer
 from xmodal_jax.eval.evaluate import Evaluator, ensure_weight
 from xmodal_jax.search.index import fingerprint
 from xmodal_jax.workdir import open_run

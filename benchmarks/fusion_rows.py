@@ -2,7 +2,7 @@
 
 from runs import Row
 
-from xmodal_jax import config as configs
+from xmodal_jax import config_file as configs
 
 BUDGET = {  # the same for every row of a set; one cached input size and short texts, for this is about differences
     "emoji_views": (

@@ -27,8 +27,8 @@ from xmodal_jax.errors import output_file, refuse_unless, run_script
 
 def searchers(gallery: np.ndarray, threads: int, with_numpy: bool) -> dict:
     """Name -> function (packed queries) -> distances int32 [q,10]; only NumPy's keeps the gallery itself."""
+    from xmodal_jax.retrieve.faiss_backend import load_faiss
     from xmodal_jax.search import hamming, host
-    from xmodal_jax.search.faiss_backend import load_faiss
 
     faiss = load_faiss()
     faiss.omp_set_num_threads(threads)

@@ -39,8 +39,8 @@ from cca_floor import (
 from report import data_facts
 
 from xmodal_jax.data.card import Card
-from xmodal_jax.data.pipeline import multi_hot
 from xmodal_jax.data.records import open_records
+from xmodal_jax.data.split import multi_hot
 from xmodal_jax.errors import output_file, refuse_unless, run_script
 from xmodal_jax.eval import hashing, retrieval
 

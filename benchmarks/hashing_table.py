@@ -11,7 +11,7 @@ from fusion_table import MARK, kept_text, spread
 from hashing_rows import BUDGET, LABELS, PAIRS, ROWS
 from runs import replace
 
-from xmodal_jax.config import freeze, load
+from xmodal_jax.config_file import freeze, load
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval.retrieval import TIE_RULE
 

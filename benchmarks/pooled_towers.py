@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.convert.huggingface import load_minilm
-from xmodal_jax.data.pipeline import DataConfig, Split, split_captions
+from xmodal_jax.data.config import DataConfig
+from xmodal_jax.data.split import Split, split_captions
 from xmodal_jax.data.text import load_tokenizer
 from xmodal_jax.errors import output_file, run_script
 from xmodal_jax.models.bert import Bert
+from xmodal_jax.models.grid import pooling_groups
 from xmodal_jax.models.pooling import masked_mean
-from xmodal_jax.models.towers import pooling_groups
 
 BLOCK = 500
 

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 from report import machine
 
-from xmodal_jax import config as configs
+from xmodal_jax import config_file as configs
 from xmodal_jax.cli import set_up_jax
 from xmodal_jax.errors import output_file, refuse_unless
 from xmodal_jax.train.loop import train

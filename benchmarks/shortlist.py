@@ -24,12 +24,12 @@ import numpy as np
 from report import keep, machine
 
 from xmodal_jax.cli import set_up_jax
+from xmodal_jax.encode.embed import Embedded
 from xmodal_jax.errors import output_file, refuse_unless, run_script
-from xmodal_jax.eval.embed import Embedded
 from xmodal_jax.eval.evaluate import Evaluator
+from xmodal_jax.retrieve.stages import shortlisted
 from xmodal_jax.search import store
 from xmodal_jax.search.index import Index
-from xmodal_jax.search.stages import shortlisted
 from xmodal_jax.workdir import open_run
 
 KS = (1, 5, 10)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from report import machine, publish
 
-from xmodal_jax import config as configs
+from xmodal_jax import config_file as configs
 from xmodal_jax.errors import output_file, run_script
 from xmodal_jax.models.crossmodal import CrossModal, init_params
 from xmodal_jax.objectives import build_objectives, parts

@@ -18,11 +18,11 @@ import jax
 import numpy as np
 from report import machine, publish
 
-from xmodal_jax import config as configs
+from xmodal_jax import config_file as configs
 from xmodal_jax.assemble import Assembly, resolve, start_params
 from xmodal_jax.data.text import Tokenizer, build_vocabulary, load_tokenizer, save_tokenizer
+from xmodal_jax.encode.embed import Embedder
 from xmodal_jax.errors import output_file, run_script
-from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.eval.zeroshot import BLOCK_SCORES, TEMPLATES, best_classes, class_head, text_encoder
 from xmodal_jax.models.crossmodal import CrossModal
 from xmodal_jax.search.dense import inner_product, resident

@@ -121,6 +121,6 @@ def opened_run(tiny_run):
 @pytest.fixture(scope="session")
 def tiny_index(tiny_run, opened_run, tmp_path_factory):
     """The index of the test pictures of `tiny_run`."""
-    from xmodal_jax.search.build import build_index
+    from xmodal_jax.retrieve.build import build_index
 
     return build_index(*opened_run, str(tiny_run[0]), str(tmp_path_factory.mktemp("indexes") / "shapes"))[0]

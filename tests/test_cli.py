@@ -56,7 +56,7 @@ def test_search_prints_a_table_and_writes_a_sheet(tiny_index, tmp_path, capsys):
 
 
 def test_search_hands_its_flags_on(tiny_index, tmp_path, refused, monkeypatch):
-    from xmodal_jax.search import query
+    from xmodal_jax.retrieve import query
 
     asked = []
     monkeypatch.setattr(query, "load_milvus", lambda: None)

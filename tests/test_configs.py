@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from xmodal_jax.assemble import abstract_params, assemble_without_data
-from xmodal_jax.config import freeze, load
+from xmodal_jax.config_file import freeze, load
 from xmodal_jax.models import crossmodal
 from xmodal_jax.objectives import build_objectives
 from xmodal_jax.objectives.base import at

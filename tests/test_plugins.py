@@ -2,7 +2,7 @@
 
 import pytest
 
-from xmodal_jax.config import freeze, load
+from xmodal_jax.config_file import freeze, load
 from xmodal_jax.errors import UserError
 from xmodal_jax.objectives import build_objectives
 from xmodal_jax.objectives.distill import Distill
@@ -27,7 +27,7 @@ class Loose:
     pass
 """
 CONFIG = """
-from xmodal_jax.config import defaults
+from xmodal_jax.config_file import defaults
 
 def get_config():
     config = defaults()

@@ -12,7 +12,8 @@ import torch
 from safetensors.numpy import save_file
 
 from xmodal_jax.assemble import assemble, reassemble
-from xmodal_jax.config import as_dict, freeze, load
+from xmodal_jax.config import as_dict
+from xmodal_jax.config_file import freeze, load
 from xmodal_jax.convert.described import read_statistics
 from xmodal_jax.convert.huggingface import load_minilm, load_vit, read_weights, save_tower
 from xmodal_jax.errors import UserError

@@ -11,14 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from xmodal_jax.config import Config, as_dict, freeze
+from xmodal_jax.checks import refuse_unbridged, refuse_unserved
+from xmodal_jax.config import Config, as_dict
+from xmodal_jax.config_file import freeze
 from xmodal_jax.data.card import CARD_FILE, Card
 from xmodal_jax.data.text import VOCABULARY, Tokenizer, load_tokenizer, used_ids
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.models.crossmodal import CrossModal, init_params
 from xmodal_jax.models.efficientnet import STRIDE, WIDTH
+from xmodal_jax.models.grid import pooling_groups
 from xmodal_jax.models.tfidf import inverse_document_frequency
-from xmodal_jax.models.towers import pooling_groups
 from xmodal_jax.objectives import LM, MLM, build_objectives, parts, with_special_ids
 from xmodal_jax.objectives.base import Objective
 from xmodal_jax.origin import Origin
@@ -94,7 +96,7 @@ def resolve(config: Config, tokenizer: Tokenizer, groups: tuple[int, ...]) -> Co
 
 def assemble(config: Config) -> Assembly:
     """Everything that a training run of `config` needs besides batches."""
-    from xmodal_jax.data.pipeline import split_captions
+    from xmodal_jax.data.split import split_captions
 
     refuse_unless(bool(config.data.path), "config.data.path is empty; write the folder made by `xmodal data prepare`")
     card = Card.load(config.data.path)
@@ -189,52 +191,12 @@ def _assembly(config: Config, tokenizer: Tokenizer, output: tuple[int, ...], sha
     return Assembly(config, tokenizer, model, objectives, shape, caches, parts(objectives), hardness)
 
 
-def refuse_unbridged(config: Config, objectives: dict[str, Objective]) -> None:
-    """A bridge changes tokens, so the embeddings of its sides must read tokens, and a captioner needs the picture's."""
-    bridged = {name: item for name, item in objectives.items() if getattr(item, "bridge", False)}
-    for side in config.bridge.sides if bridged else ():
-        pool = getattr(config, side).pool
-        refuse_unless(
-            pool.endswith(("+attention", "+shared")),
-            f"config.objectives.{next(iter(bridged))}.bridge is True, but config.{side}.pool='{pool}' does not read the "
-            f"tokens that the bridge changes; write config.{side}.pool=mean+attention",
-        )
-    refuse_unless(
-        not (bridged and config.fusion.aggregated),
-        f"config.objectives.{next(iter(bridged), '')}.bridge is True, and config.fusion.aggregated adds embeddings to the "
-        "tokens that the bridge's keys are made of; write config.fusion.aggregated=False",
-    )
-    for name, item in bridged.items():
-        refuse_unless(
-            not isinstance(item, LM) or "image" in config.bridge.sides,
-            f"config.objectives.{name}.bridge is True, but config.bridge.sides is {config.bridge.sides}; add 'image'",
-        )
-
-
-LACKING = {  # parts of the model that a kind of text tower cannot serve, and what it lacks
-    "tfidf": (("fusion", "decoder", "vocabulary", "locals"), "keeps no words to read"),
-    "gru": (("decoder", "vocabulary"), "has no blocks that write and no words as wide as its tokens"),
-}
-
-
-def refuse_unserved(config: Config, objectives: dict[str, Objective]) -> None:
-    """A TF-IDF vector has no tokens for fusion and local features to read; captioning and masked words need BERT."""
-    parts, lack = LACKING.get(config.text.kind, ((), ""))
-    for name, item in objectives.items():
-        asked = sorted(item.parts.intersection(parts))
-        refuse_unless(
-            not asked,
-            f"config.objectives.{name} needs {', '.join(asked)} on the text, and config.text.kind='{config.text.kind}' "
-            f"{lack}; write config.text.kind=bert, or leave the objective out",
-        )
-
-
 def document_frequencies(assembly: Assembly) -> dict[str, np.ndarray]:
     """{"text/idf": float32 [V]} of the captions of the training split, where the text tower is TF-IDF; else nothing."""
     config, tokenizer = assembly.config, assembly.tokenizer
     if config.text.kind != "tfidf":
         return {}
-    from xmodal_jax.data.pipeline import split_captions
+    from xmodal_jax.data.split import split_captions
 
     captions = split_captions(config.data.path, config.data.split, config.data.languages)
     ids = tokenizer.encode(captions, config.data.length)

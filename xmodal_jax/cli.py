@@ -1,18 +1,17 @@
 """The command line: parse -> config -> one call. Bad input is one sentence and exit code 2."""
 
 import argparse
+import inspect
 import logging
 import os
+import re
 import sys
+import typing
 from typing import Any
 
 from xmodal_jax import __version__, commands
 from xmodal_jax.errors import UserError, refuse_unless
 
-PREPARED = (
-    "emoji", "stamps", "openclipart", "karpathy", "precomp", "albef", "inaturalist", "mirflickr", "nuswide", "wikipedia",
-    "mat", "jsonl", "tfds",
-)  # fmt: skip
 DATA_HELP = "data set (default: the run's own, where it was or beside the run)"
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
@@ -45,32 +44,61 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
     return rest, overrides
 
 
-def _data_parser(top: Any) -> None:
+HELP = {  # of the parameters of the sources; others explain themselves
+    "path": "what to read: a file (jsonl, karpathy: dataset_*.json) or a folder",
+    "images": "folder of the pictures",
+    "root": "folder of the drawings; jsonl: folder that the paths are relative to",
+    "size": "pixels that drawings (SVG) are rendered at",
+    "held_out": "records of the test split",
+    "queries": "records of the test split",
+    "train": "records to train on; the others are split rest",
+    "licence": "of the pictures and captions, for the card",
+    "only": "outermost folders, as animals,plants",
+    "label": "what makes a label: see above",
+    "vocabulary": "words of the columns of a bag of words, one a line",
+    "label_names": "names of the columns of the labels, one a line",
+    "name": "tfds: name of the builder; albef: start of the file names, as rsitmd",
+}
+
+
+def _source_parsers(make: argparse.ArgumentParser) -> None:
+    """Add a parser for each source: its options are the parameters of the function that makes it."""
+    from xmodal_jax.data.sources import SOURCES
+
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--out", required=True, help="folder to write")
+    common.add_argument("--max-size", type=int, default=0, help="re-encode pictures with a longer side (pixels)")
+    common.add_argument("--allow-bad", action="store_true", help="go on when over 1 %% of the source is unusable")
+    common.add_argument("--drop-copies", action="store_true", help="leave pictures of other splits out of train")
+    common.add_argument("--force", action="store_true", help="replace the data set that is there, when the new one is whole")
+    each = make.add_subparsers(dest="source", required=True, metavar="SOURCE")
+    raw = argparse.RawDescriptionHelpFormatter
+    for name, function in SOURCES.items():
+        text = re.sub(r"\s*Raises `UserError`[^.]*\.", "", inspect.cleandoc(function.__doc__ or "")).replace("%", "%%")
+        first = text.partition("\n\n")[0].replace("\n", " ")
+        own = each.add_parser(name, parents=[common], help=first, description=text, formatter_class=raw)
+        for option in inspect.signature(function, eval_str=True).parameters.values():
+            _source_option(own, option)
+
+
+def _source_option(parser: argparse.ArgumentParser, option: inspect.Parameter) -> None:
+    """Add the option of one parameter of a source; left out, the function's own default counts."""
+    flag, required = f"--{option.name.replace('_', '-')}", option.default is option.empty
+    said = HELP.get(option.name, "")
+    if not required and option.default not in (None, "", False):
+        said = f"{said} (default: {option.default})".strip()
+    if option.annotation is bool:
+        parser.add_argument(flag, action="store_true", default=None, help=said)
+    else:
+        whole = int in (option.annotation, *typing.get_args(option.annotation))
+        parser.add_argument(flag, type=int if whole else str, help=f"{said} (needed)" if required else said)
+
+
+def _data_parser(top: Any, sources: bool) -> None:
     data = top.add_parser("data", help="prepare data sets").add_subparsers(dest="action", required=True)
     make = data.add_parser("prepare", help="write a data set folder from a source")
-    make.add_argument("source", choices=PREPARED)
-    make.add_argument("--out", required=True, help="folder to write")
-    make.add_argument(
-        "--path", help="karpathy: dataset_*.json; jsonl: the file; mat: file or folder; the others: folder"
-    )
-    make.add_argument("--images", help="folder of the pictures (karpathy, precomp, albef, inaturalist, nuswide, mat)")
-    make.add_argument("--vocabulary", help="mat: words of the columns of a bag of words, one a line")
-    make.add_argument("--label-names", help="mat: names of the columns of the labels, one a line")
-    make.add_argument("--name", help="tfds: builder name; albef: start of the file names, as rsitmd")
-    make.add_argument("--only", help="stamps: outermost folders, as animals,plants")
-    make.add_argument("--label", help="stamps: folder or name; openclipart: folder or keyword (default: folder)")
-    for name in ("root", "data-dir", "image-key", "text-key", "label-key", "language", "licence"):
-        make.add_argument(f"--{name}")
-    make.add_argument("--size", type=int, help="pixels that drawings (SVG) are rendered at")
-    make.add_argument("--held-out", type=int, help="records of the test split")
-    make.add_argument("--queries", type=int, help="records of the test split (mirflickr, mat)")
-    make.add_argument(
-        "--train", type=int, help="records to train on, the others are split rest (mirflickr, nuswide, mat)"
-    )
-    make.add_argument("--max-size", type=int, default=0, help="re-encode pictures with a longer side (pixels)")
-    make.add_argument("--allow-bad", action="store_true", help="go on when over 1 %% of the source is unusable")
-    make.add_argument("--drop-copies", action="store_true", help="leave pictures of other splits out of train")
-    make.add_argument("--force", action="store_true", help="replace the data set that is there, when the new one is whole")
+    if sources:
+        _source_parsers(make)
     make.set_defaults(run=commands.data_prepare)
     add = data.add_parser("features", help="add the grid tokens of a frozen tower")
     add.add_argument("--data", required=True, help="a prepared data set")
@@ -149,12 +177,12 @@ def _process_flags(command: argparse.ArgumentParser) -> None:
     group.add_argument("--wait", type=int, default=300, help="seconds to wait for all processes to be there")
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line of `xmodal`."""
+def parser(sources: bool = False) -> argparse.ArgumentParser:
+    """The command line of `xmodal`; the options of `data prepare` only with `sources`, which are slow to import."""
     top = argparse.ArgumentParser(prog="xmodal", description="Cross-modal pretraining and retrieval in JAX.")
     top.add_argument("--version", action="version", version=__version__)
     verbs = top.add_subparsers(dest="command", required=True)
-    _data_parser(verbs)
+    _data_parser(verbs, sources)
     fit = verbs.add_parser("train", help="train a config, or go on with it; fields: --config.a.b=value")
     fit.add_argument("--config", required=True, help="configs/NAME.py[:variant]")
     fit.add_argument("--workdir", required=True)
@@ -216,6 +244,11 @@ def refuse_extra(args: argparse.Namespace, extra: list[str]) -> None:
     if args.command == "search" and args.query and not extra[0].startswith("-"):
         words = " ".join([args.query, *extra])
         raise UserError(f'the query has several words; put them in quotes, such as "{words}"')
+    if args.run is commands.data_prepare and extra[0].startswith("-"):
+        from xmodal_jax.data.sources import SOURCES
+
+        own = [f"--{option.replace('_', '-')}" for option in inspect.signature(SOURCES[args.source]).parameters]
+        raise UserError(f"'{args.source}' takes no {extra[0].partition('=')[0]}; it takes {', '.join(own)}")
     found = [path.replace("/", ".") for path in flat(as_dict(Config())) if path.rpartition("/")[2] == name]
     refuse_unless(
         not found,
@@ -239,7 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         rest, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
         try:
-            args, extra = parser().parse_known_args(rest)
+            args, extra = parser("prepare" in rest).parse_known_args(rest)
         except SystemExit:  # --help
             sys.stdout.flush()
             raise

@@ -1,13 +1,14 @@
 """The commands of the command line: each takes the parsed arguments and the overrides of the config, and makes one call."""
 
 import argparse
+import inspect
 import os
 import pathlib
 import sys
 from typing import Any
 
 from xmodal_jax import __version__
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError, refuse_unless
 
 TOKEN_VARIABLE = "MILVUS_TOKEN"
 
@@ -19,36 +20,15 @@ def data_prepare(args: argparse.Namespace, _: list[str]) -> None:
     from xmodal_jax.data.prepare import prepare
     from xmodal_jax.data.sources import SOURCES
 
-    names = {
-        "emoji": ("size", "held_out"),
-        "stamps": ("root", "size", "held_out", "only", "label"),
-        "openclipart": ("root", "size", "held_out", "label"),
-        "karpathy": ("path", "images", "licence"),
-        "precomp": ("path", "images", "licence"),
-        "albef": ("path", "images", "name", "licence"),
-        "inaturalist": ("path", "images", "licence"),
-        "mirflickr": ("path", "queries", "train", "licence"),
-        "nuswide": ("path", "images", "train", "licence"),
-        "wikipedia": ("path", "licence"),
-        "mat": ("path", "images", "vocabulary", "label_names", "queries", "train", "licence"),
-        "jsonl": ("path", "root", "licence", "held_out"),
-        "tfds": ("name", "data_dir", "image_key", "text_key", "label_key", "language", "licence"),
-    }
-    given = {name: value for name in names[args.source] if (value := getattr(args, name)) is not None}
-    options = sorted(set().union(*names.values()))
-    option = lambda name: f"--{name.replace('_', '-')}"
-    extra = [name for name in options if getattr(args, name) is not None and name not in names[args.source]]
-    refuse_unless(
-        not extra,
-        f"'{args.source}' takes no {option(extra[0]) if extra else ''}; "
-        f"it takes {', '.join(map(option, names[args.source]))}",
-    )
-    files = ("karpathy", "precomp", "albef", "inaturalist", "mirflickr", "nuswide", "wikipedia", "mat", "jsonl")
-    needed = "path" if args.source in files else {"tfds": "name"}.get(args.source)
-    refuse_unless(not needed or needed in given, f"'{args.source}' needs --{needed}; write --{needed}=...")
-    for name in ("max_size", "size", "held_out", "queries", "train"):  # before anything is read
-        value = getattr(args, name)
-        refuse_unless(value is None or value >= 0, f"{option(name)} is {value}; write a whole number, and at least 0")
+    options = inspect.signature(SOURCES[args.source]).parameters.values()
+    given = {option.name: value for option in options if (value := getattr(args, option.name)) is not None}
+    for option in options:
+        flag = f"--{option.name.replace('_', '-')}"
+        if option.default is option.empty and option.name not in given:
+            raise UserError(f"'{args.source}' needs {flag}; write {flag}=...")
+    for name, value in {**given, "max_size": args.max_size}.items():  # before anything is read
+        if isinstance(value, int) and value < 0:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; write a whole number, and at least 0")
     refuse_foreign(pathlib.Path(args.out))
     how = {"max_size": args.max_size, "allow_bad": args.allow_bad, "force": args.force, "drop_copies": args.drop_copies}
     card = prepare(SOURCES[args.source](**given), args.out, **how)
@@ -59,7 +39,7 @@ def data_prepare(args: argparse.Namespace, _: list[str]) -> None:
 def data_features(args: argparse.Namespace, _: list[str]) -> None:
     """Add the grid tokens of a frozen tower to a prepared data set."""
     from xmodal_jax.data.features import refuse_misfit, write_features
-    from xmodal_jax.models.towers import tower_encoder
+    from xmodal_jax.encode.towers import tower_encoder
 
     name = args.name or f"{args.tower}-{args.size}"
     refuse_misfit(args.data, name, args.size, args.batch)
@@ -71,9 +51,9 @@ def data_features(args: argparse.Namespace, _: list[str]) -> None:
 
 def data_embed(args: argparse.Namespace, overrides: list[str]) -> None:
     """Add a frozen teacher's embeddings of all pictures and captions to a prepared data set."""
-    from xmodal_jax import config as configs
+    from xmodal_jax import config_file as configs
     from xmodal_jax.data.embeddings import refuse_misfit
-    from xmodal_jax.eval.embed_data import embed_data
+    from xmodal_jax.encode.embed_data import embed_data
     from xmodal_jax.workdir import open_run, open_start
 
     refuse_unless(bool(args.workdir) != bool(args.config), "name one teacher: --workdir RUN, or --config CONFIG")
@@ -93,7 +73,7 @@ def data_embed(args: argparse.Namespace, overrides: list[str]) -> None:
 
 def train(args: argparse.Namespace, overrides: list[str]) -> None:
     """Train a config in a work directory, or go on with it."""
-    from xmodal_jax import config as configs
+    from xmodal_jax import config_file as configs
     from xmodal_jax.data.loader import threads_left
     from xmodal_jax.eval.evaluate import evaluate
     from xmodal_jax.parallel import processes
@@ -131,7 +111,7 @@ def steps_of(text: str) -> tuple[int, int] | None:
 
 def section_overrides(overrides: list[str], allowed: tuple[str, ...]) -> dict[str, dict]:
     """Overrides for a run that is already trained: only the sections that do not change its weights."""
-    from xmodal_jax import config as configs
+    from xmodal_jax import config_file as configs
 
     values, found = configs.defaults(), {}
     for item in overrides:
@@ -217,7 +197,7 @@ def caption(args: argparse.Namespace, _: list[str]) -> None:
 
 def index(args: argparse.Namespace, _: list[str]) -> None:
     """Embed the pictures or the captions of a split into a search index."""
-    from xmodal_jax.search.build import ROWS, How, build_index
+    from xmodal_jax.retrieve.build import ROWS, How, build_index
     from xmodal_jax.workdir import open_run
 
     assembly, params, _ = open_run(args.workdir)
@@ -235,8 +215,8 @@ def index(args: argparse.Namespace, _: list[str]) -> None:
 
 def search(args: argparse.Namespace, _: list[str]) -> None:
     """Answer a text or an image query from an index."""
-    from xmodal_jax.search.query import Where, answer, as_table, contact_sheet, refuse_unshowable
-    from xmodal_jax.search.stages import Stages
+    from xmodal_jax.retrieve.query import Where, answer, as_table, contact_sheet, refuse_unshowable
+    from xmodal_jax.retrieve.stages import Stages
 
     refuse_unless(bool(args.query) != bool(args.image), 'give one query: words, such as "a red fruit", or --image FILE')
     token = args.token or (os.environ.get(TOKEN_VARIABLE, "") if args.backend == "milvus" else "")

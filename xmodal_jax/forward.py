@@ -259,7 +259,7 @@ class Forward:
 
 
 def kept_field(field: str) -> str:
-    """Where a batch has a frozen tower's own tokens of `field` [B,N,D'], so that no pass is needed (train/texts.py)."""
+    """Where a batch has a frozen tower's own tokens of `field` [B,N,D'], so that no pass is needed (encode/token_cache.py)."""
     return f"{field}_tokens"
 
 

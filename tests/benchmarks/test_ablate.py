@@ -22,7 +22,7 @@ from fusion_rows import ROWS, command
 from runs import Row
 
 from xmodal_jax.assemble import abstract_params, assemble_without_data
-from xmodal_jax.config import freeze, load
+from xmodal_jax.config_file import freeze, load
 from xmodal_jax.errors import UserError, run_script
 from xmodal_jax.train.optimizer import check_patterns
 

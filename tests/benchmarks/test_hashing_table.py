@@ -19,7 +19,7 @@ import runs
 from hashing_rows import ROWS, command
 from runs import Row
 
-from xmodal_jax.config import freeze, load
+from xmodal_jax.config_file import freeze, load
 from xmodal_jax.data.card import Card
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.retrieval import TIE_RULE

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from xmodal_jax.data.card import Card
+from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.features import write_features
-from xmodal_jax.data.pipeline import DataConfig, Split
+from xmodal_jax.data.split import Split
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "benchmarks" / "pooled_towers.py"
 

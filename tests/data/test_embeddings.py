@@ -8,11 +8,13 @@ import pytest
 
 from xmodal_jax.cli import main
 from xmodal_jax.data.card import Card
+from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.embeddings import Embeddings, Encoders, write_embeddings
 from xmodal_jax.data.features import write_features
 from xmodal_jax.data.image import AugmentConfig, eval_image
-from xmodal_jax.data.pipeline import DataConfig, Split, train_dataset
 from xmodal_jax.data.records import CorruptRecord, RecordWriter, open_records, pack
+from xmodal_jax.data.split import Split
+from xmodal_jax.data.train import train_dataset
 from xmodal_jax.errors import UserError
 
 CFG = DataConfig(image_size=8, length=8, languages=("en", "fr"), augment=AugmentConfig(flip=0.5))
@@ -143,7 +145,7 @@ def test_what_was_not_embedded_is_refused(own_set, tokenizer):
 
 
 def test_a_damaged_row_is_replaced_by_the_next(own_set, tokenizer, monkeypatch):
-    monkeypatch.setattr("xmodal_jax.data.pipeline.BAD_SHARE", 0.1)
+    monkeypatch.setattr("xmodal_jax.data.train.BAD_SHARE", 0.1)
     card = write(own_set)
     with open_records(own_set / "embeddings" / "old", "train") as rows:
         content = list(rows)

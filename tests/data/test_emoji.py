@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from xmodal_jax.data.emoji import caption, emoji_source, group_key
 from xmodal_jax.data.image import verify
 from xmodal_jax.data.source import Item
+from xmodal_jax.data.sources.emoji import caption, emoji_source, group_key
 from xmodal_jax.errors import UserError
 
 FAMILIES = [

@@ -9,11 +9,12 @@ import pytest
 
 from xmodal_jax.cli import main
 from xmodal_jax.data.card import Card
+from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.data.features import write_features
 from xmodal_jax.data.image import AugmentConfig, eval_image
-from xmodal_jax.data.pipeline import DataConfig, train_dataset
 from xmodal_jax.data.records import RecordWriter, open_records, pack
+from xmodal_jax.data.train import train_dataset
 from xmodal_jax.errors import UserError
 
 CFG = DataConfig(length=8, features=("mean",), augment=AugmentConfig(flip=0.5))
@@ -177,7 +178,7 @@ def test_a_plan_that_is_damaged_is_named(own_set):
     ],
 )
 def test_flags_are_looked_at_before_a_tower_is_loaded(own_set, monkeypatch, capsys, flags, words):
-    monkeypatch.setattr("xmodal_jax.models.towers.tower_encoder", lambda name: pytest.fail("loaded"))
+    monkeypatch.setattr("xmodal_jax.encode.towers.tower_encoder", lambda name: pytest.fail("loaded"))
     assert main(["data", "features", "--data", str(own_set), *flags]) == 2
     assert words in capsys.readouterr().err
     assert not (own_set / "features").exists()

@@ -8,13 +8,13 @@ import re
 import numpy as np
 import pytest
 
-from xmodal_jax.data.inaturalist import inaturalist_source
-from xmodal_jax.data.jsonl import jsonl_source
-from xmodal_jax.data.karpathy import karpathy_source
-from xmodal_jax.data.mat import mat_source
 from xmodal_jax.data.records import pack
-from xmodal_jax.data.remote_sensing import albef_source, precomp_source
 from xmodal_jax.data.source import Item, mended_item
+from xmodal_jax.data.sources.inaturalist import inaturalist_source
+from xmodal_jax.data.sources.jsonl import jsonl_source
+from xmodal_jax.data.sources.karpathy import karpathy_source
+from xmodal_jax.data.sources.mat import mat_source
+from xmodal_jax.data.sources.remote_sensing import albef_source, precomp_source
 from xmodal_jax.errors import UserError
 
 NAMES = ("a.png", "b.png")

@@ -8,7 +8,9 @@ import pytest
 
 from xmodal_jax.cli import main
 from xmodal_jax.data.card import Card
-from xmodal_jax.data.inaturalist import (
+from xmodal_jax.data.records import open_records
+from xmodal_jax.data.source import Item, Skip
+from xmodal_jax.data.sources.inaturalist import (
     COARSE,
     NAMED,
     RANKS,
@@ -18,8 +20,6 @@ from xmodal_jax.data.inaturalist import (
     inaturalist_source,
     read_categories,
 )
-from xmodal_jax.data.records import open_records
-from xmodal_jax.data.source import Item, Skip
 from xmodal_jax.data.taxonomy import Taxonomy
 from xmodal_jax.errors import UserError
 

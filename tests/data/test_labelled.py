@@ -5,8 +5,8 @@ import pytest
 
 from xmodal_jax.cli import main
 from xmodal_jax.data.card import Card
-from xmodal_jax.data.labelled import mirflickr_source, nuswide_source, wikipedia_source
 from xmodal_jax.data.source import Skip
+from xmodal_jax.data.sources.labelled import mirflickr_source, nuswide_source, wikipedia_source
 from xmodal_jax.errors import UserError
 
 

@@ -11,7 +11,8 @@ import pytest
 SCRIPT = '''
 import signal, sys, threading, time
 from xmodal_jax.data.loader import Loader, threads_left
-from xmodal_jax.data.pipeline import DataConfig, train_dataset
+from xmodal_jax.data.config import DataConfig
+from xmodal_jax.data.train import train_dataset
 from xmodal_jax.data.text import load_tokenizer
 from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.processes import leaving_at_once

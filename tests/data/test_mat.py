@@ -10,12 +10,12 @@ import scipy.io
 from PIL import Image
 
 from xmodal_jax.cli import main
-from xmodal_jax.data import matfile
-from xmodal_jax.data.labelled import divide_train, mirflickr_source
-from xmodal_jax.data.mat import mat_source
 from xmodal_jax.data.prepare import prepare
 from xmodal_jax.data.records import check_record, open_records
 from xmodal_jax.data.source import Item, Skip, usable_item
+from xmodal_jax.data.sources import matfile
+from xmodal_jax.data.sources.labelled import divide_train, mirflickr_source
+from xmodal_jax.data.sources.mat import mat_source
 from xmodal_jax.errors import UserError
 
 COUNT, HEIGHT, WIDTH, WORDS, LABELS = 40, 6, 9, 13, 5

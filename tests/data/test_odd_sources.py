@@ -11,12 +11,12 @@ import pytest
 
 from xmodal_jax.cli import main
 from xmodal_jax.data.card import Card
-from xmodal_jax.data.jsonl import jsonl_source
-from xmodal_jax.data.karpathy import karpathy_source
 from xmodal_jax.data.prepare import prepare
 from xmodal_jax.data.records import CorruptRecord, open_records, pack
-from xmodal_jax.data.remote_sensing import albef_source, precomp_source
 from xmodal_jax.data.source import Item, Skip, split_groups
+from xmodal_jax.data.sources.jsonl import jsonl_source
+from xmodal_jax.data.sources.karpathy import karpathy_source
+from xmodal_jax.data.sources.remote_sensing import albef_source, precomp_source
 from xmodal_jax.data.textfile import mended, read_text, wide_encoding
 from xmodal_jax.errors import UserError
 

@@ -3,8 +3,15 @@
 import pytest
 
 from xmodal_jax.data.image import verify
-from xmodal_jax.data.openclipart import SERIES, captions_of, clean_title, group_key, openclipart_source, read_drawing
 from xmodal_jax.data.source import Item, Skip
+from xmodal_jax.data.sources.openclipart import (
+    SERIES,
+    captions_of,
+    clean_title,
+    group_key,
+    openclipart_source,
+    read_drawing,
+)
 from xmodal_jax.errors import UserError
 
 SVG = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 10 10"><metadata>

@@ -11,15 +11,17 @@ import threading
 import numpy as np
 import pytest
 
+from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.data.features import write_features
 from xmodal_jax.data.image import AugmentConfig, decode, resize
 from xmodal_jax.data.loader import Loader
-from xmodal_jax.data.pipeline import BadRows, DataConfig, Split, label_key, multi_hot, split_captions, train_dataset
 from xmodal_jax.data.prepare import prepare
 from xmodal_jax.data.records import CorruptRecord, RecordWriter, encode_record, open_records, pack
 from xmodal_jax.data.source import Item, memory_source
+from xmodal_jax.data.split import Split, multi_hot, split_captions
 from xmodal_jax.data.text import load_tokenizer
+from xmodal_jax.data.train import BadRows, label_key, train_dataset
 from xmodal_jax.errors import UserError
 
 PLAIN = DataConfig(image_size=16, length=8, augment=AugmentConfig(crop_min_area=1.0, flip=0.0))
@@ -196,7 +198,7 @@ def spoil(folder, rows):
 
 
 def test_a_torn_row_is_replaced_by_the_next_and_named(make, own_set, caplog, monkeypatch):
-    monkeypatch.setattr("xmodal_jax.data.pipeline.BAD_SHARE", 0.1)
+    monkeypatch.setattr("xmodal_jax.data.train.BAD_SHARE", 0.1)
     clean = [make(folder=own_set).batch_at(number) for number in range(3)]
     spoil(own_set, [7])
     with caplog.at_level(logging.WARNING):
@@ -249,7 +251,7 @@ def overwritten(path):
 def test_a_shard_lost_while_the_run_reads_is_counted_and_replaced(
     make, own_set, sharded, monkeypatch, fault, opened, why
 ):
-    monkeypatch.setattr("xmodal_jax.data.pipeline.BAD_SHARE", 0.4)
+    monkeypatch.setattr("xmodal_jax.data.train.BAD_SHARE", 0.4)
     clean = [make(folder=own_set, batch_size=18).batch_at(0) for _ in range(2)]
     assert same(*clean)
     dataset, again = make(folder=own_set, batch_size=18), make(folder=own_set, batch_size=18)
@@ -291,7 +293,7 @@ def test_a_shard_deleted_while_it_is_open_loses_nothing(make, own_set, sharded):
 
 
 def test_a_damaged_feature_cache_is_counted_too(make, own_set, monkeypatch):
-    monkeypatch.setattr("xmodal_jax.data.pipeline.BAD_SHARE", 0.1)
+    monkeypatch.setattr("xmodal_jax.data.train.BAD_SHARE", 0.1)
     write_features(own_set, "mean", lambda images: images.mean((1, 2))[:, None], 8, tower="mean")
     with open_records(own_set / "features" / "mean", "train") as cache:
         rows = list(cache)
@@ -453,7 +455,7 @@ def test_cut_training_captions_are_counted_on_a_sample(make, tokenizer, tiny_set
     found = make(config).cut()
     assert found["share"] == round(100 * np.mean(lengths > 5), 4) and 0 < found["share"] < 100
     assert found["longest"] == max(lengths)
-    monkeypatch.setattr("xmodal_jax.data.pipeline.SAMPLED", 2)
+    monkeypatch.setattr("xmodal_jax.data.train.SAMPLED", 2)
     with open_records(tiny_set, "train") as records:
         ends = [text for row in (0, 17) for text in records[row]["captions"]["en"]]
     assert make(config).cut()["share"] == round(100 * np.mean(tokenizer.lengths(ends) > 5), 4)

@@ -17,10 +17,10 @@ from PIL import Image
 
 from xmodal_jax.data.card import Card, report
 from xmodal_jax.data.image import verify
-from xmodal_jax.data.jsonl import jsonl_source
 from xmodal_jax.data.prepare import prepare
 from xmodal_jax.data.records import open_records
 from xmodal_jax.data.source import Item, Skip, Source, memory_source
+from xmodal_jax.data.sources.jsonl import jsonl_source
 from xmodal_jax.errors import UserError
 
 

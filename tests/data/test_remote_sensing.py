@@ -7,9 +7,9 @@ import pytest
 
 from xmodal_jax.cli import main
 from xmodal_jax.data.card import Card
-from xmodal_jax.data.karpathy import karpathy_source
-from xmodal_jax.data.remote_sensing import albef_source, precomp_source
 from xmodal_jax.data.source import Item, Skip
+from xmodal_jax.data.sources.karpathy import karpathy_source
+from xmodal_jax.data.sources.remote_sensing import albef_source, precomp_source
 from xmodal_jax.errors import UserError
 
 

@@ -9,10 +9,11 @@ import time
 import numpy as np
 import pytest
 
+from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.features import write_features
 from xmodal_jax.data.loader import Loader
-from xmodal_jax.data.pipeline import DataConfig, train_dataset
 from xmodal_jax.data.stall import Stages, Watch
+from xmodal_jax.data.train import train_dataset
 from xmodal_jax.errors import UserError
 
 QUICK = DataConfig(image_size=16, length=8, stall_seconds=0.2)

@@ -5,7 +5,7 @@ import pytest
 
 from xmodal_jax.data.image import verify
 from xmodal_jax.data.source import Item, Skip, usable_item
-from xmodal_jax.data.stamps import group_key, name_of, read_captions, stamps_source
+from xmodal_jax.data.sources.stamps import group_key, name_of, read_captions, stamps_source
 from xmodal_jax.errors import UserError
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 10 10"><rect width="10" height="5"/></svg>'

@@ -8,8 +8,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.loader import Loader
-from xmodal_jax.data.pipeline import DataConfig, train_dataset
+from xmodal_jax.data.train import train_dataset
 from xmodal_jax.data.transfer import Prefetch, to_device
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from xmodal_jax.data.evaluation import eval_split
-from xmodal_jax.data.pipeline import Split
+from xmodal_jax.data.split import Split
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval import captioning
 from xmodal_jax.eval.caption import caption_scores

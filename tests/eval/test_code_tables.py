@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from xmodal_jax.encode.embed import Embedded
 from xmodal_jax.eval import code_tables, hashing, retrieval
-from xmodal_jax.eval.embed import Embedded
 from xmodal_jax.eval.evaluate import mean_tables
 from xmodal_jax.eval.tables import notes
 from xmodal_jax.search import host, store

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 from tiny import changed
 
+from xmodal_jax.checks import refuse_impossible
 from xmodal_jax.cli import main
 from xmodal_jax.config_checks import check
+from xmodal_jax.data.card import Card
 from xmodal_jax.data.evaluation import eval_split
+from xmodal_jax.encode.embed import Embedder
 from xmodal_jax.errors import UserError
-from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.eval.evaluate import Evaluator, averaged, ensure_weight, evaluate
 from xmodal_jax.eval.hashing import mean_average_precision
 from xmodal_jax.eval.tables import notes, retrieval_grid
-from xmodal_jax.train.loop import refuse_impossible
 
 
 def test_views_of_evaluation_take_the_place_of_those_of_training(opened_run):
@@ -151,7 +152,7 @@ def test_a_gallery_that_is_not_there_is_refused_before_training_and_before_encod
     with pytest.raises(UserError, match=words):
         evaluate(wrong, params)
     with pytest.raises(UserError, match=words):
-        refuse_impossible(wrong.config, wrong)
+        refuse_impossible(wrong.config, wrong.objectives, Card.load(wrong.config.data.path))
 
 
 def test_a_gallery_wants_labels(opened_run, shapes_files, tmp_path):

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from tiny import changed
 
+from xmodal_jax.checks import refuse_impossible
 from xmodal_jax.cli import main
+from xmodal_jax.data.card import Card
+from xmodal_jax.encode.embed import PairScorer
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval import folds, hashing, rerank, retrieval
-from xmodal_jax.eval.embed import PairScorer
 from xmodal_jax.eval.evaluate import Evaluator, evaluate
 from xmodal_jax.eval.tables import as_text, notes, retrieval_grid
-from xmodal_jax.train.loop import refuse_impossible
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_folds_that_the_split_does_not_have_are_refused_before_training_and_befo
     with pytest.raises(UserError, match=words):
         evaluate(wrong, params, say=pytest.fail)
     with pytest.raises(UserError, match=words):
-        refuse_impossible(wrong.config, wrong)
+        refuse_impossible(wrong.config, wrong.objectives, Card.load(wrong.config.data.path))
 
 
 def test_shortlists_end_with_the_gallery(opened_run):

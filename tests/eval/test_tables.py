@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from xmodal_jax.data.pipeline import split_captions
+from xmodal_jax.data.split import split_captions
 from xmodal_jax.data.text import load_tokenizer
 from xmodal_jax.eval import tables
 from xmodal_jax.eval.retrieval import Places, recall_of_places, summary

@@ -9,10 +9,10 @@ import pytest
 
 from xmodal_jax.cli import main
 from xmodal_jax.data.taxonomy import Taxonomy
+from xmodal_jax.encode.embed import Embedder
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval import zeroshot
 from xmodal_jax.eval.captioning import caption_split
-from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.eval.evaluate import Evaluator
 from xmodal_jax.eval.retrieval import Places
 

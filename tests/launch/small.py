@@ -21,7 +21,7 @@ def get_config():
 
 def slow_down(seconds: float) -> None:
     """A disk on which each batch takes so long."""
-    from xmodal_jax.data.pipeline import TrainDataset
+    from xmodal_jax.data.train import TrainDataset
 
     fast = TrainDataset.batch_from
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import tiny_batch, tiny_config, tiny_model, tiny_objectives
 
-from xmodal_jax.assemble import refuse_unserved
+from xmodal_jax.checks import refuse_unserved
 from xmodal_jax.config_checks import check
 from xmodal_jax.errors import UserError
 from xmodal_jax.models.gru import Gru

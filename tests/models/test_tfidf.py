@@ -9,8 +9,9 @@ import pytest
 import torch
 from tiny import tiny_batch, tiny_config, tiny_model, tiny_objectives
 
-from xmodal_jax import config as configs
-from xmodal_jax.assemble import assemble, document_frequencies, refuse_unserved
+from xmodal_jax import config_file as configs
+from xmodal_jax.assemble import assemble, document_frequencies
+from xmodal_jax.checks import refuse_unserved
 from xmodal_jax.errors import UserError
 from xmodal_jax.models.tfidf import TfIdf, inverse_document_frequency, tfidf_weights
 

@@ -8,7 +8,7 @@ import torch
 from given import Given, unit
 from tiny import ROWS, tiny_batch, tiny_config, tiny_model
 
-from xmodal_jax.config import freeze
+from xmodal_jax.config_file import freeze
 from xmodal_jax.errors import UserError
 from xmodal_jax.objectives import build_objectives
 from xmodal_jax.objectives.contrastive import NEVER
@@ -149,7 +149,7 @@ def test_impossible_values_are_refused(section, sentence):
 
 def test_a_bridge_needs_embeddings_that_read_tokens():
     from xmodal_jax.assemble import assemble_without_data
-    from xmodal_jax.config import load
+    from xmodal_jax.config_file import load
 
     changed = lambda *items: assemble_without_data(freeze(load("configs/recap.py:tiny", list(items))))
     assert "bridge" in {part for item in changed().objectives.values() for part in item.parts}

@@ -84,12 +84,12 @@ def test_slices_must_share_the_data_axis():
 def test_meshes_that_split_a_torus_axis_and_span_slices():
     """On TPU topologies that are not here; in a process of its own, for libtpu reads its environment when it starts."""
     pytest.importorskip("libtpu")
-    from xmodal_jax.plan.chips import parse_topology
+    from xmodal_jax.parallel.chips import parse_topology
     from xmodal_jax.plan.command import child_environment
 
     two = parse_topology("v6e:4x4x2slices")
     program = (
-        "from xmodal_jax.plan.chips import parse_topology as p; from xmodal_jax.plan.program import topology_devices as d\n"
+        "from xmodal_jax.parallel.chips import parse_topology as p; from xmodal_jax.plan.program import topology_devices as d\n"
         "from xmodal_jax.parallel.mesh import make_mesh; from xmodal_jax.config import MeshConfig\n"
         "mesh = make_mesh(MeshConfig(4, 8, 1), d(p('v6e:4x4x2slices'))).devices\n"
         "print([sorted({x.slice_index for x in row.flat}) for row in mesh])"

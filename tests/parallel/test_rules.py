@@ -102,7 +102,7 @@ KEPT = {
 def run_of():
     """The abstract run of a config on 2 x 2 x 2 devices, made once."""
     from xmodal_jax.assemble import assemble_without_data
-    from xmodal_jax.config import freeze, load
+    from xmodal_jax.config_file import freeze, load
     from xmodal_jax.train.loop import make_run
 
     @functools.cache

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xmodal_jax.assemble import assemble_without_data
-from xmodal_jax.config import freeze, load
+from xmodal_jax.config_file import freeze, load
 from xmodal_jax.plan.advice import MORE, Change, Stack, accepted, candidates, changes, stacks, state_with, wider_fsdp
 from xmodal_jax.plan.program import PARTS, Facts, Memory, device_bytes
 from xmodal_jax.train.loop import make_run

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from xmodal_jax.cli import main, parser
-from xmodal_jax.plan.chips import parse_topology
+from xmodal_jax.parallel.chips import parse_topology
 from xmodal_jax.plan.command import ask_child, child_command, child_environment
 
 QUICK = (

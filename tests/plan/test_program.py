@@ -9,10 +9,10 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from xmodal_jax.assemble import assemble_without_data
-from xmodal_jax.config import freeze, load
+from xmodal_jax.config_file import freeze, load
 from xmodal_jax.data.card import Card
 from xmodal_jax.errors import UserError
-from xmodal_jax.plan.chips import GIB, parse_topology
+from xmodal_jax.parallel.chips import GIB, parse_topology
 from xmodal_jax.plan.program import Phases, batch_shapes, device_bytes, memory_of, parse_refusal, topology_devices
 from xmodal_jax.train.loop import make_run
 

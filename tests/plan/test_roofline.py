@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from xmodal_jax.plan.chips import CHIPS, parse_topology
+from xmodal_jax.parallel.chips import CHIPS, parse_topology
 from xmodal_jax.plan.collectives import Collective
 from xmodal_jax.plan.program import Facts, Memory
 from xmodal_jax.plan.roofline import roofline, send_seconds, torus_axes

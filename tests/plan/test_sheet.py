@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from xmodal_jax.assemble import assemble_without_data
-from xmodal_jax.config import freeze, load
-from xmodal_jax.plan.chips import CHIPS, GIB, parse_topology
+from xmodal_jax.config_file import freeze, load
+from xmodal_jax.parallel.chips import CHIPS, GIB, parse_topology
 from xmodal_jax.plan.collectives import Collective
 from xmodal_jax.plan.program import PARTS, Facts, Memory, device_bytes
 from xmodal_jax.plan.sheet import sheet

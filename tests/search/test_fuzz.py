@@ -8,7 +8,8 @@ import pytest
 from fuzz import spoil
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.search import query, store
+from xmodal_jax.retrieve import query
+from xmodal_jax.search import store
 from xmodal_jax.search.index import Index
 
 

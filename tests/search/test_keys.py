@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.search import build, keys, query, store
+from xmodal_jax.retrieve import build, query
+from xmodal_jax.search import keys, store
 from xmodal_jax.search.index import Index
 
 

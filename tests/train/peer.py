@@ -55,9 +55,10 @@ def local(leaf: jax.Array) -> list:
 
 def batches_of(process: int, count: int, mesh: jax.sharding.Mesh, data: str) -> list[list[int]]:
     """The ids of three global batches of 8, as the devices of this process hold them."""
+    from xmodal_jax.data.config import DataConfig
     from xmodal_jax.data.loader import Loader
-    from xmodal_jax.data.pipeline import DataConfig, train_dataset
     from xmodal_jax.data.text import load_tokenizer
+    from xmodal_jax.data.train import train_dataset
     from xmodal_jax.data.transfer import Prefetch
     from xmodal_jax.parallel.mesh import batch_sharding
 

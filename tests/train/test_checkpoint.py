@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from tiny import tiny_batch
 
-from xmodal_jax.data.pipeline import DataConfig, train_dataset
+from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.text import load_tokenizer
+from xmodal_jax.data.train import train_dataset
 from xmodal_jax.errors import UserError
 from xmodal_jax.train import checksums, store
 from xmodal_jax.train.checkpoint import Checkpoints, copy_whole, read_run, reason, write_run

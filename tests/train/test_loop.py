@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from xmodal_jax import config as configs
+from xmodal_jax import config_file as configs
 from xmodal_jax.cli import main
 from xmodal_jax.errors import UserError
 from xmodal_jax.train.log import METRICS_FILE

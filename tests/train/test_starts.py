@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from xmodal_jax.assemble import assemble
-from xmodal_jax.config import freeze, load
+from xmodal_jax.config_file import freeze, load
 from xmodal_jax.train.loop import make_run
 from xmodal_jax.train.starts import digest, kept_start
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from xmodal_jax.assemble import assemble
-from xmodal_jax.config import freeze, load
 from xmodal_jax.config_checks import check
+from xmodal_jax.config_file import freeze, load
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.evaluation import eval_split
+from xmodal_jax.encode.embed import Embedder
 from xmodal_jax.errors import UserError
-from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.train.loop import make_run
 from xmodal_jax.train.warmstart import cca, factor, head_inputs, linear_start, start_state
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.data.captions import caption_keys
+from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.image import CorruptImage, eval_image
-from xmodal_jax.data.pipeline import Arrays, DataConfig, Split, multi_hot, refuse_unknown
 from xmodal_jax.data.records import CorruptRecord
+from xmodal_jax.data.split import Arrays, Split, multi_hot, refuse_unknown
 from xmodal_jax.data.text import Tokenizer
 from xmodal_jax.errors import UserError, refuse_unless
 

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from xmodal_jax.data.pipeline import Arrays, TrainDataset
+from xmodal_jax.data.split import Arrays
 from xmodal_jax.data.stall import Watch
+from xmodal_jax.data.train import TrainDataset
 
 LEAVE = 3.0  # seconds that closing waits for the batches that are being made
 _left: list[threading.Thread] = []

@@ -180,7 +180,7 @@ def load_tokenizer(spec: str, data_dir: os.PathLike | str = "", languages: Seque
 def _build_from(data_dir: os.PathLike | str, languages: Sequence[str], path: pathlib.Path) -> None:
     """Build the vocabulary of the training captions (of the first split where none is called "train")."""
     from xmodal_jax.data.card import Card
-    from xmodal_jax.data.pipeline import split_captions
+    from xmodal_jax.data.split import split_captions
 
     splits = Card.load(data_dir).splits
     captions = split_captions(data_dir, "train" if "train" in splits else min(splits), languages)

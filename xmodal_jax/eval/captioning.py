@@ -7,11 +7,11 @@ from typing import Any
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.evaluation import EvalSplit, eval_split
 from xmodal_jax.data.taxonomy import Taxonomy
+from xmodal_jax.encode.embed import Embedder
+from xmodal_jax.encode.pictures import read_pictures
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval.caption import caption_scores
-from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.eval.generate import write_captions
-from xmodal_jax.eval.pictures import read_pictures
 from xmodal_jax.eval.zeroshot import naming_accuracy, record_labels
 from xmodal_jax.origin import refuse_trained
 from xmodal_jax.types import Params

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.data.evaluation import EvalSplit
+from xmodal_jax.encode.embed import Embedded
 from xmodal_jax.eval import curves, hashing, retrieval
-from xmodal_jax.eval.embed import Embedded
 from xmodal_jax.search.host import unit_rows
 from xmodal_jax.search.store import as_int8
 

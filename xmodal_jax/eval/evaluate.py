@@ -8,18 +8,19 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.assemble import Assembly
-from xmodal_jax.config import Config, EvalConfig
+from xmodal_jax.checks import refuse_few_pictures, refuse_unfit_evaluation
+from xmodal_jax.config import EvalConfig
 from xmodal_jax.data.card import Card, ceiling
 from xmodal_jax.data.evaluation import EvalSplit, eval_split
-from xmodal_jax.data.pipeline import Split, refuse_unknown
+from xmodal_jax.data.split import Split
 from xmodal_jax.data.text import cut
+from xmodal_jax.encode.embed import Embedded, Embedder, PairScorer
+from xmodal_jax.encode.token_cache import kept_texts
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval import code_tables, folds, rerank, retrieval
-from xmodal_jax.eval.embed import Embedded, Embedder, PairScorer
 from xmodal_jax.eval.hashing import Labelled
 from xmodal_jax.origin import refuse_trained
 from xmodal_jax.search.host import unit_rows
-from xmodal_jax.train.texts import kept_texts
 from xmodal_jax.types import Params
 
 TRAIN_RECORDS = 1000  # of the training split, for choosing the weight of the ITM score
@@ -54,22 +55,6 @@ class Evaluator:
         return dataclasses.replace(found, text_keys=alone) if (right or config.eval.right) == "own" else found
 
 
-def refuse_unfit_evaluation(config: Config, card: Card, split: str = "") -> None:
-    """Raise UserError for views, languages, a gallery or folds (of `split`) of `config.eval` that the data set does not have."""
-    gallery, path = config.eval.gallery, config.data.path
-    refuse_unknown("config.eval.views", config.eval.views, card.views, path)
-    refuse_unknown("config.eval.languages", config.eval.languages, card.languages, path)
-    refuse_unknown("config.eval.gallery", gallery, list(card.splits), path)
-    refuse_unless(len(set(gallery)) == len(gallery), f"config.eval.gallery is {gallery}; write each split once")
-    refuse_unless(
-        not gallery or (config.data.labels and bool(card.label_names)),
-        f"config.eval.gallery is {gallery}, which asks for shared labels, and {path} has none, or config.data.labels is "
-        "False; write () for no gallery",
-    )
-    if split in card.splits:
-        folds.refuse_few_pictures(config.eval, split, card.splits[split]["records"])
-
-
 def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = False,
              say: Callable[[str], None] = lambda _: None, poll: Callable[[], None] = lambda: None,
              allow_trained: bool = False) -> dict[str, Any]:  # fmt: skip
@@ -96,7 +81,7 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
     for view in evaluator.views(split):
         found = evaluator.open(split, view)
         if not quick:
-            folds.refuse_few_pictures(config.eval, split, len(found.keys))
+            refuse_few_pictures(config.eval, split, len(found.keys))
         say(f"encoding {len(found.keys)} images ({view}) and {len(found.captions)} captions")
         image = embedder.split(found, "image", config.eval.batch_size, bool(ks))
         if captions != found.captions:  # records without a view are left out, and their captions with them

@@ -9,21 +9,9 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from xmodal_jax.config import EvalConfig
 from xmodal_jax.data.evaluation import EvalSplit
-from xmodal_jax.errors import refuse_unless
-from xmodal_jax.eval.embed import Embedded
+from xmodal_jax.encode.embed import Embedded
 from xmodal_jax.types import Array
-
-
-def refuse_few_pictures(config: EvalConfig, split: str, pictures: int) -> None:
-    """Raise UserError where a split of so many pictures cannot be cut into the folds of `config`."""
-    needed = config.folds * config.fold_pictures
-    refuse_unless(
-        pictures >= needed,
-        f"config.eval.folds is {config.folds}, each of config.eval.fold_pictures={config.fold_pictures} pictures, and split "
-        f"'{split}' has {pictures}, not {needed}; write fewer or smaller folds, or config.eval.folds=0 for none",
-    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,12 +15,13 @@ import numpy as np
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.captions import words
 from xmodal_jax.data.card import Card
-from xmodal_jax.data.pipeline import DataConfig, Split
+from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.records import CorruptRecord
+from xmodal_jax.data.split import Split
 from xmodal_jax.data.taxonomy import Taxonomy
 from xmodal_jax.data.textfile import read_lines
+from xmodal_jax.encode.embed import Embedder
 from xmodal_jax.errors import UserError, refuse_unless
-from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.eval.evaluate import Evaluator, mean_tables
 from xmodal_jax.eval.retrieval import Places, places
 from xmodal_jax.eval.tables import Grid

@@ -16,6 +16,7 @@ from xmodal_jax.models.decoder import Decoder
 from xmodal_jax.models.efficientnet import EfficientNetLite0
 from xmodal_jax.models.features import FeatureTokens
 from xmodal_jax.models.fusion import EmbeddingToken, Fusion
+from xmodal_jax.models.grid import local_map
 from xmodal_jax.models.gru import Gru
 from xmodal_jax.models.heads import (
     FusedHead,
@@ -42,7 +43,6 @@ from xmodal_jax.models.pooling import parse_pool
 from xmodal_jax.models.reasoning import SharedEncoder
 from xmodal_jax.models.resnet import ResNet
 from xmodal_jax.models.tfidf import TfIdf
-from xmodal_jax.models.towers import local_map
 from xmodal_jax.models.vit import ViT
 from xmodal_jax.types import Array, Params
 

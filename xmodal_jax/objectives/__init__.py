@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from xmodal_jax.config import build, unknown_key
+from xmodal_jax.config_build import build, unknown_key
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.objectives.alignment import IMS, LMIM
 from xmodal_jax.objectives.base import Objective

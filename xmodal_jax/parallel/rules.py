@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from xmodal_jax.types import Array
+from xmodal_jax.types import Array, Params
 
 Rule = tuple[str, tuple]
 
@@ -128,3 +129,8 @@ def whole(x: Array) -> Array:
     From a split table XLA would look up split widths and then move those, which are more than the table.
     """
     return _placed(x, PartitionSpec(), False)
+
+
+def wholly_frozen(tower: Params, name: str, freeze: str) -> bool:
+    """Whether every parameter of the module `name` is frozen (one without parameters is)."""
+    return all(freeze and re.search(freeze, f"{name}/{path}") for path in flatten_dict(tower, sep="/"))

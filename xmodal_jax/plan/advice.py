@@ -5,7 +5,6 @@ of a step's time that they take, roughly, 0 for those that are free. A change th
 advised; where other fields must change with it, its override names them too.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,13 +13,15 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from xmodal_jax.config import Config, as_dict, freeze, override
+from xmodal_jax.checks import refuse_chunks
+from xmodal_jax.config import Config, as_dict
+from xmodal_jax.config_file import freeze, override
 from xmodal_jax.errors import UserError
 from xmodal_jax.objectives import build_objectives
 from xmodal_jax.parallel.mesh import make_mesh
 from xmodal_jax.parallel.rules import RULES, place
 from xmodal_jax.plan.program import PARTS, Facts
-from xmodal_jax.train.loop import Run, refuse_chunks
+from xmodal_jax.train.loop import Run
 
 MORE = " --config."  # between the fields of one change
 
@@ -224,7 +225,7 @@ def accepted(run: Run, change: Change) -> bool:
         config = freeze(values)
         objectives = build_objectives(config.objectives)
         shards = row_shards(make_mesh(config.mesh, list(run.mesh.devices.flat)))
-        refuse_chunks(config, dataclasses.replace(run.assembly, config=config, objectives=objectives), shards)
+        refuse_chunks(config, objectives, shards)
     except (UserError, NotImplementedError):  # the latter: a mesh that jax cannot lay over this torus
         return False
     return config.batch_size % shards == 0 and all(fits_batch(one, config.batch_size) for one in objectives.values())

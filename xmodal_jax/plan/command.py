@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 from xmodal_jax.errors import UserError, refuse_unless
-from xmodal_jax.plan.chips import Topology, local_chip, parse_topology
+from xmodal_jax.parallel.chips import Topology, local_chip, parse_topology
 
 INSTALL = "pip install 'xmodal_jax[plan]'"
 
@@ -31,7 +31,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def plan(args: argparse.Namespace, overrides: list[str]) -> None:
     """Print the plan of a config; see `add_parser` for the arguments."""
-    from xmodal_jax import config as configs
+    from xmodal_jax import config_file as configs
 
     topology = parse_topology(args.topology, args.chip)
     refuse_unwritable("--out", args.out)

@@ -15,8 +15,8 @@ import jax
 from xmodal_jax.config import Config
 from xmodal_jax.data.card import CARD_FILE, Card
 from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.parallel.chips import Topology
 from xmodal_jax.parallel.mesh import batch_sharding
-from xmodal_jax.plan.chips import Topology
 from xmodal_jax.plan.collectives import Collective, collectives
 from xmodal_jax.plan.executed import executed_flops
 from xmodal_jax.plan.hlo import parse_module, unknown_loops

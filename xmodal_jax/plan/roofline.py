@@ -6,7 +6,7 @@ A bound, not a forecast: the three are taken to overlap perfectly, and every pro
 import math
 from dataclasses import dataclass
 
-from xmodal_jax.plan.chips import Chip, Topology
+from xmodal_jax.parallel.chips import Chip, Topology
 from xmodal_jax.plan.collectives import Collective
 from xmodal_jax.plan.program import Facts
 

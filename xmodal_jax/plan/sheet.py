@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
+from xmodal_jax.parallel.chips import GIB, Chip, Topology
 from xmodal_jax.plan.advice import changes
-from xmodal_jax.plan.chips import GIB, Chip, Topology
 from xmodal_jax.plan.collectives import by_kind
 from xmodal_jax.plan.program import Facts
 from xmodal_jax.plan.roofline import roofline

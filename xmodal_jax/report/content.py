@@ -14,11 +14,11 @@ from xmodal_jax.config import Config
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.evaluation import EvalSplit
 from xmodal_jax.data.image import limit_size
-from xmodal_jax.data.pipeline import Split
+from xmodal_jax.data.split import Split
+from xmodal_jax.encode.embed import Embedded, Embedder
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.eval import retrieval
 from xmodal_jax.eval.captioning import references
-from xmodal_jax.eval.embed import Embedded, Embedder
 from xmodal_jax.eval.evaluate import Evaluator
 from xmodal_jax.eval.generate import write_captions
 from xmodal_jax.eval.tables import recall_names

@@ -14,7 +14,7 @@ import jax
 from xmodal_jax.config import Config
 from xmodal_jax.models.pooling import AGGREGATORS, parse_pool
 from xmodal_jax.models.resnet import STAGES
-from xmodal_jax.train.optimizer import wholly_frozen
+from xmodal_jax.parallel.rules import wholly_frozen
 from xmodal_jax.train.step import Recipe, run_objectives
 from xmodal_jax.types import Batch
 

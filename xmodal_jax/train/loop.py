@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import fcntl
-import importlib.util
 import json
 import logging
 import pathlib
@@ -17,20 +16,21 @@ from typing import Any
 import jax
 
 from xmodal_jax.assemble import Assembly, abstract_params, assemble, document_frequencies, start_params
+from xmodal_jax.checks import refuse_chunks, refuse_impossible
 from xmodal_jax.config import Config, as_dict
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.loader import Loader
-from xmodal_jax.data.pipeline import TrainDataset, train_dataset
 from xmodal_jax.data.text import cut_words
+from xmodal_jax.data.train import TrainDataset, train_dataset
 from xmodal_jax.data.transfer import Prefetch
+from xmodal_jax.encode.token_cache import kept_texts
 from xmodal_jax.errors import UserError, refuse_unless
-from xmodal_jax.eval.evaluate import refuse_unfit_evaluation
 from xmodal_jax.origin import describe, keep_trained, refuse_other_data
 from xmodal_jax.parallel import stuck
+from xmodal_jax.parallel.chips import chip_of
 from xmodal_jax.parallel.mesh import batch_sharding, make_mesh, process_share, replicated
 from xmodal_jax.parallel.processes import first_says, is_first, leaving_at_once
 from xmodal_jax.parallel.rules import shardings
-from xmodal_jax.plan.chips import chip_of
 from xmodal_jax.train.checkpoint import Checkpoints, copy_whole, read_run, write_run
 from xmodal_jax.train.flops import step_flops
 from xmodal_jax.train.log import TrainLog, flat
@@ -39,7 +39,6 @@ from xmodal_jax.train.state import TrainState, examples_seen
 from xmodal_jax.train.step import Recipe, create_state, jit_step
 from xmodal_jax.train.stop import Stopped, StopSignal
 from xmodal_jax.train.tensorboard import EventWriter
-from xmodal_jax.train.texts import kept_texts
 from xmodal_jax.train.warmstart import start_state
 from xmodal_jax.train.watch import SkipWatch, contrasting
 from xmodal_jax.weights import pretrained
@@ -89,75 +88,13 @@ def make_run(assembly: Assembly, devices: list | None = None, cache: bool = True
         config.batch_size % rows == 0,
         f"config.batch_size is {config.batch_size}, which {rows} devices (data x fsdp) cannot share; write a multiple of {rows}",
     )
-    refuse_chunks(config, assembly, rows)
+    refuse_chunks(config, assembly.objectives, rows)
     optimizer = make_optimizer(config.optimizer, abstract_params(assembly), config.steps)
     recipe = Recipe(config, assembly.model, assembly.objectives, optimizer, cache)
     shapes = jax.eval_shape(lambda key: _state(assembly, recipe, key, {}), jax.random.key(0))
     places = shardings(shapes, mesh)
     abstract = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
     return Run(assembly, recipe, mesh, abstract, jit_step(recipe, places, batch_sharding(mesh), replicated(mesh)))
-
-
-FIELD_SETTINGS = {  # field of the batch: the setting of config.data that makes it, and what to write
-    "image2": ("second_view", "config.data.second_view=True"),
-    "distill_image": ("embeddings", "config.data.embeddings=NAME, made by `xmodal data embed`"),
-    "distill_text": ("embeddings", "config.data.embeddings=NAME, made by `xmodal data embed`"),
-}
-
-
-def refuse_impossible(config: Config, assembly: Assembly) -> None:
-    """Values that only the model, the objectives and the data together can tell to be impossible."""
-    card = Card.load(config.data.path)
-    if config.eval.every:
-        card.split(config.data.eval_split)
-    refuse_unfit_evaluation(config, card, config.data.eval_split)
-    refuse_unless(
-        not config.tensorboard or importlib.util.find_spec("tensorboard") is not None,
-        "config.tensorboard is True, but the package tensorboard is not installed; write pip install 'xmodal_jax[tensorboard]'",
-    )
-    for name, objective in assembly.objectives.items():
-        for field in objective.needs:
-            setting, hint = FIELD_SETTINGS[field]
-            refuse_unless(
-                bool(getattr(config.data, setting)),
-                f"config.objectives.{name} needs the batch field '{field}'; write {hint}",
-            )
-        rows, records = getattr(objective, "table", 0), card.split(config.data.split)["records"]
-        refuse_unless(
-            rows == 0 or rows >= records,
-            f"config.objectives.{name}.table is {rows}, and the data set '{config.data.path}' has {records} training "
-            f"records; write {records}, or 0 for no memory",
-        )
-        refuse_unless(
-            bool(card.label_names) or not getattr(objective, "by_label", False),
-            f"config.objectives.{name}.by_label is True, but the data set '{config.data.path}' has no labels; write False",
-        )
-        refuse_unless(
-            config.data.labels or not getattr(objective, "by_label", False),
-            f"config.objectives.{name}.by_label is True, but config.data.labels is False; write True",
-        )
-
-
-def refuse_chunks(config: Config, assembly: Assembly, rows: int) -> None:
-    """A chunk must give every one of `rows` devices as many rows, and whole groups of matching."""
-    if not config.chunk:
-        return
-    refuse_unless(
-        config.chunk % rows == 0,
-        f"config.chunk is {config.chunk}, which {rows} devices (data x fsdp) cannot share; write a multiple of {rows}",
-    )
-    for name, objective in assembly.objectives.items():
-        group = getattr(objective, "group", None)
-        refuse_unless(
-            group is None or config.chunk == config.batch_size or (group > 0 and config.chunk % group == 0),
-            f"config.objectives.{name}.group is {group}, and passes take {config.chunk} rows at a time (config.chunk); "
-            f"write a group that divides {config.chunk}",
-        )
-        every = getattr(objective, "every", 1)
-        refuse_unless(
-            group is not None or config.chunk % every == 0,
-            f"config.objectives.{name}.every is {every}, which does not divide config.chunk={config.chunk}; write a divisor",
-        )
 
 
 def train(
@@ -172,7 +109,7 @@ def train(
     """
     workdir = pathlib.Path(workdir)
     assembly = assemble(with_kept_statistics(config, workdir))
-    refuse_impossible(config, assembly)
+    refuse_impossible(config, assembly.objectives, Card.load(config.data.path))
     run = make_run(assembly)
     refuse_frozen_start(config, run.abstract.params)
     with only_run(workdir), Checkpoints(workdir, config.checkpoint.keep) as checkpoints, StopSignal() as stop:

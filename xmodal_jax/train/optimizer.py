@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from xmodal_jax.config import Config, OptimizerConfig
 from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.parallel.rules import wholly_frozen
 from xmodal_jax.types import Params
 
 
@@ -21,11 +22,6 @@ def by_path(params: Params, choose: Any) -> Any:
 def frozen_mask(params: Params, freeze: str) -> Any:
     """True where a parameter is not trained."""
     return by_path(params, lambda path: bool(freeze and re.search(freeze, path)))
-
-
-def wholly_frozen(tower: Params, name: str, freeze: str) -> bool:
-    """Whether every parameter of the module `name` is frozen (one without parameters is)."""
-    return all(freeze and re.search(freeze, f"{name}/{path}") for path in flatten_dict(tower, sep="/"))
 
 
 def refuse_frozen_start(config: Config, params: Params) -> None:

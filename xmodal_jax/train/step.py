@@ -11,9 +11,10 @@ import optax
 from xmodal_jax.config import Config, JointConfig
 from xmodal_jax.forward import Forward, named_key, share, teacher_forward
 from xmodal_jax.objectives.base import MATCHED, Objective, Term, at, same
+from xmodal_jax.parallel.rules import wholly_frozen
 from xmodal_jax.train import memory as memories
 from xmodal_jax.train import teacher as teachers
-from xmodal_jax.train.optimizer import split_frozen, wholly_frozen
+from xmodal_jax.train.optimizer import split_frozen
 from xmodal_jax.train.state import TrainState, advanced
 from xmodal_jax.types import Array, Batch, Metrics, Params
 

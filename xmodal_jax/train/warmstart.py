@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.evaluation import eval_split
-from xmodal_jax.data.pipeline import Split
+from xmodal_jax.data.split import Split
 from xmodal_jax.models.crossmodal import text_mask
 from xmodal_jax.models.heads import pooled_features
 from xmodal_jax.models.layers import layer_norm, norm_params

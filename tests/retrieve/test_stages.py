@@ -6,12 +6,13 @@ import pytest
 
 from xmodal_jax.cli import main
 from xmodal_jax.data.evaluation import eval_split
+from xmodal_jax.encode.embed import Embedder
 from xmodal_jax.errors import UserError
-from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.eval.evaluate import Evaluator, ensure_weight
-from xmodal_jax.search import codes, query, stages, store
+from xmodal_jax.retrieve import query, stages
+from xmodal_jax.retrieve.stages import Stages
+from xmodal_jax.search import codes, store
 from xmodal_jax.search.index import Index
-from xmodal_jax.search.stages import Stages
 
 WORDS = "a red circle"
 

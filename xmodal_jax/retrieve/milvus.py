@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.retrieve.faiss_backend import in_order
 from xmodal_jax.search.backend import Backend
-from xmodal_jax.search.faiss_backend import in_order
 from xmodal_jax.search.files import KINDS
 from xmodal_jax.search.index import Index
 

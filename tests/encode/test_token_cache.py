@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from xmodal_jax.assemble import assemble
-from xmodal_jax.config import freeze, load
+from xmodal_jax.config_file import freeze, load
 from xmodal_jax.data.evaluation import eval_split
-from xmodal_jax.data.pipeline import train_dataset
+from xmodal_jax.data.train import train_dataset
+from xmodal_jax.encode.embed import Embedder
+from xmodal_jax.encode.token_cache import FOLDER, KeptTexts, digest, distinct_captions, encode_all, kept_texts, opened
 from xmodal_jax.errors import UserError
-from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.train.flops import step_flops
 from xmodal_jax.train.loop import make_run
-from xmodal_jax.train.texts import FOLDER, KeptTexts, digest, distinct_captions, encode_all, kept_texts, opened
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py"
 FROZEN = ("optimizer.freeze=^text/", "text.keep=True")
@@ -57,7 +57,7 @@ def test_they_are_made_once_and_are_the_towers(make, monkeypatch):
     first = kept_texts(run.assembly, state.params)
     folder = pathlib.Path(run.assembly.config.data.path) / FOLDER / digest(run.assembly, state.params)
     np.testing.assert_array_equal(opened(folder).tokens, first.tokens)
-    monkeypatch.setattr("xmodal_jax.train.texts.encode_all", None)  # a second start must not encode
+    monkeypatch.setattr("xmodal_jax.encode.token_cache.encode_all", None)  # a second start must not encode
     again = kept_texts(run.assembly, state.params)
     split = eval_split(run.assembly.config.data.path, "test", run.assembly.tokenizer, run.assembly.config.data)
     own = run.assembly.model.apply({"params": state.params}, split.text, method="text_tower")
@@ -106,7 +106,7 @@ def test_evaluation_takes_them_and_falls_back(make):
 
 def test_too_many_are_read_by_the_tower(make, monkeypatch, caplog):
     run, state = make(*FROZEN, "data.length=10")
-    monkeypatch.setattr("xmodal_jax.train.texts.LIMIT", 1000)
+    monkeypatch.setattr("xmodal_jax.encode.token_cache.LIMIT", 1000)
     assert kept_texts(run.assembly, state.params) is None
     assert "are not kept (config.text.keep)" in caplog.text
 

@@ -14,19 +14,19 @@ from xmodal_jax import drawing
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.config import MeshConfig
 from xmodal_jax.data.media import find_file, read_file
+from xmodal_jax.encode.embed import Embedded, Embedder
+from xmodal_jax.encode.pictures import read_pictures
 from xmodal_jax.errors import UserError, refuse_unless
-from xmodal_jax.eval.embed import Embedded, Embedder
-from xmodal_jax.eval.pictures import read_pictures
 from xmodal_jax.parallel.mesh import make_mesh
+from xmodal_jax.retrieve.build import ROWS, side_of
+from xmodal_jax.retrieve.faiss_backend import FaissIndex, load_faiss
+from xmodal_jax.retrieve.milvus import COLLECTION, MilvusIndex, load_milvus, refuse_bad_uri
+from xmodal_jax.retrieve.origin import open_origin
+from xmodal_jax.retrieve.stages import Stages, matched, refuse_unmatchable, staged
+from xmodal_jax.retrieve.words import encoded_words
 from xmodal_jax.search.backend import Backend, Hit
-from xmodal_jax.search.build import ROWS, side_of
-from xmodal_jax.search.faiss_backend import FaissIndex, load_faiss
 from xmodal_jax.search.index import Index
-from xmodal_jax.search.milvus import COLLECTION, MilvusIndex, load_milvus, refuse_bad_uri
-from xmodal_jax.search.origin import open_origin
 from xmodal_jax.search.sharded import ShardedIndex
-from xmodal_jax.search.stages import Stages, matched, refuse_unmatchable, staged
-from xmodal_jax.search.words import encoded_words
 from xmodal_jax.types import Params
 
 log = logging.getLogger(__name__)

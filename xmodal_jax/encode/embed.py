@@ -30,7 +30,7 @@ class Embedded:
 class Embedder:
     """The two encoders of a model on one tree of parameters, jitted once.
 
-    `texts`: kept tokens of the text tower (train/texts.py), which spare its pass. `poll` is called before every block; what it raises ends the work (a run that is told to stop).
+    `texts`: kept tokens of the text tower (encode/token_cache.py), which spare its pass. `poll` is called before every block; what it raises ends the work (a run that is told to stop).
     """
 
     def __init__(self, model: Any, params: Params, poll: Callable[[], None] = lambda: None, texts: Any = None) -> None:

@@ -22,11 +22,11 @@ import numpy as np
 
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.card import CARD_FILE, Card
-from xmodal_jax.data.pipeline import split_captions
 from xmodal_jax.data.progress import Progress
+from xmodal_jax.data.split import split_captions
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.parallel.mesh import beside, to_host
-from xmodal_jax.train.optimizer import wholly_frozen
+from xmodal_jax.parallel.rules import wholly_frozen
 from xmodal_jax.types import Params
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ import pytest
 from xmodal_jax.assemble import assemble, reassemble
 from xmodal_jax.cli import main
 from xmodal_jax.data.evaluation import eval_split
-from xmodal_jax.data.pipeline import Split
+from xmodal_jax.data.split import Split
+from xmodal_jax.encode.pictures import picture_reader, read_pictures
 from xmodal_jax.errors import UserError
-from xmodal_jax.eval.pictures import picture_reader, read_pictures
 
 SIZES = (32, 64)
 

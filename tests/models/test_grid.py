@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from xmodal_jax.config import ImageConfig
-from xmodal_jax.models.towers import grid_map, local_map, local_parts
+from xmodal_jax.models.grid import grid_map, local_map, local_parts
 
 
 @pytest.mark.parametrize("side", [3, 4, 6, 7, 14])

@@ -7,7 +7,8 @@ import pytest
 from ties import same_up_to_ties
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.search import milvus, query, store
+from xmodal_jax.retrieve import milvus, query
+from xmodal_jax.search import store
 from xmodal_jax.search.index import Index
 
 COUNT = 60

@@ -7,167 +7,27 @@ order, and a run that goes on with another batch size repeats and skips nothing.
 """
 
 import contextlib
-import dataclasses
 import logging
 import pathlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from xmodal_jax.data.captions import caption_keys as caption_keys  # also known from here
-from xmodal_jax.data.card import Card
-from xmodal_jax.data.embeddings import Embeddings
-from xmodal_jax.data.image import AugmentConfig, CorruptImage, train_image
-from xmodal_jax.data.records import CorruptRecord, KeptRecords, Room, check_record, open_records
-from xmodal_jax.data.stall import Stages
+from xmodal_jax.data.config import DataConfig
+from xmodal_jax.data.image import CorruptImage, train_image
+from xmodal_jax.data.records import CorruptRecord, KeptRecords, Room
+from xmodal_jax.data.split import Arrays, Split, multi_hot
 from xmodal_jax.data.text import Tokenizer, cut
 from xmodal_jax.errors import UserError, refuse_unless
 
 log = logging.getLogger(__name__)
 
-Arrays = dict[str, np.ndarray]
-
 BAD_SHARE = 0.01
 NAMED_SKIPS = 10
 SAMPLED = 2000  # records whose captions say how many are cut
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """What is read and how. Raises `UserError` for impossible values.
-
-    `path`: the data set's folder. `image_size`: px of a side. `length`: tokens of a text, [CLS] and [SEP] included; a
-    longer one loses its end.
-    `languages`: those of the captions. `views`: those of the pictures, () for all. `features`: names of cached tokens
-    to read in place of pictures. `second_view`: batches also have another picture of each record, `image2`.
-    `embeddings`: name of a frozen teacher's embeddings that batches carry (`xmodal data embed`).
-    `threads`, `prefetch`: threads that make batches, and how many batches ahead. `keep_gb`: rows of feature caches stay
-    in memory after their first reading, up to so many GB in each process.
-    `stall_seconds`: how long to wait for a batch before a warning names what each thread is at.
-    `labels`: batches carry the labels as float32 [B,C]; False leaves them out (thousands of species that no loss reads).
-    `match`: training pairs with the same `id` are never negatives of each other; "record" numbers the records, "labels" the
-    sets of labels, so that two pictures of one species match each other's captions.
-    """
-
-    path: str = ""
-    split: str = "train"
-    eval_split: str = "test"
-    image_size: int = 128
-    length: int = 32
-    languages: tuple[str, ...] = ("en",)
-    views: tuple[str, ...] = ()
-    features: tuple[str, ...] = ()
-    second_view: bool = False
-    embeddings: str = ""
-    augment: AugmentConfig = AugmentConfig()
-    threads: int = 4
-    prefetch: int = 4
-    keep_gb: float = 1.0
-    stall_seconds: float = 60.0
-    labels: bool = True
-    match: str = "record"
-
-    def __post_init__(self):
-        for name, least in (("image_size", 8), ("length", 3), ("threads", 1), ("prefetch", 1)):
-            value = getattr(self, name)
-            refuse_unless(value >= least, f"config.data.{name} is {value}; write {least} or more")
-        refuse_unless(self.keep_gb >= 0, f"config.data.keep_gb is {self.keep_gb}; write 0 for none or a number of GB")
-        refuse_unless(
-            self.stall_seconds > 0,
-            f"config.data.stall_seconds is {self.stall_seconds}; write seconds above 0, such as 60",
-        )
-        refuse_unless(len(self.languages) > 0, "config.data.languages is empty; write one or more, such as ('en',)")
-        refuse_unless(
-            self.match in ("record", "labels"), f"config.data.match is '{self.match}'; write 'record' or 'labels'"
-        )
-
-
-class Split:
-    """One split of a prepared data set: its records and the feature caches beside them, checked against the card.
-
-    Raises `UserError` for a folder, split, language, view or cache that does not exist.
-    """
-
-    def __init__(self, data_dir: str | pathlib.Path, split: str, cfg: DataConfig):
-        self.card, self.name, self.cfg, self.stages = Card.load(data_dir), split, cfg, Stages()
-        self.folder = pathlib.Path(data_dir)
-        self.card.split(split)
-        self.views = tuple(cfg.views) or tuple(self.card.views)
-        refuse_unknown("config.data.views", self.views, self.card.views, data_dir)
-        refuse_unknown("config.data.languages", cfg.languages, self.card.languages, data_dir)
-        entries = [self.card.feature(name) for name in cfg.features]
-        widths = {name: entry["width"] for name, entry in zip(cfg.features, entries)}
-        refuse_unless(
-            len(set(widths.values())) < 2,
-            f"config.data.features: widths {widths} differ; concatenate caches of one tower.",
-        )
-        self.labelled = len(self.card.label_names) > 0
-        if not cfg.labels:
-            self.card = dataclasses.replace(self.card, label_names=[])
-        self.records = open_records(data_dir, split)
-        self.caches = [open_records(pathlib.Path(data_dir) / "features" / name, split) for name in cfg.features]
-        for name, cache in zip(cfg.features, self.caches):
-            refuse_unless(
-                len(cache) == len(self.records),
-                f"cache {name!r} of {data_dir} has {len(cache)} rows for {len(self.records)} records; write it again.",
-            )
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def record(self, row: int) -> dict[str, Any]:
-        """The record of a row. Raises `CorruptRecord`."""
-        self.stages.note("reading row", row, f"split {self.name!r}")
-        return check_record(self.records[row])
-
-    def tokens(self, row: int, view: str, flip: bool) -> np.ndarray:
-        """Cached tokens float16 [N,D] of one picture: all caches of the config, one after the other on N.
-
-        Raises `CorruptRecord`.
-        """
-        parts = []
-        for name, cache in zip(self.cfg.features, self.caches):
-            self.stages.note("reading row", row, f"cache {name!r}")
-            cached = cache[row]
-            try:
-                sides = cached["tokens"][view]
-                data = sides["flip" if flip and "flip" in sides else "plain"]
-                parts.append(np.frombuffer(data, np.float16).reshape(cached["shape"]))
-            except (KeyError, TypeError, ValueError) as error:
-                raise CorruptRecord(f"row {row} of cache {name!r} has no tokens of view {view!r} ({error})") from error
-        return np.concatenate(parts)
-
-    def captions(self, record: dict[str, Any]) -> list[str]:
-        """The record's captions in the config's languages."""
-        return [text for language in self.cfg.languages for text in record["captions"].get(language, [])]
-
-    def caption_numbers(self, record: dict[str, Any]) -> list[int]:
-        """The numbers of `captions(record)`: two captions of the data set have the same if they are the same text."""
-        return [number for language in self.cfg.languages for number in record["caption_numbers"].get(language, [])]
-
-    def embeddings(self) -> Embeddings:
-        """The teacher's embeddings that the config names. Raises `UserError` where they do not cover this split."""
-        cfg = self.cfg
-        return Embeddings(self.folder, self.card, cfg.embeddings, self.name, self.views, cfg.languages)
-
-    def close(self) -> None:
-        """Close all files."""
-        for records in [self.records, *self.caches]:
-            records.close()
-
-
-def refuse_unknown(field: str, asked: Sequence[str], known: Sequence[str], data_dir: Any) -> None:
-    """Refuse views or languages of the config's `field` that the data set does not have."""
-    unknown = [name for name in asked if name not in known]
-    refuse_unless(not unknown, f"{field}: {data_dir} has no {unknown[:1]}; write some of {', '.join(known)}.")
-
-
-def split_captions(data_dir: str | pathlib.Path, split: str, languages: Sequence[str] = ("en",)) -> list[str]:
-    """All captions of a split in the given languages, in row order; for vocabularies."""
-    with open_records(data_dir, split) as records:
-        return [text for record in records for code in languages for text in record["captions"].get(code, [])]
 
 
 class BadRows:
@@ -317,14 +177,6 @@ class TrainDataset:
 def label_key(record: dict[str, Any], row: int) -> np.int32:
     """The number of the record's set of labels; a record without labels, `row`, has one of its own, below -1."""
     return np.int32(record["label_set"] if record["labels"] else -2 - row)  # -1 is an empty place of a queue
-
-
-def multi_hot(labels: Sequence[Sequence[int]], count: int) -> np.ndarray:
-    """Lists of label numbers -> float32 [n, C]."""
-    table = np.zeros((len(labels), count), np.float32)
-    for row, own in enumerate(labels):
-        table[row, list(own)] = 1
-    return table
 
 
 def train_dataset(

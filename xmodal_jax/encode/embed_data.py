@@ -9,9 +9,9 @@ import numpy as np
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.embeddings import Encoders, write_embeddings
-from xmodal_jax.data.pipeline import Split
+from xmodal_jax.data.split import Split
+from xmodal_jax.encode.embed import Embedder
 from xmodal_jax.errors import refuse_unless
-from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.search.index import fingerprint
 from xmodal_jax.types import Params
 

@@ -6,8 +6,8 @@ import pytest
 from ties import same_up_to_ties
 
 from xmodal_jax.errors import UserError
+from xmodal_jax.retrieve.faiss_backend import FaissIndex
 from xmodal_jax.search import store
-from xmodal_jax.search.faiss_backend import FaissIndex
 from xmodal_jax.search.index import Index
 
 

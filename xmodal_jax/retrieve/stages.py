@@ -10,17 +10,17 @@ import numpy as np
 
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.image import CorruptImage, eval_image
-from xmodal_jax.data.pipeline import Split
 from xmodal_jax.data.records import CorruptRecord
+from xmodal_jax.data.split import Split
+from xmodal_jax.encode.embed import Embedded, Embedder, PairScorer
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.eval import rerank
-from xmodal_jax.eval.embed import Embedded, Embedder, PairScorer
 from xmodal_jax.eval.evaluate import Evaluator, ensure_weight
+from xmodal_jax.retrieve.build import ROWS, data_of, side_of
+from xmodal_jax.retrieve.origin import open_set
 from xmodal_jax.search.backend import Backend, Hit
-from xmodal_jax.search.build import ROWS, data_of, side_of
 from xmodal_jax.search.host import refuse_unsearchable, unit_rows
 from xmodal_jax.search.index import Index
-from xmodal_jax.search.origin import open_set
 from xmodal_jax.types import Params
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from xmodal_jax.cli import main
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.embeddings import Embeddings
 from xmodal_jax.data.evaluation import eval_split
+from xmodal_jax.encode.embed import Embedder
+from xmodal_jax.encode.embed_data import refuse_other_caches
 from xmodal_jax.errors import UserError
-from xmodal_jax.eval.embed import Embedder
-from xmodal_jax.eval.embed_data import refuse_other_caches
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py"
 STILL = ("data.augment.crop_min_area=1.0", "data.augment.flip=0.0")

@@ -13,8 +13,8 @@ import numpy as np
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.image import CorruptImage, eval_image
 from xmodal_jax.data.media import UnreadableFile, find_file, read_file
+from xmodal_jax.encode.towers import tower_encoder
 from xmodal_jax.errors import UserError, refuse_unless
-from xmodal_jax.models.towers import tower_encoder
 
 Reader = Callable[[bytes], np.ndarray]
 

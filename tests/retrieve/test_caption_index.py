@@ -12,12 +12,13 @@ from PIL import Image
 
 from xmodal_jax.cli import main
 from xmodal_jax.data.evaluation import eval_split
+from xmodal_jax.encode.embed import Embedder
 from xmodal_jax.errors import UserError
-from xmodal_jax.eval.embed import Embedder
 from xmodal_jax.eval.evaluate import Evaluator, ensure_weight
-from xmodal_jax.search import build, codes, query, store
+from xmodal_jax.retrieve import build, query
+from xmodal_jax.retrieve.stages import Stages
+from xmodal_jax.search import codes, store
 from xmodal_jax.search.index import Index
-from xmodal_jax.search.stages import Stages
 
 CAPTIONS = 24
 

@@ -7,7 +7,8 @@ import pytest
 
 from xmodal_jax.data.card import Card
 from xmodal_jax.errors import UserError
-from xmodal_jax.search import origin, store
+from xmodal_jax.retrieve import origin
+from xmodal_jax.search import store
 from xmodal_jax.search.index import Index, fingerprint
 
 

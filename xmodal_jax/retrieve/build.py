@@ -13,16 +13,17 @@ import numpy as np
 
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.card import CARD_FILE, Card
+from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.evaluation import EvalSplit, eval_split
 from xmodal_jax.data.image import CorruptImage, limit_size
-from xmodal_jax.data.pipeline import DataConfig, Split
 from xmodal_jax.data.progress import Progress
+from xmodal_jax.data.split import Split
+from xmodal_jax.encode.embed import Embedded, Embedder
+from xmodal_jax.encode.token_cache import kept_texts
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval.captioning import references
-from xmodal_jax.eval.embed import Embedded, Embedder
+from xmodal_jax.retrieve.origin import remembered_run, remembered_set
 from xmodal_jax.search import files, index, keys, place, store
-from xmodal_jax.search.origin import remembered_run, remembered_set
-from xmodal_jax.train.texts import kept_texts
 from xmodal_jax.types import Params
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.plan.chips import CHIPS, GIB, chip_of, local_chip, parse_topology
+from xmodal_jax.parallel.chips import CHIPS, GIB, chip_of, local_chip, parse_topology
 
 
 def test_a_topology_is_a_chip_and_the_shape_of_a_slice():

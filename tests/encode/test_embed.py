@@ -9,8 +9,8 @@ import pytest
 
 from xmodal_jax.cli import main
 from xmodal_jax.data.evaluation import eval_split
+from xmodal_jax.encode.embed import READ_BYTES, Embedder, PairScorer
 from xmodal_jax.eval.code_tables import cosine_table
-from xmodal_jax.eval.embed import READ_BYTES, Embedder, PairScorer
 from xmodal_jax.eval.evaluate import evaluate
 
 
@@ -62,7 +62,7 @@ def test_flip_is_the_mean_of_a_picture_and_its_mirror_image(opened_run, test_spl
 @pytest.mark.parametrize("room", [READ_BYTES, 0])
 def test_the_pair_scorer_is_the_models_score(opened_run, test_split, monkeypatch, room):
     assembly, params = opened_run
-    monkeypatch.setattr("xmodal_jax.eval.embed.READ_BYTES", room)
+    monkeypatch.setattr("xmodal_jax.encode.embed.READ_BYTES", room)
     embedder = Embedder(assembly.model, params)
     image, text = (embedder.split(test_split, side, 8, keep_tokens=True) for side in ("image", "text"))
     rows = np.array([3, 0, 2], np.int32), np.array([1, 5, 1], np.int32)

@@ -2,7 +2,7 @@ import pytest
 
 from xmodal_jax.data.text import Tokenizer, build_vocabulary, save_tokenizer
 from xmodal_jax.errors import UserError
-from xmodal_jax.search import words
+from xmodal_jax.retrieve import words
 
 CAPTIONS = [
     "a red circle",

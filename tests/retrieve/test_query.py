@@ -6,12 +6,13 @@ import pytest
 from PIL import Image
 
 from xmodal_jax.data.evaluation import eval_split
+from xmodal_jax.encode.embed import Embedder
 from xmodal_jax.errors import UserError
-from xmodal_jax.eval.embed import Embedder
-from xmodal_jax.search import query, store
+from xmodal_jax.retrieve import query
+from xmodal_jax.retrieve.stages import Stages
+from xmodal_jax.search import store
 from xmodal_jax.search.backend import Hit
 from xmodal_jax.search.index import Index
-from xmodal_jax.search.stages import Stages
 
 
 @pytest.fixture

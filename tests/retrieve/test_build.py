@@ -10,9 +10,10 @@ from PIL import Image
 from xmodal_jax.cli import main
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.evaluation import eval_split
+from xmodal_jax.encode.embed import Embedded, Embedder
 from xmodal_jax.errors import UserError
-from xmodal_jax.eval.embed import Embedded, Embedder
-from xmodal_jax.search import build, codes, store
+from xmodal_jax.retrieve import build
+from xmodal_jax.search import codes, store
 from xmodal_jax.search.index import Index, fingerprint
 
 

@@ -1,0 +1,140 @@
+"""What only the config, the objectives and the facts of the data together can refuse.
+
+What the values of a config alone tell is in `config_checks`.
+"""
+
+import importlib.util
+
+from xmodal_jax.config import Config, EvalConfig
+from xmodal_jax.data.card import Card
+from xmodal_jax.data.split import refuse_unknown
+from xmodal_jax.errors import refuse_unless
+from xmodal_jax.objectives import LM
+from xmodal_jax.objectives.base import Objective
+
+
+def refuse_unbridged(config: Config, objectives: dict[str, Objective]) -> None:
+    """A bridge changes tokens, so the embeddings of its sides must read tokens, and a captioner needs the picture's."""
+    bridged = {name: item for name, item in objectives.items() if getattr(item, "bridge", False)}
+    for side in config.bridge.sides if bridged else ():
+        pool = getattr(config, side).pool
+        refuse_unless(
+            pool.endswith(("+attention", "+shared")),
+            f"config.objectives.{next(iter(bridged))}.bridge is True, but config.{side}.pool='{pool}' does not read the "
+            f"tokens that the bridge changes; write config.{side}.pool=mean+attention",
+        )
+    refuse_unless(
+        not (bridged and config.fusion.aggregated),
+        f"config.objectives.{next(iter(bridged), '')}.bridge is True, and config.fusion.aggregated adds embeddings to the "
+        "tokens that the bridge's keys are made of; write config.fusion.aggregated=False",
+    )
+    for name, item in bridged.items():
+        refuse_unless(
+            not isinstance(item, LM) or "image" in config.bridge.sides,
+            f"config.objectives.{name}.bridge is True, but config.bridge.sides is {config.bridge.sides}; add 'image'",
+        )
+
+
+LACKING = {  # parts of the model that a kind of text tower cannot serve, and what it lacks
+    "tfidf": (("fusion", "decoder", "vocabulary", "locals"), "keeps no words to read"),
+    "gru": (("decoder", "vocabulary"), "has no blocks that write and no words as wide as its tokens"),
+}
+
+
+def refuse_unserved(config: Config, objectives: dict[str, Objective]) -> None:
+    """A TF-IDF vector has no tokens for fusion and local features to read; captioning and masked words need BERT."""
+    parts, lack = LACKING.get(config.text.kind, ((), ""))
+    for name, item in objectives.items():
+        asked = sorted(item.parts.intersection(parts))
+        refuse_unless(
+            not asked,
+            f"config.objectives.{name} needs {', '.join(asked)} on the text, and config.text.kind='{config.text.kind}' "
+            f"{lack}; write config.text.kind=bert, or leave the objective out",
+        )
+
+
+FIELD_SETTINGS = {  # field of the batch: the setting of config.data that makes it, and what to write
+    "image2": ("second_view", "config.data.second_view=True"),
+    "distill_image": ("embeddings", "config.data.embeddings=NAME, made by `xmodal data embed`"),
+    "distill_text": ("embeddings", "config.data.embeddings=NAME, made by `xmodal data embed`"),
+}
+
+
+def refuse_impossible(config: Config, objectives: dict[str, Objective], card: Card) -> None:
+    """Values that only the model, the objectives and the data together can tell to be impossible."""
+    if config.eval.every:
+        card.split(config.data.eval_split)
+    refuse_unfit_evaluation(config, card, config.data.eval_split)
+    refuse_unless(
+        not config.tensorboard or importlib.util.find_spec("tensorboard") is not None,
+        "config.tensorboard is True, but the package tensorboard is not installed; write pip install 'xmodal_jax[tensorboard]'",
+    )
+    for name, objective in objectives.items():
+        for field in objective.needs:
+            setting, hint = FIELD_SETTINGS[field]
+            refuse_unless(
+                bool(getattr(config.data, setting)),
+                f"config.objectives.{name} needs the batch field '{field}'; write {hint}",
+            )
+        rows, records = getattr(objective, "table", 0), card.split(config.data.split)["records"]
+        refuse_unless(
+            rows == 0 or rows >= records,
+            f"config.objectives.{name}.table is {rows}, and the data set '{config.data.path}' has {records} training "
+            f"records; write {records}, or 0 for no memory",
+        )
+        refuse_unless(
+            bool(card.label_names) or not getattr(objective, "by_label", False),
+            f"config.objectives.{name}.by_label is True, but the data set '{config.data.path}' has no labels; write False",
+        )
+        refuse_unless(
+            config.data.labels or not getattr(objective, "by_label", False),
+            f"config.objectives.{name}.by_label is True, but config.data.labels is False; write True",
+        )
+
+
+def refuse_chunks(config: Config, objectives: dict[str, Objective], rows: int) -> None:
+    """A chunk must give every one of `rows` devices as many rows, and whole groups of matching."""
+    if not config.chunk:
+        return
+    refuse_unless(
+        config.chunk % rows == 0,
+        f"config.chunk is {config.chunk}, which {rows} devices (data x fsdp) cannot share; write a multiple of {rows}",
+    )
+    for name, objective in objectives.items():
+        group = getattr(objective, "group", None)
+        refuse_unless(
+            group is None or config.chunk == config.batch_size or (group > 0 and config.chunk % group == 0),
+            f"config.objectives.{name}.group is {group}, and passes take {config.chunk} rows at a time (config.chunk); "
+            f"write a group that divides {config.chunk}",
+        )
+        every = getattr(objective, "every", 1)
+        refuse_unless(
+            group is not None or config.chunk % every == 0,
+            f"config.objectives.{name}.every is {every}, which does not divide config.chunk={config.chunk}; write a divisor",
+        )
+
+
+def refuse_unfit_evaluation(config: Config, card: Card, split: str = "") -> None:
+    """Raise UserError for views, languages, a gallery or folds (of `split`) of `config.eval` that the data set does not have."""
+    gallery, path = config.eval.gallery, config.data.path
+    refuse_unknown("config.eval.views", config.eval.views, card.views, path)
+    refuse_unknown("config.eval.languages", config.eval.languages, card.languages, path)
+    refuse_unknown("config.eval.gallery", gallery, list(card.splits), path)
+    refuse_unless(len(set(gallery)) == len(gallery), f"config.eval.gallery is {gallery}; write each split once")
+    refuse_unless(
+        not gallery or (config.data.labels and bool(card.label_names)),
+        f"config.eval.gallery is {gallery}, which asks for shared labels, and {path} has none, or config.data.labels is "
+        "False; write () for no gallery",
+    )
+    if split in card.splits:
+        refuse_few_pictures(config.eval, split, card.splits[split]["records"])
+
+
+def refuse_few_pictures(config: EvalConfig, split: str, pictures: int) -> None:
+    """Raise UserError where a split of so many pictures cannot be cut into the folds of `config`."""
+    needed = config.folds * config.fold_pictures
+    refuse_unless(
+        pictures >= needed,
+        f"config.eval.folds is {config.folds}, each of config.eval.fold_pictures={config.fold_pictures} pictures, and split "
+        f"'{split}' has {pictures}, not {needed}; write fewer or smaller folds, or config.eval.folds=0 for none",
+    )

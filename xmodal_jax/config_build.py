@@ -1,0 +1,103 @@
+"""Builds a frozen dataclass from a dict: every key and type is checked, and a fault says what to write instead."""
+
+import dataclasses
+import difflib
+import itertools
+import types
+import typing
+from typing import Any
+
+from xmodal_jax.errors import UserError, refuse_unless
+
+
+def unknown_key(key: str, where: str, known: list[str]) -> UserError:
+    """The error for a key that does not exist, with the nearest one that does."""
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else "known: " + ", ".join(sorted(known))
+    return UserError(f"'{key}' is not a field of {where}; {hint}")
+
+
+def _value(value: Any, kind: Any, where: str) -> Any:
+    """`value` as the annotated type `kind`, or a UserError that names the field."""
+    if dataclasses.is_dataclass(kind):
+        refuse_unless(hasattr(value, "items"), f"{where} is {value!r}; write a dict with its fields")
+        return build(kind, dict(value.items()), where)
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        return _tuple(value, kind, where)
+    if origin is dict:
+        refuse_unless(hasattr(value, "items"), f"{where} is {value!r}; write a dict")
+        return {k: {name: _tupled(x) for name, x in v.items()} if hasattr(v, "items") else v for k, v in value.items()}
+    if origin in (typing.Union, types.UnionType):
+        return _schedule(value, where)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    refuse_unless(
+        isinstance(value, kind) and (kind is bool or not isinstance(value, bool)),
+        f"{where} is {value!r}; write a value of type {kind.__name__}",
+    )
+    return value
+
+
+def _tupled(value: Any) -> Any:
+    """Lists, as JSON gives them, as tuples, however deep: a config read from run.json equals the one that was written."""
+    return tuple(map(_tupled, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _tuple(value: Any, kind: Any, where: str) -> tuple:
+    """`value` as the tuple type `kind`; the sentence of a UserError shows a tuple of that type."""
+    listed = lambda x: isinstance(x, (list, tuple))
+    inner = typing.get_args(kind)
+    nested = typing.get_origin(inner[0]) is tuple
+    refuse_unless(
+        listed(value) and (not nested or all(map(listed, value))),
+        f"{where} is {value!r}; write a tuple such as {_example(kind)!r}",
+    )
+    fixed = inner if inner[-1] is not Ellipsis else (inner[0],) * len(value)
+    refuse_unless(
+        len(fixed) == len(value), f"{where} is {value!r}; it takes {len(fixed)} entries, such as {_example(kind)!r}"
+    )
+    return tuple(_value(item, part, where) for item, part in zip(value, fixed))
+
+
+def _example(kind: Any) -> tuple:
+    """A tuple of the type `kind`, to show in a sentence: (1, 2), ('a', 'b') or (('regex', 0.1),)."""
+    inner = typing.get_args(kind)
+    if inner[-1] is Ellipsis:
+        listed = {int: (1, 2), str: ("a", "b"), float: (0.1, 0.2)}
+        return listed[inner[0]] if inner[0] in listed else (_example(inner[0]),)
+    return tuple({int: 1, str: "regex", float: 0.1}[part] for part in inner)
+
+
+def _schedule(value: Any, where: str) -> float | tuple:
+    """A number, or points ((step, value), ...) as tuples; anything else is a UserError that names the field."""
+    number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool)
+    if number(value):
+        return value
+    points = isinstance(value, (list, tuple)) and len(value) > 0
+    points = points and all(
+        isinstance(point, (list, tuple)) and len(point) == 2 and all(map(number, point)) for point in value
+    )
+    refuse_unless(
+        points, f"{where} is {value!r}; write a number, or ((step, value), ...) such as ((0, 0.0), (1000, 1.0))"
+    )
+    steps = [point[0] for point in value]
+    refuse_unless(
+        all(first < second for first, second in itertools.pairwise(steps)),
+        f"{where} is {value!r}, whose steps do not ascend; write the points in the order of their steps, each step once",
+    )
+    return tuple(tuple(point) for point in value)
+
+
+def build(cls: type, values: dict[str, Any], where: str) -> Any:
+    """A frozen dataclass from a dict: unknown keys and wrong types are refused with what to write instead."""
+    kinds = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls) if f.init]
+    for key in values:
+        if key not in names:
+            raise unknown_key(key, where, names)
+    built = cls(**{key: _value(value, kinds[key], f"{where}.{key}") for key, value in values.items()})
+    check = getattr(built, "check", None)
+    if check is not None:
+        check(where)
+    return built

@@ -1,0 +1,137 @@
+"""From a file of configs/ and the overrides of the command line to a checked `Config`.
+
+A file calls `defaults()`, changes what its method needs and returns the ConfigDict; `override` changes any field
+(`--config.optimizer.lr=1e-4`); `freeze` then checks every key and value, once.
+"""
+
+import ast
+import importlib.util
+import inspect
+import os
+import pathlib
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from xmodal_jax.config import Config, as_dict
+from xmodal_jax.config_build import build, unknown_key
+from xmodal_jax.config_checks import check
+from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.plugins import absolute
+
+
+def defaults() -> ConfigDict:
+    """A ConfigDict with every field at its default, for the files in configs/ to change."""
+    return ConfigDict(as_dict(Config()))
+
+
+def freeze_value(value: Any) -> Any:
+    """A ConfigDict value as plain Python."""
+    return value.to_dict() if isinstance(value, ConfigDict) else value
+
+
+def freeze(config: ConfigDict | dict[str, Any]) -> Config:
+    """ConfigDict -> checked, frozen `Config`."""
+    values = config.to_dict() if isinstance(config, ConfigDict) else config
+    built = build(Config, values, "config")
+    check(built)
+    return built
+
+
+def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:
+    """`path/to/config.py[:variant]` plus `a.b=value` overrides -> ConfigDict.
+
+    The file of an objective's own class is taken from the config file's folder.
+
+    Raises UserError for a file that is missing, fails or has no such variant, or an override of a field that is not there.
+    """
+    path, _, variant = spec.partition(":")
+    found = pathlib.Path(path).is_file() and path.endswith(".py")
+    refuse_unless(
+        found, f"there is no config file '{path}'; write a .py file with get_config, as in the folder configs/"
+    )
+    module_spec = importlib.util.spec_from_file_location("xmodal_config", path)
+    module = importlib.util.module_from_spec(module_spec)
+    _run_config(path, lambda: module_spec.loader.exec_module(module))
+    function = getattr(module, "get_config", None)
+    refuse_unless(callable(function), f"'{path}' has no function get_config; write one, as in the folder configs/")
+    given = (variant,) if variant else ()
+    _check_call(path, function, given)
+    config = _run_config(path, lambda: function(*given))
+    refuse_unless(
+        isinstance(config, ConfigDict),
+        f"get_config of '{path}' returns {type(config).__name__}; write `return config` with the ConfigDict of defaults()",
+    )
+    for item in overrides or ():
+        override(config, item)
+    for fields in config.objectives.values():
+        if hasattr(fields, "items") and isinstance(fields.get("kind"), str):
+            fields["kind"] = absolute(fields["kind"], pathlib.Path(path).parent)
+    return config
+
+
+def _check_call(path: str, function: Any, given: tuple[str, ...]) -> None:
+    """Refuse a variant that `get_config` does not take, or none where it needs one."""
+    try:
+        inspect.signature(function).bind(*given)
+    except TypeError:
+        raise UserError(
+            f"get_config of '{path}' takes no variant; write '{path}' without ':{given[0]}'"
+            if given
+            else f"get_config of '{path}' needs arguments; write '{path}:VARIANT', or a default in the file"
+        ) from None
+
+
+def _run_config(path: str, function: Callable[[], Any]) -> Any:
+    """What `function` returns; an error of the config file is a UserError with the line and the error in one sentence."""
+    try:
+        return function()
+    except UserError:
+        raise
+    except Exception as error:
+        file = os.path.abspath(path)
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        if isinstance(error, SyntaxError) and error.filename == file:
+            lines.append(error.lineno)
+        at = f", line {lines[-1]}" if lines else ""
+        text = error.msg if isinstance(error, SyntaxError) else str(error)
+        said = f"{type(error).__name__}: {' '.join(text.split())}".rstrip(": .")
+        raise UserError(f"the config file '{path}'{at}, fails with {said}; correct the file") from error
+
+
+def override(config: ConfigDict, item: str) -> None:
+    """Apply one `a.b.c=value`; the value is a Python literal, anything else is taken as a string.
+
+    `objectives.NAME={}` adds an objective with its fields at their defaults, `objectives.NAME={"weight": 0.1}` with some set.
+    """
+    path, equals, text = item.partition("=")
+    refuse_unless(bool(equals), f"'--config.{item}' has no value; write --config.{item}=VALUE")
+    *parents, name = path.split(".")
+    node, where = config, "config"
+    for parent in parents:
+        if parent not in node:
+            raise unknown_key(parent, where, list(node.keys()))
+        node, where = node[parent], f"{where}.{parent}"
+        refuse_unless(hasattr(node, "keys"), f"'{where}' is a value, not a section; there is no '{path}'")
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError):
+        value = text
+    if name not in node and where == "config.objectives":
+        fields = value if isinstance(value, dict) else {"": ""}
+        plain = all(str(key).isidentifier() for key in fields) and isinstance(fields.get("kind", ""), str)
+        refuse_unless(plain, f"{where} has no '{name}'; to add it write --{where}.{name}={{}} or ={{'weight': 0.1}}")
+    elif name not in node and not where.startswith("config.objectives."):
+        raise unknown_key(name, where, list(node.keys()))
+    if name in node and isinstance(node[name], str):
+        value = text
+    with node.ignore_type(), node.unlocked():
+        node[name] = value
+
+
+def variant_of(variant: str, known: tuple[str, ...], name: str) -> str:
+    """The variant of a config file, checked: `configs/name.py:variant`."""
+    refuse_unless(variant in known, f"'{variant}' is not a variant of {name}; write one of {', '.join(known)}")
+    return variant

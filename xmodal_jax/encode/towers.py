@@ -1,0 +1,36 @@
+"""Frozen image towers by name, as plain functions from pictures to tokens."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xmodal_jax.errors import refuse_unless
+from xmodal_jax.models.efficientnet import EfficientNetLite0
+
+
+def _lite0() -> tuple[EfficientNetLite0, dict]:
+    from xmodal_jax.convert.huggingface import load_lite0
+
+    return EfficientNetLite0(summarize=True), load_lite0()
+
+
+TOWERS: dict[str, Callable] = {"lite0": _lite0}
+
+
+def tower_encoder(name: str) -> Callable[[np.ndarray], np.ndarray]:
+    """uint8 images [b,H,W,3] -> float32 tokens [b,N,D] of the frozen tower `name`.
+
+    Raises UserError for a tower that is not in `TOWERS`, or whose weights are not installed.
+    """
+    refuse_unless(name in TOWERS, f"there is no tower '{name}'; write one of {', '.join(TOWERS)}")
+    tower, params = TOWERS[name]()
+    params = jax.tree.map(jnp.asarray, params)
+
+    @jax.jit
+    def run(params: dict, images: jax.Array) -> jax.Array:
+        return tower.apply({"params": params}, images)
+
+    return lambda images: np.asarray(partial(run, params)(jnp.asarray(images)))
