@@ -69,6 +69,7 @@ def one_row(monkeypatch, tmp_path, shapes_data):
     return run, out.with_suffix(".jsonl"), out.with_suffix(".md")
 
 
+@pytest.mark.slow
 def test_a_second_start_goes_on_after_the_last_line(one_row, capsys):
     run, lines, table = one_row
     run(1)

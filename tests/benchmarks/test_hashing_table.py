@@ -89,6 +89,7 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_runs_become_tables_and_a_plot(few):
     lines = lines_of(few)
     assert [(line["set"], line["row"], sorted(line["codes"])) for line in lines] == [
@@ -168,6 +169,7 @@ def test_a_row_alone_is_run_once(few):
     assert [(job[1].name, job[2]) for job in todo] == [(FEW[0].name, 1)]
 
 
+@pytest.mark.slow
 def test_kept_runs_are_those_of_their_rows(few, shapes_data):
     """A row that sets something else is trained anew, not taken from the folder of what it was."""
     kept = few.parent / "kept"

@@ -50,7 +50,7 @@ def one(family, machine_of):
     return jax.device_get(machine_of(*family, 1, 1, 1).run(family_batch(0), family_batch(1)))
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)], ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize("shape", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)], ids=lambda shape: "x".join(map(str, shape)))
 def test_eight_devices_equal_one(family, machine_of, one, shape):
     state, metrics = jax.device_get(machine_of(*family, *shape).run(family_batch(0), family_batch(1)))
     mean = lambda tree: optax.tree.get(tree.opt_state, "mu")

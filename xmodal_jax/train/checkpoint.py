@@ -310,6 +310,8 @@ def _quiet() -> None:
 def _no_orbax_traceback(record: logging.LogRecord) -> bool:
     if not record.exc_info:
         return True
+    if TEMPORARY in str(record.exc_info[1]):  # of a write that nobody waited for: it names a file and has no frames
+        return False
     frames = traceback.extract_tb(record.exc_info[2])
     return not any(
         f"orbax{os.sep}checkpoint" in name for name in (record.pathname, *(each.filename for each in frames))
