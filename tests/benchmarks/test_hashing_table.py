@@ -113,6 +113,7 @@ def test_runs_become_tables_and_a_plot(few):
     assert few.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
@@ -127,6 +128,7 @@ def test_floors_of_other_data_are_refused(few, shapes_data, tmp_path, changed, w
         hashing_table.floors(tmp_path, "emoji_views", lines_of(few)[2])
 
 
+@pytest.mark.slow
 def test_linear_floors_stand_below_the_recall_of_pairs(few, shapes_data, tmp_path):
     recall = {side: dict.fromkeys(("R@1", "R@5", "R@10"), value) for side, value in (("i2t", 12.5), ("t2i", 25.0))}
     row = {"method": "CCA signs", "bits": 8, "mR": 18.75, "ties": TIE_RULE} | recall
@@ -143,6 +145,7 @@ def test_linear_floors_stand_below_the_recall_of_pairs(few, shapes_data, tmp_pat
         hashing_table.floors(tmp_path, "flickr8k", lines_of(few)[0])
 
 
+@pytest.mark.slow
 def test_a_run_measured_by_another_rule_for_ties_is_measured_again(few):
     """Of codes that find the very pair; the MAP of codes of labels never was."""
     pairs, _, labels = lines_of(few)
@@ -154,6 +157,7 @@ def test_a_run_measured_by_another_rule_for_ties_is_measured_again(few):
     assert hashing.TABLE.is_current(labels)
 
 
+@pytest.mark.slow
 def test_two_systems_with_a_model_for_each_length(few, tmp_path):
     both = hashing_table.pair_section("flickr8k", lines_of(few), tmp_path)
     assert [line for line in both if "a model for each length" in line] == [
@@ -164,6 +168,7 @@ def test_two_systems_with_a_model_for_each_length(few, tmp_path):
     assert "seeds: 2" in twice and f"{first['codes']['8']['i2t']['R@1']:.1f} ± 0.0" in twice
 
 
+@pytest.mark.slow
 def test_a_row_alone_is_run_once(few):
     todo = runs.missing(hashing.TABLE, hashing.TABLE.jobs(["flickr8k"], 2, "ViT2CMH"), few)
     assert [(job[1].name, job[2]) for job in todo] == [(FEW[0].name, 1)]
