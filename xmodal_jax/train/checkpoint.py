@@ -37,6 +37,7 @@ ITEM = "state"  # the only item of a checkpoint
 RUN_FILE = "run.json"
 DAMAGED = "damaged-"
 TEMPORARY = ".orbax-checkpoint-tmp"
+OF_ORBAX = f"orbax{os.sep}checkpoint"  # in the path of each of its files
 NONE, NO_GOOD = -1, -2  # what the first process tells the others in place of a step
 FAILURES = (OSError, ValueError, RuntimeError)  # what orbax and the array store raise when the disk does not take it
 KNOWN = re.compile(
@@ -312,17 +313,18 @@ def _no_orbax_traceback(record: logging.LogRecord) -> bool:
         return True
     if TEMPORARY in str(record.exc_info[1]):  # of a write that nobody waited for: it names a file and has no frames
         return False
-    frames = traceback.extract_tb(record.exc_info[2])
-    return not any(
-        f"orbax{os.sep}checkpoint" in name for name in (record.pathname, *(each.filename for each in frames))
-    )
+    return not (OF_ORBAX in record.pathname or _through_orbax(record.exc_info[2]))
+
+
+def _through_orbax(trace: Any) -> bool:
+    return any(OF_ORBAX in frame.filename for frame in traceback.extract_tb(trace))
 
 
 def _no_closed_loop(hook: Callable[[Any], None]) -> Callable[[Any], None]:
-    """After the first file that fails, orbax leaves the others to call into an event loop that it has closed."""
+    """After the first file that fails, orbax leaves the others unfinished, or to call into an event loop that it has closed."""
 
     def unraisable(info: Any) -> None:
-        if str(info.exc_value) != "Event loop is closed":
+        if str(info.exc_value) != "Event loop is closed" and not _through_orbax(info.exc_traceback):
             hook(info)
 
     return unraisable
