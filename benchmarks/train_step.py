@@ -16,6 +16,7 @@ import numpy as np
 from report import machine, publish
 
 from xmodal_jax import config_file as configs
+from xmodal_jax.config import defaults
 from xmodal_jax.errors import output_file, run_script
 from xmodal_jax.models.crossmodal import CrossModal, init_params
 from xmodal_jax.objectives import build_objectives, parts
@@ -27,7 +28,7 @@ VOCAB, LENGTH, PIXELS, WIDTH, EMBED = 30522, 32, 224, 384, 256
 
 def our_config(batch: int):
     """The two towers with CLIP's loss (student keys, no queue, no soft targets)."""
-    config = configs.defaults()
+    config = defaults()
     config.batch_size, config.data.image_size, config.data.length = batch, PIXELS, LENGTH
     config.text.vocab_size = VOCAB
     config.joint.embed = EMBED

@@ -20,6 +20,7 @@ from report import machine, publish
 
 from xmodal_jax import config_file as configs
 from xmodal_jax.assemble import Assembly, resolve, start_params
+from xmodal_jax.config import defaults
 from xmodal_jax.data.text import Tokenizer, build_vocabulary, load_tokenizer, save_tokenizer
 from xmodal_jax.encode.embed import Embedder
 from xmodal_jax.errors import output_file, run_script
@@ -71,7 +72,7 @@ def small_tokenizer(names: list[str], folder: str) -> Tokenizer:
 
 def assembled(tower: str, names: list[str], folder: str) -> tuple[Assembly, dict]:
     """An assembly of the text tower (and the least image side), and its parameters."""
-    config = configs.defaults()
+    config = defaults()
     config.image.kind, config.data.features, config.data.length = "features", ("none",), LENGTH
     if tower == "minilm":
         config.text.init, config.text.tokenizer = "minilm", "minilm"

@@ -13,7 +13,7 @@ rest is chosen here, by what trains well on few pairs:
 """
 
 from xmodal_jax import presets
-from xmodal_jax.config_file import defaults, variant_of
+from xmodal_jax.config import defaults, variant_of
 
 ALIGNED = 1 / 3
 OBJECTIVES = {

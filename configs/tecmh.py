@@ -20,7 +20,7 @@ heads, 2,048 inside; models/reasoning.py), and both [CLS] give the embedding. Ch
 """
 
 from xmodal_jax import presets
-from xmodal_jax.config_file import defaults, variant_of
+from xmodal_jax.config import defaults, variant_of
 
 OBJECTIVES = {
     "itc": {"queue": 1024, "alpha": 0.4, "alpha_steps": 100},

@@ -21,7 +21,7 @@ frozen (and is refused), `--config.text.init= --config.text.tokenizer=data --con
 """
 
 from xmodal_jax import presets
-from xmodal_jax.config_file import defaults, variant_of
+from xmodal_jax.config import defaults, variant_of
 
 OBJECTIVES = {
     "itc": {"queue": 1024, "alpha": 0.4, "alpha_steps": 100},

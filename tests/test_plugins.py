@@ -27,7 +27,7 @@ class Loose:
     pass
 """
 CONFIG = """
-from xmodal_jax.config_file import defaults
+from xmodal_jax.config import defaults
 
 def get_config():
     config = defaults()

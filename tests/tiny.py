@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmodal_jax.config import Config
-from xmodal_jax.config_file import defaults, freeze
+from xmodal_jax.config import Config, defaults
+from xmodal_jax.config_file import freeze
 from xmodal_jax.models.crossmodal import CrossModal, init_params
 from xmodal_jax.objectives import build_objectives, parts, with_special_ids
 from xmodal_jax.objectives.language import LM, MLM

@@ -112,8 +112,9 @@ def steps_of(text: str) -> tuple[int, int] | None:
 def section_overrides(overrides: list[str], allowed: tuple[str, ...]) -> dict[str, dict]:
     """Overrides for a run that is already trained: only the sections that do not change its weights."""
     from xmodal_jax import config_file as configs
+    from xmodal_jax.config import defaults
 
-    values, found = configs.defaults(), {}
+    values, found = defaults(), {}
     for item in overrides:
         section, _, rest = item.partition("=")[0].partition(".")
         field = rest.split(".")[0]

@@ -1,11 +1,17 @@
-"""The configuration: frozen dataclasses, a section each; `config_file.freeze` makes and checks them."""
+"""The configuration: frozen dataclasses, a section each, and what a file of configs/ calls.
+
+A file calls `defaults()`, changes what its method needs and returns the ConfigDict; `config_file.freeze` checks and freezes it.
+"""
 
 import dataclasses
 import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from xmodal_jax.data.config import DataConfig
+from xmodal_jax.errors import refuse_unless
 
 
 @dataclass(frozen=True)
@@ -228,3 +234,14 @@ def as_dict(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: as_dict(item) for key, item in value.items()}
     return value
+
+
+def defaults() -> ConfigDict:
+    """A ConfigDict with every field at its default, for the files in configs/ to change."""
+    return ConfigDict(as_dict(Config()))
+
+
+def variant_of(variant: str, known: tuple[str, ...], name: str) -> str:
+    """The variant of a config file, checked: `configs/name.py:variant`."""
+    refuse_unless(variant in known, f"'{variant}' is not a variant of {name}; write one of {', '.join(known)}")
+    return variant

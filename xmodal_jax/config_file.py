@@ -1,7 +1,6 @@
 """From a file of configs/ and the overrides of the command line to a checked `Config`.
 
-A file calls `defaults()`, changes what its method needs and returns the ConfigDict; `override` changes any field
-(`--config.optimizer.lr=1e-4`); `freeze` then checks every key and value, once.
+`load` runs the file, `override` changes any field (`--config.optimizer.lr=1e-4`), `freeze` then checks every key and value, once.
 """
 
 import ast
@@ -15,16 +14,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from xmodal_jax.config import Config, as_dict
+from xmodal_jax.config import Config
 from xmodal_jax.config_build import build, unknown_key
 from xmodal_jax.config_checks import check
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.plugins import absolute
-
-
-def defaults() -> ConfigDict:
-    """A ConfigDict with every field at its default, for the files in configs/ to change."""
-    return ConfigDict(as_dict(Config()))
 
 
 def freeze_value(value: Any) -> Any:
@@ -129,9 +123,3 @@ def override(config: ConfigDict, item: str) -> None:
         value = text
     with node.ignore_type(), node.unlocked():
         node[name] = value
-
-
-def variant_of(variant: str, known: tuple[str, ...], name: str) -> str:
-    """The variant of a config file, checked: `configs/name.py:variant`."""
-    refuse_unless(variant in known, f"'{variant}' is not a variant of {name}; write one of {', '.join(known)}")
-    return variant

@@ -1,7 +1,6 @@
 """Checkpoints: restored as saved, on any mesh; damage is found and stepped over; a save that failed says so."""
 
 import contextlib
-import gc
 import json
 import logging
 import os
