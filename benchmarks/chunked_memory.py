@@ -17,7 +17,7 @@ from report import machine, publish
 
 from xmodal_jax import config_file as configs
 from xmodal_jax.assemble import assemble_without_data
-from xmodal_jax.config import defaults
+from xmodal_jax.config import Config, defaults
 from xmodal_jax.errors import output_file, run_script
 from xmodal_jax.train.loop import make_run
 from xmodal_jax.train.step import total_loss
@@ -25,7 +25,7 @@ from xmodal_jax.train.step import total_loss
 MIB = 1024**2
 
 
-def settings(rows: int, chunk: int) -> configs.Config:
+def settings(rows: int, chunk: int) -> Config:
     """The config of one row of the table."""
     config = defaults()
     config.batch_size, config.chunk = rows, chunk

@@ -26,6 +26,7 @@ from report import machine
 
 from xmodal_jax import config_file as configs
 from xmodal_jax.cli import set_up_jax
+from xmodal_jax.config import Config, as_dict
 from xmodal_jax.errors import output_file, refuse_unless
 from xmodal_jax.train.loop import train
 from xmodal_jax.workdir import open_run
@@ -107,18 +108,18 @@ class Table:
         return label(job) | made_by | {"seconds": seconds} | found
 
 
-def frozen(spec: str, overrides: list[str]) -> configs.Config:
+def frozen(spec: str, overrides: list[str]) -> Config:
     """The config of a command."""
     return configs.freeze(configs.load(spec, overrides))
 
 
-def digest(config: configs.Config) -> str:
+def digest(config: Config) -> str:
     """16 hex digits of what a config sets, wherever its data lies: 0.02 in place of 0.03 in a config file is another run.
 
     Fields at their default are left out, so that a field that is new in the package makes no line old.
     """
     plain = dataclasses.replace(config, data=dataclasses.replace(config.data, path=""))
-    found = unlike(configs.as_dict(plain), configs.as_dict(configs.Config()))
+    found = unlike(as_dict(plain), as_dict(Config()))
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -74,6 +74,7 @@ def data_embed(args: argparse.Namespace, overrides: list[str]) -> None:
 def train(args: argparse.Namespace, overrides: list[str]) -> None:
     """Train a config in a work directory, or go on with it."""
     from xmodal_jax import config_file as configs
+    from xmodal_jax.config import as_dict
     from xmodal_jax.data.loader import threads_left
     from xmodal_jax.eval.evaluate import evaluate
     from xmodal_jax.parallel import processes
@@ -94,7 +95,7 @@ def train(args: argparse.Namespace, overrides: list[str]) -> None:
         return evaluate(run.assembly, params, quick=True, poll=poll)["mean"]
 
     with processes.leaving_at_once(args.workdir, threads_left), processes.watching(args.stall, args.workdir):
-        same = {f"config.{name}": value for name, value in configs.as_dict(config).items()}
+        same = {f"config.{name}": value for name, value in as_dict(config).items()}
         processes.agree({"version": __version__, "--workdir": args.workdir, "--stall": args.stall, **same})
         run_training(config, args.workdir, quick, profile)
 
