@@ -70,6 +70,9 @@ def beam_search(model: Any, params: Params, tokens: Array, length: int, beam: in
     return pick(ids), pick(mean)
 
 
+BLOCK = 32  # pictures whose captions are written at once; fewer are not padded to it
+
+
 def write_captions(
     assembly: Assembly, params: Params, tokens: np.ndarray, beam: int = 3, min_length: int = 1
 ) -> list[str]:
@@ -83,7 +86,7 @@ def write_captions(
     tokenizer, model = assembly.tokenizer, assembly.model
     never = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.mask_id)
     special = (tokenizer.bos_id, tokenizer.sep_id, *never)
-    length, size, captions = assembly.config.data.length, 32, []
+    length, size, captions = assembly.config.data.length, min(BLOCK, max(len(tokens), 1)), []
     for start in range(0, len(tokens), size):
         block = tokens[start : start + size]
         padded = np.concatenate([block, np.zeros((size - len(block), *block.shape[1:]), block.dtype)])
