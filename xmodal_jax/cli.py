@@ -83,7 +83,7 @@ def _source_parsers(make: argparse.ArgumentParser) -> None:
 
 def _source_option(parser: argparse.ArgumentParser, option: inspect.Parameter) -> None:
     """Add the option of one parameter of a source; left out, the function's own default counts."""
-    flag, required = f"--{option.name.replace('_', '-')}", option.default is option.empty
+    flag, required = commands.flag(option.name), option.default is option.empty
     said = HELP.get(option.name, "")
     if not required and option.default not in (None, "", False):
         said = f"{said} (default: {option.default})".strip()
@@ -247,7 +247,7 @@ def refuse_extra(args: argparse.Namespace, extra: list[str]) -> None:
     if args.run is commands.data_prepare and extra[0].startswith("-"):
         from xmodal_jax.data.sources import SOURCES
 
-        own = [f"--{option.replace('_', '-')}" for option in inspect.signature(SOURCES[args.source]).parameters]
+        own = map(commands.flag, inspect.signature(SOURCES[args.source]).parameters)
         raise UserError(f"'{args.source}' takes no {extra[0].partition('=')[0]}; it takes {', '.join(own)}")
     found = [path.replace("/", ".") for path in flat(as_dict(Config())) if path.rpartition("/")[2] == name]
     refuse_unless(

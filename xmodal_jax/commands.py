@@ -13,6 +13,11 @@ from xmodal_jax.errors import UserError, refuse_unless
 TOKEN_VARIABLE = "MILVUS_TOKEN"
 
 
+def flag(parameter: str) -> str:
+    """Return the option of the command line for a parameter of a function: held_out -> --held-out."""
+    return f"--{parameter.replace('_', '-')}"
+
+
 def data_prepare(args: argparse.Namespace, _: list[str]) -> None:
     """Write a data set folder from a source."""
     from xmodal_jax.data.card import report
@@ -23,12 +28,11 @@ def data_prepare(args: argparse.Namespace, _: list[str]) -> None:
     options = inspect.signature(SOURCES[args.source]).parameters.values()
     given = {option.name: value for option in options if (value := getattr(args, option.name)) is not None}
     for option in options:
-        flag = f"--{option.name.replace('_', '-')}"
         if option.default is option.empty and option.name not in given:
-            raise UserError(f"'{args.source}' needs {flag}; write {flag}=...")
+            raise UserError(f"'{args.source}' needs {flag(option.name)}; write {flag(option.name)}=...")
     for name, value in {**given, "max_size": args.max_size}.items():  # before anything is read
         if isinstance(value, int) and value < 0:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; write a whole number, and at least 0")
+            raise UserError(f"{flag(name)} is {value}; write a whole number, and at least 0")
     refuse_foreign(pathlib.Path(args.out))
     how = {"max_size": args.max_size, "allow_bad": args.allow_bad, "force": args.force, "drop_copies": args.drop_copies}
     card = prepare(SOURCES[args.source](**given), args.out, **how)
