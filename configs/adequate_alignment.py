@@ -4,8 +4,8 @@ Only the paper's abstract was at hand: momentum encoders and aggregators, the th
 encoder over aggregated features are its; formulas are TCL's (Yang et al. 2022) and VSE-infinity's (Chen et al. 2021), the
 rest is chosen here, by what trains well on few pairs:
 
-- `image.pool` = "mean+gpo": GPO beside a linear path that starts from CCA. The papers' own form is
-  `--config.image.pool=gpo --config.text.pool=gpo --config.joint.start=random`, with `token_hidden` = half of `joint.embed`.
+- `encoders.image.pool` = "mean+gpo": GPO beside a linear path that starts from CCA. The papers' own form is
+  `--config.encoders.image.pool=gpo --config.encoders.text.pool=gpo --config.joint.start=random`, with `token_hidden` = half of `joint.embed`.
 - the weights 1/3 are TCL's mean of six losses; `objectives.lmim.momentum` = True takes the teacher's local features.
 - IMS contrasts two views of a picture: two vendors' drawings, or the picture and its mirror image.
 - `fusion.aggregated`: fusion reads the two embeddings besides all tokens; ITM is its only loss.
@@ -29,10 +29,10 @@ def get_config(variant: str = "emoji_views"):
     variant_of(variant, (*presets.TABLE, "tiny"), "configs/adequate_alignment.py")
     config = defaults()
     config.name, config.objectives, config.data.second_view = f"adequate_alignment-{variant}", OBJECTIVES, True
-    config.image.pool = config.text.pool = "mean+gpo"
+    config.encoders.image.pool = config.encoders.text.pool = "mean+gpo"
     config.fusion.aggregated = True
     if variant == "tiny":
-        config.text.dropout = 0.1
+        config.encoders.text.dropout = 0.1
         return presets.tiny(config)
     presets.data_set(config, variant)
     config.eval.rerank = (16, 32)

@@ -3,7 +3,7 @@
 Only the abstract is public: features of a deep residual network and of TF-IDF with a fully connected network, then hash
 functions learnt from labels that leave distances "unchanged as far as possible"; Adam, then SGD. Choices of ours:
 
-- text: the TF-IDF vector, 4,096 units and ReLU (`text.kind`, `text.hidden`), DCMH's text network with other weights.
+- text: the TF-IDF vector, 4,096 units and ReLU (`encoders.text.kind`, `encoders.text.width`), DCMH's text network with other weights.
 - `objectives.hash.by_label`: DCMH's likelihood (Jiang and Li 2017) with S = 1 where two records share a label, beside
   quantisation and balance. Codes alone are trained; the embedding only carries them.
 - `objectives.hash_supcon`: off; the supervised contrastive loss in place of the likelihood is
@@ -11,7 +11,7 @@ functions learnt from labels that leave distances "unchanged as far as possible"
 - `objectives.hash_distance`: "unchanged" read as the cosine distances inside each side: of the TF-IDF vectors, and of the
   network's features, which stay as they are where they are cached; in `pixels` the network is trained and they follow it.
 - Adam at 1e-4, a tenth of it for the network; SGD with momentum 0.9 over the last quarter (`optimizer.sgd_after`).
-- the depth is not stated: ResNet-50 (`image.depth`), from the weights you name in `image.init`.
+- the depth is not stated: ResNet-50 (`encoders.image.depth`), from the weights you name in `encoders.image.init`.
 
 Variants with labels: `emoji_views` (95 subgroups) and `openclipart` (folders), on cached tokens of the frozen Lite0, which
 stands where no ResNet weights are at hand, so Adam is at 1e-3; `pixels` is the paper's reading on MIRFlickr-25K, in DCMH's
@@ -30,10 +30,10 @@ def get_config(variant: str = "emoji_views"):
     """`emoji_views` or `openclipart` on cached tokens; `pixels`: ResNet-50 on MIRFlickr-25K; `tiny`: for tests."""
     variant_of(variant, ("emoji_views", "openclipart", "pixels", "tiny"), "configs/cmhr_drn.py")
     config = defaults()
-    config.name, config.objectives, config.text.kind = f"cmhr_drn-{variant}", OBJECTIVES, "tfidf"
+    config.name, config.objectives = f"cmhr_drn-{variant}", OBJECTIVES
     if variant == "tiny":
         presets.tiny(config)
-        config.image.kind, config.image.depth, config.image.width = "resnet", 14, 64
+        config.encoders = {"image": {"kind": "resnet", "depth": 14, "width": 64}, "text": {"kind": "tfidf", "width": 64}}
         config.joint.hash_hidden, config.optimizer.sgd_after, config.eval.rerank = 32, 1, ()
         return config
     if variant == "pixels":
@@ -42,9 +42,8 @@ def get_config(variant: str = "emoji_views"):
     if variant == "openclipart":
         config.data.path, config.data.views, config.eval.views = "data/openclipart", (), ()
         config.data.languages = ("en",)
-    config.text.init, config.text.tokenizer, config.text.hidden, config.text.head_hidden = "", "data", 4096, 0
-    config.text.keep = False  # it is trained
-    config.image.head_dropout = config.text.head_dropout = 0.5
+    config.encoders.text = {"kind": "tfidf", "width": 4096, "head_dropout": 0.5}
+    config.encoders.image.head_dropout = 0.5
     config.joint.start, config.joint.embed, config.eval.rerank = "random", 512, ()
     config.optimizer.freeze, config.optimizer.groups = "", ()
     config.steps, config.optimizer.sgd_after = 400, 300
@@ -61,8 +60,8 @@ def pixels(config):
     )
     config.data.augment.flip, config.batch_size, config.steps = 0.5, 128, 7_800
     config.eval.gallery = ("train", "rest")  # without the second where all that are no queries are trained on
-    config.image.kind, config.image.width, config.image.depth = "resnet", 2048, 50
-    config.text.hidden, config.joint.embed, config.eval.rerank = 4096, 1024, ()
-    config.optimizer.lr, config.optimizer.groups = 1e-4, (("^image/", 0.1),)
+    config.encoders = {"image": {"kind": "resnet", "depth": 50, "width": 2048}, "text": {"kind": "tfidf", "width": 4096}}
+    config.joint.embed, config.eval.rerank = 1024, ()
+    config.optimizer.lr, config.optimizer.groups = 1e-4, (("^image/tower/", 0.1),)
     config.optimizer.sgd_after, config.optimizer.sgd_lr = 5_850, 1e-3
     return config

@@ -29,21 +29,21 @@ def get_config(variant: str = "features"):
     if variant == "tiny":
         return presets.tiny(config)
     config.batch_size, config.steps, config.eval.every, config.eval.flip = 512, 140, 35, True
-    config.image.head_hidden, config.image.head_dropout = 1024, 0.65
-    config.text.init, config.text.tokenizer = "minilm", "minilm"
-    config.text.head_hidden, config.text.head_dropout = 1024, 0.45
+    config.encoders.image.update(head_hidden=1024, head_dropout=0.65)
+    config.encoders.text.update(init="minilm", tokenizer="minilm", head_hidden=1024, head_dropout=0.45)
     config.fusion.hidden, config.fusion.head_dropout = 768, 0.3
     config.joint.embed, config.joint.start, config.joint.start_ridge = 512, "cca", 0.3
     config.teacher.momentum, config.teacher.warmup = 0.98, True  # the ramp: 140 steps are too few for a plain EMA
     config.optimizer.lr, config.optimizer.warmup = 1e-3, 20
-    config.optimizer.freeze, config.optimizer.weight_decay = "^text/", 0.1
+    config.optimizer.freeze, config.optimizer.weight_decay = "^text/tower/", 0.1
     config.checkpoint.every = 35
     if variant == "features":
-        config.image.kind, config.data.features = "features", ("lite0-160", "lite0-224")
-        config.text.keep = True
+        config.encoders.image.kind, config.data.features = "features", ("lite0-160", "lite0-224")
+        config.encoders.text.cache_tokens = True
         config.data.augment.flip = 0.5
         return config
-    config.image.kind, config.image.init, config.data.image_size, config.batch_size = "efficientnet", "lite0", 160, 64
-    config.optimizer.freeze, config.text.dropout, config.objectives.itm.every = "^text/embed", 0.1, 1
-    config.optimizer.groups = (("^text/", 0.05), ("^image/", 0.1), ("_head/", 0.5))
+    config.encoders.image.update(kind="efficientnet", init="lite0")
+    config.data.image_size, config.batch_size = 160, 64
+    config.optimizer.freeze, config.encoders.text.dropout, config.objectives.itm.every = "^text/tower/embed", 0.1, 1
+    config.optimizer.groups = (("^text/tower/", 0.05), ("^image/tower/", 0.1), ("/head/", 0.5))
     return config

@@ -48,10 +48,9 @@ def large(config):
     config.data.path, config.data.image_size, config.data.length = "data/large", 224, 32
     config.batch_size, config.steps, config.dtype, config.log_every = 16384, 100_000, "bfloat16", 50
     config.mesh.data, config.mesh.fsdp = -1, 16
-    for tower in (config.image, config.text):
-        tower.width, tower.layers, tower.heads, tower.hidden, tower.remat = 1024, 24, 16, 4096, "full"
-    config.image.kind, config.image.patch = "vit", 16
-    config.text.tokenizer, config.text.positions, config.text.output_vocab = "minilm", 64, "all"
+    for name in ("image", "text"):
+        config.encoders[name].update(width=1024, layers=24, heads=16, hidden=4096, remat="full")
+    config.encoders.text.update(tokenizer="minilm", positions=64, output_vocab="all")
     config.fusion.layers, config.fusion.heads, config.fusion.hidden, config.fusion.remat = 6, 16, 4096, "full"
     config.joint.embed, config.joint.bits = 512, 128
     config.objectives = OBJECTIVES | {

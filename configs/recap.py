@@ -32,7 +32,7 @@ OBJECTIVES = {
 }
 
 # Adam moves a scalar by its rate a step at most, and the gate must open within hundreds of steps, not BLIP's 200,000.
-GATES = (("^bridge/gamma", 30.0), ("^image_head/(attended|probe)", 1.0))
+GATES = (("^bridge/gamma", 30.0), ("^image/head/(attended|probe)", 1.0))
 
 
 def get_config(variant: str = "emoji_views"):
@@ -40,7 +40,7 @@ def get_config(variant: str = "emoji_views"):
     variant_of(variant, VARIANTS, "configs/recap.py")
     config = defaults()
     config.name, config.objectives = f"recap-{variant}", OBJECTIVES
-    config.image.pool = "mean+attention"  # the embedding must read the tokens that the bridge changes
+    config.encoders.image.pool = "mean+attention"  # the embedding must read the tokens that the bridge changes
     if variant == "tiny":
         del config.objectives["distill"]
         return presets.tiny(config)

@@ -34,7 +34,7 @@ def get_config(variant: str = "flickr8k"):
     variant_of(variant, (*presets.TABLE, "pixels", "tiny"), "configs/tecmh.py")
     config = defaults()
     config.name, config.objectives = f"tecmh-{variant}", OBJECTIVES
-    config.image.pool = config.text.pool = "mean+shared"
+    config.encoders.image.pool = config.encoders.text.pool = "mean+shared"
     config.joint.hash_hidden, config.eval.rerank = 0, ()
     if variant == "tiny":
         config.joint.shared_layers, config.joint.shared_heads, config.joint.shared_hidden = 1, 2, 64
@@ -44,17 +44,17 @@ def get_config(variant: str = "flickr8k"):
         return presets.pair_codes(pixels(config))
     presets.data_set(config, variant)
     config.eval.rerank = ()
-    config.optimizer.groups = (("_head/reasoned", 1.0), *tuple(config.optimizer.groups))  # it starts at zero
+    config.optimizer.groups = (("/head/reasoned", 1.0), *tuple(config.optimizer.groups))  # it starts at zero
     return presets.pair_codes(config)
 
 
 def pixels(config):
-    """Flickr30K from pixels by the weights you name in `image.init` and `text.init`: TERN's recipe, BERT at a tenth."""
+    """Flickr30K from pixels by the weights you name in the encoders' `init`: TERN's recipe, BERT at a tenth."""
     presets.base_towers(config)
     config.data.path, config.data.eval_split, config.data.length = "data/flickr30k", "val", 32
     config.data.augment.flip, config.batch_size, config.steps = 0.5, 128, 34_000  # 30 epochs of 145,000 captions
     config.objectives.itc.queue, config.joint.embed = 8192, 1024
     config.objectives.hash_triplet.mean_steps = 1_130  # an epoch
     config.optimizer.lr, config.optimizer.warmup, config.optimizer.clip = 2e-4, 1_000, 2.0
-    config.optimizer.groups = (("^(image|text)/", 0.1),)
+    config.optimizer.groups = (("^(image|text)/tower/", 0.1),)
     return config

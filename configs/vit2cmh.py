@@ -13,10 +13,10 @@ MS-COCO and Flickr30K. The rest is a reading of it, and DCHMT's recipe (Tu et al
   their means: hashing with the same heads and rates, not a test of ViT.
 
 A comparison of towers changes `kind`, and whatever else was meant for the pretrained tower that goes. With weights named in
-`image.init` a ResNet takes ViT's rate: `--config.image.kind=resnet --config.image.width=2048 --config.image.pool=mean`. A
-text tower from scratch, `--config.text.kind=gru` or `tfidf`, would learn at a hundredth of the rate; in `pixels` write
-`--config.text.pool=mean --config.optimizer.groups=(('^image/',0.01),)`, on a data set of cached pictures, where it would be
-frozen (and is refused), `--config.text.init= --config.text.tokenizer=data --config.text.keep=False
+`encoders.image.init` a ResNet takes ViT's rate: `--config.encoders.image.kind=resnet --config.encoders.image.width=2048 --config.encoders.image.pool=mean`. A
+text tower from scratch, `--config.encoders.text.kind=gru` or `tfidf`, would learn at a hundredth of the rate; in `pixels` write
+`--config.encoders.text.pool=mean --config.optimizer.groups=(('^image/',0.01),)`, on a data set of cached pictures, where it would be
+frozen (and is refused), `--config.encoders.text.init= --config.encoders.text.tokenizer=data --config.encoders.text.cache_tokens=False
 --config.optimizer.freeze= --config.optimizer.groups=() --config.joint.start=random`.
 """
 
@@ -41,7 +41,7 @@ def get_config(variant: str = "flickr8k"):
         presets.data_set(config, variant)
         config.eval.rerank = ()
         return presets.pair_codes(config)
-    config.image.pool = config.text.pool = "cls"
+    config.encoders.image.pool = config.encoders.text.pool = "cls"
     config.optimizer.groups = TOWERS
     if variant == "tiny":
         config.joint.hash_hidden, config.objectives.hash_triplet.mean_steps = 32, 5

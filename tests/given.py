@@ -30,7 +30,7 @@ class Given:
 
     def codes(self, side):
         """The given hash head's codes, at the lengths `nested` and whole."""
-        whole = self.call(f"hash_{side}_codes", self.encoded(side).embed)
+        whole = self.call(f"hash_{side}_codes", self.encode(side).embed)
         return tuple(whole[:, :bits] for bits in (*self.nested, whole.shape[1]))
 
     def tower(self, side, field):

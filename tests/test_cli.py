@@ -118,11 +118,11 @@ def test_overrides_are_taken_out_of_the_arguments():
         ("objectives.itm.negatives=16", ["config.objectives.itm.negatives is 16", "7 at most"]),
         ("joint.bits=12", ["config.joint.bits is 12", "multiple of 8"]),
         ("batch_size=many", ["config.batch_size is 'many'", "type int"]),
-        ("image.patch=7", ["not a multiple of config.image.patch=7"]),
-        ("text.vocab_size=5", ["config.text.vocab_size is 5", "leave it 0"]),
+        ("encoders.image.patch=7", ["not a multiple of config.encoders.image.patch=7"]),
+        ("encoders.text.vocab_size=5", ["config.encoders.text.vocab_size is 5", "leave it 0"]),
         ("data.split=trian", ["has no split 'trian'"]),
         ("checkpoint.every=0", ["config.checkpoint.every is 0", "above 0"]),
-        ("text.head_dropout=1.0", ["config.text.head_dropout is 1.0", "0 to 0.99"]),
+        ("encoders.text.head_dropout=1.0", ["config.encoders.text.head_dropout is 1.0", "0 to 0.99"]),
         ("data.length=17", ["config.data.length is 17", "16 positions"]),
         ("teacher.exclude=(", ["config.teacher.exclude '(' is not a regex"]),
         ("objectives.itm.every=3", ["config.objectives.itm.every is 3", "write a divisor of 8 up to 4"]),
@@ -185,7 +185,7 @@ def test_a_workdir_of_another_architecture_is_refused_and_left_alone(tiny_run, t
     workdir = tmp_path / "run"
     shutil.copytree(tiny_run[0], workdir)
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
-    said = refused(train_tiny(workdir, "text.hidden=32"), "of another architecture", "another --workdir")
+    said = refused(train_tiny(workdir, "encoders.text.hidden=32"), "of another architecture", "another --workdir")
     assert "hidden" in said or "text/" in said
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()} == before
     description = json.loads((workdir / "run.json").read_text())
@@ -195,7 +195,7 @@ def test_a_workdir_of_another_architecture_is_refused_and_left_alone(tiny_run, t
 
 
 def test_only_evaluation_and_data_can_be_changed_later(tiny_run, refused):
-    refused(["eval", "--workdir", tiny_run[0], "--config.text.layers=3"], "would change a trained model")
+    refused(["eval", "--workdir", tiny_run[0], "--config.encoders.text.layers=3"], "would change a trained model")
     refused(
         ["caption", "--workdir", tiny_run[0], "--config.eval.rerank=(2,)"], "`classify`, `plan` and `data embed` only"
     )

@@ -69,9 +69,9 @@ def changed(path: str, value):
     ("optimizer.lr", False, "config.optimizer.lr is False; write a value of type float"),
     ("eval.rerank", 8, "config.eval.rerank is 8; write a tuple such as (1, 2)"),
     ("eval.rerank", (8, "x"), "config.eval.rerank is 'x'; write a value of type int"),
-    ("optimizer.groups", (("^text/",),), "config.optimizer.groups is ('^text/',); it takes 2 entries, such as ('regex', 0.1)"),
-    ("optimizer.groups", "^text/", "config.optimizer.groups is '^text/'; write a tuple such as (('regex', 0.1),)"),
-    ("optimizer.groups", ("^text/", 0.1), "config.optimizer.groups is ('^text/', 0.1); write a tuple such as (('regex', 0.1),)"),
+    ("optimizer.groups", (("^text/tower/",),), "config.optimizer.groups is ('^text/tower/',); it takes 2 entries, such as ('regex', 0.1)"),
+    ("optimizer.groups", "^text/tower/", "config.optimizer.groups is '^text/tower/'; write a tuple such as (('regex', 0.1),)"),
+    ("optimizer.groups", ("^text/tower/", 0.1), "config.optimizer.groups is ('^text/tower/', 0.1); write a tuple such as (('regex', 0.1),)"),
     ("data.features", "lite0", "config.data.features is 'lite0'; write a tuple such as ('a', 'b')"),
     ("image", 3, "config.image is 3; write a dict with its fields"),
     ("objectives", "itc", "config.objectives is 'itc'; write a dict"),
@@ -83,8 +83,8 @@ def test_unknown_keys_and_wrong_types_are_refused(path, value, sentence):
 
 @pytest.mark.parametrize("path, value, sentence", [
     ("batch_size", 0, "config.batch_size is 0; write a number above 0"),
-    ("image.kind", "alexnet", "config.image.kind is 'alexnet'; write one of vit, resnet, efficientnet, features"),
-    ("text.kind", "rnn", "config.text.kind is 'rnn'; write one of bert, gru, tfidf"),
+    ("image.kind", "alexnet", "config.encoders.image.kind is 'alexnet'; write one of vit, resnet, efficientnet, features"),
+    ("text.kind", "rnn", "config.encoders.text.kind is 'rnn'; write one of bert, gru, tfidf"),
     ("joint.hash_kind", "step", "config.joint.hash_kind is 'step'; write one of tanh, sign, select"),
     ("joint.hash_hidden", -1, "config.joint.hash_hidden is -1; write 0 or more"),
     ("joint.shared_layers", 0, "config.joint.shared_layers is 0; write 1 or more"),
@@ -93,24 +93,24 @@ def test_unknown_keys_and_wrong_types_are_refused(path, value, sentence):
     ("optimizer.sgd_after", -1, "config.optimizer.sgd_after is -1; write 0 or more"),
     ("optimizer.sgd_after", 1000, "config.optimizer.sgd_after is 1000, but config.steps is 1000: SGD would never take over; write fewer"),
     ("optimizer.sgd_lr", 0.0, "config.optimizer.sgd_lr is 0.0; write a number above 0"),
-    ("text.pool", "median", "config.text.pool is 'median'; write one of mean, cls, mean+attention, mean+gpo"),
-    ("image.token_hidden", -1, "config.image.token_hidden is -1; write 0 or more"),
+    ("text.pool", "median", "config.encoders.text.pool is 'median'; write one of mean, cls, mean+attention, mean+gpo"),
+    ("image.token_hidden", -1, "config.encoders.image.token_hidden is -1; write 0 or more"),
     ("fusion.remat", "all", "config.fusion.remat is 'all'; write one of none, dots, full, offload"),
     ("dtype", "float16", "config.dtype is 'float16'; write one of float32, bfloat16"),
     ("joint.bits", 12, "config.joint.bits is 12; write a multiple of 8, such as 64"),
-    ("image.heads", 7, "config.image.heads is 7, which does not divide the width 384"),
-    ("text.heads", 0, "config.text.heads is 0; write a number above 0"),
+    ("image.heads", 7, "config.encoders.image.heads is 7, which does not divide the width 384"),
+    ("text.heads", 0, "config.encoders.text.heads is 0; write a number above 0"),
     ("checkpoint.keep", 0, "config.checkpoint.keep is 0; write 2 or more"),
     ("checkpoint.keep", 1, "config.checkpoint.keep is 1; write 2 or more"),
-    ("image.layers", -1, "config.image.layers is -1; write 1 or more"),
+    ("image.layers", -1, "config.encoders.image.layers is -1; write 1 or more"),
     ("fusion.layers", 0, "config.fusion.layers is 0; write 1 or more"),
-    ("image.width", 0, "config.image.width is 0; write a number above 0"),
-    ("text.width", -4, "config.text.width is -4; write a number above 0"),
+    ("image.width", 0, "config.encoders.image.width is 0; write a number above 0"),
+    ("text.width", -4, "config.encoders.text.width is -4; write a number above 0"),
     ("fusion.hidden", 0, "config.fusion.hidden is 0; write a number above 0"),
-    ("image.patch", 0, "config.image.patch is 0; write a number above 0"),
-    ("text.positions", 0, "config.text.positions is 0; write a number above 0"),
-    ("image.neck_layers", -1, "config.image.neck_layers is -1; write 0 or more"),
-    ("text.head_hidden", -1, "config.text.head_hidden is -1; write 0 or more"),
+    ("image.patch", 0, "config.encoders.image.patch is 0; write a number above 0"),
+    ("text.positions", 0, "config.encoders.text.positions is 0; write a number above 0"),
+    ("image.neck_layers", -1, "config.encoders.image.neck_layers is -1; write 0 or more"),
+    ("text.head_hidden", -1, "config.encoders.text.head_hidden is -1; write 0 or more"),
     ("optimizer.clip", -1.0, "config.optimizer.clip is -1.0; write 0 or more"),
     ("optimizer.b1", -0.1, "config.optimizer.b1 is -0.1; write 0 to below 1, such as 0.9"),
     ("optimizer.b2", 1.0, "config.optimizer.b2 is 1.0; write 0 to below 1, such as 0.9"),
@@ -119,11 +119,11 @@ def test_unknown_keys_and_wrong_types_are_refused(path, value, sentence):
     ("eval.rerank", (8, 0), "config.eval.rerank is (8, 0); write lengths of 1 or more such as (16, 32), or ()"),
     ("data.image_size", 0, "config.data.image_size is 0; write 8 or more"),
     ("data.threads", 0, "config.data.threads is 0; write 1 or more"),
-    ("fusion.heads", 5, "config.fusion.heads is 5, which does not divide config.text.width=384"),
+    ("fusion.heads", 5, "config.fusion.heads is 5, which does not divide config.encoders.text.width=384"),
     ("joint.temperature", 0.9, "config.joint.temperature is 0.9, outside 0.01 to 0.5; write a number between temperature_min and temperature_max"),
     ("teacher.momentum", 1.5, "config.teacher.momentum is 1.5; write 0 to 1"),
-    ("image.kind", "features", "config.image.kind is 'features' but config.data.features is empty"),
-    ("image.patch", 15, "not a multiple of config.image.patch=15"),
+    ("image.kind", "features", "config.encoders.image.kind is 'features' but config.data.features is empty"),
+    ("image.patch", 15, "not a multiple of config.encoders.image.patch=15"),
 ])  # fmt: skip
 def test_impossible_values_are_refused(path, value, sentence):
     with pytest.raises(UserError, match=re.escape(sentence)):
@@ -131,15 +131,15 @@ def test_impossible_values_are_refused(path, value, sentence):
 
 
 @pytest.mark.parametrize("sections, sentence", [
-    ({"image": {"kind": "resnet", "depth": 34}}, "config.image.depth is 34; write one of 14, 26, 50, 101, 152"),
-    ({"image": {"kind": "resnet", "width": 100}}, "config.image.width is 100; a ResNet takes multiples of 32, such as"),
-    ({"image": {"pool": "mean+shared"}}, "config.text.pool='mean' does not go through the shared transformer; write config.text"),
-    ({"text": {"pool": "cls+shared"}}, "config.image.pool='mean' does not go through the shared transformer"),
+    ({"image": {"kind": "resnet", "depth": 34}}, "config.encoders.image.depth is 34; write one of 14, 26, 50, 101, 152"),
+    ({"image": {"kind": "resnet", "width": 100}}, "config.encoders.image.width is 100; a ResNet takes multiples of 32, such as"),
+    ({"image": {"pool": "mean+shared"}}, "config.encoders.text.pool='mean' does not go through the shared transformer; write config.text"),
+    ({"text": {"pool": "cls+shared"}}, "config.encoders.image.pool='mean' does not go through the shared transformer"),
     ({"image": {"pool": "mean+shared"}, "text": {"pool": "mean+shared"}, "joint": {"shared_heads": 5}},
-     "config.joint.shared_heads is 5, which does not divide config.text.width=384; write a divisor"),
-    ({"text": {"kind": "tfidf", "pool": "mean+attention"}}, "config.text.pool is 'mean+attention', but config.text.kind"),
-    ({"text": {"kind": "tfidf", "init": "minilm"}}, "config.text.init is 'minilm', but config.text.kind is 'tfidf', not"),
-    ({"text": {"kind": "tfidf", "keep": True}}, "config.text.keep is True, but config.text.kind is 'tfidf', not 'bert'"),
+     "config.joint.shared_heads is 5, which does not divide config.encoders.text.width=384; write a divisor"),
+    ({"text": {"kind": "tfidf", "pool": "mean+attention"}}, "config.encoders.text.pool is 'mean+attention', but config.encoders.text.kind"),
+    ({"text": {"kind": "tfidf", "init": "minilm"}}, "config.encoders.text.init is 'minilm', but config.encoders.text.kind is 'tfidf', not"),
+    ({"text": {"kind": "tfidf", "cache_tokens": True}}, "config.encoders.text.cache_tokens is True, but config.encoders.text.kind is 'tfidf', not 'bert'"),
 ])  # fmt: skip
 def test_towers_that_do_not_fit_are_refused(sections, sentence):
     values = as_dict(Config())
@@ -153,7 +153,7 @@ def test_an_aggregator_alone_does_not_start_from_cca():
     values = changed("text.pool", "gpo")
     freeze(values)
     values["joint"]["start"] = "cca"
-    with pytest.raises(UserError, match=r"config.text.pool='gpo' has no linear path to start; write .*='mean\+gpo'"):
+    with pytest.raises(UserError, match=r"config.encoders.text.pool='gpo' has no linear path to start; write .*='mean\+gpo'"):
         freeze(values)
 
 
@@ -187,7 +187,7 @@ def with_objectives():
     ("data.path=a=b", lambda c: c.data.path, "a=b"),
     ("eval.rerank=(4,)", lambda c: c.eval.rerank, (4,)),
     ("eval.rerank=()", lambda c: c.eval.rerank, ()),
-    ("optimizer.groups=((\"^text/\",0.1),)", lambda c: c.optimizer.groups, (("^text/", 0.1),)),
+    ("optimizer.groups=((\"^text/tower/\",0.1),)", lambda c: c.optimizer.groups, (("^text/tower/", 0.1),)),
     ("teacher.warmup=True", lambda c: c.teacher.warmup, True),
     ("objectives.itc.alpha=0.1", lambda c: c.objectives["itc"], {"queue": 8, "alpha": 0.1}),
     ("objectives.hash={}", lambda c: c.objectives["hash"], {}),
@@ -226,7 +226,7 @@ def test_load_applies_overrides_and_refuses_a_missing_file(tmp_path):
     path.write_text("from xmodal_jax.config import defaults\n\ndef get_config(variant='a'):\n"
                     "    config = defaults()\n    config.name = variant\n    return config\n")  # fmt: skip
     assert load(str(path)).name == "a"
-    assert load(f"{path}:b", ["steps=3", "image.width=6"]).to_dict()["image"]["width"] == 6
+    assert load(f"{path}:b", ["steps=3", "encoders.image.width=6"]).to_dict()["image"]["width"] == 6
     with pytest.raises(UserError, match="there is no config file '.*other.py'; write a .py file"):
         load(str(tmp_path / "other.py"))
 

@@ -46,7 +46,7 @@ def test_a_variant_is_valid(name, variant):
 def test_one_line_turns_hashing_on(name):
     variant = ":tiny" if name in VARIANTS else ""
     line = "objectives.hash_triplet={}"
-    config = freeze(load(f"{FOLDER / name}.py{variant}", [line, "text.vocab_size=64", "joint.nested=(8,)"]))
+    config = freeze(load(f"{FOLDER / name}.py{variant}", [line, "encoders.text.vocab_size=64", "joint.nested=(8,)"]))
     assert "hash_triplet" in build_objectives(config.objectives, config.batch_size)
     assert {"hash_image", "hash_text"} <= set(abstract_params(assemble_without_data(config)))
 
@@ -76,25 +76,25 @@ def test_the_hardest_negative_waits_where_the_embedding_starts_at_random(name, v
     assert abs(waits - epoch) <= 0.05 * epoch
 
 
-CACHED = ("text.init=", "text.tokenizer=data", "text.keep=False", "optimizer.freeze=", "joint.start=random")
+CACHED = ("encoders.text.init=", "encoders.text.tokenizer=data", "encoders.text.cache_tokens=False", "optimizer.freeze=", "joint.start=random")
 
 
 @pytest.mark.parametrize(
     ("variant", "fresh", "image_rate"),
     [
-        ("pixels", ("text.pool=mean", "optimizer.groups=(('^image/',0.01),)"), 0.01),
+        ("pixels", ("encoders.text.pool=mean", "optimizer.groups=(('^image/tower/',0.01),)"), 0.01),
         ("flickr8k", (*CACHED, "optimizer.groups=()"), 1.0),
-        ("flickr8k_finetune", (*CACHED, "optimizer.groups=(('^image/',0.1),)"), 0.1),
+        ("flickr8k_finetune", (*CACHED, "optimizer.groups=(('^image/tower/',0.1),)"), 0.1),
     ],
 )
 def test_a_text_tower_from_scratch_learns_at_the_whole_rate_as_the_docstrings_say(variant, fresh, image_rate):
     vit2cmh = (FOLDER / "vit2cmh.py").read_text().split('"""')[1]
     said = re.findall(r"--config\.([^\s`]+=[^\s`]*)", vit2cmh + finetuned.__doc__)
     assert set(fresh) <= set(said)
-    config = freeze(load(f"{FOLDER}/vit2cmh.py:{variant}", ["text.kind=gru", *fresh]))
+    config = freeze(load(f"{FOLDER}/vit2cmh.py:{variant}", ["encoders.text.kind=gru", *fresh]))
     params = abstract_params(assemble_without_data(config))
     rates = {factor_for(f"text/{path}", config.optimizer.groups) for path in flatten_dict(params["text"], sep="/")}
-    assert rates == {1.0} and not config.optimizer.freeze and not config.text.keep
+    assert rates == {1.0} and not config.optimizer.freeze and not config.encoders["text"].cache_tokens
     assert factor_for("image/x", config.optimizer.groups) == image_rate
 
 
@@ -109,7 +109,7 @@ def abstract_batch(run):
 
 def untrained(spec, *overrides):
     """Leaves whose gradient depends on nothing: it is zero whatever the weights and the batch are. Nothing is compiled."""
-    run = make_run(assemble_without_data(freeze(load(spec, ["text.vocab_size=64", *overrides]))), jax.devices()[:1])
+    run = make_run(assemble_without_data(freeze(load(spec, ["encoders.text.vocab_size=64", *overrides]))), jax.devices()[:1])
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), run.abstract)
 
     def gradient(params, state, batch):

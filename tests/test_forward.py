@@ -43,8 +43,8 @@ def fusing(cache=True):
 def test_a_pass_runs_once_however_often_it_is_asked():
     forward = fusing()
     for _ in range(3):
-        forward.fuse(forward.image(), forward.text())
-        forward.decode(forward.image(), "text")
+        forward.fuse(forward.encode("image"), forward.encode("text"))
+        forward.decode(forward.encode("image"), "text")
     assert forward.model.calls == ["image_tower", "image_joint", "text_tower", "text_joint", "fuse", "decode"]
     assert forward.passes == [
         "image:image", "tower:image", "text:text", "tower:text", "fuse:image:image:text:text", "decode:image:image:text"
@@ -53,25 +53,25 @@ def test_a_pass_runs_once_however_often_it_is_asked():
 
 def test_another_field_is_another_pass():
     forward = fusing()
-    assert (np.asarray(forward.image("image2").tokens) != np.asarray(forward.image().tokens)).all()
+    assert (np.asarray(forward.encode("image2", "image").tokens) != np.asarray(forward.encode("image").tokens)).all()
     assert forward.passes == ["image:image2", "tower:image2", "image:image", "tower:image"]
 
 
 def test_rows_of_a_pass_are_never_cached():
     forward, rows = fusing(), jnp.array([2, 0, 1])
-    picked = forward.text().rows(rows)
+    picked = forward.encode("text").rows(rows)
     assert picked.name is None
-    first, second = forward.fuse(forward.image(), picked), forward.fuse(forward.image(), picked)
+    first, second = forward.fuse(forward.encode("image"), picked), forward.fuse(forward.encode("image"), picked)
     assert (np.asarray(first.tokens) != np.asarray(second.tokens)).all()
-    third = forward.fuse(forward.image(), forward.text(), rows)
-    assert (np.asarray(third.tokens) != np.asarray(forward.fuse(forward.image(), forward.text()).tokens)).all()
-    shown = [forward.decode(forward.image().rows(rows), "text") for _ in range(2)]
+    third = forward.fuse(forward.encode("image"), forward.encode("text"), rows)
+    assert (np.asarray(third.tokens) != np.asarray(forward.fuse(forward.encode("image"), forward.encode("text")).tokens)).all()
+    shown = [forward.decode(forward.encode("image").rows(rows), "text") for _ in range(2)]
     assert (np.asarray(shown[0]) != np.asarray(shown[1])).all()
 
 
 def test_without_the_cache_every_asking_runs():
     forward = fusing(cache=False)
-    forward.image(), forward.image()
+    forward.encode("image"), forward.encode("image")
     assert forward.model.calls == ["image_tower", "image_joint"] * 2
 
 
@@ -101,10 +101,10 @@ def test_a_pass_asked_inside_a_transform_is_refused_by_name(place):
     with pytest.raises(
         RuntimeError, match="the pass 'image:image' was asked for inside cond, scan, checkpoint or grad"
     ):
-        ASK[place](lambda: forward.image().embed.sum())
-    forward.image()
+        ASK[place](lambda: forward.encode("image").embed.sum())
+    forward.encode("image")
     with pytest.raises(RuntimeError, match="image:image"):  # not even when it is there already
-        ASK[place](lambda: forward.image().embed.sum())
+        ASK[place](lambda: forward.encode("image").embed.sum())
 
 
 def test_a_name_is_a_key():
@@ -205,7 +205,7 @@ def test_a_teacher_with_a_frozen_tower_takes_the_students_pass():
     student = fusing()
     student.teacher = fusing()
     share(student, frozenset({"image"}))
-    student.image(), student.text(), student.teacher.image(), student.teacher.text()
+    student.encode("image"), student.encode("text"), student.teacher.encode("image"), student.teacher.encode("text")
     assert student.passes.count("tower:image") == 1
     assert student.teacher.passes == ["image:image", "text:text", "tower:text"]
     share(fusing(), frozenset({"image"}))  # no teacher: nothing to share
@@ -255,7 +255,7 @@ def test_bridged_keys_are_the_teachers_where_the_gate_is_shut():
     def keys(params, key):
         _, student = run_objectives(recipe, params, state, batch, key)
         found, read = student.bridge("image")
-        return found.embed, student.teacher.image().embed, found.tokens, read.tokens, student.image().tokens
+        return found.embed, student.teacher.encode("image").embed, found.tokens, read.tokens, student.encode("image").tokens
 
     embed, plain, _, read, own = keys(gates(0.0), jax.random.key(0))
     np.testing.assert_allclose(embed, plain, atol=1e-6)

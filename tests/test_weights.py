@@ -99,10 +99,10 @@ def test_tokens_are_hugging_faces_whatever_the_weights_statistics(vit, vit_folde
     with torch.no_grad():
         pixels = processor(list(image), return_tensors="pt")["pixel_values"]
         expected = vit[0](pixels).last_hidden_state.numpy()
-    config = with_pixel_statistics(tiny(f"image.init={vit_folder}"))
+    config = with_pixel_statistics(tiny(f"encoders.image.init={vit_folder}"))
     found = tokens(config, load_vit(vit_folder), image)
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
-    other = tokens(with_pixel_statistics(tiny("image.pixel_mean=(0.1,0.1,0.1)")), load_vit(vit_folder), image)
+    other = tokens(with_pixel_statistics(tiny("encoders.image.pixel_mean=(0.1,0.1,0.1)")), load_vit(vit_folder), image)
     assert np.abs(other - expected).max() > 1e-2
 
 
@@ -124,9 +124,9 @@ def test_what_the_preprocessor_file_turns_off_or_scales_is_counted(tmp_path, sai
 
 def test_statistics_stay_with_the_run_when_the_weights_folder_is_gone(shapes_data, vit_folder, tmp_path):
     tell_statistics(vit_folder)
-    config = tiny(f"data.path={shapes_data}", f"image.init={vit_folder}")
+    config = tiny(f"data.path={shapes_data}", f"encoders.image.init={vit_folder}")
     assembly = assemble(config)
-    assert (assembly.config.image.pixel_mean, assembly.config.image.pixel_std) == IMAGENET
+    assert (assembly.config.encoders["image"].pixel_mean, assembly.config.encoders["image"].pixel_std) == IMAGENET
     shutil.rmtree(vit_folder)
     shutil.copy(assembly.tokenizer.path, tmp_path / "tokenizer.json")
     description = json.loads(json.dumps(assembly.describe()))
@@ -139,8 +139,8 @@ def test_statistics_stay_with_the_run_when_the_weights_folder_is_gone(shapes_dat
 
 
 def test_without_a_preprocessor_file_it_is_said_which_statistics_are_assumed(vit_folder, caplog):
-    config = with_pixel_statistics(tiny(f"image.init={vit_folder}"))
-    assert (config.image.pixel_mean, config.image.pixel_std) == HALF
+    config = with_pixel_statistics(tiny(f"encoders.image.init={vit_folder}"))
+    assert (config.encoders["image"].pixel_mean, config.encoders["image"].pixel_std) == HALF
     assert f"no preprocessor_config.json tells how '{vit_folder}' reads pixels" in caplog.text
     assert "pixel_mean=(0.5, 0.5, 0.5)" in caplog.text
     caplog.clear()
@@ -150,7 +150,7 @@ def test_without_a_preprocessor_file_it_is_said_which_statistics_are_assumed(vit
 
 @pytest.mark.parametrize("kind", list(PIXELS))
 def test_a_kinds_own_statistics_written_out_give_the_same_bits(kind, rng):
-    plain = tiny(f"image.kind={kind}", "image.depth=14", "image.width=32", "data.image_size=32")
+    plain = tiny(f"encoders.image.kind={kind}", "encoders.image.depth=14", "encoders.image.width=32", "data.image_size=32")
     written = with_pixel_statistics(plain)
     assert (written.image.pixel_mean, written.image.pixel_std) == PIXELS[kind]
     image = rng.integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
@@ -161,19 +161,19 @@ def test_a_kinds_own_statistics_written_out_give_the_same_bits(kind, rng):
 
 def test_other_statistics_than_the_weights_are_refused(vit_folder):
     tell_statistics(vit_folder)
-    config = tiny(f"image.init={vit_folder}", "image.pixel_mean=(0.5,0.5,0.5)")
+    config = tiny(f"encoders.image.init={vit_folder}", "encoders.image.pixel_mean=(0.5,0.5,0.5)")
     with pytest.raises(UserError, match=r"pixel_mean is \(0.5, 0.5, 0.5\), and the weights .* \(0.485, 0.456, 0.406\)"):
         pretrained(config)
     with pytest.raises(UserError, match="pixel_std"):  # of published weights too
-        pretrained(tiny("image.kind=efficientnet", "image.init=lite0", "image.pixel_std=(0.2,0.2,0.2)"))
+        pretrained(tiny("encoders.image.kind=efficientnet", "encoders.image.init=lite0", "encoders.image.pixel_std=(0.2,0.2,0.2)"))
 
 
 @pytest.mark.parametrize("values", ["(0.5,0.5)", "(0.5,0.5,-1.0)"])
 def test_numbers_that_are_no_statistics_are_refused(values):
     with pytest.raises(UserError, match=r"image.pixel_std is .*; write three numbers"):
-        tiny(f"image.pixel_std={values}")
+        tiny(f"encoders.image.pixel_std={values}")
     with pytest.raises(UserError, match="'features' reads no pixels"):
-        tiny("image.kind=features", "data.features=('lite0-128',)", "image.pixel_mean=(0.5,0.5,0.5)")
+        tiny("encoders.image.kind=features", "data.features=('lite0-128',)", "encoders.image.pixel_mean=(0.5,0.5,0.5)")
 
 
 @pytest.mark.parametrize("said", [{"image_mean": [0.5, 0.5]}, {"image_std": [0, 1, 1]}, {"rescale_factor": "1/255"}])
@@ -186,31 +186,31 @@ def test_a_preprocessor_file_with_nonsense_is_refused(tmp_path, said):
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
-        ("num_attention_heads", 4, "heads is 2, and num_attention_heads of .* is 4; write --config.image.heads=4"),
-        ("num_hidden_layers", 3, "write --config.image.layers=3"),
-        ("hidden_size", 48, "write --config.image.width=48"),
-        ("intermediate_size", 128, "write --config.image.hidden=128"),
-        ("patch_size", 4, "write --config.image.patch=4"),
+        ("num_attention_heads", 4, "heads is 2, and num_attention_heads of .* is 4; write --config.encoders.image.heads=4"),
+        ("num_hidden_layers", 3, "write --config.encoders.image.layers=3"),
+        ("hidden_size", 48, "write --config.encoders.image.width=48"),
+        ("intermediate_size", 128, "write --config.encoders.image.hidden=128"),
+        ("patch_size", 4, "write --config.encoders.image.patch=4"),
         ("image_size", 32, "write --config.data.image_size=32"),
         ("hidden_act", "relu", "hidden_act of .* is 'relu', and the tower 'vit' has 'gelu', which no field"),
         ("layer_norm_eps", 1e-3, "layer_norm_eps of .* is 0.001"),
-        ("model_type", "clip", "the weights are of a 'clip' model, and config.image.kind='vit' takes those of a 'vit'"),
+        ("model_type", "clip", "the weights are of a 'clip' model, and config.encoders.image.kind='vit' takes those of a 'vit'"),
     ],
 )
 def test_a_vit_of_another_architecture_is_refused(vit_folder, key, value, sentence):
     edit(vit_folder / "config.json", **{key: value})
     with pytest.raises(UserError, match=sentence):
-        pretrained(tiny(f"image.init={vit_folder}"))
+        pretrained(tiny(f"encoders.image.init={vit_folder}"))
     with pytest.raises(UserError, match=sentence):  # the file in the folder is the same weights
-        pretrained(tiny(f"image.init={vit_folder / 'model.safetensors'}"))
+        pretrained(tiny(f"encoders.image.init={vit_folder / 'model.safetensors'}"))
 
 
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
-        ("num_attention_heads", 4, "write --config.text.heads=4"),
-        ("vocab_size", 61, r"config.text.vocab_size is 60, .*; write --config.text.tokenizer=.*tokenizer.json"),
-        ("max_position_embeddings", 32, "write --config.text.positions=32"),
+        ("num_attention_heads", 4, "write --config.encoders.text.heads=4"),
+        ("vocab_size", 61, r"config.encoders.text.vocab_size is 60, .*; write --config.encoders.text.tokenizer=.*tokenizer.json"),
+        ("max_position_embeddings", 32, "write --config.encoders.text.positions=32"),
         ("position_embedding_type", "relative_key", "position_embedding_type of .* is 'relative_key'"),
         ("is_decoder", True, "is_decoder of .* is True"),
         ("model_type", "roberta", "the weights are of a 'roberta' model"),
@@ -218,7 +218,7 @@ def test_a_vit_of_another_architecture_is_refused(vit_folder, key, value, senten
 )
 def test_a_bert_of_another_architecture_is_refused(bert, tmp_path, key, value, sentence):
     folder = shutil.copytree(bert, tmp_path / "bert")
-    config = tiny(f"text.init={folder}", "text.vocab_size=60")
+    config = tiny(f"encoders.text.init={folder}", "encoders.text.vocab_size=60")
     assert set(load_minilm(folder)) <= {path.split("/")[1] for path in pretrained(config)}
     edit(folder / "config.json", **{key: value})
     with pytest.raises(UserError, match=sentence):
@@ -226,18 +226,18 @@ def test_a_bert_of_another_architecture_is_refused(bert, tmp_path, key, value, s
 
 
 def test_the_installed_minilm_has_twelve_heads():
-    sizes = ["text.init=minilm", "text.width=384", "text.layers=6", "text.hidden=1536", "text.positions=512"]
-    with pytest.raises(UserError, match="text.heads is 8, .* write --config.text.heads=12"):
-        pretrained(tiny(*sizes, "text.heads=8", "text.vocab_size=30522", "fusion.heads=8"))
+    sizes = ["encoders.text.init=minilm", "encoders.text.width=384", "encoders.text.layers=6", "encoders.text.hidden=1536", "encoders.text.positions=512"]
+    with pytest.raises(UserError, match="text.heads is 8, .* write --config.encoders.text.heads=12"):
+        pretrained(tiny(*sizes, "encoders.text.heads=8", "encoders.text.vocab_size=30522", "fusion.heads=8"))
 
 
 def test_a_resnet_of_another_architecture_is_refused(tmp_path):
     described = {"model_type": "resnet", "depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 32, 64], "hidden_act": "relu"}
     save_file({"w": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
     refused = {
-        "write --config.image.depth=26": {"depths": [2, 2, 2, 2]},
+        "write --config.encoders.image.depth=26": {"depths": [2, 2, 2, 2]},
         "no depth of this package": {"depths": [2, 2]},
-        "write --config.image.width=128": {"hidden_sizes": [16, 32, 64, 128]},
+        "write --config.encoders.image.width=128": {"hidden_sizes": [16, 32, 64, 128]},
         "downsample_in_bottleneck of .* is True": {"downsample_in_bottleneck": True},
         "layer_type of .* is 'basic'": {"layer_type": "basic"},
         "it is no ResNet": {},  # what config.json says is right, the weights are not
@@ -245,17 +245,17 @@ def test_a_resnet_of_another_architecture_is_refused(tmp_path):
     for sentence, change in refused.items():
         (tmp_path / "config.json").write_text(json.dumps(described | change))
         with pytest.raises(UserError, match=sentence):
-            pretrained(tiny("image.kind=resnet", "image.depth=14", "image.width=64", f"image.init={tmp_path}"))
+            pretrained(tiny("encoders.image.kind=resnet", "encoders.image.depth=14", "encoders.image.width=64", f"encoders.image.init={tmp_path}"))
 
 
 def test_weights_without_a_config_file_say_what_is_taken_for_granted(vit_folder, caplog):
     (vit_folder / "config.json").unlink()
-    pretrained(tiny(f"image.init={vit_folder}"))
-    assert "config.image.heads=2 is assumed" in caplog.text
+    pretrained(tiny(f"encoders.image.init={vit_folder}"))
+    assert "config.encoders.image.heads=2 is assumed" in caplog.text
 
 
 def test_damaged_files_are_one_sentence(vit_folder):
-    config = tiny(f"image.init={vit_folder}")
+    config = tiny(f"encoders.image.init={vit_folder}")
     whole = (vit_folder / "model.safetensors").read_bytes()
     for content in (whole[:40], whole[: len(whole) // 2], b"", b"<html>not found</html>", whole[:8] + b"x" * 100):
         (vit_folder / "model.safetensors").write_bytes(content)
@@ -282,7 +282,7 @@ def test_weights_of_another_shape_are_one_sentence(vit_folder):
     ):
         save_file(state | {name: leaf}, vit_folder / "model.safetensors")
         with pytest.raises(UserError, match="does not have the shape of this architecture"):
-            pretrained(tiny(f"image.init={vit_folder}"))
+            pretrained(tiny(f"encoders.image.init={vit_folder}"))
 
 
 def test_pytorchs_own_file_of_weights_is_read(vit_folder):
@@ -296,7 +296,7 @@ def test_pytorchs_own_file_of_weights_is_read(vit_folder):
 def test_hugging_face_reads_a_saved_tower_with_its_statistics_and_heads(vit, bert, tmp_path, rng):
     from transformers import BertModel, ViTImageProcessorPil, ViTModel
 
-    own = ("image.pixel_mean=(0.4,0.5,0.6)", "image.pixel_std=(0.2,0.3,0.4)", "text.vocab_size=60")
+    own = ("encoders.image.pixel_mean=(0.4,0.5,0.6)", "encoders.image.pixel_std=(0.2,0.3,0.4)", "encoders.text.vocab_size=60")
     config = with_pixel_statistics(tiny(*own))
     save_tower(tmp_path / "vit", load_vit(vit[1]), config)
     image = rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
@@ -314,6 +314,6 @@ def test_hugging_face_reads_a_saved_tower_with_its_statistics_and_heads(vit, ber
 
 def test_a_start_from_cca_depends_on_the_statistics_and_the_heads(shapes_data):
     said = lambda *overrides: json.dumps(settings(tiny(f"data.path={shapes_data}", *overrides)))
-    changes = ("image.pixel_mean=(0.1,0.1,0.1)", "image.pixel_std=(0.1,0.1,0.1)", "image.heads=4", "text.heads=4")
+    changes = ("encoders.image.pixel_mean=(0.1,0.1,0.1)", "encoders.image.pixel_std=(0.1,0.1,0.1)", "encoders.image.heads=4", "encoders.text.heads=4")
     assert len({said(), *map(said, changes)}) == 1 + len(changes)
     assert as_dict(tiny())["image"]["pixel_mean"] == ()

@@ -8,6 +8,7 @@ import numpy as np
 
 from xmodal_jax.config import Config, defaults
 from xmodal_jax.config_file import freeze
+from xmodal_jax.models import ENCODERS
 from xmodal_jax.models.crossmodal import CrossModal, init_params
 from xmodal_jax.objectives import build_objectives, parts, with_special_ids
 from xmodal_jax.objectives.language import LM, MLM
@@ -28,7 +29,7 @@ TINY = {
     "batch_size": ROWS,
     "steps": 10,
     "image": {"kind": "features", "neck_layers": 1},
-    "text": {"width": WIDTH, "layers": 2, "heads": 2, "hidden": 24, "positions": LENGTH, "vocab_size": VOCAB},
+    "text": {"kind": "bert", "width": WIDTH, "layers": 2, "heads": 2, "hidden": 24, "positions": LENGTH, "vocab_size": VOCAB},
     "fusion": {"layers": 1, "heads": 2, "hidden": 24, "dropout": 0.0},
     "joint": {"embed": 8, "bits": 8},
     "optimizer": {"lr": 0.01, "warmup": 0},
@@ -38,11 +39,18 @@ TINY = {
 
 
 def tiny_config(**sections: dict) -> Config:
-    """The tiny config; a section given as a dict changes the fields it names, anything else replaces the value."""
+    """The tiny config; a section given as a dict changes the fields it names, anything else replaces the value.
+
+    `image` and `text` are the two encoders; of another kind they keep the fields that it has.
+    """
     config = defaults()
     for source in (TINY, sections):
         for name, value in source.items():
-            if isinstance(value, dict) and name != "objectives":
+            if name in config.encoders:
+                own = config.encoders[name].to_dict() | value
+                known = {field.name for field in dataclasses.fields(ENCODERS[own["kind"]])}
+                config.encoders[name] = {key: x for key, x in own.items() if key in known or key in value}
+            elif isinstance(value, dict) and name != "objectives":
                 config[name].update(value)
             else:
                 config[name] = value
@@ -76,7 +84,8 @@ def tiny_model(config: Config, output_ids: tuple[int, ...] = ()) -> CrossModal:
 def tiny_params(model: CrossModal, seed: int = 0, used: frozenset[str] = ALL) -> dict:
     """Fresh parameters with every part."""
     batch = tiny_batch()
-    return init_params(model, jax.random.key(seed), batch["image"][:1], jnp.asarray(batch["text"][:1]), used)
+    inputs = {name: jnp.asarray(batch[name][:1]) for name in ("image", "text")}
+    return init_params(model, jax.random.key(seed), inputs, used)
 
 
 def tiny_objectives(section: dict) -> dict:
@@ -94,5 +103,11 @@ def tiny_recipe(config: Config, output_ids: tuple[int, ...] = ()) -> Recipe:
 
 def changed(assembly, **sections):
     """The assembly with fields of its config's sections replaced."""
-    parts = {name: dataclasses.replace(getattr(assembly.config, name), **own) for name, own in sections.items()}
-    return dataclasses.replace(assembly, config=dataclasses.replace(assembly.config, **parts))
+    config = assembly.config
+    for name, own in sections.items():
+        if name in config.encoders:
+            encoders = config.encoders | {name: dataclasses.replace(config.encoders[name], **own)}
+            config = dataclasses.replace(config, encoders=encoders)
+        else:
+            config = dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name), **own)})
+    return dataclasses.replace(assembly, config=config)

@@ -15,10 +15,12 @@ from xmodal_jax.checks import refuse_unbridged, refuse_unserved
 from xmodal_jax.config import Config, as_dict
 from xmodal_jax.config_file import freeze
 from xmodal_jax.data.card import CARD_FILE, Card
+from xmodal_jax.data.split import split_captions
 from xmodal_jax.data.text import VOCABULARY, Tokenizer, load_tokenizer, used_ids
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.models.crossmodal import CrossModal, init_params
 from xmodal_jax.models.efficientnet import STRIDE, WIDTH
+from xmodal_jax.models.encoder import EncoderConfig
 from xmodal_jax.models.grid import pooling_groups
 from xmodal_jax.models.tfidf import inverse_document_frequency
 from xmodal_jax.objectives import LM, MLM, build_objectives, parts, with_special_ids
@@ -36,17 +38,20 @@ class Assembly:
     tokenizer: Tokenizer
     model: CrossModal
     objectives: dict[str, Objective]
-    image_shape: tuple[int, ...]  # of one example
+    image_shape: tuple[int, ...]  # of one picture, or of its cached tokens
     caches: tuple[dict[str, Any], ...] = ()  # {"tower", "size"} behind each feature cache, for pictures not in it
     parts: frozenset[str] = frozenset()  # the modules of the model that its objectives use
     hardness: float = 1.0  # of the negatives that its matching head was trained on
     origin: Origin | None = None  # of a run that was opened: what it was trained on
 
-    def example(self) -> tuple[Array, Array]:
-        """A batch of one, zeros: image and ids, as `init` wants them."""
-        dtype = jnp.float16 if self.config.image.kind == "features" else jnp.uint8
-        ids = jnp.zeros((1, self.config.data.length), jnp.int32).at[0, 0].set(self.tokenizer.cls_id)
-        return jnp.zeros((1, *self.image_shape), dtype), ids
+    def example(self) -> dict[str, Array]:
+        """A batch of one for each encoder, zeros, as `init` wants them."""
+        return {name: self._example(own) for name, own in self.config.encoders.items()}
+
+    def _example(self, own: EncoderConfig) -> Array:
+        if own.reads == "words":
+            return jnp.zeros((1, self.config.data.length), jnp.int32).at[0, 0].set(self.tokenizer.cls_id)
+        return jnp.zeros((1, *self.image_shape), jnp.float16 if own.reads == "tokens" else jnp.uint8)
 
     def describe(self) -> dict[str, Any]:
         """What run.json keeps, so that the weights can be used without the training data."""
@@ -57,16 +62,17 @@ class Assembly:
             "caches": list(self.caches),
             "parts": sorted(self.parts),
             "hardness": self.hardness,
-            "tokenizer": str(self.tokenizer.path) if self.config.text.tokenizer != "minilm" else "minilm",
+            "tokenizer": str(self.tokenizer.path) if self.config.asking.tokenizer != "minilm" else "minilm",
         }
 
 
 def image_shape(config: Config, card: "Card | NamedCaches") -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shape of one example's image field, and which consecutive tokens are pooled together (() for all)."""
     pixels = (config.data.image_size, config.data.image_size, 3)
-    if config.image.kind == "efficientnet":
+    image = config.encoders["image"]
+    if image.kind == "efficientnet":
         return pixels, pooling_groups("lite0", math.ceil(config.data.image_size / STRIDE) ** 2 + 1)
-    if config.image.kind != "features":
+    if image.reads != "tokens":
         return pixels, ()
     caches = [card.feature(name) for name in config.data.features]
     widths = sorted({cache["width"] for cache in caches})
@@ -80,33 +86,36 @@ def image_shape(config: Config, card: "Card | NamedCaches") -> tuple[tuple[int, 
 
 def resolve(config: Config, tokenizer: Tokenizer, groups: tuple[int, ...]) -> Config:
     """The config with what the tokenizer and the data card decide filled in; a contradiction is a UserError."""
-    size = tokenizer.vocab_size
-    refuse_unless(
-        config.text.vocab_size in (0, size),
-        f"config.text.vocab_size is {config.text.vocab_size}, but the tokenizer '{config.text.tokenizer}' has {size} ids; "
-        f"write {size} or leave it 0",
-    )
-    refuse_unless(
-        config.data.length <= config.text.positions,
-        f"config.data.length is {config.data.length}, above config.text.positions={config.text.positions}; write a smaller length",
-    )
-    text = dataclasses.replace(config.text, vocab_size=size)
-    return dataclasses.replace(config, text=text, image=dataclasses.replace(config.image, groups=groups))
+    filled = {name: _filled(f"config.encoders.{name}", own, config, tokenizer.vocab_size, groups)
+              for name, own in config.encoders.items()}  # fmt: skip
+    return dataclasses.replace(config, encoders=filled)
+
+
+def _filled(where: str, own: EncoderConfig, config: Config, vocab_size: int, groups: tuple[int, ...]) -> EncoderConfig:
+    """An encoder's config with what the data decide."""
+    if own.reads == "words":
+        refuse_unless(
+            own.vocab_size in (0, vocab_size),
+            f"{where}.vocab_size is {own.vocab_size}, but the tokenizer '{own.tokenizer}' has {vocab_size} ids; "
+            f"write {vocab_size} or leave it 0",
+        )
+        return dataclasses.replace(own, vocab_size=vocab_size)
+    given = {"groups": groups, "size": config.data.image_size}
+    names = {field.name for field in dataclasses.fields(own)}
+    return dataclasses.replace(own, **{name: value for name, value in given.items() if name in names})
 
 
 def assemble(config: Config) -> Assembly:
     """Everything that a training run of `config` needs besides batches."""
-    from xmodal_jax.data.split import split_captions
-
     refuse_unless(bool(config.data.path), "config.data.path is empty; write the folder made by `xmodal data prepare`")
     card = Card.load(config.data.path)
     if config.data.embeddings:
         card.embedding(config.data.embeddings)
     shape, groups = image_shape(config, card)
-    tokenizer = load_tokenizer(config.text.tokenizer, config.data.path, config.data.languages)
-    config = resolve(with_pixel_statistics(config), tokenizer, groups)
+    tokenizer = load_tokenizer(config.asking.tokenizer, config.data.path, config.data.languages)
+    config = with_pixel_statistics(resolve(config, tokenizer, groups))
     output: tuple[int, ...] = ()
-    if config.text.output_vocab == "train":
+    if config.asking.output_vocab == "train":
         captions = split_captions(config.data.path, config.data.split, config.data.languages)
         output = tuple(int(i) for i in used_ids(tokenizer, captions))
     entries = [card.feature(name) for name in config.data.features]
@@ -134,7 +143,7 @@ def assemble_without_data(config: Config) -> Assembly:
     "data" builds; the feature caches are those of the tower that their names tell. Language heads take the whole
     vocabulary, which is the most they can need.
     """
-    text, path = config.text, pathlib.Path(config.data.path or ".") / CARD_FILE
+    text, path = config.asking, pathlib.Path(config.data.path or ".") / CARD_FILE
     sizes = {"minilm": BERT_VOCABULARY, "data": VOCABULARY}
     size = text.vocab_size or sizes.get(text.tokenizer, 0) or load_tokenizer(text.tokenizer).vocab_size
     card = Card.load(path.parent) if config.data.path and path.is_file() else NamedCaches()
@@ -168,8 +177,8 @@ def reassemble(description: dict[str, Any], workdir: pathlib.Path) -> Assembly:
     spec = description["tokenizer"]
     tokenizer = load_tokenizer(spec if spec == "minilm" else str(workdir / "tokenizer.json"))
     refuse_unless(
-        tokenizer.vocab_size == config.text.vocab_size,
-        f"the tokenizer of '{workdir}' has {tokenizer.vocab_size} ids and the model {config.text.vocab_size}; restore tokenizer.json",
+        tokenizer.vocab_size == config.asking.vocab_size,
+        f"the tokenizer of '{workdir}' has {tokenizer.vocab_size} ids and the model {config.asking.vocab_size}; restore tokenizer.json",
     )
     model = CrossModal(config, tuple(description["output_ids"]))
     shape, caches = tuple(description["image_shape"]), tuple(description["caches"])
@@ -192,15 +201,15 @@ def _assembly(config: Config, tokenizer: Tokenizer, output: tuple[int, ...], sha
 
 
 def document_frequencies(assembly: Assembly) -> dict[str, np.ndarray]:
-    """{"text/idf": float32 [V]} of the captions of the training split, where the text tower is TF-IDF; else nothing."""
+    """{"text/tower/idf": float32 [V]} of the captions of the training split, where the text tower is TF-IDF; else nothing."""
     config, tokenizer = assembly.config, assembly.tokenizer
-    if config.text.kind != "tfidf":
-        return {}
-    from xmodal_jax.data.split import split_captions
-
-    captions = split_captions(config.data.path, config.data.split, config.data.languages)
-    ids = tokenizer.encode(captions, config.data.length)
-    return {"text/idf": inverse_document_frequency(ids, config.text.vocab_size, tokenizer.special_ids)}
+    found = {}
+    for name, own in config.encoders.items():
+        if own.kind == "tfidf":
+            captions = split_captions(config.data.path, config.data.split, config.data.languages)
+            ids = tokenizer.encode(captions, config.data.length)
+            found[f"{name}/tower/idf"] = inverse_document_frequency(ids, own.vocab_size, tokenizer.special_ids)
+    return found
 
 
 def start_params(assembly: Assembly, key: Array, found: dict[str, Array]) -> Params:
@@ -208,10 +217,10 @@ def start_params(assembly: Assembly, key: Array, found: dict[str, Array]) -> Par
 
     The decoder's self-attention starts as a copy of the text tower's when that is pretrained.
     """
-    params = init_params(assembly.model, key, *assembly.example(), assembly.parts)
-    flat = flatten_dict(params, sep="/")
-    copied = {f"decoder/text_attention/{path.removeprefix('text/layers/attention/')}": leaf
-              for path, leaf in found.items() if path.startswith("text/layers/attention/")}  # fmt: skip
+    params = init_params(assembly.model, key, assembly.example(), assembly.parts)
+    flat, blocks = flatten_dict(params, sep="/"), f"{assembly.config.fusion.pair[1]}/tower/layers/attention/"
+    copied = {f"decoder/text_attention/{path.removeprefix(blocks)}": leaf
+              for path, leaf in found.items() if path.startswith(blocks)}  # fmt: skip
     for path, leaf in (found | {path: leaf for path, leaf in copied.items() if path in flat}).items():
         if path not in flat or flat[path].shape != leaf.shape:
             have = flat[path].shape if path in flat else "nothing"
@@ -226,5 +235,5 @@ def start_params(assembly: Assembly, key: Array, found: dict[str, Array]) -> Par
 def abstract_params(assembly: Assembly) -> Params:
     """Shapes of the parameters, nothing allocated."""
     return jax.eval_shape(
-        lambda key: init_params(assembly.model, key, *assembly.example(), assembly.parts), jax.random.key(0)
+        lambda key: init_params(assembly.model, key, assembly.example(), assembly.parts), jax.random.key(0)
     )

@@ -17,11 +17,11 @@ def refuse_unbridged(config: Config, objectives: dict[str, Objective]) -> None:
     """A bridge changes tokens, so the embeddings of its sides must read tokens, and a captioner needs the picture's."""
     bridged = {name: item for name, item in objectives.items() if getattr(item, "bridge", False)}
     for side in config.bridge.sides if bridged else ():
-        pool = getattr(config, side).pool
+        pool = config.encoders[side].pool
         refuse_unless(
             pool.endswith(("+attention", "+shared")),
-            f"config.objectives.{next(iter(bridged))}.bridge is True, but config.{side}.pool='{pool}' does not read the "
-            f"tokens that the bridge changes; write config.{side}.pool=mean+attention",
+            f"config.objectives.{next(iter(bridged))}.bridge is True, but config.encoders.{side}.pool='{pool}' does not read the "
+            f"tokens that the bridge changes; write config.encoders.{side}.pool=mean+attention",
         )
     refuse_unless(
         not (bridged and config.fusion.aggregated),
@@ -35,22 +35,16 @@ def refuse_unbridged(config: Config, objectives: dict[str, Objective]) -> None:
         )
 
 
-LACKING = {  # parts of the model that a kind of text tower cannot serve, and what it lacks
-    "tfidf": (("fusion", "decoder", "vocabulary", "locals"), "keeps no words to read"),
-    "gru": (("decoder", "vocabulary"), "has no blocks that write and no words as wide as its tokens"),
-}
-
-
 def refuse_unserved(config: Config, objectives: dict[str, Objective]) -> None:
-    """A TF-IDF vector has no tokens for fusion and local features to read; captioning and masked words need BERT."""
-    parts, lack = LACKING.get(config.text.kind, ((), ""))
-    for name, item in objectives.items():
-        asked = sorted(item.parts.intersection(parts))
-        refuse_unless(
-            not asked,
-            f"config.objectives.{name} needs {', '.join(asked)} on the text, and config.text.kind='{config.text.kind}' "
-            f"{lack}; write config.text.kind=bert, or leave the objective out",
-        )
+    """Refuse objectives that need what an encoder cannot serve: a TF-IDF vector has no tokens, only BERT writes."""
+    for encoder, own in config.encoders.items():
+        for name, item in objectives.items():
+            asked = sorted(item.parts.intersection(own.lacks))
+            refuse_unless(
+                not asked,
+                f"config.objectives.{name} needs {', '.join(asked)} of config.encoders.{encoder}, whose kind '{own.kind}' "
+                f"{own.why}; write config.encoders.{encoder}.kind=bert, or leave the objective out",
+            )
 
 
 FIELD_SETTINGS = {  # field of the batch: the setting of config.data that makes it, and what to write

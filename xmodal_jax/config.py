@@ -15,59 +15,15 @@ from xmodal_jax.errors import refuse_unless
 
 
 @dataclass(frozen=True)
-class ImageConfig:
-    """The image tower: "vit", "resnet", "efficientnet" or "features" (tokens already in the data)."""
+class FusionConfig:
+    """Cross-attention layers: the tokens of one encoder ask, those of another are read.
 
-    kind: str = "vit"
-    init: str = ""  # "" from scratch, "lite0" the installed EfficientNet-Lite0, or a file or folder of weights
-    pixel_mean: tuple[float, ...] = ()  # of red, green and blue in 0..1; (): the weights' own, or else the kind's
-    pixel_std: tuple[float, ...] = ()
-    patch: int = 16
-    width: int = 384  # of the tokens; of a ResNet as published 2048
-    depth: int = 50  # layers of a ResNet: 50, 101 or 152, or one of the small 14 and 26
-    layers: int = 12
-    heads: int = 6
-    hidden: int = 1536
-    dropout: float = 0.0
-    remat: str = "dots"
-    neck_layers: int = 0  # transformer blocks over the tokens before fusion and attention pooling
-    pool: str = "mean"  # a base path, something beside it, or an aggregator: models/pooling.py
-    token_hidden: int = 0  # width of an aggregator's MLP of each token (VSE-infinity: half of joint.embed); 0: none
-    head_hidden: int = 0
-    head_dropout: float = 0.0
-    groups: tuple[int, ...] = ()  # token counts of the feature caches; filled in from the data card
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """The text tower, and its tokenizer.
-
-    "bert"; "gru" (models/gru.py; `hidden` is the width of its word vectors); "tfidf" (models/tfidf.py; `hidden` is its width).
+    `pair`: the encoder that is read, and the one that asks, whose tokens are `width` wide (0: filled in). The captioning decoder
+    shares the blocks of the one that asks.
     """
 
-    kind: str = "bert"
-    tokenizer: str = "data"  # "data" (built from the captions), "minilm", or a tokenizer.json
-    init: str = ""  # "" from scratch, "minilm" the installed all-MiniLM-L6-v2, or a folder with model.safetensors
-    width: int = 384
-    layers: int = 6
-    heads: int = 12
-    hidden: int = 1536
-    positions: int = 512
-    keep: bool = False  # a frozen tower's tokens of every caption are computed once and kept (encode/token_cache.py)
-    dropout: float = 0.0
-    remat: str = "dots"
-    pool: str = "mean"
-    token_hidden: int = 0
-    head_hidden: int = 0
-    head_dropout: float = 0.0
-    output_vocab: str = "train"  # what MLM and LM may predict: "train" (ids seen in training captions) or "all"
-    vocab_size: int = 0  # filled in from the tokenizer
-
-
-@dataclass(frozen=True)
-class FusionConfig:
-    """Cross-attention layers on top of the text tower."""
-
+    pair: tuple[str, str] = ("image", "text")
+    width: int = 0
     layers: int = 2
     heads: int = 6
     hidden: int = 1536
@@ -204,8 +160,7 @@ class Config:
         0  # rows an encoder pass takes at a time: a large contrastive batch in small memory; 0: all (forward.py)
     )
     data: DataConfig = DataConfig()
-    image: ImageConfig = ImageConfig()
-    text: TextConfig = TextConfig()
+    encoders: dict[str, Any] = field(default_factory=dict)  # name -> {"kind": ..., fields}; see models/
     fusion: FusionConfig = FusionConfig()
     bridge: BridgeConfig = BridgeConfig()
     joint: JointConfig = JointConfig()
@@ -215,6 +170,11 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def asking(self) -> Any:
+        """The config of the encoder whose tokens ask in fusion."""
+        return self.encoders[self.fusion.pair[1]]
 
     @property
     def eval_data(self) -> DataConfig:
@@ -238,7 +198,7 @@ def as_dict(value: Any) -> Any:
 
 def defaults() -> ConfigDict:
     """A ConfigDict with every field at its default, for the files in configs/ to change."""
-    return ConfigDict(as_dict(Config()))
+    return ConfigDict(as_dict(Config()) | {"encoders": {"image": {"kind": "vit"}, "text": {"kind": "bert"}}})
 
 
 def variant_of(variant: str, known: tuple[str, ...], name: str) -> str:

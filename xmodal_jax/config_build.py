@@ -89,6 +89,24 @@ def _schedule(value: Any, where: str) -> float | tuple:
     return tuple(tuple(point) for point in value)
 
 
+def limited(default: Any, *, least: float | None = None, most: float | None = None, among: tuple = ()) -> Any:
+    """A dataclass field whose value `build` holds to a range, or to a choice."""
+    return dataclasses.field(default=default, metadata={"least": least, "most": most, "among": among})
+
+
+def _refuse_outside(built: Any, where: str) -> None:
+    """Refuse values outside the limits of their fields (see `limited`)."""
+    for one in dataclasses.fields(built):
+        value, limits = getattr(built, one.name), one.metadata
+        least, most, among = limits.get("least"), limits.get("most"), limits.get("among")
+        if among and value not in among:
+            raise UserError(f"{where}.{one.name} is '{value}'; write one of {', '.join(map(str, among))}")
+        if most is not None and not least <= value <= most:
+            raise UserError(f"{where}.{one.name} is {value}; write a rate from {least:g} to {most:g}")
+        if least is not None and value < least:
+            raise UserError(f"{where}.{one.name} is {value}; write {least:g} or more")
+
+
 def build(cls: type, values: dict[str, Any], where: str) -> Any:
     """A frozen dataclass from a dict: unknown keys and wrong types are refused with what to write instead."""
     kinds = typing.get_type_hints(cls)
@@ -97,6 +115,7 @@ def build(cls: type, values: dict[str, Any], where: str) -> Any:
         if key not in names:
             raise unknown_key(key, where, names)
     built = cls(**{key: _value(value, kinds[key], f"{where}.{key}") for key, value in values.items()})
+    _refuse_outside(built, where)
     check = getattr(built, "check", None)
     if check is not None:
         check(where)

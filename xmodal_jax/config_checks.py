@@ -5,32 +5,25 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from xmodal_jax.errors import UserError, refuse_unless
-from xmodal_jax.models import gru, reasoning, resnet, tfidf
+from xmodal_jax.models.encoder import REMAT
 from xmodal_jax.models.heads import HASH_KINDS
-from xmodal_jax.models.pooling import POOL_CHOICES, parse_pool
+from xmodal_jax.models.pooling import parse_pool
 
 if TYPE_CHECKING:
     from xmodal_jax.config import Config, JointConfig
 
-TOWERS = ("image", "text")
-HEADLESS = ("resnet", "gru", "tfidf")  # kinds of towers without attention
-SIZES = tuple(f"{tower}.{name}" for tower in TOWERS for name in ("width", "heads", "hidden"))
 LEAST = {  # what a whole number or a rate may be at least
     2: ("checkpoint.keep",),  # with 1 a damaged checkpoint has nothing to fall back to
-    1: ("image.layers", "text.layers", "fusion.layers", "joint.shared_layers", "optimizer.max_skips"),
-    0: ("seed", "chunk", "eval.every", "eval.folds", "image.neck_layers", "image.head_hidden", "text.head_hidden",
-        "text.vocab_size", "image.token_hidden", "text.token_hidden", "optimizer.warmup", "optimizer.weight_decay", "optimizer.clip",
+    1: ("fusion.layers", "joint.shared_layers", "optimizer.max_skips"),
+    0: ("seed", "chunk", "eval.every", "eval.folds", "optimizer.warmup", "optimizer.weight_decay", "optimizer.clip",
         "joint.start_ridge", "joint.hash_hidden", "joint.hash_variates", "optimizer.sgd_after"),
 }  # fmt: skip
 ABOVE_ZERO = (
     "batch_size", "steps", "log_every", "checkpoint.every", "eval.batch_size", "eval.fold_pictures", "joint.embed",
-    "optimizer.lr", *SIZES, "image.patch", "text.positions", "fusion.heads", "fusion.hidden", "bridge.hidden", "joint.shared_heads",
+    "optimizer.lr", "fusion.heads", "fusion.hidden", "bridge.hidden", "joint.shared_heads",
     "joint.shared_hidden", "optimizer.sgd_lr",
 )  # fmt: skip
-RATES = (
-    *(f"{part}.{name}" for part in (*TOWERS, "fusion") for name in ("dropout", "head_dropout")),
-    "joint.shared_dropout",
-)
+RATES = ("fusion.dropout", "fusion.head_dropout", "joint.shared_dropout")
 
 
 def check_ranges(config: "Config") -> None:
@@ -69,37 +62,17 @@ def check_fit(config: "Config") -> None:
         not config.chunk or config.batch_size % config.chunk == 0,
         f"config.chunk is {config.chunk}, which does not divide config.batch_size={config.batch_size}; write a divisor",
     )
-    refuse_unless(
-        config.data.length <= config.text.positions,
-        f"config.data.length is {config.data.length}, but the text tower has {config.text.positions} positions; write fewer",
-    )
-    for tower, pool in (("image", config.image.pool), ("text", config.text.pool)):
+    for name, own in config.encoders.items():
         refuse_unless(
-            config.joint.start != "cca" or parse_pool(pool)[0] != "",
-            f"config.joint.start is 'cca', but config.{tower}.pool='{pool}' has no linear path to start; "
-            f"write config.{tower}.pool='mean+{pool}', or config.joint.start='random'",
+            config.joint.start != "cca" or parse_pool(own.pool)[0] != "",
+            f"config.joint.start is 'cca', but config.encoders.{name}.pool='{own.pool}' has no linear path to start; "
+            f"write config.encoders.{name}.pool='mean+{own.pool}', or config.joint.start='random'",
         )
     try:
         re.compile(config.teacher.exclude)
     except re.error as error:
         raise UserError(
             f"config.teacher.exclude '{config.teacher.exclude}' is not a regex ({error}); write one such as '^decoder'"
-        )
-
-
-def check_pixels(config: "Config") -> None:
-    """Refuse statistics of pixels that are not those of three colours, and any where no pixels are read."""
-    for name in ("pixel_mean", "pixel_std"):
-        value = getattr(config.image, name)
-        fits = len(value) in (0, 3) and all(abs(x) < 1e6 and (x > 0 or name == "pixel_mean") for x in value)
-        refuse_unless(
-            fits,
-            f"config.image.{name} is {value}; write three numbers in units of 0..1 such as (0.5, 0.5, 0.5), or () for "
-            "those of the weights",
-        )
-        refuse_unless(
-            not value or config.image.kind != "features",
-            f"config.image.{name} is {value}, but config.image.kind='features' reads no pixels; write ()",
         )
 
 
@@ -134,18 +107,9 @@ def field_of(config: Any, name: str) -> Any:
 
 def check_choices(config: "Config") -> None:
     """Refuse words that are none of a field's."""
-    image, text = config.image, config.text
     choices = {
-        "image.kind": (image.kind, ("vit", "resnet", "efficientnet", "features")),
-        "text.kind": (text.kind, ("bert", "gru", "tfidf")),
         "joint.hash_kind": (config.joint.hash_kind, HASH_KINDS),
-        "image.pool": (image.pool, POOL_CHOICES),
-        "text.pool": (text.pool, POOL_CHOICES),
-        "text.output_vocab": (text.output_vocab, ("train", "all")),
-        **{
-            f"{name}.remat": (getattr(config, name).remat, ("none", "dots", "full", "offload"))
-            for name in ("image", "text", "fusion")
-        },
+        "fusion.remat": (config.fusion.remat, REMAT),
         "bridge.kind": (config.bridge.kind, ("cross", "gate")),
         "joint.start": (config.joint.start, ("random", "cca")),
         "eval.combine": (config.eval.combine, ("add", "replace")),
@@ -157,30 +121,73 @@ def check_choices(config: "Config") -> None:
         refuse_unless(value in allowed, f"config.{name} is '{value}'; write one of {', '.join(allowed)}")
 
 
+def check_encoders(config: "Config") -> None:
+    """Refuse encoders that do not fit the data, fusion or each other."""
+    for name, own in config.encoders.items():
+        where, data = f"config.encoders.{name}", config.data
+        if own.reads == "tokens" and not data.features:
+            raise UserError(
+                f"{where}.kind is '{own.kind}' but config.data.features is empty; name the caches made by `xmodal data features`"
+            )
+        if own.reads == "words" and data.length > getattr(own, "positions", data.length):
+            raise UserError(f"config.data.length is {data.length}, but {where} has {own.positions} positions; write fewer")
+        if own.kind == "vit" and data.image_size % own.patch:
+            raise UserError(
+                f"config.data.image_size is {data.image_size}, not a multiple of {where}.patch={own.patch}; write a multiple"
+            )
+    check_shared(config)
+
+
+def check_shared(config: "Config") -> None:
+    """Refuse encoders that do not all go through the shared transformer, and heads that do not divide its width."""
+    pools = {name: own.pool for name, own in config.encoders.items()}
+    shared = [name for name, pool in pools.items() if parse_pool(pool)[1] == "shared"]
+    for name in set(pools) - set(shared) if shared else ():
+        raise UserError(
+            f"config.encoders.{shared[0]}.pool is '{pools[shared[0]]}', but config.encoders.{name}.pool='{pools[name]}' does "
+            f"not go through the shared transformer; write config.encoders.{name}.pool='mean+shared'"
+        )
+    heads, width = config.joint.shared_heads, config.fusion.width
+    if shared and width % heads:
+        raise UserError(
+            f"config.joint.shared_heads is {heads}, which does not divide config.fusion.width={width}; write a divisor"
+        )
+
+
+def check_fusion(config: "Config") -> None:
+    """Refuse a pair of encoders that are not there, and widths that do not fit."""
+    fusion = config.fusion
+    for name in (*fusion.pair, *config.bridge.sides):
+        if name not in config.encoders:
+            raise UserError(
+                f"config.fusion.pair is {fusion.pair} and config.bridge.sides {config.bridge.sides}, and config.encoders has no "
+                f"'{name}'; write some of {', '.join(config.encoders)}"
+            )
+    if fusion.width % fusion.heads:
+        raise UserError(
+            f"config.fusion.heads is {fusion.heads}, which does not divide config.fusion.width={fusion.width}; write a divisor"
+        )
+    asks = config.asking
+    if asks.necked:
+        raise UserError(f"config.fusion.pair is {fusion.pair}; its second encoder must be one of words, whose tokens ask")
+    if "fusion" not in asks.lacks and asks.token_width != fusion.width:
+        raise UserError(
+            f"config.fusion.width is {fusion.width}, and config.encoders.{fusion.pair[1]}.width, whose tokens ask, is "
+            f"{asks.token_width}; write config.fusion.width=0"
+        )
+
+
 def check(config: "Config") -> None:
     """Refuse values that cannot work together; each sentence says what, where and what to write instead."""
-    image, text, joint = config.image, config.text, config.joint
+    joint = config.joint
     check_ranges(config)
     check_fit(config)
     check_choices(config)
-    check_pixels(config)
     check_codes(joint)
     check_variates(joint)
-    for tower, section in (("image", image), ("text", text)):
-        refuse_unless(
-            section.width % section.heads == 0 or section.kind in HEADLESS,
-            f"config.{tower}.heads is {section.heads}, which does not divide the width {section.width}; write a divisor",
-        )
-    refuse_unless(
-        text.width % config.fusion.heads == 0,
-        f"config.fusion.heads is {config.fusion.heads}, which does not divide config.text.width={text.width}; "
-        "write a divisor",
-    )
-    sides = config.bridge.sides
-    refuse_unless(
-        bool(sides) and set(sides) <= set(TOWERS),
-        f"config.bridge.sides is {sides}; write ('image',), ('text',) or ('image', 'text')",
-    )
+    check_encoders(config)
+    check_fusion(config)
+    refuse_unless(bool(config.bridge.sides), "config.bridge.sides is (); write one encoder or more, such as ('image',)")
     refuse_unless(
         0.0 < joint.temperature_min <= joint.temperature <= joint.temperature_max,
         f"config.joint.temperature is {joint.temperature}, outside {joint.temperature_min} to {joint.temperature_max}; "
@@ -189,16 +196,3 @@ def check(config: "Config") -> None:
     refuse_unless(
         0.0 <= config.teacher.momentum <= 1.0, f"config.teacher.momentum is {config.teacher.momentum}; write 0 to 1"
     )
-    if image.kind == "features":
-        refuse_unless(
-            bool(config.data.features),
-            "config.image.kind is 'features' but config.data.features is empty; name the caches made by `xmodal data features`",
-        )
-    if image.kind == "vit":
-        refuse_unless(
-            config.data.image_size % image.patch == 0,
-            f"config.data.image_size is {config.data.image_size}, not a multiple of config.image.patch={image.patch}; "
-            "write a multiple",
-        )
-    for fits in (resnet.refuse_unfit, reasoning.refuse_unfit, tfidf.refuse_unfit, gru.refuse_unfit):
-        fits(config)

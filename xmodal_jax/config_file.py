@@ -4,6 +4,7 @@
 """
 
 import ast
+import dataclasses
 import importlib.util
 import inspect
 import os
@@ -18,6 +19,7 @@ from xmodal_jax.config import Config
 from xmodal_jax.config_build import build, unknown_key
 from xmodal_jax.config_checks import check
 from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.models import build_encoders
 from xmodal_jax.plugins import absolute
 
 
@@ -30,8 +32,17 @@ def freeze(config: ConfigDict | dict[str, Any]) -> Config:
     """ConfigDict -> checked, frozen `Config`."""
     values = config.to_dict() if isinstance(config, ConfigDict) else config
     built = build(Config, values, "config")
+    built = with_width(dataclasses.replace(built, encoders=build_encoders(built.encoders)))
     check(built)
     return built
+
+
+def with_width(config: Config) -> Config:
+    """Fill in `fusion.width` where it is 0: the width of the encoder whose tokens ask."""
+    asks = config.encoders.get(config.fusion.pair[1])
+    if config.fusion.width or asks is None:
+        return config
+    return dataclasses.replace(config, fusion=dataclasses.replace(config.fusion, width=asks.token_width))
 
 
 def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:
@@ -117,7 +128,7 @@ def override(config: ConfigDict, item: str) -> None:
         fields = value if isinstance(value, dict) else {"": ""}
         plain = all(str(key).isidentifier() for key in fields) and isinstance(fields.get("kind", ""), str)
         refuse_unless(plain, f"{where} has no '{name}'; to add it write --{where}.{name}={{}} or ={{'weight': 0.1}}")
-    elif name not in node and not where.startswith("config.objectives."):
+    elif name not in node and not where.startswith(("config.objectives.", "config.encoders.")):
         raise unknown_key(name, where, list(node.keys()))
     if name in node and isinstance(node[name], str):
         value = text

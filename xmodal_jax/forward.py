@@ -91,12 +91,10 @@ class Forward:
     ) -> None:
         self.model, self.params, self.batch, self.key = model, params, batch, key
         self.memory, self.step, self.teacher = memory or {}, step, teacher
-        self.towers: dict[str, Forward] = {}  # side -> whose tower pass to take instead of one's own
-        self.lent: frozenset[str] = frozenset()  # sides whose tower pass another Forward takes
+        self.towers: dict[str, Forward] = {}  # encoder -> whose tower pass to take instead of one's own
+        self.lent: frozenset[str] = frozenset()  # encoders whose tower pass another Forward takes
         self.passes: list[str] = []
-        self.calls: list[tuple[str, tuple, int]] = []  # (method, shapes of its inputs, times), for the FLOP model
         self.pieces = _pieces(batch, chunk)
-        self._times = 1  # how often what is traced now will run
         self._memo: dict[str, Any] | None = {} if cache else None
         self._trace = get_opaque_trace_state()
 
@@ -125,85 +123,81 @@ class Forward:
             return run(key, *arrays)
         keys = None if key is None else jax.random.split(key, self.pieces)
         piece = jax.checkpoint(lambda inputs: run(inputs[0], *inputs[1]))
-        both = [fwd for fwd in (self, self.teacher) if fwd is not None]
-        for fwd in both:
-            fwd._times = self.pieces
         out = jax.lax.map(piece, (keys, tuple(apart(x, self.pieces) for x in arrays)))
-        for fwd in both:
-            fwd._times = 1
         return jax.tree.map(together, out)
 
     def call(self, method: str, *inputs: Any, **options: Any) -> Any:
         """A head or any other method of the model; never memoised."""
-        self.calls.append((method, tuple(getattr(x, "shape", ()) for x in inputs), self._times))
         return self.model.apply({"params": self.params}, *inputs, method=method, **options)
 
-    def tower(self, side: str, field: str) -> Array:
-        """Tokens [B,N,D'] of the tower `side` ("image" or "text") on the batch's `field`.
+    def raw(self, field: str, encoder: str = "") -> Array:
+        """The tower's own tokens [B,N,D'] of the batch's `field`, by the encoder of the same name or another.
 
-        A batch that holds the tokens of a frozen tower spares the pass; a teacher whose tower is the student's (wholly frozen, without dropout) takes the student's pass: see `share`.
+        A batch that holds the tokens of a frozen tower spares the pass; a teacher whose tower is the student's (wholly frozen,
+        without dropout) takes the student's pass: see `share`.
         """
+        encoder = encoder or field
         if kept_field(field) in self.batch:
             return self.batch[kept_field(field)].astype(jnp.dtype(self.model.config.dtype))
-        if side in self.towers:
-            return stop(self.towers[side].tower(side, field))
-        run = lambda key, x: self.call(f"{side}_tower", x, key)
+        if encoder in self.towers:
+            return stop(self.towers[encoder].raw(field, encoder))
+
+        def run(key: Array | None, x: Array) -> Array:
+            return self.call("raw", encoder, x, key)
+
         return self._once(f"tower:{field}", lambda key: self.rowwise(run, key, self.batch[field]))
 
-    def _joint(self, side: str, field: str, joint: Callable, key: Array | None, *more: Array) -> Any:
+    def _joint(self, encoder: str, field: str, joint: Callable, key: Array | None, *more: Array) -> Any:
         """joint(key, raw tokens, field's rows, *more) over the tower's pass; in pieces, tower and joint are one piece."""
-        if self.pieces == 1 or side in self.towers or side in self.lent or kept_field(field) in self.batch:
-            return self.rowwise(joint, key, self.tower(side, field), self.batch[field], *more)
+        if self.pieces == 1 or encoder in self.towers or encoder in self.lent or kept_field(field) in self.batch:
+            return self.rowwise(joint, key, self.raw(field, encoder), self.batch[field], *more)
 
         def both(key: Array | None, x: Array, *more: Array) -> Any:
             keys = (None, None) if key is None else jax.random.split(key)
-            return joint(keys[1], self.call(f"{side}_tower", x, keys[0]), x, *more)
+            return joint(keys[1], self.call("raw", encoder, x, keys[0]), x, *more)
 
         return self.rowwise(both, key, self.batch[field], *more)
 
-    def image(self, field: str = "image") -> Encoded:
-        """The image tower and its head on the batch's `field`."""
-        name = f"image:{field}"
-        joint = lambda key, raw, _: self.call("image_joint", raw, key)
-        return self._once(name, lambda key: Encoded(*self._joint("image", field, joint, key), name=name))
+    def encode(self, field: str, encoder: str = "") -> Encoded:
+        """The encoder of the same name, or another, on the batch's `field`: tower, neck and head."""
+        encoder = encoder or field
+        name, x, own = f"{encoder}:{field}", self.batch[field], self.model.config.encoders[encoder]
 
-    def text(self, field: str = "text") -> Encoded:
-        """The text tower and its head on the batch's `field` of ids [B,L]."""
-        name, ids = f"text:{field}", self.batch[field]
-        joint = lambda key, raw, ids: self.call("text_joint", raw, ids, key)
-        run = lambda key: Encoded(*self._joint("text", field, joint, key), ids != 0, ids, name)
+        def joint(key: Array | None, raw: Array, x: Array) -> tuple[Array, Array]:
+            return self.call("joint", encoder, raw, x, key)
+
+        def run(key: Array | None) -> Encoded:
+            tokens, embed = self._joint(encoder, field, joint, key)
+            return Encoded(tokens, embed, own.mask(x), x if own.reads == "words" else None, name)
+
         return self._once(name, run)
 
-    def encoded(self, side: str) -> Encoded:
-        """The pass of one side on the field of its name."""
-        return self.image() if side == "image" else self.text()
-
-    def codes(self, side: str) -> tuple[Array, ...]:
-        """Relaxed codes [B,k] of one side from its hash head, for every length k of `config.joint.nested` and the whole."""
-        whole = self._once(f"codes:{side}", lambda _: self.call(f"hash_{side}_codes", self.encoded(side).embed))
+    def codes(self, field: str) -> tuple[Array, ...]:
+        """Relaxed codes [B,k] of one field from its hash head, for every length k of `config.joint.nested` and the whole."""
+        whole = self._once(f"codes:{field}", lambda _: self.call("codes", field, self.encode(field).embed))
         return tuple(whole[:, :bits] for bits in self.model.config.joint.lengths)
 
-    def bridge(self, side: str = "image") -> tuple[Encoded, Encoded]:
+    def bridge(self, field: str) -> tuple[Encoded, Encoded]:
         """The residual attention between student and teacher, the one pass that reads both (ReCap; models/bridge.py).
 
         Returns the key, the teacher's tokens plus what the bridge adds and their embedding by the teacher's head, all
         constants; and what the captioner reads, the student's tokens plus the same, which trains bridge and student
         (without the student's own tokens it would, at gamma 0, give them no gradient).
         """
-        return self._once(f"bridge:{side}", lambda _: self._bridge(side))
+        return self._once(f"bridge:{field}", lambda _: self._bridge(field))
 
-    def _bridge(self, side: str) -> tuple[Encoded, Encoded]:
-        own, other = self.encoded(side), self.teacher.encoded(side)
+    def _bridge(self, field: str) -> tuple[Encoded, Encoded]:
+        own, other = self.encode(field), self.teacher.encode(field)
         arrays = (own.tokens, other.tokens, *([] if other.mask is None else [other.mask]))
         delta = self.rowwise(lambda _, *x: self.call("bridge_delta", *x), None, *arrays)
-        tokens = stop(other.tokens + delta)
+        tokens, section = stop(other.tokens + delta), self.model.config.encoders[field]
 
-        def embed(_: None, raw: Array, rows: Array, tokens: Array) -> Array:
-            return self.teacher.call("reembed", side, raw, tokens, rows != 0 if side == "text" else None)
+        def embed(_: None, raw: Array, x: Array, tokens: Array) -> Array:
+            return self.teacher.call("embed", field, raw, tokens, section.mask(x))
 
-        unit = stop(self.teacher._joint(side, side, embed, None, tokens))
-        key = Encoded(tokens, unit, other.mask, other.ids, f"bridge:{side}")
-        return key, Encoded(own.tokens + delta.astype(own.tokens.dtype), own.embed, own.mask, own.ids, f"read:{side}")
+        unit = stop(self.teacher._joint(field, field, embed, None, tokens))
+        key = Encoded(tokens, unit, other.mask, other.ids, f"bridge:{field}")
+        return key, Encoded(own.tokens + delta.astype(own.tokens.dtype), own.embed, own.mask, own.ids, f"read:{field}")
 
     def fuse(self, image: Encoded, text: Encoded, rows: Array | None = None) -> Encoded:
         """Fused tokens of the texts, each reading the image `rows` names (see `pick_rows`; default: its own).

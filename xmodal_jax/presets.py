@@ -15,15 +15,14 @@ def frozen_towers(config: ConfigDict) -> ConfigDict:
 
     Few pairs: without these the heads forget CCA within fifty steps (benchmarks/results/README.md).
     """
-    config.image.kind, config.image.head_hidden, config.image.head_dropout = "features", 768, 0.7
+    config.encoders.image.update(kind="features", head_hidden=768, head_dropout=0.7)
     config.data.keep_gb = 4.0
-    config.text.init, config.text.tokenizer, config.text.keep = "minilm", "minilm", True
-    config.text.head_hidden, config.text.head_dropout = 768, 0.5
+    config.encoders.text.update(init="minilm", tokenizer="minilm", cache_tokens=True, head_hidden=768, head_dropout=0.5)
     config.fusion.hidden, config.fusion.dropout, config.fusion.head_dropout = 768, 0.2, 0.5
     config.joint.start, config.teacher.momentum = "cca", 0.98
     config.teacher.warmup = True  # in 200 steps an EMA of 0.98 from the first on would still hold the start's weights
-    config.optimizer.lr, config.optimizer.warmup, config.optimizer.freeze = 1e-3, 20, "^text/"
-    config.optimizer.groups = (("_head/", 0.3),)
+    config.optimizer.lr, config.optimizer.warmup, config.optimizer.freeze = 1e-3, 20, "^text/tower/"
+    config.optimizer.groups = (("/head/", 0.3),)
     return config
 
 
@@ -57,7 +56,8 @@ def gentle_heads(config: ConfigDict) -> ConfigDict:
     At 64 rows, 60 steps and the settings of `frozen_towers` ITC alone took 13 rSum from a CCA start on held-out training
     records of Flickr8k; with these it adds 5 (benchmarks/results/fusion.md).
     """
-    config.image.head_dropout, config.text.head_dropout, config.optimizer.groups = 0.3, 0.2, (("_head/", 0.1),)
+    config.encoders.image.head_dropout, config.encoders.text.head_dropout = 0.3, 0.2
+    config.optimizer.groups = (("/head/", 0.1),)
     return config
 
 
@@ -88,22 +88,22 @@ def finetuned(config: ConfigDict, size: int, batch_size: int = 64) -> ConfigDict
     """Both towers trained from pixels of `size` px, from the weights that `frozen_towers` only reads.
 
     The rates are those of pretrained towers. A text tower from scratch wants the whole rate and other heads than CCA's:
-    `--config.text.init= --config.text.tokenizer=data --config.optimizer.freeze= --config.joint.start=random
-    --config.optimizer.groups=(('^image/',0.1),)`.
+    `--config.encoders.text.init= --config.encoders.text.tokenizer=data --config.optimizer.freeze=
+    --config.joint.start=random --config.optimizer.groups=(('^image/tower/',0.1),)`.
     """
-    config.image.kind, config.image.init, config.data.features = "efficientnet", "lite0", ()
-    config.text.keep = False
+    config.encoders.image.kind, config.encoders.image.init, config.data.features = "efficientnet", "lite0", ()
+    config.encoders.text.cache_tokens = False
     config.data.image_size, config.batch_size = size, batch_size
-    config.optimizer.freeze = "^text/embed"
-    config.optimizer.groups = (("^text/", 0.05), ("^image/", 0.1), *tuple(config.optimizer.groups))
+    config.optimizer.freeze = "^text/tower/embed"
+    config.optimizer.groups = (("^text/tower/", 0.05), ("^image/tower/", 0.1), *tuple(config.optimizer.groups))
     return config
 
 
 def base_towers(config: ConfigDict) -> ConfigDict:
-    """ViT-B/16 at 224 px and BERT-base, both trained, from the weights you name in `image.init` and `text.init`."""
-    config.data.image_size, config.text.tokenizer = 224, "minilm"  # MiniLM's words are BERT's
-    config.image.width, config.image.heads, config.image.hidden = 768, 12, 3072
-    config.text.width, config.text.layers, config.text.heads, config.text.hidden = 768, 12, 12, 3072
+    """ViT-B/16 at 224 px and BERT-base, both trained, from the weights you name in the encoders' `init`."""
+    config.data.image_size, config.encoders.text.tokenizer = 224, "minilm"  # MiniLM's words are BERT's
+    for name in ("image", "text"):
+        config.encoders[name].update(width=768, layers=12, heads=12, hidden=3072)
     config.fusion.heads, config.dtype = 12, "bfloat16"
     return config
 
@@ -113,10 +113,8 @@ def tiny(config: ConfigDict) -> ConfigDict:
     config.batch_size, config.steps, config.log_every, config.optimizer.warmup = 16, 20, 5, 5
     config.teacher.warmup = True  # in 20 steps the teacher would be the start
     config.data.image_size, config.data.length = 32, 12
-    config.image.patch, config.image.width, config.image.layers = 8, 32, 2
-    config.image.heads, config.image.hidden = 2, 64
-    config.text.width, config.text.layers, config.text.heads = 32, 2, 2
-    config.text.hidden, config.text.positions = 64, 16
+    config.encoders.image.update(patch=8, width=32, layers=2, heads=2, hidden=64)
+    config.encoders.text.update(width=32, layers=2, heads=2, hidden=64, positions=16)
     config.fusion.layers, config.fusion.heads, config.fusion.hidden = 1, 2, 64
     config.bridge.hidden, config.joint.embed, config.joint.bits = 64, 16, 16
     config.eval.batch_size, config.eval.rerank = 64, (8,)

@@ -19,7 +19,7 @@ from xmodal_jax.train.flops import step_flops
 from xmodal_jax.train.loop import make_run
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py"
-FROZEN = ("optimizer.freeze=^text/", "text.keep=True")
+FROZEN = ("optimizer.freeze=^text/tower/", "encoders.text.cache_tokens=True")
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_too_many_are_read_by_the_tower(make, monkeypatch, caplog):
     run, state = make(*FROZEN, "data.length=10")
     monkeypatch.setattr("xmodal_jax.encode.token_cache.LIMIT", 1000)
     assert kept_texts(run.assembly, state.params) is None
-    assert "are not kept (config.text.keep)" in caplog.text
+    assert "are not kept (config.encoders.text.cache_tokens)" in caplog.text
 
 
 def test_another_tower_or_length_is_another_folder(make):
@@ -120,8 +120,8 @@ def test_another_tower_or_length_is_another_folder(make):
     assert digest(shorter.assembly, its.params) != first
 
 
-@pytest.mark.parametrize("wrong", [("optimizer.freeze=^text/embed",), ("optimizer.freeze=^text/", "text.dropout=0.1")])
+@pytest.mark.parametrize("wrong", [("optimizer.freeze=^text/tower/embed",), ("optimizer.freeze=^text/tower/", "encoders.text.dropout=0.1")])
 def test_a_trained_tower_is_refused(make, wrong):
-    run, state = make("text.keep=True", *wrong)
-    with pytest.raises(UserError, match=r"config.text.keep is True, but the text tower is trained"):
+    run, state = make("encoders.text.cache_tokens=True", *wrong)
+    with pytest.raises(UserError, match=r"config.encoders.text.cache_tokens is True, but the text tower is trained"):
         kept_texts(run.assembly, state.params)

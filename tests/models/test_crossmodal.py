@@ -26,8 +26,8 @@ def encoded(made):
     """Image tokens and embeddings, text tokens and embeddings of the tiny batch."""
     model, params = made
     batch = tiny_batch()
-    run = lambda p: (model.apply({"params": p}, batch["image"], method="encode_image"),
-                     model.apply({"params": p}, batch["text"], method="encode_text"))  # fmt: skip
+    run = lambda p: (model.apply({"params": p}, "image", batch["image"], method="encode"),
+                     model.apply({"params": p}, "text", batch["text"], method="encode"))  # fmt: skip
     return jax.jit(run)(params)
 
 
@@ -153,7 +153,7 @@ def test_fusion_over_aggregated_features_reads_both_embeddings(aggregated):
     @jax.jit
     def run(params):
         call = lambda *x, method: model.apply({"params": params}, *x, method=method)
-        image, text = call(batch["image"], method="encode_image"), call(batch["text"], method="encode_text")
+        image, text = call("image", batch["image"], method="encode"), call("text", batch["text"], method="encode")
         raw = call(batch["text"], method="text_tower")
         hidden = call(image[0], batch["text"], method="decode")
         fused = call(image[0], text[0], batch["text"] != 0, method="fuse")
@@ -184,7 +184,7 @@ def test_a_forward_gives_the_tokens_of_the_encoders(aggregated):
         whole, pieces = (Forward(model, params, batch, None, chunk=chunk) for chunk in (0, 4))
         call = lambda side: model.apply({"params": params}, batch[side], method=f"encode_{side}")
         return [(call("image"), call("text"))] + [
-            ((fwd.image().tokens, fwd.image().embed), (fwd.text().tokens, fwd.text().embed)) for fwd in (whole, pieces)
+            ((fwd.encode("image").tokens, fwd.encode("image").embed), (fwd.encode("text").tokens, fwd.encode("text").embed)) for fwd in (whole, pieces)
         ]
 
     expected, *passes = run(params)

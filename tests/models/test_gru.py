@@ -102,7 +102,7 @@ def test_fusion_reads_its_tokens_in_a_whole_model():
     )
     params = make()
     assert {"gru_forward_0", "gru_backward_1"} <= set(params["params"]["text"])
-    tokens, embed = jax.jit(lambda p: model.apply(p, batch["text"], method="encode_text"))(params)
+    tokens, embed = jax.jit(lambda p: model.apply(p, "text", batch["text"], method="encode"))(params)
     assert tokens.shape == (*batch["text"].shape, 18) and embed.shape == (8, config.joint.embed)
     rows, length = batch["text"].shape
     gates = 3 * 18 * (6 + 18 + 18 + 18) * 2  # of both directions: layer one reads 6 + 18, layer two 18 + 18
@@ -113,12 +113,12 @@ def test_fusion_reads_its_tokens_in_a_whole_model():
 def test_writing_is_refused(objective, asked):
     config = tiny_config(text={"kind": "gru"}, objectives={"itc": {}, objective: {}})
     with pytest.raises(
-        UserError, match=f"config.objectives.{objective} needs {asked} on the text.*write config.text.kind=bert"
+        UserError, match=f"config.objectives.{objective} needs {asked} on the text.*write config.encoders.text.kind=bert"
     ):
         refuse_unserved(config, tiny_objectives(config.objectives))
     refuse_unserved(tiny_config(text={"kind": "gru"}), tiny_objectives({"itc": {}, "itm": {}, "lmim": {}}))
 
 
 def test_berts_weights_are_refused():
-    with pytest.raises(UserError, match="config.text.init is 'minilm', but config.text.kind is 'gru'.*write ''"):
+    with pytest.raises(UserError, match="config.encoders.text.init is 'minilm', but config.encoders.text.kind is 'gru'.*write ''"):
         check(tiny_config(text={"kind": "gru", "init": "minilm"}))

@@ -66,8 +66,8 @@ def made():
     model, batch = tiny_model(tiny_config(**pools, joint=SHARED)), tiny_batch()
     init = jax.jit(lambda: model.init(jax.random.key(0), batch["image"], batch["text"], frozenset(), method="touch"))
     fresh = init()["params"]
-    encode = jax.jit(lambda p: (model.apply({"params": p}, batch["image"], method="encode_image")[1],
-                                model.apply({"params": p}, batch["text"], method="encode_text")[1]))  # fmt: skip
+    encode = jax.jit(lambda p: (model.apply({"params": p}, "image", batch["image"], method="encode")[1],
+                                model.apply({"params": p}, "text", batch["text"], method="encode")[1]))  # fmt: skip
     return model, fresh, encode
 
 
@@ -76,7 +76,7 @@ def test_both_sides_use_one_set_of_parameters_and_start_at_their_linear_paths(ma
     names = {path for path in flatten_dict(fresh, sep="/") if "shared" in path or "reasoned" in path}
     assert {name for name in names if name.startswith("shared/layers/mlp/up")} == {
         "shared/layers/mlp/up/kernel", "shared/layers/mlp/up/bias"}  # fmt: skip
-    assert {"shared/image_cls", "shared/text_cls", "image_head/reasoned/kernel", "text_head/reasoned/bias"} <= names
+    assert {"shared/image_cls", "shared/text_cls", "image/head/reasoned/kernel", "text/head/reasoned/bias"} <= names
     other = fresh | {"shared": randomised(fresh["shared"])}
     for before, after in zip(encode(fresh), encode(other), strict=True):
         np.testing.assert_array_equal(before, after)  # the maps of the [CLS] start at zero
@@ -92,5 +92,5 @@ def test_padding_is_not_read(made):
     model, fresh, _ = made
     params, ids = jax.tree.map(jnp.asarray, randomised(fresh)), tiny_batch()["text"].copy()
     ids[:, 6:] = 0
-    embed = jax.jit(lambda ids: model.apply({"params": params}, ids, method="encode_text")[1])
+    embed = jax.jit(lambda ids: model.apply({"params": params}, "text", ids, method="encode")[1])
     np.testing.assert_allclose(embed(ids), embed(ids[:, :6]), atol=1e-5)

@@ -145,8 +145,8 @@ def test_other_weights_are_refused(theirs, tmp_path):
 
 def test_a_config_names_weights_for_the_tower_they_fit(theirs):
     jax.tree.map(np.testing.assert_array_equal, image_weights("resnet", str(theirs[1])), load_resnet(theirs[1]))
-    for kind, init, sentence in (("resnet", "lite0", "needs config.image.kind='efficientnet', not 'resnet'"),
-                                 ("features", "x", "needs config.image.kind=one of efficientnet, vit, resnet, not 'f")):  # fmt: skip
+    for kind, init, sentence in (("resnet", "lite0", "needs config.encoders.image.kind='efficientnet', not 'resnet'"),
+                                 ("features", "x", "needs config.encoders.image.kind=one of efficientnet, vit, resnet, not 'f")):  # fmt: skip
         with pytest.raises(UserError, match=sentence):
             image_weights(kind, init)
 

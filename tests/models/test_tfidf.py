@@ -73,7 +73,7 @@ def test_a_run_keeps_the_frequencies_of_its_training_captions(shapes_data, tmp_p
     from xmodal_jax.workdir import open_run
 
     path = pathlib.Path(__file__).parents[2] / "configs" / "cmhr_drn.py"
-    small = ("batch_size=8", "data.image_size=16", "steps=2", "image.kind=vit", "image.width=32", "text.hidden=16")
+    small = ("batch_size=8", "data.image_size=16", "steps=2", "encoders.image.kind=vit", "encoders.image.width=32", "encoders.text.hidden=16")
     config = configs.freeze(configs.load(f"{path}:tiny", [f"data.path={shapes_data}", *small]))
     train(config, tmp_path)
     assembly, params, _ = open_run(tmp_path)
@@ -89,7 +89,7 @@ def test_a_run_keeps_the_frequencies_of_its_training_captions(shapes_data, tmp_p
 def test_objectives_that_read_words_are_refused(objective, asked):
     config = tiny_config(text={"kind": "tfidf"}, objectives={"itc": {}, objective: {}})
     sentence = (
-        rf"config.objectives.{objective} needs {asked} on the text, .* keeps no words .* write config.text.kind=bert"
+        rf"config.objectives.{objective} needs {asked} on the text, .* keeps no words .* write config.encoders.text.kind=bert"
     )
     with pytest.raises(UserError, match=sentence):
         refuse_unserved(config, tiny_objectives(config.objectives))
@@ -102,6 +102,6 @@ def test_one_token_of_a_text_makes_its_embedding():
     params = jax.jit(
         lambda: model.init(jax.random.key(0), batch["image"], batch["text"], frozenset(), method="touch")
     )()
-    tokens, embed = jax.jit(lambda p: model.apply(p, batch["text"], method="encode_text"))(params)
+    tokens, embed = jax.jit(lambda p: model.apply(p, "text", batch["text"], method="encode"))(params)
     assert tokens.shape == (8, 1, 24) and embed.shape == (8, 8)
     np.testing.assert_allclose(np.linalg.norm(embed, axis=1), 1, rtol=1e-3)

@@ -147,9 +147,9 @@ def test_local_features_are_the_teachers_tokens_in_places(model):
     def run(student, teacher):
         fwd = Forward(made, student, batch, None, teacher=teacher_forward(made, teacher, batch))
         term = LMIM()(fwd, batch, None)
-        raw = {"image": batch["image"].astype(jnp.float32), "text": fwd.teacher.text().tokens}
+        raw = {"image": batch["image"].astype(jnp.float32), "text": fwd.teacher.encode("text").tokens}
         local = [fwd.teacher.call(f"{side}_locals", tokens) for side, tokens in raw.items()]
-        return term.values, local, fwd.image().embed, fwd.text().embed, fwd.temperature()
+        return term.values, local, fwd.encode("image").embed, fwd.encode("text").embed, fwd.temperature()
 
     values, (image, text), *embeds, heat = jax.tree.map(np.asarray, run(*params))
     assert image.shape == (ROWS, 4, 8) and text.shape == (ROWS, 7, 8)  # no summary, no [CLS]
@@ -187,7 +187,7 @@ def test_local_layers_are_made_for_lmim_only_and_refused_where_nothing_trains_th
     )
     assert head({"ims": {}}) == {"linear"}
     assert head({"lmim": {}}) == {"linear", "token"}
-    with pytest.raises(UserError, match=r"config.image.pool='mean' nothing trains them; write .*lmim.momentum=False"):
+    with pytest.raises(UserError, match=r"config.encoders.image.pool='mean' nothing trains them; write .*lmim.momentum=False"):
         LMIM().memory(made)
     assert LMIM(momentum=False).memory(made) == {}
 

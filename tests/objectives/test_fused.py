@@ -153,10 +153,10 @@ def test_a_bridge_needs_embeddings_that_read_tokens():
 
     changed = lambda *items: assemble_without_data(freeze(load("configs/recap.py:tiny", list(items))))
     assert "bridge" in {part for item in changed().objectives.values() for part in item.parts}
-    with pytest.raises(UserError, match=r"objectives.fused.bridge is True, but config.image.pool='mean'"):
-        changed("image.pool=mean")
+    with pytest.raises(UserError, match=r"objectives.fused.bridge is True, but config.encoders.image.pool='mean'"):
+        changed("encoders.image.pool=mean")
     with pytest.raises(UserError, match=r"objectives.lm.bridge is True, but config.bridge.sides is \('text',\)"):
-        changed("bridge.sides=('text',)", "text.pool=mean+attention")
+        changed("bridge.sides=('text',)", "encoders.text.pool=mean+attention")
     with pytest.raises(UserError, match="fused.bridge is True, and config.fusion.aggregated adds embeddings"):
         changed("fusion.aggregated=True")  # keys of a closed bridge would not be the teacher's
     with pytest.raises(UserError, match="config.bridge.kind is 'rope'; write one of cross, gate"):

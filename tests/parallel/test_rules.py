@@ -29,7 +29,7 @@ def mesh():
     ("params/text/layers/mlp/up/bias", (6, 4), (None, "tensor")),
     ("params/text/layers/mlp/norm/scale", (6, 4), ()),
     ("params/vocabulary/transform/kernel", (8, 4), ("tensor", "fsdp")),
-    ("params/image_head/linear/kernel", (8, 4), ("tensor", "fsdp")),
+    ("params/image/head/linear/kernel", (8, 4), ("tensor", "fsdp")),
     ("params/hash_text/linear/kernel", (8, 4), ("fsdp",)),
     ("params/image/conv/kernel", (3, 3, 4, 8), (None, None, "fsdp")),
     ("params/some/new/kernel", (8, 4), ("fsdp",)),

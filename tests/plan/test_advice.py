@@ -54,7 +54,7 @@ def test_what_is_not_enough_alone_comes_last_and_largest(tiny):
 def test_no_change_is_advised_that_is_made_already():
     run, facts = prepared(
         "batch_size=64", "dtype=bfloat16", "objectives.itm.group=8", "mesh.data=1", "mesh.fsdp=8",
-        "image.remat=full", "text.remat=full", "fusion.remat=full",
+        "encoders.image.remat=full", "encoders.text.remat=full", "fusion.remat=full",
     )  # fmt: skip
     every = set(names(changes(run, facts, 1.0)))
     assert not every & {"dtype", "objectives.itm.group", "mesh.data", "image.remat", "text.remat"}

@@ -89,7 +89,7 @@ def test_a_batch_has_the_fields_that_training_gives():
 
 
 def test_a_batch_has_the_fields_that_the_config_asks_for(tmp_path):
-    asked = ("data.second_view=True", "data.embeddings=old", "text.keep=True", "optimizer.freeze=^text/")
+    asked = ("data.second_view=True", "data.embeddings=old", "encoders.text.cache_tokens=True", "optimizer.freeze=^text/tower/")
     shapes = batch_shapes(run_of("configs/quickstart.py:tiny", *asked))
     found = {name: (leaf.shape, str(leaf.dtype)) for name, leaf in shapes.items()}
     assert found["image2"] == found["image"] == ((16, 32, 32, 3), "uint8")
@@ -123,7 +123,7 @@ def test_the_vocabulary_without_a_data_set():
         assemble_without_data(freeze(load("configs/quickstart.py:tiny", list(changed)))).config.text
     )
     assert sizes().vocab_size == 8192  # the largest that "data" builds
-    assert sizes("text.vocab_size=500").vocab_size == 500 and sizes("text.tokenizer=minilm").vocab_size == 30522
+    assert sizes("encoders.text.vocab_size=500").vocab_size == 500 and sizes("encoders.text.tokenizer=minilm").vocab_size == 30522
 
 
 def test_a_data_set_that_is_there_tells_its_features(shapes_data):

@@ -70,7 +70,7 @@ def test_with_dropout_it_is_the_chunks_computed_one_by_one():
 
     def chunked(scale, weights):
         fwd = Forward(Dropping(), {"scale": scale}, {"image": image}, jax.random.key(3), chunk=CHUNK)
-        return (fwd.image().embed * weights).sum(), fwd.image().embed
+        return (fwd.encode("image").embed * weights).sum(), fwd.encode("image").embed
 
     pieces = ROWS // CHUNK
     keys = jax.random.split(named_key(jax.random.key(3), "image:image"), pieces)

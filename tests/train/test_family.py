@@ -82,8 +82,8 @@ def test_what_leaves_the_bridge_is_itcs_key_its_soft_target_and_what_the_queue_g
 
     def traced(state, batch):
         terms, fwd = run_objectives(recipe, state.params, state, batch, jax.random.key(0))
-        keys = fwd.bridge("image")[0].embed, fwd.teacher.image().embed, fwd.teacher.text().embed
-        return terms["itc"], keys, (fwd.image().embed, fwd.text().embed), fwd.temperature()
+        keys = fwd.bridge("image")[0].embed, fwd.teacher.encode("image").embed, fwd.teacher.encode("text").embed
+        return terms["itc"], keys, (fwd.encode("image").embed, fwd.encode("text").embed), fwd.temperature()
 
     batch = family_batch(0)
     term, (key, plain, words), (image, text), temperature = jax.jit(traced)(state, batch)

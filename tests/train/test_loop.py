@@ -160,14 +160,14 @@ def test_chunks_that_do_not_fit_are_refused(shapes_data, tmp_path):
     ("overrides", "sentence"),
     [
         (
-            ("optimizer.freeze=^text/",),
-            "freeze '\\^text/' freezes the text tower, .* random as config.text.init is empty",
+            ("optimizer.freeze=^text/tower/",),
+            "freeze '\\^text/' freezes the text tower, .* random as config.encoders.text.init is empty",
         ),
         (
-            ("optimizer.freeze=^image/",),
-            "freeze '\\^image/' freezes the image tower, .* config.image.init is empty; write",
+            ("optimizer.freeze=^image/tower/",),
+            "freeze '\\^image/tower/' freezes the image tower, .* config.encoders.image.init is empty; write",
         ),
-        (("text.kind=gru", "text.keep=True", "optimizer.freeze=^text/"), "freezes the text tower, .*text.keep=False"),
+        (("encoders.text.kind=gru", "encoders.text.cache_tokens=True", "optimizer.freeze=^text/tower/"), "freezes the text tower, .*text.keep=False"),
     ],
 )
 def test_a_tower_that_stays_random_is_refused(shapes_data, tmp_path, overrides, sentence):

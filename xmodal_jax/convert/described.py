@@ -6,7 +6,6 @@ without a word and gives wrong numbers, so what the files say is compared with t
 
 import json
 import math
-import operator
 import pathlib
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ class Described(NamedTuple):
     """How one kind of tower is described: its model types, our field of each key of config.json, and fixed values."""
 
     types: tuple[str, ...]
-    fields: dict[str, str]  # key of config.json -> dotted field of our config
+    fields: dict[str, str]  # key of config.json -> field of the encoder's config
     fixed: dict[str, Any]  # key of config.json -> what the tower of this package does
 
 
@@ -36,14 +35,12 @@ _TRANSFORMER = {
 KINDS = {
     "vit": Described(
         ("vit", "vit_mae", "vit_msn"),  # one architecture, trained in three ways
-        {key: f"image.{name}" for key, name in _TRANSFORMER.items()}
-        | {"patch_size": "image.patch", "image_size": "data.image_size"},
+        _TRANSFORMER | {"patch_size": "patch", "image_size": "size"},
         {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True, "num_channels": 3},
     ),
     "bert": Described(
         ("bert",),
-        {key: f"text.{name}" for key, name in _TRANSFORMER.items()}
-        | {"max_position_embeddings": "text.positions", "vocab_size": "text.vocab_size"},
+        _TRANSFORMER | {"max_position_embeddings": "positions", "vocab_size": "vocab_size"},
         {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "position_embedding_type": "absolute", "is_decoder": False},
     ),
     "resnet": Described(
@@ -103,7 +100,7 @@ def read_statistics(weights: str | pathlib.Path, standard: Statistics) -> Statis
         refuse_unless(
             len(values) == 3 and all(_number(value) and value > least for value in values),
             f"'{path}' has {name} {values[0] if name == 'rescale_factor' else list(values)!r}; this is no statistic of "
-            "three colours, so restore the file, or delete it and write --config.image.pixel_mean and pixel_std",
+            "three colours, so restore the file, or delete it and write the encoder's pixel_mean and pixel_std",
         )
     if not found.get("do_normalize", True):
         mean, std = (0.0,) * 3, (1.0,) * 3
@@ -111,84 +108,86 @@ def read_statistics(weights: str | pathlib.Path, standard: Statistics) -> Statis
     return tuple(value / unit for value in mean), tuple(value / unit for value in std)
 
 
-def refuse_contradiction(kind: str, weights: str | pathlib.Path, values: dict[str, Any]) -> bool:
-    """Hold the architecture that config.json beside `weights` describes against a tower of `kind`.
+def refuse_contradiction(where: str, own: Any, weights: str | pathlib.Path) -> bool:
+    """Hold the architecture that config.json beside `weights` describes against the encoder `own`, config's `where`.
 
-    `values` are our config's, by dotted field. Returns whether there is such a file. Raises UserError with the key,
+    Returns whether there is such a file. Raises UserError with the key,
     what it says and what to write.
     """
     path, found = read_description(weights, "config.json")
-    described = KINDS[kind]
+    described = KINDS[own.kind]
     model = found.get("model_type", described.types[0])
-    side = "text" if kind == "bert" else "image"
     refuse_unless(
         model in described.types,
-        f"'{path}' says that the weights are of a '{model}' model, and config.{side}.kind='{kind}' takes those of a "
-        f"'{described.types[0]}'; name other weights in config.{side}.init",
+        f"'{path}' says that the weights are of a '{model}' model, and {where}.kind='{own.kind}' takes those of a "
+        f"'{described.types[0]}'; name other weights in {where}.init",
     )
     for key, field in described.fields.items():
         theirs = found.get(key)
         refuse_unless(
-            theirs is None or theirs == values[field],
-            f"config.{field} is {values[field]!r}, and {key} of '{path}' is {theirs!r}; {_write(field, theirs, path)}",
+            theirs is None or theirs == getattr(own, field),
+            f"{_field(where, field)} is {getattr(own, field)!r}, and {key} of '{path}' is {theirs!r}; "
+            f"{_write(where, field, theirs, path)}",
         )
     for key, ours in described.fixed.items():
         theirs = found.get(key)
         small = key.endswith("_eps") and _number(theirs) and max(theirs, ours) <= EPS_LIMIT
         refuse_unless(
             theirs is None or theirs == ours or small,
-            f"{key} of '{path}' is {theirs!r}, and the tower '{kind}' has {ours!r}, which no field of the config "
-            f"changes; name other weights in config.{side}.init",
+            f"{key} of '{path}' is {theirs!r}, and the tower '{own.kind}' has {ours!r}, which no field of the config "
+            f"changes; name other weights in {where}.init",
         )
-    if kind == "resnet":
-        _refuse_other_stages(path, found, values["image.depth"], values["image.width"])
+    if own.kind == "resnet":
+        _refuse_other_stages(where, path, found, own.depth, own.width)
     return bool(found)
 
 
-def _write(field: str, theirs: Any, path: pathlib.Path) -> str:
+def _field(where: str, field: str) -> str:
+    """The dotted name of an encoder's field; the size of pictures is the data's."""
+    return "config.data.image_size" if field == "size" else f"{where}.{field}"
+
+
+def _write(where: str, field: str, theirs: Any, path: pathlib.Path) -> str:
     """What to write where a field contradicts the checkpoint."""
-    if field == "text.vocab_size":
-        return f"write --config.text.tokenizer={path.parent / 'tokenizer.json'}"
-    return f"write --config.{field}={theirs}"
+    if field == "vocab_size":
+        return f"write --{where}.tokenizer={path.parent / 'tokenizer.json'}"
+    return f"write --{_field(where, field)}={theirs}"
 
 
-def _refuse_other_stages(path: pathlib.Path, found: dict[str, Any], depth: int, width: int) -> None:
+def _refuse_other_stages(where: str, path: pathlib.Path, found: dict[str, Any], depth: int, width: int) -> None:
     """A ResNet's depth and width stand in lists: blocks and channels of the stages."""
     blocks, sizes = found.get("depths"), found.get("hidden_sizes")
     known = {list(value) == blocks: number for number, value in STAGES.items()} if isinstance(blocks, list) else {}
-    hint = f"write --config.image.depth={known[True]}" if True in known else "no depth of this package has these"
+    hint = f"write --{where}.depth={known[True]}" if True in known else "no depth of this package has these"
     refuse_unless(
         blocks is None or blocks == list(STAGES[depth]),
-        f"config.image.depth is {depth}, stages of {list(STAGES[depth])} blocks, and depths of '{path}' is {blocks!r}; "
+        f"{where}.depth is {depth}, stages of {list(STAGES[depth])} blocks, and depths of '{path}' is {blocks!r}; "
         f"{hint}",
     )
     wanted = [width // 8 * 2**stage for stage in range(4)]
     last = sizes[-1] if isinstance(sizes, list) and sizes else sizes
     refuse_unless(
         sizes is None or sizes == wanted,
-        f"config.image.width is {width}, stages of {wanted} channels, and hidden_sizes of '{path}' is {sizes!r}; "
-        f"write --config.image.width={last}",
+        f"{where}.width is {width}, stages of {wanted} channels, and hidden_sizes of '{path}' is {sizes!r}; "
+        f"write --{where}.width={last}",
     )
 
 
-def descriptions(kind: str, config: Any) -> dict[str, dict[str, Any]]:
-    """{file: JSON object}: what Hugging Face needs beside the weights of our tower `kind` ("vit" or "bert").
-
-    The statistics of pixels are those of the resolved config (`image.pixel_mean`, `image.pixel_std`).
-    """
-    described = KINDS[kind]
-    fields = {key: operator.attrgetter(field)(config) for key, field in described.fields.items()}
-    name = {"vit": "ViTModel", "bert": "BertModel"}[kind]
+def descriptions(own: Any) -> dict[str, dict[str, Any]]:
+    """{file: JSON object}: what Hugging Face needs beside the weights of a ViT or a BERT, by its resolved config."""
+    described = KINDS[own.kind]
+    fields = {key: getattr(own, field) for key, field in described.fields.items()}
+    name = {"vit": "ViTModel", "bert": "BertModel"}[own.kind]
     found = {"config.json": {"model_type": described.types[0], "architectures": [name], **described.fixed, **fields}}
-    if kind == "vit":
-        side = config.data.image_size
+    if own.kind == "vit":
+        mean, std = own.statistics
         found["preprocessor_config.json"] = {
             "image_processor_type": "ViTImageProcessor",
-            "size": {"height": side, "width": side},
+            "size": {"height": own.size, "width": own.size},
             "do_rescale": True,
             "rescale_factor": 1 / 255,
             "do_normalize": True,
-            "image_mean": list(config.image.pixel_mean),
-            "image_std": list(config.image.pixel_std),
+            "image_mean": list(mean),
+            "image_std": list(std),
         }
     return found

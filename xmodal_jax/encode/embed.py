@@ -28,36 +28,34 @@ class Embedded:
 
 
 class Embedder:
-    """The two encoders of a model on one tree of parameters, jitted once.
+    """The encoders of a model on one tree of parameters, jitted once.
 
     `texts`: kept tokens of the text tower (encode/token_cache.py), which spare its pass. `poll` is called before every block; what it raises ends the work (a run that is told to stop).
     """
 
     def __init__(self, model: Any, params: Params, poll: Callable[[], None] = lambda: None, texts: Any = None) -> None:
         self.model, self.params, self.poll, self.texts = model, params, poll, texts
-        self.hashes = "hash_image" in params
+        self.hashes = all("hash" in params[name] for name in model.config.encoders)
         self._encode = {
-            side: jax.jit(partial(self._run, method, head))
-            for side, method, head in (
-                ("image", "encode_image", "hash_image_codes"),
-                ("text", "encode_text", "hash_text_codes"),
-                ("kept", "encode_kept", "hash_text_codes"),
-            )
+            (name, method): jax.jit(partial(self._run, method, name))
+            for name in model.config.encoders
+            for method in ("encode", "encode_cached")
         }
 
-    def _run(self, method: str, head: str, params: Params, *rows: Array) -> tuple[Array, Array, Array | None]:
-        tokens, embed = self.model.apply({"params": params}, *rows, method=method)
-        codes = self.model.apply({"params": params}, embed, method=head) if self.hashes else None
+    def _run(self, method: str, name: str, params: Params, *rows: Array) -> tuple[Array, Array, Array | None]:
+        tokens, embed = self.model.apply({"params": params}, name, *rows, method=method)
+        codes = self.model.apply({"params": params}, name, embed, method="codes") if self.hashes else None
         return tokens, embed, codes
 
     def rows(self, side: str, rows: np.ndarray, keep_tokens: bool = True) -> Embedded:
-        """Encode one block of images (as the tower takes them) or ids [b,L]."""
-        kept = self.texts.rows(rows) if side == "text" and self.texts is not None else None
-        inputs = (side, (rows,)) if kept is None else ("kept", (rows, kept))
-        tokens, embed, codes = self._encode[inputs[0]](self.params, *(beside(self.params, x) for x in inputs[1]))
-        mask = rows != 0 if side == "text" else None
+        """Encode one block [b,...] of what the encoder `side` takes, such as images or ids."""
+        own = self.model.config.encoders[side]
+        kept = self.texts.rows(rows) if own.cache_tokens and self.texts is not None else None
+        run = self._encode[side, "encode" if kept is None else "encode_cached"]
+        inputs = (rows,) if kept is None else (rows, kept)
+        tokens, embed, codes = run(self.params, *(beside(self.params, x) for x in inputs))
         tokens = to_host(tokens) if keep_tokens else None
-        return Embedded(to_host(embed), tokens, mask, None if codes is None else to_host(codes))
+        return Embedded(to_host(embed), tokens, own.mask(rows), None if codes is None else to_host(codes))
 
     def split(self, split: EvalSplit, side: str, batch_size: int, keep_tokens: bool = False) -> Embedded:
         """Encode all images or all captions of a split, in blocks of `batch_size` of one compiled shape.

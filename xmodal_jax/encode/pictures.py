@@ -25,7 +25,7 @@ def picture_reader(assembly: Assembly) -> Reader:
     The function raises `CorruptImage`. Raises UserError where the frozen tower of a cache is not known here (features
     that another program computed can only be read from the data set).
     """
-    if assembly.config.image.kind != "features":
+    if assembly.config.encoders["image"].reads != "tokens":
         return eval_image(assembly.config.data.image_size)
     refuse_unless(
         bool(assembly.caches),

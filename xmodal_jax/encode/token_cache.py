@@ -1,4 +1,4 @@
-"""Tokens of a frozen text tower, computed once for each caption of a data set and kept beside it (`config.text.keep`).
+"""Tokens of a frozen text tower, computed once for each caption of a data set and kept beside it (`config.encoders.text.cache_tokens`).
 
 A folder `DATA/texts/<digest>` holds `ids.npy` int32 [U,L], the distinct captions of all splits, `tokens.npy` float16 [T,D],
 their real tokens one after the other, and `starts.npy` int64 [U+1]. The digest is over the tower's weights and its shape, the
@@ -68,17 +68,17 @@ class KeptTexts:
 
 
 def kept_texts(assembly: Assembly, params: Params, make: bool = True) -> KeptTexts | None:
-    """The kept tokens for this tower and data set, made now if there are none and `make`; None unless `config.text.keep`.
+    """The kept tokens for this tower and data set, made now if there are none and `make`; None unless `config.encoders.text.cache_tokens`.
 
     More tokens than `LIMIT` are not kept either. With several processes each makes its own and keeps nothing on disk. Raises UserError for a tower that is trained.
     """
-    config = assembly.config
-    if not config.text.keep or not (make or (pathlib.Path(config.data.path) / CARD_FILE).is_file()):
+    config, text = assembly.config, assembly.config.encoders["text"]
+    if not text.cache_tokens or not (make or (pathlib.Path(config.data.path) / CARD_FILE).is_file()):
         return None
     refuse_unless(
-        config.text.dropout == 0.0 and wholly_frozen(params["text"], "text", config.optimizer.freeze),
-        "config.text.keep is True, but the text tower is trained or has dropout; write config.optimizer.freeze=^text/ and "
-        "config.text.dropout=0, or config.text.keep=False",
+        text.dropout == 0.0 and wholly_frozen(params, "text/tower", config.optimizer.freeze),
+        "config.encoders.text.cache_tokens is True, but the text tower is trained or has dropout; write "
+        "config.optimizer.freeze=^text/tower/ and config.encoders.text.dropout=0, or config.encoders.text.cache_tokens=False",
     )
     folder = pathlib.Path(config.data.path) / FOLDER / digest(assembly, params)
     if (folder / "starts.npy").is_file():
@@ -86,9 +86,9 @@ def kept_texts(assembly: Assembly, params: Params, make: bool = True) -> KeptTex
     if not make:
         return None
     ids = distinct_captions(assembly)
-    size = int(lengths(ids).sum()) * config.text.width * 2
+    size = int(lengths(ids).sum()) * config.encoders["text"].width * 2
     if size > LIMIT:
-        log.warning("the tokens of %d captions are %.0f GB and are not kept (config.text.keep)", len(ids), size / 1e9)
+        log.warning("the tokens of %d captions are %.0f GB and are not kept (config.encoders.text.cache_tokens)", len(ids), size / 1e9)
         return None
     made = encode_all(assembly, params, ids)
     if jax.process_count() == 1:
@@ -124,11 +124,11 @@ def digest(assembly: Assembly, params: Params) -> str:
         "data": card.fingerprint,
         "languages": languages(assembly),
         "length": config.data.length,
-        "tower": [config.text.heads, config.text.positions, config.dtype],
+        "tower": [config.encoders["text"].heads, config.encoders["text"].positions, config.dtype],
         "words": tokenizer.encode(["a dog on a beach, 3 cats; été"], 16).tolist() + [tokenizer.vocab_size],
     }
     sha = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params["text"]):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params["text"]["tower"]):
         sha.update(jax.tree_util.keystr(path).encode())
         sha.update(np.ascontiguousarray(leaf))
     return sha.hexdigest()[:32]
@@ -163,7 +163,7 @@ def lengths(ids: np.ndarray) -> np.ndarray:
 
 def _encoded(assembly: Assembly, params: Params, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """(captions, their real tokens float16 [t,D]) of consecutive blocks of captions in order of length."""
-    run = jax.jit(lambda params, ids: assembly.model.apply({"params": params}, ids, method="text_tower"))
+    run = jax.jit(lambda params, ids: assembly.model.apply({"params": params}, "text", ids, method="raw"))
     for start in range(0, len(ids), BLOCK):
         block = ids[start : start + BLOCK]
         own = lengths(block)
@@ -172,6 +172,6 @@ def _encoded(assembly: Assembly, params: Params, ids: np.ndarray) -> Iterator[tu
         tokens = to_host(run(params, beside(params, padded)).astype(jnp.float16))[: len(block)]
         refuse_unless(
             bool(np.isfinite(tokens).all()),
-            "a token of the text tower is not finite in float16; write config.text.keep=False",
+            "a token of the text tower is not finite in float16; write config.encoders.text.cache_tokens=False",
         )
         yield len(block), np.concatenate([row[:count] for row, count in zip(tokens, own, strict=True)])

@@ -39,7 +39,7 @@ def beam_search(model: Any, params: Params, tokens: Array, length: int, beam: in
     tokens = model.apply({"params": params}, tokens, method="caption_tokens")
     bos, sep, *never = special
     batch = tokens.shape[0]
-    table = np.asarray(output_ids or range(model.config.text.vocab_size), np.int32)
+    table = np.asarray(output_ids or range(model.config.asking.vocab_size), np.int32)
     column = {int(word): i for i, word in enumerate(table)}
     blocked = tuple(column[word] for word in [bos, *never] if word in column)
     end = column[sep]

@@ -1,0 +1,38 @@
+"""The networks. `ENCODERS` is the one place where a kind of encoder gets its name in the config."""
+
+from typing import Any
+
+from xmodal_jax.config_build import build
+from xmodal_jax.errors import UserError
+from xmodal_jax.models.bert import BertConfig
+from xmodal_jax.models.efficientnet import EfficientNetConfig
+from xmodal_jax.models.encoder import EncoderConfig
+from xmodal_jax.models.features import FeaturesConfig
+from xmodal_jax.models.gru import GruConfig
+from xmodal_jax.models.resnet import ResNetConfig
+from xmodal_jax.models.tfidf import TfIdfConfig
+from xmodal_jax.models.vit import ViTConfig
+
+ENCODERS: dict[str, type[EncoderConfig]] = {
+    "vit": ViTConfig,
+    "resnet": ResNetConfig,
+    "efficientnet": EfficientNetConfig,
+    "features": FeaturesConfig,
+    "bert": BertConfig,
+    "gru": GruConfig,
+    "tfidf": TfIdfConfig,
+}
+
+
+def build_encoders(section: dict[str, Any]) -> dict[str, EncoderConfig]:
+    """`config.encoders` -> {name: the kind's config}. Raises UserError for an unknown kind or field, and for odd values."""
+    built = {}
+    for name, fields in section.items():
+        where = f"config.encoders.{name}"
+        if not hasattr(fields, "items"):
+            raise UserError(f"{where} is {fields!r}; write a dict such as {{'kind': 'vit'}}")
+        kind = fields.get("kind", "")
+        if kind not in ENCODERS:
+            raise UserError(f"{where}.kind is '{kind}'; write one of {', '.join(ENCODERS)}")
+        built[name] = build(ENCODERS[kind], dict(fields), where)
+    return built

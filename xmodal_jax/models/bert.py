@@ -3,10 +3,15 @@
 Parity with Hugging Face's `BertModel` is tested; `convert/huggingface.py` maps the names.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from xmodal_jax.config_build import limited
+from xmodal_jax.models.encoder import REMAT
 from xmodal_jax.models.layers import (
     BlockStyle,
     block_params,
@@ -17,6 +22,7 @@ from xmodal_jax.models.layers import (
     spread,
     stack_params,
 )
+from xmodal_jax.models.words import WordConfig
 from xmodal_jax.parallel.rules import whole
 from xmodal_jax.types import Array, Params
 
@@ -30,6 +36,25 @@ def embedding_params(key: Array, vocab_size: int, positions: int, width: int) ->
         "type": 0.02 * jax.random.normal(segment, (2, width)),
         "norm": norm_params(width),
     }
+
+
+@dataclass(frozen=True)
+class BertConfig(WordConfig):
+    """A BERT encoder; `init`: "minilm", the installed all-MiniLM-L6-v2, or a folder with model.safetensors."""
+
+    kind: str = "bert"
+    width: int = limited(384, least=1)
+    layers: int = limited(6, least=1)
+    heads: int = limited(12, least=1)
+    hidden: int = limited(1536, least=1)
+    positions: int = limited(512, least=1)
+    dropout: float = limited(0.0, least=0.0, most=0.99)
+    remat: str = limited("dots", among=REMAT)
+
+    def module(self, dtype: Any) -> "Bert":
+        """The tower."""
+        names = ("vocab_size", "width", "layers", "heads", "hidden", "positions", "dropout", "remat")
+        return Bert(**{name: getattr(self, name) for name in names}, dtype=dtype)
 
 
 class Bert(nn.Module):

@@ -1,4 +1,4 @@
-"""The assembled model: two towers, a joint space, fusion, a captioning decoder and hash heads.
+"""The assembled model: an encoder for each row of `config.encoders`, a joint space, fusion, a captioning decoder.
 
 Every method is a pure function through `model.apply({"params": p}, ..., method=name)`; the teacher is the same model on
 another tree of parameters.
@@ -8,114 +8,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from xmodal_jax.config import Config, ImageConfig
-from xmodal_jax.models import efficientnet, resnet, vit
-from xmodal_jax.models.bert import Bert
+from xmodal_jax.config import Config
 from xmodal_jax.models.bridge import Bridge
 from xmodal_jax.models.decoder import Decoder
-from xmodal_jax.models.efficientnet import EfficientNetLite0
-from xmodal_jax.models.features import FeatureTokens
-from xmodal_jax.models.fusion import EmbeddingToken, Fusion
-from xmodal_jax.models.grid import local_map
-from xmodal_jax.models.gru import Gru
-from xmodal_jax.models.heads import (
-    FusedHead,
-    HashHead,
-    JoinedHead,
-    LogitBias,
-    MatchHead,
-    Projection,
-    TokenHead,
-    l2_normalize,
-)
-from xmodal_jax.models.layers import (
-    BlockStyle,
-    block_params,
-    dense,
-    dense_params,
-    layer_norm,
-    norm_params,
-    scan_blocks,
-    spread,
-    stack_params,
-)
+from xmodal_jax.models.encoder import Encoder
+from xmodal_jax.models.fusion import Fusion
+from xmodal_jax.models.heads import FusedHead, JoinedHead, LogitBias, MatchHead, TokenHead
 from xmodal_jax.models.pooling import parse_pool
 from xmodal_jax.models.reasoning import SharedEncoder
-from xmodal_jax.models.resnet import ResNet
-from xmodal_jax.models.tfidf import TfIdf
-from xmodal_jax.models.vit import ViT
 from xmodal_jax.types import Array, Params
 
-
-def image_tower(config: Config) -> nn.Module:
-    """The image tower that `config.image.kind` names."""
-    image = config.image
-    if image.kind == "features":
-        return FeatureTokens()
-    mean, std = pixel_statistics(image)
-    reads = dict(mean=mean, std=std, dtype=jnp.dtype(config.dtype))
-    if image.kind == "efficientnet":
-        return EfficientNetLite0(summarize=True, **reads)
-    if image.kind == "resnet":
-        return ResNet(image.depth, image.width, remat=image.remat, **reads)
-    shape = dict(patch=image.patch, width=image.width, layers=image.layers, heads=image.heads, hidden=image.hidden)
-    return ViT(image_size=config.data.image_size, dropout=image.dropout, remat=image.remat, **shape, **reads)
-
-
-PIXELS = {
-    kind: (tower.MEAN, tower.STD)
-    for kind, tower in (("vit", vit), ("resnet", resnet), ("efficientnet", efficientnet))
-}
-
-
-def pixel_statistics(image: ImageConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of pixels in 0..1 as the image tower reads them: the config's, or the kind's own."""
-    mean, std = PIXELS[image.kind]
-    return image.pixel_mean or mean, image.pixel_std or std
-
-
-def text_tower(config: Config) -> nn.Module:
-    """The text tower that `config.text.kind` names."""
-    text, dtype = config.text, jnp.dtype(config.dtype)
-    if text.kind == "tfidf":
-        return TfIdf(text.vocab_size, text.hidden, text.dropout, dtype)
-    if text.kind == "gru":
-        return Gru(text.vocab_size, text.width, text.hidden, text.layers, text.dropout, dtype)
-    return Bert(
-        vocab_size=text.vocab_size, width=text.width, layers=text.layers, heads=text.heads, hidden=text.hidden,
-        positions=text.positions, dropout=text.dropout, remat=text.remat, dtype=dtype,
-    )  # fmt: skip
-
-
 READERS = frozenset({"fusion", "decoder", "bridge"})  # parts that read the tokens that the neck makes
-
-
-def text_mask(config: Config, ids: Array) -> Array | None:
-    """Which of the text tower's tokens of ids [B,L] are real, [B,L]; None where all are (TF-IDF makes one of a text)."""
-    return None if config.text.kind == "tfidf" else ids != 0
-
-
-class Neck(nn.Module):
-    """Raw image tokens [B,N,D'] -> what fusion reads [B,N,D]: norm, a dense layer, positions, optional blocks."""
-
-    width: int
-    layers: int
-    heads: int
-    hidden: int
-    dropout: float
-
-    @nn.compact
-    def __call__(self, raw: Array, key: Array | None = None) -> Array:
-        """raw [B,N,D'] -> [B,N,D]."""
-        x = layer_norm(self.param("norm_in", lambda _: norm_params(raw.shape[-1])), raw)
-        x = dense(self.param("project", dense_params, raw.shape[-1], self.width, raw.shape[-1] ** -0.5), x)
-        position = self.param("position", lambda k: 0.02 * jax.random.normal(k, (raw.shape[1], self.width)))
-        x = x + spread(position, x)
-        if self.layers:
-            style = BlockStyle(self.heads, pre_norm=True, eps=1e-6, dropout=self.dropout)
-            stack = self.param("layers", stack_params, self.layers, lambda k: block_params(k, self.width, self.hidden))
-            x = scan_blocks(style, stack, x, None, key=key)
-        return layer_norm(self.param("norm_out", lambda _: norm_params(self.width)), x)
 
 
 class CrossModal(nn.Module):
@@ -125,94 +28,53 @@ class CrossModal(nn.Module):
     output_ids: tuple[int, ...] = ()
 
     def setup(self) -> None:
-        image, text, fusion, joint = self.config.image, self.config.text, self.config.fusion, self.config.joint
-        self.image = image_tower(self.config)
-        self.image_neck = Neck(text.width, image.neck_layers, fusion.heads, text.hidden, image.head_dropout)
-        self.image_head = Projection(
-            joint.embed,
-            image.pool,
-            image.head_hidden,
-            image.head_dropout,
-            image.groups,
-            token_hidden=image.token_hidden,
-        )
-        self.text = text_tower(self.config)
-        self.text_head = Projection(
-            joint.embed, text.pool, text.head_hidden, text.head_dropout, token_hidden=text.token_hidden
-        )
-        self.fusion = Fusion(
-            text.width, fusion.layers, fusion.heads, fusion.hidden, text.width, fusion.dropout, fusion.remat
-        )
-        self.image_aggregate = EmbeddingToken(text.width)
-        self.text_aggregate = EmbeddingToken(text.width)
-        self.decoder = Decoder(text.width, text.layers, fusion.layers)
+        encoders, fusion, joint = self.config.encoders, self.config.fusion, self.config.joint
+        for name, own in encoders.items():
+            setattr(self, name, Encoder(own, fusion, joint, self.config.dtype, name == fusion.pair[1]))
+        asks, width = self.config.asking, fusion.width
+        self.fusion = Fusion(width, fusion.layers, fusion.heads, fusion.hidden, width, fusion.dropout, fusion.remat)
+        self.decoder = Decoder(width, getattr(asks, "layers", 1), fusion.layers)
         self.match = MatchHead(fusion.head_dropout, fusion.agreement)
-        self.vocabulary = TokenHead(text.width, len(self.output_ids) or text.vocab_size)
-        self.hash_image = HashHead(joint.bits, joint.hash_hidden, joint.hash_kind)
-        self.hash_text = HashHead(joint.bits, joint.hash_hidden, joint.hash_kind)
+        self.vocabulary = TokenHead(width, len(self.output_ids) or asks.vocab_size)
         self.shared = SharedEncoder(
-            text.width, joint.shared_layers, joint.shared_heads, joint.shared_hidden, joint.shared_dropout
+            tuple(encoders), width, joint.shared_layers, joint.shared_heads, joint.shared_hidden, joint.shared_dropout
         )
         self.sigmoid = LogitBias()
-        self.bridge = Bridge(self.config.bridge.kind, text.width, fusion.heads, self.config.bridge.hidden)
+        self.bridge = Bridge(self.config.bridge.kind, width, fusion.heads, self.config.bridge.hidden)
         self.fused_head = FusedHead(joint.embed)
         self.joined_head = JoinedHead()
         if self.is_initializing() or self.has_variable("params", "log_temperature"):
             self.log_temperature = self.param("log_temperature", lambda _: jnp.log(jnp.float32(joint.temperature)))
 
-    def image_tower(self, image: Array, key: Array | None = None) -> Array:
-        """image [B,...] as the tower takes it -> its own tokens [B,N,D']."""
-        return self.image(image, key)
+    def raw(self, encoder: str, x: Array, key: Array | None = None) -> Array:
+        """The input x [B,...] of an encoder -> its tower's own tokens [B,N,D']."""
+        return getattr(self, encoder).raw(x, key)
 
-    def image_joint(self, raw: Array, key: Array | None = None) -> tuple[Array, Array]:
-        """The tower's tokens [B,N,D'] -> tokens [B,N,D] for fusion, unit embedding [B,E].
+    def joint(self, encoder: str, raw: Array, x: Array, key: Array | None = None) -> tuple[Array, Array]:
+        """The tower's tokens [B,N,D'] of the input x -> tokens [B,N,D] for fusion, unit embedding [B,E].
 
-        Where nothing reads tokens there is no neck, and they are the tower's own. With `config.fusion.aggregated` there is
-        one token more, made of the embedding.
+        With `config.fusion.aggregated` the embedding is among the tokens.
         """
-        keys = jax.random.split(key) if key is not None else (None, None)
-        tokens = self.image_neck(raw, keys[0]) if self.has_variable("params", "image_neck") else raw
-        embed = self.embed("image", raw, tokens, None, keys[1])
-        if self.has_variable("params", "image_aggregate"):
-            tokens = jnp.concatenate([tokens, self.image_aggregate(embed).astype(tokens.dtype)], axis=1)
-        return tokens, embed
+        own = getattr(self, encoder)
+        tokens, key = own.neck_tokens(raw, key)
+        embed = self.embed(encoder, raw, tokens, self.config.encoders[encoder].mask(x), key)
+        return own.with_embedding(tokens, embed), embed
 
-    def image_locals(self, raw: Array) -> Array:
-        """The tower's tokens [B,N,D'] -> unit local features [B,P,E]: grids averaged to at most 4 x 4, no summaries."""
-        places = jnp.asarray(local_map(self.config.image, raw.shape[1]))
-        features = self.image_head.token_features(raw)
-        return l2_normalize(jnp.einsum("pn,bne->bpe", places.astype(features.dtype), features).astype(jnp.float32))
+    def locals(self, encoder: str, raw: Array) -> Array:
+        """The tower's tokens [B,N,D'] -> unit local features [B,P,E]; see `Encoder.locals`."""
+        return getattr(self, encoder).locals(raw)
 
-    def text_tower(self, ids: Array, key: Array | None = None) -> Array:
-        """ids [B,L] -> tokens [B,L,D]."""
-        return self.text(ids, key)
+    def encode(self, encoder: str, x: Array) -> tuple[Array, Array]:
+        """The input x [B,...] -> tokens [B,N,D] for fusion, unit embedding [B,E]; no dropout."""
+        return self.joint(encoder, self.raw(encoder, x), x)
 
-    def text_joint(self, tokens: Array, ids: Array, key: Array | None = None) -> tuple[Array, Array]:
-        """The tower's tokens [B,L,D] of ids [B,L] -> tokens [B,L,D] for fusion, unit embedding [B,E].
+    def encode_cached(self, encoder: str, x: Array, tokens: Array) -> tuple[Array, Array]:
+        """`encode` of x from the tower's own tokens [B,N,D'], which were kept."""
+        return self.joint(encoder, tokens.astype(jnp.dtype(self.config.dtype)), x)
 
-        With `config.fusion.aggregated` the first token has the embedding added.
-        """
-        embed = self.embed("text", tokens, tokens, text_mask(self.config, ids), key)
-        if self.has_variable("params", "text_aggregate"):
-            first = tokens[:, :1] + self.text_aggregate(embed).astype(tokens.dtype)
-            tokens = jnp.concatenate([first, tokens[:, 1:]], axis=1)
-        return tokens, embed
-
-    def text_locals(self, tokens: Array) -> Array:
-        """Tokens [B,L,D] -> unit local features [B,L-1,E] of all but the first, padding too (mask it)."""
-        return l2_normalize(self.text_head.token_features(tokens[:, 1:]).astype(jnp.float32))
-
-    def encode_image(self, image: Array) -> tuple[Array, Array]:
-        """image [B,...] -> tokens [B,N,D] for fusion, unit embedding [B,E]; no dropout."""
-        return self.image_joint(self.image_tower(image))
-
-    def encode_text(self, ids: Array) -> tuple[Array, Array]:
-        """ids [B,L] -> tokens [B,L,D], unit embedding [B,E]; no dropout."""
-        return self.text_joint(self.text_tower(ids), ids)
-
-    def encode_kept(self, ids: Array, tokens: Array) -> tuple[Array, Array]:
-        """`encode_text` of ids [B,L] from the tower's own tokens [B,L,D]."""
-        return self.text_joint(tokens.astype(jnp.dtype(self.config.dtype)), ids)
+    def codes(self, encoder: str, embed: Array) -> Array:
+        """Embeddings [B,E] -> relaxed codes [B,K]."""
+        return getattr(self, encoder).codes(embed)
 
     def fuse(
         self, image: Array, text: Array, mask: Array, rows: Array | None = None, key: Array | None = None
@@ -222,7 +84,7 @@ class CrossModal(nn.Module):
 
     def decode(self, image: Array, ids: Array, rows: Array | None = None, key: Array | None = None) -> Array:
         """image tokens [B,N,D], ids [b,L] from the start token on -> hidden states [b,L,D]."""
-        return self.decoder(self.text, self.fusion, image, ids, rows, key)
+        return self.decoder(getattr(self, self.config.fusion.pair[1]).tower, self.fusion, image, ids, rows, key)
 
     def match_logits(self, fused: Array, mask: Array, image: Array, text: Array, key: Array | None = None) -> Array:
         """fused [b,L,D], mask [b,L], unit embeddings of the pair [b,E] each -> ITM logits [b,2]."""
@@ -232,20 +94,17 @@ class CrossModal(nn.Module):
         """student and teacher tokens [B,N,D], mask [B,N] -> what the residual attention adds, [B,N,D]."""
         return self.bridge(student, teacher, mask)
 
-    def reembed(self, side: str, raw: Array, tokens: Array, mask: Array | None) -> Array:
-        """The head of `side` on the tower's raw tokens [B,N,D'] and other `tokens` [B,N,D] -> unit embedding [B,E]."""
-        return self.embed(side, raw, tokens, mask)
+    def embed(
+        self, encoder: str, raw: Array, tokens: Array, mask: Array | None, key: Array | None = None
+    ) -> Array:
+        """The encoder's head on the tower's raw tokens [B,N,D'] and fusion's [B,N,D] -> unit embedding [B,E].
 
-    def embed(self, side: str, raw: Array, tokens: Array, mask: Array | None, key: Array | None = None) -> Array:
-        """The head of `side` on the tower's raw tokens [B,N,D'] and fusion's [B,N,D] -> unit embedding [B,E].
-
-        Where the side's pool asks for it, the transformer that both sides share reads the tokens first.
+        Where its pool asks for it, the transformer that all encoders share reads the tokens first.
         """
-        section, head = (self.config.image, self.image_head) if side == "image" else (self.config.text, self.text_head)
         read = None
-        if parse_pool(section.pool)[1] == "shared":
-            read = self.shared(side, tokens, mask, None if key is None else jax.random.fold_in(key, 4))
-        return head(raw, tokens, mask, key, read)
+        if parse_pool(self.config.encoders[encoder].pool)[1] == "shared":
+            read = self.shared(encoder, tokens, mask, None if key is None else jax.random.fold_in(key, 4))
+        return getattr(self, encoder).embed(raw, tokens, mask, key, read)
 
     def fused_embed(self, fused: Array) -> Array:
         """Fused tokens [b,L,D] of a pair -> unit joint embedding [b,E]."""
@@ -288,16 +147,8 @@ class CrossModal(nn.Module):
 
     def token_logits(self, hidden: Array) -> Array:
         """hidden [...,D] -> logits [...,V] over the output vocabulary (`output_ids`, or all word ids)."""
-        table = self.text.embed["word"]
+        table = getattr(self, self.config.fusion.pair[1]).tower.embed["word"]
         return self.vocabulary(hidden, table[jnp.asarray(self.output_ids)] if self.output_ids else table)
-
-    def hash_image_codes(self, embed: Array) -> Array:
-        """Image embeddings [B,E] -> relaxed codes [B,K]."""
-        return self.hash_image(embed)
-
-    def hash_text_codes(self, embed: Array) -> Array:
-        """Text embeddings [B,E] -> relaxed codes [B,K]."""
-        return self.hash_text(embed)
 
     def temperature(self) -> Array:
         """The learned temperature; each update ends inside the configured interval (`projected` in train/step.py).
@@ -312,21 +163,23 @@ class CrossModal(nn.Module):
         """The learned bias of the sigmoid loss, a float32 scalar."""
         return self.sigmoid()
 
-    def _touch_readers(self, raw: Array, read: bool) -> None:
-        """Make what turns the tower's tokens into those that other parts read, where any do: the passes look for it."""
-        if read or parse_pool(self.config.image.pool)[1] in ("attention", "shared"):
-            self.image_neck(raw)
-        if read and self.config.fusion.aggregated:
-            empty = jnp.zeros((1, self.config.joint.embed))
-            self.image_aggregate(empty)
-            self.text_aggregate(empty)
-
-    def touch(self, image: Array, ids: Array, parts: frozenset[str]) -> Array:
+    def touch(self, inputs: dict[str, Array], parts: frozenset[str]) -> None:
         """Run what the objectives use once, so that `init` makes exactly those parameters."""
-        raw = self.image_tower(image)
-        self._touch_readers(raw, bool(parts & READERS))
-        tokens, embed = self.image_joint(raw)
-        words, caption = self.encode_text(ids)
+        raws = {name: self.raw(name, x) for name, x in inputs.items()}
+        for name, raw in raws.items():
+            getattr(self, name).touch_readers(raw, bool(parts & READERS))
+        done = {name: self.joint(name, raw, inputs[name]) for name, raw in raws.items()}
+        for name, (_, embed) in done.items():
+            if "hash" in parts:
+                self.codes(name, embed)
+            if "locals" in parts:
+                self.locals(name, raws[name])
+        memory, asks = self.config.fusion.pair
+        self._touch_pairs(done[memory], done[asks], inputs[asks], parts)
+
+    def _touch_pairs(self, memory: tuple, asks: tuple, ids: Array, parts: frozenset[str]) -> None:
+        """Run what reads two encoders, or one's words."""
+        (tokens, embed), (words, caption) = memory, asks
         if "fusion" in parts:
             self.fuse(tokens, words, ids != 0)
         if "match" in parts:
@@ -335,12 +188,6 @@ class CrossModal(nn.Module):
             self.decode(tokens, ids)
         if "vocabulary" in parts:
             self.token_logits(words)
-        if "hash" in parts:
-            self.hash_image_codes(embed)
-            self.hash_text_codes(embed)
-        if "locals" in parts:
-            self.image_locals(raw)
-            self.text_locals(words)
         if "sigmoid" in parts:
             self.logit_bias()
         if "bridge" in parts:
@@ -349,15 +196,17 @@ class CrossModal(nn.Module):
             self.fused_embed(words)
         if "joined" in parts:
             self.joined_embed(words, embed, caption)
-        return embed
 
 
-def init_params(model: CrossModal, key: Array, image: Array, ids: Array, parts: frozenset[str]) -> Params:
-    """Fresh parameters of the towers and of the modules named in `parts`.
+def init_params(model: CrossModal, key: Array, inputs: dict[str, Array], parts: frozenset[str]) -> Params:
+    """Fresh parameters of the encoders, whose `inputs` are batches of one, and of the modules named in `parts`.
 
-    Both hash heads start alike: they read one joint space, where what is near in it gets near codes from the first step on.
+    All hash heads start alike: they read one joint space, where what is near in it gets near codes from the first step on.
     """
-    params = model.init(key, image, ids, parts, method="touch")["params"]
+    params = dict(model.init(key, inputs, parts, method="touch")["params"])
     if "temperature" not in parts:  # what reads it then, such as the draw of negatives, takes the config's
         del params["log_temperature"]
-    return params | ({"hash_text": jax.tree.map(jnp.copy, params["hash_image"])} if "hash" in parts else {})
+    if "hash" in parts:
+        first = params[next(iter(inputs))]["hash"]
+        params |= {name: params[name] | {"hash": jax.tree.map(jnp.copy, first)} for name in list(inputs)[1:]}
+    return params

@@ -15,15 +15,20 @@ Parameters are one entry per layer group, so a freeze pattern can stop the gradi
 """
 
 import math
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from xmodal_jax.config_build import limited
+from xmodal_jax.models.grid import group_parts, local_map
 from xmodal_jax.models.layers import dense, spread
 from xmodal_jax.models.lowlevel import summary
+from xmodal_jax.models.pixels import PixelConfig, Statistics
 from xmodal_jax.types import Array, Params
 
 WIDTH = 1280
@@ -190,6 +195,30 @@ def map_chunks(function, image: Array, chunk: int) -> Array:
     split = image.reshape(rows, image.shape[0] // rows, *image.shape[1:]).swapaxes(0, 1)
     result = jax.lax.map(function, split).swapaxes(0, 1)
     return result.reshape(image.shape[0], *result.shape[2:])
+
+
+@dataclass(frozen=True)
+class EfficientNetConfig(PixelConfig):
+    """EfficientNet-Lite0; `init` "lite0" takes the installed weights."""
+
+    kind: str = "efficientnet"
+    neck_layers: int = limited(0, least=0)
+    groups: tuple[int, ...] = ()  # filled in: the grid and the summary token
+
+    standard: ClassVar[Statistics] = (MEAN, STD)
+
+    @property
+    def token_width(self) -> int:
+        """The width of its tokens is fixed."""
+        return WIDTH
+
+    def module(self, dtype: Any) -> "EfficientNetLite0":
+        """The tower."""
+        return EfficientNetLite0(summarize=True, **self.pixels(dtype))
+
+    def local_map(self, tokens: int) -> np.ndarray:
+        """The grid without the summary."""
+        return local_map(group_parts(self.groups, tokens))
 
 
 class EfficientNetLite0(nn.Module):

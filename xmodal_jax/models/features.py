@@ -1,9 +1,35 @@
 """The tower that is already in the data: region or grid tokens computed once by a frozen network."""
 
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
+from xmodal_jax.config_build import limited
+from xmodal_jax.models.encoder import EncoderConfig
+from xmodal_jax.models.grid import group_parts, local_map
 from xmodal_jax.types import Array
+
+
+@dataclass(frozen=True)
+class FeaturesConfig(EncoderConfig):
+    """Tokens that are already in the data: the caches that `data.features` names."""
+
+    kind: str = "features"
+    neck_layers: int = limited(0, least=0)
+    groups: tuple[int, ...] = ()  # token counts of the feature caches; filled in from the data card
+
+    reads: ClassVar[str] = "tokens"
+
+    def module(self, dtype: Any) -> "FeatureTokens":
+        """The tower, which has no parameters."""
+        return FeatureTokens()
+
+    def local_map(self, tokens: int) -> np.ndarray:
+        """Grids without their summaries; other groups are sets."""
+        return local_map(group_parts(self.groups, tokens))
 
 
 class FeatureTokens(nn.Module):

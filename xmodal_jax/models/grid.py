@@ -1,7 +1,6 @@
 """What the consecutive tokens of a picture are: grids, summaries and sets, and how they are pooled."""
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -32,17 +31,13 @@ def grid_map(side: int, cells: int = LOCAL_GRID) -> np.ndarray:
     return np.kron(axis, axis)
 
 
-def local_parts(image: Any, tokens: int) -> list[tuple[str, int]]:
-    """What the consecutive `tokens` of a picture are: ("grid" | "set" | "summary", how many), by config section `image`.
+def group_parts(groups: tuple[int, ...], tokens: int) -> list[tuple[str, int]]:
+    """What the consecutive `tokens` of a picture are, in `groups`: ("grid" | "set" | "summary", how many).
 
-    A ViT gives [CLS] and a grid, a ResNet a grid. A tower of `SUMMARY_TOKENS` gives a grid and its summary for each input size; any other
-    group of tokens is a set without places, such as detected regions.
+    A tower of `SUMMARY_TOKENS` gives a grid and its summary for each input size; any other group of tokens is a set without
+    places, such as detected regions.
     """
-    if image.kind == "vit":
-        return [("summary", 1), ("grid", tokens - 1)]
-    if image.kind == "resnet":
-        return [("grid", tokens)]
-    groups = image.groups or (tokens,)
+    groups = groups or (tokens,)
     kinds = []
     for i, size in enumerate(groups):
         followed = i + 1 < len(groups) and groups[i + 1] == 1
@@ -51,14 +46,18 @@ def local_parts(image: Any, tokens: int) -> list[tuple[str, int]]:
     return list(zip(kinds, groups))
 
 
-def local_map(image: Any, tokens: int) -> np.ndarray:
-    """The averages that make local features of a picture's tokens: float32 [P,N]; no summaries, grids at most 4 x 4."""
+def local_map(parts: list[tuple[str, int]]) -> np.ndarray:
+    """The averages that make local features of a picture's tokens, float32 [P,N]; no summaries, grids at most 4 x 4.
+
+    `parts` says what consecutive tokens are, as `group_parts`.
+    """
     make = {
         "grid": lambda n: grid_map(math.isqrt(n)),
         "set": lambda n: np.eye(n, dtype=np.float32),
         "summary": lambda n: np.zeros((0, n), np.float32),
     }
-    blocks = [make[kind](size) for kind, size in local_parts(image, tokens)]
+    blocks = [make[kind](size) for kind, size in parts]
+    tokens = sum(size for _, size in parts)
     out, row, column = np.zeros((sum(len(b) for b in blocks), tokens), np.float32), 0, 0
     for block in blocks:
         out[row : row + block.shape[0], column : column + block.shape[1]] = block

@@ -4,25 +4,43 @@ What recurrent systems before BERT read a caption with, and what comparisons wit
 the mean of the two directions' states at its place; padding stays outside of both.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.config_build import limited
+from xmodal_jax.errors import UserError
 from xmodal_jax.models.layers import dropout
+from xmodal_jax.models.words import WordConfig
 from xmodal_jax.parallel.rules import whole
 from xmodal_jax.types import Array
 
 
-def refuse_unfit(config: Any) -> None:
-    """Refuse BERT's weights for a GRU; objectives that need BERT's blocks or its word table are `assemble`'s."""
-    text = config.text
-    refuse_unless(
-        text.kind != "gru" or not text.init,
-        f"config.text.init is {text.init!r}, but config.text.kind is 'gru', not 'bert'; write ''",
-    )
+@dataclass(frozen=True)
+class GruConfig(WordConfig):
+    """A bidirectional GRU over word vectors of width `words` (VSE++: 300)."""
+
+    kind: str = "gru"
+    width: int = limited(384, least=1)
+    words: int = limited(300, least=1)
+    layers: int = limited(1, least=1)
+    dropout: float = limited(0.0, least=0.0, most=0.99)
+
+    lacks: ClassVar[tuple[str, ...]] = ("decoder", "vocabulary")
+    why: ClassVar[str] = "has no blocks that write and no words as wide as its tokens"
+
+    def module(self, dtype: Any) -> "Gru":
+        """The tower."""
+        return Gru(self.vocab_size, self.width, self.words, self.layers, self.dropout, dtype)
+
+    def check(self, where: str) -> None:
+        """Refuse weights: none are read."""
+        super().check(where)
+        if self.init:
+            raise UserError(f"{where}.init is {self.init!r}, but {where}.kind is 'gru', not 'bert'; write ''")
 
 
 class Gru(nn.Module):

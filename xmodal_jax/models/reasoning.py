@@ -5,40 +5,19 @@ the first token has read is the side's global feature (I-CLS, T-CLS). Blocks are
 TERN takes it: norm after the sum, ReLU.
 """
 
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from xmodal_jax.errors import refuse_unless
 from xmodal_jax.models.layers import BlockStyle, block_params, scan_blocks, stack_params
-from xmodal_jax.models.pooling import parse_pool
 from xmodal_jax.types import Array
-
-SIDES = ("image", "text")
-
-
-def refuse_unfit(config: Any) -> None:
-    """Refuse a config whose sides do not both go through the shared encoder, or whose heads do not divide the width."""
-    pools = {side: getattr(config, side).pool for side in SIDES}
-    shared = [side for side, pool in pools.items() if parse_pool(pool)[1] == "shared"]
-    for side in SIDES if shared else ():
-        refuse_unless(
-            side in shared,
-            f"config.{shared[0]}.pool is '{pools[shared[0]]}', but config.{side}.pool='{pools[side]}' does not go "
-            f"through the shared transformer; write config.{side}.pool='mean+shared'",
-        )
-    heads, width = config.joint.shared_heads, config.text.width
-    refuse_unless(
-        not shared or width % heads == 0,
-        f"config.joint.shared_heads is {heads}, which does not divide config.text.width={width}; write a divisor",
-    )
 
 
 class SharedEncoder(nn.Module):
     """Tokens of either side [B,N,D] -> what that side's first token reads of them, [B,D]; one set of blocks for both."""
 
+    names: tuple[str, ...]  # of the encoders
     width: int
     layers: int = 2
     heads: int = 4
@@ -48,12 +27,12 @@ class SharedEncoder(nn.Module):
 
     def setup(self) -> None:
         draw = lambda key: 0.02 * jax.random.normal(key, (1, 1, self.width))
-        self.first = {side: self.param(f"{side}_cls", draw) for side in SIDES}
+        self.first = {side: self.param(f"{side}_cls", draw) for side in self.names}
         make = lambda key: block_params(key, self.width, self.hidden)
         self.stack = self.param("layers", stack_params, self.layers, make)
 
     def __call__(self, side: str, tokens: Array, mask: Array | None, key: Array | None = None) -> Array:
-        """Tokens [B,N,D] of `side` ("image" or "text") of which `mask` [B,N] are real (None: all) -> [B,D]."""
+        """Tokens [B,N,D] of the encoder `side` of which `mask` [B,N] are real (None: all) -> [B,D]."""
         first = jnp.broadcast_to(self.first[side].astype(tokens.dtype), (tokens.shape[0], 1, self.width))
         x, look = jnp.concatenate([first, tokens], axis=1), None
         if mask is not None:

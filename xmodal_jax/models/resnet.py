@@ -13,15 +13,21 @@ compile as fast as 50.
 """
 
 import math
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.config_build import limited
+from xmodal_jax.errors import UserError
+from xmodal_jax.models.encoder import REMAT
+from xmodal_jax.models.grid import local_map
 from xmodal_jax.models.layers import POLICIES, dense, spread, stack_params
+from xmodal_jax.models.pixels import PixelConfig, Statistics
 from xmodal_jax.types import Array, Params
 
 STAGES = {  # depth: blocks of each stage; 14 and 26 are small ones for few pictures and for tests
@@ -32,18 +38,6 @@ STAGES = {  # depth: blocks of each stage; 14 and 26 are small ones for few pict
     152: (3, 8, 36, 3),
 }
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's and Hugging Face's weights read
-
-
-def refuse_unfit(config: Any) -> None:
-    """Refuse sizes of `config.image` that no ResNet has."""
-    image = config.image
-    if image.kind != "resnet":
-        return
-    depths = ", ".join(map(str, STAGES))
-    refuse_unless(image.depth in STAGES, f"config.image.depth is {image.depth}; write one of {depths}")
-    refuse_unless(
-        image.width % 32 == 0, f"config.image.width is {image.width}; a ResNet takes multiples of 32, such as 2048"
-    )
 
 
 def conv_params(key: Array, shape: tuple[int, ...], gain: float = 2.0) -> Params:
@@ -111,6 +105,33 @@ def run_stage(params: Params, x: Array, stride: int, remat: str) -> Array:
         return x
     step = keep(lambda carry, own: (bottleneck(own, carry), None))
     return jax.lax.scan(step, x, params["rest"])[0]
+
+
+@dataclass(frozen=True)
+class ResNetConfig(PixelConfig):
+    """A ResNet of `depth` layers: 50, 101 or 152, or one of the small 14 and 26; `width` of its tokens, as published 2048."""
+
+    kind: str = "resnet"
+    depth: int = limited(50, among=tuple(STAGES))
+    width: int = limited(2048, least=1)
+    remat: str = limited("dots", among=REMAT)
+    neck_layers: int = limited(0, least=0)
+
+    standard: ClassVar[Statistics] = (MEAN, STD)
+
+    def module(self, dtype: Any) -> "ResNet":
+        """The tower."""
+        return ResNet(self.depth, self.width, remat=self.remat, **self.pixels(dtype))
+
+    def local_map(self, tokens: int) -> np.ndarray:
+        """All tokens are a grid."""
+        return local_map([("grid", tokens)])
+
+    def check(self, where: str) -> None:
+        """Refuse a width that no ResNet has."""
+        super().check(where)
+        if self.width % 32:
+            raise UserError(f"{where}.width is {self.width}; a ResNet takes multiples of 32, such as 2048")
 
 
 class ResNet(nn.Module):

@@ -7,33 +7,21 @@ gradient: a checkpoint has it, and evaluation needs no data.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.config_build import limited
+from xmodal_jax.errors import UserError
 from xmodal_jax.models.layers import dense_params, dropout, spread
 from xmodal_jax.models.pooling import parse_pool
+from xmodal_jax.models.words import WordConfig
 from xmodal_jax.parallel.rules import whole
 from xmodal_jax.types import Array
-
-
-def refuse_unfit(config: Any) -> None:
-    """Refuse settings of BERT that a TF-IDF vector has no use for; objectives that read words are `assemble`'s."""
-    text = config.text
-    if text.kind != "tfidf":
-        return
-    refuse_unless(
-        parse_pool(text.pool)[1] not in ("shared", "attention"),
-        f"config.text.pool is '{text.pool}', but config.text.kind='tfidf' has no words to read; write 'mean'",
-    )
-    for name, value, instead in (("init", text.init, "''"), ("keep", text.keep, "False")):
-        refuse_unless(
-            not value, f"config.text.{name} is {value!r}, but config.text.kind is 'tfidf', not 'bert'; write {instead}"
-        )
 
 
 def inverse_document_frequency(ids: np.ndarray, vocab_size: int, special: Sequence[int]) -> np.ndarray:
@@ -65,6 +53,35 @@ def tfidf_vectors(ids: Array, idf: Array) -> Array:
     """The TF-IDF vectors themselves of ids [B,L], of length one, float32 [B,V]: for distances between few captions."""
     row = lambda words, weights: jnp.zeros(idf.shape, jnp.float32).at[words].add(weights)
     return jax.vmap(row)(ids, tfidf_weights(ids, idf))
+
+
+@dataclass(frozen=True)
+class TfIdfConfig(WordConfig):
+    """TF-IDF of a caption and one layer of `width` units."""
+
+    kind: str = "tfidf"
+    width: int = limited(1536, least=1)
+    dropout: float = limited(0.0, least=0.0, most=0.99)
+
+    lacks: ClassVar[tuple[str, ...]] = ("fusion", "decoder", "vocabulary", "locals")
+    why: ClassVar[str] = "keeps no words to read"
+
+    def module(self, dtype: Any) -> "TfIdf":
+        """The tower."""
+        return TfIdf(self.vocab_size, self.width, self.dropout, dtype)
+
+    def mask(self, x: Array) -> None:
+        """A caption has one token."""
+        return None
+
+    def check(self, where: str) -> None:
+        """Refuse what is BERT's: weights, kept tokens, pools that read words."""
+        super().check(where)
+        if parse_pool(self.pool)[1] in ("shared", "attention"):
+            raise UserError(f"{where}.pool is '{self.pool}', but {where}.kind='tfidf' has no words to read; write 'mean'")
+        for name, value, instead in (("init", self.init, "''"), ("cache_tokens", self.cache_tokens, "False")):
+            if value:
+                raise UserError(f"{where}.{name} is {value!r}, but {where}.kind is 'tfidf', not 'bert'; write {instead}")
 
 
 class TfIdf(nn.Module):

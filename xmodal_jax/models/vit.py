@@ -3,11 +3,18 @@
 Parity with Hugging Face's `ViTModel` is tested; `convert/huggingface.py` maps the names.
 """
 
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from xmodal_jax.config_build import limited
 from xmodal_jax.errors import refuse_unless
+from xmodal_jax.models.encoder import REMAT
+from xmodal_jax.models.grid import local_map
 from xmodal_jax.models.layers import (
     BlockStyle,
     block_params,
@@ -20,6 +27,7 @@ from xmodal_jax.models.layers import (
     spread,
     stack_params,
 )
+from xmodal_jax.models.pixels import PixelConfig, Statistics
 from xmodal_jax.types import Array
 
 MEAN = STD = (0.5, 0.5, 0.5)  # as the original code reads pixels; weights may say other numbers (convert/described.py)
@@ -39,6 +47,33 @@ def patchify(image: Array, patch: int) -> Array:
     rows, columns = height // patch, width // patch
     cells = image.reshape(batch, rows, patch, columns, patch, channels).transpose(0, 1, 3, 2, 4, 5)
     return cells.reshape(batch, rows * columns, patch * patch * channels)
+
+
+@dataclass(frozen=True)
+class ViTConfig(PixelConfig):
+    """A Vision Transformer; its pictures have `data.image_size` pixels a side."""
+
+    kind: str = "vit"
+    patch: int = limited(16, least=1)
+    width: int = limited(384, least=1)
+    layers: int = limited(12, least=1)
+    heads: int = limited(6, least=1)
+    hidden: int = limited(1536, least=1)
+    dropout: float = limited(0.0, least=0.0, most=0.99)
+    remat: str = limited("dots", among=REMAT)
+    neck_layers: int = limited(0, least=0)
+    size: int = 0  # filled in from data.image_size
+
+    standard: ClassVar[Statistics] = (MEAN, STD)
+
+    def module(self, dtype: Any) -> "ViT":
+        """The tower."""
+        shape = {name: getattr(self, name) for name in ("patch", "width", "layers", "heads", "hidden", "dropout", "remat")}
+        return ViT(image_size=self.size, **shape, **self.pixels(dtype))
+
+    def local_map(self, tokens: int) -> np.ndarray:
+        """[CLS] is left out; patches are a grid."""
+        return local_map([("summary", 1), ("grid", tokens - 1)])
 
 
 class ViT(nn.Module):

@@ -68,10 +68,10 @@ class IMS(Sided):
         """Losses [B] of one modality."""
         matched = {name: batch[name] for name in MATCHED}
         other = side == "image" and "image2" in batch
-        keys = (fwd.teacher.image("image2") if other else fwd.teacher.encoded(side)).embed
+        keys = (fwd.teacher.encode("image2", "image") if other else fwd.teacher.encode(side)).embed
         ring = fwd.memory.get(RING)
         queue = None if ring is None else {"embed": ring[side]} | {name: ring[name] for name in MATCHED}
-        rows = {"embed": fwd.encoded(side).embed} | matched
+        rows = {"embed": fwd.encode(side).embed} | matched
         scalars = {"temperature": fwd.temperature(), "alpha": jnp.float32(0.0)}
         return dense_softmax(rows, {"embed": stop(keys)} | matched, queue, scalars)[0]
 
@@ -98,11 +98,12 @@ def global_to_local(embed: Array, local: Array, mask: Array | None, negative: Ar
 
 def local_features(fwd: Forward, side: str) -> tuple[Array, Array | None]:
     """Unit local features [B,P,E] of the batch's pictures or captions, and which are real [B,P] (None: all)."""
-    if side == "image":
-        run = lambda key, raw: fwd.call("image_locals", raw)
-        return fwd.rowwise(run, None, fwd.tower("image", "image")), None
-    texts = fwd.text()
-    return fwd.rowwise(lambda key, tokens: fwd.call("text_locals", tokens), None, texts.tokens), texts.mask[:, 1:]
+    if fwd.model.config.encoders[side].necked:
+        tokens, mask = fwd.raw(side), None
+    else:
+        whole = fwd.encode(side)
+        tokens, mask = whole.tokens, whole.mask[:, 1:]
+    return fwd.rowwise(lambda key, tokens: fwd.call("locals", side, tokens), None, tokens), mask
 
 
 @dataclass(frozen=True)
@@ -120,10 +121,10 @@ class LMIM(Sided):
     def memory(self, model: Any) -> dict[str, Any]:
         """No rings. A head without an aggregator is refused with `momentum`: its local features would never learn."""
         for side in self.sides if self.momentum else ():
-            pool = getattr(model.config, side).pool
+            pool = model.config.encoders[side].pool
             refuse_unless(
                 parse_pool(pool)[1] in AGGREGATORS,
-                f"the objective lmim takes local features of the teacher, and with config.{side}.pool='{pool}' nothing "
+                f"the objective lmim takes local features of the teacher, and with config.encoders.{side}.pool='{pool}' nothing "
                 "trains them; write a pool with an aggregator such as 'mean+gpo', or lmim.momentum=False",
             )
         return {}
@@ -132,4 +133,4 @@ class LMIM(Sided):
         """Losses [B] of one modality."""
         local, mask = local_features(fwd.teacher if self.momentum else fwd, side)
         local = stop(local) if self.momentum else local
-        return global_to_local(fwd.encoded(side).embed, local, mask, ~same(batch, batch), fwd.temperature())
+        return global_to_local(fwd.encode(side).embed, local, mask, ~same(batch, batch), fwd.temperature())

@@ -133,7 +133,7 @@ class Contrast(Plain):
 
 def embedding(fwd: Forward, side: str) -> Array:
     """Unit embeddings [B,E] of the pass "image" or "text"."""
-    return fwd.encoded(side).embed
+    return fwd.encode(side).embed
 
 
 def drift(fwd: Forward, side: str, key: Array) -> Array:
@@ -174,7 +174,7 @@ class ITC(Contrast):
     def momentum_key(self, fwd: Forward, side: str) -> Array:
         """The teacher's unit embeddings [B,E] of one side, of the second view of pictures where the config says so."""
         if self.second_view_keys and side == "image":
-            return fwd.teacher.image("image2").embed
+            return fwd.teacher.encode("image2", "image").embed
         return super().momentum_key(fwd, side)
 
     def _direction(self, fwd: Forward, batch: Batch, query: str, key: str) -> tuple[Array, Array]:

@@ -63,7 +63,7 @@ class Distill(Plain):
 
         Raises UserError for `feature` with a teacher of another width.
         """
-        image, text = (side.embed.astype(jnp.float32) for side in (fwd.image(), fwd.text()))
+        image, text = (side.embed.astype(jnp.float32) for side in (fwd.encode("image"), fwd.encode("text")))
         seen, said = batch["distill_image"], batch["distill_text"]
         target = products(seen, said) / self.teacher_temperature
         logits = products(image, text) / fwd.temperature()

@@ -72,7 +72,7 @@ class Fused(Plain):
     def teacher_side(self, fwd: Forward, side: str) -> Encoded:
         """What the teacher fuses of one side."""
         bridged = self.bridge and side in fwd.model.config.bridge.sides
-        return fwd.bridge(side)[0] if bridged else fwd.teacher.encoded(side)
+        return fwd.bridge(side)[0] if bridged else fwd.teacher.encode(side)
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """Mean of the three directions, [b] for the b = B / every fused rows."""
@@ -86,11 +86,11 @@ class Fused(Plain):
         )
         losses, logits = zip(
             *(
-                ask(fwd.encoded(side).every(self.every).embed, columns["fused"], positive, valid)
+                ask(fwd.encode(side).every(self.every).embed, columns["fused"], positive, valid)
                 for side in ("image", "text")
             )
         )
-        fused = joined_embedding(fwd, fwd.image().every(self.every), fwd.text().every(self.every))
+        fused = joined_embedding(fwd, fwd.encode("image").every(self.every), fwd.encode("text").every(self.every))
         own = slice(0, fused.shape[0])
         anchored, _ = ask(fused, stop(image.embed), positive[:, own], valid[own])
         metrics = {"accuracy": nearest_is(positive, logits[0]).astype(jnp.float32).mean()}

@@ -228,10 +228,11 @@ class HashDistance(CodeLoss):
         return pooled - pooled.mean(0, keepdims=True) if self.center else pooled
 
     def _pooled(self, fwd: Forward, side: str, batch: Batch) -> Array:
-        if side == "text" and "idf" in fwd.params.get("text", {}):
-            return tfidf_vectors(batch["text"], stop(fwd.params["text"]["idf"]))  # the layer over them is trained
-        tokens = stop(fwd.tower(side, side)).astype(jnp.float32)
-        return masked_mean(tokens, batch["text"] != 0 if side == "text" else None)
+        tower = fwd.params[side].get("tower", {})
+        if "idf" in tower:
+            return tfidf_vectors(batch[side], stop(tower["idf"]))  # the layer over them is trained
+        tokens = stop(fwd.raw(side)).astype(jnp.float32)
+        return masked_mean(tokens, fwd.model.config.encoders[side].mask(batch[side]))
 
     def rows(self, shared: Any, image: Array, text: Array) -> Rows:
         """The mean of both sides, [B]."""

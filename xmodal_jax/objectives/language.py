@@ -97,7 +97,7 @@ class MLM(Plain):
 
     def hidden(self, fwd: Forward, batch: Batch) -> Array:
         """Hidden states [b,M,D] at the masked positions of the fused masked text."""
-        fused = fwd.fuse(fwd.image().every(self.every), fwd.text("masked"))
+        fused = fwd.fuse(fwd.encode("image").every(self.every), fwd.encode("masked", "text"))
         return jnp.take_along_axis(fused.tokens, batch["masked_positions"][..., None], axis=1)
 
     def losses(self, fwd: Forward, hidden: Array, teacher: Array | None, target: Array) -> tuple[Array, Array]:
@@ -148,7 +148,7 @@ class LM(Plain):
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """Mean over the predicted tokens ([SEP] included, padding not)."""
-        image = fwd.bridge("image")[1] if self.bridge else fwd.image()
+        image = fwd.bridge("image")[1] if self.bridge else fwd.encode("image")
         hidden = fwd.decode(image.every(self.every), "caption")[:, :-1]
         following = every_row(batch["text"], self.every)[:, 1:]
         target, known = output_index(following, fwd.model.output_ids)

@@ -132,14 +132,14 @@ class ITM(Plain):
         size = self.group_size(batch["id"].shape[0])
         matched = lambda x: in_groups(every_row(x, self.every), size)
         own = {name: matched(batch[name]) for name in ("id", "text_key")}
-        image, text = matched(fwd.image().embed), matched(fwd.text().embed)
+        image, text = matched(fwd.encode("image").embed), matched(fwd.encode("text").embed)
         logits = jax.vmap(products)(image, text) * (self.hardness / fwd.call("temperature"))
         return draw_pairs(key, stop(logits), ~jax.vmap(same)(own, own), self.negatives)
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """Mean over the pairs of a row, [b] for the b = B / every matched rows."""
         pairs = self.pairs(fwd, batch, key)
-        image, text = fwd.image().every(self.every), fwd.text().every(self.every)
+        image, text = fwd.encode("image").every(self.every), fwd.encode("text").every(self.every)
         rows = {side: pairs.flat(side) for side in ("image", "text")}
         fused = fwd.fuse(image, text.rows(rows["text"]), rows["image"])
         image, text = stop((pick_rows(image.embed, rows["image"]), pick_rows(text.embed, rows["text"])))

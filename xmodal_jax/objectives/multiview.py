@@ -70,7 +70,7 @@ class MVJRC(Plain):
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """Mean of both directions, [b] for the b = B / every fused rows."""
-        fused = lambda of, field: fused_embedding(of, of.image(field).every(self.every), of.text().every(self.every))
+        fused = lambda of, field: fused_embedding(of, of.encode(field, "image").every(self.every), of.encode("text").every(self.every))
         one, two = fused(fwd, "image"), stop(fused(fwd.teacher, "image2"))
         batch = {field: every_row(batch[field], self.every) for field in MATCHED}
         columns = with_queue(fwd, self.record, two, batch)
@@ -94,7 +94,7 @@ class MVJRC(Plain):
 
         The wrong key of a row is a negative of that row alone, unless the two rows are the same thing.
         """
-        image, text = fwd.teacher.image("image2").every(self.every), fwd.teacher.text().every(self.every)
+        image, text = fwd.teacher.encode("image2", "image").every(self.every), fwd.teacher.encode("text").every(self.every)
         before = jnp.roll(jnp.arange(text.tokens.shape[0]), 1)
         other = ~jnp.diagonal(same(batch, {field: rows[before] for field, rows in batch.items()}))
         return stop(fused_embedding(fwd.teacher, image.rows(before), text)), jnp.diag(other)

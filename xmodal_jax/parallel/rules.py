@@ -28,7 +28,7 @@ RULES: tuple[Rule, ...] = (
     # A width is split over "tensor" only between a pair of products (query to out, up to down), never where it meets
     # another kernel: XLA's partitioner (jax 0.10.2) gives a wrong value or gradient, without a word, where the two sides
     # of a product split the contracted axis differently, on meshes with data, fsdp and tensor all above 1.
-    (r"hash_(image|text)/linear/kernel$", ("fsdp", None)),  # it meets the head's `linear`, whose width is over "fsdp"
+    (r"/hash/linear/kernel$", ("fsdp", None)),  # it meets the head's `linear`, whose width is over "fsdp"
     (r"(out|down|attended|patch|project|transform|linear)/kernel$", ("tensor", "fsdp")),
     (r"(depthwise|stem)/kernel$", ()),  # a kernel per channel, and three input channels: small, and nothing to split
     (r"(query|key|value|up)/bias$", ("tensor",)),
@@ -131,6 +131,7 @@ def whole(x: Array) -> Array:
     return _placed(x, PartitionSpec(), False)
 
 
-def wholly_frozen(tower: Params, name: str, freeze: str) -> bool:
-    """Whether every parameter of the module `name` is frozen (one without parameters is)."""
-    return all(freeze and re.search(freeze, f"{name}/{path}") for path in flatten_dict(tower, sep="/"))
+def wholly_frozen(params: Params, module: str, freeze: str) -> bool:
+    """Whether every parameter of `module`, such as "text/tower", is frozen (one without parameters is)."""
+    own = [path for path in flatten_dict(params, sep="/") if path.startswith(f"{module}/")]
+    return all(freeze and re.search(freeze, path) for path in own)

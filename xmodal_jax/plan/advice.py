@@ -64,21 +64,22 @@ class Stack:
         return self.layers * self.tokens * self.width
 
 
+def _stack(name: str, own: Any, rows: float, tokens: int) -> Stack:
+    """The stack of a transformer encoder over `rows` rows of `tokens` tokens."""
+    section = f"encoders.{name}"
+    return Stack(section, own.layers, own.width, own.hidden, own.heads, rows * tokens, tokens, own.remat)
+
+
 def stacks(config: Config, rows: float) -> list[Stack]:
     """The stacks that are trained, with `rows` pairs on a device; ITM fuses each pair with its negatives."""
-    image, text, fusion, length = config.image, config.text, config.fusion, config.data.length
-    found = []
-    if image.kind == "vit":
-        patches = (config.data.image_size // image.patch) ** 2 + 1
-        found.append(
-            Stack("image", image.layers, image.width, image.hidden, image.heads, rows * patches, patches, image.remat)
-        )
+    fusion, length = config.fusion, config.data.length
     kinds = [fields.get("kind", name) for name, fields in config.objectives.items()]
-    texts = 1 + kinds.count("mlm") + kinds.count("lm")
-    if text.kind == "bert":
-        found.append(
-            Stack("text", text.layers, text.width, text.hidden, text.heads, texts * rows * length, length, text.remat)
-        )
+    found = []
+    for name, own in config.encoders.items():
+        if own.kind == "vit":
+            found.append(_stack(name, own, rows, (config.data.image_size // own.patch) ** 2 + 1))
+        if own.kind == "bert":
+            found.append(_stack(name, own, rows * (1 + kinds.count("mlm") + kinds.count("lm")), length))
     matched = sum(
         (1 + 2 * fields.get("negatives", 1)) / fields.get("every", 1)
         for name, fields in config.objectives.items()
@@ -86,7 +87,7 @@ def stacks(config: Config, rows: float) -> list[Stack]:
     )
     fused = matched + kinds.count("mlm") + kinds.count("lm")
     tokens = fused * rows * length
-    found.append(Stack("fusion", fusion.layers, text.width, fusion.hidden, fusion.heads, tokens, length, fusion.remat))
+    found.append(Stack("fusion", fusion.layers, fusion.width, fusion.hidden, fusion.heads, tokens, length, fusion.remat))
     return [stack for stack in found if stack.tokens and stack.layers]
 
 
@@ -192,8 +193,9 @@ def thriftier_objectives(run: Run, rows: int) -> Iterator[Change]:
             )
         group = getattr(objective, "group", None)
         if group is not None and (group == 0 or group > rows) and groupable(objective, own):
-            tokens = (config.data.image_size // config.image.patch) ** 2 if config.image.kind == "vit" else 50
-            saved = (pairs - rows) * width * config.text.width * (2 * tokens + config.data.length)
+            image = config.encoders[config.fusion.pair[0]]
+            tokens = (config.data.image_size // image.patch) ** 2 if image.kind == "vit" else 50
+            saved = (pairs - rows) * width * config.fusion.width * (2 * tokens + config.data.length)
             yield Change(f"objectives.{name}.group={own}", "negatives from one device's own rows", saved, 0.0)
 
 

@@ -18,10 +18,9 @@ from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.parallel.chips import Topology
 from xmodal_jax.parallel.mesh import batch_sharding
 from xmodal_jax.plan.collectives import Collective, collectives
-from xmodal_jax.plan.executed import executed_flops
 from xmodal_jax.plan.hlo import parse_module, unknown_loops
 from xmodal_jax.plan.traffic import step_traffic
-from xmodal_jax.train.flops import step_flops
+from xmodal_jax.train.flops import executed_flops, step_flops
 from xmodal_jax.train.loop import Run
 
 UNITS = {"": 1, "B": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
@@ -93,7 +92,7 @@ def batch_shapes(run: Run, labels: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
     """The fields of a global batch as shapes on the mesh (`types.Batch`)."""
     config, rows = run.assembly.config, batch_sharding(run.mesh)
     size = config.batch_size
-    kind = "float16" if config.image.kind == "features" else "uint8"
+    kind = "float16" if config.encoders["image"].reads == "tokens" else "uint8"
     fields: dict[str, tuple[tuple[int, ...], str]] = {"image": (run.assembly.image_shape, kind)}
     fields["text"] = ((config.data.length,), "int32")
     fields |= dict.fromkeys(("id", "text_key", "index"), ((), "int32"))
@@ -101,8 +100,8 @@ def batch_shapes(run: Run, labels: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
         fields["image2"] = fields["image"]
     if config.data.embeddings:
         fields |= dict.fromkeys(("distill_image", "distill_text"), ((embedding_width(config),), "float32"))
-    if config.text.keep:
-        fields["text_tokens"] = ((config.data.length, config.text.width), "float16")
+    if config.encoders["text"].cache_tokens:
+        fields["text_tokens"] = ((config.data.length, config.encoders["text"].width), "float16")
     if labels:
         fields["labels"] = ((labels,), "float32")
     return {name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=rows) for name, (shape, dtype) in fields.items()}

@@ -33,7 +33,7 @@ def head_lines(run: Run, facts: Facts, topology: Topology, chip: Chip | None) ->
     chunk = f", in chunks of {config.chunk}" if config.chunk else ""
     yield f"batch       {config.batch_size} pairs, {share}{chunk}; {config.dtype}"
     yield f"objectives  {', '.join(run.assembly.objectives)}"
-    yield f"parameters  {facts.params / 1e6:.1f} M; vocabulary {run.assembly.config.text.vocab_size}"
+    yield f"parameters  {facts.params / 1e6:.1f} M; vocabulary {run.assembly.config.asking.vocab_size}"
 
 
 def memory_lines(facts: Facts, chip: Chip | None) -> Iterator[str]:

@@ -113,7 +113,7 @@ def build_index(assembly: Assembly, params: Params, workdir: str, out: str, data
         such data set or split, features that the data set lacks.
     """
     path, size = pathlib.Path(out), assembly.config.eval.batch_size
-    model, hashed, dense = index.fingerprint(params), "hash_image" in params, not how.codes_only
+    model, hashed, dense = index.fingerprint(params), all("hash" in params[name] for name in assembly.config.encoders), not how.codes_only
     how.refuse_bad(path, model, hashed)
     source, split = data_of(assembly.config.data, data), split or assembly.config.data.eval_split
     parts = opened_views(assembly, source, split, how.side)

@@ -176,7 +176,7 @@ def only_run(workdir: pathlib.Path) -> Iterator[None]:
 def refuse_other_tokenizer(assembly: Assembly, workdir: pathlib.Path) -> None:
     """Going on with other word ids under the same weights would be nonsense that nothing else notices."""
     kept = workdir / "tokenizer.json"
-    own = assembly.config.text.tokenizer != "minilm"
+    own = assembly.config.asking.tokenizer != "minilm"
     refuse_unless(
         not own or not kept.is_file() or kept.read_bytes() == assembly.tokenizer.path.read_bytes(),
         f"the tokenizer of '{assembly.config.data.path}' is not the one that '{workdir}' was trained with; write the "
@@ -199,14 +199,20 @@ def with_kept_statistics(config: Config, workdir: pathlib.Path) -> Config:
     if not any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*")):
         return config  # nothing is trained yet: the weights that are named now tell
     try:
-        kept: dict[str, Any] = read_run(workdir)["config"]["image"]
-    except (UserError, KeyError, TypeError):
+        kept: dict[str, Any] = read_run(workdir)["config"]["encoders"]
+        return dataclasses.replace(
+            config, encoders={name: _kept_pixels(own, kept.get(name, {})) for name, own in config.encoders.items()}
+        )
+    except (UserError, KeyError, TypeError, AttributeError):
         return config
-    image = config.image
-    if kept.get("kind") != image.kind or not (kept.get("pixel_mean") and kept.get("pixel_std")):
-        return config
-    mean, std = image.pixel_mean or tuple(kept["pixel_mean"]), image.pixel_std or tuple(kept["pixel_std"])
-    return dataclasses.replace(config, image=dataclasses.replace(image, pixel_mean=mean, pixel_std=std))
+
+
+def _kept_pixels(own: Any, kept: dict[str, Any]) -> Any:
+    """An encoder's config with the statistics of pixels in `kept`, where it leaves its own empty."""
+    if own.reads != "pixels" or kept.get("kind") != own.kind or not (kept.get("pixel_mean") and kept.get("pixel_std")):
+        return own
+    mean, std = own.pixel_mean or tuple(kept["pixel_mean"]), own.pixel_std or tuple(kept["pixel_std"])
+    return dataclasses.replace(own, pixel_mean=mean, pixel_std=std)
 
 
 def say_short_run(config: Config) -> None:
@@ -236,7 +242,7 @@ def changed_fields(config: Config, workdir: pathlib.Path) -> str:
 
 def keep_description(assembly: Assembly, workdir: pathlib.Path) -> None:
     """run.json and, unless it is an installed package's, the tokenizer: the weights can be used without the data."""
-    if assembly.config.text.tokenizer != "minilm":
+    if assembly.config.asking.tokenizer != "minilm":
         kept = workdir / "tokenizer.json"
         if assembly.tokenizer.path.resolve() != kept.resolve():
             copy_whole(assembly.tokenizer.path, kept)

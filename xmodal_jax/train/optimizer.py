@@ -26,13 +26,14 @@ def frozen_mask(params: Params, freeze: str) -> Any:
 
 def refuse_frozen_start(config: Config, params: Params) -> None:
     """Refuse a frozen tower that starts at random; `params` may be abstract, and a tower without any is none."""
-    for side in ("image", "text"):
-        init, freeze = getattr(config, side).init, config.optimizer.freeze
-        still = params.get(side) and wholly_frozen(params[side], side, freeze)
-        kept = " with config.text.keep=False" if side == "text" and config.text.keep else ""
+    freeze = config.optimizer.freeze
+    for name, own in config.encoders.items():
+        where = f"config.encoders.{name}"
+        still = params.get(name, {}).get("tower") and wholly_frozen(params, f"{name}/tower", freeze)
+        kept = f" with {where}.cache_tokens=False" if own.cache_tokens else ""
         refuse_unless(
-            bool(init) or not still,
-            f"config.optimizer.freeze '{freeze}' freezes the {side} tower, which would stay random as config.{side}.init is "
+            bool(own.init) or not still,
+            f"config.optimizer.freeze '{freeze}' freezes the tower of {where}, which would stay random as {where}.init is "
             f"empty; write the weights to start from there, or a config.optimizer.freeze that leaves it to train{kept}",
         )
 

@@ -24,20 +24,21 @@ from xmodal_jax.types import Params
 log = logging.getLogger(__name__)
 
 Heads = tuple[Params, Params]
+HEAD_FIELDS = ("head_hidden", "head_dropout", "token_hidden", "neck_layers", "dropout", "remat", "cache_tokens")
 DATA_FIELDS = ("split", "image_size", "length", "languages", "views", "features")
 
 
 def settings(config: Config) -> dict:
     """What of the config and the data card the start depends on."""
     card, data = Card.load(config.data.path), as_dict(config.data)
-    joint, image, text = config.joint, config.image, config.text
+    joint = config.joint
     return {
         "data": {name: data[name] for name in DATA_FIELDS},
         "files": card.splits[config.data.split],
         "made with": card.arguments,
         "caches": [card.features[name] for name in config.data.features],
-        "image": [image.kind, image.pool, image.groups, image.heads, image.pixel_mean, image.pixel_std],
-        "text": [text.kind, text.pool, text.tokenizer, text.vocab_size, text.heads],
+        "encoders": {name: {key: value for key, value in as_dict(own).items() if key not in HEAD_FIELDS}
+                     for name, own in config.encoders.items()},
         "joint": [joint.embed, joint.start_ridge],
         "dtype": config.dtype,
     }
@@ -46,7 +47,7 @@ def settings(config: Config) -> dict:
 def digest(assembly: Assembly, params: Params) -> str:
     """A name for the start of these towers on this data."""
     sha = hashlib.sha256(json.dumps(settings(assembly.config), sort_keys=True, default=list).encode())
-    towers = {side: params.get(side, {}) for side in ("image", "text")}
+    towers = {name: params[name].get("tower", {}) for name in assembly.config.encoders}
     for path, leaf in jax.tree_util.tree_leaves_with_path(towers):
         sha.update(jax.tree_util.keystr(path).encode())
         sha.update(np.ascontiguousarray(leaf))

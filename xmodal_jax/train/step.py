@@ -75,8 +75,8 @@ def run_objectives(
 
 def same_towers(config: Config, params: Params) -> frozenset[str]:
     """Towers that are the same function for student and teacher: wholly frozen, and without dropout."""
-    still = {side for side in ("image", "text") if getattr(config, side).dropout == 0.0}
-    return frozenset(side for side in still if wholly_frozen(params.get(side, {}), side, config.optimizer.freeze))
+    still = [name for name, own in config.encoders.items() if own.dropout == 0.0]
+    return frozenset(name for name in still if wholly_frozen(params, f"{name}/tower", config.optimizer.freeze))
 
 
 def total_loss(

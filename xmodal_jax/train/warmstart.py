@@ -5,6 +5,7 @@ start: gradient descent from it only has to add what a linear map cannot do, ins
 """
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +16,6 @@ from flax.traverse_util import flatten_dict
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.data.split import Split
-from xmodal_jax.models.crossmodal import text_mask
 from xmodal_jax.models.heads import pooled_features
 from xmodal_jax.models.layers import layer_norm, norm_params
 from xmodal_jax.models.pooling import parse_pool
@@ -64,18 +64,13 @@ def head_inputs(assembly: Assembly, params: Params) -> tuple[np.ndarray, np.ndar
     A record with v views and c captions gives v * c rows.
     """
     config, model = assembly.config, assembly.model
-    shapes = {"image": (config.image.pool, config.image.groups), "text": (config.text.pool, ())}
 
-    @jax.jit
-    def pool_image(params: Params, image: Array) -> Array:
-        raw = model.apply({"params": params}, image, method=lambda m, x: m.image(x))
-        return pooled_features(raw, None, parse_pool(shapes["image"][0])[0], shapes["image"][1])
+    def pool(name: str, params: Params, x: Array) -> Array:
+        own = config.encoders[name]
+        raw = model.apply({"params": params}, name, x, method="raw")
+        return pooled_features(raw, own.mask(x), parse_pool(own.pool)[0], own.groups)
 
-    @jax.jit
-    def pool_text(params: Params, ids: Array) -> Array:
-        tokens = model.apply({"params": params}, ids, method=lambda m, x: m.text(x))
-        return pooled_features(tokens, text_mask(config, ids), parse_pool(shapes["text"][0])[0], ())
-
+    pool_image, pool_text = (jax.jit(partial(pool, name)) for name in ("image", "text"))
     size, lefts, captions = config.eval.batch_size, [], []
     source = Split(config.data.path, config.data.split, config.data)
     source.close()
@@ -95,9 +90,9 @@ def token_mean(assembly: Assembly, params: Params, side: str) -> np.ndarray:
     split = eval_split(config.data.path, config.data.split, assembly.tokenizer, config.data)
     blocks = split.images if side == "image" else split.texts
     block = next(iter(blocks(config.eval.batch_size)))
-    tower = lambda p, x: model.apply({"params": p}, x, method=f"{side}_tower")
+    tower = lambda p, x: model.apply({"params": p}, side, x, method="raw")
     tokens = to_host(jax.jit(tower)(params, beside(params, block[side])))
-    mask = text_mask(config, block["text"]) if side == "text" else None
+    mask = config.encoders[side].mask(block[side])
     real = block["id"] >= 0 if mask is None else np.asarray(mask) & (block["id"] >= 0)[:, None]
     return (
         np.asarray(layer_norm(norm_params(tokens.shape[-1]), tokens, 1e-6))[real].reshape(-1, tokens.shape[-1]).mean(0)
@@ -110,15 +105,17 @@ def _collect(pool: Any, params: Params, blocks: Any, side: str) -> np.ndarray:
 
 
 def starts(assembly: Assembly, params: Params) -> Params:
-    """What replaces parts of fresh `params`: `image_head/linear` and `text_head/linear` from CCA, `token_starts` and
+    """What replaces parts of fresh `params`: `image/head/linear` and `text/head/linear` from CCA, `token_starts` and
     `hash_starts`."""
     joint = assembly.config.joint
     solve = lambda: linear_start(*head_inputs(assembly, params), joint.start_ridge, joint.embed)
     left, right = kept_start(assembly, params, solve)
-    heads = {"image_head": {"linear": left}, "text_head": {"linear": right}}
+    heads = {name: {"head": {"linear": own}} for name, own in (("image", left), ("text", right))}
     begun = replaced(params, heads)
-    maps = token_starts(assembly, begun)
-    return {name: own | maps.get(name, {}) for name, own in heads.items()} | hash_starts(assembly, begun)
+    maps, codes = token_starts(assembly, begun), hash_starts(assembly, begun)
+    return {
+        name: {"head": own["head"] | maps.get(name, {})} | codes.get(name, {}) for name, own in heads.items()
+    }
 
 
 def replaced(tree: Params, start: Params) -> Params:
@@ -136,14 +133,14 @@ def token_starts(assembly: Assembly, params: Params) -> Params:
     """
     found = {}
     for side in ("image", "text"):
-        head = params[f"{side}_head"]
+        head = params[side]["head"]
         if "token" not in head or "linear" not in head:
             continue
         old = head["token"]["project"]["kernel"]
         kernel = np.asarray(head["linear"]["kernel"])[: old.shape[0]]
         kernel = kernel * float(jnp.linalg.norm(old)) / max(np.linalg.norm(kernel), 1e-12)
         mean = token_mean(assembly, params, side) @ kernel
-        found[f"{side}_head"] = {"token": {"project": {"kernel": kernel, "bias": -mean}}}
+        found[side] = {"token": {"project": {"kernel": kernel, "bias": -mean}}}
     return found
 
 
@@ -155,23 +152,23 @@ def hash_starts(assembly: Assembly, params: Params) -> Params:
     that of a fresh kernel: logits of order one.
     """
     joint, model = assembly.config.joint, assembly.model
-    if not joint.hash_variates or "hash_image" not in params:
+    if not joint.hash_variates or "hash" not in params["image"]:
         return {}
     config = assembly.config
     split = eval_split(config.data.path, config.data.split, assembly.tokenizer, config.data)
     spreads = []
     for side, blocks in (("image", split.images), ("text", split.texts)):
         block = next(iter(blocks(config.eval.batch_size)))
-        encode = jax.jit(lambda p, x, side=side: model.apply({"params": p}, x, method=f"encode_{side}")[1])
+        encode = jax.jit(lambda p, x, side=side: model.apply({"params": p}, side, x, method="encode")[1])
         embed = to_host(encode(params, beside(params, block[side])))[block["id"] >= 0]
         spreads.append(embed.std(axis=0))
     spread = np.mean(spreads, axis=0)
-    kernel = np.array(to_host(params["hash_image"]["linear"]["kernel"]))
+    kernel = np.array(to_host(params["image"]["hash"]["linear"]["kernel"]))
     for bit in range(min(joint.hash_variates, *kernel.shape)):
         if spread[bit] > 1e-6:  # numbers beyond CCA's rank are 0
             kernel[:, bit] = 0.0
             kernel[bit, bit] = 1.0 / spread[bit]
-    return {name: {"linear": {"kernel": kernel}} for name in ("hash_image", "hash_text")}
+    return {name: {"hash": {"linear": {"kernel": kernel}}} for name in ("image", "text")}
 
 
 def start_state(assembly: Assembly, state: Any) -> Any:

@@ -1,0 +1,41 @@
+"""What encoders that read pixels share: statistics of red, green and blue."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from xmodal_jax.errors import UserError
+from xmodal_jax.models.encoder import EncoderConfig
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class PixelConfig(EncoderConfig):
+    """An encoder of pictures uint8 [B,H,W,3]; `pixel_mean`, `pixel_std` in 0..1, (): the weights' own, or else the kind's."""
+
+    pixel_mean: tuple[float, ...] = ()
+    pixel_std: tuple[float, ...] = ()
+
+    reads: ClassVar[str] = "pixels"
+    standard: ClassVar[Statistics]  # mean and standard deviation that the kind's published weights were trained with
+
+    @property
+    def statistics(self) -> Statistics:
+        """Mean and standard deviation of pixels in 0..1 as the tower reads them."""
+        return self.pixel_mean or self.standard[0], self.pixel_std or self.standard[1]
+
+    def pixels(self, dtype: Any) -> dict[str, Any]:
+        """What every tower of pixels is built with."""
+        return {"mean": self.statistics[0], "std": self.statistics[1], "dtype": dtype}
+
+    def check(self, where: str) -> None:
+        """Refuse statistics that are not those of three colours."""
+        super().check(where)
+        for name in ("pixel_mean", "pixel_std"):
+            value = getattr(self, name)
+            if len(value) in (0, 3) and all(abs(x) < 1e6 and (x > 0 or name == "pixel_mean") for x in value):
+                continue
+            raise UserError(
+                f"{where}.{name} is {value}; write three numbers in units of 0..1 such as (0.5, 0.5, 0.5), or () for "
+                "those of the weights"
+            )
