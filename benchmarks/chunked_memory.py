@@ -29,7 +29,7 @@ def settings(rows: int, chunk: int) -> Config:
     """The config of one row of the table."""
     config = defaults()
     config.batch_size, config.chunk = rows, chunk
-    config.data.image_size, config.text.vocab_size = 224, 30522
+    config.data.image_size, config.encoders.text.vocab_size = 224, 30522
     config.objectives = {"itc": {"queue": 0}}
     return configs.freeze(config)
 

@@ -1,10 +1,10 @@
-"""The five objectives in one step against the five one at a time, and against the FLOP model.
+"""The five objectives in one step against the five one at a time, and against their FLOPs.
 
     python benchmarks/composed_step.py --data DATA [--config configs/quickstart.py:finetune] [--rounds 3] [--out FILE]
 
 Every step is the real one (forward, backward, AdamW, EMA, queues) on a real batch; alternating runs in one process, the
 order rotated. "share" is the composed step's median time over the sum of the five; "predicted" is what train/flops.py
-says of that share. "no_cache" is the composed step with the pass cache off over the same with it on.
+counts for that share. "no_cache" is the composed step with the pass cache off over the same with it on.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from xmodal_jax.train.loop import make_run
 
 
 def stepper(config, batch, names: tuple[str, ...], cache: bool = True):
-    """() -> None, one step of `config` with the objectives `names` only, and its FLOPs by the model."""
+    """() -> None, one step of `config` with the objectives `names` only, and its FLOPs."""
     kept = {name: config.objectives[name] for name in names}
     assembly = assemble(dataclasses.replace(config, objectives=kept))
     run = make_run(assembly, cache=cache)

@@ -6,10 +6,12 @@ from xmodal_jax import config_file as configs
 
 BUDGET = {  # the same for every row of a set; one cached input size and short texts, for this is about differences
     "emoji_views": (
-        "steps=60", "batch_size=64", "data.features=('lite0-128',)", "data.length=16", "eval.rerank=(16,)", "text.keep=True",
+        "steps=60", "batch_size=64", "data.features=('lite0-128',)", "data.length=16", "eval.rerank=(16,)",
+        "encoders.text.cache_tokens=True",
     ),
     "flickr8k": (
-        "steps=60", "batch_size=64", "data.features=('lite0-160',)", "data.length=16", "eval.rerank=(8,)", "text.keep=True",
+        "steps=60", "batch_size=64", "data.features=('lite0-160',)", "data.length=16", "eval.rerank=(8,)",
+        "encoders.text.cache_tokens=True",
     ),
 }  # fmt: skip
 FUSING = ("itm", "mlm", "lm", "fused", "mvjrc")  # objectives whose cost is in fusion and decoder,
@@ -24,7 +26,7 @@ def without(*names: str) -> tuple[str, ...]:
 
 NO_BRIDGE = (
     *(f"objectives.{name}.bridge=False" for name in ("itc", "lm", "fused")),
-    "optimizer.groups=(('^image_head/(attended|probe)', 1.0), ('_head/', 0.1))",  # ReCap's without the gate's
+    "optimizer.groups=(('^image/head/(attended|probe)', 1.0), ('/head/', 0.1))",  # ReCap's without the gate's
 )
 RANDOM = ("joint.start=random", "optimizer.groups=()")  # at the full rate: CCA's slow heads would stay random
 NO_QUEUE = ("objectives.itc.queue=0", "objectives.fused.queue=0")
@@ -34,7 +36,7 @@ RECAP, MTGFE, ALIGNED = "configs/recap.py:{set}", "configs/mtgfe.py:{set}", "con
 
 def finetuned(name: str, config: str, *overrides: str, sets: tuple[str, ...] = tuple(BUDGET)) -> Row:
     """A full system from pixels with both towers trained, once: what frozen towers hide."""
-    pixels = ("data.features=()", "text.keep=False")
+    pixels = ("data.features=()", "encoders.text.cache_tokens=False")
     return Row("fine-tuned towers", name, config + "_finetune", (*pixels, *overrides), sets, seeds=1)
 
 
@@ -46,11 +48,16 @@ def fixed_momentum(value: float) -> tuple[str, ...]:
 STUDENT = ("eval.params=student",)  # a slow teacher still holds much of its start: a share of m^60 after 60 steps
 
 
+def pools(pool: str) -> tuple[str, ...]:
+    """Overrides that pool both sides so."""
+    return tuple(f"encoders.{side}.pool={pool}" for side in ("image", "text"))
+
+
 def alone(pool: str) -> Row:
     """One aggregator and no linear path beside it, so there is no CCA to start from (VSE-infinity's own form)."""
-    pools = (f"image.pool={pool}", f"text.pool={pool}", "image.token_hidden=256", "text.token_hidden=256")
+    own = *pools(pool), *(f"encoders.{side}.token_hidden=256" for side in ("image", "text"))
     words = {"average": "mean", "gpo": "GPO", "max": "max"}[pool]
-    return Row("Adequate Alignment", f"{words} alone, from a random start", ALIGNED, (*pools, *RANDOM), FLICKR, seeds=1)
+    return Row("Adequate Alignment", f"{words} alone, from a random start", ALIGNED, (*own, *RANDOM), FLICKR, seeds=1)
 
 
 ROWS = (
@@ -82,8 +89,8 @@ ROWS = (
     Row("Adequate Alignment", "ITC + IMS", ALIGNED, without("lmim", "itm")),
     Row("Adequate Alignment", "ITC + IMS + LMIM", ALIGNED, without("itm")),
     Row("Adequate Alignment", "full: ITC + IMS + LMIM + fusion", ALIGNED),
-    Row("Adequate Alignment", "mean in place of GPO", ALIGNED, ("image.pool=mean+average", "text.pool=mean+average")),
-    Row("Adequate Alignment", "max in place of GPO", ALIGNED, ("image.pool=mean+max", "text.pool=mean+max")),
+    Row("Adequate Alignment", "mean in place of GPO", ALIGNED, pools("mean+average")),
+    Row("Adequate Alignment", "max in place of GPO", ALIGNED, pools("mean+max")),
     *(alone(pool) for pool in ("gpo", "average", "max")),
     finetuned("quickstart", "configs/quickstart.py:{set}"),
     finetuned("ReCap, full", RECAP),

@@ -33,22 +33,23 @@ def towers(system: str, name: str, *overrides: str, rates: tuple[float, ...] = (
 NESTED = at(BITS[-1], BITS[:-1])
 RANDOM = ("joint.start=random", "optimizer.groups=()", "objectives.hash_triplet.mean_steps=47")  # an epoch
 WORDS = (
-    "text.init=",
-    "text.tokenizer=data",
-    "text.keep=False",
+    "encoders.text.init=",
+    "encoders.text.tokenizer=data",
+    "encoders.text.cache_tokens=False",
     "optimizer.freeze=",
 )  # learnt from the training captions
 PIXELS = (
     "data.features=()",
     "data.image_size=96",
-    "image.pool=mean",
+    "encoders.image.pool=mean",
 )  # from the training pictures, beside the frozen MiniLM
-UNSHARED = ("image.pool=mean", "text.pool=mean", "optimizer.groups=(('_head/', 0.1),)")
+UNSHARED = ("encoders.image.pool=mean", "encoders.text.pool=mean", "optimizer.groups=(('/head/', 0.1),)")
 PLAIN = "objectives.hash_quality.quantization=0.0"
 SUPCON = ("objectives.hash_supcon.weight=1.0", "objectives.hash.similarity=0.0")
 MINILM = (  # frozen, with a head of the picture's size; what TF-IDF cannot know of words that no training caption has
-    "text.kind=bert", "text.init=minilm", "text.tokenizer=minilm", "text.keep=True", "text.hidden=1536",
-    "text.head_hidden=768", "image.head_hidden=768", "optimizer.freeze=^text/", "objectives.hash_distance.weight=0.0",
+    "encoders.text.kind=bert", "encoders.text.init=minilm", "encoders.text.tokenizer=minilm",
+    "encoders.text.cache_tokens=True", "encoders.text.width=384", "encoders.text.head_hidden=768",
+    "encoders.image.head_hidden=768", "optimizer.freeze=^text/tower/", "objectives.hash_distance.weight=0.0",
 )  # fmt: skip
 SIZES = ("data.features=('lite0-128','lite0-192')",)  # the picture at two input sizes, side by side
 LONGER = ("steps=1500", "optimizer.sgd_after=1125")  # beyond the budget: what more of it would give
@@ -62,13 +63,15 @@ ROWS = (
         (*NESTED, "joint.hash_hidden=0", "joint.hash_variates=64"), PAIRS),
     Row("ViT2CMH", "nested, straight-through sign (nothing to quantise)", VIT2CMH, (*NESTED, PLAIN, "joint.hash_kind=sign"), PAIRS),
     *towers("text towers", "MiniLM, frozen"),
-    *towers("text towers", "BERT from scratch, 2 layers", *WORDS, "text.layers=2"),
-    *towers("text towers", "bidirectional GRU from scratch", *WORDS, "text.kind=gru", "text.hidden=300", "text.layers=1"),
-    *towers("text towers", "TF-IDF", *WORDS, "text.kind=tfidf", "text.hidden=384"),
-    *towers("picture towers", "ViT from scratch, 6 layers", *PIXELS, "image.kind=vit", "image.width=192", "image.layers=6",
-            "image.heads=3", "image.hidden=768", rates=(1e-3,)),
-    *towers("picture towers", "ResNet-14 from scratch", *PIXELS, "image.kind=resnet", "image.depth=14", "image.width=512",
-            rates=(1e-3,)),
+    *towers("text towers", "BERT from scratch, 2 layers", *WORDS, "encoders.text.layers=2"),
+    *towers("text towers", "bidirectional GRU from scratch", *WORDS, "encoders.text.kind=gru", "encoders.text.words=300",
+            "encoders.text.layers=1"),
+    *towers("text towers", "TF-IDF", *WORDS, "encoders.text.kind=tfidf", "encoders.text.width=384"),
+    *towers("picture towers", "ViT from scratch, 6 layers", *PIXELS, "encoders.image.kind=vit",
+            "encoders.image.width=192", "encoders.image.layers=6", "encoders.image.heads=3",
+            "encoders.image.hidden=768", rates=(1e-3,)),
+    *towers("picture towers", "ResNet-14 from scratch", *PIXELS, "encoders.image.kind=resnet", "encoders.image.depth=14",
+            "encoders.image.width=512", rates=(1e-3,)),
     *(Row("CMHR-DRN", f"{bits} bits", CMHR, at(bits), LABELS) for bits in LABEL_BITS),
     Row("CMHR-DRN", "64 bits, without distances", CMHR, (*at(64), "objectives.hash_distance.weight=0.0"), LABELS),
     *(Row("CMHR-DRN", f"{bits} bits, supervised contrast in place of the likelihood", CMHR, (*at(bits), *SUPCON), LABELS)

@@ -116,10 +116,13 @@ def frozen(spec: str, overrides: list[str]) -> Config:
 def digest(config: Config) -> str:
     """16 hex digits of what a config sets, wherever its data lies: 0.02 in place of 0.03 in a config file is another run.
 
-    Fields at their default are left out, so that a field that is new in the package makes no line old.
+    Fields at their default are left out, so that a field that is new in the package makes no line old; an encoder's at those
+    of its kind.
     """
     plain = dataclasses.replace(config, data=dataclasses.replace(config.data, path=""))
-    found = unlike(as_dict(plain), as_dict(Config()))
+    encoders = {name: dataclasses.replace(type(own)(), kind="") for name, own in config.encoders.items()}
+    usual = dataclasses.replace(Config(), encoders=encoders)
+    found = unlike(as_dict(plain), as_dict(usual))
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -162,7 +162,7 @@ def main() -> None:
     refuse_bad(args)
     set_up_jax()
     load_before, (assembly, params, step) = os.getloadavg()[0], open_run(args.workdir)
-    refuse_unless("hash_image" in params, f"the run {args.workdir} makes no hash codes; name one that does")
+    refuse_unless("hash" in params["image"], f"the run {args.workdir} makes no hash codes; name one that does")
     both, lengths = sides(Evaluator(assembly, params)), assembly.config.joint.lengths
     high, least = max(args.shortlists), min(len(side.owner) for side in both.values())
     refuse_unless(high <= least, f"--shortlists has {high} and a gallery {least} rows; write at most {least}")

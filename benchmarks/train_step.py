@@ -30,9 +30,9 @@ def our_config(batch: int):
     """The two towers with CLIP's loss (student keys, no queue, no soft targets)."""
     config = defaults()
     config.batch_size, config.data.image_size, config.data.length = batch, PIXELS, LENGTH
-    config.text.vocab_size = VOCAB
+    config.encoders.text.vocab_size = VOCAB
     config.joint.embed = EMBED
-    config.image.pool = "cls"
+    config.encoders.image.pool = "cls"
     config.objectives = {"itc": {"queue": 0, "alpha": 0.0, "student_keys": True}}
     config.teacher.warmup = False
     return configs.freeze(config)
@@ -52,7 +52,8 @@ def our_step(batch: int):
     config, fields = our_config(batch), random_batch(batch)
     objectives = build_objectives(config.objectives)
     model = CrossModal(config)
-    make = jax.jit(lambda key: init_params(model, key, fields["image"][:1], fields["text"][:1], parts(objectives)))
+    first = {name: fields[name][:1] for name in config.encoders}
+    make = jax.jit(lambda key: init_params(model, key, first, parts(objectives)))
     params = make(jax.random.key(0))
     recipe = Recipe(config, model, objectives, make_optimizer(config.optimizer, params, 1000))
     count = sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -73,13 +73,13 @@ def small_tokenizer(names: list[str], folder: str) -> Tokenizer:
 def assembled(tower: str, names: list[str], folder: str) -> tuple[Assembly, dict]:
     """An assembly of the text tower (and the least image side), and its parameters."""
     config = defaults()
-    config.image.kind, config.data.features, config.data.length = "features", ("none",), LENGTH
+    config.encoders.image.kind, config.data.features, config.data.length = "features", ("none",), LENGTH
     if tower == "minilm":
-        config.text.init, config.text.tokenizer = "minilm", "minilm"
-        config.text.update({"width": 384, "layers": 6, "heads": 12, "hidden": 1536, "positions": 512})
+        config.encoders.text.update({"init": "minilm", "tokenizer": "minilm"})
+        config.encoders.text.update({"width": 384, "layers": 6, "heads": 12, "hidden": 1536, "positions": 512})
         tokenizer = load_tokenizer("minilm")
     else:
-        config.text.update({"width": 64, "layers": 2, "heads": 2, "hidden": 128, "positions": LENGTH})
+        config.encoders.text.update({"width": 64, "layers": 2, "heads": 2, "hidden": 128, "positions": LENGTH})
         config.fusion.heads = 2
         tokenizer = small_tokenizer(names, folder)
     config = resolve(configs.freeze(config), tokenizer, ())

@@ -5,7 +5,8 @@ encoder over aggregated features are its; formulas are TCL's (Yang et al. 2022) 
 rest is chosen here, by what trains well on few pairs:
 
 - `encoders.image.pool` = "mean+gpo": GPO beside a linear path that starts from CCA. The papers' own form is
-  `--config.encoders.image.pool=gpo --config.encoders.text.pool=gpo --config.joint.start=random`, with `token_hidden` = half of `joint.embed`.
+  `--config.encoders.image.pool=gpo --config.encoders.text.pool=gpo --config.joint.start=random`, with `token_hidden` =
+  half of `joint.embed`.
 - the weights 1/3 are TCL's mean of six losses; `objectives.lmim.momentum` = True takes the teacher's local features.
 - IMS contrasts two views of a picture: two vendors' drawings, or the picture and its mirror image.
 - `fusion.aggregated`: fusion reads the two embeddings besides all tokens; ITM is its only loss.

@@ -12,12 +12,14 @@ MS-COCO and Flickr30K. The rest is a reading of it, and DCHMT's recipe (Tu et al
 - `pixels` is the paper's model. On `presets.TABLE` the towers are those at hand, a convolutional one and MiniLM, pooled by
   their means: hashing with the same heads and rates, not a test of ViT.
 
-A comparison of towers changes `kind`, and whatever else was meant for the pretrained tower that goes. With weights named in
-`encoders.image.init` a ResNet takes ViT's rate: `--config.encoders.image.kind=resnet --config.encoders.image.width=2048 --config.encoders.image.pool=mean`. A
-text tower from scratch, `--config.encoders.text.kind=gru` or `tfidf`, would learn at a hundredth of the rate; in `pixels` write
-`--config.encoders.text.pool=mean --config.optimizer.groups=(('^image/',0.01),)`, on a data set of cached pictures, where it would be
-frozen (and is refused), `--config.encoders.text.init= --config.encoders.text.tokenizer=data --config.encoders.text.cache_tokens=False
---config.optimizer.freeze= --config.optimizer.groups=() --config.joint.start=random`.
+A comparison of towers changes `kind`, and whatever else was meant for the pretrained tower that goes. In `pixels` a tower of
+another kind is written whole, for it lacks fields of the one that goes. A ResNet from weights that you name takes ViT's rate:
+`--config.encoders.image={'kind':'resnet','init':'WEIGHTS'}`. A text tower from scratch, a GRU or `tfidf`, would learn at a
+hundredth of the rate; in `pixels` write `--config.encoders.text={'kind':'gru','tokenizer':'minilm','width':768}
+--config.optimizer.groups=(('^image/tower/',0.01),)`, on a data set of cached pictures, where it would be frozen (and is
+refused), `--config.encoders.text.kind=gru --config.encoders.text.init= --config.encoders.text.tokenizer=data
+--config.encoders.text.cache_tokens=False --config.optimizer.freeze= --config.optimizer.groups=()
+--config.joint.start=random`.
 """
 
 from xmodal_jax import presets
@@ -28,7 +30,7 @@ OBJECTIVES = {
     "hash_triplet": {"margin": 0.2},
     "hash_quality": {"balance": 1.0},  # and quantisation, by `presets.pair_codes`
 }
-TOWERS = (("^(image|text)/", 0.01),)
+TOWERS = (("^(image|text)/tower/", 0.01),)
 
 
 def get_config(variant: str = "flickr8k"):

@@ -1,6 +1,9 @@
 """A Forward with given embeddings, for losses that are compared with a reference on plain arrays."""
 
+from types import SimpleNamespace
+
 import jax.numpy as jnp
+from tiny import tiny_config
 
 from xmodal_jax.forward import Encoded
 from xmodal_jax.models.layers import pick_rows
@@ -13,29 +16,23 @@ class Given:
                  nested=(), towers=None, params=None):  # fmt: skip
         self.embeds, self.teacher, self.memory, self.step = {"image": image, "text": text}, teacher, memory or {}, step
         self.nested, self.towers, self.batch, self.params = nested, towers or {}, {}, params or {}
+        self.model = SimpleNamespace(config=tiny_config())
         self.heat, self.heads = jnp.asarray(temperature, jnp.float32), heads or {}
 
-    def image(self, field="image"):
-        """The given image embeddings."""
-        return Encoded(self.embeds[field][:, None], self.embeds[field], name=field)
-
-    def text(self):
-        """The given text embeddings; the only token is real."""
-        tokens = self.embeds["text"][:, None]
-        return Encoded(tokens, self.embeds["text"], jnp.ones(tokens.shape[:2], bool), name="text")
-
-    def encoded(self, side):
-        """The given embeddings of one side."""
-        return self.image() if side == "image" else self.text()
+    def encode(self, field, encoder=""):
+        """The given embeddings of a field, as one token each; of texts the token is real."""
+        tokens = self.embeds[field][:, None]
+        mask = jnp.ones(tokens.shape[:2], bool) if field == "text" else None
+        return Encoded(tokens, self.embeds[field], mask, name=field)
 
     def codes(self, side):
         """The given hash head's codes, at the lengths `nested` and whole."""
-        whole = self.call(f"hash_{side}_codes", self.encode(side).embed)
+        whole = self.call("codes", side, self.encode(side).embed)
         return tuple(whole[:, :bits] for bits in (*self.nested, whole.shape[1]))
 
-    def tower(self, side, field):
+    def raw(self, field, encoder=""):
         """The given tower tokens [B,N,D']."""
-        return self.towers[side]
+        return self.towers[field]
 
     def fuse(self, image, text, rows=None):
         """Pairs as one token: the image's and the text's embedding side by side."""

@@ -7,10 +7,11 @@ import re
 
 import pytest
 
-from xmodal_jax.config import Config, as_dict, defaults
+from xmodal_jax.config import Config, FusionConfig, as_dict, defaults
 from xmodal_jax.config_build import unknown_key
 from xmodal_jax.config_file import freeze, load, override
 from xmodal_jax.errors import UserError
+from xmodal_jax.models import BertConfig, ViTConfig
 from xmodal_jax.objectives import build_objectives
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -36,7 +37,8 @@ def test_every_config_freezes_in_every_variant(path):
 
 
 def test_the_defaults_freeze_to_the_defaults():
-    assert freeze(defaults()) == Config()
+    encoders = {"image": ViTConfig(size=Config().data.image_size), "text": BertConfig()}
+    assert freeze(defaults()) == dataclasses.replace(Config(), encoders=encoders, fusion=FusionConfig(width=384))
 
 
 def test_configs_are_equal_and_hashed_by_content():
@@ -48,7 +50,7 @@ def test_configs_are_equal_and_hashed_by_content():
 
 def changed(path: str, value):
     """The default config with one value set, unchecked."""
-    values = as_dict(Config())
+    values = defaults().to_dict()
     node = values
     *parents, name = path.split(".")
     for parent in parents:
@@ -59,8 +61,10 @@ def changed(path: str, value):
 
 @pytest.mark.parametrize("path, value, sentence", [
     ("batchsize", 4, "'batchsize' is not a field of config; did you mean 'batch_size'?"),
-    ("image.widht", 4, "'widht' is not a field of config.image; did you mean 'width'?"),
-    ("text.zzz", 4, "'zzz' is not a field of config.text; known: dropout, head_dropout, "),
+    ("encoders.image.widht", 4, "'widht' is not a field of config.encoders.image; did you mean 'width'?"),
+    ("encoders.text.zzz", 4, "'zzz' is not a field of config.encoders.text; known: cache_tokens, dropout, head_dropout, "),
+    ("encoders.image.depth", 50, "'depth' is not a field of config.encoders.image; did you mean 'width'?"),
+    ("encoders.image.patch", "8", "config.encoders.image.patch is '8'; write a value of type int"),
     ("steps", 1.5, "config.steps is 1.5; write a value of type int"),
     ("steps", True, "config.steps is True; write a value of type int"),
     ("name", 7, "config.name is 7; write a value of type str"),
@@ -73,7 +77,9 @@ def changed(path: str, value):
     ("optimizer.groups", "^text/tower/", "config.optimizer.groups is '^text/tower/'; write a tuple such as (('regex', 0.1),)"),
     ("optimizer.groups", ("^text/tower/", 0.1), "config.optimizer.groups is ('^text/tower/', 0.1); write a tuple such as (('regex', 0.1),)"),
     ("data.features", "lite0", "config.data.features is 'lite0'; write a tuple such as ('a', 'b')"),
-    ("image", 3, "config.image is 3; write a dict with its fields"),
+    ("joint", 3, "config.joint is 3; write a dict with its fields"),
+    ("encoders", 3, "config.encoders is 3; write a dict"),
+    ("encoders.image", 3, "config.encoders.image is 3; write a dict such as {'kind': 'vit'}"),
     ("objectives", "itc", "config.objectives is 'itc'; write a dict"),
 ])  # fmt: skip
 def test_unknown_keys_and_wrong_types_are_refused(path, value, sentence):
@@ -83,8 +89,12 @@ def test_unknown_keys_and_wrong_types_are_refused(path, value, sentence):
 
 @pytest.mark.parametrize("path, value, sentence", [
     ("batch_size", 0, "config.batch_size is 0; write a number above 0"),
-    ("image.kind", "alexnet", "config.encoders.image.kind is 'alexnet'; write one of vit, resnet, efficientnet, features"),
-    ("text.kind", "rnn", "config.encoders.text.kind is 'rnn'; write one of bert, gru, tfidf"),
+    ("encoders.image.kind", "alexnet", "config.encoders.image.kind is 'alexnet'; write one of vit, resnet, efficientnet, features, bert, gru, tfidf"),
+    ("encoders.text.kind", "rnn", "config.encoders.text.kind is 'rnn'; write one of vit, resnet, efficientnet, features, bert, gru, tfidf"),
+    ("encoders.text.kind", "vit", "config.fusion.pair is ('image', 'text'); its second encoder must be one of words"),
+    ("fusion.pair", ("image", "sound"), "config.encoders has no 'sound'; write some of image, text"),
+    ("bridge.sides", ("sound",), "config.encoders has no 'sound'; write some of image, text"),
+    ("fusion.width", 96, "config.fusion.width is 96, and config.encoders.text.width, whose tokens ask, is 384; write config.fusion.width=0"),
     ("joint.hash_kind", "step", "config.joint.hash_kind is 'step'; write one of tanh, sign, select"),
     ("joint.hash_hidden", -1, "config.joint.hash_hidden is -1; write 0 or more"),
     ("joint.shared_layers", 0, "config.joint.shared_layers is 0; write 1 or more"),
@@ -93,24 +103,24 @@ def test_unknown_keys_and_wrong_types_are_refused(path, value, sentence):
     ("optimizer.sgd_after", -1, "config.optimizer.sgd_after is -1; write 0 or more"),
     ("optimizer.sgd_after", 1000, "config.optimizer.sgd_after is 1000, but config.steps is 1000: SGD would never take over; write fewer"),
     ("optimizer.sgd_lr", 0.0, "config.optimizer.sgd_lr is 0.0; write a number above 0"),
-    ("text.pool", "median", "config.encoders.text.pool is 'median'; write one of mean, cls, mean+attention, mean+gpo"),
-    ("image.token_hidden", -1, "config.encoders.image.token_hidden is -1; write 0 or more"),
+    ("encoders.text.pool", "median", "config.encoders.text.pool is 'median'; write one of mean, cls, mean+attention, mean+gpo"),
+    ("encoders.image.token_hidden", -1, "config.encoders.image.token_hidden is -1; write 0 or more"),
     ("fusion.remat", "all", "config.fusion.remat is 'all'; write one of none, dots, full, offload"),
     ("dtype", "float16", "config.dtype is 'float16'; write one of float32, bfloat16"),
     ("joint.bits", 12, "config.joint.bits is 12; write a multiple of 8, such as 64"),
-    ("image.heads", 7, "config.encoders.image.heads is 7, which does not divide the width 384"),
-    ("text.heads", 0, "config.encoders.text.heads is 0; write a number above 0"),
+    ("encoders.image.heads", 7, "config.encoders.image.heads is 7, which does not divide the width 384"),
+    ("encoders.text.heads", 0, "config.encoders.text.heads is 0; write 1 or more"),
     ("checkpoint.keep", 0, "config.checkpoint.keep is 0; write 2 or more"),
     ("checkpoint.keep", 1, "config.checkpoint.keep is 1; write 2 or more"),
-    ("image.layers", -1, "config.encoders.image.layers is -1; write 1 or more"),
+    ("encoders.image.layers", -1, "config.encoders.image.layers is -1; write 1 or more"),
     ("fusion.layers", 0, "config.fusion.layers is 0; write 1 or more"),
-    ("image.width", 0, "config.encoders.image.width is 0; write a number above 0"),
-    ("text.width", -4, "config.encoders.text.width is -4; write a number above 0"),
+    ("encoders.image.width", 0, "config.encoders.image.width is 0; write 1 or more"),
+    ("encoders.text.width", -4, "config.encoders.text.width is -4; write 1 or more"),
     ("fusion.hidden", 0, "config.fusion.hidden is 0; write a number above 0"),
-    ("image.patch", 0, "config.encoders.image.patch is 0; write a number above 0"),
-    ("text.positions", 0, "config.encoders.text.positions is 0; write a number above 0"),
-    ("image.neck_layers", -1, "config.encoders.image.neck_layers is -1; write 0 or more"),
-    ("text.head_hidden", -1, "config.encoders.text.head_hidden is -1; write 0 or more"),
+    ("encoders.image.patch", 0, "config.encoders.image.patch is 0; write 1 or more"),
+    ("encoders.text.positions", 0, "config.encoders.text.positions is 0; write 1 or more"),
+    ("encoders.image.neck_layers", -1, "config.encoders.image.neck_layers is -1; write 0 or more"),
+    ("encoders.text.head_hidden", -1, "config.encoders.text.head_hidden is -1; write 0 or more"),
     ("optimizer.clip", -1.0, "config.optimizer.clip is -1.0; write 0 or more"),
     ("optimizer.b1", -0.1, "config.optimizer.b1 is -0.1; write 0 to below 1, such as 0.9"),
     ("optimizer.b2", 1.0, "config.optimizer.b2 is 1.0; write 0 to below 1, such as 0.9"),
@@ -119,11 +129,11 @@ def test_unknown_keys_and_wrong_types_are_refused(path, value, sentence):
     ("eval.rerank", (8, 0), "config.eval.rerank is (8, 0); write lengths of 1 or more such as (16, 32), or ()"),
     ("data.image_size", 0, "config.data.image_size is 0; write 8 or more"),
     ("data.threads", 0, "config.data.threads is 0; write 1 or more"),
-    ("fusion.heads", 5, "config.fusion.heads is 5, which does not divide config.encoders.text.width=384"),
+    ("fusion.heads", 5, "config.fusion.heads is 5, which does not divide config.fusion.width=384"),
     ("joint.temperature", 0.9, "config.joint.temperature is 0.9, outside 0.01 to 0.5; write a number between temperature_min and temperature_max"),
     ("teacher.momentum", 1.5, "config.teacher.momentum is 1.5; write 0 to 1"),
-    ("image.kind", "features", "config.encoders.image.kind is 'features' but config.data.features is empty"),
-    ("image.patch", 15, "not a multiple of config.encoders.image.patch=15"),
+    ("encoders.image.kind", "features", "config.encoders.image.kind is 'features' but config.data.features is empty"),
+    ("encoders.image.patch", 15, "not a multiple of config.encoders.image.patch=15"),
 ])  # fmt: skip
 def test_impossible_values_are_refused(path, value, sentence):
     with pytest.raises(UserError, match=re.escape(sentence)):
@@ -133,24 +143,24 @@ def test_impossible_values_are_refused(path, value, sentence):
 @pytest.mark.parametrize("sections, sentence", [
     ({"image": {"kind": "resnet", "depth": 34}}, "config.encoders.image.depth is 34; write one of 14, 26, 50, 101, 152"),
     ({"image": {"kind": "resnet", "width": 100}}, "config.encoders.image.width is 100; a ResNet takes multiples of 32, such as"),
-    ({"image": {"pool": "mean+shared"}}, "config.encoders.text.pool='mean' does not go through the shared transformer; write config.text"),
+    ({"image": {"pool": "mean+shared"}}, "config.encoders.text.pool='mean' does not go through the shared transformer; write config.encoders.text.pool='mean+shared'"),
     ({"text": {"pool": "cls+shared"}}, "config.encoders.image.pool='mean' does not go through the shared transformer"),
     ({"image": {"pool": "mean+shared"}, "text": {"pool": "mean+shared"}, "joint": {"shared_heads": 5}},
-     "config.joint.shared_heads is 5, which does not divide config.encoders.text.width=384; write a divisor"),
+     "config.joint.shared_heads is 5, which does not divide config.fusion.width=384; write a divisor"),
     ({"text": {"kind": "tfidf", "pool": "mean+attention"}}, "config.encoders.text.pool is 'mean+attention', but config.encoders.text.kind"),
     ({"text": {"kind": "tfidf", "init": "minilm"}}, "config.encoders.text.init is 'minilm', but config.encoders.text.kind is 'tfidf', not"),
     ({"text": {"kind": "tfidf", "cache_tokens": True}}, "config.encoders.text.cache_tokens is True, but config.encoders.text.kind is 'tfidf', not 'bert'"),
 ])  # fmt: skip
 def test_towers_that_do_not_fit_are_refused(sections, sentence):
-    values = as_dict(Config())
+    values = defaults().to_dict()
     for section, fields in sections.items():
-        values[section].update(fields)
+        values.get(section, values["encoders"].get(section)).update(fields)
     with pytest.raises(UserError, match=re.escape(sentence)):
         freeze(values)
 
 
 def test_an_aggregator_alone_does_not_start_from_cca():
-    values = changed("text.pool", "gpo")
+    values = changed("encoders.text.pool", "gpo")
     freeze(values)
     values["joint"]["start"] = "cca"
     with pytest.raises(UserError, match=r"config.encoders.text.pool='gpo' has no linear path to start; write .*='mean\+gpo'"):
@@ -164,7 +174,7 @@ def test_whole_numbers_are_fine_as_floats_and_lists_as_tuples():
 
 
 def test_evaluation_reads_the_data_section_with_its_own_views_and_languages():
-    values = as_dict(Config()) | {"data": {"views": ("a", "b"), "languages": ("en-tags",), "length": 9}}
+    values = defaults().to_dict() | {"data": {"views": ("a", "b"), "languages": ("en-tags",), "length": 9}}
     config = freeze(values)
     assert config.eval_data == config.data
     other = freeze(values | {"eval": {"views": ("c",), "languages": ("en",)}})
@@ -226,7 +236,7 @@ def test_load_applies_overrides_and_refuses_a_missing_file(tmp_path):
     path.write_text("from xmodal_jax.config import defaults\n\ndef get_config(variant='a'):\n"
                     "    config = defaults()\n    config.name = variant\n    return config\n")  # fmt: skip
     assert load(str(path)).name == "a"
-    assert load(f"{path}:b", ["steps=3", "encoders.image.width=6"]).to_dict()["image"]["width"] == 6
+    assert load(f"{path}:b", ["steps=3", "encoders.image.width=6"]).to_dict()["encoders"]["image"]["width"] == 6
     with pytest.raises(UserError, match="there is no config file '.*other.py'; write a .py file"):
         load(str(tmp_path / "other.py"))
 

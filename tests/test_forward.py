@@ -17,21 +17,23 @@ class Fusing:
     """A model whose passes are the running numbers of their calls."""
 
     def __init__(self):
-        self.calls = []
+        self.calls, self.config = [], tiny_config()
 
     def apply(self, variables, *inputs, method, **options):
         """One call of `method`."""
-        self.calls.append(method)
+        self.calls.append(" ".join([method, *(x for x in inputs if isinstance(x, str))]))
         tokens = jnp.full((3, 2, 4), float(len(self.calls)))
-        return {"image_joint": (tokens, tokens[:, 0]), "text_joint": (tokens, tokens[:, 0])}.get(method, tokens)
+        return (tokens, tokens[:, 0]) if method == "joint" else tokens
 
 
 class Scaling:
     """A model with one parameter: the image times its scale."""
 
-    def apply(self, variables, x, *rest, method):
+    config = tiny_config()
+
+    def apply(self, variables, encoder, x, *rest, method):
         """The scaled image as tokens and embedding."""
-        return (x, x[:, 0]) if method == "image_joint" else variables["params"]["scale"] * x[:, None]
+        return (x, x[:, 0]) if method == "joint" else variables["params"]["scale"] * x[:, None]
 
 
 def fusing(cache=True):
@@ -45,7 +47,7 @@ def test_a_pass_runs_once_however_often_it_is_asked():
     for _ in range(3):
         forward.fuse(forward.encode("image"), forward.encode("text"))
         forward.decode(forward.encode("image"), "text")
-    assert forward.model.calls == ["image_tower", "image_joint", "text_tower", "text_joint", "fuse", "decode"]
+    assert forward.model.calls == ["raw image", "joint image", "raw text", "joint text", "fuse", "decode"]
     assert forward.passes == [
         "image:image", "tower:image", "text:text", "tower:text", "fuse:image:image:text:text", "decode:image:image:text"
     ]  # fmt: skip
@@ -72,7 +74,7 @@ def test_rows_of_a_pass_are_never_cached():
 def test_without_the_cache_every_asking_runs():
     forward = fusing(cache=False)
     forward.encode("image"), forward.encode("image")
-    assert forward.model.calls == ["image_tower", "image_joint"] * 2
+    assert forward.model.calls == ["raw image", "joint image"] * 2
 
 
 def test_rows_gather_every_field():
@@ -197,7 +199,7 @@ def test_the_teacher_has_no_gradient_no_dropout_and_the_compute_dtype():
     half = teacher_forward(model, jax.tree.map(lambda x: jnp.zeros(x.shape), params), batch, "bfloat16")
     assert half.key is None
     assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype("bfloat16")}
-    view = lambda scale: teacher_forward(Scaling(), {"scale": scale}, {"image": jnp.ones((3, 2))}).image().embed.sum()
+    view = lambda scale: teacher_forward(Scaling(), {"scale": scale}, {"image": jnp.ones((3, 2))}).encode("image").embed.sum()
     assert view(jnp.float32(2)) == 12.0 and jax.grad(view)(jnp.float32(2)) == 0.0
 
 
@@ -241,7 +243,7 @@ def test_the_bridge_runs_once_and_its_keys_are_constants():
     grads = {name: jax.jit(jax.grad(loss), static_argnums=1)(state.params, name) for name in BRIDGED}
     size = lambda tree: sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(tree))
     assert size(grads["itc"]["bridge"]) == size(grads["fused"]["bridge"]) == 0.0
-    assert size(grads["lm"]["bridge"]) > 0.0 and size(grads["lm"]["image_neck"]) > 0.0
+    assert size(grads["lm"]["bridge"]) > 0.0 and size(grads["lm"]["image"]["neck"]) > 0.0
 
 
 def test_bridged_keys_are_the_teachers_where_the_gate_is_shut():

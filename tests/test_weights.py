@@ -6,6 +6,7 @@ import pathlib
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ from xmodal_jax.config_file import freeze, load
 from xmodal_jax.convert.described import read_statistics
 from xmodal_jax.convert.huggingface import load_minilm, load_vit, read_weights, save_tower
 from xmodal_jax.errors import UserError
-from xmodal_jax.models.crossmodal import PIXELS, image_tower
+from xmodal_jax.models import ENCODERS
 from xmodal_jax.train.loop import with_kept_statistics
 from xmodal_jax.train.starts import settings
 from xmodal_jax.weights import pretrained, with_pixel_statistics
@@ -83,9 +84,14 @@ def bert(tmp_path_factory):
     return folder
 
 
+def tower(config):
+    """Our image tower."""
+    return config.encoders["image"].module(jnp.float32)
+
+
 def tokens(config, params, image):
     """What our image tower makes of pictures."""
-    return np.asarray(image_tower(config).apply({"params": params}, image))
+    return np.asarray(tower(config).apply({"params": params}, image))
 
 
 @pytest.mark.parametrize("statistics", [IMAGENET, CLIP, HALF], ids=["imagenet", "clip", "half"])
@@ -135,7 +141,7 @@ def test_statistics_stay_with_the_run_when_the_weights_folder_is_gone(shapes_dat
     assert with_kept_statistics(config, tmp_path) == config, "nothing is trained yet: the weights named now tell"
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     resumed = with_pixel_statistics(with_kept_statistics(config, tmp_path))  # what a resumed training does
-    assert resumed.image == dataclasses.replace(assembly.config.image, groups=resumed.image.groups)
+    assert resumed.encoders["image"] == assembly.config.encoders["image"]
 
 
 def test_without_a_preprocessor_file_it_is_said_which_statistics_are_assumed(vit_folder, caplog):
@@ -144,18 +150,19 @@ def test_without_a_preprocessor_file_it_is_said_which_statistics_are_assumed(vit
     assert f"no preprocessor_config.json tells how '{vit_folder}' reads pixels" in caplog.text
     assert "pixel_mean=(0.5, 0.5, 0.5)" in caplog.text
     caplog.clear()
-    assert with_pixel_statistics(tiny()).image.pixel_std == HALF[1]
+    assert with_pixel_statistics(tiny()).encoders["image"].pixel_std == HALF[1]
     assert not caplog.text  # from scratch there is nothing to say
 
 
-@pytest.mark.parametrize("kind", list(PIXELS))
+@pytest.mark.parametrize("kind", [kind for kind, own in ENCODERS.items() if own.reads == "pixels"])
 def test_a_kinds_own_statistics_written_out_give_the_same_bits(kind, rng):
-    plain = tiny(f"encoders.image.kind={kind}", "encoders.image.depth=14", "encoders.image.width=32", "data.image_size=32")
+    sizes = {"resnet": {"depth": 14, "width": 32}, "vit": {"width": 32, "layers": 1, "heads": 2, "hidden": 64, "patch": 8}}
+    plain = tiny(f"encoders.image={ {'kind': kind} | sizes.get(kind, {}) }", "data.image_size=32")
     written = with_pixel_statistics(plain)
-    assert (written.image.pixel_mean, written.image.pixel_std) == PIXELS[kind]
+    assert written.encoders["image"].statistics == ENCODERS[kind].standard
     image = rng.integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
-    params = jax.jit(image_tower(plain).init)(jax.random.key(0), image)["params"]
-    run = lambda config: jax.jit(lambda p, x: image_tower(config).apply({"params": p}, x))(params, image)
+    params = jax.jit(tower(plain).init)(jax.random.key(0), image)["params"]
+    run = lambda config: jax.jit(lambda p, x: tower(config).apply({"params": p}, x))(params, image)
     np.testing.assert_array_equal(run(plain), run(written))
 
 
@@ -164,16 +171,16 @@ def test_other_statistics_than_the_weights_are_refused(vit_folder):
     config = tiny(f"encoders.image.init={vit_folder}", "encoders.image.pixel_mean=(0.5,0.5,0.5)")
     with pytest.raises(UserError, match=r"pixel_mean is \(0.5, 0.5, 0.5\), and the weights .* \(0.485, 0.456, 0.406\)"):
         pretrained(config)
-    with pytest.raises(UserError, match="pixel_std"):  # of published weights too
-        pretrained(tiny("encoders.image.kind=efficientnet", "encoders.image.init=lite0", "encoders.image.pixel_std=(0.2,0.2,0.2)"))
+    with pytest.raises(UserError, match=r"pixel_std is \(0.2, 0.2, 0.2\), and the weights of .*'lite0'"):  # of published weights too
+        pretrained(tiny("encoders.image={'kind': 'efficientnet', 'init': 'lite0', 'pixel_std': (0.2, 0.2, 0.2)}"))
 
 
 @pytest.mark.parametrize("values", ["(0.5,0.5)", "(0.5,0.5,-1.0)"])
 def test_numbers_that_are_no_statistics_are_refused(values):
     with pytest.raises(UserError, match=r"image.pixel_std is .*; write three numbers"):
         tiny(f"encoders.image.pixel_std={values}")
-    with pytest.raises(UserError, match="'features' reads no pixels"):
-        tiny("encoders.image.kind=features", "data.features=('lite0-128',)", "encoders.image.pixel_mean=(0.5,0.5,0.5)")
+    with pytest.raises(UserError, match="'pixel_mean' is not a field of config.encoders.image; known"):  # it reads no pixels
+        tiny("encoders.image={'kind': 'features', 'pixel_mean': (0.5, 0.5, 0.5)}", "data.features=('lite0-128',)")
 
 
 @pytest.mark.parametrize("said", [{"image_mean": [0.5, 0.5]}, {"image_std": [0, 1, 1]}, {"rescale_factor": "1/255"}])
@@ -219,16 +226,17 @@ def test_a_vit_of_another_architecture_is_refused(vit_folder, key, value, senten
 def test_a_bert_of_another_architecture_is_refused(bert, tmp_path, key, value, sentence):
     folder = shutil.copytree(bert, tmp_path / "bert")
     config = tiny(f"encoders.text.init={folder}", "encoders.text.vocab_size=60")
-    assert set(load_minilm(folder)) <= {path.split("/")[1] for path in pretrained(config)}
+    found = {"/".join(path.split("/")[:3]) for path in pretrained(config)}
+    assert {f"text/tower/{name}" for name in load_minilm(folder)} <= found
     edit(folder / "config.json", **{key: value})
     with pytest.raises(UserError, match=sentence):
         pretrained(config)
 
 
 def test_the_installed_minilm_has_twelve_heads():
-    sizes = ["encoders.text.init=minilm", "encoders.text.width=384", "encoders.text.layers=6", "encoders.text.hidden=1536", "encoders.text.positions=512"]
+    text = "encoders.text={'kind': 'bert', 'init': 'minilm', 'heads': 8, 'vocab_size': 30522}"
     with pytest.raises(UserError, match="text.heads is 8, .* write --config.encoders.text.heads=12"):
-        pretrained(tiny(*sizes, "encoders.text.heads=8", "encoders.text.vocab_size=30522", "fusion.heads=8"))
+        pretrained(tiny(text, "fusion.heads=8"))
 
 
 def test_a_resnet_of_another_architecture_is_refused(tmp_path):
@@ -245,7 +253,7 @@ def test_a_resnet_of_another_architecture_is_refused(tmp_path):
     for sentence, change in refused.items():
         (tmp_path / "config.json").write_text(json.dumps(described | change))
         with pytest.raises(UserError, match=sentence):
-            pretrained(tiny("encoders.image.kind=resnet", "encoders.image.depth=14", "encoders.image.width=64", f"encoders.image.init={tmp_path}"))
+            pretrained(tiny(f"encoders.image={ {'kind': 'resnet', 'depth': 14, 'width': 64, 'init': str(tmp_path)} }"))
 
 
 def test_weights_without_a_config_file_say_what_is_taken_for_granted(vit_folder, caplog):
@@ -298,22 +306,27 @@ def test_hugging_face_reads_a_saved_tower_with_its_statistics_and_heads(vit, ber
 
     own = ("encoders.image.pixel_mean=(0.4,0.5,0.6)", "encoders.image.pixel_std=(0.2,0.3,0.4)", "encoders.text.vocab_size=60")
     config = with_pixel_statistics(tiny(*own))
-    save_tower(tmp_path / "vit", load_vit(vit[1]), config)
+    save_tower(tmp_path / "vit", load_vit(vit[1]), config.encoders["image"])
     image = rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
     pixels = ViTImageProcessorPil.from_pretrained(tmp_path / "vit")(list(image), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         theirs = ViTModel.from_pretrained(tmp_path / "vit", add_pooling_layer=False).eval()(pixels)
     expected = theirs.last_hidden_state.numpy()
     assert np.abs(tokens(config, load_vit(vit[1]), image) - expected).max() < 1e-5 * np.abs(expected).max()
-    save_tower(tmp_path / "bert", load_minilm(bert), config)
+    save_tower(tmp_path / "bert", load_minilm(bert), config.encoders["text"])
     again = BertModel.from_pretrained(tmp_path / "bert", add_pooling_layer=False)
     assert again.config.num_attention_heads == 2
-    read = dataclasses.replace(config, image=dataclasses.replace(config.image, init=str(tmp_path / "vit")))
-    assert pretrained(dataclasses.replace(read, text=dataclasses.replace(read.text, init=str(tmp_path / "bert"))))
+    saved = {"image": tmp_path / "vit", "text": tmp_path / "bert"}
+    read = {name: dataclasses.replace(config.encoders[name], init=str(folder)) for name, folder in saved.items()}
+    found = pretrained(dataclasses.replace(config, encoders=read))
+    assert {path.split("/")[0] for path in found} == {"image", "text"}
 
 
 def test_a_start_from_cca_depends_on_the_statistics_and_the_heads(shapes_data):
     said = lambda *overrides: json.dumps(settings(tiny(f"data.path={shapes_data}", *overrides)))
-    changes = ("encoders.image.pixel_mean=(0.1,0.1,0.1)", "encoders.image.pixel_std=(0.1,0.1,0.1)", "encoders.image.heads=4", "encoders.text.heads=4")
+    changes = (
+        "encoders.image.pixel_mean=(0.1,0.1,0.1)", "encoders.image.pixel_std=(0.1,0.1,0.1)", "encoders.image.heads=4",
+        "encoders.text.heads=4",
+    )  # fmt: skip
     assert len({said(), *map(said, changes)}) == 1 + len(changes)
-    assert as_dict(tiny())["image"]["pixel_mean"] == ()
+    assert as_dict(tiny())["encoders"]["image"]["pixel_mean"] == ()

@@ -86,12 +86,12 @@ def image_shape(config: Config, card: "Card | NamedCaches") -> tuple[tuple[int, 
 
 def resolve(config: Config, tokenizer: Tokenizer, groups: tuple[int, ...]) -> Config:
     """The config with what the tokenizer and the data card decide filled in; a contradiction is a UserError."""
-    filled = {name: _filled(f"config.encoders.{name}", own, config, tokenizer.vocab_size, groups)
+    filled = {name: _filled(f"config.encoders.{name}", own, tokenizer.vocab_size, groups)
               for name, own in config.encoders.items()}  # fmt: skip
     return dataclasses.replace(config, encoders=filled)
 
 
-def _filled(where: str, own: EncoderConfig, config: Config, vocab_size: int, groups: tuple[int, ...]) -> EncoderConfig:
+def _filled(where: str, own: EncoderConfig, vocab_size: int, groups: tuple[int, ...]) -> EncoderConfig:
     """An encoder's config with what the data decide."""
     if own.reads == "words":
         refuse_unless(
@@ -100,9 +100,8 @@ def _filled(where: str, own: EncoderConfig, config: Config, vocab_size: int, gro
             f"write {vocab_size} or leave it 0",
         )
         return dataclasses.replace(own, vocab_size=vocab_size)
-    given = {"groups": groups, "size": config.data.image_size}
-    names = {field.name for field in dataclasses.fields(own)}
-    return dataclasses.replace(own, **{name: value for name, value in given.items() if name in names})
+    grouped = any(field.name == "groups" for field in dataclasses.fields(own))
+    return dataclasses.replace(own, groups=groups) if grouped else own
 
 
 def assemble(config: Config) -> Assembly:

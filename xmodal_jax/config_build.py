@@ -100,7 +100,7 @@ def _refuse_outside(built: Any, where: str) -> None:
         value, limits = getattr(built, one.name), one.metadata
         least, most, among = limits.get("least"), limits.get("most"), limits.get("among")
         if among and value not in among:
-            raise UserError(f"{where}.{one.name} is '{value}'; write one of {', '.join(map(str, among))}")
+            raise UserError(f"{where}.{one.name} is {value!r}; write one of {', '.join(map(str, among))}")
         if most is not None and not least <= value <= most:
             raise UserError(f"{where}.{one.name} is {value}; write a rate from {least:g} to {most:g}")
         if least is not None and value < least:

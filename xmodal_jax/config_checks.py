@@ -163,11 +163,12 @@ def check_fusion(config: "Config") -> None:
                 f"config.fusion.pair is {fusion.pair} and config.bridge.sides {config.bridge.sides}, and config.encoders has no "
                 f"'{name}'; write some of {', '.join(config.encoders)}"
             )
-    if fusion.width % fusion.heads:
+    asks = config.asking
+    pools = {parse_pool(own.pool)[1] for own in config.encoders.values()}
+    if fusion.width % fusion.heads and ("fusion" not in asks.lacks or pools & {"attention", "shared"}):
         raise UserError(
             f"config.fusion.heads is {fusion.heads}, which does not divide config.fusion.width={fusion.width}; write a divisor"
         )
-    asks = config.asking
     if asks.necked:
         raise UserError(f"config.fusion.pair is {fusion.pair}; its second encoder must be one of words, whose tokens ask")
     if "fusion" not in asks.lacks and asks.token_width != fusion.width:

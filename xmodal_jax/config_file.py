@@ -32,17 +32,21 @@ def freeze(config: ConfigDict | dict[str, Any]) -> Config:
     """ConfigDict -> checked, frozen `Config`."""
     values = config.to_dict() if isinstance(config, ConfigDict) else config
     built = build(Config, values, "config")
-    built = with_width(dataclasses.replace(built, encoders=build_encoders(built.encoders)))
+    built = with_sizes(dataclasses.replace(built, encoders=build_encoders(built.encoders)))
     check(built)
     return built
 
 
-def with_width(config: Config) -> Config:
-    """Fill in `fusion.width` where it is 0: the width of the encoder whose tokens ask."""
-    asks = config.encoders.get(config.fusion.pair[1])
-    if config.fusion.width or asks is None:
-        return config
-    return dataclasses.replace(config, fusion=dataclasses.replace(config.fusion, width=asks.token_width))
+def with_sizes(config: Config) -> Config:
+    """Fill in what other fields say: the size of a ViT's pictures, and `fusion.width` where it is 0."""
+    encoders = {
+        name: dataclasses.replace(own, size=config.data.image_size) if hasattr(own, "size") else own
+        for name, own in config.encoders.items()
+    }
+    asks, fusion = encoders.get(config.fusion.pair[1]), config.fusion
+    if not fusion.width and asks is not None:
+        fusion = dataclasses.replace(fusion, width=asks.token_width)
+    return dataclasses.replace(config, encoders=encoders, fusion=fusion)
 
 
 def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:

@@ -24,6 +24,7 @@ from runs import Row
 from xmodal_jax.assemble import abstract_params, assemble_without_data
 from xmodal_jax.config_file import freeze, load
 from xmodal_jax.errors import UserError, run_script
+from xmodal_jax.models.vit import ViTConfig
 from xmodal_jax.train.optimizer import check_patterns
 
 
@@ -43,7 +44,7 @@ def test_every_row_is_a_valid_config_of_one_budget(name):
             check_patterns(configs[row].optimizer, abstract_params(assemble_without_data(configs[row])))
     assert len({(config.steps, config.batch_size) for config in configs.values()}) == 1
     assert {config.seed for config in configs.values()} == {1}
-    assert len({json.dumps(config.objectives, sort_keys=True) + repr((config.bridge, config.teacher, config.image, config.joint, config.eval))
+    assert len({json.dumps(config.objectives, sort_keys=True) + repr((config.bridge, config.teacher, config.encoders, config.joint, config.eval))
                 for config in configs.values()}) == len(ROWS)  # fmt: skip
     assert len({(row.system, row.name) for row in ROWS}) == len(ROWS)
 
@@ -124,6 +125,19 @@ def test_a_digest_is_of_what_a_config_sets():
     found = runs.digest(config())
     assert found == runs.digest(config("data.path=there")) and found != runs.digest(config(weight=0.9))
     assert found != runs.digest(config("optimizer.lr=0.5")) and len(found) == 16
+
+    @dataclasses.dataclass(frozen=True)
+    class Newer(ViTConfig):
+        """A kind with a field that is new in the package."""
+
+        new: int = 0
+
+    def with_image(**fields):
+        own = config()
+        image = Newer(**own.encoders["image"].__dict__ | fields)
+        return runs.digest(dataclasses.replace(own, encoders=own.encoders | {"image": image}))
+
+    assert with_image() == found != with_image(new=1) and found != with_image(kind="resnet")
     assert runs.unlike({"a": 1, "b": {"c": 2, "d": 3}, "new": 0}, {"a": 1, "b": {"c": 2, "d": 4}, "new": 0}) == {
         "b": {"d": 3}
     }
@@ -201,7 +215,8 @@ def test_bad_arguments_are_refused_before_anything_runs(arguments, said, monkeyp
 
 def test_drift_is_of_the_weights_alone(opened_run):
     assembly, params = opened_run
-    turned = params | {"image_head": jax.tree.map(lambda x: -x, params["image_head"])}
+    image = params["image"] | {"head": jax.tree.map(lambda x: -x, params["image"]["head"])}
+    turned = params | {"image": image}
     found = [ablate.encoder_drift(assembly, params, student) for student in (params, turned)]
     np.testing.assert_allclose([found[0]["image"], found[0]["text"]], 0.0, atol=1e-5)
     np.testing.assert_allclose([found[1]["image"], found[1]["text"]], [2.0, 0.0], atol=1e-5)

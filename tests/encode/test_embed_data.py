@@ -56,7 +56,9 @@ def test_a_run_embeds_every_picture_and_caption(by_the_run, own_shapes, opened_r
 
 def test_a_start_is_a_teacher_that_its_own_run_agrees_with(own_shapes, train_tiny, tmp_path, capsys):
     """A run's first loss after its own start is nothing: the very pictures and captions that were embedded come again."""
-    own = ("encoders.text.dropout=0.0", "joint.temperature=0.07", "objectives={'itc': {'queue': 8}}", "data.image_size=16")
+    own = (
+        "encoders.text.dropout=0.0", "joint.temperature=0.07", "objectives={'itc': {'queue': 8}}", "data.image_size=16"
+    )  # fmt: skip
     command = ["data", "embed", "--data", own_shapes, "--name", "start", "--config", f"{CONFIG}:tiny"]
     assert main([*map(str, command), *(f"--config.{item}" for item in (*own, "batch_size=8"))]) == 0
     assert "embeddings 'start' of quickstart-tiny start: width 16 float32, 2 views" in capsys.readouterr().out

@@ -13,6 +13,7 @@ from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.data.split import Split
 from xmodal_jax.encode.pictures import picture_reader, read_pictures
 from xmodal_jax.errors import UserError
+from xmodal_jax.models.features import FeaturesConfig
 
 SIZES = (32, 64)
 
@@ -44,8 +45,8 @@ def features_assembly(opened_run, shapes_data, tmp_path_factory):
         assert main(["data", "features", "--data", str(folder), "--size", str(size), "--batch", "1", "--no-flip"]) == 0
     config = opened_run[0].config
     data = dataclasses.replace(config.data, path=str(folder), features=tuple(f"lite0-{size}" for size in SIZES))
-    image = dataclasses.replace(config.image, kind="features", groups=(), pixel_mean=(), pixel_std=())
-    return assemble(dataclasses.replace(config, data=data, image=image))
+    image = FeaturesConfig(pool=config.encoders["image"].pool)
+    return assemble(dataclasses.replace(config, data=data, encoders=config.encoders | {"image": image}))
 
 
 def test_tokens_of_a_file_are_those_of_the_caches(features_assembly, tmp_path):

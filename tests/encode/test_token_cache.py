@@ -60,7 +60,7 @@ def test_they_are_made_once_and_are_the_towers(make, monkeypatch):
     monkeypatch.setattr("xmodal_jax.encode.token_cache.encode_all", None)  # a second start must not encode
     again = kept_texts(run.assembly, state.params)
     split = eval_split(run.assembly.config.data.path, "test", run.assembly.tokenizer, run.assembly.config.data)
-    own = run.assembly.model.apply({"params": state.params}, split.text, method="text_tower")
+    own = run.assembly.model.apply({"params": state.params}, "text", split.text, method="raw")
     real = split.text != 0
     np.testing.assert_allclose(again.rows(split.text)[real], np.asarray(own)[real], atol=4e-3)
 
@@ -120,7 +120,10 @@ def test_another_tower_or_length_is_another_folder(make):
     assert digest(shorter.assembly, its.params) != first
 
 
-@pytest.mark.parametrize("wrong", [("optimizer.freeze=^text/tower/embed",), ("optimizer.freeze=^text/tower/", "encoders.text.dropout=0.1")])
+@pytest.mark.parametrize(
+    "wrong",
+    [("optimizer.freeze=^text/tower/embed",), ("optimizer.freeze=^text/tower/", "encoders.text.dropout=0.1")],
+)
 def test_a_trained_tower_is_refused(make, wrong):
     run, state = make("encoders.text.cache_tokens=True", *wrong)
     with pytest.raises(UserError, match=r"config.encoders.text.cache_tokens is True, but the text tower is trained"):

@@ -7,8 +7,8 @@ import pytest
 from tiny import ALL, ROWS, TOKENS, WIDTH, tiny_batch, tiny_config, tiny_model, tiny_params
 
 from xmodal_jax.forward import Forward
-from xmodal_jax.models.crossmodal import Neck, image_tower
 from xmodal_jax.models.efficientnet import EfficientNetLite0
+from xmodal_jax.models.encoder import Neck
 from xmodal_jax.models.features import FeatureTokens
 from xmodal_jax.models.heads import l2_normalize
 from xmodal_jax.models.vit import ViT
@@ -31,6 +31,12 @@ def encoded(made):
     return jax.jit(run)(params)
 
 
+def modules(params):
+    """What parameters are made of: the parts of the two encoders, as image/head, and the rest by their names."""
+    encoders = {f"{side}/{part}" for side in ("image", "text") for part in params[side]}
+    return encoders | (set(params) - {"image", "text"})
+
+
 def test_encoders_give_tokens_and_unit_embeddings(encoded):
     (tokens, embed), (words, text_embed) = encoded
     assert tokens.shape == (ROWS, TOKENS, WIDTH) and words.shape == (ROWS, 8, WIDTH)
@@ -41,14 +47,14 @@ def test_encoders_give_tokens_and_unit_embeddings(encoded):
 
 def test_parameters_are_made_of_what_is_used():
     model = tiny_model(tiny_config())
-    modules = lambda used: set(jax.eval_shape(lambda: tiny_params(model, used=frozenset(used))))
-    towers = {"image_head", "text", "text_head"}
-    assert modules(()) == towers  # nothing reads tokens: no neck
-    assert modules({"temperature"}) == towers | {"log_temperature"}
-    assert modules({"match", "fusion"}) == towers | {"match", "fusion", "image_neck"}
-    assert modules({"vocabulary"}) == towers | {"vocabulary"}
-    every = {"match", "fusion", "vocabulary", "decoder", "hash_image", "hash_text", "image_neck", "log_temperature"}
-    assert modules(ALL) == towers | every
+    made = lambda used: modules(jax.eval_shape(lambda: tiny_params(model, used=frozenset(used))))
+    towers = {"image/head", "text/tower", "text/head"}
+    assert made(()) == towers  # nothing reads tokens: no neck
+    assert made({"temperature"}) == towers | {"log_temperature"}
+    assert made({"match", "fusion"}) == towers | {"match", "fusion", "image/neck"}
+    assert made({"vocabulary"}) == towers | {"vocabulary"}
+    every = {"match", "fusion", "vocabulary", "decoder", "image/hash", "text/hash", "image/neck", "log_temperature"}
+    assert made(ALL) == towers | every
 
 
 @pytest.mark.parametrize("pool", ["mean+attention", "mean+shared"])
@@ -56,9 +62,9 @@ def test_a_pool_that_reads_tokens_has_a_neck_and_aggregates_wait_for_fusion(pool
     sections = {"image": {"pool": pool}, "text": {"pool": pool}, "fusion": {"aggregated": True}}
     sections["joint"] = {"embed": 8, "bits": 8, "shared_heads": 2, "shared_hidden": 16}
     model = tiny_model(tiny_config(**sections))
-    made = lambda used: set(jax.eval_shape(lambda: tiny_params(model, used=frozenset(used))))
-    assert "image_neck" in made(()) and not {"image_aggregate", "text_aggregate"} & made(())
-    assert {"image_aggregate", "text_aggregate"} < made({"fusion"})
+    made = lambda used: modules(jax.eval_shape(lambda: tiny_params(model, used=frozenset(used))))
+    assert "image/neck" in made(()) and not {"image/aggregate", "text/aggregate"} & made(())
+    assert {"image/aggregate", "text/aggregate"} < made({"fusion"})
 
 
 def test_without_a_trained_temperature_it_is_the_configs(made):
@@ -100,19 +106,20 @@ def test_the_temperature_has_a_gradient_at_and_beyond_its_edges(made, value):
 
 def test_codes_lie_between_minus_one_and_one(made, encoded):
     model, params = made
-    for method, embed in (("hash_image_codes", encoded[0][1]), ("hash_text_codes", encoded[1][1])):
-        codes = np.asarray(model.apply({"params": params}, embed, method=method))
+    for name, (_, embed) in zip(("image", "text"), encoded, strict=True):
+        codes = np.asarray(model.apply({"params": params}, name, embed, method="codes"))
         assert codes.shape == (ROWS, 8) and np.abs(codes).max() < 1
 
 
-def test_the_image_tower_is_the_one_the_config_names():
-    assert isinstance(image_tower(tiny_config()), FeatureTokens)
+def test_a_tower_is_the_one_that_its_kind_names():
+    tower_of = lambda config: config.encoders["image"].module(jnp.dtype(config.dtype))
+    assert isinstance(tower_of(tiny_config()), FeatureTokens)
     vit = tiny_config(
         image={"kind": "vit", "patch": 4, "width": 8, "heads": 2}, data={"image_size": 12}, dtype="bfloat16"
     )
-    tower = image_tower(vit)
+    tower = tower_of(vit)
     assert isinstance(tower, ViT) and (tower.patch, tower.image_size, tower.dtype) == (4, 12, jnp.bfloat16)
-    assert isinstance(image_tower(tiny_config(image={"kind": "efficientnet"})), EfficientNetLite0)
+    assert isinstance(tower_of(tiny_config(image={"kind": "efficientnet"})), EfficientNetLite0)
 
 
 def test_features_are_cast_and_have_no_parameters():
@@ -135,7 +142,7 @@ def test_the_neck_tells_places_apart():
 def test_grouped_tokens_are_pooled_for_themselves():
     config = tiny_config(image={"groups": (4, 1)})
     shapes = jax.eval_shape(lambda: tiny_params(tiny_model(config)))
-    assert shapes["image_head"]["linear"]["kernel"].shape == (12, 8)
+    assert shapes["image"]["head"]["linear"]["kernel"].shape == (12, 8)
     assert l2_normalize(jnp.ones((1, 4))).tolist() == [[0.5] * 4]
 
 
@@ -154,7 +161,7 @@ def test_fusion_over_aggregated_features_reads_both_embeddings(aggregated):
     def run(params):
         call = lambda *x, method: model.apply({"params": params}, *x, method=method)
         image, text = call("image", batch["image"], method="encode"), call("text", batch["text"], method="encode")
-        raw = call(batch["text"], method="text_tower")
+        raw = call("text", batch["text"], method="raw")
         hidden = call(image[0], batch["text"], method="decode")
         fused = call(image[0], text[0], batch["text"] != 0, method="fuse")
         score = call(image, text, batch["text"] != 0, method="score")
@@ -164,15 +171,15 @@ def test_fusion_over_aggregated_features_reads_both_embeddings(aggregated):
     assert image[0].shape == (ROWS, TOKENS + 1, WIDTH) and text[0].shape == raw.shape == hidden.shape == fused.shape
     assert np.isfinite(score).all()
     size = text[1].shape[1] ** 0.5
-    token = lambda name, embed: embed * size @ np.asarray(params[name]["project"]["kernel"])
-    np.testing.assert_allclose(image[0][:, -1], token("image_aggregate", image[1]), atol=1e-5)
-    np.testing.assert_allclose(text[0][:, 0], raw[:, 0] + token("text_aggregate", text[1]), atol=1e-5)
+    token = lambda name, embed: embed * size @ np.asarray(params[name]["aggregate"]["project"]["kernel"])
+    np.testing.assert_allclose(image[0][:, -1], token("image", image[1]), atol=1e-5)
+    np.testing.assert_allclose(text[0][:, 0], raw[:, 0] + token("text", text[1]), atol=1e-5)
     np.testing.assert_array_equal(text[0][:, 1:], raw[:, 1:])
 
 
 def test_aggregated_parameters_exist_only_where_fusion_reads_them(made, aggregated):
-    new = set(aggregated[1]) - set(made[1])
-    assert new == {"image_aggregate", "text_aggregate"}
+    new = modules(aggregated[1]) - modules(made[1])
+    assert new == {"image/aggregate", "text/aggregate"}
 
 
 def test_a_forward_gives_the_tokens_of_the_encoders(aggregated):
@@ -182,9 +189,10 @@ def test_a_forward_gives_the_tokens_of_the_encoders(aggregated):
     @jax.jit
     def run(params):
         whole, pieces = (Forward(model, params, batch, None, chunk=chunk) for chunk in (0, 4))
-        call = lambda side: model.apply({"params": params}, batch[side], method=f"encode_{side}")
+        call = lambda side: model.apply({"params": params}, side, batch[side], method="encode")
+        pair = lambda encoded: (encoded.tokens, encoded.embed)
         return [(call("image"), call("text"))] + [
-            ((fwd.encode("image").tokens, fwd.encode("image").embed), (fwd.encode("text").tokens, fwd.encode("text").embed)) for fwd in (whole, pieces)
+            (pair(fwd.encode("image")), pair(fwd.encode("text"))) for fwd in (whole, pieces)
         ]
 
     expected, *passes = run(params)

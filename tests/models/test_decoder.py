@@ -16,7 +16,8 @@ def case():
     params = jax.tree.map(np.array, jax.jit(lambda: tiny_params(model, used=frozenset({"decoder"})))())
     text, fusion, own = (bert(cross, layers, WIDTH, 2, 24, vocab=32, positions=LENGTH) for cross, layers in
                          ((False, 2), (True, 1), (False, 3)))  # fmt: skip
-    params["text"]["layers"], params["fusion"]["layers"] = stack_of(text.encoder.layer), stack_of(fusion.encoder.layer)
+    params["text"]["tower"]["layers"] = stack_of(text.encoder.layer)
+    params["fusion"]["layers"] = stack_of(fusion.encoder.layer)
     places = {"text_attention": own.encoder.layer[:2], "fusion_attention": own.encoder.layer[2:]}
     params["decoder"] = {
         name: stacked([attention(layer.attention) for layer in layers]) for name, layers in places.items()
@@ -44,7 +45,7 @@ def test_states_are_those_of_causal_bert_layers(case, decode, inputs):
     image, ids = inputs
     for mine, theirs in zip([*text.encoder.layer, *fusion.encoder.layer], own.encoder.layer, strict=True):
         mine.attention = theirs.attention
-    embedded = model.apply({"params": params}, ids, method=lambda m, x: m.text.embed_tokens(x))
+    embedded = model.apply({"params": params}, ids, method=lambda m, x: m.text.tower.embed_tokens(x))
     mask = np.tril(np.ones((LENGTH, LENGTH), bool))[None, None] & (ids != 0)[:, None, None, :]
     with torch.no_grad():
         x = run_layers(text.encoder.layer, torch.tensor(np.array(embedded)), mask)
@@ -75,7 +76,7 @@ def test_only_self_attention_is_the_decoders_own(case, decode, inputs):
     image, ids = inputs
     assert set(params["decoder"]) == {"text_attention", "fusion_attention"}
     assert jax.tree.map(jnp.shape, params["decoder"]["text_attention"]) == jax.tree.map(
-        jnp.shape, params["text"]["layers"]["attention"]
+        jnp.shape, params["text"]["tower"]["layers"]["attention"]
     )
     before = np.asarray(decode(params, image, ids))
 
@@ -88,12 +89,12 @@ def test_only_self_attention_is_the_decoders_own(case, decode, inputs):
         return np.abs(np.asarray(decode(copy, image, ids)) - before).max()
 
     shared = [
-        ("text", "layers", "mlp"),
+        ("text", "tower", "layers", "mlp"),
         ("fusion", "layers", "mlp"),
         ("fusion", "layers", "cross"),
-        ("text", "embed", "word"),
+        ("text", "tower", "embed", "word"),
     ]
     own = [("decoder", "text_attention"), ("decoder", "fusion_attention")]
-    unread = [("text", "layers", "attention"), ("fusion", "layers", "attention")]
+    unread = [("text", "tower", "layers", "attention"), ("fusion", "layers", "attention")]
     assert all(changed(*path) > 1e-3 for path in shared + own)
     assert all(changed(*path) == 0 for path in unread)

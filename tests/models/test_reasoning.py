@@ -10,7 +10,7 @@ from tiny import tiny_batch, tiny_config, tiny_model
 
 from xmodal_jax.models.reasoning import SharedEncoder
 
-WIDTH, HEADS, HIDDEN, LAYERS = 16, 4, 24, 2
+SIDES, WIDTH, HEADS, HIDDEN, LAYERS = ("image", "text"), 16, 4, 24, 2
 TOKENS = np.random.default_rng(0).normal(size=(3, 5, WIDTH)).astype(np.float32)
 MASK = np.arange(5)[None, :] < np.array([5, 2, 3])[:, None]
 SHARED = {"shared_layers": LAYERS, "shared_heads": HEADS, "shared_hidden": HIDDEN, "shared_dropout": 0.0}
@@ -25,7 +25,7 @@ def randomised(params):
 @pytest.fixture(scope="module")
 def params():
     """Random parameters of the encoder, made by one side only: both sides' are there."""
-    encoder = SharedEncoder(WIDTH, LAYERS, HEADS, HIDDEN)
+    encoder = SharedEncoder(SIDES, WIDTH, LAYERS, HEADS, HIDDEN)
     return randomised(encoder.init(jax.random.key(0), "image", TOKENS, None)["params"])
 
 
@@ -49,7 +49,7 @@ def torch_layer(stack, i):
 
 @pytest.mark.parametrize("side, mask", [("image", None), ("text", MASK)])
 def test_it_is_pytorchs_encoder_behind_a_first_token(params, side, mask):
-    run = jax.jit(lambda p: SharedEncoder(WIDTH, LAYERS, HEADS, HIDDEN).apply({"params": p}, side, TOKENS, mask))
+    run = jax.jit(lambda p: SharedEncoder(SIDES, WIDTH, LAYERS, HEADS, HIDDEN).apply({"params": p}, side, TOKENS, mask))
     first = torch.tensor(params[f"{side}_cls"]).expand(3, 1, WIDTH)
     x = torch.cat([first, torch.tensor(TOKENS)], 1)
     hidden = None if mask is None else torch.tensor(np.concatenate([np.zeros((3, 1), bool), ~mask], 1))
@@ -64,7 +64,8 @@ def made():
     """The tiny model whose two heads share the encoder, its parameters with maps that are not zero, and both passes."""
     pools = {"image": {"pool": "mean+shared"}, "text": {"pool": "mean+shared"}}
     model, batch = tiny_model(tiny_config(**pools, joint=SHARED)), tiny_batch()
-    init = jax.jit(lambda: model.init(jax.random.key(0), batch["image"], batch["text"], frozenset(), method="touch"))
+    inputs = {side: batch[side] for side in SIDES}
+    init = jax.jit(lambda: model.init(jax.random.key(0), inputs, frozenset(), method="touch"))
     fresh = init()["params"]
     encode = jax.jit(lambda p: (model.apply({"params": p}, "image", batch["image"], method="encode")[1],
                                 model.apply({"params": p}, "text", batch["text"], method="encode")[1]))  # fmt: skip
@@ -81,8 +82,9 @@ def test_both_sides_use_one_set_of_parameters_and_start_at_their_linear_paths(ma
     for before, after in zip(encode(fresh), encode(other), strict=True):
         np.testing.assert_array_equal(before, after)  # the maps of the [CLS] start at zero
     mapped = dict(other)
-    for head in ("image_head", "text_head"):
-        mapped[head] = fresh[head] | {"reasoned": randomised(fresh[head]["reasoned"])}
+    for side in SIDES:
+        head = fresh[side]["head"]
+        mapped[side] = fresh[side] | {"head": head | {"reasoned": randomised(head["reasoned"])}}
     changed = mapped | {"shared": jax.tree.map(lambda x: 1.1 * x, other["shared"])}
     for before, after, start in zip(encode(mapped), encode(changed), encode(fresh), strict=True):
         assert not np.allclose(before, after, atol=1e-4) and not np.allclose(before, start, atol=1e-3)

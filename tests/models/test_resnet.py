@@ -11,9 +11,9 @@ from safetensors.numpy import save_file
 
 from xmodal_jax.convert.resnet import load_resnet
 from xmodal_jax.errors import UserError
-from xmodal_jax.models import resnet
+from xmodal_jax.models import ENCODERS, resnet
 from xmodal_jax.models.resnet import MEAN, STAGES, STD, ResNet
-from xmodal_jax.weights import image_weights
+from xmodal_jax.weights import tower_weights
 
 DEPTHS, WIDTH, SIZE = (2, 1, 3, 1), 64, 40  # 40 px: grids of 20, 10, 5, 3 and 2, odd ones among them
 TORCHVISION = (  # Hugging Face's names -> torchvision's
@@ -144,11 +144,14 @@ def test_other_weights_are_refused(theirs, tmp_path):
 
 
 def test_a_config_names_weights_for_the_tower_they_fit(theirs):
-    jax.tree.map(np.testing.assert_array_equal, image_weights("resnet", str(theirs[1])), load_resnet(theirs[1]))
+    sizes = {"resnet": {"depth": 9, "width": WIDTH}}
+    own = lambda kind, init: ENCODERS[kind](init=str(init), **sizes.get(kind, {}))
+    found = tower_weights("config.encoders.image", own("resnet", theirs[1]))
+    jax.tree.map(np.testing.assert_array_equal, found, load_resnet(theirs[1]))
     for kind, init, sentence in (("resnet", "lite0", "needs config.encoders.image.kind='efficientnet', not 'resnet'"),
-                                 ("features", "x", "needs config.encoders.image.kind=one of efficientnet, vit, resnet, not 'f")):  # fmt: skip
+                                 ("features", "x", "needs config.encoders.image.kind=one of efficientnet, vit, resnet, bert, not 'f")):  # fmt: skip
         with pytest.raises(UserError, match=sentence):
-            image_weights(kind, init)
+            tower_weights("config.encoders.image", own(kind, init))
 
 
 def test_the_maximum_is_taken_over_padding_too():

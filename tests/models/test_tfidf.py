@@ -73,12 +73,13 @@ def test_a_run_keeps_the_frequencies_of_its_training_captions(shapes_data, tmp_p
     from xmodal_jax.workdir import open_run
 
     path = pathlib.Path(__file__).parents[2] / "configs" / "cmhr_drn.py"
-    small = ("batch_size=8", "data.image_size=16", "steps=2", "encoders.image.kind=vit", "encoders.image.width=32", "encoders.text.hidden=16")
+    vit = {"kind": "vit", "width": 32, "patch": 8, "layers": 1, "heads": 2, "hidden": 64}
+    small = ("batch_size=8", "data.image_size=16", "steps=2", f"encoders.image={vit}", "encoders.text.width=16")
     config = configs.freeze(configs.load(f"{path}:tiny", [f"data.path={shapes_data}", *small]))
     train(config, tmp_path)
     assembly, params, _ = open_run(tmp_path)
-    idf = np.asarray(params["text"]["idf"])
-    np.testing.assert_allclose(idf, document_frequencies(assemble(config))["text/idf"], rtol=1e-5)
+    idf = np.asarray(params["text"]["tower"]["idf"])
+    np.testing.assert_allclose(idf, document_frequencies(assemble(config))["text/tower/idf"], rtol=1e-5)
     ids = assembly.tokenizer.encode(["a red circle"], 12)[0]
     assert (idf[assembly.tokenizer.special_ids] == 0).all() and idf[ids[2]] > idf[ids[1]] > 0  # "red" is rarer than "a"
 
@@ -89,7 +90,8 @@ def test_a_run_keeps_the_frequencies_of_its_training_captions(shapes_data, tmp_p
 def test_objectives_that_read_words_are_refused(objective, asked):
     config = tiny_config(text={"kind": "tfidf"}, objectives={"itc": {}, objective: {}})
     sentence = (
-        rf"config.objectives.{objective} needs {asked} on the text, .* keeps no words .* write config.encoders.text.kind=bert"
+        f"config.objectives.{objective} needs {asked} of config.encoders.text, .* keeps no words to read; "
+        "write config.encoders.text.kind=bert"
     )
     with pytest.raises(UserError, match=sentence):
         refuse_unserved(config, tiny_objectives(config.objectives))
@@ -97,11 +99,10 @@ def test_objectives_that_read_words_are_refused(objective, asked):
 
 
 def test_one_token_of_a_text_makes_its_embedding():
-    config = tiny_config(text={"kind": "tfidf", "hidden": 24}, objectives={"hash": {}})
+    config = tiny_config(text={"kind": "tfidf", "width": 24}, objectives={"hash": {}})
     model, batch = tiny_model(config), tiny_batch()
-    params = jax.jit(
-        lambda: model.init(jax.random.key(0), batch["image"], batch["text"], frozenset(), method="touch")
-    )()
+    inputs = {name: batch[name] for name in ("image", "text")}
+    params = jax.jit(lambda: model.init(jax.random.key(0), inputs, frozenset(), method="touch"))()
     tokens, embed = jax.jit(lambda p: model.apply(p, "text", batch["text"], method="encode"))(params)
     assert tokens.shape == (8, 1, 24) and embed.shape == (8, 8)
     np.testing.assert_allclose(np.linalg.norm(embed, axis=1), 1, rtol=1e-3)

@@ -53,9 +53,9 @@ class Views(Given):
         super().__init__(*args, **options)
         self.second = second
 
-    def image(self, field="image"):
+    def encode(self, field, encoder=""):
         """The embeddings of either view."""
-        return super().image() if field == "image" else Given(self.second, self.second).image()
+        return Given(self.second, self.second).encode("image") if field == "image2" else super().encode(field)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_local_features_are_the_teachers_tokens_in_places(model):
         fwd = Forward(made, student, batch, None, teacher=teacher_forward(made, teacher, batch))
         term = LMIM()(fwd, batch, None)
         raw = {"image": batch["image"].astype(jnp.float32), "text": fwd.teacher.encode("text").tokens}
-        local = [fwd.teacher.call(f"{side}_locals", tokens) for side, tokens in raw.items()]
+        local = [fwd.teacher.call("locals", side, tokens) for side, tokens in raw.items()]
         return term.values, local, fwd.encode("image").embed, fwd.encode("text").embed, fwd.temperature()
 
     values, (image, text), *embeds, heat = jax.tree.map(np.asarray, run(*params))
@@ -156,7 +156,7 @@ def test_local_features_are_the_teachers_tokens_in_places(model):
     np.testing.assert_allclose(np.linalg.norm(image, axis=-1), 1, rtol=1e-4)
     raw = np.asarray(batch["image"], np.float32)[:, :4]
     raw = (raw - raw.mean(-1, keepdims=True)) / np.sqrt(raw.var(-1, keepdims=True) + 1e-6)
-    project = jax.tree.map(np.asarray, params[1]["image_head"]["token"]["project"])
+    project = jax.tree.map(np.asarray, params[1]["image"]["head"]["token"]["project"])
     wanted = raw @ project["kernel"] + project["bias"]
     np.testing.assert_allclose(image, l2_normalize(wanted), atol=1e-4)
     negative, mask = ~np.asarray(same(batch, batch)), np.asarray(batch["text"])[:, 1:] != 0
@@ -176,18 +176,19 @@ def test_gradients_reach_local_features_of_the_student_only(model):
 
     for objective in (LMIM(), LMIM(momentum=False)):
         grads = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)(*params, objective)
-        assert (np.abs(grads[0]["image_head"]["linear"]["kernel"]) > 0).any()
+        assert (np.abs(grads[0]["image"]["head"]["linear"]["kernel"]) > 0).any()
         assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(grads[1]))
 
 
 def test_local_layers_are_made_for_lmim_only_and_refused_where_nothing_trains_them():
     made = tiny_model(tiny_config())
     head = lambda section: set(
-        jax.eval_shape(lambda: tiny_params(made, used=parts(build_objectives(section))))["image_head"]
+        jax.eval_shape(lambda: tiny_params(made, used=parts(build_objectives(section))))["image"]["head"]
     )
     assert head({"ims": {}}) == {"linear"}
     assert head({"lmim": {}}) == {"linear", "token"}
-    with pytest.raises(UserError, match=r"config.encoders.image.pool='mean' nothing trains them; write .*lmim.momentum=False"):
+    sentence = r"config.encoders.image.pool='mean' nothing trains them; write .*lmim.momentum=False"
+    with pytest.raises(UserError, match=sentence):
         LMIM().memory(made)
     assert LMIM(momentum=False).memory(made) == {}
 
@@ -196,18 +197,18 @@ def test_tcls_sum_is_three_weights_of_a_third(arrays):
     """(i2t + t2i + i2i + t2t + lmi_image + lmi_text) / 6, as a config."""
     third = {"weight": 1 / 3}
     built = build_objectives({"itc": third | {"queue": 0, "alpha": 0.0}, "ims": third, "lmim": third})
-    heads = {f"{side}_locals": lambda tokens: jnp.asarray(arrays["local"]) for side in SIDES}
+    heads = {"locals": lambda side, tokens: jnp.asarray(arrays["local"])}
 
     class Local(Given):
-        def tower(self, side, field):
-            return self.image().tokens
+        def raw(self, field, encoder=""):
+            return self.encode("image").tokens
 
         def rowwise(self, run, key, *inputs):
             return run(key, *inputs)
 
-        def text(self):
-            given = super().text()
-            return given.replace(mask=jnp.ones((ROWS, PLACES + 1), bool))
+        def encode(self, field, encoder=""):
+            given = super().encode(field)
+            return given.replace(mask=jnp.ones((ROWS, PLACES + 1), bool)) if field == "text" else given
 
     teacher = Local(arrays["teacher_image"], arrays["teacher_text"], heads=heads)
     fwd = Local(arrays["image"], arrays["text"], 0.1, teacher)

@@ -139,7 +139,7 @@ def test_similarities_and_their_gradients_are_products_of_full_precision(name, r
     sides = unit(rng, 4, 8), unit(rng, 4, 8)
     batch |= {"distill_image": unit(rng, 4, 8), "distill_text": unit(rng, 4, 8)}
     queue = {"image": unit(rng, 4, 8), "text": unit(rng, 4, 8), "id": batch["id"] + 9, "text_key": batch["id"] + 9}
-    heads = {"hash_image_codes": jnp.tanh, "hash_text_codes": jnp.tanh, "logit_bias": lambda: jnp.float32(-1)}
+    heads = {"codes": lambda side, x: jnp.tanh(x), "logit_bias": lambda: jnp.float32(-1)}
 
     def loss(image, text):
         fwd = Given(image, text, teacher=Given(*sides), memory={RING: queue}, heads=heads)

@@ -23,15 +23,15 @@ def mesh():
 
 
 @pytest.mark.parametrize("name, shape, axes", [
-    ("params/text/layers/attention/query/kernel", (6, 8, 4), (None, "fsdp", "tensor")),
-    ("params/text/layers/attention/out/kernel", (6, 8, 4), (None, "tensor", "fsdp")),
-    ("params/text/layers/mlp/down/kernel", (8, 4), ("tensor", "fsdp")),
-    ("params/text/layers/mlp/up/bias", (6, 4), (None, "tensor")),
-    ("params/text/layers/mlp/norm/scale", (6, 4), ()),
+    ("params/text/tower/layers/attention/query/kernel", (6, 8, 4), (None, "fsdp", "tensor")),
+    ("params/text/tower/layers/attention/out/kernel", (6, 8, 4), (None, "tensor", "fsdp")),
+    ("params/text/tower/layers/mlp/down/kernel", (8, 4), ("tensor", "fsdp")),
+    ("params/text/tower/layers/mlp/up/bias", (6, 4), (None, "tensor")),
+    ("params/text/tower/layers/mlp/norm/scale", (6, 4), ()),
     ("params/vocabulary/transform/kernel", (8, 4), ("tensor", "fsdp")),
     ("params/image/head/linear/kernel", (8, 4), ("tensor", "fsdp")),
-    ("params/hash_text/linear/kernel", (8, 4), ("fsdp",)),
-    ("params/image/conv/kernel", (3, 3, 4, 8), (None, None, "fsdp")),
+    ("params/text/hash/linear/kernel", (8, 4), ("fsdp",)),
+    ("params/image/tower/conv/kernel", (3, 3, 4, 8), (None, None, "fsdp")),
     ("params/some/new/kernel", (8, 4), ("fsdp",)),
     ("memory/pairs/image", (16, 4), (("data", "fsdp"), None)),
     ("memory/pairs/id", (16,), ()),
@@ -68,7 +68,7 @@ def test_teacher_and_slots_live_where_their_parameter_lives(mesh):
     places = shardings(state, mesh)
     student = {path_name(path): place.spec for path, place in jax.tree_util.tree_leaves_with_path(places.params)}
     split = {name for name, spec in student.items() if any(axis is not None for axis in spec)}
-    assert {"text/embed/word", "fusion/layers/cross/key/kernel", "image_neck/layers/mlp/up/kernel"} <= split
+    assert {"text/tower/embed/word", "fusion/layers/cross/key/kernel", "image/neck/layers/mlp/up/kernel"} <= split
     for name, own in places.teacher.items():
         assert own.spec == student[name]
     slots = {path_name(path): place.spec for path, place in jax.tree_util.tree_leaves_with_path(places.opt_state)}
@@ -141,9 +141,10 @@ def test_teacher_and_slots_have_exactly_the_students_specs(run_of, config):
 def test_the_large_leaves_of_every_module_are_split(run_of):
     found = {one.name: one.spec for one in placements({"params": run_of("quickstart.py:large").abstract.params},
                                                       run_of("quickstart.py:large").mesh)}  # fmt: skip
-    assert found["params/text/embed/word"] == PartitionSpec("tensor", "fsdp")
+    assert found["params/text/tower/embed/word"] == PartitionSpec("tensor", "fsdp")
     assert found["params/vocabulary/transform/kernel"] == PartitionSpec("tensor", "fsdp")
-    for module in ("image", "image_neck", "image_head", "text", "text_head", "fusion", "decoder", "match", "hash_text"):
+    encoders = [f"image/{part}" for part in ("tower", "neck", "head")], [f"text/{part}" for part in ("tower", "head", "hash")]
+    for module in (*encoders[0], *encoders[1], "fusion", "decoder", "match"):
         split = [name for name, spec in found.items() if name.startswith(f"params/{module}/") and "fsdp" in spec]
         assert split, module
 

@@ -57,7 +57,7 @@ def test_no_change_is_advised_that_is_made_already():
         "encoders.image.remat=full", "encoders.text.remat=full", "fusion.remat=full",
     )  # fmt: skip
     every = set(names(changes(run, facts, 1.0)))
-    assert not every & {"dtype", "objectives.itm.group", "mesh.data", "image.remat", "text.remat"}
+    assert not every & {"dtype", "objectives.itm.group", "mesh.data", "encoders.image.remat", "encoders.text.remat"}
 
 
 @pytest.mark.parametrize(
@@ -112,4 +112,4 @@ def test_a_stack_keeps_less_the_more_it_recomputes():
 def test_stacks_count_the_passes_of_the_objectives():
     config = freeze(load("configs/quickstart.py:tiny", ["objectives.itm.every=2"]))
     found = {stack.section: stack.tokens for stack in stacks(config, rows=8)}
-    assert found == {"image": 8 * 17, "text": 3 * 8 * 12, "fusion": (1.5 + 2) * 8 * 12}
+    assert found == {"encoders.image": 8 * 17, "encoders.text": 3 * 8 * 12, "fusion": (1.5 + 2) * 8 * 12}

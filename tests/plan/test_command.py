@@ -81,7 +81,7 @@ def test_explain_compiles_nothing(capsys):
         (["--topology", "local", "--out", "nowhere/plan.txt"], "there is no folder 'nowhere'"),
         (["--topology", "v5e:4x4", "--hlo", "nowhere/step.hlo"], "--hlo 'nowhere/step.hlo'"),
         (["--topology", "local", "--out", "tests"], "is a folder; write a file in it"),
-        (["--topology", "local", "--config.text.vocab=3"], "'vocab' is not a field of config.text"),
+        (["--topology", "local", "--config.encoders.text.vocab=3"], "'vocab' is not a field of config.encoders.text"),
     ],
 )
 def test_bad_input_is_one_sentence_and_code_2(given, words, capsys):

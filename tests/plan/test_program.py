@@ -120,10 +120,11 @@ def test_cached_features_are_read_off_their_names():
 
 def test_the_vocabulary_without_a_data_set():
     sizes = lambda *changed: (
-        assemble_without_data(freeze(load("configs/quickstart.py:tiny", list(changed)))).config.text
+        assemble_without_data(freeze(load("configs/quickstart.py:tiny", list(changed)))).config.encoders["text"]
     )
     assert sizes().vocab_size == 8192  # the largest that "data" builds
-    assert sizes("encoders.text.vocab_size=500").vocab_size == 500 and sizes("encoders.text.tokenizer=minilm").vocab_size == 30522
+    assert sizes("encoders.text.vocab_size=500").vocab_size == 500
+    assert sizes("encoders.text.tokenizer=minilm").vocab_size == 30522
 
 
 def test_a_data_set_that_is_there_tells_its_features(shapes_data):

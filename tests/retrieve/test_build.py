@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import changed
 
 from xmodal_jax.cli import main
 from xmodal_jax.data.card import Card
@@ -129,8 +130,8 @@ def test_a_moved_run_indexes_other_data_without_its_own(tiny_run, opened_run, tm
     """Its own set is gone; a run that keeps the tokens of its captions would look for them there."""
     assembly, params = opened_run
     gone = dataclasses.replace(assembly.config.data, path=str(tmp_path / "gone"))
-    text = dataclasses.replace(assembly.config.text, keep=True)
-    moved = dataclasses.replace(assembly, config=dataclasses.replace(assembly.config, data=gone, text=text))
+    moved = changed(assembly, text={"cache_tokens": True})
+    moved = dataclasses.replace(moved, config=dataclasses.replace(moved.config, data=gone))
     with pytest.raises(UserError, match="the run's data set is not at .*gone.*; write --data FOLDER"):
         build.build_index(moved, params, "run", str(tmp_path / "index"))
     for side in ("image", "text"):

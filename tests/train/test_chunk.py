@@ -56,9 +56,11 @@ def test_a_batch_in_chunks_has_the_loss_and_gradient_of_the_batch():
 class Dropping:
     """A model of one parameter and dropout: tokens are pixels times the scale, some of them dropped."""
 
-    def apply(self, variables, x, *rest, method, **options):
+    config = tiny_config()
+
+    def apply(self, variables, encoder, x, *rest, method, **options):
         """The tower drops; the joint passes its tokens on."""
-        if method.endswith("joint"):
+        if method == "joint":
             return x, x[:, 0]
         key = rest[0]
         kept = jax.random.bernoulli(key, 0.5, x.shape) if key is not None else jnp.ones(x.shape, bool)
@@ -80,7 +82,7 @@ def test_with_dropout_it_is_the_chunks_computed_one_by_one():
         for k in range(pieces):
             tower = jax.random.split(keys[k])[0]
             rows.append(
-                Dropping().apply({"params": {"scale": scale}}, image[k::pieces], tower, method="image_tower")[:, 0]
+                Dropping().apply({"params": {"scale": scale}}, "image", image[k::pieces], tower, method="raw")[:, 0]
             )
         embed = jnp.stack(rows, 1).reshape(ROWS, 3)
         return (embed * weights).sum(), embed

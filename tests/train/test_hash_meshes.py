@@ -20,7 +20,7 @@ def made():
     """The recipe, its state before the first step, and a batch of pictures."""
     config = tiny_config(
         image={"kind": "resnet", "depth": 26, "width": 64},
-        text={"kind": "tfidf", "hidden": 24},
+        text={"kind": "tfidf", "width": 24},
         joint={"hash_kind": "select", "hash_hidden": 8},
         data={"features": (), "image_size": 32},
         optimizer={"sgd_after": 1},
@@ -29,8 +29,10 @@ def made():
     batch = tiny_batch() | {"image": np.random.default_rng(5).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)}
     model, objectives = tiny_model(config), tiny_objectives(config.objectives)
 
+    one = {name: batch[name][:1] for name in ("image", "text")}
+
     def fresh():
-        params = init_params(model, jax.random.key(0), batch["image"][:1], batch["text"][:1], parts(objectives))
+        params = init_params(model, jax.random.key(0), one, parts(objectives))
         return jax.tree.map(lambda x: x + 0.02, params)  # no branch starts at zero
 
     recipe = Recipe(config, model, objectives, make_optimizer(config.optimizer, jax.eval_shape(fresh), config.steps))

@@ -161,13 +161,16 @@ def test_chunks_that_do_not_fit_are_refused(shapes_data, tmp_path):
     [
         (
             ("optimizer.freeze=^text/tower/",),
-            "freeze '\\^text/' freezes the text tower, .* random as config.encoders.text.init is empty",
+            "freeze '\\^text/tower/' freezes the tower of config.encoders.text, .* random as config.encoders.text.init is empty",
         ),
         (
             ("optimizer.freeze=^image/tower/",),
-            "freeze '\\^image/tower/' freezes the image tower, .* config.encoders.image.init is empty; write",
+            "freeze '\\^image/tower/' freezes the tower of config.encoders.image, .* config.encoders.image.init is empty; write",
         ),
-        (("encoders.text.kind=gru", "encoders.text.cache_tokens=True", "optimizer.freeze=^text/tower/"), "freezes the text tower, .*text.keep=False"),
+        (
+            ("encoders.text={'kind': 'gru', 'width': 32, 'cache_tokens': True}", "optimizer.freeze=^text/tower/"),
+            "freezes the tower of config.encoders.text, .* with config.encoders.text.cache_tokens=False",
+        ),
     ],
 )
 def test_a_tower_that_stays_random_is_refused(shapes_data, tmp_path, overrides, sentence):

@@ -59,7 +59,8 @@ def test_whatever_a_start_depends_on_changes_its_name(fresh):
         assert digest(*fresh(change)) != name, change
     moved = params | {"text": jax.tree.map(lambda x: x + 1, params["text"])}
     assert digest(assembly, moved) != name
-    heads = params | {"image_head": jax.tree.map(lambda x: x + 1, params["image_head"])}
+    image = params["image"] | {"head": jax.tree.map(lambda x: x + 1, params["image"]["head"])}
+    heads = params | {"image": image}
     assert digest(assembly, heads) == name
 
 

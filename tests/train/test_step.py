@@ -146,8 +146,9 @@ def test_term_metrics_carry_the_objectives_name():
 
 
 def test_towers_are_shared_with_the_teacher_only_where_they_are_the_same_function():
-    params = {"text": {"kernel": jnp.ones(2)}, "image": {"kernel": jnp.ones(2)}, "match": {"kernel": jnp.ones(2)}}
-    cases = [("", {}, set()), ("^image/tower/", {}, {"image"}), ("^(image|text)/", {"dropout": 0.1}, {"image"})]
+    kernel = {"kernel": jnp.ones(2)}
+    params = {"text": {"tower": kernel}, "image": {"tower": kernel, "head": kernel}, "match": kernel}
+    cases = [("", {}, set()), ("^image/tower/", {}, {"image"}), ("^(image|text)/tower/", {"dropout": 0.1}, {"image"})]
     for freeze, text, expected in cases:
         config = tiny_config(optimizer={"freeze": freeze}, text=text)
         assert same_towers(config, params) == expected

@@ -6,6 +6,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from xmodal_jax.assemble import assemble
 from xmodal_jax.config_checks import check
@@ -94,12 +95,16 @@ def test_both_heads_of_student_and_teacher_start_from_cca(started):
     run, before, after = started
     joint = run.assembly.config.joint
     heads = linear_start(*head_inputs(run.assembly, before.params), joint.start_ridge, joint.embed)
-    for name, head in zip(("image_head", "text_head"), heads, strict=True):
+    for name, head in zip(("image", "text"), heads, strict=True):
         for leaf, value in head.items():
-            np.testing.assert_allclose(after.params[name]["linear"][leaf], value, rtol=1e-5, atol=1e-6)
-            np.testing.assert_array_equal(after.teacher[f"{name}/linear/{leaf}"], after.params[name]["linear"][leaf])
-    for name in set(before.params) - {"image_head", "text_head"}:
-        jax.tree.map(np.testing.assert_array_equal, before.params[name], after.params[name])
+            own = after.params[name]["head"]["linear"][leaf]
+            np.testing.assert_allclose(own, value, rtol=1e-5, atol=1e-6)
+            np.testing.assert_array_equal(after.teacher[f"{name}/head/linear/{leaf}"], own)
+    first, then = (flatten_dict(state.params, sep="/") for state in (before, after))
+    others = [path for path in first if not path.startswith(("image/head/", "text/head/"))]
+    assert any(path.startswith("text/tower/") for path in others)
+    for path in others:
+        np.testing.assert_array_equal(first[path], then[path], err_msg=path)
     assert jax.tree.structure(before) == jax.tree.structure(after)
 
 
@@ -110,8 +115,8 @@ def test_pairs_agree_more_after_the_start(started):
     assert len(left) == len(right) == records * 2 * 2  # views x captions
 
     def agreement(params):
-        sides = [x @ np.asarray(params[name]["linear"]["kernel"], np.float64) + np.asarray(params[name]["linear"]["bias"])
-                 for name, x in (("image_head", left), ("text_head", right))]  # fmt: skip
+        linear = [(params[name]["head"]["linear"], x) for name, x in (("image", left), ("text", right))]
+        sides = [x @ np.asarray(own["kernel"], np.float64) + np.asarray(own["bias"]) for own, x in linear]
         a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in sides)
         return np.diag(a @ b.T).mean() - (a @ b.T).mean()
 
@@ -122,8 +127,8 @@ def test_pairs_agree_more_after_the_start(started):
 def aggregated(started):
     """As `started`, with an aggregator beside each linear path."""
     config = started[0].assembly.config
-    pools = {side: dataclasses.replace(getattr(config, side), pool="mean+gpo") for side in ("image", "text")}
-    run = make_run(assemble(dataclasses.replace(config, **pools)), jax.devices()[:1])
+    pools = {name: dataclasses.replace(own, pool="mean+gpo") for name, own in config.encoders.items()}
+    run = make_run(assemble(dataclasses.replace(config, encoders=pools)), jax.devices()[:1])
     state = run.fresh()
     return run.assembly, state, start_state(run.assembly, state)
 
@@ -131,19 +136,19 @@ def aggregated(started):
 @pytest.mark.parametrize("side", ["image", "text"])
 def test_maps_of_single_tokens_start_along_the_linear_path(aggregated, side):
     assembly, before, after = aggregated
-    linear, token = after.params[f"{side}_head"]["linear"], after.params[f"{side}_head"]["token"]["project"]
-    fresh = before.params[f"{side}_head"]["token"]["project"]["kernel"]
+    linear, token = after.params[side]["head"]["linear"], after.params[side]["head"]["token"]["project"]
+    fresh = before.params[side]["head"]["token"]["project"]["kernel"]
     part = np.asarray(linear["kernel"])[: len(fresh)]
     np.testing.assert_allclose(
         token["kernel"] / np.linalg.norm(token["kernel"]), part / np.linalg.norm(part), atol=1e-6
     )
     np.testing.assert_allclose(np.linalg.norm(token["kernel"]), np.linalg.norm(fresh), rtol=1e-5)
-    np.testing.assert_array_equal(after.teacher[f"{side}_head/token/project/kernel"], token["kernel"])
+    np.testing.assert_array_equal(after.teacher[f"{side}/head/token/project/kernel"], token["kernel"])
     split = eval_split(assembly.config.data.path, "train", assembly.tokenizer, assembly.config.data)
     block = next(iter((split.images if side == "image" else split.texts)(16)))
     params = {"params": after.params}
-    raw = assembly.model.apply(params, block[side], method=f"{side}_tower")
-    out = assembly.model.apply(params, raw, method=lambda m, x: getattr(m, f"{side}_head").token_features(x))
+    raw = assembly.model.apply(params, side, block[side], method="raw")
+    out = assembly.model.apply(params, raw, method=lambda m, x: getattr(m, side).head.token_features(x))
     real = (block["id"] >= 0)[:, None] & (np.ones(out.shape[:2], bool) if side == "image" else block["text"] != 0)
     features = np.asarray(out)[real]
     np.testing.assert_allclose(features.mean(0), 0, atol=1e-4 * np.abs(features).max() + 1e-5)  # centred on that block
@@ -168,9 +173,9 @@ def test_first_bits_start_as_the_signs_of_the_strongest_variates(hashed):
         coded = encode.split(split, side, 16)
         np.testing.assert_array_equal(np.sign(coded.codes[:, :4]), np.sign(coded.embed[:, :4]))
         assert 0.3 < np.abs(np.arctanh(np.clip(coded.codes[:, :4], -0.999, 0.999))).mean() < 2  # logits of order one
-        kernel = np.asarray(after.params[f"hash_{side}"]["linear"]["kernel"])
-        np.testing.assert_array_equal(kernel, after.params[f"hash_{other}"]["linear"]["kernel"])
-        np.testing.assert_array_equal(kernel[:, 4:], before.params[f"hash_{side}"]["linear"]["kernel"][:, 4:])
+        kernel = np.asarray(after.params[side]["hash"]["linear"]["kernel"])
+        np.testing.assert_array_equal(kernel, after.params[other]["hash"]["linear"]["kernel"])
+        np.testing.assert_array_equal(kernel[:, 4:], before.params[side]["hash"]["linear"]["kernel"][:, 4:])
 
 
 @pytest.mark.parametrize("other", [{"start": "random"}, {"hash_hidden": 8}, {"hash_kind": "select"}])

@@ -198,19 +198,20 @@ def vit_to_huggingface(params: Params) -> State:
     return write_table(vit_table(params["layers"]["mlp"]["up"]["bias"].shape[0]), params)
 
 
-def save_tower(folder: str | pathlib.Path, params: Params, config: Any) -> None:
+def save_tower(folder: str | pathlib.Path, params: Params, own: Any) -> None:
     """Write the ViT of `params` to `folder` as Hugging Face's `ViTModel.from_pretrained` reads it, or the BERT.
 
-    `params` is the tree of one tower. Beside the weights lie config.json, which tells the heads, and for a ViT
-    preprocessor_config.json, which tells how it reads pixels: both are lost in the weights alone.
+    `params` is the tree of one tower, `own` the resolved config of its encoder. Beside the weights lie config.json, which
+    tells the heads, and for a ViT preprocessor_config.json, which tells how it reads pixels: both are lost in the weights
+    alone.
     """
     from safetensors.numpy import save_file
 
-    folder, kind = pathlib.Path(folder), "vit" if "patch" in params else "bert"
+    folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = vit_to_huggingface(params) if kind == "vit" else bert_to_huggingface(params)
+    state = vit_to_huggingface(params) if own.kind == "vit" else bert_to_huggingface(params)
     save_file(state, folder / WEIGHTS[0], metadata={"format": "pt"})
-    for name, content in descriptions(kind, config).items():
+    for name, content in descriptions(own).items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
