@@ -15,7 +15,8 @@ class Given:
     def __init__(self, image, text, temperature=0.1, teacher=None, memory=None, step=0, heads=None,
                  nested=(), towers=None, params=None):  # fmt: skip
         self.embeds, self.teacher, self.memory, self.step = {"image": image, "text": text}, teacher, memory or {}, step
-        self.nested, self.towers, self.batch, self.params = nested, towers or {}, {}, params or {}
+        self.nested, self.towers, self.batch = nested, towers or {}, {}
+        self.params = {"image": {}, "text": {}} | (params or {})
         self.model = SimpleNamespace(config=tiny_config())
         self.heat, self.heads = jnp.asarray(temperature, jnp.float32), heads or {}
 

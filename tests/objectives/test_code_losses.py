@@ -173,7 +173,7 @@ def test_distance(arrays, kind):
     if kind == "tfidf":  # and not what its trained layer makes of it: that tower is not asked
         idf = np.where(np.arange(VOCAB) < 5, 0, 1 + np.arange(VOCAB) / 9).astype(np.float32)
         towers = {"image": arrays["towers"]["image"]}
-        arrays, text = arrays | {"params": {"text": {"idf": idf}}, "towers": towers}, bags(arrays["batch"]["text"], idf)
+        arrays, text = arrays | {"params": {"text": {"tower": {"idf": idf}}}, "towers": towers}, bags(arrays["batch"]["text"], idf)
         text /= np.linalg.norm(text, axis=1, keepdims=True)
     pooled = [arrays["towers"]["image"].mean(1), text.astype(np.float32)]
     if centred:
@@ -189,11 +189,11 @@ def test_distance(arrays, kind):
 
 
 def test_distances_of_a_tfidf_model_do_not_move_with_its_trained_layer():
-    model, batch = tiny_model(tiny_config(text={"kind": "tfidf", "hidden": 6})), tiny_batch()
+    model, batch = tiny_model(tiny_config(text={"kind": "tfidf", "width": 6})), tiny_batch()
     idf, draw = np.linspace(0, 3, VOCAB, dtype=np.float32), np.random.default_rng(0)
     for _ in range(2):
         words = {"kernel": draw.normal(size=(VOCAB, 6)).astype(np.float32), "bias": np.zeros(6, np.float32)}
-        params = {"log_temperature": np.float32(0), "text": {"idf": idf, "words": words}}
+        params = {"log_temperature": np.float32(0), "image": {}, "text": {"tower": {"idf": idf, "words": words}}}
         fwd = Forward(model, params, jax.tree.map(jnp.asarray, batch), None)
         found = HashDistance(center=False).shared(fwd, batch, None)[1]
         vectors = bags(batch["text"], idf)

@@ -21,13 +21,9 @@ class Words:
         self.states, self.batch, self.table, self.teacher, self.step = states, batch, table, teacher, step
         self.model = SimpleNamespace(output_ids=output_ids)
 
-    def image(self):
-        """Nothing to see."""
-        return Encoded(self.states, name="image")
-
-    def text(self, field):
-        """The ids of a field, no tokens."""
-        return Encoded(self.states, ids=self.batch[field], name=field)
+    def encode(self, field, encoder=""):
+        """A field without tokens of its own; of words their ids."""
+        return Encoded(self.states, ids=self.batch[field] if field != "image" else None, name=field)
 
     def fuse(self, image, text):
         """The given states."""

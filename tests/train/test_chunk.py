@@ -108,8 +108,8 @@ def test_eight_times_the_batch_at_nearly_the_memory_of_one_chunk():
         config = tiny_config(batch_size=rows, chunk=chunk, **sections)
         model, objectives = tiny_model(config), tiny_objectives(config.objectives)
         batch = tiny_batch(0, rows) | {"image": np.zeros((rows, 32, 32, 3), np.uint8)}
-        first = (batch["image"][:1], batch["text"][:1])
-        params = jax.eval_shape(lambda: init_params(model, jax.random.key(0), *first, parts(objectives)))
+        first = {name: batch[name][:1] for name in ("image", "text")}
+        params = jax.eval_shape(lambda: init_params(model, jax.random.key(0), first, parts(objectives)))
         recipe = Recipe(config, model, objectives, make_optimizer(config.optimizer, params, 1))
         state = jax.eval_shape(lambda params: create_state(recipe, params, 0), params)
         loss = lambda params, state, batch: total_loss(recipe, params, state, batch, jax.random.key(0))[0]
