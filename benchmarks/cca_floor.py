@@ -28,8 +28,10 @@ import scipy.sparse.linalg
 
 from xmodal_jax.data import captions as texts
 from xmodal_jax.data.card import Card
+from xmodal_jax.data.columns import Texts
 from xmodal_jax.data.image import decode, resize
 from xmodal_jax.data.records import check_record, open_records
+from xmodal_jax.data.sidecar import Sidecar
 from xmodal_jax.errors import refuse_unless, run_script
 from xmodal_jax.eval import retrieval
 
@@ -40,13 +42,14 @@ HELD_OUT = 5
 @dataclasses.dataclass
 class Side:
     """One split. n records, M captions: pixels {view: uint8 [m,S,S,3]}, rows {view: int [m] record of each picture},
-    captions [M], owner int [M] record of each caption."""
+    captions [M], owner int [M] record and keys int [M] text number of each caption."""
 
     records: int
     pixels: dict[str, np.ndarray]
     rows: dict[str, np.ndarray]
-    captions: list[str]
+    captions: Texts
     owner: np.ndarray
+    keys: np.ndarray
 
 
 @dataclasses.dataclass
@@ -73,19 +76,17 @@ class Features:
 def read_side(folder: str, split: str, language: str, size: int) -> Side:
     """All pictures of a split at `size` x `size` and all captions of one language."""
     pixels, rows = collections.defaultdict(list), collections.defaultdict(list)
-    captions, owner = [], []
+    own = Sidecar(folder, Card.load(folder), split)
+    pairs = own.all_pairs((language,))
+    refuse_unless(len(pairs) > 0, f"{folder}: split {split!r} has no captions in {language!r}.")
     with open_records(folder, split) as records:
         for row, record in enumerate(map(check_record, records)):
             for view, data in record["images"].items():
                 pixels[view].append(resize(decode(data, size), size))
                 rows[view].append(row)
-            own = record["captions"].get(language, [])
-            captions += own
-            owner += [row] * len(own)
-        refuse_unless(bool(captions), f"{folder}: split {split!r} has no captions in {language!r}.")
-        stacked = {view: np.stack(images) for view, images in sorted(pixels.items())}
-        numbered = {view: np.array(rows[view]) for view in stacked}
-        return Side(len(records), stacked, numbered, captions, np.array(owner))
+    stacked = {view: np.stack(images) for view, images in sorted(pixels.items())}
+    numbered = {view: np.array(rows[view]) for view in stacked}
+    return Side(len(own), stacked, numbered, own.texts.take(pairs), own.owner[pairs], own.number[pairs])
 
 
 # --- hand features --------------------------------------------------------------------------------------------------
@@ -162,7 +163,7 @@ def hand_features(train: Side, test: Side) -> tuple[Features, Features]:
             view: np.hstack([x / s for x, s in zip(parts, scales, strict=True)])
             for view, parts in blocks[side is test].items()
         }
-        sides.append(Features(image, side.rows, words(side.captions), side.owner, texts.caption_keys(side.captions)))
+        sides.append(Features(image, side.rows, words(side.captions), side.owner, side.keys))
     return sides[0], sides[1]
 
 
@@ -191,7 +192,7 @@ def tower_features(path: str, train: Side, test: Side, names: tuple[str, str]) -
                 image[f"{view}.flip"] = rows(f"{split}.image.{view}.flip", len(side.rows[view]))
                 own_rows[f"{view}.flip"] = side.rows[view]
         text = rows(f"{split}.text", len(side.captions))
-        return Features(image, own_rows, text, side.owner, texts.caption_keys(side.captions))
+        return Features(image, own_rows, text, side.owner, side.keys)
 
     return features(train, names[0]), features(test, names[1])
 

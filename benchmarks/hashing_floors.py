@@ -39,7 +39,7 @@ from cca_floor import (
 from report import data_facts
 
 from xmodal_jax.data.card import Card
-from xmodal_jax.data.records import open_records
+from xmodal_jax.data.sidecar import Sidecar
 from xmodal_jax.data.split import multi_hot
 from xmodal_jax.errors import output_file, refuse_unless, run_script
 from xmodal_jax.eval import hashing, retrieval
@@ -156,8 +156,9 @@ def choose_ridge(name: str, train: Labelled, bits: int = 64) -> float:
 
 def read_labels(folder: str, split: str) -> np.ndarray:
     """Multi-hot labels [n,C] of a split's records."""
-    with open_records(folder, split) as records:
-        return multi_hot([record["labels"] for record in records], len(Card.load(folder).label_names))
+    card = Card.load(folder)
+    own = Sidecar(folder, card, split)
+    return multi_hot([own.labels(row) for row in range(len(own))], len(card.label_names))
 
 
 def tables_of(view: str, split: Labelled, code: Codes) -> dict[str, Any]:

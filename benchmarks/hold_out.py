@@ -11,10 +11,13 @@ import dataclasses
 import pathlib
 import random
 from collections.abc import Sequence
+from typing import Any
 
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.fingerprint import Digests
 from xmodal_jax.data.records import RecordWriter, open_records, pack
+from xmodal_jax.data.sidecar import Sidecar, Sidecars
+from xmodal_jax.data.source import Item
 from xmodal_jax.errors import refuse_unless, run_script
 
 
@@ -41,6 +44,22 @@ def copy_rows(source: pathlib.Path, target: pathlib.Path, names: Sequence[str]) 
     return {name: writer.close() for name, writer in writers.items()}
 
 
+def describe(target: pathlib.Path, card: Card, rows: Sidecar, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Write sidecars and digests of the splits `names` that the rows go to -> {split: what a card says of it}."""
+    sidecars, digests = Sidecars(target), {name: Digests() for name in names}
+    for numbers, known in ((sidecars.views, card.views), (sidecars.labels, card.label_names)):
+        for name in known:
+            numbers[name]  # the places that they have in the card
+    for row, name in enumerate(names):
+        labels = tuple(card.label_names[label] for label in rows.labels(row))
+        views = dict.fromkeys(rows.views(row), b"")
+        item = Item(rows.keys[row], views, rows.captions(row), labels, rows.groups[row], name)
+        sidecars.add(item)
+        digests[name].add(item.key, item.captions, item.images)
+    told = sidecars.finish(card.languages)
+    return {name: own | {"digest": digests[name].save(target, name)} for name, own in told.items()}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: see the head of this file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -52,17 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     refuse_unless(not args.out.exists(), f"'{args.out}' exists; write another --out, nothing was overwritten.")
     card = Card.load(args.data)
-    with open_records(args.data, "train") as rows:
-        records = list(rows)
-    chosen = held_out_groups([record["group"] for record in records], args.records, args.seed)
-    names = [args.name if record["group"] in chosen else "train" for record in records]
+    rows = Sidecar(args.data, card, "train")
+    chosen = held_out_groups(list(rows.groups), args.records, args.seed)
+    names = [args.name if group in chosen else "train" for group in rows.groups]
     files = copy_rows(args.data, args.out, names)
-    splits = {name: counts([r for r, own in zip(records, names, strict=True) if own == name]) for name in files}
-    digests = {name: Digests() for name in files}
-    for record, name in zip(records, names, strict=True):
-        digests[name].add(record["key"], record["captions"], record["images"])
-    made = {name: {"files": files[name], "digest": digests[name].save(args.out, name)} for name in files}
-    splits = {name: numbers | made[name] for name, numbers in splits.items()}
+    splits = {name: told | {"files": files[name]} for name, told in describe(args.out, card, rows, names).items()}
     features = {}
     for name, entry in card.features.items():
         features[name] = entry | {
@@ -72,12 +85,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         args.out
     )
     print({name: numbers["records"] for name, numbers in splits.items()})
-
-
-def counts(records: Sequence[dict]) -> dict[str, int]:
-    """The numbers a card keeps of a split."""
-    captions = sum(len(own) for record in records for own in record["captions"].values())
-    return {"records": len(records), "captions": captions, "groups": len({record["group"] for record in records})}
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def pooled_pictures(split: Split, view: str, flip: bool) -> np.ndarray:
         slice(end - entry["tokens"], end - entry["tokens"] + pooling_groups(entry["tower"], entry["tokens"])[0])
         for entry, end in zip(entries, ends, strict=True)
     ]
-    rows = [row for row in range(len(split)) if view in split.record(row)["images"]]
+    rows = [row for row in range(len(split)) if view in split.sidecar.views(row)]
     tokens = (split.tokens(row, view, flip) for row in rows)
     return np.stack([np.concatenate([x[grid].mean(0, dtype=np.float32) for grid in grids]) for x in tokens])
 

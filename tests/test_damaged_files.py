@@ -98,11 +98,11 @@ def test_a_damaged_card(count, shapes_files, shapes_data, opened_run, tmp_path, 
 
 @pytest.mark.parametrize("count", counts())
 def test_damaged_records(count, shapes_data, opened_run, tmp_path):
-    """A shard or another file of a split that was changed: the split is read, or a sentence says what cannot be."""
+    """A shard, a column of a sidecar or another file that was changed: the split is read, or a sentence says what not."""
     folder = tmp_path / "set"
     shutil.copytree(shapes_data, folder)
     draw, config = np.random.default_rng(4), opened_run[0].config
-    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != "card.json")
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "card.json")
     originals = {path: path.read_bytes() for path in paths}
     for number in range(count):
         path = paths[number % len(paths)]

@@ -163,7 +163,7 @@ def test_queries_are_spread_over_the_split(total, count):
 
 
 def card_of(name, records=200):
-    test = {"records": records, "captions": 1, "groups": 1, "files": [], "digest": ""}
+    test = {"records": records, "captions": 1, "groups": 1, "files": [], "digest": "", "languages": {}, "columns": {}}
     return Card(name, "", "", ["en"], ["image"], [], {"test": test})
 
 

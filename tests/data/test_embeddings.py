@@ -13,6 +13,7 @@ from xmodal_jax.data.embeddings import Embeddings, Encoders, write_embeddings
 from xmodal_jax.data.features import write_features
 from xmodal_jax.data.image import AugmentConfig, eval_image
 from xmodal_jax.data.records import CorruptRecord, RecordWriter, open_records, pack
+from xmodal_jax.data.sidecar import Sidecar
 from xmodal_jax.data.split import Split
 from xmodal_jax.data.train import train_dataset
 from xmodal_jax.errors import UserError
@@ -68,9 +69,10 @@ def test_each_picture_and_caption_has_its_own(own_set):
     assert set(teacher.blocks) == {4}, "always full blocks of one shape"
     for split in ("train", "test"):
         found = Embeddings(own_set, card, "old", split, ["png", "jpeg"], ["fr", "en"])
+        sidecar = Sidecar(own_set, card, split)
         with open_records(own_set, split) as records:
             for row, record in enumerate(records):
-                captions = record["captions"]["fr"] + record["captions"]["en"]
+                captions = sidecar.captions(row)["fr"] + sidecar.captions(row)["en"]
                 for view, data in record["images"].items():
                     for number, caption in enumerate(captions):
                         image, text = found.pair(row, view, number)

@@ -10,7 +10,7 @@ from PIL import Image
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.fingerprint import FOLDER, fingerprint, load_digests, record_digest
 from xmodal_jax.data.prepare import prepare
-from xmodal_jax.data.records import open_records
+from xmodal_jax.data.sidecar import Sidecar
 from xmodal_jax.data.source import Item, Source
 from xmodal_jax.errors import UserError
 
@@ -49,9 +49,8 @@ def test_another_split_key_caption_order_view_or_language_is_another_set(tmp_pat
 
 
 def test_the_digests_of_a_split_are_those_of_its_rows(tmp_path):
-    made(tmp_path / "set")
-    with open_records(tmp_path / "set", "train") as rows:
-        own = [record_digest(row["key"], row["captions"]) for row in rows]
+    rows = Sidecar(tmp_path / "set", made(tmp_path / "set"), "train")
+    own = [record_digest(rows.keys[row], rows.captions(row)) for row in range(len(rows))]
     found = load_digests(tmp_path / "set", "train", 2)
     assert found.dtype == np.uint64 and found.tolist() == own and len(set(own)) == 2
 

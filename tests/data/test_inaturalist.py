@@ -8,7 +8,7 @@ import pytest
 
 from xmodal_jax.cli import main
 from xmodal_jax.data.card import Card
-from xmodal_jax.data.records import open_records
+from xmodal_jax.data.sidecar import Sidecar
 from xmodal_jax.data.source import Item, Skip
 from xmodal_jax.data.sources.inaturalist import (
     COARSE,
@@ -127,8 +127,7 @@ def test_prepare_writes_the_taxonomy_of_all_species(folder, tmp_path, capsys):
     assert card.languages[0] == "en" and card.skipped == {}
     # validation: two pictures of "Avis prima" share both sentences; 12 captions, 10 texts
     assert card.duplicates["val"] == {"captions": 12, "unique": 10, "unique_per_image": 2.0, "shared": 33.33}
-    with open_records(tmp_path / "set", "val") as records:
-        assert card.label_names[records[3]["labels"][0]] == "Pluma alba"
+    assert card.label_names[Sidecar(tmp_path / "set", card, "val").labels(3)[0]] == "Pluma alba"
 
 
 def test_annotations_that_lead_nowhere_are_counted(folder):

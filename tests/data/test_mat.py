@@ -12,6 +12,7 @@ from PIL import Image
 from xmodal_jax.cli import main
 from xmodal_jax.data.prepare import prepare
 from xmodal_jax.data.records import check_record, open_records
+from xmodal_jax.data.sidecar import Sidecar
 from xmodal_jax.data.source import Item, Skip, usable_item
 from xmodal_jax.data.sources import matfile
 from xmodal_jax.data.sources.labelled import divide_train, mirflickr_source
@@ -92,11 +93,12 @@ def test_one_file_of_version_73_to_a_data_set(dcmh, truth, tmp_path):
     assert card.skipped == {"empty caption": 1} and card.arguments["queries"] == 7 and card.arguments["train"] == 20
     items = {}
     for split in card.splits:
+        own = Sidecar(tmp_path / "set", card, split)
         with open_records(tmp_path / "set", split) as records:
             for number in range(len(records)):
                 record = check_record(records[number])
-                labels = tuple(card.label_names[label] for label in record["labels"])
-                items[record["key"]] = Item(record["key"], record["images"], record["captions"], labels)
+                labels = tuple(card.label_names[label] for label in own.labels(number))
+                items[record["key"]] = Item(record["key"], record["images"], own.captions(number), labels)
     assert len(items) == COUNT - 1 and same_as(truth, items)
 
 

@@ -13,6 +13,7 @@ from xmodal_jax.cli import main
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.prepare import prepare
 from xmodal_jax.data.records import CorruptRecord, open_records, pack
+from xmodal_jax.data.sidecar import Sidecar
 from xmodal_jax.data.source import Item, Skip, split_groups
 from xmodal_jax.data.sources.jsonl import jsonl_source
 from xmodal_jax.data.sources.karpathy import karpathy_source
@@ -66,15 +67,13 @@ def test_half_an_emoji_anywhere_in_a_row_costs_no_other_row(pictures):
     assert card.skipped == {"split that is no plain name": 1, "missing image": 1}
     records = {}
     for split in ("train", "test"):
-        with open_records(pictures / "out", split) as own:
-            records |= {record["key"]: record for record in own}
+        own = Sidecar(pictures / "out", card, split)
+        records |= {own.keys[row]: (own.captions(row), own.groups[row], own.views(row)) for row in range(len(own))}
     assert set(records) == {"0.png", "s\ufffd", "2.png", "3.png", "6.png", "7.png"}
-    assert records["0.png"]["captions"] == {"en": ["nice dog \ufffd"]}
-    assert records["3.png"]["group"] == "g\ufffd" and card.label_names == ["\ufffd"]
-    assert records["6.png"]["captions"] == {"\ufffd": ["in a view and a language"]} and set(
-        records["6.png"]["images"]
-    ) == {"\ufffd"}
-    assert records["7.png"]["captions"] == {"en": ["whole \U0001f600"]}
+    assert records["0.png"][0] == {"en": ["nice dog \ufffd"]}
+    assert records["3.png"][1] == "g\ufffd" and card.label_names == ["\ufffd"]
+    assert records["6.png"] == ({"\ufffd": ["in a view and a language"]}, "6.png", ["\ufffd"])
+    assert records["7.png"][0] == {"en": ["whole \U0001f600"]}
     assert Card.load(pictures / "out") == card
 
 

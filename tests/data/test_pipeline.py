@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import json
 import logging
 import os
 import threading
@@ -11,6 +10,7 @@ import threading
 import numpy as np
 import pytest
 
+from xmodal_jax.data.card import Card
 from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.data.features import write_features
@@ -18,10 +18,11 @@ from xmodal_jax.data.image import AugmentConfig, decode, resize
 from xmodal_jax.data.loader import Loader
 from xmodal_jax.data.prepare import prepare
 from xmodal_jax.data.records import CorruptRecord, RecordWriter, encode_record, open_records, pack
+from xmodal_jax.data.sidecar import Sidecar
 from xmodal_jax.data.source import Item, memory_source
 from xmodal_jax.data.split import Split, multi_hot, split_captions
 from xmodal_jax.data.text import load_tokenizer
-from xmodal_jax.data.train import BadRows, label_key, train_dataset
+from xmodal_jax.data.train import BadRows, train_dataset
 from xmodal_jax.errors import UserError
 
 PLAIN = DataConfig(image_size=16, length=8, augment=AugmentConfig(crop_min_area=1.0, flip=0.0))
@@ -60,6 +61,7 @@ def test_fields_have_the_shapes_and_types_of_a_batch(make):
 
 def test_an_example_is_a_picture_and_a_caption_of_its_record(make, tiny_set, tokenizer):
     views, texts, numbers = set(), set(), collections.defaultdict(set)
+    own = Sidecar(tiny_set, Card.load(tiny_set), "train")
     with open_records(tiny_set, "train") as records:
         for number in range(20):
             batch = make().batch_at(number)
@@ -68,8 +70,8 @@ def test_an_example_is_a_picture_and_a_caption_of_its_record(make, tiny_set, tok
                 pictures = {view: decode(data) for view, data in record["images"].items()}
                 (view,) = [view for view, picture in pictures.items() if np.array_equal(picture, batch["image"][row])]
                 text = tokenizer.decode(batch["text"][row])
-                assert text in record["captions"]["en"] and batch["id"][row] == batch["index"][row]
-                assert np.flatnonzero(batch["labels"][row]).tolist() == sorted(record["labels"])
+                assert text in own.captions(batch["index"][row])["en"] and batch["id"][row] == batch["index"][row]
+                assert np.flatnonzero(batch["labels"][row]).tolist() == sorted(own.labels(batch["index"][row]))
                 views.add(view)
                 texts.add(text == "a thing")
                 numbers[int(batch["text_key"][row])].add(text)
@@ -108,10 +110,11 @@ def test_augmentation_differs_between_epochs(make):
 
 def test_views_and_languages_are_those_asked_for(make, tiny_set, tokenizer):
     batch = make(dataclasses.replace(PLAIN, views=("png",), languages=("fr",))).batch_at(0)
+    own = Sidecar(tiny_set, Card.load(tiny_set), "train")
     with open_records(tiny_set, "train") as records:
         for row, index in enumerate(batch["index"]):
             np.testing.assert_array_equal(batch["image"][row], decode(records[index]["images"]["png"]))
-            assert tokenizer.encode(records[index]["captions"]["fr"], 8).tolist() == [batch["text"][row].tolist()]
+            assert tokenizer.encode(own.captions(index)["fr"], 8).tolist() == [batch["text"][row].tolist()]
 
 
 def test_the_second_view_is_another_picture_of_the_record_and_changes_nothing_else(make, tiny_set):
@@ -407,15 +410,12 @@ def test_evaluation_refuses_a_torn_record_rather_than_leave_it_out(own_set, toke
         list(split.images(6))
 
 
-def test_records_without_the_view_are_left_out_and_said(own_set, tokenizer, caplog):
-    with open_records(own_set, "train") as records:
-        content = list(records)
-    del content[2]["images"]["png"]
-    with RecordWriter(own_set, "train") as writer:
-        for record in content:
-            writer.write(pack(record))
+def test_records_without_the_view_are_left_out_and_said(tmp_path, tiny_items, tokenizer, caplog):
+    items = tiny_items()
+    del items[3].images["png"]  # row 2 of the train split
+    prepare(memory_source(items), tmp_path / "set")
     with caplog.at_level(logging.WARNING):
-        split = eval_split(own_set, "train", tokenizer, PLAIN, view="png")
+        split = eval_split(tmp_path / "set", "train", tokenizer, PLAIN, view="png")
     assert len(split.keys) == 17 and 2 not in split.rows and "1 of 18 records" in caplog.text
 
 
@@ -440,8 +440,8 @@ def test_pairs_can_match_by_their_labels(make, tiny_set):
     by_labels = dataclasses.replace(PLAIN, match="labels", labels=False)  # the labels need not be in the batch
     plain, matched = make().batch_at(0), make(by_labels).batch_at(0)
     np.testing.assert_array_equal(matched["index"], plain["index"])
-    with open_records(tiny_set, "train") as records:
-        own = [frozenset(records[row]["labels"]) for row in matched["index"]]
+    sidecar = Sidecar(tiny_set, Card.load(tiny_set), "train")
+    own = [frozenset(sidecar.labels(row)) for row in matched["index"]]
     for i in range(6):
         for j in range(6):
             assert (matched["id"][i] == matched["id"][j]) == (own[i] == own[j] and (bool(own[i]) or i == j))
@@ -456,8 +456,8 @@ def test_cut_training_captions_are_counted_on_a_sample(make, tokenizer, tiny_set
     assert found["share"] == round(100 * np.mean(lengths > 5), 4) and 0 < found["share"] < 100
     assert found["longest"] == max(lengths)
     monkeypatch.setattr("xmodal_jax.data.train.SAMPLED", 2)
-    with open_records(tiny_set, "train") as records:
-        ends = [text for row in (0, 17) for text in records[row]["captions"]["en"]]
+    own = Sidecar(tiny_set, Card.load(tiny_set), "train")
+    ends = [text for row in (0, 17) for text in own.captions(row)["en"]]
     assert make(config).cut()["share"] == round(100 * np.mean(tokenizer.lengths(ends) > 5), 4)
 
 
@@ -466,8 +466,8 @@ def test_label_keys_are_of_sets_and_never_an_empty_place(tmp_path, encoded, plai
     images = {"image": encoded(plain_colour(0))}
     items = [Item(str(n), images, {"en": ["x"]}, labels) for n, labels in enumerate(sets)]
     prepare(memory_source(items), tmp_path / "set")
-    with open_records(tmp_path / "set", "train") as records:
-        keys = [label_key(record, row) for row, record in enumerate(records)]
+    with contextlib.closing(Split(tmp_path / "set", "train", PLAIN)) as split:
+        keys = [split.label_key(row) for row in range(len(split))]
     assert keys[0] == -2 and keys[6] == -8 and min(keys[1:6]) >= 0 and keys[1].dtype == np.int32
     for one, left in enumerate(sets):
         for other, right in enumerate(sets):
@@ -491,19 +491,16 @@ def test_captions_are_the_same_in_training_only_if_their_text_is(tmp_path, encod
     same = {frozenset((one, other)) for one in range(8) for other in range(one) if keys[one] == keys[other]}
     assert same == {frozenset((0, 4)), frozenset((5, 7))}
     with contextlib.closing(Split(tmp_path / "set", "test", config)) as held:
-        assert held.caption_numbers(held.record(0)) == keys.tolist(), "one number in all splits"
+        assert held.caption_numbers(0) == keys.tolist(), "one number in all splits"
     french = dataclasses.replace(config, languages=("fr", "en"))
     with contextlib.closing(Split(tmp_path / "set", "train", french)) as split:
-        own = split.caption_numbers(split.record(2))
+        own = split.caption_numbers(2)
         assert own[0] == own[2] == keys[2] and own[1] not in keys, "and in all languages"
-        assert split.captions(split.record(2)) == ["日 a", "autre", "日 a"]
+        assert split.captions(2) == ["日 a", "autre", "日 a"]
 
 
-def test_matching_by_labels_needs_labels(tiny_set, tmp_path, make, tokenizer):
-    card = json.loads((tiny_set / "card.json").read_text()) | {"label_names": []}
-    for path in tiny_set.iterdir():
-        (tmp_path / path.name).symlink_to(path) if path.name != "card.json" else None
-    (tmp_path / "card.json").write_text(json.dumps(card))
+def test_matching_by_labels_needs_labels(tiny_items, tmp_path, make, tokenizer):
+    prepare(memory_source(dataclasses.replace(item, labels=()) for item in tiny_items()), tmp_path)
     with pytest.raises(UserError, match="config.data.match is 'labels', and .* has none; write 'record'"):
         make(dataclasses.replace(PLAIN, match="labels"), folder=tmp_path)
     assert eval_split(tmp_path, "test", tokenizer, dataclasses.replace(PLAIN, match="labels")).keys  # of training alone

@@ -19,6 +19,7 @@ from xmodal_jax.data.card import Card, report
 from xmodal_jax.data.image import verify
 from xmodal_jax.data.prepare import prepare
 from xmodal_jax.data.records import open_records
+from xmodal_jax.data.sidecar import Sidecar
 from xmodal_jax.data.source import Item, Skip, Source, memory_source
 from xmodal_jax.data.sources.jsonl import jsonl_source
 from xmodal_jax.errors import UserError
@@ -32,12 +33,13 @@ def test_card_and_records_hold_what_the_source_gave(tiny_set, tiny_items):
     counts = {"records": 18, "captions": 48, "groups": 12}
     assert {name: card.splits["train"][name] for name in counts} == counts
     assert card.splits["test"]["records"] == 6 and card.splits["test"]["groups"] == 6
+    wanted, sidecar = [item for item in tiny_items() if item.split == "train"], Sidecar(tiny_set, card, "train")
     with open_records(tiny_set, "train") as records:
-        wanted = [item for item in tiny_items() if item.split == "train"]
-        for record, item in zip(records, wanted, strict=True):
-            assert record["images"] == item.images and record["captions"] == item.captions
-            assert (record["key"], record["group"]) == (item.key, item.group)
-            assert [card.label_names[label] for label in record["labels"]] == list(item.labels)
+        for row, (record, item) in enumerate(zip(records, wanted, strict=True)):
+            assert record == {"key": item.key, "images": item.images} and sidecar.captions(row) == item.captions
+            assert (sidecar.keys[row], sidecar.groups[row]) == (item.key, item.group)
+            assert [card.label_names[label] for label in sidecar.labels(row)] == list(item.labels)
+            assert sidecar.views(row) == list(item.images)
 
 
 def test_ceiling_counts_the_repeated_captions(tiny_set):
@@ -144,7 +146,7 @@ def test_one_that_is_killed_while_it_replaces_another_is_finished_by_the_next(ow
     with open_records(own_set, "train") as records:
         assert [record["key"] for record in records] == [f"thing-{n}" for n in range(8) if n % 4]
     files = {file for split in card.splits.values() for file in split["files"]}
-    assert set(os.listdir(own_set)) == files | {"card.json", "digests", "files.jsonl.gz"}
+    assert set(os.listdir(own_set)) == files | {"card.json", "digests", "files.jsonl.gz", "sidecar"}
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, encoded, rng):

@@ -1,6 +1,5 @@
 """The card of a data set: what is in the folder, where it comes from, and how high recall can get on it."""
 
-import collections
 import dataclasses
 import json
 import math
@@ -9,13 +8,14 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from xmodal_jax.data.captions import normal_caption
+import numpy as np
+
 from xmodal_jax.data.fingerprint import fingerprint
 from xmodal_jax.data.textfile import mended
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.whole import write_whole
 
-FORMAT = 3
+FORMAT = 4
 CARD_FILE = "card.json"
 RECALL_AT = (1, 5, 10)
 ANY = "*"  # any name
@@ -25,7 +25,10 @@ SHAPES: dict[str, Any] = {  # of the fields: a type, [what a list holds], {name:
     "languages": [str],
     "views": [str],
     "label_names": [str],
-    "splits": {ANY: {"records": int, "captions": int, "groups": int, "files": [str], "digest": str}},
+    "splits": {
+        ANY: {"records": int, "captions": int, "groups": int, "files": [str], "digest": str, "languages": {ANY: int},
+              "columns": {ANY: {"bytes": int, "crc": int}}}
+    },
     "ceiling": {ANY: {"i2t": RECALLS, "t2i": RECALLS}},
     "duplicates": {ANY: {"captions": int, "unique": int, "unique_per_image": float, "shared": float}},
     "words": {ANY: {"median": int, "99 %": int, "longest": int}},
@@ -46,8 +49,9 @@ SHAPES: dict[str, Any] = {  # of the fields: a type, [what a list holds], {name:
 class Card:
     """What `card.json` says.
 
-    `splits`: {split: {records, captions, groups, files, digest}}; `captions` counts all languages, for the `digest` see
-    data/fingerprint.py.
+    `splits`: {split: {records, captions, groups, files, digest, languages, columns}}; `captions` counts all languages,
+    `languages` each of them; for the `digest` see data/fingerprint.py, for the `columns`, whose size and checksum are here,
+    data/sidecar.py.
     `fingerprint`: of all splits; made from their digests where it is left out.
     `ceiling`: {split: {"i2t" | "t2i": {"R@1", "R@5", "R@10"}}} in %, see `ceiling`.
     `duplicates`: {split: {"captions", "unique", "unique_per_image", "shared"}}, see `duplicates`. Both are of the
@@ -171,28 +175,41 @@ def _refuse_misshapen(value: Any, shape: Any, where: str, path: pathlib.Path) ->
             _refuse_misshapen(value.get(name), shape.get(ANY, shape.get(name)), f"{where}.{name}", path)
 
 
-def ceiling(captions: Sequence[Sequence[str]], ks: Sequence[int] = RECALL_AT) -> dict[str, dict[str, float]]:
+def ceiling(owner: np.ndarray, number: np.ndarray, ks: Sequence[int] = RECALL_AT) -> dict[str, dict[str, float]]:
     """Best R@k, in %, when only an image's own captions count (and a caption's own image), expected over ties.
 
-    `captions[i]` are the captions of image i. Identical captions are one query and one candidate to a model:
+    `owner` int [M] is the image of each caption, `number` int [M] the number of its text. Identical captions are one query
+    and one candidate to a model:
     - text to image: it can put k images first, best those that have the text most often;
     - image to text: an image puts one of its texts first, whose c copies in the gallery, o of them its own, tie: one of its
       own is among the first k with probability 1 - C(c-o, j) / C(c, j), j = min(k, c). The best of its texts counts; two of
       them mixed are worth less, for each copy that is not its own makes the next one of the same text likelier to be.
     """
-    owned = [collections.Counter(map(normal_caption, own)) for own in captions]
-    having: dict[str, list[int]] = collections.defaultdict(list)  # how often each image that has a text has it
-    for own in owned:
-        for text, count in own.items():
-            having[text].append(count)
-    copies = {text: sum(counts) for text, counts in having.items()}
-    chances = [{(copies[text], count) for text, count in own.items()} for own in owned if own]
-    t2i, i2t, total = {}, {}, max(1, sum(copies.values()))
+    if len(owner) == 0:
+        return {side: {f"R@{k}": 0.0 for k in ks} for side in ("i2t", "t2i")}
+    image, text, own = _counted(owner, number)
+    order = np.lexsort((-own, text))  # the images of each text, those that have it most often first
+    image, text, own = image[order], text[order], own[order]
+    first = np.flatnonzero(np.diff(text, prepend=-1))
+    length = np.diff(first, append=len(text))
+    place = np.arange(len(text)) - np.repeat(first, length)
+    copies = np.repeat(np.add.reduceat(own, first), length)
+    chances, which = np.unique(copies * (own.max() + 1) + own, return_inverse=True)
+    known, t2i, i2t = np.unique(image), {}, {}
     for k in ks:
-        first = sum(sum(sorted(counts, reverse=True)[:k]) for counts in having.values())
-        t2i[f"R@{k}"] = round(100.0 * first / total, 2)
-        i2t[f"R@{k}"] = _percent([max(_drawn(*chance, k) for chance in own) for own in chances])
+        t2i[f"R@{k}"] = round(100.0 * int(own[place < k].sum()) / len(owner), 2)
+        drawn = np.array([_drawn(*divmod(chance, int(own.max()) + 1), k) for chance in chances.tolist()])
+        best = np.zeros(int(known[-1]) + 1)
+        np.maximum.at(best, image, drawn[which])
+        i2t[f"R@{k}"] = round(100.0 * float(best[known].mean()), 2)
     return {"i2t": i2t, "t2i": t2i}
+
+
+def _counted(owner: np.ndarray, number: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image, text and how often the image has the text, int64 [P] each, of all P that occur."""
+    images = int(owner.max(initial=-1)) + 1
+    pairs, own = np.unique(number.astype(np.int64) * images + owner, return_counts=True)
+    return pairs % max(images, 1), pairs // max(images, 1), own
 
 
 def _drawn(copies: int, own: int, k: int) -> float:
@@ -201,24 +218,19 @@ def _drawn(copies: int, own: int, k: int) -> float:
     return 1.0 - math.comb(copies - own, first) / math.comb(copies, first)
 
 
-def _percent(values: list[float]) -> float:
-    return round(100.0 * math.fsum(values) / len(values), 2) if values else 0.0
-
-
-def duplicates(captions: Sequence[Sequence[str]]) -> dict[str, float]:
-    """How often captions repeat: `captions[i]` are those of image i, compared as the ceiling compares them.
+def duplicates(owner: np.ndarray, number: np.ndarray, images: int) -> dict[str, float]:
+    """How often captions repeat: `owner` int [M] is the image of each, of so many, `number` int [M] that of its text.
 
     "captions": all of them; "unique": different ones; "unique_per_image": different ones of an image, on average;
     "shared": % of the captions whose text belongs to more than one image.
     """
-    texts = [[normal_caption(caption) for caption in own] for own in captions]
-    owners = collections.Counter(text for own in texts for text in set(own))
-    everyone = [text for own in texts for text in own]
+    image, text, own = _counted(owner, number)
+    _, which, owners = np.unique(text, return_inverse=True, return_counts=True)
     return {
-        "captions": len(everyone),
+        "captions": len(owner),
         "unique": len(owners),
-        "unique_per_image": round(math.fsum(len(set(own)) for own in texts) / max(1, len(texts)), 2),
-        "shared": _percent([float(owners[text] > 1) for text in everyone]),
+        "unique_per_image": round(len(image) / max(1, images), 2),
+        "shared": round(100.0 * int(own[owners[which] > 1].sum()) / max(1, len(owner)), 2),
     }
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from xmodal_jax.data.captions import caption_keys as caption_keys  # also known from here
 from xmodal_jax.data.image import AugmentConfig
 from xmodal_jax.errors import refuse_unless
 

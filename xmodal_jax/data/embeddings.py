@@ -152,8 +152,8 @@ def _rows(source: Any, teacher: Encoders, batch: int, dtype: str) -> Iterator[li
     for first in range(0, len(source), batch):
         rows, pictures, captions = [], [], []
         for number in range(first, min(first + batch, len(source))):
-            record, inputs = _read(source, number, decode)
-            texts = {code: record["captions"][code] for code in source.cfg.languages if code in record["captions"]}
+            inputs, found = _read(source, number, decode), source.sidecar.captions(number)
+            texts = {code: found[code] for code in source.cfg.languages if code in found}
             rows.append((list(inputs), {code: len(own) for code, own in texts.items()}))
             pictures += inputs.values()
             captions += [text for own in texts.values() for text in own]
@@ -169,13 +169,12 @@ def _rows(source: Any, teacher: Encoders, batch: int, dtype: str) -> Iterator[li
         ]
 
 
-def _read(source: Any, row: int, decode: Callable[[bytes], np.ndarray]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """A record and what the image tower takes of each of its views."""
+def _read(source: Any, row: int, decode: Callable[[bytes], np.ndarray]) -> dict[str, np.ndarray]:
+    """What the image tower takes of each view of a record."""
     try:
-        record = source.record(row)
         if source.caches:
-            return record, {view: source.tokens(row, view, False) for view in record["images"]}
-        return record, {view: decode(data) for view, data in record["images"].items()}
+            return {view: source.tokens(row, view, False) for view in source.sidecar.views(row)}
+        return {view: decode(data) for view, data in source.record(row)["images"].items()}
     except (CorruptRecord, CorruptImage) as error:
         raise UserError(
             f"row {row} of split {source.name!r} cannot be read ({error}); copy or prepare the data set again."

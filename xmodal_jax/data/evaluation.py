@@ -1,7 +1,6 @@
 """A split as evaluation reads it: all its pictures of one view and all its captions, in the order of its rows."""
 
 import dataclasses
-import functools
 import logging
 import pathlib
 from collections.abc import Callable, Iterator
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xmodal_jax.data.captions import caption_keys
+from xmodal_jax.data.columns import Texts
 from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.image import CorruptImage, eval_image
 from xmodal_jax.data.records import CorruptRecord
@@ -24,20 +23,41 @@ log = logging.getLogger(__name__)
 class EvalSplit:
     """A split as evaluation reads it: every picture of one view once, every caption once.
 
-    n records, M captions: `keys` and `rows` (row in the split) [n]; `captions` [M]; `caption_owner` int32 [M], the
-    position of its record in `keys`; `text` int32 [M,L]; `text_keys` int32 [M], the same only for the
-    same text (`captions.caption_keys`); `labels` float32 [n,C] or None.
+    n records, M captions: `keys` and `rows` (row in the split) [n]; `captions` [M], read from disk when they are asked
+    for; `caption_owner` int32 [M], the position of its record in `keys`, never falling; `text` int32 [M,L];
+    `text_numbers` int32 [M], the same for the same text and no other; `text_keys` int32 [M], the same for captions that
+    are right for the same pictures: the numbers, or one for each; `labels` float32 [n,C] or None.
     """
 
     view: str
-    keys: list[str]
+    keys: Texts
     rows: np.ndarray
-    captions: list[str]
+    captions: Texts
     caption_owner: np.ndarray
     text: np.ndarray
+    text_numbers: np.ndarray
     text_keys: np.ndarray
     labels: np.ndarray | None
     picture: Callable[..., np.ndarray]  # (number, flip=False)
+
+    def part(self, records: np.ndarray, texts: np.ndarray) -> "EvalSplit":
+        """Some records int [r], in increasing order, and some of their captions int [m], by their places in these."""
+        return dataclasses.replace(
+            self,
+            keys=self.keys.take(records),
+            rows=self.rows[records],
+            captions=self.captions.take(texts),
+            caption_owner=np.searchsorted(records, self.caption_owner[texts]).astype(np.int32),
+            text=self.text[texts],
+            text_numbers=self.text_numbers[texts],
+            text_keys=self.text_keys[texts],
+            labels=None if self.labels is None else self.labels[records],
+            picture=lambda number, flip=False: self.picture(int(records[number]), flip),
+        )
+
+    def captions_of(self, number: int) -> list[str]:
+        """The captions of the record at a place in `keys`."""
+        return list(self.captions[slice(*np.searchsorted(self.caption_owner, [number, number + 1]))])
 
     def images(self, batch: int, flip: bool = False) -> Iterator[Arrays]:
         """Batches {"image": [batch, ...], "id": int32 [batch]}; the last is padded with zeros and id -1.
@@ -50,7 +70,7 @@ class EvalSplit:
 
     def texts(self, batch: int) -> Iterator[Arrays]:
         """Batches {"text": int32 [batch,L], "id": int32 [batch], the caption's number}; the last padded, id -1."""
-        for start in range(0, len(self.captions), batch):
+        for start in range(0, len(self.text), batch):
             text = self.text[start : start + batch]
             ids = np.arange(start, start + len(text), dtype=np.int32)
             yield _padded({"text": text, "id": ids}, batch)
@@ -70,39 +90,33 @@ def eval_split(
     """The pictures of one view (default: the first of the config, else of the card) and all captions of a split.
 
     Records without that view or without a caption in the languages are left out and counted in the log. Raises
-    `UserError` for a split, view or language that does not exist, and for a record that cannot be read: a score on
-    part of a test set would not be comparable.
+    `UserError` for a split, view or language that does not exist, and, when it is asked for, for a picture that cannot
+    be read: a score on part of a test set would not be comparable. No record is read before.
     """
     source = Split(data_dir, split, cfg)
     view = view or source.views[0]
     refuse_unknown("config.data.views", (view,), source.card.views, data_dir)
-    keys, rows, captions, owners, labels = [], [], [], [], []
-    for row in range(len(source)):
-        record = _readable(functools.partial(source.record, row), f"row {row} of split {split!r}")
-        own = source.captions(record)
-        if view in record["images"] and own:
-            owners += [len(keys)] * len(own)
-            captions += own
-            keys.append(record["key"])
-            rows.append(row)
-            labels.append(record["labels"])
-    if len(keys) < len(source):
+    own = source.sidecar
+    pairs = own.all_pairs(source.languages)
+    pairs = pairs[own.having(view)[own.owner[pairs]]]
+    rows, owners = np.unique(own.owner[pairs], return_inverse=True)
+    if len(rows) < len(source):
         log.warning(
-            "%d of %d records of %s have no view %r or no caption", len(source) - len(keys), len(source), split, view
+            "%d of %d records of %s have no view %r or no caption", len(source) - len(rows), len(source), split, view
         )
-    refuse_unless(len(keys) > 0, f"{data_dir}: split {split!r} has no record with view {view!r} in {cfg.languages}.")
-    text = tokenizer.encode(captions, cfg.length)
-    names = source.card.label_names
+    refuse_unless(len(rows) > 0, f"{data_dir}: split {split!r} has no record with view {view!r} in {cfg.languages}.")
+    captions, names = own.texts.take(pairs), source.card.label_names
     return EvalSplit(
         view=view,
-        keys=keys,
-        rows=np.array(rows, np.int32),
+        keys=own.keys.take(rows),
+        rows=rows.astype(np.int32),
         captions=captions,
-        caption_owner=np.array(owners, np.int32),
-        text=text,
-        text_keys=caption_keys(captions),
-        labels=multi_hot(labels, len(names)) if names else None,
-        picture=_picture(source, view, rows),
+        caption_owner=owners.astype(np.int32),
+        text=tokenizer.encode(captions, cfg.length),
+        text_numbers=own.number[pairs],
+        text_keys=own.number[pairs],
+        labels=multi_hot([source.labels(row) for row in rows], len(names)) if names else None,
+        picture=_picture(source, view, rows.tolist()),
     )
 
 

@@ -4,6 +4,7 @@
 each split, over these and the names of the views.
 """
 
+import array
 import hashlib
 import json
 import os
@@ -28,7 +29,7 @@ class Digests:
     """The digests of one split while its records stream by."""
 
     def __init__(self) -> None:
-        self._own: list[int] = []
+        self._own = array.array("Q")
         self._views = hashlib.blake2b(digest_size=16)
 
     def add(self, key: str, captions: Mapping[str, Sequence[str]], views: Iterable[str]) -> None:
@@ -40,7 +41,7 @@ class Digests:
         """Write the digests of the records beside the split; returns the digest of the whole split."""
         place = pathlib.Path(folder) / FOLDER
         place.mkdir(parents=True, exist_ok=True)
-        own = np.array(self._own, np.uint64)
+        own = np.frombuffer(self._own, np.uint64)
         np.save(place / f"{split}.npy", own)
         return hashlib.blake2b(own.astype("<u8").tobytes() + self._views.digest(), digest_size=16).hexdigest()
 

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 PART, LOCK = ".prepare.part", ".prepare.lock"
 CARD_LOCK = ".card.lock"
 NOTHING = {PART, LOCK, CARD_LOCK, "lost+found"}  # what a folder may hold and still be empty; the last is in a fresh file system
-OF_A_SET = ("digests", "features", "embeddings", "texts", "starts", "tokenizer*.json", "taxonomy.json",
+OF_A_SET = ("digests", "sidecar", "features", "embeddings", "texts", "starts", "tokenizer*.json", "taxonomy.json",
             "files.jsonl.gz")  # fmt: skip
 
 

@@ -7,19 +7,21 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from xmodal_jax.data import making
-from xmodal_jax.data.captions import Numbers, count_words, normal_caption, quantiles
+from xmodal_jax.data.captions import count_words, quantiles
 from xmodal_jax.data.card import Card, ceiling, duplicates
 from xmodal_jax.data.changes import States, as_sentence, changed_files
 from xmodal_jax.data.copies import TRAIN, Copies
 from xmodal_jax.data.decoding import CorruptImage, content_digest
 from xmodal_jax.data.fingerprint import Digests
 from xmodal_jax.data.image import limit_size
+from xmodal_jax.data.numbering import DigestSet
 from xmodal_jax.data.progress import Progress
 from xmodal_jax.data.records import SHARD_BYTES, RecordWriter, encode_record, is_split_name, shard_files
+from xmodal_jax.data.sidecar import Sidecar, Sidecars
 from xmodal_jax.data.source import Item, Skip, Source, mended_item
 from xmodal_jax.data.textfile import mended
 from xmodal_jax.errors import UserError, refuse_unless
@@ -37,34 +39,26 @@ class Build:
     def __init__(self, folder: pathlib.Path, shard_bytes: int):
         self.folder, self.shard_bytes = folder, shard_bytes
         self.writers: dict[str, RecordWriter] = {}
-        self.captions: dict[str, list[dict[str, list[str]]]] = {}
-        self.groups: dict[str, set[str]] = {}
+        self.sidecars = Sidecars(folder)
         self.copies = Copies()
         self.digests: dict[str, Digests] = collections.defaultdict(Digests)
         self.words: dict[str, collections.Counter[int]] = collections.defaultdict(collections.Counter)
-        self.languages: collections.Counter[str] = collections.Counter()
-        self.views: dict[str, None] = {}
-        self.labels, self.label_sets, self.texts = Numbers(), Numbers(), Numbers()
-        self.keys: set[str] = set()
         self.skipped: collections.Counter[str] = collections.Counter()
+
+    @property
+    def records(self) -> int:
+        """Items written."""
+        return sum(writer.records for writer in self.writers.values())
 
     def add(self, item: Item) -> None:
         """Write one item to its split."""
-        self.keys.add(item.key)
         if item.split not in self.writers:
             self.writers[item.split] = RecordWriter(self.folder, item.split, self.shard_bytes)
-        labels = [self.labels[name] for name in item.labels]
-        same = {code: [self.texts[normal_caption(text)] for text in own] for code, own in item.captions.items()}
-        fields = {"key": item.key, "images": item.images, "captions": item.captions, "caption_numbers": same}
-        fields |= {"labels": labels, "label_set": self.label_sets[frozenset(labels)], "group": item.group}
-        self.writers[item.split].write(encode_record(fields))
-        self.captions.setdefault(item.split, []).append(item.captions)
-        self.groups.setdefault(item.split, set()).add(item.group)
+        self.writers[item.split].write(encode_record({"key": item.key, "images": item.images}))
+        self.sidecars.add(item)
         self.digests[item.split].add(item.key, item.captions, item.images)
-        self.languages.update(item.captions.keys())
         for language, own in item.captions.items():
             self.words[language].update(map(count_words, own))
-        self.views.update(dict.fromkeys(item.images))
 
     def skip(self, skip: Skip) -> None:
         """Count one thing left out; the first few are named in the log."""
@@ -76,19 +70,19 @@ class Build:
         """Close and remove unfinished shards."""
         for writer in self.writers.values():
             writer.abort()
+        self.sidecars.abort()
+
+    def languages(self) -> list[str]:
+        """All languages, that of the most records first ("en" before others of as many)."""
+        found = self.sidecars.languages
+        return sorted(found, key=lambda code: (-found[code], code != "en", code))
 
     def splits(self) -> dict[str, dict[str, Any]]:
-        """Finish the shards; the card's entry of each split."""
-        return {
-            split: {
-                "records": writer.records,
-                "captions": sum(len(texts) for own in self.captions[split] for texts in own.values()),
-                "groups": len(self.groups[split]),
-                "files": writer.close(),
-                "digest": self.digests[split].save(self.folder, split),
-            }
-            for split, writer in sorted(self.writers.items())
-        }
+        """Finish the shards and sidecars; the card's entry of each split."""
+        told = self.sidecars.finish(self.languages())
+        for split, writer in self.writers.items():
+            told[split] |= {"files": writer.close(), "digest": self.digests[split].save(self.folder, split)}
+        return told
 
 
 def prepare(
@@ -153,6 +147,7 @@ def _prepared_before(out: pathlib.Path, arguments: dict[str, Any], licence: str)
     )
     for split in card.splits:
         shard_files(out, split)  # refuses where one is missing
+        Sidecar(out, card, split)
     files = changed_files(out)
     refuse_unless(
         not files, f"{out} is older than its source: {as_sentence(files)}; add --force to prepare it again from them."
@@ -185,19 +180,18 @@ def _held_out_pictures(source: Source) -> frozenset[bytes]:
 def _usable(source: Source, max_size: int, copies: Copies, held_out: frozenset[bytes]) -> Iterator[Item | Skip]:
     """The items of `source` whose pictures are whole and whose keys are new; a `Skip` for each of the others, and for
     train items with a picture in `held_out`. The digests of the pictures go to `copies`."""
-    keys: set[str] = set()
+    keys = DigestSet()
     for item in source.items():
         item = item if isinstance(item, Skip) else mended_item(item)
         if isinstance(item, Skip):
             yield item
         elif not is_split_name(item.split):
             yield Skip("split that is no plain name", f"{item.key}: {item.split!a}", item.files)
-        elif item.key in keys:
-            yield Skip("key occurs twice", item.key, item.files)
         elif not (item.images and any(item.captions.values())):
             yield Skip("no image or no caption", item.key, item.files)
+        elif not keys.add(item.key):
+            yield Skip("key occurs twice", item.key, item.files)
         else:
-            keys.add(item.key)
             yield _with_whole_images(item, max_size, copies, held_out)
 
 
@@ -217,7 +211,7 @@ def _with_whole_images(item: Item, max_size: int, copies: Copies, held_out: froz
 
 def _refuse_bad(build: Build, allow_bad: bool, source: Source) -> None:
     reasons = ", ".join(f"{count} x {reason}" for reason, count in build.skipped.most_common())
-    bad, good = build.skipped.total() - build.skipped[COPY], len(build.keys)
+    bad, good = build.skipped.total() - build.skipped[COPY], build.records
     refuse_unless(good > 0, f"source {source.name} ({source.origin}) gave no usable pair: {reasons or 'it is empty'}.")
     if bad:
         log.warning("left out %d of %d: %s", bad, bad + good, reasons)
@@ -229,22 +223,30 @@ def _refuse_bad(build: Build, allow_bad: bool, source: Source) -> None:
 
 
 def _card(build: Build, source: Source, name: str, arguments: dict[str, Any]) -> Card:
-    """The card; languages come with the most frequent first ("en" before others of the same count)."""
-    languages = sorted(build.languages, key=lambda code: (-build.languages[code], code != "en", code))
-    splits = build.splits()
-    first = {split: [own.get(languages[0], []) for own in build.captions[split]] for split in splits}
-    return Card(
+    """The card of a finished build."""
+    languages = build.languages()
+    card = Card(
         name=name,
         source=source.origin,
         licence=source.licence,
         languages=languages,
-        views=list(build.views),
-        label_names=list(build.labels),
-        splits=splits,
-        ceiling={split: ceiling(captions) for split, captions in first.items()},
-        duplicates={split: duplicates(captions) for split, captions in first.items()},
+        views=list(build.sidecars.views),
+        label_names=list(build.sidecars.labels),
+        splits=build.splits(),
         words={language: quantiles(build.words[language]) for language in languages if build.words[language]},
         skipped=dict(build.skipped),
         copies=build.copies.counts(),
         arguments=arguments,
     )
+    return dataclasses.replace(card, **repeated(Sidecar(build.folder, card, split) for split in card.splits))
+
+
+def repeated(sidecars: Iterable[Sidecar]) -> dict[str, dict[str, Any]]:
+    """{"ceiling" | "duplicates": {split: numbers}} of a card, by the captions in the first language."""
+    found: dict[str, dict[str, Any]] = {"ceiling": {}, "duplicates": {}}
+    for own in sidecars:
+        pairs = own.all_pairs(own.languages[:1])
+        owner, number = own.owner[pairs], own.number[pairs]
+        found["ceiling"][own.split] = ceiling(owner, number)
+        found["duplicates"][own.split] = duplicates(owner, number, len(own))
+    return found

@@ -1,8 +1,9 @@
 """ArrayRecord shards: write records in order, read any row.
 
 A data set split is `DIR/<split>-00000-of-0000N.arrayrecord`; the rows of a split are the records of its shards one
-after the other, in the order they were written. The bytes of a row are msgpack. Pairs and cached features share this
-layout (features lie in `DIR/features/<name>/`), so that row i of one belongs to row i of the other.
+after the other, in the order they were written. The bytes of a row are msgpack. Records and cached features share this
+layout (features lie in `DIR/features/<name>/`), so that row i of one belongs to row i of the other, and to that of the
+sidecar (data/sidecar.py), which has all of a record but its pictures.
 """
 
 import contextlib
@@ -22,15 +23,7 @@ Record = dict[str, Any]
 
 SHARD_BYTES = 256 * 2**20
 SUFFIX = ".arrayrecord"
-FIELDS = {
-    "key": str,
-    "images": dict,
-    "captions": dict,
-    "caption_numbers": dict,
-    "labels": list,
-    "label_set": int,
-    "group": str,
-}
+FIELDS = {"key": str, "images": dict}
 SPLIT_NAME = re.compile(r"\w[\w.-]*")
 SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.arrayrecord")
 
@@ -68,10 +61,7 @@ def unpack(data: bytes) -> Any:
 
 
 def check_record(record: Any) -> Record:
-    """Return `record` if it is one pair: a key, encoded images by view, captions by language, labels, group.
-
-    `caption_numbers` has a number for each caption, the same in the whole data set for the same text
-    (`captions.normal_caption`) and no other; `label_set` is one for the set of the labels.
+    """Return `record` if it is the stored part of one: a key and encoded images by view. The rest is in the sidecar.
 
     Raises `CorruptRecord` with the name of the first field that is missing or of the wrong type.
     """
@@ -80,21 +70,18 @@ def check_record(record: Any) -> Record:
     for name, kind in FIELDS.items():
         if not isinstance(record.get(name), kind):
             raise CorruptRecord(f"field {name!r} must be a {kind.__name__}")
-    if not record["images"] or not record["captions"]:
-        raise CorruptRecord(f"record {record['key']!r} has no image or no caption")
-    for language, texts in record["captions"].items():
-        if len(record["caption_numbers"].get(language, ())) != len(texts):
-            raise CorruptRecord(f"record {record['key']!r} does not number its captions in {language!r}")
+    if not record["images"]:
+        raise CorruptRecord(f"record {record['key']!r} has no image")
     return record
 
 
 def encode_record(record: Record) -> bytes:
-    """The stored bytes of one pair. Raises `CorruptRecord` for a record that could not be read back."""
+    """The stored bytes of one record. Raises `CorruptRecord` for a record that could not be read back."""
     return pack(check_record(record))
 
 
 def decode_record(data: bytes) -> Record:
-    """One pair from its stored bytes. Raises `CorruptRecord`."""
+    """One record from its stored bytes. Raises `CorruptRecord`."""
     return check_record(unpack(data))
 
 

@@ -1,4 +1,4 @@
-"""One split of a prepared data set, opened: records, feature caches, captions."""
+"""One split of a prepared data set, opened: the records' pictures and sidecar, and feature caches."""
 
 import dataclasses
 import pathlib
@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from xmodal_jax.data.captions import caption_keys as caption_keys  # also known from here
 from xmodal_jax.data.card import Card
+from xmodal_jax.data.columns import Texts
 from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.embeddings import Embeddings
 from xmodal_jax.data.records import CorruptRecord, check_record, open_records
+from xmodal_jax.data.sidecar import Sidecar
 from xmodal_jax.data.stall import Stages
 from xmodal_jax.errors import refuse_unless
 
@@ -19,9 +20,10 @@ Arrays = dict[str, np.ndarray]
 
 
 class Split:
-    """One split of a prepared data set: its records and the feature caches beside them, checked against the card.
+    """One split of a prepared data set: its records, their sidecar and the feature caches, checked against the card.
 
-    Raises `UserError` for a folder, split, language, view or cache that does not exist.
+    Only `record` unpacks pictures; all else of a row is read from the sidecar. Raises `UserError` for a folder, split,
+    language, view or cache that does not exist, and for a damaged sidecar.
     """
 
     def __init__(self, data_dir: str | pathlib.Path, split: str, cfg: DataConfig):
@@ -37,10 +39,15 @@ class Split:
             len(set(widths.values())) < 2,
             f"config.data.features: widths {widths} differ; concatenate caches of one tower.",
         )
-        self.labelled = len(self.card.label_names) > 0
+        self.sidecar, self.labelled = Sidecar(data_dir, self.card, split), len(self.card.label_names) > 0
         if not cfg.labels:
             self.card = dataclasses.replace(self.card, label_names=[])
-        self.records = open_records(data_dir, split)
+        self.records, self.languages = open_records(data_dir, split), tuple(dict.fromkeys(cfg.languages))
+        refuse_unless(
+            len(self.records) == len(self.sidecar),
+            f"{data_dir}: split {split!r} has {len(self.records)} records and a sidecar of {len(self.sidecar)}; "
+            f"prepare the data set again.",
+        )
         self.caches = [open_records(pathlib.Path(data_dir) / "features" / name, split) for name in cfg.features]
         for name, cache in zip(cfg.features, self.caches):
             refuse_unless(
@@ -52,7 +59,7 @@ class Split:
         return len(self.records)
 
     def record(self, row: int) -> dict[str, Any]:
-        """The record of a row. Raises `CorruptRecord`."""
+        """The key and pictures of a row, {"key", "images": {view: bytes}}. Raises `CorruptRecord`."""
         self.stages.note("reading row", row, f"split {self.name!r}")
         return check_record(self.records[row])
 
@@ -73,13 +80,31 @@ class Split:
                 raise CorruptRecord(f"row {row} of cache {name!r} has no tokens of view {view!r} ({error})") from error
         return np.concatenate(parts)
 
-    def captions(self, record: dict[str, Any]) -> list[str]:
-        """The record's captions in the config's languages."""
-        return [text for language in self.cfg.languages for text in record["captions"].get(language, [])]
+    def pairs(self, row: int) -> list[int]:
+        """The numbers, in the split, of the captions of a row in the config's languages."""
+        return self.sidecar.pairs(row, self.languages)
 
-    def caption_numbers(self, record: dict[str, Any]) -> list[int]:
-        """The numbers of `captions(record)`: two captions of the data set have the same if they are the same text."""
-        return [number for language in self.cfg.languages for number in record["caption_numbers"].get(language, [])]
+    def captions(self, row: int) -> list[str]:
+        """The captions of a row in the config's languages."""
+        return [self.sidecar.texts[pair] for pair in self.pairs(row)]
+
+    def caption_numbers(self, row: int) -> list[int]:
+        """The numbers of `captions(row)`: two captions of the data set have the same if they are the same text."""
+        return self.sidecar.number[self.pairs(row)].tolist()
+
+    def views_of(self, row: int) -> list[str]:
+        """The views that a row has of those of the config."""
+        own = self.sidecar.views(row)
+        return [view for view in self.views if view in own]
+
+    def labels(self, row: int) -> list[int]:
+        """The labels of a row, as places in the card's list."""
+        return self.sidecar.labels(row)
+
+    def label_key(self, row: int) -> np.int32:
+        """The number of a row's set of labels; a row without labels has one of its own, below -1 (an empty place of a
+        queue)."""
+        return np.int32(self.sidecar.label_set[row] if self.labels(row) else -2 - row)
 
     def embeddings(self) -> Embeddings:
         """The teacher's embeddings that the config names. Raises `UserError` where they do not cover this split."""
@@ -98,10 +123,10 @@ def refuse_unknown(field: str, asked: Sequence[str], known: Sequence[str], data_
     refuse_unless(not unknown, f"{field}: {data_dir} has no {unknown[:1]}; write some of {', '.join(known)}.")
 
 
-def split_captions(data_dir: str | pathlib.Path, split: str, languages: Sequence[str] = ("en",)) -> list[str]:
-    """All captions of a split in the given languages, in row order; for vocabularies."""
-    with open_records(data_dir, split) as records:
-        return [text for record in records for code in languages for text in record["captions"].get(code, [])]
+def split_captions(data_dir: str | pathlib.Path, split: str, languages: Sequence[str] = ("en",)) -> Texts:
+    """All captions of a split in the given languages, in row order, read when they are asked for."""
+    own = Sidecar(data_dir, Card.load(data_dir), split)
+    return own.texts.take(own.all_pairs(tuple(dict.fromkeys(languages))))
 
 
 def multi_hot(labels: Sequence[Sequence[int]], count: int) -> np.ndarray:

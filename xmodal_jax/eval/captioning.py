@@ -57,9 +57,9 @@ def caption_split(assembly: Assembly, params: Params, split: str = "", limit: in
     found = eval_split(data.path, split or data.eval_split, assembly.tokenizer, data)
     count = min(limit or len(found.keys), len(found.keys))
     captions = caption_records(assembly, params, found, count, beam)
-    truths = references(found)
+    truths = [found.captions_of(i) for i in range(count)]
     rows = [{"key": found.keys[i], "caption": caption, "references": truths[i]} for i, caption in enumerate(captions)]
-    scores, tree = caption_scores(captions, truths[:count]), Taxonomy.load(data.path)
+    scores, tree = caption_scores(captions, truths), Taxonomy.load(data.path)
     if tree and tree.leaf != "folder":  # captions name animals, not folders
         own = record_labels(data, split or data.eval_split, found.rows[:count])
         scores |= naming_accuracy(captions, own, tree)
@@ -75,11 +75,3 @@ def caption_records(assembly: Assembly, params: Params, found: EvalSplit, count:
         if len(captions) == count:
             break
     return captions
-
-
-def references(found: EvalSplit) -> list[list[str]]:
-    """The true captions of each record of an opened split."""
-    truths: list[list[str]] = [[] for _ in found.keys]
-    for owner, caption in zip(found.caption_owner, found.captions, strict=True):
-        truths[owner].append(caption)
-    return truths

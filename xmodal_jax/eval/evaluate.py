@@ -107,7 +107,7 @@ class Gallery:
 
     def __init__(self, evaluator: Evaluator, embedder: Embedder, say: Callable[[str], None]):
         self.evaluator, self.embedder, self.say = evaluator, embedder, say
-        self._texts: dict[str, tuple[list[str], Embedded]] = {}  # of each split, encoded for the view before
+        self._texts: dict[str, tuple[Sequence[str], Embedded]] = {}  # of each split, encoded for the view before
 
     def of(self, view: str) -> Labelled | None:
         """Codes and labels with the pictures of one view; None without a gallery."""
@@ -134,10 +134,7 @@ def averaged(views: Sequence[np.ndarray]) -> np.ndarray:
 
 def best_possible(split: EvalSplit) -> dict[str, Any]:
     """The best `retrieval.summary` that any model can reach where own captions alone are right (`card.ceiling`)."""
-    owned: list[list[str]] = [[] for _ in split.keys]
-    for owner, caption in zip(split.caption_owner, split.captions, strict=True):
-        owned[owner].append(caption)
-    best = ceiling(owned, code_tables.fitting_recall(split))
+    best = ceiling(split.caption_owner, split.text_numbers, code_tables.fitting_recall(split))
     return retrieval.summary(best["i2t"], best["t2i"])
 
 
@@ -238,13 +235,4 @@ def head(split: EvalSplit, records: int) -> EvalSplit:
     """The first `records` of a split with one caption each (the first)."""
     count = min(records, len(split.keys))
     first = np.unique(split.caption_owner, return_index=True)[1][:count]
-    return dataclasses.replace(
-        split,
-        keys=split.keys[:count],
-        rows=split.rows[:count],
-        captions=[split.captions[i] for i in first],
-        caption_owner=split.caption_owner[first],
-        text=split.text[first],
-        text_keys=split.text_keys[first],
-        labels=None if split.labels is None else split.labels[:count],
-    )
+    return split.part(np.arange(count), first)

@@ -40,18 +40,7 @@ def folds_of(split: EvalSplit, count: int, pictures: int) -> Iterator[Fold]:
     for first in range(0, count * pictures, pictures):
         images = np.arange(first, first + pictures)
         texts = np.flatnonzero((split.caption_owner >= first) & (split.caption_owner < first + pictures))
-        part = dataclasses.replace(
-            split,
-            keys=[split.keys[row] for row in images],
-            rows=split.rows[images],
-            captions=[split.captions[row] for row in texts],
-            caption_owner=split.caption_owner[texts] - first,
-            text=split.text[texts],
-            text_keys=split.text_keys[texts],
-            labels=None if split.labels is None else split.labels[images],
-            picture=lambda number, flip=False, first=first: split.picture(first + number, flip),
-        )
-        yield Fold(images, texts, part)
+        yield Fold(images, texts, split.part(images, texts))
 
 
 class FoldScorer:

@@ -16,12 +16,11 @@ from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.captions import words
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.config import DataConfig
-from xmodal_jax.data.records import CorruptRecord
-from xmodal_jax.data.split import Split
+from xmodal_jax.data.sidecar import Sidecar
 from xmodal_jax.data.taxonomy import Taxonomy
 from xmodal_jax.data.textfile import read_lines
 from xmodal_jax.encode.embed import Embedder
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval.evaluate import Evaluator, mean_tables
 from xmodal_jax.eval.retrieval import Places, places
 from xmodal_jax.eval.tables import Grid
@@ -182,14 +181,10 @@ def classes_of(card: Card, tree: Taxonomy | None) -> list[str]:
 
 
 def record_labels(data: DataConfig, split: str, rows: Iterable[int]) -> list[list[str]]:
-    """The label names of the records at `rows` of a split. Raises `UserError` for one that cannot be read."""
-    source, names = Split(data.path, split, data), Card.load(data.path).label_names
-    try:
-        return [[names[number] for number in source.record(int(row))["labels"]] for row in rows]
-    except CorruptRecord as error:
-        raise UserError(f"a record of split '{split}' cannot be read ({error}); prepare the data set again.") from error
-    finally:
-        source.close()
+    """The label names of the records at `rows` of a split."""
+    card = Card.load(data.path)
+    own = Sidecar(data.path, card, split)
+    return [[card.label_names[number] for number in own.labels(int(row))] for row in rows]
 
 
 def classify(assembly: Assembly, params: Params, split: str = "", templates: Sequence[str] = TEMPLATES,

@@ -18,7 +18,6 @@ from xmodal_jax.data.split import Split
 from xmodal_jax.encode.embed import Embedded, Embedder
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.eval import retrieval
-from xmodal_jax.eval.captioning import references
 from xmodal_jax.eval.evaluate import Evaluator
 from xmodal_jax.eval.generate import write_captions
 from xmodal_jax.eval.tables import recall_names
@@ -216,10 +215,9 @@ def text_queries(found: EvalSplit, image: Embedded, text: Embedded, pictures: Pi
     """Captions of the split as queries for its pictures."""
     chosen = spaced(len(found.captions), TEXT_QUERIES)
     _, right = right_answers(found)
-    names = [own[0] for own in references(found)]
     made = []
     for number, rows, rank in ranked(text.embed, image.embed, right, chosen):
-        answers = [Answer(pictures[row], names[row], row in right[number]) for row in rows]
+        answers = [Answer(pictures[row], found.captions_of(row)[0], row in right[number]) for row in rows]
         made.append(Query(found.captions[number], None, answers, rank))
     return made
 
@@ -248,7 +246,8 @@ def samples(
     assembly: Assembly, params: Params, embedder: Embedder, found: EvalSplit, pictures: Pictures
 ) -> list[Sample]:
     """Captions written for evenly spaced pictures, beside the true ones."""
-    chosen, truths = spaced(len(found.keys), CAPTIONED), references(found)
+    chosen = spaced(len(found.keys), CAPTIONED)
     tokens = embedder.rows("image", np.stack([found.picture(number) for number in chosen])).tokens
     written = write_captions(assembly, params, tokens)
-    return [Sample(pictures[number], caption, truths[number]) for number, caption in zip(chosen, written, strict=True)]
+    return [Sample(pictures[number], caption, found.captions_of(number))
+            for number, caption in zip(chosen, written, strict=True)]  # fmt: skip

@@ -21,7 +21,6 @@ from xmodal_jax.data.split import Split
 from xmodal_jax.encode.embed import Embedded, Embedder
 from xmodal_jax.encode.token_cache import kept_texts
 from xmodal_jax.errors import refuse_unless
-from xmodal_jax.eval.captioning import references
 from xmodal_jax.retrieve.origin import remembered_run, remembered_set
 from xmodal_jax.search import files, index, keys, place, store
 from xmodal_jax.types import Params
@@ -189,19 +188,9 @@ def encoded(embedder: Embedder, size: int, source: DataConfig, split: str, parts
 
 
 def without(found: EvalSplit, rows: set[int]) -> EvalSplit:
-    """The records of a split that are in none of its `rows`, and their captions; pictures cannot be read from it."""
-    kept = np.array([row not in rows for row in found.rows.tolist()], bool)
-    mine = kept[found.caption_owner]
-    return dataclasses.replace(
-        found,
-        keys=[key for key, own in zip(found.keys, kept, strict=True) if own],
-        rows=found.rows[kept],
-        captions=[text for text, own in zip(found.captions, mine, strict=True) if own],
-        caption_owner=(np.cumsum(kept) - 1)[found.caption_owner[mine]].astype(np.int32),
-        text=found.text[mine],
-        text_keys=found.text_keys[mine],
-        labels=None if found.labels is None else found.labels[kept],
-    )
+    """The records of a split that are in none of its `rows`, and their captions."""
+    kept = ~np.isin(found.rows, list(rows))
+    return found.part(np.flatnonzero(kept), np.flatnonzero(kept[found.caption_owner]))
 
 
 def data_of(trained: DataConfig, path: str) -> DataConfig:
@@ -227,8 +216,9 @@ def views_of(data: DataConfig, split: str) -> tuple[str, ...]:
 def picture_items(data: DataConfig, split: str, found: EvalSplit) -> Iterator[dict[str, Any]]:
     """What a hit shows of each picture of one opened view."""
     with contextlib.closing(Split(data.path, split, dataclasses.replace(data, features=()))) as source:
-        for key, row, captions in zip(found.keys, found.rows, references(found), strict=True):
-            item = {"key": key, "view": found.view, "captions": captions[:CAPTIONS], "split": split, "row": int(row)}
+        for number, (key, row) in enumerate(zip(found.keys, found.rows, strict=True)):
+            captions = found.captions_of(number)[:CAPTIONS]
+            item = {"key": key, "view": found.view, "captions": captions, "split": split, "row": int(row)}
             yield item | thumbnail_of(source.record(int(row))["images"][found.view], key)
 
 

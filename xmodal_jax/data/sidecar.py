@@ -1,0 +1,241 @@
+"""The sidecar of a split: all about its records but their pictures, so that nobody unpacks pictures for captions.
+
+`DIR/sidecar/<split>/NAME.bin` are the columns `COLUMNS`, little-endian. Of the n records of a split, in row order:
+their keys, groups, views, labels and the number of their set of labels. Of its M captions, those of a record one after
+the other: their texts, the record that owns each, its language, and the number of its text, which two captions of the data
+set share if and only if they are the same text (`captions.normal_caption`). Views, languages and labels are places in
+the card's lists. The row of a caption in these columns is the number of its pair.
+"""
+
+import collections
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from xmodal_jax.data.captions import Numbers, normal_caption
+from xmodal_jax.data.card import Card
+from xmodal_jax.data.columns import ColumnWriter, Texts, open_column
+from xmodal_jax.data.numbering import SIZE, DigestSet, digest, text_numbers
+from xmodal_jax.data.source import Item
+from xmodal_jax.errors import refuse_unless
+
+FOLDER = "sidecar"
+LISTS = {"keys": "u1", "groups": "u1", "views": "<i2", "labels": "<i4", "texts": "u1"}  # with a column of starts each
+COLUMNS = LISTS | {f"{name}_starts": "<i8" for name in (*LISTS, "captions")}
+COLUMNS |= {"label_set": "<i4", "owner": "<i4", "language": "<i2", "number": "<i4"}
+LATE = {"language": "<i2", "digest": "u1"}  # kept aside until all items are known
+REMAPPED = 1 << 20  # languages rewritten at once
+
+
+class Sidecars:
+    """Writes the sidecars of a data set while its items stream by; what grows is on disk, or 64 bytes a group."""
+
+    def __init__(self, folder: os.PathLike | str):
+        self.languages: collections.Counter[str] = collections.Counter()  # records that have captions in each
+        self.views, self.labels = Numbers(), Numbers()
+        self._codes, self._label_sets = Numbers(), Numbers()
+        self._folder, self._writers = pathlib.Path(folder) / FOLDER, {}
+
+    def add(self, item: Item) -> None:
+        """Write the next record of its split."""
+        if item.split not in self._writers:
+            self._writers[item.split] = SplitWriter(self._folder / item.split)
+        labels = [self.labels[name] for name in item.labels]
+        captions = [(self._codes[code], text) for code, own in item.captions.items() for text in own]
+        views = [self.views[view] for view in item.images]
+        self.languages.update(item.captions.keys())
+        label_set = self._label_sets[frozenset(labels)]
+        self._writers[item.split].add(item.key, item.group, views, labels, label_set, captions)
+
+    def finish(self, languages: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Number the texts; returns, for each split, what the card says of it: records, captions, groups, the captions
+        of each language, columns. `languages`: those of the card, in its order."""
+        splits = sorted(self._writers)
+        found = {split: self._writers[split].close() for split in splits}
+        digests = [self._writers[split].digests() for split in splits]
+        texts = [self._writers[split].texts(found[split]["columns"]) for split in splits]
+        code = np.array([languages.index(name) for name in self._codes], np.int16)
+        for split, numbers in zip(splits, text_numbers(digests, texts), strict=True):
+            counts = self._writers[split].finish(numbers, code, found[split]["columns"])
+            found[split]["languages"] = {languages[place]: count for place, count in sorted(counts.items())}
+        return found
+
+    def abort(self) -> None:
+        """Close the files, which are no sidecars then."""
+        for writer in self._writers.values():
+            writer.abort()
+
+
+class SplitWriter:
+    """Writes the columns of one split."""
+
+    def __init__(self, folder: pathlib.Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._groups = folder, DigestSet()
+        self._out = {name: ColumnWriter(self._path(name), dtype) for name, dtype in COLUMNS.items() if name not in
+                     ("language", "number")}  # fmt: skip
+        self._late = {name: ColumnWriter(self._path(f"{name}.late"), dtype) for name, dtype in LATE.items()}
+        for name in (*LISTS, "captions"):
+            self._out[f"{name}_starts"].put(0)
+
+    def add(self, key: str, group: str, views: Sequence[int], labels: Sequence[int], label_set: int,
+            captions: Iterable[tuple[int, str]]) -> None:  # fmt: skip
+        """Write one record; captions are (code of the language, text)."""
+        record = self._out["label_set"].count
+        self._groups.add(group)
+        self._text("keys", key)
+        self._text("groups", group)
+        for name, values in (("views", views), ("labels", labels)):
+            for value in values:
+                self._out[name].put(value)
+            self._out[f"{name}_starts"].put(self._out[name].count)
+        self._out["label_set"].put(label_set)
+        for code, text in captions:
+            self._text("texts", text)
+            self._out["owner"].put(record)
+            self._late["language"].put(code)
+            self._late["digest"].write(digest(normal_caption(text)))
+        self._out["captions_starts"].put(self._out["owner"].count)
+
+    def _text(self, name: str, text: str) -> None:
+        self._out[name].write(text.encode())
+        self._out[f"{name}_starts"].put(self._out[name].count)
+
+    def close(self) -> dict[str, Any]:
+        """End the columns that are known by now; returns the counts of records, captions and groups, and `columns`."""
+        counts = {"records": self._out["label_set"].count, "captions": self._out["owner"].count}
+        columns = {name: column.close() for name, column in self._out.items()}
+        for column in self._late.values():
+            column.close()
+        return counts | {"groups": len(self._groups), "columns": columns}
+
+    def abort(self) -> None:
+        """Close the files."""
+        for column in (*self._out.values(), *self._late.values()):
+            column.abort()
+
+    def digests(self) -> np.ndarray:
+        """uint64 [M,2] of the normal form of each text."""
+        return self._column("digest.late", "<u8").reshape(-1, SIZE // 8)
+
+    def texts(self, columns: dict[str, dict[str, int]]) -> Texts:
+        """The captions [M], of closed columns."""
+        names = ("texts", "texts_starts")
+        return Texts(*(open_column(self._path(name), COLUMNS[name], columns[name]) for name in names))
+
+    def finish(self, numbers: np.ndarray, code: np.ndarray, columns: dict[str, dict[str, int]]) -> dict[int, int]:
+        """Write the last two columns, and what is kept of them into `columns`; returns the captions of each language.
+
+        `numbers` int32 [M] of the texts; `code` int16 [languages]: the place of a language in the card, by its code.
+        """
+        out = {name: ColumnWriter(self._path(name), COLUMNS[name]) for name in ("language", "number")}
+        codes, counts = self._column("language.late", LATE["language"]), collections.Counter()
+        for first in range(0, len(codes), REMAPPED):
+            here = code[codes[first : first + REMAPPED]]
+            out["language"].write(here.tobytes())
+            counts.update(dict(enumerate(np.bincount(here).tolist())))
+        out["number"].write(numbers.tobytes())
+        columns |= {name: column.close() for name, column in out.items()}
+        for name in LATE:
+            self._path(f"{name}.late").unlink()
+        return {place: count for place, count in counts.items() if count}
+
+    def _column(self, name: str, dtype: str) -> np.ndarray:
+        path = self._path(name)
+        return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
+
+    def _path(self, name: str) -> pathlib.Path:
+        return column_path(self._folder, name)
+
+
+def column_path(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """The file of a column of the sidecar in `folder`."""
+    return folder / f"{name}.bin"
+
+
+class Sidecar:
+    """The sidecar of one `split`, opened: `keys`, `groups` [n], `texts` [M]; `label_set` int32 [n]; `owner` int32 [M],
+    the record of each caption; `language` int16 [M], its place in `languages`; `number` int32 [M], that of its text.
+
+    Raises `UserError` where a column is missing, or the columns are not those that the card describes.
+    """
+
+    def __init__(self, folder: os.PathLike | str, card: Card, split: str):
+        entry, place = card.split(split), pathlib.Path(folder) / FOLDER / split
+        found = {name: open_column(column_path(place, name), dtype, entry["columns"].get(name))
+                 for name, dtype in COLUMNS.items()}  # fmt: skip
+        self.split, self.languages, self._views = split, card.languages, card.views
+        _refuse_misfit(found, card, entry, place)
+        self.keys, self.groups, self.texts = (Texts(found[name], found[f"{name}_starts"])
+                                              for name in ("keys", "groups", "texts"))  # fmt: skip
+        self.owner, self.language, self.number = (found[name] for name in ("owner", "language", "number"))
+        self.label_set = found["label_set"]
+        self._found = found
+
+    def __len__(self) -> int:
+        """Records."""
+        return len(self.label_set)
+
+    def views(self, row: int) -> list[str]:
+        """The views of a record's pictures."""
+        return [self._views[code] for code in self._list("views", row)]
+
+    def labels(self, row: int) -> list[int]:
+        """A record's labels, as places in the card's list."""
+        return self._list("labels", row)
+
+    def captions(self, row: int) -> dict[str, list[str]]:
+        """A record's captions by language."""
+        found: dict[str, list[str]] = {}
+        for pair in range(*self._span("captions", row)):
+            found.setdefault(self.languages[self.language[pair]], []).append(self.texts[pair])
+        return found
+
+    def pairs(self, row: int, languages: Sequence[str]) -> list[int]:
+        """The numbers of a record's captions in some languages, one language after the other."""
+        start, stop = self._span("captions", row)
+        own = self.language[start:stop].tolist()
+        codes = [self.languages.index(name) for name in languages if name in self.languages]
+        return [start + place for code in codes for place, other in enumerate(own) if other == code]
+
+    def all_pairs(self, languages: Sequence[str]) -> np.ndarray:
+        """int64 [m]: `pairs` of all records, one record after the other."""
+        rank = np.full(len(self.languages), -1, np.int16)
+        for place, name in enumerate(name for name in languages if name in self.languages):
+            rank[self.languages.index(name)] = place
+        rows = np.flatnonzero(rank[self.language] >= 0)
+        return rows[np.lexsort((rank[self.language[rows]], self.owner[rows]))] if len(languages) > 1 else rows
+
+    def having(self, view: str) -> np.ndarray:
+        """bool [n]: which records have a picture of a view."""
+        has = np.zeros(len(self), bool)
+        owners = np.repeat(np.arange(len(self)), np.diff(self._found["views_starts"]))
+        has[owners[self._found["views"] == self._views.index(view)]] = True
+        return has
+
+    def _span(self, name: str, row: int) -> tuple[int, int]:
+        starts = self._found[f"{name}_starts"]
+        return int(starts[row]), int(starts[row + 1])
+
+    def _list(self, name: str, row: int) -> list[int]:
+        return self._found[name][slice(*self._span(name, row))].tolist()
+
+
+def _refuse_misfit(found: dict[str, np.ndarray], card: Card, entry: dict[str, Any], place: pathlib.Path) -> None:
+    """Raise `UserError` unless there are as many records and captions, and names, as the card says."""
+    records, captions = entry["records"], entry["captions"]
+    wanted = {"label_set": records, "texts_starts": captions + 1}
+    wanted |= dict.fromkeys(("owner", "language", "number"), captions)
+    wanted |= {f"{name}_starts": records + 1 for name in ("keys", "groups", "views", "labels", "captions")}
+    names = {"language": card.languages, "views": card.views, "labels": card.label_names}
+    fits = all(len(found[name]) == count for name, count in wanted.items())
+    fits = fits and sum(entry["languages"].values()) == captions
+    fits = fits and all(len(found[name]) == 0 or found[name].max() < len(own) for name, own in names.items())
+    refuse_unless(
+        fits,
+        f"'{place}' does not have the {records} records and {captions} captions, languages, views and labels that the "
+        f"card says; prepare the data set again (--force)",
+    )
