@@ -4,14 +4,13 @@
 
 Made-up captions in three languages, 1 to 5 a record, two in three of them texts that others may have too, go through
 the code of `prepare` (the writer of the sidecar, its numbering of texts, the card's ceiling and repetitions) and of the
-start of a run (the sidecar opened and checked, a tokenizer built, the ids that captions use, captions of random records).
+start of a run (the sidecar opened and checked, a tokenizer built, the ids that captions use, random captions read).
 Pictures have no part in it. Memory is the largest resident set after each stage, files that are mapped included, over
 what it was when the package had been imported. Exits with 1 where it is above `--limit` GB.
 """
 
 import argparse
 import pathlib
-import resource
 import sys
 import tempfile
 import time
@@ -37,8 +36,8 @@ READ = 100_000  # random records whose captions are read
 
 
 def made_up(captions: int, seed: int = 0) -> Iterator[Item]:
-    """Records with `captions` captions in all: a third of `SHARED` texts, a third of the same in another case, the others
-    with a text of their own."""
+    """Records with `captions` captions in all: a third of `SHARED` texts, a third of these in another case, and a third
+    of texts of their own."""
     rng, left, number = np.random.default_rng(seed), captions, 0
     while left:
         counts = rng.integers(1, 6, 4096)
@@ -84,8 +83,9 @@ class Stages:
 
 
 def peak() -> float:
-    """MB of the largest resident set of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    """MB of the largest resident set of this program (`ru_maxrss` is also of the one that started it)."""
+    status = pathlib.Path("/proc/self/status").read_text("utf-8")
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
 
 
 def written(folder: pathlib.Path, captions: int) -> Sidecars:

@@ -19,7 +19,7 @@ from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.data.features import write_features
 from xmodal_jax.data.prepare import prepare
-from xmodal_jax.data.records import Records
+from xmodal_jax.data.records import CorruptRecord, Records, RecordWriter, open_records, pack
 from xmodal_jax.data.sidecar import COLUMNS, FOLDER, Sidecar, Sidecars
 from xmodal_jax.data.source import Item, memory_source
 from xmodal_jax.data.split import Split, split_captions
@@ -162,6 +162,20 @@ def test_records_of_another_number_than_the_sidecar_are_refused(own_set, tmp_pat
     shutil.copy(tmp_path / "small" / name, own_set / name)
     with pytest.raises(UserError, match="has 6 records and a sidecar of 18; prepare the data set again"):
         Split(own_set, "train", CFG)
+
+
+@pytest.mark.parametrize("change", [{"key": "other"}, {"images": {"jpeg": b""}}])
+def test_a_record_of_another_row_is_corrupt(own_set, change):
+    with open_records(own_set, "train") as records:
+        rows = list(records)
+    rows[3] |= change
+    with RecordWriter(own_set, "train") as writer:
+        for row in rows:
+            writer.write(pack(row))
+    with contextlib.closing(Split(own_set, "train", CFG)) as split:
+        assert split.record(2)["key"] == "thing-3"
+        with pytest.raises(CorruptRecord, match="row 3 is '.*' with views .*, not that of the sidecar"):
+            split.record(3)
 
 
 def test_a_column_that_changes_while_a_process_runs_is_seen(own_set, damaged):

@@ -2,9 +2,9 @@
 
 `DIR/sidecar/<split>/NAME.bin` are the columns `COLUMNS`, little-endian. Of the n records of a split, in row order:
 their keys, groups, views, labels and the number of their set of labels. Of its M captions, those of a record one after
-the other: their texts, the record that owns each, its language, and the number of its text, which two captions of the data
-set share if and only if they are the same text (`captions.normal_caption`). Views, languages and labels are places in
-the card's lists. The row of a caption in these columns is the number of its pair.
+the other: their texts, the record that owns each, its language, and the number of its text, which two captions of the
+data set share if and only if they are the same text (`captions.normal_caption`). Views, languages and labels are places
+in the card's lists. The row of a caption in these columns is the number of its pair.
 """
 
 import collections

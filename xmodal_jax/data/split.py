@@ -59,9 +59,16 @@ class Split:
         return len(self.records)
 
     def record(self, row: int) -> dict[str, Any]:
-        """The key and pictures of a row, {"key", "images": {view: bytes}}. Raises `CorruptRecord`."""
+        """The key and pictures of a row, {"key", "images": {view: bytes}}.
+
+        Raises `CorruptRecord`, also for one that has another key or other views than the sidecar says.
+        """
         self.stages.note("reading row", row, f"split {self.name!r}")
-        return check_record(self.records[row])
+        record, own = check_record(self.records[row]), self.sidecar
+        if record["key"] != own.keys[row] or list(record["images"]) != own.views(row):
+            found = f"{record['key']!r} with views {list(record['images'])}"
+            raise CorruptRecord(f"row {row} is {found}, not that of the sidecar")
+        return record
 
     def tokens(self, row: int, view: str, flip: bool) -> np.ndarray:
         """Cached tokens float16 [N,D] of one picture: all caches of the config, one after the other on N.
