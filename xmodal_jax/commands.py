@@ -11,6 +11,7 @@ from xmodal_jax import __version__
 from xmodal_jax.errors import UserError, refuse_unless
 
 TOKEN_VARIABLE = "MILVUS_TOKEN"
+INFERENCE = ("eval", "data", "mesh")  # sections of the config that may change once a model is trained
 
 
 def flag(parameter: str) -> str:
@@ -63,7 +64,7 @@ def data_embed(args: argparse.Namespace, overrides: list[str]) -> None:
     refuse_unless(bool(args.workdir) != bool(args.config), "name one teacher: --workdir RUN, or --config CONFIG")
     refuse_misfit(args.data, args.name, args.batch)
     if args.workdir:
-        assembly, params, step = open_run(args.workdir, section_overrides(overrides, ("eval", "data")))
+        assembly, params, step = open_run(args.workdir, section_overrides(overrides, INFERENCE))
         teacher = f"{assembly.config.name} step {step}"
     else:
         own = [] if any(item.startswith("data.path=") for item in overrides) else [f"data.path={args.data}"]
@@ -153,7 +154,7 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     from xmodal_jax.whole import write_whole
     from xmodal_jax.workdir import open_run
 
-    assembly, params, step = open_run(args.workdir, with_data(section_overrides(overrides, ("eval", "data")), args.data))
+    assembly, params, step = open_run(args.workdir, with_data(section_overrides(overrides, INFERENCE), args.data))
     say = lambda text: print(text, file=sys.stderr)
     result = evaluate(assembly, params, args.split, say=say, allow_trained=args.allow_trained) | {"step": step}
     print(as_text(result))
@@ -172,7 +173,7 @@ def classify_run(args: argparse.Namespace, overrides: list[str]) -> None:
     from xmodal_jax.workdir import open_run
 
     templates = read_templates(args.templates) if args.templates else TEMPLATES
-    assembly, params, step = open_run(args.workdir, with_data(section_overrides(overrides, ("eval", "data")), args.data))
+    assembly, params, step = open_run(args.workdir, with_data(section_overrides(overrides, INFERENCE), args.data))
     say = lambda text: print(text, file=sys.stderr)
     result = classify(assembly, params, args.split, templates, args.classes, say, args.allow_trained)
     print(as_text(result))

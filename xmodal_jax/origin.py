@@ -103,12 +103,11 @@ def keep_trained(config: Config, workdir: pathlib.Path, fresh: bool) -> None:
 
 def refuse_other_data(config: Config, workdir: pathlib.Path, before: Mapping[str, Any]) -> None:
     """Going on with other records would train on former test records without a word. `before`: run.json."""
-    known, card = before.get("data"), Card.load(config.data.path)
+    known, card = before["data"], Card.load(config.data.path)
     refuse_unless(
-        known is None or known["fingerprint"] == card.fingerprint,
+        known["fingerprint"] == card.fingerprint,
         f"the data set '{config.data.path}' is not the one that '{workdir}' was trained on"
-        f"{known and changes(known['splits'], card.splits)}; write the config.data.path it was trained on, or another "
-        "--workdir",
+        f"{changes(known['splits'], card.splits)}; write the config.data.path it was trained on, or another --workdir",
     )
 
 

@@ -2,32 +2,33 @@
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
 
 from xmodal_jax.assemble import Assembly, abstract_params, assemble, reassemble
 from xmodal_jax.config import Config, MeshConfig, as_dict
-from xmodal_jax.errors import refuse_unless
 from xmodal_jax.origin import Origin
-from xmodal_jax.train.checkpoint import Checkpoints, read_run
+from xmodal_jax.parallel.mesh import make_mesh
+from xmodal_jax.parallel.rules import shardings
+from xmodal_jax.train.checkpoint import PARAMS, TEACHER, Checkpoints, read_run
 from xmodal_jax.train.loop import make_run
-from xmodal_jax.train.teacher import view
+from xmodal_jax.train.teacher import start, view
 from xmodal_jax.types import Params
 
 
 def open_run(workdir: str | pathlib.Path, overrides: dict[str, dict] | None = None) -> tuple[Assembly, Params, int]:
-    """The assembly, the weights that `config.eval.params` names, and their step.
+    """The assembly, the weights that `config.eval.params` names on the mesh of all local devices, and their step.
 
-    `overrides` replaces fields of run.json's config, section by section ({"eval": {"rerank": [32]}}); the architecture
-    stays the checkpoint's. Without a data set among them the run's own is used, where it lies now (`Origin.locate`).
+    `overrides` replaces fields of run.json's config, section by section ({"eval": {"rerank": [32]}}; for weights that one
+    device cannot hold {"mesh": {"data": 1, "fsdp": -1}}); the architecture stays the checkpoint's. Without a data set
+    among them the run's own is used, where it lies now (`Origin.locate`).
     Raises UserError for a folder without a run or a checkpoint of another architecture.
     """
     workdir = pathlib.Path(workdir)
     description = read_run(workdir)
-    refuse_unless(
-        "data" in description,
-        f"the run.json of '{workdir}' was written by an earlier version of the program; train again in another --workdir",
-    )
     description["config"]["mesh"] = as_dict(MeshConfig())  # the training mesh says nothing about this machine
     origin = Origin(workdir, description["data"])
     found = origin.locate()
@@ -36,12 +37,27 @@ def open_run(workdir: str | pathlib.Path, overrides: dict[str, dict] | None = No
         for section, fields in changes.items():
             description["config"][section] = description["config"][section] | fields
     assembly = dataclasses.replace(reassemble(description, workdir), origin=origin)
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # one device is enough to read weights
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-                          abstract_params(assembly))  # fmt: skip
+    mesh = make_mesh(assembly.config.mesh, jax.local_devices())
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        step, params, teacher = checkpoints.restore_weights(shapes)
-    return assembly, view(params, teacher) if assembly.config.eval.params == "teacher" else params, step
+        step, found = checkpoints.restore_some(used_weights(assembly, mesh))
+    return assembly, view(found.get(PARAMS, {}), found.get(TEACHER, {})), step
+
+
+def used_weights(assembly: Assembly, mesh: Mesh) -> dict[str, Any]:
+    """The leaves that `config.eval.params` names, as ShapeDtypeStructs on the mesh, by the item of a checkpoint.
+
+    The teacher's are its own and, where it leaves some out, the student's.
+    """
+    config, shapes = assembly.config, abstract_params(assembly)
+    places = shardings(shapes, mesh)
+    leaves = jax.tree.map(lambda leaf, own: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=own), shapes, places)
+    if config.eval.params != "teacher":
+        return {PARAMS: leaves}
+    flat = flatten_dict(leaves, sep="/")
+    own = jax.eval_shape(lambda params: start(params, config.teacher.exclude, config.optimizer.freeze), shapes)
+    others = unflatten_dict({path: leaf for path, leaf in flat.items() if path not in own}, sep="/")
+    found = {PARAMS: others, TEACHER: {path: flat[path] for path in own}}
+    return {name: tree for name, tree in found.items() if tree}
 
 
 def open_start(config: Config) -> tuple[Assembly, Params]:
@@ -51,4 +67,5 @@ def open_start(config: Config) -> tuple[Assembly, Params]:
     """
     data = dataclasses.replace(config.data, embeddings="")
     assembly = assemble(dataclasses.replace(config, data=data, mesh=MeshConfig()))
-    return assembly, make_run(assembly, jax.local_devices()[:1]).fresh().params
+    params = make_run(assembly, jax.local_devices()[:1]).fresh().params
+    return assembly, jax.device_put(params, shardings(params, make_mesh(MeshConfig(), jax.local_devices())))

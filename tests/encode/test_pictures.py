@@ -11,7 +11,7 @@ from xmodal_jax.assemble import assemble, reassemble
 from xmodal_jax.cli import main
 from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.data.split import Split
-from xmodal_jax.encode.pictures import picture_reader, read_pictures
+from xmodal_jax.encode.pictures import read_pictures
 from xmodal_jax.errors import UserError
 from xmodal_jax.models.features import FeaturesConfig
 
@@ -42,7 +42,7 @@ def features_assembly(opened_run, shapes_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cached") / "shapes"
     shutil.copytree(shapes_data, folder)
     for size in SIZES:
-        assert main(["data", "features", "--data", str(folder), "--size", str(size), "--batch", "1", "--no-flip"]) == 0
+        assert main(["data", "features", "--data", str(folder), "--size", str(size), "--batch", "8", "--no-flip"]) == 0
     config = opened_run[0].config
     data = dataclasses.replace(config.data, path=str(folder), features=tuple(f"lite0-{size}" for size in SIZES))
     image = FeaturesConfig(pool=config.encoders["image"].pool)
@@ -65,10 +65,10 @@ def test_run_json_keeps_the_towers_of_the_caches(features_assembly, tmp_path):
     again = reassemble(description, tmp_path)
     assert again.caches == tuple({"tower": "lite0", "size": size} for size in SIZES)
     with pytest.raises(UserError, match="does not say which frozen towers"):
-        picture_reader(dataclasses.replace(again, caches=()))
+        read_pictures(dataclasses.replace(again, caches=()), ["any.png"])
     other = dataclasses.replace(again, caches=({"tower": "regions", "size": 32},))
     with pytest.raises(UserError, match="no tower 'regions'"):
-        picture_reader(other)
+        read_pictures(other, ["any.png"])
 
 
 def test_files_that_are_missing_or_no_pictures_are_named(opened_run, tmp_path):

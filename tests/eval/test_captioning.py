@@ -1,3 +1,6 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from xmodal_jax.data.evaluation import eval_split
@@ -5,6 +8,7 @@ from xmodal_jax.data.split import Split
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval import captioning
 from xmodal_jax.eval.caption import caption_scores
+from xmodal_jax.eval.generate import largest
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +53,13 @@ def test_what_cannot_be_captioned_is_refused(opened_run, tmp_path):
     broken.write_bytes(b"no picture")
     with pytest.raises(UserError, match="broken.png' is no picture"):
         captioning.caption_files(assembly, params, [broken], 1)
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_the_largest_are_those_of_a_stable_sort(rng, count):
+    rows = rng.integers(0, 4, (5, 40)).astype(np.float32)
+    rows[:, ::3] = -np.inf
+    values, places = jax.vmap(lambda own: largest(own, count))(jnp.asarray(rows))
+    want = np.argsort(-rows, axis=1, kind="stable")[:, :count]
+    np.testing.assert_array_equal(places, want)
+    np.testing.assert_array_equal(values, np.take_along_axis(rows, want, axis=1))

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xmodal_jax.config import MeshConfig
 from xmodal_jax.data.card import ceiling
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval import curves, retrieval
+from xmodal_jax.parallel.mesh import make_mesh
 
 
 def first_relevant(scores, positives, rng):
@@ -57,12 +59,10 @@ def test_the_rank_is_the_mean_over_random_orders_of_ties(rng):
 def test_blocks_and_devices_do_not_change_the_result(rng):
     query, gallery = (rng.normal(size=(n, 8)).astype(np.float32) for n in (21, 40))
     positives = np.arange(21)[:, None]
-    whole = retrieval.places(query, gallery, positives)
-    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    for parts in (
-        retrieval.places(query, gallery, positives, chunk=6),
-        retrieval.places(query, gallery, positives, chunk=6, mesh=mesh),
-    ):
+    one = make_mesh(MeshConfig(), jax.devices()[:1])
+    whole = retrieval.places(query, gallery, positives, mesh=one)
+    for mesh in (one, make_mesh(MeshConfig(4, 2)), make_mesh(MeshConfig(2, 2, 2)), None):
+        parts = retrieval.places(query, gallery, positives, chunk=6, mesh=mesh)
         np.testing.assert_array_equal(np.stack(parts), np.stack(whole))
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from xmodal_jax.config import MeshConfig
 from xmodal_jax.errors import UserError
-from xmodal_jax.parallel.mesh import AXES, batch_sharding, make_mesh, replicated
+from xmodal_jax.parallel.mesh import AXES, batch_sharding, beside, make_mesh, mesh_of, replicated, split_rows, to_host
 
 
 @pytest.mark.parametrize("sizes, shape", [
@@ -50,6 +50,26 @@ def test_one_device_is_named_in_the_singular():
 def test_two_open_axes_or_none_are_refused(sizes):
     with pytest.raises(UserError, match="write sizes above 0, one may be -1"):
         make_mesh(MeshConfig(*sizes))
+
+
+@pytest.mark.parametrize("sizes, share", [((8, 1, 1), 2), ((2, 2, 2), 3), ((1, 1, 8), 11)])
+def test_rows_that_do_not_divide_are_split_with_copies_of_the_last(sizes, share):
+    rows = np.arange(22).reshape(11, 2)
+    placed = split_rows(make_mesh(MeshConfig(*sizes)), rows)
+    assert {shard.data.shape for shard in placed.addressable_shards} == {(share, 2)}
+    whole = to_host(placed)
+    np.testing.assert_array_equal(whole[:11], rows)
+    np.testing.assert_array_equal(whole[11:], np.repeat(rows[-1:], len(whole) - 11, axis=0))
+    np.testing.assert_array_equal(to_host(placed, 11), rows)
+
+
+def test_rows_go_to_the_devices_of_what_they_are_used_with():
+    one = jax.device_put(np.zeros(3), jax.devices()[5])
+    assert mesh_of(one).devices.ravel().tolist() == [jax.devices()[5]]
+    assert beside({"a": one}, np.arange(3)).devices() == {jax.devices()[5]}
+    mesh = make_mesh(MeshConfig(4, 2, 1))
+    placed = beside([jax.device_put(np.zeros(3), replicated(mesh))], np.arange(8))
+    assert placed.sharding == batch_sharding(mesh)
 
 
 def test_batches_are_split_over_data_and_fsdp_in_order():

@@ -34,7 +34,7 @@ def main(port: str, process: int, count: int, workdir: str, data: str) -> None:
             checkpoints.save(put(state_at(step)))
     if process == 0:
         whole = max(
-            (pathlib.Path(workdir) / "checkpoints" / "4" / "state").rglob("*"), key=lambda path: path.stat().st_size
+            (pathlib.Path(workdir) / "checkpoints" / "4" / "rest").rglob("*"), key=lambda path: path.stat().st_size
         )
         whole.write_bytes(whole.read_bytes()[:-1])
     jax.experimental.multihost_utils.sync_global_devices("damaged")

@@ -22,7 +22,7 @@ from xmodal_jax.data.text import load_tokenizer
 from xmodal_jax.data.train import train_dataset
 from xmodal_jax.errors import UserError
 from xmodal_jax.train import checksums, store
-from xmodal_jax.train.checkpoint import Checkpoints, copy_whole, read_run, reason, write_run
+from xmodal_jax.train.checkpoint import ITEMS, Checkpoints, copy_whole, read_run, reason, write_run
 from xmodal_jax.train.state import TrainState
 
 PLACE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -155,23 +155,20 @@ def test_an_emptied_folder_is_damage(own, caplog):
     assert "checkpoint 6 is damaged" in caplog.text
 
 
-def test_a_checkpoint_of_an_older_version_is_read_without_its_record(own, caplog):
+def test_a_checkpoint_without_its_record_is_damage(own, caplog):
     (own / "checkpoints" / "6" / checksums.FILE).unlink()
-    same(restored(own), state_at(6))
-    assert "checkpoint 6 has no checksums.json; it is read without checking its bytes" in caplog.text
-    damage(own / "checkpoints" / "6" / "state" / "manifest.ocdbt", "truncated")
     same(restored(own), state_at(4))
-    assert "checkpoint 6 is damaged (" in caplog.text
+    assert "checkpoint 6 is damaged (checksums.json cannot be read (No such file or directory))" in caplog.text
 
 
 def test_a_damaged_checkpoint_is_never_counted_again(own):
-    damage(own / "checkpoints" / "6" / "state" / "_METADATA", "missing")
+    damage(own / "checkpoints" / "6" / "params" / "_METADATA", "missing")
     with Checkpoints(own) as checkpoints:
         checkpoints.restore(shapes_of(state_at(0)))
         assert checkpoints.latest() == 4
         checkpoints.save(state_at(6))  # the same step again, this time whole
     same(restored(own), state_at(6))
-    damage(own / "checkpoints" / "6" / "state" / "_METADATA", "missing")
+    damage(own / "checkpoints" / "6" / "params" / "_METADATA", "missing")
     same(restored(own), state_at(4))
     names = sorted(path.name for path in (own / "checkpoints").iterdir())
     assert names == ["4", "damaged-6", "damaged-6-again"]
@@ -179,7 +176,7 @@ def test_a_damaged_checkpoint_is_never_counted_again(own):
 
 def test_a_reader_falls_back_but_renames_and_removes_nothing(own, caplog):
     (own / "checkpoints" / "8.orbax-checkpoint-tmp").mkdir()
-    damage(own / "checkpoints" / "6" / "state" / "_METADATA", "truncated")
+    damage(own / "checkpoints" / "6" / "params" / "_METADATA", "truncated")
     same(restored(own, read_only=True), state_at(4))
     assert "left as it is; going on from step 4" in caplog.text
     assert sorted(path.name for path in (own / "checkpoints").iterdir()) == ["4", "6", "8.orbax-checkpoint-tmp"]
@@ -189,11 +186,11 @@ def test_a_reader_falls_back_but_renames_and_removes_nothing(own, caplog):
 
 def test_a_run_without_a_good_checkpoint_never_starts_again_from_nothing(own):
     for step in (4, 6):
-        damage(own / "checkpoints" / str(step) / "state" / "_METADATA", "missing")
+        damage(own / "checkpoints" / str(step) / "teacher" / "_METADATA", "missing")
     for _ in range(2):  # being asked twice changes nothing
         with Checkpoints(own) as checkpoints:
             assert checkpoints.latest() == 6
-            with pytest.raises(UserError, match=r"is good \(6: state/_METADATA is missing; 4: state/_METADATA is miss"):
+            with pytest.raises(UserError, match=r"is good \(6: teacher/_METADATA is missing; 4: teacher/_METADATA i"):
                 checkpoints.restore(shapes_of(state_at(0)))
     for step in (4, 6):
         (own / "checkpoints" / str(step)).rename(own / "checkpoints" / f"damaged-{step}")
@@ -215,7 +212,7 @@ def test_another_architecture_is_refused_by_name_and_is_no_damage(own):
     other = shapes_of(state_at(0, size=256))
     with (
         Checkpoints(own) as checkpoints,
-        pytest.raises(UserError, match=r"'opt_state/0/mu' is \(512, 8\) there and \(2"),
+        pytest.raises(UserError, match=r"'params/image/kernel' is \(512, 8\) there and \(2"),
     ):
         checkpoints.restore(other)
     assert sorted(path.name for path in (own / "checkpoints").iterdir()) == ["4", "6"]
@@ -257,22 +254,24 @@ def sum_again(folder: pathlib.Path) -> None:
 
 def test_parts_that_were_never_merged_are_damage_whatever_the_checksums_say(own, caplog):
     folder = own / "checkpoints" / "6"
-    (folder / "state" / "manifest.ocdbt").unlink()
+    (folder / "teacher" / "manifest.ocdbt").unlink()
     sum_again(folder)
     same(restored(own), state_at(4))
-    assert "checkpoint 6 is damaged (state/manifest.ocdbt is missing: its parts were not merged)" in caplog.text
+    assert "checkpoint 6 is damaged (teacher/manifest.ocdbt is missing: its parts were not merged)" in caplog.text
 
 
 def test_arrays_that_are_not_listed_are_named(saved, tmp_path):
-    folder = shutil.copytree(saved / "checkpoints" / "6" / "state", tmp_path / "state")
-    assert store.unmerged(folder) == ""
-    described = json.loads((folder / "_METADATA").read_text("utf-8"))
+    folder = shutil.copytree(saved / "checkpoints" / "6", tmp_path / "6")
+    assert store.unmerged(folder, ITEMS) == ""
+    described = json.loads((folder / "params" / "_METADATA").read_text("utf-8"))
     extra = next(name for name in described["tree_metadata"] if "kernel" in name)
     described["tree_metadata"][extra.replace("kernel", "lost")] = json.loads(
         json.dumps(described["tree_metadata"][extra]).replace("kernel", "lost")
     )
-    (folder / "_METADATA").write_text(json.dumps(described), "utf-8")
-    assert store.unmerged(folder).startswith("state cannot be listed: ") and ".lost/" in store.unmerged(folder)
+    (folder / "params" / "_METADATA").write_text(json.dumps(described), "utf-8")
+    fault = store.unmerged(folder, ITEMS)
+    assert fault.startswith("params cannot be listed: ") and ".lost/" in fault
+    assert store.unmerged(folder, ("teacher", "rest")) == ""
 
 
 def spoil(workdir: pathlib.Path) -> None:
@@ -314,15 +313,45 @@ def test_a_process_that_cannot_read_says_one_sentence(own):
     assert "checkpoints/6' cannot be read" in ended.stderr
 
 
-def test_weights_alone_are_those_of_the_state(own):
-    params = shapes_of(state_at(0)).params
-    with Checkpoints(own, read_only=True) as checkpoints:
-        step, found, teacher = checkpoints.restore_weights(params)
-    assert step == 6
-    same((found, teacher), (state_at(6).params, state_at(6).teacher))
-    other = shapes_of(state_at(0, size=256)).params
-    with Checkpoints(own, read_only=True) as checkpoints, pytest.raises(UserError, match="'image/kernel' is .512, 8"):
-        checkpoints.restore_weights(other)
+def some(workdir: pathlib.Path, wanted: dict) -> tuple[int, dict]:
+    """The leaves `wanted` of the newest checkpoint that has them whole, opened as a reader does."""
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        return checkpoints.restore_some(wanted)
+
+
+def test_the_leaves_that_are_asked_for_are_those_of_the_state(own):
+    shapes, state = shapes_of(state_at(0)), state_at(6)
+    step, found = some(own, {"params": shapes.params})
+    assert step == 6 and list(found) == ["params"]
+    same(found["params"], state.params)
+    _, found = some(own, {"params": {"scale": shapes.params["scale"]}, "teacher": shapes.teacher})
+    same(found, {"params": {"scale": state.params["scale"]}, "teacher": state.teacher})
+    with pytest.raises(UserError, match="'params/image/kernel' is .512, 8"):
+        some(own, {"params": shapes_of(state_at(0, size=256)).params})
+    with pytest.raises(UserError, match="'teacher/image/bias' is None there"):
+        some(own, {"teacher": {"image/bias": shapes.params["scale"]}})
+
+
+def test_items_that_are_not_asked_for_may_be_gone(own, caplog):
+    shapes, folder = shapes_of(state_at(0)), own / "checkpoints" / "6"
+    shutil.rmtree(folder / "rest")
+    damage(folder / "params" / "_METADATA", "truncated")
+    same(some(own, {"teacher": shapes.teacher})[1], {"teacher": state_at(6).teacher})
+    assert caplog.records == []
+    step, found = some(own, {"params": shapes.params})  # its own damage counts, as everywhere
+    assert step == 4 and "checkpoint 6 is damaged (params/_METADATA has" in caplog.text
+    same(found["params"], state_at(4).params)
+
+
+def test_a_state_without_a_teacher_has_no_item_of_it(tmp_path):
+    state = state_at(2).replace(teacher={})
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state)
+    assert not (tmp_path / "checkpoints" / "2" / "teacher").exists()
+    with Checkpoints(tmp_path) as checkpoints:
+        same(checkpoints.restore(shapes_of(state)), state)
+        with pytest.raises(UserError, match="'teacher/image/kernel' is None there and"):
+            checkpoints.restore(shapes_of(state_at(2)))
 
 
 def test_what_a_killed_save_left_is_removed_and_never_counted(own):
@@ -335,7 +364,7 @@ def test_what_a_killed_save_left_is_removed_and_never_counted(own):
 
 def test_an_old_checkpoint_half_removed_is_removed_with_the_next_save(own):
     folder = own / "checkpoints"
-    shutil.rmtree(folder / "4" / "state")
+    shutil.rmtree(folder / "4" / "rest")
     (folder / "4" / "_CHECKPOINT_METADATA").unlink()
     with Checkpoints(own) as checkpoints:
         same(checkpoints.restore(shapes_of(state_at(0))), state_at(6))
@@ -540,13 +569,21 @@ def test_two_processes_save_agree_on_the_fallback_and_share_the_batches(tmp_path
 
 
 def test_a_description_and_a_copy_are_replaced_whole(tmp_path):
-    write_run(tmp_path, {"a": 1})
-    write_run(tmp_path, {"a": "ü"})
-    assert read_run(tmp_path) == {"a": "ü"}
+    write_run(tmp_path, {"config": {}, "data": 1})
+    write_run(tmp_path, {"config": {}, "data": "ü"})
+    assert read_run(tmp_path) == {"format": 1, "config": {}, "data": "ü"}
     (tmp_path / "source").write_text("words")
     copy_whole(tmp_path / "source", tmp_path / "target")
     assert (tmp_path / "target").read_text() == "words"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "source", "target"]
     (tmp_path / "run.json").write_text('{"a": ')
     with pytest.raises(UserError, match="is not valid JSON"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"format": 0}, {"format": None}, {"data": None}])
+def test_a_description_of_another_format_is_refused(tmp_path, change):
+    whole = {"format": 1, "config": {}, "data": {}} | change
+    (tmp_path / "run.json").write_text(json.dumps({name: value for name, value in whole.items() if value is not None}))
+    with pytest.raises(UserError, match=r"reads \(1\); train again in another --workdir"):
         read_run(tmp_path)

@@ -106,11 +106,13 @@ def small_files(size: int):
 def leaves_of(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     """{path: array} of the newest checkpoint, read without our own code."""
     newest = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
-    folder = workdir / "checkpoints" / str(newest) / "state"
+    folder, state = workdir / "checkpoints" / str(newest), {}
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     as_saved = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-    with ocp.StandardCheckpointer() as reader:
-        state = reader.restore(folder, jax.tree.map(as_saved, ocp.StandardCheckpointHandler().metadata(folder).tree))
+    for item in ("params", "teacher", "rest"):
+        saved = ocp.StandardCheckpointHandler().metadata(folder / item).tree
+        with ocp.StandardCheckpointer() as reader:
+            state[item] = reader.restore(folder / item, jax.tree.map(as_saved, saved))
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from xmodal_jax.data.evaluation import EvalSplit
 from xmodal_jax.models.heads import l2_normalize
-from xmodal_jax.parallel.mesh import beside, to_host
+from xmodal_jax.parallel.mesh import filled, mesh_of, replicated, split_rows, to_host
 from xmodal_jax.types import Array, Params
 
 
@@ -28,34 +28,28 @@ class Embedded:
 
 
 class Embedder:
-    """The encoders of a model on one tree of parameters, jitted once.
+    """The encoders of a model on one tree of parameters, over the mesh that these lie on.
 
-    `texts`: kept tokens of the text tower (encode/token_cache.py), which spare its pass. `poll` is called before every block; what it raises ends the work (a run that is told to stop).
+    Each block of rows is split over the mesh. What is compiled serves all embedders of the same model, such as those of
+    all evaluations of a run. `texts`: kept tokens of the text tower (encode/token_cache.py), which spare its pass. `poll`
+    is called before every block; what it raises ends the work (a run that is told to stop).
     """
 
     def __init__(self, model: Any, params: Params, poll: Callable[[], None] = lambda: None, texts: Any = None) -> None:
         self.model, self.params, self.poll, self.texts = model, params, poll, texts
         self.hashes = all("hash" in params[name] for name in model.config.encoders)
-        self._encode = {
-            (name, method): jax.jit(partial(self._run, method, name))
-            for name in model.config.encoders
-            for method in ("encode", "encode_cached")
-        }
-
-    def _run(self, method: str, name: str, params: Params, *rows: Array) -> tuple[Array, Array, Array | None]:
-        tokens, embed = self.model.apply({"params": params}, name, *rows, method=method)
-        codes = self.model.apply({"params": params}, name, embed, method="codes") if self.hashes else None
-        return tokens, embed, codes
+        self._mesh = mesh_of(params)
 
     def rows(self, side: str, rows: np.ndarray, keep_tokens: bool = True) -> Embedded:
         """Encode one block [b,...] of what the encoder `side` takes, such as images or ids."""
         own = self.model.config.encoders[side]
         kept = self.texts.rows(rows) if own.cache_tokens and self.texts is not None else None
-        run = self._encode[side, "encode" if kept is None else "encode_cached"]
-        inputs = (rows,) if kept is None else (rows, kept)
-        tokens, embed, codes = run(self.params, *(beside(self.params, x) for x in inputs))
-        tokens = to_host(tokens) if keep_tokens else None
-        return Embedded(to_host(embed), tokens, own.mask(rows), None if codes is None else to_host(codes))
+        method, inputs = ("encode", (rows,)) if kept is None else ("encode_cached", (rows, kept))
+        placed = (split_rows(self._mesh, x) for x in inputs)
+        tokens, embed, codes = encode_rows(self.model, method, side, self.hashes, self.params, *placed)
+        tokens = to_host(tokens, len(rows)) if keep_tokens else None
+        codes = None if codes is None else to_host(codes, len(rows))
+        return Embedded(to_host(embed, len(rows)), tokens, own.mask(rows), codes)
 
     def split(self, split: EvalSplit, side: str, batch_size: int, keep_tokens: bool = False) -> Embedded:
         """Encode all images or all captions of a split, in blocks of `batch_size` of one compiled shape.
@@ -95,6 +89,15 @@ def _joined(parts: Iterable[Embedded]) -> Embedded:
     return Embedded(**jax.tree.map(lambda *rows: np.concatenate(rows), *map(vars, parts)))
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def encode_rows(
+    model: Any, method: str, name: str, hashes: bool, params: Params, *rows: Array
+) -> tuple[Array, Array, Array | None]:
+    """Tokens, embeddings and, where the model `hashes`, relaxed codes of rows [b,...] of the encoder `name`."""
+    tokens, embed = model.apply({"params": params}, name, *rows, method=method)
+    return tokens, embed, model.apply({"params": params}, name, embed, method="codes") if hashes else None
+
+
 LENGTH_STEP = 8  # texts are scored at their length rounded up to this, each length one compiled program
 CACHE_BLOCK = 64
 READ_BYTES = 4 << 30  # keys and values of all layers are 2 x layers the size of the tokens: more than this is not kept
@@ -105,43 +108,36 @@ class PairScorer:
 
     Cached once: of each image the keys and values that all fusion layers read, of each text the first layer's
     self-attention. A block of pairs costs the rest of fusion over its longest text's tokens; `lengths` [M] are there for
-    callers who put pairs of similar length together. Everything stays on the device. Where the keys and values would take
-    more than `READ_BYTES`, the images' tokens are kept instead and projected for each block of pairs.
+    callers who put pairs of similar length together. Everything stays on the devices: both caches are made in parts and
+    then whole on each, so that the pairs of a block, which are split over the mesh of the parameters, move nothing
+    between them. Where the keys and values would take more than `READ_BYTES`, the images' tokens are kept instead and
+    projected for each block of pairs.
     """
 
     def __init__(self, model: Any, params: Params, image: Embedded, text: Embedded) -> None:
-        self.model, self.params = model, params
+        self.model, self.params, self._mesh = model, params, mesh_of(params)
         self.lengths = text.mask.shape[1] - np.argmax(text.mask[:, ::-1], axis=1).astype(np.int32)
-        mask = jnp.asarray(text.mask)
         self.projected = self._bytes("remember", image.tokens) <= READ_BYTES
-        read = self._cached("remember", image.tokens, axis=1) if self.projected else jnp.asarray(image.tokens)
-        begun = self._cached("begin", text.tokens, text.mask)
-        self.arrays = (read, begun, mask, jnp.asarray(image.embed), jnp.asarray(text.embed))
-        self._score = jax.jit(self._run, static_argnums=4)
+        put = partial(jax.device_put, device=replicated(self._mesh))
+        read = self._cached("remember", 1, image.tokens) if self.projected else put(image.tokens)
+        begun = self._cached("begin", 0, text.tokens, text.mask)
+        self.arrays = (read, begun, put(text.mask), put(image.embed), put(text.embed))
 
-    def _cached(self, method: str, *arrays: np.ndarray, axis: int = 0) -> Any:
-        """`method` of the model over rows in blocks."""
-        run = jax.jit(lambda params, *rows: self.model.apply({"params": params}, *rows, method=method))
-        blocks = [
-            run(self.params, *(jnp.asarray(x[start : start + CACHE_BLOCK]) for x in arrays))
-            for start in range(0, len(arrays[0]), CACHE_BLOCK)
-        ]
+    def _cached(self, method: str, axis: int, *arrays: np.ndarray) -> Any:
+        """`method` of the model over rows in blocks, which it gives along `axis`."""
+        count = len(arrays[0])
+        size, blocks = min(CACHE_BLOCK, count), []
+        for start in range(0, count, size):
+            rows = (split_rows(self._mesh, filled(x[start : start + size], size)) for x in arrays)
+            made = jax.device_put(apply_rows(self.model, method, self.params, *rows), replicated(self._mesh))
+            real = min(size, count - start)
+            blocks.append(jax.tree.map(lambda x, real=real: jax.lax.slice_in_dim(x, 0, real, axis=axis), made))
         return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=axis), *blocks)
 
     def _bytes(self, method: str, rows: np.ndarray) -> int:
         """What `method` of the model gives for all rows, in bytes."""
-        run = lambda params, rows: self.model.apply({"params": params}, rows, method=method)
-        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(run, self.params, rows)))
-
-    def _run(self, params: Params, arrays: tuple, image_rows: Array, text_rows: Array, length: int) -> Array:
-        read, begun, mask, image, text = arrays
-        if self.projected:
-            picked = jax.tree.map(lambda x: x[:, image_rows], read)
-        else:
-            picked = self.model.apply({"params": params}, read[image_rows], method="remember")
-        texts = begun[text_rows, :length], mask[text_rows, :length]
-        pair = image[image_rows], text[text_rows]
-        return self.model.apply({"params": params}, picked, *texts, *pair, method="score_cached")
+        made = jax.eval_shape(partial(apply_rows, self.model, method), self.params, rows)
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(made))
 
     def length_of(self, text_rows: np.ndarray) -> int:
         """The length at which these texts are scored."""
@@ -150,5 +146,28 @@ class PairScorer:
 
     def __call__(self, image_rows: np.ndarray, text_rows: np.ndarray) -> Array:
         """Log-odds of one block of pairs."""
-        length = self.length_of(text_rows)
-        return self._score(self.params, self.arrays, jnp.asarray(image_rows), jnp.asarray(text_rows), length)
+        length, count = self.length_of(text_rows), len(text_rows)
+        rows = (split_rows(self._mesh, x) for x in (image_rows, text_rows))
+        found = score_rows(self.model, self.projected, length, self.params, self.arrays, *rows)
+        return found if len(found) == count else found[:count]
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def apply_rows(model: Any, method: str, params: Params, *rows: Array) -> Any:
+    """`method` of the model over rows."""
+    return model.apply({"params": params}, *rows, method=method)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def score_rows(
+    model: Any, projected: bool, length: int, params: Params, arrays: tuple, image_rows: Array, text_rows: Array
+) -> Array:
+    """Log-odds [b] of pairs of rows of what a `PairScorer` keeps; `projected`: of images that is keys and values."""
+    read, begun, mask, image, text = arrays
+    if projected:
+        picked = jax.tree.map(lambda x: x[:, image_rows], read)
+    else:
+        picked = model.apply({"params": params}, read[image_rows], method="remember")
+    texts = begun[text_rows, :length], mask[text_rows, :length]
+    pair = image[image_rows], text[text_rows]
+    return model.apply({"params": params}, picked, *texts, *pair, method="score_cached")

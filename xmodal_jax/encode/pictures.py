@@ -16,38 +16,40 @@ from xmodal_jax.data.media import UnreadableFile, find_file, read_file
 from xmodal_jax.encode.towers import tower_encoder
 from xmodal_jax.errors import UserError, refuse_unless
 
-Reader = Callable[[bytes], np.ndarray]
 
+def read_pictures(assembly: Assembly, paths: Sequence[str | os.PathLike]) -> np.ndarray:
+    """Picture files -> the image field [n, ...]: uint8 [n,S,S,3], or float16 [n,N,D] with `features`.
 
-def picture_reader(assembly: Assembly) -> Reader:
-    """A function encoded bytes -> one example of the image field: uint8 [S,S,3], or float16 [N,D] with `features`.
-
-    The function raises `CorruptImage`. Raises UserError where the frozen tower of a cache is not known here (features
-    that another program computed can only be read from the data set).
+    Raises UserError naming the file that is missing or no picture, and where the frozen tower of a cache is not known
+    here (features that another program computed can only be read from the data set).
     """
     if assembly.config.encoders["image"].reads != "tokens":
-        return eval_image(assembly.config.data.image_size)
+        return _decoded(assembly.config.data.image_size, paths)
+    towers = _towers(assembly)
+    return np.concatenate([_tokens(encode, _decoded(size, paths)) for encode, size in towers], axis=1)
+
+
+def _towers(assembly: Assembly) -> list[tuple[Callable[[np.ndarray], np.ndarray], int]]:
+    """The frozen tower behind each feature cache of a run, and the size of its pictures in pixels."""
     refuse_unless(
         bool(assembly.caches),
         "run.json does not say which frozen towers made its feature caches; run `xmodal train` on that --workdir again",
     )
-    readers = [_token_reader(cache["tower"], cache["size"]) for cache in assembly.caches]
-    return lambda data: np.concatenate([read(data) for read in readers])
+    return [(tower_encoder(cache["tower"]), cache["size"]) for cache in assembly.caches]
 
 
-def _token_reader(tower: str, size: int) -> Reader:
-    """Encoded bytes -> float16 [N,D] of one frozen tower, as `data.features.write_features` stores them."""
-    encode, decode = tower_encoder(tower), eval_image(size)
-    return lambda data: encode(decode(data)[None])[0].astype(np.float16)
+def _tokens(encode: Callable[[np.ndarray], np.ndarray], pictures: np.ndarray) -> np.ndarray:
+    """uint8 [n,S,S,3] -> float16 [n,N,D] of one frozen tower, as `data.features.write_features` stores them."""
+    return encode(pictures).astype(np.float16)
 
 
-def read_pictures(assembly: Assembly, paths: Sequence[str | os.PathLike]) -> np.ndarray:
-    """Picture files -> the image field [n, ...]. Raises UserError naming the file that is missing or no picture."""
-    read = picture_reader(assembly)
-    return np.stack([_read_file(read, pathlib.Path(path)) for path in paths])
+def _decoded(size: int, paths: Sequence[str | os.PathLike]) -> np.ndarray:
+    """Picture files as evaluation reads them, uint8 [n,S,S,3]."""
+    decode = eval_image(size)
+    return np.stack([_read_file(decode, pathlib.Path(path)) for path in paths])
 
 
-def _read_file(read: Reader, path: pathlib.Path) -> np.ndarray:
+def _read_file(read: Callable[[bytes], np.ndarray], path: pathlib.Path) -> np.ndarray:
     try:
         return read(read_file(find_file(path)))
     except CorruptImage as error:

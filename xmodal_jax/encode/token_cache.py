@@ -14,7 +14,8 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ from xmodal_jax.data.split import split_captions
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.parallel.mesh import beside, to_host
 from xmodal_jax.parallel.rules import wholly_frozen
-from xmodal_jax.types import Params
+from xmodal_jax.types import Array, Params
 
 log = logging.getLogger(__name__)
 
@@ -160,15 +161,20 @@ def lengths(ids: np.ndarray) -> np.ndarray:
     return ids.shape[1] - np.argmax(ids[:, ::-1] != 0, axis=1)
 
 
+@partial(jax.jit, static_argnums=0)
+def _raw(model: Any, params: Params, ids: Array) -> Array:
+    """The tower's own tokens float16 [b,L,D] of captions int32 [b,L]."""
+    return model.apply({"params": params}, "text", ids, method="raw").astype(jnp.float16)
+
+
 def _encoded(assembly: Assembly, params: Params, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """(captions, their real tokens float16 [t,D]) of consecutive blocks of captions in order of length."""
-    run = jax.jit(lambda params, ids: assembly.model.apply({"params": params}, "text", ids, method="raw"))
     for start in range(0, len(ids), BLOCK):
         block = ids[start : start + BLOCK]
         own = lengths(block)
         width = min(-(-int(own[-1]) // LENGTH_STEP) * LENGTH_STEP, ids.shape[1])
         padded = np.pad(block[:, :width], [(0, BLOCK - len(block)), (0, 0)], mode="edge")
-        tokens = to_host(run(params, beside(params, padded)).astype(jnp.float16))[: len(block)]
+        tokens = to_host(_raw(assembly.model, params, beside(params, padded)), len(block))
         refuse_unless(
             bool(np.isfinite(tokens).all()),
             "a token of the text tower is not finite in float16; write config.encoders.text.cache_tokens=False",

@@ -1,14 +1,13 @@
 """Frozen image towers by name, as plain functions from pictures to tokens."""
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.models.efficientnet import EfficientNetLite0
+from xmodal_jax.parallel.mesh import local_mesh, replicated, split_rows, to_host
 
 
 def _lite0() -> tuple[EfficientNetLite0, dict]:
@@ -23,14 +22,16 @@ TOWERS: dict[str, Callable] = {"lite0": _lite0}
 def tower_encoder(name: str) -> Callable[[np.ndarray], np.ndarray]:
     """uint8 images [b,H,W,3] -> float32 tokens [b,N,D] of the frozen tower `name`.
 
-    Raises UserError for a tower that is not in `TOWERS`, or whose weights are not installed.
+    The images are split over all local devices. Raises UserError for a tower that is not in `TOWERS`, or whose weights
+    are not installed.
     """
     refuse_unless(name in TOWERS, f"there is no tower '{name}'; write one of {', '.join(TOWERS)}")
     tower, params = TOWERS[name]()
-    params = jax.tree.map(jnp.asarray, params)
+    mesh = local_mesh()
+    params = jax.device_put(params, replicated(mesh))
 
     @jax.jit
     def run(params: dict, images: jax.Array) -> jax.Array:
         return tower.apply({"params": params}, images)
 
-    return lambda images: np.asarray(partial(run, params)(jnp.asarray(images)))
+    return lambda images: to_host(run(params, split_rows(mesh, images)), len(images))

@@ -12,6 +12,7 @@ import numpy as np
 
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.errors import refuse_unless
+from xmodal_jax.parallel.mesh import beside, filled, to_host
 from xmodal_jax.types import Array, Params
 
 
@@ -29,45 +30,59 @@ def forbid(log_probs: Array, columns: tuple[int, ...], when: Array) -> Array:
     return jnp.where(when, log_probs.at[:, jnp.asarray(columns)].set(-jnp.inf), log_probs)
 
 
+def largest(x: Array, count: int) -> tuple[Array, Array]:
+    """The `count` largest of x [n] and their places, descending, a pass for each; of equal ones the first.
+
+    XLA (jax 0.10.2) gathers from all devices what `lax.top_k` reads, and splits these passes.
+    """
+    column = jnp.arange(len(x))
+
+    def pick(left: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
+        place = left.argmax()
+        return jnp.where(column == place, -jnp.inf, left), (left.max(), place)
+
+    return jax.lax.scan(pick, x, None, length=count)[1]
+
+
 @partial(jax.jit, static_argnums=(0, 3, 4, 5, 6, 7))
 def beam_search(model: Any, params: Params, tokens: Array, length: int, beam: int, min_length: int,
                 special: tuple[int, ...], output_ids: tuple[int, ...]) -> tuple[Array, Array]:  # fmt: skip
     """Image tokens [B,N,D] -> the best ids [B,L] and their mean log-probability [B] (Li et al. 2022: beam 3).
 
-    `special` is (start id, [SEP] id, ids never written...). Finished captions keep their score and add padding.
+    `special` is (start id, [SEP] id, ids never written...). Finished captions keep their score and add padding. Under
+    `vmap` each picture has a search of its own: what its beams read is on its device.
     """
-    tokens = model.apply({"params": params}, tokens, method="caption_tokens")
+    return jax.vmap(lambda own: _search(model, params, own, length, beam, min_length, special, output_ids))(tokens)
+
+
+def _search(model: Any, params: Params, tokens: Array, length: int, beam: int, min_length: int,
+            special: tuple[int, ...], output_ids: tuple[int, ...]) -> tuple[Array, Array]:  # fmt: skip
+    """`beam_search` for one picture: tokens [N,D] -> ids [L] and their mean log-probability."""
+    tokens = model.apply({"params": params}, tokens[None], method="caption_tokens")
     bos, sep, *never = special
-    batch = tokens.shape[0]
     table = np.asarray(output_ids or range(model.config.asking.vocab_size), np.int32)
     column = {int(word): i for i, word in enumerate(table)}
     blocked = tuple(column[word] for word in [bos, *never] if word in column)
     end = column[sep]
-    rows = jnp.repeat(jnp.arange(batch), beam)
-    ids = jnp.zeros((batch, beam, length), jnp.int32).at[:, :, 0].set(bos)
-    scores = jnp.where(jnp.arange(beam) == 0, 0.0, -jnp.inf)[None, :] + jnp.zeros((batch, 1))
+    ids = jnp.zeros((beam, length), jnp.int32).at[:, 0].set(bos)
+    scores = jnp.where(jnp.arange(beam) == 0, 0.0, -jnp.inf)
 
     def step(position: Array, carry: tuple) -> tuple:
         ids, scores, done = carry
-        flat = next_log_probs(model, params, tokens, rows, ids.reshape(-1, length), position)
-        flat = forbid(flat, blocked, jnp.array(True))
-        flat = forbid(flat, (end,), position < min_length)
-        log_probs = flat.reshape(batch, beam, -1)
-        stay = jnp.where(jnp.arange(len(table)) == end, 0.0, -jnp.inf)[None, None, :]
-        total = scores[:, :, None] + jnp.where(done[:, :, None], stay, log_probs)
-        scores, place = jax.lax.top_k(total.reshape(batch, -1), beam)
+        log_probs = next_log_probs(model, params, tokens, jnp.zeros(beam, jnp.int32), ids, position)
+        log_probs = forbid(log_probs, blocked, jnp.array(True))
+        log_probs = forbid(log_probs, (end,), position < min_length)
+        stay = jnp.where(jnp.arange(len(table)) == end, 0.0, -jnp.inf)[None, :]
+        total = scores[:, None] + jnp.where(done[:, None], stay, log_probs)
+        scores, place = largest(total.reshape(-1), beam)
         parent, choice = place // len(table), place % len(table)
-        ids, done = (
-            jnp.take_along_axis(x, parent.reshape(batch, beam, *[1] * (x.ndim - 2)), axis=1) for x in (ids, done)
-        )
-        word = jnp.where(done, 0, jnp.asarray(table)[choice])
-        return ids.at[:, :, position + 1].set(word), scores, done | (choice == end)
+        word = jnp.where(done[parent], 0, jnp.asarray(table)[choice])
+        return ids[parent].at[:, position + 1].set(word), scores, done[parent] | (choice == end)
 
-    ids, scores, _ = jax.lax.fori_loop(0, length - 1, step, (ids, scores, jnp.zeros((batch, beam), bool)))
-    mean = scores / jnp.maximum((ids != 0).sum(2).astype(jnp.float32) - 1.0, 1.0)
-    best = mean.argmax(1)
-    pick = lambda x: jnp.take_along_axis(x, best.reshape(batch, *[1] * (x.ndim - 1)), axis=1)[:, 0]
-    return pick(ids), pick(mean)
+    ids, scores, _ = jax.lax.fori_loop(0, length - 1, step, (ids, scores, jnp.zeros(beam, bool)))
+    mean = scores / jnp.maximum((ids != 0).sum(1).astype(jnp.float32) - 1.0, 1.0)
+    best = mean.argmax()
+    return ids[best], mean[best]
 
 
 BLOCK = 32  # pictures whose captions are written at once; fewer are not padded to it
@@ -78,7 +93,8 @@ def write_captions(
 ) -> list[str]:
     """Captions of image tokens [n,N,D], in blocks of one compiled shape.
 
-    Raises UserError when the run has no decoder (its config has no `lm` objective).
+    A block is split over the devices that have the parameters. Raises UserError when the run has no decoder (its config
+    has no `lm` objective).
     """
     refuse_unless(
         "decoder" in params, "this run has no captioning decoder; train it with the objective 'lm' in its config"
@@ -89,7 +105,7 @@ def write_captions(
     length, size, captions = assembly.config.data.length, min(BLOCK, max(len(tokens), 1)), []
     for start in range(0, len(tokens), size):
         block = tokens[start : start + size]
-        padded = np.concatenate([block, np.zeros((size - len(block), *block.shape[1:]), block.dtype)])
-        ids, _ = beam_search(model, params, jnp.asarray(padded), length, beam, min_length, special, model.output_ids)
-        captions += [tokenizer.decode(row) for row in np.asarray(ids)[: len(block)]]
+        rows = beside(params, filled(block, size))
+        ids, _ = beam_search(model, params, rows, length, beam, min_length, special, model.output_ids)
+        captions += [tokenizer.decode(row) for row in to_host(ids, len(block))]
     return captions

@@ -15,6 +15,7 @@ import numpy as np
 
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval import retrieval
+from xmodal_jax.parallel.mesh import local_mesh, replicated, split_rows, to_host
 from xmodal_jax.search import codes, dense
 
 
@@ -85,7 +86,7 @@ def mean_average_precision(
       query_labels: [n,C] multi-hot.
       gallery_labels: [m,C].
       k: cut of the ranked list; None is the whole gallery.
-      chunk: queries per block; by default bounded by memory.
+      chunk: queries per block; by default bounded by memory. A block is split over all devices of this process.
 
     Returns:
       The mean over the queries for which the gallery holds something relevant.
@@ -98,12 +99,13 @@ def mean_average_precision(
     count = len(arrays[2])
     k = count if k is None else k
     retrieval.refuse_large_k([k], count)
-    rows, labels = jnp.asarray(arrays[2]), jnp.asarray(arrays[3])
-    size = retrieval.block_size(len(query), 8 * count, chunk)  # about eight arrays of the block's size live at once
-    values = [
-        np.asarray(_precision_block(jnp.asarray(block[0]), rows, jnp.asarray(block[1]), labels, k))[:real]
-        for real, block in retrieval.query_blocks(arrays[:2], size)
-    ]
+    mesh, values = local_mesh(), []
+    rows, labels = jax.device_put(arrays[2:], replicated(mesh))
+    # about eight arrays of the block's size live at once
+    size = retrieval.block_size(len(query), 8 * count, chunk, mesh.size)
+    for real, block in retrieval.query_blocks(arrays[:2], size):
+        asked, wanted = (split_rows(mesh, part) for part in block)
+        values.append(to_host(_precision_block(asked, rows, wanted, labels, k), real))
     values = np.concatenate(values).astype(np.float64)
     refuse_unless(
         not np.isnan(values).all(), "No query shares a label with the gallery, so MAP means nothing; check the labels."

@@ -14,9 +14,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.parallel.mesh import local_mesh, replicated, split_rows
 from xmodal_jax.search import dense
 
 TIE_RULE = "R@k is the expectation of a hit over random orders of tied items"
@@ -112,7 +113,7 @@ def _unique_positives(positives: np.ndarray) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _places_block(query: jax.Array, gallery: jax.Array, positives: jax.Array, mesh: Mesh | None) -> jax.Array:
+def places_block(query: jax.Array, gallery: jax.Array, positives: jax.Array, mesh: Mesh) -> jax.Array:
     """Query [b,E], gallery [m,E], positives int32 [b,P] -> above, tied, relevant as int32 [3,b].
 
     The positives' scores are read out of the same block of scores that is counted: computed apart, they would differ
@@ -124,7 +125,7 @@ def _places_block(query: jax.Array, gallery: jax.Array, positives: jax.Array, me
     best = found.max(axis=1, keepdims=True)
     counts = [(scores > best), (scores == best), (found == best)]
     places = jnp.stack([count.sum(axis=1, dtype=jnp.int32) for count in counts])
-    return places if mesh is None else jax.lax.with_sharding_constraint(places, NamedSharding(mesh, PartitionSpec()))
+    return jax.lax.with_sharding_constraint(places, replicated(mesh))
 
 
 def places(
@@ -137,22 +138,20 @@ def places(
       gallery: [m,E].
       positives: int [n,P] rows of the gallery that are right, -1 padded.
       chunk: queries per block; by default as many as keep a block of scores within 128 MiB.
-      mesh: spread each block of queries over all axes of this mesh; the gallery is replicated.
+      mesh: split each block of queries over data x fsdp of it, by default over all devices of this process; the gallery
+        is on each.
 
     Raises:
       UserError: different widths, an empty side, a query without a positive, non-finite embeddings.
     """
     query, gallery, positives = np.asarray(query, np.float32), np.asarray(gallery, np.float32), np.asarray(positives)
     _refuse_bad_recall(query, gallery, positives)
-    devices = 1 if mesh is None else mesh.size
-    rows = None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-    gallery = jax.device_put(gallery, whole)
-    parts = []
-    size = block_size(len(query), len(gallery), chunk, devices)
+    mesh, parts = mesh or local_mesh(), []
+    gallery = jax.device_put(gallery, replicated(mesh))
+    size = block_size(len(query), len(gallery), chunk, mesh.size)
     for count, block in query_blocks([query, _unique_positives(positives)], size):
-        asked, right = (jax.device_put(part, rows) for part in block)
-        parts.append(np.asarray(_places_block(asked, gallery, right, mesh), np.int64)[:, :count])
+        asked, right = (split_rows(mesh, part) for part in block)
+        parts.append(np.asarray(places_block(asked, gallery, right, mesh), np.int64)[:, :count])
     return Places(*np.concatenate(parts, axis=1))
 
 
@@ -234,5 +233,8 @@ def _groups(group: np.ndarray, values: np.ndarray, count: int) -> list[np.ndarra
 
 
 def topk(query: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` best gallery rows of each query by inner product, exactly and in blocks: scores and rows, [n,k] each."""
-    return dense.dense_topk(query, gallery, k, cosine=False)
+    """The `k` best gallery rows of each query by inner product, exactly: scores and rows, [n,k] each.
+
+    In blocks of queries, each split over all devices of this process.
+    """
+    return dense.dense_topk(query, gallery, k, cosine=False, mesh=local_mesh())

@@ -25,6 +25,7 @@ from xmodal_jax.eval.evaluate import Evaluator, mean_tables
 from xmodal_jax.eval.retrieval import Places, places
 from xmodal_jax.eval.tables import Grid
 from xmodal_jax.origin import notes, refuse_trained
+from xmodal_jax.parallel.mesh import local_mesh
 from xmodal_jax.search import topk
 from xmodal_jax.search.dense import inner_product, resident, unit_rows
 from xmodal_jax.search.host import refuse_unsearchable
@@ -107,7 +108,7 @@ def best_classes(image: np.ndarray, head: np.ndarray, k: int, block_scores: int 
     The head is padded to a power of two of classes; a block is at least one picture. Equal scores: the lower class first.
     """
     refuse_unsearchable(image, head.shape, k)
-    return topk.blocked_topk(inner_product, unit_rows(image), resident(head), k, block_scores)[1]
+    return topk.blocked_topk(inner_product, unit_rows(image), resident(head, local_mesh()), k, block_scores)[1]
 
 
 def standing(image: np.ndarray, head: np.ndarray, labels: Sequence[Sequence[int]]) -> Places:

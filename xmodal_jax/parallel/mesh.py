@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -89,23 +88,43 @@ def process_share(sharding: NamedSharding, rows: int) -> tuple[int, int]:
     return start // (stop - start), rows // (stop - start)
 
 
-def beside(tree: Any, rows: np.ndarray) -> Array:
-    """Host rows [b, ...], the same on every process, placed for a function that also takes the arrays of `tree`.
+def local_mesh() -> Mesh:
+    """All devices of this process along "data"."""
+    return make_mesh(MeshConfig(), jax.local_devices())
 
-    On a mesh they are split over data x fsdp where b divides, else replicated.
+
+def mesh_of(tree: Any) -> Mesh:
+    """The mesh that the arrays of `tree` lie on; where they lie on a device and no mesh, that device as one."""
+    place = jax.tree.leaves(tree)[0].sharding
+    return place.mesh if isinstance(place, NamedSharding) else make_mesh(MeshConfig(), list(place.device_set))
+
+
+def filled(rows: np.ndarray, size: int) -> np.ndarray:
+    """Rows [b, ...] and copies of the last one up to [size, ...]."""
+    missing = size - len(rows)
+    return np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows
+
+
+def split_rows(mesh: Mesh, rows: np.ndarray) -> Array:
+    """Host rows [b, ...], the same on every process, over data x fsdp of the mesh: [b', ...].
+
+    b' is the next multiple of these devices; the rows more are copies of the last one, to be cut off what is made of
+    them (`to_host`).
     """
-    mesh = getattr(jax.tree.leaves(tree)[0].sharding, "mesh", None)
-    if mesh is None or mesh.size == 1:
-        return jnp.asarray(rows)
-    split = rows.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0
-    sharding = batch_sharding(mesh) if split else replicated(mesh)
-    return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = filled(rows, -(-len(rows) // devices) * devices)
+    return jax.make_array_from_callback(rows.shape, batch_sharding(mesh), lambda index: rows[index])
 
 
-def to_host(x: Array) -> np.ndarray:
-    """The whole array on every process."""
+def beside(tree: Any, rows: np.ndarray) -> Array:
+    """`split_rows` on the mesh that the arrays of `tree` lie on, for a function that takes both."""
+    return split_rows(mesh_of(tree), rows)
+
+
+def to_host(x: Array, rows: int | None = None) -> np.ndarray:
+    """The whole array on every process, or its first `rows`."""
     if x.is_fully_addressable or x.is_fully_replicated:
-        return np.asarray(x)
+        return np.asarray(x)[:rows]
     from jax.experimental.multihost_utils import process_allgather
 
-    return np.asarray(process_allgather(x, tiled=True))
+    return np.asarray(process_allgather(x, tiled=True))[:rows]

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from xmodal_jax.search import topk
 from xmodal_jax.search.host import refuse_not_finite, refuse_unsearchable, unit_rows
@@ -13,9 +14,9 @@ def inner_product(query: jax.Array, rows: jax.Array) -> jax.Array:
     return jnp.matmul(query, rows.T, precision=jax.lax.Precision.HIGHEST)
 
 
-def resident(gallery: np.ndarray) -> topk.Resident:
-    """Put embeddings [n,E] on the device once, as float32."""
-    return topk.resident(np.asarray(gallery, np.float32))
+def resident(gallery: np.ndarray, mesh: Mesh | None = None) -> topk.Resident:
+    """Put embeddings [n,E] on the device, or on each device of a mesh, once, as float32."""
+    return topk.resident(np.asarray(gallery, np.float32), mesh)
 
 
 def resident_topk(query: np.ndarray, gallery: topk.Resident, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -23,7 +24,9 @@ def resident_topk(query: np.ndarray, gallery: topk.Resident, k: int) -> tuple[np
     return topk.blocked_topk(inner_product, np.asarray(query, np.float32), gallery, k)
 
 
-def dense_topk(query: np.ndarray, gallery: np.ndarray, k: int, cosine: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def dense_topk(
+    query: np.ndarray, gallery: np.ndarray, k: int, cosine: bool = True, mesh: Mesh | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The `k` most similar rows of each query.
 
     Args:
@@ -31,6 +34,7 @@ def dense_topk(query: np.ndarray, gallery: np.ndarray, k: int, cosine: bool = Tr
       gallery: [n,E].
       k: at most n.
       cosine: divide rows by their length first; without it, scores are inner products.
+      mesh: split each block of queries over it; the gallery is on each of its devices.
 
     Returns:
       scores float32 [q,k] (descending) and rows int32 [q,k]; equal scores by ascending row.
@@ -45,4 +49,4 @@ def dense_topk(query: np.ndarray, gallery: np.ndarray, k: int, cosine: bool = Tr
     else:
         refuse_not_finite(query)
         refuse_not_finite(gallery)
-    return resident_topk(query, resident(gallery), k)
+    return resident_topk(query, resident(gallery, mesh), k)

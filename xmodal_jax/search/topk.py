@@ -15,6 +15,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from xmodal_jax.parallel.mesh import BATCH, mesh_of, replicated, split_rows
 
 TILE = 128
 BLOCK_SCORES = 1 << 24  # scores held at once by one block of queries: 64 MiB of float32, enough for full matmuls
@@ -52,25 +55,33 @@ class Resident(NamedTuple):
     count: int
 
 
-def resident(gallery: np.ndarray) -> Resident:
-    """Put a gallery [n,X] on the device once, padded so that few shapes are ever compiled."""
+def resident(gallery: np.ndarray, mesh: Mesh | None = None) -> Resident:
+    """Put a gallery [n,X] on the device once, or on each of a mesh, padded so that few shapes are ever compiled."""
     count = len(gallery)
     step = min(1 << max(count - 1, 0).bit_length(), 1 << 16)  # a power of two, then steps of 65,536 rows
-    return Resident(jnp.asarray(np.pad(gallery, ((0, -count % step), (0, 0)))), count)
+    rows = np.pad(gallery, ((0, -count % step), (0, 0)))
+    return Resident(jnp.asarray(rows) if mesh is None else jax.device_put(rows, replicated(mesh)), count)
 
 
-@functools.partial(jax.jit, static_argnames=("score", "k"))
-def _topk_block(score: Callable, query: jax.Array, rows: jax.Array, count: jax.Array, k: int):
-    """Top-k of one block of queries: `score(query, rows)` -> float32 [b,n], padding never wins."""
-    scores = score(query, rows)
-    real = jnp.arange(rows.shape[0], dtype=jnp.int32)[None] < count
-    return tiled_topk(jnp.where(real, scores, -jnp.inf), k)
+@functools.partial(jax.jit, static_argnames=("score", "k", "mesh"))
+def topk_block(score: Callable, query: jax.Array, rows: jax.Array, count: jax.Array, k: int, mesh: Mesh):
+    """Top-k of one block of queries over a mesh: `score(query, rows)` -> float32 [b,n], padding never wins.
+
+    Each device sorts the scores of its own queries: left to itself, XLA (jax 0.10.2) gathers all scores for `top_k`.
+    """
+
+    def local(query: jax.Array, rows: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
+        real = jnp.arange(rows.shape[0], dtype=jnp.int32)[None] < count
+        return tiled_topk(jnp.where(real, score(query, rows), -jnp.inf), k)
+
+    everywhere = PartitionSpec()
+    return jax.shard_map(local, mesh=mesh, in_specs=(BATCH, everywhere, everywhere), out_specs=BATCH)(query, rows, count)
 
 
 def blocked_topk(
     score: Callable, query: np.ndarray, gallery: Resident, k: int, block_scores: int = BLOCK_SCORES
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Top-k of any number of queries, a block at a time.
+    """Top-k of any number of queries, a block at a time, which is split over the devices that have the gallery.
 
     Args:
       score: module-level function (it is a static argument) of query [b,X] and rows [n,X] -> float32 [b,n].
@@ -83,11 +94,11 @@ def blocked_topk(
       values float32 [q,k], rows int32 [q,k], best first, ties by ascending row.
     """
     block = max(1, min(1 << max(len(query) - 1, 0).bit_length(), block_scores // gallery.rows.shape[0]))
-    values, rows = [], []
+    values, rows, mesh = [], [], mesh_of(gallery.rows)
     for start in range(0, len(query), block):
         part = query[start : start + block]
         padded = np.pad(part, ((0, block - len(part)), (0, 0)))
-        value, row = _topk_block(score, jnp.asarray(padded), gallery.rows, jnp.int32(gallery.count), k)
+        value, row = topk_block(score, split_rows(mesh, padded), gallery.rows, jnp.int32(gallery.count), k, mesh)
         values.append(np.asarray(value)[: len(part)])
         rows.append(np.asarray(row)[: len(part)])
     if not values:

@@ -1,11 +1,15 @@
 """Checkpoints by orbax: asynchronous, whole state and data position, restored into explicit shapes and shardings.
 
+A checkpoint has three items: the parameters, the teacher, and the rest of the state (optimizer, memories, counters), so
+that evaluation reads the weights it uses and not a byte of the others.
+
 A save is written into a temporary folder, summed (checksums.py), and renamed last: a folder with a step as its name is
 whole, however the process ended. What disks and copies do to it later is found at the restore, which then takes the
 one before.
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -24,8 +28,6 @@ from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.parallel.processes import first_says, lost_peer
 from xmodal_jax.train import checksums, store
 from xmodal_jax.train.state import TrainState
-from xmodal_jax.train.teacher import Teacher
-from xmodal_jax.types import Params
 from xmodal_jax.whole import write_whole
 
 log = logging.getLogger(__name__)
@@ -33,8 +35,9 @@ log = logging.getLogger(__name__)
 Shapes = dict[str, tuple[int, ...]]
 
 FOLDER = "checkpoints"
-ITEM = "state"  # the only item of a checkpoint
+PARAMS, TEACHER, REST = ITEMS = ("params", "teacher", "rest")  # of a checkpoint; one without arrays is left out
 RUN_FILE = "run.json"
+FORMAT = 1  # of run.json and the checkpoints beside it
 DAMAGED = "damaged-"
 TEMPORARY = ".orbax-checkpoint-tmp"
 OF_ORBAX = f"orbax{os.sep}checkpoint"  # in the path of each of its files
@@ -117,7 +120,8 @@ class Checkpoints:
         self._pending = step
         try:
             self._manager = self._manager or self._new_manager()
-            if not self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state))):
+            items = {name: ocp.args.StandardSave(tree) for name, tree in items_of(state).items()}
+            if not self._manager.save(step, args=ocp.args.Composite(**items)):
                 raise ValueError(f"there is a checkpoint of a later step, {self._manager.latest_step()}")
         except FAILURES as error:
             if lost_peer(error):  # the disk is well: the same command goes on
@@ -136,55 +140,48 @@ class Checkpoints:
             raise self._failure(error) from error
         self._saved, self._pending = self._pending, NONE
 
-    def restore(self, abstract: Any) -> TrainState:
-        """The newest good state, placed as `abstract` (ShapeDtypeStructs with shardings) says.
+    def restore(self, abstract: TrainState) -> TrainState:
+        """Return the newest good state, placed as `abstract` (ShapeDtypeStructs with shardings) says.
 
         A damaged checkpoint is named in the log, set aside as `damaged-STEP` (unless `read_only`) and the one before
         is taken. Raises UserError when none is good, and when the checkpoint is of another architecture, naming the
         first leaf that differs.
         """
-        self._saved, state = self._newest(lambda step: self._read(step, abstract))
-        return state
+        self._saved, found = self._newest(ITEMS, lambda folder: self._read(folder, ITEMS, items_of(abstract)))
+        return TrainState(params=found[PARAMS], teacher=found.get(TEACHER, {}), **found[REST])
 
-    def restore_weights(self, params: Any) -> tuple[int, Params, Teacher]:
-        """The step, parameters and teacher of the newest good state, on the device that `params` names.
+    def restore_some(self, wanted: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Return the step of the newest checkpoint whose items of these names are good, and the leaves asked for.
 
-        `params`: ShapeDtypeStructs of the model's parameters with shardings of one device. The optimizer's state and the
-        memories of the objectives are not read. Faults are as in `restore`.
+        `wanted`: {item: tree of ShapeDtypeStructs with shardings}, a part of what the item has. Other items may be
+        damaged or gone: nothing of them is read. Faults of those that are read are as in `restore`.
         """
-        return self._newest(lambda step: self._read_weights(step, params))[1]
+        return self._newest(tuple(wanted), lambda folder: self._read(folder, tuple(wanted), wanted, part=True))
 
-    def _newest(self, read: Callable[[int], Any]) -> tuple[int, Any]:
-        """(step, what `read` gives) of the newest checkpoint that is good; those that are not are set aside."""
+    def _newest(self, items: tuple[str, ...], read: Callable[[pathlib.Path], Any]) -> tuple[int, Any]:
+        """(step, what `read` gives of its folder) of the newest checkpoint whose `items` are good; set others aside."""
         faults: dict[int, str] = {}
-        while True:
-            step = self._newest_good(faults)
-            folder = self.folder / str(step)
-            try:
-                found = read(step)
-                break
-            except Exception as error:  # orbax raises the bare class too
-                if isinstance(error, UserError) or lost_peer(error):
-                    raise
-                refuse_unless(
-                    not checksums.recorded(folder),
-                    f"the checkpoint '{folder}' cannot be read ({reason(error)}); move it away to go on from the one "
-                    "before, or put a copy of a good one there",
-                )
-                faults[step] = reason(error)  # from before there were checksums: reading is the only check
+        step = self._newest_good(items, faults)
+        folder = self.folder / str(step)
+        try:
+            found = read(folder)
+        except Exception as error:  # orbax raises the bare class too
+            if isinstance(error, UserError) or lost_peer(error):
+                raise
+            raise UserError(
+                f"the checkpoint '{folder}' cannot be read ({reason(error)}); move it away to go on from the one "
+                "before, or put a copy of a good one there"
+            ) from error
         self._set_aside(faults, step)
         return step, found
 
-    def _newest_good(self, faults: dict[int, str]) -> int:
-        """The newest step without a fault, the same in all processes; adds the faults found on the way."""
+    def _newest_good(self, items: tuple[str, ...], faults: dict[int, str]) -> int:
+        """The newest step whose `items` have no fault, the same in all processes; adds the faults found on the way."""
         found = NONE
         if jax.process_index() == 0:
-            steps = [step for step in reversed(self.steps()) if step not in faults]
-            found = NO_GOOD if faults else NONE
-            for step in steps:
+            for step in reversed(self.steps()):
                 folder = self.folder / str(step)
-                fault = checksums.fault(folder) if checksums.recorded(folder) else ""
-                fault = fault or store.unmerged(folder / ITEM)
+                fault = checksums.fault(folder, items) or store.unmerged(folder, items)
                 if not fault:
                     found = step
                     break
@@ -199,29 +196,19 @@ class Checkpoints:
         )
         return found
 
-    def _read(self, step: int, abstract: Any) -> TrainState:
-        folder = self._item(step)
-        self._refuse_other_architecture(named_shapes(_described(folder)), named_shapes(abstract))
-        with store.plain_name(folder) as plain, ocp.StandardCheckpointer() as reader:
-            return reader.restore(plain, abstract)
-
-    def _read_weights(self, step: int, params: Any) -> tuple[int, Params, Teacher]:
-        folder = self._item(step)
-        saved, place = _described(folder), jax.tree.leaves(params)[0].sharding
-        self._refuse_other_architecture(named_shapes(saved["params"]), named_shapes(params))
-        wanted = {"params": params, "teacher": _shapes(saved["teacher"], place)}
-        wanted = {name: tree for name, tree in wanted.items() if jax.tree.leaves(tree)}  # a frozen run has no teacher
-        how = ocp.args.PyTreeRestore(wanted, ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True)
-        with store.plain_name(folder) as plain, ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            found = reader.restore(plain, how)
-        return step, found["params"], found.get("teacher", {})
-
-    def _item(self, step: int) -> pathlib.Path:
-        """The folder of the state of a checkpoint."""
-        folder = self.folder / str(step) / ITEM
-        if not checksums.recorded(folder.parent):
-            log.warning("checkpoint %d has no %s; it is read without checking its bytes", step, checksums.FILE)
-        return folder
+    def _read(
+        self, folder: pathlib.Path, items: tuple[str, ...], wanted: dict[str, Any], part: bool = False
+    ) -> dict[str, Any]:
+        """The trees `wanted` of a checkpoint, whose `items` have these leaves and, but for a `part`, no others."""
+        there = named_shapes({name: _described(folder / name) for name in items if (folder / name).is_dir()})
+        asked = named_shapes(wanted)
+        self._refuse_other_architecture({name: there[name] for name in there if name in asked or not part}, asked)
+        found = {}
+        for name, tree in wanted.items():
+            how = ocp.args.PyTreeRestore(tree, ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True)
+            with store.plain_name(folder / name) as plain, ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                found[name] = reader.restore(plain, how)
+        return found
 
     def _set_aside(self, faults: dict[int, str], good: int) -> None:
         """Say which newer checkpoints are damaged, and rename them so that they are never counted again."""
@@ -249,7 +236,7 @@ class Checkpoints:
     def _record(self) -> None:
         """Called in the first process when all have written and the folder still has its temporary name."""
         (folder,) = self.folder.glob(f"{self._pending}{TEMPORARY}*")
-        fault = store.unmerged(folder / ITEM)
+        fault = store.unmerged(folder, ITEMS)
         if fault:
             raise ValueError(fault)
         checksums.write(folder)
@@ -287,15 +274,18 @@ def reason(error: BaseException) -> str:
     return known[0] if known else (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
+def items_of(state: TrainState) -> dict[str, Any]:
+    """The items of a checkpoint of `state` (arrays, or their shapes); without the teacher where none is kept."""
+    names = [field.name for field in dataclasses.fields(state)]
+    rest = {name: getattr(state, name) for name in names if name not in (PARAMS, TEACHER)}
+    items = {PARAMS: state.params, TEACHER: state.teacher, REST: rest}
+    return {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
+
+
 def _described(folder: pathlib.Path) -> dict[str, Any]:
-    """The state of a checkpoint as its metadata has it: names, shapes and types, nothing read."""
+    """An item of a checkpoint as its metadata has it: names, shapes and types, nothing read."""
     with store.plain_name(folder) as plain:
         return ocp.StandardCheckpointHandler().metadata(plain).tree
-
-
-def _shapes(tree: dict[str, Any], place: jax.sharding.Sharding) -> dict[str, jax.ShapeDtypeStruct]:
-    """A flat dict of metadata as ShapeDtypeStructs on `place`."""
-    return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place) for name, leaf in (tree or {}).items()}
 
 
 def _quiet() -> None:
@@ -344,16 +334,22 @@ def copy_whole(source: pathlib.Path, target: pathlib.Path) -> None:
 
 def write_run(workdir: pathlib.Path, description: dict[str, Any]) -> None:
     """run.json: the resolved config and what else is needed to use the weights without the training data."""
-    write_whole(workdir / RUN_FILE, json.dumps(description, indent=1, ensure_ascii=False))
+    write_whole(workdir / RUN_FILE, json.dumps({"format": FORMAT} | description, indent=1, ensure_ascii=False))
 
 
 def read_run(workdir: pathlib.Path) -> dict[str, Any]:
-    """What `write_run` wrote. Raises UserError when the folder holds no run."""
+    """What `write_run` wrote. Raises UserError when the folder holds no run, or one of another format."""
     path = pathlib.Path(workdir) / RUN_FILE
     refuse_unless(
         path.is_file(), f"'{workdir}' holds no run ({RUN_FILE} is missing); name the --workdir of `xmodal train`"
     )
     try:
-        return json.loads(path.read_bytes().decode("utf-8", "surrogateescape"))
+        found = json.loads(path.read_bytes().decode("utf-8", "surrogateescape"))
     except ValueError as error:
         raise UserError(f"'{path}' is not valid JSON ({error}); restore it or train again in another --workdir")
+    refuse_unless(
+        isinstance(found, dict) and found.get("format") == FORMAT and {"config", "data"} <= found.keys(),
+        f"'{path}' is not of the format that this version of the program reads ({FORMAT}); train again in another "
+        "--workdir",
+    )
+    return found

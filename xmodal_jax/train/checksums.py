@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import zlib
+from collections.abc import Sequence
 
 FILE = "checksums.json"
 AFTER = ("_CHECKPOINT_METADATA", "commit_success.txt")  # orbax writes these last, after the record; they hold no state
@@ -50,23 +51,21 @@ def write(folder: pathlib.Path) -> None:
         os.fsync(file.fileno())
 
 
-def recorded(folder: pathlib.Path) -> bool:
-    """Whether `folder` has a record; folders of older versions have none."""
-    return (folder / FILE).is_file()
+def fault(folder: pathlib.Path, items: Sequence[str]) -> str:
+    """What is wrong with the files of a checkpoint `folder` and its `items`, "" when all are as they were written.
 
-
-def fault(folder: pathlib.Path) -> str:
-    """What is wrong with the files of a recorded `folder`, "" when all are as they were written.
-
-    Names and sizes are compared first, so that what is plainly broken costs no reading.
+    Names and sizes are compared first, so that what is plainly broken costs no reading; files of other items cost none.
     """
     try:
         record = json.loads((folder / FILE).read_text("utf-8"))
         files = {name: tuple(entry) for name, entry in record["files"].items()}
         if zlib.crc32(_body(files)) != record["crc32"]:
             return f"{FILE} is damaged"
+    except OSError as error:
+        return f"{FILE} cannot be read ({error.strerror})"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{FILE} is damaged"
+    files = {name: entry for name, entry in files.items() if "/" not in name or name.split("/")[0] in items}
     for name in (*files, *AFTER):
         if not (folder / name).is_file():
             return f"{name} is missing"

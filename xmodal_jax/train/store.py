@@ -9,7 +9,7 @@ import contextlib
 import glob
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import orbax.checkpoint as ocp
 
@@ -41,13 +41,20 @@ def plain_name(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         os.close(parent)
 
 
-def unmerged(folder: pathlib.Path) -> str:
-    """Why the arrays of the item `folder` cannot be found, "" when the description of each is read back."""
-    manifest = folder / MANIFEST
+def unmerged(folder: pathlib.Path, items: Sequence[str]) -> str:
+    """Why the arrays of a checkpoint's `items` cannot be found, "" when the description of each is read back.
+
+    An item that is not there has no arrays.
+    """
+    return next((fault for name in items if (folder / name).is_dir() and (fault := _unlisted(folder / name))), "")
+
+
+def _unlisted(item: pathlib.Path) -> str:
+    manifest = item / MANIFEST
     if not manifest.is_file():
-        return f"{folder.name}/{MANIFEST} is missing: its parts were not merged"
+        return f"{item.name}/{MANIFEST} is missing: its parts were not merged"
     try:
-        ocp.StandardCheckpointHandler().metadata(folder)  # opens every array that it names
+        ocp.StandardCheckpointHandler().metadata(item)  # opens every array that it names
     except (OSError, ValueError, KeyError) as error:
-        return f"{folder.name} cannot be listed: {(str(error).splitlines() or [type(error).__name__])[0][:200]}"
+        return f"{item.name} cannot be listed: {(str(error).splitlines() or [type(error).__name__])[0][:200]}"
     return ""

@@ -91,7 +91,7 @@ def token_mean(assembly: Assembly, params: Params, side: str) -> np.ndarray:
     blocks = split.images if side == "image" else split.texts
     block = next(iter(blocks(config.eval.batch_size)))
     tower = lambda p, x: model.apply({"params": p}, side, x, method="raw")
-    tokens = to_host(jax.jit(tower)(params, beside(params, block[side])))
+    tokens = to_host(jax.jit(tower)(params, beside(params, block[side])), len(block["id"]))
     mask = config.encoders[side].mask(block[side])
     real = block["id"] >= 0 if mask is None else np.asarray(mask) & (block["id"] >= 0)[:, None]
     return (
@@ -100,8 +100,8 @@ def token_mean(assembly: Assembly, params: Params, side: str) -> np.ndarray:
 
 
 def _collect(pool: Any, params: Params, blocks: Any, side: str) -> np.ndarray:
-    rows = [to_host(pool(params, beside(params, block[side])))[block["id"] >= 0] for block in blocks]
-    return np.concatenate(rows)
+    made = ((block["id"], pool(params, beside(params, block[side]))) for block in blocks)
+    return np.concatenate([to_host(rows, len(ids))[ids >= 0] for ids, rows in made])
 
 
 def starts(assembly: Assembly, params: Params) -> Params:
@@ -160,7 +160,7 @@ def hash_starts(assembly: Assembly, params: Params) -> Params:
     for side, blocks in (("image", split.images), ("text", split.texts)):
         block = next(iter(blocks(config.eval.batch_size)))
         encode = jax.jit(lambda p, x, side=side: model.apply({"params": p}, side, x, method="encode")[1])
-        embed = to_host(encode(params, beside(params, block[side])))[block["id"] >= 0]
+        embed = to_host(encode(params, beside(params, block[side])), len(block["id"]))[block["id"] >= 0]
         spreads.append(embed.std(axis=0))
     spread = np.mean(spreads, axis=0)
     kernel = np.array(to_host(params["image"]["hash"]["linear"]["kernel"]))
