@@ -37,9 +37,9 @@ def encoder_drift(assembly: Any, teacher: Any, student: Any) -> dict[str, float]
     split = head(evaluator.open(config.data.eval_split, evaluator.views(config.data.eval_split)[0]), DRIFT_RECORDS)
     embedders = [Evaluator(assembly, params).embedder for params in (student, teacher)]
     found = {}
-    for side in ("image", "text"):
-        own, other = (embedder.split(split, side, config.eval.batch_size).embed for embedder in embedders)
-        found[side] = 1.0 - float((own * other).sum(1).mean())
+    for side in (split.left, split.right):
+        own, other = (embedder.side(side, config.eval.batch_size).embed for embedder in embedders)
+        found[side.field] = 1.0 - float((own * other).sum(1).mean())
     return found
 
 

@@ -81,7 +81,7 @@ def read_side(folder: str, split: str, language: str, size: int) -> Side:
     refuse_unless(len(pairs) > 0, f"{folder}: split {split!r} has no captions in {language!r}.")
     with open_records(folder, split) as records:
         for row, record in enumerate(map(check_record, records)):
-            for view, data in record["images"].items():
+            for view, data in record["media"]["image"].items():
                 pixels[view].append(resize(decode(data, size), size))
                 rows[view].append(row)
     stacked = {view: np.stack(images) for view, images in sorted(pixels.items())}

@@ -39,7 +39,7 @@ def temporary(rows: int, chunk: int) -> float:
     run = make_run(assemble_without_data(settings(rows, chunk)), jax.devices()[:1])
     batch = {"image": jax.ShapeDtypeStruct((rows, 224, 224, 3), jnp.uint8)}
     batch["text"] = jax.ShapeDtypeStruct((rows, run.assembly.config.data.length), jnp.int32)
-    batch |= {name: jax.ShapeDtypeStruct((rows,), jnp.int32) for name in ("id", "text_key", "index")}
+    batch |= {name: jax.ShapeDtypeStruct((rows,), jnp.int32) for name in ("id", "text/key", "index")}
     loss = lambda params, state, batch: total_loss(run.recipe, params, state, batch, jax.random.key(0))[0]
     compiled = jax.jit(jax.grad(loss)).lower(run.abstract.params, run.abstract, batch).compile()
     return compiled.memory_analysis().temp_size_in_bytes / MIB

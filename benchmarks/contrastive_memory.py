@@ -59,11 +59,11 @@ def one_direction(loss: str, form: str) -> Callable:
 
 
 def value_and_grad(loss: str, form: str) -> Callable:
-    """(image [B,E], text [B,E], scalars, id [B], text_key [B]) -> the mean loss and its gradients."""
+    """(image [B,E], text [B,E], scalars, id [B], caption key [B]) -> the mean loss and its gradients."""
     run, directions = one_direction(loss, form), LOSSES[loss][3]
 
     def mean(image: Array, text: Array, scalars: dict[str, Array], ids: Array, captions: Array) -> Array:
-        image, text = ({"embed": side, "id": ids, "text_key": captions} for side in (image, text))
+        image, text = ({"embed": side, "id": ids, "text/key": captions} for side in (image, text))
         values = [run(*sides, scalars) for sides in ((image, text), (text, image))[:directions]]
         return sum(x.mean() for x in values) / directions
 

@@ -120,17 +120,17 @@ def main() -> None:
     config, evaluator = assembly.config, Evaluator(assembly, params)
     name = config.data.eval_split
     split = evaluator.open(name, evaluator.views(name)[0])
-    shape, before = (len(split.keys), len(split.captions)), earlier(args.out)
+    shape, before = (len(split.left), len(split.right)), earlier(args.out)
     kept = args.all and open_folder(args.all, fingerprint(params), shape)
     started = time.perf_counter()
-    image, text = (evaluator.embedder.split(split, side, config.eval.batch_size, True) for side in ("image", "text"))
+    image, text = (evaluator.embedder.side(side, config.eval.batch_size, True) for side in (split.left, split.right))
     score = PairScorer(assembly.model, params, image, text)
     jax.block_until_ready(score.arrays)
     encoded = time.perf_counter() - started
     if args.backwards:
         exhaustive(score, *shape, args.block, kept, backwards=True)
         return
-    positives = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
+    positives = retrieval.positives(split)
     weight = ensure_weight(evaluator, evaluator.embedder, lambda said: None) if config.eval.combine == "add" else 1.0
     how = (config.eval.combine, weight)
     ks = (0, *rerank.fitting(args.ks, min(shape)))

@@ -50,8 +50,8 @@ class Side:
 def encoded(evaluator: Evaluator, name: str) -> tuple[Embedded, Embedded, np.ndarray]:
     """Pictures, captions, and the picture's row of each caption of a split."""
     split, size = evaluator.open(name, evaluator.views(name)[0]), evaluator.assembly.config.eval.batch_size
-    image, text = (evaluator.embedder.split(split, side, size) for side in ("image", "text"))
-    return image, text, np.asarray(split.caption_owner)
+    image, text = (evaluator.embedder.side(side, size) for side in (split.left, split.right))
+    return image, text, np.asarray(split.right.owner)
 
 
 def sides(evaluator: Evaluator, seed: int = 0) -> dict[str, Side]:

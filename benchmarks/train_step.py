@@ -44,7 +44,7 @@ def random_batch(batch: int) -> dict[str, np.ndarray]:
     rows = np.arange(batch, dtype=np.int32)
     text = rng.integers(1000, VOCAB, (batch, LENGTH)).astype(np.int32)
     image = rng.integers(0, 256, (batch, PIXELS, PIXELS, 3)).astype(np.uint8)
-    return {"image": image, "text": text, "id": rows, "text_key": rows, "index": rows}
+    return {"image": image, "text": text, "id": rows, "text/key": rows, "index": rows}
 
 
 def our_step(batch: int):

@@ -19,7 +19,7 @@ import numpy as np
 from report import machine, publish
 
 from xmodal_jax import config_file as configs
-from xmodal_jax.assemble import Assembly, resolve, start_params
+from xmodal_jax.assemble import Assembly, resolve, start_params, vocabulary_of
 from xmodal_jax.config import defaults
 from xmodal_jax.data.text import Tokenizer, build_vocabulary, load_tokenizer, save_tokenizer
 from xmodal_jax.encode.embed import Embedder
@@ -28,6 +28,7 @@ from xmodal_jax.eval.zeroshot import BLOCK_SCORES, TEMPLATES, best_classes, clas
 from xmodal_jax.models.crossmodal import CrossModal
 from xmodal_jax.search.dense import inner_product, resident
 from xmodal_jax.search.topk import blocked_topk
+from xmodal_jax.types import DataFacts
 from xmodal_jax.weights import pretrained
 
 MIB = 1024**2
@@ -82,8 +83,9 @@ def assembled(tower: str, names: list[str], folder: str) -> tuple[Assembly, dict
         config.encoders.text.update({"width": 64, "layers": 2, "heads": 2, "hidden": 128, "positions": LENGTH})
         config.fusion.heads = 2
         tokenizer = small_tokenizer(names, folder)
-    config = resolve(configs.freeze(config), tokenizer, ())
-    assembly = Assembly(config, tokenizer, CrossModal(config, ()), {}, (2, 8))
+    facts = DataFacts(tokens=(2, 8), vocabularies={"text": vocabulary_of(tokenizer)})
+    config = resolve(configs.freeze(config), facts)
+    assembly = Assembly(config, tokenizer, CrossModal(config, ()), {}, facts)
     return assembly, jax.jit(lambda key, found: start_params(assembly, key, found))(
         jax.random.key(0), pretrained(config)
     )

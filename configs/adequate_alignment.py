@@ -29,7 +29,8 @@ def get_config(variant: str = "emoji_views"):
     """Emoji or Flickr8k on frozen towers; with `_finetune` from pixels, both towers trained; `tiny`: for tests."""
     variant_of(variant, (*presets.TABLE, "tiny"), "configs/adequate_alignment.py")
     config = defaults()
-    config.name, config.objectives, config.data.second_view = f"adequate_alignment-{variant}", OBJECTIVES, True
+    config.name, config.objectives = f"adequate_alignment-{variant}", OBJECTIVES
+    config.data.fields.image2 = {"of": "image"}
     config.encoders.image.pool = config.encoders.text.pool = "mean+gpo"
     config.fusion.aggregated = True
     if variant == "tiny":

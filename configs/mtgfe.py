@@ -33,7 +33,8 @@ def get_config(variant: str = "emoji_views"):
     """Emoji or Flickr8k on frozen towers (`_plain`: the abstract's three tasks), with `_finetune` from pixels."""
     variant_of(variant, VARIANTS, "configs/mtgfe.py")
     config = defaults()
-    config.name, config.objectives, config.data.second_view = f"mtgfe-{variant}", OBJECTIVES, True
+    config.name, config.objectives = f"mtgfe-{variant}", OBJECTIVES
+    config.data.fields.image2 = {"of": "image"}
     if variant == "tiny":
         return presets.tiny(config)
     if variant == "remote_sensing":

@@ -10,15 +10,22 @@ from xmodal_jax.models.layers import pick_rows
 
 
 class Given:
-    """Stands in for `Forward` where no encoder matters: embeddings [B,E], heads as functions, temperature, memory, towers."""
+    """Stands in for `Forward` where no encoder matters: embeddings [B,E], heads as functions, temperature, memory, towers.
+
+    `batch` is there for objectives that read the rows of the Forward itself; `config` tells fields and encoders.
+    """
 
     def __init__(self, image, text, temperature=0.1, teacher=None, memory=None, step=0, heads=None,
-                 nested=(), towers=None, params=None):  # fmt: skip
+                 nested=(), towers=None, params=None, batch=None, config=None):  # fmt: skip
         self.embeds, self.teacher, self.memory, self.step = {"image": image, "text": text}, teacher, memory or {}, step
-        self.nested, self.towers, self.batch = nested, towers or {}, {}
+        self.nested, self.towers, self.batch = nested, towers or {}, batch or {}
         self.params = {"image": {}, "text": {}} | (params or {})
-        self.model = SimpleNamespace(config=tiny_config())
+        self.model = SimpleNamespace(config=config or tiny_config())
         self.heat, self.heads = jnp.asarray(temperature, jnp.float32), heads or {}
+
+    def encoder_of(self, field):
+        """The encoder of a field, by the config."""
+        return self.model.config.data.fields[field].encoder
 
     def encode(self, field, encoder=""):
         """The given embeddings of a field, as one token each; of texts the token is real."""
@@ -35,11 +42,11 @@ class Given:
         """The given tower tokens [B,N,D']."""
         return self.towers[field]
 
-    def fuse(self, image, text, rows=None):
-        """Pairs as one token: the image's and the text's embedding side by side."""
-        picked = image.tokens if rows is None else pick_rows(image.tokens, rows)
-        tokens = jnp.concatenate([picked, text.tokens], axis=-1)
-        return Encoded(tokens, None, text.mask)
+    def fuse(self, memory, query, rows=None):
+        """Pairs as one token: the embedding that is read and the one that asks side by side."""
+        picked = memory.tokens if rows is None else pick_rows(memory.tokens, rows)
+        tokens = jnp.concatenate([picked, query.tokens], axis=-1)
+        return Encoded(tokens, None, query.mask)
 
     def call(self, method, *inputs, **options):
         """The given head, or the temperature."""

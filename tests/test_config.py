@@ -12,6 +12,7 @@ from xmodal_jax.config_build import unknown_key
 from xmodal_jax.config_file import freeze, load, override
 from xmodal_jax.errors import UserError
 from xmodal_jax.models import BertConfig, ViTConfig
+from xmodal_jax.models.scorer import FusionScorerConfig
 from xmodal_jax.objectives import build_objectives
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -38,7 +39,9 @@ def test_every_config_freezes_in_every_variant(path):
 
 def test_the_defaults_freeze_to_the_defaults():
     encoders = {"image": ViTConfig(size=Config().data.image_size), "text": BertConfig()}
-    assert freeze(defaults()) == dataclasses.replace(Config(), encoders=encoders, fusion=FusionConfig(width=384))
+    assert freeze(defaults()) == dataclasses.replace(
+        Config(), encoders=encoders, scorer=FusionScorerConfig(), fusion=FusionConfig(width=384)
+    )
 
 
 def test_configs_are_equal_and_hashed_by_content():
@@ -281,12 +284,11 @@ def test_points_of_a_schedule_out_of_order_are_refused(points):
 
 def test_two_objectives_that_fill_one_queue_are_refused():
     both = {"a": {"kind": "itc", "queue": 8}, "b": {"kind": "itc", "queue": 4}}
-    sentence = (
-        "config.objectives.a.queue and config.objectives.b.queue are one queue, 'pairs', and every pair would go in"
-    )
+    sentence = "config.objectives.a .queue=8, bridge=False.* and config.objectives.b .queue=4.* into one ring, 'keys/image'"
     with pytest.raises(UserError, match=sentence):
         build_objectives(both)
-    assert len(build_objectives(both | {"b": {"kind": "itc", "queue": 0}, "siglip": {"queue": 4}})) == 3
+    apart = {"b": {"kind": "itc", "queue": 4, "keys": "short"}, "siglip": {"queue": 4, "keys": "short"}}
+    assert len(build_objectives(both | apart)) == 3
 
 
 def test_unknown_key_lists_what_is_known_when_nothing_is_near():

@@ -4,16 +4,17 @@ import pathlib
 import re
 
 import jax
-import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
 from xmodal_jax.assemble import abstract_params, assemble_without_data
 from xmodal_jax.config_file import freeze, load
+from xmodal_jax.data.fields import batch_fields
 from xmodal_jax.models import crossmodal
 from xmodal_jax.objectives import build_objectives
 from xmodal_jax.objectives.base import at
 from xmodal_jax.parallel.rules import path_name
+from xmodal_jax.plan.program import batch_shapes
 from xmodal_jax.presets import TABLE, finetuned
 from xmodal_jax.train.loop import make_run
 from xmodal_jax.train.optimizer import factor_for
@@ -34,11 +35,10 @@ VARIANTS = {
 def test_a_variant_is_valid(name, variant):
     config = freeze(load(f"{FOLDER / name}.py:{variant}"))
     assert config.name == f"{name}-{variant}"
-    built = build_objectives(config.objectives, config.batch_size)
-    needs = {field for item in built.values() for field in item.needs}
-    assert "image2" not in needs or config.data.second_view
-    assert "distill_image" not in needs or config.data.embeddings
-    params = abstract_params(assemble_without_data(config))  # sizes fit each other
+    assembly = assemble_without_data(config)
+    have = set(batch_fields(assembly.config, assembly.facts))
+    assert all(have.issuperset(item.reads) for item in assembly.objectives.values())
+    params = abstract_params(assembly)  # sizes fit each other
     assert "bridge" in params or name != "recap" or variant.startswith("start")
 
 
@@ -114,12 +114,8 @@ def test_towers_learn_more_slowly_than_heads(name, tower):
 
 
 def abstract_batch(run):
-    """Shapes of a batch with every field that an objective may read."""
-    config, rows = run.assembly.config, run.assembly.config.batch_size
-    shape = lambda dtype, *sizes: jax.ShapeDtypeStruct((rows, *sizes), dtype)
-    pictures = {name: shape(np.uint8, *run.assembly.image_shape) for name in ("image", "image2")}
-    marks = {name: shape(np.int32) for name in ("id", "text_key", "index")}
-    return pictures | marks | {"text": shape(np.int32, config.data.length), "labels": shape(np.float32, 3)}
+    """Shapes of a batch, of no mesh."""
+    return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in batch_shapes(run).items()}
 
 
 def untrained(spec, *overrides):

@@ -91,7 +91,7 @@ def test_a_damaged_card(count, shapes_files, shapes_data, opened_run, tmp_path, 
         check_answer(code, capsys.readouterr().err)
         try:
             found = eval_split(str(folder), "test", opened_run[0].tokenizer, config.eval_data)
-            next(found.images(4))
+            next(found.left.blocks(4))
         except UserError as error:
             assert str(error)
 
@@ -109,7 +109,7 @@ def test_damaged_records(count, shapes_data, opened_run, tmp_path):
         restore(path, mutated(originals[path], draw))
         try:
             found = eval_split(str(folder), "test", opened_run[0].tokenizer, config.eval_data)
-            sum(1 for _ in found.images(4))
+            sum(1 for _ in found.left.blocks(4))
         except UserError as error:
             assert str(error)
         restore(path, originals[path])

@@ -38,7 +38,7 @@ class Scaling:
 
 def fusing(cache=True):
     """A Forward over the numbering model."""
-    batch = {"image": jnp.ones((3, 4)), "text": jnp.array([[2, 3, 0, 0]] * 3), "image2": jnp.zeros((3, 4))}
+    batch = {"image": jnp.ones((3, 4)), "text": jnp.array([[2, 3]] * 3), "image2": jnp.zeros((3, 4))}
     return Forward(Fusing(), {}, batch, jax.random.key(0), cache=cache)
 
 
@@ -49,14 +49,22 @@ def test_a_pass_runs_once_however_often_it_is_asked():
         forward.decode(forward.encode("image"), "text")
     assert forward.model.calls == ["raw image", "joint image", "raw text", "joint text", "fuse", "decode"]
     assert forward.passes == [
-        "image:image", "tower:image", "text:text", "tower:text", "fuse:image:image:text:text", "decode:image:image:text"
+        "image:image", "tower:image:image", "text:text", "tower:text:text", "fuse:image:image:text:text",
+        "decode:image:image:text",
     ]  # fmt: skip
 
 
 def test_another_field_is_another_pass():
     forward = fusing()
     assert (np.asarray(forward.encode("image2", "image").tokens) != np.asarray(forward.encode("image").tokens)).all()
-    assert forward.passes == ["image:image2", "tower:image2", "image:image", "tower:image"]
+    assert forward.passes == ["image:image2", "tower:image:image2", "image:image", "tower:image:image"]
+
+
+def test_another_encoder_of_a_field_is_another_pass():
+    forward = fusing()
+    own, other = forward.raw("text"), forward.raw("text", "image")
+    assert (np.asarray(own) != np.asarray(other)).all()
+    assert forward.passes == ["tower:text:text", "tower:image:text"]
 
 
 def test_rows_of_a_pass_are_never_cached():
@@ -78,13 +86,13 @@ def test_without_the_cache_every_asking_runs():
 
 
 def test_rows_gather_every_field():
-    whole = Encoded(
-        jnp.arange(12.0).reshape(3, 2, 2), jnp.eye(3), jnp.ones((3, 2), bool), jnp.arange(6).reshape(3, 2), "x"
-    )
+    words, there = jnp.arange(6).reshape(3, 2), jnp.array([True, True, False])
+    whole = Encoded(jnp.arange(12.0).reshape(3, 2, 2), jnp.eye(3), jnp.ones((3, 2), bool), words, there, "x")
     part = whole.rows(jnp.array([2, 2]))
     np.testing.assert_array_equal(part.tokens, np.asarray(whole.tokens)[[2, 2]])
     np.testing.assert_array_equal(part.embed, np.eye(3)[[2, 2]])
     np.testing.assert_array_equal(part.ids, [[4, 5], [4, 5]])
+    assert part.valid.tolist() == [False, False] and part.name is None
     assert Encoded(whole.tokens).rows(jnp.array([0])).embed is None
 
 
@@ -147,10 +155,10 @@ def test_five_objectives_trace_each_pass_once(tiny):
     passes = traced_passes(*tiny)
     assert len(passes) == len(set(passes))
     assert set(passes) == {
-        "tower:image", "tower:text", "tower:masked", "image:image", "text:text", "text:masked",
-        "fuse:image:image:text:masked", "decode:image:image:caption", "codes:image", "codes:text",
-        "teacher:image:image", "teacher:text:text", "teacher:text:masked", "teacher:tower:text", "teacher:tower:masked",
-        "teacher:fuse:image:image:text:masked",
+        "tower:image:image", "tower:text:text", "tower:text:mlm/ids", "image:image", "text:text", "text:mlm/ids",
+        "fuse:image:image:text:mlm/ids", "decode:image:image:lm/ids", "codes:image", "codes:text",
+        "teacher:image:image", "teacher:text:text", "teacher:text:mlm/ids", "teacher:tower:text:text",
+        "teacher:tower:text:mlm/ids", "teacher:fuse:image:image:text:mlm/ids",
     }  # fmt: skip
 
 
@@ -159,8 +167,9 @@ def test_what_nobody_asks_for_is_not_traced(tiny):
     only = lambda section: traced_passes(
         type(recipe)(recipe.config, recipe.model, tiny_objectives(section), None), state, batch
     )
-    assert only({"lm": {}}) == ["image:image", "tower:image", "decode:image:image:caption"]
-    expected = ["codes:image", "image:image", "tower:image", "codes:text", "text:text", "tower:text"]
+    assert only({"lm": {}}) == ["image:image", "tower:image:image", "decode:image:image:lm/ids"]
+    towers = ["tower:image:image", "tower:text:text"]
+    expected = ["codes:image", "image:image", towers[0], "codes:text", "text:text", towers[1]]
     assert only({"hash": {}}) == expected
     assert only({"hash": {}, "hash_triplet": {}, "hash_quality": {}}) == expected  # the heads run once
     assert not any(name.startswith("teacher:fuse") for name in only({"mlm": {"alpha": 0.0}}))
@@ -208,8 +217,8 @@ def test_a_teacher_with_a_frozen_tower_takes_the_students_pass():
     student.teacher = fusing()
     share(student, frozenset({"image"}))
     student.encode("image"), student.encode("text"), student.teacher.encode("image"), student.teacher.encode("text")
-    assert student.passes.count("tower:image") == 1
-    assert student.teacher.passes == ["image:image", "text:text", "tower:text"]
+    assert student.passes.count("tower:image:image") == 1
+    assert student.teacher.passes == ["image:image", "text:text", "tower:text:text"]
     share(fusing(), frozenset({"image"}))  # no teacher: nothing to share
 
 
@@ -234,7 +243,7 @@ def bridged(**sections):
 def test_the_bridge_runs_once_and_its_keys_are_constants():
     recipe, state, batch = bridged()
     passes = traced_passes(recipe, state, batch)
-    assert passes.count("bridge:image") == 1 and "decode:read:image:caption" in passes
+    assert passes.count("bridge:image") == 1 and "decode:read:image:lm/ids" in passes
     assert "teacher:fuse:bridge:image:text:text" in passes
 
     def loss(params, name):

@@ -9,19 +9,18 @@ from xmodal_jax.objectives.distill import Distill
 
 MINE = """
 from dataclasses import dataclass
-from xmodal_jax.objectives.base import Plain, Term
+from xmodal_jax.objectives.base import Objective, Term
 
 @dataclass(frozen=True)
-class Mine(Plain):
-    weight: float = 1.0
+class Mine(Objective):
     power: int = 2
 
     def __call__(self, fwd, batch, key):
         raise NotImplementedError
 
 @dataclass(frozen=True)
-class Weightless(Plain):
-    pass
+class Foreign:
+    weight: float = 1.0
 
 class Loose:
     pass
@@ -63,9 +62,9 @@ def test_a_class_of_a_package_is_imported():
     ("kind", "words"),
     [
         ("losses/none.py:Mine", "none.py' cannot be imported .FileNotFoundError"),
-        ("losses/mine.py:Yours", "has no dataclass 'Yours'; write FILE.py:CLASS"),
-        ("losses/mine.py:Loose", "has no dataclass 'Loose'"),
-        ("losses/mine.py:Weightless", "which has no weight; derive it"),
+        ("losses/mine.py:Yours", "has no class 'Yours'; write FILE.py:CLASS"),
+        ("losses/mine.py:Loose", "which is none; derive the class from xmodal_jax.objectives.base.Objective"),
+        ("losses/mine.py:Foreign", "which is none; derive the class from xmodal_jax.objectives.base.Objective"),
         ("no.such.package:Mine", "'no.such.package' cannot be imported .ModuleNotFoundError"),
         ("losses/mine.py:Mine", "'powers' is not a field of config.objectives.mine; did you mean 'power'"),
     ],

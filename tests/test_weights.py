@@ -19,6 +19,7 @@ from xmodal_jax.convert.described import read_statistics
 from xmodal_jax.convert.huggingface import load_minilm, load_vit, read_weights, save_tower
 from xmodal_jax.errors import UserError
 from xmodal_jax.models import ENCODERS
+from xmodal_jax.train.checkpoint import write_run
 from xmodal_jax.train.loop import with_kept_statistics
 from xmodal_jax.train.starts import settings
 from xmodal_jax.weights import pretrained, with_pixel_statistics
@@ -137,7 +138,7 @@ def test_statistics_stay_with_the_run_when_the_weights_folder_is_gone(shapes_dat
     shutil.copy(assembly.tokenizer.path, tmp_path / "tokenizer.json")
     description = json.loads(json.dumps(assembly.describe()))
     assert reassemble(description, tmp_path).model == assembly.model
-    (tmp_path / "run.json").write_text(json.dumps(description))
+    write_run(tmp_path, description | {"data": {}})
     assert with_kept_statistics(config, tmp_path) == config, "nothing is trained yet: the weights named now tell"
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     resumed = with_pixel_statistics(with_kept_statistics(config, tmp_path))  # what a resumed training does

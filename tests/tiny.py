@@ -10,10 +10,10 @@ from xmodal_jax.config import Config, defaults
 from xmodal_jax.config_file import freeze
 from xmodal_jax.models import ENCODERS
 from xmodal_jax.models.crossmodal import CrossModal, init_params
-from xmodal_jax.objectives import build_objectives, parts, with_special_ids
-from xmodal_jax.objectives.language import LM, MLM
+from xmodal_jax.objectives import build_objectives, fit_objectives, parts
 from xmodal_jax.train.optimizer import make_optimizer
 from xmodal_jax.train.step import Recipe
+from xmodal_jax.types import DataFacts, Vocabulary
 
 ROWS, LENGTH, TOKENS, WIDTH, VOCAB = 8, 8, 5, 16, 32
 CLS, SEP, MASK, BOS = 2, 3, 4, 1
@@ -71,7 +71,7 @@ def tiny_batch(seed: int = 0, rows: int = ROWS) -> dict[str, np.ndarray]:
         "image": draw.normal(size=(rows, TOKENS, 6)).astype(np.float16),
         "text": text,
         "id": np.arange(rows, dtype=np.int32) + 100 * (seed + 1),
-        "text_key": keys,
+        "text/key": keys,
         "index": np.arange(rows, dtype=np.int32),
     }
 
@@ -88,17 +88,21 @@ def tiny_params(model: CrossModal, seed: int = 0, used: frozenset[str] = ALL) ->
     return init_params(model, jax.random.key(seed), inputs, used)
 
 
-def tiny_objectives(section: dict) -> dict:
-    """Objectives from a config section with the tiny vocabulary's special ids."""
-    special = {MLM: {"mask_id": MASK, "vocab_size": VOCAB}, LM: {"bos_id": BOS}}
-    return with_special_ids(build_objectives(section), special)
+FACTS = DataFacts(
+    records=64, labels=3, steps_per_epoch=8.0, tokens=(TOKENS, 6), teacher=8, vocabularies={"text": Vocabulary(VOCAB, CLS, MASK, BOS)}
+)
+
+
+def tiny_objectives(section: dict, config: Config | None = None) -> dict:
+    """Objectives from a config section, fitted to a config with the tiny vocabulary's special ids."""
+    return fit_objectives(build_objectives(section), config or tiny_config(), FACTS)
 
 
 def tiny_recipe(config: Config, output_ids: tuple[int, ...] = ()) -> Recipe:
     """Everything a step of `config` needs."""
-    model, objectives = tiny_model(config, output_ids), tiny_objectives(config.objectives)
+    model, objectives = tiny_model(config, output_ids), tiny_objectives(config.objectives, config)
     abstract = jax.eval_shape(lambda: tiny_params(model, 0, parts(objectives)))
-    return Recipe(config, model, objectives, make_optimizer(config.optimizer, abstract, config.steps))
+    return Recipe(config, model, objectives, make_optimizer(config.optimizer, abstract, config.steps), facts=FACTS)
 
 
 def changed(assembly, **sections):

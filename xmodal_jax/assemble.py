@@ -23,10 +23,10 @@ from xmodal_jax.models.efficientnet import STRIDE, WIDTH
 from xmodal_jax.models.encoder import EncoderConfig
 from xmodal_jax.models.grid import pooling_groups
 from xmodal_jax.models.tfidf import inverse_document_frequency
-from xmodal_jax.objectives import LM, MLM, build_objectives, parts, with_special_ids
+from xmodal_jax.objectives import build_objectives, fit_objectives, parts
 from xmodal_jax.objectives.base import Objective
 from xmodal_jax.origin import Origin
-from xmodal_jax.types import Array, Params
+from xmodal_jax.types import Array, DataFacts, Params, Vocabulary
 from xmodal_jax.weights import with_pixel_statistics
 
 
@@ -38,7 +38,7 @@ class Assembly:
     tokenizer: Tokenizer
     model: CrossModal
     objectives: dict[str, Objective]
-    image_shape: tuple[int, ...]  # of one picture, or of its cached tokens
+    facts: DataFacts
     caches: tuple[dict[str, Any], ...] = ()  # {"tower", "size"} behind each feature cache, for pictures not in it
     parts: frozenset[str] = frozenset()  # the modules of the model that its objectives use
     hardness: float = 1.0  # of the negatives that its matching head was trained on
@@ -49,16 +49,16 @@ class Assembly:
         return {name: self._example(own) for name, own in self.config.encoders.items()}
 
     def _example(self, own: EncoderConfig) -> Array:
-        if own.reads == "words":
-            return jnp.zeros((1, self.config.data.length), jnp.int32).at[0, 0].set(self.tokenizer.cls_id)
-        return jnp.zeros((1, *self.image_shape), jnp.float16 if own.reads == "tokens" else jnp.uint8)
+        shape, dtype = own.input(self.config.data, self.facts)
+        zeros = jnp.zeros((1, *shape), dtype)
+        return zeros.at[0, 0].set(self.tokenizer.cls_id) if own.reads == "words" else zeros
 
     def describe(self) -> dict[str, Any]:
         """What run.json keeps, so that the weights can be used without the training data."""
         return {
             "config": as_dict(self.config),
             "output_ids": list(self.model.output_ids),
-            "image_shape": list(self.image_shape),
+            "tokens": list(self.facts.tokens),
             "caches": list(self.caches),
             "parts": sorted(self.parts),
             "hardness": self.hardness,
@@ -66,95 +66,84 @@ class Assembly:
         }
 
 
-def image_shape(config: Config, card: "Card | NamedCaches") -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shape of one example's image field, and which consecutive tokens are pooled together (() for all)."""
-    pixels = (config.data.image_size, config.data.image_size, 3)
-    image = config.encoders["image"]
-    if image.kind == "efficientnet":
-        return pixels, pooling_groups("lite0", math.ceil(config.data.image_size / STRIDE) ** 2 + 1)
-    if image.reads != "tokens":
-        return pixels, ()
+def data_facts(config: Config, card: "Card | NamedCaches", vocabulary: Vocabulary, **more: Any) -> DataFacts:
+    """What the program of `config` needs to know of a data set with this card."""
     caches = [card.feature(name) for name in config.data.features]
     widths = sorted({cache["width"] for cache in caches})
     refuse_unless(
-        len(widths) == 1,
+        len(widths) < 2,
         f"the caches {', '.join(config.data.features)} have widths {widths}; name caches of one tower in config.data.features",
     )
     groups = [pooling_groups(cache["tower"], cache["tokens"]) for cache in caches]
-    return (sum(cache["tokens"] for cache in caches), widths[0]), sum(groups, ())
+    words = [name for name, own in config.data.fields.items() if config.encoders[own.encoder].reads == "words"]
+    return DataFacts(
+        tokens=(sum(cache["tokens"] for cache in caches), widths[0]) if caches else (0, 0),
+        groups=sum(groups, ()),
+        vocabularies=dict.fromkeys(words, vocabulary),
+        **more,
+    )
 
 
-def resolve(config: Config, tokenizer: Tokenizer, groups: tuple[int, ...]) -> Config:
+def facts_of(config: Config, card: Card, vocabulary: Vocabulary) -> DataFacts:
+    """The facts of a data set that is there."""
+    records = card.split(config.data.split)["records"]
+    teacher = card.embedding(config.data.embeddings)["width"] if config.data.embeddings else 0
+    return data_facts(config, card, vocabulary, records=records, labels=len(card.label_names), teacher=teacher,
+                      steps_per_epoch=records / config.batch_size)  # fmt: skip
+
+
+def resolve(config: Config, facts: DataFacts) -> Config:
     """The config with what the tokenizer and the data card decide filled in; a contradiction is a UserError."""
-    filled = {name: _filled(f"config.encoders.{name}", own, tokenizer.vocab_size, groups)
-              for name, own in config.encoders.items()}  # fmt: skip
+    filled = {name: own.filled(name, config.data, facts) for name, own in config.encoders.items()}
     return dataclasses.replace(config, encoders=filled)
-
-
-def _filled(where: str, own: EncoderConfig, vocab_size: int, groups: tuple[int, ...]) -> EncoderConfig:
-    """An encoder's config with what the data decide."""
-    if own.reads == "words":
-        refuse_unless(
-            own.vocab_size in (0, vocab_size),
-            f"{where}.vocab_size is {own.vocab_size}, but the tokenizer '{own.tokenizer}' has {vocab_size} ids; "
-            f"write {vocab_size} or leave it 0",
-        )
-        return dataclasses.replace(own, vocab_size=vocab_size)
-    grouped = any(field.name == "groups" for field in dataclasses.fields(own))
-    return dataclasses.replace(own, groups=groups) if grouped else own
 
 
 def assemble(config: Config) -> Assembly:
     """Everything that a training run of `config` needs besides batches."""
     refuse_unless(bool(config.data.path), "config.data.path is empty; write the folder made by `xmodal data prepare`")
     card = Card.load(config.data.path)
-    if config.data.embeddings:
-        card.embedding(config.data.embeddings)
-    shape, groups = image_shape(config, card)
     tokenizer = load_tokenizer(config.asking.tokenizer, config.data.path, config.data.languages)
-    config = with_pixel_statistics(resolve(config, tokenizer, groups))
+    facts = facts_of(config, card, vocabulary_of(tokenizer))
+    config = with_pixel_statistics(resolve(config, facts))
     output: tuple[int, ...] = ()
     if config.asking.output_vocab == "train":
         captions = split_captions(config.data.path, config.data.split, config.data.languages)
         output = tuple(int(i) for i in used_ids(tokenizer, captions))
     entries = [card.feature(name) for name in config.data.features]
     caches = tuple({"tower": entry["tower"], "size": entry["size"]} for entry in entries)
-    return _assembly(config, tokenizer, output, shape, caches)
+    return _assembly(config, tokenizer, output, facts, caches)
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """What a program needs to know of a tokenizer that is not at hand: how many ids, and any special ones."""
-
-    vocab_size: int
-    cls_id: int = 2
-    mask_id: int = 4
-    bos_id: int = 5
+def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+    """What a program needs to know of a tokenizer."""
+    return Vocabulary(tokenizer.vocab_size, tokenizer.cls_id, tokenizer.mask_id, tokenizer.bos_id)
 
 
 BERT_VOCABULARY = 30522
+PLANNED_LABELS = 32  # label names, where an objective reads them and no data set says how many there are
 
 
 def assemble_without_data(config: Config) -> Assembly:
     """The assembly for planning: the same program as `assemble` gives, without a data set, tokenizer or weights.
 
-    A data card that exists is used. Else the vocabulary is `text.vocab_size`, or BERT's for "minilm", or the largest that
-    "data" builds; the feature caches are those of the tower that their names tell. Language heads take the whole
+    A data card that exists is used. Else the vocabulary is the encoder's `vocab_size`, or BERT's for "minilm", or the largest
+    that "data" builds; the feature caches are those of the tower that their names tell. Language heads take the whole
     vocabulary, which is the most they can need.
     """
     text, path = config.asking, pathlib.Path(config.data.path or ".") / CARD_FILE
     sizes = {"minilm": BERT_VOCABULARY, "data": VOCABULARY}
     size = text.vocab_size or sizes.get(text.tokenizer, 0) or load_tokenizer(text.tokenizer).vocab_size
-    card = Card.load(path.parent) if config.data.path and path.is_file() else NamedCaches()
-    shape, groups = image_shape(config, card)
     vocabulary = Vocabulary(size)
-    return _assembly(resolve(config, vocabulary, groups), vocabulary, (), shape, ())
+    if config.data.path and path.is_file():
+        facts = facts_of(config, Card.load(path.parent), vocabulary)
+    else:
+        labelled = any("labels" in item.reads for item in build_objectives(config.objectives).values())
+        facts = data_facts(config, NamedCaches(), vocabulary, labels=PLANNED_LABELS if labelled else 0)
+    return _assembly(resolve(config, facts), vocabulary, (), facts, ())
 
 
 class NamedCaches:
     """Stands in for a data card: `xmodal data features` names a cache after its tower and input size."""
-
-    label_names: tuple[str, ...] = ()
 
     def feature(self, name: str) -> dict[str, Any]:
         """The entry of the cache `name`, such as "lite0-224"."""
@@ -180,23 +169,20 @@ def reassemble(description: dict[str, Any], workdir: pathlib.Path) -> Assembly:
         f"the tokenizer of '{workdir}' has {tokenizer.vocab_size} ids and the model {config.asking.vocab_size}; restore tokenizer.json",
     )
     model = CrossModal(config, tuple(description["output_ids"]))
-    shape, caches = tuple(description["image_shape"]), tuple(description["caches"])
+    facts = DataFacts(tokens=tuple(description["tokens"]))
     used, hardness = frozenset(description["parts"]), description["hardness"]
-    return Assembly(config, tokenizer, model, {}, shape, caches, used, hardness)
+    return Assembly(config, tokenizer, model, {}, facts, tuple(description["caches"]), used, hardness)
 
 
-def _assembly(config: Config, tokenizer: Tokenizer, output: tuple[int, ...], shape: tuple[int, ...],
+def _assembly(config: Config, tokenizer: "Tokenizer | Vocabulary", output: tuple[int, ...], facts: DataFacts,
               caches: tuple[dict[str, Any], ...]) -> Assembly:  # fmt: skip
-    special = {
-        MLM: {"mask_id": tokenizer.mask_id, "vocab_size": tokenizer.vocab_size},
-        LM: {"bos_id": tokenizer.bos_id},
-    }
-    objectives = with_special_ids(build_objectives(config.objectives, config.batch_size), special)
-    refuse_unbridged(config, objectives)
+    objectives = fit_objectives(build_objectives(config.objectives, config.batch_size), config, facts)
+    refuse_unbridged(config, {name: item.parts for name, item in objectives.items()})
     refuse_unserved(config, objectives)
-    hardness = next((item.hardness for item in objectives.values() if hasattr(item, "hardness")), None) or 1.0
+    drawn = [item.hardness for item in objectives.values() if item.hardness is not None]
+    hardness = drawn[0] if drawn and drawn[0] else 1.0
     model = CrossModal(config, output)
-    return Assembly(config, tokenizer, model, objectives, shape, caches, parts(objectives), hardness)
+    return Assembly(config, tokenizer, model, objectives, facts, caches, parts(objectives), hardness)
 
 
 def document_frequencies(assembly: Assembly) -> dict[str, np.ndarray]:

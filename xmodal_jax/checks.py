@@ -9,36 +9,34 @@ from xmodal_jax.config import Config, EvalConfig
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.split import refuse_unknown
 from xmodal_jax.errors import refuse_unless
-from xmodal_jax.objectives import LM
 from xmodal_jax.objectives.base import Objective
 
 
-def refuse_unbridged(config: Config, objectives: dict[str, Objective]) -> None:
-    """A bridge changes tokens, so the embeddings of its sides must read tokens, and a captioner needs the picture's."""
-    bridged = {name: item for name, item in objectives.items() if getattr(item, "bridge", False)}
-    for side in config.bridge.sides if bridged else ():
-        pool = config.encoders[side].pool
+def refuse_unbridged(config: Config, parts: dict[str, frozenset[str]]) -> None:
+    """A bridge changes tokens, so the embeddings of its encoders must read tokens, and no embedding may be among them."""
+    bridged = [name for name, used in parts.items() if "bridge" in used]
+    for encoder in config.bridge.sides if bridged else ():
+        pool = config.encoders[encoder].pool
         refuse_unless(
             pool.endswith(("+attention", "+shared")),
-            f"config.objectives.{next(iter(bridged))}.bridge is True, but config.encoders.{side}.pool='{pool}' does not read the "
-            f"tokens that the bridge changes; write config.encoders.{side}.pool=mean+attention",
+            f"config.objectives.{bridged[0]}.bridge is True, but config.encoders.{encoder}.pool='{pool}' does not read the "
+            f"tokens that the bridge changes; write config.encoders.{encoder}.pool=mean+attention",
         )
     refuse_unless(
         not (bridged and config.fusion.aggregated),
-        f"config.objectives.{next(iter(bridged), '')}.bridge is True, and config.fusion.aggregated adds embeddings to the "
+        f"config.objectives.{bridged[0] if bridged else ''}.bridge is True, and config.fusion.aggregated adds embeddings to the "
         "tokens that the bridge's keys are made of; write config.fusion.aggregated=False",
     )
-    for name, item in bridged.items():
-        refuse_unless(
-            not isinstance(item, LM) or "image" in config.bridge.sides,
-            f"config.objectives.{name}.bridge is True, but config.bridge.sides is {config.bridge.sides}; add 'image'",
-        )
 
 
 def refuse_unserved(config: Config, objectives: dict[str, Objective]) -> None:
-    """Refuse objectives that need what an encoder cannot serve: a TF-IDF vector has no tokens, only BERT writes."""
-    for encoder, own in config.encoders.items():
-        for name, item in objectives.items():
+    """Refuse objectives that need what an encoder of theirs cannot serve: a TF-IDF vector has no tokens, only BERT writes."""
+    for name, item in objectives.items():
+        for field in item.reads:
+            if field not in config.data.fields:
+                continue
+            encoder = config.data.fields[field].encoder
+            own = config.encoders[encoder]
             asked = sorted(item.parts.intersection(own.lacks))
             refuse_unless(
                 not asked,
@@ -47,15 +45,8 @@ def refuse_unserved(config: Config, objectives: dict[str, Objective]) -> None:
             )
 
 
-FIELD_SETTINGS = {  # field of the batch: the setting of config.data that makes it, and what to write
-    "image2": ("second_view", "config.data.second_view=True"),
-    "distill_image": ("embeddings", "config.data.embeddings=NAME, made by `xmodal data embed`"),
-    "distill_text": ("embeddings", "config.data.embeddings=NAME, made by `xmodal data embed`"),
-}
-
-
-def refuse_impossible(config: Config, objectives: dict[str, Objective], card: Card) -> None:
-    """Values that only the model, the objectives and the data together can tell to be impossible."""
+def refuse_impossible(config: Config, card: Card) -> None:
+    """Values that only the config and the data together can tell to be impossible."""
     if config.eval.every:
         card.split(config.data.eval_split)
     refuse_unfit_evaluation(config, card, config.data.eval_split)
@@ -63,27 +54,6 @@ def refuse_impossible(config: Config, objectives: dict[str, Objective], card: Ca
         not config.tensorboard or importlib.util.find_spec("tensorboard") is not None,
         "config.tensorboard is True, but the package tensorboard is not installed; write pip install 'xmodal_jax[tensorboard]'",
     )
-    for name, objective in objectives.items():
-        for field in objective.needs:
-            setting, hint = FIELD_SETTINGS[field]
-            refuse_unless(
-                bool(getattr(config.data, setting)),
-                f"config.objectives.{name} needs the batch field '{field}'; write {hint}",
-            )
-        rows, records = getattr(objective, "table", 0), card.split(config.data.split)["records"]
-        refuse_unless(
-            rows == 0 or rows >= records,
-            f"config.objectives.{name}.table is {rows}, and the data set '{config.data.path}' has {records} training "
-            f"records; write {records}, or 0 for no memory",
-        )
-        refuse_unless(
-            bool(card.label_names) or not getattr(objective, "by_label", False),
-            f"config.objectives.{name}.by_label is True, but the data set '{config.data.path}' has no labels; write False",
-        )
-        refuse_unless(
-            config.data.labels or not getattr(objective, "by_label", False),
-            f"config.objectives.{name}.by_label is True, but config.data.labels is False; write True",
-        )
 
 
 def refuse_chunks(config: Config, objectives: dict[str, Objective], rows: int) -> None:
@@ -95,13 +65,12 @@ def refuse_chunks(config: Config, objectives: dict[str, Objective], rows: int) -
         f"config.chunk is {config.chunk}, which {rows} devices (data x fsdp) cannot share; write a multiple of {rows}",
     )
     for name, objective in objectives.items():
-        group = getattr(objective, "group", None)
+        group, every = objective.group, objective.every
         refuse_unless(
             group is None or config.chunk == config.batch_size or (group > 0 and config.chunk % group == 0),
             f"config.objectives.{name}.group is {group}, and passes take {config.chunk} rows at a time (config.chunk); "
             f"write a group that divides {config.chunk}",
         )
-        every = getattr(objective, "every", 1)
         refuse_unless(
             group is not None or config.chunk % every == 0,
             f"config.objectives.{name}.every is {every}, which does not divide config.chunk={config.chunk}; write a divisor",

@@ -119,14 +119,12 @@ def _data_parser(top: Any, sources: bool) -> None:
 
 
 def _query_parsers(top: Any) -> None:
-    build = top.add_parser("index", help="embed the pictures or the captions of a split into a search index")
+    build = top.add_parser("index", help="embed the pictures, the captions or another field of a split into a search index")
     build.add_argument("--workdir", required=True)
     build.add_argument("--out", required=True, help="folder of the index")
     build.add_argument("--data", default="", help="data set (default: the run's)")
     build.add_argument("--split", default="", help="split (default: the run's evaluation split)")
-    build.add_argument(
-        "--side", default="image", choices=("image", "text"), help="the rows: pictures (default) or captions"
-    )
+    build.add_argument("--field", default="", help="the rows: image, text, ... (default: the first that the run evaluates)")
     build.add_argument("--overwrite", action="store_true")
     build.add_argument("--append", action="store_true", help="add the rows to the index that is there")
     build.add_argument("--upsert", action="store_true", help="add the rows, in place of those of the same keys")

@@ -203,8 +203,8 @@ def caption(args: argparse.Namespace, _: list[str]) -> None:
 
 
 def index(args: argparse.Namespace, _: list[str]) -> None:
-    """Embed the pictures or the captions of a split into a search index."""
-    from xmodal_jax.retrieve.build import ROWS, How, build_index
+    """Embed the inputs of a field of a split, such as its pictures or its captions, into a search index."""
+    from xmodal_jax.retrieve.build import How, build_index, kind_of
     from xmodal_jax.workdir import open_run
 
     assembly, params, _ = open_run(args.workdir)
@@ -212,10 +212,10 @@ def index(args: argparse.Namespace, _: list[str]) -> None:
     assembly.origin.refuse_missing(source)
     own = assembly.origin.is_own(source)
     more = {"upsert": args.upsert, "duplicates": args.allow_duplicates}
-    how = How(args.overwrite, args.append, args.codes_only, args.dtype, args.side, **more)
+    how = How(args.overwrite, args.append, args.codes_only, args.dtype, args.field, **more)
     path, count = build_index(assembly, params, args.workdir, args.out, args.data, args.split, how)
     split = args.split or assembly.config.data.eval_split
-    print(f"indexed {count} {ROWS[args.side]} in {path} (split '{split}' of {source})")
+    print(f"indexed {count} {kind_of(assembly.config, args.field).noun} in {path} (split '{split}' of {source})")
     if not own:
         print("this is not the data set that the run was trained on")
 

@@ -118,6 +118,7 @@ class MeshConfig:
 class EvalConfig:
     """What `xmodal eval` computes."""
 
+    pairs: tuple[tuple[str, str], ...] = (("image", "text"),)  # fields, each asking the other; the first has all the tables
     every: int = 0  # steps between quick evaluations while training, and one after the last step (0: none)
     batch_size: int = 256
     rerank: tuple[int, ...] = (16, 32)  # shortlist lengths for ITM re-ranking, cut to the gallery's; empty: none
@@ -162,6 +163,7 @@ class Config:
     data: DataConfig = DataConfig()
     encoders: dict[str, Any] = field(default_factory=dict)  # name -> {"kind": ..., fields}; see models/
     fusion: FusionConfig = FusionConfig()
+    scorer: dict[str, Any] = field(default_factory=dict)  # {"kind": ..., fields} of the pair score; see models/scorer.py
     bridge: BridgeConfig = BridgeConfig()
     joint: JointConfig = JointConfig()
     objectives: dict[str, Any] = field(default_factory=dict)  # name -> {"kind": ..., fields}; see objectives/
@@ -198,7 +200,8 @@ def as_dict(value: Any) -> Any:
 
 def defaults() -> ConfigDict:
     """A ConfigDict with every field at its default, for the files in configs/ to change."""
-    return ConfigDict(as_dict(Config()) | {"encoders": {"image": {"kind": "vit"}, "text": {"kind": "bert"}}})
+    encoders = {"image": {"kind": "vit"}, "text": {"kind": "bert"}}
+    return ConfigDict(as_dict(Config()) | {"encoders": encoders, "scorer": {"kind": "fusion"}})
 
 
 def variant_of(variant: str, known: tuple[str, ...], name: str) -> str:

@@ -3,11 +3,14 @@
 import dataclasses
 import difflib
 import itertools
+import re
 import types
 import typing
 from typing import Any
 
 from xmodal_jax.errors import UserError, refuse_unless
+
+EPOCHS = re.compile(r"\d+(\.\d+)? epochs?")
 
 
 def unknown_key(key: str, where: str, known: list[str]) -> UserError:
@@ -27,9 +30,12 @@ def _value(value: Any, kind: Any, where: str) -> Any:
         return _tuple(value, kind, where)
     if origin is dict:
         refuse_unless(hasattr(value, "items"), f"{where} is {value!r}; write a dict")
+        item = typing.get_args(kind)[1]
+        if dataclasses.is_dataclass(item):
+            return {name: _value(x, item, f"{where}.{name}") for name, x in value.items()}
         return {k: {name: _tupled(x) for name, x in v.items()} if hasattr(v, "items") else v for k, v in value.items()}
     if origin in (typing.Union, types.UnionType):
-        return _schedule(value, where)
+        return _steps(value, where) if str in typing.get_args(kind) else _schedule(value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     refuse_unless(
@@ -69,24 +75,51 @@ def _example(kind: Any) -> tuple:
     return tuple({int: 1, str: "regex", float: 0.1}[part] for part in inner)
 
 
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _epochs(value: Any) -> bool:
+    return isinstance(value, str) and EPOCHS.fullmatch(value) is not None
+
+
+def _steps(value: Any, where: str) -> int | str:
+    """A number of steps, or epochs such as "2 epochs"; anything else is a UserError that names the field."""
+    refuse_unless(
+        _epochs(value) or (isinstance(value, int) and not isinstance(value, bool)),
+        f"{where} is {value!r}; write a number of steps such as 1000, or '2 epochs'",
+    )
+    return value
+
+
 def _schedule(value: Any, where: str) -> float | tuple:
     """A number, or points ((step, value), ...) as tuples; anything else is a UserError that names the field."""
-    number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool)
-    if number(value):
+    if _number(value):
         return value
     points = isinstance(value, (list, tuple)) and len(value) > 0
     points = points and all(
-        isinstance(point, (list, tuple)) and len(point) == 2 and all(map(number, point)) for point in value
+        isinstance(point, (list, tuple)) and len(point) == 2 and _number(point[1]) and (_number(point[0]) or _epochs(point[0]))
+        for point in value
     )
     refuse_unless(
-        points, f"{where} is {value!r}; write a number, or ((step, value), ...) such as ((0, 0.0), (1000, 1.0))"
+        points,
+        f"{where} is {value!r}; write a number, or ((step, value), ...) such as ((0, 0.0), (1000, 1.0)) or "
+        "((0, 0.0), ('2 epochs', 1.0))",
     )
     steps = [point[0] for point in value]
     refuse_unless(
-        all(first < second for first, second in itertools.pairwise(steps)),
+        all(_before(first, second) for first, second in itertools.pairwise(steps)),
         f"{where} is {value!r}, whose steps do not ascend; write the points in the order of their steps, each step once",
     )
     return tuple(tuple(point) for point in value)
+
+
+def _before(first: float | str, second: float | str) -> bool:
+    """Whether a step comes before another, as far as steps and epochs can be compared; step 0 comes before any epoch."""
+    if isinstance(first, str) == isinstance(second, str):
+        amount = lambda step: float(step.split()[0]) if isinstance(step, str) else step
+        return amount(first) < amount(second)
+    return first == 0
 
 
 def limited(default: Any, *, least: float | None = None, most: float | None = None, among: tuple = ()) -> Any:
@@ -98,6 +131,8 @@ def _refuse_outside(built: Any, where: str) -> None:
     """Refuse values outside the limits of their fields (see `limited`)."""
     for one in dataclasses.fields(built):
         value, limits = getattr(built, one.name), one.metadata
+        if isinstance(value, str) and not limits.get("among"):  # "2 epochs"
+            continue
         least, most, among = limits.get("least"), limits.get("most"), limits.get("among")
         if among and value not in among:
             raise UserError(f"{where}.{one.name} is {value!r}; write one of {', '.join(map(str, among))}")

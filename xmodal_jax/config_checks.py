@@ -121,6 +121,35 @@ def check_choices(config: "Config") -> None:
         refuse_unless(value in allowed, f"config.{name} is '{value}'; write one of {', '.join(allowed)}")
 
 
+def check_fields(config: "Config") -> None:
+    """Refuse fields that no encoder takes, and encoders that no field is for."""
+    fields = config.data.fields
+    for name, own in fields.items():
+        refuse_unless(
+            own.encoder in config.encoders,
+            f"config.data.fields.{name}.encoder is '{own.encoder}', and config.encoders has none of that name; write one of "
+            f"{', '.join(config.encoders)}",
+        )
+        refuse_unless("/" not in name, f"config.data.fields has '{name}'; write a name without '/'")
+    for name in config.encoders:
+        refuse_unless(
+            bool(config.data.fields_of(name)),
+            f"config.encoders.{name} is for no field; write config.data.fields.{name}={{}}, or leave the encoder out",
+        )
+
+
+def check_pairs(config: "Config") -> None:
+    """Refuse pairs of evaluation that are not two fields of the batch."""
+    fields = config.data.fields
+    refuse_unless(bool(config.eval.pairs), "config.eval.pairs is (); write one or more, such as (('image', 'text'),)")
+    for pair in config.eval.pairs:
+        known = [name for name in pair if name in fields]
+        refuse_unless(
+            len(known) == 2 and pair[0] != pair[1],
+            f"config.eval.pairs has {pair}; write two different fields of config.data.fields: {', '.join(fields)}",
+        )
+
+
 def check_encoders(config: "Config") -> None:
     """Refuse encoders that do not fit the data, fusion or each other."""
     for name, own in config.encoders.items():
@@ -186,6 +215,8 @@ def check(config: "Config") -> None:
     check_choices(config)
     check_codes(joint)
     check_variates(joint)
+    check_fields(config)
+    check_pairs(config)
     check_encoders(config)
     check_fusion(config)
     refuse_unless(bool(config.bridge.sides), "config.bridge.sides is (); write one encoder or more, such as ('image',)")

@@ -19,8 +19,10 @@ from xmodal_jax.config import Config
 from xmodal_jax.config_build import build, unknown_key
 from xmodal_jax.config_checks import check
 from xmodal_jax.errors import UserError, refuse_unless
-from xmodal_jax.models import build_encoders
+from xmodal_jax.models import build_encoders, build_scorer
 from xmodal_jax.plugins import absolute
+
+OPEN = ("config.objectives.", "config.encoders", "config.scorer", "config.data.fields.")  # sections whose keys `freeze` checks, not `override`
 
 
 def freeze_value(value: Any) -> Any:
@@ -32,7 +34,7 @@ def freeze(config: ConfigDict | dict[str, Any]) -> Config:
     """ConfigDict -> checked, frozen `Config`."""
     values = config.to_dict() if isinstance(config, ConfigDict) else config
     built = build(Config, values, "config")
-    built = with_sizes(dataclasses.replace(built, encoders=build_encoders(built.encoders)))
+    built = with_sizes(dataclasses.replace(built, encoders=build_encoders(built.encoders), scorer=build_scorer(built.scorer)))
     check(built)
     return built
 
@@ -52,7 +54,7 @@ def with_sizes(config: Config) -> Config:
 def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:
     """`path/to/config.py[:variant]` plus `a.b=value` overrides -> ConfigDict.
 
-    The file of an objective's own class is taken from the config file's folder.
+    The file of a class of one's own is taken from the config file's folder.
 
     Raises UserError for a file that is missing, fails or has no such variant, or an override of a field that is not there.
     """
@@ -75,9 +77,10 @@ def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:
     )
     for item in overrides or ():
         override(config, item)
-    for fields in config.objectives.values():
-        if hasattr(fields, "items") and isinstance(fields.get("kind"), str):
-            fields["kind"] = absolute(fields["kind"], pathlib.Path(path).parent)
+    kinds = [(fields, "kind") for fields in (*config.objectives.values(), *config.encoders.values(), config.scorer)]
+    for fields, key in kinds + [(fields, "reader") for fields in config.data.fields.values()]:
+        if hasattr(fields, "items") and isinstance(fields.get(key), str):
+            fields[key] = absolute(fields[key], pathlib.Path(path).parent)
     return config
 
 
@@ -128,11 +131,11 @@ def override(config: ConfigDict, item: str) -> None:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError):
         value = text
-    if name not in node and where == "config.objectives":
+    if name not in node and where in ("config.objectives", "config.data.fields"):
         fields = value if isinstance(value, dict) else {"": ""}
         plain = all(str(key).isidentifier() for key in fields) and isinstance(fields.get("kind", ""), str)
         refuse_unless(plain, f"{where} has no '{name}'; to add it write --{where}.{name}={{}} or ={{'weight': 0.1}}")
-    elif name not in node and not where.startswith(("config.objectives.", "config.encoders.")):
+    elif name not in node and not where.startswith(OPEN):
         raise unknown_key(name, where, list(node.keys()))
     if name in node and isinstance(node[name], str):
         value = text

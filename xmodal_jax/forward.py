@@ -19,15 +19,17 @@ from xmodal_jax.types import Array, Batch, Params
 
 @struct.dataclass
 class Encoded:
-    """One encoder pass: tokens [B,N,D], unit embedding [B,E], boolean mask [B,N] of real tokens, ids [B,L] of a text.
+    """One encoder pass: tokens [B,N,D], unit embedding [B,E], ids [B,L] of words.
 
-    `name` is the key of the pass, and None for rows picked from it (derived features are never cached).
+    `mask` bool [B,N] tells real tokens (None: all are), `valid` bool [B] which rows have the field (None: all have); what is
+    made of a row without it is a number, and nobody may read it. `name` is the key of the pass, and None for rows picked from it (derived features are never cached).
     """
 
     tokens: Array
     embed: Array | None = None
     mask: Array | None = None
     ids: Array | None = None
+    valid: Array | None = None
     name: str | None = struct.field(pytree_node=False, default=None)
 
     def rows(self, index: Array) -> "Encoded":
@@ -40,7 +42,7 @@ class Encoded:
 
     def _taken(self, take: Callable[[Array], Array]) -> "Encoded":
         some = lambda x: None if x is None else take(x)
-        return Encoded(some(self.tokens), some(self.embed), some(self.mask), some(self.ids))
+        return Encoded(some(self.tokens), some(self.embed), some(self.mask), some(self.ids), some(self.valid))
 
 
 def named_key(key: Array, name: str) -> Array:
@@ -130,13 +132,17 @@ class Forward:
         """A head or any other method of the model; never memoised."""
         return self.model.apply({"params": self.params}, *inputs, method=method, **options)
 
+    def encoder_of(self, field: str) -> str:
+        """The name of the encoder that reads a field."""
+        return self.model.config.data.fields[field].encoder
+
     def raw(self, field: str, encoder: str = "") -> Array:
-        """The tower's own tokens [B,N,D'] of the batch's `field`, by the encoder of the same name or another.
+        """The tower's own tokens [B,N,D'] of the batch's `field`, by its own encoder or another.
 
         A batch that holds the tokens of a frozen tower spares the pass; a teacher whose tower is the student's (wholly frozen,
         without dropout) takes the student's pass: see `share`.
         """
-        encoder = encoder or field
+        encoder = encoder or self.encoder_of(field)
         if kept_field(field) in self.batch:
             return self.batch[kept_field(field)].astype(jnp.dtype(self.model.config.dtype))
         if encoder in self.towers:
@@ -145,7 +151,7 @@ class Forward:
         def run(key: Array | None, x: Array) -> Array:
             return self.call("raw", encoder, x, key)
 
-        return self._once(f"tower:{field}", lambda key: self.rowwise(run, key, self.batch[field]))
+        return self._once(f"tower:{encoder}:{field}", lambda key: self.rowwise(run, key, self.batch[field]))
 
     def _joint(self, encoder: str, field: str, joint: Callable, key: Array | None, *more: Array) -> Any:
         """joint(key, raw tokens, field's rows, *more) over the tower's pass; in pieces, tower and joint are one piece."""
@@ -159,8 +165,8 @@ class Forward:
         return self.rowwise(both, key, self.batch[field], *more)
 
     def encode(self, field: str, encoder: str = "") -> Encoded:
-        """The encoder of the same name, or another, on the batch's `field`: tower, neck and head."""
-        encoder = encoder or field
+        """The field's encoder, or another for a field that an objective derived: tower, neck and head."""
+        encoder = encoder or self.encoder_of(field)
         name, x, own = f"{encoder}:{field}", self.batch[field], self.model.config.encoders[encoder]
 
         def joint(key: Array | None, raw: Array, x: Array) -> tuple[Array, Array]:
@@ -168,13 +174,14 @@ class Forward:
 
         def run(key: Array | None) -> Encoded:
             tokens, embed = self._joint(encoder, field, joint, key)
-            return Encoded(tokens, embed, own.mask(x), x if own.reads == "words" else None, name)
+            mask = widened(own.mask(x), tokens)
+            return Encoded(tokens, embed, mask, x if own.reads == "words" else None, self.batch.get(f"{field}/valid"), name)
 
         return self._once(name, run)
 
     def codes(self, field: str) -> tuple[Array, ...]:
         """Relaxed codes [B,k] of one field from its hash head, for every length k of `config.joint.nested` and the whole."""
-        whole = self._once(f"codes:{field}", lambda _: self.call("codes", field, self.encode(field).embed))
+        whole = self._once(f"codes:{field}", lambda _: self.call("codes", self.encoder_of(field), self.encode(field).embed))
         return tuple(whole[:, :bits] for bits in self.model.config.joint.lengths)
 
     def bridge(self, field: str) -> tuple[Encoded, Encoded]:
@@ -187,37 +194,41 @@ class Forward:
         return self._once(f"bridge:{field}", lambda _: self._bridge(field))
 
     def _bridge(self, field: str) -> tuple[Encoded, Encoded]:
-        own, other = self.encode(field), self.teacher.encode(field)
+        own, other, encoder = self.encode(field), self.teacher.encode(field), self.encoder_of(field)
         arrays = (own.tokens, other.tokens, *([] if other.mask is None else [other.mask]))
         delta = self.rowwise(lambda _, *x: self.call("bridge_delta", *x), None, *arrays)
-        tokens, section = stop(other.tokens + delta), self.model.config.encoders[field]
+        tokens, section = stop(other.tokens + delta), self.model.config.encoders[encoder]
 
         def embed(_: None, raw: Array, x: Array, tokens: Array) -> Array:
-            return self.teacher.call("embed", field, raw, tokens, section.mask(x))
+            return self.teacher.call("embed", encoder, raw, tokens, section.mask(x))
 
-        unit = stop(self.teacher._joint(field, field, embed, None, tokens))
-        key = Encoded(tokens, unit, other.mask, other.ids, f"bridge:{field}")
-        return key, Encoded(own.tokens + delta.astype(own.tokens.dtype), own.embed, own.mask, own.ids, f"read:{field}")
+        unit = stop(self.teacher._joint(encoder, field, embed, None, tokens))
+        key = other.replace(tokens=tokens, embed=unit, name=f"bridge:{field}")
+        return key, own.replace(tokens=own.tokens + delta.astype(own.tokens.dtype), name=f"read:{field}")
 
-    def fuse(self, image: Encoded, text: Encoded, rows: Array | None = None) -> Encoded:
-        """Fused tokens of the texts, each reading the image `rows` names (see `pick_rows`; default: its own).
+    def fuse(self, memory: Encoded, query: Encoded, rows: Array | None = None) -> Encoded:
+        """Fused tokens of the query's, each row reading the row of `memory` that `rows` names (see `pick_rows`; default: its own).
 
         Memoised when both sides are whole passes; rows picked from a pass are fused anew each time.
         """
-        name = f"fuse:{image.name}:{text.name}"
-        if image.name is None or text.name is None or rows is not None:
+        name = f"fuse:{memory.name}:{query.name}"
+        if memory.name is None or query.name is None or rows is not None:
             key = None if self.key is None else named_key(self.key, f"{name}:rows")
-            return Encoded(self._fuse(key, image, text, rows), None, text.mask, text.ids)
-        run = lambda key: Encoded(self._fuse(key, image, text, rows), None, text.mask, text.ids)
+            return Encoded(self._fuse(key, memory, query, rows), None, query.mask, query.ids)
+        run = lambda key: Encoded(self._fuse(key, memory, query, rows), None, query.mask, query.ids)
         return self._once(name, run)
 
-    def _fuse(self, key: Array | None, image: Encoded, text: Encoded, rows: Array | None) -> Array:
+    def _fuse(self, key: Array | None, memory: Encoded, query: Encoded, rows: Array | None) -> Array:
         """The fused tokens [b,L,D]; in pieces of whole groups where `rows` picks from groups."""
+        arrays = (memory.tokens, query.tokens, query.mask, *([] if memory.mask is None else [memory.mask]))
+
+        def fuse(key: Array | None, rows: Array | None, read: Array, asks: Array, mask: Array, *read_mask: Array) -> Array:
+            return self.call("fuse", read, asks, mask, rows, key, *read_mask)
+
         if rows is None:
-            own = lambda key, *arrays: self.call("fuse", *arrays, None, key)
-            return self.rowwise(own, key, image.tokens, text.tokens, text.mask)
+            return self.rowwise(lambda key, *x: fuse(key, None, *x), key, *arrays)
         if self.pieces == 1:
-            return self.call("fuse", image.tokens, text.tokens, text.mask, rows, key)
+            return fuse(key, rows, *arrays)
         if rows.ndim != 2 or rows.shape[0] % self.pieces:
             raise ValueError(
                 f"pairs drawn from {rows.shape[0]} groups do not split into {self.pieces} chunks; "
@@ -226,22 +237,42 @@ class Forward:
         grouped = lambda x: x.reshape(rows.shape[0], -1, *x.shape[1:])
         flat = lambda x: x.reshape(-1, *x.shape[2:])
 
-        def groups(key: Array | None, image: Array, text: Array, mask: Array, rows: Array) -> Array:
-            fused = self.call("fuse", flat(image), flat(text), flat(mask), rows, key)
-            return fused.reshape(text.shape)
+        def groups(key: Array | None, rows: Array, *parts: Array) -> Array:
+            return fuse(key, rows, *map(flat, parts)).reshape(parts[1].shape)
 
-        arrays = (grouped(x) for x in (image.tokens, text.tokens, text.mask))
-        return flat(self.rowwise(groups, key, *arrays, rows))
+        return flat(self.rowwise(groups, key, rows, *map(grouped, arrays)))
 
-    def decode(self, image: Encoded, field: str) -> Array:
-        """Hidden states [B,L,D] of the captioning decoder over `image` for the ids in the batch's `field`.
+    def score(self, one: Encoded, two: Encoded) -> Array:
+        """Scores [b] of aligned rows by `config.scorer`."""
+        return self.call("score", *(side(x) for x in (one, two)))
 
-        Memoised when `image` is a whole pass.
+    def scores(self, one: Encoded, two: Encoded, block: int) -> Array:
+        """Scores [B,M] of all pairs by `config.scorer`, `block` rows of `one` at a time, recomputed in the backward pass."""
+        rows, columns = one.tokens.shape[0], two.tokens.shape[0]
+        if rows % block:
+            raise ValueError(f"blocks of {block} rows do not divide a batch of {rows} rows; write a divisor")
+
+        @jax.checkpoint
+        def some(first: Array) -> Array:
+            left = one.rows(first + jnp.repeat(jnp.arange(block), columns))
+            right = two.rows(jnp.tile(jnp.arange(columns), block))
+            return self.score(left, right).reshape(block, columns)
+
+        return jax.lax.map(some, jnp.arange(0, rows, block)).reshape(rows, columns)
+
+    def decode(self, memory: Encoded, field: str) -> Array:
+        """Hidden states [B,L,D] of the captioning decoder over `memory` for the ids in the batch's `field`.
+
+        Memoised when `memory` is a whole pass.
         """
-        name = f"decode:{image.name}:{field}"
-        each = lambda key, tokens, ids: self.call("decode", tokens, ids, None, key)
-        run = lambda key: self.rowwise(each, key, image.tokens, self.batch[field])
-        if image.name is None:  # rows picked from a pass: another pick would meet the same name
+        name = f"decode:{memory.name}:{field}"
+        arrays = (memory.tokens, self.batch[field], *([] if memory.mask is None else [memory.mask]))
+
+        def write(key: Array | None, read: Array, ids: Array, *read_mask: Array) -> Array:
+            return self.call("decode", read, ids, None, key, *read_mask)
+
+        run = lambda key: self.rowwise(write, key, *arrays)
+        if memory.name is None:  # rows picked from a pass: another pick would meet the same name
             return run(None if self.key is None else named_key(self.key, f"decode:rows:{field}"))
         return self._once(name, run)
 
@@ -252,9 +283,21 @@ class Forward:
         return self.call("temperature")
 
 
+def side(encoded: Encoded) -> tuple[Array, Array, Array | None]:
+    """A pass as scorers take one side of pairs (models/scorer.py)."""
+    return encoded.tokens, encoded.embed, encoded.mask
+
+
 def kept_field(field: str) -> str:
     """Where a batch has a frozen tower's own tokens of `field` [B,N,D'], so that no pass is needed (encode/token_cache.py)."""
-    return f"{field}_tokens"
+    return f"{field}/tokens"
+
+
+def widened(mask: Array | None, tokens: Array) -> Array | None:
+    """The mask [B,N] of a tower's tokens as one of `tokens` [B,M,D], where an embedding may stand behind them."""
+    if mask is None or mask.shape[1] == tokens.shape[1]:
+        return mask
+    return jnp.pad(mask, ((0, 0), (0, tokens.shape[1] - mask.shape[1])), constant_values=True)
 
 
 def stop(tree: Any) -> Any:

@@ -1,6 +1,6 @@
 """Classes of a user's own that a config names: "path/to/file.py:Class" or "package.module:Class"."""
 
-import dataclasses
+import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -19,7 +19,7 @@ def absolute(spec: str, folder: pathlib.Path) -> str:
 
 
 def load_class(spec: str, where: str) -> type:
-    """The dataclass that `spec` names. Raises UserError, naming the field `where`, for one that cannot be had."""
+    """The class that `spec` names. Raises UserError, naming the field `where`, for one that cannot be had."""
     place, _, name = spec.rpartition(":")
     try:
         module = _of_file(place) if place.endswith(".py") else importlib.import_module(place)
@@ -30,10 +30,37 @@ def load_class(spec: str, where: str) -> type:
         ) from error
     found = getattr(module, name, None)
     refuse_unless(
-        isinstance(found, type) and dataclasses.is_dataclass(found),
-        f"{where} is '{spec}', and '{place}' has no dataclass '{name}'; write FILE.py:CLASS or PACKAGE.MODULE:CLASS",
+        isinstance(found, type),
+        f"{where} is '{spec}', and '{place}' has no class '{name}'; write FILE.py:CLASS or PACKAGE.MODULE:CLASS",
     )
     return found
+
+
+def find_class(kind: str, where: str, known: dict[str, type], base: type) -> type:
+    """The class of a kind: one of `known`, or a user's own by its place, such as "my_file.py:MyClass".
+
+    Raises UserError, naming the field `where`, for a kind that is neither, and for a class that is not derived from `base`.
+    """
+    if ":" not in kind:
+        if kind not in known:
+            raise unknown_kind(kind, where, known, base)
+        return known[kind]
+    found = load_class(kind, where)
+    refuse_unless(
+        issubclass(found, base),
+        f"{where} is '{kind}', which is none; derive the class from {base.__module__}.{base.__name__}",
+    )
+    return found
+
+
+def unknown_kind(kind: str, where: str, known: dict[str, type], base: type) -> UserError:
+    """The error for a kind that does not exist, with those that do and the nearest of them."""
+    near = difflib.get_close_matches(kind, known, n=1)
+    hint = f" (did you mean '{near[0]}'?)" if near else ""
+    return UserError(
+        f"{where} is '{kind}'; write one of {', '.join(known)}{hint}, or FILE.py:CLASS with a class of your own, derived from "
+        f"{base.__module__}.{base.__name__}"
+    )
 
 
 def _of_file(path: str) -> types.ModuleType:

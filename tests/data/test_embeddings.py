@@ -59,6 +59,20 @@ def write(folder, teacher=None, cfg=CFG, **options):
     return write_embeddings(folder, options.pop("name"), encoders, lambda split: Split(folder, split, cfg), **options)
 
 
+def pair(found, row, view, caption, languages=("en",)):
+    """The vectors of a picture and of a caption by its place in these languages."""
+    text = lambda own, place: [data for code in languages for data in own["text"].get(code, [])][place]
+    picks = {"image": (lambda own, view: own["image"][view], view), "text": (text, caption)}
+    return tuple(found.vectors(row, picks).values())
+
+
+def test_a_field_that_is_missing_has_zeros(own_set):
+    card = write(own_set)
+    found = Embeddings(own_set, card, "old", "train", ["png"], ["en"])
+    np.testing.assert_array_equal(found.vectors(0, {"image": (None, None)})["image"], np.zeros(4, np.float32))
+    found.close()
+
+
 def test_each_picture_and_caption_has_its_own(own_set):
     teacher = Counted()
     card = write(own_set, teacher)
@@ -73,9 +87,9 @@ def test_each_picture_and_caption_has_its_own(own_set):
         with open_records(own_set, split) as records:
             for row, record in enumerate(records):
                 captions = sidecar.captions(row)["fr"] + sidecar.captions(row)["en"]
-                for view, data in record["images"].items():
+                for view, data in record["media"]["image"].items():
                     for number, caption in enumerate(captions):
-                        image, text = found.pair(row, view, number)
+                        image, text = pair(found, row, view, number, ("fr", "en"))
                         np.testing.assert_allclose(image, unit(seen(eval_image(8)(data)[None]))[0], rtol=1e-6)
                         np.testing.assert_allclose(text, unit(said([caption]))[0], rtol=1e-6)
         found.close()
@@ -87,10 +101,10 @@ def test_batches_carry_those_of_the_view_and_caption_that_were_drawn(own_set, to
     dataset = train_dataset(own_set, "train", tokenizer, cfg, 0, 18)
     batch = dataset.batch_at(1)
     dataset.close()
-    assert batch["distill_image"].dtype == batch["distill_text"].dtype == np.float32
-    np.testing.assert_allclose(batch["distill_image"], unit(seen(batch["image"])), rtol=1e-5)
+    assert batch["image/teacher"].dtype == batch["text/teacher"].dtype == np.float32
+    np.testing.assert_allclose(batch["image/teacher"], unit(seen(batch["image"])), rtol=1e-5)
     texts = [tokenizer.decode(ids) for ids in batch["text"]]
-    np.testing.assert_allclose(batch["distill_text"], unit(said(texts)), rtol=1e-5)
+    np.testing.assert_allclose(batch["text/teacher"], unit(said(texts)), rtol=1e-5)
     plain = train_dataset(own_set, "train", tokenizer, dataclasses.replace(cfg, embeddings=""), 0, 18)
     without = plain.batch_at(1)
     plain.close()
@@ -106,8 +120,8 @@ def test_cached_tokens_are_what_a_teacher_of_tokens_sees(own_set):
     card = write(own_set, tokens, cfg)
     found = Embeddings(own_set, card, "old", "test", ["png"], ["en"])
     with open_records(own_set, "test") as records:
-        colour = eval_image(8)(records[2]["images"]["png"]).mean((0, 1)).astype(np.float16).astype(np.float32)
-    np.testing.assert_allclose(found.pair(2, "png", 0)[0], unit(colour), rtol=1e-6)
+        colour = eval_image(8)(records[2]["media"]["image"]["png"]).mean((0, 1)).astype(np.float16).astype(np.float32)
+    np.testing.assert_allclose(pair(found, 2, "png", 0)[0], unit(colour), rtol=1e-6)
     found.close()
 
 
@@ -116,7 +130,7 @@ def test_half_the_bytes_are_of_unit_length_again(own_set):
     card = write(own_set, name="half", dtype="float16")
     exact, half = (Embeddings(own_set, card, name, "train", ["png"], ["en"]) for name in ("old", "half"))
     for row in range(18):
-        for one, other in zip(exact.pair(row, "png", 0), half.pair(row, "png", 0), strict=True):
+        for one, other in zip(pair(exact, row, "png", 0), pair(half, row, "png", 0), strict=True):
             np.testing.assert_allclose(one, other, atol=1e-3)
             np.testing.assert_allclose(np.linalg.norm(other), 1.0, rtol=1e-6)
     exact.close()
@@ -159,7 +173,7 @@ def test_a_damaged_row_is_replaced_by_the_next(own_set, tokenizer, monkeypatch):
     found = Embeddings(own_set, card, "old", "train", ["png"], ["en"])
     for row in (7, 8):
         with pytest.raises(CorruptRecord, match=f"row {row} of embeddings 'old'"):
-            found.pair(row, "png", 0)
+            pair(found, row, "png", 0)
     found.close()
     cfg = dataclasses.replace(CFG, embeddings="old", views=("jpeg",), languages=("en",))
     dataset = train_dataset(own_set, "train", tokenizer, cfg, 0, 18)
@@ -209,7 +223,7 @@ def test_bad_teachers_records_and_names_are_refused(own_set):
         write(own_set, cfg=dataclasses.replace(CFG, languages=("de",)))
     with open_records(own_set, "test") as records:
         content = list(records)
-    content[2]["images"]["png"] = b"torn"
+    content[2]["media"]["image"]["png"] = b"torn"
     with RecordWriter(own_set, "test") as writer:
         for record in content:
             writer.write(pack(record))

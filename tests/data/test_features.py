@@ -40,7 +40,7 @@ class Counted:
 
 
 def expected(record, view, size=8):
-    return halves(eval_image(size)(record["images"][view])[None])[0].astype(np.float16)
+    return halves(eval_image(size)(record["media"]["image"][view])[None])[0].astype(np.float16)
 
 
 def test_tokens_lie_beside_their_records(own_set, tokenizer):
@@ -55,7 +55,7 @@ def test_tokens_lie_beside_their_records(own_set, tokenizer):
         with open_records(own_set, split) as records:
             for view in ("png", "jpeg"):
                 evaluated = eval_split(own_set, split, tokenizer, CFG, view)
-                (batch,) = evaluated.images(len(records))
+                (batch,) = evaluated.left.blocks(len(records))
                 assert batch["image"].dtype == np.float16
                 for row, record in enumerate(records):
                     np.testing.assert_array_equal(batch["image"][row], expected(record, view))
@@ -202,7 +202,7 @@ def test_bad_towers_records_and_names_are_refused(own_set):
             write_features(own_set, name, halves, 8)
     with open_records(own_set, "test") as records:
         content = list(records)
-    content[2]["images"]["png"] = b"torn"
+    content[2]["media"]["image"]["png"] = b"torn"
     with RecordWriter(own_set, "test") as writer:
         for record in content:
             writer.write(pack(record))

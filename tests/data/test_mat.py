@@ -98,7 +98,7 @@ def test_one_file_of_version_73_to_a_data_set(dcmh, truth, tmp_path):
             for number in range(len(records)):
                 record = check_record(records[number])
                 labels = tuple(card.label_names[label] for label in own.labels(number))
-                items[record["key"]] = Item(record["key"], record["images"], own.captions(number), labels)
+                items[record["key"]] = Item(record["key"], record["media"]["image"], own.captions(number), labels)
     assert len(items) == COUNT - 1 and same_as(truth, items)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from xmodal_jax.data.card import Card
-from xmodal_jax.data.config import DataConfig
+from xmodal_jax.data.config import FIELDS, DataConfig, FieldConfig
 from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.data.features import write_features
 from xmodal_jax.data.image import AugmentConfig, decode, resize
@@ -27,6 +27,8 @@ from xmodal_jax.errors import UserError
 
 PLAIN = DataConfig(image_size=16, length=8, augment=AugmentConfig(crop_min_area=1.0, flip=0.0))
 RANDOM = dataclasses.replace(PLAIN, augment=AugmentConfig(crop_min_area=0.4, flip=0.5, jitter=0.2))
+
+TWO_VIEWS = FIELDS | {"image2": FieldConfig(of="image")}
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ def test_fields_have_the_shapes_and_types_of_a_batch(make):
         "image": ((6, 16, 16, 3), "uint8"),
         "text": ((6, 8), "int32"),
         "id": ((6,), "int32"),
-        "text_key": ((6,), "int32"),
+        "text/key": ((6,), "int32"),
         "index": ((6,), "int32"),
         "labels": ((6, 3), "float32"),
     }
@@ -67,14 +69,14 @@ def test_an_example_is_a_picture_and_a_caption_of_its_record(make, tiny_set, tok
             batch = make().batch_at(number)
             for row in range(6):
                 record = records[batch["index"][row]]
-                pictures = {view: decode(data) for view, data in record["images"].items()}
+                pictures = {view: decode(data) for view, data in record["media"]["image"].items()}
                 (view,) = [view for view, picture in pictures.items() if np.array_equal(picture, batch["image"][row])]
                 text = tokenizer.decode(batch["text"][row])
                 assert text in own.captions(batch["index"][row])["en"] and batch["id"][row] == batch["index"][row]
                 assert np.flatnonzero(batch["labels"][row]).tolist() == sorted(own.labels(batch["index"][row]))
                 views.add(view)
                 texts.add(text == "a thing")
-                numbers[int(batch["text_key"][row])].add(text)
+                numbers[int(batch["text/key"][row])].add(text)
     assert all(len(own) == 1 for own in numbers.values()) and len(numbers) == 19, "a number for each text"
     assert views == {"png", "jpeg"} and texts == {True, False}
 
@@ -113,37 +115,37 @@ def test_views_and_languages_are_those_asked_for(make, tiny_set, tokenizer):
     own = Sidecar(tiny_set, Card.load(tiny_set), "train")
     with open_records(tiny_set, "train") as records:
         for row, index in enumerate(batch["index"]):
-            np.testing.assert_array_equal(batch["image"][row], decode(records[index]["images"]["png"]))
+            np.testing.assert_array_equal(batch["image"][row], decode(records[index]["media"]["image"]["png"]))
             assert tokenizer.encode(own.captions(index)["fr"], 8).tolist() == [batch["text"][row].tolist()]
 
 
 def test_the_second_view_is_another_picture_of_the_record_and_changes_nothing_else(make, tiny_set):
-    cfg = dataclasses.replace(PLAIN, second_view=True)
+    cfg = dataclasses.replace(PLAIN, fields=TWO_VIEWS)
     with open_records(tiny_set, "train") as records:
         for number in range(4):
             batch = make(cfg, batch_size=18).batch_at(number)
             for row, index in enumerate(batch["index"]):
-                png, jpeg = (decode(records[index]["images"][view]) for view in ("png", "jpeg"))
+                png, jpeg = (decode(records[index]["media"]["image"][view]) for view in ("png", "jpeg"))
                 first = np.array_equal(batch["image"][row], png)
                 np.testing.assert_array_equal(batch["image2"][row], jpeg if first else png)
     for base in (PLAIN, RANDOM):
-        one, two = make(base).batch_at(3), make(dataclasses.replace(base, second_view=True)).batch_at(3)
+        one, two = make(base).batch_at(3), make(dataclasses.replace(base, fields=TWO_VIEWS)).batch_at(3)
         assert two["image2"].shape == two["image"].shape and same(one, {name: two[name] for name in one})
         assert list(one) == [name for name in two if name != "image2"]
 
 
 def test_with_one_view_the_second_is_another_augmentation_of_it(make):
-    cfg = dataclasses.replace(PLAIN, second_view=True, views=("png",))
+    cfg = dataclasses.replace(PLAIN, fields=TWO_VIEWS, views=("png",))
     batch = make(cfg).batch_at(0)
     np.testing.assert_array_equal(batch["image"], batch["image2"])
-    batch = make(dataclasses.replace(RANDOM, second_view=True, views=("png",))).batch_at(0)
+    batch = make(dataclasses.replace(RANDOM, fields=TWO_VIEWS, views=("png",))).batch_at(0)
     assert all(not np.array_equal(*pair) for pair in zip(batch["image"], batch["image2"]))
 
 
 def test_second_views_of_cached_tokens_flip_by_themselves(make, own_set):
     halves = lambda images: np.stack([images[:, :, :4].mean((1, 2)), images[:, :, 4:].mean((1, 2))], 1)
     write_features(own_set, "halves", halves, 8)
-    cfg = dataclasses.replace(PLAIN, features=("halves",), second_view=True, augment=AugmentConfig(flip=0.5))
+    cfg = dataclasses.replace(PLAIN, features=("halves",), fields=TWO_VIEWS, augment=AugmentConfig(flip=0.5))
     dataset = make(cfg, folder=own_set, batch_size=18)
     turned = {"image": [], "image2": []}
     for number in range(4):
@@ -194,7 +196,8 @@ def spoil(folder, rows):
     with open_records(folder, "train") as records:
         content = list(records)
     for row in rows:
-        content[row]["images"] = {view: data[:40] for view, data in content[row]["images"].items()}
+        media = content[row]["media"]
+        media["image"] = {view: data[:40] for view, data in media["image"].items()}
     with RecordWriter(folder, "train") as writer:
         for record in content:
             writer.write(encode_record(record))
@@ -307,8 +310,8 @@ def test_a_damaged_feature_cache_is_counted_too(make, own_set, monkeypatch):
     cfg = dataclasses.replace(PLAIN, features=("mean",))
     dataset = make(cfg, folder=own_set, batch_size=18)
     assert 7 not in dataset.batch_at(0)["id"] and dataset.bad.rows == {7}
-    with pytest.raises(UserError, match="row 7 of the feature caches cannot be read"):
-        list(eval_split(own_set, "train", dataset.tokenizer, cfg).images(18))
+    with pytest.raises(UserError, match="row 7 cannot be read .*cache 'mean' has no tokens"):
+        list(eval_split(own_set, "train", dataset.tokenizer, cfg).left.blocks(18))
 
 
 def test_bad_rows_count_each_row_once():
@@ -373,11 +376,11 @@ def test_an_error_in_a_thread_reaches_the_caller(make, own_set):
 def test_evaluation_reads_each_picture_and_caption_once(tiny_set, tokenizer, plain_colour):
     split = eval_split(tiny_set, "test", tokenizer, PLAIN)
     assert split.view == "png" and split.keys == [f"thing-{n}" for n in range(0, 24, 4)]
-    assert split.captions == [f"thing number {n}" for n in range(0, 24, 4)]
-    assert split.caption_owner.tolist() == split.rows.tolist() == list(range(6))
+    assert split.right.words == [f"thing number {n}" for n in range(0, 24, 4)]
+    assert split.right.owner.tolist() == split.rows.tolist() == list(range(6))
     assert split.labels.tolist() == [[1.0, 0.0, 0.0]] * 6
-    np.testing.assert_array_equal(split.text, tokenizer.encode(split.captions, 8))
-    first, second = split.images(4)
+    np.testing.assert_array_equal(split.right.ids, tokenizer.encode(split.right.words, 8))
+    first, second = split.left.blocks(4)
     assert first["image"].shape == second["image"].shape == (4, 16, 16, 3) and second["id"].tolist() == [4, 5, -1, -1]
     for row, number in enumerate(range(0, 16, 4)):
         np.testing.assert_array_equal(first["image"][row], plain_colour(number))
@@ -386,28 +389,28 @@ def test_evaluation_reads_each_picture_and_caption_once(tiny_set, tokenizer, pla
 
 def test_captions_keep_their_owner_and_texts_are_padded(tiny_set, tokenizer):
     split = eval_split(tiny_set, "train", tokenizer, PLAIN, view="jpeg")
-    assert len(split.captions) == 30 and len(split.keys) == 18
-    for caption, owner in zip(split.captions, split.caption_owner):
+    assert len(split.right.words) == 30 and len(split.keys) == 18
+    for caption, owner in zip(split.right.words, split.right.owner):
         assert caption in ("a thing", f"thing number {split.keys[owner].split('-')[1]}")
-    things = [key for key, caption in zip(split.text_keys, split.captions) if caption == "a thing"]
+    things = [key for key, caption in zip(split.right.numbers, split.right.words) if caption == "a thing"]
     assert len(set(things)) == 1 and len(things) == 12
-    assert len(set(split.text_keys.tolist())) == 19
-    batches = list(split.texts(8))
+    assert len(set(split.right.numbers.tolist())) == 19
+    batches = list(split.right.blocks(8))
     assert [batch["text"].shape for batch in batches] == [(8, 8)] * 4
     assert np.concatenate([batch["id"] for batch in batches]).tolist() == [*range(30), -1, -1]
-    np.testing.assert_array_equal(np.concatenate([batch["text"] for batch in batches])[:30], split.text)
+    np.testing.assert_array_equal(np.concatenate([batch["text"] for batch in batches])[:30], split.right.ids)
 
 
 def test_evaluation_resizes_the_whole_picture(tiny_set, tokenizer, plain_colour):
     split = eval_split(tiny_set, "test", tokenizer, dataclasses.replace(PLAIN, image_size=10))
-    np.testing.assert_array_equal(next(split.images(1))["image"][0], resize(plain_colour(0), 10))
+    np.testing.assert_array_equal(next(split.left.blocks(1))["image"][0], resize(plain_colour(0), 10))
 
 
 def test_evaluation_refuses_a_torn_record_rather_than_leave_it_out(own_set, tokenizer):
     spoil(own_set, [3])
     split = eval_split(own_set, "train", tokenizer, PLAIN)
     with pytest.raises(UserError, match="row 3 cannot be read"):
-        list(split.images(6))
+        list(split.left.blocks(6))
 
 
 def test_records_without_the_view_are_left_out_and_said(tmp_path, tiny_items, tokenizer, caplog):
@@ -486,7 +489,7 @@ def test_captions_are_the_same_in_training_only_if_their_text_is(tmp_path, encod
     with contextlib.closing(train_dataset(tmp_path / "set", "train", tokenizer, config, 0, 9)) as data:
         batch = data.batch_at(0)
     order = np.argsort(batch["index"])[:8]
-    keys, ids = batch["text_key"][order], batch["text"][order]
+    keys, ids = batch["text/key"][order], batch["text"][order]
     assert all(np.array_equal(ids[one], ids[other]) for one, other in ((0, 1), (5, 6)))
     same = {frozenset((one, other)) for one in range(8) for other in range(one) if keys[one] == keys[other]}
     assert same == {frozenset((0, 4)), frozenset((5, 7))}

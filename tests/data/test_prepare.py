@@ -36,7 +36,7 @@ def test_card_and_records_hold_what_the_source_gave(tiny_set, tiny_items):
     wanted, sidecar = [item for item in tiny_items() if item.split == "train"], Sidecar(tiny_set, card, "train")
     with open_records(tiny_set, "train") as records:
         for row, (record, item) in enumerate(zip(records, wanted, strict=True)):
-            assert record == {"key": item.key, "images": item.images} and sidecar.captions(row) == item.captions
+            assert record == {"key": item.key, "media": item.stored} and sidecar.captions(row) == item.captions
             assert (sidecar.keys[row], sidecar.groups[row]) == (item.key, item.group)
             assert [card.label_names[label] for label in sidecar.labels(row)] == list(item.labels)
             assert sidecar.views(row) == list(item.images)
@@ -294,9 +294,9 @@ def test_large_pictures_are_re_encoded_only_on_request(tmp_path, encoded, rng):
     prepare(memory_source(items), tmp_path / "as-it-comes")
     prepare(memory_source(items), tmp_path / "small", max_size=20)
     with open_records(tmp_path / "as-it-comes", "train") as records:
-        assert records[0]["images"]["image"] == large
+        assert records[0]["media"]["image"]["image"] == large
     with open_records(tmp_path / "small", "train") as records:
-        assert verify(records[0]["images"]["image"]) == (20, 10)
+        assert verify(records[0]["media"]["image"]["image"]) == (20, 10)
 
 
 def test_many_shards_read_as_one_split(tmp_path, tiny_items):

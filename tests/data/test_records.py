@@ -16,7 +16,7 @@ from xmodal_jax.data.records import (
 )
 from xmodal_jax.errors import UserError
 
-RECORD = {"key": "ein Hühnchen", "images": {"image": b"\x00\xff"}}
+RECORD = {"key": "ein Hühnchen", "media": {"image": {"image": b"\x00\xff"}}}
 
 
 def write(folder, split, rows, shard_bytes=2**20):
@@ -40,8 +40,8 @@ def test_a_record_without_a_field_is_named(field):
 
 
 def test_a_record_without_picture_is_refused():
-    with pytest.raises(CorruptRecord, match="'ein Hühnchen' has no image"):
-        encode_record(RECORD | {"images": {}})
+    with pytest.raises(CorruptRecord, match="'ein Hühnchen' has nothing but captions"):
+        encode_record(RECORD | {"media": {}})
 
 
 @pytest.mark.parametrize("data", [b"", b"\xc1", encode_record(RECORD)[:-3], pack([1, 2])])

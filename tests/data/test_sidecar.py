@@ -164,7 +164,7 @@ def test_records_of_another_number_than_the_sidecar_are_refused(own_set, tmp_pat
         Split(own_set, "train", CFG)
 
 
-@pytest.mark.parametrize("change", [{"key": "other"}, {"images": {"jpeg": b""}}])
+@pytest.mark.parametrize("change", [{"key": "other"}, {"media": {"image": {"jpeg": b""}}}])
 def test_a_record_of_another_row_is_corrupt(own_set, change):
     with open_records(own_set, "train") as records:
         rows = list(records)
@@ -208,7 +208,7 @@ def test_a_run_starts_and_an_evaluation_opens_without_reading_a_record(shapes_da
     assert list(assembly.model.output_ids) == used_ids(assembly.tokenizer, list(captions)).tolist()
     assert (folder / "tokenizer.json").is_file() and len(captions) == 24
     found = eval_split(folder, "test", assembly.tokenizer, assembly.config.data)
-    assert found.captions_of(3)[0].startswith("a ") and len(found.text) == 24 and found.labels.sum() == 12
+    assert found.words_of(3)[0].startswith("a ") and len(found.right.ids) == 24 and found.labels.sum() == 12
     with contextlib.closing(train_dataset(folder, "train", assembly.tokenizer, assembly.config.data, 0, 4)) as data:
         assert data.cut()["share"] == 0
         bags = assemble(loaded("cmhr_drn", folder))
@@ -216,7 +216,7 @@ def test_a_run_starts_and_an_evaluation_opens_without_reading_a_record(shapes_da
         assert reads == []
         data.batch_at(0)
         assert len(reads) == 4, "now for their pictures"
-    next(found.images(5))
+    next(found.left.blocks(5))
     assert len(reads) == 9
 
 
@@ -246,7 +246,7 @@ def test_a_split_may_have_no_caption_in_a_language_and_no_label(tmp_path, encode
     with contextlib.closing(Split(tmp_path / "set", "test", CFG)) as split:
         assert split.captions(0) == split.pairs(0) == split.labels(0) == [] and split.label_key(0) == -2
     tokenizer = load_tokenizer("data", tmp_path / "set")
-    with pytest.raises(UserError, match="no record with view 'x'"):
+    with pytest.raises(UserError, match="no record with image and text .view 'x'"):
         eval_split(tmp_path / "set", "test", tokenizer, CFG)
 
 

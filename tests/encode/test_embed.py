@@ -24,31 +24,31 @@ def test_split(opened_run):
 
 def pictures(split, flip=False):
     """All pictures of a split in one block."""
-    return np.stack([split.picture(number, flip) for number in range(len(split.keys))])
+    return np.stack([split.left.read(number, flip) for number in range(len(split.keys))])
 
 
 def test_blocks_give_the_rows_of_one_call_without_padding(opened_run, test_split):
     assembly, params = opened_run
     embedder = Embedder(assembly.model, params)
-    found = embedder.split(test_split, "image", 5, keep_tokens=True)
+    found = embedder.side(test_split.left, 5, keep_tokens=True)
     whole = embedder.rows("image", pictures(test_split))
     assert len(found.embed) == len(test_split.keys) % 5 + 5 * (len(test_split.keys) // 5)
     for name in ("embed", "tokens", "codes"):
         np.testing.assert_allclose(getattr(found, name), getattr(whole, name), atol=1e-5)
-    assert embedder.split(test_split, "image", 5).tokens is None
+    assert embedder.side(test_split.left, 5).tokens is None
 
 
 def test_texts_keep_their_masks(opened_run, test_split):
     assembly, params = opened_run
-    found = Embedder(assembly.model, params).split(test_split, "text", 7, keep_tokens=True)
-    np.testing.assert_array_equal(found.mask, test_split.text != 0)
-    assert found.tokens.shape[:2] == test_split.text.shape
+    found = Embedder(assembly.model, params).side(test_split.right, 7, keep_tokens=True)
+    np.testing.assert_array_equal(found.mask, test_split.right.ids != 0)
+    assert found.tokens.shape[:2] == test_split.right.ids.shape
 
 
 def test_flip_is_the_mean_of_a_picture_and_its_mirror_image(opened_run, test_split):
     assembly, params = opened_run
     config = dataclasses.replace(assembly.config, eval=dataclasses.replace(assembly.config.eval, flip=True))
-    found = Embedder(assembly.model.clone(config=config), params).split(test_split, "image", 5, keep_tokens=True)
+    found = Embedder(assembly.model.clone(config=config), params).side(test_split.left, 5, keep_tokens=True)
     plain, mirrored = pictures(test_split), pictures(test_split, flip=True)
     np.testing.assert_array_equal(mirrored, plain[:, :, ::-1])
     one, other = (Embedder(assembly.model, params).rows("image", images) for images in (plain, mirrored))
@@ -64,10 +64,10 @@ def test_the_pair_scorer_is_the_models_score(opened_run, test_split, monkeypatch
     assembly, params = opened_run
     monkeypatch.setattr("xmodal_jax.encode.embed.READ_BYTES", room)
     embedder = Embedder(assembly.model, params)
-    image, text = (embedder.split(test_split, side, 8, keep_tokens=True) for side in ("image", "text"))
+    image, text = (embedder.side(side, 8, keep_tokens=True) for side in (test_split.left, test_split.right))
     rows = np.array([3, 0, 2], np.int32), np.array([1, 5, 1], np.int32)
-    sides = (image.tokens[rows[0]], image.embed[rows[0]]), (text.tokens[rows[1]], text.embed[rows[1]])
-    expected = assembly.model.apply({"params": params}, *sides, text.mask[rows[1]], method="score")
+    sides = (image.tokens[rows[0]], image.embed[rows[0]]), (text.tokens[rows[1]], text.embed[rows[1]], text.mask[rows[1]])
+    expected = assembly.model.apply({"params": params}, *sides, method="score")
     score = PairScorer(assembly.model, params, image, text)
     assert len(jax.tree.leaves(score.arrays[0])) == (2 if room else 1)  # keys and values, or tokens alone
     np.testing.assert_allclose(score(*rows), expected, atol=1e-4)
@@ -96,5 +96,5 @@ def test_views_that_miss_records_are_scored_with_their_own_captions(shapes_files
     for view in ("filled", "outline"):
         split = eval_split(config.data.path, "test", assembly.tokenizer, config.data, view)
         embedder = Embedder(assembly.model, params)
-        image, text = (embedder.split(split, side, 8).embed for side in ("image", "text"))
+        image, text = (embedder.side(side, 8).embed for side in (split.left, split.right))
         assert found["views"][view]["itc"] == cosine_table(image, text, split)

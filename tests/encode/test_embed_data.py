@@ -46,9 +46,12 @@ def test_a_run_embeds_every_picture_and_caption(by_the_run, own_shapes, opened_r
         found = Embeddings(own_shapes, by_the_run, "old", split, views, ["en"])
         for view in views:
             source = eval_split(own_shapes, split, assembly.tokenizer, data, view)
-            images, texts = (embedder.split(source, side, 8).embed for side in ("image", "text"))
-            for number, owner in enumerate(source.caption_owner):
-                image, text = found.pair(int(owner), view, number - int(np.argmax(source.caption_owner == owner)))
+            images, texts = (embedder.side(side, 8).embed for side in (source.left, source.right))
+            for number, owner in enumerate(source.right.owner):
+                caption = number - int(np.argmax(source.right.owner == owner))
+                picks = {"image": (lambda own, view: own["image"][view], view),
+                         "text": (lambda own, place: own["text"]["en"][place], caption)}  # fmt: skip
+                image, text = found.vectors(int(owner), picks).values()
                 np.testing.assert_allclose(image, images[owner], atol=1e-5)
                 np.testing.assert_allclose(text, texts[number], atol=1e-5)
         found.close()
@@ -65,7 +68,7 @@ def test_a_start_is_a_teacher_that_its_own_run_agrees_with(own_shapes, train_tin
     distill = {"itc": {"queue": 8}, "distill": {"relation": 1.0, "feature": 1.0}}
     more = (
         "data.embeddings=start",
-        "data.second_view=True",
+        "data.fields.image2={'of': 'image'}",
         "steps=2",
         "log_every=1",
         "optimizer.warmup=0",

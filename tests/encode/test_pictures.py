@@ -23,7 +23,7 @@ def first_file(assembly, folder):
     data = dataclasses.replace(assembly.config.data, features=())
     source = Split(data.path, "test", data)
     path = folder / "first.png"
-    path.write_bytes(source.record(0)["images"][source.views[0]])
+    path.write_bytes(source.record(0)["media"]["image"][source.views[0]])
     source.close()
     return path
 
@@ -33,7 +33,7 @@ def test_pixels_are_those_of_the_evaluation(opened_run, tmp_path):
     found = eval_split(assembly.config.data.path, "test", assembly.tokenizer, assembly.config.data)
     read = read_pictures(assembly, [first_file(assembly, tmp_path)] * 2)
     assert read.dtype == np.uint8 and read.shape == (2, 16, 16, 3)
-    np.testing.assert_array_equal(read[1], found.picture(0))
+    np.testing.assert_array_equal(read[1], found.left.read(0))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_tokens_of_a_file_are_those_of_the_caches(features_assembly, tmp_path):
     cached = source.tokens(0, source.views[0], False)
     source.close()
     (read,) = read_pictures(features_assembly, [first_file(features_assembly, tmp_path)])
-    assert read.dtype == np.float16 and read.shape == features_assembly.image_shape
+    assert read.dtype == np.float16 and read.shape == features_assembly.facts.tokens
     np.testing.assert_allclose(read.astype(np.float32), cached.astype(np.float32), rtol=2e-3, atol=2e-3)
 
 

@@ -60,9 +60,9 @@ def test_they_are_made_once_and_are_the_towers(make, monkeypatch):
     monkeypatch.setattr("xmodal_jax.encode.token_cache.encode_all", None)  # a second start must not encode
     again = kept_texts(run.assembly, state.params)
     split = eval_split(run.assembly.config.data.path, "test", run.assembly.tokenizer, run.assembly.config.data)
-    own = run.assembly.model.apply({"params": state.params}, "text", split.text, method="raw")
-    real = split.text != 0
-    np.testing.assert_allclose(again.rows(split.text)[real], np.asarray(own)[real], atol=4e-3)
+    own = run.assembly.model.apply({"params": state.params}, "text", split.right.ids, method="raw")
+    real = split.right.ids != 0
+    np.testing.assert_allclose(again.rows(split.right.ids)[real], np.asarray(own)[real], atol=4e-3)
 
 
 def test_a_step_is_the_same_and_the_tower_does_not_run(make):
@@ -73,7 +73,7 @@ def test_a_step_is_the_same_and_the_tower_does_not_run(make):
         train_dataset(config.data.path, "train", run.assembly.tokenizer, config.data, 0, 8, *complete).batch_at(0)
         for complete in ((), (texts.add,))
     )
-    assert set(more) - set(plain) == {"text_tokens"} and more["text_tokens"].dtype == np.float16
+    assert set(more) - set(plain) == {"text/tokens"} and more["text/tokens"].dtype == np.float16
     count = lambda batch: step_flops(run.recipe, run.abstract, batch)
     assert count(more) < count(plain)
     one, two = (run.step(jax.tree.map(jax.numpy.copy, state), batch)[1] for batch in (plain, more))
@@ -95,12 +95,12 @@ def test_evaluation_takes_them_and_falls_back(make):
     run, state = make(*FROZEN)
     texts, config = encode_all(run.assembly, state.params, distinct_captions(run.assembly)), run.assembly.config
     split = eval_split(config.data.path, "test", run.assembly.tokenizer, config.data)
-    plain = Embedder(run.assembly.model, state.params).split(split, "text", 8)
-    kept = Embedder(run.assembly.model, state.params, texts=texts).split(split, "text", 8)
+    plain = Embedder(run.assembly.model, state.params).side(split.right, 8)
+    kept = Embedder(run.assembly.model, state.params, texts=texts).side(split.right, 8)
     np.testing.assert_allclose(plain.embed, kept.embed, atol=2e-3)
     assert not np.array_equal(plain.embed, kept.embed)  # float16 tokens were read
     none = KeptTexts(texts.ids[:0], texts.tokens[:0], texts.starts[:1])
-    other = Embedder(run.assembly.model, state.params, texts=none).split(split, "text", 8)
+    other = Embedder(run.assembly.model, state.params, texts=none).side(split.right, 8)
     np.testing.assert_array_equal(plain.embed, other.embed)
 
 

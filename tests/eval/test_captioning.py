@@ -33,7 +33,7 @@ def test_files_get_the_captions_of_the_same_pictures_in_the_data_set(written, op
     source, paths = Split(data.path, "test", data), []
     for row in range(5):
         paths.append(tmp_path / f"{row}.png")
-        paths[-1].write_bytes(source.record(row)["images"][source.views[0]])
+        paths[-1].write_bytes(source.record(row)["media"]["image"][source.views[0]])
     source.close()
     assert captioning.caption_files(*opened_run, paths, 2) == [row["caption"] for row in written[0]]
 

@@ -1,10 +1,12 @@
 """The tables of codes at every length, with chance and the spread of ties beside them."""
 
-from types import SimpleNamespace
+
+import dataclasses
 
 import numpy as np
 import pytest
 
+from xmodal_jax.data.evaluation import EvalSplit, Side
 from xmodal_jax.encode.embed import Embedded
 from xmodal_jax.eval import code_tables, hashing, retrieval
 from xmodal_jax.eval.evaluate import mean_tables
@@ -15,6 +17,13 @@ from xmodal_jax.search.index import Index
 RECORDS, BITS = 12, 32
 
 
+def split_of(owner, labels=None):
+    """A split without files: one picture for each record and captions of these owners, no two alike."""
+    records = int(owner.max()) + 1
+    side = lambda field, own: Side(field, field, own, np.arange(len(own)), None)
+    return EvalSplit("", range(records), np.arange(records), side("image", np.arange(records)), side("text", owner), labels)
+
+
 @pytest.fixture(scope="module")
 def case():
     """Codes of two captions a picture that are those of the picture with some bits flipped; labels; their tables."""
@@ -23,10 +32,7 @@ def case():
     text = np.repeat(image, 2, axis=0) * np.where(rng.random((2 * RECORDS, BITS)) < 0.2, -1, 1).astype(np.float32)
     labels = np.eye(3, dtype=np.float32)[np.arange(RECORDS) % 3]
     owner = np.repeat(np.arange(RECORDS), 2)
-    split = SimpleNamespace(
-        keys=list(range(RECORDS)), captions=[""] * 2 * RECORDS, caption_owner=owner, text_keys=np.arange(2 * RECORDS),
-        labels=labels,
-    )  # fmt: skip
+    split = split_of(owner, labels)
     sides = [Embedded(rng.normal(size=(len(x), 6)).astype(np.float32), codes=x) for x in (image, text)]
     return *sides, split, code_tables.all_tables(*sides, split, (8, 16, BITS))
 
@@ -34,12 +40,12 @@ def case():
 def test_every_length_is_that_of_the_first_bits(case):
     image, text, split, tables = case
     assert list(tables["nested"]) == ["8", "16"]
-    to_text, to_image = retrieval.positives_from_owners(split.caption_owner, split.text_keys, RECORDS)
+    to_text, to_image = retrieval.positives_from_owners(split.right.owner, split.right.numbers, RECORDS)
     for bits, own in ((8, tables["nested"]["8"]), (16, tables["nested"]["16"]), (BITS, tables)):
         codes, sides = own["codes"], (image.codes[:, :bits], text.codes[:, :bits])
         assert codes["i2t"] == hashing.hamming_recall(*sides, to_text) and codes["bits"] == bits
         assert codes["t2i"] == hashing.hamming_recall(*sides[::-1], to_image) and codes["bytes"] == bits // 8
-        both = hashing.Labelled(*sides, split.labels, split.labels[split.caption_owner])
+        both = hashing.Labelled(*sides, split.labels, split.labels[split.right.owner])
         labels = hashing.label_table(both, both, RECORDS)
         assert labels["i2t"].items() <= own["labels"]["i2t"].items()
         assert own["labels"]["t2i"]["P random"] == pytest.approx(1 / 3)
@@ -48,7 +54,7 @@ def test_every_length_is_that_of_the_first_bits(case):
 
 def test_relaxed_codes_are_ranked_by_their_cosine(case):
     image, text, split, tables = case
-    rights = retrieval.positives_from_owners(split.caption_owner, split.text_keys, RECORDS)
+    rights = retrieval.positives_from_owners(split.right.owner, split.right.numbers, RECORDS)
     for bits, own in ((8, tables["nested"]["8"]), (BITS, tables)):
         sides = [side.codes[:, :bits] for side in (image, text)]
         for name, pair, right in zip(("i2t", "t2i"), (sides, sides[::-1]), rights):
@@ -65,7 +71,7 @@ def test_int8_is_the_gallery_in_whole_numbers_and_the_query_as_it_is(case, tmp_p
     for name, rows in (("image", image.embed), ("text", text.embed)):
         whole = np.array([np.round(row / np.abs(row).max() * 127) for row in rows])
         kept[name] = (whole / np.linalg.norm(whole, axis=1, keepdims=True)).astype(np.float32)
-    to_text, to_image = retrieval.positives_from_owners(split.caption_owner, split.text_keys, RECORDS)
+    to_text, to_image = retrieval.positives_from_owners(split.right.owner, split.right.numbers, RECORDS)
     assert tables["int8"]["i2t"] == retrieval.recall(image.embed, kept["text"], to_text, (1, 5, 10))
     assert tables["int8"]["t2i"] == retrieval.recall(text.embed, kept["image"], to_image, (1, 5, 10))
 
@@ -75,7 +81,7 @@ def test_int8_finds_what_a_search_of_an_int8_index_finds(tmp_path, rng):
     image = (1 + 0.02 * rng.normal(size=(60, 16))).astype(np.float32)
     image /= np.linalg.norm(image, axis=1, keepdims=True)
     text = image + (0.01 * rng.normal(size=image.shape)).astype(np.float32)
-    split = SimpleNamespace(keys=range(60), captions=[""] * 60, caption_owner=np.arange(60), text_keys=np.arange(60))
+    split = split_of(np.arange(60))
     opened = Index.open(store.write(tmp_path / "index", image, None, dtype="int8"), engine="numpy")
     _, rows = opened.nearest(text, 10)
     found = code_tables.int8_table(image, text, split)["t2i"]
@@ -111,7 +117,7 @@ def test_a_gallery_of_other_records_is_what_labels_are_looked_for_in(case, rng):
     for bits, own in ((8, found["nested"]["8"]), (BITS, found)):
         for side, query, gallery, wanted, has in (
             ("i2t", image.codes, other.text, split.labels, other.text_labels),
-            ("t2i", text.codes, other.image, split.labels[split.caption_owner], other.image_labels),
+            ("t2i", text.codes, other.image, split.labels[split.right.owner], other.image_labels),
         ):
             scores = np.sign(query[:, :bits]) @ np.sign(gallery[:, :bits]).T
             right = wanted @ has.T > 0
@@ -138,7 +144,7 @@ def expected_precision(scores, right):
 
 def test_without_labels_there_are_no_label_tables(case):
     image, text, split, _ = case
-    plain = SimpleNamespace(**{**vars(split), "labels": None})
+    plain = dataclasses.replace(split, labels=None)
     assert set(code_tables.all_tables(image, text, plain, (BITS,))) == {"codes", "int8", "relaxed"}
 
 

@@ -38,10 +38,10 @@ def test_averaged_views_have_unit_length_whether_they_agree_or_not(opened_run):
     found, encode, data = [], Embedder(assembly.model, params), assembly.config.data
     for view in ("filled", "outline"):
         split = eval_split(data.path, "test", assembly.tokenizer, data, view)
-        found.append(encode.split(split, "image", 64).embed)
-    image, text = found[0] + found[1], encode.split(split, "text", 64).embed
+        found.append(encode.side(split.left, 64).embed)
+    image, text = found[0] + found[1], encode.side(split.right, 64).embed
     scores = text @ (image / np.linalg.norm(image, axis=1, keepdims=True)).T
-    own = np.take_along_axis(scores, split.caption_owner[:, None], axis=1)
+    own = np.take_along_axis(scores, split.right.owner[:, None], axis=1)
     table = evaluate(assembly, params, quick=True)["ensemble"]["t2i"]
     assert table["R@5"] == pytest.approx(100 * np.mean((scores > own).sum(1) < 5))
 
@@ -64,9 +64,26 @@ def test_languages_of_evaluation_take_the_place_of_those_of_training(opened_run,
     moved = changed(assembly, data={"path": str(two_languages)})
     asked = changed(moved, eval={"languages": ("tags",)})
     assert [evaluate(one, params, quick=True)["captions"] for one in (moved, asked)] == [24, 12]
-    assert Evaluator(asked, params).open("test", "filled").captions[0].count(" ") == 1
+    assert Evaluator(asked, params).open("test", "filled").right.words[0].count(" ") == 1
     said = notes(evaluate(asked, params, quick=True))
     assert f"Captions in tags; data set '{two_languages}'." in said
+
+
+def test_each_language_has_a_table_of_its_own(opened_run, two_languages):
+    """Beside the pool of both, each language's table is that of an evaluation in this language alone."""
+    assembly, params = opened_run
+    data = {"path": str(two_languages)}
+    both, *alone = (changed(assembly, data=data, eval={"languages": own, "views": ("filled",), "rerank": (2,)})
+                    for own in (("en", "tags"), ("en",), ("tags",)))  # fmt: skip
+    pooled = evaluate(both, params)
+    assert (pooled["records"], pooled["captions"]) == (12, 36)
+    for code, own in zip(("en", "tags"), alone, strict=True):
+        table, wanted = pooled["mean"]["languages"][code], evaluate(own, params)["mean"]
+        for name in ("itc", "codes"):
+            assert table[name]["i2t"] == pytest.approx(wanted[name]["i2t"]), (code, name)
+        assert table["rerank"][2]["t2i"] == pytest.approx(wanted["rerank"][2]["t2i"], abs=0.5)
+    rows = [row[0] for row in retrieval_grid(json.loads(json.dumps(pooled))).rows]
+    assert "filled, en" in rows and "filled, tags" in rows
 
 
 def test_the_weight_of_itm_is_chosen_as_it_was_trained(opened_run):
@@ -130,8 +147,8 @@ def test_codes_are_asked_of_the_splits_that_are_the_gallery(opened_run):
         codes, labels = {}, {}
         for name in ("test", "train"):
             split = eval_split(data.path, name, assembly.tokenizer, data, view)
-            codes[name] = [encode.split(split, side, 64).codes for side in ("image", "text")]
-            labels[name] = split.labels, split.labels[split.caption_owner]
+            codes[name] = [encode.side(side, 64).codes for side in (split.left, split.right)]
+            labels[name] = split.labels, split.labels[split.right.owner]
         for number, side in enumerate(("i2t", "t2i")):
             gallery = np.concatenate([codes[name][1 - number] for name in ("train", "test")])
             shared = labels["test"][number], np.concatenate([labels[name][1 - number] for name in ("train", "test")])
@@ -152,7 +169,7 @@ def test_a_gallery_that_is_not_there_is_refused_before_training_and_before_encod
     with pytest.raises(UserError, match=words):
         evaluate(wrong, params)
     with pytest.raises(UserError, match=words):
-        refuse_impossible(wrong.config, wrong.objectives, Card.load(wrong.config.data.path))
+        refuse_impossible(wrong.config, Card.load(wrong.config.data.path))
 
 
 def test_a_gallery_wants_labels(opened_run, shapes_files, tmp_path):

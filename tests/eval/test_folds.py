@@ -29,13 +29,13 @@ def test_a_mean_over_folds_is_that_of_each_fold_by_itself(in_folds):
     assembly, params, result = in_folds
     evaluator, tables = Evaluator(assembly, params), result["mean"]["folds"]
     split = evaluator.open("test", "filled")
-    image, text = (evaluator.embedder.split(split, side, 64, True) for side in ("image", "text"))
+    image, text = (evaluator.embedder.side(side, 64, True) for side in (split.left, split.right))
     part = lambda side, rows: dataclasses.replace(side, **{k: v[rows] for k, v in vars(side).items() if v is not None})
     wanted = {"itc": [], "codes": [], 2: [], 4: []}
     for first in (0, 4, 8):
-        texts = [row for row, owner in enumerate(split.caption_owner) if first <= owner < first + 4]
+        texts = [row for row, owner in enumerate(split.right.owner) if first <= owner < first + 4]
         own, captions = part(image, slice(first, first + 4)), part(text, texts)
-        right = retrieval.positives_from_owners(split.caption_owner[texts] - first, split.text_keys[texts], 4)
+        right = retrieval.positives_from_owners(split.right.owner[texts] - first, split.right.numbers[texts], 4)
         sides = (own.embed, captions.embed)
         wanted["itc"].append([retrieval.recall(*pair, way, (1,)) for pair, way in zip((sides, sides[::-1]), right)])
         codes = (own.codes, captions.codes)
@@ -69,10 +69,10 @@ def test_captions_are_in_the_fold_of_their_picture(opened_run):
     parts = list(folds.folds_of(split, 2, 5))
     assert [part.split.keys for part in parts] == [split.keys[:5], split.keys[5:10]]
     for part in parts:
-        for owner, row in zip(part.split.caption_owner, part.texts, strict=True):
-            assert part.split.keys[owner] == split.keys[split.caption_owner[row]]
-            assert part.split.captions[list(part.texts).index(row)] == split.captions[row]
-        np.testing.assert_array_equal(part.split.picture(1), split.picture(int(part.images[1])))
+        for owner, row in zip(part.split.right.owner, part.right, strict=True):
+            assert part.split.keys[owner] == split.keys[split.right.owner[row]]
+            assert part.split.right.words[list(part.right).index(row)] == split.right.words[row]
+        np.testing.assert_array_equal(part.split.left.read(1), split.left.read(int(part.left[1])))
 
 
 def test_folds_that_the_split_does_not_have_are_refused_before_training_and_before_encoding(opened_run):
@@ -82,7 +82,7 @@ def test_folds_that_the_split_does_not_have_are_refused_before_training_and_befo
     with pytest.raises(UserError, match=words):
         evaluate(wrong, params, say=pytest.fail)
     with pytest.raises(UserError, match=words):
-        refuse_impossible(wrong.config, wrong.objectives, Card.load(wrong.config.data.path))
+        refuse_impossible(wrong.config, Card.load(wrong.config.data.path))
 
 
 def test_shortlists_end_with_the_gallery(opened_run):

@@ -30,7 +30,7 @@ def encoded(both):
     assembly, *trees = both
     found = Evaluator(assembly, trees[0]).open("test", "")
     embedders = [Embedder(assembly.model, params) for params in trees]
-    return [(own, *(own.split(found, side, 5, keep_tokens=True) for side in ("image", "text"))) for own in embedders]
+    return [(own, *(own.side(side, 5, keep_tokens=True) for side in (found.left, found.right))) for own in embedders]
 
 
 def test_a_block_that_does_not_divide_gives_the_rows_of_one_device(encoded):

@@ -220,7 +220,7 @@ def test_a_run_is_classified_as_by_hand(species_run):
     head /= np.linalg.norm(head, axis=1, keepdims=True)
     for view, tables in result["views"].items():
         found = Evaluator(assembly, params).open("test", view)
-        image = embedder.split(found, "image", 8).embed
+        image = embedder.side(found.left, 8).embed
         best = [names[row] for row in np.argmax(image @ head.T, axis=1)]
         true = [key.split("-")[1] for key in found.keys]
         right = np.mean([one == other for one, other in zip(best, true)])

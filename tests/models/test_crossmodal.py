@@ -4,14 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import ALL, ROWS, TOKENS, WIDTH, tiny_batch, tiny_config, tiny_model, tiny_params
+from tiny import ALL, BOS, ROWS, SEP, TOKENS, WIDTH, tiny_batch, tiny_config, tiny_model, tiny_objectives, tiny_params
 
+from xmodal_jax.eval.generate import beam_search
 from xmodal_jax.forward import Forward
 from xmodal_jax.models.efficientnet import EfficientNetLite0
 from xmodal_jax.models.encoder import Neck
 from xmodal_jax.models.features import FeatureTokens
 from xmodal_jax.models.heads import l2_normalize
 from xmodal_jax.models.vit import ViT
+from xmodal_jax.objectives import parts
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ def test_the_score_of_a_pair_is_its_matching_log_odds(made, encoded):
     call = lambda *x, method: model.apply({"params": params}, *x, method=method)
     fused = call(tokens, words, mask, rows, method="fuse")
     logits = call(fused, mask, image[rows], text, method="match_logits")
-    odds = call((tokens[rows], image[rows]), (words, text), mask, method="score")
+    odds = call((tokens[rows], image[rows]), (words, text, mask), method="score")
     np.testing.assert_allclose(odds, logits[:, 1] - logits[:, 0], atol=1e-5)
 
 
@@ -164,7 +166,7 @@ def test_fusion_over_aggregated_features_reads_both_embeddings(aggregated):
         raw = call("text", batch["text"], method="raw")
         hidden = call(image[0], batch["text"], method="decode")
         fused = call(image[0], text[0], batch["text"] != 0, method="fuse")
-        score = call(image, text, batch["text"] != 0, method="score")
+        score = call(image, (*text, batch["text"] != 0), method="score")
         return image, text, raw, hidden, fused, score
 
     image, text, raw, hidden, fused, score = jax.tree.map(np.asarray, run(params))
@@ -209,8 +211,11 @@ def test_a_forward_gives_the_tokens_of_the_encoders(aggregated):
 )
 def test_captions_are_read_through_the_bridge_that_trained(objectives, bridged):
     model = tiny_model(tiny_config(objectives=objectives, bridge={"kind": "gate", "hidden": 8}))
-    params = tiny_params(model, used=frozenset({"bridge"}))
+    params = tiny_params(model, used=ALL | {"bridge"})
     params["bridge"] |= {"gamma": jnp.float32(1.0)}
     tokens = jnp.ones((2, TOKENS, WIDTH))
-    read = model.apply({"params": params}, tokens, method="caption_tokens")
-    assert bool((read != tokens).any()) == bridged
+    used = parts(tiny_objectives(objectives))
+    assert ("bridged_decoder" in used) == bridged
+    read = beam_search(model, params, tokens, 4, 1, 1, (BOS, SEP), (), bridged)
+    plain = beam_search(model, params, tokens, 4, 1, 1, (BOS, SEP), ())
+    assert bool((read[1] != plain[1]).any()) == bridged

@@ -71,6 +71,15 @@ def test_rows_pick_the_image(case, decode, inputs):
     np.testing.assert_allclose(decode(case[1], image, ids, rows), decode(case[1], image[rows], ids), atol=1e-5)
 
 
+def test_masked_tokens_of_the_memory_are_not_read(case, inputs):
+    (model, params, _), (image, ids) = case, inputs
+    seen = np.arange(image.shape[1])[None, :] < np.array([5, 1, 2, 3, 4, 5, 1, 2])[:, None]
+    run = jax.jit(lambda image, mask: model.apply({"params": params}, image, ids, memory_mask=mask, method="decode"))
+    found = run(image, seen)
+    np.testing.assert_allclose(run(np.where(seen[..., None], image, 7.0).astype(np.float32), seen), found, atol=1e-5)
+    assert float(np.abs(run(image, None) - found).max()) > 1e-3
+
+
 def test_only_self_attention_is_the_decoders_own(case, decode, inputs):
     _, params, _ = case
     image, ids = inputs

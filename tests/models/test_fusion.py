@@ -10,7 +10,7 @@ from torch_layers import bert, run_layers, stack_of
 from xmodal_jax.models.fusion import Fusion, causal_mask
 
 PAIRS, LENGTH, PATCHES, WIDTH = 3, 6, 5, 16
-FUSION = Fusion(width=WIDTH, layers=2, heads=4, hidden=24, image_width=WIDTH)
+FUSION = Fusion(width=WIDTH, layers=2, heads=4, hidden=24, memory_width=WIDTH)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,20 @@ def test_padding_changes_no_real_token(case, fuse):
     )
 
 
+@pytest.mark.parametrize("rows", [None, np.array([2, 0, 0], np.int32)], ids=["own", "picked"])
+def test_masked_tokens_of_the_memory_are_not_read(case, rows):
+    _, params, image, text, mask = case
+    seen = np.arange(PATCHES)[None, :] < np.array([5, 3, 1])[:, None]
+    changed = np.where(seen[..., None], image, 7.0).astype(np.float32)
+    run = jax.jit(lambda image, **how: FUSION.apply({"params": params}, image, text, mask, rows, **how))
+    found = run(image, memory_mask=seen)
+    np.testing.assert_allclose(run(changed, memory_mask=seen), found, atol=1e-5)
+    for row, own in enumerate(range(PAIRS) if rows is None else rows):  # as if they were not there at all
+        alone = FUSION.apply({"params": params}, image[own : own + 1, seen[own]], text[row : row + 1], mask[row : row + 1])
+        np.testing.assert_allclose(found[row][mask[row]], alone[0][mask[row]], atol=1e-5)
+    assert float(np.abs(run(image) - found).max()) > 1e-2
+
+
 def test_causal_mask_is_lower_triangular_and_real():
     mask = np.asarray(causal_mask(jnp.array([[True, True, False]])))
     assert mask.shape == (1, 1, 3, 3)
@@ -83,7 +97,7 @@ def test_causal_mask_is_lower_triangular_and_real():
 @pytest.mark.parametrize("layers", [1, 2])
 def test_cached_sides_give_the_same_fusion(layers):
     draw = np.random.default_rng(5)
-    fusion = Fusion(width=WIDTH, layers=layers, heads=4, hidden=24, image_width=WIDTH)
+    fusion = Fusion(width=WIDTH, layers=layers, heads=4, hidden=24, memory_width=WIDTH)
     image, text = (draw.normal(size=(PAIRS, n, WIDTH)).astype(np.float32) for n in (PATCHES, LENGTH))
     mask = np.arange(LENGTH)[None, :] < np.array([4, 3, 1])[:, None]
     params = fusion.init(jax.random.key(0), image, text, mask)
@@ -92,6 +106,10 @@ def test_cached_sides_give_the_same_fusion(layers):
     read = jax.tree.map(lambda x: x[:, ::-1], run(image, method="remember"))
     begun = run(text, mask, method="begin")
     np.testing.assert_allclose(run(read, begun, mask, method="finish"), expected, atol=1e-5)
+    seen = np.arange(PATCHES)[None, :] < np.array([2, 5, 3])[:, None]
+    masked = run(read, begun, mask, memory_mask=seen, method="finish")
+    np.testing.assert_allclose(masked, run(image[::-1], text, mask, memory_mask=seen), atol=1e-5)
+    assert float(np.abs(masked - expected).max()) > 1e-3
     short = slice(0, 4)  # padding that no text of the block needs may be left out
     cut = run(read, begun[:, short], mask[:, short], method="finish")
     np.testing.assert_allclose(

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_batch, tiny_config, tiny_model, tiny_objectives
+from tiny import tiny_batch, tiny_config, tiny_model
 
 from xmodal_jax.checks import refuse_unserved
 from xmodal_jax.config_checks import check
 from xmodal_jax.errors import UserError
 from xmodal_jax.models.gru import Gru
+from xmodal_jax.objectives import build_objectives
 
 VOCAB, WORDS, WIDTH = 11, 6, 5
 IDS = np.array([[2, 5, 6, 7, 1], [2, 9, 1, 0, 0], [2, 8, 8, 1, 0]], np.int32)
@@ -114,8 +115,8 @@ def test_writing_is_refused(objective, asked):
         ".*; write config.encoders.text.kind=bert"
     )
     with pytest.raises(UserError, match=sentence):
-        refuse_unserved(config, tiny_objectives(config.objectives))
-    refuse_unserved(tiny_config(text={"kind": "gru"}), tiny_objectives({"itc": {}, "itm": {}, "lmim": {}}))
+        refuse_unserved(config, build_objectives(config.objectives))
+    refuse_unserved(tiny_config(text={"kind": "gru"}), build_objectives({"itc": {}, "itm": {}, "lmim": {}}))
 
 
 def test_berts_weights_are_refused():

@@ -7,13 +7,14 @@ import jax
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_batch, tiny_config, tiny_model, tiny_objectives
+from tiny import tiny_batch, tiny_config, tiny_model
 
 from xmodal_jax import config_file as configs
 from xmodal_jax.assemble import assemble, document_frequencies
 from xmodal_jax.checks import refuse_unserved
 from xmodal_jax.errors import UserError
 from xmodal_jax.models.tfidf import TfIdf, inverse_document_frequency, tfidf_weights
+from xmodal_jax.objectives import build_objectives
 
 VOCAB, SPECIAL = 12, (0, 1, 2)
 TRAIN = np.array([[2, 5, 6, 5, 1, 0], [2, 6, 7, 1, 0, 0], [2, 6, 8, 9, 9, 1]], np.int32)
@@ -94,8 +95,8 @@ def test_objectives_that_read_words_are_refused(objective, asked):
         "write config.encoders.text.kind=bert"
     )
     with pytest.raises(UserError, match=sentence):
-        refuse_unserved(config, tiny_objectives(config.objectives))
-    refuse_unserved(tiny_config(text={"kind": "tfidf"}), tiny_objectives({"itc": {}, "hash": {}}))
+        refuse_unserved(config, build_objectives(config.objectives))
+    refuse_unserved(tiny_config(text={"kind": "tfidf"}), build_objectives({"itc": {}, "hash": {}}))
 
 
 def test_one_token_of_a_text_makes_its_embedding():

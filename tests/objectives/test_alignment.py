@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from given import Given, unit
-from tiny import ROWS, tiny_batch, tiny_config, tiny_model, tiny_params
+from tiny import ROWS, tiny_batch, tiny_config, tiny_model, tiny_objectives, tiny_params
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward, teacher_forward
@@ -14,7 +14,7 @@ from xmodal_jax.models.heads import l2_normalize
 from xmodal_jax.objectives import OBJECTIVES, build_objectives, parts
 from xmodal_jax.objectives.alignment import IMS, LMIM, global_to_local
 from xmodal_jax.objectives.base import same
-from xmodal_jax.objectives.contrastive import ITC, NEVER, RING
+from xmodal_jax.objectives.contrastive import ITC, KEYS, NEVER
 
 EMBED, QUEUE, FILLED, PLACES = 6, 10, 7, 3
 SIDES = ("image", "text")
@@ -25,8 +25,8 @@ def arrays():
     """Embeddings of student and teacher, a queue of which 7 rows are filled, local features and which are real."""
     draw, batch = np.random.default_rng(3), tiny_batch()
     ring = {side: unit(draw, QUEUE, EMBED) for side in SIDES}
-    ring |= {"id": np.arange(QUEUE, dtype=np.int32) + 900, "text_key": np.arange(QUEUE, dtype=np.int32) + 900}
-    ring["id"][2], ring["text_key"][4], ring["id"][FILLED:] = batch["id"][3], batch["text_key"][5], NEVER
+    ring |= {"id": np.arange(QUEUE, dtype=np.int32) + 900, "text/key": np.arange(QUEUE, dtype=np.int32) + 900}
+    ring["id"][2], ring["text/key"][4], ring["id"][FILLED:] = batch["id"][3], batch["text/key"][5], NEVER
     mask = np.arange(PLACES)[None, :] < draw.integers(1, PLACES + 1, (ROWS, 1))
     names = ("image", "text", "teacher_image", "teacher_text", "second")
     return {name: unit(draw, ROWS, EMBED) for name in names} | {
@@ -40,35 +40,24 @@ def intra(query, keys, arrays, ring, temperature):
     count = FILLED if ring is not None else 0
     columns = torch.cat([torch.tensor(keys), torch.tensor(ring[:count])]) if count else torch.tensor(keys)
     match = np.zeros((ROWS, len(columns)), bool)
-    for name in ("id", "text_key"):
+    for name in ("id", "text/key"):
         match |= batch[name][:, None] == np.concatenate([batch[name], queue[name][:count]])[None, :]
     targets = torch.tensor(match / match.sum(1, keepdims=True)).float()
     return -(torch.log_softmax(query @ columns.T / temperature, dim=1) * targets).sum(1)
-
-
-class Views(Given):
-    """Given embeddings with a second view of the picture."""
-
-    def __init__(self, *args, second, **options):
-        super().__init__(*args, **options)
-        self.second = second
-
-    def encode(self, field, encoder=""):
-        """The embeddings of either view."""
-        return Given(self.second, self.second).encode("image") if field == "image2" else super().encode(field)
 
 
 @pytest.mark.parametrize(
     "queued, second, sides", [(True, True, SIDES), (False, False, SIDES), (True, False, ("text",))]
 )
 def test_ims_is_tcls_intra_modal_contrast(arrays, queued, second, sides):
-    batch = arrays["batch"] | ({"image2": arrays["batch"]["image"]} if second else {})
-    teacher = Views(arrays["teacher_image"], arrays["teacher_text"], second=arrays["second"])
-    memory = {RING: arrays["ring"]} if queued else {}
+    batch, teacher = arrays["batch"], Given(arrays["teacher_image"], arrays["teacher_text"])
+    teacher.embeds["image2"] = arrays["second"]
+    config = tiny_config(data={"fields": {"image2": {"of": "image"}}} if second else {})
+    memory = {KEYS: arrays["ring"]} if queued else {}
 
     @jax.jit
     def loss(image, text, temperature):
-        term = IMS(sides=sides)(Given(image, text, temperature, teacher, memory), batch, None)
+        term = IMS(sides=sides)(Given(image, text, temperature, teacher, memory, config=config), batch, None)
         assert term.enqueue == {} and term.write == {} and set(term.metrics) == set(sides)
         return term.mean(), term.values
 
@@ -189,8 +178,8 @@ def test_local_layers_are_made_for_lmim_only_and_refused_where_nothing_trains_th
     assert head({"lmim": {}}) == {"linear", "token"}
     sentence = r"config.encoders.image.pool='mean' nothing trains them; write .*lmim.momentum=False"
     with pytest.raises(UserError, match=sentence):
-        LMIM().memory(made)
-    assert LMIM(momentum=False).memory(made) == {}
+        tiny_objectives({"lmim": {}}, made.config)
+    assert not tiny_objectives({"lmim": {"momentum": False}}, made.config)["lmim"].momentum
 
 
 def test_tcls_sum_is_three_weights_of_a_third(arrays):
@@ -206,13 +195,10 @@ def test_tcls_sum_is_three_weights_of_a_third(arrays):
         def rowwise(self, run, key, *inputs):
             return run(key, *inputs)
 
-        def encode(self, field, encoder=""):
-            given = super().encode(field)
-            return given.replace(mask=jnp.ones((ROWS, PLACES + 1), bool)) if field == "text" else given
-
-    teacher = Local(arrays["teacher_image"], arrays["teacher_text"], heads=heads)
-    fwd = Local(arrays["image"], arrays["text"], 0.1, teacher)
-    total = sum(item.weight * item(fwd, arrays["batch"], None).mean() for item in built.values())
+    batch = arrays["batch"] | {"text": np.ones((ROWS, PLACES + 1), np.int32)}  # [CLS] and a word for each place
+    teacher = Local(arrays["teacher_image"], arrays["teacher_text"], heads=heads, batch=batch)
+    fwd = Local(arrays["image"], arrays["text"], 0.1, teacher, batch=batch)
+    total = sum(item.weight * item(fwd, batch, None).mean() for item in built.values())
     own = {side: torch.tensor(arrays[side]) for side in SIDES}
     six = [intra(own[query], arrays[f"teacher_{key}"], arrays, None, 0.1)
            for query, key in (("image", "text"), ("text", "image"), ("image", "image"), ("text", "text"))]  # fmt: skip
@@ -222,8 +208,14 @@ def test_tcls_sum_is_three_weights_of_a_third(arrays):
     assert isinstance(built["itc"], ITC) and {OBJECTIVES["ims"], OBJECTIVES["lmim"]} == {IMS, LMIM}
 
 
-@pytest.mark.parametrize("sides", [(), ("picture",), ("text", "text")])
+@pytest.mark.parametrize("sides", [(), ("text", "text")])
 @pytest.mark.parametrize("kind", ["ims", "lmim"])
 def test_impossible_sides_are_refused(kind, sides):
-    with pytest.raises(UserError, match=rf"config.objectives.{kind}.sides is .*; write \('image', 'text'\)"):
+    with pytest.raises(UserError, match=rf"{kind}.sides is .*; write each field once, such as \('image'"):
         build_objectives({kind: {"sides": sides}})
+
+
+@pytest.mark.parametrize("kind", ["ims", "lmim"])
+def test_a_side_that_is_no_field_is_refused(kind):
+    with pytest.raises(UserError, match=f"{kind} reads 'picture' .* add config.data.fields.picture, such as"):
+        tiny_objectives({kind: {"sides": ("picture",)}})

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from given import Given
-from tiny import ROWS, VOCAB, tiny_batch, tiny_config, tiny_model, tiny_params, tiny_recipe
+from tiny import FACTS, ROWS, VOCAB, tiny_batch, tiny_config, tiny_model, tiny_params, tiny_recipe
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward
 from xmodal_jax.objectives import build_objectives, parts
+from xmodal_jax.objectives.codes import batch_rows
 from xmodal_jax.objectives.hash_contrast import HashContrast, HashSupCon
 from xmodal_jax.objectives.hashing import HashDistance, HashEuclidean, HashQuality, HashTriplet, euclidean
 from xmodal_jax.train.memory import remember
@@ -27,7 +28,7 @@ def arrays():
     draw = np.random.default_rng(3)
     batch = tiny_batch() | {"labels": LABELS}
     codes = draw.normal(size=(RECORDS, BITS)).astype(np.float32)
-    marks = {name: np.arange(RECORDS, dtype=np.int32) + batch[name][0] for name in ("id", "text_key")}
+    marks = {name: np.arange(RECORDS, dtype=np.int32) + batch[name][0] for name in ("id", "text/key")}
     marks["id"][SEEN:] = -1
     codes /= np.linalg.norm(codes, axis=1, keepdims=True)
     codes[SEEN:] = 0
@@ -45,7 +46,7 @@ def ours(objective, arrays, step=0, nested=()):
     batch = jax.tree.map(jnp.asarray, arrays["batch"])
 
     def loss(image, text):
-        fwd = Given(image, text, heads=heads, step=step, nested=nested, **more)
+        fwd = Given(image, text, heads=heads, step=step, nested=nested, batch=batch, **more)
         term = objective(fwd, batch, jax.random.key(5))
         return term.mean(), term
 
@@ -195,7 +196,7 @@ def test_distances_of_a_tfidf_model_do_not_move_with_its_trained_layer():
         words = {"kernel": draw.normal(size=(VOCAB, 6)).astype(np.float32), "bias": np.zeros(6, np.float32)}
         params = {"log_temperature": np.float32(0), "image": {}, "text": {"tower": {"idf": idf, "words": words}}}
         fwd = Forward(model, params, jax.tree.map(jnp.asarray, batch), None)
-        found = HashDistance(center=False).shared(fwd, batch, None)[1]
+        found = HashDistance(center=False).shared(fwd, batch, batch_rows(batch, ("image", "text"), False), None)[1]
         vectors = bags(batch["text"], idf)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         expected = 0.5 * (1 - vectors @ vectors.T) * (1 - np.eye(ROWS))
@@ -211,7 +212,7 @@ def test_contrast_and_ranking(arrays, records, step):
 
     def memory_logits(i, query):
         far = [r for r in drawn if r < SEEN and table["id"][r] != batch["id"][i]]
-        far = [r for r in far if table["text_key"][r] != batch["text_key"][i]]
+        far = [r for r in far if table["text/key"][r] != batch["text/key"][i]]
         codes = torch.tensor(table["codes"][far]).reshape(-1, BITS)[:, : query.shape[1]]
         return sign(codes) @ query[i]
 
@@ -270,9 +271,9 @@ def test_the_length_of_a_code_does_not_count_in_the_memory(arrays):
 
 def test_the_memory_holds_a_row_for_each_record():
     model = tiny_model(tiny_config(objectives={"hash_contrast": {"table": RECORDS}}))
-    memory = build_objectives(model.config.objectives)["hash_contrast"].memory(model)
+    memory = build_objectives(model.config.objectives)["hash_contrast"].memory(model, FACTS)
     assert memory["codes"]["codes"].shape == (RECORDS, 8) and (memory["codes"]["id"] == -1).all()
-    assert HashContrast().memory(model) == {}
+    assert HashContrast().memory(model, FACTS) == {}
 
 
 HASHING = {
@@ -315,7 +316,7 @@ def test_eight_devices_equal_one(arrays):
     @jax.jit
     def run(sides, batch, memory, towers):
         def loss(sides):
-            fwd = Given(*sides, heads=heads, memory=memory, towers=towers, nested=(4,))
+            fwd = Given(*sides, heads=heads, memory=memory, towers=towers, nested=(4,), batch=batch)
             terms = [objective(fwd, batch, jax.random.key(5)) for objective in objectives.values()]
             return sum(term.mean() for term in terms), [(term.values, term.metrics, term.write) for term in terms]
 
@@ -333,7 +334,8 @@ def test_eight_devices_equal_one(arrays):
 
 def test_a_step_of_all_of_them_fits_the_state_and_writes_the_memory(arrays):
     """Traced, not compiled: the state after a step has the shapes of the one before. The table is as `remember` leaves it."""
-    recipe = tiny_recipe(tiny_config(joint={"bits": 16, "nested": (8,)}, objectives=HASHING))
+    section = HASHING | {"hash_contrast": {"table": FACTS.records, "negatives": 5}}
+    recipe = tiny_recipe(tiny_config(joint={"bits": 16, "nested": (8,)}, objectives=section))
     used = parts(recipe.objectives)
     state = jax.eval_shape(lambda: create_state(recipe, tiny_params(recipe.model, 0, used), 0))
     after, metrics = jax.eval_shape(lambda state: train_step(recipe, state, arrays["batch"]), state)
@@ -358,9 +360,9 @@ def test_each_nested_length_is_logged(arrays):
     ("section", "sentence"),
     [
         ({"hash_triplet": {"margin": 0.0}}, "hash_triplet.margin is 0.0; write a cosine"),
-        ({"hash_triplet": {"mean_steps": -1}}, "hash_triplet.mean_steps is -1"),
+        ({"hash_triplet": {"mean_steps": -1}}, "hash_triplet.mean_steps is -1; write 0 or more"),
         ({"hash_euclidean": {"vartheta": 1.5}}, "hash_euclidean.vartheta is 1.5"),
-        ({"hash_contrast": {"alpha": 2.0}}, "hash_contrast.alpha is 2.0; write a share"),
+        ({"hash_contrast": {"alpha": 2.0}}, "hash_contrast.alpha is 2.0; write a rate from 0 to 1"),
         ({"hash_contrast": {"temperature": 0.0}}, "hash_contrast.temperature is 0.0"),
         ({"hash_supcon": {"temperature": 0.0}}, "hash_supcon.temperature is 0.0"),
         ({"hash_contrast": {"table": -1}}, "hash_contrast.table is -1"),

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from given import Given, unit
-from tiny import ROWS, tiny_batch, tiny_config, tiny_model
+from tiny import FACTS, ROWS, tiny_batch, tiny_config, tiny_model
 
 from xmodal_jax.config import MeshConfig
 from xmodal_jax.errors import UserError
-from xmodal_jax.objectives.contrastive import ITC, NEVER, RING, direction, hard_targets, soft_cross_entropy
+from xmodal_jax.objectives import build_objectives
+from xmodal_jax.objectives.contrastive import ITC, KEYS, NEVER, direction, hard_targets, soft_cross_entropy
 from xmodal_jax.parallel.mesh import make_mesh
 
 EMBED, QUEUE, FILLED = 6, 10, 7
@@ -24,8 +25,8 @@ def arrays():
     draw = np.random.default_rng(3)
     batch = tiny_batch()
     ring = {"image": unit(draw, QUEUE, EMBED), "text": unit(draw, QUEUE, EMBED)}
-    ring |= {"id": np.arange(QUEUE, dtype=np.int32) + 900, "text_key": np.arange(QUEUE, dtype=np.int32) + 900}
-    ring["id"][2], ring["text_key"][4] = batch["id"][3], batch["text_key"][5]
+    ring |= {"id": np.arange(QUEUE, dtype=np.int32) + 900, "text/key": np.arange(QUEUE, dtype=np.int32) + 900}
+    ring["id"][2], ring["text/key"][4] = batch["id"][3], batch["text/key"][5]
     ring["id"][FILLED:] = NEVER
     names = ("image", "text", "teacher_image", "teacher_text")
     return {name: unit(draw, ROWS, EMBED) for name in names} | {"batch": batch, "ring": ring}
@@ -40,7 +41,7 @@ def albef(image, text, temperature, arrays, alpha, queued=True, student_keys=Fal
         rows = own if student_keys else torch.tensor(arrays[f"teacher_{side}"])
         keys[side] = torch.cat([rows, torch.tensor(ring[side][:count])])
     match = False
-    for name in ("id", "text_key"):
+    for name in ("id", "text/key"):
         column = np.concatenate([batch[name], ring[name][:count]])
         match = match | (batch[name][:, None] == column[None, :])
     hard = torch.tensor(match / match.sum(1, keepdims=True)).float()
@@ -56,11 +57,12 @@ def albef(image, text, temperature, arrays, alpha, queued=True, student_keys=Fal
 def ours(objective, arrays, step=0, queued=True):
     """Per-row losses and the gradients of their mean for image, text and temperature."""
     teacher = Given(arrays["teacher_image"], arrays["teacher_text"])
-    memory = {RING: arrays["ring"]} if queued else {}
+    memory = {KEYS: arrays["ring"]} if queued else {}
 
     @jax.jit
     def loss(image, text, temperature):
-        term = objective(Given(image, text, temperature, teacher, memory, step), arrays["batch"], None)
+        fwd = Given(image, text, temperature, teacher, memory, step, batch=arrays["batch"])
+        term = objective(fwd, arrays["batch"], None)
         return term.mean(), term
 
     run = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
@@ -101,14 +103,15 @@ def test_keys_and_queue_may_be_of_the_second_view(arrays, ring):
     """TCL: the teacher sees the other view of a picture, as key, as soft target and in the queue."""
     second = unit(np.random.default_rng(9), ROWS, EMBED)
     objective = ITC(queue=QUEUE, alpha=0.4, second_view_keys=True, ring=ring)
-    teacher = Given(None, arrays["teacher_text"])
+    teacher, config = Given(None, arrays["teacher_text"]), tiny_config(data={"fields": {"image2": {"of": "image"}}})
     teacher.embeds["image2"] = second
-    fwd = Given(arrays["image"], arrays["text"], 0.1, teacher, {RING: arrays["ring"]})
+    sides = arrays["image"], arrays["text"]
+    fwd = Given(*sides, 0.1, teacher, {KEYS: arrays["ring"]}, batch=arrays["batch"], config=config)
     term = objective(fwd, arrays["batch"], None)
     rows, _ = expected(arrays | {"teacher_image": second}, alpha=0.4)
     np.testing.assert_allclose(term.values, rows, rtol=2e-5)
-    np.testing.assert_array_equal(term.enqueue[RING]["image"], second)
-    assert objective.needs == {"image2"} and ITC().needs == set()
+    np.testing.assert_array_equal(term.enqueue[KEYS]["image"], second)
+    assert set(term.metrics) == {"accuracy", "temperature", "drift_text"}, "the teacher never sees the first view"
 
 
 @pytest.mark.parametrize("field", ["student_keys", "bridge"])
@@ -130,7 +133,7 @@ def test_with_ring_it_is_the_same_objective(arrays, case):
 
 
 def test_without_queue_or_soft_targets_it_is_clips_loss(arrays):
-    batch = arrays["batch"] | {"text_key": np.arange(ROWS, dtype=np.int32)}
+    batch = arrays["batch"] | {"text/key": np.arange(ROWS, dtype=np.int32)}
     term, _ = ours(ITC(queue=0, alpha=0.0, student_keys=True), arrays | {"batch": batch}, queued=False)
     logits, target = torch.tensor(arrays["image"]) @ torch.tensor(arrays["text"]).T / 0.1, torch.arange(ROWS)
     both = [torch.nn.functional.cross_entropy(side, target, reduction="none") for side in (logits, logits.T)]
@@ -154,11 +157,11 @@ def test_what_an_empty_row_holds_changes_nothing(arrays):
 
 def test_the_queue_gets_the_teachers_keys_of_the_batch(arrays):
     for objective in (ITC(queue=QUEUE), ITC(queue=QUEUE, student_keys=True)):
-        rows = ours(objective, arrays)[0].enqueue[RING]
+        rows = ours(objective, arrays)[0].enqueue[KEYS]
         np.testing.assert_array_equal(rows["image"], arrays["teacher_image"])
         np.testing.assert_array_equal(rows["text"], arrays["teacher_text"])
         np.testing.assert_array_equal(rows["id"], arrays["batch"]["id"])
-        np.testing.assert_array_equal(rows["text_key"], arrays["batch"]["text_key"])
+        np.testing.assert_array_equal(rows["text/key"], arrays["batch"]["text/key"])
     assert ours(ITC(queue=0), arrays, queued=False)[0].enqueue == {}
 
 
@@ -166,7 +169,7 @@ def test_accuracy_counts_any_positive(arrays):
     perfect = arrays | {"image": arrays["teacher_text"]}
     assert ours(ITC(queue=QUEUE), perfect)[0].metrics["accuracy"] == 1.0
     scores = arrays["image"] @ np.concatenate([arrays["teacher_text"], arrays["ring"]["text"][:FILLED]]).T
-    columns = {name: np.concatenate([arrays["batch"][name], arrays["ring"][name]]) for name in ("id", "text_key")}
+    columns = {name: np.concatenate([arrays["batch"][name], arrays["ring"][name]]) for name in ("id", "text/key")}
     best = scores.argmax(1)
     right = [any(arrays["batch"][n][i] == columns[n][j] for n in columns) for i, j in enumerate(best)]
     assert ours(ITC(queue=QUEUE), arrays)[0].metrics["accuracy"] == np.float32(np.mean(right))
@@ -174,12 +177,15 @@ def test_accuracy_counts_any_positive(arrays):
 
 def test_memory_is_one_record_of_empty_rows():
     model = tiny_model(tiny_config())
-    ring = ITC(queue=5).memory(model)[RING]
+    ring = ITC(queue=5).memory(model, FACTS)[KEYS]
     assert {name: leaf.shape for name, leaf in ring.items()} == {
-        "image": (5, 8), "text": (5, 8), "id": (5,), "text_key": (5,)
+        "image": (5, 8), "text": (5, 8), "id": (5,), "text/key": (5,)
     }  # fmt: skip
     assert (np.asarray(ring["id"]) == NEVER).all()
-    assert ITC(queue=0).memory(model) == {}
+    assert ITC(queue=0).memory(model, FACTS) == {}
+    config = tiny_config(data={"fields": {"text": {"required": False}}})
+    ring = ITC(queue=5, keys="own").memory(tiny_model(config), FACTS)["own"]
+    assert set(ring) == {"image", "text", "id", "text/key", "text/valid"} and not ring["text/valid"].any()
 
 
 def test_hard_targets_spread_evenly():
@@ -202,8 +208,8 @@ def test_a_teacher_of_extreme_logits_stays_finite(arrays):
 
 
 @pytest.mark.parametrize(
-    "field, value, sentence", [("queue", -1, "write 0 for none"), ("alpha", 1.5, "a share from 0 to 1")]
+    "field, value, sentence", [("queue", -1, "write 0 or more"), ("alpha", 1.5, "write a rate from 0 to 1")]
 )
 def test_impossible_values_are_refused(field, value, sentence):
     with pytest.raises(UserError, match=f"itc.{field} is {value}; .*{sentence}"):
-        ITC(**{field: value}).check("itc")
+        build_objectives({"itc": {field: value}})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from given import Given, unit
-from tiny import ROWS
+from tiny import FACTS, ROWS
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.objectives import build_objectives
@@ -27,12 +27,13 @@ CASES = {
 def arrays():
     """Embeddings of a student and of a teacher in the same space."""
     draw = np.random.default_rng(5)
-    return {name: unit(draw, ROWS, EMBED) for name in ("image", "text", "distill_image", "distill_text")}
+    names = ("image", "text", "image/teacher", "text/teacher")
+    return {name: unit(draw, ROWS, EMBED) for name in names} | {"id": np.arange(ROWS, dtype=np.int32)}
 
 
 def reference(image, text, heat, arrays, relation=1.0, feature=0.0, teacher_temperature=0.07):
     """KL(teacher || student) over rows and columns (Hinton et al. 2015) and 1 - cosine, averaged, in PyTorch."""
-    seen, said = torch.tensor(arrays["distill_image"]), torch.tensor(arrays["distill_text"])
+    seen, said = torch.tensor(arrays["image/teacher"]), torch.tensor(arrays["text/teacher"])
     target, logits = seen @ said.T / teacher_temperature, image @ text.T / heat
     kl = lambda p, q: torch.nn.functional.kl_div(q.log_softmax(1), p.softmax(1), reduction="batchmean")
     cosine = torch.nn.functional.cosine_similarity
@@ -71,7 +72,7 @@ def test_value_and_gradient_are_pytorchs(arrays, case):
 
 def test_a_student_like_its_teacher_costs_nothing_whatever_the_width(arrays):
     turn = np.linalg.qr(np.random.default_rng(6).normal(size=(EMBED + 3, EMBED + 3)))[0][:EMBED].astype(np.float32)
-    turned = {name: arrays[side] @ turn for name, side in (("distill_image", "image"), ("distill_text", "text"))}
+    turned = {name: arrays[side] @ turn for name, side in (("image/teacher", "image"), ("text/teacher", "text"))}
     term, grads = ours(Distill(teacher_temperature=HEAT), arrays | turned)
     np.testing.assert_allclose(term.values, 0.0, atol=1e-6)
     for grad in grads:
@@ -81,7 +82,7 @@ def test_a_student_like_its_teacher_costs_nothing_whatever_the_width(arrays):
 
 
 def test_the_feature_term_needs_the_teachers_width(arrays):
-    wide = {name: np.repeat(arrays[name], 2, 1) for name in ("distill_image", "distill_text")}
+    wide = {name: np.repeat(arrays[name], 2, 1) for name in ("image/teacher", "text/teacher")}
     with pytest.raises(
         UserError, match="width 12 and config.joint.embed is 6; write feature=0, or config.joint.embed=12"
     ):
@@ -91,7 +92,8 @@ def test_the_feature_term_needs_the_teachers_width(arrays):
 
 def test_the_config_names_it_its_fields_and_a_start():
     made = build_objectives({"start": {"kind": "distill", "weight": ((0, 1.0), (100, 0.0))}})["start"]
-    assert made.needs == {"distill_image", "distill_text"} and made.parts == {"temperature"} and made.memory(None) == {}
+    assert made.reads == ("image", "text", "image/teacher", "text/teacher")
+    assert made.parts == {"temperature"} and made.memory(None, FACTS) == {}
     np.testing.assert_allclose([at(made.weight, step) for step in (0, 50, 100, 200)], [1.0, 0.5, 0.0, 0.0])
 
 

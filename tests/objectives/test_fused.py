@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from given import Given, unit
-from tiny import ROWS, tiny_batch, tiny_config, tiny_model
+from tiny import FACTS, ROWS, tiny_batch, tiny_config, tiny_model
 
 from xmodal_jax.config_file import freeze
 from xmodal_jax.errors import UserError
@@ -14,6 +14,7 @@ from xmodal_jax.objectives import build_objectives
 from xmodal_jax.objectives.contrastive import NEVER
 from xmodal_jax.objectives.fused import Fused
 from xmodal_jax.objectives.multiview import MVJRC
+from xmodal_jax.train.memory import start
 
 EMBED, QUEUE, FILLED, HEAT = 6, 7, 5, 0.2
 
@@ -24,8 +25,8 @@ def arrays():
     draw = np.random.default_rng(8)
     batch = tiny_batch()  # rows 0 and 1 have one caption
     ring = {"fused": unit(draw, QUEUE, EMBED), "cursor": np.int32(FILLED)}
-    ring |= {"id": np.arange(QUEUE, dtype=np.int32) + 900, "text_key": np.arange(QUEUE, dtype=np.int32) + 900}
-    ring["id"][1], ring["text_key"][3] = batch["id"][2], batch["text_key"][6]
+    ring |= {"id": np.arange(QUEUE, dtype=np.int32) + 900, "text/key": np.arange(QUEUE, dtype=np.int32) + 900}
+    ring["id"][1], ring["text/key"][3] = batch["id"][2], batch["text/key"][6]
     ring["id"][FILLED:] = NEVER
     names = ("image", "text", "teacher_image", "teacher_text", "teacher_image2")
     found = {name: unit(draw, ROWS, EMBED) for name in names}
@@ -47,7 +48,7 @@ def ours(objective, arrays):
     """The term, and the gradients of its mean for image, text and fusion."""
     teacher = given(*(jnp.asarray(arrays[f"teacher_{name}"]) for name in ("image", "text", "fusion")))
     teacher.embeds["image2"] = jnp.asarray(arrays["teacher_image2"])
-    memory = {objective.record: arrays["ring"]} if objective.queue else {}
+    memory = {objective.keys: arrays["ring"]} if objective.queue else {}
 
     def loss(image, text, fusion):
         term = objective(given(image, text, fusion, teacher=teacher, memory=memory), arrays["batch"], None)
@@ -60,7 +61,7 @@ def ours(objective, arrays):
 def matches(arrays, count):
     """Same id or caption: [B, B + count]."""
     match = False
-    for name in ("id", "text_key"):
+    for name in ("id", "text/key"):
         column = np.concatenate([arrays["batch"][name], arrays["ring"][name][:count]])
         match = match | (arrays["batch"][name][:, None] == column[None, :])
     return match
@@ -126,20 +127,24 @@ def test_views_of_one_pair_and_no_false_negatives(arrays, count):
 
 
 def test_queues_are_rings_of_their_own():
-    config = tiny_config(objectives={"itc": {"queue": 16}, "fused": {"queue": 8}, "mvjrc": {"queue": 4}})
-    built = build_objectives(config.objectives)
-    rings = {name: ring for item in built.values() for name, ring in item.memory(tiny_model(config)).items()}
-    assert {name: len(ring["id"]) for name, ring in rings.items()} == {"pairs": 16, "fused": 8, "multiview": 4}
-    with pytest.raises(UserError, match="are one queue, 'fused'"):
-        build_objectives({"fused": {"queue": 8}, "again": {"kind": "fused", "queue": 8}})
+    section = {"itc": {"queue": 16}, "fused": {"queue": 8}, "mvjrc": {"queue": 4}}
+    model = tiny_model(tiny_config(objectives=section, data={"fields": {"image2": {"of": "image"}}}))
+    rings = start(build_objectives(section), model, FACTS)
+    assert {name: len(ring["id"]) for name, ring in rings.items()} == {"keys": 16, "fused": 8, "multiview": 4}
+    two = {"fused": {"queue": 8}, "again": {"kind": "fused", "queue": 8}}
+    sentence = r"fused \(of fused\) and .*again \(of again\) put different keys into one ring, 'fused/fused'"
+    with pytest.raises(UserError, match=sentence):
+        build_objectives(two)
+    two["again"]["keys"] = "again"
+    assert set(start(build_objectives(two), model, FACTS)) == {"fused", "again"}
 
 
 @pytest.mark.parametrize(
     ("section", "sentence"),
     [
-        ({"fused": {"queue": -1}}, "config.objectives.fused.queue is -1"),
+        ({"fused": {"queue": -1}}, "config.objectives.fused.queue is -1; write 0 or more"),
         ({"mvjrc": {"temperature": 0.0}}, "config.objectives.mvjrc.temperature is 0.0"),
-        ({"mvjrc": {"queue": -1}}, "config.objectives.mvjrc.queue is -1"),
+        ({"mvjrc": {"queue": -1}}, "config.objectives.mvjrc.queue is -1; write 0 or more"),
     ],
 )
 def test_impossible_values_are_refused(section, sentence):
@@ -176,10 +181,8 @@ def test_every_second_row_alone(arrays, kind):
 
 
 def test_an_uneven_every_is_refused():
-    for every in (0, 3):
-        with pytest.raises(
-            UserError, match=f"config.objectives.lm.every is {every}, which does not divide the batch of 8"
-        ):
+    for every, sentence in ((0, "; write 1 or more"), (3, ", which does not divide the batch of 8")):
+        with pytest.raises(UserError, match=f"config.objectives.lm.every is {every}{sentence}"):
             build_objectives({"lm": {"every": every}}, ROWS)
 
 

@@ -9,7 +9,7 @@ from given import Given, unit
 from tiny import ROWS, tiny_batch
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.objectives.codes import similarity
+from xmodal_jax.objectives.codes import batch_rows
 from xmodal_jax.objectives.hashing import Hash, pairwise_likelihood
 
 BITS = 6
@@ -44,7 +44,8 @@ def reference(objective, image, text, match):
 
 @pytest.mark.parametrize("weights", [(1.0, 0.1, 0.1), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)])
 def test_value_and_gradient_are_the_formulas(arrays, weights):
-    objective, batch = Hash(1.0, *weights), tiny_batch()
+    objective = Hash(**dict(zip(("similarity", "quantization", "balance"), weights, strict=True)))
+    batch = tiny_batch()
     run = lambda image, text: term(objective, image, text, batch).mean()
     values = term(objective, *arrays, batch).values
     grads = jax.jit(jax.grad(run, argnums=(0, 1)))(*arrays)
@@ -65,7 +66,8 @@ def test_the_scale_of_dcmh_is_half_the_inner_product(rng):
     losses = np.log1p(np.exp(theta)) - target * theta
     expected = np.diag(losses) + (losses * (1 - target)).sum(1) / 3
     scale = Hash(scale=BITS / 2).scale / BITS
-    np.testing.assert_allclose(pairwise_likelihood(left, right, target, jnp.float32(scale)), expected, rtol=1e-5)
+    found = pairwise_likelihood(left, right, target, jnp.ones(4), jnp.float32(scale))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_exact_is_the_published_sum_over_the_rows(arrays):
@@ -88,12 +90,13 @@ def test_exact_is_the_published_sum_over_the_rows(arrays):
 
 def test_similarity_is_id_caption_or_shared_label():
     labels = jnp.array([[1, 0, 0], [0, 1, 0], [0, 1, 1], [0, 0, 0]], jnp.float32)
-    batch = {"id": jnp.array([1, 2, 3, 1], jnp.int32), "text_key": jnp.arange(4, dtype=jnp.int32), "labels": labels}
+    batch = {"id": jnp.array([1, 2, 3, 1], jnp.int32), "text/key": jnp.arange(4, dtype=jnp.int32), "labels": labels}
     plain = np.eye(4)
     plain[0, 3] = plain[3, 0] = 1
-    np.testing.assert_array_equal(similarity(batch, False), plain)
+    similar = lambda by_label: batch_rows(batch, ("image", "text"), by_label).similar
+    np.testing.assert_array_equal(similar(False), plain)
     plain[1, 2] = plain[2, 1] = 1
-    np.testing.assert_array_equal(similarity(batch, True), plain)
+    np.testing.assert_array_equal(similar(True), plain)
 
 
 def test_agreeing_codes_are_counted(arrays):

@@ -11,6 +11,7 @@ from tiny import BOS, CLS, MASK, SEP, VOCAB, tiny_batch
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Encoded
+from xmodal_jax.objectives import build_objectives
 from xmodal_jax.objectives.language import LM, MLM, cross_entropy, mask_tokens, output_index, row_term
 
 
@@ -21,16 +22,21 @@ class Words:
         self.states, self.batch, self.table, self.teacher, self.step = states, batch, table, teacher, step
         self.model = SimpleNamespace(output_ids=output_ids)
 
+    def encoder_of(self, field):
+        """A field's own encoder."""
+        return field
+
     def encode(self, field, encoder=""):
         """A field without tokens of its own; of words their ids."""
         return Encoded(self.states, ids=self.batch[field] if field != "image" else None, name=field)
 
-    def fuse(self, image, text):
+    def fuse(self, memory, query):
         """The given states."""
         return Encoded(self.states)
 
-    def decode(self, image, field):
-        """The given states."""
+    def decode(self, memory, field):
+        """The given states, for words that an objective made."""
+        assert field in self.batch
         return self.states
 
     def rowwise(self, run, key, *arrays):
@@ -134,15 +140,17 @@ def lm_gradient(objective, arrays, output_ids=()):
     """Loss, metrics and gradients for the decoder's states and the token head."""
     table = arrays["table"][list(output_ids)] if output_ids else arrays["table"]
 
+    batch = arrays["batch"] | objective.prepare(arrays["batch"], None)
+
     def loss(states, table):
-        term = objective(Words(states, arrays["batch"], table, output_ids), arrays["batch"], None)
+        term = objective(Words(states, batch, table, output_ids), batch, None)
         return term.mean(), term.metrics
 
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(arrays["student"], table)
 
 
 def test_lm_is_pytorchs_next_token_loss(arrays):
-    (loss, metrics), grads = lm_gradient(LM(), arrays)
+    (loss, metrics), grads = lm_gradient(LM(name="lm"), arrays)
     states, table = (torch.tensor(arrays[name], requires_grad=True) for name in ("student", "table"))
     logits = (states @ table.T)[:, :-1].flatten(0, 1)
     target = torch.tensor(np.array(arrays["batch"]["text"][:, 1:], np.int64)).flatten()
@@ -158,7 +166,7 @@ def test_lm_is_pytorchs_next_token_loss(arrays):
 def test_lm_leaves_out_words_without_an_output(arrays):
     text = np.asarray(arrays["batch"]["text"])
     output = tuple(sorted({SEP, *text[:, 1:3].ravel().tolist()}))
-    (loss, _), _ = lm_gradient(LM(smoothing=0.0), arrays, output)
+    (loss, _), _ = lm_gradient(LM(name="lm", smoothing=0.0), arrays, output)
     target = text[:, 1:]
     logits = torch.log_softmax(torch.tensor(arrays["student"] @ arrays["table"][list(output)].T), -1).numpy()[:, :-1]
     place = {word: row for row, word in enumerate(output)}
@@ -168,7 +176,7 @@ def test_lm_leaves_out_words_without_an_output(arrays):
 
 
 def test_lm_reads_the_caption_from_the_start_token(arrays):
-    caption = np.asarray(LM(bos_id=BOS).prepare(arrays["batch"], None)["caption"])
+    caption = np.asarray(LM(name="lm", bos_id=BOS).prepare(arrays["batch"], None)["lm/ids"])
     assert (caption[:, 0] == BOS).all()
     np.testing.assert_array_equal(caption[:, 1:], arrays["batch"]["text"][:, 1:])
 
@@ -178,7 +186,7 @@ def test_lm_reads_the_caption_from_the_start_token(arrays):
     [(0.0, 0, 0, 0.0), (0.4, 0, 0, 0.4), (0.4, 10, 0, 0.0), (0.4, 10, 5, 0.2), (0.4, 10, 99, 0.4)],
 )
 def test_mlm_is_albefs_with_soft_targets(arrays, alpha, ramp, step, share):
-    objective = MLM(rate=0.3, alpha=alpha, alpha_steps=ramp, mask_id=MASK, vocab_size=VOCAB)
+    objective = MLM(name="mlm", rate=0.3, alpha=alpha, alpha_steps=ramp, mask_id=MASK, vocab_size=VOCAB)
     batch = arrays["batch"] | objective.prepare(arrays["batch"], jax.random.key(7))
 
     def loss(states, other):
@@ -187,8 +195,8 @@ def test_mlm_is_albefs_with_soft_targets(arrays, alpha, ramp, step, share):
 
     value, grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(arrays["student"], arrays["teacher"])
     states = torch.tensor(arrays["student"], requires_grad=True)
-    rows, slots = np.nonzero(np.asarray(batch["masked_chosen"]))
-    columns = np.asarray(batch["masked_positions"])[rows, slots]
+    rows, slots = np.nonzero(np.asarray(batch["mlm/chosen"]))
+    columns = np.asarray(batch["mlm/positions"])[rows, slots]
     table = torch.tensor(arrays["table"])
     logits = states[rows, columns] @ table.T
     hard = torch.nn.functional.cross_entropy(
@@ -202,20 +210,23 @@ def test_mlm_is_albefs_with_soft_targets(arrays, alpha, ramp, step, share):
     assert (np.asarray(grads[1]) == 0).all()  # nothing flows into the teacher
 
 
-@pytest.mark.parametrize("objective, sentence", [
-    (MLM(rate=0.0), "x.rate is 0.0"), (MLM(alpha=-1.0), "x.alpha is -1.0"),
-    (MLM(alpha_steps=-1), "x.alpha_steps is -1; write 0 for none"), (LM(smoothing=1.0), "x.smoothing is 1.0"),
+@pytest.mark.parametrize("section, sentence", [
+    ({"mlm": {"rate": 0.0}}, "mlm.rate is 0.0"),
+    ({"mlm": {"alpha": -1.0}}, "mlm.alpha is -1.0; write a rate from 0 to 1"),
+    ({"mlm": {"alpha_steps": -1}}, "mlm.alpha_steps is -1; write 0 or more"),
+    ({"lm": {"smoothing": 1.0}}, "lm.smoothing is 1.0; write 0 to below 1"),
+    ({"lm": {"every": 0}}, "lm.every is 0; write 1 or more"),
 ])  # fmt: skip
-def test_impossible_values_are_refused(objective, sentence):
+def test_impossible_values_are_refused(section, sentence):
     with pytest.raises(UserError, match=sentence):
-        objective.check("x")
+        build_objectives(section)
 
 
 @pytest.mark.parametrize("kind", [MLM, LM])
 def test_every_second_row_alone(arrays, kind):
     """The term is that of a batch that holds the second rows only."""
     half = {name: value[::2] for name, value in arrays["batch"].items()}
-    special = {"mask_id": MASK, "vocab_size": VOCAB} if kind is MLM else {"bos_id": BOS}
+    special = {"name": "x"} | ({"mask_id": MASK, "vocab_size": VOCAB} if kind is MLM else {"bos_id": BOS})
 
     def term(objective, batch, states, other):
         batch = batch | objective.prepare(batch, jax.random.key(7))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tiny import ROWS, tiny_batch
 
 from xmodal_jax.errors import UserError
+from xmodal_jax.objectives import build_objectives
 from xmodal_jax.objectives.base import same
 from xmodal_jax.objectives.matching import ITM, draw_negatives, draw_pairs, in_groups
 
@@ -66,9 +67,9 @@ draw_two = jax.jit(lambda key, allowed: draw_pairs(key, jnp.zeros((2, 4, 4)), al
 
 def numbered(pairs, every=1):
     """Pairs as rows of the whole batch: image rows and text rows int [b, 1 + 2n], usable [b]."""
-    groups, size, _ = pairs.image.shape
+    groups, size, _ = pairs.first.shape
     first = size * np.arange(groups)[:, None, None]
-    flat = [(every * (np.asarray(side) + first)).reshape(groups * size, -1) for side in (pairs.image, pairs.text)]
+    flat = [(every * (np.asarray(side) + first)).reshape(groups * size, -1) for side in (pairs.first, pairs.second)]
     return (*flat, np.asarray(pairs.usable).reshape(-1))
 
 
@@ -79,7 +80,7 @@ def numbered(pairs, every=1):
     st.integers(0, 99),
 )
 def test_negatives_never_share_id_or_caption_and_stay_in_their_group(ids, keys, seed):
-    batch = {"id": jnp.array(ids, jnp.int32), "text_key": jnp.array(keys, jnp.int32)}
+    batch = {"id": jnp.array(ids, jnp.int32), "text/key": jnp.array(keys, jnp.int32)}
     grouped = {name: in_groups(x, 4) for name, x in batch.items()}
     pairs = draw_two(jax.random.key(seed), ~jax.vmap(same)(grouped, grouped))
     images, texts, enough = numbered(pairs)
@@ -148,7 +149,7 @@ def test_images_and_texts_are_drawn_by_their_own_direction(sides):
     image = np.eye(ROWS, dtype=np.float32)
     text = 0.1 * np.eye(ROWS, dtype=np.float32)
     text[:, 3] += 1.0  # every text is near image 3, so image 3 is everybody's hard negative image
-    batch = tiny_batch() | {"text_key": np.arange(ROWS, dtype=np.int32)}
+    batch = tiny_batch() | {"text/key": np.arange(ROWS, dtype=np.int32)}
     image_rows, text_rows, _ = numbered(ITM(hardness=10.0).pairs(Given(image, text), batch, jax.random.key(0)))
     others = np.arange(ROWS) != 3
     assert (np.asarray(image_rows)[others, 1] == 3).all()
@@ -189,7 +190,7 @@ def test_every_second_row_is_matched_against_others_of_its_kind(sides):
 def test_rows_without_enough_negatives_weigh_nothing(sides):
     batch = tiny_batch() | {
         "id": np.array([7, 7, 7, 7, 1, 2, 3, 4], np.int32),
-        "text_key": np.arange(8, dtype=np.int32),
+        "text/key": np.arange(8, dtype=np.int32),
     }
     term = ITM(negatives=2, group=4)(forward(*sides), batch, jax.random.key(0))
     np.testing.assert_array_equal(term.weight, [0, 0, 0, 0, 1, 1, 1, 1])
@@ -211,13 +212,14 @@ def test_a_group_that_does_not_fit_is_refused(sides):
 @pytest.mark.parametrize(
     "fields, sentence",
     [
-        ({"negatives": 0}, "write 1 or more"),
-        ({"loss": "hinge"}, "binary or listwise"),
-        ({"group": -8}, "itm.group is -8; write 0 for the whole batch, or a number of rows"),
+        ({"negatives": 0}, "itm.negatives is 0; write 1 or more"),
+        ({"loss": "hinge"}, "itm.loss is 'hinge'; write one of binary, listwise"),
+        ({"group": -8}, "itm.group is -8; write 0 or more"),
+        ({"every": 0}, "itm.every is 0; write 1 or more"),
         ({"group": 4, "negatives": 4}, "itm.negatives is 4, and a group of 4 rows has 3 at most"),
         ({"group": 4, "every": 4}, "itm.every is 4, .* write a divisor of 4 up to 2"),
     ],
 )
 def test_impossible_values_are_refused(fields, sentence):
     with pytest.raises(UserError, match=sentence):
-        ITM(**fields).check("itm")
+        build_objectives({"itm": fields})

@@ -26,8 +26,8 @@ def arrays():
     draw = np.random.default_rng(4)
     batch = tiny_batch()  # rows 0 and 1 have one caption
     ring = {"image": unit(draw, QUEUE, EMBED), "text": unit(draw, QUEUE, EMBED)}
-    ring |= {"id": np.arange(QUEUE, dtype=np.int32) + 900, "text_key": np.arange(QUEUE, dtype=np.int32) + 900}
-    ring["id"][2], ring["text_key"][4] = batch["id"][3], batch["text_key"][5]
+    ring |= {"id": np.arange(QUEUE, dtype=np.int32) + 900, "text/key": np.arange(QUEUE, dtype=np.int32) + 900}
+    ring["id"][2], ring["text/key"][4] = batch["id"][3], batch["text/key"][5]
     ring["id"][FILLED:] = NEVER
     names = ("image", "text", "teacher_image", "teacher_text")
     return {name: unit(draw, ROWS, EMBED) for name in names} | {"batch": batch, "ring": ring}
@@ -37,7 +37,7 @@ def reference(image, text, temperature, bias, arrays, queue=0, student_keys=True
     """-sum log sigmoid(z (t x.y + b)) / B in PyTorch (Zhai et al. 2023, algorithm 1), both directions; empty rows left out."""
     count = FILLED if queue else 0
     match = False
-    for name in ("id", "text_key"):
+    for name in ("id", "text/key"):
         column = np.concatenate([arrays["batch"][name], arrays["ring"][name][:count]])
         match = match | (arrays["batch"][name][:, None] == column[None, :])
     sign = torch.tensor(np.where(match, 1.0, -1.0)).float()
@@ -53,7 +53,7 @@ def reference(image, text, temperature, bias, arrays, queue=0, student_keys=True
 def ours(objective, arrays):
     """The term, and the gradients of its mean for image, text, temperature and bias."""
     teacher = Given(arrays["teacher_image"], arrays["teacher_text"])
-    memory = {objective.record: arrays["ring"]} if objective.queue else {}
+    memory = {objective.keys: arrays["ring"]} if objective.queue else {}
 
     def loss(image, text, temperature, bias):
         heads = {"logit_bias": lambda: bias}
@@ -81,7 +81,7 @@ def test_with_ring_it_is_the_same_objective(arrays, case):
     term, grads = ours(SigLIP(**CASES[case]), arrays)
     with jax.set_mesh(make_mesh(MeshConfig(2, 4, 1))):
         found, ring_grads = ours(SigLIP(**CASES[case], ring=True), arrays)
-    assert set(found.enqueue) == ({"sigmoid_pairs"} if CASES[case] else set())
+    assert set(found.enqueue) == ({"keys"} if CASES[case] else set())
     left, right = jax.tree.leaves((found, ring_grads)), jax.tree.leaves((term, grads))
     for mine, theirs in zip(left, right, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
@@ -97,7 +97,7 @@ def test_the_bias_exists_only_with_the_objective_and_starts_at_the_papers_value(
 
 def test_the_start_costs_little_for_each_negative(arrays):
     """With bias -10 a row's loss is about that of its positives, 10 - cosine / 0.1 each, not of its negatives."""
-    far = arrays | {"batch": arrays["batch"] | {"text_key": np.arange(ROWS, dtype=np.int32)}}
+    far = arrays | {"batch": arrays["batch"] | {"text/key": np.arange(ROWS, dtype=np.int32)}}
     heads = {"logit_bias": lambda: jnp.float32(-10.0)}
     term = SigLIP()(Given(arrays["image"], arrays["text"], 1.0, None, {}, 0, heads), far["batch"], None)
     cosine = (arrays["image"] * arrays["text"]).sum(1)

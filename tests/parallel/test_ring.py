@@ -49,7 +49,7 @@ def records(case, dtype=np.float32):
     """Rows, keys and queue of a case; ids and captions repeat across devices and in the queue, 5 queue rows are empty."""
     _, soft, size, _ = CASES[case]
     draw = np.random.default_rng(7)
-    names = lambda count: {name: draw.integers(0, IDS, count).astype(np.int32) for name in ("id", "text_key")}
+    names = lambda count: {name: draw.integers(0, IDS, count).astype(np.int32) for name in ("id", "text/key")}
     own, queued = names(ROWS), names(size)
     rows, keys = {"embed": unit(draw, ROWS, EMBED).astype(dtype)} | own, {"embed": unit(draw, ROWS, EMBED)} | own
     if soft:
@@ -170,7 +170,7 @@ def test_bfloat16_embeddings_are_contrasted_in_float32():
 
 def whole_step(recipe, params, ring_on, mesh=None):
     """Loss, gradient of every parameter and the queues afterwards of a tiny model with both objectives."""
-    section = {"itc": {"queue": 12, "ring": ring_on}, "siglip": {"queue": 16, "ring": ring_on}}
+    section = {"itc": {"queue": 12, "ring": ring_on}, "siglip": {"queue": 16, "keys": "sigmoid", "ring": ring_on}}
     recipe = dataclasses.replace(recipe, objectives=tiny_objectives(section))
     state = create_state(recipe, params, 0)
 
@@ -261,7 +261,7 @@ def test_the_forms_of_the_benchmark_are_one_loss_and_dense_grows(benchmark):
 @pytest.mark.parametrize("loss, second", [(Softmax(), "alpha"), (Sigmoid(), "bias")])
 def test_a_row_whose_logits_are_all_negative_hits_if_its_positive_is_the_nearest(loss, second):
     keys = {"embed": np.array([[-0.6, 0.8], [-1.0, 0.0]], np.float32), "id": np.array([1, 2], np.int32)}
-    keys["text_key"] = keys["id"]
+    keys["text/key"] = keys["id"]
     rows = keys | {"embed": np.array([[1.0, 0.0], [1.0, 0.0]], np.float32)}
     scalars = {"temperature": jnp.float32(0.1), second: jnp.float32(-1.0)}
     assert contrast(loss, same, rows, keys, None, scalars)[1].tolist() == [True, False]

@@ -1,5 +1,6 @@
 """The facts of a compiled step: memory as the compiler says it, its refusals, shapes of batches."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from xmodal_jax.assemble import assemble_without_data
+from xmodal_jax.assemble import PLANNED_LABELS, assemble, assemble_without_data
 from xmodal_jax.config_file import freeze, load
 from xmodal_jax.data.card import Card
+from xmodal_jax.data.train import train_dataset
 from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.chips import GIB, parse_topology
 from xmodal_jax.plan.program import Phases, batch_shapes, device_bytes, memory_of, parse_refusal, topology_devices
@@ -78,25 +80,36 @@ def run_of(config: str, *overrides: str):
     return make_run(assemble_without_data(freeze(load(config, list(overrides)))))
 
 
-def test_a_batch_has_the_fields_that_training_gives():
-    shapes = batch_shapes(run_of("configs/quickstart.py:tiny"), labels=3)
-    found = {name: (leaf.shape, str(leaf.dtype)) for name, leaf in shapes.items()}
-    assert found == {
-        "image": ((16, 32, 32, 3), "uint8"), "text": ((16, 12), "int32"), "id": ((16,), "int32"),
-        "text_key": ((16,), "int32"), "index": ((16,), "int32"), "labels": ((16, 3), "float32"),
-    }  # fmt: skip
+def fields_of(*overrides: str):
+    """Shape and dtype of each field of the tiny quickstart's batches."""
+    shapes = batch_shapes(run_of("configs/quickstart.py:tiny", *overrides))
     assert all(leaf.sharding.spec == PartitionSpec(("data", "fsdp")) for leaf in shapes.values())
+    return {name: (leaf.shape, str(leaf.dtype)) for name, leaf in shapes.items()}
+
+
+def test_a_batch_has_the_fields_that_training_gives(shapes_data):
+    config = freeze(load("configs/quickstart.py:tiny", [f"data.path={shapes_data}"]))
+    dataset = train_dataset(shapes_data, "train", assemble(config).tokenizer, config.data, 0, 16)
+    with contextlib.closing(dataset):
+        given = {name: (rows.shape, str(rows.dtype)) for name, rows in dataset.batch_at(0).items()}
+    assert fields_of(f"data.path={shapes_data}") == given
+    unlabelled = {name: own for name, own in given.items() if name != "labels"}
+    assert fields_of(f"data.path={shapes_data}", "data.labels=False") == unlabelled
+    assert fields_of() == unlabelled, "without a data set nobody knows of labels"
+    assert fields_of("objectives.hash_supcon={}") == unlabelled | {"labels": ((16, PLANNED_LABELS), "float32")}
 
 
 def test_a_batch_has_the_fields_that_the_config_asks_for(tmp_path):
-    asked = ("data.second_view=True", "data.embeddings=old", "encoders.text.cache_tokens=True", "optimizer.freeze=^text/tower/")
-    shapes = batch_shapes(run_of("configs/quickstart.py:tiny", *asked))
-    found = {name: (leaf.shape, str(leaf.dtype)) for name, leaf in shapes.items()}
+    asked = ("data.embeddings=old", "encoders.text.cache_tokens=True", "optimizer.freeze=^text/tower/",
+             "data.fields.image2={'of': 'image', 'required': False}")  # fmt: skip
+    found = fields_of(*asked)
     assert found["image2"] == found["image"] == ((16, 32, 32, 3), "uint8")
-    assert found["text_tokens"] == ((16, 12, 32), "float16")
-    assert found["distill_image"] == found["distill_text"] == ((16, 16), "float32"), (
+    assert found["image2/valid"] == ((16,), "bool") and "image/valid" not in found
+    assert found["text/tokens"] == ((16, 12, 32), "float16")
+    assert found["image/teacher"] == found["text/teacher"] == ((16, 16), "float32"), (
         "without a data set, as joint.embed"
     )
+    assert "image2/teacher" not in found, "a view has no embeddings of its own"
     entry = {
         "teacher": "t",
         "weights": "0",
@@ -106,9 +119,10 @@ def test_a_batch_has_the_fields_that_the_config_asks_for(tmp_path):
         "dtype": "float32",
         "files": {},
     }
-    Card("n", "s", "none", ["en"], ["a"], [], {}, embeddings={"old": entry}).save(tmp_path)
-    run = run_of("configs/quickstart.py:tiny", *asked, f"data.path={tmp_path}")
-    assert batch_shapes(run)["distill_text"].shape == (16, 7)
+    splits = {"train": {"records": 20, "captions": 20, "groups": 20, "files": ["a"], "digest": "0a", "languages": {},
+                        "columns": {}}}  # fmt: skip
+    Card("n", "s", "none", ["en"], ["a"], [], splits, embeddings={"old": entry}).save(tmp_path)
+    assert fields_of(*asked, f"data.path={tmp_path}")["text/teacher"] == ((16, 7), "float32")
 
 
 def test_cached_features_are_read_off_their_names():
@@ -129,7 +143,9 @@ def test_the_vocabulary_without_a_data_set():
 
 def test_a_data_set_that_is_there_tells_its_features(shapes_data):
     assembly = assemble_without_data(freeze(load("configs/quickstart.py:tiny", [f"data.path={shapes_data}"])))
-    assert assembly.image_shape == (32, 32, 3)
+    card, facts = Card.load(shapes_data), assembly.facts
+    assert (facts.records, facts.labels) == (card.split("train")["records"], len(card.label_names))
+    assert facts.tokens == (0, 0) and facts.steps_per_epoch == facts.records / 16
     with pytest.raises(UserError, match="has no features 'lite0-128'"):
         assemble_without_data(freeze(load("configs/quickstart.py:full", [f"data.path={shapes_data}"])))
 

@@ -17,6 +17,8 @@ from xmodal_jax.retrieve import build
 from xmodal_jax.search import codes, store
 from xmodal_jax.search.index import Index, fingerprint
 
+PICTURES = build.Kind("image", "pictures", False, ("image", "text"))
+
 
 def test_every_picture_of_every_view_is_a_row(tiny_index, tiny_run, opened_run):
     opened = Index.open(tiny_index, model=fingerprint(opened_run[1]))
@@ -34,7 +36,7 @@ def test_every_picture_of_every_view_is_a_row(tiny_index, tiny_run, opened_run):
 def test_rows_are_the_model_s_embeddings_and_codes(tiny_index, opened_run):
     assembly, params = opened_run
     found = eval_split(assembly.config.data.path, "test", assembly.tokenizer, assembly.config.data, "outline")
-    coded = Embedder(assembly.model, params).split(found, "image", 64)
+    coded = Embedder(assembly.model, params).side(found.left, 64)
     opened = Index.open(tiny_index)
     np.testing.assert_allclose(opened.vectors()[12:], coded.embed, atol=1e-5)
     np.testing.assert_array_equal(opened.vectors("codes")[12:], codes.pack(coded.codes))
@@ -114,9 +116,9 @@ def test_rows_are_appended_in_the_form_of_the_index(opened_run, tmp_path):
 
 def test_pictures_are_encoded_a_block_at_a_time(opened_run):
     assembly, params = opened_run
-    views = build.opened_views(assembly, assembly.config.data, "test", "image")
+    views = build.opened_views(assembly, assembly.config.data, "test", PICTURES)
     whole, parts = (
-        list(build.encoded(Embedder(assembly.model, params), size, assembly.config.data, "test", views))
+        list(build.encoded(Embedder(assembly.model, params), size, assembly.config.data, "test", views, PICTURES))
         for size in (assembly.config.eval.batch_size, 5)
     )
     assert [len(coded.embed) for coded, _ in parts] == [len(items) for _, items in parts] == [5, 5, 2] * 2
@@ -135,15 +137,15 @@ def test_a_moved_run_indexes_other_data_without_its_own(tiny_run, opened_run, tm
     with pytest.raises(UserError, match="the run's data set is not at .*gone.*; write --data FOLDER"):
         build.build_index(moved, params, "run", str(tmp_path / "index"))
     for side in ("image", "text"):
-        out, how = tmp_path / side, build.How(side=side)
+        out, how = tmp_path / side, build.How(field=side)
         assert build.build_index(moved, params, "run", str(out), str(tiny_run[1]), how=how)[1] == 24
 
 
 def test_the_split_and_how_many_rows_it_has_are_shown(opened_run, capsys, monkeypatch):
     monkeypatch.setattr("xmodal_jax.data.progress.LOG_SECONDS", 0)
-    views = build.opened_views(opened_run[0], opened_run[0].config.data, "test", "image")
+    views = build.opened_views(opened_run[0], opened_run[0].config.data, "test", PICTURES)
     blocks = iter([(Embedded(np.zeros((20, 2))), []), (Embedded(np.zeros((4, 2))), [])])
-    assert len(list(build.shown(blocks, "test", views, "image"))) == 2
+    assert len(list(build.shown(blocks, "test", views, PICTURES))) == 2
     said = capsys.readouterr().err
     assert "index split 'test' [" in said and "20/24 pictures" in said and "24/24 pictures" in said
 

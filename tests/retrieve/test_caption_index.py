@@ -27,7 +27,7 @@ CAPTIONS = 24
 def caption_index(tiny_run, tmp_path_factory):
     """The captions of the test pictures of `tiny_run`, indexed through the command line."""
     out = tmp_path_factory.mktemp("captions") / "index"
-    assert main(["index", "--workdir", str(tiny_run[0]), "--side", "text", "--out", str(out)]) == 0
+    assert main(["index", "--workdir", str(tiny_run[0]), "--field", "text", "--out", str(out)]) == 0
     return out
 
 
@@ -48,12 +48,12 @@ def split(opened_run):
 
 def test_every_caption_is_a_row_with_its_picture(caption_index, opened_run, split):
     opened = Index.open(caption_index)
-    assert opened.count == CAPTIONS == len(split.captions) and opened.extra["side"] == "text"
+    assert opened.count == CAPTIONS == len(split.right.words) and opened.extra["field"] == "text" and opened.extra["words"]
     items = [opened.item(row) for row in range(CAPTIONS)]
-    assert [item["captions"] for item in items] == [[caption] for caption in split.captions]
-    assert [item["key"] for item in items] == [split.keys[owner] for owner in split.caption_owner]
+    assert [item["captions"] for item in items] == [[caption] for caption in split.right.words]
+    assert [item["key"] for item in items] == [split.keys[owner] for owner in split.right.owner]
     assert all(Image.open(io.BytesIO(base64.b64decode(item["thumbnail"]))).size for item in items)
-    coded = Embedder(*_model(opened_run)).split(split, "text", 64)
+    coded = Embedder(*_model(opened_run)).side(split.right, 64)
     np.testing.assert_allclose(opened.vectors(), coded.embed, atol=1e-5)
     np.testing.assert_array_equal(opened.vectors("codes"), codes.pack(coded.codes))
 
@@ -66,13 +66,13 @@ def _model(opened_run):
 def test_a_picture_asks_for_words(caption_index, opened_run, split, picture, kind):
     hits = query.answer(caption_index, image=picture, k=5, stages=Stages(kind))
     asked = query.encoded_query(*opened_run, "", picture)
-    texts = Embedder(*_model(opened_run)).split(split, "text", 64)
+    texts = Embedder(*_model(opened_run)).side(split.right, 64)
     if kind == "dense":
         want = np.sort(texts.embed @ asked.embed[0])[::-1][:5]
     else:
         want = np.sort((np.sign(texts.codes) != np.sign(asked.codes)).sum(1))[:5]
     np.testing.assert_allclose([hit.score for hit in hits], want, atol=1e-5)
-    assert all(hit.item["captions"] == [split.captions[hit.row]] for hit in hits)
+    assert all(hit.item["captions"] == [split.right.words[hit.row]] for hit in hits)
 
 
 @pytest.mark.parametrize("given", [Stages("dense", 0, 8), Stages("codes", 16, 8)])
@@ -81,9 +81,9 @@ def test_the_matching_head_orders_the_best_captions(caption_index, opened_run, s
     assembly, params = opened_run
     hits = query.answer(caption_index, image=picture, k=8, stages=given)
     asked, encode = query.encoded_query(assembly, params, "", picture), Embedder(assembly.model, params)
-    weight, text = ensure_weight(Evaluator(assembly, params), encode, print), encode.split(split, "text", 64, True)
+    weight, text = ensure_weight(Evaluator(assembly, params), encode, print), encode.side(split.right, 64, True)
     many = lambda x: jnp.repeat(jnp.asarray(x), CAPTIONS, axis=0)
-    pair = (many(asked.tokens), many(asked.embed)), (text.tokens, text.embed), text.mask
+    pair = (many(asked.tokens), many(asked.embed)), (text.tokens, text.embed, text.mask)
     itm = assembly.model.apply({"params": params}, *pair, method="score")
     want = text.embed @ asked.embed[0] + weight * np.asarray(itm)
     assert [hit.kind for hit in hits] == ["match"] * 8
@@ -99,7 +99,7 @@ def test_captions_of_records_without_the_first_view_are_rows_too(opened_run, tin
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     command = ["data", "prepare", "jsonl", "--path", tmp_path / "pairs.jsonl", "--root", shapes_files.parent]
     assert main([*map(str, command), "--out", str(tmp_path / "set")]) == 0
-    index = ["index", "--workdir", str(tiny_run[0]), "--side", "text", "--codes-only", "--data", str(tmp_path / "set")]
+    index = ["index", "--workdir", str(tiny_run[0]), "--field", "text", "--codes-only", "--data", str(tmp_path / "set")]
     assert main([*index, "--out", str(tmp_path / "index")]) == 0
     opened = Index.open(tmp_path / "index")
     items = [opened.item(row) for row in range(opened.count)]
@@ -133,20 +133,18 @@ def test_an_index_replaced_by_one_of_the_other_side_is_not_appended_to(
     assert Index.open(path).count == CAPTIONS
 
 
-def test_an_index_that_does_not_say_its_side_has_pictures(tiny_index, tiny_run, opened_run, tmp_path):
-    """As those written before captions could be indexed."""
+def test_an_index_that_does_not_say_what_its_rows_are_is_refused(tiny_index, tmp_path):
     opened = Index.open(tiny_index)
-    extra = {name: value for name, value in opened.extra.items() if name != "side"}
+    extra = {name: value for name, value in opened.extra.items() if name != "field"}
     items = [opened.item(row) for row in range(opened.count)]
-    old = store.write(tmp_path / "old", opened.vectors(), items, opened.vectors("codes"), opened.model, extra=extra,
-                      packed=True)  # fmt: skip
-    words = "a red circle"
-    hits = query.answer(old, words, k=4, stages=Stages("dense", 0, 8))
-    want = query.answer(tiny_index, words, k=4, stages=Stages("dense", 0, 8))
-    assert [(hit.row, round(hit.score, 4)) for hit in hits] == [(hit.row, round(hit.score, 4)) for hit in want]
-    assert (
-        build.build_index(*opened_run, str(tiny_run[0]), str(old), split="train", how=build.How(append=True))[1] == 48
-    )
+    old = store.write(tmp_path / "old", opened.vectors(), items, model=opened.model, extra=extra)
+    with pytest.raises(UserError, match="does not say what its rows are; index again"):
+        query.answer(old, "a red circle", k=2, stages=Stages("dense", 0, 4))
+
+
+def test_a_field_of_no_pair_is_refused(tiny_run, tmp_path, capsys):
+    assert main(["index", "--workdir", str(tiny_run[0]), "--field", "audio", "--out", str(tmp_path / "index")]) == 2
+    assert "--field is 'audio', which is in none of config.eval.pairs" in capsys.readouterr().err
 
 
 def test_words_are_not_matched_with_captions(caption_index):
@@ -159,10 +157,10 @@ def test_rows_of_one_side_are_appended_to_it_alone(caption_index, tiny_index, ti
     index = ["index", "--workdir", str(tiny_run[0]), "--append", "--out"]
     copies = [str(shutil.copytree(path, tmp_path / name)) for path, name in ((caption_index, "c"), (tiny_index, "p"))]
     assert main([*index, copies[0]]) == 2
-    assert "has captions, and pictures cannot be appended to them; write --side text" in capsys.readouterr().err
-    assert main([*index, copies[1], "--side", "text"]) == 2
-    assert "has pictures, and captions cannot be appended to them; write --side image" in capsys.readouterr().err
-    assert main([*index, copies[0], "--side", "text", "--split", "train"]) == 0
+    assert "has captions, and pictures cannot be appended to them; write --field text" in capsys.readouterr().err
+    assert main([*index, copies[1], "--field", "text"]) == 2
+    assert "has pictures, and captions cannot be appended to them; write --field image" in capsys.readouterr().err
+    assert main([*index, copies[0], "--field", "text", "--split", "train"]) == 0
     assert "indexed 48 captions" in capsys.readouterr().out
     np.testing.assert_array_equal(Index.open(copies[0]).vectors()[:CAPTIONS], Index.open(caption_index).vectors())
 

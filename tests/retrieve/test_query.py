@@ -35,8 +35,8 @@ def test_words_are_ranked_by_cosine(tiny_index, opened_run):
     assembly, params = opened_run
     found = eval_split(assembly.config.data.path, "test", assembly.tokenizer, assembly.config.data)
     number = 7
-    text = Embedder(assembly.model, params).split(found, "text", 64).embed[number]
-    hits = query.answer(tiny_index, found.captions[number], k=24)
+    text = Embedder(assembly.model, params).side(found.right, 64).embed[number]
+    hits = query.answer(tiny_index, found.right.words[number], k=24)
     cosines = Index.open(tiny_index).vectors() @ text
     np.testing.assert_allclose([hit.score for hit in hits], np.sort(cosines)[::-1], atol=1e-5)
 

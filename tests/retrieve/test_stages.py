@@ -80,9 +80,9 @@ def test_the_matching_head_orders_the_best(tiny_index, opened_run, given):
     want = {}
     for view in ("filled", "outline"):
         split = eval_split(assembly.config.data.path, "test", assembly.tokenizer, assembly.config.data, view)
-        image = encode.split(split, "image", 64, keep_tokens=True)
+        image = encode.side(split.left, 64, keep_tokens=True)
         many = lambda x: jnp.repeat(jnp.asarray(x), 12, axis=0)
-        pair = (image.tokens, image.embed), (many(text.tokens), many(text.embed)), many(text.mask)
+        pair = (image.tokens, image.embed), (many(text.tokens), many(text.embed), many(text.mask))
         itm = assembly.model.apply({"params": params}, *pair, method="score")
         for number, key in enumerate(split.keys):
             want[key, view] = float(image.embed[number] @ text.embed[0] + weight * itm[number])
@@ -178,7 +178,7 @@ def test_bad_searches_end_with_one_sentence(tiny_index, tmp_path, capsys, change
 
 def test_bad_appends_end_with_one_sentence(tiny_run, tiny_index, tmp_path, capsys):
     opened = Index.open(tiny_index)
-    other = store.write(tmp_path / "other", np.ones((2, 5)), [{}, {}], model=opened.model)
+    other = store.write(tmp_path / "other", np.ones((2, 5)), [{}, {}], model=opened.model, extra=opened.extra)
     foreign = store.write(tmp_path / "foreign", opened.vectors(), [{}] * 24, model="0123")
     for path, words in (
         (tmp_path / "none", "is not an index"),

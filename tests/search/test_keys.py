@@ -9,11 +9,14 @@ from xmodal_jax.retrieve import build, query
 from xmodal_jax.search import keys, store
 from xmodal_jax.search.index import Index
 
+PICTURES = build.Kind("image", "pictures", False, ("image", "text"))
+CAPTIONS = build.Kind("text", "captions", True, ("image", "text"))
+
 
 @pytest.fixture(scope="module")
 def views(opened_run):
     """The test split of the shapes, opened view by view."""
-    return build.opened_views(opened_run[0], opened_run[0].config.data, "test", "image")
+    return build.opened_views(opened_run[0], opened_run[0].config.data, "test", PICTURES)
 
 
 @pytest.fixture
@@ -23,14 +26,14 @@ def copy(tiny_index, tmp_path):
 
 
 def test_pictures_are_their_keys_and_views_and_captions_their_words(views, opened_run):
-    names = keys.names_of(views, "image")
+    names = build.names_of(views, PICTURES)
     assert len(names) == 24 and set(names.values()) == {(key, view.view) for view in views for key in view.keys}
-    texts = build.opened_views(opened_run[0], opened_run[0].config.data, "test", "text")
-    owners = {text: texts[0].keys[owner] for owner, text in zip(texts[0].caption_owner, texts[0].captions)}
-    assert set(keys.names_of(texts, "text").values()) == {(key, text) for text, key in owners.items()}
+    texts = build.opened_views(opened_run[0], opened_run[0].config.data, "test", CAPTIONS)
+    owners = {text: texts[0].keys[owner] for owner, text in zip(texts[0].right.owner, texts[0].right.words)}
+    assert set(build.names_of(texts, CAPTIONS).values()) == {(key, text) for text, key in owners.items()}
     doubled = dataclasses.replace(views[0], keys=[views[0].keys[0]] * 2)
-    with pytest.raises(UserError, match="a key occurs twice among the 2 pictures of view 'filled'"):
-        keys.names_of([doubled], "image")
+    with pytest.raises(UserError, match="a key occurs twice in one view among the 2 pictures"):
+        build.names_of([dataclasses.replace(doubled, left=doubled.left.part(np.arange(2), np.arange(2)))], PICTURES)
 
 
 def test_the_same_pictures_again_are_refused(copy, tiny_run, opened_run):
@@ -85,7 +88,7 @@ def test_an_index_that_grows_while_it_is_replaced_stays(copy, tiny_index, views)
     model = Index.open(tiny_index).model
     row = np.ones((1, 16))
     with pytest.raises(UserError, match="was written by another process meanwhile"):
-        with keys.replacing(copy, model, keys.names_of(views[:1], "image"), "image") as out:
+        with keys.replacing(copy, model, build.names_of(views[:1], PICTURES), False) as out:
             out.add(row, [{"key": "new", "view": "x"}], row)
             store.append(copy, row, [{"key": "late", "view": "x"}], row, model)
     assert Index.open(copy).count == 25 and Index.open(copy).item(24)["key"] == "late"
@@ -94,7 +97,7 @@ def test_an_index_that_grows_while_it_is_replaced_stays(copy, tiny_index, views)
 
 def test_items_of_the_caller_s_own_are_like_no_other(tmp_path):
     opened = Index.open(store.write(tmp_path / "index", np.eye(3), [{}, {"key": "a", "view": "v"}, {"name": 1}]))
-    found = list(keys.digests_in(opened, "image"))
+    found = list(keys.digests_in(opened, False))
     assert len(set(found)) == 3 and found[1] == keys.digest("a", "v")
 
 
@@ -106,7 +109,7 @@ def test_an_index_of_one_kind_alone_is_replaced_and_a_damaged_one_is_not(tmp_pat
     path = store.write(tmp_path / "index", given(rows[:6])[0], items, given(rows[:6])[1], "abc", block_rows=4)
     before = Index.open(path).vectors(kind)
     names = {keys.digest(key, "v"): (key, "v") for key in ("k1", "new")}
-    with keys.replacing(path, "abc", names, "image") as out:
+    with keys.replacing(path, "abc", names, False) as out:
         out.add(given(rows[6:])[0], [{"key": "k1", "view": "v"}, {"key": "new", "view": "v"}], given(rows[6:])[1])
     new = Index.open(path)
     assert [new.item(row)["key"] for row in range(7)] == ["k0", "k2", "k3", "k4", "k5", "k1", "new"]
@@ -116,6 +119,6 @@ def test_an_index_of_one_kind_alone_is_replaced_and_a_damaged_one_is_not(tmp_pat
     data[-1] ^= 1
     block.write_bytes(data)
     with pytest.raises(UserError, match=f"{block.name} is torn or was changed"):
-        with keys.replacing(path, "abc", names, "image"):
+        with keys.replacing(path, "abc", names, False):
             raise AssertionError("copied a damaged block")
     assert block.read_bytes() == data

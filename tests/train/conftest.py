@@ -53,11 +53,11 @@ def start(recipe):
     """The state before the first step as NumPy arrays, with a ring that is half full."""
     make = jax.jit(lambda: create_state(recipe, tiny_params(recipe.model, 0, parts(recipe.objectives)), 0))
     state = jax.tree.map(np.array, make())
-    draw, ring = np.random.default_rng(9), state.memory["pairs"]
+    draw, ring = np.random.default_rng(9), state.memory["keys"]
     for name in ("image", "text"):
         rows = draw.normal(size=(12, 8)).astype(np.float32)
         ring[name][:12] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    for name in ("id", "text_key"):
+    for name in ("id", "text/key"):
         ring[name][:12] = np.arange(12) + 5000
     ring["cursor"][...] = 12
     return state

@@ -16,7 +16,6 @@ def folder(tmp_path):
     (tmp_path / "deep" / "small").write_bytes(b"words")
     (tmp_path / "empty").write_bytes(b"")
     (tmp_path / "long").write_bytes(bytes(range(256)) * (checksums.CHUNK // 256 + 3))
-    assert not checksums.recorded(tmp_path)
     checksums.write(tmp_path)
     for name in checksums.AFTER:
         (tmp_path / name).write_text("written last")
@@ -24,7 +23,7 @@ def folder(tmp_path):
 
 
 def test_a_folder_as_it_was_written_has_no_fault(folder):
-    assert checksums.recorded(folder) and checksums.fault(folder) == ""
+    assert checksums.fault(folder, ("deep",)) == ""
     record = json.loads((folder / checksums.FILE).read_text())["files"]
     assert record["deep/small"] == [5, zlib.crc32(b"words")]
     assert record["long"][1] == zlib.crc32((folder / "long").read_bytes()) and set(record) == {
@@ -59,6 +58,7 @@ def unreadable(path: pathlib.Path) -> None:
         ("empty", unreadable, "Input/output error: '{folder}/empty'"),
         ("commit_success.txt", pathlib.Path.unlink, "commit_success.txt is missing"),
         ("_CHECKPOINT_METADATA", lambda path: path.write_text(""), "_CHECKPOINT_METADATA is empty"),
+        (checksums.FILE, pathlib.Path.unlink, "checksums.json cannot be read (No such file or directory)"),
         (checksums.FILE, lambda path: path.write_text("[1, 2]"), "checksums.json is damaged"),
         (checksums.FILE, lambda path: path.write_bytes(b"\xff{"), "checksums.json is damaged"),
         (
@@ -70,4 +70,12 @@ def unreadable(path: pathlib.Path) -> None:
 )
 def test_a_fault_is_named(folder, name, fault, said):
     fault(folder / name)
-    assert said.format(folder=folder) in checksums.fault(folder)
+    assert said.format(folder=folder) in checksums.fault(folder, ("deep",))
+
+
+def test_items_that_are_not_asked_for_are_not_read(folder):
+    swap(folder / "deep" / "small")
+    assert checksums.fault(folder, ("other",)) == ""
+    assert checksums.fault(folder, ("other", "deep")) == "deep/small has other bytes than were written"
+    (folder / "long").unlink()  # beside the items: always asked for
+    assert checksums.fault(folder, ("other",)) == "long is missing"

@@ -11,7 +11,7 @@ from tiny import ROWS, tiny_batch, tiny_config, tiny_params, tiny_recipe
 
 from xmodal_jax.objectives import parts
 from xmodal_jax.objectives.base import same
-from xmodal_jax.objectives.contrastive import MATCHED, direction, joined
+from xmodal_jax.objectives.contrastive import direction, joined
 from xmodal_jax.parallel.rules import path_name
 from xmodal_jax.train.step import create_state, run_objectives
 
@@ -31,14 +31,15 @@ def family_batch(seed=0):
     draw = np.random.default_rng(seed + 50)
     batch = tiny_batch(seed)
     batch["image2"] = draw.normal(size=batch["image"].shape).astype(np.float16)
-    return batch | {name: unit(draw, ROWS, 6) for name in ("distill_image", "distill_text")}
+    return batch | {name: unit(draw, ROWS, 6) for name in ("image/teacher", "text/teacher")}
 
 
 @pytest.fixture(scope="module")
 def family():
     """The recipe and a state whose bridge is open."""
     pools = {"image": {"pool": "mean+attention", "neck_layers": 0}, "fusion": {"aggregated": True}}
-    recipe = tiny_recipe(tiny_config(**pools, objectives=FAMILY))
+    data = {"fields": {"image2": {"of": "image"}}, "embeddings": "made"}
+    recipe = tiny_recipe(tiny_config(**pools, data=data, objectives=FAMILY))
     params = jax.jit(lambda: tiny_params(recipe.model, 0, parts(recipe.objectives)))()
     params["bridge"] |= {name: np.float32(0.5) for name in ("gamma", "gamma_mlp")}
     return recipe, jax.tree.map(np.array, create_state(recipe, params, 0))
@@ -69,7 +70,7 @@ def test_every_loss_counts_and_every_queue_fills(one):
     assert {name for name in metrics if name.startswith("loss/")} == {f"loss/{name}" for name in FAMILY}
     assert all(np.isfinite(value) for value in metrics.values()) and metrics["skipped"] == 0
     filled = {name: int((ring["id"] >= 0).sum()) for name, ring in state.memory.items()}
-    assert filled == {"pairs": 16, "fused": 12, "multiview": 8}
+    assert filled == {"keys": 16, "fused": 12, "multiview": 8}
     for name in ("itc/drift_image", "itc/key_drift_image"):
         assert 0.0 <= metrics[name] < 2.0
 
@@ -88,15 +89,16 @@ def test_what_leaves_the_bridge_is_itcs_key_its_soft_target_and_what_the_queue_g
     batch = family_batch(0)
     term, (key, plain, words), (image, text), temperature = jax.jit(traced)(state, batch)
     assert float(np.abs(key - plain).max()) > 1e-3, "the bridge changes nothing here: the test would say nothing"
-    np.testing.assert_array_equal(term.enqueue["pairs"]["image"], key)
-    np.testing.assert_array_equal(term.enqueue["pairs"]["text"], words)
+    np.testing.assert_array_equal(term.enqueue["keys"]["image"], key)
+    np.testing.assert_array_equal(term.enqueue["keys"]["text"], words)
 
     def expected(image_key):
         """ITC with `image_key` as the picture's key and as its teacher in the soft targets."""
-        marks, ring = {name: batch[name] for name in MATCHED}, state.memory["pairs"]
+        matched = lambda rows: {name: rows[name] for name in ("id", "text/key")}
+        marks, ring = matched(batch), state.memory["keys"]
         losses = []
         for query, teacher, keys, side in ((image, image_key, words, "text"), (text, words, image_key, "image")):
-            queue = {"embed": ring[side]} | {name: ring[name] for name in MATCHED}
+            queue = {"embed": ring[side]} | matched(ring)
             columns = joined({"embed": keys} | marks, queue)
             valid = columns["id"] >= 0
             losses.append(direction(query, columns["embed"], same(marks, columns), valid, temperature, teacher, 0.4)[0])

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from given import unit
-from tiny import tiny_batch, tiny_config, tiny_model, tiny_objectives, tiny_params, tiny_recipe
+from tiny import FACTS, tiny_batch, tiny_config, tiny_model, tiny_objectives, tiny_params, tiny_recipe
 
 from xmodal_jax.models.crossmodal import init_params
 from xmodal_jax.objectives import parts
@@ -55,7 +55,7 @@ def test_eight_devices_equal_one(made, machine_of):
     same_on_both(machine_of, *made, ("loss/itc", "loss/hash"))
 
 
-RECORDS, SEEN = 16, 12
+RECORDS, SEEN = FACTS.records, 48
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +72,10 @@ def shared():
     start = jax.tree.map(np.array, jax.jit(lambda: create_state(recipe, fresh(), 0))())
     table = start.memory["codes"]
     table["codes"][:SEEN] = unit(np.random.default_rng(6), SEEN, config.joint.bits)
-    for name in ("id", "text_key"):
+    for name in ("id", "text/key"):
         table[name][:SEEN] = np.arange(SEEN) + 5000
     batch = tiny_batch()
-    batch["index"] = np.array([3, 14, 0, 9, 3, 15, 7, 3], np.int32)  # one record three times
+    batch["index"] = np.array([3, 60, 0, 9, 3, 61, 7, 3], np.int32)  # one record three times
     return recipe, start, batch
 
 

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from tiny import tiny_config, tiny_model
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.objectives.base import Plain, Term
-from xmodal_jax.objectives.contrastive import ITC, RING
+from xmodal_jax.objectives.base import Objective, Term
+from xmodal_jax.objectives.contrastive import ITC, KEYS
 from xmodal_jax.train.memory import enqueue, remember, start
+from xmodal_jax.types import DataFacts
 
 
 def ring_of(length: int) -> dict:
@@ -43,25 +44,28 @@ def test_rows_are_cast_to_the_rings_dtype():
 
 
 def test_memory_starts_with_a_cursor_and_is_shared_by_name():
-    model = tiny_model(tiny_config())
+    model = tiny_model(tiny_config(data={"fields": {"image2": {"of": "image"}}}))
     memory = start({"a": ITC(queue=4), "b": ITC(queue=4), "c": ITC(queue=0)}, model)
-    assert list(memory) == [RING] and int(memory[RING]["cursor"]) == 0
+    assert list(memory) == [KEYS] and int(memory[KEYS]["cursor"]) == 0
     assert start({"c": ITC(queue=0)}, model) == {}
-    with pytest.raises(
-        UserError, match="objectives.a and config.objectives.b ask for a ring 'pairs' of different shapes"
-    ):
+    both = start({"a": ITC(queue=4), "b": ITC(pair=("image2", "text"), queue=4)}, model)
+    assert set(both[KEYS]) == {"image", "image2", "text", "id", "text/key", "cursor"}, "the fields of both"
+    apart = start({"a": ITC(queue=4), "b": ITC(queue=5, keys="b")}, model)
+    assert {name: len(ring["id"]) for name, ring in apart.items()} == {KEYS: 4, "b": 5}
+    sentence = "objectives.a and config.objectives.b ask for a ring 'keys' .* the same queue in both, or .*b.keys='b'"
+    with pytest.raises(UserError, match=sentence):
         start({"a": ITC(queue=4), "b": ITC(queue=5)}, model)
 
 
 def test_a_table_is_written_at_its_rows():
-    class Posterior(Plain):
+    class Posterior(Objective):
         """Keeps one number a training row."""
 
-        def memory(self, model):
-            """A table of six rows."""
-            return {"posterior": {"p": jnp.zeros(6)}}
+        def memory(self, model, facts):
+            """A table of a row for each record."""
+            return {"posterior": {"p": jnp.zeros(facts.records)}}
 
-    memory = start({"x": Posterior()}, None)
+    memory = start({"x": Posterior()}, None, DataFacts(records=6))
     term = Term(jnp.zeros(2), jnp.ones(2), write={"posterior": (jnp.array([4, 1]), {"p": jnp.array([0.4, 0.1])})})
     after = remember(memory, {"x": term})
     np.testing.assert_allclose(after["posterior"]["p"], [0, 0.1, 0, 0, 0.4, 0])
@@ -72,7 +76,7 @@ def written(index, numbers) -> dict:
     """A term that writes `numbers` at the rows `index` of the table `t`, and three rows into the ring."""
     rows = {"id": jnp.arange(3, dtype=jnp.int32), "x": jnp.ones((3, 2))}
     write = {"t": (jnp.asarray(index), {"p": jnp.asarray(numbers, jnp.float32)})}
-    return {"x": Term(jnp.zeros(3), jnp.ones(3), enqueue={RING: rows}, write=write)}
+    return {"x": Term(jnp.zeros(3), jnp.ones(3), enqueue={KEYS: rows}, write=write)}
 
 
 def test_of_a_record_twice_in_a_batch_the_last_row_stays():
@@ -82,30 +86,36 @@ def test_of_a_record_twice_in_a_batch_the_last_row_stays():
         table = np.zeros(5, np.float32)
         for place, number in zip(index, numbers, strict=True):
             table[place] = number
-        memory = {"t": {"p": jnp.zeros(5)}, RING: ring_of(4)}
+        memory = {"t": {"p": jnp.zeros(5)}, KEYS: ring_of(4)}
         np.testing.assert_array_equal(remember(memory, written(index, numbers))["t"]["p"], table)
 
 
 def test_a_step_that_is_skipped_changes_no_memory():
-    memory = {"t": {"p": jnp.arange(4.0), "cursor": jnp.int32(0)}, RING: ring_of(4)}
+    memory = {"t": {"p": jnp.arange(4.0), "cursor": jnp.int32(0)}, KEYS: ring_of(4)}
     terms = written([3, 0, 3], [np.nan, 1.0, 2.0])
     jax.tree.map(np.testing.assert_array_equal, remember(memory, terms, jnp.bool_(False)), memory)
     good = remember(memory, terms, jnp.bool_(True))
     jax.tree.map(np.testing.assert_array_equal, good, remember(memory, terms))
-    assert np.asarray(good["t"]["p"]).tolist() == [1, 1, 2, 2] and int(good[RING]["cursor"]) == 3
+    assert np.asarray(good["t"]["p"]).tolist() == [1, 1, 2, 2] and int(good[KEYS]["cursor"]) == 3
 
 
 def test_a_step_touches_the_rows_it_writes_and_no_others():
     """The table of a donated state is written in place: no copy of it, whatever the number of records."""
     records, bits = 100_000, 8
-    table = {"t": {"p": jnp.zeros((records, bits))}, RING: ring_of(4)}
+    table = {"t": {"p": jnp.zeros((records, bits))}, KEYS: ring_of(4)}
     step = jax.jit(lambda memory, terms, good: remember(memory, terms, good), donate_argnums=0)
     compiled = step.lower(table, written([1, 5, 1], np.ones((3, bits))), jnp.bool_(True)).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 0.1 * records * bits * 4
 
 
-def test_terms_are_remembered_in_order_under_jit():
-    rows = lambda number: {"id": jnp.full(2, number, jnp.int32), "x": jnp.full((2, 2), float(number))}
-    terms = {name: Term(jnp.zeros(2), jnp.ones(2), enqueue={RING: rows(i)}) for i, name in enumerate("ab", 1)}
-    ring = jax.jit(remember)({RING: ring_of(3)}, terms)[RING]
-    assert np.asarray(ring["id"]).tolist() == [2, 1, 2] and int(ring["cursor"]) == 1
+def test_terms_are_remembered_in_order_and_a_ring_once_under_jit():
+    rows = lambda number, *names: {name: jnp.full(2, number, jnp.int32) for name in ("id", *names)}
+    ring = {name: jnp.full(3, -1, jnp.int32) for name in ("id", "x", "y")} | {"cursor": jnp.int32(2)}
+    table = lambda number: {"t": (jnp.array([1]), {"p": jnp.full(1, number)})}
+    two = {"a": rows(1, "x"), "b": rows(1, "y")}  # the same rows of a batch, and of each objective its own keys
+    terms = {name: Term(jnp.zeros(2), jnp.ones(2), enqueue={KEYS: own}, write=table(number))
+             for number, (name, own) in enumerate(two.items(), 1)}  # fmt: skip
+    after = jax.jit(remember)({KEYS: ring, "t": {"p": jnp.zeros(2)}}, terms)
+    for name in ("id", "x", "y"):
+        assert np.asarray(after[KEYS][name]).tolist() == [1, -1, 1]
+    assert int(after[KEYS]["cursor"]) == 1 and np.asarray(after["t"]["p"]).tolist() == [0, 2]

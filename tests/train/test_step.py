@@ -64,7 +64,7 @@ def test_the_step_trains_everything_and_logs_it(after_one, start):
 
 
 def test_the_queue_gets_the_batch_at_its_cursor(after_one, start):
-    ring, before, batch = after_one[0].memory["pairs"], start.memory["pairs"], tiny_batch()
+    ring, before, batch = after_one[0].memory["keys"], start.memory["keys"], tiny_batch()
     np.testing.assert_array_equal(ring["id"][12 : 12 + ROWS], batch["id"])
     np.testing.assert_array_equal(ring["image"][:12], before["image"][:12])
     np.testing.assert_allclose(np.linalg.norm(ring["text"][12 : 12 + ROWS], axis=1), 1, rtol=1e-4)

@@ -98,4 +98,4 @@ def test_the_step_moves_the_teacher_by_the_same_rule(after_one, start):
         np.testing.assert_allclose(
             leaf, momentum * start.teacher[path] + (1 - momentum) * student, rtol=1e-5, atol=1e-7
         )
-    assert tiny_batch()["id"][0] == state.memory["pairs"]["id"][12]  # after the EMA: the keys the loss saw
+    assert tiny_batch()["id"][0] == state.memory["keys"]["id"][12]  # after the EMA: the keys the loss saw

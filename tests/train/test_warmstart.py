@@ -145,7 +145,7 @@ def test_maps_of_single_tokens_start_along_the_linear_path(aggregated, side):
     np.testing.assert_allclose(np.linalg.norm(token["kernel"]), np.linalg.norm(fresh), rtol=1e-5)
     np.testing.assert_array_equal(after.teacher[f"{side}/head/token/project/kernel"], token["kernel"])
     split = eval_split(assembly.config.data.path, "train", assembly.tokenizer, assembly.config.data)
-    block = next(iter((split.images if side == "image" else split.texts)(16)))
+    block = next(iter((split.left if side == "image" else split.right).blocks(16)))
     params = {"params": after.params}
     raw = assembly.model.apply(params, side, block[side], method="raw")
     out = assembly.model.apply(params, raw, method=lambda m, x: getattr(m, side).head.token_features(x))
@@ -170,7 +170,7 @@ def test_first_bits_start_as_the_signs_of_the_strongest_variates(hashed):
     split = eval_split(assembly.config.data.path, "train", assembly.tokenizer, assembly.config.data)
     encode = Embedder(assembly.model, after.params)
     for side, other in (("image", "text"), ("text", "image")):
-        coded = encode.split(split, side, 16)
+        coded = encode.side(split.left if side == "image" else split.right, 16)
         np.testing.assert_array_equal(np.sign(coded.codes[:, :4]), np.sign(coded.embed[:, :4]))
         assert 0.3 < np.abs(np.arctanh(np.clip(coded.codes[:, :4], -0.999, 0.999))).mean() < 2  # logits of order one
         kernel = np.asarray(after.params[side]["hash"]["linear"]["kernel"])

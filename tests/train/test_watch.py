@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.objectives import build_objectives
+from xmodal_jax.objectives import build_objectives, lonely
 from xmodal_jax.train.step import negatives
-from xmodal_jax.train.watch import SkipWatch, cause, contrasting
+from xmodal_jax.train.watch import SkipWatch, cause
 
 GOOD = {"loss/itc": 1.0, "loss/itm": 2.0, "nonfinite/text": 0.0, "skipped": 0, "skips_in_row": 0}
 
@@ -63,12 +63,15 @@ def test_a_start_without_any_negative_ends_the_run():
 
 
 def test_only_objectives_that_need_negatives_are_watched():
-    built = build_objectives({"itc": {"queue": 0}, "lm": {}, "hash_triplet": {}})
-    assert contrasting(built, 8) == ("itc", "hash_triplet") and contrasting(built, 1) == ()
-    assert contrasting(build_objectives({"itc": {"queue": 8}, "itm": {}}), 2) == ("itm",), "a queue has negatives too"
+    named = lambda section: lonely(build_objectives(section))
+    assert named({"itc": {"queue": 0}, "lm": {}, "hash_triplet": {}}) == ("itc", "hash_triplet")
+    assert named({"itc": {"queue": 8}, "itm": {}}) == ("itm",), "a queue has negatives too"
+    assert named({"itc": {"queue": 8}, "ims": {}}) == (), "so has another's that it reads"
+    assert named({"itc": {"queue": 8, "keys": "own"}, "ims": {}}) == ("ims",)
+    assert named({"hash_contrast": {"table": 9}, "fused": {"queue": 0}}) == ("fused",)
 
 
 def test_negatives_are_the_rows_unlike_the_first():
-    batch = {"id": np.array([1, 1, 2, 3]), "text_key": np.array([5, 6, 5, 7]), "image": np.zeros((4, 2))}
+    batch = {"id": np.array([1, 1, 2, 3]), "text/key": np.array([5, 6, 5, 7]), "image": np.zeros((4, 2))}
     assert negatives(batch) == 1.0
-    assert negatives(batch | {"text_key": np.full(4, 5)}) == 0.0
+    assert negatives(batch | {"text/key": np.full(4, 5)}) == 0.0

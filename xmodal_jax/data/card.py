@@ -24,6 +24,7 @@ FILES = {ANY: [str]}
 SHAPES: dict[str, Any] = {  # of the fields: a type, [what a list holds], {name: what it has}
     "languages": [str],
     "views": [str],
+    "media": [str],
     "label_names": [str],
     "splits": {
         ANY: {"records": int, "captions": int, "groups": int, "files": [str], "digest": str, "languages": {ANY: int},
@@ -56,6 +57,7 @@ class Card:
     `ceiling`: {split: {"i2t" | "t2i": {"R@1", "R@5", "R@10"}}} in %, see `ceiling`.
     `duplicates`: {split: {"captions", "unique", "unique_per_image", "shared"}}, see `duplicates`. Both are of the
     captions in the first language.
+    `media`: what records have beside pictures and captions.
     `words`: {language: {"median", "99 %", "longest"}} words of a caption.
     `skipped`: {reason: count} of what the source held and the data set does not.
     `copies`: {split: records with a picture that is in the train split too}, as `copies.Copies` counts them.
@@ -80,6 +82,7 @@ class Card:
     copies: dict[str, int] = dataclasses.field(default_factory=dict)
     features: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     embeddings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    media: list[str] = dataclasses.field(default_factory=list)
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
     fingerprint: str = ""
     format: int = FORMAT

@@ -7,14 +7,47 @@ from xmodal_jax.errors import refuse_unless
 
 
 @dataclasses.dataclass(frozen=True)
+class FieldConfig:
+    """A field of the batch: who reads it, and what the loader puts there.
+
+    `encoder`: the row of `config.encoders` that takes it ("": the one of the field's own name). `medium`: under which name
+    records keep it ("": that of `of`, or the field's own name). `reader`: what makes an input of it (data/readers.py; "": the
+    medium's own). `of`: another field, of whose record this one shows another view. `required`: False keeps records without it, whose rows are then masked.
+    """
+
+    encoder: str = ""
+    medium: str = ""
+    reader: str = ""
+    of: str = ""
+    required: bool = True
+
+
+def complete(fields: dict[str, FieldConfig]) -> dict[str, FieldConfig]:
+    """The fields with `encoder` and `medium` filled in. Raises UserError for an `of` that is no other field."""
+    filled = {}
+    for name, own in fields.items():
+        refuse_unless(
+            not own.of or (own.of in fields and not fields[own.of].of and own.of != name),
+            f"config.data.fields.{name}.of is '{own.of}'; write another field that is no view itself, or ''",
+        )
+        source = fields[own.of] if own.of else own
+        medium = own.medium or source.medium or own.of or name
+        encoder = own.encoder or source.encoder or own.of or name
+        filled[name] = dataclasses.replace(own, encoder=encoder, medium=medium, reader=own.reader or source.reader or medium)
+    return filled
+
+
+FIELDS = {"image": FieldConfig(), "text": FieldConfig()}
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """What is read and how. Raises `UserError` for impossible values.
 
-    `path`: the data set's folder. `image_size`: px of a side. `length`: tokens of a text, [CLS] and [SEP] included; a
+    `path`: the data set's folder. `fields`: those of the batch. `image_size`: px of a side. `length`: tokens of a text, [CLS] and [SEP] included; a
     longer one loses its end.
     `languages`: those of the captions. `views`: those of the pictures, () for all. `features`: names of cached tokens
-    to read in place of pictures. `second_view`: batches also have another picture of each record, `image2`.
-    `embeddings`: name of a frozen teacher's embeddings that batches carry (`xmodal data embed`).
+    to read in place of pictures. `embeddings`: name of a frozen teacher's embeddings that batches carry (`xmodal data embed`).
     `threads`, `prefetch`: threads that make batches, and how many batches ahead. `keep_gb`: rows of feature caches stay
     in memory after their first reading, up to so many GB in each process.
     `stall_seconds`: how long to wait for a batch before a warning names what each thread is at.
@@ -26,12 +59,12 @@ class DataConfig:
     path: str = ""
     split: str = "train"
     eval_split: str = "test"
+    fields: dict[str, FieldConfig] = dataclasses.field(default_factory=lambda: dict(FIELDS))
     image_size: int = 128
     length: int = 32
     languages: tuple[str, ...] = ("en",)
     views: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
-    second_view: bool = False
     embeddings: str = ""
     augment: AugmentConfig = AugmentConfig()
     threads: int = 4
@@ -42,6 +75,7 @@ class DataConfig:
     match: str = "record"
 
     def __post_init__(self):
+        object.__setattr__(self, "fields", complete(self.fields))
         for name, least in (("image_size", 8), ("length", 3), ("threads", 1), ("prefetch", 1)):
             value = getattr(self, name)
             refuse_unless(value >= least, f"config.data.{name} is {value}; write {least} or more")
@@ -54,3 +88,15 @@ class DataConfig:
         refuse_unless(
             self.match in ("record", "labels"), f"config.data.match is '{self.match}'; write 'record' or 'labels'"
         )
+
+    def __hash__(self) -> int:
+        """Equal sections have equal hashes; the fields are left out."""
+        return hash((self.path, self.split, self.image_size, self.length, self.features))
+
+    def other_view(self, field: str) -> str:
+        """The first field that shows another view of the records of `field`; "" for none."""
+        return next((name for name, own in self.fields.items() if own.of == field), "")
+
+    def fields_of(self, encoder: str) -> tuple[str, ...]:
+        """The fields that an encoder reads."""
+        return tuple(name for name, own in self.fields.items() if own.encoder == encoder)

@@ -17,11 +17,14 @@ from xmodal_jax.data.card import Card
 from xmodal_jax.data.features import add_to_card, being_added, refuse_bad_name, refuse_other, start_partial
 from xmodal_jax.data.image import CorruptImage, eval_image
 from xmodal_jax.data.progress import Progress
-from xmodal_jax.data.records import CorruptRecord, RecordWriter, open_records, pack, shard_files, split_names
+from xmodal_jax.data.records import CorruptRecord, RecordWriter, open_records, pack, pictures, shard_files, split_names
 from xmodal_jax.errors import UserError, refuse_unless
 
 FOLDER = "embeddings"
 DTYPES = ("float32", "float16")
+
+
+Pick = Callable[[dict[str, Any], Any], bytes]
 
 
 class Embeddings:
@@ -41,7 +44,7 @@ class Embeddings:
                 f"config.data.embeddings: {name!r} of {folder} has no {missing[:1]}; write config.data.{what} with some "
                 f"of {', '.join(entry[what])}, or embed the data set again under another name.",
             )
-        self.name, self.width, self._dtype, self._languages = name, entry["width"], entry["dtype"], tuple(languages)
+        self.name, self.width, self._dtype = name, entry["width"], entry["dtype"]
         self._rows = open_records(folder / FOLDER / name, split)
         count = card.split(split)["records"]
         refuse_unless(
@@ -49,19 +52,18 @@ class Embeddings:
             f"embeddings {name!r} of {folder} have {len(self._rows)} rows for {count} records; write them again.",
         )
 
-    def pair(self, row: int, view: str, caption: int) -> tuple[np.ndarray, np.ndarray]:
-        """Unit embeddings float32 [E] of a picture and of the caption with this number in the config's languages.
+    def vectors(self, row: int, picks: dict[str, tuple[Pick, Any]]) -> dict[str, np.ndarray]:
+        """Unit embeddings float32 [E] of what was chosen of a row: {name: (reader's `stored`, choice)}; zeros for None.
 
         Raises `CorruptRecord`.
         """
         try:
             found = self._rows[row]
-            texts = [data for language in self._languages for data in found["text"].get(language, [])]
-            return self._unit(found["image"][view]), self._unit(texts[caption])
+            return {name: self._unit(stored(found, choice)) if choice is not None else np.zeros(self.width, np.float32)
+                    for name, (stored, choice) in picks.items()}  # fmt: skip
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise CorruptRecord(
-                f"row {row} of embeddings {self.name!r} has no view {view!r} or no caption {caption} ({error})"
-            ) from error
+            chosen = {name: choice for name, (_, choice) in picks.items()}
+            raise CorruptRecord(f"row {row} of embeddings {self.name!r} has no vector of {chosen} ({error})") from error
 
     def _unit(self, data: bytes) -> np.ndarray:
         """Float16 rounds, and a distillation loss wants cosines."""
@@ -174,7 +176,7 @@ def _read(source: Any, row: int, decode: Callable[[bytes], np.ndarray]) -> dict[
     try:
         if source.caches:
             return {view: source.tokens(row, view, False) for view in source.sidecar.views(row)}
-        return {view: decode(data) for view, data in source.record(row)["images"].items()}
+        return {view: decode(data) for view, data in pictures(source.record(row)).items()}
     except (CorruptRecord, CorruptImage) as error:
         raise UserError(
             f"row {row} of split {source.name!r} cannot be read ({error}); copy or prepare the data set again."

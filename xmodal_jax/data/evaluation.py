@@ -1,4 +1,4 @@
-"""A split as evaluation reads it: all its pictures of one view and all its captions, in the order of its rows."""
+"""A split as evaluation reads it: all inputs of two fields, in the order of its rows."""
 
 import dataclasses
 import logging
@@ -10,7 +10,8 @@ import numpy as np
 
 from xmodal_jax.data.columns import Texts
 from xmodal_jax.data.config import DataConfig
-from xmodal_jax.data.image import CorruptImage, eval_image
+from xmodal_jax.data.image import CorruptImage
+from xmodal_jax.data.readers import Reader, Row, readers_of
 from xmodal_jax.data.records import CorruptRecord
 from xmodal_jax.data.split import Arrays, Split, multi_hot, refuse_unknown
 from xmodal_jax.data.text import Tokenizer
@@ -18,62 +19,97 @@ from xmodal_jax.errors import UserError, refuse_unless
 
 log = logging.getLogger(__name__)
 
+PAIR = ("image", "text")
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One field of a split as evaluation reads it: m inputs, each once, those of a record one after the other.
+
+    `field`, and the `encoder` that takes it; `owner` int32 [m]: the place in `EvalSplit.keys` of each one's record, never
+    falling; `numbers` int32 [m]: the same for the same text and no other, of other media one for each; of captions `words` [m],
+    read from disk when they are asked for, `language` int16 [m], their places in the card's list, and `ids` int32 [m,L].
+    `read`: (place, flip) -> what the encoder takes; `mirrored`: whether `flip` gives a mirror image.
+    """
+
+    field: str
+    encoder: str
+    owner: np.ndarray
+    numbers: np.ndarray
+    read: Callable[[int, bool], np.ndarray]
+    words: Texts | None = None
+    language: np.ndarray | None = None
+    ids: np.ndarray | None = None
+    mirrored: bool = False
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+    def part(self, places: np.ndarray, records: np.ndarray) -> "Side":
+        """Some inputs int [p], of some records int [r] in increasing order."""
+        take = lambda rows: None if rows is None else rows[places]
+        return dataclasses.replace(
+            self,
+            owner=np.searchsorted(records, self.owner[places]).astype(np.int32),
+            numbers=self.numbers[places],
+            read=lambda place, flip=False: self.read(int(places[place]), flip),
+            words=None if self.words is None else self.words.take(places),
+            language=take(self.language),
+            ids=take(self.ids),
+        )
+
+    def blocks(self, batch: int, flip: bool = False) -> Iterator[Arrays]:
+        """Batches {field: [batch, ...], "id": int32 [batch], the places}; the last is padded with zeros and id -1."""
+        for start in range(0, len(self), batch):
+            places = np.arange(start, min(start + batch, len(self)), dtype=np.int32)
+            rows = self.ids[places] if self.ids is not None else np.stack([self.read(place, flip) for place in places])
+            yield _padded({self.field: rows, "id": places}, batch)
+
 
 @dataclasses.dataclass(frozen=True)
 class EvalSplit:
-    """A split as evaluation reads it: every picture of one view once, every caption once.
+    """A split as evaluation reads it: the records that have both fields of a pair, and all their inputs.
 
-    n records, M captions: `keys` and `rows` (row in the split) [n]; `captions` [M], read from disk when they are asked
-    for; `caption_owner` int32 [M], the position of its record in `keys`, never falling; `text` int32 [M,L];
-    `text_numbers` int32 [M], the same for the same text and no other; `text_keys` int32 [M], the same for captions that
-    are right for the same pictures: the numbers, or one for each; `labels` float32 [n,C] or None.
+    n records: `keys` and `rows` (row in the split) [n], `labels` float32 [n,C] or None; `view`: that of the pictures, ""
+    without any; `left`, `right`: the two sides; `own`: only inputs of the same record are right, whatever captions repeat.
     """
 
     view: str
     keys: Texts
     rows: np.ndarray
-    captions: Texts
-    caption_owner: np.ndarray
-    text: np.ndarray
-    text_numbers: np.ndarray
-    text_keys: np.ndarray
+    left: Side
+    right: Side
     labels: np.ndarray | None
-    picture: Callable[..., np.ndarray]  # (number, flip=False)
+    own: bool = False
 
-    def part(self, records: np.ndarray, texts: np.ndarray) -> "EvalSplit":
-        """Some records int [r], in increasing order, and some of their captions int [m], by their places in these."""
+    @property
+    def pair(self) -> tuple[str, str]:
+        """The two fields."""
+        return self.left.field, self.right.field
+
+    def matches(self, side: Side) -> np.ndarray:
+        """int32 [m]: the same for inputs of a side that are right for the same: the numbers, or one for each."""
+        return np.arange(len(side), dtype=np.int32) if self.own else side.numbers
+
+    def part(self, records: np.ndarray, left: np.ndarray, right: np.ndarray) -> "EvalSplit":
+        """Some records int [r], in increasing order, and some of their inputs int, by their places in these."""
         return dataclasses.replace(
             self,
             keys=self.keys.take(records),
             rows=self.rows[records],
-            captions=self.captions.take(texts),
-            caption_owner=np.searchsorted(records, self.caption_owner[texts]).astype(np.int32),
-            text=self.text[texts],
-            text_numbers=self.text_numbers[texts],
-            text_keys=self.text_keys[texts],
+            left=self.left.part(left, records),
+            right=self.right.part(right, records),
             labels=None if self.labels is None else self.labels[records],
-            picture=lambda number, flip=False: self.picture(int(records[number]), flip),
         )
 
-    def captions_of(self, number: int) -> list[str]:
-        """The captions of the record at a place in `keys`."""
-        return list(self.captions[slice(*np.searchsorted(self.caption_owner, [number, number + 1]))])
+    def of_records(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The places on both sides of the inputs of some records int [r]."""
+        return tuple(np.flatnonzero(np.isin(side.owner, records)) for side in (self.left, self.right))
 
-    def images(self, batch: int, flip: bool = False) -> Iterator[Arrays]:
-        """Batches {"image": [batch, ...], "id": int32 [batch]}; the last is padded with zeros and id -1.
-
-        `flip` gives the mirror images; a feature cache made without them gives the plain ones again.
-        """
-        for start in range(0, len(self.keys), batch):
-            ids = np.arange(start, min(start + batch, len(self.keys)), dtype=np.int32)
-            yield _padded({"image": np.stack([self.picture(number, flip) for number in ids]), "id": ids}, batch)
-
-    def texts(self, batch: int) -> Iterator[Arrays]:
-        """Batches {"text": int32 [batch,L], "id": int32 [batch], the caption's number}; the last padded, id -1."""
-        for start in range(0, len(self.text), batch):
-            text = self.text[start : start + batch]
-            ids = np.arange(start, start + len(text), dtype=np.int32)
-            yield _padded({"text": text, "id": ids}, batch)
+    def words_of(self, number: int) -> list[str]:
+        """The captions of the record at a place in `keys`, of the side that has any."""
+        side = self.right if self.right.words is not None else self.left
+        return [] if side.words is None else list(side.words[slice(*np.searchsorted(side.owner, [number, number + 1]))])
 
 
 def _padded(batch: Arrays, size: int) -> Arrays:
@@ -84,55 +120,56 @@ def _padded(batch: Arrays, size: int) -> Arrays:
     }
 
 
-def eval_split(
-    data_dir: str | pathlib.Path, split: str, tokenizer: Tokenizer, cfg: DataConfig, view: str = ""
-) -> EvalSplit:
-    """The pictures of one view (default: the first of the config, else of the card) and all captions of a split.
+def eval_split(data_dir: str | pathlib.Path, split: str, tokenizer: Tokenizer, cfg: DataConfig, view: str = "",
+               pair: tuple[str, str] = PAIR) -> EvalSplit:  # fmt: skip
+    """All inputs of two fields of a split; of pictures those of one view (default: the first of the config, else of the card).
 
-    Records without that view or without a caption in the languages are left out and counted in the log. Raises
-    `UserError` for a split, view or language that does not exist, and, when it is asked for, for a picture that cannot
-    be read: a score on part of a test set would not be comparable. No record is read before.
+    Records that lack one of the fields are left out and counted in the log. Raises `UserError` for a split, view or language
+    that does not exist, and, when it is asked for, for an input that cannot be read: a score on part of a test set would not be
+    comparable. No record is read before.
     """
     source = Split(data_dir, split, cfg)
-    view = view or source.views[0]
-    refuse_unknown("config.data.views", (view,), source.card.views, data_dir)
-    own = source.sidecar
-    pairs = own.all_pairs(source.languages)
-    pairs = pairs[own.having(view)[own.owner[pairs]]]
-    rows, owners = np.unique(own.owner[pairs], return_inverse=True)
+    readers = readers_of(source, tokenizer)
+    if any(readers[field].viewed for field in pair):
+        view = view or next(iter(source.views), "")
+        refuse_unknown("config.data.views", (view,), source.card.views, data_dir)
+    else:
+        view = ""
+    found = [readers[field].rows(view) for field in pair]
+    rows = np.intersect1d(*found)
     if len(rows) < len(source):
         log.warning(
-            "%d of %d records of %s have no view %r or no caption", len(source) - len(rows), len(source), split, view
-        )
-    refuse_unless(len(rows) > 0, f"{data_dir}: split {split!r} has no record with view {view!r} in {cfg.languages}.")
-    captions, names = own.texts.take(pairs), source.card.label_names
-    return EvalSplit(
-        view=view,
-        keys=own.keys.take(rows),
-        rows=rows.astype(np.int32),
-        captions=captions,
-        caption_owner=owners.astype(np.int32),
-        text=tokenizer.encode(captions, cfg.length),
-        text_numbers=own.number[pairs],
-        text_keys=own.number[pairs],
-        labels=multi_hot([source.labels(row) for row in rows], len(names)) if names else None,
-        picture=_picture(source, view, rows.tolist()),
+            "%d of %d records of %s lack %s (view %r, languages %s)", len(source) - len(rows), len(source), split,
+            " or ".join(pair), view, ", ".join(cfg.languages),
+        )  # fmt: skip
+    refuse_unless(
+        len(rows) > 0,
+        f"{data_dir}: split {split!r} has no record with {' and '.join(pair)} (view {view!r}, languages {cfg.languages}).",
     )
+    names = source.card.label_names
+    left, right = (_side(readers[field], field, own, rows, view) for field, own in zip(pair, found, strict=True))
+    labels = multi_hot([source.labels(row) for row in rows], len(names)) if names else None
+    return EvalSplit(view, source.sidecar.keys.take(rows), rows.astype(np.int32), left, right, labels)
 
 
-def _picture(source: Split, view: str, rows: list[int]) -> Callable[..., np.ndarray]:
-    """(number, flip=False) -> the eval-time picture, or cached tokens, of the n-th record that is evaluated."""
-    if source.caches:
-        return lambda number, flip=False: _readable(
-            lambda: source.tokens(rows[number], view, flip), f"row {rows[number]} of the feature caches"
-        )
-    decode = eval_image(source.cfg.image_size)
+def _side(reader: Reader, field: str, found: np.ndarray, rows: np.ndarray, view: str) -> Side:
+    """One side: of the inputs, whose rows are `found`, those of the records `rows`."""
+    places = np.flatnonzero(np.isin(found, rows))
+    owner, source = np.searchsorted(rows, found[places]).astype(np.int32), reader.split
 
-    def picture(number: int, flip: bool = False) -> np.ndarray:
-        found = _readable(lambda: decode(source.record(rows[number])["images"][view]), f"row {rows[number]}")
-        return np.ascontiguousarray(found[:, ::-1]) if flip else found
+    def read(place: int, flip: bool = False) -> np.ndarray:
+        row = Row(source, int(rows[owner[place]]))
+        choice = reader.chosen(row, view)
+        return _readable(lambda: reader.plain(row, reader.flipped(choice) if flip else choice), f"row {row.number}")
 
-    return picture
+    own = Side(field, reader.own.encoder, owner, np.arange(len(places), dtype=np.int32), read, mirrored=reader.mirrored)
+    if not reader.keyed:
+        return own
+    pairs = source.sidecar.all_pairs(source.languages)[places]
+    words = source.sidecar.texts.take(pairs)
+    ids = reader.tokenizer.encode(words, source.cfg.length)
+    numbers, language = source.sidecar.number[pairs], source.sidecar.language[pairs]
+    return dataclasses.replace(own, numbers=numbers, words=words, language=language, ids=ids)
 
 
 def _readable(read: Callable[[], Any], where: str) -> Any:

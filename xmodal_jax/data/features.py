@@ -27,6 +27,7 @@ from xmodal_jax.data.records import (
     is_split_name,
     open_records,
     pack,
+    pictures,
     shard_files,
     split_names,
 )
@@ -154,7 +155,7 @@ def _write_split(
 
 def _count(records: Records, sides: list[str]) -> int:
     """Pictures to encode, as far as the first record tells."""
-    return len(records) * len(sides) * (len(records[0]["images"]) if len(records) else 0)
+    return len(records) * len(sides) * (len(pictures(records[0])) if len(records) else 0)
 
 
 def _pictures(records: Records, size: int, sides: list[str]) -> Iterator[tuple[str, str, bool, np.ndarray]]:
@@ -162,7 +163,7 @@ def _pictures(records: Records, size: int, sides: list[str]) -> Iterator[tuple[s
     decode = eval_image(size)
     for number in range(len(records)):
         try:
-            images = check_record(records[number])["images"]
+            images = pictures(check_record(records[number]))
             plain = {view: decode(data) for view, data in images.items()}
         except (CorruptRecord, CorruptImage) as error:
             raise UserError(f"row {number} cannot be read ({error}); copy or prepare the data set again.") from error

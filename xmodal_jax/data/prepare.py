@@ -54,9 +54,9 @@ class Build:
         """Write one item to its split."""
         if item.split not in self.writers:
             self.writers[item.split] = RecordWriter(self.folder, item.split, self.shard_bytes)
-        self.writers[item.split].write(encode_record({"key": item.key, "images": item.images}))
+        self.writers[item.split].write(encode_record({"key": item.key, "media": item.stored}))
         self.sidecars.add(item)
-        self.digests[item.split].add(item.key, item.captions, item.images)
+        self.digests[item.split].add(item.key, item.captions, item.every_view)
         for language, own in item.captions.items():
             self.words[language].update(map(count_words, own))
 
@@ -187,7 +187,7 @@ def _usable(source: Source, max_size: int, copies: Copies, held_out: frozenset[b
             yield item
         elif not is_split_name(item.split):
             yield Skip("split that is no plain name", f"{item.key}: {item.split!a}", item.files)
-        elif not (item.images and any(item.captions.values())):
+        elif len(item.stored) + any(item.captions.values()) < 2 or not item.stored:
             yield Skip("no image or no caption", item.key, item.files)
         elif not keys.add(item.key):
             yield Skip("key occurs twice", item.key, item.files)
@@ -231,6 +231,7 @@ def _card(build: Build, source: Source, name: str, arguments: dict[str, Any]) ->
         licence=source.licence,
         languages=languages,
         views=list(build.sidecars.views),
+        media=list(build.sidecars.media),
         label_names=list(build.sidecars.labels),
         splits=build.splits(),
         words={language: quantiles(build.words[language]) for language in languages if build.words[language]},

@@ -23,7 +23,8 @@ Record = dict[str, Any]
 
 SHARD_BYTES = 256 * 2**20
 SUFFIX = ".arrayrecord"
-FIELDS = {"key": str, "images": dict}
+FIELDS = {"key": str, "media": dict}
+PICTURES = "image"  # the medium of pictures, which nearly every record has
 SPLIT_NAME = re.compile(r"\w[\w.-]*")
 SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.arrayrecord")
 
@@ -61,7 +62,7 @@ def unpack(data: bytes) -> Any:
 
 
 def check_record(record: Any) -> Record:
-    """Return `record` if it is the stored part of one: a key and encoded images by view. The rest is in the sidecar.
+    """Return `record` if it is the stored part of one: a key and {medium: {view: bytes}}. The rest is in the sidecar.
 
     Raises `CorruptRecord` with the name of the first field that is missing or of the wrong type.
     """
@@ -70,9 +71,17 @@ def check_record(record: Any) -> Record:
     for name, kind in FIELDS.items():
         if not isinstance(record.get(name), kind):
             raise CorruptRecord(f"field {name!r} must be a {kind.__name__}")
-    if not record["images"]:
-        raise CorruptRecord(f"record {record['key']!r} has no image")
+    for medium, views in record["media"].items():
+        if not isinstance(views, dict):
+            raise CorruptRecord(f"medium {medium!r} of record {record['key']!r} must be a dict")
+    if not any(record["media"].values()):
+        raise CorruptRecord(f"record {record['key']!r} has nothing but captions")
     return record
+
+
+def pictures(record: Record) -> dict[str, bytes]:
+    """The encoded pictures of a record by view."""
+    return record["media"].get(PICTURES, {})
 
 
 def encode_record(record: Record) -> bytes:

@@ -1,7 +1,7 @@
 """The sidecar of a split: all about its records but their pictures, so that nobody unpacks pictures for captions.
 
 `DIR/sidecar/<split>/NAME.bin` are the columns `COLUMNS`, little-endian. Of the n records of a split, in row order:
-their keys, groups, views, labels and the number of their set of labels. Of its M captions, those of a record one after
+their keys, groups, views, other media, labels and the number of their set of labels. Of its M captions, those of a record one after
 the other: their texts, the record that owns each, its language, and the number of its text, which two captions of the
 data set share if and only if they are the same text (`captions.normal_caption`). Views, languages and labels are places
 in the card's lists. The row of a caption in these columns is the number of its pair.
@@ -23,7 +23,7 @@ from xmodal_jax.data.source import Item
 from xmodal_jax.errors import refuse_unless
 
 FOLDER = "sidecar"
-LISTS = {"keys": "u1", "groups": "u1", "views": "<i2", "labels": "<i4", "texts": "u1"}  # with a column of starts each
+LISTS = {"keys": "u1", "groups": "u1", "views": "<i2", "media": "<i2", "labels": "<i4", "texts": "u1"}  # with a column of starts each
 COLUMNS = LISTS | {f"{name}_starts": "<i8" for name in (*LISTS, "captions")}
 COLUMNS |= {"label_set": "<i4", "owner": "<i4", "language": "<i2", "number": "<i4"}
 LATE = {"language": "<i2", "digest": "u1"}  # kept aside until all items are known
@@ -35,7 +35,7 @@ class Sidecars:
 
     def __init__(self, folder: os.PathLike | str):
         self.languages: collections.Counter[str] = collections.Counter()  # records that have captions in each
-        self.views, self.labels = Numbers(), Numbers()
+        self.views, self.media, self.labels = Numbers(), Numbers(), Numbers()
         self._codes, self._label_sets = Numbers(), Numbers()
         self._folder, self._writers = pathlib.Path(folder) / FOLDER, {}
 
@@ -45,10 +45,10 @@ class Sidecars:
             self._writers[item.split] = SplitWriter(self._folder / item.split)
         labels = [self.labels[name] for name in item.labels]
         captions = [(self._codes[code], text) for code, own in item.captions.items() for text in own]
-        views = [self.views[view] for view in item.images]
+        views, media = [self.views[view] for view in item.images], [self.media[name] for name in item.media]
         self.languages.update(item.captions.keys())
         label_set = self._label_sets[frozenset(labels)]
-        self._writers[item.split].add(item.key, item.group, views, labels, label_set, captions)
+        self._writers[item.split].add(item.key, item.group, views, media, labels, label_set, captions)
 
     def finish(self, languages: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Number the texts; returns, for each split, what the card says of it: records, captions, groups, the captions
@@ -81,14 +81,14 @@ class SplitWriter:
         for name in (*LISTS, "captions"):
             self._out[f"{name}_starts"].put(0)
 
-    def add(self, key: str, group: str, views: Sequence[int], labels: Sequence[int], label_set: int,
+    def add(self, key: str, group: str, views: Sequence[int], media: Sequence[int], labels: Sequence[int], label_set: int,
             captions: Iterable[tuple[int, str]]) -> None:  # fmt: skip
         """Write one record; captions are (code of the language, text)."""
         record = self._out["label_set"].count
         self._groups.add(group)
         self._text("keys", key)
         self._text("groups", group)
-        for name, values in (("views", views), ("labels", labels)):
+        for name, values in (("views", views), ("media", media), ("labels", labels)):
             for value in values:
                 self._out[name].put(value)
             self._out[f"{name}_starts"].put(self._out[name].count)
@@ -167,7 +167,7 @@ class Sidecar:
         entry, place = card.split(split), pathlib.Path(folder) / FOLDER / split
         found = {name: open_column(column_path(place, name), dtype, entry["columns"].get(name))
                  for name, dtype in COLUMNS.items()}  # fmt: skip
-        self.split, self.languages, self._views = split, card.languages, card.views
+        self.split, self.languages, self._views, self._media = split, card.languages, card.views, card.media
         _refuse_misfit(found, card, entry, place)
         self.keys, self.groups, self.texts = (Texts(found[name], found[f"{name}_starts"])
                                               for name in ("keys", "groups", "texts"))  # fmt: skip
@@ -211,9 +211,17 @@ class Sidecar:
 
     def having(self, view: str) -> np.ndarray:
         """bool [n]: which records have a picture of a view."""
+        return self._listing("views", self._views.index(view))
+
+    def having_medium(self, medium: str) -> np.ndarray:
+        """bool [n]: which records have something of a medium other than pictures and captions."""
+        return self._listing("media", self._media.index(medium)) if medium in self._media else np.zeros(len(self), bool)
+
+    def _listing(self, name: str, code: int) -> np.ndarray:
+        """bool [n]: which records have `code` in the lists of a column."""
         has = np.zeros(len(self), bool)
-        owners = np.repeat(np.arange(len(self)), np.diff(self._found["views_starts"]))
-        has[owners[self._found["views"] == self._views.index(view)]] = True
+        owners = np.repeat(np.arange(len(self)), np.diff(self._found[f"{name}_starts"]))
+        has[owners[self._found[name] == code]] = True
         return has
 
     def _span(self, name: str, row: int) -> tuple[int, int]:
@@ -229,8 +237,8 @@ def _refuse_misfit(found: dict[str, np.ndarray], card: Card, entry: dict[str, An
     records, captions = entry["records"], entry["captions"]
     wanted = {"label_set": records, "texts_starts": captions + 1}
     wanted |= dict.fromkeys(("owner", "language", "number"), captions)
-    wanted |= {f"{name}_starts": records + 1 for name in ("keys", "groups", "views", "labels", "captions")}
-    names = {"language": card.languages, "views": card.views, "labels": card.label_names}
+    wanted |= {f"{name}_starts": records + 1 for name in ("keys", "groups", "views", "media", "labels", "captions")}
+    names = {"language": card.languages, "views": card.views, "media": card.media, "labels": card.label_names}
     fits = all(len(found[name]) == count for name, count in wanted.items())
     fits = fits and sum(entry["languages"].values()) == captions
     fits = fits and all(len(found[name]) == 0 or found[name].max() < len(own) for name, own in names.items())

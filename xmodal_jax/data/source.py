@@ -16,6 +16,7 @@ from typing import Any
 from xmodal_jax.data.captions import says_something
 from xmodal_jax.data.image import CorruptImage, verify
 from xmodal_jax.data.media import MISSING, FileState, UnreadableFile, file_state, find_file, read_file
+from xmodal_jax.data.records import PICTURES
 from xmodal_jax.data.taxonomy import Taxonomy
 from xmodal_jax.data.textfile import hashed, mended
 from xmodal_jax.errors import refuse_unless
@@ -29,7 +30,7 @@ Captions = dict[str, list[str]]
 class Item:
     """One thing: encoded pictures by view, captions by language, label names; `group` keeps relatives in one split.
 
-    `files`: the state of the files that it was read from.
+    `media`: what it has of other media, {medium: {view: bytes}}, as their readers take it. `files`: the state of the files that it was read from.
     """
 
     key: str
@@ -39,6 +40,17 @@ class Item:
     group: str = ""
     split: str = "train"
     files: tuple[FileState, ...] = dataclasses.field(default=(), compare=False, repr=False)
+    media: dict[str, dict[str, bytes]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def stored(self) -> dict[str, dict[str, bytes]]:
+        """All that its record keeps, pictures among it: {medium: {view: bytes}}."""
+        return ({PICTURES: self.images} if self.images else {}) | self.media
+
+    @property
+    def every_view(self) -> dict[str, bytes]:
+        """The same as one dict: pictures by view, others by "medium/view"."""
+        return self.images | {f"{medium}/{view}": data for medium, own in self.media.items() for view, data in own.items()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from xmodal_jax.data.card import Card
 from xmodal_jax.data.columns import Texts
 from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.embeddings import Embeddings
-from xmodal_jax.data.records import CorruptRecord, check_record, open_records
+from xmodal_jax.data.records import CorruptRecord, check_record, open_records, pictures
 from xmodal_jax.data.sidecar import Sidecar
 from xmodal_jax.data.stall import Stages
 from xmodal_jax.errors import refuse_unless
@@ -59,14 +59,14 @@ class Split:
         return len(self.records)
 
     def record(self, row: int) -> dict[str, Any]:
-        """The key and pictures of a row, {"key", "images": {view: bytes}}.
+        """The stored part of a row, {"key", "media": {medium: {view: bytes}}}.
 
         Raises `CorruptRecord`, also for one that has another key or other views than the sidecar says.
         """
         self.stages.note("reading row", row, f"split {self.name!r}")
         record, own = check_record(self.records[row]), self.sidecar
-        if record["key"] != own.keys[row] or list(record["images"]) != own.views(row):
-            found = f"{record['key']!r} with views {list(record['images'])}"
+        if record["key"] != own.keys[row] or list(pictures(record)) != own.views(row):
+            found = f"{record['key']!r} with views {list(pictures(record))}"
             raise CorruptRecord(f"row {row} is {found}, not that of the sidecar")
         return record
 

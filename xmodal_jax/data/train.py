@@ -10,11 +10,13 @@ import logging
 import pathlib
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from xmodal_jax.data.config import DataConfig
-from xmodal_jax.data.image import CorruptImage, train_image
+from xmodal_jax.data.image import CorruptImage
+from xmodal_jax.data.readers import Row, readers_of
 from xmodal_jax.data.records import CorruptRecord, KeptRecords, Room
 from xmodal_jax.data.split import Arrays, Split, multi_hot
 from xmodal_jax.data.text import Tokenizer, cut
@@ -23,6 +25,7 @@ from xmodal_jax.errors import UserError, refuse_unless
 log = logging.getLogger(__name__)
 
 BAD_SHARE = 0.01
+MISSING = -1  # caption key of a row without a caption
 NAMED_SKIPS = 10
 SAMPLED = 2000  # records whose captions say how many are cut
 
@@ -64,7 +67,7 @@ class TrainDataset:
         self.bad = BadRows(len(split), f"split {split.name!r}")
         room = Room(int(split.cfg.keep_gb * 1e9))
         split.caches = [KeptRecords(cache, room) for cache in split.caches]
-        self._image = None if split.caches else train_image(split.cfg.image_size, split.cfg.augment)
+        self.readers = readers_of(split, tokenizer)
         self._teacher = split.embeddings() if split.cfg.embeddings else None
         rows = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat(None)
         self.examples = rows.random_map(self._example)
@@ -117,55 +120,54 @@ class TrainDataset:
             if fields is not None:
                 return fields
         raise UserError(
-            f"{self.split.cfg.path}: no record of split {self.split.name!r} has a picture in views {self.split.views} and a "
-            f"caption in {self.split.cfg.languages}; write others in config.data."
+            f"{self.split.cfg.path}: no record of split {self.split.name!r} has all required fields "
+            f"({', '.join(name for name, own in self.split.cfg.fields.items() if own.required)}; views {self.split.views}, "
+            f"languages {self.split.cfg.languages}); write others in config.data."
         )
 
-    def _fields(self, row: int, rng: np.random.Generator) -> Arrays | None:
-        """The fields of a row, None where it has no picture in the views or no caption in the languages asked for."""
-        views, captions = self.split.views_of(row), self.split.captions(row)
-        if not views or not captions:
+    def _fields(self, number: int, rng: np.random.Generator) -> Arrays | None:
+        """The fields of a row, None where it lacks one that is required.
+
+        First each field's choice is drawn, then each is read, and views of others come last: a field more changes none before.
+        """
+        row, table = Row(self.split, number), self.split.cfg.fields
+        chosen = {name: self.readers[name].choose(row, rng) for name, own in table.items() if not own.of}
+        if any(choice is None and table[name].required for name, choice in chosen.items()):
             return None
-        view, caption = views[rng.integers(len(views))], int(rng.integers(len(captions)))
-        flip = self._flip(rng)
-        images = {} if self.split.caches else self.split.record(row)["images"]
-        image = self._picture(row, images, view, rng, flip)
-        self.split.stages.note("tokenising a caption of row", row)
-        text = self.tokenizer.encode([captions[caption]], self.split.cfg.length)[0]
-        number = np.int32(row)
-        same = number if self.split.cfg.match == "record" else self.split.label_key(row)
-        key = np.int32(self.split.caption_numbers(row)[caption])
-        fields = {"image": image, "text": text, "id": same, "text_key": key, "index": number}
+        fields = self._row(number)
+        for name, choice in chosen.items():
+            fields |= self._field(name, row, choice, rng)
+        for name, own in table.items():
+            if own.of:
+                first = chosen[own.of]
+                choice = None if first is None else self.readers[name].other(row, first, rng)
+                fields |= self._field(name, row, choice, rng)
+        return fields | self._stored(number, chosen)
+
+    def _row(self, number: int) -> Arrays:
+        """What a batch has of a whole row."""
+        row = np.int32(number)
+        fields = {"id": row if self.split.cfg.match == "record" else self.split.label_key(number), "index": row}
         names = self.split.card.label_names
-        fields |= {"labels": multi_hot([self.split.labels(row)], len(names))[0]} if names else {}
-        return fields | self._asked(row, images, (view, flip), views, caption, rng)
+        return fields | ({"labels": multi_hot([self.split.labels(number)], len(names))[0]} if names else {})
 
-    def _asked(self, row: int, images: dict[str, bytes], first: tuple[str, bool], views: list[str], caption: int,
-               rng: np.random.Generator) -> Arrays:  # fmt: skip
-        """The fields that only some configs ask for; what is drawn for them is drawn last, so the others stay."""
-        fields: Arrays = {}
-        if self.split.cfg.second_view:
-            others = [other for other in views if other != first[0]] or views
-            other = others[rng.integers(len(others))]
-            flip = self._flip(rng) if other != first[0] else not first[1]
-            fields["image2"] = self._picture(row, images, other, rng, flip)
-        if self._teacher is not None:
-            self.split.stages.note("reading row", row, f"embeddings {self.split.cfg.embeddings!r}")
-            image, text = self._teacher.pair(row, first[0], caption)
-            fields |= {"distill_image": image, "distill_text": text}
-        return fields
+    def _field(self, name: str, row: Row, choice: Any, rng: np.random.Generator) -> Arrays:
+        """One field of a row, and what is said of it; zeros where it is missing."""
+        reader, own = self.readers[name], self.split.cfg.fields[name]
+        there = choice is not None
+        fields = {name: reader.read(row, choice, rng) if there else reader.empty()}
+        if reader.keyed:
+            fields[f"{name}/key"] = np.int32(reader.key(row, choice) if there else MISSING)
+        return fields if own.required else fields | {f"{name}/valid": np.bool_(there)}
 
-    def _flip(self, rng: np.random.Generator) -> bool:
-        """Whether cached tokens are those of the mirror image; pixels are mirrored by their augmentation."""
-        return self._image is None and rng.random() < self.split.cfg.augment.flip
-
-    def _picture(self, row: int, images: dict[str, bytes], view: str, rng: np.random.Generator,
-                 flip: bool) -> np.ndarray:  # fmt: skip
-        """One view as the tower takes it: augmented pixels, or cached tokens, those of the mirror image with `flip`."""
-        if self._image is None:
-            return self.split.tokens(row, view, flip)
-        self.split.stages.note("decoding the picture of row", row)
-        return self._image(images[view], rng)
+    def _stored(self, number: int, chosen: dict[str, Any]) -> Arrays:
+        """The stored embeddings of what was chosen, zeros where a field is missing."""
+        if self._teacher is None:
+            return {}
+        self.split.stages.note("reading row", number, f"embeddings {self.split.cfg.embeddings!r}")
+        stored = {name: self.readers[name] for name in chosen if self.readers[name].embedded}
+        picks = {name: (reader.stored, chosen[name]) for name, reader in stored.items()}
+        return {f"{name}/teacher": vector for name, vector in self._teacher.vectors(number, picks).items()}
 
 
 def train_dataset(
@@ -179,19 +181,9 @@ def train_dataset(
 ) -> TrainDataset:
     """Training batches as a pure function of their number.
 
-    Each example is a random view and a random
-    caption (of `cfg.languages`) of one record, augmented. Fields: `image` uint8 [B,H,W,3], or with `cfg.features`
-    float16 [B,N,D] of the cached tokens, flipped at random; `text` int32 [B,L];
-    `index` int32 [B], the row in the split, and `id`, the same or with `cfg.match` "labels" what its labels make;
-    `text_key` int32 [B], the number of the caption's text in the data set, whatever of it `text` can hold; `labels`
-    float32 [B,C] where the card names labels. A record that cannot be read is replaced by the next; over 1 % of them raise
-    `UserError`, as do the faults of `Split`.
-
-    With `cfg.second_view` also `image2`, like `image`: another view of the record, augmented by itself; where the
-    record has one view only, that one again: another augmentation of its pixels, or of cached tokens those of the mirror
-    image (the same tokens twice in a cache made without). With
-    `cfg.embeddings` also `distill_image` and `distill_text` float32 [B,E]: a teacher's unit embeddings of this view and
-    this caption (of the plain picture, whatever augmentation did to it). Neither changes the other fields. `complete` adds
-    fields to a whole batch.
+    Each example is one record: of every field of `cfg.fields` a random view or caption (of `cfg.languages`), as its reader
+    reads it for training, and what the table of types.py says of it. A record without a field that is required is replaced by
+    the next; so is one that cannot be read, and over 1 % of those raise `UserError`, as do the faults of `Split`. `id` is the
+    row or, with `cfg.match` "labels", what its labels make. `complete` adds fields to a whole batch.
     """
     return TrainDataset(Split(data_dir, split, cfg), tokenizer, seed, batch_size, complete)

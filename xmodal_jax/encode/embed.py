@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmodal_jax.data.evaluation import EvalSplit
+from xmodal_jax.data.evaluation import Side
 from xmodal_jax.models.heads import l2_normalize
 from xmodal_jax.parallel.mesh import filled, mesh_of, replicated, split_rows, to_host
 from xmodal_jax.types import Array, Params
@@ -51,36 +51,30 @@ class Embedder:
         codes = None if codes is None else to_host(codes, len(rows))
         return Embedded(to_host(embed, len(rows)), tokens, own.mask(rows), codes)
 
-    def split(self, split: EvalSplit, side: str, batch_size: int, keep_tokens: bool = False) -> Embedded:
-        """Encode all images or all captions of a split, in blocks of `batch_size` of one compiled shape.
+    def side(self, side: Side, batch_size: int, keep_tokens: bool = False) -> Embedded:
+        """Encode one side of a split, in blocks of `batch_size` of one compiled shape."""
+        return _joined(self.blocks(side, batch_size, keep_tokens))
 
-        With `config.eval.flip` embeddings and codes of images are the mean over the picture and its mirror image.
+    def blocks(self, side: Side, batch_size: int, keep_tokens: bool = False) -> Iterator[Embedded]:
+        """One side of a split, a block of at most `batch_size` inputs after the other.
+
+        With `config.eval.flip` embeddings and codes of pictures are the mean over the picture and its mirror image.
         """
-        if side == "text":
-            return _joined(self._blocks(split.texts(batch_size), side, keep_tokens))
-        return _joined(self.images(split, batch_size, keep_tokens))
-
-    def images(self, split: EvalSplit, batch_size: int, keep_tokens: bool = False) -> Iterator[Embedded]:
-        """All images of a split as in `split`, a block of at most `batch_size` after the other."""
-        plain = self._blocks(split.images(batch_size), "image", keep_tokens)
-        if not self.model.config.eval.flip:
+        plain = self._real(side.blocks(batch_size), side, keep_tokens)
+        if not (self.model.config.eval.flip and side.mirrored):
             yield from plain
             return
-        mirrored = self._blocks(split.images(batch_size, flip=True), "image", False)
+        mirrored = self._real(side.blocks(batch_size, flip=True), side, False)
         for one, other in zip(plain, mirrored, strict=True):
             embed = np.asarray(l2_normalize(jnp.asarray(one.embed + other.embed)))
             codes = None if one.codes is None else (one.codes + other.codes) / 2
             yield dataclasses.replace(one, embed=embed, codes=codes)
 
-    def captions(self, split: EvalSplit, batch_size: int) -> Iterator[Embedded]:
-        """All captions of a split without their tokens, a block of at most `batch_size` after the other."""
-        return self._blocks(split.texts(batch_size), "text", False)
-
-    def _blocks(self, blocks: Iterable[dict[str, np.ndarray]], side: str, keep_tokens: bool) -> Iterator[Embedded]:
+    def _real(self, blocks: Iterable[dict[str, np.ndarray]], side: Side, keep_tokens: bool) -> Iterator[Embedded]:
         """The real rows of each of `blocks`."""
         for block in blocks:
             self.poll()
-            real, coded = int((block["id"] >= 0).sum()), self.rows(side, block[side], keep_tokens)
+            real, coded = int((block["id"] >= 0).sum()), self.rows(side.encoder, block[side.field], keep_tokens)
             yield Embedded(**jax.tree.map(lambda x, real=real: x[:real], vars(coded)))
 
 
@@ -104,24 +98,29 @@ READ_BYTES = 4 << 30  # keys and values of all layers are 2 x layers the size of
 
 
 class PairScorer:
-    """ITM log-odds of pairs: (image_rows int [b], text_rows int [b]) -> float32 [b].
+    """Pair scores by `config.scorer`: (left_rows int [b], right_rows int [b]) -> float32 [b]; ITM's log-odds of fusion.
 
-    Cached once: of each image the keys and values that all fusion layers read, of each text the first layer's
-    self-attention. A block of pairs costs the rest of fusion over its longest text's tokens; `lengths` [M] are there for
-    callers who put pairs of similar length together. Everything stays on the devices: both caches are made in parts and
-    then whole on each, so that the pairs of a block, which are split over the mesh of the parameters, move nothing
-    between them. Where the keys and values would take more than `READ_BYTES`, the images' tokens are kept instead and
-    projected for each block of pairs.
+    Of fusion it is cached once what each side is read as: of the left one the keys and values of all layers, of the right one
+    the first layer's self-attention. A block of pairs costs the rest of fusion over its longest text's tokens; `lengths` [M] are
+    there for callers who put pairs of similar length together. Everything stays on the devices: both caches are made in parts
+    and then whole on each, so that the pairs of a block, which are split over the mesh of the parameters, move nothing between
+    them. Where the keys and values would take more than `READ_BYTES`, the left tokens are kept instead and projected for each
+    block of pairs. Other scorers read both sides' tokens as they are.
     """
 
-    def __init__(self, model: Any, params: Params, image: Embedded, text: Embedded) -> None:
+    def __init__(self, model: Any, params: Params, left: Embedded, right: Embedded) -> None:
         self.model, self.params, self._mesh = model, params, mesh_of(params)
-        self.lengths = text.mask.shape[1] - np.argmax(text.mask[:, ::-1], axis=1).astype(np.int32)
-        self.projected = self._bytes("remember", image.tokens) <= READ_BYTES
+        self.longest = right.tokens.shape[1]
         put = partial(jax.device_put, device=replicated(self._mesh))
-        read = self._cached("remember", 1, image.tokens) if self.projected else put(image.tokens)
-        begun = self._cached("begin", 0, text.tokens, text.mask)
-        self.arrays = (read, begun, put(text.mask), put(image.embed), put(text.embed))
+        if not model.config.scorer.cached:
+            self.lengths = np.full(len(right.tokens), self.longest, np.int32)
+            self.arrays = tuple(put((side.tokens, side.embed, side.mask)) for side in (left, right))
+            return
+        self.lengths = self.longest - np.argmax(right.mask[:, ::-1], axis=1).astype(np.int32)
+        self.projected = self._bytes("remember", left.tokens) <= READ_BYTES
+        read = self._cached("remember", 1, left.tokens) if self.projected else put(left.tokens)
+        begun = self._cached("begin", 0, right.tokens, right.mask)
+        self.arrays = (read, begun, put(right.mask), put(left.embed), put(right.embed), put(left.mask))
 
     def _cached(self, method: str, axis: int, *arrays: np.ndarray) -> Any:
         """`method` of the model over rows in blocks, which it gives along `axis`."""
@@ -139,16 +138,20 @@ class PairScorer:
         made = jax.eval_shape(partial(apply_rows, self.model, method), self.params, rows)
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(made))
 
-    def length_of(self, text_rows: np.ndarray) -> int:
+    def length_of(self, right_rows: np.ndarray) -> int:
         """The length at which these texts are scored."""
-        longest = int(self.lengths[np.asarray(text_rows)].max())
-        return min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self.arrays[2].shape[1])
+        longest = int(self.lengths[np.asarray(right_rows)].max())
+        return min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self.longest)
 
-    def __call__(self, image_rows: np.ndarray, text_rows: np.ndarray) -> Array:
-        """Log-odds of one block of pairs."""
-        length, count = self.length_of(text_rows), len(text_rows)
-        rows = (split_rows(self._mesh, x) for x in (image_rows, text_rows))
-        found = score_rows(self.model, self.projected, length, self.params, self.arrays, *rows)
+    def __call__(self, left_rows: np.ndarray, right_rows: np.ndarray) -> Array:
+        """Scores of one block of pairs."""
+        count = len(right_rows)
+        rows = tuple(split_rows(self._mesh, x) for x in (left_rows, right_rows))
+        if self.model.config.scorer.cached:
+            length = self.length_of(right_rows)
+            found = score_rows(self.model, self.projected, length, self.params, self.arrays, *rows)
+        else:
+            found = score_sides(self.model, self.params, self.arrays, *rows)
         return found if len(found) == count else found[:count]
 
 
@@ -158,16 +161,23 @@ def apply_rows(model: Any, method: str, params: Params, *rows: Array) -> Any:
     return model.apply({"params": params}, *rows, method=method)
 
 
+@partial(jax.jit, static_argnums=0)
+def score_sides(model: Any, params: Params, sides: tuple, left_rows: Array, right_rows: Array) -> Array:
+    """Scores [b] of pairs of rows of two sides (tokens, embeddings, mask)."""
+    picked = (jax.tree.map(lambda x, rows=rows: x[rows], side) for side, rows in zip(sides, (left_rows, right_rows), strict=True))
+    return model.apply({"params": params}, *picked, method="score")
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def score_rows(
-    model: Any, projected: bool, length: int, params: Params, arrays: tuple, image_rows: Array, text_rows: Array
+    model: Any, projected: bool, length: int, params: Params, arrays: tuple, left_rows: Array, right_rows: Array
 ) -> Array:
-    """Log-odds [b] of pairs of rows of what a `PairScorer` keeps; `projected`: of images that is keys and values."""
-    read, begun, mask, image, text = arrays
+    """Log-odds [b] of pairs of rows of what a `PairScorer` keeps of fusion; `projected`: of the left side keys and values."""
+    read, begun, mask, left, right, read_mask = arrays
     if projected:
-        picked = jax.tree.map(lambda x: x[:, image_rows], read)
+        picked = jax.tree.map(lambda x: x[:, left_rows], read)
     else:
-        picked = model.apply({"params": params}, read[image_rows], method="remember")
-    texts = begun[text_rows, :length], mask[text_rows, :length]
-    pair = image[image_rows], text[text_rows]
-    return model.apply({"params": params}, picked, *texts, *pair, method="score_cached")
+        picked = model.apply({"params": params}, read[left_rows], method="remember")
+    texts, pair = (begun[right_rows, :length], mask[right_rows, :length]), (left[left_rows], right[right_rows])
+    seen = None if read_mask is None else read_mask[left_rows]
+    return model.apply({"params": params}, picked, *texts, *pair, seen, method="score_cached")

@@ -7,6 +7,7 @@ of ITC on cached pictures no longer runs a tower at all.
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -32,7 +33,7 @@ from xmodal_jax.types import Array, Params
 
 log = logging.getLogger(__name__)
 
-FOLDER, FIELD = "texts", "text_tokens"
+FOLDER = "texts"
 LIMIT = 8 << 30  # bytes of tokens: a larger set of captions is read by the tower at every step
 BLOCK, LENGTH_STEP = 256, 4  # captions encoded at once, at the length of the longest rounded up to this
 
@@ -52,20 +53,21 @@ class KeptTexts:
     def rows(self, ids: np.ndarray) -> np.ndarray | None:
         """Tokens float16 [B,L,D] of captions int32 [B,L], zero where they have none; None if one was not kept."""
         numbers = [self._row.get(row.tobytes()) for row in np.ascontiguousarray(ids, np.int32)]
-        if None in numbers:
+        there = ids.any(axis=1)  # a row without a caption has no tokens
+        if any(number is None for number in itertools.compress(numbers, there)):
             return None
         found = np.zeros((*ids.shape, self.tokens.shape[1]), np.float16)
-        for place, number in enumerate(numbers):
+        for place, number in itertools.compress(enumerate(numbers), there):
             own = self.tokens[self.starts[number] : self.starts[number + 1]]
             found[place, : len(own)] = own
         return found
 
     def add(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The training batch with the field `text_tokens`. Every training caption is kept."""
+        """The training batch with the field `text/tokens`. Every training caption is kept."""
         found = self.rows(batch["text"])
         if found is None:
             raise KeyError("a training caption has no kept tokens; remove the folder 'texts' of the data set")
-        return batch | {FIELD: found}
+        return batch | {"text/tokens": found}
 
 
 def kept_texts(assembly: Assembly, params: Params, make: bool = True) -> KeptTexts | None:

@@ -33,7 +33,7 @@ def caption_files(assembly: Assembly, params: Params, paths: Sequence[str | os.P
     embedder, captions = Embedder(assembly.model, params), []
     for start in range(0, len(paths), BLOCK):
         pictures = read_pictures(assembly, paths[start : start + BLOCK])
-        captions += write_captions(assembly, params, embedder.rows("image", pictures).tokens, beam)
+        captions += write_captions(assembly, params, embedder.rows(assembly.config.fusion.pair[0], pictures).tokens, beam)
     return captions
 
 
@@ -57,7 +57,7 @@ def caption_split(assembly: Assembly, params: Params, split: str = "", limit: in
     found = eval_split(data.path, split or data.eval_split, assembly.tokenizer, data)
     count = min(limit or len(found.keys), len(found.keys))
     captions = caption_records(assembly, params, found, count, beam)
-    truths = [found.captions_of(i) for i in range(count)]
+    truths = [found.words_of(i) for i in range(count)]
     rows = [{"key": found.keys[i], "caption": caption, "references": truths[i]} for i, caption in enumerate(captions)]
     scores, tree = caption_scores(captions, truths), Taxonomy.load(data.path)
     if tree and tree.leaf != "folder":  # captions name animals, not folders
@@ -69,8 +69,8 @@ def caption_split(assembly: Assembly, params: Params, split: str = "", limit: in
 def caption_records(assembly: Assembly, params: Params, found: EvalSplit, count: int, beam: int) -> list[str]:
     """Captions of the first `count` pictures of an opened split; tokens live for one block only."""
     embedder, captions = Embedder(assembly.model, params), []
-    for block in found.images(min(BLOCK, count)):
-        real = embedder.rows("image", block["image"]).tokens[block["id"] >= 0]
+    for block in found.left.blocks(min(BLOCK, count)):
+        real = embedder.rows(found.left.encoder, block[found.left.field]).tokens[block["id"] >= 0]
         captions += write_captions(assembly, params, real[: count - len(captions)], beam)
         if len(captions) == count:
             break

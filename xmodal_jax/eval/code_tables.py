@@ -49,14 +49,13 @@ def relaxed_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict
 
 def _two_ways(to_text: tuple, to_image: tuple, split: EvalSplit) -> dict[str, Any]:
     """The summary of (query, gallery) of each direction."""
-    positives = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
-    ks, ways = fitting_recall(split), zip((to_text, to_image), positives, strict=True)
+    ks, ways = fitting_recall(split), zip((to_text, to_image), retrieval.positives(split), strict=True)
     return retrieval.summary(*(retrieval.recall(*way, right, ks) for way, right in ways))
 
 
 def fitting_recall(split: EvalSplit) -> tuple[int, ...]:
     """The k of R@k that both galleries have."""
-    return tuple(k for k in (1, 5, 10) if k <= min(len(split.keys), len(split.captions)))
+    return tuple(k for k in (1, 5, 10) if k <= min(len(split.left), len(split.right)))
 
 
 def tables_of(image: Embedded, text: Embedded, split: EvalSplit, bits: int,
@@ -75,7 +74,7 @@ def tables_of(image: Embedded, text: Embedded, split: EvalSplit, bits: int,
 
 def labelled(image: Embedded, text: Embedded, split: EvalSplit) -> hashing.Labelled:
     """The codes of a split with its labels."""
-    return hashing.Labelled(image.codes, text.codes, split.labels, split.labels[split.caption_owner])
+    return hashing.Labelled(image.codes, text.codes, *(split.labels[side.owner] for side in (split.left, split.right)))
 
 
 def label_tables(asked: hashing.Labelled, gallery: hashing.Labelled) -> dict[str, Any]:
@@ -107,7 +106,7 @@ def codes_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[s
       all won, all lost), "chance" recall, "precision" {"P@N", "P random"} and "curves"; and "alike" of the worse side (`alike`).
     """
     ks = fitting_recall(split)
-    positives = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
+    positives = retrieval.positives(split)
     pairs = list(zip(DIRECTIONS, ((image, text), (text, image)), positives, strict=True))
     found = {side: hashing.hamming_places(*pair, right) for side, pair, right in pairs}
     recall = lambda of: {side: retrieval.recall_of_places(of(place), ks) for side, place in found.items()}
@@ -115,7 +114,7 @@ def codes_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[s
     table |= {"optimistic": recall(retrieval.Places.won), "pessimistic": recall(retrieval.Places.lost)}
     table |= {"chance": {side: curves.random_recall(right, len(pair[1]), ks) for side, pair, right in pairs}}
     counted = {side: curves.counts(*pair, curves.by_positives(right, len(pair[1]))) for side, pair, right in pairs}
-    ns = fitting_precision(min(len(split.keys), len(split.captions)))
+    ns = fitting_precision(min(len(split.left), len(split.right)))
     precision = lambda own: curves.precision_at(own, ns) | {"P random": curves.chance_precision(own)}
     table |= {"precision": {side: precision(own) for side, own in counted.items()}}
     table |= {"curves": {side: curves.curve(own) for side, own in counted.items()}}

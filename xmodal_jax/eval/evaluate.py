@@ -12,6 +12,7 @@ from xmodal_jax.checks import refuse_few_pictures, refuse_unfit_evaluation
 from xmodal_jax.config import EvalConfig
 from xmodal_jax.data.card import Card, ceiling
 from xmodal_jax.data.evaluation import EvalSplit, eval_split
+from xmodal_jax.data.readers import reader_classes
 from xmodal_jax.data.split import Split
 from xmodal_jax.data.text import cut
 from xmodal_jax.encode.embed import Embedded, Embedder, PairScorer
@@ -39,20 +40,22 @@ class Evaluator:
         """Both encoders."""
         return Embedder(self.assembly.model, self.params, self.poll, kept_texts(self.assembly, self.params, False))
 
-    def views(self, name: str) -> tuple[str, ...]:
-        """The views of a split that the config evaluates."""
-        data = self.assembly.config.eval_data
+    def views(self, name: str, pair: tuple[str, str] = ()) -> tuple[str, ...]:
+        """The views of a split that the config evaluates a pair of fields in (default: its first); ("",) of a pair without any."""
+        data, pair = self.assembly.config.eval_data, pair or self.assembly.config.eval.pairs[0]
         refuse_unfit_evaluation(self.assembly.config, Card.load(data.path))
+        if not any(reader_classes(data.fields)[field].viewed for field in pair):
+            return ("",)
         split = Split(data.path, name, data)
         split.close()
         return split.views
 
-    def open(self, name: str, view: str, right: str = "") -> EvalSplit:
-        """One view of a split; where only own captions are `right` (default: the config's), every caption is a text of its own."""
+    def open(self, name: str, view: str, right: str = "", pair: tuple[str, str] = ()) -> EvalSplit:
+        """One view of a split, of a pair of fields (default: the config's first); see `config.eval.right`."""
         config = self.assembly.config
-        found = eval_split(config.data.path, name, self.assembly.tokenizer, config.eval_data, view)
-        alone = np.arange(len(found.captions), dtype=np.int32)
-        return dataclasses.replace(found, text_keys=alone) if (right or config.eval.right) == "own" else found
+        pair = pair or config.eval.pairs[0]
+        found = eval_split(config.data.path, name, self.assembly.tokenizer, config.eval_data, view, pair)
+        return dataclasses.replace(found, own=(right or config.eval.right) == "own")
 
 
 def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = False,
@@ -60,46 +63,85 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
              allow_trained: bool = False) -> dict[str, Any]:  # fmt: skip
     """All tables of one split.
 
-    `quick` leaves re-ranking, codes and labels out (for use while training). `say` hears what is under way; `poll` is
-    called before every block that is encoded, and what it raises ends the evaluation. Records that the run was trained on
-    are refused unless `allow_trained` (`origin.refuse_trained`).
+    `quick` leaves re-ranking, codes, labels and all pairs but the first out (for use while training). `say` hears what is
+    under way; `poll` is called before every block that is encoded, and what it raises ends the evaluation. Records that the run
+    was trained on are refused unless `allow_trained` (`origin.refuse_trained`).
 
     Returns:
-      {"split", "records", "captions", "data", "languages", "cut" (see `text.cut`), "views": {view: tables}, "mean": the mean over the views, "combine", "weight", "right",
-      "gallery", "rerank": the lengths asked for, "folds": (how many, of how many pictures)};
-      a view's tables are "itc", "rerank" {k: summary}, those of `code_tables.all_tables`, and where only own captions are right "ceiling"
-      (`best_possible`); with several views also "ensemble" (`averaged`).
+      {"split", "data", "languages", "combine", "weight", "right", "gallery", "rerank": the lengths asked for, "folds": (how
+      many, of how many records)} and the tables of `pair_tables` of the first of `config.eval.pairs`; under "pairs" those of
+      the others, {"depth-text": tables}.
     """
-    evaluator, config = Evaluator(assembly, params, poll), assembly.config
+    config = assembly.config
     split = split or config.data.eval_split
     origin = refuse_trained(assembly.origin, config.data.path, split, allow_trained)
-    embedder, found = evaluator.embedder, {}
-    ks = () if quick or "match" not in params else tuple(config.eval.rerank)
-    weight = ensure_weight(evaluator, embedder, say) if ks and config.eval.combine == "add" else 1.0
-    tables, images, text, captions, keys = {}, [], None, None, []
-    gallery = None if quick or not embedder.hashes else Gallery(evaluator, embedder, say)
-    for view in evaluator.views(split):
-        found = evaluator.open(split, view)
-        if not quick:
-            refuse_few_pictures(config.eval, split, len(found.keys))
-        say(f"encoding {len(found.keys)} images ({view}) and {len(found.captions)} captions")
-        image = embedder.split(found, "image", config.eval.batch_size, bool(ks))
-        if captions != found.captions:  # records without a view are left out, and their captions with them
-            text, captions = embedder.split(found, "text", config.eval.batch_size, bool(ks)), found.captions
-        keys.append(found.keys)
-        asked = gallery and gallery.of(view)
-        tables[view] = view_tables(assembly, params, found, image, text, ks, weight, quick, say, asked)
-        images.append(image.embed)
-    result = {"split": split, "records": len(found.keys), "captions": len(found.captions)}
-    result |= {"data": config.data.path, "languages": list(config.eval_data.languages)}
-    result |= {"cut": cut(assembly.tokenizer, found.captions, found.text)}
-    result |= {"combine": config.eval.combine, "weight": weight, "right": config.eval.right}
-    result |= {"gallery": list(config.eval.gallery), "rerank": list(ks)}
+    work = _Work(Evaluator(assembly, params, poll), split, quick, say)
+    result = {"split": split, "data": config.data.path, "languages": list(config.eval_data.languages)}
+    result |= {"combine": config.eval.combine, "weight": work.weight, "right": config.eval.right}
+    result |= {"gallery": list(config.eval.gallery), "rerank": list(work.ks)}
     result |= {"folds": [config.eval.folds, config.eval.fold_pictures]} | origin
-    result |= {"views": tables, "mean": mean_tables(list(tables.values()))}
-    if len(images) > 1 and all(own == keys[0] for own in keys):
-        result["ensemble"] = code_tables.cosine_table(averaged(images), text.embed, found)
-    return result
+    first, *others = config.eval.pairs
+    result |= work.pair_tables(first)
+    more = {"-".join(pair): work.pair_tables(pair) for pair in others if not quick}
+    return result | ({"pairs": more} if more else {})
+
+
+class _Work:
+    """One evaluation: the encoders, how pairs are scored, and which tables are made."""
+
+    def __init__(self, evaluator: Evaluator, split: str, quick: bool, say: Callable[[str], None]):
+        self.evaluator, self.split, self.quick, self.say = evaluator, split, quick, say
+        config, params = evaluator.assembly.config, evaluator.params
+        self.embedder = evaluator.embedder
+        encoders = tuple(config.data.fields[field].encoder for field in config.eval.pairs[0])
+        scored = config.scorer.part in params and config.scorer.serves(encoders, config.fusion.pair)
+        self.ks = tuple(config.eval.rerank) if scored and not quick else ()
+        add = self.ks and config.eval.combine == "add"
+        self.weight = ensure_weight(evaluator, self.embedder, say) if add else 1.0
+
+    def pair_tables(self, pair: tuple[str, str]) -> dict[str, Any]:
+        """The tables of one pair of fields.
+
+        Returns:
+          {"pair", "records", "captions": inputs of the second field, "cut" (`text.cut`, where it has words), "views": {view:
+          `view_tables`}, "mean": the mean over the views; with several views of the same records also "ensemble"
+          (`averaged`)}.
+        """
+        config, embedder = self.evaluator.assembly.config, self.embedder
+        size, first = config.eval.batch_size, pair == config.eval.pairs[0]
+        ks = self.ks if first else ()
+        asks_codes = first and embedder.hashes and not self.quick
+        gallery = Gallery(self.evaluator, embedder, self.say) if asks_codes else None
+        tables, lefts, right, keys, words = {}, [], None, [], None
+        for view in self.evaluator.views(self.split, pair):
+            found = self.evaluator.open(self.split, view, pair=pair)
+            if not self.quick:
+                refuse_few_pictures(config.eval, self.split, len(found.keys))
+            self.say(f"encoding {len(found.left)} x {pair[0]} ({view}) and {len(found.right)} x {pair[1]}")
+            left = embedder.side(found.left, size, bool(ks))
+            if right is None or words is None or words != found.right.words:  # records without a view are left out
+                right, words = embedder.side(found.right, size, bool(ks)), found.right.words
+            keys.append(found.keys)
+            asked = gallery and gallery.of(view)
+            rank = self._ranking(left, right, ks)
+            tables[view or pair[0]] = view_tables(rank, self.evaluator.assembly, found, left, right, self.quick, asked)
+            lefts.append(left.embed)
+        result = {"pair": list(pair), "records": len(found.keys), "captions": len(found.right)}
+        result |= {"views": tables, "mean": mean_tables(list(tables.values()))} | self._cut(found)
+        if len(lefts) > 1 and all(own == keys[0] for own in keys):
+            result["ensemble"] = code_tables.cosine_table(averaged(lefts), right.embed, found)
+        return result
+
+    def _ranking(self, left: Embedded, right: Embedded, ks: Sequence[int]) -> "Ranking":
+        """How the inputs of one view are ranked."""
+        own = self.evaluator
+        score = PairScorer(own.assembly.model, own.params, left, right) if ks else None
+        return Ranking(own.assembly.config.eval, score, ks, self.weight, self.say)
+
+    def _cut(self, found: EvalSplit) -> dict[str, Any]:
+        """How many texts lose their end."""
+        side = found.right if found.right.words is not None else found.left
+        return {"cut": cut(self.evaluator.assembly.tokenizer, side.words, side.ids)} if side.words is not None else {}
 
 
 class Gallery:
@@ -116,12 +158,12 @@ class Gallery:
 
     def _split(self, name: str, view: str) -> Labelled:
         found, size = self.evaluator.open(name, view), self.evaluator.assembly.config.eval.batch_size
-        self.say(f"encoding the gallery {name}: {len(found.keys)} images ({view}) and {len(found.captions)} captions")
-        captions, text = self._texts.get(name, (None, None))
-        if captions != found.captions:
-            text = self.embedder.split(found, "text", size)
-            self._texts[name] = found.captions, text
-        return code_tables.labelled(self.embedder.split(found, "image", size), text, found)
+        self.say(f"encoding the gallery {name}: {len(found.left)} x {found.pair[0]} ({view}) and {len(found.right)} x {found.pair[1]}")
+        words, text = self._texts.get(name, (None, None))
+        if text is None or words != found.right.words:
+            text = self.embedder.side(found.right, size)
+            self._texts[name] = found.right.words, text
+        return code_tables.labelled(self.embedder.side(found.left, size), text, found)
 
 
 def averaged(views: Sequence[np.ndarray]) -> np.ndarray:
@@ -134,27 +176,32 @@ def averaged(views: Sequence[np.ndarray]) -> np.ndarray:
 
 def best_possible(split: EvalSplit) -> dict[str, Any]:
     """The best `retrieval.summary` that any model can reach where own captions alone are right (`card.ceiling`)."""
-    best = ceiling(split.caption_owner, split.text_numbers, code_tables.fitting_recall(split))
+    best = ceiling(split.right.owner, split.right.numbers, code_tables.fitting_recall(split))
     return retrieval.summary(best["i2t"], best["t2i"])
 
 
-def view_tables(assembly: Assembly, params: Params, split: EvalSplit, image: Embedded, text: Embedded,
-                ks: Sequence[int], weight: float, quick: bool, say: Callable[[str], None],
+def view_tables(rank: "Ranking", assembly: Assembly, split: EvalSplit, left: Embedded, right: Embedded, quick: bool,
                 gallery: Labelled | None = None) -> dict[str, Any]:  # fmt: skip
-    """The tables of one view; see `evaluate`. `gallery`: what codes are asked for a shared label (`Gallery.of`)."""
+    """The tables of one view: "itc", "rerank" {k: summary}, "ceiling" (see `Ranking.tables`), those of
+    `code_tables.all_tables`, "folds", and "languages" {code: tables of a fold} where captions are in several.
+
+    `gallery`: what codes are asked for a shared label (`Gallery.of`).
+    """
     config = assembly.config.eval
-    rank = Ranking(config, PairScorer(assembly.model, params, image, text) if ks else None, ks, weight, say)
-    tables = rank.tables(split, image, text, rank.score)
-    if image.codes is not None and not quick:
-        say("codes")
-        tables |= code_tables.all_tables(image, text, split, assembly.config.joint.lengths, gallery)
-    if config.folds and not quick:
-        say(f"{config.folds} folds of {config.fold_pictures} images")
-        tables["folds"] = mean_tables([
-            rank.fold_tables(fold, fold.image(image), fold.text(text))
-            for fold in folds.folds_of(split, config.folds, config.fold_pictures)
-        ])  # fmt: skip
-    return tables
+    tables = rank.tables(split, left, right, rank.score)
+    if quick:
+        return tables
+    if left.codes is not None:
+        rank.say("codes")
+        tables |= code_tables.all_tables(left, right, split, assembly.config.joint.lengths, gallery)
+    if config.folds:
+        rank.say(f"{config.folds} folds of {config.fold_pictures} images")
+        parts = folds.folds_of(split, config.folds, config.fold_pictures)
+        tables["folds"] = mean_tables([rank.fold_tables(fold, *fold.sides(left, right)) for fold in parts])
+    spoken = folds.languages_of(split)
+    names = Card.load(assembly.config.data.path).languages if spoken else []
+    own = {names[code]: rank.fold_tables(fold, *fold.sides(left, right)) for code, fold in spoken.items()}
+    return tables | ({"languages": own} if own else {})
 
 
 @dataclass(frozen=True)
@@ -170,13 +217,13 @@ class Ranking:
     def tables(self, split: EvalSplit, image: Embedded, text: Embedded, score: rerank.Score | None) -> dict[str, Any]:
         """ "itc", "rerank" where pairs are scored, and "ceiling" where own captions alone are right; see `evaluate`."""
         tables: dict[str, Any] = {"itc": code_tables.cosine_table(image.embed, text.embed, split)}
-        if self.config.right == "own":
+        if split.own and split.right.words is not None:
             tables["ceiling"] = best_possible(split)
         if score is None:
             return tables
-        ks = rerank.fitting(self.ks, min(len(split.keys), len(split.captions)))
+        ks = rerank.fitting(self.ks, min(len(split.left), len(split.right)))
         self.say(f"re-ranking the best {', '.join(map(str, ks))} with ITM")
-        positives = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
+        positives = retrieval.positives(split)
         how = (self.config.combine, self.weight, code_tables.fitting_recall(split))
         return tables | {"rerank": rerank.rerank(score, image.embed, text.embed, *positives, ks, *how)}
 
@@ -218,21 +265,21 @@ def ensure_weight(evaluator: Evaluator, embedder: Embedder, say: Callable[[str],
         f"config.eval.weight is {config.eval.weight:g}: it is chosen on the run's own training records, and {data.path} is "
         "another data set; write a weight, or 0",
     )
-    split = head(eval_split(data.path, data.split, evaluator.assembly.tokenizer, data), TRAIN_RECORDS)
+    pair = config.eval.pairs[0]
+    split = head(eval_split(data.path, data.split, evaluator.assembly.tokenizer, data, pair=pair), TRAIN_RECORDS)
     say(f"choosing the ITM weight on {len(split.keys)} training records")
-    image = embedder.split(split, "image", config.eval.batch_size, True)
-    text = embedder.split(split, "text", config.eval.batch_size, True)
-    k = min([*config.eval.rerank, len(split.keys), len(split.captions)])
+    left, right = (embedder.side(side, config.eval.batch_size, True) for side in (split.left, split.right))
+    k = min([*config.eval.rerank, len(split.left), len(split.right)])
     refuse_unless(k > 0, f"config.eval.rerank is {config.eval.rerank}; write shortlist lengths above 0")
-    to_text, to_image = retrieval.positives_from_owners(split.caption_owner, split.text_keys, len(split.keys))
-    score = PairScorer(evaluator.assembly.model, evaluator.params, image, text)
-    asks = ((image.embed, text.embed, to_text), (text.embed, image.embed, to_image))
+    to_right, to_left = retrieval.positives(split)
+    score = PairScorer(evaluator.assembly.model, evaluator.params, left, right)
+    asks = ((left.embed, right.embed, to_right), (right.embed, left.embed, to_left))
     sides = [rerank.score_shortlist(score, rerank.shortlist(*ask, k), i == 0) for i, ask in enumerate(asks)]
     return rerank.choose_weight(sides)[0]
 
 
 def head(split: EvalSplit, records: int) -> EvalSplit:
-    """The first `records` of a split with one caption each (the first)."""
+    """The first `records` of a split with one input each on both sides (the first)."""
     count = min(records, len(split.keys))
-    first = np.unique(split.caption_owner, return_index=True)[1][:count]
-    return split.part(np.arange(count), first)
+    first = [np.unique(side.owner, return_index=True)[1][:count] for side in (split.left, split.right)]
+    return split.part(np.arange(count), *first)

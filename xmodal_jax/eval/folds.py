@@ -16,19 +16,15 @@ from xmodal_jax.types import Array
 
 @dataclasses.dataclass(frozen=True)
 class Fold:
-    """Some pictures of a split and their captions: the split's rows `images` [n] and `texts` [m] of them, and its part."""
+    """Some records of a split: the places `left` [n] and `right` [m] of their inputs, and the part of the split."""
 
-    images: np.ndarray
-    texts: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
     split: EvalSplit
 
-    def image(self, whole: Embedded) -> Embedded:
-        """The fold's pictures, of those of the whole split."""
-        return _taken(whole, self.images)
-
-    def text(self, whole: Embedded) -> Embedded:
-        """The fold's captions, of those of the whole split."""
-        return _taken(whole, self.texts)
+    def sides(self, left: Embedded, right: Embedded) -> tuple[Embedded, Embedded]:
+        """The fold's inputs of both sides, of those of the whole split."""
+        return _taken(left, self.left), _taken(right, self.right)
 
 
 def _taken(whole: Embedded, rows: np.ndarray) -> Embedded:
@@ -36,11 +32,35 @@ def _taken(whole: Embedded, rows: np.ndarray) -> Embedded:
 
 
 def folds_of(split: EvalSplit, count: int, pictures: int) -> Iterator[Fold]:
-    """The first `count` times `pictures` pictures in their order; a caption is in the fold of its picture."""
+    """The first `count` times `pictures` records in their order; an input is in the fold of its record."""
     for first in range(0, count * pictures, pictures):
-        images = np.arange(first, first + pictures)
-        texts = np.flatnonzero((split.caption_owner >= first) & (split.caption_owner < first + pictures))
-        yield Fold(images, texts, split.part(images, texts))
+        yield fold_of(split, np.arange(first, first + pictures))
+
+
+def fold_of(split: EvalSplit, records: np.ndarray) -> Fold:
+    """The fold of some records int [r]."""
+    places = split.of_records(records)
+    return Fold(*places, split.part(records, *places))
+
+
+def languages_of(split: EvalSplit) -> dict[int, Fold]:
+    """A fold for each language of the captions of a split, by its place in the card's list; none of one language alone.
+
+    A fold has the captions of its language, and the other side's inputs of the records that have any.
+    """
+    sides = [side.language for side in (split.left, split.right) if side.language is not None]
+    codes = np.unique(np.concatenate(sides)) if sides else ()
+    return {int(code): _of_language(split, code) for code in codes} if len(codes) > 1 else {}
+
+
+def _of_language(split: EvalSplit, code: int) -> Fold:
+    speaks = lambda side: np.ones(len(side), bool) if side.language is None else side.language == code
+    kept = [speaks(side) for side in (split.left, split.right)]
+    owners = [side.owner[own] for side, own in zip((split.left, split.right), kept, strict=True)]
+    records = np.intersect1d(*owners)
+    places = [np.flatnonzero(own & np.isin(side.owner, records))
+              for side, own in zip((split.left, split.right), kept, strict=True)]  # fmt: skip
+    return Fold(*places, split.part(records, *places))
 
 
 class FoldScorer:
@@ -48,12 +68,12 @@ class FoldScorer:
 
     def __init__(self, whole: Callable[[np.ndarray, np.ndarray], Array], fold: Fold) -> None:
         self.whole, self.fold = whole, fold
-        self.lengths = whole.lengths[fold.texts]
+        self.lengths = whole.lengths[fold.right]
 
     def length_of(self, text_rows: np.ndarray) -> int:
         """The length at which these texts of the fold are scored."""
-        return self.whole.length_of(self.fold.texts[text_rows])
+        return self.whole.length_of(self.fold.right[text_rows])
 
     def __call__(self, image_rows: np.ndarray, text_rows: np.ndarray) -> Array:
         """Log-odds of one block of the fold's pairs."""
-        return self.whole(self.fold.images[image_rows].astype(np.int32), self.fold.texts[text_rows].astype(np.int32))
+        return self.whole(self.fold.left[image_rows].astype(np.int32), self.fold.right[text_rows].astype(np.int32))

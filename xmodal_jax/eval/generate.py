@@ -12,6 +12,7 @@ import numpy as np
 
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.errors import refuse_unless
+from xmodal_jax.models.layers import real_tokens
 from xmodal_jax.parallel.mesh import beside, filled, to_host
 from xmodal_jax.types import Array, Params
 
@@ -30,11 +31,16 @@ def forbid(log_probs: Array, columns: tuple[int, ...], when: Array) -> Array:
     return jnp.where(when, log_probs.at[:, jnp.asarray(columns)].set(-jnp.inf), log_probs)
 
 
-def largest(x: Array, count: int) -> tuple[Array, Array]:
-    """The `count` largest of x [n] and their places, descending, a pass for each; of equal ones the first.
+PASSES = 16  # the most beams that are found one after the other
 
-    XLA (jax 0.10.2) gathers from all devices what `lax.top_k` reads, and splits these passes.
+
+def largest(x: Array, count: int) -> tuple[Array, Array]:
+    """The `count` largest of x [n] and their places, descending; of equal ones the first.
+
+    Few of them by a pass for each: XLA (jax 0.10.2) gathers from all devices what `lax.top_k` reads, and splits these passes.
     """
+    if count > PASSES:
+        return jax.lax.top_k(x, count)
     column = jnp.arange(len(x))
 
     def pick(left: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
@@ -44,21 +50,23 @@ def largest(x: Array, count: int) -> tuple[Array, Array]:
     return jax.lax.scan(pick, x, None, length=count)[1]
 
 
-@partial(jax.jit, static_argnums=(0, 3, 4, 5, 6, 7))
+@partial(jax.jit, static_argnums=(0, 3, 4, 5, 6, 7, 8))
 def beam_search(model: Any, params: Params, tokens: Array, length: int, beam: int, min_length: int,
-                special: tuple[int, ...], output_ids: tuple[int, ...]) -> tuple[Array, Array]:  # fmt: skip
+                special: tuple[int, ...], output_ids: tuple[int, ...], bridged: bool = False) -> tuple[Array, Array]:  # fmt: skip
     """Image tokens [B,N,D] -> the best ids [B,L] and their mean log-probability [B] (Li et al. 2022: beam 3).
 
-    `special` is (start id, [SEP] id, ids never written...). Finished captions keep their score and add padding. Under
-    `vmap` each picture has a search of its own: what its beams read is on its device.
+    `special` is (start id, [SEP] id, ids never written...); `bridged` says that the captioner was trained to read through the
+    bridge. Finished captions keep their score and add padding. Under `vmap` each picture has a search of its own: what its
+    beams read is on its device.
     """
+    tokens = model.apply({"params": params}, tokens, method="bridged_tokens") if bridged else tokens
     return jax.vmap(lambda own: _search(model, params, own, length, beam, min_length, special, output_ids))(tokens)
 
 
 def _search(model: Any, params: Params, tokens: Array, length: int, beam: int, min_length: int,
             special: tuple[int, ...], output_ids: tuple[int, ...]) -> tuple[Array, Array]:  # fmt: skip
     """`beam_search` for one picture: tokens [N,D] -> ids [L] and their mean log-probability."""
-    tokens = model.apply({"params": params}, tokens[None], method="caption_tokens")
+    tokens = tokens[None]
     bos, sep, *never = special
     table = np.asarray(output_ids or range(model.config.asking.vocab_size), np.int32)
     column = {int(word): i for i, word in enumerate(table)}
@@ -80,7 +88,7 @@ def _search(model: Any, params: Params, tokens: Array, length: int, beam: int, m
         return ids[parent].at[:, position + 1].set(word), scores, done[parent] | (choice == end)
 
     ids, scores, _ = jax.lax.fori_loop(0, length - 1, step, (ids, scores, jnp.zeros(beam, bool)))
-    mean = scores / jnp.maximum((ids != 0).sum(1).astype(jnp.float32) - 1.0, 1.0)
+    mean = scores / jnp.maximum(real_tokens(ids).sum(1).astype(jnp.float32) - 1.0, 1.0)
     best = mean.argmax()
     return ids[best], mean[best]
 
@@ -102,10 +110,11 @@ def write_captions(
     tokenizer, model = assembly.tokenizer, assembly.model
     never = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.mask_id)
     special = (tokenizer.bos_id, tokenizer.sep_id, *never)
+    bridged = "bridged_decoder" in assembly.parts
     length, size, captions = assembly.config.data.length, min(BLOCK, max(len(tokens), 1)), []
     for start in range(0, len(tokens), size):
         block = tokens[start : start + size]
         rows = beside(params, filled(block, size))
-        ids, _ = beam_search(model, params, rows, length, beam, min_length, special, model.output_ids)
+        ids, _ = beam_search(model, params, rows, length, beam, min_length, special, model.output_ids, bridged)
         captions += [tokenizer.decode(row) for row in to_host(ids, len(block))]
     return captions

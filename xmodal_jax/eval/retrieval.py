@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from xmodal_jax.data.evaluation import EvalSplit
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.parallel.mesh import local_mesh, replicated, split_rows
 from xmodal_jax.search import dense
@@ -215,15 +216,31 @@ def positives_from_owners(
     Returns:
       image to text int32 [images,P] and text to image int32 [M,P'], both -1 padded, for `recall`.
     """
-    owner, count = np.asarray(caption_owner), int(images or np.max(caption_owner) + 1)
-    keys, key = np.unique(np.asarray(text_keys), return_inverse=True)
-    captions_of = _groups(key, np.arange(len(key)), len(keys))
-    owners_of = [np.unique(owner[rows]) for rows in captions_of]
-    keys_of = [np.unique(group) for group in _groups(owner, key, count)]
+    count = int(images or np.max(caption_owner) + 1)
+    image, text = (np.arange(count), np.arange(count)), (np.asarray(caption_owner), np.asarray(text_keys))
+    return right_of(image, text, count), right_of(text, image, count)
+
+
+def positives(split: EvalSplit) -> tuple[np.ndarray, np.ndarray]:
+    """What is right for each input of both sides of a split: `right_of` from left to right and from right to left."""
+    left, right = ((side.owner, split.matches(side)) for side in (split.left, split.right))
+    return right_of(left, right, len(split.keys)), right_of(right, left, len(split.keys))
+
+
+def right_of(asks: tuple[np.ndarray, np.ndarray], gives: tuple[np.ndarray, np.ndarray], records: int) -> np.ndarray:
+    """What is right for each input of one side: int32 [m,P], places on the other side, -1 padded, for `recall`.
+
+    A side is (owner, key), int [m] each: the record of each input, and a number that is equal for identical inputs. Right are
+    the other side's inputs of any record that owns an identical input, and what is identical to those.
+    """
+    keys, key = np.unique(asks[1], return_inverse=True)
+    owners_of = [np.unique(own) for own in _groups(key, asks[0], len(keys))]
+    others, other = np.unique(gives[1], return_inverse=True)
+    same = _groups(other, np.arange(len(other)), len(others))
+    kinds_of = [np.unique(own) for own in _groups(gives[0], other, records)]
+    found = [np.unique(np.concatenate([kinds_of[owner] for owner in own])) for own in owners_of]
     nothing = [np.zeros(0, np.int64)]
-    to_text = _padded([np.concatenate([captions_of[k] for k in mine] or nothing) for mine in keys_of])
-    table = _padded(owners_of)
-    return to_text, table[key]
+    return _padded([np.concatenate([same[kind] for kind in own] or nothing) for own in found])[key]
 
 
 def _groups(group: np.ndarray, values: np.ndarray, count: int) -> list[np.ndarray]:

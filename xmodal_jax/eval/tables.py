@@ -75,9 +75,16 @@ def rows_of(view: str, tables: Tables) -> Iterator[Row]:
 
 
 def fold_rows(result: Tables) -> list[Row]:
-    """The same rows as means over folds of the split, view by view; none where no folds were asked for."""
-    found = [(view, tables["folds"]) for view, tables in sections(result) if "folds" in tables]
-    return [row for view, tables in found for row in rows_of(f"{view}, {result['folds'][0]} folds", tables)]
+    """The same rows as means over folds of the split, and of each language of the captions, view by view; none of neither."""
+    found = [(f"{view}, {result['folds'][0]} folds", tables["folds"]) for view, tables in sections(result) if "folds" in tables]
+    found += [(f"{view}, {code}", own) for view, tables in sections(result) for code, own in tables.get("languages", {}).items()]
+    return [row for name, tables in found for row in rows_of(name, tables)]
+
+
+def directions(result: Tables) -> dict[str, str]:
+    """What the two directions of a result are called: "i2t" and "t2i" of pictures and captions, else "depth>text"."""
+    one, two = result.get("pair", ("image", "text"))
+    return {side: side for side in DIRECTIONS} if (one, two) == ("image", "text") else {"i2t": f"{one}>{two}", "t2i": f"{two}>{one}"}
 
 
 def recall_names(result: Tables) -> list[str]:
@@ -91,7 +98,7 @@ def retrieval_grid(result: Tables) -> Grid:
     head = [
         "pictures",
         "ranked by",
-        *(f"{side} {name}" for side in DIRECTIONS for name in names),
+        *(f"{side} {name}" for side in directions(result).values() for name in names),
         "mR",
         "rSum",
         "seconds",
@@ -215,11 +222,17 @@ def folds_note(count: int, pictures: int) -> str:
     )
 
 
+def pair_text(name: str, result: Tables) -> str:
+    """The table of one more pair of fields for a terminal."""
+    return f"{name}: {result['records']} records, {result['captions']} of {result['pair'][1]}\n{retrieval_grid(result)}"
+
+
 def as_text(result: Tables) -> str:
     """The tables of one evaluation for a terminal."""
     labels = label_grid(result)
     title = f"split '{result['split']}': {result['records']} records, {result['captions']} captions"
     step = f", step {result['step']}" if "step" in result else ""
     grids = [str(grid) for grid in (codes_grid(result), labels) if grid]
-    parts = [title + step, str(retrieval_grid(result)), *grids, "\n".join(notes(result))]
+    more = [pair_text(name, own) for name, own in result.get("pairs", {}).items()]
+    parts = [title + step, str(retrieval_grid(result)), *grids, *more, "\n".join(notes(result))]
     return "\n\n".join(parts)

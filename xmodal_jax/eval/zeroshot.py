@@ -219,7 +219,7 @@ def classify(assembly: Assembly, params: Params, split: str = "", templates: Seq
     for view in views:
         found = evaluator.open(split, view)
         say(f"classifying {len(found.keys)} pictures ({view})")
-        image = embedder.split(found, "image", assembly.config.eval.batch_size).embed
+        image = embedder.side(found.left, assembly.config.eval.batch_size).embed
         tables, pictures = view_tables(image, record_labels(data, split, found.rows), head, names, tree)
         refuse_unless(bool(tables), f"no picture of split '{split}' has a label, so there is nothing to compare with.")
         result["views"][view] = tables

@@ -10,8 +10,10 @@ from xmodal_jax.models.encoder import EncoderConfig
 from xmodal_jax.models.features import FeaturesConfig
 from xmodal_jax.models.gru import GruConfig
 from xmodal_jax.models.resnet import ResNetConfig
+from xmodal_jax.models.scorer import SCORERS, ScorerConfig
 from xmodal_jax.models.tfidf import TfIdfConfig
 from xmodal_jax.models.vit import ViTConfig
+from xmodal_jax.plugins import find_class
 
 ENCODERS: dict[str, type[EncoderConfig]] = {
     "vit": ViTConfig,
@@ -31,8 +33,12 @@ def build_encoders(section: dict[str, Any]) -> dict[str, EncoderConfig]:
         where = f"config.encoders.{name}"
         if not hasattr(fields, "items"):
             raise UserError(f"{where} is {fields!r}; write a dict such as {{'kind': 'vit'}}")
-        kind = fields.get("kind", "")
-        if kind not in ENCODERS:
-            raise UserError(f"{where}.kind is '{kind}'; write one of {', '.join(ENCODERS)}")
-        built[name] = build(ENCODERS[kind], dict(fields), where)
+        cls = find_class(fields.get("kind", ""), f"{where}.kind", ENCODERS, EncoderConfig)
+        built[name] = build(cls, dict(fields), where)
     return built
+
+
+def build_scorer(section: dict[str, Any]) -> ScorerConfig:
+    """`config.scorer` -> the kind's config, "fusion" where it names none. Raises UserError as `build_encoders`."""
+    fields = {"kind": "fusion"} | dict(section)
+    return build(find_class(fields["kind"], "config.scorer.kind", SCORERS, ScorerConfig), fields, "config.scorer")

@@ -18,6 +18,7 @@ from xmodal_jax.models.layers import (
     dropout,
     layer_norm,
     norm_params,
+    real_tokens,
     scan_blocks,
     spread,
     stack_params,
@@ -96,4 +97,4 @@ class Bert(nn.Module):
 
 def padding_mask(ids: Array) -> Array:
     """ids [B,L] -> boolean [B,1,1,L], True where attention may look (not padding)."""
-    return (ids != 0)[:, None, None, :]
+    return real_tokens(ids)[:, None, None, :]

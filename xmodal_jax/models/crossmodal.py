@@ -14,8 +14,10 @@ from xmodal_jax.models.decoder import Decoder
 from xmodal_jax.models.encoder import Encoder
 from xmodal_jax.models.fusion import Fusion
 from xmodal_jax.models.heads import FusedHead, JoinedHead, LogitBias, MatchHead, TokenHead
+from xmodal_jax.models.layers import real_tokens
 from xmodal_jax.models.pooling import parse_pool
 from xmodal_jax.models.reasoning import SharedEncoder
+from xmodal_jax.models.scorer import Side
 from xmodal_jax.types import Array, Params
 
 READERS = frozenset({"fusion", "decoder", "bridge"})  # parts that read the tokens that the neck makes
@@ -36,6 +38,7 @@ class CrossModal(nn.Module):
         self.decoder = Decoder(width, getattr(asks, "layers", 1), fusion.layers)
         self.match = MatchHead(fusion.head_dropout, fusion.agreement)
         self.vocabulary = TokenHead(width, len(self.output_ids) or asks.vocab_size)
+        self.scorer = self.config.scorer.built(width, joint.embed, self.fusion, self.match)
         self.shared = SharedEncoder(
             tuple(encoders), width, joint.shared_layers, joint.shared_heads, joint.shared_hidden, joint.shared_dropout
         )
@@ -77,14 +80,18 @@ class CrossModal(nn.Module):
         return getattr(self, encoder).codes(embed)
 
     def fuse(
-        self, image: Array, text: Array, mask: Array, rows: Array | None = None, key: Array | None = None
+        self, memory: Array, query: Array, mask: Array, rows: Array | None = None, key: Array | None = None,
+        memory_mask: Array | None = None,
     ) -> Array:
-        """image tokens [B,N,D], text tokens [b,L,D], mask [b,L], rows int [b] -> fused tokens [b,L,D]."""
-        return self.fusion(image, text, mask, rows, key)
+        """memory tokens [B,N,D], query tokens [b,L,D], masks [B,N] and [b,L], rows int [b] -> fused tokens [b,L,D]."""
+        return self.fusion(memory, query, mask, rows, key, memory_mask)
 
-    def decode(self, image: Array, ids: Array, rows: Array | None = None, key: Array | None = None) -> Array:
-        """image tokens [B,N,D], ids [b,L] from the start token on -> hidden states [b,L,D]."""
-        return self.decoder(getattr(self, self.config.fusion.pair[1]).tower, self.fusion, image, ids, rows, key)
+    def decode(
+        self, memory: Array, ids: Array, rows: Array | None = None, key: Array | None = None, memory_mask: Array | None = None
+    ) -> Array:
+        """memory tokens [B,N,D] and their mask [B,N], ids [b,L] from the start token on -> hidden states [b,L,D]."""
+        tower = getattr(self, self.config.fusion.pair[1]).tower
+        return self.decoder(tower, self.fusion, memory, ids, rows, key, memory_mask)
 
     def match_logits(self, fused: Array, mask: Array, image: Array, text: Array, key: Array | None = None) -> Array:
         """fused [b,L,D], mask [b,L], unit embeddings of the pair [b,E] each -> ITM logits [b,2]."""
@@ -114,36 +121,30 @@ class CrossModal(nn.Module):
         """Fused tokens [b,L,D] of a pair and its unit embeddings [b,E] -> unit joint embedding [b,E] among these."""
         return self.joined_head(fused, image, text)
 
-    def caption_tokens(self, image: Array) -> Array:
-        """Image tokens [B,N,D] -> those that the decoder reads when captions are written.
+    def bridged_tokens(self, tokens: Array) -> Array:
+        """Tokens [B,N,D] -> those that a captioner trained through the bridge reads when captions are written.
 
-        After training there is one encoder, so the bridge of a captioner that was trained with it reads its tokens twice.
+        After training there is one encoder, so the bridge reads its tokens twice.
         """
-        entries = self.config.objectives.items()
-        captioners = [fields for name, fields in entries if fields.get("kind", name) == "lm"]
-        bridged = any(fields.get("bridge", False) and fields.get("weight", 1.0) != 0 for fields in captioners)
-        return image + self.bridge(image, image) if bridged else image
+        return tokens + self.bridge(tokens, tokens)
 
-    def score(self, image: tuple[Array, Array], text: tuple[Array, Array], mask: Array) -> Array:
-        """Pair score of aligned rows, the ITM log-odds [b], from (tokens, embeddings) of both sides.
+    def score(self, one: Side, two: Side) -> Array:
+        """Pair scores [b] of aligned rows by `config.scorer`."""
+        return self.scorer(Side(*one), Side(*two))
 
-        image ([b,N,D], [b,E]), text ([b,L,D], [b,E]), mask [b,L].
-        """
-        logits = self.match(self.fuse(image[0], text[0], mask), mask, image[1], text[1])
-        return logits[:, 1] - logits[:, 0]
+    def remember(self, memory: Array) -> Params:
+        """Tokens [B,N,D] -> what fusion reads of them, for `score_cached`."""
+        return self.fusion.remember(memory)
 
-    def remember(self, image: Array) -> Params:
-        """Image tokens [B,N,D] -> what fusion reads of them, for `score_cached`."""
-        return self.fusion.remember(image)
+    def begin(self, query: Array, mask: Array) -> Array:
+        """Tokens [M,L,D], mask [M,L] -> what fusion starts from, for `score_cached`."""
+        return self.fusion.begin(query, mask)
 
-    def begin(self, text: Array, mask: Array) -> Array:
-        """Text tokens [M,L,D], mask [M,L] -> what fusion starts from, for `score_cached`."""
-        return self.fusion.begin(text, mask)
-
-    def score_cached(self, read: Params, begun: Array, mask: Array, image: Array, text: Array) -> Array:
-        """`score` of aligned rows from what `remember` and `begin` keep of each side, and the embeddings [b,E]."""
-        logits = self.match(self.fusion.finish(read, begun, mask), mask, image, text)
-        return logits[:, 1] - logits[:, 0]
+    def score_cached(
+        self, read: Params, begun: Array, mask: Array, one: Array, two: Array, read_mask: Array | None = None
+    ) -> Array:
+        """`score` of aligned rows from what `remember` and `begin` keep of each side, embeddings [b,E] and masks."""
+        return self.scorer.finish(read, begun, one, two, mask, read_mask)
 
     def token_logits(self, hidden: Array) -> Array:
         """hidden [...,D] -> logits [...,V] over the output vocabulary (`output_ids`, or all word ids)."""
@@ -181,9 +182,11 @@ class CrossModal(nn.Module):
         """Run what reads two encoders, or one's words."""
         (tokens, embed), (words, caption) = memory, asks
         if "fusion" in parts:
-            self.fuse(tokens, words, ids != 0)
+            self.fuse(tokens, words, real_tokens(ids))
+        if "scorer" in parts:
+            self.score((tokens, embed), (words, caption, real_tokens(ids)))
         if "match" in parts:
-            self.match_logits(words, ids != 0, embed, caption)
+            self.match_logits(words, real_tokens(ids), embed, caption)
         if "decoder" in parts:
             self.decode(tokens, ids)
         if "vocabulary" in parts:

@@ -10,12 +10,12 @@ import jax
 
 from xmodal_jax.models.bert import Bert
 from xmodal_jax.models.fusion import Fusion, causal_mask
-from xmodal_jax.models.layers import attention_params, scan_blocks, stack_params
+from xmodal_jax.models.layers import attention_params, real_tokens, scan_blocks, stack_params
 from xmodal_jax.types import Array
 
 
 class Decoder(nn.Module):
-    """Token ids [b,L] and image tokens [B,N,D'] -> hidden states [b,L,D] that predict the next token."""
+    """Token ids [b,L] and the tokens they read [B,N,D'] -> hidden states [b,L,D] that predict the next token."""
 
     width: int
     text_layers: int
@@ -31,12 +31,13 @@ class Decoder(nn.Module):
         )
 
     def __call__(
-        self, text: Bert, fusion: Fusion, image: Array, ids: Array, rows: Array | None = None, key: Array | None = None
+        self, text: Bert, fusion: Fusion, memory: Array, ids: Array, rows: Array | None = None, key: Array | None = None,
+        memory_mask: Array | None = None,
     ) -> Array:
-        """Run the shared layers causally. ids [b,L] start with the decoder's start token."""
+        """Run the shared layers causally. ids [b,L] start with the decoder's start token; memory_mask [B,N] tells real tokens."""
         keys = jax.random.split(key, 3) if key is not None else (None, None, None)
-        mask = causal_mask(ids != 0)
+        mask = causal_mask(real_tokens(ids))
         x = text.embed_tokens(ids, keys[0])
         x = scan_blocks(text.style, {**text.stack, "attention": self.text_attention}, x, mask, key=keys[1])
         stack = {**fusion.stack, "attention": self.fusion_attention}
-        return scan_blocks(fusion.style, stack, x, mask, fusion.reader(image.astype(x.dtype), rows), keys[2])
+        return scan_blocks(fusion.style, stack, x, mask, fusion.reader(memory.astype(x.dtype), rows, memory_mask), keys[2])

@@ -15,7 +15,7 @@ Parameters are one entry per layer group, so a freeze pattern can stop the gradi
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -25,11 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.config_build import limited
-from xmodal_jax.models.grid import group_parts, local_map
+from xmodal_jax.models.grid import group_parts, local_map, pooling_groups
 from xmodal_jax.models.layers import dense, spread
 from xmodal_jax.models.lowlevel import summary
 from xmodal_jax.models.pixels import PixelConfig, Statistics
-from xmodal_jax.types import Array, Params
+from xmodal_jax.types import Array, DataFacts, Params
 
 WIDTH = 1280
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3  # of pixels in 0..1
@@ -215,6 +215,10 @@ class EfficientNetConfig(PixelConfig):
     def module(self, dtype: Any) -> "EfficientNetLite0":
         """The tower."""
         return EfficientNetLite0(summarize=True, **self.pixels(dtype))
+
+    def filled(self, name: str, data: Any, facts: DataFacts) -> "EfficientNetConfig":
+        """With the tokens of a picture of this size: the grid and the summary."""
+        return replace(self, groups=pooling_groups("lite0", math.ceil(data.image_size / STRIDE) ** 2 + 1))
 
     def local_map(self, tokens: int) -> np.ndarray:
         """The grid without the summary."""

@@ -29,7 +29,7 @@ from xmodal_jax.models.layers import (
     stack_params,
 )
 from xmodal_jax.models.pooling import POOL_CHOICES, parse_pool
-from xmodal_jax.types import Array
+from xmodal_jax.types import Array, DataFacts
 
 REMAT = ("none", "dots", "full", "offload")
 
@@ -71,6 +71,14 @@ class EncoderConfig:
     def module(self, dtype: Any) -> nn.Module:
         """The tower: (x [B,...], key) -> tokens [B,N,D']."""
         raise NotImplementedError
+
+    def input(self, data: Any, facts: DataFacts) -> tuple[tuple[int, ...], str]:
+        """(shape, dtype) of one input by `config.data` and what is known of the data set."""
+        raise NotImplementedError
+
+    def filled(self, name: str, data: Any, facts: DataFacts) -> "EncoderConfig":
+        """The config of the encoder `name` with what the data decide; a contradiction is a UserError."""
+        return self
 
     def mask(self, x: Array) -> Array | None:
         """Which of the tower's tokens of the input x [B,...] are real, bool [B,N]; None where all are."""

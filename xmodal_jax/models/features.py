@@ -1,6 +1,6 @@
 """The tower that is already in the data: region or grid tokens computed once by a frozen network."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -10,7 +10,7 @@ import numpy as np
 from xmodal_jax.config_build import limited
 from xmodal_jax.models.encoder import EncoderConfig
 from xmodal_jax.models.grid import group_parts, local_map
-from xmodal_jax.types import Array
+from xmodal_jax.types import Array, DataFacts
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,14 @@ class FeaturesConfig(EncoderConfig):
     def module(self, dtype: Any) -> "FeatureTokens":
         """The tower, which has no parameters."""
         return FeatureTokens()
+
+    def input(self, data: Any, facts: DataFacts) -> tuple[tuple[int, ...], str]:
+        """The tokens of all caches, [N,D]."""
+        return facts.tokens, "float16"
+
+    def filled(self, name: str, data: Any, facts: DataFacts) -> "FeaturesConfig":
+        """With the token counts of the caches."""
+        return replace(self, groups=facts.groups)
 
     def local_map(self, tokens: int) -> np.ndarray:
         """Grids without their summaries; other groups are sets."""

@@ -1,4 +1,4 @@
-"""Fusion encoder: text tokens read image tokens by cross-attention in every layer (ALBEF, Li et al. 2021)."""
+"""Fusion: the tokens of one encoder, the query, read those of another, the memory, in every layer (ALBEF, Li et al. 2021)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,18 +24,18 @@ from xmodal_jax.types import Array, Params
 
 
 class Fusion(nn.Module):
-    """Text tokens [b,L,D] and image tokens [B,N,D'] -> fused tokens [b,L,D]."""
+    """Query tokens [b,L,D] and memory tokens [B,N,D'] -> fused tokens [b,L,D]."""
 
     width: int
     layers: int
     heads: int
     hidden: int
-    image_width: int
+    memory_width: int
     dropout: float = 0.0
     remat: str = "dots"
 
     def setup(self) -> None:
-        width, hidden, source = self.width, self.hidden, self.image_width
+        width, hidden, source = self.width, self.hidden, self.memory_width
         self.stack = self.param(
             "layers", stack_params, self.layers, lambda key: block_params(key, width, hidden, source)
         )
@@ -45,40 +45,45 @@ class Fusion(nn.Module):
         """The constants of the fusion blocks (the decoder runs the same blocks)."""
         return BlockStyle(self.heads, dropout=self.dropout, remat=self.remat)
 
-    def reader(self, image: Array, rows: Array | None) -> Callable[[Params], Any]:
-        """Keys and values of one layer: projected once per image, then gathered, so B images serve any number of pairs."""
+    def reader(self, memory: Array, rows: Array | None, mask: Array | None = None) -> Callable[[Params], Any]:
+        """Keys, values and mask of one layer: projected once per row of the memory, then gathered for any number of pairs."""
+        seen = None if mask is None else mask[:, None, None, :]
 
         def read(cross: Params) -> Any:
-            keys, values = (project_heads(cross[name], image, self.heads) for name in ("key", "value"))
-            return (keys, values, None) if rows is None else (pick_rows(keys, rows), pick_rows(values, rows), None)
+            keys, values = (project_heads(cross[name], memory, self.heads) for name in ("key", "value"))
+            if rows is None:
+                return keys, values, seen
+            return pick_rows(keys, rows), pick_rows(values, rows), None if seen is None else pick_rows(seen, rows)
 
         return read
 
-    def remember(self, image: Array) -> Params:
-        """What all layers read of images [B,N,D']: keys and values [layers,B,N,heads,d]. Once per image, for any texts."""
-        project = lambda cross, name: project_heads(cross[name], image, self.heads)
+    def remember(self, memory: Array) -> Params:
+        """What all layers read of memory tokens [B,N,D']: keys and values [layers,B,N,heads,d]. Once per row, for any query."""
+        project = lambda cross, name: project_heads(cross[name], memory, self.heads)
         return {name: jax.vmap(partial(project, name=name))(self.stack["cross"]) for name in ("key", "value")}
 
-    def begin(self, text: Array, mask: Array) -> Array:
-        """The first layer's self-attention of texts [M,L,D], mask [M,L]: once per text, for any images."""
+    def begin(self, query: Array, mask: Array) -> Array:
+        """The first layer's self-attention of the query [M,L,D], mask [M,L]: once per row, for any memory."""
         first = jax.tree.map(lambda leaf: leaf[0], self.stack)
-        return block_looking(self.style, first, text, mask[:, None, None, :])
+        return block_looking(self.style, first, query, mask[:, None, None, :])
 
-    def finish(self, read: Params, begun: Array, mask: Array) -> Array:
-        """`self(image, text, mask)` [b,L,D] from `remember` (aligned rows [layers,b,N,heads,d]) and `begin` [b,L,D]."""
-        memory = lambda cross: (cross["read"]["key"], cross["read"]["value"], None)
+    def finish(self, read: Params, begun: Array, mask: Array, memory_mask: Array | None = None) -> Array:
+        """`self(memory, query, mask)` [b,L,D] from `remember` (aligned rows [layers,b,N,heads,d]) and `begin` [b,L,D]."""
+        seen = None if memory_mask is None else memory_mask[:, None, None, :]
+        memory = lambda cross: (cross["read"]["key"], cross["read"]["value"], seen)
         stack = {**self.stack, "cross": {**self.stack["cross"], "read": read}}
         first, rest = (jax.tree.map(lambda leaf, cut=cut: leaf[cut], stack) for cut in (0, slice(1, None)))
         x = block_reading(self.style, first, begun, memory(first["cross"]))
         return scan_blocks(self.style, rest, x, mask[:, None, None, :], memory)
 
     def __call__(
-        self, image: Array, text: Array, mask: Array, rows: Array | None = None, key: Array | None = None
+        self, memory: Array, query: Array, mask: Array, rows: Array | None = None, key: Array | None = None,
+        memory_mask: Array | None = None,
     ) -> Array:
-        """image [B,N,D'], text [b,L,D], mask [b,L], rows (which image each text reads, see `pick_rows`;
-        default: its own)."""
-        image = image.astype(text.dtype)
-        return scan_blocks(self.style, self.stack, text, mask[:, None, None, :], self.reader(image, rows), key)
+        """memory [B,N,D'] and its mask [B,N], query [b,L,D] and its mask [b,L], rows: which row of the memory each row of the
+        query reads (see `pick_rows`; default: its own)."""
+        read = self.reader(memory.astype(query.dtype), rows, memory_mask)
+        return scan_blocks(self.style, self.stack, query, mask[:, None, None, :], read, key)
 
 
 class EmbeddingToken(nn.Module):

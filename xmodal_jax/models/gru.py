@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from xmodal_jax.config_build import limited
 from xmodal_jax.errors import UserError
-from xmodal_jax.models.layers import dropout
+from xmodal_jax.models.layers import dropout, real_tokens
 from xmodal_jax.models.words import WordConfig
 from xmodal_jax.parallel.rules import whole
 from xmodal_jax.types import Array
@@ -59,7 +59,7 @@ class Gru(nn.Module):
         draw = lambda k: {"word": jax.random.uniform(k, (self.vocab_size, self.words), minval=-0.1, maxval=0.1)}
         x = whole(self.param("embed", draw)["word"])[ids].astype(self.dtype)
         x = dropout(x, self.dropout, key)
-        real = ids != 0
+        real = real_tokens(ids)
         lengths = real.sum(1)
         rest = jnp.zeros((len(ids), self.width), self.dtype)  # flax's own is float32, and so would all states be
         for layer in range(self.layers):

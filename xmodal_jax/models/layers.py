@@ -104,6 +104,11 @@ def layer_norm(params: Params, x: Array, eps: float = 1e-12) -> Array:
     return (y * spread(params["scale"], y) + spread(params["bias"], y)).astype(x.dtype)
 
 
+def real_tokens(ids: Array) -> Array:
+    """Which of the ids [...,L] are words, bool: 0 is padding."""
+    return ids != 0
+
+
 def pick_rows(x: Array, rows: Array) -> Array:
     """Rows of x [B, ...] -> [b, ...].
 

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.models.encoder import EncoderConfig
+from xmodal_jax.types import DataFacts
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -27,6 +28,10 @@ class PixelConfig(EncoderConfig):
     def pixels(self, dtype: Any) -> dict[str, Any]:
         """What every tower of pixels is built with."""
         return {"mean": self.statistics[0], "std": self.statistics[1], "dtype": dtype}
+
+    def input(self, data: Any, facts: DataFacts) -> tuple[tuple[int, ...], str]:
+        """A picture [H,W,3]."""
+        return (data.image_size, data.image_size, 3), "uint8"
 
     def check(self, where: str) -> None:
         """Refuse statistics that are not those of three colours."""

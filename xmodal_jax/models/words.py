@@ -1,11 +1,13 @@
 """What encoders that read words share: a tokenizer and the ids that may be predicted."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from xmodal_jax.config_build import limited
+from xmodal_jax.errors import refuse_unless
 from xmodal_jax.models.encoder import EncoderConfig
-from xmodal_jax.types import Array
+from xmodal_jax.models.layers import real_tokens
+from xmodal_jax.types import Array, DataFacts
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,20 @@ class WordConfig(EncoderConfig):
 
     reads: ClassVar[str] = "words"
 
+    def input(self, data: Any, facts: DataFacts) -> tuple[tuple[int, ...], str]:
+        """The ids [L] of a text."""
+        return (data.length,), "int32"
+
+    def filled(self, name: str, data: Any, facts: DataFacts) -> "WordConfig":
+        """With the size of the tokenizer's vocabulary."""
+        sizes = [facts.vocabularies[field].vocab_size for field in data.fields_of(name)]
+        refuse_unless(
+            self.vocab_size in (0, sizes[0]),
+            f"config.encoders.{name}.vocab_size is {self.vocab_size}, but the tokenizer '{self.tokenizer}' has {sizes[0]} ids; "
+            f"write {sizes[0]} or leave it 0",
+        )
+        return replace(self, vocab_size=sizes[0])
+
     def mask(self, x: Array) -> Array | None:
         """Which tokens of ids [B,L] are real, [B,L]."""
-        return x != 0
+        return real_tokens(x)

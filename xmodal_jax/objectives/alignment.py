@@ -18,62 +18,80 @@ import jax.numpy as jnp
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward, stop
 from xmodal_jax.models.pooling import AGGREGATORS, parse_pool
-from xmodal_jax.objectives.base import Plain, Schedule, Term, same
-from xmodal_jax.objectives.contrastive import MATCHED, RING, dense_softmax
-from xmodal_jax.types import Array, Batch
-
-SIDES = ("image", "text")
+from xmodal_jax.objectives.base import Objective, Term, marks, mean_over, row_weight, same
+from xmodal_jax.objectives.contrastive import KEYS, dense_softmax
+from xmodal_jax.parallel.ring import NEVER
+from xmodal_jax.types import Array, Batch, DataFacts
 
 
 @dataclass(frozen=True)
-class Sided(Plain, abc.ABC):
-    """An objective that is the mean over `sides` of one loss in each modality."""
+class Sided(Objective, abc.ABC):
+    """An objective that is the mean of one loss in each of `sides`, fields of the batch; a row's mean is over those it has."""
 
-    weight: Schedule = 1.0
-    sides: tuple[str, ...] = SIDES
+    sides: tuple[str, ...] = ("image", "text")
 
     contrasts: ClassVar[bool] = True
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The fields."""
+        return self.sides
+
     def check(self, where: str) -> None:
-        """Refuse sides that are none."""
-        known = set(self.sides) <= set(SIDES) and len(set(self.sides)) == len(self.sides)
+        """Refuse no fields, and one named twice."""
         refuse_unless(
-            known and len(self.sides) > 0,
-            f"{where}.sides is {self.sides}; write ('image', 'text'), ('image',) or ('text',)",
+            len(self.sides) > 0 and len(set(self.sides)) == len(self.sides),
+            f"{where}.sides is {self.sides}; write each field once, such as ('image', 'text') or ('image',)",
         )
+
+    def marks(self, rows: Batch, side: str) -> Batch:
+        """What tells which rows match: those of the field that is there, and the caption keys of all fields."""
+        return marks(rows, (side,)) | {name: keys for name, keys in rows.items() if name.endswith("/key")}
 
     @abc.abstractmethod
     def side(self, fwd: Forward, batch: Batch, side: str) -> Array:
-        """Losses [B] of one modality."""
+        """Losses [B] of one field."""
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
-        """Mean over the sides, [B]."""
+        """Mean over the fields, [B]."""
         losses = {side: self.side(fwd, batch, side) for side in self.sides}
-        values = sum(losses.values()) / len(losses)
-        return Term(values, jnp.ones_like(values), {side: loss.mean() for side, loss in losses.items()})
+        here = {side: row_weight(batch, (side,)) for side in self.sides}
+        count = sum(here.values())
+        values = sum(losses[side] * here[side] for side in losses) / jnp.maximum(count, 1.0)
+        metrics = {side: mean_over(losses[side], here[side]) for side in losses}
+        return Term(values, (count > 0).astype(jnp.float32), metrics)
 
 
 @dataclass(frozen=True)
 class IMS(Sided):
     """Intra-modal separability: the student's embedding against the teacher's of another view, and those of other rows.
 
-    The other view of a picture is the batch's "image2" (`config.data.second_view`), or without it the same pixels, where
-    student and teacher differ by dropout and momentum alone, as they always do for captions. The queue that ITC keeps
-    gives more negatives; nothing is put into it. Positives are rows with the same id or the identical caption.
+    The other view is that of `config.data.fields`, or without one the same input, where student and teacher differ by
+    dropout and momentum alone, as they always do for captions. The queue that ITC keeps gives more negatives; nothing is
+    put into it. Positives are rows with the same id or the identical caption.
     """
 
-    parts: ClassVar[frozenset[str]] = frozenset({"temperature"})
+    keys: str = KEYS  # name of the ring, read where the state has it
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """The temperature."""
+        return frozenset({"temperature"})
+
+    @property
+    def more_negatives(self) -> frozenset[str]:
+        """The ring of others."""
+        return frozenset({self.keys})
 
     def side(self, fwd: Forward, batch: Batch, side: str) -> Array:
-        """Losses [B] of one modality."""
-        matched = {name: batch[name] for name in MATCHED}
-        other = side == "image" and "image2" in batch
-        keys = (fwd.teacher.encode("image2", "image") if other else fwd.teacher.encode(side)).embed
-        ring = fwd.memory.get(RING)
-        queue = None if ring is None else {"embed": ring[side]} | {name: ring[name] for name in MATCHED}
+        """Losses [B] of one field."""
+        matched = self.marks(batch, side)
+        other = fwd.model.config.data.other_view(side) or side
+        ring = fwd.memory.get(self.keys)
+        queue = None if ring is None or side not in ring else {"embed": ring[side]} | self.marks(ring, side)
         rows = {"embed": fwd.encode(side).embed} | matched
         scalars = {"temperature": fwd.temperature(), "alpha": jnp.float32(0.0)}
-        return dense_softmax(rows, {"embed": stop(keys)} | matched, queue, scalars)[0]
+        return dense_softmax(rows, {"embed": stop(fwd.teacher.encode(other).embed)} | matched, queue, scalars)[0]
 
 
 def global_to_local(embed: Array, local: Array, mask: Array | None, negative: Array, temperature: Array) -> Array:
@@ -97,13 +115,17 @@ def global_to_local(embed: Array, local: Array, mask: Array | None, negative: Ar
 
 
 def local_features(fwd: Forward, side: str) -> tuple[Array, Array | None]:
-    """Unit local features [B,P,E] of the batch's pictures or captions, and which are real [B,P] (None: all)."""
-    if fwd.model.config.encoders[side].necked:
-        tokens, mask = fwd.raw(side), None
-    else:
-        whole = fwd.encode(side)
-        tokens, mask = whole.tokens, whole.mask[:, 1:]
-    return fwd.rowwise(lambda key, tokens: fwd.call("locals", side, tokens), None, tokens), mask
+    """Unit local features [B,P,E] of one field, and which are real [B,P] (None: all)."""
+    encoder = fwd.encoder_of(side)
+    own = fwd.model.config.encoders[encoder]
+    tokens, mask = fwd.raw(side) if own.necked else fwd.encode(side).tokens, own.mask(fwd.batch[side])
+    local = fwd.rowwise(lambda key, tokens: fwd.call("locals", encoder, tokens), None, tokens)
+    places = own.local_map(tokens.shape[1])
+    if mask is None:
+        return local, None
+    if places is None:
+        return local, mask[:, 1:]
+    return local, jnp.einsum("pn,bn->bp", jnp.asarray(places), mask.astype(jnp.float32)) > 0
 
 
 @dataclass(frozen=True)
@@ -116,21 +138,26 @@ class LMIM(Sided):
 
     momentum: bool = True  # local features of the teacher; else of the student, which trains them too
 
-    parts: ClassVar[frozenset[str]] = frozenset({"locals", "temperature"})
+    @property
+    def parts(self) -> frozenset[str]:
+        """Local features and the temperature."""
+        return frozenset({"locals", "temperature"})
 
-    def memory(self, model: Any) -> dict[str, Any]:
-        """No rings. A head without an aggregator is refused with `momentum`: its local features would never learn."""
+    def check_fit(self, where: str, config: Any, facts: DataFacts) -> None:
+        """Refuse a head without an aggregator with `momentum`: its local features would never learn."""
         for side in self.sides if self.momentum else ():
-            pool = model.config.encoders[side].pool
+            encoder = config.data.fields[side].encoder
+            pool = config.encoders[encoder].pool
             refuse_unless(
                 parse_pool(pool)[1] in AGGREGATORS,
-                f"the objective lmim takes local features of the teacher, and with config.encoders.{side}.pool='{pool}' nothing "
-                "trains them; write a pool with an aggregator such as 'mean+gpo', or lmim.momentum=False",
+                f"{where} takes local features of the teacher, and with config.encoders.{encoder}.pool='{pool}' nothing trains "
+                f"them; write a pool with an aggregator such as 'mean+gpo', or {where}.momentum=False",
             )
-        return {}
 
     def side(self, fwd: Forward, batch: Batch, side: str) -> Array:
-        """Losses [B] of one modality."""
+        """Losses [B] of one field."""
         local, mask = local_features(fwd.teacher if self.momentum else fwd, side)
         local = stop(local) if self.momentum else local
-        return global_to_local(fwd.encode(side).embed, local, mask, ~same(batch, batch), fwd.temperature())
+        matched = self.marks(batch, side)
+        negative = ~same(matched, matched) & (matched["id"] != NEVER)[None, :]
+        return global_to_local(fwd.encode(side).embed, local, mask, negative, fwd.temperature())

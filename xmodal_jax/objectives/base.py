@@ -4,17 +4,19 @@ The step reduces `sum(values * weight) / sum(weight)`, so tokens, missing modali
 averaged as one batch. The config names objectives in a dict, and that dict is the method.
 """
 
+import dataclasses
+import functools
+import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from xmodal_jax.forward import Forward
-from xmodal_jax.types import Array, Batch, Metrics
-
-MATCHED = ("id", "text_key")  # what `same` reads
-Schedule = float | tuple  # a number, or ((step, value), ...) joined by straight lines
+from xmodal_jax.parallel.ring import NEVER
+from xmodal_jax.types import Array, Batch, DataFacts, Metrics, Schedule, Steps
 
 
 @jax.tree_util.register_dataclass
@@ -37,43 +39,92 @@ class Term:
         return (self.values * self.weight).sum() / jnp.maximum(self.weight.sum(), 1e-9)
 
 
-class Objective(Protocol):
-    """A frozen dataclass whose fields are the config's fields.
+@dataclass(frozen=True)
+class Objective:
+    """One loss: a frozen dataclass whose fields are those of its entry in `config.objectives`. Subclasses write `__call__`.
 
-    `parts` are the model's modules it uses beyond the two towers, "temperature" among them where it trains that; `needs`
-    are fields of the batch that only some data settings make; `contrasts` says that its loss says nothing about a row
-    without a negative; `weight` may be a schedule.
+    What the rest of the package asks an objective stands here, with its default; nobody asks for anything else.
     """
 
-    parts: ClassVar[frozenset[str]]
-    needs: ClassVar[frozenset[str]]
-    contrasts: ClassVar[bool]
-    weight: Schedule
+    weight: Schedule = 1.0
+    name: str = ""  # its key in `config.objectives`, filled in; the fields that it derives begin with it ("mlm/ids")
 
-    def memory(self, model: Any) -> dict[str, Any]:
+    contrasts: ClassVar[bool] = False  # its loss says nothing about a row without a negative
+    by_label: ClassVar[bool] = False  # it reads the batch's `labels`
+    every: ClassVar[int] = 1  # it takes every n-th row only
+    group: ClassVar[int | None] = None  # rows it must see together, 0: all of the batch; None: it looks at each by itself
+    queue: ClassVar[int] = 0  # rows of its ring
+    table: ClassVar[int] = 0  # rows of its table, one for each training record
+    negatives: ClassVar[int] = 0  # of each row, drawn inside its group
+    ring: ClassVar[bool | None] = None  # whether its logits are made in blocks; None: it has none of all keys
+    hardness: ClassVar[float | None] = None  # of the negatives that a matching head is trained on
+    period: ClassVar[Steps] = 0  # steps between two calls of `refresh`; 0: none
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """The model's modules it uses beyond the encoders, "temperature" among them where it trains that."""
+        return frozenset()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The fields of the batch it reads, such as ("image", "text", "text/teacher")."""
+        return ()
+
+    @property
+    def fills(self) -> dict[str, str]:
+        """What it puts into rings: {"ring/field": which passes make the rows}. Two that differ cannot share a ring."""
+        return {}
+
+    @property
+    def more_negatives(self) -> frozenset[str]:
+        """Rings and tables that give it negatives from outside the batch."""
+        return frozenset()
+
+    def check(self, where: str) -> None:
+        """Refuse values that are impossible whatever the rest of the config is."""
+
+    def check_fit(self, where: str, config: Any, facts: DataFacts) -> None:
+        """Refuse values that do not fit the config or the data, of which `facts` may know nothing yet (zeros)."""
+
+    def fitted(self, facts: DataFacts) -> "Objective":
+        """The objective with what only the data tell filled in, such as the ids of special tokens."""
+        return self
+
+    def memory(self, model: Any, facts: DataFacts) -> dict[str, Any]:
         """Rings and tables it needs in the train state: {name: {field: array with leading axis rows}}."""
+        return {}
+
+    def refresh(self, memory: dict[str, Any], step: Array) -> dict[str, Any]:
+        """The memory anew from itself, every `period` steps, inside the compiled step."""
+        return memory
 
     def prepare(self, batch: Batch, key: Array) -> Batch:
         """Derived fields, made before any pass so that student and teacher see the same ones."""
+        return {}
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """The rows of the loss."""
+        raise NotImplementedError
 
 
-class Plain:
-    """Defaults for objectives without memory or derived fields."""
+def in_steps(objective: Objective, facts: DataFacts) -> Objective:
+    """The objective with every "2 epochs" of its schedules and numbers of steps as steps."""
+    kinds = typing.get_type_hints(type(objective))
+    found = {}
+    for one in dataclasses.fields(objective):
+        value = getattr(objective, one.name)
+        if kinds[one.name] == Steps:
+            found[one.name] = steps_of(value, facts)
+        elif kinds[one.name] == Schedule and isinstance(value, tuple):
+            found[one.name] = tuple((steps_of(step, facts), x) for step, x in value)
+    return dataclasses.replace(objective, **found)
 
-    parts: ClassVar[frozenset[str]] = frozenset()
-    needs: ClassVar[frozenset[str]] = frozenset()  # fields of the batch that only some data settings make
-    contrasts: ClassVar[bool] = False
 
-    def memory(self, model: Any) -> dict[str, Any]:
-        """No rings."""
-        return {}
-
-    def prepare(self, batch: Batch, key: Array) -> Batch:
-        """No derived fields."""
-        return {}
+def steps_of(value: float | str, facts: DataFacts) -> float:
+    """A number of steps, or "2 epochs" in steps (at least one), where an epoch is `facts.steps_per_epoch` long."""
+    if not isinstance(value, str):
+        return value
+    return max(1, round(float(value.split()[0]) * facts.steps_per_epoch))
 
 
 def at(schedule: Schedule, step: Array | int) -> Array:
@@ -99,7 +150,37 @@ def products(left: Array, right: Array) -> Array:
     return jnp.matmul(left, right.T, precision=jax.lax.Precision.HIGHEST)
 
 
+def present(batch: Batch, fields: Iterable[str]) -> Array | None:
+    """Which rows have all of `fields`, bool [B]; None where none of them can be missing."""
+    marks = [batch[f"{field}/valid"] for field in fields if f"{field}/valid" in batch]
+    return functools.reduce(jnp.logical_and, marks) if marks else None
+
+
+def row_weight(batch: Batch, fields: Iterable[str]) -> Array:
+    """float32 [B]: 1 for rows that have all of `fields`, else 0."""
+    here = present(batch, fields)
+    return jnp.ones(batch["id"].shape, jnp.float32) if here is None else here.astype(jnp.float32)
+
+
+def marks(batch: Batch, fields: Iterable[str]) -> Batch:
+    """What tells which rows match, [B] each: `id`, NEVER where one of `fields` is missing, and the fields' caption keys."""
+    here, names = present(batch, fields), [f"{field}/key" for field in fields]
+    ids = batch["id"] if here is None else jnp.where(here, batch["id"], NEVER)
+    return {"id": ids} | {name: batch[name] for name in names if name in batch}
+
+
 def same(left: Batch, right: Batch) -> Array:
-    """Which pairs are the same thing or carry the identical caption: id and text_key [B] against [M] -> bool [B,M]."""
-    identical = left["text_key"][:, None] == right["text_key"][None, :]
-    return identical | (left["id"][:, None] == right["id"][None, :])
+    """Which rows are the same thing or carry the identical caption, by the `marks` [B] against [M] that both have -> bool [B,M].
+
+    Rows with something missing (id NEVER) look like one another; whoever asks leaves them out.
+    """
+    match = left["id"][:, None] == right["id"][None, :]
+    for name in left:
+        if name.endswith("/key") and name in right:
+            match = match | ((left[name][:, None] == right[name][None, :]) & (left[name] != NEVER)[:, None])
+    return match
+
+
+def mean_over(values: Array, weight: Array) -> Array:
+    """The mean of values [B] over rows by weight [B], a float32 scalar; 0 where nothing weighs."""
+    return (values.astype(jnp.float32) * weight).sum() / jnp.maximum(weight.sum(), 1.0)

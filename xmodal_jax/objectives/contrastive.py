@@ -3,25 +3,38 @@
 He et al. 2020 (MoCo) for the queue, Li et al. 2021 (ALBEF, section 3.2 and equation 6) for the soft targets.
 """
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from xmodal_jax.config_build import limited
+from xmodal_jax.data.fields import batch_fields
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward, stop
-from xmodal_jax.objectives.base import MATCHED, Plain, Schedule, Term, products, ramped, same
+from xmodal_jax.objectives.base import (
+    Objective,
+    Steps,
+    Term,
+    marks,
+    mean_over,
+    products,
+    ramped,
+    row_weight,
+    same,
+)
 from xmodal_jax.parallel.ring import NEVER, Scalars, Softmax, contrast
-from xmodal_jax.types import Array, Batch
+from xmodal_jax.types import Array, Batch, DataFacts
 
-RING = "pairs"
+KEYS = "keys"  # the ring of the teacher's keys
 
 
 def hard_targets(positive: Array) -> Array:
-    """bool [B,M] -> rows that sum to 1, spread evenly over the positives."""
+    """bool [B,M] -> rows that sum to 1, spread evenly over the positives; of a row without any, 0."""
     weight = positive.astype(jnp.float32)
-    return weight / weight.sum(1, keepdims=True)
+    return weight / jnp.maximum(weight.sum(1, keepdims=True), 1.0)
 
 
 def soft_cross_entropy(logits: Array, targets: Array) -> Array:
@@ -72,74 +85,103 @@ def dense_softmax(rows: Batch, keys: Batch, queue: Batch | None, scalars: Scalar
 
 
 @dataclass(frozen=True)
-class Contrast(Plain):
+class Contrast(Objective):
     """What contrastive objectives share: where keys come from, the queue of the teacher's, and how logits are made.
 
-    Rows with the same id or the identical caption are positives wherever they stand, in the batch or in the queue.
-    `student_keys` contrasts with the student's own keys of the batch too, which trains both towers from both directions;
+    `pair` names the two fields. Rows with the same id or the identical caption are positives wherever they stand, in the
+    batch or in the queue; rows in which a field of the pair is missing count nowhere.
+    `student_keys` contrasts with the student's own keys of the batch too, which trains both encoders from both directions;
     the queue then still holds teacher keys. With `bridge` the teacher's keys and soft targets are those that leave the
-    residual attention (ReCap; `Forward.bridge`), for the sides that `config.bridge` names. With `ring` no matrix of logits exists (parallel/ring.py): the same loss and
-    gradient, in memory that does not grow with the number of devices.
+    residual attention (ReCap; `Forward.bridge`), for the encoders that `config.bridge` names. With `ring` no matrix of logits
+    exists (parallel/ring.py): the same loss and gradient, in memory that does not grow with the number of devices.
     """
 
-    weight: Schedule = 1.0
-    queue: int = 4096  # rows; 0: none
+    pair: tuple[str, str] = ("image", "text")
+    queue: int = limited(4096, least=0)  # rows; 0: none
+    keys: str = KEYS  # name of its ring: entries share one, with the fields of all of them
     student_keys: bool = False
     ring: bool = False
     bridge: bool = False
 
     contrasts: ClassVar[bool] = True
-    record: ClassVar[str] = RING  # name of its queue
 
     @property
     def parts(self) -> frozenset[str]:
         """The temperature, and the residual attention where keys cross it."""
         return frozenset({"temperature", "bridge"}) if self.bridge else frozenset({"temperature"})
 
-    def check(self, where: str) -> None:
-        """Refuse impossible values."""
-        refuse_unless(self.queue >= 0, f"{where}.queue is {self.queue}; write 0 for none or a number of rows")
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The fields of the pair."""
+        return self.pair
 
-    def memory(self, model: Any) -> dict[str, Any]:
-        """One ring of records: image key, text key, id and caption key of a pair share one cursor."""
+    @property
+    def fills(self) -> dict[str, str]:
+        """The teacher's keys of both fields."""
+        made = f"queue={self.queue}, bridge={self.bridge}"
+        return {f"{self.keys}/{field}": made for field in self.pair} if self.queue else {}
+
+    @property
+    def more_negatives(self) -> frozenset[str]:
+        """Its ring."""
+        return frozenset({self.keys}) if self.queue else frozenset()
+
+    def memory(self, model: Any, facts: DataFacts) -> dict[str, Any]:
+        """One ring of records: the keys of both fields, id and caption keys of a row share one cursor."""
         if not self.queue:
             return {}
-        shape = (self.queue, model.config.joint.embed)
-        features = {name: jnp.zeros(shape, jnp.float32) for name in ("image", "text")}
-        return {self.record: features | {name: jnp.full(shape[:1], NEVER, jnp.int32) for name in MATCHED}}
+        features = {name: jnp.zeros((self.queue, model.config.joint.embed), jnp.float32) for name in self.pair}
+        return {self.keys: features | empty_marks(self.queue, self.pair, batch_fields(model.config, facts))}
 
     def records(self, fwd: Forward, batch: Batch, query: str, key: str) -> tuple[Batch, Batch, Batch | None]:
-        """One direction: rows of the student's `query` side, the batch's keys and the queue's of the `key` side."""
-        matched = {name: batch[name] for name in MATCHED}
-        own = embedding(fwd, key) if self.student_keys else self.momentum_key(fwd, key)
-        rows, keys = {"embed": embedding(fwd, query)} | matched, {"embed": own} | matched
-        ring = fwd.memory.get(self.record) if self.queue else None
-        queue = None if ring is None else {"embed": ring[key]} | {name: ring[name] for name in MATCHED}
-        return rows, keys, queue
+        """One direction: rows of the student's `query` field, the batch's keys and the queue's of the `key` field."""
+        matched = marks(batch, self.pair)
+        own = fwd.encode(key).embed if self.student_keys else self.momentum_key(fwd, key)
+        rows, keys = {"embed": fwd.encode(query).embed} | matched, {"embed": own} | matched
+        ring = fwd.memory.get(self.keys) if self.queue else None
+        return rows, keys, None if ring is None else queued(ring, key, self.pair)
 
-    def momentum_key(self, fwd: Forward, side: str) -> Array:
-        """The teacher's unit embeddings [B,E] of one side, through the bridge where the config says so."""
-        if self.bridge and side in fwd.model.config.bridge.sides:
-            return fwd.bridge(side)[0].embed
-        return embedding(fwd.teacher, side)
+    def momentum_key(self, fwd: Forward, field: str) -> Array:
+        """The teacher's unit embeddings [B,E] of one field, through the bridge where the config says so."""
+        if self.bridged(fwd, field):
+            return fwd.bridge(field)[0].embed
+        return fwd.teacher.encode(field).embed
+
+    def bridged(self, fwd: Forward, field: str) -> bool:
+        """Whether the teacher's keys of a field cross the residual attention."""
+        return self.bridge and fwd.encoder_of(field) in fwd.model.config.bridge.sides
 
     def enqueued(self, fwd: Forward, batch: Batch) -> dict[str, dict[str, Array]]:
-        """The teacher's keys of this batch, for the queue."""
+        """The teacher's keys of this batch, for the queue, and what says which rows have them."""
         if not self.queue:
             return {}
-        rows = {side: self.momentum_key(fwd, side) for side in ("image", "text")}
-        return {self.record: stop(rows | {name: batch[name] for name in MATCHED})}
+        rows = {field: self.momentum_key(fwd, field) for field in self.pair}
+        return {self.keys: stop(rows | ring_marks(batch, self.pair))}
 
 
-def embedding(fwd: Forward, side: str) -> Array:
-    """Unit embeddings [B,E] of the pass "image" or "text"."""
-    return fwd.encode(side).embed
+def ring_marks(batch: Batch, fields: tuple[str, ...]) -> Batch:
+    """What a ring keeps of a row beside its keys: its id, and each field's caption key and validity where it has them."""
+    names = [f"{field}/{what}" for field in fields for what in ("key", "valid")]
+    return {"id": batch["id"]} | {name: batch[name] for name in names if name in batch}
 
 
-def drift(fwd: Forward, side: str, key: Array) -> Array:
-    """1 - cosine between the student's embeddings of `side` and other unit embeddings [B,E] of the same rows."""
-    own = stop(embedding(fwd, side)).astype(jnp.float32)
-    return 1.0 - (own * stop(key).astype(jnp.float32)).sum(1).mean()
+def empty_marks(rows: int, fields: tuple[str, ...], batch: Container[str]) -> Batch:
+    """`ring_marks` of `rows` empty places, for a batch with these fields."""
+    empty = {"key": jnp.full((rows,), NEVER, jnp.int32), "valid": jnp.zeros((rows,), bool)}
+    own = {f"{field}/{what}": values for field in fields for what, values in empty.items()}
+    return {"id": empty["key"]} | {name: values for name, values in own.items() if name in batch}
+
+
+def queued(ring: Batch, key: str, fields: tuple[str, ...]) -> Batch:
+    """The columns that a ring adds for the field `key`; id NEVER where the place is empty or lacks one of `fields`."""
+    return {"embed": ring[key]} | marks(ring, fields)
+
+
+def drift(fwd: Forward, field: str, key: Array) -> Array:
+    """1 - cosine between the student's embeddings of `field` and other unit embeddings [B,E] of the same rows."""
+    own = stop(fwd.encode(field).embed).astype(jnp.float32)
+    apart = 1.0 - (own * stop(key).astype(jnp.float32)).sum(1)
+    return mean_over(apart, row_weight(fwd.batch, (field,)))
 
 
 @dataclass(frozen=True)
@@ -149,33 +191,36 @@ class ITC(Contrast):
     With student keys, no queue and alpha 0 it is CLIP's loss.
     """
 
-    alpha: float = 0.4  # share of the teacher's soft targets
-    alpha_steps: int = 0  # ramp of alpha from 0 (ALBEF: one epoch)
-    second_view_keys: bool = False  # the teacher's image keys, in the queue too, are of "image2" (TCL)
+    alpha: float = limited(0.4, least=0, most=1)  # share of the teacher's soft targets
+    alpha_steps: Steps = limited(0, least=0)  # ramp of alpha from 0 (ALBEF: "1 epoch")
+    second_view_keys: bool = False  # the teacher's keys, in the queue too, are of another view of the same thing (TCL)
 
     @property
-    def needs(self) -> frozenset[str]:
-        """The second view, where keys are made of it."""
-        return frozenset({"image2"} if self.second_view_keys else ())
+    def fills(self) -> dict[str, str]:
+        """The teacher's keys of both fields."""
+        others = "second_view_keys=True, " if self.second_view_keys else ""
+        return {place: others + how for place, how in super().fills.items()}
 
     def check(self, where: str) -> None:
-        """Refuse impossible values."""
-        super().check(where)
-        refuse_unless(0.0 <= self.alpha <= 1.0, f"{where}.alpha is {self.alpha}; write a share from 0 to 1")
-        refuse_unless(
-            self.alpha_steps >= 0, f"{where}.alpha_steps is {self.alpha_steps}; write 0 for none or a number of steps"
-        )
+        """Refuse keys of two kinds."""
         refuse_unless(
             not (self.second_view_keys and (self.student_keys or self.bridge)),
             f"{where}.second_view_keys is True, which takes the teacher's keys of the second view, and with "
             "student_keys or bridge they are others; write one of them",
         )
 
-    def momentum_key(self, fwd: Forward, side: str) -> Array:
-        """The teacher's unit embeddings [B,E] of one side, of the second view of pictures where the config says so."""
-        if self.second_view_keys and side == "image":
-            return fwd.teacher.encode("image2", "image").embed
-        return super().momentum_key(fwd, side)
+    def check_fit(self, where: str, config: Any, facts: DataFacts) -> None:
+        """Refuse keys of a second view that the batch does not have."""
+        refuse_unless(
+            not self.second_view_keys or any(config.data.other_view(field) for field in self.pair),
+            f"{where}.second_view_keys is True, and no field of config.data.fields is another view of {self.pair}; write "
+            "config.data.fields.image2={'encoder': 'image', 'of': 'image'}, or second_view_keys=False",
+        )
+
+    def momentum_key(self, fwd: Forward, field: str) -> Array:
+        """The teacher's unit embeddings [B,E] of one field, of its other view where the config says so."""
+        other = fwd.model.config.data.other_view(field) if self.second_view_keys else ""
+        return fwd.teacher.encode(other).embed if other else super().momentum_key(fwd, field)
 
     def _direction(self, fwd: Forward, batch: Batch, query: str, key: str) -> tuple[Array, Array]:
         """Losses [B] and hits [B] of one direction. The teacher runs only where keys, targets or the queue need it."""
@@ -189,18 +234,20 @@ class ITC(Contrast):
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """Mean of both directions, [B]."""
-        i2t, hits = self._direction(fwd, batch, "image", "text")
-        t2i, _ = self._direction(fwd, batch, "text", "image")
-        metrics = {"accuracy": hits.astype(jnp.float32).mean(), "temperature": fwd.temperature()} | self.drifts(fwd)
-        return Term(0.5 * (i2t + t2i), jnp.ones_like(i2t), metrics, self.enqueued(fwd, batch))
+        one, two = self.pair
+        there, hits = self._direction(fwd, batch, one, two)
+        back, _ = self._direction(fwd, batch, two, one)
+        weight = row_weight(batch, self.pair)
+        metrics = {"accuracy": mean_over(hits, weight), "temperature": fwd.temperature()} | self.drifts(fwd)
+        return Term(0.5 * (there + back), weight, metrics, self.enqueued(fwd, batch))
 
     def drifts(self, fwd: Forward) -> dict[str, Array]:
         """How far the student's embeddings are from the teacher's, and from the keys where these are others."""
         if not (self.queue or self.alpha or not self.student_keys):
             return {}
-        sides = ("image", "text")
-        if self.second_view_keys:  # the teacher's pass over the first view is not needed for anything else
-            return {"drift_text": drift(fwd, "text", embedding(fwd.teacher, "text"))}
-        found = {f"drift_{side}": drift(fwd, side, embedding(fwd.teacher, side)) for side in sides}
-        bridged = [side for side in sides if self.bridge and side in fwd.model.config.bridge.sides]
-        return found | {f"key_drift_{side}": drift(fwd, side, self.momentum_key(fwd, side)) for side in bridged}
+        views = fwd.model.config.data.other_view
+        # Of a field whose keys are of another view, the teacher's pass over the first is not needed for anything else.
+        own = [field for field in self.pair if not (self.second_view_keys and views(field))]
+        found = {f"drift_{field}": drift(fwd, field, fwd.teacher.encode(field).embed) for field in own}
+        bridged = [field for field in self.pair if self.bridged(fwd, field)]
+        return found | {f"key_drift_{field}": drift(fwd, field, self.momentum_key(fwd, field)) for field in bridged}

@@ -7,14 +7,15 @@ term pulls the embeddings themselves. ReCap starts from distillation (its text g
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from xmodal_jax.config_build import limited
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward
-from xmodal_jax.objectives.base import Plain, Schedule, Term, products
+from xmodal_jax.objectives.base import Objective, Term, mean_over, products, row_weight
+from xmodal_jax.parallel.ring import LOW
 from xmodal_jax.types import Array, Batch
 
 
@@ -25,7 +26,7 @@ def divergence(target: Array, logits: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Distill(Plain):
+class Distill(Objective):
     """The student's in-batch similarities, and with `feature` its embeddings, after those of a frozen teacher.
 
     A weight such as ((0, 1.0), (100, 0.0)) is the first part of training (a "distilled start"). The loss is still
@@ -33,23 +34,23 @@ class Distill(Plain):
     matrices are whole on every device, as in ITC without `ring`.
     """
 
-    weight: Schedule = 1.0
-    relation: float = 1.0  # of the KL between the softmaxes over the batch, both directions averaged
-    feature: float = 0.0  # of 1 - cosine(student, teacher), both sides averaged; needs joint.embed as the teacher's
+    pair: tuple[str, str] = ("image", "text")
+    relation: float = limited(1.0, least=0)  # of the KL between the softmaxes over the batch, both directions averaged
+    feature: float = limited(0.0, least=0)  # of 1 - cosine(student, teacher), both sides averaged; needs joint.embed as the teacher's
     teacher_temperature: float = 0.07  # of the teacher's softmax; the student's is the model's own, which is learned
-
-    needs: ClassVar[frozenset[str]] = frozenset({"distill_image", "distill_text"})
 
     @property
     def parts(self) -> frozenset[str]:
         """The temperature of the student's softmax."""
         return frozenset({"temperature"} if self.relation else ())
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The fields of the pair, and the stored teacher's embeddings of both."""
+        return (*self.pair, *(f"{field}/teacher" for field in self.pair))
+
     def check(self, where: str) -> None:
         """Refuse impossible values."""
-        for name in ("relation", "feature"):
-            value = getattr(self, name)
-            refuse_unless(value >= 0, f"{where}.{name} is {value}; write 0 or more")
         refuse_unless(
             self.relation + self.feature > 0, f"{where}.relation and {where}.feature are 0; write one above 0"
         )
@@ -63,20 +64,25 @@ class Distill(Plain):
 
         Raises UserError for `feature` with a teacher of another width.
         """
-        image, text = (side.embed.astype(jnp.float32) for side in (fwd.encode("image"), fwd.encode("text")))
-        seen, said = batch["distill_image"], batch["distill_text"]
-        target = products(seen, said) / self.teacher_temperature
-        logits = products(image, text) / fwd.temperature()
-        relation = 0.5 * (divergence(target, logits) + divergence(target.T, logits.T))
-        right = (target.argmax(1) == jnp.arange(len(target))).astype(jnp.float32).mean()
-        values, metrics = self.relation * relation, {"relation": relation.mean(), "teacher_accuracy": right}
+        one, two = (fwd.encode(field).embed.astype(jnp.float32) for field in self.pair)
+        seen, said = (batch[f"{field}/teacher"] for field in self.pair)
+        weight = row_weight(batch, self.pair)
+        there = lambda logits: jnp.where(weight[None, :] > 0, logits, LOW)
+        target, logits = products(seen, said) / self.teacher_temperature, products(one, two) / fwd.temperature()
+        relation = 0.5 * (divergence(there(target), there(logits)) + divergence(there(target.T), there(logits.T)))
+        right = target.argmax(1) == jnp.arange(len(target))
+        values, metrics = self.relation * relation, {"relation": mean_over(relation, weight)}
+        metrics["teacher_accuracy"] = mean_over(right, weight)
         if self.feature:
-            refuse_unless(
-                seen.shape == image.shape,
-                f"the objective 'distill' has feature={self.feature}, but the teacher's embeddings have width "
-                f"{seen.shape[1]} and config.joint.embed is {image.shape[1]}; write feature=0, or "
-                f"config.joint.embed={seen.shape[1]}",
-            )
-            apart = 1.0 - 0.5 * ((image * seen).sum(1) + (text * said).sum(1))
-            values, metrics = values + self.feature * apart, metrics | {"feature": apart.mean()}
-        return Term(values, jnp.ones_like(values), metrics)
+            self._refuse_width(seen, one)
+            apart = 1.0 - 0.5 * ((one * seen).sum(1) + (two * said).sum(1))
+            values, metrics = values + self.feature * apart, metrics | {"feature": mean_over(apart, weight)}
+        return Term(values, weight, metrics)
+
+    def _refuse_width(self, teacher: Array, student: Array) -> None:
+        refuse_unless(
+            teacher.shape == student.shape,
+            f"the objective '{self.name}' has feature={self.feature}, but the teacher's embeddings have width "
+            f"{teacher.shape[1]} and config.joint.embed is {student.shape[1]}; write feature=0, or "
+            f"config.joint.embed={teacher.shape[1]}",
+        )

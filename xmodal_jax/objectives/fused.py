@@ -11,13 +11,14 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.config_build import limited
+from xmodal_jax.data.fields import batch_fields
 from xmodal_jax.forward import Encoded, Forward, stop
 from xmodal_jax.models.layers import every_row
-from xmodal_jax.objectives.base import Plain, Schedule, Term, same
-from xmodal_jax.objectives.contrastive import MATCHED, direction, joined, nearest_is
+from xmodal_jax.objectives.base import Objective, Term, marks, mean_over, row_weight, same
+from xmodal_jax.objectives.contrastive import direction, empty_marks, joined, nearest_is, ring_marks
 from xmodal_jax.parallel.ring import NEVER
-from xmodal_jax.types import Array, Batch
+from xmodal_jax.types import Array, Batch, DataFacts
 
 
 def joined_embedding(fwd: Forward, image: Encoded, text: Encoded) -> Array:
@@ -25,75 +26,90 @@ def joined_embedding(fwd: Forward, image: Encoded, text: Encoded) -> Array:
     return fwd.call("joined_embed", fwd.fuse(image, text).tokens, image.embed, text.embed)
 
 
-def fused_ring(name: str, rows: int, embed: int) -> dict[str, Any]:
-    """A ring of fused keys [Q,E] with the ids and caption keys of their pairs; nothing for 0 rows."""
-    if not rows:
-        return {}
-    matched = {field: jnp.full((rows,), NEVER, jnp.int32) for field in MATCHED}
-    return {name: {"fused": jnp.zeros((rows, embed), jnp.float32)} | matched}
+@dataclass(frozen=True)
+class FusedKeys(Objective):
+    """What objectives over a queue of fused keys share: the teacher's joint embeddings of matched pairs."""
 
+    pair: tuple[str, str] = ("image", "text")
+    queue: int = limited(0, least=0)  # rows of fused keys as further negatives; 0: those of the batch alone
+    every: int = limited(1, least=1)  # fuse every n-th row only
+    keys: str = "fused"  # name of its ring
 
-def with_queue(fwd: Forward, name: str, keys: Array, batch: Batch) -> Batch:
-    """The batch's fused keys [B,E] and, behind them, those of the ring `name` where the state has it."""
-    own = {"fused": keys} | {field: batch[field] for field in MATCHED}
-    ring = fwd.memory.get(name)
-    return joined(own, None if ring is None else {field: ring[field] for field in own})
+    contrasts: ClassVar[bool] = True
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The fields of the pair."""
+        return self.pair
+
+    @property
+    def fills(self) -> dict[str, str]:
+        """Its fused keys: no two objectives have the same."""
+        return {f"{self.keys}/fused": f"of {self.name}"} if self.queue else {}
+
+    @property
+    def more_negatives(self) -> frozenset[str]:
+        """Its ring."""
+        return frozenset({self.keys}) if self.queue else frozenset()
+
+    def memory(self, model: Any, facts: DataFacts) -> dict[str, Any]:
+        """One ring of fused keys."""
+        if not self.queue:
+            return {}
+        empty = empty_marks(self.queue, self.reads, batch_fields(model.config, facts))
+        return {self.keys: {"fused": jnp.zeros((self.queue, model.config.joint.embed), jnp.float32)} | empty}
+
+    def rows(self, batch: Batch) -> Batch:
+        """Every n-th row of what tells which rows match and which are there."""
+        return {name: every_row(values, self.every) for name, values in ring_marks(batch, self.reads).items()}
+
+    def columns(self, fwd: Forward, keys: Array, rows: Batch) -> Batch:
+        """The batch's fused keys [b,E] and, behind them, those of the ring where the state has it."""
+        ring = fwd.memory.get(self.keys)
+        matched = lambda of: marks(of, self.reads)
+        queue = None if ring is None else {"fused": ring["fused"]} | matched(ring)
+        return joined({"fused": keys} | matched(rows), queue)
+
+    def enqueued(self, keys: Array, rows: Batch) -> dict[str, dict[str, Array]]:
+        """The fused keys of this batch, for the ring."""
+        return {self.keys: stop({"fused": keys} | rows)} if self.queue else {}
 
 
 @dataclass(frozen=True)
-class Fused(Plain):
-    """Picture and text against fused keys of the batch and a queue, and the fused representation against pictures' keys.
+class Fused(FusedKeys):
+    """Both fields of a pair against fused keys of the batch and a queue, and the fused representation against the first's keys.
 
     Softmax cross-entropy towards the pairs with the same id or the identical caption; the mean of the three. With
     `bridge` the teacher's tokens cross the residual attention before they are fused.
     """
 
-    weight: Schedule = 1.0
-    queue: int = 1024  # rows of fused keys; 0: those of the batch alone
-    every: int = 1  # fuse every n-th row only
+    queue: int = limited(1024, least=0)  # rows of fused keys; 0: those of the batch alone
     bridge: bool = False
-
-    contrasts: ClassVar[bool] = True
-    record: ClassVar[str] = "fused"  # name of its queue
 
     @property
     def parts(self) -> frozenset[str]:
         """Fusion, its joint embedding, the temperature, and the bridge where keys cross it."""
         return frozenset({"fusion", "joined", "temperature"}) | ({"bridge"} if self.bridge else set())
 
-    def check(self, where: str) -> None:
-        """Refuse impossible values."""
-        refuse_unless(self.queue >= 0, f"{where}.queue is {self.queue}; write 0 for none or a number of rows")
-
-    def memory(self, model: Any) -> dict[str, Any]:
-        """One ring of fused keys."""
-        return fused_ring(self.record, self.queue, model.config.joint.embed)
-
-    def teacher_side(self, fwd: Forward, side: str) -> Encoded:
-        """What the teacher fuses of one side."""
-        bridged = self.bridge and side in fwd.model.config.bridge.sides
-        return fwd.bridge(side)[0] if bridged else fwd.teacher.encode(side)
+    def teacher_side(self, fwd: Forward, field: str) -> Encoded:
+        """What the teacher fuses of one field."""
+        bridged = self.bridge and fwd.encoder_of(field) in fwd.model.config.bridge.sides
+        return fwd.bridge(field)[0] if bridged else fwd.teacher.encode(field)
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """Mean of the three directions, [b] for the b = B / every fused rows."""
-        image, text = (self.teacher_side(fwd, side).every(self.every) for side in ("image", "text"))
-        batch = {field: every_row(batch[field], self.every) for field in MATCHED}
-        fused_key = stop(joined_embedding(fwd.teacher, image, text))
-        columns = with_queue(fwd, self.record, fused_key, batch)
-        positive, valid = same(batch, columns), columns["id"] != NEVER
+        one, two = (self.teacher_side(fwd, field).every(self.every) for field in self.pair)
+        rows = self.rows(batch)
+        weight = row_weight(rows, self.pair)
+        fused_key = stop(joined_embedding(fwd.teacher, one, two))
+        columns = self.columns(fwd, fused_key, rows)
+        positive, valid = same(marks(rows, self.pair), columns), columns["id"] != NEVER
         ask = lambda query, keys, right, real: direction(
             query, keys, right, real, fwd.temperature(), None, jnp.float32(0)
         )
-        losses, logits = zip(
-            *(
-                ask(fwd.encode(side).every(self.every).embed, columns["fused"], positive, valid)
-                for side in ("image", "text")
-            )
-        )
-        fused = joined_embedding(fwd, fwd.encode("image").every(self.every), fwd.encode("text").every(self.every))
-        own = slice(0, fused.shape[0])
-        anchored, _ = ask(fused, stop(image.embed), positive[:, own], valid[own])
-        metrics = {"accuracy": nearest_is(positive, logits[0]).astype(jnp.float32).mean()}
-        rows = {"fused": fused_key} | {field: batch[field] for field in MATCHED}
-        enqueue = {self.record: stop(rows)} if self.queue else {}
-        return Term((losses[0] + losses[1] + anchored) / 3.0, jnp.ones_like(anchored), metrics, enqueue)
+        students = [fwd.encode(field).every(self.every) for field in self.pair]
+        losses, logits = zip(*(ask(side.embed, columns["fused"], positive, valid) for side in students), strict=True)
+        fused, own = joined_embedding(fwd, *students), slice(0, weight.shape[0])
+        anchored, _ = ask(fused, stop(one.embed), positive[:, own], valid[own])
+        metrics = {"accuracy": mean_over(nearest_is(positive, logits[0]), weight)}
+        return Term((losses[0] + losses[1] + anchored) / 3.0, weight, metrics, self.enqueued(fused_key, rows))

@@ -10,14 +10,16 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from xmodal_jax.config_build import limited
+from xmodal_jax.data.fields import batch_fields
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward, stop
 from xmodal_jax.models.heads import l2_normalize
-from xmodal_jax.objectives.base import Term, products, same
-from xmodal_jax.objectives.codes import CodeLoss, Rows, signs, similarity
-from xmodal_jax.objectives.contrastive import MATCHED
+from xmodal_jax.objectives.base import Steps, Term, marks, products, same
+from xmodal_jax.objectives.codes import CodeLoss, Losses, Rows, signs
+from xmodal_jax.objectives.contrastive import empty_marks, hard_targets, masked, ring_marks
 from xmodal_jax.parallel.ring import NEVER
-from xmodal_jax.types import Array, Batch
+from xmodal_jax.types import Array, Batch, DataFacts
 
 TABLE = "codes"
 
@@ -63,70 +65,78 @@ class HashContrast(CodeLoss):
     (UCCH draws them for each row); what matches a row is none. Without `table` there is no memory.
     """
 
-    alpha: float = 0.7
+    alpha: float = limited(0.7, least=0, most=1)
     temperature: float = 0.9
-    margin: float = 0.2
-    shift: float = 0.1
-    delta: float = 0.4
-    table: int = 0  # rows of the memory: the training records; 0: negatives of the batch alone
-    negatives: int = 4096
-    warmup: int = 0  # steps
+    margin: float = limited(0.2, least=0)
+    shift: float = limited(0.1, least=0)
+    delta: float = limited(0.4, least=0, most=1)
+    table: int = limited(0, least=0)  # rows of the memory: the training records; 0: negatives of the batch alone
+    negatives: int = limited(4096, least=0)
+    warmup: Steps = limited(0, least=0)
 
     contrasts: ClassVar[bool] = True
 
+    @property
+    def more_negatives(self) -> frozenset[str]:
+        """Its memory."""
+        return frozenset({TABLE}) if self.table else frozenset()
+
     def check(self, where: str) -> None:
         """Refuse impossible values."""
-        for name in ("alpha", "delta"):
-            value = getattr(self, name)
-            refuse_unless(0.0 <= value <= 1.0, f"{where}.{name} is {value}; write a share from 0 to 1")
         refuse_unless(self.temperature > 0, f"{where}.temperature is {self.temperature}; write a number above 0")
-        for name in ("table", "negatives", "warmup", "margin", "shift"):
-            value = getattr(self, name)
-            refuse_unless(value >= 0, f"{where}.{name} is {value}; write 0 or more")
 
-    def memory(self, model: Any) -> dict[str, Any]:
+    def check_fit(self, where: str, config: Any, facts: DataFacts) -> None:
+        """Refuse a memory without a row for each training record."""
+        refuse_unless(
+            not self.table or self.table >= facts.records,
+            f"{where}.table is {self.table}, and the data set '{config.data.path}' has {facts.records} training records; "
+            f"write {facts.records}, or 0 for no memory",
+        )
+
+    def memory(self, model: Any, facts: DataFacts) -> dict[str, Any]:
         """One code and what it matches by for each training record."""
         if not self.table:
             return {}
-        marks = {name: jnp.full((self.table,), NEVER, jnp.int32) for name in MATCHED}
-        return {TABLE: marks | {"codes": jnp.zeros((self.table, model.config.joint.bits), jnp.float32)}}
+        empty = empty_marks(self.table, self.pair, batch_fields(model.config, facts))
+        return {TABLE: empty | {"codes": jnp.zeros((self.table, model.config.joint.bits), jnp.float32)}}
 
-    def shared(self, fwd: Forward, batch: Batch, key: Array) -> Batch:
-        """Negatives in the batch bool [B,B] and, with a memory: own rows, whether they count, and those drawn [M]."""
-        found = {"negative": ~same(batch, batch)}
+    def shared(self, fwd: Forward, batch: Batch, rows: Rows, key: Array) -> Batch:
+        """With a memory: own rows, whether they count, and the rows drawn [M] and whether they are negatives [B,M]."""
         if not self.table:
-            return found
+            return {}
         table, index = fwd.memory[TABLE], batch["index"]
         ready = jnp.asarray(fwd.step) >= self.warmup
         drawn = jax.random.randint(key, (min(self.negatives, self.table),), 0, self.table)
-        marks = {name: table[name][drawn] for name in MATCHED}
-        far = ~same(batch, marks) & (marks["id"] != NEVER)[None, :] & ready
-        own = {"own": table["codes"][index], "own_known": (table["id"][index] != NEVER) & ready}
-        return found | own | {"drawn": table["codes"][drawn], "drawn_negative": far}
+        known = marks(table, self.pair)
+        theirs = {name: values[drawn] for name, values in known.items()}
+        far = ~same(marks(batch, self.pair), theirs) & (theirs["id"] != NEVER)[None, :] & ready
+        own = {"own": table["codes"][index], "own_known": (known["id"][index] != NEVER) & ready}
+        return own | {"drawn": table["codes"][drawn], "drawn_negative": far}
 
-    def rows(self, shared: Batch, image: Array, text: Array) -> Rows:
+    def values(self, shared: Batch, rows: Rows, one: Array, two: Array) -> Losses:
         """L_c of both sides and L_r of both directions, [B]."""
-        bits = image.shape[1]
-        batch_keys = signs(direction(image, text))
-        own, keys, negative = batch_keys, batch_keys, shared["negative"]
+        bits = one.shape[1]
+        batch_keys = signs(direction(one, two))
+        own, keys, negative = batch_keys, batch_keys, rows.negative
         if "own" in shared:
             own = jnp.where(shared["own_known"][:, None], signs(shared["own"][:, :bits]), batch_keys)
             keys = jnp.concatenate([batch_keys, signs(shared["drawn"][:, :bits])])
             negative = jnp.concatenate([negative, shared["drawn_negative"]], axis=1)
-        told = sum(contrast(codes, own, keys, negative, self.temperature) for codes in (image, text))
-        cosine = products(l2_normalize(image), l2_normalize(text))
-        ranked = sum(ranking(x, shared["negative"], self.margin, self.shift) for x in (cosine, cosine.T))
-        return self.alpha * told + (1.0 - self.alpha) * ranked, {"contrast": told.mean(), "ranking": ranked.mean()}
+        told = sum(contrast(codes, own, keys, negative, self.temperature) for codes in (one, two))
+        cosine = products(l2_normalize(one), l2_normalize(two))
+        ranked = sum(ranking(x, rows.negative, self.margin, self.shift) for x in (cosine, cosine.T))
+        values = self.alpha * told + (1.0 - self.alpha) * ranked
+        return values, {"contrast": rows.mean(told), "ranking": rows.mean(ranked)}
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """The loss, and the rows of the memory that this batch changes."""
         term = super().__call__(fwd, batch, key)
         if self.table:
-            index, fresh = batch["index"], direction(fwd.codes("image")[-1], fwd.codes("text")[-1])
+            index, fresh = batch["index"], direction(*(fwd.codes(field)[-1] for field in self.pair))
             delta = jnp.where(jnp.asarray(fwd.step) >= self.warmup, jnp.float32(self.delta), 0.0)
             blended = delta * fwd.memory[TABLE]["codes"][index] + (1.0 - delta) * fresh
-            rows = {"codes": l2_normalize(blended)} | {name: batch[name] for name in MATCHED}
-            term.write[TABLE] = (index, rows)
+            place = jnp.where(term.weight > 0, index, self.table)  # outside: rows with something missing write nothing
+            term.write[TABLE] = (place, {"codes": l2_normalize(blended)} | ring_marks(batch, self.pair))
         return term
 
 
@@ -147,14 +157,14 @@ class HashSupCon(CodeLoss):
         """Refuse impossible values."""
         refuse_unless(self.temperature > 0, f"{where}.temperature is {self.temperature}; write a number above 0")
 
-    def shared(self, fwd: Forward, batch: Batch, key: Array) -> Array:
-        """Each row's share of positives, [B,B], rows sum to 1."""
-        match = similarity(batch, self.by_label)
-        return match / match.sum(1, keepdims=True)
+    def shared(self, fwd: Forward, batch: Batch, rows: Rows, key: Array) -> Array:
+        """Each row's share of positives, [B,B], rows sum to 1 (to 0 where there is none)."""
+        return hard_targets(rows.match & (rows.real > 0)[None, :])
 
-    def rows(self, shared: Array, image: Array, text: Array) -> Rows:
-        """Cross-entropy [B]; `matched` is the probability that an image's code gives to its positives."""
-        logits = products(l2_normalize(image), l2_normalize(text)) / self.temperature
-        told = [jax.nn.log_softmax(scores, axis=1) for scores in (logits, logits.T)]
+    def values(self, shared: Array, rows: Rows, one: Array, two: Array) -> Losses:
+        """Cross-entropy [B]; `matched` is the probability that the first field's code gives to its positives."""
+        logits = products(l2_normalize(one), l2_normalize(two)) / self.temperature
+        told = [jax.nn.log_softmax(masked(scores, rows.real > 0), axis=1) for scores in (logits, logits.T)]
         values = -0.5 * sum((shared * each).sum(1) for each in told)
-        return values, {"matched": jnp.exp(jnp.where(shared > 0, told[0], -jnp.inf)).sum(1).mean()}
+        right = jnp.exp(jnp.where(shared > 0, told[0], -jnp.inf)).sum(1)
+        return values, {"matched": rows.mean(right)}

@@ -11,25 +11,27 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from xmodal_jax.config_build import limited
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward, stop
 from xmodal_jax.models.heads import l2_normalize
 from xmodal_jax.models.pooling import masked_mean
 from xmodal_jax.models.tfidf import tfidf_vectors
-from xmodal_jax.objectives.base import Schedule, at, products
-from xmodal_jax.objectives.codes import CodeLoss, Rows, similarity
+from xmodal_jax.objectives.base import Schedule, Steps, at, products
+from xmodal_jax.objectives.codes import CodeLoss, Losses, Rows
 from xmodal_jax.types import Array, Batch
 
 
-def pairwise_likelihood(left: Array, right: Array, target: Array, scale: Array) -> Array:
-    """Negative log-likelihood of S [B,B] under Theta = scale * left @ right.T, averaged over positives and negatives
+def pairwise_likelihood(left: Array, right: Array, target: Array, real: Array, scale: Array) -> Array:
+    """Negative log-likelihood of S [B,B] under Theta = scale * left @ right.T, over the columns that are `real` [B].
 
-    separately for each row -> [B] (a batch has far more negatives than positives; DCMH's plain sum would drown them).
+    Averaged over positives and negatives separately for each row -> [B] (a batch has far more negatives than positives;
+    DCMH's plain sum would drown them).
     """
     theta = scale * products(left, right)
     losses = jax.nn.softplus(theta) - target * theta
+    target, other = target * real[None, :], (1.0 - target) * real[None, :]
     positive = (losses * target).sum(1) / jnp.maximum(target.sum(1), 1.0)
-    other = 1.0 - target
     return positive + (losses * other).sum(1) / jnp.maximum(other.sum(1), 1.0)
 
 
@@ -53,31 +55,30 @@ class Hash(CodeLoss):
         """Refuse impossible values."""
         refuse_unless(self.scale > 0, f"{where}.scale is {self.scale}; write a number above 0, such as 16")
 
-    def shared(self, fwd: Forward, batch: Batch, key: Array) -> Array:
-        """S [B,B]."""
-        return similarity(batch, self.by_label)
-
-    def rows(self, shared: Array, image: Array, text: Array) -> Rows:
-        """Weighted sum of the three parts, [B]; the towers are trained through the codes as well."""
-        likelihood, quantization, balance = (self._sums if self.exact else self._means)(shared, image, text)
+    def values(self, shared: None, rows: Rows, one: Array, two: Array) -> Losses:
+        """Weighted sum of the three parts, [B]; the encoders are trained through the codes as well."""
+        likelihood, quantization, balance = (self._sums if self.exact else self._means)(rows, one, two)
         values = self.similarity * likelihood + self.quantization * quantization + self.balance * balance
-        agree = (jnp.sign(image) == jnp.sign(text)).astype(jnp.float32).mean()
-        return values, {"bits_agree": agree, "balance": balance}
+        agree = (jnp.sign(one) == jnp.sign(two)).astype(jnp.float32).mean(1)
+        return values, {"bits_agree": rows.mean(agree), "balance": balance}
 
-    def _means(self, target: Array, image: Array, text: Array) -> tuple[Array, Array, Array]:
-        scale = jnp.float32(self.scale / image.shape[1])
-        likelihood = 0.5 * sum(pairwise_likelihood(*pair, target, scale) for pair in ((image, text), (text, image)))
-        code = stop(jnp.sign(image + text))
-        quantization = 0.5 * (jnp.square(image - code).mean(1) + jnp.square(text - code).mean(1))
+    def _means(self, rows: Rows, one: Array, two: Array) -> tuple[Array, Array, Array]:
+        scale = jnp.float32(self.scale / one.shape[1])
+        both = ((one, two), (two, one))
+        likelihood = 0.5 * sum(pairwise_likelihood(*pair, rows.similar, rows.real, scale) for pair in both)
+        code = stop(jnp.sign(one + two))
+        quantization = 0.5 * (jnp.square(one - code).mean(1) + jnp.square(two - code).mean(1))
         # Each bit should be on for half of the rows; a row's share of |mean|^2 is spread over all rows alike.
-        return likelihood, quantization, jnp.square(image.mean(0)).mean() + jnp.square(text.mean(0)).mean()
+        balance = jnp.square(rows.mean(one)).mean() + jnp.square(rows.mean(two)).mean()
+        return likelihood, quantization, balance
 
-    def _sums(self, target: Array, image: Array, text: Array) -> tuple[Array, Array, Array]:
-        theta = 0.5 * products(image, text)
-        code = stop(jnp.sign(image + text))
-        quantization = jnp.square(image - code).sum(1) + jnp.square(text - code).sum(1)
-        balance = (jnp.square(image.sum(0)).sum() + jnp.square(text.sum(0)).sum()) / image.shape[0]
-        return (jax.nn.softplus(theta) - target * theta).sum(1), quantization, balance
+    def _sums(self, rows: Rows, one: Array, two: Array) -> tuple[Array, Array, Array]:
+        theta, real = 0.5 * products(one, two), rows.real
+        code = stop(jnp.sign(one + two))
+        quantization = jnp.square(one - code).sum(1) + jnp.square(two - code).sum(1)
+        total = lambda codes: jnp.square((codes * real[:, None]).sum(0)).sum()
+        balance = (total(one) + total(two)) / jnp.maximum(real.sum(), 1.0)
+        return ((jax.nn.softplus(theta) - rows.similar * theta) * real[None, :]).sum(1), quantization, balance
 
 
 @dataclass(frozen=True)
@@ -90,26 +91,24 @@ class HashTriplet(CodeLoss):
 
     margin: float = 0.2
     by_label: bool = False
-    mean_steps: int = 0
+    mean_steps: Steps = limited(0, least=0)
 
     contrasts: ClassVar[bool] = True
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""
         refuse_unless(0 < self.margin < 2, f"{where}.margin is {self.margin}; write a cosine from 0 to 2, such as 0.2")
-        refuse_unless(self.mean_steps >= 0, f"{where}.mean_steps is {self.mean_steps}; write 0 or a number of steps")
 
-    def shared(self, fwd: Forward, batch: Batch, key: Array) -> tuple[Array, Array]:
-        """Negatives bool [B,B], and whether the hardest counts."""
-        return similarity(batch, self.by_label) == 0, jnp.asarray(fwd.step) >= self.mean_steps
+    def shared(self, fwd: Forward, batch: Batch, rows: Rows, key: Array) -> Array:
+        """Whether the hardest negative counts."""
+        return jnp.asarray(fwd.step) >= self.mean_steps
 
-    def rows(self, shared: tuple[Array, Array], image: Array, text: Array) -> Rows:
+    def values(self, shared: Array, rows: Rows, one: Array, two: Array) -> Losses:
         """The sum of both directions, [B]."""
-        negative, hardest = shared
-        cosine = products(l2_normalize(image), l2_normalize(text))
+        cosine = products(l2_normalize(one), l2_normalize(two))
         own = jnp.diagonal(cosine)
-        parts = [self._direction(scores, own, negative, hardest) for scores in (cosine, cosine.T)]
-        return sum(parts), {"own_cosine": own.mean()}
+        parts = [self._direction(scores, own, rows.negative, shared) for scores in (cosine, cosine.T)]
+        return sum(parts), {"own_cosine": rows.mean(own)}
 
     def _direction(self, scores: Array, own: Array, negative: Array, hardest: Array) -> Array:
         hinge = jnp.where(negative, jax.nn.relu(self.margin + scores - own[:, None]), 0.0)
@@ -147,26 +146,25 @@ class HashEuclidean(CodeLoss):
         """Refuse impossible values."""
         refuse_unless(0 < self.vartheta <= 1, f"{where}.vartheta is {self.vartheta}; write a share above 0, up to 1")
 
-    def shared(self, fwd: Forward, batch: Batch, key: Array) -> Array:
-        """S [B,B]."""
-        return similarity(batch, self.by_label)
-
-    def rows(self, shared: Array, image: Array, text: Array) -> Rows:
+    def values(self, shared: None, rows: Rows, one: Array, two: Array) -> Losses:
         """The sum over the three kinds of pairs, [B]."""
-        bits, values, distances = image.shape[1], 0.0, []
-        for left, right in ((image, text), (image, image), (text, text)):
+        bits, values, distances = one.shape[1], 0.0, []
+        for left, right in ((one, two), (one, one), (two, two)):
             squared, distance = euclidean(left, right)
             short = (2 * bits * self.vartheta) ** 0.5 - distance
             # A code beyond dmax has no gradient, as min() gives.
-            values += (squared * shared + jnp.square(jax.nn.relu(short)) * (1.0 - shared)).mean(1)
+            values += rows.column_mean(squared * rows.similar + jnp.square(jax.nn.relu(short)) * (1.0 - rows.similar))
             distances.append(distance)
-        return values / (bits if self.per_bit else 1), {"pair_distance": jnp.diagonal(distances[0]).mean()}
+        return values / (bits if self.per_bit else 1), {"pair_distance": rows.mean(jnp.diagonal(distances[0]))}
 
 
-def decorrelation(codes: Array) -> Array:
-    """Mean square of the off-diagonal entries of H'H / B, H [B,K], a scalar: ||H'H/B - I||^2 without its diagonal."""
+def decorrelation(codes: Array, real: Array) -> Array:
+    """Mean square of the off-diagonal entries of H'H / B over the `real` rows of H [B,K], a scalar.
+
+    It is ||H'H/B - I||^2 without its diagonal.
+    """
     count = codes.shape[1]
-    gram = products(codes.T, codes.T) / codes.shape[0]
+    gram = products((codes * real[:, None]).T, codes.T) / jnp.maximum(real.sum(), 1.0)
     return (jnp.square(gram) * (1.0 - jnp.eye(count))).sum() / max(count * (count - 1), 1)
 
 
@@ -181,18 +179,18 @@ class HashQuality(CodeLoss):
     balance: Schedule = 0.0  # mean over bits of (mean over rows)^2
     decorrelation: Schedule = 0.0  # mean over pairs of bits of (mean product)^2
 
-    def shared(self, fwd: Forward, batch: Batch, key: Array) -> tuple[Array, Array, Array]:
+    def shared(self, fwd: Forward, batch: Batch, rows: Rows, key: Array) -> tuple[Array, Array, Array]:
         """The three weights at this step."""
         return tuple(at(weight, fwd.step) for weight in (self.quantization, self.balance, self.decorrelation))
 
-    def rows(self, shared: tuple[Array, Array, Array], image: Array, text: Array) -> Rows:
+    def values(self, shared: tuple[Array, Array, Array], rows: Rows, one: Array, two: Array) -> Losses:
         """Weighted sum of the three parts, [B]."""
-        sides = (image, text)
+        sides = (one, two)
         far = 0.5 * sum(jnp.square(jnp.abs(codes) - 1.0).mean(1) for codes in sides)
-        uneven = 0.5 * sum(jnp.square(codes.mean(0)).mean() for codes in sides)
-        alike = 0.5 * sum(decorrelation(codes) for codes in sides)
+        uneven = 0.5 * sum(jnp.square(rows.mean(codes)).mean() for codes in sides)
+        alike = 0.5 * sum(decorrelation(codes, rows.real) for codes in sides)
         values = shared[0] * far + shared[1] * uneven + shared[2] * alike
-        return values, {"quantization": far.mean(), "balance": uneven, "decorrelation": alike}
+        return values, {"quantization": rows.mean(far), "balance": uneven, "decorrelation": alike}
 
 
 def feature_distance(features: Array) -> Array:
@@ -217,27 +215,29 @@ class HashDistance(CodeLoss):
     center: bool = True
     by_label: bool = False
 
-    def shared(self, fwd: Forward, batch: Batch, key: Array) -> tuple[Array, Array]:
-        """D of images and of texts, [B,B] each."""
+    def shared(self, fwd: Forward, batch: Batch, rows: Rows, key: Array) -> tuple[Array, Array]:
+        """D of both fields, [B,B] each."""
         if self.by_label:
             return (feature_distance(batch["labels"]),) * 2
-        return tuple(feature_distance(self._features(fwd, side, batch)) for side in ("image", "text"))
+        return tuple(feature_distance(self._features(fwd, field, rows)) for field in self.pair)
 
-    def _features(self, fwd: Forward, side: str, batch: Batch) -> Array:
-        pooled = self._pooled(fwd, side, batch)
-        return pooled - pooled.mean(0, keepdims=True) if self.center else pooled
+    def _features(self, fwd: Forward, field: str, rows: Rows) -> Array:
+        pooled = self._pooled(fwd, field)
+        return pooled - rows.mean(pooled)[None] if self.center else pooled
 
-    def _pooled(self, fwd: Forward, side: str, batch: Batch) -> Array:
-        tower = fwd.params[side].get("tower", {})
+    def _pooled(self, fwd: Forward, field: str) -> Array:
+        encoder, x = fwd.encoder_of(field), fwd.batch[field]
+        tower = fwd.params[encoder].get("tower", {})
         if "idf" in tower:
-            return tfidf_vectors(batch[side], stop(tower["idf"]))  # the layer over them is trained
-        tokens = stop(fwd.raw(side)).astype(jnp.float32)
-        return masked_mean(tokens, fwd.model.config.encoders[side].mask(batch[side]))
+            return tfidf_vectors(x, stop(tower["idf"]))  # the layer over them is trained
+        tokens = stop(fwd.raw(field)).astype(jnp.float32)
+        return masked_mean(tokens, fwd.model.config.encoders[encoder].mask(x))
 
-    def rows(self, shared: Any, image: Array, text: Array) -> Rows:
-        """The mean of both sides, [B]."""
+    def values(self, shared: Any, rows: Rows, one: Array, two: Array) -> Losses:
+        """The mean of both fields, [B]."""
         parts = []
-        for codes, distance in ((image, shared[0]), (text, shared[1])):
+        for codes, distance in ((one, shared[0]), (two, shared[1])):
             own = 0.5 * (1.0 - products(codes, codes) / codes.shape[1])
-            parts.append(jnp.square(own - distance).mean(1))
-        return 0.5 * (parts[0] + parts[1]), {"feature_distance": 0.5 * (shared[0].mean() + shared[1].mean())}
+            parts.append(rows.column_mean(jnp.square(own - distance)))
+        apart = 0.5 * sum(rows.mean(rows.column_mean(distance)) for distance in shared)
+        return 0.5 * (parts[0] + parts[1]), {"feature_distance": apart}

@@ -4,18 +4,19 @@ MLM: Devlin et al. 2019 with ALBEF's soft targets from the momentum teacher (Li 
 LM: BLIP's captioning loss (Li et al. 2022), label smoothing 0.1.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xmodal_jax.config_build import limited
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward, stop
-from xmodal_jax.models.layers import every_row
-from xmodal_jax.objectives.base import Plain, Schedule, Term, ramped
-from xmodal_jax.types import Array, Batch
+from xmodal_jax.models.layers import every_row, real_tokens
+from xmodal_jax.objectives.base import Objective, Steps, Term, ramped, row_weight
+from xmodal_jax.types import Array, Batch, DataFacts
 
 MASK, BOS, VOCAB = 103, 1, 30522  # bert-base-uncased; the run's tokenizer sets the fields below
 
@@ -29,7 +30,7 @@ def mask_tokens(key: Array, ids: Array, rate: float, vocab_size: int, mask_id: i
     length = ids.shape[1]
     slots = max(1, int(np.ceil(rate * (length - 1))))
     order_key, kind_key, random_key = jax.random.split(key, 3)
-    eligible = (ids != 0) & (jnp.arange(length) > 0)[None, :]
+    eligible = real_tokens(ids) & (jnp.arange(length) > 0)[None, :]
     score = jnp.where(eligible, jax.random.uniform(order_key, ids.shape), -1.0)
     positions = jax.lax.top_k(score, slots)[1]
     count = jnp.maximum(1, jnp.round(rate * eligible.sum(1).astype(jnp.float32)).astype(jnp.int32))
@@ -68,37 +69,65 @@ def row_term(losses: Array, mask: Array, metrics: dict[str, Array]) -> Term:
 
 
 @dataclass(frozen=True)
-class MLM(Plain):
-    """Predict masked words from the text around them and the image; `alpha` of the target is the teacher's softmax."""
+class Writing(Objective):
+    """What objectives that predict words share: the field that is read, and the field of words, of which every n-th row."""
 
-    weight: Schedule = 1.0
+    pair: tuple[str, str] = ("image", "text")
+    every: int = limited(1, least=1)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The fields of the pair."""
+        return self.pair
+
+    def own(self, what: str) -> str:
+        """The name of a field that this objective derives."""
+        return f"{self.name}/{what}"
+
+    def words(self, batch: Batch) -> Array:
+        """The ids [b,L] of every n-th row."""
+        return every_row(batch[self.pair[1]], self.every)
+
+    def there(self, batch: Batch) -> Array:
+        """float32 [b,1]: 1 for rows that have both fields."""
+        return every_row(row_weight(batch, self.pair), self.every)[:, None]
+
+
+@dataclass(frozen=True)
+class MLM(Writing):
+    """Predict masked words from the text around them and the other field; `alpha` of the target is the teacher's softmax."""
+
     rate: float = 0.15
-    alpha: float = 0.4  # share of the teacher's soft targets
-    alpha_steps: int = 0  # ramp of alpha from 0 (ALBEF: one epoch, the same as ITC's)
-    every: int = 1  # mask every n-th row only
+    alpha: float = limited(0.4, least=0, most=1)  # share of the teacher's soft targets
+    alpha_steps: Steps = limited(0, least=0)  # ramp of alpha from 0 (ALBEF: "1 epoch", the same as ITC's)
     mask_id: int = MASK
     vocab_size: int = VOCAB
 
-    parts: ClassVar[frozenset[str]] = frozenset({"fusion", "vocabulary"})
+    @property
+    def parts(self) -> frozenset[str]:
+        """Fusion and the head over the vocabulary."""
+        return frozenset({"fusion", "vocabulary"})
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""
         refuse_unless(0.0 < self.rate < 1.0, f"{where}.rate is {self.rate}; write a share such as 0.15")
-        refuse_unless(0.0 <= self.alpha <= 1.0, f"{where}.alpha is {self.alpha}; write a share from 0 to 1")
-        refuse_unless(
-            self.alpha_steps >= 0, f"{where}.alpha_steps is {self.alpha_steps}; write 0 for none or a number of steps"
-        )
+
+    def fitted(self, facts: DataFacts) -> "MLM":
+        """With the ids of the tokenizer of its field's encoder."""
+        words = facts.vocabularies.get(self.pair[1])
+        return self if words is None else replace(self, mask_id=words.mask_id, vocab_size=words.vocab_size)
 
     def prepare(self, batch: Batch, key: Array) -> Batch:
-        """Masked ids [B,L] (b = B / every rows) and where they are, the same for student and teacher."""
-        text = every_row(batch["text"], self.every)
-        ids, positions, chosen = mask_tokens(key, text, self.rate, self.vocab_size, self.mask_id)
-        return {"masked": ids, "masked_positions": positions, "masked_chosen": chosen}
+        """Masked ids [b,L] (b = B / every rows) and where they are, the same for student and teacher."""
+        ids, positions, chosen = mask_tokens(key, self.words(batch), self.rate, self.vocab_size, self.mask_id)
+        return {self.own("ids"): ids, self.own("positions"): positions, self.own("chosen"): chosen}
 
     def hidden(self, fwd: Forward, batch: Batch) -> Array:
         """Hidden states [b,M,D] at the masked positions of the fused masked text."""
-        fused = fwd.fuse(fwd.encode("image").every(self.every), fwd.encode("masked", "text"))
-        return jnp.take_along_axis(fused.tokens, batch["masked_positions"][..., None], axis=1)
+        memory, words = self.pair
+        masked = fwd.encode(self.own("ids"), fwd.encoder_of(words))
+        fused = fwd.fuse(fwd.encode(memory).every(self.every), masked)
+        return jnp.take_along_axis(fused.tokens, batch[self.own("positions")][..., None], axis=1)
 
     def losses(self, fwd: Forward, hidden: Array, teacher: Array | None, target: Array) -> tuple[Array, Array]:
         """Losses [B,M] and whether the best word is right, from hidden states [B,M,D] of student and teacher."""
@@ -113,46 +142,58 @@ class MLM(Plain):
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """Mean over the masked tokens."""
-        original = jnp.take_along_axis(every_row(batch["text"], self.every), batch["masked_positions"], axis=1)
+        original = jnp.take_along_axis(self.words(batch), batch[self.own("positions")], axis=1)
         target, known = output_index(original, fwd.model.output_ids)
         arrays = (self.hidden(fwd, batch), *([self.hidden(fwd.teacher, batch)] if self.alpha else []), target)
         each = lambda _, hidden, *rest: self.losses(fwd, hidden, rest[0] if self.alpha else None, rest[-1])
         losses, right = fwd.rowwise(each, None, *arrays)
-        mask = (batch["masked_chosen"] & known).astype(jnp.float32)
+        mask = (batch[self.own("chosen")] & known).astype(jnp.float32) * self.there(batch)
         return row_term(losses, mask, {"accuracy": (right * mask).sum() / jnp.maximum(mask.sum(), 1.0)})
 
 
 @dataclass(frozen=True)
-class LM(Plain):
-    """Write the caption from the image, left to right; the start token takes the place of [CLS]."""
+class LM(Writing):
+    """Write the caption from the other field, left to right; the start token takes the place of [CLS]."""
 
-    weight: Schedule = 1.0
     smoothing: float = 0.1
-    every: int = 1  # caption every n-th row only
     bridge: bool = False  # read the picture through the residual attention, which this trains (ReCap)
     bos_id: int = BOS
 
     @property
     def parts(self) -> frozenset[str]:
         """The decoder, what it stands on, and the bridge where it reads through it."""
-        return frozenset({"fusion", "decoder", "vocabulary"}) | ({"bridge"} if self.bridge else set())
+        return frozenset({"fusion", "decoder", "vocabulary"}) | ({"bridge", "bridged_decoder"} if self.bridge else set())
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""
         refuse_unless(0.0 <= self.smoothing < 1.0, f"{where}.smoothing is {self.smoothing}; write 0 to below 1")
 
+    def check_fit(self, where: str, config: Any, facts: DataFacts) -> None:
+        """Refuse a bridge that what it reads does not cross."""
+        encoder = config.data.fields[self.pair[0]].encoder
+        refuse_unless(
+            not self.bridge or encoder in config.bridge.sides,
+            f"{where}.bridge is True, but config.bridge.sides is {config.bridge.sides}; add '{encoder}'",
+        )
+
+    def fitted(self, facts: DataFacts) -> "LM":
+        """With the start token of the tokenizer of its field's encoder."""
+        words = facts.vocabularies.get(self.pair[1])
+        return self if words is None else replace(self, bos_id=words.bos_id)
+
     def prepare(self, batch: Batch, key: Array) -> Batch:
         """The decoder's input: the caption with its first token replaced by the start token, b = B / every rows."""
-        ids = every_row(batch["text"], self.every)
-        return {"caption": ids.at[:, 0].set(jnp.asarray(self.bos_id, ids.dtype))}
+        ids = self.words(batch)
+        return {self.own("ids"): ids.at[:, 0].set(jnp.asarray(self.bos_id, ids.dtype))}
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """Mean over the predicted tokens ([SEP] included, padding not)."""
-        image = fwd.bridge("image")[1] if self.bridge else fwd.encode("image")
-        hidden = fwd.decode(image.every(self.every), "caption")[:, :-1]
-        following = every_row(batch["text"], self.every)[:, 1:]
+        memory = self.pair[0]
+        read = fwd.bridge(memory)[1] if self.bridge else fwd.encode(memory)
+        hidden = fwd.decode(read.every(self.every), self.own("ids"))[:, :-1]
+        following = self.words(batch)[:, 1:]
         target, known = output_index(following, fwd.model.output_ids)
-        mask = ((following != 0) & known).astype(jnp.float32)
+        mask = (real_tokens(following) & known).astype(jnp.float32) * self.there(batch)
 
         def each(_: None, hidden: Array, target: Array) -> tuple[Array, Array]:
             logits = fwd.call("token_logits", hidden)

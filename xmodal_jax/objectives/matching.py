@@ -8,16 +8,18 @@ log p(match) - ITC / temperature + constant. What matching learns is the correct
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from xmodal_jax.config_build import limited
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward, named_key, stop
 from xmodal_jax.models.layers import every_row, pick_rows
-from xmodal_jax.objectives.base import Plain, Schedule, Term, products, same
-from xmodal_jax.types import Array, Batch
+from xmodal_jax.objectives.base import Objective, Term, marks, mean_over, products, same
+from xmodal_jax.parallel.ring import NEVER
+from xmodal_jax.types import Array, Batch, DataFacts
 
 
 def draw_negatives(key: Array, logits: Array, allowed: Array, count: int) -> Array:
@@ -35,19 +37,18 @@ def draw_negatives(key: Array, logits: Array, allowed: Array, count: int) -> Arr
 
 
 class Pairs(NamedTuple):
-    """Which image and which text each fused pair takes: 1 positive, then n negative images, then n negative texts a row.
+    """Which rows each fused pair takes: 1 positive, then n negatives of the first field, then n of the second, for each row.
 
-    image, text int [G,g,1+2n] number the matched rows inside their group; usable bool [G,g]: the row has negatives enough.
+    first, second int [G,g,1+2n] number the matched rows inside their group; usable bool [G,g]: the row has negatives enough.
     """
 
-    image: Array
-    text: Array
+    first: Array
+    second: Array
     usable: Array
 
-    def flat(self, side: str) -> Array:
-        """The rows of one side as `pick_rows` takes them, int [G, g * (1+2n)]."""
-        rows = getattr(self, side)
-        return rows.reshape(rows.shape[0], -1)
+    def flat(self) -> tuple[Array, Array]:
+        """The rows of both fields as `pick_rows` takes them, int [G, g * (1+2n)] each."""
+        return self.first.reshape(self.first.shape[0], -1), self.second.reshape(self.second.shape[0], -1)
 
 
 def in_groups(x: Array, group: int) -> Array:
@@ -56,56 +57,60 @@ def in_groups(x: Array, group: int) -> Array:
 
 
 def draw_pairs(key: Array, logits: Array, allowed: Array, count: int) -> Pairs:
-    """Hard negatives of both directions from inside each group: image-to-text logits and `allowed` [G,g,g].
+    """Hard negatives of both directions from inside each group: logits of the first field by the second, `allowed` [G,g,g].
 
     With a group at most the rows of one device no row crosses devices, and the draw is the same on every mesh.
     """
     groups, size, _ = logits.shape
     draw = jax.vmap(draw_negatives, in_axes=(0, 0, 0, None))
     keys = [jax.random.split(one, groups) for one in jax.random.split(key)]
-    images = draw(keys[0], jnp.swapaxes(logits, 1, 2), allowed, count)
-    texts = draw(keys[1], logits, allowed, count)
-    own = jnp.broadcast_to(jnp.arange(size, dtype=images.dtype)[None, :, None], (groups, size, 1))
-    repeated = jnp.broadcast_to(own, images.shape)
+    firsts = draw(keys[0], jnp.swapaxes(logits, 1, 2), allowed, count)
+    seconds = draw(keys[1], logits, allowed, count)
+    own = jnp.broadcast_to(jnp.arange(size, dtype=firsts.dtype)[None, :, None], (groups, size, 1))
+    repeated = jnp.broadcast_to(own, firsts.shape)
     return Pairs(
-        jnp.concatenate([own, images, repeated], axis=2),
-        jnp.concatenate([own, repeated, texts], axis=2),
+        jnp.concatenate([own, firsts, repeated], axis=2),
+        jnp.concatenate([own, repeated, seconds], axis=2),
         allowed.sum(2) >= count,
     )
 
 
 @dataclass(frozen=True)
-class ITM(Plain):
+class ITM(Objective):
     """Binary matching over 1 positive and 2 x `negatives` pairs a row, or listwise over the same pairs.
 
-    "listwise" lets the true image compete with the negatives of its text (and the other way round) in one softmax.
+    The tokens of the pair's second field read those of the first. "listwise" lets the true one of the first field compete
+    with the negatives of its row (and the other way round) in one softmax.
     """
 
-    weight: Schedule = 1.0
-    negatives: int = 1  # per direction and row
-    group: int = (
-        0  # negatives come from blocks of this many consecutive rows (at most a device's: no tokens travel); 0: all
-    )
-    every: int = 1  # match every n-th row only: a large batch for ITC without its cost in fusion
-    hardness: float = 1.0  # negatives follow exp(hardness * ITC / temperature); 0: uniform
-    loss: str = "binary"  # or "listwise"
+    pair: tuple[str, str] = ("image", "text")
+    negatives: int = limited(1, least=1)  # per direction and row
+    # Negatives come from blocks of this many consecutive rows (at most a device's: no tokens travel); 0: all.
+    group: int = limited(0, least=0)
+    every: int = limited(1, least=1)  # match every n-th row only: a large batch for ITC without its cost in fusion
+    hardness: float = limited(1.0, least=0)  # negatives follow exp(hardness * ITC / temperature); 0: uniform
+    loss: str = limited("binary", among=("binary", "listwise"))
 
-    parts: ClassVar[frozenset[str]] = frozenset({"fusion", "match"})
     contrasts: ClassVar[bool] = True
 
+    @property
+    def parts(self) -> frozenset[str]:
+        """Fusion and the matching head."""
+        return frozenset({"fusion", "match"})
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The fields of the pair."""
+        return self.pair
+
     def check(self, where: str) -> None:
-        """Refuse impossible values."""
-        refuse_unless(
-            self.group >= 0, f"{where}.group is {self.group}; write 0 for the whole batch, or a number of rows"
-        )
-        refuse_unless(self.every > 0, f"{where}.every is {self.every}; write 1 for all rows, or more")
-        refuse_unless(self.negatives > 0, f"{where}.negatives is {self.negatives}; write 1 or more")
-        refuse_unless(self.loss in ("binary", "listwise"), f"{where}.loss is '{self.loss}'; write binary or listwise")
-        refuse_unless(
-            self.hardness >= 0, f"{where}.hardness is {self.hardness}; write 0 for uniform negatives, or more"
-        )
+        """Refuse a group that does not fit itself."""
         if self.group:
             self.group_size(self.group, where)
+
+    def check_fit(self, where: str, config: Any, facts: DataFacts) -> None:
+        """Refuse groups that do not fit the batch."""
+        self.group_size(config.batch_size, where)
 
     def group_size(self, rows: int, where: str = "config.objectives.itm") -> int:
         """Matched rows of a group, of a batch of `rows`; a size that does not fit is a UserError."""
@@ -131,25 +136,27 @@ class ITM(Plain):
         """The pairs to fuse, among the matched rows 0, `every`, 2 * `every` ... of the batch."""
         size = self.group_size(batch["id"].shape[0])
         matched = lambda x: in_groups(every_row(x, self.every), size)
-        own = {name: matched(batch[name]) for name in ("id", "text_key")}
-        image, text = matched(fwd.encode("image").embed), matched(fwd.encode("text").embed)
-        logits = jax.vmap(products)(image, text) * (self.hardness / fwd.call("temperature"))
-        return draw_pairs(key, stop(logits), ~jax.vmap(same)(own, own), self.negatives)
+        own = {name: matched(values) for name, values in marks(batch, self.pair).items()}
+        one, two = (matched(fwd.encode(field).embed) for field in self.pair)
+        logits = jax.vmap(products)(one, two) * (self.hardness / fwd.call("temperature"))
+        there = own["id"] != NEVER
+        allowed = ~jax.vmap(same)(own, own) & there[:, None, :] & there[:, :, None]
+        return draw_pairs(key, stop(logits), allowed, self.negatives)
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """Mean over the pairs of a row, [b] for the b = B / every matched rows."""
         pairs = self.pairs(fwd, batch, key)
-        image, text = fwd.encode("image").every(self.every), fwd.encode("text").every(self.every)
-        rows = {side: pairs.flat(side) for side in ("image", "text")}
-        fused = fwd.fuse(image, text.rows(rows["text"]), rows["image"])
-        image, text = stop((pick_rows(image.embed, rows["image"]), pick_rows(text.embed, rows["text"])))
-        logits = fwd.call("match_logits", fused.tokens, fused.mask, image, text, key=named_key(key, "match"))
-        odds = (logits[:, 1] - logits[:, 0]).reshape(-1, pairs.image.shape[2])
+        first, second = (fwd.encode(field).every(self.every) for field in self.pair)
+        firsts, seconds = pairs.flat()
+        fused = fwd.fuse(first, second.rows(seconds), firsts)
+        embeds = stop((pick_rows(first.embed, firsts), pick_rows(second.embed, seconds)))
+        logits = fwd.call("match_logits", fused.tokens, fused.mask, *embeds, key=named_key(key, "match"))
+        odds = (logits[:, 1] - logits[:, 0]).reshape(-1, pairs.first.shape[2])
         values = self.binary(odds) if self.loss == "binary" else self.listwise(odds)
         label = jnp.arange(odds.shape[1]) == 0
-        right = ((odds > 0) == label[None, :]).astype(jnp.float32).mean()
+        right = ((odds > 0) == label[None, :]).astype(jnp.float32).mean(1)
         usable = pairs.usable.reshape(-1).astype(jnp.float32)
-        return Term(values, usable, {"accuracy": right, "rows": usable.mean()})
+        return Term(values, usable, {"accuracy": mean_over(right, usable), "rows": usable.mean()})
 
     def binary(self, odds: Array) -> Array:
         """Cross-entropy with labels 1, 0, ..., 0 on log-odds [B, 1 + 2n] -> [B]."""
@@ -157,6 +164,6 @@ class ITM(Plain):
 
     def listwise(self, odds: Array) -> Array:
         """Softmax cross-entropy of the positive against the negatives of each direction -> [B]."""
-        images, texts = jnp.split(odds[:, 1:], 2, axis=1)
+        firsts, seconds = jnp.split(odds[:, 1:], 2, axis=1)
         against = lambda rest: jax.nn.logsumexp(jnp.concatenate([odds[:, :1], rest], axis=1), axis=1) - odds[:, 0]
-        return 0.5 * (against(images) + against(texts))
+        return 0.5 * (against(firsts) + against(seconds))

@@ -7,17 +7,14 @@ text, in both directions.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Encoded, Forward, stop
-from xmodal_jax.models.layers import every_row
-from xmodal_jax.objectives.base import Plain, Schedule, Term, products, same
-from xmodal_jax.objectives.contrastive import MATCHED
-from xmodal_jax.objectives.fused import fused_ring, with_queue
+from xmodal_jax.objectives.base import Term, marks, mean_over, products, row_weight, same
+from xmodal_jax.objectives.fused import FusedKeys
 from xmodal_jax.parallel.ring import NEVER
 from xmodal_jax.types import Array, Batch
 
@@ -39,62 +36,61 @@ def lone_positives(query: Array, keys: Array, allowed: Array, temperature: Array
 
 
 @dataclass(frozen=True)
-class MVJRC(Plain):
-    """The student's fused representation of `image` with its text against the teacher's of `image2` with the same text.
+class MVJRC(FusedKeys):
+    """The student's fused representation of a pair against the teacher's of the other view of its first field and the second.
 
     Pairs with the same id or the identical caption are no negatives (in remote sensing up to nine captions in ten occur
     with several pictures); they are left out of the softmax.
     """
 
-    weight: Schedule = 1.0
+    view: str = "image2"  # the other view of the pair's first field
     temperature: float = 0.07
-    queue: int = 0  # rows of the teacher's fused keys as further negatives
-    every: int = 1  # fuse every n-th row only
+    keys: str = "multiview"
     swapped: bool = False  # a further negative for each row: its text with the picture of the row before
 
-    parts: ClassVar[frozenset[str]] = frozenset({"fusion", "fused"})
-    needs: ClassVar[frozenset[str]] = frozenset({"image2"})
-    contrasts: ClassVar[bool] = True
-    record: ClassVar[str] = "multiview"  # name of its queue
+    @property
+    def parts(self) -> frozenset[str]:
+        """Fusion and its joint embedding."""
+        return frozenset({"fusion", "fused"})
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The pair and the other view."""
+        return (*self.pair, self.view)
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""
-        refuse_unless(self.queue >= 0, f"{where}.queue is {self.queue}; write 0 for none or a number of rows")
         refuse_unless(
             self.temperature > 0, f"{where}.temperature is {self.temperature}; write a number above 0, such as 0.07"
         )
 
-    def memory(self, model: Any) -> dict[str, Any]:
-        """One ring of fused keys."""
-        return fused_ring(self.record, self.queue, model.config.joint.embed)
+    def fused(self, fwd: Forward, first: str) -> Array:
+        """Unit joint embeddings [b,E] of `first` with the pair's second field, by `fwd`."""
+        return fused_embedding(fwd, *(fwd.encode(field).every(self.every) for field in (first, self.pair[1])))
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """Mean of both directions, [b] for the b = B / every fused rows."""
-        fused = lambda of, field: fused_embedding(of, of.encode(field, "image").every(self.every), of.encode("text").every(self.every))
-        one, two = fused(fwd, "image"), stop(fused(fwd.teacher, "image2"))
-        batch = {field: every_row(batch[field], self.every) for field in MATCHED}
-        columns = with_queue(fwd, self.record, two, batch)
+        one, two = self.fused(fwd, self.pair[0]), stop(self.fused(fwd.teacher, self.view))
+        rows = self.rows(batch)
+        matched, weight = marks(rows, self.reads), row_weight(rows, self.reads)
+        columns = self.columns(fwd, two, rows)
         own = jnp.arange(columns["id"].shape[0])[None, :] == jnp.arange(one.shape[0])[:, None]
-        allowed = (own | ~same(batch, columns)) & (columns["id"] != NEVER)[None, :]
-        temperature = jnp.float32(self.temperature)
-        keys = columns["fused"]
+        allowed = (own | ~same(matched, columns)) & (columns["id"] != NEVER)[None, :]
+        temperature, keys = jnp.float32(self.temperature), columns["fused"]
         if self.swapped:
-            wrong, differ = self.wrong_pictures(fwd, batch)
+            wrong, differ = self.wrong_pictures(fwd, matched)
             keys, allowed = jnp.concatenate([keys, wrong]), jnp.concatenate([allowed, differ], axis=1)
         there, hits = lone_positives(one, keys, allowed, temperature)
         back, _ = lone_positives(two, one, allowed[:, : one.shape[0]], temperature)
-        rows = {"fused": two} | {field: batch[field] for field in MATCHED}
-        metrics = {"accuracy": hits.astype(jnp.float32).mean()}
-        return Term(
-            0.5 * (there + back), jnp.ones_like(there), metrics, {self.record: stop(rows)} if self.queue else {}
-        )
+        return Term(0.5 * (there + back), weight, {"accuracy": mean_over(hits, weight)}, self.enqueued(two, rows))
 
-    def wrong_pictures(self, fwd: Forward, batch: Batch) -> tuple[Array, Array]:
-        """Keys [b,E] of each text with the second view of the row before, and whose negatives they are, bool [b,b].
+    def wrong_pictures(self, fwd: Forward, matched: Batch) -> tuple[Array, Array]:
+        """Keys [b,E] of each text with the other view of the row before, and whose negatives they are, bool [b,b].
 
-        The wrong key of a row is a negative of that row alone, unless the two rows are the same thing.
+        The wrong key of a row is a negative of that row alone, unless the two rows are the same thing or one lacks a field.
         """
-        image, text = fwd.teacher.encode("image2", "image").every(self.every), fwd.teacher.encode("text").every(self.every)
-        before = jnp.roll(jnp.arange(text.tokens.shape[0]), 1)
-        other = ~jnp.diagonal(same(batch, {field: rows[before] for field, rows in batch.items()}))
-        return stop(fused_embedding(fwd.teacher, image.rows(before), text)), jnp.diag(other)
+        one, two = (fwd.teacher.encode(field).every(self.every) for field in (self.view, self.pair[1]))
+        before = jnp.roll(jnp.arange(two.tokens.shape[0]), 1)
+        others = {field: rows[before] for field, rows in matched.items()}
+        other = ~jnp.diagonal(same(matched, others)) & (others["id"] != NEVER)
+        return stop(fused_embedding(fwd.teacher, one.rows(before), two)), jnp.diag(other)

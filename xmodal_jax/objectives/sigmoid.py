@@ -7,13 +7,13 @@ that the many negatives of the first steps cost little.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from xmodal_jax.config_build import limited
 from xmodal_jax.forward import Forward
-from xmodal_jax.objectives.base import Term, products, same
+from xmodal_jax.objectives.base import Term, mean_over, products, row_weight, same
 from xmodal_jax.objectives.contrastive import Contrast, joined, masked, nearest_is
 from xmodal_jax.parallel.ring import NEVER, Scalars, Sigmoid, contrast
 from xmodal_jax.types import Array, Batch
@@ -37,14 +37,11 @@ def dense_sigmoid(rows: Batch, keys: Batch, queue: Batch | None, scalars: Scalar
 class SigLIP(Contrast):
     """The sum over keys of every pair's binary loss, per row; every key that matches a row counts as a positive.
 
-    By default the student's own keys and no queue, as in the paper; queue columns and teacher keys are as in ITC, the
-    queue its own.
+    By default the student's own keys and no queue, as in the paper; queue columns and teacher keys are as in ITC.
     """
 
-    queue: int = 0
+    queue: int = limited(0, least=0)
     student_keys: bool = True
-
-    record: ClassVar[str] = "sigmoid_pairs"  # one queue for both objectives would get every batch twice
 
     @property
     def parts(self) -> frozenset[str]:
@@ -61,8 +58,10 @@ class SigLIP(Contrast):
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """Mean of both directions, [B]; where both are the same pairs (student keys, no queue) one is enough."""
         scalars = {"temperature": fwd.temperature(), "bias": fwd.call("logit_bias")}
-        values, hits = self._direction(fwd, batch, scalars, "image", "text")
+        one, two = self.pair
+        values, hits = self._direction(fwd, batch, scalars, one, two)
         if self.queue or not self.student_keys:
-            values = 0.5 * (values + self._direction(fwd, batch, scalars, "text", "image")[0])
-        metrics = {"accuracy": hits.astype(jnp.float32).mean()} | scalars
-        return Term(values, jnp.ones_like(values), metrics, self.enqueued(fwd, batch))
+            values = 0.5 * (values + self._direction(fwd, batch, scalars, two, one)[0])
+        weight = row_weight(batch, self.pair)
+        metrics = {"accuracy": mean_over(hits, weight)} | scalars
+        return Term(values, weight, metrics, self.enqueued(fwd, batch))

@@ -89,12 +89,14 @@ class Softmax:
 
     def finish(self, stats: Stats, scalars: Scalars) -> tuple[Array, Array, Stats]:
         """Losses [n], hits bool [n], and what the backward pass needs of each row."""
-        target = stats["positives"] / stats["count"]
-        saved = {"norm": stats["top"] + jnp.log(stats["total"]), "count": stats["count"]}
+        count = jnp.maximum(stats["count"], 1.0)  # a row with something missing may have no positive
+        target = stats["positives"] / count
+        norm = lambda top, total: top + jnp.log(jnp.maximum(total, 1.0))  # below 1 only where no column counts
+        saved = {"norm": norm(stats["top"], stats["total"]), "count": count}
         if "soft_top" in stats:
-            soft = stats["soft_logit"] / stats["soft_total"]
+            soft = stats["soft_logit"] / jnp.maximum(stats["soft_total"], 1.0)
             target = scalars["alpha"] * soft + (1.0 - scalars["alpha"]) * target
-            saved["soft_norm"] = stats["soft_top"] + jnp.log(stats["soft_total"])
+            saved["soft_norm"] = norm(stats["soft_top"], stats["soft_total"])
         return saved["norm"] - target, stats["best"] >= stats["top"], saved
 
     def slope(self, saved: Stats, block: Block, scalars: Scalars) -> Array:
@@ -299,9 +301,9 @@ def contrast(
 ) -> tuple[Array, Array]:  # fmt: skip
     """Rows of queries against every key of the batch and of the queue -> losses [B] float32, hits [B] bool.
 
-    rows: `embed` [B,E] of the student, what `match` reads (id, text_key [B]) and, for soft targets, `teacher` [B,E];
-    keys: `embed` [B,E], id, text_key; queue: the same with Q rows, id -1 where empty. `match(rows, keys)` gives the
-    positives, bool [B,M]; a row needs one. scalars: `temperature`, and `alpha` (softmax) or `bias` (sigmoid). A hit: no
+    rows: `embed` [B,E] of the student, what `match` reads (id, caption keys [B]) and, for soft targets, `teacher` [B,E];
+    keys: `embed` [B,E], id, caption keys; queue: the same with Q rows, id -1 where empty. `match(rows, keys)` gives the
+    positives, bool [B,M]; the loss of a row without one means nothing. scalars: `temperature`, and `alpha` (softmax) or `bias` (sigmoid). A hit: no
     key is nearer than the nearest positive. Rows are split over data x fsdp of the ambient mesh (tensor peers do the same
     work); a queue that does not divide is filled up with empty rows. Gradients reach `rows["embed"]`, temperature, bias
     and, with `train_keys`, `keys["embed"]`; targets, queue and alpha get none. Raises UserError when B does not divide.

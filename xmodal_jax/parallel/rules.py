@@ -19,7 +19,7 @@ Rule = tuple[str, tuple]
 ROWS = ("data", "fsdp")  # the axes that a batch is split over
 
 RULES: tuple[Rule, ...] = (
-    (r"memory/.*/(image|text|fused|codes)$", (("data", "fsdp"), None)),
+    (r"memory/", (("data", "fsdp"), None)),  # rows of features; ids, keys and marks of rows, which are small, stay whole
     (r"memory/", ()),
     (r"/gpo/", ()),  # two GRUs of width 32: nothing to split
     (r"/gru_", ()),  # read at every word: whole on each device

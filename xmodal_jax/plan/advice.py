@@ -18,6 +18,7 @@ from xmodal_jax.config import Config, as_dict
 from xmodal_jax.config_file import freeze, override
 from xmodal_jax.errors import UserError
 from xmodal_jax.objectives import build_objectives
+from xmodal_jax.objectives.base import Objective
 from xmodal_jax.parallel.mesh import make_mesh
 from xmodal_jax.parallel.rules import RULES, place
 from xmodal_jax.plan.program import PARTS, Facts
@@ -137,23 +138,22 @@ def thriftier_layers(config: Config, rows: float) -> Iterator[Change]:
         yield Change("dtype=bfloat16", "activations in half the bytes", saved, 0.0)
 
 
-def groupable(objective: Any, group: int) -> bool:
+def groupable(objective: Objective, group: int) -> bool:
     """Whether matching can draw its negatives inside `group` rows."""
-    every = getattr(objective, "every", 1)
-    return group % every == 0 and getattr(objective, "negatives", 0) < group // every
+    return group % objective.every == 0 and objective.negatives < group // objective.every
 
 
-def fits_batch(objective: Any, batch: int) -> bool:
+def fits_batch(objective: Objective, batch: int) -> bool:
     """Whether the groups of matching, where the objective has any, divide a batch of so many rows."""
-    group = getattr(objective, "group", 0) or batch
-    return not hasattr(objective, "group") or (batch % group == 0 and groupable(objective, group))
+    group = objective.group or batch
+    return objective.group is None or (batch % group == 0 and groupable(objective, group))
 
 
-def regrouped(objectives: dict[str, Any], batch: int, chunk: int, shards: int) -> list[str] | None:
+def regrouped(objectives: dict[str, Objective], batch: int, chunk: int, shards: int) -> list[str] | None:
     """The groups to write for a batch and chunk (0: none) of `shards` row shards; None: no group is possible."""
     fields, rows = [], (chunk or batch) // shards  # of one pass on one device
     for name, objective in objectives.items():
-        group = getattr(objective, "group", None)
+        group = objective.group
         if group is None:
             continue
         if fits_batch(objective, batch) and (chunk in (0, batch) or (group and rows % group == 0)):
@@ -186,12 +186,12 @@ def thriftier_objectives(run: Run, rows: int) -> Iterator[Change]:
     width = 2 if config.dtype == "bfloat16" else 4
     own = (config.chunk or pairs) // row_shards(run.mesh)
     for name, objective in run.assembly.objectives.items():
-        if getattr(objective, "ring", None) is False:
-            columns = pairs + getattr(objective, "queue", 0)
+        if objective.ring is False:
+            columns = pairs + objective.queue
             yield Change(
                 f"objectives.{name}.ring=True", "similarities in blocks, none kept", 4 * 6 * rows * columns, 0.01
             )
-        group = getattr(objective, "group", None)
+        group = objective.group
         if group is not None and (group == 0 or group > rows) and groupable(objective, own):
             image = config.encoders[config.fusion.pair[0]]
             tokens = (config.data.image_size // image.patch) ** 2 if image.kind == "vit" else 50

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import pathlib
 import re
 import time
 from collections.abc import Callable
@@ -12,8 +11,7 @@ from typing import Any
 
 import jax
 
-from xmodal_jax.config import Config
-from xmodal_jax.data.card import CARD_FILE, Card
+from xmodal_jax.data.fields import batch_fields
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.parallel.chips import Topology
 from xmodal_jax.parallel.mesh import batch_sharding
@@ -88,31 +86,12 @@ def topology_devices(topology: Topology) -> list:
     return list(found.devices)
 
 
-def batch_shapes(run: Run, labels: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
     """The fields of a global batch as shapes on the mesh (`types.Batch`)."""
     config, rows = run.assembly.config, batch_sharding(run.mesh)
+    fields = batch_fields(config, run.assembly.facts)
     size = config.batch_size
-    kind = "float16" if config.encoders["image"].reads == "tokens" else "uint8"
-    fields: dict[str, tuple[tuple[int, ...], str]] = {"image": (run.assembly.image_shape, kind)}
-    fields["text"] = ((config.data.length,), "int32")
-    fields |= dict.fromkeys(("id", "text_key", "index"), ((), "int32"))
-    if config.data.second_view:
-        fields["image2"] = fields["image"]
-    if config.data.embeddings:
-        fields |= dict.fromkeys(("distill_image", "distill_text"), ((embedding_width(config),), "float32"))
-    if config.encoders["text"].cache_tokens:
-        fields["text_tokens"] = ((config.data.length, config.encoders["text"].width), "float16")
-    if labels:
-        fields["labels"] = ((labels,), "float32")
     return {name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=rows) for name, (shape, dtype) in fields.items()}
-
-
-def embedding_width(config: Config) -> int:
-    """E of the teacher that `data.embeddings` names: the data card's, or the model's own where there is no data set."""
-    path = pathlib.Path(config.data.path or ".") / CARD_FILE
-    if not config.data.path or not path.is_file():
-        return config.joint.embed
-    return Card.load(path.parent).embedding(config.data.embeddings)["width"]
 
 
 def device_bytes(tree: Any) -> float:
@@ -144,7 +123,7 @@ def compile_step(
 
     A program that the compiler refuses for memory gives facts with the numbers of its message.
     """
-    batch, phase = batch_shapes(run, len(_labels(run))), Phases(say)
+    batch, phase = batch_shapes(run), Phases(say)
     parts = {name: device_bytes(getattr(run.abstract, name)) for name in PARTS}
     state = parts | {"rest": device_bytes(run.abstract) - sum(parts.values())}
     arguments = sum(state.values()) + device_bytes(batch)
@@ -168,12 +147,6 @@ def compile_step(
         batch_bytes=device_bytes(batch),
     )
     return facts if compiled is None else _with_program(facts, compiled, topology, phase, keep)
-
-
-def _labels(run: Run) -> tuple[str, ...]:
-    """Label names, which the batch carries where the data set has them; without one, where an objective reads them."""
-    reads = any(getattr(objective, "by_label", False) for objective in run.assembly.objectives.values())
-    return ("label",) * 32 if reads else ()
 
 
 def _compile(lowered: Any, arguments: float) -> tuple[Any, Memory | None]:

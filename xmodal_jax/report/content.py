@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import pathlib
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from xmodal_jax.config import Config
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.evaluation import EvalSplit
 from xmodal_jax.data.image import limit_size
+from xmodal_jax.data.records import pictures
 from xmodal_jax.data.split import Split
 from xmodal_jax.encode.embed import Embedded, Embedder
 from xmodal_jax.errors import UserError, refuse_unless
@@ -104,7 +106,7 @@ def gather(workdir: pathlib.Path, data: str = "") -> Content:
     result = read_result(result_file(origin, "eval", split, card.fingerprint), workdir)
     found = Evaluator(assembly, params).open(split, "", result.get("right", "text"))
     embedder = Embedder(assembly.model, params)
-    image, text = (embedder.split(found, side, config.eval.batch_size) for side in ("image", "text"))
+    image, text = (embedder.side(side, config.eval.batch_size) for side in (found.left, found.right))
     lines = read_metrics(workdir)
     with contextlib.closing(Pictures(assembly, split, found)) as pictures:
         return Content(
@@ -113,10 +115,10 @@ def gather(workdir: pathlib.Path, data: str = "") -> Content:
             + other_settings(config, card, result),
             curves=curves(lines),
             result=result,
-            floors=floors_of(card, split, recall_names(result), workdir, right_answers(found)),
+            floors=floors_of(card, split, recall_names(result), workdir, retrieval.positives(found)),
             view=found.view,
-            text_queries=text_queries(found, image, text, pictures),
-            image_queries=image_queries(found, image, text, pictures),
+            text_queries=text_queries(found, image, text, pictures) if found.right.words is not None else [],
+            image_queries=image_queries(found, image, text, pictures) if found.right.words is not None else [],
             samples=samples(assembly, params, embedder, found, pictures) if "decoder" in params else [],
         )
 
@@ -131,19 +133,29 @@ def without_data(workdir: pathlib.Path, name: str, split: str, origin: Origin, s
 
 
 class Pictures:
-    """Small encoded pictures of one view of a split, by the number of the record in the evaluation."""
+    """Small encoded pictures of one view of a split, by the number of the record in the evaluation; grey where there is none."""
 
     def __init__(self, assembly: Assembly, split: str, found: EvalSplit) -> None:
         data = dataclasses.replace(assembly.config.data, features=())
         self._source, self._found = Split(data.path, split, data), found
 
     def __getitem__(self, number: int) -> bytes:
-        record = self._source.record(int(self._found.rows[number]))
-        return limit_size(record["images"][self._found.view], THUMBNAIL)
+        own = pictures(self._source.record(int(self._found.rows[number])))
+        found = own.get(self._found.view, next(iter(own.values()), None))
+        return grey() if found is None else limit_size(found, THUMBNAIL)
 
     def close(self) -> None:
         """Close the files of the split."""
         self._source.close()
+
+
+def grey() -> bytes:
+    """A small grey PNG, for a record without a picture."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (THUMBNAIL, THUMBNAIL), "#bbbbbb").save(file, "PNG")
+    return file.getvalue()
 
 
 def read_result(path: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:
@@ -201,11 +213,6 @@ def other_settings(config: Config, card: Card, result: dict[str, Any]) -> list[s
     return [f"the tables are of {'; '.join(other)}, unlike the rest of this report"] if other else []
 
 
-def right_answers(found: EvalSplit) -> tuple[np.ndarray, np.ndarray]:
-    """The right captions of each picture and the right pictures of each caption, padded with -1."""
-    return retrieval.positives_from_owners(found.caption_owner, found.text_keys, len(found.keys))
-
-
 def spaced(total: int, count: int) -> list[int]:
     """At most `count` numbers below `total`, evenly spaced: the same ones each time, whatever the scores."""
     return sorted({int(i) for i in np.linspace(0, total - 1, min(count, total)).round()})
@@ -213,22 +220,22 @@ def spaced(total: int, count: int) -> list[int]:
 
 def text_queries(found: EvalSplit, image: Embedded, text: Embedded, pictures: Pictures) -> list[Query]:
     """Captions of the split as queries for its pictures."""
-    chosen = spaced(len(found.captions), TEXT_QUERIES)
-    _, right = right_answers(found)
+    chosen = spaced(len(found.right), TEXT_QUERIES)
+    _, right = retrieval.positives(found)
     made = []
     for number, rows, rank in ranked(text.embed, image.embed, right, chosen):
-        answers = [Answer(pictures[row], found.captions_of(row)[0], row in right[number]) for row in rows]
-        made.append(Query(found.captions[number], None, answers, rank))
+        answers = [Answer(pictures[row], found.words_of(row)[0], row in right[number]) for row in rows]
+        made.append(Query(found.right.words[number], None, answers, rank))
     return made
 
 
 def image_queries(found: EvalSplit, image: Embedded, text: Embedded, pictures: Pictures) -> list[Query]:
     """Pictures of the split as queries for its captions."""
     chosen = spaced(len(found.keys), IMAGE_QUERIES)
-    right, _ = right_answers(found)
+    right, _ = retrieval.positives(found)
     made = []
     for number, rows, rank in ranked(image.embed, text.embed, right, chosen):
-        answers = [Answer(None, found.captions[row], row in right[number]) for row in rows]
+        answers = [Answer(None, found.right.words[row], row in right[number]) for row in rows]
         made.append(Query("", pictures[number], answers, rank))
     return made
 
@@ -247,7 +254,8 @@ def samples(
 ) -> list[Sample]:
     """Captions written for evenly spaced pictures, beside the true ones."""
     chosen = spaced(len(found.keys), CAPTIONED)
-    tokens = embedder.rows("image", np.stack([found.picture(number) for number in chosen])).tokens
+    shown = np.stack([found.left.read(number, False) for number in chosen])
+    tokens = embedder.rows(found.left.encoder, shown).tokens
     written = write_captions(assembly, params, tokens)
-    return [Sample(pictures[number], caption, found.captions_of(number))
+    return [Sample(pictures[number], caption, found.words_of(number))
             for number, caption in zip(chosen, written, strict=True)]  # fmt: skip

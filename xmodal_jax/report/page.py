@@ -78,10 +78,12 @@ def retrieval_section(content: Content) -> str:
         + ["", "", ""]
         for floor in content.floors
     ]
+    more = "".join(f"<h3>{escape(name)}</h3>{table(retrieval_grid(own))}" for name, own in content.result.get("pairs", {}).items())
     said = notes(content.result) + [f"{floor.name}: {floor.origin}." for floor in content.floors]
     return (
         f"<h2>Retrieval</h2><p class='wide'>{chart_tag(bar_chart(content, 'svg'), 'R@1 beside the floors')}</p>"
         + table(Grid(grid.head, [*grid.rows, *shown]), len(shown))
+        + more
         + "".join(f'<p class="note">{escape(sentence)}</p>' for sentence in said)
     )
 

@@ -6,17 +6,20 @@ import dataclasses
 import logging
 import pathlib
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 
 from xmodal_jax.assemble import Assembly
+from xmodal_jax.config import Config
 from xmodal_jax.data.card import CARD_FILE, Card
 from xmodal_jax.data.config import DataConfig
-from xmodal_jax.data.evaluation import EvalSplit, eval_split
+from xmodal_jax.data.evaluation import EvalSplit, Side, eval_split
 from xmodal_jax.data.image import CorruptImage, limit_size
 from xmodal_jax.data.progress import Progress
+from xmodal_jax.data.readers import reader_classes
+from xmodal_jax.data.records import pictures
 from xmodal_jax.data.split import Split
 from xmodal_jax.encode.embed import Embedded, Embedder
 from xmodal_jax.encode.token_cache import kept_texts
@@ -28,21 +31,20 @@ from xmodal_jax.types import Params
 log = logging.getLogger(__name__)
 THUMBNAIL = 96  # px of the longer side
 CAPTIONS = 3  # kept per picture
-ROWS = {"image": "pictures", "text": "captions"}  # what the rows of an index are, by its side
 
 
 @dataclasses.dataclass(frozen=True)
 class How:
     """How rows are written. overwrite: replace the index at the folder; append: add to it; codes_only: leave the embeddings
-    out; dtype: of the embeddings on disk, "float32" or "int8" ("": float32, or what the index has that is added to); side:
-    what the rows are, pictures ("image") or captions ("text"); upsert: add to the index, and take out the rows there that
-    are of the same pictures or captions (`keys`); duplicates: append such rows and keep both."""
+    out; dtype: of the embeddings on disk, "float32" or "int8" ("": float32, or what the index has that is added to); field:
+    what the rows are ("": the first of the first pair that the run evaluates); upsert: add to the index, and take out the rows there that
+    are of the same things (`keys`); duplicates: append such rows and keep both."""
 
     overwrite: bool = False
     append: bool = False
     codes_only: bool = False
     dtype: str = ""
-    side: str = "image"
+    field: str = ""
     upsert: bool = False
     duplicates: bool = False
 
@@ -51,8 +53,8 @@ class How:
         """Whether there is an index that rows are added to."""
         return self.append or self.upsert
 
-    def refuse_bad(self, out: pathlib.Path, model: str, hashes: bool) -> None:
-        """Raise `UserError` before minutes of encoding. model: the `fingerprint`; hashes: whether it makes codes."""
+    def refuse_bad(self, out: pathlib.Path, model: str, hashes: bool, kind: "Kind") -> None:
+        """Raise `UserError` before minutes of encoding. model: the `fingerprint`; hashes: whether it makes codes; kind: of rows."""
         refuse_unless(
             not (self.adds and self.overwrite),
             f"--{'append' if self.append else 'upsert'} keeps what --overwrite replaces; write one of them",
@@ -63,18 +65,17 @@ class How:
         )
         refuse_unless(hashes or not self.codes_only, "the run has no hash codes; leave out --codes-only")
         if self.adds:
-            self._refuse_misfit(out, model, hashes)
+            self._refuse_misfit(out, model, hashes, kind)
         else:
             place.refuse_taken(out, self.overwrite)
 
-    def _refuse_misfit(self, out: pathlib.Path, model: str, hashes: bool) -> None:
+    def _refuse_misfit(self, out: pathlib.Path, model: str, hashes: bool, kind: "Kind") -> None:
         header = files.read_header(out)
         store.refuse_other_model(out, header, model)
         store.refuse_damaged(out, header)
-        self.refuse_other_side(out, header["extra"])
         refuse_unless(hashes or not header["bits"], f"{out} has hash codes and the run makes none; index again")
         refuse_unless(
-            "items" in header["blocks"], f"{out} has no items and {ROWS[self.side]} have; write another folder name"
+            "items" in header["blocks"], f"{out} has no items and {kind.noun} have; write another folder name"
         )
         refuse_unless(
             not (self.codes_only and header["width"]),
@@ -84,25 +85,68 @@ class How:
             self.dtype in ("", header["dtype"]),
             f"{out} keeps embeddings as {header['dtype']}, and so does what is appended; leave out --dtype {self.dtype}",
         )
+        kind.refuse_other(out, header["extra"])
 
-    def refuse_other_side(self, out: pathlib.Path, extra: dict[str, Any]) -> None:
-        """Raise `UserError` for pictures that are to go to captions, or captions to pictures."""
-        there = side_of(extra)
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What the rows of an index are: inputs of a `field`, captions where it has `words`, pictures where it has views; `pair`:
+    the fields that are read together."""
+
+    field: str
+    noun: str
+    words: bool
+    pair: tuple[str, str]
+
+    def of(self, found: EvalSplit) -> Side:
+        """The rows' side of a split."""
+        return found.left if found.left.field == self.field else found.right
+
+    def refuse_other(self, out: pathlib.Path, extra: dict[str, Any]) -> None:
+        """Raise `UserError` for rows of one field that are to go to those of another."""
+        there = kind_in(extra)
         refuse_unless(
-            there == self.side,
-            f"{out} has {ROWS[there]}, and {ROWS[self.side]} cannot be appended to them; write --side {there}, or another "
-            "folder name",
+            there["field"] == self.field,
+            f"{out} has {there['noun']}, and {self.noun} cannot be appended to them; write --field {there['field']}, or "
+            "another folder name",
         )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What an index's header keeps of it."""
+        return {"field": self.field, "noun": self.noun, "words": self.words}
+
+
+def kind_of(config: Config, field: str) -> Kind:
+    """The kind of rows that a field makes ("": the first of the first evaluated pair). Raises UserError for one that no pair has."""
+    field = field or config.eval.pairs[0][0]
+    pairs = [pair for pair in config.eval.pairs if field in pair]
+    refuse_unless(
+        bool(pairs),
+        f"--field is '{field}', which is in none of config.eval.pairs {config.eval.pairs}; write one of "
+        f"{', '.join(dict.fromkeys(chain(*config.eval.pairs)))}",
+    )
+    reader = reader_classes(config.data.fields)[field]
+    noun = "captions" if reader.keyed else "pictures" if reader.viewed else f"rows of {field}"
+    return Kind(field, noun, reader.keyed, pairs[0])
+
+
+def kind_in(extra: dict[str, Any]) -> dict[str, Any]:
+    """What an index's header says of its rows: "field", "noun" and whether they are "words"."""
+    refuse_unless(
+        all(name in extra for name in ("field", "noun", "words")), "the index does not say what its rows are; index again"
+    )
+    return extra
 
 
 def build_index(assembly: Assembly, params: Params, workdir: str, out: str, data: str = "", split: str = "",
                 how: How = How()) -> tuple[pathlib.Path, int]:  # fmt: skip
-    """Index every picture (all views) of a split, or every caption: a row each, with hash codes where the model has them.
+    """Index every input of a field of a split, of pictures all views: a row each, with hash codes where the model has them.
 
     `data` and `split` default to the run's data set and its evaluation split. An item has "key", "view", "split", "row" (in
     the split), "captions" (the first few; of a caption's row itself alone) and "thumbnail" (base64 of a small PNG or JPEG,
     of its record's first view there is for a caption), and "data" where that is not the header's. The header remembers the work
-    directory and the side. Rows are written as they are encoded, a block in memory at most.
+    directory and the field. Rows are written as they are encoded, a block in memory at most.
 
     Returns:
       The folder and the number of rows it has now.
@@ -113,20 +157,21 @@ def build_index(assembly: Assembly, params: Params, workdir: str, out: str, data
     """
     path, size = pathlib.Path(out), assembly.config.eval.batch_size
     model, hashed, dense = index.fingerprint(params), all("hash" in params[name] for name in assembly.config.encoders), not how.codes_only
-    how.refuse_bad(path, model, hashed)
+    kind = kind_of(assembly.config, how.field)
+    how.refuse_bad(path, model, hashed, kind)
     source, split = data_of(assembly.config.data, data), split or assembly.config.data.eval_split
-    parts = opened_views(assembly, source, split, how.side)
-    names = keys.names_of(parts, how.side)
+    parts = opened_views(assembly, source, split, kind)
+    names = names_of(parts, kind)
     if how.adds:
         first = files.read_header(path)
         dense, hashed = first["width"] > 0, first["bits"] > 0
-    with writer(path, model, how, names, remembered_run(workdir, out) | {"split": split, "side": how.side}) as rows:
-        how.refuse_other_side(path, rows.extra)  # again: it may have been replaced while the lock was another's
+    with writer(path, model, how, names, remembered_run(workdir, out) | {"split": split} | kind.facts) as rows:
+        kind.refuse_other(path, rows.extra)  # again: it may have been replaced while the lock was another's
         if how.append and not how.upsert:
-            keys.note_repeated(path, rows.extra, names, how.side, how.duplicates)
+            keys.note_repeated(path, rows.extra, names, kind.words, how.duplicates)
         named = note_set(rows.extra, remembered_set(source.path, out))
-        blocks = encoded(embedder_for(assembly, params, source, how.side), size, source, split, parts, how.side)
-        for coded, items in shown(blocks, split, parts, how.side):
+        blocks = encoded(embedder_for(assembly, params, source, kind), size, source, split, parts, kind)
+        for coded, items in shown(blocks, split, parts, kind):
             own = [item | named for item in items]
             rows.add(coded.embed if dense else None, own, coded.codes if hashed else None)
     return path, rows.count
@@ -139,32 +184,33 @@ def note_set(extra: dict[str, Any], told: dict[str, dict[str, str]]) -> dict[str
     return {} if extra.setdefault("data", where) == where else {"data": where}
 
 
-def shown(blocks: Iterator[tuple[Embedded, list]], split: str, parts: list[EvalSplit], side: str) -> Progress:
+def shown(blocks: Iterator[tuple[Embedded, list]], split: str, parts: list[EvalSplit], kind: Kind) -> Progress:
     """The blocks of a split, and on the way how many of its rows are there."""
-    total = sum(len(found.keys if side == "image" else found.captions) for found in parts)
-    return Progress(blocks, f"index split '{split}'", ROWS[side], total, lambda block: len(block[0].embed), late=True)
+    total = sum(len(kind.of(found)) for found in parts)
+    return Progress(blocks, f"index split '{split}'", kind.noun, total, lambda block: len(block[0].embed), late=True)
 
 
 def writer(path: pathlib.Path, model: str, how: How, names: keys.Names,
            extra: dict[str, Any]) -> contextlib.AbstractContextManager[store.Writer]:  # fmt: skip
     """What takes the rows as `how` says. names: what they will be; extra: the facts of a new index."""
     if how.upsert:
-        return keys.replacing(path, model, names, how.side)
+        return keys.replacing(path, model, names, extra["words"])
     if how.append:
         return store.appending(path, model)
     return store.writing(path, model, overwrite=how.overwrite, extra=extra, dtype=how.dtype or "float32")
 
 
-def embedder_for(assembly: Assembly, params: Params, source: DataConfig, side: str) -> Embedder:
+def embedder_for(assembly: Assembly, params: Params, source: DataConfig, kind: Kind) -> Embedder:
     """The encoders for the rows of a data set. Only captions of the run's own set may have kept tokens there."""
-    own = side == "text" and source.path == assembly.config.data.path
+    own = kind.words and source.path == assembly.config.data.path
     return Embedder(assembly.model, params, texts=kept_texts(assembly, params, False) if own else None)
 
 
-def opened_views(assembly: Assembly, source: DataConfig, split: str, side: str) -> list[EvalSplit]:
-    """A split as `eval_split` opens it, view by view; for captions each record in the first view that it has."""
-    found = [eval_split(source.path, split, assembly.tokenizer, source, view) for view in views_of(source, split)]
-    if side == "image":
+def opened_views(assembly: Assembly, source: DataConfig, split: str, kind: Kind) -> list[EvalSplit]:
+    """A split as `eval_split` opens it, view by view; of rows without views each record in the first that it has."""
+    views = views_of(source, split) or ("",)
+    found = [eval_split(source.path, split, assembly.tokenizer, source, view, kind.pair) for view in views]
+    if reader_classes(source.fields)[kind.field].viewed:
         return found
     seen: set[int] = set()
     for i, view in enumerate(found):
@@ -174,14 +220,10 @@ def opened_views(assembly: Assembly, source: DataConfig, split: str, side: str) 
 
 
 def encoded(embedder: Embedder, size: int, source: DataConfig, split: str, parts: list[EvalSplit],
-            side: str = "image") -> Iterator[tuple[Embedded, list]]:  # fmt: skip
-    """Embeddings, relaxed codes (None without a hash head) and items of opened views, `size` rows at a time: of their
-    pictures, or of their captions."""
+            kind: Kind) -> Iterator[tuple[Embedded, list]]:  # fmt: skip
+    """Embeddings, relaxed codes (None without a hash head) and items of the rows of opened views, `size` at a time."""
     for found in parts:
-        if side == "image":
-            blocks, items = embedder.images(found, size), picture_items(source, split, found)
-        else:
-            blocks, items = embedder.captions(found, size), caption_items(source, split, found)
+        blocks, items = embedder.blocks(kind.of(found), size), items_of(source, split, found, kind)
         with contextlib.closing(items):
             for coded in blocks:
                 yield coded, list(islice(items, len(coded.embed)))
@@ -189,8 +231,8 @@ def encoded(embedder: Embedder, size: int, source: DataConfig, split: str, parts
 
 def without(found: EvalSplit, rows: set[int]) -> EvalSplit:
     """The records of a split that are in none of its `rows`, and their captions."""
-    kept = ~np.isin(found.rows, list(rows))
-    return found.part(np.flatnonzero(kept), np.flatnonzero(kept[found.caption_owner]))
+    kept = np.flatnonzero(~np.isin(found.rows, list(rows)))
+    return found.part(kept, *found.of_records(kept))
 
 
 def data_of(trained: DataConfig, path: str) -> DataConfig:
@@ -213,13 +255,15 @@ def views_of(data: DataConfig, split: str) -> tuple[str, ...]:
     return source.views
 
 
-def picture_items(data: DataConfig, split: str, found: EvalSplit) -> Iterator[dict[str, Any]]:
-    """What a hit shows of each picture of one opened view."""
+def record_items(data: DataConfig, split: str, found: EvalSplit) -> Iterator[dict[str, Any]]:
+    """What a hit shows of each record of one opened view, with a small picture where it has any."""
     with contextlib.closing(Split(data.path, split, dataclasses.replace(data, features=()))) as source:
         for number, (key, row) in enumerate(zip(found.keys, found.rows, strict=True)):
-            captions = found.captions_of(number)[:CAPTIONS]
+            captions = found.words_of(number)[:CAPTIONS]
             item = {"key": key, "view": found.view, "captions": captions, "split": split, "row": int(row)}
-            yield item | thumbnail_of(source.record(int(row))["images"][found.view], key)
+            shown = pictures(source.record(int(row)))
+            picture = shown.get(found.view, next(iter(shown.values()), None))
+            yield item | (thumbnail_of(picture, key) if picture is not None else {})
 
 
 def thumbnail_of(picture: bytes, key: str) -> dict[str, str]:
@@ -231,16 +275,21 @@ def thumbnail_of(picture: bytes, key: str) -> dict[str, str]:
         return {}
 
 
-def caption_items(data: DataConfig, split: str, found: EvalSplit) -> Iterator[dict[str, Any]]:
-    """What a hit shows of each caption: itself, and its picture."""
-    texts = iter(found.captions)
-    counts = np.bincount(found.caption_owner, minlength=len(found.keys))
-    for picture, count in zip(picture_items(data, split, found), counts, strict=True):
-        yield from (picture | {"captions": [text]} for text in islice(texts, int(count)))
+def items_of(data: DataConfig, split: str, found: EvalSplit, kind: Kind) -> Iterator[dict[str, Any]]:
+    """What a hit shows of each row: its record and a picture of it; of a caption itself alone."""
+    side = kind.of(found)
+    counts = np.bincount(side.owner, minlength=len(found.keys))
+    texts = iter(side.words) if side.words is not None else None
+    for item, count in zip(record_items(data, split, found), counts, strict=True):
+        own = ({"captions": [text]} for text in islice(texts, int(count))) if texts is not None else [{}] * int(count)
+        yield from (item | more for more in own)
 
 
-def side_of(extra: dict[str, Any]) -> str:
-    """What the rows of an index are, "image" or "text", by its header's facts; older ones do not say and have pictures."""
-    side = extra.get("side", "image")
-    refuse_unless(side in ROWS, f"an index of side '{side}' is of another program; index again")
-    return side
+def names_of(parts: list[EvalSplit], kind: Kind) -> keys.Names:
+    """What the rows of all opened views will be (`keys.names_of`): a caption is its words, another row its view."""
+    rows = []
+    for found in parts:
+        side = kind.of(found)
+        what = side.words if side.words is not None else [found.view] * len(side)
+        rows += [(found.keys[owner], own) for owner, own in zip(side.owner, what, strict=True)]
+    return keys.names_of(rows, kind.words, kind.noun)

@@ -18,7 +18,6 @@ from xmodal_jax.encode.embed import Embedded, Embedder
 from xmodal_jax.encode.pictures import read_pictures
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.parallel.mesh import make_mesh
-from xmodal_jax.retrieve.build import ROWS, side_of
 from xmodal_jax.retrieve.faiss_backend import FaissIndex, load_faiss
 from xmodal_jax.retrieve.milvus import COLLECTION, MilvusIndex, load_milvus, refuse_bad_uri
 from xmodal_jax.retrieve.origin import open_origin
@@ -99,7 +98,7 @@ class Where:
 
 def answer(where: Where | str | os.PathLike, query: str = "", image: str | os.PathLike = "", k: int = 10,
            stages: Stages = COSINE) -> list[Hit]:  # fmt: skip
-    """The `k` rows of an index, pictures or captions, that fit `query` (words) or the picture file `image` best.
+    """The `k` rows of an index that fit `query` (words) or the picture file `image` best.
 
     Opens the run that made the index. `stages` says what ranks them: cosine, Hamming distance of the hash codes, a
     shortlist by codes ordered by cosine, the matching head on the best. More than there are is all there are, with a warning.
@@ -108,7 +107,7 @@ def answer(where: Where | str | os.PathLike, query: str = "", image: str | os.Pa
     """
     where = where if isinstance(where, Where) else Where(where)
     opened = where.open()
-    stages, k = stages.fitted(k, opened.count, f"{ROWS[side_of(opened.extra)]} of {opened.path}")
+    stages, k = stages.fitted(k, opened.count, f"{opened.extra.get('noun', 'rows')} of {opened.path}")
     warn_of(opened)
     assembly, params = open_origin(opened, where.workdir)
     if stages.rerank:

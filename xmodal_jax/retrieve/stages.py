@@ -10,13 +10,13 @@ import numpy as np
 
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.image import CorruptImage, eval_image
-from xmodal_jax.data.records import CorruptRecord
+from xmodal_jax.data.records import CorruptRecord, pictures
 from xmodal_jax.data.split import Split
 from xmodal_jax.encode.embed import Embedded, Embedder, PairScorer
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.eval import rerank
 from xmodal_jax.eval.evaluate import Evaluator, ensure_weight
-from xmodal_jax.retrieve.build import ROWS, data_of, side_of
+from xmodal_jax.retrieve.build import data_of, kind_in
 from xmodal_jax.retrieve.origin import open_set
 from xmodal_jax.search.backend import Backend, Hit
 from xmodal_jax.search.host import refuse_unsearchable, unit_rows
@@ -99,11 +99,11 @@ def staged(backend: Backend, index: Index, coded: Embedded, stages: Stages, k: i
 def refuse_unmatchable(index: Index, params: Params, by_picture: bool) -> None:
     """Raise `UserError` where the matching head cannot take the query with the rows: it takes a picture and a text."""
     refuse_unless("match" in params, f"the run behind {index.path} was not trained to match (ITM); leave out --rerank")
-    side = side_of(index.extra)
+    rows = kind_in(index.extra)
     refuse_unless(
-        by_picture == (side == "text"),
-        f"--rerank matches words with pictures, and {index.path} has {ROWS[side]}: ask with "
-        f"{'words' if side == 'image' else '--image FILE'}, or leave it out",
+        by_picture == rows["words"] and rows["noun"] in ("pictures", "captions"),
+        f"--rerank matches words with pictures, and {index.path} has {rows['noun']}: ask with "
+        f"{'--image FILE' if rows['words'] else 'words'}, or leave it out",
     )
 
 
@@ -118,7 +118,7 @@ def matched(assembly: Assembly, params: Params, index: Index, asked: Embedded, h
       UserError: an index that does not say where its pictures are, pictures that are gone.
     """
     embedder, ours = Embedder(assembly.model, params), np.arange(len(hits), dtype=np.int32)
-    if side_of(index.extra) == "text":
+    if kind_in(index.extra)["words"]:
         texts = [hit.item["captions"][0] for hit in hits]
         text = embedder.rows("text", assembly.tokenizer.encode(texts, assembly.config.data.length))
         score = PairScorer(assembly.model, params, asked, text)
@@ -163,7 +163,7 @@ class Pictures:
         refuse_unless(row < len(split), changed)
         try:
             record = split.record(row)
-            refuse_unless(record["key"] == key and hit.item["view"] in record["images"], changed)
+            refuse_unless(record["key"] == key and hit.item["view"] in pictures(record), changed)
             return self._as_taken(split, row, record, hit.item["view"])
         except (CorruptRecord, CorruptImage) as error:
             raise UserError(f"row {row} of {data} cannot be read ({error}); prepare the data set again") from error
@@ -171,4 +171,4 @@ class Pictures:
     def _as_taken(self, split: Split, row: int, record: dict[str, Any], view: str) -> np.ndarray:
         if split.caches:
             return split.tokens(row, view, False)
-        return eval_image(split.cfg.image_size)(record["images"][view])
+        return eval_image(split.cfg.image_size)(pictures(record)[view])

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from xmodal_jax.data.evaluation import EvalSplit
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.search import files, place
 from xmodal_jax.search.index import Index
@@ -22,37 +21,30 @@ def digest(key: str, what: str) -> bytes:
     return hashlib.blake2b(json.dumps([key, what]).encode(), digest_size=16).digest()
 
 
-def names_of(parts: list[EvalSplit], side: str) -> Names:
-    """What the rows of all opened views will be. Raises UserError for two pictures of one key and view.
+def names_of(rows: list[tuple[str, str]], words: bool, noun: str) -> Names:
+    """What new rows will be, from the key of each and its view, or its caption where they are `words`.
 
-    A caption that a record has twice is two rows of one name.
+    A caption that a record has twice is two rows of one name. Raises UserError for two others of one key and view.
     """
-    names: Names = {}
-    for found in parts:
-        if side == "image":
-            rows = [(key, found.view) for key in found.keys]
-        else:
-            rows = [(found.keys[owner], text) for owner, text in zip(found.caption_owner, found.captions, strict=True)]
-        before = len(names)
-        names |= {digest(*row): row for row in rows}
-        refuse_unless(
-            side == "text" or len(names) == before + len(rows),
-            f"a key occurs twice among the {len(rows)} pictures of view '{found.view}'; prepare the data set again",
-        )
+    names = {digest(*row): row for row in rows}
+    refuse_unless(
+        words or len(names) == len(rows),
+        f"a key occurs twice in one view among the {len(rows)} {noun}; prepare the data set again",
+    )
     return names
 
 
-def digests_in(opened: Index, side: str) -> Iterator[bytes]:
+def digests_in(opened: Index, words: bool) -> Iterator[bytes]:
     """What each row of an index is; items of the caller's own that have no key are like no other."""
     for row in range(opened.count):
         item = opened.item(row)
-        what = item.get("view") if side == "image" else next(iter(item.get("captions") or []), None)
+        what = next(iter(item.get("captions") or []), None) if words else item.get("view")
         yield digest(item["key"], what) if "key" in item else row.to_bytes(8, "little")
 
 
-def note_repeated(path: str | os.PathLike, extra: dict, names: Names, side: str, allowed: bool) -> None:
+def note_repeated(path: str | os.PathLike, extra: dict, names: Names, words: bool, allowed: bool) -> None:
     """Count the new rows that an index has already in its facts. Raises `UserError` for any that are not `allowed`."""
-    again = set(names).intersection(digests_in(Index.open(path, verify=False), side))
+    again = set(names).intersection(digests_in(Index.open(path, verify=False), words))
     key, what = names[min(again)] if again else ("", "")
     refuse_unless(
         allowed or not again,
@@ -64,7 +56,7 @@ def note_repeated(path: str | os.PathLike, extra: dict, names: Names, side: str,
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike, model: str, names: Names, side: str) -> Iterator[Writer]:
+def replacing(path: str | os.PathLike, model: str, names: Names, words: bool) -> Iterator[Writer]:
     """A `Writer` of an index that takes the place of the one at `path` when the body has ended well.
 
     It begins with the rows there that are none of `names`, bit for bit and in their order. Rows have other numbers
@@ -85,11 +77,11 @@ def replacing(path: str | os.PathLike, model: str, names: Names, side: str) -> I
 
     old = Index.open(path)  # with checksums: the copies get new ones
     sizes = ("dense", old.width), ("codes", old.bits)
-    own = list(digests_in(old, side))
+    own = list(digests_in(old, words))
     kept = np.array([one not in names for one in own], bool)
     twice = int(kept.sum()) - len(set(own).difference(names))
     extra = {name: value for name, value in header["extra"].items() if name != "repeated"}
-    extra |= {"repeated": twice} if twice and side == "image" else {}
+    extra |= {"repeated": twice} if twice and not words else {}
     with (
         place.made(path, True, unchanged) as folder,
         contextlib.closing(Writer(folder, fresh(model, header["dtype"], extra), BLOCK_ROWS)) as out,

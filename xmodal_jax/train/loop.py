@@ -25,6 +25,7 @@ from xmodal_jax.data.train import TrainDataset, train_dataset
 from xmodal_jax.data.transfer import Prefetch
 from xmodal_jax.encode.token_cache import kept_texts
 from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.objectives import lonely
 from xmodal_jax.origin import describe, keep_trained, refuse_other_data
 from xmodal_jax.parallel import stuck
 from xmodal_jax.parallel.chips import chip_of
@@ -40,7 +41,7 @@ from xmodal_jax.train.step import Recipe, create_state, jit_step
 from xmodal_jax.train.stop import Stopped, StopSignal
 from xmodal_jax.train.tensorboard import EventWriter
 from xmodal_jax.train.warmstart import start_state
-from xmodal_jax.train.watch import SkipWatch, contrasting
+from xmodal_jax.train.watch import SkipWatch
 from xmodal_jax.weights import pretrained
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def make_run(assembly: Assembly, devices: list | None = None, cache: bool = True
     )
     refuse_chunks(config, assembly.objectives, rows)
     optimizer = make_optimizer(config.optimizer, abstract_params(assembly), config.steps)
-    recipe = Recipe(config, assembly.model, assembly.objectives, optimizer, cache)
+    recipe = Recipe(config, assembly.model, assembly.objectives, optimizer, cache, assembly.facts)
     shapes = jax.eval_shape(lambda key: _state(assembly, recipe, key, {}), jax.random.key(0))
     places = shardings(shapes, mesh)
     abstract = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
@@ -109,7 +110,7 @@ def train(
     """
     workdir = pathlib.Path(workdir)
     assembly = assemble(with_kept_statistics(config, workdir))
-    refuse_impossible(config, assembly.objectives, Card.load(config.data.path))
+    refuse_impossible(config, Card.load(config.data.path))
     run = make_run(assembly)
     refuse_frozen_start(config, run.abstract.params)
     with only_run(workdir), Checkpoints(workdir, config.checkpoint.keep) as checkpoints, StopSignal() as stop:
@@ -330,7 +331,7 @@ class _Session:
         watch = SkipWatch(
             config.optimizer.max_skips,
             self.report.say,
-            contrasting(self.run.assembly.objectives, config.batch_size),
+            lonely(self.run.assembly.objectives) if config.batch_size > 1 else (),
         )
         try:
             loader.poll = self.stop.check_alone

@@ -10,25 +10,27 @@ import jax.numpy as jnp
 
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.objectives.base import Objective, Term
-from xmodal_jax.types import Array
+from xmodal_jax.types import Array, DataFacts
 
 Ring = dict[str, Array]
 
 
-def start(objectives: dict[str, Objective], model: Any) -> dict[str, Ring]:
-    """The memory of all objectives; a ring of the same name is shared, and one of two shapes is a UserError."""
+def start(objectives: dict[str, Objective], model: Any, facts: DataFacts = DataFacts()) -> dict[str, Ring]:
+    """The memory of all objectives. Those that name one ring share it, with the fields of all; two lengths are a UserError."""
     memory: dict[str, Ring] = {}
     owner: dict[str, str] = {}
     for key, objective in objectives.items():
-        for name, fields in objective.memory(model).items():
-            ring = dict(fields) | {"cursor": jnp.zeros((), jnp.int32)}
+        for name, fields in objective.memory(model, facts).items():
             first = owner.setdefault(name, key)
-            refuse_unless(
-                jax.tree.map(jnp.shape, memory.get(name, ring)) == jax.tree.map(jnp.shape, ring),
-                f"config.objectives.{first} and config.objectives.{key} ask for a ring '{name}' of different shapes; "
-                "write the same sizes (such as queue) in both",
-            )
-            memory.setdefault(name, ring)
+            own = memory.setdefault(name, {"cursor": jnp.zeros((), jnp.int32)})
+            for field, rows in fields.items():
+                refuse_unless(
+                    rows.shape[:1] == next((x.shape[:1] for x in own.values() if x.ndim), rows.shape[:1])
+                    and own.get(field, rows).shape == rows.shape,
+                    f"config.objectives.{first} and config.objectives.{key} ask for a ring '{name}' of different shapes; "
+                    f"write the same queue in both, or config.objectives.{key}.keys='{key}' for a ring of its own",
+                )
+                own.setdefault(field, rows)
     return memory
 
 
@@ -64,14 +66,23 @@ def overwrite(table: Ring, index: Array, rows: Ring, good: Array | bool = True) 
 
 
 def remember(memory: dict[str, Ring], terms: dict[str, Term], good: Array | bool = True) -> dict[str, Ring]:
-    """The memory after a step: what the losses saw goes into the rings and tables, in the order of the objectives.
+    """The memory after a step: what the losses saw goes into the rings, once each, and tables, in the order of the objectives.
 
     `good`, a boolean scalar, says whether the step counts; where it does not, nothing changes.
     """
-    memory = dict(memory)
+    memory, queued = dict(memory), {}
     for term in terms.values():
         for name, rows in term.enqueue.items():
-            memory[name] = enqueue(memory[name], rows, good)
+            queued[name] = queued.get(name, {}) | rows
         for name, (index, rows) in term.write.items():
             memory[name] = overwrite(memory[name], index, rows, good)
+    return memory | {name: enqueue(memory[name], rows, good) for name, rows in queued.items()}
+
+
+def refresh(objectives: dict[str, Objective], memory: dict[str, Ring], step: Array) -> dict[str, Ring]:
+    """The memory after each objective whose period ends with `step` (the steps done) has made it anew, in their order."""
+    for item in objectives.values():
+        if item.period:
+            due = step % item.period == 0
+            memory = jax.lax.cond(due, lambda own, item=item: item.refresh(own, step), lambda own: own, memory)
     return memory

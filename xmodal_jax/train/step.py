@@ -10,13 +10,14 @@ import optax
 
 from xmodal_jax.config import Config, JointConfig
 from xmodal_jax.forward import Forward, named_key, share, teacher_forward
-from xmodal_jax.objectives.base import MATCHED, Objective, Term, at, same
+from xmodal_jax.objectives.base import Objective, Term, at, marks, same
+from xmodal_jax.parallel.ring import NEVER
 from xmodal_jax.parallel.rules import wholly_frozen
 from xmodal_jax.train import memory as memories
 from xmodal_jax.train import teacher as teachers
 from xmodal_jax.train.optimizer import split_frozen
 from xmodal_jax.train.state import TrainState, advanced
-from xmodal_jax.types import Array, Batch, Metrics, Params
+from xmodal_jax.types import Array, Batch, DataFacts, Metrics, Params
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Recipe:
     objectives: dict[str, Objective]
     optimizer: optax.GradientTransformation
     cache: bool = True  # memoise passes (off only to measure what the memo is worth)
+    facts: DataFacts = DataFacts()
 
 
 def create_state(recipe: Recipe, params: Params, seed: int) -> TrainState:
@@ -38,7 +40,7 @@ def create_state(recipe: Recipe, params: Params, seed: int) -> TrainState:
         step=zero(),
         params=params,
         teacher=teachers.start(params, config.teacher.exclude, config.optimizer.freeze),
-        memory=memories.start(recipe.objectives, recipe.model),
+        memory=memories.start(recipe.objectives, recipe.model, recipe.facts),
         cursor=jnp.zeros(2, jnp.int32),
         opt_state=recipe.optimizer.init(params),
         key=jax.random.key_data(jax.random.key(seed)),
@@ -98,8 +100,9 @@ def term_metrics(terms: dict[str, Term]) -> Metrics:
 
 def negatives(batch: Batch) -> Array:
     """How many rows of the batch are negatives of its first row, a float32 scalar; 0 where all are one thing."""
-    first = {name: rows[:1] for name, rows in batch.items() if name in MATCHED}
-    return (~same(first, batch)).sum(dtype=jnp.float32)
+    own = marks(batch, [name.removesuffix("/key") for name in batch if name.endswith("/key")])
+    first = {name: rows[:1] for name, rows in own.items()}
+    return (~same(first, own) & (own["id"] != NEVER)[None, :]).sum(dtype=jnp.float32)
 
 
 def finite(*trees: Any) -> Array:
@@ -136,7 +139,7 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
     teacher = teachers.update(state.teacher, params, teachers.momentum_at(config.teacher, state.step))
     new = (params, teacher, opt_state)
     params, teacher, opt_state = choose(good, new, (state.params, state.teacher, state.opt_state))
-    memory = memories.remember(state.memory, terms, good)
+    memory = memories.refresh(recipe.objectives, memories.remember(state.memory, terms, good), state.step + 1)
     bad = jnp.where(good, 0, 1).astype(jnp.int32)
     metrics = term_metrics(terms) | {
         "loss": loss,

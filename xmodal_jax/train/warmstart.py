@@ -76,11 +76,11 @@ def head_inputs(assembly: Assembly, params: Params) -> tuple[np.ndarray, np.ndar
     source.close()
     for view in source.views:
         split = eval_split(config.data.path, config.data.split, assembly.tokenizer, config.data, view)
-        images = _collect(pool_image, params, split.images(size), "image")
-        lefts.append(images[split.caption_owner])
-        captions.append(split.text)
+        images = _collect(pool_image, params, split.left.blocks(size), "image")
+        lefts.append(images[split.right.owner])
+        captions.append(split.right.ids)
     texts, rows = np.unique(np.concatenate(captions), axis=0, return_inverse=True)  # views share their captions
-    blocks = dataclasses.replace(split, text=texts, captions=[""] * len(texts)).texts(size)
+    blocks = dataclasses.replace(split.right, owner=np.arange(len(texts)), ids=texts).blocks(size)
     return np.concatenate(lefts), _collect(pool_text, params, blocks, "text")[rows.ravel()]
 
 
@@ -88,8 +88,8 @@ def token_mean(assembly: Assembly, params: Params, side: str) -> np.ndarray:
     """Mean over the real tokens [D'] of one block of training records, each normalised as a `TokenMap` reads it."""
     config, model = assembly.config, assembly.model
     split = eval_split(config.data.path, config.data.split, assembly.tokenizer, config.data)
-    blocks = split.images if side == "image" else split.texts
-    block = next(iter(blocks(config.eval.batch_size)))
+    own = split.left if side == "image" else split.right
+    block = next(iter(own.blocks(config.eval.batch_size)))
     tower = lambda p, x: model.apply({"params": p}, side, x, method="raw")
     tokens = to_host(jax.jit(tower)(params, beside(params, block[side])), len(block["id"]))
     mask = config.encoders[side].mask(block[side])
@@ -157,8 +157,8 @@ def hash_starts(assembly: Assembly, params: Params) -> Params:
     config = assembly.config
     split = eval_split(config.data.path, config.data.split, assembly.tokenizer, config.data)
     spreads = []
-    for side, blocks in (("image", split.images), ("text", split.texts)):
-        block = next(iter(blocks(config.eval.batch_size)))
+    for side, own in (("image", split.left), ("text", split.right)):
+        block = next(iter(own.blocks(config.eval.batch_size)))
         encode = jax.jit(lambda p, x, side=side: model.apply({"params": p}, side, x, method="encode")[1])
         embed = to_host(encode(params, beside(params, block[side])), len(block["id"]))[block["id"] >= 0]
         spreads.append(embed.std(axis=0))

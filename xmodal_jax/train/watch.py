@@ -79,9 +79,3 @@ class SkipWatch:
                 f"none of the first {FIRST_BATCHES} batches has a negative for {', '.join(sorted(self._alone))}: all rows "
                 "show the same thing or carry the same caption; write a larger config.batch_size, or look at the data"
             )
-
-
-def contrasting(objectives: dict[str, Any], rows: int) -> tuple[str, ...]:
-    """The names of objectives that need negatives from a batch of `rows`: one row, a queue and a table leave them elsewhere."""
-    elsewhere = lambda item: rows == 1 or getattr(item, "queue", 0) or getattr(item, "table", 0)
-    return tuple(name for name, item in objectives.items() if getattr(item, "contrasts", False) and not elsewhere(item))

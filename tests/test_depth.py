@@ -1,0 +1,329 @@
+"""A third modality of a user's own: a small float array for each record, which a third of the records lack.
+
+Encoder, reader, objective and scorer are this file's; the package is not touched. What is tested is the outline of the house.
+"""
+
+import io
+import json
+import shutil
+from dataclasses import dataclass
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from xmodal_jax.assemble import assemble, assemble_without_data
+from xmodal_jax.cli import main
+from xmodal_jax.config import defaults
+from xmodal_jax.config_build import limited
+from xmodal_jax.config_file import freeze
+from xmodal_jax.data.prepare import prepare
+from xmodal_jax.data.readers import Reader
+from xmodal_jax.data.records import CorruptRecord
+from xmodal_jax.data.source import Item, memory_source
+from xmodal_jax.data.text import load_tokenizer
+from xmodal_jax.data.train import train_dataset
+from xmodal_jax.encode.embed import Embedder
+from xmodal_jax.errors import UserError
+from xmodal_jax.eval.evaluate import Evaluator, evaluate
+from xmodal_jax.eval.tables import as_text
+from xmodal_jax.models.encoder import EncoderConfig
+from xmodal_jax.models.scorer import ScorerConfig
+from xmodal_jax.objectives.base import Objective, Term, mean_over, row_weight
+from xmodal_jax.retrieve.query import answer
+from xmodal_jax.train.loop import train
+from xmodal_jax.workdir import open_run
+
+SHAPES, COLOURS = ("circle", "square", "star", "moon"), ("red", "green", "blue", "gold", "grey", "pink")
+SIDE = 6  # of a depth map
+
+
+class DepthTower(nn.Module):
+    """A depth map [B,S,S] -> its rows as tokens [B,S,D]."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x, key=None):
+        """Tokens [B,S,D]."""
+        return nn.Dense(self.width, name="rows")(x.astype(jnp.float32) - 0.5)
+
+
+@dataclass(frozen=True)
+class DepthConfig(EncoderConfig):
+    """The encoder of depth maps."""
+
+    kind: str = ""
+    width: int = limited(24, least=1)
+
+    reads: ClassVar[str] = "depth"
+
+    def input(self, data, facts):
+        """A depth map."""
+        return (SIDE, SIDE), "float32"
+
+    def module(self, dtype):
+        """The tower."""
+        return DepthTower(self.width)
+
+
+class DepthReader(Reader):
+    """Depth maps as they are stored, in float32."""
+
+    def empty(self):
+        """Nothing in front of the camera."""
+        return np.zeros((SIDE, SIDE), np.float32)
+
+    def choose(self, row, rng):
+        """The one map of a record, or None."""
+        return next(iter(row.media(self.own.medium)), None)
+
+    def read(self, row, choice, rng):
+        """The map [S,S]."""
+        data = row.media(self.own.medium)[choice]
+        if len(data) != 4 * SIDE * SIDE:
+            raise CorruptRecord(f"row {row.number} has a depth map of {len(data)} bytes")
+        return np.frombuffer(data, "<f4").reshape(SIDE, SIDE)
+
+
+class PlainScore(nn.Module):
+    """A dense layer on the product of both embeddings."""
+
+    @nn.compact
+    def __call__(self, one, two):
+        """Scores [b]."""
+        return nn.Dense(1, name="product", kernel_init=nn.initializers.ones)(one.embed * two.embed)[:, 0]
+
+
+@dataclass(frozen=True)
+class PlainScorer(ScorerConfig):
+    """The pair score of this file."""
+
+    kind: str = ""
+
+    def module(self, width, embed):
+        """The network."""
+        return PlainScore()
+
+
+@dataclass(frozen=True)
+class Ranked(Objective):
+    """A hinge on the pair scores of all pairs of a batch."""
+
+    pair: tuple[str, str] = ("depth", "text")
+    margin: float = limited(0.2, least=0)
+
+    contrasts: ClassVar[bool] = True
+
+    @property
+    def parts(self):
+        """The scorer."""
+        return frozenset({"scorer"})
+
+    @property
+    def reads(self):
+        """Both fields."""
+        return self.pair
+
+    def __call__(self, fwd, batch, key):
+        """Losses [B]."""
+        one, two = (fwd.encode(field) for field in self.pair)
+        weight, scores = row_weight(batch, self.pair), fwd.scores(one, two, 4)
+        others = (1.0 - jnp.eye(len(scores))) * weight[None, :]
+        hinge = (jax.nn.relu(self.margin + scores - jnp.diagonal(scores)[:, None]) * others).sum(1)
+        return Term(hinge / jnp.maximum(others.sum(1), 1.0), weight, {"hinge": mean_over(hinge, weight)})
+
+
+def picture_of(shape, colour):
+    """A PNG whose pixels tell the shape and the colour."""
+    image = np.full((16, 16, 3), 30 + 30 * colour, np.uint8)
+    image[: 4 * (shape + 1), :, shape % 3] = 250
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def depth_of(shape, colour):
+    """A depth map that tells the same, as bytes."""
+    depth = np.full((SIDE, SIDE), colour / 6, np.float32)
+    depth[: shape + 1] += np.linspace(0, 1, SIDE, dtype=np.float32)
+    return depth.astype("<f4").tobytes()
+
+
+def items():
+    """48 records, each shape in each colour twice; every third lacks its depth map, every sixth its picture."""
+    found = []
+    for number in range(48):
+        shape, colour, again = number % 4, number // 4 % 6, number // 24
+        media = {} if number % 3 == 2 else {"depth": {"map": depth_of(shape, colour)}}
+        images = {} if number % 6 == 1 else {"photo": picture_of(shape, colour)}
+        captions = {"en": [f"a {COLOURS[colour]} {SHAPES[shape]}"]}
+        split = "test" if again else "train"
+        found.append(Item(f"thing-{number}", images, captions, group=f"{number}", split=split, media=media))
+    return found
+
+
+@pytest.fixture(scope="module")
+def depth_set(tmp_path_factory):
+    """The prepared data set."""
+    folder = tmp_path_factory.mktemp("depth") / "set"
+    prepare(memory_source(items(), "depth", "none"), folder)
+    return folder
+
+
+def depth_config(path, **changes):
+    """Image, text and depth in one space; the depth's classes are of this file."""
+    config, here = defaults(), __name__
+    config.name, config.batch_size, config.steps, config.log_every = "depth", 16, 8, 1
+    config.data.path, config.data.image_size, config.data.length = str(path), 16, 8
+    small = {"width": 24, "layers": 1, "heads": 2, "hidden": 32}
+    config.encoders = {
+        "image": {"kind": "vit", "patch": 8} | small,
+        "text": {"kind": "bert", "positions": 8} | small,
+        "depth": {"kind": f"{here}:DepthConfig"},
+    }
+    config.data.fields = {
+        "image": {"required": False},
+        "text": {},
+        "depth": {"reader": f"{here}:DepthReader", "required": False},
+    }
+    config.scorer = {"kind": f"{here}:PlainScorer"}
+    config.fusion.update({"layers": 1, "heads": 2, "hidden": 32})
+    config.joint.update({"embed": 16, "bits": 16})
+    config.optimizer.update({"lr": 5e-3, "warmup": 0})
+    config.checkpoint.every = config.steps // 2
+    config.objectives = {
+        "itc": {"queue": 24, "alpha": 0.2},
+        "dt": {"kind": "itc", "pair": ("depth", "text"), "queue": 24, "alpha": 0.2},
+        "di": {"kind": "siglip", "pair": ("depth", "image")},
+        "ranked": {"kind": f"{here}:Ranked"},
+        "hash": {"pair": ("depth", "text")},
+    }
+    for name, value in changes.items():
+        config[name] = value if not isinstance(value, dict) else {**config[name], **value}
+    return freeze(config)
+
+
+def test_a_batch_has_what_the_records_have(depth_set):
+    config = depth_config(depth_set)
+    tokenizer = load_tokenizer("data", depth_set)
+    dataset = train_dataset(depth_set, "train", tokenizer, config.data, 0, 24)
+    batch = dataset.batch_at(0)
+    dataset.close()
+    whole = items()
+    for place, number in enumerate(batch["index"]):
+        item = [item for item in whole if item.split == "train"][number]
+        assert batch["depth/valid"][place] == ("depth" in item.media) and batch["image/valid"][place] == bool(item.images)
+        expected = np.frombuffer(item.media["depth"]["map"], "<f4") if "depth" in item.media else np.zeros(SIDE * SIDE)
+        np.testing.assert_array_equal(batch["depth"][place].ravel(), expected)
+        assert batch["image"][place].any() == bool(item.images)
+    assert (batch["depth/valid"].sum(), batch["image/valid"].sum(), len(batch["id"])) == (16, 20, 24)
+    assert "text/valid" not in batch and "depth/key" not in batch
+
+
+def test_records_without_a_required_field_are_left_out(depth_set):
+    fields = {"depth": {"reader": f"{__name__}:DepthReader"}, "text": {}}
+    config = freeze_fields(depth_set, fields)
+    dataset = train_dataset(depth_set, "train", load_tokenizer("data", depth_set), config, 0, 16)
+    assert all(number % 3 != 2 for number in dataset.batch_at(0)["index"])
+    dataset.close()
+
+
+def freeze_fields(path, fields):
+    """The data section with other fields."""
+    config = defaults()
+    config.data.path, config.data.length, config.data.image_size = str(path), 8, 16
+    config.data.fields = fields
+    config.encoders = {"text": {"kind": "bert"}, "depth": {"kind": f"{__name__}:DepthConfig"}}
+    config.fusion.pair, config.bridge.sides, config.eval.pairs = ("depth", "text"), ("depth",), (("depth", "text"),)
+    return freeze(config).data
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"text": {}}, "config.encoders.depth is for no field; write config.data.fields.depth={}, or leave the encoder out"),
+        ({"text": {}, "depth": {}, "image": {}}, "config.data.fields.image.encoder is 'image', and config.encoders has none"),
+        ({"text": {}, "depth": {}, "a/b": {"encoder": "depth"}}, "config.data.fields has 'a/b'; write a name without '/'"),
+        ({"text": {}, "depth": {"reader": "dept"}}, "config.data.fields.depth.reader is 'dept'; .*or FILE.py:CLASS"),
+        ({"text": {}, "depth": {"reader": f"{__name__}:DepthConfig"}}, "derive the class from xmodal_jax.data.readers.Reader"),
+    ],
+)
+def test_fields_and_encoders_that_do_not_fit_are_refused(depth_set, fields, sentence):
+    with pytest.raises(UserError, match=sentence):
+        train_dataset(depth_set, "train", load_tokenizer("data", depth_set), freeze_fields(depth_set, fields), 0, 2)
+
+
+def test_it_trains_and_goes_on_bit_for_bit(depth_set, tmp_path):
+    """Eight steps with a third of the depth maps missing equal those that go on from a copy of step four's checkpoint."""
+    config = depth_config(depth_set)
+    whole = train(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    (last,) = (tmp_path / "again").glob("**/8")
+    shutil.rmtree(last)
+    again = train(config, tmp_path / "again")
+    assert int(whole.step) == int(again.step) == 8 and int(whole.skipped) == 0
+    assert {"image", "text", "depth", "id", "text/key", "image/valid", "depth/valid", "cursor"} == set(whole.memory["keys"])
+    assert {"tower", "head", "hash"} <= set(whole.params["depth"])
+    for one, other in zip(*map(jax.tree.leaves, (jax.device_get(whole), jax.device_get(again))), strict=True):
+        assert np.isfinite(one).all()
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_plan_knows_its_fields(depth_set):
+    from xmodal_jax.plan.program import batch_shapes
+    from xmodal_jax.train.loop import make_run
+
+    for assembly in (assemble(depth_config(depth_set)), assemble_without_data(depth_config(""))):
+        shapes = batch_shapes(make_run(assembly))
+        assert shapes["depth"].shape == (16, SIDE, SIDE) and shapes["depth/valid"].dtype == bool
+        assert "image/valid" in shapes and "text/key" in shapes and "text/valid" not in shapes
+
+
+@pytest.fixture(scope="module")
+def depth_run(depth_set, tmp_path_factory):
+    """A run that trains until depth maps find their captions."""
+    workdir = tmp_path_factory.mktemp("run") / "depth"
+    pairs = (("depth", "text"), ("depth", "image"))
+    train(depth_config(depth_set, steps=40, log_every=20, eval={"pairs": pairs}), workdir)
+    return workdir
+
+
+def test_depth_is_evaluated_against_text_and_pictures(depth_run, depth_set):
+    assembly, params, _ = open_run(depth_run)
+    result = evaluate(assembly, params)
+    whole = [item for item in items() if item.split == "test"]
+    assert (result["records"], result["captions"]) == (sum("depth" in item.media for item in whole),) * 2
+    own = result["pairs"]["depth-image"]
+    both = sum("depth" in item.media and bool(item.images) for item in whole)
+    assert (own["records"], own["captions"]) == (both, both)
+    chance = 100 * 10 / result["records"]
+    assert result["mean"]["itc"]["i2t"]["R@10"] > chance and sorted(result["mean"]["rerank"]) == [result["records"]]
+    said = as_text(json.loads(json.dumps(result)))
+    assert "depth>text R@1" in said and "image>depth R@1" in said and "depth-image: " in said
+
+
+def test_depth_is_indexed_and_searched_by_words(depth_run, depth_set, tmp_path, capsys):
+    assert main(["index", "--workdir", str(depth_run), "--field", "depth", "--out", str(tmp_path / "index")]) == 0
+    assert "indexed 16 rows of depth" in capsys.readouterr().out
+    assembly, params, _ = open_run(depth_run)
+    found = Evaluator(assembly, params).open("test", "")
+    left, right = (Embedder(assembly.model, params).side(side, 8) for side in (found.left, found.right))
+    for number in (0, 7, 15):
+        hits = answer(tmp_path / "index", found.right.words[number], k=3)
+        best = np.argsort(-(left.embed @ right.embed[number]), kind="stable")[:3]
+        assert [hit.row for hit in hits] == best.tolist()
+        assert hits[0].item["captions"] and hits[0].item["key"] == found.keys[int(best[0])]
+
+
+def test_the_report_shows_its_tables(depth_run, depth_set, capsys):
+    assert main(["eval", "--workdir", str(depth_run)]) == 0
+    assert main(["report", "--workdir", str(depth_run)]) == 0
+    (page,) = depth_run.glob("**/*.html")
+    text = page.read_text("utf-8")
+    assert "depth&gt;text" in text or "depth>text" in text
+    assert "depth-image" in text

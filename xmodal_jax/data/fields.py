@@ -1,0 +1,28 @@
+"""The fields of a training batch: one description for the loader, the plan and the checks."""
+
+from typing import Any
+
+from xmodal_jax.data.readers import reader_classes
+from xmodal_jax.types import DataFacts
+
+Shape = tuple[tuple[int, ...], str]
+
+
+def batch_fields(config: Any, facts: DataFacts) -> dict[str, Shape]:
+    """{name: (shape of one row, dtype)} of every field of the training batches of `config`, by the names of types.py."""
+    data, readers = config.data, reader_classes(config.data.fields)
+    found: dict[str, Shape] = {"id": ((), "int32"), "index": ((), "int32")}
+    for name, own in data.fields.items():
+        encoder, reader = config.encoders[own.encoder], readers[name]
+        found[name] = encoder.input(data, facts)
+        if reader.keyed:
+            found[f"{name}/key"] = ((), "int32")
+        if not own.required:
+            found[f"{name}/valid"] = ((), "bool")
+        if encoder.cache_tokens:
+            found[f"{name}/tokens"] = ((data.length, encoder.token_width), "float16")
+        if data.embeddings and reader.embedded and not own.of:
+            found[f"{name}/teacher"] = ((facts.teacher or config.joint.embed,), "float32")
+    if facts.labels and data.labels:
+        found["labels"] = ((facts.labels,), "float32")
+    return found
