@@ -16,6 +16,7 @@ from xmodal_jax.config_file import freeze
 from xmodal_jax.errors import UserError
 from xmodal_jax.objectives import build_objectives, fit_objectives, parts
 from xmodal_jax.objectives.base import Objective, Steps, Term, row_weight, steps_of
+from xmodal_jax.train.memory import refresh
 from xmodal_jax.train.step import create_state, train_step
 from xmodal_jax.types import DataFacts
 
@@ -150,6 +151,37 @@ def test_what_the_batch_does_not_have_is_refused_with_what_to_write(section, dat
     config = tiny_config(objectives=section, data=data)
     with pytest.raises(UserError, match=sentence):
         fit_objectives(build_objectives(section), config, FACTS)
+
+
+def test_ims_takes_the_queue_of_a_pair_that_lacks_its_other_captions():
+    """The ring has the caption keys of the pair that fills it; the batch has more."""
+    section = {"itc": {"queue": 8}, "ims": {"sides": ("image",)}}
+    config = tiny_config(objectives=section, data={"fields": {"text2": {"of": "text"}}})
+    recipe = tiny_recipe(config)
+    batch = tiny_batch() | {"text2": tiny_batch()["text"], "text2/key": tiny_batch()["text/key"]}
+    state = create_state(recipe, tiny_params(recipe.model, 0, parts(recipe.objectives)), 0)
+    for _ in range(2):
+        state, metrics = jax.jit(functools.partial(train_step, recipe))(state, batch)
+    assert np.isfinite(float(metrics["loss/ims"])) and "text2/key" not in state.memory["keys"]
+
+
+def test_two_memories_of_codes_have_names_of_their_own():
+    two = {"hash_contrast": {"table": 64}, "other": {"kind": "hash_contrast", "table": 64}}
+    with pytest.raises(UserError, match="put different keys into one ring, 'codes/codes'; write .*other.keys='other'"):
+        build_objectives(two)
+    assert len(build_objectives(two | {"other": two["other"] | {"keys": "other"}})) == 2
+
+
+def test_a_view_of_a_field_that_may_be_missing_may_be_missing_too():
+    fields = {"image": {"required": False}, "image2": {"of": "image"}}
+    assert not tiny_config(data={"fields": fields}).data.fields["image2"].required
+
+
+def test_a_skipped_step_refreshes_nothing():
+    memory = {"three": {"seen": jnp.zeros(65)}}
+    for good, value in ((False, 0.0), (True, 3000.0)):
+        found = refresh({"three": Remembering(name="three")}, memory, jnp.int32(3), jnp.asarray(good))
+        assert float(found["three"]["seen"][-1]) == value
 
 
 def test_a_field_that_is_a_view_of_none_is_refused():

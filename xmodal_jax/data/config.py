@@ -12,7 +12,7 @@ class FieldConfig:
 
     `encoder`: the row of `config.encoders` that takes it ("": the one of the field's own name). `medium`: under which name
     records keep it ("": that of `of`, or the field's own name). `reader`: what makes an input of it (data/readers.py; "": the
-    medium's own). `of`: another field, of whose record this one shows another view. `required`: False keeps records without it, whose rows are then masked.
+    medium's own). `of`: another field, of whose record this one shows another view. `required`: False keeps records without it, whose rows are then masked; a view of a field that is not required is not either.
     """
 
     encoder: str = ""
@@ -33,7 +33,8 @@ def complete(fields: dict[str, FieldConfig]) -> dict[str, FieldConfig]:
         source = fields[own.of] if own.of else own
         medium = own.medium or source.medium or own.of or name
         encoder = own.encoder or source.encoder or own.of or name
-        filled[name] = dataclasses.replace(own, encoder=encoder, medium=medium, reader=own.reader or source.reader or medium)
+        reader, required = own.reader or source.reader or medium, own.required and source.required
+        filled[name] = dataclasses.replace(own, encoder=encoder, medium=medium, reader=reader, required=required)
     return filled
 
 

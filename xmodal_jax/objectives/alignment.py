@@ -89,6 +89,8 @@ class IMS(Sided):
         other = fwd.model.config.data.other_view(side) or side
         ring = fwd.memory.get(self.keys)
         queue = None if ring is None or side not in ring else {"embed": ring[side]} | self.marks(ring, side)
+        if queue is not None:  # a ring has the caption keys of the fields that fill it
+            matched = {name: rows for name, rows in matched.items() if name in queue}
         rows = {"embed": fwd.encode(side).embed} | matched
         scalars = {"temperature": fwd.temperature(), "alpha": jnp.float32(0.0)}
         return dense_softmax(rows, {"embed": stop(fwd.teacher.encode(other).embed)} | matched, queue, scalars)[0]

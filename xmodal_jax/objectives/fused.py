@@ -65,7 +65,7 @@ class FusedKeys(Objective):
 
     def columns(self, fwd: Forward, keys: Array, rows: Batch) -> Batch:
         """The batch's fused keys [b,E] and, behind them, those of the ring where the state has it."""
-        ring = fwd.memory.get(self.keys)
+        ring = fwd.memory.get(self.keys) if self.queue else None
         matched = lambda of: marks(of, self.reads)
         queue = None if ring is None else {"fused": ring["fused"]} | matched(ring)
         return joined({"fused": keys} | matched(rows), queue)

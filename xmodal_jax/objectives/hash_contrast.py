@@ -21,8 +21,6 @@ from xmodal_jax.objectives.contrastive import empty_marks, hard_targets, masked,
 from xmodal_jax.parallel.ring import NEVER
 from xmodal_jax.types import Array, Batch, DataFacts
 
-TABLE = "codes"
-
 
 def contrast(query: Array, own: Array, keys: Array, negative: Array, temperature: float) -> Array:
     """Cross-entropy of each query's own key against other keys: L_c of one side -> [B].
@@ -73,13 +71,19 @@ class HashContrast(CodeLoss):
     table: int = limited(0, least=0)  # rows of the memory: the training records; 0: negatives of the batch alone
     negatives: int = limited(4096, least=0)
     warmup: Steps = limited(0, least=0)
+    keys: str = "codes"  # name of the memory
 
     contrasts: ClassVar[bool] = True
 
     @property
+    def fills(self) -> dict[str, str]:
+        """Its codes: no two objectives have the same."""
+        return {f"{self.keys}/codes": f"of {self.name}"} if self.table else {}
+
+    @property
     def more_negatives(self) -> frozenset[str]:
         """Its memory."""
-        return frozenset({TABLE}) if self.table else frozenset()
+        return frozenset({self.keys}) if self.table else frozenset()
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""
@@ -98,13 +102,13 @@ class HashContrast(CodeLoss):
         if not self.table:
             return {}
         empty = empty_marks(self.table, self.pair, batch_fields(model.config, facts))
-        return {TABLE: empty | {"codes": jnp.zeros((self.table, model.config.joint.bits), jnp.float32)}}
+        return {self.keys: empty | {"codes": jnp.zeros((self.table, model.config.joint.bits), jnp.float32)}}
 
     def shared(self, fwd: Forward, batch: Batch, rows: Rows, key: Array) -> Batch:
         """With a memory: own rows, whether they count, and the rows drawn [M] and whether they are negatives [B,M]."""
         if not self.table:
             return {}
-        table, index = fwd.memory[TABLE], batch["index"]
+        table, index = fwd.memory[self.keys], batch["index"]
         ready = jnp.asarray(fwd.step) >= self.warmup
         drawn = jax.random.randint(key, (min(self.negatives, self.table),), 0, self.table)
         known = marks(table, self.pair)
@@ -134,9 +138,9 @@ class HashContrast(CodeLoss):
         if self.table:
             index, fresh = batch["index"], direction(*(fwd.codes(field)[-1] for field in self.pair))
             delta = jnp.where(jnp.asarray(fwd.step) >= self.warmup, jnp.float32(self.delta), 0.0)
-            blended = delta * fwd.memory[TABLE]["codes"][index] + (1.0 - delta) * fresh
+            blended = delta * fwd.memory[self.keys]["codes"][index] + (1.0 - delta) * fresh
             place = jnp.where(term.weight > 0, index, self.table)  # outside: rows with something missing write nothing
-            term.write[TABLE] = (place, {"codes": l2_normalize(blended)} | ring_marks(batch, self.pair))
+            term.write[self.keys] = (place, {"codes": l2_normalize(blended)} | ring_marks(batch, self.pair))
         return term
 
 

@@ -19,8 +19,8 @@ Rule = tuple[str, tuple]
 ROWS = ("data", "fsdp")  # the axes that a batch is split over
 
 RULES: tuple[Rule, ...] = (
-    (r"memory/", (("data", "fsdp"), None)),  # rows of features; ids, keys and marks of rows, which are small, stay whole
-    (r"memory/", ()),
+    (r"^memory/", (("data", "fsdp"), None)),  # rows of features; ids, keys and marks of rows, which are small, stay whole
+    (r"^memory/", ()),
     (r"/gpo/", ()),  # two GRUs of width 32: nothing to split
     (r"/gru_", ()),  # read at every word: whole on each device
     (r"embed/word$", ("tensor", "fsdp")),

@@ -314,6 +314,13 @@ class _Session:
     evaluate: Callable | None
     profile: Profile
 
+    def _contrasting(self) -> tuple[str, ...]:
+        """The objectives whose negatives are rows of the batch, all of which have their fields."""
+        objectives, fields = self.run.assembly.objectives, self.run.assembly.config.data.fields
+        whole = lambda item: all(fields[name].required for name in item.reads if name in fields)
+        alone = lonely(objectives) if self.run.assembly.config.batch_size > 1 else ()
+        return tuple(name for name in alone if whole(objectives[name]))
+
     def steps(self, state: TrainState) -> TrainState:
         """Steps until the end of the run or a stop signal; the state after the last of them."""
         config, first = self.run.assembly.config, int(state.step)
@@ -331,7 +338,7 @@ class _Session:
         watch = SkipWatch(
             config.optimizer.max_skips,
             self.report.say,
-            lonely(self.run.assembly.objectives) if config.batch_size > 1 else (),
+            self._contrasting(),
         )
         try:
             loader.poll = self.stop.check_alone

@@ -79,10 +79,13 @@ def remember(memory: dict[str, Ring], terms: dict[str, Term], good: Array | bool
     return memory | {name: enqueue(memory[name], rows, good) for name, rows in queued.items()}
 
 
-def refresh(objectives: dict[str, Objective], memory: dict[str, Ring], step: Array) -> dict[str, Ring]:
-    """The memory after each objective whose period ends with `step` (the steps done) has made it anew, in their order."""
+def refresh(objectives: dict[str, Objective], memory: dict[str, Ring], step: Array, good: Array | bool = True) -> dict[str, Ring]:
+    """The memory after each objective whose period ends with `step` (the steps done) has made it anew, in their order.
+
+    After a step that is not `good` it stays as it is.
+    """
     for item in objectives.values():
         if item.period:
-            due = step % item.period == 0
+            due = (step % item.period == 0) & good
             memory = jax.lax.cond(due, lambda own, item=item: item.refresh(own, step), lambda own: own, memory)
     return memory

@@ -10,8 +10,7 @@ import optax
 
 from xmodal_jax.config import Config, JointConfig
 from xmodal_jax.forward import Forward, named_key, share, teacher_forward
-from xmodal_jax.objectives.base import Objective, Term, at, marks, same
-from xmodal_jax.parallel.ring import NEVER
+from xmodal_jax.objectives.base import Objective, Term, at, same
 from xmodal_jax.parallel.rules import wholly_frozen
 from xmodal_jax.train import memory as memories
 from xmodal_jax.train import teacher as teachers
@@ -100,9 +99,8 @@ def term_metrics(terms: dict[str, Term]) -> Metrics:
 
 def negatives(batch: Batch) -> Array:
     """How many rows of the batch are negatives of its first row, a float32 scalar; 0 where all are one thing."""
-    own = marks(batch, [name.removesuffix("/key") for name in batch if name.endswith("/key")])
-    first = {name: rows[:1] for name, rows in own.items()}
-    return (~same(first, own) & (own["id"] != NEVER)[None, :]).sum(dtype=jnp.float32)
+    own = {name: rows for name, rows in batch.items() if name == "id" or name.endswith("/key")}
+    return (~same({name: rows[:1] for name, rows in own.items()}, own)).sum(dtype=jnp.float32)
 
 
 def finite(*trees: Any) -> Array:
@@ -139,7 +137,8 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
     teacher = teachers.update(state.teacher, params, teachers.momentum_at(config.teacher, state.step))
     new = (params, teacher, opt_state)
     params, teacher, opt_state = choose(good, new, (state.params, state.teacher, state.opt_state))
-    memory = memories.refresh(recipe.objectives, memories.remember(state.memory, terms, good), state.step + 1)
+    memory = memories.remember(state.memory, terms, good)
+    memory = memories.refresh(recipe.objectives, memory, state.step + 1, good)
     bad = jnp.where(good, 0, 1).astype(jnp.int32)
     metrics = term_metrics(terms) | {
         "loss": loss,
