@@ -133,4 +133,4 @@ def test_a_missing_key_never_comes_back_from_the_queue():
 def test_a_step_with_nothing_in_it_changes_no_parameter_but_by_decay():
     recipe, state = made({"itc": {"queue": 0}})
     after, metrics = jax.jit(functools.partial(train_step, recipe))(state, batch_of(dict.fromkeys(FIELDS, range(ROWS))))
-    assert int(after.skipped) == 0 and float(metrics["grad_norm"]) == 0 and float(metrics["negatives"]) == 0
+    assert int(after.skipped) == 0 and float(metrics["grad_norm"]) == 0
