@@ -204,7 +204,7 @@ def depth_config(path, **changes):
         "hash": {"pair": ("depth", "text")},
     }
     for name, value in changes.items():
-        config[name] = value if not isinstance(value, dict) else {**config[name], **value}
+        config[name] = value if name != "eval" else {**config[name], **value}
     return freeze(config)
 
 
@@ -249,6 +249,7 @@ def freeze_fields(path, fields):
         ({"text": {}}, "config.encoders.depth is for no field; write config.data.fields.depth={}, or leave the encoder out"),
         ({"text": {}, "depth": {}, "image": {}}, "config.data.fields.image.encoder is 'image', and config.encoders has none"),
         ({"text": {}, "depth": {}, "a/b": {"encoder": "depth"}}, "config.data.fields has 'a/b'; write a name without '/'"),
+        ({"text": {}, "depth": {}, "labels": {"encoder": "depth"}}, "has 'labels', which every batch has of its own"),
         ({"text": {}, "depth": {"reader": "dept"}}, "config.data.fields.depth.reader is 'dept'; .*or FILE.py:CLASS"),
         ({"text": {}, "depth": {"reader": f"{__name__}:DepthConfig"}}, "derive the class from xmodal_jax.data.readers.Reader"),
     ],
@@ -327,3 +328,22 @@ def test_the_report_shows_its_tables(depth_run, depth_set, capsys):
     text = page.read_text("utf-8")
     assert "depth&gt;text" in text or "depth>text" in text
     assert "depth-image" in text
+
+
+def test_encoders_that_would_take_the_place_of_parts_are_refused(depth_set):
+    for name in ("fusion", "joint", "a-b", "name"):
+        config = defaults()
+        config.encoders[name] = {"kind": f"{__name__}:DepthConfig"}
+        config.data.fields[name] = {}
+        with pytest.raises(UserError, match=f"config.encoders has '{name}', which is no name or that of another part"):
+            freeze(config)
+    config = defaults()
+    config.encoders.german, config.data.fields.german = {"kind": "bert", "tokenizer": "minilm"}, {"medium": "text"}
+    with pytest.raises(UserError, match="config.encoders.german.tokenizer differs from that of config.encoders.text"):
+        freeze(config)
+
+
+def test_fusion_asks_with_the_words_of_one_encoder(depth_set):
+    objectives = {"itm": {"pair": ("text", "depth")}}
+    with pytest.raises(UserError, match="itm.pair has 'depth' second, of config.encoders.depth, and the tokens that ask"):
+        assemble(depth_config(depth_set, objectives=objectives))

@@ -32,6 +32,7 @@ def refuse_unbridged(config: Config, parts: dict[str, frozenset[str]]) -> None:
 def refuse_unserved(config: Config, objectives: dict[str, Objective]) -> None:
     """Refuse objectives that need what an encoder of theirs cannot serve: a TF-IDF vector has no tokens, only BERT writes."""
     for name, item in objectives.items():
+        refuse_other_query(config, name, item)
         for field in item.reads:
             if field not in config.data.fields:
                 continue
@@ -43,6 +44,18 @@ def refuse_unserved(config: Config, objectives: dict[str, Objective]) -> None:
                 f"config.objectives.{name} needs {', '.join(asked)} of config.encoders.{encoder}, whose kind '{own.kind}' "
                 f"{own.why}; write config.encoders.{encoder}.kind=bert, or leave the objective out",
             )
+
+
+def refuse_other_query(config: Config, name: str, objective: Objective) -> None:
+    """Refuse an objective over fusion whose second field is of an encoder whose tokens do not ask (`config.fusion.pair`)."""
+    if "fusion" not in objective.parts or len(objective.reads) < 2:
+        return
+    encoder = config.data.fields[objective.reads[1]].encoder
+    refuse_unless(
+        encoder == config.fusion.pair[1],
+        f"config.objectives.{name}.pair has '{objective.reads[1]}' second, of config.encoders.{encoder}, and the tokens that ask "
+        f"in fusion are those of '{config.fusion.pair[1]}' (config.fusion.pair); write a field of that encoder second",
+    )
 
 
 def refuse_impossible(config: Config, card: Card) -> None:

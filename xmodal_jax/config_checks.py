@@ -5,6 +5,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.models.crossmodal import CrossModal
 from xmodal_jax.models.encoder import REMAT
 from xmodal_jax.models.heads import HASH_KINDS
 from xmodal_jax.models.pooling import parse_pool
@@ -22,6 +23,10 @@ ABOVE_ZERO = (
     "batch_size", "steps", "log_every", "checkpoint.every", "eval.batch_size", "eval.fold_pictures", "joint.embed",
     "optimizer.lr", "fusion.heads", "fusion.hidden", "bridge.hidden", "joint.shared_heads",
     "joint.shared_hidden", "optimizer.sgd_lr",
+)  # fmt: skip
+PARTS = (  # of the model beside its encoders
+    "fusion", "decoder", "match", "vocabulary", "scorer", "shared", "sigmoid", "bridge", "fused_head", "joined_head",
+    "log_temperature",
 )  # fmt: skip
 RATES = ("fusion.dropout", "fusion.head_dropout", "joint.shared_dropout")
 
@@ -131,7 +136,18 @@ def check_fields(config: "Config") -> None:
             f"{', '.join(config.encoders)}",
         )
         refuse_unless("/" not in name, f"config.data.fields has '{name}'; write a name without '/'")
-    for name in config.encoders:
+        refuse_unless(
+            name not in ("id", "index", "labels"), f"config.data.fields has '{name}', which every batch has of its own; write another name"
+        )
+    for name, own in config.encoders.items():
+        refuse_unless(
+            name.isidentifier() and not hasattr(CrossModal, name) and name not in PARTS,
+            f"config.encoders has '{name}', which is no name or that of another part of the model; write another name",
+        )
+        refuse_unless(
+            own.cache_tokens is False or name == "text",
+            f"config.encoders.{name}.cache_tokens is True, which the encoder 'text' alone can have; write False",
+        )
         refuse_unless(
             bool(config.data.fields_of(name)),
             f"config.encoders.{name} is for no field; write config.data.fields.{name}={{}}, or leave the encoder out",
@@ -200,6 +216,12 @@ def check_fusion(config: "Config") -> None:
         )
     if asks.necked:
         raise UserError(f"config.fusion.pair is {fusion.pair}; its second encoder must be one of words, whose tokens ask")
+    for name, own in config.encoders.items():
+        refuse_unless(
+            own.reads != "words" or own.tokenizer == asks.tokenizer,
+            f"config.encoders.{name}.tokenizer differs from that of config.encoders.{fusion.pair[1]}; all encoders of "
+            "words share one: write the same",
+        )
     if "fusion" not in asks.lacks and asks.token_width != fusion.width:
         raise UserError(
             f"config.fusion.width is {fusion.width}, and config.encoders.{fusion.pair[1]}.width, whose tokens ask, is "

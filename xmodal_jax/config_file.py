@@ -42,7 +42,7 @@ def freeze(config: ConfigDict | dict[str, Any]) -> Config:
 def with_sizes(config: Config) -> Config:
     """Fill in what other fields say: the size of a ViT's pictures, and `fusion.width` where it is 0."""
     encoders = {
-        name: dataclasses.replace(own, size=config.data.image_size) if hasattr(own, "size") else own
+        name: dataclasses.replace(own, size=config.data.image_size) if own.kind == "vit" else own
         for name, own in config.encoders.items()
     }
     asks, fusion = encoders.get(config.fusion.pair[1]), config.fusion

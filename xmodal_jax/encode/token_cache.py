@@ -75,8 +75,8 @@ def kept_texts(assembly: Assembly, params: Params, make: bool = True) -> KeptTex
 
     More tokens than `LIMIT` are not kept either. With several processes each makes its own and keeps nothing on disk. Raises UserError for a tower that is trained.
     """
-    config, text = assembly.config, assembly.config.encoders["text"]
-    if not text.cache_tokens or not (make or (pathlib.Path(config.data.path) / CARD_FILE).is_file()):
+    config, text = assembly.config, assembly.config.encoders.get("text")
+    if text is None or not text.cache_tokens or not (make or (pathlib.Path(config.data.path) / CARD_FILE).is_file()):
         return None
     refuse_unless(
         text.dropout == 0.0 and wholly_frozen(params, "text/tower", config.optimizer.freeze),
