@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import changed
 
 from xmodal_jax.assemble import assemble, assemble_without_data
 from xmodal_jax.cli import main
@@ -306,6 +307,13 @@ def test_depth_is_evaluated_against_text_and_pictures(depth_run, depth_set):
     assert result["mean"]["itc"]["i2t"]["R@10"] > chance and sorted(result["mean"]["rerank"]) == [result["records"]]
     said = as_text(json.loads(json.dumps(result)))
     assert "depth>text R@1" in said and "image>depth R@1" in said and "depth-image: " in said
+
+
+def test_folds_are_of_the_first_pair_alone(depth_run):
+    assembly, params, _ = open_run(depth_run)
+    result = evaluate(changed(assembly, eval={"folds": 2, "fold_pictures": 8}), params)
+    assert "folds" in result["mean"] and set(result["pairs"]["depth-image"]["mean"]) == {"itc"}
+    assert "2 folds" in as_text(json.loads(json.dumps(result)))
 
 
 def test_depth_is_indexed_and_searched_by_words(depth_run, depth_set, tmp_path, capsys):

@@ -48,6 +48,7 @@ class Evaluator:
             return ("",)
         split = Split(data.path, name, data)
         split.close()
+        refuse_unless(bool(split.views), f"config.eval.pairs has {pair}, and the data set '{data.path}' has no pictures")
         return split.views
 
     def open(self, name: str, view: str, right: str = "", pair: tuple[str, str] = ()) -> EvalSplit:
@@ -115,7 +116,7 @@ class _Work:
         tables, lefts, right, keys, words = {}, [], None, [], None
         for view in self.evaluator.views(self.split, pair):
             found = self.evaluator.open(self.split, view, pair=pair)
-            if not self.quick:
+            if first and not self.quick:
                 refuse_few_pictures(config.eval, self.split, len(found.keys))
             self.say(f"encoding {len(found.left)} x {pair[0]} ({view}) and {len(found.right)} x {pair[1]}")
             left = embedder.side(found.left, size, bool(ks))
@@ -124,11 +125,11 @@ class _Work:
             keys.append(found.keys)
             asked = gallery and gallery.of(view)
             rank = self._ranking(left, right, ks)
-            tables[view or pair[0]] = view_tables(rank, self.evaluator.assembly, found, left, right, self.quick, asked)
+            tables[view or pair[0]] = view_tables(rank, self.evaluator.assembly, found, left, right, self.quick or not first, asked)
             lefts.append(left.embed)
         result = {"pair": list(pair), "records": len(found.keys), "captions": len(found.right)}
         result |= {"views": tables, "mean": mean_tables(list(tables.values()))} | self._cut(found)
-        if len(lefts) > 1 and all(own == keys[0] for own in keys):
+        if len(lefts) > 1 and found.left.mirrored and all(own == keys[0] for own in keys):
             result["ensemble"] = code_tables.cosine_table(averaged(lefts), right.embed, found)
         return result
 
@@ -160,7 +161,7 @@ class Gallery:
         found, size = self.evaluator.open(name, view), self.evaluator.assembly.config.eval.batch_size
         self.say(f"encoding the gallery {name}: {len(found.left)} x {found.pair[0]} ({view}) and {len(found.right)} x {found.pair[1]}")
         words, text = self._texts.get(name, (None, None))
-        if text is None or words != found.right.words:
+        if text is None or words is None or words != found.right.words:
             text = self.embedder.side(found.right, size)
             self._texts[name] = found.right.words, text
         return code_tables.labelled(self.embedder.side(found.left, size), text, found)
