@@ -29,7 +29,7 @@ def settings(rows: int, chunk: int) -> Config:
     """The config of one row of the table."""
     config = defaults()
     config.batch_size, config.chunk = rows, chunk
-    config.data.image_size, config.encoders.text.vocab_size = 224, 30522
+    config.encoders.image.size, config.encoders.text.vocab_size = 224, 30522
     config.objectives = {"itc": {"queue": 0}}
     return configs.freeze(config)
 
@@ -38,7 +38,7 @@ def temporary(rows: int, chunk: int) -> float:
     """MiB of temporary memory of one gradient."""
     run = make_run(assemble_without_data(settings(rows, chunk)), jax.devices()[:1])
     batch = {"image": jax.ShapeDtypeStruct((rows, 224, 224, 3), jnp.uint8)}
-    batch["text"] = jax.ShapeDtypeStruct((rows, run.assembly.config.data.length), jnp.int32)
+    batch["text"] = jax.ShapeDtypeStruct((rows, run.assembly.config.encoders["text"].length), jnp.int32)
     batch |= {name: jax.ShapeDtypeStruct((rows,), jnp.int32) for name in ("id", "text/key", "index")}
     loss = lambda params, state, batch: total_loss(run.recipe, params, state, batch, jax.random.key(0))[0]
     compiled = jax.jit(jax.grad(loss)).lower(run.abstract.params, run.abstract, batch).compile()

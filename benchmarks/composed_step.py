@@ -51,7 +51,7 @@ def main() -> None:
     config = configs.freeze(configs.load(args.config, overrides))
     assembly = assemble(config)
     dataset = train_dataset(
-        config.data.path, config.data.split, assembly.tokenizer, assembly.config.data, 0, args.batch
+        config.data.path, config.data.split, assembly.specs, assembly.config.data, 0, args.batch
     )
     batch = jax.device_put(dataset.batch_at(0))
     names = tuple(config.objectives)

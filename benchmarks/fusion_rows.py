@@ -6,11 +6,11 @@ from xmodal_jax import config_file as configs
 
 BUDGET = {  # the same for every row of a set; one cached input size and short texts, for this is about differences
     "emoji_views": (
-        "steps=60", "batch_size=64", "data.features=('lite0-128',)", "data.length=16", "eval.rerank=(16,)",
+        "steps=60", "batch_size=64", "data.features=('lite0-128',)", "encoders.text.length=16", "eval.rerank=(16,)",
         "encoders.text.cache_tokens=True",
     ),
     "flickr8k": (
-        "steps=60", "batch_size=64", "data.features=('lite0-160',)", "data.length=16", "eval.rerank=(8,)",
+        "steps=60", "batch_size=64", "data.features=('lite0-160',)", "encoders.text.length=16", "eval.rerank=(8,)",
         "encoders.text.cache_tokens=True",
     ),
 }  # fmt: skip

@@ -5,9 +5,9 @@ from runs import Row
 BITS = (16, 32, 64, 128, 256, 512, 1024, 2048)  # of codes that are to find the very pair
 LABEL_BITS = (16, 32, 64, 128)  # of codes that are to find what shares a label
 BUDGET = {  # the same for every row of a set
-    "flickr8k": ("steps=200", "batch_size=128", "data.features=('lite0-160',)", "data.length=24", "eval.flip=False"),
-    "emoji_views": ("steps=400", "batch_size=128", "data.features=('lite0-128',)", "data.length=32"),
-    "openclipart": ("steps=400", "batch_size=128", "data.features=('lite0-128',)", "data.length=32"),
+    "flickr8k": ("steps=200", "batch_size=128", "data.features=('lite0-160',)", "encoders.text.length=24", "eval.flip=False"),
+    "emoji_views": ("steps=400", "batch_size=128", "data.features=('lite0-128',)", "encoders.text.length=32"),
+    "openclipart": ("steps=400", "batch_size=128", "data.features=('lite0-128',)", "encoders.text.length=32"),
 }
 PAIRS, LABELS = ("flickr8k",), ("emoji_views", "openclipart")
 TECMH, VIT2CMH, CMHR = (f"configs/{name}.py:{{set}}" for name in ("tecmh", "vit2cmh", "cmhr_drn"))
@@ -40,7 +40,7 @@ WORDS = (
 )  # learnt from the training captions
 PIXELS = (
     "data.features=()",
-    "data.image_size=96",
+    "encoders.image.size=96",
     "encoders.image.pool=mean",
 )  # from the training pictures, beside the frozen MiniLM
 UNSHARED = ("encoders.image.pool=mean", "encoders.text.pool=mean", "optimizer.groups=(('/head/', 0.1),)")

@@ -99,7 +99,7 @@ def captioning(assembly: Assembly, params: Params, memory: Embedded, mesh: Mesh)
     special = (vocabulary.bos_id, vocabulary.mask_id)
     run = jax.jit(
         lambda params, tokens: beam_search(
-            model, params, tokens, assembly.config.data.length, BEAM, 1, special, model.output_ids
+            model, params, tokens, assembly.config.encoders["text"].length, BEAM, 1, special, model.output_ids
         )
     )
     return Program(run, (params,), (split_rows(mesh, memory.tokens),))

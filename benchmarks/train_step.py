@@ -29,7 +29,7 @@ VOCAB, LENGTH, PIXELS, WIDTH, EMBED = 30522, 32, 224, 384, 256
 def our_config(batch: int):
     """The two towers with CLIP's loss (student keys, no queue, no soft targets)."""
     config = defaults()
-    config.batch_size, config.data.image_size, config.data.length = batch, PIXELS, LENGTH
+    config.batch_size, config.encoders.image.size, config.encoders.text.length = batch, PIXELS, LENGTH
     config.encoders.text.vocab_size = VOCAB
     config.joint.embed = EMBED
     config.encoders.image.pool = "cls"

@@ -74,7 +74,7 @@ def small_tokenizer(names: list[str], folder: str) -> Tokenizer:
 def assembled(tower: str, names: list[str], folder: str) -> tuple[Assembly, dict]:
     """An assembly of the text tower (and the least image side), and its parameters."""
     config = defaults()
-    config.encoders.image.kind, config.data.features, config.data.length = "features", ("none",), LENGTH
+    config.encoders.image.kind, config.data.features, config.encoders.text.length = "features", ("none",), LENGTH
     if tower == "minilm":
         config.encoders.text.update({"init": "minilm", "tokenizer": "minilm"})
         config.encoders.text.update({"width": 384, "layers": 6, "heads": 12, "hidden": 1536, "positions": 512})
@@ -85,7 +85,7 @@ def assembled(tower: str, names: list[str], folder: str) -> tuple[Assembly, dict
         tokenizer = small_tokenizer(names, folder)
     facts = DataFacts(tokens=(2, 8), vocabularies={"text": vocabulary_of(tokenizer)})
     config = resolve(configs.freeze(config), facts)
-    assembly = Assembly(config, tokenizer, CrossModal(config, ()), {}, facts)
+    assembly = Assembly(config, {"text": tokenizer}, CrossModal(config, ()), {}, facts)
     return assembly, jax.jit(lambda key, found: start_params(assembly, key, found))(
         jax.random.key(0), pretrained(config)
     )
@@ -96,7 +96,7 @@ def measure(args: argparse.Namespace, folder: str) -> dict:
     names, start = binomials(args.classes), time.perf_counter()
     assembly, params = assembled(args.tower, names, folder)
     loaded, before = time.perf_counter() - start, peak()
-    encode = text_encoder(assembly, Embedder(assembly.model, params))
+    encode = text_encoder(assembly, Embedder(assembly.model, params), "text")
     class_head(encode, names[:1] * (args.batch // len(TEMPLATES)), TEMPLATES, args.batch)  # compiles
     start = time.perf_counter()
     head = class_head(encode, names, TEMPLATES, args.batch)

@@ -52,7 +52,7 @@ def get_config(variant: str = "emoji_views"):
 
 def pixels(config):
     """MIRFlickr-25K as in DCMH: 224 px, tags as the text, batches of 128, 100 epochs of 10,000 pairs."""
-    config.data.path, config.data.eval_split, config.data.image_size, config.data.length = (
+    config.data.path, config.data.eval_split, config.encoders.image.size, config.encoders.text.length = (
         "data/mirflickr",
         "test",
         224,

@@ -20,7 +20,7 @@ def get_config(variant: str = "features"):
     variant_of(variant, ("features", "finetune", "tiny"), "configs/flickr8k.py")
     config = defaults()
     config.name = f"flickr8k-{variant}"
-    config.data.path, config.data.eval_split, config.data.length = "data/flickr8k", "val", 24
+    config.data.path, config.data.eval_split, config.encoders.text.length = "data/flickr8k", "val", 24
     config.objectives = {
         "itc": {"queue": 512, "alpha": 0.4, "alpha_steps": 100},
         "itm": {"negatives": 1, "every": 4},
@@ -43,7 +43,7 @@ def get_config(variant: str = "features"):
         config.data.augment.flip = 0.5
         return config
     config.encoders.image.update(kind="efficientnet", init="lite0")
-    config.data.image_size, config.batch_size = 160, 64
+    config.encoders.image.size, config.batch_size = 160, 64
     config.optimizer.freeze, config.encoders.text.dropout, config.objectives.itm.every = "^text/tower/embed", 0.1, 1
     config.optimizer.groups = (("^text/tower/", 0.05), ("^image/tower/", 0.1), ("/head/", 0.5))
     return config

@@ -48,7 +48,7 @@ def get_config(variant: str = "emoji_views"):
 
 def remote_sensing(config):
     """RSICD and its kin from pixels (`xmodal data prepare`): Lite0 and MiniLM trained, 224 px, 47 tokens as in PIR."""
-    config.data.path, config.data.length, config.eval.rerank = "data/rsicd", 47, (16, 32, 64, 128)
+    config.data.path, config.encoders.text.length, config.eval.rerank = "data/rsicd", 47, (16, 32, 64, 128)
     config.eval.right = "own"  # as published; captions repeat, so the best possible recall stands beside every table
     augment = config.data.augment
     augment.crop_min_area, augment.jitter, augment.gray = 0.5, 0.4, 0.2

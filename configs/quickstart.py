@@ -26,7 +26,7 @@ def get_config(variant: str = "full"):
     config = defaults()
     config.name = f"quickstart-{variant}"
     config.data.path = "data/emoji"
-    config.data.length = 10
+    config.encoders.text.length = 10
     config.objectives = OBJECTIVES
     if variant == "tiny":
         return presets.tiny(config)
@@ -45,7 +45,7 @@ def large(config):
     Plans: benchmarks/results/plan-v5e-256.txt and plan-v5p-512.txt. The data set is yours (`--config.data.path`), with a
     BERT vocabulary.
     """
-    config.data.path, config.data.image_size, config.data.length = "data/large", 224, 32
+    config.data.path, config.encoders.image.size, config.encoders.text.length = "data/large", 224, 32
     config.batch_size, config.steps, config.dtype, config.log_every = 16384, 100_000, "bfloat16", 50
     config.mesh.data, config.mesh.fsdp = -1, 16
     for name in ("image", "text"):

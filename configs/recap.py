@@ -49,7 +49,7 @@ def get_config(variant: str = "emoji_views"):
     base = {"stamps": "emoji_views", "start": "emoji_views", "start_flickr8k": "flickr8k"}.get(variant, variant)
     presets.data_set(config, base)
     if variant == "stamps":
-        config.data.path, config.data.views, config.eval.views, config.data.length = "data/stamps_nature", (), (), 16
+        config.data.path, config.data.views, config.eval.views, config.encoders.text.length = "data/stamps_nature", (), (), 16
         config.data.languages = ("en",)
         config.batch_size, config.steps = 64, 60  # 25 epochs of 156 drawings
     if variant.startswith("start"):

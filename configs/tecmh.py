@@ -51,7 +51,7 @@ def get_config(variant: str = "flickr8k"):
 def pixels(config):
     """Flickr30K from pixels by the weights you name in the encoders' `init`: TERN's recipe, BERT at a tenth."""
     presets.base_towers(config)
-    config.data.path, config.data.eval_split, config.data.length = "data/flickr30k", "val", 32
+    config.data.path, config.data.eval_split, config.encoders.text.length = "data/flickr30k", "val", 32
     config.data.augment.flip, config.batch_size, config.steps = 0.5, 128, 34_000  # 30 epochs of 145,000 captions
     config.objectives.itc.queue, config.joint.embed = 8192, 1024
     config.objectives.hash_triplet.mean_steps = 1_130  # an epoch

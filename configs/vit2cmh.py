@@ -49,7 +49,7 @@ def get_config(variant: str = "flickr8k"):
         config.joint.hash_hidden, config.objectives.hash_triplet.mean_steps = 32, 5
         return presets.pair_codes(presets.tiny(config))
     presets.base_towers(config)
-    config.data.path, config.data.eval_split, config.data.length = "data/flickr30k", "val", 32
+    config.data.path, config.data.eval_split, config.encoders.text.length = "data/flickr30k", "val", 32
     config.data.augment.flip, config.batch_size, config.steps = 0.5, 256, 57_000  # 100 epochs of 145,000 captions
     config.objectives.itc.queue, config.joint.embed = 8192, 768
     config.objectives.hash_triplet.mean_steps = 570  # an epoch, as the heads start at random (configs/tecmh.py)

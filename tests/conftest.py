@@ -84,7 +84,7 @@ def shapes_data(shapes_files, tmp_path_factory):
     return folder
 
 
-QUICK = ("steps=4", "batch_size=8", "log_every=2", "data.image_size=16", "eval.rerank=(4,8)")
+QUICK = ("steps=4", "batch_size=8", "log_every=2", "encoders.image.size=16", "eval.rerank=(4,8)")
 
 
 @pytest.fixture(scope="session")

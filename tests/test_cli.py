@@ -123,7 +123,7 @@ def test_overrides_are_taken_out_of_the_arguments():
         ("data.split=trian", ["has no split 'trian'"]),
         ("checkpoint.every=0", ["config.checkpoint.every is 0", "above 0"]),
         ("encoders.text.head_dropout=1.0", ["config.encoders.text.head_dropout is 1.0", "0 to 0.99"]),
-        ("data.length=17", ["config.data.length is 17", "16 positions"]),
+        ("encoders.text.length=17", ["config.encoders.text.length is 17", "16 positions"]),
         ("teacher.exclude=(", ["config.teacher.exclude '(' is not a regex"]),
         ("objectives.itm.every=3", ["config.objectives.itm.every is 3", "does not divide the batch of 8 rows"]),
     ],

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from xmodal_jax.config import Config, FusionConfig, as_dict, defaults
+from xmodal_jax.config import BridgeConfig, Config, FusionConfig, as_dict, defaults
 from xmodal_jax.config_build import unknown_key
 from xmodal_jax.config_file import freeze, load, override
 from xmodal_jax.errors import UserError
@@ -38,9 +38,9 @@ def test_every_config_freezes_in_every_variant(path):
 
 
 def test_the_defaults_freeze_to_the_defaults():
-    encoders = {"image": ViTConfig(size=Config().data.image_size), "text": BertConfig()}
+    encoders = {"image": ViTConfig(), "text": BertConfig()}
     assert freeze(defaults()) == dataclasses.replace(
-        Config(), encoders=encoders, scorer=FusionScorerConfig(), fusion=FusionConfig(width=384)
+        Config(), encoders=encoders, scorer=FusionScorerConfig(), fusion=FusionConfig(("image", "text"), width=384), bridge=BridgeConfig(sides=("image",))
     )
 
 
@@ -94,8 +94,8 @@ def test_unknown_keys_and_wrong_types_are_refused(path, value, sentence):
     ("batch_size", 0, "config.batch_size is 0; write a number above 0"),
     ("encoders.image.kind", "alexnet", "config.encoders.image.kind is 'alexnet'; write one of vit, resnet, efficientnet, features, bert, gru, tfidf"),
     ("encoders.text.kind", "rnn", "config.encoders.text.kind is 'rnn'; write one of vit, resnet, efficientnet, features, bert, gru, tfidf"),
-    ("encoders.text.kind", "vit", "config.fusion.pair is ('image', 'text'); its second encoder must be one of words"),
     ("fusion.pair", ("image", "sound"), "config.encoders has no 'sound'; write some of image, text"),
+    ("fusion.pair", ("image", "image"), "config.fusion.pair is ('image', 'image'); write two different encoders"),
     ("bridge.sides", ("sound",), "config.encoders has no 'sound'; write some of image, text"),
     ("fusion.width", 96, "config.fusion.width is 96, and config.encoders.text.width, whose tokens ask, is 384; write config.fusion.width=0"),
     ("joint.hash_kind", "step", "config.joint.hash_kind is 'step'; write one of tanh, sign, select"),
@@ -130,7 +130,7 @@ def test_unknown_keys_and_wrong_types_are_refused(path, value, sentence):
     ("optimizer.max_skips", 0, "config.optimizer.max_skips is 0; write 1 or more"),
     ("optimizer.end_lr", 1.5, "config.optimizer.end_lr is 1.5; write a share of config.optimizer.lr, from 0 to 1"),
     ("eval.rerank", (8, 0), "config.eval.rerank is (8, 0); write lengths of 1 or more such as (16, 32), or ()"),
-    ("data.image_size", 0, "config.data.image_size is 0; write 8 or more"),
+    ("encoders.image.size", 0, "config.encoders.image.size is 0; write 8 or more"),
     ("data.threads", 0, "config.data.threads is 0; write 1 or more"),
     ("fusion.heads", 5, "config.fusion.heads is 5, which does not divide config.fusion.width=384"),
     ("joint.temperature", 0.9, "config.joint.temperature is 0.9, outside 0.01 to 0.5; write a number between temperature_min and temperature_max"),
@@ -177,7 +177,7 @@ def test_whole_numbers_are_fine_as_floats_and_lists_as_tuples():
 
 
 def test_evaluation_reads_the_data_section_with_its_own_views_and_languages():
-    values = defaults().to_dict() | {"data": {"views": ("a", "b"), "languages": ("en-tags",), "length": 9}}
+    values = defaults().to_dict() | {"data": {"views": ("a", "b"), "languages": ("en-tags",)}}
     config = freeze(values)
     assert config.eval_data == config.data
     other = freeze(values | {"eval": {"views": ("c",), "languages": ("en",)}})

@@ -90,7 +90,7 @@ def test_a_damaged_card(count, shapes_files, shapes_data, opened_run, tmp_path, 
         code = main(["data", "prepare", "jsonl", "--path", str(shapes_files), "--out", str(folder)])
         check_answer(code, capsys.readouterr().err)
         try:
-            found = eval_split(str(folder), "test", opened_run[0].tokenizer, config.eval_data)
+            found = eval_split(str(folder), "test", opened_run[0].specs, config.eval_data)
             next(found.left.blocks(4))
         except UserError as error:
             assert str(error)
@@ -108,7 +108,7 @@ def test_damaged_records(count, shapes_data, opened_run, tmp_path):
         path = paths[number % len(paths)]
         restore(path, mutated(originals[path], draw))
         try:
-            found = eval_split(str(folder), "test", opened_run[0].tokenizer, config.eval_data)
+            found = eval_split(str(folder), "test", opened_run[0].specs, config.eval_data)
             sum(1 for _ in found.left.blocks(4))
         except UserError as error:
             assert str(error)

@@ -34,7 +34,7 @@ VIT, BERT = SIZES | dict(image_size=16, patch_size=8), SIZES | dict(max_position
 
 def tiny(*overrides):
     """The tiny quickstart with pictures of 16 pixels."""
-    return freeze(load(f"{CONFIG}:tiny", ["data.image_size=16", *overrides]))
+    return freeze(load(f"{CONFIG}:tiny", ["encoders.image.size=16", *overrides]))
 
 
 def randomise(model):
@@ -135,7 +135,7 @@ def test_statistics_stay_with_the_run_when_the_weights_folder_is_gone(shapes_dat
     assembly = assemble(config)
     assert (assembly.config.encoders["image"].pixel_mean, assembly.config.encoders["image"].pixel_std) == IMAGENET
     shutil.rmtree(vit_folder)
-    shutil.copy(assembly.tokenizer.path, tmp_path / "tokenizer.json")
+    shutil.copy(assembly.tokenizer.path, tmp_path / "tokenizer-text.json")
     description = json.loads(json.dumps(assembly.describe()))
     assert reassemble(description, tmp_path).model == assembly.model
     write_run(tmp_path, description | {"data": {}})
@@ -158,7 +158,7 @@ def test_without_a_preprocessor_file_it_is_said_which_statistics_are_assumed(vit
 @pytest.mark.parametrize("kind", [kind for kind, own in ENCODERS.items() if own.reads == "pixels"])
 def test_a_kinds_own_statistics_written_out_give_the_same_bits(kind, rng):
     sizes = {"resnet": {"depth": 14, "width": 32}, "vit": {"width": 32, "layers": 1, "heads": 2, "hidden": 64, "patch": 8}}
-    plain = tiny(f"encoders.image={ {'kind': kind} | sizes.get(kind, {}) }", "data.image_size=32")
+    plain = tiny(f"encoders.image={ {'kind': kind} | sizes.get(kind, {}) }", "encoders.image.size=32")
     written = with_pixel_statistics(plain)
     assert written.encoders["image"].statistics == ENCODERS[kind].standard
     image = rng.integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
@@ -199,7 +199,7 @@ def test_a_preprocessor_file_with_nonsense_is_refused(tmp_path, said):
         ("hidden_size", 48, "write --config.encoders.image.width=48"),
         ("intermediate_size", 128, "write --config.encoders.image.hidden=128"),
         ("patch_size", 4, "write --config.encoders.image.patch=4"),
-        ("image_size", 32, "write --config.data.image_size=32"),
+        ("image_size", 32, "write --config.encoders.image.size=32"),
         ("hidden_act", "relu", "hidden_act of .* is 'relu', and the tower 'vit' has 'gelu', which no field"),
         ("layer_norm_eps", 1e-3, "layer_norm_eps of .* is 0.001"),
         ("model_type", "clip", "the weights are of a 'clip' model, and config.encoders.image.kind='vit' takes those of a 'vit'"),

@@ -8,6 +8,7 @@ import numpy as np
 
 from xmodal_jax.config import Config, defaults
 from xmodal_jax.config_file import freeze
+from xmodal_jax.data.readers import InputSpec
 from xmodal_jax.models import ENCODERS
 from xmodal_jax.models.crossmodal import CrossModal, init_params
 from xmodal_jax.objectives import build_objectives, fit_objectives, parts
@@ -29,13 +30,18 @@ TINY = {
     "batch_size": ROWS,
     "steps": 10,
     "image": {"kind": "features", "neck_layers": 1},
-    "text": {"kind": "bert", "width": WIDTH, "layers": 2, "heads": 2, "hidden": 24, "positions": LENGTH, "vocab_size": VOCAB},
+    "text": {"kind": "bert", "length": LENGTH, "width": WIDTH, "layers": 2, "heads": 2, "hidden": 24, "positions": LENGTH, "vocab_size": VOCAB},
     "fusion": {"layers": 1, "heads": 2, "hidden": 24, "dropout": 0.0},
     "joint": {"embed": 8, "bits": 8},
     "optimizer": {"lr": 0.01, "warmup": 0},
-    "data": {"features": ("made",), "length": LENGTH},
+    "data": {"features": ("made",)},
     "objectives": FIVE,
 }
+
+
+def input_specs(tokenizer, size: int = 16, length: int = 8, cached: bool = False) -> dict[str, InputSpec]:
+    """What an encoder of pictures (or of cached tokens) and one of words take."""
+    return {"image": InputSpec(size, cached=cached), "text": InputSpec(length, tokenizer)}
 
 
 def tiny_config(**sections: dict) -> Config:

@@ -15,6 +15,7 @@ from xmodal_jax.checks import refuse_unbridged, refuse_unserved
 from xmodal_jax.config import Config, as_dict
 from xmodal_jax.config_file import freeze
 from xmodal_jax.data.card import CARD_FILE, Card
+from xmodal_jax.data.readers import InputSpec, Specs
 from xmodal_jax.data.split import split_captions
 from xmodal_jax.data.text import VOCABULARY, Tokenizer, load_tokenizer, used_ids
 from xmodal_jax.errors import UserError, refuse_unless
@@ -23,6 +24,7 @@ from xmodal_jax.models.efficientnet import STRIDE, WIDTH
 from xmodal_jax.models.encoder import EncoderConfig
 from xmodal_jax.models.grid import pooling_groups
 from xmodal_jax.models.tfidf import inverse_document_frequency
+from xmodal_jax.models.words import WordConfig
 from xmodal_jax.objectives import build_objectives, fit_objectives, parts
 from xmodal_jax.objectives.base import Objective
 from xmodal_jax.origin import Origin
@@ -35,7 +37,7 @@ class Assembly:
     """A resolved config and the objects it names."""
 
     config: Config
-    tokenizer: Tokenizer
+    tokenizers: dict[str, Tokenizer]  # of each encoder of words
     model: CrossModal
     objectives: dict[str, Objective]
     facts: DataFacts
@@ -44,14 +46,25 @@ class Assembly:
     hardness: float = 1.0  # of the negatives that its matching head was trained on
     origin: Origin | None = None  # of a run that was opened: what it was trained on
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """That of the encoder that asks in fusion, in whose words captions are written."""
+        return self.tokenizers[self.config.fusion.pair[1]]
+
+    @property
+    def specs(self) -> Specs:
+        """What each encoder takes."""
+        encoders = self.config.encoders
+        return {name: InputSpec(own.extent, self.tokenizers.get(name), own.reads == "tokens") for name, own in encoders.items()}
+
     def example(self) -> dict[str, Array]:
         """A batch of one for each encoder, zeros, as `init` wants them."""
-        return {name: self._example(own) for name, own in self.config.encoders.items()}
+        return {name: self._example(name, own) for name, own in self.config.encoders.items()}
 
-    def _example(self, own: EncoderConfig) -> Array:
-        shape, dtype = own.input(self.config.data, self.facts)
+    def _example(self, name: str, own: EncoderConfig) -> Array:
+        shape, dtype = own.input(self.facts)
         zeros = jnp.zeros((1, *shape), dtype)
-        return zeros.at[0, 0].set(self.tokenizer.cls_id) if own.reads == "words" else zeros
+        return zeros.at[0, 0].set(self.tokenizers[name].cls_id) if own.reads == "words" else zeros
 
     def describe(self) -> dict[str, Any]:
         """What run.json keeps, so that the weights can be used without the training data."""
@@ -62,11 +75,29 @@ class Assembly:
             "caches": list(self.caches),
             "parts": sorted(self.parts),
             "hardness": self.hardness,
-            "tokenizer": str(self.tokenizer.path) if self.config.asking.tokenizer != "minilm" else "minilm",
         }
 
+    @property
+    def own_tokenizers(self) -> dict[str, Tokenizer]:
+        """Those of no installed package, by the names of their files in a run's folder: the weights need them."""
+        return {tokenizer_file(name): own for name, own in self.tokenizers.items()
+                if self.config.encoders[name].tokenizer != "minilm"}  # fmt: skip
 
-def data_facts(config: Config, card: "Card | NamedCaches", vocabulary: Vocabulary, **more: Any) -> DataFacts:
+
+def tokenizer_file(encoder: str) -> str:
+    """The name of the file that a run keeps the tokenizer of an encoder in."""
+    return f"tokenizer-{encoder}.json"
+
+
+def words_of(config: Config) -> dict[str, WordConfig]:
+    """The encoders of words."""
+    return {name: own for name, own in config.encoders.items() if own.reads == "words"}
+
+
+Vocabularies = dict[str, Vocabulary]  # of each encoder of words
+
+
+def data_facts(config: Config, card: "Card | NamedCaches", vocabularies: Vocabularies, **more: Any) -> DataFacts:
     """What the program of `config` needs to know of a data set with this card."""
     caches = [card.feature(name) for name in config.data.features]
     widths = sorted({cache["width"] for cache in caches})
@@ -75,20 +106,20 @@ def data_facts(config: Config, card: "Card | NamedCaches", vocabulary: Vocabular
         f"the caches {', '.join(config.data.features)} have widths {widths}; name caches of one tower in config.data.features",
     )
     groups = [pooling_groups(cache["tower"], cache["tokens"]) for cache in caches]
-    words = [name for name, own in config.data.fields.items() if config.encoders[own.encoder].reads == "words"]
+    fields = config.data.fields.items()
     return DataFacts(
         tokens=(sum(cache["tokens"] for cache in caches), widths[0]) if caches else (0, 0),
         groups=sum(groups, ()),
-        vocabularies=dict.fromkeys(words, vocabulary),
+        vocabularies={name: vocabularies[own.encoder] for name, own in fields if own.encoder in vocabularies},
         **more,
     )
 
 
-def facts_of(config: Config, card: Card, vocabulary: Vocabulary) -> DataFacts:
+def facts_of(config: Config, card: Card, vocabularies: Vocabularies) -> DataFacts:
     """The facts of a data set that is there."""
     records = card.split(config.data.split)["records"]
     teacher = card.embedding(config.data.embeddings)["width"] if config.data.embeddings else 0
-    return data_facts(config, card, vocabulary, records=records, labels=len(card.label_names), teacher=teacher,
+    return data_facts(config, card, vocabularies, records=records, labels=len(card.label_names), teacher=teacher,
                       steps_per_epoch=records / config.batch_size)  # fmt: skip
 
 
@@ -102,16 +133,17 @@ def assemble(config: Config) -> Assembly:
     """Everything that a training run of `config` needs besides batches."""
     refuse_unless(bool(config.data.path), "config.data.path is empty; write the folder made by `xmodal data prepare`")
     card = Card.load(config.data.path)
-    tokenizer = load_tokenizer(config.asking.tokenizer, config.data.path, config.data.languages)
-    facts = facts_of(config, card, vocabulary_of(tokenizer))
+    data = config.data
+    tokenizers = {name: load_tokenizer(own.tokenizer, data.path, data.languages) for name, own in words_of(config).items()}
+    facts = facts_of(config, card, {name: vocabulary_of(own) for name, own in tokenizers.items()})
     config = with_pixel_statistics(resolve(config, facts))
     output: tuple[int, ...] = ()
-    if config.asking.output_vocab == "train":
-        captions = split_captions(config.data.path, config.data.split, config.data.languages)
-        output = tuple(int(i) for i in used_ids(tokenizer, captions))
+    if not config.asking.necked and config.asking.output_vocab == "train":
+        captions = split_captions(data.path, data.split, data.languages)
+        output = tuple(int(i) for i in used_ids(tokenizers[config.fusion.pair[1]], captions))
     entries = [card.feature(name) for name in config.data.features]
     caches = tuple({"tower": entry["tower"], "size": entry["size"]} for entry in entries)
-    return _assembly(config, tokenizer, output, facts, caches)
+    return _assembly(config, tokenizers, output, facts, caches)
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
@@ -130,16 +162,17 @@ def assemble_without_data(config: Config) -> Assembly:
     that "data" builds; the feature caches are those of the tower that their names tell. Language heads take the whole
     vocabulary, which is the most they can need.
     """
-    text, path = config.asking, pathlib.Path(config.data.path or ".") / CARD_FILE
-    sizes = {"minilm": BERT_VOCABULARY, "data": VOCABULARY}
-    size = text.vocab_size or sizes.get(text.tokenizer, 0) or load_tokenizer(text.tokenizer).vocab_size
-    vocabulary = Vocabulary(size)
+    path, sizes = pathlib.Path(config.data.path or ".") / CARD_FILE, {"minilm": BERT_VOCABULARY, "data": VOCABULARY}
+    vocabularies = {
+        name: Vocabulary(own.vocab_size or sizes.get(own.tokenizer, 0) or load_tokenizer(own.tokenizer).vocab_size)
+        for name, own in words_of(config).items()
+    }
     if config.data.path and path.is_file():
-        facts = facts_of(config, Card.load(path.parent), vocabulary)
+        facts = facts_of(config, Card.load(path.parent), vocabularies)
     else:
         labelled = any("labels" in item.reads for item in build_objectives(config.objectives).values())
-        facts = data_facts(config, NamedCaches(), vocabulary, labels=PLANNED_LABELS if labelled else 0)
-    return _assembly(resolve(config, facts), vocabulary, (), facts, ())
+        facts = data_facts(config, NamedCaches(), vocabularies, labels=PLANNED_LABELS if labelled else 0)
+    return _assembly(resolve(config, facts), vocabularies, (), facts, ())
 
 
 class NamedCaches:
@@ -162,19 +195,21 @@ def reassemble(description: dict[str, Any], workdir: pathlib.Path) -> Assembly:
     They may be a user's own, of a file that is gone: what is trained is used without them.
     """
     config = freeze(description["config"])
-    spec = description["tokenizer"]
-    tokenizer = load_tokenizer(spec if spec == "minilm" else str(workdir / "tokenizer.json"))
-    refuse_unless(
-        tokenizer.vocab_size == config.asking.vocab_size,
-        f"the tokenizer of '{workdir}' has {tokenizer.vocab_size} ids and the model {config.asking.vocab_size}; restore tokenizer.json",
-    )
+    tokenizers = {}
+    for name, own in words_of(config).items():
+        kept = workdir / tokenizer_file(name)
+        tokenizers[name] = load_tokenizer("minilm" if own.tokenizer == "minilm" else str(kept))
+        found = tokenizers[name].vocab_size
+        refuse_unless(
+            found == own.vocab_size, f"'{kept}' has {found} ids and the model {own.vocab_size}; restore the file"
+        )
     model = CrossModal(config, tuple(description["output_ids"]))
     facts = DataFacts(tokens=tuple(description["tokens"]))
     used, hardness = frozenset(description["parts"]), description["hardness"]
-    return Assembly(config, tokenizer, model, {}, facts, tuple(description["caches"]), used, hardness)
+    return Assembly(config, tokenizers, model, {}, facts, tuple(description["caches"]), used, hardness)
 
 
-def _assembly(config: Config, tokenizer: "Tokenizer | Vocabulary", output: tuple[int, ...], facts: DataFacts,
+def _assembly(config: Config, tokenizers: "dict[str, Tokenizer | Vocabulary]", output: tuple[int, ...], facts: DataFacts,
               caches: tuple[dict[str, Any], ...]) -> Assembly:  # fmt: skip
     objectives = fit_objectives(build_objectives(config.objectives, config.batch_size), config, facts)
     refuse_unbridged(config, {name: item.parts for name, item in objectives.items()})
@@ -182,17 +217,17 @@ def _assembly(config: Config, tokenizer: "Tokenizer | Vocabulary", output: tuple
     drawn = [item.hardness for item in objectives.values() if item.hardness is not None]
     hardness = drawn[0] if drawn and drawn[0] else 1.0
     model = CrossModal(config, output)
-    return Assembly(config, tokenizer, model, objectives, facts, caches, parts(objectives), hardness)
+    return Assembly(config, tokenizers, model, objectives, facts, caches, parts(objectives), hardness)
 
 
 def document_frequencies(assembly: Assembly) -> dict[str, np.ndarray]:
     """{"text/tower/idf": float32 [V]} of the captions of the training split, where the text tower is TF-IDF; else nothing."""
-    config, tokenizer = assembly.config, assembly.tokenizer
-    found = {}
+    config, found = assembly.config, {}
     for name, own in config.encoders.items():
         if own.kind == "tfidf":
             captions = split_captions(config.data.path, config.data.split, config.data.languages)
-            ids = tokenizer.encode(captions, config.data.length)
+            tokenizer = assembly.tokenizers[name]
+            ids = tokenizer.encode(captions, own.length)
             found[f"{name}/tower/idf"] = inverse_document_frequency(ids, own.vocab_size, tokenizer.special_ids)
     return found
 

@@ -50,6 +50,11 @@ def refuse_other_query(config: Config, name: str, objective: Objective) -> None:
     """Refuse an objective over fusion whose second field is of an encoder whose tokens do not ask (`config.fusion.pair`)."""
     if "fusion" not in objective.parts or len(objective.reads) < 2:
         return
+    refuse_unless(
+        not config.asking.necked,
+        f"config.objectives.{name} asks in fusion, and config.fusion.pair is {config.fusion.pair}, whose second encoder must be "
+        "one of words, whose tokens ask",
+    )
     encoder = config.data.fields[objective.reads[1]].encoder
     refuse_unless(
         encoder == config.fusion.pair[1],

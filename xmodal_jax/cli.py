@@ -137,6 +137,8 @@ def _query_parsers(top: Any) -> None:
     ask = top.add_parser("search", help="answer a text or an image query")
     ask.add_argument("query", nargs="?", default="")
     ask.add_argument("--image", default="", help="a picture as the query")
+    ask.add_argument("--file", default="", help="a file of another field as the query, as the field's reader takes it")
+    ask.add_argument("--as", default="", dest="as_field", metavar="FIELD", help="the field of --file (default: that of the rows)")
     ask.add_argument("--index", required=True)
     ask.add_argument("--workdir", default="", help="the run that made the index, where it is not found by itself")
     ask.add_argument("--data", default="", help="for --rerank: the data set of the pictures, where it has moved")

@@ -57,8 +57,7 @@ def data_features(args: argparse.Namespace, _: list[str]) -> None:
 def data_embed(args: argparse.Namespace, overrides: list[str]) -> None:
     """Add a frozen teacher's embeddings of all pictures and captions to a prepared data set."""
     from xmodal_jax import config_file as configs
-    from xmodal_jax.data.embeddings import refuse_misfit
-    from xmodal_jax.encode.embed_data import embed_data
+    from xmodal_jax.encode.embed_data import embed_data, refuse_misfit
     from xmodal_jax.workdir import open_run, open_start
 
     refuse_unless(bool(args.workdir) != bool(args.config), "name one teacher: --workdir RUN, or --config CONFIG")
@@ -225,17 +224,19 @@ def search(args: argparse.Namespace, _: list[str]) -> None:
     from xmodal_jax.retrieve.query import Where, answer, as_table, contact_sheet, refuse_unshowable
     from xmodal_jax.retrieve.stages import Stages
 
-    refuse_unless(bool(args.query) != bool(args.image), 'give one query: words, such as "a red fruit", or --image FILE')
+    asked = [value for value in (args.query, args.image, args.file) if value]
+    refuse_unless(len(asked) == 1, 'give one query: words, such as "a red fruit", --image FILE, or --file FILE of another field')
+    refuse_unless(bool(args.file) or not args.as_field, "--as says what --file is; leave it out")
     token = args.token or (os.environ.get(TOKEN_VARIABLE, "") if args.backend == "milvus" else "")
     if args.show:
         refuse_unshowable(args.show)
     moved = {"workdir": args.workdir, "data": args.data}
     where = Where(args.index, args.backend, args.uri, args.prefix, args.verify, args.collection, token, **moved)
     stages = Stages(args.kind, args.shortlist, args.rerank)
-    hits = answer(where, args.query, args.image, args.k, stages)
+    hits = answer(where, args.query, args.image, args.k, stages, args.file, args.as_field)
     print(as_table(hits))
     if args.show:
-        contact_sheet(hits, args.show, args.query or pathlib.Path(args.image).name, args.image)
+        contact_sheet(hits, args.show, args.query or pathlib.Path(asked[0]).name, args.image)
         print(f"wrote {args.show}")
 
 

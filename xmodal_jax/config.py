@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from xmodal_jax.data.config import DataConfig
+from xmodal_jax.data.config import PAIR, DataConfig
 from xmodal_jax.errors import refuse_unless
 
 
@@ -18,11 +18,11 @@ from xmodal_jax.errors import refuse_unless
 class FusionConfig:
     """Cross-attention layers: the tokens of one encoder ask, those of another are read.
 
-    `pair`: the encoder that is read, and the one that asks, whose tokens are `width` wide (0: filled in). The captioning decoder
-    shares the blocks of the one that asks.
+    `pair`: the encoder that is read, and the one that asks (by default those of the first of `eval.pairs`, words asking), whose
+    tokens are `width` wide (0: filled in). The captioning decoder shares the blocks of the one that asks.
     """
 
-    pair: tuple[str, str] = ("image", "text")
+    pair: tuple[str, ...] = ()
     width: int = 0
     layers: int = 2
     heads: int = 6
@@ -38,12 +38,12 @@ class FusionConfig:
 class BridgeConfig:
     """The residual attention between student and teacher tokens (models/bridge.py); objectives ask for it by `bridge`.
 
-    The captioner trains it through the picture's tokens; keys that leave it are constants. `sides` says whose keys
-    cross it: with "text" the same parameters read the text's tokens, which no objective trains by themselves.
+    The captioner trains it through the tokens that fusion reads; keys that leave it are constants. `sides` says which
+    encoders' keys cross it (by default the one that fusion reads); tokens of the other no objective trains by themselves.
     """
 
     kind: str = "cross"  # "cross" or "gate"
-    sides: tuple[str, ...] = ("image",)
+    sides: tuple[str, ...] = ()
     hidden: int = 768  # of its MLP; its attention has fusion's heads
 
 
@@ -118,7 +118,7 @@ class MeshConfig:
 class EvalConfig:
     """What `xmodal eval` computes."""
 
-    pairs: tuple[tuple[str, str], ...] = (("image", "text"),)  # fields, each asking the other; the first has all the tables
+    pairs: tuple[tuple[str, str], ...] = (PAIR,)  # fields, each asking the other; the first has all the tables
     every: int = 0  # steps between quick evaluations while training, and one after the last step (0: none)
     batch_size: int = 256
     rerank: tuple[int, ...] = (16, 32)  # shortlist lengths for ITM re-ranking, cut to the gallery's; empty: none
@@ -129,7 +129,7 @@ class EvalConfig:
     params: str = "teacher"  # which weights to evaluate: "teacher" (EMA) or "student"
     views: tuple[str, ...] = ()  # of the pictures, in place of data.views; (): the same
     languages: tuple[str, ...] = ()  # of the captions, in place of data.languages; (): the same
-    right: str = "text"  # what counts: "text", any picture whose captions hold the same text; "own", a picture's own
+    right: str = "same"  # what counts: "same", any record whose captions hold the same text; "own", a record's own
     flip: bool = False  # embed a picture as the mean of itself and its mirror image (twice the encoding)
     # 5: COCO's "1K test", beside the whole split ("5K test") the mean over its first five groups of `fold_pictures`, each
     # ranked by itself; 0: none
@@ -200,7 +200,7 @@ def as_dict(value: Any) -> Any:
 
 def defaults() -> ConfigDict:
     """A ConfigDict with every field at its default, for the files in configs/ to change."""
-    encoders = {"image": {"kind": "vit"}, "text": {"kind": "bert"}}
+    encoders = dict(zip(PAIR, ({"kind": "vit"}, {"kind": "bert"}), strict=True))
     return ConfigDict(as_dict(Config()) | {"encoders": encoders, "scorer": {"kind": "fusion"}})
 
 

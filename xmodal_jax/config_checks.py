@@ -4,6 +4,8 @@ import itertools
 import re
 from typing import TYPE_CHECKING, Any
 
+from xmodal_jax.data.config import PAIR
+from xmodal_jax.data.records import PICTURES
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.models.crossmodal import CrossModal
 from xmodal_jax.models.encoder import REMAT
@@ -11,7 +13,7 @@ from xmodal_jax.models.heads import HASH_KINDS
 from xmodal_jax.models.pooling import parse_pool
 
 if TYPE_CHECKING:
-    from xmodal_jax.config import Config, JointConfig
+    from xmodal_jax.config import BridgeConfig, Config, FusionConfig, JointConfig
 
 LEAST = {  # what a whole number or a rate may be at least
     2: ("checkpoint.keep",),  # with 1 a damaged checkpoint has nothing to fall back to
@@ -67,7 +69,8 @@ def check_fit(config: "Config") -> None:
         not config.chunk or config.batch_size % config.chunk == 0,
         f"config.chunk is {config.chunk}, which does not divide config.batch_size={config.batch_size}; write a divisor",
     )
-    for name, own in config.encoders.items():
+    for name in {config.data.fields[field].encoder for field in config.eval.pairs[0]}:
+        own = config.encoders[name]
         refuse_unless(
             config.joint.start != "cca" or parse_pool(own.pool)[0] != "",
             f"config.joint.start is 'cca', but config.encoders.{name}.pool='{own.pool}' has no linear path to start; "
@@ -118,7 +121,7 @@ def check_choices(config: "Config") -> None:
         "bridge.kind": (config.bridge.kind, ("cross", "gate")),
         "joint.start": (config.joint.start, ("random", "cca")),
         "eval.combine": (config.eval.combine, ("add", "replace")),
-        "eval.right": (config.eval.right, ("text", "own")),
+        "eval.right": (config.eval.right, ("same", "own")),
         "eval.params": (config.eval.params, ("teacher", "student")),
         "dtype": (config.dtype, ("float32", "bfloat16")),
     }
@@ -145,8 +148,8 @@ def check_fields(config: "Config") -> None:
             f"config.encoders has '{name}', which is no name or that of another part of the model; write another name",
         )
         refuse_unless(
-            own.cache_tokens is False or name == "text",
-            f"config.encoders.{name}.cache_tokens is True, which the encoder 'text' alone can have; write False",
+            own.cache_tokens is False or own.reads == "words",
+            f"config.encoders.{name}.cache_tokens is True, which encoders of words alone can have; write False",
         )
         refuse_unless(
             bool(config.data.fields_of(name)),
@@ -157,7 +160,7 @@ def check_fields(config: "Config") -> None:
 def check_pairs(config: "Config") -> None:
     """Refuse pairs of evaluation that are not two fields of the batch."""
     fields = config.data.fields
-    refuse_unless(bool(config.eval.pairs), "config.eval.pairs is (); write one or more, such as (('image', 'text'),)")
+    refuse_unless(bool(config.eval.pairs), f"config.eval.pairs is (); write one or more, such as {(PAIR,)}")
     for pair in config.eval.pairs:
         known = [name for name in pair if name in fields]
         refuse_unless(
@@ -174,12 +177,11 @@ def check_encoders(config: "Config") -> None:
             raise UserError(
                 f"{where}.kind is '{own.kind}' but config.data.features is empty; name the caches made by `xmodal data features`"
             )
-        if own.reads == "words" and data.length > getattr(own, "positions", data.length):
-            raise UserError(f"config.data.length is {data.length}, but {where} has {own.positions} positions; write fewer")
-        if own.kind == "vit" and data.image_size % own.patch:
-            raise UserError(
-                f"config.data.image_size is {data.image_size}, not a multiple of {where}.patch={own.patch}; write a multiple"
-            )
+        media = {data.fields[field].medium for field in data.fields_of(name)} - {PICTURES}
+        refuse_unless(
+            own.reads != "tokens" or not media,
+            f"{where}.kind is '{own.kind}', which reads feature caches of pictures, and it takes the medium {sorted(media)}",
+        )
     check_shared(config)
 
 
@@ -199,30 +201,33 @@ def check_shared(config: "Config") -> None:
         )
 
 
+def check_fused(encoders: dict[str, Any], fusion: "FusionConfig", bridge: "BridgeConfig") -> None:
+    """Refuse a pair of fusion that is none, encoders that are not there, and tokens of unknown width."""
+    refuse_unless(
+        len(set(fusion.pair)) == len(fusion.pair) == 2,
+        f"config.fusion.pair is {fusion.pair}; write two different encoders, the one that is read and the one that asks",
+    )
+    for name in (*fusion.pair, *bridge.sides):
+        refuse_unless(
+            name in encoders,
+            f"config.fusion.pair is {fusion.pair} and config.bridge.sides {bridge.sides}, and config.encoders has no "
+            f"'{name}'; write some of {', '.join(encoders)}",
+        )
+    refuse_unless(
+        bool(fusion.width or encoders[fusion.pair[1]].token_width),
+        f"config.fusion.width is 0, and config.encoders.{fusion.pair[1]} does not tell one; write one such as 384",
+    )
+
+
 def check_fusion(config: "Config") -> None:
-    """Refuse a pair of encoders that are not there, and widths that do not fit."""
-    fusion = config.fusion
-    for name in (*fusion.pair, *config.bridge.sides):
-        if name not in config.encoders:
-            raise UserError(
-                f"config.fusion.pair is {fusion.pair} and config.bridge.sides {config.bridge.sides}, and config.encoders has no "
-                f"'{name}'; write some of {', '.join(config.encoders)}"
-            )
-    asks = config.asking
+    """Refuse widths that do not fit the encoder that asks."""
+    fusion, asks = config.fusion, config.asking
     pools = {parse_pool(own.pool)[1] for own in config.encoders.values()}
     if fusion.width % fusion.heads and ("fusion" not in asks.lacks or pools & {"attention", "shared"}):
         raise UserError(
             f"config.fusion.heads is {fusion.heads}, which does not divide config.fusion.width={fusion.width}; write a divisor"
         )
-    if asks.necked:
-        raise UserError(f"config.fusion.pair is {fusion.pair}; its second encoder must be one of words, whose tokens ask")
-    for name, own in config.encoders.items():
-        refuse_unless(
-            own.reads != "words" or own.tokenizer == asks.tokenizer,
-            f"config.encoders.{name}.tokenizer differs from that of config.encoders.{fusion.pair[1]}; all encoders of "
-            "words share one: write the same",
-        )
-    if "fusion" not in asks.lacks and asks.token_width != fusion.width:
+    if not asks.necked and "fusion" not in asks.lacks and asks.token_width != fusion.width:
         raise UserError(
             f"config.fusion.width is {fusion.width}, and config.encoders.{fusion.pair[1]}.width, whose tokens ask, is "
             f"{asks.token_width}; write config.fusion.width=0"
@@ -237,11 +242,8 @@ def check(config: "Config") -> None:
     check_choices(config)
     check_codes(joint)
     check_variates(joint)
-    check_fields(config)
-    check_pairs(config)
     check_encoders(config)
     check_fusion(config)
-    refuse_unless(bool(config.bridge.sides), "config.bridge.sides is (); write one encoder or more, such as ('image',)")
     refuse_unless(
         0.0 < joint.temperature_min <= joint.temperature <= joint.temperature_max,
         f"config.joint.temperature is {joint.temperature}, outside {joint.temperature_min} to {joint.temperature_max}; "

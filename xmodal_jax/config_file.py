@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from xmodal_jax.config import Config
 from xmodal_jax.config_build import build, unknown_key
-from xmodal_jax.config_checks import check
+from xmodal_jax.config_checks import check, check_fields, check_fused, check_pairs
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.models import build_encoders, build_scorer
 from xmodal_jax.plugins import absolute
@@ -40,15 +40,16 @@ def freeze(config: ConfigDict | dict[str, Any]) -> Config:
 
 
 def with_sizes(config: Config) -> Config:
-    """Fill in what other fields say: the size of a ViT's pictures, and `fusion.width` where it is 0."""
-    encoders = {
-        name: dataclasses.replace(own, size=config.data.image_size) if own.kind == "vit" else own
-        for name, own in config.encoders.items()
-    }
-    asks, fusion = encoders.get(config.fusion.pair[1]), config.fusion
-    if not fusion.width and asks is not None:
-        fusion = dataclasses.replace(fusion, width=asks.token_width)
-    return dataclasses.replace(config, encoders=encoders, fusion=fusion)
+    """Fill in what other fields say: `fusion.pair` and `bridge.sides` where they are (), `fusion.width` where it is 0."""
+    check_fields(config)
+    check_pairs(config)
+    encoders, fusion, bridge = config.encoders, config.fusion, config.bridge
+    one, two = (config.data.fields[field].encoder for field in config.eval.pairs[0])
+    words_first = encoders[one].reads == "words" != encoders[two].reads
+    fusion = dataclasses.replace(fusion, pair=fusion.pair or ((two, one) if words_first else (one, two)))
+    check_fused(encoders, fusion, bridge)
+    fusion = dataclasses.replace(fusion, width=fusion.width or encoders[fusion.pair[1]].token_width)
+    return dataclasses.replace(config, fusion=fusion, bridge=dataclasses.replace(bridge, sides=bridge.sides or fusion.pair[:1]))
 
 
 def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:

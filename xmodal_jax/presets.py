@@ -31,7 +31,7 @@ def emoji_views(config: ConfigDict) -> ConfigDict:
 
     Captions are the name and its tags: a name alone has two or three words, too few to mask one and read the others.
     """
-    config.data.path, config.data.length, config.data.views = "data/emoji_views", 20, TRAIN_VIEWS
+    config.data.path, config.encoders.text.length, config.data.views = "data/emoji_views", 20, TRAIN_VIEWS
     config.data.languages = ("en-tags",)
     config.data.features, config.eval.views, config.eval.rerank = ("lite0-128", "lite0-192"), TEST_VIEWS, (16,)
     config.data.augment.flip = 0.0  # arrows and hands point somewhere
@@ -41,7 +41,7 @@ def emoji_views(config: ConfigDict) -> ConfigDict:
 
 def flickr8k(config: ConfigDict) -> ConfigDict:
     """Flickr8k, train -> val, on cached tokens at two input sizes, plain and mirrored (configs/flickr8k.py)."""
-    config.data.path, config.data.eval_split, config.data.length = "data/flickr8k", "val", 24
+    config.data.path, config.data.eval_split, config.encoders.text.length = "data/flickr8k", "val", 24
     config.data.features, config.data.augment.flip, config.eval.rerank = ("lite0-160", "lite0-224"), 0.5, (16,)
     config.batch_size, config.steps, config.eval.flip = 256, 200, True
     frozen_towers(config)
@@ -93,7 +93,7 @@ def finetuned(config: ConfigDict, size: int, batch_size: int = 64) -> ConfigDict
     """
     config.encoders.image.kind, config.encoders.image.init, config.data.features = "efficientnet", "lite0", ()
     config.encoders.text.cache_tokens = False
-    config.data.image_size, config.batch_size = size, batch_size
+    config.encoders.image.size, config.batch_size = size, batch_size
     config.optimizer.freeze = "^text/tower/embed"
     config.optimizer.groups = (("^text/tower/", 0.05), ("^image/tower/", 0.1), *tuple(config.optimizer.groups))
     return config
@@ -101,7 +101,7 @@ def finetuned(config: ConfigDict, size: int, batch_size: int = 64) -> ConfigDict
 
 def base_towers(config: ConfigDict) -> ConfigDict:
     """ViT-B/16 at 224 px and BERT-base, both trained, from the weights you name in the encoders' `init`."""
-    config.data.image_size, config.encoders.text.tokenizer = 224, "minilm"  # MiniLM's words are BERT's
+    config.encoders.image.size, config.encoders.text.tokenizer = 224, "minilm"  # MiniLM's words are BERT's
     for name in ("image", "text"):
         config.encoders[name].update(width=768, layers=12, heads=12, hidden=3072)
     config.fusion.heads, config.dtype = 12, "bfloat16"
@@ -112,7 +112,7 @@ def tiny(config: ConfigDict) -> ConfigDict:
     """Small towers from scratch, a ViT on 32 pixels and a BERT of two layers: for tests on any machine."""
     config.batch_size, config.steps, config.log_every, config.optimizer.warmup = 16, 20, 5, 5
     config.teacher.warmup = True  # in 20 steps the teacher would be the start
-    config.data.image_size, config.data.length = 32, 12
+    config.encoders.image.size, config.encoders.text.length = 32, 12
     config.encoders.image.update(patch=8, width=32, layers=2, heads=2, hidden=64)
     config.encoders.text.update(width=32, layers=2, heads=2, hidden=64, positions=16)
     config.fusion.layers, config.fusion.heads, config.fusion.hidden = 1, 2, 64

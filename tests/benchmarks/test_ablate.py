@@ -53,7 +53,7 @@ def test_every_row_is_a_valid_config_of_one_budget(name):
 def one_row(monkeypatch, tmp_path, shapes_data):
     """A table of one tiny row on the shapes, as (run it, its .jsonl, its .md)."""
     row = Row("MTGFE", "full: the three and ITC", "configs/mtgfe.py:tiny")
-    budget = ("steps=2", "batch_size=8", "log_every=1", "data.image_size=16", "eval.rerank=(4,)")
+    budget = ("steps=2", "batch_size=8", "log_every=1", "encoders.image.size=16", "eval.rerank=(4,)")
     monkeypatch.setattr(ablate, "TABLE", dataclasses.replace(ablate.TABLE, rows=(row,)))
     monkeypatch.setattr(fusion_rows, "BUDGET", {"emoji_views": budget})
     monkeypatch.setattr(fusion_rows, "EVERY", 1)

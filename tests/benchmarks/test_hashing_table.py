@@ -59,7 +59,7 @@ FEW = (
 @pytest.fixture(scope="module")
 def few(shapes_data, tmp_path_factory):
     """A table of three tiny rows on the shapes in two roles, run once and kept: the path of its lines."""
-    budget, out = ("steps=2", "batch_size=8", "log_every=1", "data.image_size=16"), tmp_path_factory.mktemp("few")
+    budget, out = ("steps=2", "batch_size=8", "log_every=1", "encoders.image.size=16"), tmp_path_factory.mktemp("few")
     data = [word for name in ("flickr8k", "emoji_views") for word in ("--data", f"{name}={shapes_data}")]
     (out / "hashing_floors-emoji_views.json").write_text(json.dumps(linear_floors(shapes_data)))
     with pytest.MonkeyPatch.context() as patch:

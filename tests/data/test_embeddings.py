@@ -6,19 +6,26 @@ import shutil
 import numpy as np
 import pytest
 
+from tiny import input_specs
+
 from xmodal_jax.cli import main
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.config import DataConfig
-from xmodal_jax.data.embeddings import Embeddings, Encoders, write_embeddings
+from xmodal_jax.data.embeddings import Embeddings
 from xmodal_jax.data.features import write_features
 from xmodal_jax.data.image import AugmentConfig, eval_image
+from xmodal_jax.data.readers import readers_of
 from xmodal_jax.data.records import CorruptRecord, RecordWriter, open_records, pack
 from xmodal_jax.data.sidecar import Sidecar
 from xmodal_jax.data.split import Split
+from xmodal_jax.data.text import load_tokenizer
 from xmodal_jax.data.train import train_dataset
+from xmodal_jax.encode.embed_data import Encoders, write_embeddings
 from xmodal_jax.errors import UserError
 
-CFG = DataConfig(image_size=8, length=8, languages=("en", "fr"), augment=AugmentConfig(flip=0.5))
+LENGTH = 8
+FIELDS = {"image": "image", "text": "text"}
+CFG = DataConfig(languages=("en", "fr"), augment=AugmentConfig(flip=0.5))
 
 
 def seen(images):
@@ -27,9 +34,9 @@ def seen(images):
     return np.stack([*(images.mean((1, 2)) - 100).T, left.mean((1, 2))], 1)
 
 
-def said(captions):
-    """Captions -> [b,4]: lengths and sums of characters."""
-    return np.array([[len(text), sum(map(ord, text)) % 97, ord(text[-1]), 1.0] for text in captions])
+def said(ids):
+    """Captions as token ids [b,L] -> [b,4]: lengths, sums and last tokens."""
+    return np.array([[(row != 0).sum(), row.sum() % 97, row[row != 0][-2], 1.0] for row in ids])
 
 
 def unit(rows):
@@ -48,28 +55,35 @@ class Counted:
             raise KeyboardInterrupt
         return unit(seen(images))
 
-    def encoders(self, **changes):
-        plain = Encoders("counted", "0123", "8 px", 4, self.image, lambda texts: unit(said(texts)))
+    def encoders(self, text=lambda ids: unit(said(ids)), **changes):
+        encode = {"image": self.image, "text": text}
+        plain = Encoders("counted", "0123", "8 px", 4, FIELDS, encode)
         return dataclasses.replace(plain, **changes)
 
 
 def write(folder, teacher=None, cfg=CFG, **options):
     options = {"name": "old", "batch": 4} | options
     encoders = teacher if isinstance(teacher, Encoders) else (teacher or Counted()).encoders()
-    return write_embeddings(folder, options.pop("name"), encoders, lambda split: Split(folder, split, cfg), **options)
+    specs = input_specs(load_tokenizer("data", folder, ("en", "fr")), 8, LENGTH, bool(cfg.features))
+
+    def opened(split):
+        source = Split(folder, split, cfg)
+        return source, readers_of(source, specs)
+
+    return write_embeddings(folder, options.pop("name"), encoders, opened, **options)
 
 
 def pair(found, row, view, caption, languages=("en",)):
     """The vectors of a picture and of a caption by its place in these languages."""
-    text = lambda own, place: [data for code in languages for data in own["text"].get(code, [])][place]
-    picks = {"image": (lambda own, view: own["image"][view], view), "text": (text, caption)}
+    text = lambda own, place: [data for code in languages for data in own.get(code, [])][place]
+    picks = {"image": ("image", lambda own, view: own[view][0], view), "text": ("text", text, caption)}
     return tuple(found.vectors(row, picks).values())
 
 
 def test_a_field_that_is_missing_has_zeros(own_set):
     card = write(own_set)
     found = Embeddings(own_set, card, "old", "train", ["png"], ["en"])
-    np.testing.assert_array_equal(found.vectors(0, {"image": (None, None)})["image"], np.zeros(4, np.float32))
+    np.testing.assert_array_equal(found.vectors(0, {"image": ("image", None, None)})["image"], np.zeros(4, np.float32))
     found.close()
 
 
@@ -83,7 +97,7 @@ def test_each_picture_and_caption_has_its_own(own_set):
     assert set(teacher.blocks) == {4}, "always full blocks of one shape"
     for split in ("train", "test"):
         found = Embeddings(own_set, card, "old", split, ["png", "jpeg"], ["fr", "en"])
-        sidecar = Sidecar(own_set, card, split)
+        sidecar, tokenizer = Sidecar(own_set, card, split), load_tokenizer("data", own_set, ("en", "fr"))
         with open_records(own_set, split) as records:
             for row, record in enumerate(records):
                 captions = sidecar.captions(row)["fr"] + sidecar.captions(row)["en"]
@@ -91,21 +105,21 @@ def test_each_picture_and_caption_has_its_own(own_set):
                     for number, caption in enumerate(captions):
                         image, text = pair(found, row, view, number, ("fr", "en"))
                         np.testing.assert_allclose(image, unit(seen(eval_image(8)(data)[None]))[0], rtol=1e-6)
-                        np.testing.assert_allclose(text, unit(said([caption]))[0], rtol=1e-6)
+                        np.testing.assert_allclose(text, unit(said(tokenizer.encode([caption], LENGTH)))[0], rtol=1e-6)
         found.close()
 
 
 def test_batches_carry_those_of_the_view_and_caption_that_were_drawn(own_set, tokenizer):
     write(own_set)
     cfg = dataclasses.replace(CFG, languages=("en",), embeddings="old", augment=AugmentConfig(1.0, flip=0.0))
-    dataset = train_dataset(own_set, "train", tokenizer, cfg, 0, 18)
+    dataset = train_dataset(own_set, "train", input_specs(tokenizer, 8, LENGTH), cfg, 0, 18)
     batch = dataset.batch_at(1)
     dataset.close()
     assert batch["image/teacher"].dtype == batch["text/teacher"].dtype == np.float32
     np.testing.assert_allclose(batch["image/teacher"], unit(seen(batch["image"])), rtol=1e-5)
-    texts = [tokenizer.decode(ids) for ids in batch["text"]]
-    np.testing.assert_allclose(batch["text/teacher"], unit(said(texts)), rtol=1e-5)
-    plain = train_dataset(own_set, "train", tokenizer, dataclasses.replace(cfg, embeddings=""), 0, 18)
+    theirs = load_tokenizer("data", own_set, ("en", "fr")).encode([tokenizer.decode(ids) for ids in batch["text"]], LENGTH)
+    np.testing.assert_allclose(batch["text/teacher"], unit(said(theirs)), rtol=1e-5)
+    plain = train_dataset(own_set, "train", input_specs(tokenizer, 8, LENGTH), dataclasses.replace(cfg, embeddings=""), 0, 18)
     without = plain.batch_at(1)
     plain.close()
     assert all(np.array_equal(without[name], batch[name]) for name in without)
@@ -114,9 +128,8 @@ def test_batches_carry_those_of_the_view_and_caption_that_were_drawn(own_set, to
 def test_cached_tokens_are_what_a_teacher_of_tokens_sees(own_set):
     write_features(own_set, "mean", lambda images: images.mean((1, 2))[:, None], 8)
     cfg = dataclasses.replace(CFG, features=("mean",))
-    tokens = Encoders(
-        "t", "0", "mean", 3, lambda rows: unit(rows[:, 0].astype(np.float32)), lambda texts: unit(said(texts)[:, :3])
-    )
+    encode = {"image": lambda rows: unit(rows[:, 0].astype(np.float32)), "text": lambda ids: unit(said(ids)[:, :3])}
+    tokens = Encoders("t", "0", "mean", 3, FIELDS, encode)
     card = write(own_set, tokens, cfg)
     found = Embeddings(own_set, card, "old", "test", ["png"], ["en"])
     with open_records(own_set, "test") as records:
@@ -139,7 +152,7 @@ def test_half_the_bytes_are_of_unit_length_again(own_set):
 
 def test_what_was_not_embedded_is_refused(own_set, tokenizer):
     def start(**changes):
-        return train_dataset(own_set, "train", tokenizer, dataclasses.replace(CFG, **changes), 0, 2)
+        return train_dataset(own_set, "train", input_specs(tokenizer, 8, LENGTH), dataclasses.replace(CFG, **changes), 0, 2)
 
     with pytest.raises(UserError, match=r"no embeddings 'old': it has \(none\).*xmodal data embed"):
         start(embeddings="old")
@@ -166,7 +179,7 @@ def test_a_damaged_row_is_replaced_by_the_next(own_set, tokenizer, monkeypatch):
     with open_records(own_set / "embeddings" / "old", "train") as rows:
         content = list(rows)
     content[7]["text"]["en"] = []
-    content[8]["image"]["png"] = b"1234"
+    content[8]["image"]["png"] = [b"1234"]
     with RecordWriter(own_set / "embeddings" / "old", "train") as writer:
         for row in content:
             writer.write(pack(row))
@@ -176,7 +189,7 @@ def test_a_damaged_row_is_replaced_by_the_next(own_set, tokenizer, monkeypatch):
             pair(found, row, "png", 0)
     found.close()
     cfg = dataclasses.replace(CFG, embeddings="old", views=("jpeg",), languages=("en",))
-    dataset = train_dataset(own_set, "train", tokenizer, cfg, 0, 18)
+    dataset = train_dataset(own_set, "train", input_specs(tokenizer, 8, LENGTH), cfg, 0, 18)
     assert 7 not in dataset.batch_at(0)["id"] and dataset.bad.rows == {7}
     dataset.close()
 

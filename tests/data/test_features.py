@@ -7,6 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
+from tiny import input_specs
+
 from xmodal_jax.cli import main
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.config import DataConfig
@@ -17,7 +19,7 @@ from xmodal_jax.data.records import RecordWriter, open_records, pack
 from xmodal_jax.data.train import train_dataset
 from xmodal_jax.errors import UserError
 
-CFG = DataConfig(length=8, features=("mean",), augment=AugmentConfig(flip=0.5))
+CFG = DataConfig(features=("mean",), augment=AugmentConfig(flip=0.5))
 
 
 def halves(images):
@@ -54,7 +56,7 @@ def test_tokens_lie_beside_their_records(own_set, tokenizer):
     for split in ("train", "test"):
         with open_records(own_set, split) as records:
             for view in ("png", "jpeg"):
-                evaluated = eval_split(own_set, split, tokenizer, CFG, view)
+                evaluated = eval_split(own_set, split, input_specs(tokenizer, cached=True), CFG, view)
                 (batch,) = evaluated.left.blocks(len(records))
                 assert batch["image"].dtype == np.float16
                 for row, record in enumerate(records):
@@ -63,7 +65,7 @@ def test_tokens_lie_beside_their_records(own_set, tokenizer):
 
 def test_training_reads_plain_and_mirrored_tokens(own_set, tokenizer):
     write_features(own_set, "mean", halves, 8)
-    dataset = train_dataset(own_set, "train", tokenizer, CFG, 0, 18)
+    dataset = train_dataset(own_set, "train", input_specs(tokenizer, cached=True), CFG, 0, 18)
     mirrored = 0
     with open_records(own_set, "train") as records:
         batch = dataset.batch_at(0)
@@ -80,7 +82,7 @@ def test_caches_are_joined_along_the_tokens_and_flip_together(own_set, tokenizer
     write_features(own_set, "mean", halves, 8)
     write_features(own_set, "fine", lambda images: halves(images)[:, [0, 1, 0]], 12)
     cfg = dataclasses.replace(CFG, features=("mean", "fine"))
-    dataset = train_dataset(own_set, "train", tokenizer, cfg, 0, 18)
+    dataset = train_dataset(own_set, "train", input_specs(tokenizer, cached=True), cfg, 0, 18)
     tokens = dataset.batch_at(0)["image"]
     dataset.close()
     assert tokens.shape == (18, 5, 3)
@@ -92,14 +94,14 @@ def test_caches_of_different_widths_do_not_join(own_set, tokenizer):
     write_features(own_set, "mean", halves, 8)
     write_features(own_set, "wide", lambda images: np.repeat(halves(images), 2, -1), 8)
     with pytest.raises(UserError, match="widths {'mean': 3, 'wide': 6} differ"):
-        train_dataset(own_set, "train", tokenizer, dataclasses.replace(CFG, features=("mean", "wide")), 0, 2)
+        train_dataset(own_set, "train", input_specs(tokenizer, cached=True), dataclasses.replace(CFG, features=("mean", "wide")), 0, 2)
 
 
 def test_without_mirrored_copies_the_plain_ones_are_read(own_set, tokenizer):
     card = write_features(own_set, "mean", halves, 8, flip=False)
     assert card.features["mean"]["views"] == ["plain"]
     cfg = dataclasses.replace(CFG, augment=AugmentConfig(flip=1.0), views=("png",))
-    dataset = train_dataset(own_set, "test", tokenizer, cfg, 0, 6)
+    dataset = train_dataset(own_set, "test", input_specs(tokenizer, cached=True), cfg, 0, 6)
     batch = dataset.batch_at(0)
     dataset.close()
     with open_records(own_set, "test") as records:
@@ -216,4 +218,4 @@ def test_a_cache_of_another_length_is_refused(own_set, tokenizer):
     folder = own_set / "features" / "mean"
     shutil.copy(next(folder.glob("test-*")), folder / "train-00000-of-00001.arrayrecord")
     with pytest.raises(UserError, match="has 6 rows for 18 records"):
-        train_dataset(own_set, "train", tokenizer, CFG, 0, 2)
+        train_dataset(own_set, "train", input_specs(tokenizer, cached=True), CFG, 0, 2)

@@ -13,6 +13,7 @@ import signal, sys, threading, time
 from xmodal_jax.data.loader import Loader, threads_left
 from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.train import train_dataset
+from xmodal_jax.data.readers import InputSpec
 from xmodal_jax.data.text import load_tokenizer
 from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.processes import leaving_at_once
@@ -26,7 +27,8 @@ def hang(batch):
 
 def main():
     data = sys.argv[1]
-    dataset = train_dataset(data, "train", load_tokenizer("data", data), DataConfig(image_size=8, length=6), 0, 2, hang)
+    specs = {"image": InputSpec(8), "text": InputSpec(6, load_tokenizer("data", data))}
+    dataset = train_dataset(data, "train", specs, DataConfig(), 0, 2, hang)
     with leaving_at_once("none", threads_left), Loader(dataset, threads=3, prefetch=6) as loader:
         loader.poll = hung_at_least
         next(loader)

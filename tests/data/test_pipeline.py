@@ -10,8 +10,10 @@ import threading
 import numpy as np
 import pytest
 
+from tiny import input_specs
+
 from xmodal_jax.data.card import Card
-from xmodal_jax.data.config import FIELDS, DataConfig, FieldConfig
+from xmodal_jax.data.config import PAIR, DataConfig, FieldConfig
 from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.data.features import write_features
 from xmodal_jax.data.image import AugmentConfig, decode, resize
@@ -25,10 +27,10 @@ from xmodal_jax.data.text import load_tokenizer
 from xmodal_jax.data.train import BadRows, train_dataset
 from xmodal_jax.errors import UserError
 
-PLAIN = DataConfig(image_size=16, length=8, augment=AugmentConfig(crop_min_area=1.0, flip=0.0))
+PLAIN = DataConfig(augment=AugmentConfig(crop_min_area=1.0, flip=0.0))
 RANDOM = dataclasses.replace(PLAIN, augment=AugmentConfig(crop_min_area=0.4, flip=0.5, jitter=0.2))
 
-TWO_VIEWS = FIELDS | {"image2": FieldConfig(of="image")}
+TWO_VIEWS = dict.fromkeys(PAIR, FieldConfig()) | {"image2": FieldConfig(of="image")}
 
 
 @pytest.fixture
@@ -36,8 +38,8 @@ def make(tiny_set, tokenizer):
     """Makes training data sets over `tiny_set` and closes them in the end."""
     made = []
 
-    def dataset(cfg=PLAIN, seed=0, batch_size=6, folder=tiny_set, split="train"):
-        made.append(train_dataset(folder, split, tokenizer, cfg, seed, batch_size))
+    def dataset(cfg=PLAIN, seed=0, batch_size=6, folder=tiny_set, split="train", length=8):
+        made.append(train_dataset(folder, split, input_specs(tokenizer, 16, length, bool(cfg.features)), cfg, seed, batch_size))
         return made[-1]
 
     yield dataset
@@ -184,7 +186,7 @@ def test_impossible_numbers_are_refused(make):
         make(batch_size=0)
     with pytest.raises(UserError, match="batch_size 6 must be a multiple of the 4 processes"):
         make().batch_at(0, 0, 4)
-    for name in ("image_size", "length", "threads", "prefetch"):
+    for name in ("threads", "prefetch"):
         with pytest.raises(UserError, match=f"config.data.{name} is 0; write"):
             DataConfig(**{name: 0})
     with pytest.raises(UserError, match="config.data.languages is empty"):
@@ -298,7 +300,7 @@ def test_a_shard_deleted_while_it_is_open_loses_nothing(make, own_set, sharded):
     assert same(dataset.batch_at(0), want) and not dataset.bad.rows
 
 
-def test_a_damaged_feature_cache_is_counted_too(make, own_set, monkeypatch):
+def test_a_damaged_feature_cache_is_counted_too(make, own_set, tokenizer, monkeypatch):
     monkeypatch.setattr("xmodal_jax.data.train.BAD_SHARE", 0.1)
     write_features(own_set, "mean", lambda images: images.mean((1, 2))[:, None], 8, tower="mean")
     with open_records(own_set / "features" / "mean", "train") as cache:
@@ -311,7 +313,7 @@ def test_a_damaged_feature_cache_is_counted_too(make, own_set, monkeypatch):
     dataset = make(cfg, folder=own_set, batch_size=18)
     assert 7 not in dataset.batch_at(0)["id"] and dataset.bad.rows == {7}
     with pytest.raises(UserError, match="row 7 cannot be read .*cache 'mean' has no tokens"):
-        list(eval_split(own_set, "train", dataset.tokenizer, cfg).left.blocks(18))
+        list(eval_split(own_set, "train", input_specs(tokenizer, cached=True), cfg).left.blocks(18))
 
 
 def test_bad_rows_count_each_row_once():
@@ -374,7 +376,7 @@ def test_an_error_in_a_thread_reaches_the_caller(make, own_set):
 
 
 def test_evaluation_reads_each_picture_and_caption_once(tiny_set, tokenizer, plain_colour):
-    split = eval_split(tiny_set, "test", tokenizer, PLAIN)
+    split = eval_split(tiny_set, "test", input_specs(tokenizer), PLAIN)
     assert split.view == "png" and split.keys == [f"thing-{n}" for n in range(0, 24, 4)]
     assert split.right.words == [f"thing number {n}" for n in range(0, 24, 4)]
     assert split.right.owner.tolist() == split.rows.tolist() == list(range(6))
@@ -388,7 +390,7 @@ def test_evaluation_reads_each_picture_and_caption_once(tiny_set, tokenizer, pla
 
 
 def test_captions_keep_their_owner_and_texts_are_padded(tiny_set, tokenizer):
-    split = eval_split(tiny_set, "train", tokenizer, PLAIN, view="jpeg")
+    split = eval_split(tiny_set, "train", input_specs(tokenizer), PLAIN, view="jpeg")
     assert len(split.right.words) == 30 and len(split.keys) == 18
     for caption, owner in zip(split.right.words, split.right.owner):
         assert caption in ("a thing", f"thing number {split.keys[owner].split('-')[1]}")
@@ -402,13 +404,13 @@ def test_captions_keep_their_owner_and_texts_are_padded(tiny_set, tokenizer):
 
 
 def test_evaluation_resizes_the_whole_picture(tiny_set, tokenizer, plain_colour):
-    split = eval_split(tiny_set, "test", tokenizer, dataclasses.replace(PLAIN, image_size=10))
+    split = eval_split(tiny_set, "test", input_specs(tokenizer, 10), PLAIN)
     np.testing.assert_array_equal(next(split.left.blocks(1))["image"][0], resize(plain_colour(0), 10))
 
 
 def test_evaluation_refuses_a_torn_record_rather_than_leave_it_out(own_set, tokenizer):
     spoil(own_set, [3])
-    split = eval_split(own_set, "train", tokenizer, PLAIN)
+    split = eval_split(own_set, "train", input_specs(tokenizer), PLAIN)
     with pytest.raises(UserError, match="row 3 cannot be read"):
         list(split.left.blocks(6))
 
@@ -418,7 +420,7 @@ def test_records_without_the_view_are_left_out_and_said(tmp_path, tiny_items, to
     del items[3].images["png"]  # row 2 of the train split
     prepare(memory_source(items), tmp_path / "set")
     with caplog.at_level(logging.WARNING):
-        split = eval_split(tmp_path / "set", "train", tokenizer, PLAIN, view="png")
+        split = eval_split(tmp_path / "set", "train", input_specs(tokenizer), PLAIN, view="png")
     assert len(split.keys) == 17 and 2 not in split.rows and "1 of 18 records" in caplog.text
 
 
@@ -432,11 +434,11 @@ def test_multi_hot_marks_each_label():
 
 
 def test_labels_can_be_left_out_of_batches_and_evaluation(tiny_set, tokenizer):
-    config = DataConfig(path=str(tiny_set), image_size=16, length=8, labels=False)
-    data = train_dataset(tiny_set, "train", tokenizer, config, seed=0, batch_size=2)
+    config = DataConfig(path=str(tiny_set), labels=False)
+    data = train_dataset(tiny_set, "train", input_specs(tokenizer), config, seed=0, batch_size=2)
     assert "labels" not in data.batch_at(0)
     data.close()
-    assert eval_split(tiny_set, "test", tokenizer, config).labels is None
+    assert eval_split(tiny_set, "test", input_specs(tokenizer), config).labels is None
 
 
 def test_pairs_can_match_by_their_labels(make, tiny_set):
@@ -454,14 +456,13 @@ def test_pairs_can_match_by_their_labels(make, tiny_set):
 def test_cut_training_captions_are_counted_on_a_sample(make, tokenizer, tiny_set, monkeypatch):
     captions = split_captions(tiny_set, "train")
     lengths = tokenizer.lengths(captions)
-    config = dataclasses.replace(PLAIN, length=5)
-    found = make(config).cut()
+    found = make(length=5).cut()["text"]
     assert found["share"] == round(100 * np.mean(lengths > 5), 4) and 0 < found["share"] < 100
     assert found["longest"] == max(lengths)
     monkeypatch.setattr("xmodal_jax.data.train.SAMPLED", 2)
     own = Sidecar(tiny_set, Card.load(tiny_set), "train")
     ends = [text for row in (0, 17) for text in own.captions(row)["en"]]
-    assert make(config).cut()["share"] == round(100 * np.mean(tokenizer.lengths(ends) > 5), 4)
+    assert make(length=5).cut()["text"]["share"] == round(100 * np.mean(tokenizer.lengths(ends) > 5), 4)
 
 
 def test_label_keys_are_of_sets_and_never_an_empty_place(tmp_path, encoded, plain_colour):
@@ -485,17 +486,16 @@ def test_captions_are_the_same_in_training_only_if_their_text_is(tmp_path, encod
     items += [Item("plain", images, {"en": ["one two"]}), Item("test", images, {"en": texts}, split="test")]
     prepare(memory_source(items), tmp_path / "set")
     tokenizer = load_tokenizer("data", tmp_path / "set")
-    config = dataclasses.replace(PLAIN, length=6)
-    with contextlib.closing(train_dataset(tmp_path / "set", "train", tokenizer, config, 0, 9)) as data:
+    with contextlib.closing(train_dataset(tmp_path / "set", "train", input_specs(tokenizer, 16, 6), PLAIN, 0, 9)) as data:
         batch = data.batch_at(0)
     order = np.argsort(batch["index"])[:8]
     keys, ids = batch["text/key"][order], batch["text"][order]
     assert all(np.array_equal(ids[one], ids[other]) for one, other in ((0, 1), (5, 6)))
     same = {frozenset((one, other)) for one in range(8) for other in range(one) if keys[one] == keys[other]}
     assert same == {frozenset((0, 4)), frozenset((5, 7))}
-    with contextlib.closing(Split(tmp_path / "set", "test", config)) as held:
+    with contextlib.closing(Split(tmp_path / "set", "test", PLAIN)) as held:
         assert held.caption_numbers(0) == keys.tolist(), "one number in all splits"
-    french = dataclasses.replace(config, languages=("fr", "en"))
+    french = dataclasses.replace(PLAIN, languages=("fr", "en"))
     with contextlib.closing(Split(tmp_path / "set", "train", french)) as split:
         own = split.caption_numbers(2)
         assert own[0] == own[2] == keys[2] and own[1] not in keys, "and in all languages"
@@ -506,6 +506,6 @@ def test_matching_by_labels_needs_labels(tiny_items, tmp_path, make, tokenizer):
     prepare(memory_source(dataclasses.replace(item, labels=()) for item in tiny_items()), tmp_path)
     with pytest.raises(UserError, match="config.data.match is 'labels', and .* has none; write 'record'"):
         make(dataclasses.replace(PLAIN, match="labels"), folder=tmp_path)
-    assert eval_split(tmp_path, "test", tokenizer, dataclasses.replace(PLAIN, match="labels")).keys  # of training alone
+    assert eval_split(tmp_path, "test", input_specs(tokenizer), dataclasses.replace(PLAIN, match="labels")).keys  # of training alone
     with pytest.raises(UserError, match="config.data.match is 'label'; write 'record' or 'labels'"):
         dataclasses.replace(PLAIN, match="label")

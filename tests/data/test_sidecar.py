@@ -10,6 +10,8 @@ import shutil
 import numpy as np
 import pytest
 
+from tiny import input_specs
+
 from xmodal_jax.assemble import assemble, document_frequencies
 from xmodal_jax.cli import main
 from xmodal_jax.config_file import freeze, load
@@ -27,7 +29,7 @@ from xmodal_jax.data.text import load_tokenizer, used_ids
 from xmodal_jax.data.train import train_dataset
 from xmodal_jax.errors import UserError
 
-CFG = DataConfig(image_size=16, length=8)
+CFG = DataConfig()
 ORDER = {"de": ["ein Bär", "zwei"], "en": ["A bear"], "fr": ["un"]}
 
 
@@ -110,8 +112,8 @@ def test_a_damaged_column_is_refused_by_name(damaged, tokenizer, name, change, w
     uses = (
         lambda: Split(folder, "train", CFG),
         lambda: split_captions(folder, "train"),
-        lambda: eval_split(folder, "train", tokenizer, CFG),
-        lambda: train_dataset(folder, "train", tokenizer, CFG, 0, 2),
+        lambda: eval_split(folder, "train", input_specs(tokenizer), CFG),
+        lambda: train_dataset(folder, "train", input_specs(tokenizer), CFG, 0, 2),
     )
     for use in uses:
         with pytest.raises(UserError, match=rf"sidecar/train/{name}.bin' {why}.*prepare the data set again .--force"):
@@ -196,7 +198,7 @@ def reads(monkeypatch):
 def loaded(name, folder, *changes):
     """The tiny config of a file of `configs` for a data set."""
     path = pathlib.Path(__file__).parents[2] / "configs" / f"{name}.py"
-    return freeze(load(f"{path}:tiny", [f"data.path={folder}", "data.image_size=16", *changes]))
+    return freeze(load(f"{path}:tiny", [f"data.path={folder}", "encoders.image.size=16", *changes]))
 
 
 def test_a_run_starts_and_an_evaluation_opens_without_reading_a_record(shapes_data, tmp_path, reads):
@@ -207,10 +209,10 @@ def test_a_run_starts_and_an_evaluation_opens_without_reading_a_record(shapes_da
     captions = split_captions(folder, "train")
     assert list(assembly.model.output_ids) == used_ids(assembly.tokenizer, list(captions)).tolist()
     assert (folder / "tokenizer.json").is_file() and len(captions) == 24
-    found = eval_split(folder, "test", assembly.tokenizer, assembly.config.data)
+    found = eval_split(folder, "test", assembly.specs, assembly.config.data)
     assert found.words_of(3)[0].startswith("a ") and len(found.right.ids) == 24 and found.labels.sum() == 12
-    with contextlib.closing(train_dataset(folder, "train", assembly.tokenizer, assembly.config.data, 0, 4)) as data:
-        assert data.cut()["share"] == 0
+    with contextlib.closing(train_dataset(folder, "train", assembly.specs, assembly.config.data, 0, 4)) as data:
+        assert data.cut()["text"]["share"] == 0
         bags = assemble(loaded("cmhr_drn", folder))
         assert document_frequencies(bags)["text/tower/idf"].max() > 1
         assert reads == []
@@ -224,7 +226,7 @@ def test_cached_features_are_trained_on_without_reading_a_picture(own_set, token
     write_features(own_set, "mean", lambda images: images.mean((1, 2))[:, None], 8)
     reads.clear()
     cfg = dataclasses.replace(CFG, features=("mean",))
-    with contextlib.closing(train_dataset(own_set, "train", tokenizer, cfg, 0, 6)) as data:
+    with contextlib.closing(train_dataset(own_set, "train", input_specs(tokenizer, cached=True), cfg, 0, 6)) as data:
         index = data.batch_at(0)["index"]
     assert sorted(reads) == sorted(index.tolist()), "one row of the cache for each"
 
@@ -232,7 +234,7 @@ def test_cached_features_are_trained_on_without_reading_a_picture(own_set, token
 def test_the_same_captions_are_drawn_as_from_records(tiny_set, tokenizer):
     """The captions of a batch as they were drawn when records had captions."""
     cfg = dataclasses.replace(CFG, languages=("fr", "en"))
-    with contextlib.closing(train_dataset(tiny_set, "train", tokenizer, cfg, 3, 6)) as data:
+    with contextlib.closing(train_dataset(tiny_set, "train", input_specs(tokenizer), cfg, 3, 6)) as data:
         drawn = [tokenizer.decode(text) for text in data.batch_at(0)["text"]]
     assert drawn == ["[UNK] [UNK] 6", "[UNK] [UNK] 23", "thing number 22", "thing number 10", "a thing", "a thing"]
 
@@ -247,7 +249,7 @@ def test_a_split_may_have_no_caption_in_a_language_and_no_label(tmp_path, encode
         assert split.captions(0) == split.pairs(0) == split.labels(0) == [] and split.label_key(0) == -2
     tokenizer = load_tokenizer("data", tmp_path / "set")
     with pytest.raises(UserError, match="no record with image and text .view 'x'"):
-        eval_split(tmp_path / "set", "test", tokenizer, CFG)
+        eval_split(tmp_path / "set", "test", input_specs(tokenizer), CFG)
 
 
 def test_texts_are_a_sequence(tmp_path):

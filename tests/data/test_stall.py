@@ -9,6 +9,8 @@ import time
 import numpy as np
 import pytest
 
+from tiny import input_specs
+
 from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.features import write_features
 from xmodal_jax.data.loader import Loader
@@ -16,7 +18,7 @@ from xmodal_jax.data.stall import Stages, Watch
 from xmodal_jax.data.train import train_dataset
 from xmodal_jax.errors import UserError
 
-QUICK = DataConfig(image_size=16, length=8, stall_seconds=0.2)
+QUICK = DataConfig(stall_seconds=0.2)
 
 
 class SlowTokenizer:
@@ -48,7 +50,7 @@ def wait_for(happened):
 
 def test_a_slow_tokenizer_is_named_and_again_at_doubling_intervals(tiny_set, tokenizer, caplog):
     slow = SlowTokenizer(tokenizer)
-    dataset = train_dataset(tiny_set, "train", slow, QUICK, 0, 2)
+    dataset = train_dataset(tiny_set, "train", input_specs(slow), QUICK, 0, 2)
     with Loader(dataset, threads=2) as loader:
         said, _ = said_while(caplog, loader, 3, slow.may_go.set)
         waits = [float(text.split(" for ")[1].split(" s:")[0]) for text in said]
@@ -64,8 +66,8 @@ def test_a_slow_tokenizer_is_named_and_again_at_doubling_intervals(tiny_set, tok
 def test_a_feature_cache_that_does_not_answer_is_named_by_cache_and_row(own_set, tokenizer, caplog):
     mean = lambda images: images.mean((1, 2))[:, None]
     write_features(own_set, "mean", mean, 8, tower="mean")
-    dataset = train_dataset(own_set, "train", tokenizer, dataclasses.replace(QUICK, features=("mean",)), 0, 2)
-    row = int(train_dataset(own_set, "train", tokenizer, QUICK, 0, 2).examples[0]["index"])
+    dataset = train_dataset(own_set, "train", input_specs(tokenizer, cached=True), dataclasses.replace(QUICK, features=("mean",)), 0, 2)
+    row = int(train_dataset(own_set, "train", input_specs(tokenizer), QUICK, 0, 2).examples[0]["index"])
     (file,) = dataset.split.caches[0].records.files
     file.unlink()
     os.mkfifo(file)  # opening it waits for a writer, as a mount that is gone waits for its server
@@ -109,7 +111,7 @@ def test_a_stall_time_must_be_above_zero():
 def test_a_wait_that_is_told_to_end_leaves_the_thread_where_it_hangs(tiny_set, tokenizer):
     """What the loop does with SIGTERM: it must be able to save although a batch never comes."""
     slow = SlowTokenizer(tokenizer)
-    dataset = train_dataset(tiny_set, "train", slow, QUICK, 0, 2)
+    dataset = train_dataset(tiny_set, "train", input_specs(slow), QUICK, 0, 2)
     loader = Loader(dataset, threads=1)
 
     def stop():

@@ -212,16 +212,16 @@ def test_cut_captions_are_counted(small):
     captions = ["low " * (1 + row % 10) for row in range(200)]  # 3 to 12 tokens, as many of each
     found = cut(small, captions, small.encode(captions, 8))
     assert found == {"share": 40.0, "length": 8, "enough": 12, "longest": 12}
-    assert cut_words(found) == (
-        "40 % of the captions lose their end: config.data.length is 8 tokens; 12 would keep 99 % of them whole, and the "
+    assert cut_words(found, "text") == (
+        "40 % of the captions lose their end: config.encoders.text.length is 8 tokens; 12 would keep 99 % of them whole, and the "
         "longest has 12."
     )
     captions = ["low"] * 999 + ["low " * 38]
     found = cut(small, captions, small.encode(captions, 16))
     assert found == {"share": 0.1, "length": 16, "enough": 3, "longest": 40}
-    assert cut_words(found, "x") == "0.1 % of the x lose their end: config.data.length is 16 tokens; the longest has 40."
+    assert cut_words(found, "text", "x") == "0.1 % of the x lose their end: config.encoders.text.length is 16 tokens; the longest has 40."
     whole = cut(small, captions, small.encode(captions, 40))
-    assert whole["share"] == 0 and cut_words(whole) == "" and cut(small, [], small.encode([], 8))["share"] == 0
+    assert whole["share"] == 0 and cut_words(whole, "text") == "" and cut(small, [], small.encode([], 8))["share"] == 0
 
 
 def test_special_tokens_in_a_caption_are_plain_text(small):

@@ -8,6 +8,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tiny import input_specs
+
 from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.loader import Loader
 from xmodal_jax.data.train import train_dataset
@@ -24,7 +26,7 @@ def sharding():
 @pytest.fixture
 def dataset(tiny_set, tokenizer):
     """Batches of 16 records of `tiny_set`."""
-    dataset = train_dataset(tiny_set, "train", tokenizer, DataConfig(image_size=8, length=6), 0, 16)
+    dataset = train_dataset(tiny_set, "train", input_specs(tokenizer, 8, 6), DataConfig(), 0, 16)
     yield dataset
     dataset.close()
 

@@ -19,7 +19,7 @@ def test_split(opened_run):
     """The evaluation split of the tiny run."""
     assembly, _ = opened_run
     data = assembly.config.data
-    return eval_split(data.path, data.eval_split, assembly.tokenizer, data)
+    return eval_split(data.path, data.eval_split, assembly.specs, data)
 
 
 def pictures(split, flip=False):
@@ -94,7 +94,7 @@ def test_views_that_miss_records_are_scored_with_their_own_captions(shapes_files
     found = evaluate(moved, params, quick=True)
     assert "ensemble" not in found  # the views do not hold the same pictures
     for view in ("filled", "outline"):
-        split = eval_split(config.data.path, "test", assembly.tokenizer, config.data, view)
+        split = eval_split(config.data.path, "test", assembly.specs, config.data, view)
         embedder = Embedder(assembly.model, params)
         image, text = (embedder.side(side, 8).embed for side in (split.left, split.right))
         assert found["views"][view]["itc"] == cosine_table(image, text, split)

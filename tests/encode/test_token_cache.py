@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import shutil
+from functools import partial
 
 import jax
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 
 from xmodal_jax.assemble import assemble
 from xmodal_jax.config_file import freeze, load
+from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.data.train import train_dataset
 from xmodal_jax.encode.embed import Embedder
-from xmodal_jax.encode.token_cache import FOLDER, KeptTexts, digest, distinct_captions, encode_all, kept_texts, opened
+from xmodal_jax.encode.token_cache import FOLDER, KeptTexts, digest, distinct_captions, encode_all, kept_texts, opened, with_tokens
 from xmodal_jax.errors import UserError
 from xmodal_jax.train.flops import step_flops
 from xmodal_jax.train.loop import make_run
@@ -29,7 +31,7 @@ def make(shapes_data, tmp_path_factory):
     shutil.copytree(shapes_data, folder, ignore=shutil.ignore_patterns(FOLDER))
 
     def build(*overrides, objectives=None):
-        own = [f"data.path={folder}", "batch_size=8", "data.image_size=16", *overrides]
+        own = [f"data.path={folder}", "batch_size=8", "encoders.image.size=16", *overrides]
         config = freeze(load(f"{CONFIG}:tiny", own))
         config = dataclasses.replace(config, objectives=objectives or {"itc": {"queue": 8}})
         run = make_run(assemble(config), jax.devices()[:1])
@@ -48,18 +50,18 @@ def test_rows_come_back_and_unknown_captions_do_not():
     np.testing.assert_array_equal(found[2], found[0])
     assert kept.rows(np.array([[2, 9, 3, 0]], np.int32)) is None
     with pytest.raises(KeyError, match="remove the folder 'texts'"):
-        kept.add({"text": np.array([[2, 9, 3, 0]], np.int32)})
+        with_tokens({"text": kept}, DataConfig(), {"text": np.array([[2, 9, 3, 0]], np.int32)})
 
 
 def test_they_are_made_once_and_are_the_towers(make, monkeypatch):
     run, state = make(*FROZEN)
-    assert kept_texts(run.assembly, state.params, make=False) is None
-    first = kept_texts(run.assembly, state.params)
-    folder = pathlib.Path(run.assembly.config.data.path) / FOLDER / digest(run.assembly, state.params)
+    assert kept_texts(run.assembly, state.params, make=False) == {}
+    first = kept_texts(run.assembly, state.params)["text"]
+    folder = pathlib.Path(run.assembly.config.data.path) / FOLDER / digest(run.assembly, state.params, "text")
     np.testing.assert_array_equal(opened(folder).tokens, first.tokens)
     monkeypatch.setattr("xmodal_jax.encode.token_cache.encode_all", None)  # a second start must not encode
-    again = kept_texts(run.assembly, state.params)
-    split = eval_split(run.assembly.config.data.path, "test", run.assembly.tokenizer, run.assembly.config.data)
+    again = kept_texts(run.assembly, state.params)["text"]
+    split = eval_split(run.assembly.config.data.path, "test", run.assembly.specs, run.assembly.config.data)
     own = run.assembly.model.apply({"params": state.params}, "text", split.right.ids, method="raw")
     real = split.right.ids != 0
     np.testing.assert_allclose(again.rows(split.right.ids)[real], np.asarray(own)[real], atol=4e-3)
@@ -68,10 +70,10 @@ def test_they_are_made_once_and_are_the_towers(make, monkeypatch):
 def test_a_step_is_the_same_and_the_tower_does_not_run(make):
     run, state = make(*FROZEN, objectives={"itc": {"queue": 8}, "itm": {}, "mlm": {}})
     config = run.assembly.config
-    texts = encode_all(run.assembly, state.params, distinct_captions(run.assembly))
+    texts = encode_all(run.assembly, state.params, "text", distinct_captions(run.assembly, "text"))
     plain, more = (
-        train_dataset(config.data.path, "train", run.assembly.tokenizer, config.data, 0, 8, *complete).batch_at(0)
-        for complete in ((), (texts.add,))
+        train_dataset(config.data.path, "train", run.assembly.specs, config.data, 0, 8, *complete).batch_at(0)
+        for complete in ((), (partial(with_tokens, {"text": texts}, config.data),))
     )
     assert set(more) - set(plain) == {"text/tokens"} and more["text/tokens"].dtype == np.float16
     count = lambda batch: step_flops(run.recipe, run.abstract, batch)
@@ -83,8 +85,8 @@ def test_a_step_is_the_same_and_the_tower_does_not_run(make):
 
 def test_chunks_take_them_too(make):
     run, state = make(*FROZEN, "chunk=4")
-    texts, config = encode_all(run.assembly, state.params, distinct_captions(run.assembly)), run.assembly.config
-    data = train_dataset(config.data.path, "train", run.assembly.tokenizer, config.data, 0, 8, texts.add)
+    texts, config = encode_all(run.assembly, state.params, "text", distinct_captions(run.assembly, "text")), run.assembly.config
+    data = train_dataset(config.data.path, "train", run.assembly.specs, config.data, 0, 8, partial(with_tokens, {"text": texts}, config.data))
     whole, whole_state = make(*FROZEN)
     batch = data.batch_at(0)
     parts, full = (float(one.step(of, batch)[1]["loss"]) for one, of in ((run, state), (whole, whole_state)))
@@ -93,31 +95,31 @@ def test_chunks_take_them_too(make):
 
 def test_evaluation_takes_them_and_falls_back(make):
     run, state = make(*FROZEN)
-    texts, config = encode_all(run.assembly, state.params, distinct_captions(run.assembly)), run.assembly.config
-    split = eval_split(config.data.path, "test", run.assembly.tokenizer, config.data)
+    texts, config = encode_all(run.assembly, state.params, "text", distinct_captions(run.assembly, "text")), run.assembly.config
+    split = eval_split(config.data.path, "test", run.assembly.specs, config.data)
     plain = Embedder(run.assembly.model, state.params).side(split.right, 8)
-    kept = Embedder(run.assembly.model, state.params, texts=texts).side(split.right, 8)
+    kept = Embedder(run.assembly.model, state.params, texts={"text": texts}).side(split.right, 8)
     np.testing.assert_allclose(plain.embed, kept.embed, atol=2e-3)
     assert not np.array_equal(plain.embed, kept.embed)  # float16 tokens were read
     none = KeptTexts(texts.ids[:0], texts.tokens[:0], texts.starts[:1])
-    other = Embedder(run.assembly.model, state.params, texts=none).side(split.right, 8)
+    other = Embedder(run.assembly.model, state.params, texts={"text": none}).side(split.right, 8)
     np.testing.assert_array_equal(plain.embed, other.embed)
 
 
 def test_too_many_are_read_by_the_tower(make, monkeypatch, caplog):
-    run, state = make(*FROZEN, "data.length=10")
+    run, state = make(*FROZEN, "encoders.text.length=10")
     monkeypatch.setattr("xmodal_jax.encode.token_cache.LIMIT", 1000)
-    assert kept_texts(run.assembly, state.params) is None
+    assert kept_texts(run.assembly, state.params) == {}
     assert "are not kept (config.encoders.text.cache_tokens)" in caplog.text
 
 
 def test_another_tower_or_length_is_another_folder(make):
     run, state = make(*FROZEN)
-    first = digest(run.assembly, state.params)
+    first = digest(run.assembly, state.params, "text")
     other = jax.tree.map(lambda x: x + 1e-3, state.params)
-    assert digest(run.assembly, other) != first
-    shorter, its = make(*FROZEN, "data.length=8")
-    assert digest(shorter.assembly, its.params) != first
+    assert digest(run.assembly, other, "text") != first
+    shorter, its = make(*FROZEN, "encoders.text.length=8")
+    assert digest(shorter.assembly, its.params, "text") != first
 
 
 @pytest.mark.parametrize(
@@ -126,5 +128,5 @@ def test_another_tower_or_length_is_another_folder(make):
 )
 def test_a_trained_tower_is_refused(make, wrong):
     run, state = make("encoders.text.cache_tokens=True", *wrong)
-    with pytest.raises(UserError, match=r"config.encoders.text.cache_tokens is True, but the text tower is trained"):
+    with pytest.raises(UserError, match=r"config.encoders.text.cache_tokens is True, but the tower is trained"):
         kept_texts(run.assembly, state.params)

@@ -19,7 +19,7 @@ def written(opened_run):
 
 def test_a_split_has_a_row_per_picture_and_scores_over_them(written, opened_run):
     rows, scores = written
-    found = eval_split(opened_run[0].config.data.path, "test", opened_run[0].tokenizer, opened_run[0].config.data)
+    found = eval_split(opened_run[0].config.data.path, "test", opened_run[0].specs, opened_run[0].config.data)
     assert [row["key"] for row in rows] == found.keys[:5]
     colour, shape = found.keys[0].split("-")
     assert rows[0]["references"] == [f"a {colour} {shape}", f"the {shape} is {colour}"]

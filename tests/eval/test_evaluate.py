@@ -37,7 +37,7 @@ def test_averaged_views_have_unit_length_whether_they_agree_or_not(opened_run):
     assembly, params = opened_run
     found, encode, data = [], Embedder(assembly.model, params), assembly.config.data
     for view in ("filled", "outline"):
-        split = eval_split(data.path, "test", assembly.tokenizer, data, view)
+        split = eval_split(data.path, "test", assembly.specs, data, view)
         found.append(encode.side(split.left, 64).embed)
     image, text = found[0] + found[1], encode.side(split.right, 64).embed
     scores = text @ (image / np.linalg.norm(image, axis=1, keepdims=True)).T
@@ -146,7 +146,7 @@ def test_codes_are_asked_of_the_splits_that_are_the_gallery(opened_run):
     for view in ("filled", "outline"):
         codes, labels = {}, {}
         for name in ("test", "train"):
-            split = eval_split(data.path, name, assembly.tokenizer, data, view)
+            split = eval_split(data.path, name, assembly.specs, data, view)
             codes[name] = [encode.side(side, 64).codes for side in (split.left, split.right)]
             labels[name] = split.labels, split.labels[split.right.owner]
         for number, side in enumerate(("i2t", "t2i")):

@@ -119,7 +119,7 @@ def test_a_view_of_few_pictures_has_no_recall_at_more():
 
 def test_the_text_says_how_many_captions_are_cut():
     found = {"share": 12.5, "length": 16, "enough": 20, "longest": 31}
-    said = "12.5 % of the captions lose their end: config.data.length is 16 tokens; 20 would keep 99 %"
+    said = "12.5 % of the captions lose their end: config.encoders.text.length is 16 tokens; 20 would keep 99 %"
     assert said in tables.as_text(result_of() | {"cut": found})
     assert "lose their end" not in tables.as_text(result_of() | {"cut": found | {"share": 0.0}})
 

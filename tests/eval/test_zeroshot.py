@@ -215,7 +215,7 @@ def test_a_run_is_classified_as_by_hand(species_run):
     assert (result["classes"], result["pictures"], result["unlabelled"]) == (5, 12, 0)
     names, embedder = ["circle", "square", "triangle", "bar", "oval"], Embedder(assembly.model, params)
     texts = [template.format(name) for name in names for template in templates]
-    ids = assembly.tokenizer.encode(texts, assembly.config.data.length)
+    ids = assembly.tokenizer.encode(texts, assembly.config.encoders["text"].length)
     head = embedder.rows("text", ids).embed.reshape(5, 2, -1).mean(1)
     head /= np.linalg.norm(head, axis=1, keepdims=True)
     for view, tables in result["views"].items():

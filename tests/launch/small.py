@@ -12,7 +12,7 @@ def get_config():
     """The tiny quickstart with ITC only, for the data set of shapes."""
     config = runpy.run_path(str(QUICKSTART))["get_config"]("tiny")
     config.objectives = {"itc": config.objectives.itc}
-    config.batch_size, config.log_every, config.data.image_size = 8, 1, 16
+    config.batch_size, config.log_every, config.encoders.image.size = 8, 1, 16
     config.checkpoint.every = 2
     if seconds := float(os.environ.get("SLOW_LOADER", "0")):
         slow_down(seconds)

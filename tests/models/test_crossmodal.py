@@ -117,7 +117,7 @@ def test_a_tower_is_the_one_that_its_kind_names():
     tower_of = lambda config: config.encoders["image"].module(jnp.dtype(config.dtype))
     assert isinstance(tower_of(tiny_config()), FeatureTokens)
     vit = tiny_config(
-        image={"kind": "vit", "patch": 4, "width": 8, "heads": 2}, data={"image_size": 12}, dtype="bfloat16"
+        image={"kind": "vit", "size": 12, "patch": 4, "width": 8, "heads": 2}, dtype="bfloat16"
     )
     tower = tower_of(vit)
     assert isinstance(tower, ViT) and (tower.patch, tower.image_size, tower.dtype) == (4, 12, jnp.bfloat16)

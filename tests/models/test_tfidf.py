@@ -75,7 +75,7 @@ def test_a_run_keeps_the_frequencies_of_its_training_captions(shapes_data, tmp_p
 
     path = pathlib.Path(__file__).parents[2] / "configs" / "cmhr_drn.py"
     vit = {"kind": "vit", "width": 32, "patch": 8, "layers": 1, "heads": 2, "hidden": 64}
-    small = ("batch_size=8", "data.image_size=16", "steps=2", f"encoders.image={vit}", "encoders.text.width=16")
+    small = ("batch_size=8", "encoders.image.size=16", "steps=2", f"encoders.image={vit}", "encoders.text.width=16")
     config = configs.freeze(configs.load(f"{path}:tiny", [f"data.path={shapes_data}", *small]))
     train(config, tmp_path)
     assembly, params, _ = open_run(tmp_path)

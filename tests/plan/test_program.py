@@ -89,7 +89,7 @@ def fields_of(*overrides: str):
 
 def test_a_batch_has_the_fields_that_training_gives(shapes_data):
     config = freeze(load("configs/quickstart.py:tiny", [f"data.path={shapes_data}"]))
-    dataset = train_dataset(shapes_data, "train", assemble(config).tokenizer, config.data, 0, 16)
+    dataset = train_dataset(shapes_data, "train", assemble(config).specs, config.data, 0, 16)
     with contextlib.closing(dataset):
         given = {name: (rows.shape, str(rows.dtype)) for name, rows in dataset.batch_at(0).items()}
     assert fields_of(f"data.path={shapes_data}") == given

@@ -35,7 +35,7 @@ def test_every_picture_of_every_view_is_a_row(tiny_index, tiny_run, opened_run):
 
 def test_rows_are_the_model_s_embeddings_and_codes(tiny_index, opened_run):
     assembly, params = opened_run
-    found = eval_split(assembly.config.data.path, "test", assembly.tokenizer, assembly.config.data, "outline")
+    found = eval_split(assembly.config.data.path, "test", assembly.specs, assembly.config.data, "outline")
     coded = Embedder(assembly.model, params).side(found.left, 64)
     opened = Index.open(tiny_index)
     np.testing.assert_allclose(opened.vectors()[12:], coded.embed, atol=1e-5)

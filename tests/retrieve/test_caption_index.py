@@ -43,7 +43,7 @@ def picture(tiny_index, tmp_path_factory):
 def split(opened_run):
     """The test split, its first view."""
     data = opened_run[0].config.data
-    return eval_split(data.path, "test", opened_run[0].tokenizer, data)
+    return eval_split(data.path, "test", opened_run[0].specs, data)
 
 
 def test_every_caption_is_a_row_with_its_picture(caption_index, opened_run, split):
@@ -65,7 +65,7 @@ def _model(opened_run):
 @pytest.mark.parametrize("kind", ["dense", "codes"])
 def test_a_picture_asks_for_words(caption_index, opened_run, split, picture, kind):
     hits = query.answer(caption_index, image=picture, k=5, stages=Stages(kind))
-    asked = query.encoded_query(*opened_run, "", picture)
+    asked = query.encoded_query(*opened_run, "image", picture)
     texts = Embedder(*_model(opened_run)).side(split.right, 64)
     if kind == "dense":
         want = np.sort(texts.embed @ asked.embed[0])[::-1][:5]
@@ -80,7 +80,7 @@ def test_the_matching_head_orders_the_best_captions(caption_index, opened_run, s
     """Its score of the picture with each caption, from the tokens of both sides, added to the cosine."""
     assembly, params = opened_run
     hits = query.answer(caption_index, image=picture, k=8, stages=given)
-    asked, encode = query.encoded_query(assembly, params, "", picture), Embedder(assembly.model, params)
+    asked, encode = query.encoded_query(assembly, params, "image", picture), Embedder(assembly.model, params)
     weight, text = ensure_weight(Evaluator(assembly, params), encode, print), encode.side(split.right, 64, True)
     many = lambda x: jnp.repeat(jnp.asarray(x), CAPTIONS, axis=0)
     pair = (many(asked.tokens), many(asked.embed)), (text.tokens, text.embed, text.mask)
@@ -111,7 +111,7 @@ def test_captions_of_records_without_the_first_view_are_rows_too(opened_run, tin
         for text in row["caption"]
     }
     encode, tokenizer = Embedder(*_model(opened_run)), opened_run[0].tokenizer
-    ids = tokenizer.encode([item["captions"][0] for item in items], opened_run[0].config.data.length)
+    ids = tokenizer.encode([item["captions"][0] for item in items], opened_run[0].config.encoders["text"].length)
     np.testing.assert_array_equal(opened.vectors("codes"), codes.pack(encode.rows("text", ids).codes))
 
 

@@ -33,7 +33,7 @@ def test_a_picture_of_the_index_finds_itself(tiny_index, query_file, kind, score
 
 def test_words_are_ranked_by_cosine(tiny_index, opened_run):
     assembly, params = opened_run
-    found = eval_split(assembly.config.data.path, "test", assembly.tokenizer, assembly.config.data)
+    found = eval_split(assembly.config.data.path, "test", assembly.specs, assembly.config.data)
     number = 7
     text = Embedder(assembly.model, params).side(found.right, 64).embed[number]
     hits = query.answer(tiny_index, found.right.words[number], k=24)
@@ -103,7 +103,7 @@ def test_a_connection_is_closed_whatever_happens(tiny_index, tmp_path, monkeypat
 
 def test_an_index_of_another_checkpoint_is_refused(tiny_index, tmp_path):
     rows = Index.open(tiny_index)
-    extra = {"workdir": rows.extra["workdir"], "workdir_from_index": "."}
+    extra = rows.extra | {"workdir_from_index": "."}
     path = store.write(tmp_path / "old", rows.vectors(), [{"key": "x"}] * 24, model="0123", extra=extra)
     with pytest.raises(UserError, match="was made by model 0123, .*was trained on since .* index again"):
         query.answer(path, "a red circle")

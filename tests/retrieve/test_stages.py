@@ -70,7 +70,7 @@ def test_the_matching_head_orders_the_best(tiny_index, opened_run, given):
     """Its score of each picture with the words, from the tokens of both sides, added to the cosine."""
     assembly, params = opened_run
     hits = query.answer(tiny_index, WORDS, k=8, stages=given)
-    text = query.encoded_query(assembly, params, WORDS, "")
+    text = query.encoded_query(assembly, params, "text", WORDS)
     encode = Embedder(assembly.model, params)
     weight = ensure_weight(Evaluator(assembly, params), encode, print)
     opened = Index.open(tiny_index)
@@ -79,7 +79,7 @@ def test_the_matching_head_orders_the_best(tiny_index, opened_run, given):
     assert {hit.row for hit in hits} == {hit.row for hit in before}
     want = {}
     for view in ("filled", "outline"):
-        split = eval_split(assembly.config.data.path, "test", assembly.tokenizer, assembly.config.data, view)
+        split = eval_split(assembly.config.data.path, "test", assembly.specs, assembly.config.data, view)
         image = encode.side(split.left, 64, keep_tokens=True)
         many = lambda x: jnp.repeat(jnp.asarray(x), 12, axis=0)
         pair = (image.tokens, image.embed), (many(text.tokens), many(text.embed), many(text.mask))
@@ -102,7 +102,7 @@ def test_pictures_that_are_gone_are_not_matched(tiny_index, tiny_run, tmp_path):
         path = store.write(tmp_path / name, opened.vectors(), items, **{**given, **changed})
         return query.answer(path, WORDS, k=2, stages=Stages("dense", 0, 24))
 
-    with pytest.raises(UserError, match="does not say where its pictures are"):
+    with pytest.raises(UserError, match="does not say where its records are"):
         answer("old", [{k: v for k, v in item.items() if k != "row"} for item in items])
     with pytest.raises(UserError, match="no longer has 'unknown' in row"):
         answer("other", [item | {"key": "unknown"} for item in items])

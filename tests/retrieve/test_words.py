@@ -1,5 +1,6 @@
 import pytest
 
+from xmodal_jax.data.readers import InputSpec
 from xmodal_jax.data.text import Tokenizer, build_vocabulary, save_tokenizer
 from xmodal_jax.errors import UserError
 from xmodal_jax.retrieve import words
@@ -23,17 +24,17 @@ def tokenizer(tmp_path_factory):
 
 
 def test_the_end_that_is_not_read_is_named(tokenizer, caplog):
-    ids = words.encoded_words(tokenizer, "the circle is red", 6)  # [CLS], four words, [SEP]
+    ids = words.encoded_words(InputSpec(6, tokenizer), "text", "the circle is red")  # [CLS], four words, [SEP]
     assert not caplog.records and tokenizer.decode(ids[0, 1:]) == "the circle is red"
-    ids = words.encoded_words(tokenizer, "  the circle is red a blue square", 6)
+    ids = words.encoded_words(InputSpec(6, tokenizer), "text", "  the circle is red a blue square")
     assert tokenizer.decode(ids[0, 1:]) == "the circle is red"
-    told = "the model reads 6 tokens of a text (config.data.length) and the query has 9: not read is the end, 'a blue square'"
+    told = "the model reads 6 tokens of a text (config.encoders.text.length) and the query has 9: not read is the end, 'a blue square'"
     assert caplog.messages == [told]
 
 
 def test_a_word_that_is_cut_in_the_middle_is_not_read(tokenizer, caplog):
     assert [len(ids) for _, _, ids in tokenizer.words("red circles")] == [1, 2]
-    words.encoded_words(tokenizer, "red circles", 4)
+    words.encoded_words(InputSpec(4, tokenizer), "text", "red circles")
     assert caplog.messages[0].endswith("and the query has 5: not read is the end, 'circles'")
 
 
@@ -41,13 +42,13 @@ def test_a_word_that_is_cut_in_the_middle_is_not_read(tokenizer, caplog):
 def test_a_query_of_which_no_word_is_known_is_refused(tokenizer, query):
     """Not one token of the captions' words, or what is known is beyond the length."""
     with pytest.raises(UserError, match="knows no word of .*; write other words, in the language of the captions"):
-        words.encoded_words(tokenizer, query, 8)
+        words.encoded_words(InputSpec(8, tokenizer), "text", query)
 
 
 def test_words_spelled_from_bits_are_named_and_known_words_with_an_ending_are_not(tokenizer, caplog):
-    words.encoded_words(tokenizer, "circles", 8)
+    words.encoded_words(InputSpec(8, tokenizer), "text", "circles")
     assert not caplog.records
-    words.encoded_words(tokenizer, "ein red barn", 16)
+    words.encoded_words(InputSpec(16, tokenizer), "text", "ein red barn")
     assert caplog.messages == ["the model's tokenizer does not know ein, barn; the rest is searched"]
 
 

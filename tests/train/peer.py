@@ -57,12 +57,14 @@ def batches_of(process: int, count: int, mesh: jax.sharding.Mesh, data: str) -> 
     """The ids of three global batches of 8, as the devices of this process hold them."""
     from xmodal_jax.data.config import DataConfig
     from xmodal_jax.data.loader import Loader
+    from xmodal_jax.data.readers import InputSpec
     from xmodal_jax.data.text import load_tokenizer
     from xmodal_jax.data.train import train_dataset
     from xmodal_jax.data.transfer import Prefetch
     from xmodal_jax.parallel.mesh import batch_sharding
 
-    dataset = train_dataset(data, "train", load_tokenizer("data", data), DataConfig(image_size=8, length=6), 0, 8)
+    specs = {"image": InputSpec(8), "text": InputSpec(6, load_tokenizer("data", data))}
+    dataset = train_dataset(data, "train", specs, DataConfig(), 0, 8)
     with Prefetch(Loader(dataset, 0, process, count), batch_sharding(mesh)) as batches:
         found = [next(batches)["id"] for _ in range(3)]
     assert all(batch.shape == (8,) for batch in found), "the global batch"

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_batch
+from tiny import input_specs, tiny_batch
 
 from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.text import load_tokenizer
@@ -560,7 +560,7 @@ def test_two_processes_save_agree_on_the_fallback_and_share_the_batches(tmp_path
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "4", "damaged-4"]
     same(restored(tmp_path), state_at(4))  # on one process and one device
     dataset = train_dataset(
-        shapes_data, "train", load_tokenizer("data", shapes_data), DataConfig(image_size=8, length=6), 0, 8
+        shapes_data, "train", input_specs(load_tokenizer("data", shapes_data), 8, 6), DataConfig(), 0, 8
     )
     for number in range(3):
         parts = [one["ids"][number] for one in told]

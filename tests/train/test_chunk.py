@@ -98,9 +98,9 @@ def test_with_dropout_it_is_the_chunks_computed_one_by_one():
 def test_eight_times_the_batch_at_nearly_the_memory_of_one_chunk():
     """Contrastive learning on a ViT: temporary memory of the gradient, by XLA's own account."""
     sections = {
-        "image": {"kind": "vit", "patch": 4, "width": 32, "layers": 6, "heads": 2, "hidden": 128, "neck_layers": 0},
+        "image": {"kind": "vit", "size": 32, "patch": 4, "width": 32, "layers": 6, "heads": 2, "hidden": 128, "neck_layers": 0},
         "text": {"layers": 1},
-        "data": {"image_size": 32, "features": ()},
+        "data": {"features": ()},
         "objectives": {"itc": {"queue": 0}},
     }
 

@@ -80,11 +80,11 @@ WIDE = {
         "hidden": 160,
         "neck_layers": 1,
         "remat": "none",
+        "size": 16,
     },
-    "text": {"width": 128, "layers": 1, "heads": 2, "hidden": 192, "vocab_size": 300, "positions": 24, "remat": "none"},
+    "text": {"length": 24, "width": 128, "layers": 1, "heads": 2, "hidden": 192, "vocab_size": 300, "positions": 24, "remat": "none"},
     "fusion": {"layers": 1, "heads": 2, "hidden": 224, "remat": "none"},
     "joint": {"embed": 64},
-    "data": {"image_size": 16, "length": 24},
 }
 IMAGE, RAW, TOKEN_SHAPE, IDS = (4, 16, 16, 3), (4, 17, 96), (4, 17, 128), (4, 24)
 WORDS, MASK = (4, 24, 128), (4, 24)

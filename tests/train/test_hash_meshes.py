@@ -19,10 +19,10 @@ from xmodal_jax.train.step import Recipe, create_state
 def made():
     """The recipe, its state before the first step, and a batch of pictures."""
     config = tiny_config(
-        image={"kind": "resnet", "depth": 26, "width": 64},
+        image={"kind": "resnet", "size": 32, "depth": 26, "width": 64},
         text={"kind": "tfidf", "width": 24},
         joint={"hash_kind": "select", "hash_hidden": 8},
-        data={"features": (), "image_size": 32},
+        data={"features": ()},
         optimizer={"sgd_after": 1},
         objectives={"itc": {}, "hash": {}},
     )

@@ -18,7 +18,7 @@ from xmodal_jax.train.loop import train
 from xmodal_jax.train.stop import StopSignal
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
-SMALL = ("batch_size=8", "data.image_size=16", "data.eval_split=test", "log_every=1")
+SMALL = ("batch_size=8", "encoders.image.size=16", "data.eval_split=test", "log_every=1")
 
 
 LIGHT = "objectives={'itc': {'queue': 16}, 'hash': {'weight': 0.1}}"  # what these tests look at is not the objectives
@@ -118,13 +118,13 @@ def test_nan_in_the_parameters_stops_a_real_run(shapes_data, tmp_path, capsys):
         "optimizer.max_skips=2",
         "joint.temperature_min=1e-30",
         "joint.temperature=1e-30",
-        "data.length=5",
+        "encoders.text.length=5",
     )
     with pytest.raises(UserError, match=r"2 steps in a row were skipped: .* \(of log_temperature\)"):
         train(config, tmp_path)
     said = capsys.readouterr().err
     # "a red circle" is whole, "the circle is red" is not
-    assert "50 % of the training captions lose their end: config.data.length is 5 tokens; 6 would keep 99 %" in said
+    assert "50 % of the training captions lose their end: config.encoders.text.length is 5 tokens; 6 would keep 99 %" in said
     assert "step 1: update skipped, every loss is finite but the gradient is not" in said and "step 2: update" in said
 
 

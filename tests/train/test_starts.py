@@ -23,7 +23,7 @@ def fresh(shapes_data, tmp_path):
     shutil.copytree(shapes_data, folder, ignore=shutil.ignore_patterns("starts"))
 
     def make(*overrides):
-        own = (f"data.path={folder}", "batch_size=8", "data.image_size=16", *overrides)
+        own = (f"data.path={folder}", "batch_size=8", "encoders.image.size=16", *overrides)
         config = dataclasses.replace(freeze(load(f"{CONFIG}:tiny", list(own))), objectives={"itc": {"queue": 8}})
         run = make_run(assemble(config), jax.devices()[:1])
         return run.assembly, run.fresh().params
@@ -55,7 +55,7 @@ def test_whatever_a_start_depends_on_changes_its_name(fresh):
     assembly, params = fresh()
     name = digest(assembly, params)
     assert name == digest(*fresh()) == digest(*fresh("steps=7"))
-    for change in ("joint.start_ridge=0.5", "data.views=('filled',)", "data.length=11", "seed=1"):
+    for change in ("joint.start_ridge=0.5", "data.views=('filled',)", "encoders.text.length=11", "seed=1"):
         assert digest(*fresh(change)) != name, change
     moved = params | {"text": jax.tree.map(lambda x: x + 1, params["text"])}
     assert digest(assembly, moved) != name

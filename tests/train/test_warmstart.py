@@ -83,7 +83,7 @@ def started(shapes_data):
     """A run on the shapes, its random state, and the same state started from CCA."""
     path = pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py"
     config = load(
-        f"{path}:tiny", [f"data.path={shapes_data}", "batch_size=8", "data.image_size=16", "eval.batch_size=16"]
+        f"{path}:tiny", [f"data.path={shapes_data}", "batch_size=8", "encoders.image.size=16", "eval.batch_size=16"]
     )
     config = dataclasses.replace(freeze(config), objectives={"itc": {"queue": 8}})
     run = make_run(assemble(config), jax.devices()[:1])
@@ -144,7 +144,7 @@ def test_maps_of_single_tokens_start_along_the_linear_path(aggregated, side):
     )
     np.testing.assert_allclose(np.linalg.norm(token["kernel"]), np.linalg.norm(fresh), rtol=1e-5)
     np.testing.assert_array_equal(after.teacher[f"{side}/head/token/project/kernel"], token["kernel"])
-    split = eval_split(assembly.config.data.path, "train", assembly.tokenizer, assembly.config.data)
+    split = eval_split(assembly.config.data.path, "train", assembly.specs, assembly.config.data)
     block = next(iter((split.left if side == "image" else split.right).blocks(16)))
     params = {"params": after.params}
     raw = assembly.model.apply(params, side, block[side], method="raw")
@@ -167,7 +167,7 @@ def hashed(started):
 
 def test_first_bits_start_as_the_signs_of_the_strongest_variates(hashed):
     assembly, before, after = hashed
-    split = eval_split(assembly.config.data.path, "train", assembly.tokenizer, assembly.config.data)
+    split = eval_split(assembly.config.data.path, "train", assembly.specs, assembly.config.data)
     encode = Embedder(assembly.model, after.params)
     for side, other in (("image", "text"), ("text", "image")):
         coded = encode.side(split.left if side == "image" else split.right, 16)

@@ -126,7 +126,7 @@ def refuse_contradiction(where: str, own: Any, weights: str | pathlib.Path) -> b
         theirs = found.get(key)
         refuse_unless(
             theirs is None or theirs == getattr(own, field),
-            f"{_field(where, field)} is {getattr(own, field)!r}, and {key} of '{path}' is {theirs!r}; "
+            f"{where}.{field} is {getattr(own, field)!r}, and {key} of '{path}' is {theirs!r}; "
             f"{_write(where, field, theirs, path)}",
         )
     for key, ours in described.fixed.items():
@@ -142,16 +142,11 @@ def refuse_contradiction(where: str, own: Any, weights: str | pathlib.Path) -> b
     return bool(found)
 
 
-def _field(where: str, field: str) -> str:
-    """The dotted name of an encoder's field; the size of pictures is the data's."""
-    return "config.data.image_size" if field == "size" else f"{where}.{field}"
-
-
 def _write(where: str, field: str, theirs: Any, path: pathlib.Path) -> str:
     """What to write where a field contradicts the checkpoint."""
     if field == "vocab_size":
         return f"write --{where}.tokenizer={path.parent / 'tokenizer.json'}"
-    return f"write --{_field(where, field)}={theirs}"
+    return f"write --{where}.{field}={theirs}"
 
 
 def _refuse_other_stages(where: str, path: pathlib.Path, found: dict[str, Any], depth: int, width: int) -> None:

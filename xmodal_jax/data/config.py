@@ -38,16 +38,14 @@ def complete(fields: dict[str, FieldConfig]) -> dict[str, FieldConfig]:
     return filled
 
 
-FIELDS = {"image": FieldConfig(), "text": FieldConfig()}
+PAIR = ("image", "text")  # the fields of a config that names none
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """What is read and how. Raises `UserError` for impossible values.
 
-    `path`: the data set's folder. `fields`: those of the batch. `image_size`: px of a side. `length`: tokens of a text, [CLS] and [SEP] included; a
-    longer one loses its end.
-    `languages`: those of the captions. `views`: those of the pictures, () for all. `features`: names of cached tokens
+    `path`: the data set's folder. `fields`: those of the batch. `languages`: those of the captions. `views`: those of the pictures, () for all. `features`: names of cached tokens
     to read in place of pictures. `embeddings`: name of a frozen teacher's embeddings that batches carry (`xmodal data embed`).
     `threads`, `prefetch`: threads that make batches, and how many batches ahead. `keep_gb`: rows of feature caches stay
     in memory after their first reading, up to so many GB in each process.
@@ -60,9 +58,7 @@ class DataConfig:
     path: str = ""
     split: str = "train"
     eval_split: str = "test"
-    fields: dict[str, FieldConfig] = dataclasses.field(default_factory=lambda: dict(FIELDS))
-    image_size: int = 128
-    length: int = 32
+    fields: dict[str, FieldConfig] = dataclasses.field(default_factory=lambda: dict.fromkeys(PAIR, FieldConfig()))
     languages: tuple[str, ...] = ("en",)
     views: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
@@ -77,9 +73,9 @@ class DataConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "fields", complete(self.fields))
-        for name, least in (("image_size", 8), ("length", 3), ("threads", 1), ("prefetch", 1)):
+        for name in ("threads", "prefetch"):
             value = getattr(self, name)
-            refuse_unless(value >= least, f"config.data.{name} is {value}; write {least} or more")
+            refuse_unless(value >= 1, f"config.data.{name} is {value}; write 1 or more")
         refuse_unless(self.keep_gb >= 0, f"config.data.keep_gb is {self.keep_gb}; write 0 for none or a number of GB")
         refuse_unless(
             self.stall_seconds > 0,
@@ -92,7 +88,7 @@ class DataConfig:
 
     def __hash__(self) -> int:
         """Equal sections have equal hashes; the fields are left out."""
-        return hash((self.path, self.split, self.image_size, self.length, self.features))
+        return hash((self.path, self.split, self.languages, self.features))
 
     def other_view(self, field: str) -> str:
         """The first field that shows another view of the records of `field`; "" for none."""

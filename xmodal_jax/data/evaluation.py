@@ -9,17 +9,14 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.data.columns import Texts
-from xmodal_jax.data.config import DataConfig
+from xmodal_jax.data.config import PAIR, DataConfig
 from xmodal_jax.data.image import CorruptImage
-from xmodal_jax.data.readers import Reader, Row, readers_of
+from xmodal_jax.data.readers import Reader, Row, Specs, has_views, readers_of
 from xmodal_jax.data.records import CorruptRecord
 from xmodal_jax.data.split import Arrays, Split, multi_hot, refuse_unknown
-from xmodal_jax.data.text import Tokenizer
 from xmodal_jax.errors import UserError, refuse_unless
 
 log = logging.getLogger(__name__)
-
-PAIR = ("image", "text")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,17 +117,17 @@ def _padded(batch: Arrays, size: int) -> Arrays:
     }
 
 
-def eval_split(data_dir: str | pathlib.Path, split: str, tokenizer: Tokenizer, cfg: DataConfig, view: str = "",
+def eval_split(data_dir: str | pathlib.Path, split: str, specs: Specs, cfg: DataConfig, view: str = "",
                pair: tuple[str, str] = PAIR) -> EvalSplit:  # fmt: skip
-    """All inputs of two fields of a split; of pictures those of one view (default: the first of the config, else of the card).
+    """All inputs of two fields of a split, as encoders of `specs` take them; of pictures those of one view (default: the first of the config, else of the card).
 
     Records that lack one of the fields are left out and counted in the log. Raises `UserError` for a split, view or language
     that does not exist, and, when it is asked for, for an input that cannot be read: a score on part of a test set would not be
     comparable. No record is read before.
     """
     source = Split(data_dir, split, cfg)
-    readers = readers_of(source, tokenizer)
-    if any(readers[field].viewed for field in pair):
+    readers = readers_of(source, specs)
+    if any(has_views(cfg.fields, field) for field in pair):
         view = view or next(iter(source.views), "")
         refuse_unknown("config.data.views", (view,), source.card.views, data_dir)
     else:
@@ -163,13 +160,19 @@ def _side(reader: Reader, field: str, found: np.ndarray, rows: np.ndarray, view:
         return _readable(lambda: reader.plain(row, reader.flipped(choice) if flip else choice), f"row {row.number}")
 
     own = Side(field, reader.own.encoder, owner, np.arange(len(places), dtype=np.int32), read, mirrored=reader.mirrored)
-    if not reader.keyed:
-        return own
+    if not reader.worded:
+        return dataclasses.replace(own, numbers=_numbers(reader, rows[owner], view)) if reader.keyed else own
     pairs = source.sidecar.all_pairs(source.languages)[places]
     words = source.sidecar.texts.take(pairs)
-    ids = reader.tokenizer.encode(words, source.cfg.length)
+    ids = reader.ids(words)
     numbers, language = source.sidecar.number[pairs], source.sidecar.language[pairs]
     return dataclasses.replace(own, numbers=numbers, words=words, language=language, ids=ids)
+
+
+def _numbers(reader: Reader, rows: np.ndarray, view: str) -> np.ndarray:
+    """int32 [m]: the same for inputs of the rows int [m] that the reader gives the same key."""
+    found = [Row(reader.split, int(row)) for row in rows]
+    return np.unique([reader.key(row, reader.chosen(row, view)) for row in found], return_inverse=True)[1].astype(np.int32)
 
 
 def _readable(read: Callable[[], Any], where: str) -> Any:

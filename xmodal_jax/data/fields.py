@@ -14,13 +14,13 @@ def batch_fields(config: Any, facts: DataFacts) -> dict[str, Shape]:
     found: dict[str, Shape] = {"id": ((), "int32"), "index": ((), "int32")}
     for name, own in data.fields.items():
         encoder, reader = config.encoders[own.encoder], readers[name]
-        found[name] = encoder.input(data, facts)
+        found[name] = encoder.input(facts)
         if reader.keyed:
             found[f"{name}/key"] = ((), "int32")
         if not own.required:
             found[f"{name}/valid"] = ((), "bool")
         if encoder.cache_tokens:
-            found[f"{name}/tokens"] = ((data.length, encoder.token_width), "float16")
+            found[f"{name}/tokens"] = ((encoder.extent, encoder.token_width), "float16")
         if data.embeddings and reader.embedded and not own.of:
             found[f"{name}/teacher"] = ((facts.teacher or config.joint.embed,), "float32")
     if facts.labels and data.labels:

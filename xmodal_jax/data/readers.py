@@ -5,18 +5,32 @@ chooses says which caption number and which stored embedding belong to it.
 """
 
 import abc
-from typing import Any, ClassVar
+import pathlib
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from xmodal_jax.data.config import FieldConfig
-from xmodal_jax.data.image import eval_image, train_image
-from xmodal_jax.data.records import CorruptRecord
+from xmodal_jax.data.image import CorruptImage, eval_image, train_image
+from xmodal_jax.data.media import UnreadableFile, find_file, read_file
+from xmodal_jax.data.records import PICTURES, WORDS, CorruptRecord
 from xmodal_jax.data.split import Split
 from xmodal_jax.data.text import Tokenizer
+from xmodal_jax.errors import UserError
 from xmodal_jax.plugins import find_class
 
-PICTURES, WORDS = "image", "text"  # the media that every source has
+
+class InputSpec(NamedTuple):
+    """What an encoder takes: `size`, pixels of a side or tokens of a text; `tokenizer`, of encoders of words; `cached`: the
+    tokens of feature caches in place of the medium itself."""
+
+    size: int = 0
+    tokenizer: Tokenizer | None = None
+    cached: bool = False
+
+
+Specs = dict[str, InputSpec]  # of each encoder
 
 
 class Row:
@@ -36,12 +50,18 @@ class Reader(abc.ABC):
     """What a reader of one field does. A user's own derives from it and writes `empty`, `choose` and `read`."""
 
     keyed: ClassVar[bool] = False  # whether what it reads has a number, equal for equal inputs: `key`
-    viewed: ClassVar[bool] = False  # whether a row has several views, which evaluation takes one after the other
+    worded: ClassVar[bool] = False  # whether its inputs are the captions of the data set
+    viewed: ClassVar[bool] = False  # whether it takes views of pictures, which evaluation goes through one after the other
     mirrored: ClassVar[bool] = False  # whether `flipped` gives another input
-    embedded: ClassVar[bool] = False  # whether `xmodal data embed` stores embeddings of it: `stored`
+    embedded: ClassVar[bool] = False  # whether `xmodal data embed` stores embeddings of it: `stored_inputs`, `stored`
 
-    def __init__(self, split: Split, own: FieldConfig, tokenizer: Tokenizer):
-        self.split, self.own, self.tokenizer = split, own, tokenizer
+    def __init__(self, split: Split, own: FieldConfig, spec: InputSpec):
+        self.split, self.own, self.spec = split, own, spec
+
+    @classmethod
+    def of_file(cls, path: pathlib.Path, spec: InputSpec) -> np.ndarray:
+        """The input that a file of a user's own makes, for a query. Raises `UserError` for one that cannot be read."""
+        raise UserError(f"'{path}': {cls.__module__}.{cls.__name__} reads no files of its own; write its method of_file")
 
     @abc.abstractmethod
     def empty(self) -> np.ndarray:
@@ -61,7 +81,8 @@ class Reader(abc.ABC):
 
     def rows(self, view: str) -> np.ndarray:
         """int [m]: the rows that have it (in a view, of pictures), for evaluation, from the sidecar alone."""
-        return np.flatnonzero(self.split.sidecar.having_medium(self.own.medium))
+        viewed = view and self.own.medium == PICTURES
+        return np.flatnonzero(self.split.sidecar.having(view) if viewed else self.split.having(self.own.medium))
 
     def chosen(self, row: Row, view: str) -> Any:
         """What evaluation takes of a row."""
@@ -79,8 +100,12 @@ class Reader(abc.ABC):
         """The number of what was chosen; of readers that are `keyed`."""
         raise NotImplementedError
 
-    def stored(self, found: dict[str, Any], choice: Any) -> bytes:
-        """The stored embedding of what was chosen, of a row of `data/embeddings.py`; of readers that are `embedded`."""
+    def stored_inputs(self, row: Row) -> dict[str, list[np.ndarray]]:
+        """All inputs of a row by view or language, as evaluation reads them; of readers that are `embedded`."""
+        raise NotImplementedError
+
+    def stored(self, found: dict[str, list[bytes]], choice: Any) -> bytes:
+        """The one of what was chosen, of the embeddings of `stored_inputs`; of readers that are `embedded`."""
         raise NotImplementedError
 
 
@@ -91,31 +116,34 @@ class PictureReader(Reader):
     mirrored: ClassVar[bool] = True
     embedded: ClassVar[bool] = True
 
-    def __init__(self, split: Split, own: FieldConfig, tokenizer: Tokenizer):
-        super().__init__(split, own, tokenizer)
-        size = split.cfg.image_size
-        self._train, self._eval = train_image(size, split.cfg.augment), eval_image(size)
+    def __init__(self, split: Split, own: FieldConfig, spec: InputSpec):
+        super().__init__(split, own, spec)
+        self._train, self._eval = train_image(spec.size, split.cfg.augment), eval_image(spec.size)
+
+    @classmethod
+    def of_file(cls, path: pathlib.Path, spec: InputSpec) -> np.ndarray:
+        """A picture file as evaluation reads it."""
+        return picture_of_file(path, spec.size)
 
     def empty(self) -> np.ndarray:
         """Black, or tokens that are zero."""
-        if self.split.caches:
+        if self.spec.cached:
             entries = [self.split.card.feature(name) for name in self.split.cfg.features]
             return np.zeros((sum(entry["tokens"] for entry in entries), entries[0]["width"]), np.float16)
-        size = self.split.cfg.image_size
-        return np.zeros((size, size, 3), np.uint8)
+        return np.zeros((self.spec.size, self.spec.size, 3), np.uint8)
+
+    def _views(self, row: Row) -> list[str]:
+        """The views that a row has: of pictures those of the config, of another medium all."""
+        return self.split.views_of(row.number) if self.own.medium == PICTURES else list(row.media(self.own.medium))
 
     def choose(self, row: Row, rng: np.random.Generator) -> list | None:
         """A view; whether it is flipped is drawn when it is read."""
-        views = self.split.views_of(row.number)
+        views = self._views(row)
         return [views[rng.integers(len(views))], None] if views else None
 
-    def rows(self, view: str) -> np.ndarray:
-        """Those that have a picture of the view."""
-        return np.flatnonzero(self.split.sidecar.having(view))
-
     def chosen(self, row: Row, view: str) -> list:
-        """The view, not mirrored."""
-        return [view, False]
+        """The view, or the first of another medium's, not mirrored."""
+        return [view if self.own.medium == PICTURES else self._views(row)[0], False]
 
     def flipped(self, choice: list) -> list:
         """The same view, mirrored; a feature cache made without mirror images gives the plain one again."""
@@ -123,7 +151,7 @@ class PictureReader(Reader):
 
     def other(self, row: Row, first: list, rng: np.random.Generator) -> list | None:
         """Another view; of a row that has one only, the same flipped the other way (pixels are augmented anew)."""
-        views = self.split.views_of(row.number)
+        views = self._views(row)
         others = [view for view in views if view != first[0]] or views
         view = others[rng.integers(len(others))]
         return [view, None if view != first[0] else not first[1]]
@@ -131,7 +159,7 @@ class PictureReader(Reader):
     def read(self, row: Row, choice: list, rng: np.random.Generator) -> np.ndarray:
         """Augmented pixels, or cached tokens, those of the mirror image where it is flipped."""
         view = choice[0]
-        if self.split.caches:
+        if self.spec.cached:
             if choice[1] is None:
                 choice[1] = rng.random() < self.split.cfg.augment.flip
             return self.split.tokens(row.number, view, choice[1])
@@ -142,14 +170,28 @@ class PictureReader(Reader):
     def plain(self, row: Row, choice: list) -> np.ndarray:
         """The whole picture at its size, or its cached tokens; its mirror image where it is flipped."""
         view, flip = choice
-        if self.split.caches:
+        if self.spec.cached:
             return self.split.tokens(row.number, view, flip)
         found = self._eval(_of_view(row.media(self.own.medium), view, row))
         return np.ascontiguousarray(found[:, ::-1]) if flip else found
 
-    def stored(self, found: dict[str, Any], choice: list) -> bytes:
-        """The embedding of the view."""
-        return found[self.own.medium][choice[0]]
+    def stored_inputs(self, row: Row) -> dict[str, list[np.ndarray]]:
+        """Each view, whole and not mirrored."""
+        return {view: [self.plain(row, [view, False])] for view in self._views(row)}
+
+    def stored(self, found: dict[str, list[bytes]], choice: list) -> bytes:
+        """That of the view."""
+        return found[choice[0]][0]
+
+
+def picture_of_file(path: pathlib.Path, size: int) -> np.ndarray:
+    """A picture file as evaluation reads it, uint8 [S,S,3]. Raises `UserError` for one that cannot be read."""
+    try:
+        return eval_image(size)(read_file(find_file(path)))
+    except CorruptImage as error:
+        raise UserError(f"'{path}' is no picture that can be read ({error}); write a whole PNG or JPEG file") from error
+    except UnreadableFile as error:
+        raise UserError(f"'{error.name}' cannot be opened ({error}); write the path of a picture file") from error
 
 
 def _of_view(data: dict[str, bytes], view: str, row: Row) -> bytes:
@@ -162,11 +204,16 @@ class CaptionReader(Reader):
     """Captions as token ids. It chooses the place of a caption among those of the row in the config's languages."""
 
     keyed: ClassVar[bool] = True
+    worded: ClassVar[bool] = True
     embedded: ClassVar[bool] = True
 
     def empty(self) -> np.ndarray:
         """Padding alone."""
-        return np.zeros(self.split.cfg.length, np.int32)
+        return np.zeros(self.spec.size, np.int32)
+
+    def ids(self, captions: Sequence[str]) -> np.ndarray:
+        """Captions -> token ids int32 [n,L]."""
+        return self.spec.tokenizer.encode(captions, self.spec.size)
 
     def choose(self, row: Row, rng: np.random.Generator) -> int | None:
         """A caption."""
@@ -187,16 +234,20 @@ class CaptionReader(Reader):
     def read(self, row: Row, choice: int, rng: np.random.Generator) -> np.ndarray:
         """Its token ids."""
         self.split.stages.note("tokenising a caption of row", row.number)
-        return self.tokenizer.encode([self.split.captions(row.number)[choice]], self.split.cfg.length)[0]
+        return self.ids([self.split.captions(row.number)[choice]])[0]
 
     def key(self, row: Row, choice: int) -> int:
         """The number of its text in the data set."""
         return self.split.caption_numbers(row.number)[choice]
 
-    def stored(self, found: dict[str, Any], choice: int) -> bytes:
-        """The embedding of the caption."""
-        texts = found[self.own.medium]
-        return [data for language in self.split.languages for data in texts.get(language, [])][choice]
+    def stored_inputs(self, row: Row) -> dict[str, list[np.ndarray]]:
+        """The captions in the config's languages."""
+        found = self.split.sidecar.captions(row.number)
+        return {code: list(self.ids(found[code])) for code in self.split.languages if code in found}
+
+    def stored(self, found: dict[str, list[bytes]], choice: int) -> bytes:
+        """That of the caption."""
+        return [data for language in self.split.languages for data in found.get(language, [])][choice]
 
 
 READERS: dict[str, type[Reader]] = {PICTURES: PictureReader, WORDS: CaptionReader}
@@ -208,7 +259,12 @@ def reader_classes(fields: dict[str, FieldConfig]) -> dict[str, type[Reader]]:
     return {name: find_class(own.reader, where.format(name), READERS, Reader) for name, own in fields.items()}
 
 
-def readers_of(split: Split, tokenizer: Tokenizer) -> dict[str, Reader]:
-    """A reader for each field of the config."""
+def readers_of(split: Split, specs: Specs) -> dict[str, Reader]:
+    """A reader for each field of the config; `specs` of the encoders that take them."""
     fields = split.cfg.fields
-    return {name: cls(split, fields[name], tokenizer) for name, cls in reader_classes(fields).items()}
+    return {name: cls(split, fields[name], specs[fields[name].encoder]) for name, cls in reader_classes(fields).items()}
+
+
+def has_views(fields: dict[str, FieldConfig], name: str) -> bool:
+    """Whether evaluation goes through the views of pictures for a field."""
+    return reader_classes({name: fields[name]})[name].viewed and fields[name].medium == PICTURES

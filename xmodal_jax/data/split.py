@@ -11,7 +11,7 @@ from xmodal_jax.data.card import Card
 from xmodal_jax.data.columns import Texts
 from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.embeddings import Embeddings
-from xmodal_jax.data.records import CorruptRecord, check_record, open_records, pictures
+from xmodal_jax.data.records import PICTURES, WORDS, CorruptRecord, check_record, open_records, pictures
 from xmodal_jax.data.sidecar import Sidecar
 from xmodal_jax.data.stall import Stages
 from xmodal_jax.errors import refuse_unless
@@ -32,7 +32,8 @@ class Split:
         self.card.split(split)
         self.views = tuple(cfg.views) or tuple(self.card.views)
         refuse_unknown("config.data.views", self.views, self.card.views, data_dir)
-        refuse_unknown("config.data.languages", cfg.languages, self.card.languages, data_dir)
+        if any(own.medium == WORDS for own in cfg.fields.values()):
+            refuse_unknown("config.data.languages", cfg.languages, self.card.languages, data_dir)
         entries = [self.card.feature(name) for name in cfg.features]
         widths = {name: entry["width"] for name, entry in zip(cfg.features, entries)}
         refuse_unless(
@@ -98,6 +99,14 @@ class Split:
     def caption_numbers(self, row: int) -> list[int]:
         """The numbers of `captions(row)`: two captions of the data set have the same if they are the same text."""
         return self.sidecar.number[self.pairs(row)].tolist()
+
+    def having(self, medium: str) -> np.ndarray:
+        """bool [n]: which rows have anything of a medium; of captions, in the config's languages."""
+        if medium == PICTURES:
+            return np.any([self.sidecar.having(view) for view in self.views] or [np.zeros(len(self), bool)], axis=0)
+        if medium == WORDS:
+            return np.isin(np.arange(len(self)), self.sidecar.owner[self.sidecar.all_pairs(self.languages)])
+        return self.sidecar.having_medium(medium)
 
     def views_of(self, row: int) -> list[str]:
         """The views that a row has of those of the config."""

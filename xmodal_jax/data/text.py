@@ -94,7 +94,7 @@ class Tokenizer:
         return ids
 
     def lengths(self, texts: Iterable[str]) -> np.ndarray:
-        """Tokens of each whole text, [CLS] and [SEP] included: int32 [n]. What is above `data.length` is cut."""
+        """Tokens of each whole text, [CLS] and [SEP] included: int32 [n]. What is above the encoder's `length` is cut."""
         return np.fromiter((len(encoding) + 2 for encoding in self._encodings(texts)), np.int32)
 
     def used(self, texts: Iterable[str]) -> set[int]:
@@ -150,13 +150,13 @@ def cut(tokenizer: Tokenizer, captions: Sequence[str], ids: np.ndarray) -> dict[
     return {"share": round(share, 4), "length": length, "enough": int(enough), "longest": int(longest)}
 
 
-def cut_words(found: dict[str, float], what: str = "captions") -> str:
-    """What `cut` found, in a sentence; "" where every caption is whole."""
+def cut_words(found: dict[str, float], encoder: str, what: str = "captions") -> str:
+    """What `cut` found of the captions that an encoder reads, in a sentence; "" where every caption is whole."""
     if not found["share"]:
         return ""
     more = f"{found['enough']} would keep 99 % of them whole, and " if found["enough"] > found["length"] else ""
     return (
-        f"{found['share']:.3g} % of the {what} lose their end: config.data.length is {found['length']} tokens; "
+        f"{found['share']:.3g} % of the {what} lose their end: config.encoders.{encoder}.length is {found['length']} tokens; "
         f"{more}the longest has {found['longest']}."
     )
 

@@ -16,10 +16,10 @@ import numpy as np
 
 from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.image import CorruptImage
-from xmodal_jax.data.readers import Row, readers_of
+from xmodal_jax.data.readers import Row, Specs, readers_of
 from xmodal_jax.data.records import CorruptRecord, KeptRecords, Room
 from xmodal_jax.data.split import Arrays, Split, multi_hot
-from xmodal_jax.data.text import Tokenizer, cut
+from xmodal_jax.data.text import cut
 from xmodal_jax.errors import UserError, refuse_unless
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class BadRows:
 class TrainDataset:
     """Endless training batches of one split by number; see `train_dataset`."""
 
-    def __init__(self, split: Split, tokenizer: Tokenizer, seed: int, batch_size: int,
+    def __init__(self, split: Split, specs: Specs, seed: int, batch_size: int,
                  complete: Callable[[Arrays], Arrays] = lambda batch: batch):  # fmt: skip
         import grain
 
@@ -63,11 +63,11 @@ class TrainDataset:
             split.cfg.match == "record" or split.labelled,
             f"config.data.match is 'labels', and {split.folder} has none; write 'record'",
         )
-        self.split, self.tokenizer, self.batch_size, self.complete = split, tokenizer, batch_size, complete
+        self.split, self.batch_size, self.complete = split, batch_size, complete
         self.bad = BadRows(len(split), f"split {split.name!r}")
         room = Room(int(split.cfg.keep_gb * 1e9))
         split.caches = [KeptRecords(cache, room) for cache in split.caches]
-        self.readers = readers_of(split, tokenizer)
+        self.readers = readers_of(split, specs)
         self._teacher = split.embeddings() if split.cfg.embeddings else None
         rows = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat(None)
         self.examples = rows.random_map(self._example)
@@ -95,12 +95,13 @@ class TrainDataset:
         finally:
             self.split.stages.done()
 
-    def cut(self) -> dict[str, float]:
-        """How many captions `config.data.length` cuts (`text.cut`), counted on up to 2,000 records all over the split."""
+    def cut(self) -> dict[str, dict[str, float]]:
+        """How many captions each encoder of words cuts (`text.cut`), counted on up to 2,000 records all over the split."""
         captions = []
         for row in np.linspace(0, len(self.split) - 1, min(len(self.split), SAMPLED)).astype(int):
             captions += self.split.captions(int(row))
-        return cut(self.tokenizer, captions, self.tokenizer.encode(captions, self.split.cfg.length))
+        reads = {reader.own.encoder: reader for reader in self.readers.values() if reader.worded}
+        return {name: cut(reader.spec.tokenizer, captions, reader.ids(captions)) for name, reader in reads.items()}
 
     def close(self) -> None:
         """Close all files."""
@@ -166,14 +167,14 @@ class TrainDataset:
             return {}
         self.split.stages.note("reading row", number, f"embeddings {self.split.cfg.embeddings!r}")
         stored = {name: self.readers[name] for name in chosen if self.readers[name].embedded}
-        picks = {name: (reader.stored, chosen[name]) for name, reader in stored.items()}
+        picks = {name: (reader.own.medium, reader.stored, chosen[name]) for name, reader in stored.items()}
         return {f"{name}/teacher": vector for name, vector in self._teacher.vectors(number, picks).items()}
 
 
 def train_dataset(
     data_dir: str | pathlib.Path,
     split: str,
-    tokenizer: Tokenizer,
+    specs: Specs,
     cfg: DataConfig,
     seed: int,
     batch_size: int,
@@ -182,8 +183,8 @@ def train_dataset(
     """Training batches as a pure function of their number.
 
     Each example is one record: of every field of `cfg.fields` a random view or caption (of `cfg.languages`), as its reader
-    reads it for training, and what the table of types.py says of it. A record without a field that is required is replaced by
+    reads it for training (`specs`: what the encoders take), and what the table of types.py says of it. A record without a field that is required is replaced by
     the next; so is one that cannot be read, and over 1 % of those raise `UserError`, as do the faults of `Split`. `id` is the
     row or, with `cfg.match` "labels", what its labels make. `complete` adds fields to a whole batch.
     """
-    return TrainDataset(Split(data_dir, split, cfg), tokenizer, seed, batch_size, complete)
+    return TrainDataset(Split(data_dir, split, cfg), specs, seed, batch_size, complete)

@@ -31,19 +31,19 @@ class Embedder:
     """The encoders of a model on one tree of parameters, over the mesh that these lie on.
 
     Each block of rows is split over the mesh. What is compiled serves all embedders of the same model, such as those of
-    all evaluations of a run. `texts`: kept tokens of the text tower (encode/token_cache.py), which spare its pass. `poll`
+    all evaluations of a run. `texts`: kept tokens of frozen towers by encoder (encode/token_cache.py), which spare their passes. `poll`
     is called before every block; what it raises ends the work (a run that is told to stop).
     """
 
     def __init__(self, model: Any, params: Params, poll: Callable[[], None] = lambda: None, texts: Any = None) -> None:
-        self.model, self.params, self.poll, self.texts = model, params, poll, texts
+        self.model, self.params, self.poll, self.texts = model, params, poll, texts or {}
         self.hashes = all("hash" in params[name] for name in model.config.encoders)
         self._mesh = mesh_of(params)
 
     def rows(self, side: str, rows: np.ndarray, keep_tokens: bool = True) -> Embedded:
         """Encode one block [b,...] of what the encoder `side` takes, such as images or ids."""
         own = self.model.config.encoders[side]
-        kept = self.texts.rows(rows) if own.cache_tokens and self.texts is not None else None
+        kept = self.texts[side].rows(rows) if side in self.texts else None
         method, inputs = ("encode", (rows,)) if kept is None else ("encode_cached", (rows, kept))
         placed = (split_rows(self._mesh, x) for x in inputs)
         tokens, embed, codes = encode_rows(self.model, method, side, self.hashes, self.params, *placed)

@@ -1,34 +1,45 @@
-"""A run, or the start of a config, as a frozen teacher: its embeddings of a whole data set (`xmodal data embed`)."""
+"""A run, or what a config starts from, as a teacher: its embeddings of all inputs of a data set, kept beside it."""
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.card import Card
-from xmodal_jax.data.embeddings import Encoders, write_embeddings
+from xmodal_jax.data.embeddings import FOLDER
+from xmodal_jax.data.features import add_to_card, being_added, refuse_bad_name, refuse_other, start_partial
+from xmodal_jax.data.image import CorruptImage
+from xmodal_jax.data.progress import Progress
+from xmodal_jax.data.readers import Reader, Row, reader_classes, readers_of
+from xmodal_jax.data.records import CorruptRecord, RecordWriter, open_records, pack, shard_files, split_names
 from xmodal_jax.data.split import Split
 from xmodal_jax.encode.embed import Embedder
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.search.index import fingerprint
 from xmodal_jax.types import Params
 
+DTYPES = ("float32", "float16")
 
-def encoders(assembly: Assembly, params: Params, name: str) -> Encoders:
-    """Both towers and heads with their tokenizer as plain functions."""
-    embedder, data = Embedder(assembly.model, params), assembly.config.data
 
-    def text(captions: Sequence[str]) -> np.ndarray:
-        ids = assembly.tokenizer.encode(captions, data.length)
-        return embedder.rows("text", ids, keep_tokens=False).embed
+def encoders(assembly: Assembly, params: Params, name: str) -> "Encoders":
+    """The encoders and heads of a run as plain functions, of the first field of each medium."""
+    embedder, config = Embedder(assembly.model, params), assembly.config
+    fields = {own.medium: field for field, own in reversed(config.data.fields.items())
+              if reader_classes(config.data.fields)[field].embedded}  # fmt: skip
+    encode = {medium: encoder_of(embedder, config.data.fields[field].encoder) for medium, field in fields.items()}
+    reads = [f"{medium} {' '.join(config.data.features) if spec.cached else spec.size}"
+             for medium, field in sorted(fields.items()) for spec in (assembly.specs[config.data.fields[field].encoder],)]
+    return Encoders(name, fingerprint(params), ", ".join(reads), config.joint.embed, fields, encode)
 
-    reads = " ".join(data.features) if data.features else f"{data.image_size} px"
-    image = lambda rows: embedder.rows("image", rows, keep_tokens=False).embed
-    return Encoders(
-        name, fingerprint(params), f"{reads}, {data.length} tokens", assembly.config.joint.embed, image, text
-    )
+
+def encoder_of(embedder: Embedder, encoder: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Inputs of an encoder [b,...] -> embeddings [b,E]."""
+    return lambda rows: embedder.rows(encoder, rows, keep_tokens=False).embed
 
 
 def embed_data(assembly: Assembly, params: Params, teacher: str, data_dir: str | os.PathLike, name: str,
@@ -40,8 +51,12 @@ def embed_data(assembly: Assembly, params: Params, teacher: str, data_dir: str |
     """
     data = dataclasses.replace(assembly.config.data, path=str(data_dir), views=(), embeddings="")
     refuse_other_caches(assembly, Card.load(data_dir))
-    made = encoders(assembly, params, teacher)
-    return write_embeddings(data_dir, name, made, lambda split: Split(data_dir, split, data), batch, dtype)
+
+    def opened(split: str) -> tuple[Split, dict[str, Reader]]:
+        source = Split(data_dir, split, data)
+        return source, readers_of(source, assembly.specs)
+
+    return write_embeddings(data_dir, name, encoders(assembly, params, teacher), opened, batch, dtype)
 
 
 def refuse_other_caches(assembly: Assembly, card: Card) -> None:
@@ -53,4 +68,126 @@ def refuse_other_caches(assembly: Assembly, card: Card) -> None:
             f"features '{name}' of data set '{card.name}' are of {entry['tower']} at {entry['size']} px, and the teacher "
             f"reads {cache['tower']} at {cache['size']} px; write them with `xmodal data features` under another name "
             "and name that one in config.data.features",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoders:
+    """A frozen teacher: who it is, and plain functions from blocks of one size to embeddings [b,E].
+
+    `encode`: of each medium, a function of what the field's reader gives for evaluation, stacked: uint8 [b,H,W,3], tokens
+    float16 [b,N,D], ids int32 [b,L]. `fields`: the field that reads each medium. `weights` changes when any weight does,
+    `reads` says what the towers are given.
+    """
+
+    name: str
+    weights: str
+    reads: str
+    width: int
+    fields: dict[str, str]
+    encode: dict[str, Callable[[np.ndarray], np.ndarray]]
+
+
+def write_embeddings(
+    data_dir: os.PathLike | str,
+    name: str,
+    teacher: Encoders,
+    open_split: Callable[[str], tuple[Split, dict[str, Reader]]],
+    batch: int = 64,
+    dtype: str = "float32",
+) -> Card:
+    """Encode every picture and, in the languages of the splits' config, every caption; returns the new card.
+
+    `open_split` opens the split of a name and its readers, as the teacher's config says. Pictures are encoded as evaluation
+    reads them, whole and not mirrored. Finished splits are kept when it is
+    interrupted and not encoded again. Raises `UserError` if the name is taken by another teacher, if a record cannot be
+    read and if an embedding is not finite. The card changes last, in one step.
+    """
+    data_dir = pathlib.Path(data_dir)
+    refuse_misfit(data_dir, name, batch, dtype)
+    card = Card.load(data_dir)
+    with contextlib.closing(open_split(min(card.splits))[0]) as first:
+        plan = _plan(teacher, card.views, first.cfg.languages, dtype)
+    if name in card.embeddings:
+        refuse_other(card.embeddings[name], plan, f"{data_dir} already has embeddings {name!r}")
+        return card
+    with being_added(data_dir / FOLDER, name, f"embeddings '{name}' to '{data_dir}'"):
+        folder, partial = data_dir / FOLDER / name, data_dir / FOLDER / f".{name}.part"
+        start_partial(folder, partial, plan)
+        for split, entry in card.splits.items():
+            if split not in split_names(partial):
+                source, readers = open_split(split)
+                with contextlib.closing(source), RecordWriter(partial, split) as writer:
+                    blocks = _rows(source, readers, teacher, batch, dtype)
+                    for rows in Progress(blocks, f"{name} {split}", "records", len(source), size=len):
+                        _write(writer, rows)
+            _check_count(partial, split, entry["records"])
+        files = {split: [path.name for path in shard_files(partial, split)] for split in card.splits}
+        os.replace(partial, folder)
+        return add_to_card(data_dir, "embeddings", name, plan | {"files": files})
+
+
+def refuse_misfit(data_dir: os.PathLike | str, name: str, batch: int, dtype: str = "float32") -> None:
+    """Raise `UserError` for what can be seen to be wrong before a teacher is loaded: data set, name, batch, dtype."""
+    Card.load(data_dir)
+    refuse_unless(batch >= 1, f"the batch is {batch}; write 1 or more")
+    refuse_unless(dtype in DTYPES, f"the dtype is '{dtype}'; write one of {', '.join(DTYPES)}")
+    refuse_bad_name(name, "embeddings")
+
+
+def _plan(teacher: Encoders, views: Sequence[str], languages: Sequence[str], dtype: str) -> dict[str, Any]:
+    """What the embeddings are made of: anything else under the same name is refused."""
+    own = {field: getattr(teacher, field) for field in ("name", "weights", "reads", "width")}
+    return {"teacher": own.pop("name"), **own, "views": list(views), "languages": list(languages), "dtype": dtype}
+
+
+def _write(writer: RecordWriter, rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        writer.write(pack(row))
+
+
+def _rows(source: Split, readers: dict[str, Reader], teacher: Encoders, batch: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a split, `batch` records at a time: their inputs of a medium fill blocks of one compiled shape."""
+    for first in range(0, len(source), batch):
+        numbers = range(first, min(first + batch, len(source)))
+        rows: list[dict[str, Any]] = [{"width": teacher.width} for _ in numbers]
+        for medium, encode in teacher.encode.items():
+            found = [_read(readers[teacher.fields[medium]], Row(source, number)) for number in numbers]
+            inputs = [x for own in found for part in own.values() for x in part]
+            made = iter(_encoded(inputs, encode, batch, teacher.width, dtype))
+            for row, own in zip(rows, found, strict=True):
+                row[medium] = {name: [next(made) for _ in part] for name, part in own.items()}
+        yield rows
+
+
+def _read(reader: Reader, row: Row) -> dict[str, list[np.ndarray]]:
+    """The inputs of a record, by view or language."""
+    try:
+        return reader.stored_inputs(row)
+    except (CorruptRecord, CorruptImage) as error:
+        raise UserError(
+            f"row {row.number} of split {row.split.name!r} cannot be read ({error}); copy or prepare the data set again."
+        ) from error
+
+
+def _encoded(items: list[np.ndarray], encode: Callable[[np.ndarray], np.ndarray], batch: int, width: int, dtype: str) -> list[bytes]:
+    """The bytes of the embedding of each item; the last block is filled with copies of its last item."""
+    done = []
+    for start in range(0, len(items), batch):
+        block = items[start : start + batch]
+        found = np.asarray(encode(np.stack(block + block[-1:] * (batch - len(block)))))
+        refuse_unless(
+            found.shape == (batch, width),
+            f"the teacher returned {found.shape} for {batch} rows, not [{batch},{width}].",
+        )
+        refuse_unless(bool(np.isfinite(found).all()), "the teacher gave an embedding that is not finite.")
+        done += [row.astype(dtype).tobytes() for row in found[: len(block)]]
+    return done
+
+
+def _check_count(folder: pathlib.Path, split: str, count: int) -> None:
+    """Refuse a finished split of another length."""
+    with open_records(folder, split) as rows:
+        refuse_unless(
+            len(rows) == count, f"{folder}: split {split!r} has {len(rows)} rows for {count}; remove the folder."
         )

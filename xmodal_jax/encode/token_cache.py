@@ -1,4 +1,4 @@
-"""Tokens of a frozen text tower, computed once for each caption of a data set and kept beside it (`config.encoders.text.cache_tokens`).
+"""Tokens of a frozen tower of words, computed once for each caption of a data set and kept beside it (`cache_tokens` of the encoder).
 
 A folder `DATA/texts/<digest>` holds `ids.npy` int32 [U,L], the distinct captions of all splits, `tokens.npy` float16 [T,D],
 their real tokens one after the other, and `starts.npy` int64 [U+1]. The digest is over the tower's weights and its shape, the
@@ -24,6 +24,7 @@ import numpy as np
 
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.card import CARD_FILE, Card
+from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.progress import Progress
 from xmodal_jax.data.split import split_captions
 from xmodal_jax.errors import refuse_unless
@@ -62,38 +63,49 @@ class KeptTexts:
             found[place, : len(own)] = own
         return found
 
-    def add(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The training batch with the field `text/tokens`. Every training caption is kept."""
-        found = self.rows(batch["text"])
-        if found is None:
-            raise KeyError("a training caption has no kept tokens; remove the folder 'texts' of the data set")
-        return batch | {"text/tokens": found}
+
+KeptTokens = dict[str, KeptTexts]  # of each encoder whose tokens are kept
 
 
-def kept_texts(assembly: Assembly, params: Params, make: bool = True) -> KeptTexts | None:
-    """The kept tokens for this tower and data set, made now if there are none and `make`; None unless `config.encoders.text.cache_tokens`.
+def with_tokens(kept: KeptTokens, data: DataConfig, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The training batch with `FIELD/tokens` of the fields whose encoders have any. Every training caption is kept."""
+    found = {f"{field}/tokens": own.rows(batch[field]) for name, own in kept.items() for field in data.fields_of(name)}
+    if any(tokens is None for tokens in found.values()):
+        raise KeyError("a training caption has no kept tokens; remove the folder 'texts' of the data set")
+    return batch | found
 
-    More tokens than `LIMIT` are not kept either. With several processes each makes its own and keeps nothing on disk. Raises UserError for a tower that is trained.
+
+def kept_texts(assembly: Assembly, params: Params, make: bool = True) -> KeptTokens:
+    """The kept tokens of the encoders with `cache_tokens`, for this data set, made now if there are none and `make`.
+
+    More tokens than `LIMIT` of an encoder are not kept. With several processes each makes its own and keeps nothing on disk.
+    Raises UserError for a tower that is trained.
     """
-    config, text = assembly.config, assembly.config.encoders.get("text")
-    if text is None or not text.cache_tokens or not (make or (pathlib.Path(config.data.path) / CARD_FILE).is_file()):
-        return None
+    asked = [name for name, own in assembly.config.encoders.items() if own.cache_tokens]
+    there = make or (pathlib.Path(assembly.config.data.path) / CARD_FILE).is_file()
+    found = {name: _kept(assembly, params, name, make) for name in (asked if there else ())}
+    return {name: own for name, own in found.items() if own is not None}
+
+
+def _kept(assembly: Assembly, params: Params, name: str, make: bool) -> KeptTexts | None:
+    config, own = assembly.config, assembly.config.encoders[name]
+    where = f"config.encoders.{name}"
     refuse_unless(
-        text.dropout == 0.0 and wholly_frozen(params, "text/tower", config.optimizer.freeze),
-        "config.encoders.text.cache_tokens is True, but the text tower is trained or has dropout; write "
-        "config.optimizer.freeze=^text/tower/ and config.encoders.text.dropout=0, or config.encoders.text.cache_tokens=False",
+        own.dropout == 0.0 and wholly_frozen(params, f"{name}/tower", config.optimizer.freeze),
+        f"{where}.cache_tokens is True, but the tower is trained or has dropout; write config.optimizer.freeze=^{name}/tower/ "
+        f"and {where}.dropout=0, or {where}.cache_tokens=False",
     )
-    folder = pathlib.Path(config.data.path) / FOLDER / digest(assembly, params)
+    folder = pathlib.Path(config.data.path) / FOLDER / digest(assembly, params, name)
     if (folder / "starts.npy").is_file():
         return opened(folder)
     if not make:
         return None
-    ids = distinct_captions(assembly)
-    size = int(lengths(ids).sum()) * config.encoders["text"].width * 2
+    ids = distinct_captions(assembly, name)
+    size = int(lengths(ids).sum()) * own.token_width * 2
     if size > LIMIT:
-        log.warning("the tokens of %d captions are %.0f GB and are not kept (config.encoders.text.cache_tokens)", len(ids), size / 1e9)
+        log.warning("the tokens of %d captions are %.0f GB and are not kept (%s.cache_tokens)", len(ids), size / 1e9, where)
         return None
-    made = encode_all(assembly, params, ids)
+    made = encode_all(assembly, params, name, ids)
     if jax.process_count() == 1:
         keep(folder, made)
     return made
@@ -119,19 +131,20 @@ def keep(folder: pathlib.Path, made: KeptTexts) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def digest(assembly: Assembly, params: Params) -> str:
-    """A name for the tokens of this tower on this data set's captions."""
-    config, tokenizer = assembly.config, assembly.tokenizer
+def digest(assembly: Assembly, params: Params, name: str) -> str:
+    """A name for the tokens of an encoder's tower on this data set's captions."""
+    config, tokenizer = assembly.config, assembly.tokenizers[name]
+    own = config.encoders[name]
     card = Card.load(config.data.path)
     said = {
         "data": card.fingerprint,
         "languages": languages(assembly),
-        "length": config.data.length,
-        "tower": [config.encoders["text"].heads, config.encoders["text"].positions, config.dtype],
+        "length": own.length,
+        "tower": [own.heads, own.positions, config.dtype],
         "words": tokenizer.encode(["a dog on a beach, 3 cats; été"], 16).tolist() + [tokenizer.vocab_size],
     }
     sha = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params["text"]["tower"]):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params[name]["tower"]):
         sha.update(jax.tree_util.keystr(path).encode())
         sha.update(np.ascontiguousarray(leaf))
     return sha.hexdigest()[:32]
@@ -142,18 +155,18 @@ def languages(assembly: Assembly) -> list[str]:
     return list(dict.fromkeys((*assembly.config.data.languages, *assembly.config.eval.languages)))
 
 
-def distinct_captions(assembly: Assembly) -> np.ndarray:
-    """The distinct captions of all splits as int32 [U,L], in order of length."""
-    config, asked = assembly.config, languages(assembly)
-    texts = (split_captions(config.data.path, name, asked) for name in Card.load(config.data.path).splits)
-    ids = np.concatenate([np.unique(assembly.tokenizer.encode(own, config.data.length), axis=0) for own in texts])
+def distinct_captions(assembly: Assembly, name: str) -> np.ndarray:
+    """The distinct captions of all splits as an encoder reads them, int32 [U,L], in order of length."""
+    path, spec = assembly.config.data.path, assembly.specs[name]
+    texts = (split_captions(path, split, languages(assembly)) for split in Card.load(path).splits)
+    ids = np.concatenate([np.unique(spec.tokenizer.encode(own, spec.size), axis=0) for own in texts])
     ids = np.unique(ids, axis=0).astype(np.int32)
     return ids[np.argsort(lengths(ids), kind="stable")]
 
 
-def encode_all(assembly: Assembly, params: Params, ids: np.ndarray) -> KeptTexts:
+def encode_all(assembly: Assembly, params: Params, name: str, ids: np.ndarray) -> KeptTexts:
     """Run the tower over captions from `distinct_captions`."""
-    blocks = Progress(_encoded(assembly, params, ids), "captions", "captions", len(ids), size=lambda block: block[0])
+    blocks = Progress(_encoded(assembly, params, name, ids), "captions", "captions", len(ids), size=lambda block: block[0])
     tokens = np.concatenate([block[1] for block in blocks])
     return KeptTexts(ids, tokens, np.concatenate([[0], np.cumsum(lengths(ids))]).astype(np.int64))
 
@@ -163,22 +176,22 @@ def lengths(ids: np.ndarray) -> np.ndarray:
     return ids.shape[1] - np.argmax(ids[:, ::-1] != 0, axis=1)
 
 
-@partial(jax.jit, static_argnums=0)
-def _raw(model: Any, params: Params, ids: Array) -> Array:
+@partial(jax.jit, static_argnums=(0, 1))
+def _raw(model: Any, name: str, params: Params, ids: Array) -> Array:
     """The tower's own tokens float16 [b,L,D] of captions int32 [b,L]."""
-    return model.apply({"params": params}, "text", ids, method="raw").astype(jnp.float16)
+    return model.apply({"params": params}, name, ids, method="raw").astype(jnp.float16)
 
 
-def _encoded(assembly: Assembly, params: Params, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+def _encoded(assembly: Assembly, params: Params, name: str, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """(captions, their real tokens float16 [t,D]) of consecutive blocks of captions in order of length."""
     for start in range(0, len(ids), BLOCK):
         block = ids[start : start + BLOCK]
         own = lengths(block)
         width = min(-(-int(own[-1]) // LENGTH_STEP) * LENGTH_STEP, ids.shape[1])
         padded = np.pad(block[:, :width], [(0, BLOCK - len(block)), (0, 0)], mode="edge")
-        tokens = to_host(_raw(assembly.model, params, beside(params, padded)), len(block))
+        tokens = to_host(_raw(assembly.model, name, params, beside(params, padded)), len(block))
         refuse_unless(
             bool(np.isfinite(tokens).all()),
-            "a token of the text tower is not finite in float16; write config.encoders.text.cache_tokens=False",
+            f"a token of the tower is not finite in float16; write config.encoders.{name}.cache_tokens=False",
         )
         yield len(block), np.concatenate([row[:count] for row, count in zip(tokens, own, strict=True)])

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from xmodal_jax.assemble import Assembly
+from xmodal_jax.config import Config
 from xmodal_jax.data.evaluation import EvalSplit, eval_split
 from xmodal_jax.data.taxonomy import Taxonomy
 from xmodal_jax.encode.embed import Embedder
-from xmodal_jax.encode.pictures import read_pictures
+from xmodal_jax.encode.files import read_files
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.eval.caption import caption_scores
 from xmodal_jax.eval.generate import write_captions
@@ -27,13 +28,18 @@ def refuse_uncaptioned(params: Params, beam: int) -> None:
     refuse_unless(beam >= 1, f"--beam is {beam}; write 1 (greedy) or more")
 
 
+def decoded_pair(config: Config) -> tuple[str, str]:
+    """The fields whose encoders the decoder reads and writes with: the first of each encoder of `config.fusion.pair`."""
+    return tuple(config.data.fields_of(encoder)[0] for encoder in config.fusion.pair)
+
+
 def caption_files(assembly: Assembly, params: Params, paths: Sequence[str | os.PathLike], beam: int = 3) -> list[str]:
     """One caption per picture file. Raises UserError for a run without a decoder and an unreadable file, by name."""
     refuse_uncaptioned(params, beam)
     embedder, captions = Embedder(assembly.model, params), []
     for start in range(0, len(paths), BLOCK):
-        pictures = read_pictures(assembly, paths[start : start + BLOCK])
-        captions += write_captions(assembly, params, embedder.rows(assembly.config.fusion.pair[0], pictures).tokens, beam)
+        inputs = read_files(assembly, decoded_pair(assembly.config)[0], paths[start : start + BLOCK])
+        captions += write_captions(assembly, params, embedder.rows(assembly.config.fusion.pair[0], inputs).tokens, beam)
     return captions
 
 
@@ -54,7 +60,7 @@ def caption_split(assembly: Assembly, params: Params, split: str = "", limit: in
     refuse_unless(limit >= 0, f"--limit is {limit}; write how many pictures to caption, or 0 for all")
     data = assembly.config.eval_data
     refuse_trained(assembly.origin, data.path, split or data.eval_split, allow_trained)
-    found = eval_split(data.path, split or data.eval_split, assembly.tokenizer, data)
+    found = eval_split(data.path, split or data.eval_split, assembly.specs, data, pair=decoded_pair(assembly.config))
     count = min(limit or len(found.keys), len(found.keys))
     captions = caption_records(assembly, params, found, count, beam)
     truths = [found.words_of(i) for i in range(count)]

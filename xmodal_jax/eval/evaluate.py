@@ -12,7 +12,7 @@ from xmodal_jax.checks import refuse_few_pictures, refuse_unfit_evaluation
 from xmodal_jax.config import EvalConfig
 from xmodal_jax.data.card import Card, ceiling
 from xmodal_jax.data.evaluation import EvalSplit, eval_split
-from xmodal_jax.data.readers import reader_classes
+from xmodal_jax.data.readers import has_views
 from xmodal_jax.data.split import Split
 from xmodal_jax.data.text import cut
 from xmodal_jax.encode.embed import Embedded, Embedder, PairScorer
@@ -44,7 +44,7 @@ class Evaluator:
         """The views of a split that the config evaluates a pair of fields in (default: its first); ("",) of a pair without any."""
         data, pair = self.assembly.config.eval_data, pair or self.assembly.config.eval.pairs[0]
         refuse_unfit_evaluation(self.assembly.config, Card.load(data.path))
-        if not any(reader_classes(data.fields)[field].viewed for field in pair):
+        if not any(has_views(data.fields, field) for field in pair):
             return ("",)
         split = Split(data.path, name, data)
         split.close()
@@ -55,7 +55,7 @@ class Evaluator:
         """One view of a split, of a pair of fields (default: the config's first); see `config.eval.right`."""
         config = self.assembly.config
         pair = pair or config.eval.pairs[0]
-        found = eval_split(config.data.path, name, self.assembly.tokenizer, config.eval_data, view, pair)
+        found = eval_split(config.data.path, name, self.assembly.specs, config.eval_data, view, pair)
         return dataclasses.replace(found, own=(right or config.eval.right) == "own")
 
 
@@ -142,7 +142,10 @@ class _Work:
     def _cut(self, found: EvalSplit) -> dict[str, Any]:
         """How many texts lose their end."""
         side = found.right if found.right.words is not None else found.left
-        return {"cut": cut(self.evaluator.assembly.tokenizer, side.words, side.ids)} if side.words is not None else {}
+        if side.words is None:
+            return {}
+        tokenizer = self.evaluator.assembly.tokenizers[side.encoder]
+        return {"cut": cut(tokenizer, side.words, side.ids) | {"encoder": side.encoder}}
 
 
 class Gallery:
@@ -267,7 +270,7 @@ def ensure_weight(evaluator: Evaluator, embedder: Embedder, say: Callable[[str],
         "another data set; write a weight, or 0",
     )
     pair = config.eval.pairs[0]
-    split = head(eval_split(data.path, data.split, evaluator.assembly.tokenizer, data, pair=pair), TRAIN_RECORDS)
+    split = head(eval_split(data.path, data.split, evaluator.assembly.specs, data, pair=pair), TRAIN_RECORDS)
     say(f"choosing the ITM weight on {len(split.keys)} training records")
     left, right = (embedder.side(side, config.eval.batch_size, True) for side in (split.left, split.right))
     k = min([*config.eval.rerank, len(split.left), len(split.right)])

@@ -111,7 +111,7 @@ def write_captions(
     never = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.mask_id)
     special = (tokenizer.bos_id, tokenizer.sep_id, *never)
     bridged = "bridged_decoder" in assembly.parts
-    length, size, captions = assembly.config.data.length, min(BLOCK, max(len(tokens), 1)), []
+    length, size, captions = assembly.config.asking.extent, min(BLOCK, max(len(tokens), 1)), []
     for start in range(0, len(tokens), size):
         block = tokens[start : start + size]
         rows = beside(params, filled(block, size))

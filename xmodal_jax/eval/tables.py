@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from xmodal_jax import origin
+from xmodal_jax.data.config import PAIR
 from xmodal_jax.data.text import cut_words
 
 Tables = dict[str, Any]
 
 CEILING = "best possible (captions repeat)"
 RIGHT = {
-    "text": "Right is any picture whose captions hold the same text, in both directions.",
+    "same": "Right is any picture whose captions hold the same text, in both directions.",
     "own": "Right is a picture's own captions alone, and a caption's own picture.",
 }
 COLLAPSED = 0.8  # of "alike" in code_tables.py; trained codes are below 0.3
@@ -83,8 +84,8 @@ def fold_rows(result: Tables) -> list[Row]:
 
 def directions(result: Tables) -> dict[str, str]:
     """What the two directions of a result are called: "i2t" and "t2i" of pictures and captions, else "depth>text"."""
-    one, two = result.get("pair", ("image", "text"))
-    return {side: side for side in DIRECTIONS} if (one, two) == ("image", "text") else {"i2t": f"{one}>{two}", "t2i": f"{two}>{one}"}
+    one, two = result.get("pair", PAIR)
+    return {side: side for side in DIRECTIONS} if (one, two) == PAIR else {"i2t": f"{one}>{two}", "t2i": f"{two}>{one}"}
 
 
 def recall_names(result: Tables) -> list[str]:
@@ -165,12 +166,12 @@ def notes(result: Tables) -> list[str]:
     """How the numbers were made: one sentence each."""
     first = result["mean"]["itc"]
     said = [
-        f"Ties: {first['ties']}. {RIGHT[result.get('right', 'text')]}",
+        f"Ties: {first['ties']}. {RIGHT[result.get('right', 'same')]}",
         f"i2t: image to text over {result['captions']} captions; t2i: text to image over {result['records']} pictures.",
     ]
     if "languages" in result:
         said.append(f"Captions in {', '.join(result['languages'])}; data set '{result['data']}'.")
-    if lost := cut_words(result["cut"]) if "cut" in result else "":
+    if lost := cut_words(result["cut"], result["cut"]["encoder"]) if "cut" in result else "":
         said.append(lost)
     said += origin.notes(result)
     if result["mean"].get("rerank"):

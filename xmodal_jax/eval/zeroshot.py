@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.assemble import Assembly
+from xmodal_jax.config import Config
 from xmodal_jax.data.captions import words
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.config import DataConfig
@@ -96,10 +97,21 @@ def class_head(
     return unit_rows(np.concatenate(rows))
 
 
-def text_encoder(assembly: Assembly, embedder: Embedder) -> Callable[[list[str]], np.ndarray]:
-    """Texts -> embeddings [b,E] of a run's text tower."""
-    length = assembly.config.data.length
-    return lambda texts: embedder.rows("text", assembly.tokenizer.encode(texts, length), keep_tokens=False).embed
+def text_encoder(assembly: Assembly, embedder: Embedder, encoder: str) -> Callable[[list[str]], np.ndarray]:
+    """Texts -> embeddings [b,E] of a run's encoder of words."""
+    spec = assembly.specs[encoder]
+    return lambda texts: embedder.rows(encoder, spec.tokenizer.encode(texts, spec.size), keep_tokens=False).embed
+
+
+def classified_pair(config: Config) -> tuple[tuple[str, str], str, str]:
+    """The first evaluated pair with words on one side: the pair, the field that is classified, and the one of words."""
+    reads = {name: config.encoders[own.encoder].reads == "words" for name, own in config.data.fields.items()}
+    found = [pair for pair in config.eval.pairs if reads[pair[0]] != reads[pair[1]]]
+    refuse_unless(
+        bool(found), f"config.eval.pairs is {config.eval.pairs}; classes are named in words: write a pair with one field of words"
+    )
+    one, two = found[0]
+    return found[0], *((two, one) if reads[one] else (one, two))
 
 
 def best_classes(image: np.ndarray, head: np.ndarray, k: int, block_scores: int = BLOCK_SCORES) -> np.ndarray:
@@ -211,19 +223,21 @@ def classify(assembly: Assembly, params: Params, split: str = "", templates: Seq
     if classes == "split":
         own = {name for labels in record_labels(data, split, range(card.split(split)["records"])) for name in labels}
         names = [name for name in names if name in own]
-    embedder, views = evaluator.embedder, evaluator.views(split)
+    pair, field, words_field = classified_pair(assembly.config)
+    embedder, views = evaluator.embedder, evaluator.views(split, pair)
     say(f"writing {len(names)} classes from {len(templates)} templates")
-    encode = text_encoder(assembly, embedder)
+    encode = text_encoder(assembly, embedder, data.fields[words_field].encoder)
     head = class_head(encode, [spoken(name) for name in names], templates, assembly.config.eval.batch_size)
     result = {"split": split, "classes": len(names), "templates": list(templates), "views": {}}
     for view in views:
-        found = evaluator.open(split, view)
-        say(f"classifying {len(found.keys)} pictures ({view})")
-        image = embedder.side(found.left, assembly.config.eval.batch_size).embed
-        tables, pictures = view_tables(image, record_labels(data, split, found.rows), head, names, tree)
+        found = evaluator.open(split, view, pair=pair)
+        side = found.left if found.left.field == field else found.right
+        say(f"classifying {len(side)} x {field} ({view})")
+        image = embedder.side(side, assembly.config.eval.batch_size).embed
+        tables, pictures = view_tables(image, record_labels(data, split, found.rows[side.owner]), head, names, tree)
         refuse_unless(bool(tables), f"no picture of split '{split}' has a label, so there is nothing to compare with.")
-        result["views"][view] = tables
-        result |= {"pictures": pictures, "unlabelled": len(found.keys) - pictures}
+        result["views"][view or field] = tables
+        result |= {"pictures": pictures, "unlabelled": len(side) - pictures}
     return result | {"mean": mean_tables(list(result["views"].values()))} | origin
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.config_build import limited
+from xmodal_jax.errors import refuse_unless
 from xmodal_jax.models.encoder import REMAT
 from xmodal_jax.models.layers import (
     BlockStyle,
@@ -51,6 +52,14 @@ class BertConfig(WordConfig):
     positions: int = limited(512, least=1)
     dropout: float = limited(0.0, least=0.0, most=0.99)
     remat: str = limited("dots", among=REMAT)
+
+    def check(self, where: str) -> None:
+        """Refuse texts that are longer than there are positions."""
+        super().check(where)
+        refuse_unless(
+            self.length <= self.positions,
+            f"{where}.length is {self.length}, but {where} has {self.positions} positions; write fewer",
+        )
 
     def module(self, dtype: Any) -> "Bert":
         """The tower."""

@@ -218,7 +218,7 @@ class EfficientNetConfig(PixelConfig):
 
     def filled(self, name: str, data: Any, facts: DataFacts) -> "EfficientNetConfig":
         """With the tokens of a picture of this size: the grid and the summary."""
-        return replace(self, groups=pooling_groups("lite0", math.ceil(data.image_size / STRIDE) ** 2 + 1))
+        return replace(self, groups=pooling_groups("lite0", math.ceil(self.size / STRIDE) ** 2 + 1))
 
     def local_map(self, tokens: int) -> np.ndarray:
         """The grid without the summary."""

@@ -55,6 +55,7 @@ class EncoderConfig:
     lacks: ClassVar[tuple[str, ...]] = ()  # parts of the model that it cannot serve, and why
     why: ClassVar[str] = ""
     dropout: ClassVar[float] = 0.0  # of the tower; a field where it has any
+    vocab_size: ClassVar[int] = 0  # ids that it reads; a field where it reads words
     groups: ClassVar[tuple[int, ...]] = ()  # consecutive tokens that are pooled together
     neck_layers: ClassVar[int] = 0  # transformer blocks over the tokens before fusion reads them
 
@@ -62,6 +63,11 @@ class EncoderConfig:
     def token_width(self) -> int:
         """The width D' of the tower's tokens; 0 where only the data tell."""
         return getattr(self, "width", 0)
+
+    @property
+    def extent(self) -> int:
+        """How large an input is made for it: pixels of a side, tokens of a text; 0 where that is fixed."""
+        return 0
 
     @property
     def necked(self) -> bool:
@@ -72,8 +78,8 @@ class EncoderConfig:
         """The tower: (x [B,...], key) -> tokens [B,N,D']."""
         raise NotImplementedError
 
-    def input(self, data: Any, facts: DataFacts) -> tuple[tuple[int, ...], str]:
-        """(shape, dtype) of one input by `config.data` and what is known of the data set."""
+    def input(self, facts: DataFacts) -> tuple[tuple[int, ...], str]:
+        """(shape, dtype) of one input, by what is known of the data set."""
         raise NotImplementedError
 
     def filled(self, name: str, data: Any, facts: DataFacts) -> "EncoderConfig":

@@ -27,7 +27,7 @@ class FeaturesConfig(EncoderConfig):
         """The tower, which has no parameters."""
         return FeatureTokens()
 
-    def input(self, data: Any, facts: DataFacts) -> tuple[tuple[int, ...], str]:
+    def input(self, facts: DataFacts) -> tuple[tuple[int, ...], str]:
         """The tokens of all caches, [N,D]."""
         return facts.tokens, "float16"
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from xmodal_jax.config_build import limited
 from xmodal_jax.errors import UserError
 from xmodal_jax.models.encoder import EncoderConfig
 from xmodal_jax.types import DataFacts
@@ -12,8 +13,10 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 @dataclass(frozen=True)
 class PixelConfig(EncoderConfig):
-    """An encoder of pictures uint8 [B,H,W,3]; `pixel_mean`, `pixel_std` in 0..1, (): the weights' own, or else the kind's."""
+    """An encoder of pictures uint8 [B,S,S,3] with `size` pixels a side; `pixel_mean`, `pixel_std` in 0..1, (): the weights'
+    own, or else the kind's."""
 
+    size: int = limited(128, least=8)
     pixel_mean: tuple[float, ...] = ()
     pixel_std: tuple[float, ...] = ()
 
@@ -29,9 +32,14 @@ class PixelConfig(EncoderConfig):
         """What every tower of pixels is built with."""
         return {"mean": self.statistics[0], "std": self.statistics[1], "dtype": dtype}
 
-    def input(self, data: Any, facts: DataFacts) -> tuple[tuple[int, ...], str]:
-        """A picture [H,W,3]."""
-        return (data.image_size, data.image_size, 3), "uint8"
+    @property
+    def extent(self) -> int:
+        """Pixels of a side."""
+        return self.size
+
+    def input(self, facts: DataFacts) -> tuple[tuple[int, ...], str]:
+        """A picture [S,S,3]."""
+        return (self.size, self.size, 3), "uint8"
 
     def check(self, where: str) -> None:
         """Refuse statistics that are not those of three colours."""

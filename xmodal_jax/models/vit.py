@@ -51,7 +51,7 @@ def patchify(image: Array, patch: int) -> Array:
 
 @dataclass(frozen=True)
 class ViTConfig(PixelConfig):
-    """A Vision Transformer; its pictures have `data.image_size` pixels a side."""
+    """A Vision Transformer."""
 
     kind: str = "vit"
     patch: int = limited(16, least=1)
@@ -62,7 +62,6 @@ class ViTConfig(PixelConfig):
     dropout: float = limited(0.0, least=0.0, most=0.99)
     remat: str = limited("dots", among=REMAT)
     neck_layers: int = limited(0, least=0)
-    size: int = 0  # filled in from data.image_size
 
     standard: ClassVar[Statistics] = (MEAN, STD)
 
@@ -70,6 +69,13 @@ class ViTConfig(PixelConfig):
         """The tower."""
         shape = {name: getattr(self, name) for name in ("patch", "width", "layers", "heads", "hidden", "dropout", "remat")}
         return ViT(image_size=self.size, **shape, **self.pixels(dtype))
+
+    def check(self, where: str) -> None:
+        """Refuse pictures that are not whole patches."""
+        super().check(where)
+        refuse_unless(
+            self.size % self.patch == 0, f"{where}.size is {self.size}, not a multiple of {where}.patch={self.patch}; write a multiple"
+        )
 
     def local_map(self, tokens: int) -> np.ndarray:
         """[CLS] is left out; patches are a grid."""

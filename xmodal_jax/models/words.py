@@ -14,19 +14,25 @@ from xmodal_jax.types import Array, DataFacts
 class WordConfig(EncoderConfig):
     """An encoder of token ids int32 [B,L], 0 for padding.
 
-    `tokenizer`: "data" (built from the captions), "minilm", or a tokenizer.json. `output_vocab`: what MLM and LM may predict,
+    `length`: tokens of a text, [CLS] and [SEP] included; a longer one loses its end. `tokenizer`: "data" (built from the captions), "minilm", or a tokenizer.json. `output_vocab`: what MLM and LM may predict,
     "train" (ids seen in training captions) or "all". `vocab_size` is filled in from the tokenizer.
     """
 
+    length: int = limited(32, least=3)
     tokenizer: str = "data"
     output_vocab: str = limited("train", among=("train", "all"))
     vocab_size: int = limited(0, least=0)
 
     reads: ClassVar[str] = "words"
 
-    def input(self, data: Any, facts: DataFacts) -> tuple[tuple[int, ...], str]:
+    @property
+    def extent(self) -> int:
+        """Tokens of a text."""
+        return self.length
+
+    def input(self, facts: DataFacts) -> tuple[tuple[int, ...], str]:
         """The ids [L] of a text."""
-        return (data.length,), "int32"
+        return (self.length,), "int32"
 
     def filled(self, name: str, data: Any, facts: DataFacts) -> "WordConfig":
         """With the size of the tokenizer's vocabulary."""

@@ -89,7 +89,8 @@ def hint(field: str, config: Any) -> str:
     if field == "labels":
         known = "write config.data.labels=True" if not config.data.labels else "the data set has no labels: write by_label=False"
         return known
-    return f"add config.data.fields.{name}, such as {{'encoder': 'image', 'of': 'image'}}, or write some of {', '.join(config.data.fields)}"
+    seen = name.rstrip("2") if name.rstrip("2") in config.data.fields else next(iter(config.data.fields))
+    return f"add config.data.fields.{name}, such as {{'of': '{seen}'}}, or write some of {', '.join(config.data.fields)}"
 
 
 def refuse_uneven(objective: Objective, rows: int, where: str) -> None:

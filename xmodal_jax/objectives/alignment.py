@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from xmodal_jax.data.config import PAIR
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward, stop
 from xmodal_jax.models.pooling import AGGREGATORS, parse_pool
@@ -28,7 +29,7 @@ from xmodal_jax.types import Array, Batch, DataFacts
 class Sided(Objective, abc.ABC):
     """An objective that is the mean of one loss in each of `sides`, fields of the batch; a row's mean is over those it has."""
 
-    sides: tuple[str, ...] = ("image", "text")
+    sides: tuple[str, ...] = PAIR
 
     contrasts: ClassVar[bool] = True
 

@@ -214,7 +214,7 @@ class ITC(Contrast):
         refuse_unless(
             not self.second_view_keys or any(config.data.other_view(field) for field in self.pair),
             f"{where}.second_view_keys is True, and no field of config.data.fields is another view of {self.pair}; write "
-            "config.data.fields.image2={'encoder': 'image', 'of': 'image'}, or second_view_keys=False",
+            f"config.data.fields.{self.pair[0]}2={{'of': '{self.pair[0]}'}}, or second_view_keys=False",
         )
 
     def momentum_key(self, fwd: Forward, field: str) -> Array:

@@ -43,7 +43,7 @@ class MVJRC(FusedKeys):
     with several pictures); they are left out of the softmax.
     """
 
-    view: str = "image2"  # the other view of the pair's first field
+    view: str = ""  # the field of the other view of the pair's first field; "": that field's name and a 2, as in image2
     temperature: float = 0.07
     keys: str = "multiview"
     swapped: bool = False  # a further negative for each row: its text with the picture of the row before
@@ -56,7 +56,12 @@ class MVJRC(FusedKeys):
     @property
     def reads(self) -> tuple[str, ...]:
         """The pair and the other view."""
-        return (*self.pair, self.view)
+        return (*self.pair, self.other)
+
+    @property
+    def other(self) -> str:
+        """The field of the other view."""
+        return self.view or f"{self.pair[0]}2"
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""
@@ -70,7 +75,7 @@ class MVJRC(FusedKeys):
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """Mean of both directions, [b] for the b = B / every fused rows."""
-        one, two = self.fused(fwd, self.pair[0]), stop(self.fused(fwd.teacher, self.view))
+        one, two = self.fused(fwd, self.pair[0]), stop(self.fused(fwd.teacher, self.other))
         rows = self.rows(batch)
         matched, weight = marks(rows, self.reads), row_weight(rows, self.reads)
         columns = self.columns(fwd, two, rows)
@@ -89,8 +94,8 @@ class MVJRC(FusedKeys):
 
         The wrong key of a row is a negative of that row alone, unless the two rows are the same thing or one lacks a field.
         """
-        one, two = (fwd.teacher.encode(field).every(self.every) for field in (self.view, self.pair[1]))
+        one, two = (fwd.teacher.encode(field).every(self.every) for field in (self.other, self.pair[1]))
         before = jnp.roll(jnp.arange(two.tokens.shape[0]), 1)
         others = {field: rows[before] for field, rows in matched.items()}
-        other = ~jnp.diagonal(same(matched, others)) & (others["id"] != NEVER)
-        return stop(fused_embedding(fwd.teacher, one.rows(before), two)), jnp.diag(other)
+        apart = ~jnp.diagonal(same(matched, others)) & (others["id"] != NEVER)
+        return stop(fused_embedding(fwd.teacher, one.rows(before), two)), jnp.diag(apart)

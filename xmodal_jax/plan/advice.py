@@ -73,14 +73,14 @@ def _stack(name: str, own: Any, rows: float, tokens: int) -> Stack:
 
 def stacks(config: Config, rows: float) -> list[Stack]:
     """The stacks that are trained, with `rows` pairs on a device; ITM fuses each pair with its negatives."""
-    fusion, length = config.fusion, config.data.length
+    fusion, length = config.fusion, config.asking.extent
     kinds = [fields.get("kind", name) for name, fields in config.objectives.items()]
     found = []
     for name, own in config.encoders.items():
         if own.kind == "vit":
-            found.append(_stack(name, own, rows, (config.data.image_size // own.patch) ** 2 + 1))
+            found.append(_stack(name, own, rows, (own.size // own.patch) ** 2 + 1))
         if own.kind == "bert":
-            found.append(_stack(name, own, rows * (1 + kinds.count("mlm") + kinds.count("lm")), length))
+            found.append(_stack(name, own, rows * (1 + kinds.count("mlm") + kinds.count("lm")), own.length))
     matched = sum(
         (1 + 2 * fields.get("negatives", 1)) / fields.get("every", 1)
         for name, fields in config.objectives.items()
@@ -194,8 +194,8 @@ def thriftier_objectives(run: Run, rows: int) -> Iterator[Change]:
         group = objective.group
         if group is not None and (group == 0 or group > rows) and groupable(objective, own):
             image = config.encoders[config.fusion.pair[0]]
-            tokens = (config.data.image_size // image.patch) ** 2 if image.kind == "vit" else 50
-            saved = (pairs - rows) * width * config.fusion.width * (2 * tokens + config.data.length)
+            tokens = (image.size // image.patch) ** 2 if image.kind == "vit" else 50
+            saved = (pairs - rows) * width * config.fusion.width * (2 * tokens + config.asking.extent)
             yield Change(f"objectives.{name}.group={own}", "negatives from one device's own rows", saved, 0.0)
 
 

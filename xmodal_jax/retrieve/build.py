@@ -18,7 +18,7 @@ from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.evaluation import EvalSplit, Side, eval_split
 from xmodal_jax.data.image import CorruptImage, limit_size
 from xmodal_jax.data.progress import Progress
-from xmodal_jax.data.readers import reader_classes
+from xmodal_jax.data.readers import has_views, reader_classes
 from xmodal_jax.data.records import pictures
 from xmodal_jax.data.split import Split
 from xmodal_jax.encode.embed import Embedded, Embedder
@@ -127,8 +127,8 @@ def kind_of(config: Config, field: str) -> Kind:
         f"{', '.join(dict.fromkeys(chain(*config.eval.pairs)))}",
     )
     reader = reader_classes(config.data.fields)[field]
-    noun = "captions" if reader.keyed else "pictures" if reader.viewed else f"rows of {field}"
-    return Kind(field, noun, reader.keyed, pairs[0])
+    noun = "captions" if reader.worded else "pictures" if has_views(config.data.fields, field) else f"rows of {field}"
+    return Kind(field, noun, reader.worded, pairs[0])
 
 
 def kind_in(extra: dict[str, Any]) -> dict[str, Any]:
@@ -141,7 +141,9 @@ def kind_in(extra: dict[str, Any]) -> dict[str, Any]:
 
 def build_index(assembly: Assembly, params: Params, workdir: str, out: str, data: str = "", split: str = "",
                 how: How = How()) -> tuple[pathlib.Path, int]:  # fmt: skip
-    """Index every input of a field of a split, of pictures all views: a row each, with hash codes where the model has them.
+    """Index the inputs of a field of a split, of pictures all views: a row each, with hash codes where the model has them.
+
+    They are those of the records that have both fields of the first pair of `eval.pairs` with the field.
 
     `data` and `split` default to the run's data set and its evaluation split. An item has "key", "view", "split", "row" (in
     the split), "captions" (the first few; of a caption's row itself alone) and "thumbnail" (base64 of a small PNG or JPEG,
@@ -209,8 +211,8 @@ def embedder_for(assembly: Assembly, params: Params, source: DataConfig, kind: K
 def opened_views(assembly: Assembly, source: DataConfig, split: str, kind: Kind) -> list[EvalSplit]:
     """A split as `eval_split` opens it, view by view; of rows without views each record in the first that it has."""
     views = views_of(source, split) or ("",)
-    found = [eval_split(source.path, split, assembly.tokenizer, source, view, kind.pair) for view in views]
-    if reader_classes(source.fields)[kind.field].viewed:
+    found = [eval_split(source.path, split, assembly.specs, source, view, kind.pair) for view in views]
+    if has_views(source.fields, kind.field):
         return found
     seen: set[int] = set()
     for i, view in enumerate(found):

@@ -12,12 +12,15 @@ from typing import Any
 
 from xmodal_jax import drawing
 from xmodal_jax.assemble import Assembly
-from xmodal_jax.config import MeshConfig
+from xmodal_jax.config import Config, MeshConfig
 from xmodal_jax.data.media import find_file, read_file
+from xmodal_jax.data.readers import has_views, reader_classes
+from xmodal_jax.data.records import PICTURES
 from xmodal_jax.encode.embed import Embedded, Embedder
-from xmodal_jax.encode.pictures import read_pictures
+from xmodal_jax.encode.files import read_files
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.parallel.mesh import make_mesh
+from xmodal_jax.retrieve.build import kind_in
 from xmodal_jax.retrieve.faiss_backend import FaissIndex, load_faiss
 from xmodal_jax.retrieve.milvus import COLLECTION, MilvusIndex, load_milvus, refuse_bad_uri
 from xmodal_jax.retrieve.origin import open_origin
@@ -97,8 +100,10 @@ class Where:
 
 
 def answer(where: Where | str | os.PathLike, query: str = "", image: str | os.PathLike = "", k: int = 10,
-           stages: Stages = COSINE) -> list[Hit]:  # fmt: skip
-    """The `k` rows of an index that fit `query` (words) or the picture file `image` best.
+           stages: Stages = COSINE, file: str | os.PathLike = "", field: str = "") -> list[Hit]:  # fmt: skip
+    """The `k` rows of an index that fit `query` (words), the picture file `image`, or the `file` of a `field` best.
+
+    Without `field` a file is read as the rows are, or where these are words as what is evaluated with them.
 
     Opens the run that made the index. `stages` says what ranks them: cosine, Hamming distance of the hash codes, a
     shortlist by codes ordered by cosine, the matching head on the best. More than there are is all there are, with a warning.
@@ -110,16 +115,17 @@ def answer(where: Where | str | os.PathLike, query: str = "", image: str | os.Pa
     stages, k = stages.fitted(k, opened.count, f"{opened.extra.get('noun', 'rows')} of {opened.path}")
     warn_of(opened)
     assembly, params = open_origin(opened, where.workdir)
+    asked = asked_field(assembly.config, kind_in(opened.extra)["field"], query, image, field)
     if stages.rerank:
-        refuse_unmatchable(opened, params, bool(image))
-    coded = encoded_query(assembly, params, query, image)
+        refuse_unmatchable(opened, assembly, params, asked)
+    coded = encoded_query(assembly, params, asked, query or image or file)
     dense = stages.kind == "dense"
     refuse_unless(
         dense or coded.codes is not None, f"the run behind {opened.path} has no hash codes; write --kind dense"
     )
     with contextlib.closing(where.searcher(opened)) as backend:
         hits = staged(backend, opened, coded, stages, k)
-    return matched(assembly, params, opened, coded, hits, k, where.data) if stages.rerank else hits
+    return matched(assembly, params, opened, (asked, coded), hits, k, where.data) if stages.rerank else hits
 
 
 def warn_of(opened: Index) -> None:
@@ -133,12 +139,31 @@ def warn_of(opened: Index) -> None:
         )  # fmt: skip
 
 
-def encoded_query(assembly: Assembly, params: Params, query: str, image: str | os.PathLike) -> Embedded:
-    """One query as the model sees it: words, or a picture where `image` names one. Warns of words it does not read."""
-    embedder = Embedder(assembly.model, params)
-    if image:
-        return embedder.rows("image", read_pictures(assembly, [image]))
-    return embedder.rows("text", encoded_words(assembly.tokenizer, query, assembly.config.data.length))
+def asked_field(config: Config, rows: str, query: str, image: str | os.PathLike, field: str = "") -> str:
+    """The field that a query is for: of `query` words, of `image` pictures, else `field`; those evaluated with `rows` first.
+
+    Raises UserError where the config has no such field.
+    """
+    fields = config.data.fields
+    worded = {name for name, cls in reader_classes(fields).items() if cls.worded}
+    refuse_unless(not field or field in fields, f"--as is '{field}'; write one of {', '.join(fields)}")
+    if field:
+        return field
+    partners = [other for pair in config.eval.pairs if rows in pair for other in pair if other != rows]
+    order = [*partners, rows, *fields] if query or image else [rows, *partners, *fields]
+    suits = {name for name in fields if has_views(fields, name)} if image else worded if query else set(fields) - worded
+    found = [name for name in order if name in suits]
+    what = "pictures" if image else "words" if query else "files"
+    refuse_unless(bool(found), f"the run has no field of {what}; it has {', '.join(fields)}")
+    return found[0]
+
+
+def encoded_query(assembly: Assembly, params: Params, field: str, query: str | os.PathLike) -> Embedded:
+    """One query as the model sees it: words, or a file of another field. Warns of words it does not read."""
+    encoder, embedder = assembly.config.data.fields[field].encoder, Embedder(assembly.model, params)
+    if assembly.config.encoders[encoder].reads == "words":
+        return embedder.rows(encoder, encoded_words(assembly.specs[encoder], encoder, os.fspath(query)))
+    return embedder.rows(encoder, read_files(assembly, field, [query]))
 
 
 def score_text(hit: Hit) -> str:
@@ -213,7 +238,7 @@ def hit_tile(rank: int, hit: Hit) -> Any:
         drawing.text_block(f"{rank}.  {score_text(hit)}", TILE, 14, drawing.GREY, lines=1),
         drawing.text_block(first_caption(hit), TILE, 15, lines=3),
     ]
-    if item.get("view", "image") != "image":  # the name of the only view of a set says nothing
+    if item.get("view", PICTURES) not in ("", PICTURES):  # the name of the only view of a set says nothing
         blocks.append(drawing.text_block(item["view"], TILE, 12, drawing.GREY, lines=1))
     return drawing.stacked(blocks, 4)
 

@@ -4,13 +4,13 @@ import dataclasses
 import itertools
 import logging
 import os
-from typing import Any
 
 import numpy as np
 
 from xmodal_jax.assemble import Assembly
-from xmodal_jax.data.image import CorruptImage, eval_image
-from xmodal_jax.data.records import CorruptRecord, pictures
+from xmodal_jax.data.image import CorruptImage
+from xmodal_jax.data.readers import Reader, Row, readers_of
+from xmodal_jax.data.records import CorruptRecord
 from xmodal_jax.data.split import Split
 from xmodal_jax.encode.embed import Embedded, Embedder, PairScorer
 from xmodal_jax.errors import UserError, refuse_unless
@@ -96,37 +96,44 @@ def staged(backend: Backend, index: Index, coded: Embedded, stages: Stages, k: i
     return found
 
 
-def refuse_unmatchable(index: Index, params: Params, by_picture: bool) -> None:
-    """Raise `UserError` where the matching head cannot take the query with the rows: it takes a picture and a text."""
-    refuse_unless("match" in params, f"the run behind {index.path} was not trained to match (ITM); leave out --rerank")
-    rows = kind_in(index.extra)
+def refuse_unmatchable(index: Index, assembly: Assembly, params: Params, asked: str) -> None:
+    """Raise `UserError` where the run's scorer cannot take inputs of the field `asked` with the rows of the index."""
+    rows, part = kind_in(index.extra), assembly.config.scorer.part
     refuse_unless(
-        by_picture == rows["words"] and rows["noun"] in ("pictures", "captions"),
-        f"--rerank matches words with pictures, and {index.path} has {rows['noun']}: ask with "
+        part in params, f"the run behind {index.path} was not trained to score pairs (ITM); leave out --rerank"
+    )
+    refuse_unless(
+        bool(scored_order(assembly, rows["field"], asked)),
+        f"--rerank scores words with pictures, or what config.scorer serves, and {index.path} has {rows['noun']}: ask with "
         f"{'--image FILE' if rows['words'] else 'words'}, or leave it out",
     )
 
 
-def matched(assembly: Assembly, params: Params, index: Index, asked: Embedded, hits: list[Hit], k: int,
-            data: str | os.PathLike = "") -> list[Hit]:  # fmt: skip
-    """The best `k` of `hits` by the matching head as `config.eval` combines it with the cosine (scores of kind "match").
+def scored_order(assembly: Assembly, one: str, two: str) -> tuple[str, str] | None:
+    """The two fields in an order that `config.scorer` serves, that of an evaluated pair first; None for neither."""
+    config, orders = assembly.config, ((one, two), (two, one))
+    encoder = lambda field: config.data.fields[field].encoder
+    served = [pair for pair in orders if config.scorer.serves(tuple(map(encoder, pair)), config.fusion.pair)]
+    return min(served, key=lambda pair: pair not in config.eval.pairs, default=None)
 
-    `asked` is a text where the rows are pictures, a picture where they are captions. The rows' tokens are computed again,
-    those of pictures from the data set that was indexed, which is at `data` where it has moved.
+
+def matched(assembly: Assembly, params: Params, index: Index, asked: tuple[str, Embedded], hits: list[Hit], k: int,
+            data: str | os.PathLike = "") -> list[Hit]:  # fmt: skip
+    """The best `k` of `hits` by the pair score as `config.eval` combines it with the cosine (scores of kind "match").
+
+    `asked`: the field of the query and its encoding. The rows' tokens are computed again, but for captions from the data set
+    that was indexed, which is at `data` where it has moved.
 
     Raises:
-      UserError: an index that does not say where its pictures are, pictures that are gone.
+      UserError: an index that does not say where its records are, records that are gone.
     """
     embedder, ours = Embedder(assembly.model, params), np.arange(len(hits), dtype=np.int32)
-    if kind_in(index.extra)["words"]:
-        texts = [hit.item["captions"][0] for hit in hits]
-        text = embedder.rows("text", assembly.tokenizer.encode(texts, assembly.config.data.length))
-        score = PairScorer(assembly.model, params, asked, text)
-        itm = np.asarray(score(np.zeros_like(ours), ours), np.float32)
-    else:
-        image = embedder.rows("image", np.stack(Pictures(assembly, index, data).of(hits)))
-        score = PairScorer(assembly.model, params, image, asked)
-        itm = np.asarray(score(ours, np.zeros_like(ours)), np.float32)
+    field, query = kind_in(index.extra)["field"], asked[1]
+    rows = embedder.rows(assembly.config.data.fields[field].encoder, RowInputs(assembly, index, data).of(hits))
+    first = scored_order(assembly, field, asked[0]) == (field, asked[0])
+    score = PairScorer(assembly.model, params, *((rows, query) if first else (query, rows)))
+    pairs = (ours, np.zeros_like(ours))
+    itm = np.asarray(score(*(pairs if first else pairs[::-1])), np.float32)
     how = assembly.config.eval.combine
     weight = ensure_weight(Evaluator(assembly, params), embedder, lambda said: None) if how == "add" else 1.0
     scores = rerank.combined(np.array([[hit.score for hit in hits]], np.float32), itm[None], how, weight)[0]
@@ -134,41 +141,40 @@ def matched(assembly: Assembly, params: Params, index: Index, asked: Embedded, h
     return [dataclasses.replace(hits[i], score=float(scores[i]), kind="match") for i in best]
 
 
-class Pictures:
-    """The pictures behind the rows of an index, as the image tower takes them."""
+class RowInputs:
+    """What is behind the rows of an index, as the field's encoder takes it: captions from the index, all else from its data."""
 
     def __init__(self, assembly: Assembly, index: Index, data: str | os.PathLike = ""):
         self.assembly, self.index, self.data = assembly, index, data
-        self._splits: dict[tuple[str, str], Split] = {}
+        self.field = kind_in(index.extra)["field"]
+        self._readers: dict[tuple[str, str], Reader] = {}  # of each split
 
-    def of(self, hits: list[Hit]) -> list[np.ndarray]:
-        """The picture of each hit."""
+    def of(self, hits: list[Hit]) -> np.ndarray:
+        """The input of each hit, stacked."""
+        if kind_in(self.index.extra)["words"]:
+            spec = self.assembly.specs[self.assembly.config.data.fields[self.field].encoder]
+            return spec.tokenizer.encode([hit.item["captions"][0] for hit in hits], spec.size)
         try:
-            return [self._one(hit) for hit in hits]
+            return np.stack([self._one(hit) for hit in hits])
         finally:
-            for split in self._splits.values():
-                split.close()
+            for reader in self._readers.values():
+                reader.split.close()
 
     def _one(self, hit: Hit) -> np.ndarray:
         refuse_unless(
             "row" in hit.item and "data" in self.index.extra,
-            f"{self.index.path} does not say where its pictures are; make it again with `xmodal index` to use --rerank",
+            f"{self.index.path} does not say where its records are; make it again with `xmodal index` to use --rerank",
         )
         data, name = hit.item.get("data", self.index.extra["data"]), hit.item["split"]
-        if (data, name) not in self._splits:
+        if (data, name) not in self._readers:
             place = open_set(self.index, data, self.data)
-            self._splits[data, name] = Split(place, name, data_of(self.assembly.config.data, place))
-        split, row, key = self._splits[data, name], hit.item["row"], hit.item["key"]
-        changed = f"split {name!r} of {data} no longer has {key!r} in row {row}; index it again"
-        refuse_unless(row < len(split), changed)
+            split = Split(place, name, data_of(self.assembly.config.data, place))
+            self._readers[data, name] = readers_of(split, self.assembly.specs)[self.field]
+        reader, row, view = self._readers[data, name], hit.item["row"], hit.item["view"]
+        known = row < len(reader.split) and reader.split.sidecar.keys[row] == hit.item["key"] and row in reader.rows(view)
+        refuse_unless(known, f"split {name!r} of {data} no longer has {hit.item['key']!r} in row {row}; index it again")
         try:
-            record = split.record(row)
-            refuse_unless(record["key"] == key and hit.item["view"] in pictures(record), changed)
-            return self._as_taken(split, row, record, hit.item["view"])
+            found = Row(reader.split, row)
+            return reader.plain(found, reader.chosen(found, view))
         except (CorruptRecord, CorruptImage) as error:
             raise UserError(f"row {row} of {data} cannot be read ({error}); prepare the data set again") from error
-
-    def _as_taken(self, split: Split, row: int, record: dict[str, Any], view: str) -> np.ndarray:
-        if split.caches:
-            return split.tokens(row, view, False)
-        return eval_image(split.cfg.image_size)(pictures(record)[view])

@@ -5,19 +5,21 @@ import unicodedata
 
 import numpy as np
 
+from xmodal_jax.data.readers import InputSpec
 from xmodal_jax.data.text import Tokenizer
 from xmodal_jax.errors import refuse_unless
 
 log = logging.getLogger(__name__)
 
 
-def encoded_words(tokenizer: Tokenizer, query: str, length: int) -> np.ndarray:
-    """A query as token ids int32 [1,L]. Warns of words that are unknown, or lost because the text is longer than `length`.
+def encoded_words(spec: InputSpec, encoder: str, query: str) -> np.ndarray:
+    """A query as the token ids int32 [1,L] of an encoder. Warns of words that are unknown, or lost as the text is too long.
 
     Raises UserError for an empty query, one that is not UTF-8, and one of which no word that is read is known.
     """
     refuse_unless(bool(query.strip()), 'the query is empty; write words, such as "a red fruit"')
     refuse_unless(_is_text(query), "the query is not UTF-8 text; write it in UTF-8, or set the locale to one that is")
+    tokenizer, length = spec.tokenizer, spec.size
     read, lost = read_and_lost(tokenizer, query, length)
     unknown = [word for word, ids in read if not (known(tokenizer, word, ids) or _is_punctuation(word))]
     sensible = [word for word, ids in read if known(tokenizer, word, ids) and not _is_punctuation(word)]
@@ -30,8 +32,8 @@ def encoded_words(tokenizer: Tokenizer, query: str, length: int) -> np.ndarray:
         log.warning("the model's tokenizer does not know %s; the rest is searched", ", ".join(map(_short, unknown)))
     if lost:
         log.warning(
-            "the model reads %d tokens of a text (config.data.length) and the query has %d: not read is the end, '%s'",
-            length, tokenizer.lengths([query])[0], _short(lost),
+            "the model reads %d tokens of a text (config.encoders.%s.length) and the query has %d: not read is the end, '%s'",
+            length, encoder, tokenizer.lengths([query])[0], _short(lost),
         )  # fmt: skip
     return tokenizer.encode([query], length)
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from xmodal_jax.data.loader import Loader
 from xmodal_jax.data.text import cut_words
 from xmodal_jax.data.train import TrainDataset, train_dataset
 from xmodal_jax.data.transfer import Prefetch
-from xmodal_jax.encode.token_cache import kept_texts
+from xmodal_jax.encode.token_cache import kept_texts, with_tokens
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.objectives import lonely
 from xmodal_jax.origin import describe, keep_trained, refuse_other_data
@@ -176,13 +177,13 @@ def only_run(workdir: pathlib.Path) -> Iterator[None]:
 
 def refuse_other_tokenizer(assembly: Assembly, workdir: pathlib.Path) -> None:
     """Going on with other word ids under the same weights would be nonsense that nothing else notices."""
-    kept = workdir / "tokenizer.json"
-    own = assembly.config.asking.tokenizer != "minilm"
-    refuse_unless(
-        not own or not kept.is_file() or kept.read_bytes() == assembly.tokenizer.path.read_bytes(),
-        f"the tokenizer of '{assembly.config.data.path}' is not the one that '{workdir}' was trained with; write the "
-        "config.data.path it was trained on, or another --workdir",
-    )
+    for name, own in assembly.own_tokenizers.items():
+        kept = workdir / name
+        refuse_unless(
+            not kept.is_file() or kept.read_bytes() == own.path.read_bytes(),
+            f"the tokenizer '{own.path}' is not the one that '{workdir}' was trained with; write the config.data.path it was "
+            "trained on, or another --workdir",
+        )
 
 
 def refuse_other_momentum(config: Config, state: TrainState, workdir: pathlib.Path) -> None:
@@ -242,11 +243,10 @@ def changed_fields(config: Config, workdir: pathlib.Path) -> str:
 
 
 def keep_description(assembly: Assembly, workdir: pathlib.Path) -> None:
-    """run.json and, unless it is an installed package's, the tokenizer: the weights can be used without the data."""
-    if assembly.config.asking.tokenizer != "minilm":
-        kept = workdir / "tokenizer.json"
-        if assembly.tokenizer.path.resolve() != kept.resolve():
-            copy_whole(assembly.tokenizer.path, kept)
+    """run.json and the tokenizers that are no installed package's: the weights can be used without the data."""
+    for name, own in assembly.own_tokenizers.items():
+        if own.path.resolve() != (workdir / name).resolve():
+            copy_whole(own.path, workdir / name)
     write_run(workdir, assembly.describe() | {"data": describe(assembly.config, workdir)})
 
 
@@ -298,8 +298,9 @@ def start_log(run: Run, workdir: pathlib.Path, dataset: TrainDataset, first: int
     events = EventWriter(workdir / "tensorboard", first) if config.tensorboard and active else None
     peak = peak_flops(run.mesh.devices.flat)
     report = TrainLog(workdir, config.steps, config.batch_size, first, None, flops, peak, events, active, seen)
-    if active and (said := cut_words(dataset.cut(), "training captions")):
-        report.say(said)
+    for name, lost in dataset.cut().items() if active else ():
+        if said := cut_words(lost, name, "training captions"):
+            report.say(said)
     return report
 
 
@@ -326,9 +327,8 @@ class _Session:
         config, first = self.run.assembly.config, int(state.step)
         data = config.data
         texts = kept_texts(self.run.assembly, state.params)
-        more = (texts.add,) if texts else ()
         dataset = train_dataset(
-            data.path, data.split, self.run.assembly.tokenizer, data, config.seed, config.batch_size, *more
+            data.path, data.split, self.run.assembly.specs, data, config.seed, config.batch_size, partial(with_tokens, texts, data)
         )
         seen = examples_seen(state.cursor)
         self.report = start_log(self.run, self.workdir, dataset, first, seen)

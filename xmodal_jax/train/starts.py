@@ -23,9 +23,9 @@ from xmodal_jax.types import Params
 
 log = logging.getLogger(__name__)
 
-Heads = tuple[Params, Params]
+Heads = dict[str, Params]  # the linear path of each encoder
 HEAD_FIELDS = ("head_hidden", "head_dropout", "token_hidden", "neck_layers", "dropout", "remat", "cache_tokens")
-DATA_FIELDS = ("split", "image_size", "length", "languages", "views", "features")
+DATA_FIELDS = ("split", "fields", "languages", "views", "features")
 
 
 def settings(config: Config) -> dict:
@@ -40,6 +40,7 @@ def settings(config: Config) -> dict:
         "encoders": {name: {key: value for key, value in as_dict(own).items() if key not in HEAD_FIELDS}
                      for name, own in config.encoders.items()},
         "joint": [joint.embed, joint.start_ridge],
+        "pair": config.eval.pairs[0],
         "dtype": config.dtype,
     }
 
@@ -65,7 +66,8 @@ def kept_start(assembly: Assembly, params: Params, solve: Callable[[], Heads]) -
     path = pathlib.Path(assembly.config.data.path) / "starts" / f"{digest(assembly, params)}.npz"
     try:
         with path.open("rb") as file, np.load(file) as found:
-            return tuple({leaf: found[f"{side}.{leaf}"] for leaf in ("kernel", "bias")} for side in ("image", "text"))
+            sides = dict.fromkeys(name.rpartition(".")[0] for name in found.files)
+            return {side: {leaf: found[f"{side}.{leaf}"] for leaf in ("kernel", "bias")} for side in sides}
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
@@ -78,9 +80,7 @@ def kept_start(assembly: Assembly, params: Params, solve: Callable[[], Heads]) -
 def _keep(path: pathlib.Path, heads: Heads) -> None:
     """Write in one step, or not at all."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    flat = {
-        f"{side}.{leaf}": x for side, head in zip(("image", "text"), heads, strict=True) for leaf, x in head.items()
-    }
+    flat = {f"{side}.{leaf}": x for side, head in heads.items() for leaf, x in head.items()}
     try:
         path.parent.mkdir(exist_ok=True)
         with part.open("wb") as file:

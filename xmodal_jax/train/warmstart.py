@@ -1,10 +1,12 @@
-"""Start the linear paths of the two heads from regularised CCA on the training split.
+"""Start the linear paths of two heads from regularised CCA on the training split.
 
 With few pairs and pretrained towers, canonical correlation analysis (Hotelling 1936; Hardoon et al. 2004) is a strong
 start: gradient descent from it only has to add what a linear map cannot do, instead of finding the map first.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,13 +16,15 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from xmodal_jax.assemble import Assembly
-from xmodal_jax.data.evaluation import eval_split
+from xmodal_jax.config import Config
+from xmodal_jax.data.evaluation import EvalSplit, Side, eval_split
+from xmodal_jax.data.readers import has_views
 from xmodal_jax.data.split import Split
 from xmodal_jax.models.heads import pooled_features
 from xmodal_jax.models.layers import layer_norm, norm_params
 from xmodal_jax.models.pooling import parse_pool
 from xmodal_jax.parallel.mesh import beside, to_host
-from xmodal_jax.train.starts import kept_start
+from xmodal_jax.train.starts import Heads, kept_start
 from xmodal_jax.types import Array, Params
 
 
@@ -58,59 +62,95 @@ def linear_start(left: np.ndarray, right: np.ndarray, ridge: float, dims: int) -
     return heads[0], heads[1]
 
 
+def pair_encoders(config: Config) -> dict[str, str]:
+    """{encoder: field} of the pair of fields that the heads start from, the first that is evaluated."""
+    return {config.data.fields[field].encoder: field for field in config.eval.pairs[0]}
+
+
+def training_pairs(assembly: Assembly, view: str = "") -> EvalSplit:
+    """The training split as evaluation reads it, of the pair that the heads start from."""
+    data = assembly.config.data
+    return eval_split(data.path, data.split, assembly.specs, data, view, assembly.config.eval.pairs[0])
+
+
 def head_inputs(assembly: Assembly, params: Params) -> tuple[np.ndarray, np.ndarray]:
-    """Pooled features of all (picture, caption) pairs of the training split, [n,D] and [n,F], without augmentation.
+    """Pooled features of all pairs of the training split, such as (picture, caption), [n,D] and [n,F], without augmentation.
 
     A record with v views and c captions gives v * c rows.
     """
-    config, model = assembly.config, assembly.model
-
-    def pool(name: str, params: Params, x: Array) -> Array:
-        own = config.encoders[name]
-        raw = model.apply({"params": params}, name, x, method="raw")
-        return pooled_features(raw, own.mask(x), parse_pool(own.pool)[0], own.groups)
-
-    pool_image, pool_text = (jax.jit(partial(pool, name)) for name in ("image", "text"))
-    size, lefts, captions = config.eval.batch_size, [], []
-    source = Split(config.data.path, config.data.split, config.data)
-    source.close()
-    for view in source.views:
-        split = eval_split(config.data.path, config.data.split, assembly.tokenizer, config.data, view)
-        images = _collect(pool_image, params, split.left.blocks(size), "image")
-        lefts.append(images[split.right.owner])
-        captions.append(split.right.ids)
-    texts, rows = np.unique(np.concatenate(captions), axis=0, return_inverse=True)  # views share their captions
-    blocks = dataclasses.replace(split.right, owner=np.arange(len(texts)), ids=texts).blocks(size)
-    return np.concatenate(lefts), _collect(pool_text, params, blocks, "text")[rows.ravel()]
+    data = assembly.config.data
+    with contextlib.closing(Split(data.path, data.split, data)) as source:
+        views = source.views if any(has_views(data.fields, field) for field in assembly.config.eval.pairs[0]) else ("",)
+    splits = [training_pairs(assembly, view) for view in views]
+    pairs = [aligned(split.left.owner, split.right.owner) for split in splits]
+    sides = ([split.left for split in splits], [split.right for split in splits])
+    return tuple(
+        np.concatenate(_rows_of(assembly, params, own, [pair[i] for pair in pairs])) for i, own in enumerate(sides)
+    )
 
 
-def token_mean(assembly: Assembly, params: Params, side: str) -> np.ndarray:
+def aligned(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The places int [n] of all pairs of inputs of one record, owners int [m] and [k], the right ones in their order."""
+    first, last = np.searchsorted(left, right), np.searchsorted(left, right, "right")
+    counts = last - first
+    places = np.repeat(first, counts) + np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return places, np.repeat(np.arange(len(right)), counts)
+
+
+def _rows_of(assembly: Assembly, params: Params, sides: list[Side], places: list[np.ndarray]) -> list[np.ndarray]:
+    """Pooled features [n,D] of one side of each view, at its `places`; of captions, which views share, each text once."""
+    pooled = jax.jit(partial(pool, assembly, sides[0].encoder))
+    if sides[0].ids is None:
+        return [_collect(assembly, pooled, params, side)[own] for side, own in zip(sides, places, strict=True)]
+    texts, rows = np.unique(np.concatenate([side.ids for side in sides]), axis=0, return_inverse=True)
+    found = _collect(assembly, pooled, params, dataclasses.replace(sides[0], owner=np.arange(len(texts)), ids=texts))
+    ends = np.cumsum([len(side) for side in sides])[:-1]
+    return [found[own][at] for own, at in zip(np.split(rows.ravel(), ends), places, strict=True)]
+
+
+def pool(assembly: Assembly, name: str, params: Params, x: Array) -> Array:
+    """Inputs [B,...] of an encoder -> what the linear path of its head reads [B,D]."""
+    own = assembly.config.encoders[name]
+    raw = assembly.model.apply({"params": params}, name, x, method="raw")
+    return pooled_features(raw, own.mask(x), parse_pool(own.pool)[0], own.groups)
+
+
+def _collect(assembly: Assembly, pooled: Callable, params: Params, side: Side) -> np.ndarray:
+    blocks = side.blocks(assembly.config.eval.batch_size)
+    made = ((block["id"], pooled(params, beside(params, block[side.field]))) for block in blocks)
+    return np.concatenate([to_host(rows, len(ids))[ids >= 0] for ids, rows in made])
+
+
+def token_mean(assembly: Assembly, params: Params, name: str) -> np.ndarray:
     """Mean over the real tokens [D'] of one block of training records, each normalised as a `TokenMap` reads it."""
-    config, model = assembly.config, assembly.model
-    split = eval_split(config.data.path, config.data.split, assembly.tokenizer, config.data)
-    own = split.left if side == "image" else split.right
-    block = next(iter(own.blocks(config.eval.batch_size)))
-    tower = lambda p, x: model.apply({"params": p}, side, x, method="raw")
-    tokens = to_host(jax.jit(tower)(params, beside(params, block[side])), len(block["id"]))
-    mask = config.encoders[side].mask(block[side])
+    model, block = assembly.model, first_block(assembly)[name]
+    x = block["x"]
+    tower = lambda p, x: model.apply({"params": p}, name, x, method="raw")
+    tokens = to_host(jax.jit(tower)(params, beside(params, x)), len(x))
+    mask = assembly.config.encoders[name].mask(x)
     real = block["id"] >= 0 if mask is None else np.asarray(mask) & (block["id"] >= 0)[:, None]
     return (
         np.asarray(layer_norm(norm_params(tokens.shape[-1]), tokens, 1e-6))[real].reshape(-1, tokens.shape[-1]).mean(0)
     )
 
 
-def _collect(pool: Any, params: Params, blocks: Any, side: str) -> np.ndarray:
-    made = ((block["id"], pool(params, beside(params, block[side]))) for block in blocks)
-    return np.concatenate([to_host(rows, len(ids))[ids >= 0] for ids, rows in made])
+def first_block(assembly: Assembly) -> dict[str, dict[str, np.ndarray]]:
+    """{encoder: {"x": inputs of the first training records, "id"}} of both encoders that start from pairs."""
+    split, size = training_pairs(assembly), assembly.config.eval.batch_size
+    blocks = {side.encoder: (side.field, next(iter(side.blocks(size)))) for side in (split.left, split.right)}
+    return {name: {"x": block[field], "id": block["id"]} for name, (field, block) in blocks.items()}
 
 
 def starts(assembly: Assembly, params: Params) -> Params:
-    """What replaces parts of fresh `params`: `image/head/linear` and `text/head/linear` from CCA, `token_starts` and
+    """What replaces parts of fresh `params`: `ENCODER/head/linear` of a pair's encoders from CCA, `token_starts` and
     `hash_starts`."""
-    joint = assembly.config.joint
-    solve = lambda: linear_start(*head_inputs(assembly, params), joint.start_ridge, joint.embed)
-    left, right = kept_start(assembly, params, solve)
-    heads = {name: {"head": {"linear": own}} for name, own in (("image", left), ("text", right))}
+    config = assembly.config
+
+    def solve() -> Heads:
+        heads = linear_start(*head_inputs(assembly, params), config.joint.start_ridge, config.joint.embed)
+        return dict(zip(pair_encoders(config), heads, strict=True))
+
+    heads = {name: {"head": {"linear": own}} for name, own in kept_start(assembly, params, solve).items()}
     begun = replaced(params, heads)
     maps, codes = token_starts(assembly, begun), hash_starts(assembly, begun)
     return {
@@ -132,7 +172,7 @@ def token_starts(assembly: Assembly, params: Params) -> Params:
     leaves CCA's space for theirs. The scale is that of a fresh map; the bias takes the mean over training tokens away.
     """
     found = {}
-    for side in ("image", "text"):
+    for side in pair_encoders(assembly.config):
         head = params[side]["head"]
         if "token" not in head or "linear" not in head:
             continue
@@ -151,24 +191,22 @@ def hash_starts(assembly: Assembly, params: Params) -> Params:
     projection, which the other bits stay, spreads the strong variates over all bits and needs many of them. The scale is
     that of a fresh kernel: logits of order one.
     """
-    joint, model = assembly.config.joint, assembly.model
-    if not joint.hash_variates or "hash" not in params["image"]:
+    joint, model, encoders = assembly.config.joint, assembly.model, pair_encoders(assembly.config)
+    first = next(iter(encoders))
+    if not joint.hash_variates or "hash" not in params[first]:
         return {}
-    config = assembly.config
-    split = eval_split(config.data.path, config.data.split, assembly.tokenizer, config.data)
     spreads = []
-    for side, own in (("image", split.left), ("text", split.right)):
-        block = next(iter(own.blocks(config.eval.batch_size)))
-        encode = jax.jit(lambda p, x, side=side: model.apply({"params": p}, side, x, method="encode")[1])
-        embed = to_host(encode(params, beside(params, block[side])), len(block["id"]))[block["id"] >= 0]
+    for name, block in first_block(assembly).items():
+        encode = jax.jit(lambda p, x, name=name: model.apply({"params": p}, name, x, method="encode")[1])
+        embed = to_host(encode(params, beside(params, block["x"])), len(block["id"]))[block["id"] >= 0]
         spreads.append(embed.std(axis=0))
     spread = np.mean(spreads, axis=0)
-    kernel = np.array(to_host(params["image"]["hash"]["linear"]["kernel"]))
+    kernel = np.array(to_host(params[first]["hash"]["linear"]["kernel"]))
     for bit in range(min(joint.hash_variates, *kernel.shape)):
         if spread[bit] > 1e-6:  # numbers beyond CCA's rank are 0
             kernel[:, bit] = 0.0
             kernel[bit, bit] = 1.0 / spread[bit]
-    return {name: {"hash": {"linear": {"kernel": kernel}}} for name in ("image", "text")}
+    return {name: {"hash": {"linear": {"kernel": kernel}}} for name in encoders}
 
 
 def start_state(assembly: Assembly, state: Any) -> Any:
