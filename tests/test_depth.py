@@ -28,14 +28,15 @@ from xmodal_jax.data.records import CorruptRecord
 from xmodal_jax.data.source import Item, memory_source
 from xmodal_jax.data.text import load_tokenizer
 from xmodal_jax.data.train import train_dataset
-from xmodal_jax.encode.embed import Embedder
+from xmodal_jax.encode.embed import Embedder, PairScorer
 from xmodal_jax.errors import UserError
-from xmodal_jax.eval.evaluate import Evaluator, evaluate
+from xmodal_jax.eval.evaluate import Evaluator, ensure_weight, evaluate
 from xmodal_jax.eval.tables import as_text
 from xmodal_jax.models.encoder import EncoderConfig
 from xmodal_jax.models.scorer import ScorerConfig
 from xmodal_jax.objectives.base import Objective, Term, mean_over, row_weight
 from xmodal_jax.retrieve.query import answer
+from xmodal_jax.retrieve.stages import Stages
 from xmodal_jax.train.loop import train
 from xmodal_jax.workdir import open_run
 
@@ -74,6 +75,11 @@ class DepthConfig(EncoderConfig):
 
 class DepthReader(Reader):
     """Depth maps as they are stored, in float32."""
+
+    @classmethod
+    def of_file(cls, path, spec):
+        """A map from a file."""
+        return np.frombuffer(path.read_bytes(), "<f4").reshape(SIDE, SIDE)
 
     def empty(self):
         """Nothing in front of the camera."""
@@ -332,6 +338,34 @@ def test_depth_is_indexed_and_searched_by_words(depth_run, depth_set, tmp_path, 
         best = np.argsort(-(left.embed @ right.embed[number]), kind="stable")[:3]
         assert [hit.row for hit in hits] == best.tolist()
         assert hits[0].item["captions"] and hits[0].item["key"] == found.keys[int(best[0])]
+
+
+def test_a_file_of_it_asks_for_its_like_and_for_words(depth_run, depth_set, tmp_path, capsys):
+    run, maps = str(depth_run), [item for item in items() if item.split == "test" and "depth" in item.media]
+    (tmp_path / "map.bin").write_bytes(maps[3].media["depth"]["map"])
+    for field in ("depth", "text"):
+        assert main(["index", "--workdir", run, "--field", field, "--out", str(tmp_path / field)]) == 0
+    hit = answer(tmp_path / "depth", file=tmp_path / "map.bin", k=1)[0]
+    assert hit.item["key"] == maps[3].key and hit.score == pytest.approx(1.0, abs=1e-5)
+    assembly, params, _ = open_run(depth_run)
+    found = Evaluator(assembly, params).open("test", "")
+    left, right = (Embedder(assembly.model, params).side(side, 8, True) for side in (found.left, found.right))
+    hits = answer(tmp_path / "text", file=tmp_path / "map.bin", k=2, stages=Stages(rerank=len(right.embed)))
+    place = list(found.keys).index(maps[3].key)
+    weight = ensure_weight(Evaluator(assembly, params), Embedder(assembly.model, params), print)
+    odds = PairScorer(assembly.model, params, left, right)(np.full(len(right.embed), place, np.int32), np.arange(len(right.embed), dtype=np.int32))
+    want = np.sort(right.embed @ left.embed[place] + weight * np.asarray(odds))[::-1][:2]
+    np.testing.assert_allclose([hit.score for hit in hits], want, rtol=1e-4)
+    ask = ["search", "--index", str(tmp_path / "text")]
+    assert main([*ask, "--file", str(tmp_path / "map.bin"), "--as", "depth", "--rerank", "4", "-k", "2"]) == 0
+    capsys.readouterr()
+    for wrong, sentence in (
+        (["--file", "map.bin", "--as", "deep"], "--as is 'deep'; write one of depth, image, text"),
+        (["words", "--as", "depth"], "--as says what --file is; leave it out"),
+        (["--file", str(tmp_path / "gone")], "No such file"),
+    ):
+        assert main([*ask, *wrong]) == 2
+        assert sentence in capsys.readouterr().err
 
 
 def test_the_report_shows_its_tables(depth_run, depth_set, capsys):

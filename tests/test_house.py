@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import statistics
 from collections.abc import Iterator
 
@@ -45,6 +46,29 @@ def functions() -> list[tuple[int, str]]:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 found.append((node.end_lineno - node.lineno + 1, f"{name}:{node.name}"))
     return found
+
+
+MEDIA = ("data/records.py",)  # the names of the media that every source has
+COLUMNS = ("data/formats.py", "drawing.py")  # columns of users' own lists; types of files, such as image/png
+MODALITY = re.compile(r"(image|text)\d*(/.*)?")
+
+
+def named_modalities(path: pathlib.Path) -> list[int]:
+    """The lines where a file has "image" or "text" as a value other than pair = ("image", "text")."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    pairs = [node.value for node in ast.walk(tree) if isinstance(node, ast.Assign | ast.AnnAssign) and node.value
+             and getattr(getattr(node, "target", None) or node.targets[0], "id", "") in ("pair", "PAIR")]  # fmt: skip
+    allowed = {id(part) for pair in pairs if ast.unparse(pair) == "('image', 'text')" for part in pair.elts}
+    return [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            and MODALITY.fullmatch(node.value) and id(node) not in allowed]  # fmt: skip
+
+
+def test_no_modality_is_named():
+    """But in configs, sources, converters and the names of media: pictures and texts are rows of tables."""
+    found = {path.relative_to(PACKAGE).as_posix(): named_modalities(path) for path in modules().values()}
+    rooms = ("data/sources/", "convert/")
+    assert {name: lines for name, lines in found.items() if lines and not name.startswith((*rooms, *MEDIA, *COLUMNS))} == {}
+    assert all(found[name] for name in (*MEDIA, "drawing.py")), "what is allowed is there"
 
 
 def test_every_import_points_down():

@@ -236,7 +236,7 @@ def in_utf8_mode() -> None:
 def refuse_extra(args: argparse.Namespace, extra: list[str]) -> None:
     """Raise UserError for arguments that no option takes, with what was probably meant."""
     from xmodal_jax.config import Config, as_dict
-    from xmodal_jax.train.log import flat
+    from xmodal_jax.eval.tables import flat
 
     if not extra:
         return

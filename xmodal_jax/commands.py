@@ -11,7 +11,7 @@ from xmodal_jax import __version__
 from xmodal_jax.errors import UserError, refuse_unless
 
 TOKEN_VARIABLE = "MILVUS_TOKEN"
-INFERENCE = ("eval", "data", "mesh")  # sections of the config that may change once a model is trained
+INFERENCE = ("eval", "evals", "data", "mesh")  # sections of the config that may change once a model is trained
 
 
 def flag(parameter: str) -> str:
@@ -80,12 +80,15 @@ def train(args: argparse.Namespace, overrides: list[str]) -> None:
     from xmodal_jax import config_file as configs
     from xmodal_jax.config import as_dict
     from xmodal_jax.data.loader import threads_left
-    from xmodal_jax.eval.evaluate import evaluate
+    from xmodal_jax.eval.evaluate import Evaluator, evaluate
+    from xmodal_jax.eval.evaluations import check_evaluations, further
+    from xmodal_jax.objectives import build_objectives, parts
     from xmodal_jax.parallel import processes
     from xmodal_jax.train import teacher
     from xmodal_jax.train.loop import train as run_training
 
     config, profile = configs.freeze(configs.load(args.config, overrides)), steps_of(args.profile)
+    check_evaluations(config, parts(build_objectives(config.objectives)))
     refuse_unless(
         args.stall == 0 or 1 <= args.stall <= 86400,
         f"--stall is {args.stall}; write seconds from 1 to 86400 (a day), or 0 for off",
@@ -96,7 +99,9 @@ def train(args: argparse.Namespace, overrides: list[str]) -> None:
     def quick(run: Any, state: Any, poll: Any) -> dict:
         averaged = config.eval.params == "teacher"
         params = teacher.view(state.params, state.teacher) if averaged else state.params
-        return evaluate(run.assembly, params, quick=True, poll=poll)["mean"]
+        mean, split = evaluate(run.assembly, params, quick=True, poll=poll)["mean"], config.data.eval_split
+        more = further(Evaluator(run.assembly, params, poll), split, True, lambda _: None)
+        return mean | ({"evals": more} if more else {})
 
     with processes.leaving_at_once(args.workdir, threads_left), processes.watching(args.stall, args.workdir):
         same = {f"config.{name}": value for name, value in as_dict(config).items()}
@@ -147,7 +152,8 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Print and keep the tables of a run."""
     import json
 
-    from xmodal_jax.eval.evaluate import evaluate
+    from xmodal_jax.eval.evaluate import Evaluator, evaluate
+    from xmodal_jax.eval.evaluations import further
     from xmodal_jax.eval.tables import as_text
     from xmodal_jax.origin import result_file
     from xmodal_jax.whole import write_whole
@@ -156,6 +162,8 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     assembly, params, step = open_run(args.workdir, with_data(section_overrides(overrides, INFERENCE), args.data))
     say = lambda text: print(text, file=sys.stderr)
     result = evaluate(assembly, params, args.split, say=say, allow_trained=args.allow_trained) | {"step": step}
+    more = further(Evaluator(assembly, params), args.split, False, say)
+    result |= {"evals": more} if more else {}
     print(as_text(result))
     path = result_file(assembly.origin, "eval", result["split"], result["fingerprint"], result["languages"])
     write_whole(path, json.dumps(result, indent=1))

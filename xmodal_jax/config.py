@@ -171,6 +171,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     eval: EvalConfig = EvalConfig()
+    evals: dict[str, Any] = field(default_factory=dict)  # further evaluations, as objectives; see eval/evaluations.py
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @property

@@ -22,7 +22,7 @@ from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.models import build_encoders, build_scorer
 from xmodal_jax.plugins import absolute
 
-OPEN = ("config.objectives.", "config.encoders", "config.scorer", "config.data.fields.")  # sections whose keys `freeze` checks, not `override`
+OPEN = ("config.objectives.", "config.evals.", "config.encoders", "config.scorer", "config.data.fields.")  # sections whose keys `freeze` checks, not `override`
 
 
 def freeze_value(value: Any) -> Any:
@@ -78,7 +78,7 @@ def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:
     )
     for item in overrides or ():
         override(config, item)
-    kinds = [(fields, "kind") for fields in (*config.objectives.values(), *config.encoders.values(), config.scorer)]
+    kinds = [(fields, "kind") for fields in (*config.objectives.values(), *config.encoders.values(), *config.evals.values(), config.scorer)]
     for fields, key in kinds + [(fields, "reader") for fields in config.data.fields.values()]:
         if hasattr(fields, "items") and isinstance(fields.get(key), str):
             fields[key] = absolute(fields[key], pathlib.Path(path).parent)
@@ -117,7 +117,7 @@ def _run_config(path: str, function: Callable[[], Any]) -> Any:
 def override(config: ConfigDict, item: str) -> None:
     """Apply one `a.b.c=value`; the value is a Python literal, anything else is taken as a string.
 
-    `objectives.NAME={}` adds an objective with its fields at their defaults, `objectives.NAME={"weight": 0.1}` with some set.
+    `objectives.NAME={}` (or `evals`, `data.fields`) adds an entry with its fields at their defaults, `objectives.NAME={"weight": 0.1}` with some set.
     """
     path, equals, text = item.partition("=")
     refuse_unless(bool(equals), f"'--config.{item}' has no value; write --config.{item}=VALUE")
@@ -132,7 +132,7 @@ def override(config: ConfigDict, item: str) -> None:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError):
         value = text
-    if name not in node and where in ("config.objectives", "config.data.fields"):
+    if name not in node and where in ("config.objectives", "config.evals", "config.data.fields"):
         fields = value if isinstance(value, dict) else {"": ""}
         plain = all(str(key).isidentifier() for key in fields) and isinstance(fields.get("kind", ""), str)
         refuse_unless(plain, f"{where} has no '{name}'; to add it write --{where}.{name}={{}} or ={{'weight': 0.1}}")

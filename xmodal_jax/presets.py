@@ -102,8 +102,8 @@ def finetuned(config: ConfigDict, size: int, batch_size: int = 64) -> ConfigDict
 def base_towers(config: ConfigDict) -> ConfigDict:
     """ViT-B/16 at 224 px and BERT-base, both trained, from the weights you name in the encoders' `init`."""
     config.encoders.image.size, config.encoders.text.tokenizer = 224, "minilm"  # MiniLM's words are BERT's
-    for name in ("image", "text"):
-        config.encoders[name].update(width=768, layers=12, heads=12, hidden=3072)
+    for own in config.encoders.values():
+        own.update(width=768, layers=12, heads=12, hidden=3072)
     config.fusion.heads, config.dtype = 12, "bfloat16"
     return config
 

@@ -223,6 +223,20 @@ def folds_note(count: int, pictures: int) -> str:
     )
 
 
+def further_grids(result: Tables) -> list[tuple[str, Grid]]:
+    """(name, its numbers) of each entry of `config.evals`."""
+    return [(name, Grid(["measure", "value"], [[path, f"{value:.3f}"] for path, value in flat(own).items()]))
+            for name, own in result.get("evals", {}).items()]  # fmt: skip
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Numbers of nested dicts by path: {"itc/i2t/R@1": 12.3}."""
+    found: dict[str, float] = {}
+    for name, value in tree.items():
+        found |= flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
 def pair_text(name: str, result: Tables) -> str:
     """The table of one more pair of fields for a terminal."""
     return f"{name}: {result['records']} records, {result['captions']} of {result['pair'][1]}\n{retrieval_grid(result)}"
@@ -235,5 +249,6 @@ def as_text(result: Tables) -> str:
     step = f", step {result['step']}" if "step" in result else ""
     grids = [str(grid) for grid in (codes_grid(result), labels) if grid]
     more = [pair_text(name, own) for name, own in result.get("pairs", {}).items()]
+    more += [f"{name}\n{grid}" for name, grid in further_grids(result)]
     parts = [title + step, str(retrieval_grid(result)), *grids, *more, "\n".join(notes(result))]
     return "\n\n".join(parts)

@@ -57,10 +57,13 @@ def read_templates(path: str | pathlib.Path) -> tuple[str, ...]:
     found = [(number, line) for number, line in lines if line]
     refuse_unless(bool(found), f"--templates: {path} is empty; write one template a line, as: a photo of a {{}}.")
     for number, line in found:
-        refuse_unless(
-            line.count("{}") == 1, f"--templates: line {number} of {path}, '{line}', must have one {{}} for the name."
-        )
+        refuse_odd_template(line, f"--templates: line {number} of {path}")
     return tuple(line for _, line in found)
+
+
+def refuse_odd_template(template: str, where: str) -> None:
+    """Raise `UserError`, which begins with `where`, for a template without one `{}`."""
+    refuse_unless(template.count("{}") == 1, f"{where}, '{template}', must have one {{}} for the name.")
 
 
 def spoken(label: str) -> str:

@@ -4,7 +4,7 @@ import base64
 from html import escape
 
 from xmodal_jax.drawing import data_url
-from xmodal_jax.eval.tables import DIRECTIONS, Grid, codes_grid, label_grid, notes, recall_names, retrieval_grid
+from xmodal_jax.eval.tables import DIRECTIONS, Grid, codes_grid, further_grids, label_grid, notes, recall_names, retrieval_grid
 from xmodal_jax.report.charts import bar_chart, code_charts, curve_chart
 from xmodal_jax.report.content import Content, Query, Sample
 
@@ -79,6 +79,7 @@ def retrieval_section(content: Content) -> str:
         for floor in content.floors
     ]
     more = "".join(f"<h3>{escape(name)}</h3>{table(retrieval_grid(own))}" for name, own in content.result.get("pairs", {}).items())
+    more += "".join(f"<h3>{escape(name)}</h3>{table(grid)}" for name, grid in further_grids(content.result))
     said = notes(content.result) + [f"{floor.name}: {floor.origin}." for floor in content.floors]
     return (
         f"<h2>Retrieval</h2><p class='wide'>{chart_tag(bar_chart(content, 'svg'), 'R@1 beside the floors')}</p>"

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from xmodal_jax.eval.tables import flat
 from xmodal_jax.whole import write_whole
 
 METRICS_FILE = "metrics.jsonl"
@@ -80,6 +81,8 @@ class TrainLog:
         shown = lambda side: " ".join(f"{value:.1f}" for name, value in table[side].items() if name.startswith("R@"))
         sides = (f"{side} {shown(side)}" for side in ("i2t", "t2i"))
         self.say(f"evaluation at step {step}: R@k {', '.join(sides)}, rSum {table['rSum']:.1f}")
+        for name, own in mean.get("evals", {}).items():
+            self.say(f"{name} at step {step}: " + ", ".join(f"{path} {value:.3g}" for path, value in flat(own).items()))
         self.last_time += seconds
 
     def _drop_after(self, step: int) -> None:
@@ -164,12 +167,3 @@ COUNTED = (("skipped", "skipped"), ("bad rows", "bad_rows"))  # said when there 
 
 def _short(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.3f}"
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Numbers of nested dicts by path: {"itc/i2t/R@1": 12.3}."""
-    found: dict[str, float] = {}
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        found |= flat(value, f"{path}/") if isinstance(value, dict) else {path: value}
-    return found

@@ -26,6 +26,7 @@ from xmodal_jax.data.train import TrainDataset, train_dataset
 from xmodal_jax.data.transfer import Prefetch
 from xmodal_jax.encode.token_cache import kept_texts, with_tokens
 from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.eval.tables import flat
 from xmodal_jax.objectives import lonely
 from xmodal_jax.origin import describe, keep_trained, refuse_other_data
 from xmodal_jax.parallel import stuck
@@ -35,7 +36,7 @@ from xmodal_jax.parallel.processes import first_says, is_first, leaving_at_once
 from xmodal_jax.parallel.rules import shardings
 from xmodal_jax.train.checkpoint import Checkpoints, copy_whole, read_run, write_run
 from xmodal_jax.train.flops import step_flops
-from xmodal_jax.train.log import TrainLog, flat
+from xmodal_jax.train.log import TrainLog
 from xmodal_jax.train.optimizer import make_optimizer, refuse_frozen_start, refuse_mixed_momentum
 from xmodal_jax.train.state import TrainState, examples_seen
 from xmodal_jax.train.step import Recipe, create_state, jit_step

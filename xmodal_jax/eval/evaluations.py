@@ -1,0 +1,106 @@
+"""Further evaluations of a run beside retrieval: `config.evals`. `EVALUATIONS` is the one place where a kind gets its name."""
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from xmodal_jax.config import Config
+from xmodal_jax.config_build import build, limited
+from xmodal_jax.data.card import Card
+from xmodal_jax.errors import refuse_unless
+from xmodal_jax.eval.captioning import caption_split
+from xmodal_jax.eval.evaluate import Evaluator
+from xmodal_jax.eval.zeroshot import TEMPLATES, classes_of, classified_pair, classify, refuse_odd_template
+from xmodal_jax.plugins import find_class
+
+Numbers = dict[str, Any]  # numbers, or numbers by name, however deep
+
+
+@dataclass(frozen=True)
+class Evaluation(abc.ABC):
+    """One entry of `config.evals`: a frozen dataclass whose fields are those of the entry. Subclasses write `__call__`."""
+
+    kind: str = ""
+    training: bool = False  # also at the quick evaluations of a run that trains (`config.eval.every`)
+
+    def check_fit(self, where: str, config: Config, card: Card, parts: frozenset[str]) -> None:
+        """Refuse what the config, the data set or the trained `parts` of the model cannot serve."""
+
+    @abc.abstractmethod
+    def __call__(self, evaluator: Evaluator, split: str, say: Callable[[str], None]) -> Numbers:
+        """Evaluate a split, whose records were checked to be none that the run was trained on."""
+
+
+@dataclass(frozen=True)
+class Classification(Evaluation):
+    """Zero-shot classification over the labels of the data set (eval/zeroshot.py), the mean over the views."""
+
+    templates: tuple[str, ...] = TEMPLATES
+    classes: str = limited("all", among=("all", "split"))
+
+    def check_fit(self, where: str, config: Config, card: Card, parts: frozenset[str]) -> None:
+        """Refuse a data set without labels, and templates without a place for the name."""
+        for template in self.templates:
+            refuse_odd_template(template, f"{where}.templates")
+        classified_pair(config)
+        classes_of(card, None)
+
+    def __call__(self, evaluator: Evaluator, split: str, say: Callable[[str], None]) -> Numbers:
+        """{measure: {"right", "chance"}} in %."""
+        own = evaluator.assembly, evaluator.params
+        return classify(*own, split, self.templates, self.classes, say, allow_trained=True)["mean"]
+
+
+@dataclass(frozen=True)
+class Captioning(Evaluation):
+    """BLEU-4 and CIDEr of the decoder's captions (eval/captioning.py); `limit`: records of the split, 0 for all."""
+
+    beam: int = limited(3, least=1)
+    limit: int = limited(0, least=0)
+
+    def check_fit(self, where: str, config: Config, card: Card, parts: frozenset[str]) -> None:
+        """Refuse a model without a decoder."""
+        refuse_unless("decoder" in parts, f"{where} writes captions, and no objective trains a decoder; add the objective 'lm'")
+
+    def __call__(self, evaluator: Evaluator, split: str, say: Callable[[str], None]) -> Numbers:
+        """{score: value}."""
+        say("writing captions")
+        own = evaluator.assembly, evaluator.params
+        return caption_split(*own, split, self.limit, self.beam, allow_trained=True)[1]
+
+
+EVALUATIONS: dict[str, type[Evaluation]] = {"classification": Classification, "captioning": Captioning}
+
+
+def build_evaluations(section: dict[str, Any]) -> dict[str, Evaluation]:
+    """`config.evals` -> {name: evaluation}. Each entry has a `kind` (default: its name) and the kind's fields.
+
+    Raises UserError for an unknown kind or field.
+    """
+    built = {}
+    for name, fields in section.items():
+        where = f"config.evals.{name}"
+        refuse_unless(hasattr(fields, "items"), f"{where} is {fields!r}; write a dict such as {{'kind': 'classification'}}")
+        cls = find_class(fields.get("kind", name), f"{where}.kind", EVALUATIONS, Evaluation)
+        built[name] = build(cls, dict(fields), where)
+    return built
+
+
+def check_evaluations(config: Config, parts: frozenset[str]) -> None:
+    """Raise UserError for entries of `config.evals` that cannot be evaluated, before a run trains for hours."""
+    card = Card.load(config.data.path) if config.evals else None
+    for name, own in build_evaluations(config.evals).items():
+        own.check_fit(f"config.evals.{name}", config, card, parts)
+
+
+def further(evaluator: Evaluator, split: str, quick: bool, say: Callable[[str], None]) -> dict[str, Numbers]:
+    """{name: numbers} of the entries of `config.evals`, `quick`: of those for training alone."""
+    config = evaluator.assembly.config
+    check_evaluations(config, frozenset(evaluator.params))
+    found = {}
+    for name, own in build_evaluations(config.evals).items():
+        if own.training or not quick:
+            say(f"evaluating {name}")
+            found[name] = own(evaluator, split or config.data.eval_split, say)
+    return found
