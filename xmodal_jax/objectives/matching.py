@@ -17,9 +17,8 @@ from xmodal_jax.config_build import limited
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward, named_key, stop
 from xmodal_jax.models.layers import every_row, pick_rows
-from xmodal_jax.objectives.base import Objective, Term, marks, mean_over, products, same
-from xmodal_jax.parallel.ring import NEVER
-from xmodal_jax.types import Array, Batch, DataFacts
+from xmodal_jax.objectives.base import Paired, Term, marks, mean_over, products, same
+from xmodal_jax.types import NEVER, Array, Batch, DataFacts
 
 
 def draw_negatives(key: Array, logits: Array, allowed: Array, count: int) -> Array:
@@ -76,14 +75,13 @@ def draw_pairs(key: Array, logits: Array, allowed: Array, count: int) -> Pairs:
 
 
 @dataclass(frozen=True)
-class ITM(Objective):
+class ITM(Paired):
     """Binary matching over 1 positive and 2 x `negatives` pairs a row, or listwise over the same pairs.
 
     The tokens of the pair's second field read those of the first. "listwise" lets the true one of the first field compete
     with the negatives of its row (and the other way round) in one softmax.
     """
 
-    pair: tuple[str, str] = ("image", "text")
     negatives: int = limited(1, least=1)  # per direction and row
     # Negatives come from blocks of this many consecutive rows (at most a device's: no tokens travel); 0: all.
     group: int = limited(0, least=0)
@@ -97,11 +95,6 @@ class ITM(Objective):
     def parts(self) -> frozenset[str]:
         """Fusion and the matching head."""
         return frozenset({"fusion", "match"})
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """The fields of the pair."""
-        return self.pair
 
     def check(self, where: str) -> None:
         """Refuse a group that does not fit itself."""
