@@ -220,6 +220,7 @@ def test_rows_that_do_not_divide_are_refused():
 @pytest.fixture(scope="module")
 def benchmark():
     """benchmarks/contrastive_memory.py as a module."""
+    sys.path.insert(0, str(BENCHMARK.parent))
     spec = importlib.util.spec_from_file_location("contrastive_memory", BENCHMARK)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
