@@ -99,15 +99,15 @@ class ITM(Paired):
     def check(self, where: str) -> None:
         """Refuse a group that does not fit itself."""
         if self.group:
-            self.group_size(self.group, where)
+            self.group_size(self.group)
 
     def check_fit(self, where: str, config: Any, facts: DataFacts) -> None:
         """Refuse groups that do not fit the batch."""
-        self.group_size(config.batch_size, where)
+        self.group_size(config.batch_size)
 
-    def group_size(self, rows: int, where: str = "config.objectives.itm") -> int:
+    def group_size(self, rows: int) -> int:
         """Matched rows of a group, of a batch of `rows`; a size that does not fit is a UserError."""
-        whole = self.group or rows
+        whole, where = self.group or rows, f"config.objectives.{self.name}"
         refuse_unless(
             rows % whole == 0,
             f"{where}.group is {whole}, which does not divide the batch of {rows} rows; write a divisor",
