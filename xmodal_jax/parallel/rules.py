@@ -70,11 +70,15 @@ class Placement:
         return tuple(axis for axis, fit in zip(self.asked, got, strict=True) if axis is not None and fit is None)
 
 
+def unrolled(axes: tuple, rank: int) -> tuple:
+    """A rule's axes for a leaf of so many dimensions: `...` at their end stands for those that are left, whole."""
+    return axes[:-1] + (None,) * (rank - len(axes) + 1) if axes[-1:] == (...,) else axes
+
+
 def place(name: str, shape: tuple[int, ...], mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> Placement:
     """The first rule that matches `name`, on the trailing axes of `shape`; an axis that does not divide stays whole."""
     for pattern, axes in rules:
-        if axes[-1:] == (...,):
-            axes = axes[:-1] + (None,) * (len(shape) - len(axes) + 1)
+        axes = unrolled(axes, len(shape))
         if re.search(pattern, name) and len(axes) <= len(shape):
             head = (None,) * (len(shape) - len(axes))
             fit = [axis if size % _axis_size(mesh, axis) == 0 else None for axis, size in zip(axes, shape[len(head) :])]
