@@ -21,7 +21,7 @@ of a field is its name, a slash and what:
 
 | name | what |
 | --- | --- |
-| `text/key` | int32 [B], the number of the caption: equal keys are the same text (-1: missing) |
+| `text/key` | int32 [B], the number of the caption: equal keys are the same text (`NEVER`: missing) |
 | `audio/valid` | bool [B], which rows have it; only of fields that are not `required` |
 | `text/tokens` | float16 [B,L,D], a frozen tower's own tokens (`cache_tokens` of the encoder) |
 | `text/teacher` | float32 [B,E], a frozen teacher's unit embedding of just this input (`data.embeddings`) |
@@ -42,6 +42,8 @@ Params = dict[str, Any]
 Metrics = dict[str, jax.Array]
 Schedule = float | tuple  # a number, or ((step, value), ...) joined by straight lines; a step may be "2 epochs"
 Steps = int | str  # a number of steps, or "2 epochs"
+
+NEVER = -1  # id of an empty row, caption key of a row without a caption
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from xmodal_jax.models.heads import l2_normalize
 from xmodal_jax.objectives import OBJECTIVES, build_objectives, parts
 from xmodal_jax.objectives.alignment import IMS, LMIM, global_to_local
 from xmodal_jax.objectives.base import same
-from xmodal_jax.objectives.contrastive import ITC, KEYS, NEVER
+from xmodal_jax.objectives.contrastive import ITC, KEYS
+from xmodal_jax.types import NEVER
 
 EMBED, QUEUE, FILLED, PLACES = 6, 10, 7, 3
 SIDES = ("image", "text")

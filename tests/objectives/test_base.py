@@ -12,8 +12,7 @@ from xmodal_jax.objectives import build_objectives, fit_objectives, parts
 from xmodal_jax.objectives.base import Objective, Term, at, marks, present, row_weight, same
 from xmodal_jax.objectives.contrastive import ITC, KEYS
 from xmodal_jax.objectives.language import LM, MLM
-from xmodal_jax.parallel.ring import NEVER
-from xmodal_jax.types import DataFacts
+from xmodal_jax.types import NEVER, DataFacts
 
 
 def test_a_terms_mean_is_weighted():

@@ -11,10 +11,10 @@ from tiny import FACTS, ROWS, tiny_batch, tiny_config, tiny_model
 from xmodal_jax.config_file import freeze
 from xmodal_jax.errors import UserError
 from xmodal_jax.objectives import build_objectives
-from xmodal_jax.objectives.contrastive import NEVER
 from xmodal_jax.objectives.fused import Fused
 from xmodal_jax.objectives.multiview import MVJRC
 from xmodal_jax.train.memory import start
+from xmodal_jax.types import NEVER
 
 EMBED, QUEUE, FILLED, HEAT = 6, 7, 5, 0.2
 

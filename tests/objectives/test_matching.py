@@ -200,10 +200,10 @@ def test_rows_without_enough_negatives_weigh_nothing(sides):
 
 def test_a_group_that_does_not_fit_is_refused(sides):
     for objective, sentence in (
-        (ITM(group=3), "itm.group is 3, which does not divide the batch of 8 rows; write a divisor"),
-        (ITM(every=3), "itm.every is 3, which must divide the 8 rows .* write a divisor of 8 up to 4"),
-        (ITM(every=8), "leave more than the 1 of config.objectives.itm.negatives; write a divisor of 8 up to 4"),
-        (ITM(negatives=8), "itm.negatives is 8, and a group of 8 rows has 7 at most; write fewer"),
+        (ITM(name="match", group=3), "config.objectives.match.group is 3, which does not divide the batch of 8 rows; write a divisor"),
+        (ITM(name="itm", every=3), "itm.every is 3, which must divide the 8 rows .* write a divisor of 8 up to 4"),
+        (ITM(name="itm", every=8), "leave more than the 1 of config.objectives.itm.negatives; write a divisor of 8 up to 4"),
+        (ITM(name="itm", negatives=8), "itm.negatives is 8, and a group of 8 rows has 7 at most; write fewer"),
     ):
         with pytest.raises(UserError, match=sentence):
             objective.pairs(forward(*sides), tiny_batch(), jax.random.key(0))

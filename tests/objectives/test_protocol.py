@@ -24,10 +24,9 @@ PACKAGE = pathlib.Path(xmodal_jax.__file__).parent
 
 
 @dataclass(frozen=True)
-class Remembering(Objective):
+class Keeping(Objective):
     """A loss for tests: the batch's mean in a table, and every `period` steps the table's sum in its last place."""
 
-    period: Steps = 3
     size: int = 64
 
     def memory(self, model, facts):
@@ -45,6 +44,28 @@ class Remembering(Objective):
         values = jnp.square(fwd.encode("image").embed).mean(1)
         visits = fwd.memory[self.name]["seen"][batch["index"]] + 1.0
         return Term(values, row_weight(batch, ("image",)), write={self.name: (batch["index"], {"seen": visits})})
+
+
+@dataclass(frozen=True)
+class Remembering(Keeping):
+    """Its period is a field."""
+
+    period: Steps = 3
+
+
+class Hourly(Keeping):
+    """Its period is one of the class."""
+
+    period = "0.5 epochs"
+
+
+class Computed(Keeping):
+    """Its period is a property."""
+
+    @property
+    def period(self):
+        """Half of an epoch."""
+        return "0.5 epochs"
 
 
 def run_of(objectives, steps):
@@ -74,6 +95,20 @@ def test_a_refresh_runs_inside_the_step_at_its_period():
             own = np.asarray(state.memory[name]["seen"])
             assert own[:-1].sum() == 8 * number
             assert own[-1] == (1000 * last + 8 * last if last else 0)
+
+
+@pytest.mark.parametrize("kind", [Hourly, Computed])
+def test_a_period_in_epochs_may_be_said_by_the_class(kind):
+    """FACTS has 8 steps an epoch."""
+    states, _ = run_of(fit_objectives({"own": kind(name="own")}, tiny_config(), FACTS), 5)
+    own = [float(state.memory["own"]["seen"][-1]) for state in states]
+    assert own == [0, 0, 0, 4000 + 8 * 4, 4000 + 8 * 4]
+
+
+def test_a_period_of_a_class_that_is_none_is_refused(monkeypatch):
+    monkeypatch.setattr(Hourly, "period", "half an epoch")
+    with pytest.raises(UserError, match="config.objectives.own.period is 'half an epoch'; write a number of steps such as 1000, or"):
+        fit_objectives({"own": Hourly()}, tiny_config(), FACTS)
 
 
 def test_a_refresh_goes_on_bit_for_bit_after_a_restart():

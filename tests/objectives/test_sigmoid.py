@@ -12,9 +12,9 @@ from tiny import ROWS, tiny_batch, tiny_config, tiny_model, tiny_objectives, tin
 
 from xmodal_jax.config import MeshConfig
 from xmodal_jax.objectives import parts
-from xmodal_jax.objectives.contrastive import NEVER
 from xmodal_jax.objectives.sigmoid import SigLIP
 from xmodal_jax.parallel.mesh import make_mesh
+from xmodal_jax.types import NEVER
 
 EMBED, QUEUE, FILLED = 6, 8, 5
 CASES = {"paper": {}, "queue": {"queue": QUEUE}, "teacher keys and queue": {"queue": QUEUE, "student_keys": False}}

@@ -26,10 +26,11 @@ from xmodal_jax.objectives.contrastive import dense_softmax
 from xmodal_jax.objectives.sigmoid import dense_sigmoid
 from xmodal_jax.parallel import ring
 from xmodal_jax.parallel.mesh import batch_sharding, make_mesh
-from xmodal_jax.parallel.ring import NEVER, Sigmoid, Softmax, contrast
+from xmodal_jax.parallel.ring import Sigmoid, Softmax, contrast
 from xmodal_jax.parallel.rules import shardings
 from xmodal_jax.train.memory import remember
 from xmodal_jax.train.step import create_state, total_loss
+from xmodal_jax.types import NEVER
 
 BENCHMARK = pathlib.Path(__file__).parents[2] / "benchmarks" / "contrastive_memory.py"
 ROWS, EMBED, QUEUE, IDS = 16, 6, 24, 10
@@ -219,6 +220,7 @@ def test_rows_that_do_not_divide_are_refused():
 @pytest.fixture(scope="module")
 def benchmark():
     """benchmarks/contrastive_memory.py as a module."""
+    sys.path.insert(0, str(BENCHMARK.parent))
     spec = importlib.util.spec_from_file_location("contrastive_memory", BENCHMARK)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

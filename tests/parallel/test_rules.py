@@ -36,6 +36,9 @@ def mesh():
     ("memory/pairs/image", (16, 4), (("data", "fsdp"), None)),
     ("memory/pairs/id", (16,), ()),
     ("memory/codes/codes", (16, 4), (("data", "fsdp"), None)),
+    ("memory/table/votes", (16, 4, 8), (("data", "fsdp"),)),
+    ("memory/table/votes", (16, 2, 4, 8), (("data", "fsdp"),)),
+    ("memory/table/votes", (6, 4, 8), ()),
     ("memory/pairs/cursor", (), ()),
     ("step", (), ()),
 ])  # fmt: skip
@@ -82,6 +85,12 @@ def test_placed_arrays_keep_their_values(mesh):
     placed = jax.device_put(tree, shardings(tree, mesh))
     assert placed["query"]["kernel"].addressable_shards[0].data.shape == (4, 2)
     np.testing.assert_array_equal(placed["query"]["kernel"], tree["query"]["kernel"])
+
+
+def test_a_table_of_matrices_is_split_by_its_rows(mesh):
+    table = {"memory": {"table": {"votes": jnp.zeros((16, 4, 8)), "cursor": jnp.int32(0)}}}
+    placed = jax.device_put(table, shardings(table, mesh))["memory"]["table"]
+    assert {shard.data.shape for shard in placed["votes"].addressable_shards} == {(4, 4, 8)}
 
 
 # --- every config on 2 x 2 x 2 --------------------------------------------------------------------------------------

@@ -21,6 +21,14 @@ def test_every_leaf_stands_under_its_rule(mesh):
     assert "  ring/  replicated: 1 leaves, 8.00 kB" in lines and "  no rule  replicated: 1 leaves, 400 B" in lines
 
 
+def test_tables_of_any_rank_stand_under_the_rule_of_rows(mesh):
+    rules = ((r"^memory/", (("data", "fsdp"), None, ...)), (r"^memory/", ()))
+    tree = {"memory": {name: jax.ShapeDtypeStruct((8, 4, 2)[:rank], jnp.float32) for rank, name in enumerate("cidv")}}
+    lines = list(explain(tree, mesh, rules))
+    assert lines[1] == "  ^memory/  (data+fsdp, -, ...): 2 leaves, 384 B"
+    assert "  ^memory/  replicated: 2 leaves, 36 B" in lines
+
+
 def test_what_stays_replicated_is_largest_first(mesh):
     lines = list(explain(TREE, mesh, RULES))
     start = lines.index("replicated: 3 leaves, 8.51 kB on every device")

@@ -9,8 +9,8 @@ import pytest
 from tiny import ROWS, tiny_batch, tiny_config, tiny_params, tiny_recipe
 
 from xmodal_jax.objectives import OBJECTIVES, parts
-from xmodal_jax.parallel.ring import NEVER
 from xmodal_jax.train.step import create_state, total_loss, train_step
+from xmodal_jax.types import NEVER
 
 FIELDS = {"image": {"required": False}, "text": {"required": False}, "image2": {"of": "image", "required": False}}
 SECTIONS = {

@@ -21,11 +21,11 @@ from xmodal_jax.data.records import CorruptRecord, KeptRecords, Room
 from xmodal_jax.data.split import Arrays, Split, multi_hot
 from xmodal_jax.data.text import cut
 from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.types import NEVER
 
 log = logging.getLogger(__name__)
 
 BAD_SHARE = 0.01
-MISSING = -1  # caption key of a row without a caption
 NAMED_SKIPS = 10
 SAMPLED = 2000  # records whose captions say how many are cut
 
@@ -158,7 +158,7 @@ class TrainDataset:
         there = choice is not None
         fields = {name: reader.read(row, choice, rng) if there else reader.empty()}
         if reader.keyed:
-            fields[f"{name}/key"] = np.int32(reader.key(row, choice) if there else MISSING)
+            fields[f"{name}/key"] = np.int32(reader.key(row, choice) if there else NEVER)
         return fields if own.required else fields | {f"{name}/valid": np.bool_(there)}
 
     def _stored(self, number: int, chosen: dict[str, Any]) -> Arrays:

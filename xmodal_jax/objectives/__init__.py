@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from xmodal_jax.config_build import build
+from xmodal_jax.config_build import EPOCHS, build
 from xmodal_jax.data.fields import batch_fields
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.objectives.alignment import IMS, LMIM
@@ -70,6 +70,7 @@ def fit_objectives(objectives: dict[str, Objective], config: Any, facts: DataFac
     for name, item in objectives.items():
         where = f"config.objectives.{name}"
         refuse_unread(item, where, config, facts)
+        refuse_period(item, where)
         item.check_fit(where, config, facts)
     return {name: in_steps(item, facts).fitted(facts) for name, item in objectives.items()}
 
@@ -79,6 +80,15 @@ def refuse_unread(objective: Objective, where: str, config: Any, facts: DataFact
     have = batch_fields(config, facts)
     for field in objective.reads:
         refuse_unless(field in have, f"{where} reads '{field}' of the batch, which is not there; {hint(field, config)}")
+
+
+def refuse_period(objective: Objective, where: str) -> None:
+    """Refuse a `period`, which a class may say without a field, that is neither steps nor epochs."""
+    period = objective.period
+    refuse_unless(
+        not isinstance(period, str) or EPOCHS.fullmatch(period) is not None,
+        f"{where}.period is {period!r}; write a number of steps such as 1000, or '2 epochs'",
+    )
 
 
 def hint(field: str, config: Any) -> str:

@@ -21,8 +21,7 @@ from xmodal_jax.forward import Forward, stop
 from xmodal_jax.models.pooling import AGGREGATORS, parse_pool
 from xmodal_jax.objectives.base import Objective, Term, marks, mean_over, row_weight, same
 from xmodal_jax.objectives.contrastive import KEYS, dense_softmax
-from xmodal_jax.parallel.ring import NEVER
-from xmodal_jax.types import Array, Batch, DataFacts
+from xmodal_jax.types import NEVER, Array, Batch, DataFacts
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.forward import Forward
-from xmodal_jax.parallel.ring import NEVER
-from xmodal_jax.types import Array, Batch, DataFacts, Metrics, Schedule, Steps
+from xmodal_jax.types import NEVER, Array, Batch, DataFacts, Metrics, Schedule, Steps
 
 
 @jax.tree_util.register_dataclass
@@ -55,6 +54,7 @@ class Objective:
     group: ClassVar[int | None] = None  # rows it must see together, 0: all of the batch; None: it looks at each by itself
     queue: ClassVar[int] = 0  # rows of its ring
     table: ClassVar[int] = 0  # rows of its table, one for each training record
+    keys: ClassVar[str] = ""  # name of its ring or table
     negatives: ClassVar[int] = 0  # of each row, drawn inside its group
     ring: ClassVar[bool | None] = None  # whether its logits are made in blocks; None: it has none of all keys
     hardness: ClassVar[float | None] = None  # of the negatives that a matching head is trained on
@@ -77,8 +77,8 @@ class Objective:
 
     @property
     def more_negatives(self) -> frozenset[str]:
-        """Rings and tables that give it negatives from outside the batch."""
-        return frozenset()
+        """Rings and tables that give it negatives from outside the batch: by default its own."""
+        return frozenset({self.keys}) if self.keys and (self.queue or self.table) else frozenset()
 
     def check(self, where: str) -> None:
         """Refuse values that are impossible whatever the rest of the config is."""
@@ -105,6 +105,18 @@ class Objective:
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """The rows of the loss."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Paired(Objective):
+    """An objective over two fields of the batch."""
+
+    pair: tuple[str, str] = ("image", "text")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The fields of the pair."""
+        return self.pair
 
 
 def in_steps(objective: Objective, facts: DataFacts) -> Objective:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from xmodal_jax.forward import Forward
-from xmodal_jax.objectives.base import Objective, Term, marks, products, row_weight, same
+from xmodal_jax.objectives.base import Paired, Term, marks, products, row_weight, same
 from xmodal_jax.types import Array, Batch, Metrics
 
 Losses = tuple[Array, Metrics]
@@ -57,10 +57,8 @@ def signs(codes: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class CodeLoss(Objective):
+class CodeLoss(Paired):
     """A loss on the relaxed codes of a pair of fields. A subclass writes `values`, and `shared` for what all lengths share."""
-
-    pair: tuple[str, str] = ("image", "text")
 
     @property
     def parts(self) -> frozenset[str]:
@@ -70,7 +68,7 @@ class CodeLoss(Objective):
     @property
     def reads(self) -> tuple[str, ...]:
         """The fields of the pair, and labels where they say what matches."""
-        return (*self.pair, "labels") if self.by_label else self.pair
+        return (*super().reads, "labels") if self.by_label else super().reads
 
     def shared(self, fwd: Forward, batch: Batch, rows: Rows, key: Array) -> Any:
         """What does not depend on the length of the codes."""

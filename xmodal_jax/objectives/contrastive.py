@@ -15,7 +15,7 @@ from xmodal_jax.data.fields import batch_fields
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward, stop
 from xmodal_jax.objectives.base import (
-    Objective,
+    Paired,
     Steps,
     Term,
     marks,
@@ -25,8 +25,8 @@ from xmodal_jax.objectives.base import (
     row_weight,
     same,
 )
-from xmodal_jax.parallel.ring import NEVER, Scalars, Softmax, contrast
-from xmodal_jax.types import Array, Batch, DataFacts
+from xmodal_jax.parallel.ring import Scalars, Softmax, contrast
+from xmodal_jax.types import NEVER, Array, Batch, DataFacts
 
 KEYS = "keys"  # the ring of the teacher's keys
 
@@ -85,7 +85,7 @@ def dense_softmax(rows: Batch, keys: Batch, queue: Batch | None, scalars: Scalar
 
 
 @dataclass(frozen=True)
-class Contrast(Objective):
+class Contrast(Paired):
     """What contrastive objectives share: where keys come from, the queue of the teacher's, and how logits are made.
 
     `pair` names the two fields. Rows with the same id or the identical caption are positives wherever they stand, in the
@@ -96,7 +96,6 @@ class Contrast(Objective):
     exists (parallel/ring.py): the same loss and gradient, in memory that does not grow with the number of devices.
     """
 
-    pair: tuple[str, str] = ("image", "text")
     queue: int = limited(4096, least=0)  # rows; 0: none
     keys: str = KEYS  # name of its ring: entries share one, with the fields of all of them
     student_keys: bool = False
@@ -111,20 +110,10 @@ class Contrast(Objective):
         return frozenset({"temperature", "bridge"}) if self.bridge else frozenset({"temperature"})
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        """The fields of the pair."""
-        return self.pair
-
-    @property
     def fills(self) -> dict[str, str]:
         """The teacher's keys of both fields."""
         made = f"queue={self.queue}, bridge={self.bridge}"
         return {f"{self.keys}/{field}": made for field in self.pair} if self.queue else {}
-
-    @property
-    def more_negatives(self) -> frozenset[str]:
-        """Its ring."""
-        return frozenset({self.keys}) if self.queue else frozenset()
 
     def memory(self, model: Any, facts: DataFacts) -> dict[str, Any]:
         """One ring of records: the keys of both fields, id and caption keys of a row share one cursor."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from xmodal_jax.config_build import limited
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward
-from xmodal_jax.objectives.base import Objective, Term, mean_over, products, row_weight
+from xmodal_jax.objectives.base import Paired, Term, mean_over, products, row_weight
 from xmodal_jax.parallel.ring import LOW
 from xmodal_jax.types import Array, Batch
 
@@ -26,7 +26,7 @@ def divergence(target: Array, logits: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Distill(Objective):
+class Distill(Paired):
     """The student's in-batch similarities, and with `feature` its embeddings, after those of a frozen teacher.
 
     A weight such as ((0, 1.0), (100, 0.0)) is the first part of training (a "distilled start"). The loss is still
@@ -34,7 +34,6 @@ class Distill(Objective):
     matrices are whole on every device, as in ITC without `ring`.
     """
 
-    pair: tuple[str, str] = ("image", "text")
     relation: float = limited(1.0, least=0)  # of the KL between the softmaxes over the batch, both directions averaged
     feature: float = limited(0.0, least=0)  # of 1 - cosine(student, teacher), both sides averaged; needs joint.embed as the teacher's
     teacher_temperature: float = 0.07  # of the teacher's softmax; the student's is the model's own, which is learned
@@ -47,7 +46,7 @@ class Distill(Objective):
     @property
     def reads(self) -> tuple[str, ...]:
         """The fields of the pair, and the stored teacher's embeddings of both."""
-        return (*self.pair, *(f"{field}/teacher" for field in self.pair))
+        return (*super().reads, *(f"{field}/teacher" for field in self.pair))
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""

@@ -15,10 +15,9 @@ from xmodal_jax.config_build import limited
 from xmodal_jax.data.fields import batch_fields
 from xmodal_jax.forward import Encoded, Forward, stop
 from xmodal_jax.models.layers import every_row
-from xmodal_jax.objectives.base import Objective, Term, marks, mean_over, row_weight, same
+from xmodal_jax.objectives.base import Paired, Term, marks, mean_over, row_weight, same
 from xmodal_jax.objectives.contrastive import direction, empty_marks, joined, nearest_is, ring_marks
-from xmodal_jax.parallel.ring import NEVER
-from xmodal_jax.types import Array, Batch, DataFacts
+from xmodal_jax.types import NEVER, Array, Batch, DataFacts
 
 
 def joined_embedding(fwd: Forward, image: Encoded, text: Encoded) -> Array:
@@ -27,10 +26,9 @@ def joined_embedding(fwd: Forward, image: Encoded, text: Encoded) -> Array:
 
 
 @dataclass(frozen=True)
-class FusedKeys(Objective):
+class FusedKeys(Paired):
     """What objectives over a queue of fused keys share: the teacher's joint embeddings of matched pairs."""
 
-    pair: tuple[str, str] = ("image", "text")
     queue: int = limited(0, least=0)  # rows of fused keys as further negatives; 0: those of the batch alone
     every: int = limited(1, least=1)  # fuse every n-th row only
     keys: str = "fused"  # name of its ring
@@ -38,19 +36,9 @@ class FusedKeys(Objective):
     contrasts: ClassVar[bool] = True
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        """The fields of the pair."""
-        return self.pair
-
-    @property
     def fills(self) -> dict[str, str]:
         """Its fused keys: no two objectives have the same."""
         return {f"{self.keys}/fused": f"of {self.name}"} if self.queue else {}
-
-    @property
-    def more_negatives(self) -> frozenset[str]:
-        """Its ring."""
-        return frozenset({self.keys}) if self.queue else frozenset()
 
     def memory(self, model: Any, facts: DataFacts) -> dict[str, Any]:
         """One ring of fused keys."""

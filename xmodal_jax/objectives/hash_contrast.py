@@ -18,8 +18,7 @@ from xmodal_jax.models.heads import l2_normalize
 from xmodal_jax.objectives.base import Steps, Term, marks, products, same
 from xmodal_jax.objectives.codes import CodeLoss, Losses, Rows, signs
 from xmodal_jax.objectives.contrastive import empty_marks, hard_targets, masked, ring_marks
-from xmodal_jax.parallel.ring import NEVER
-from xmodal_jax.types import Array, Batch, DataFacts
+from xmodal_jax.types import NEVER, Array, Batch, DataFacts
 
 
 def contrast(query: Array, own: Array, keys: Array, negative: Array, temperature: float) -> Array:
@@ -79,11 +78,6 @@ class HashContrast(CodeLoss):
     def fills(self) -> dict[str, str]:
         """Its codes: no two objectives have the same."""
         return {f"{self.keys}/codes": f"of {self.name}"} if self.table else {}
-
-    @property
-    def more_negatives(self) -> frozenset[str]:
-        """Its memory."""
-        return frozenset({self.keys}) if self.table else frozenset()
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""

@@ -15,7 +15,7 @@ from xmodal_jax.config_build import limited
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward, stop
 from xmodal_jax.models.layers import every_row, real_tokens
-from xmodal_jax.objectives.base import Objective, Steps, Term, ramped, row_weight
+from xmodal_jax.objectives.base import Paired, Steps, Term, ramped, row_weight
 from xmodal_jax.types import Array, Batch, DataFacts
 
 MASK, BOS, VOCAB = 103, 1, 30522  # bert-base-uncased; the run's tokenizer sets the fields below
@@ -69,16 +69,10 @@ def row_term(losses: Array, mask: Array, metrics: dict[str, Array]) -> Term:
 
 
 @dataclass(frozen=True)
-class Writing(Objective):
+class Writing(Paired):
     """What objectives that predict words share: the field that is read, and the field of words, of which every n-th row."""
 
-    pair: tuple[str, str] = ("image", "text")
     every: int = limited(1, least=1)
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """The fields of the pair."""
-        return self.pair
 
     def own(self, what: str) -> str:
         """The name of a field that this objective derives."""

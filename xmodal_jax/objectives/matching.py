@@ -17,9 +17,8 @@ from xmodal_jax.config_build import limited
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward, named_key, stop
 from xmodal_jax.models.layers import every_row, pick_rows
-from xmodal_jax.objectives.base import Objective, Term, marks, mean_over, products, same
-from xmodal_jax.parallel.ring import NEVER
-from xmodal_jax.types import Array, Batch, DataFacts
+from xmodal_jax.objectives.base import Paired, Term, marks, mean_over, products, same
+from xmodal_jax.types import NEVER, Array, Batch, DataFacts
 
 
 def draw_negatives(key: Array, logits: Array, allowed: Array, count: int) -> Array:
@@ -76,14 +75,13 @@ def draw_pairs(key: Array, logits: Array, allowed: Array, count: int) -> Pairs:
 
 
 @dataclass(frozen=True)
-class ITM(Objective):
+class ITM(Paired):
     """Binary matching over 1 positive and 2 x `negatives` pairs a row, or listwise over the same pairs.
 
     The tokens of the pair's second field read those of the first. "listwise" lets the true one of the first field compete
     with the negatives of its row (and the other way round) in one softmax.
     """
 
-    pair: tuple[str, str] = ("image", "text")
     negatives: int = limited(1, least=1)  # per direction and row
     # Negatives come from blocks of this many consecutive rows (at most a device's: no tokens travel); 0: all.
     group: int = limited(0, least=0)
@@ -98,23 +96,18 @@ class ITM(Objective):
         """Fusion and the matching head."""
         return frozenset({"fusion", "match"})
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """The fields of the pair."""
-        return self.pair
-
     def check(self, where: str) -> None:
         """Refuse a group that does not fit itself."""
         if self.group:
-            self.group_size(self.group, where)
+            self.group_size(self.group)
 
     def check_fit(self, where: str, config: Any, facts: DataFacts) -> None:
         """Refuse groups that do not fit the batch."""
-        self.group_size(config.batch_size, where)
+        self.group_size(config.batch_size)
 
-    def group_size(self, rows: int, where: str = "config.objectives.itm") -> int:
+    def group_size(self, rows: int) -> int:
         """Matched rows of a group, of a batch of `rows`; a size that does not fit is a UserError."""
-        whole = self.group or rows
+        whole, where = self.group or rows, f"config.objectives.{self.name}"
         refuse_unless(
             rows % whole == 0,
             f"{where}.group is {whole}, which does not divide the batch of {rows} rows; write a divisor",

@@ -15,8 +15,7 @@ from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Encoded, Forward, stop
 from xmodal_jax.objectives.base import Term, marks, mean_over, products, row_weight, same
 from xmodal_jax.objectives.fused import FusedKeys
-from xmodal_jax.parallel.ring import NEVER
-from xmodal_jax.types import Array, Batch
+from xmodal_jax.types import NEVER, Array, Batch
 
 
 def fused_embedding(fwd: Forward, image: Encoded, text: Encoded) -> Array:
@@ -56,7 +55,7 @@ class MVJRC(FusedKeys):
     @property
     def reads(self) -> tuple[str, ...]:
         """The pair and the other view."""
-        return (*self.pair, self.other)
+        return (*super().reads, self.other)
 
     @property
     def other(self) -> str:

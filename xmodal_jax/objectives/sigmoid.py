@@ -15,8 +15,8 @@ from xmodal_jax.config_build import limited
 from xmodal_jax.forward import Forward
 from xmodal_jax.objectives.base import Term, mean_over, products, row_weight, same
 from xmodal_jax.objectives.contrastive import Contrast, joined, masked, nearest_is
-from xmodal_jax.parallel.ring import NEVER, Scalars, Sigmoid, contrast
-from xmodal_jax.types import Array, Batch
+from xmodal_jax.parallel.ring import Scalars, Sigmoid, contrast
+from xmodal_jax.types import NEVER, Array, Batch
 
 
 def sigmoid_losses(logits: Array, positive: Array, valid: Array) -> Array:

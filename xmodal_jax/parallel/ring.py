@@ -20,9 +20,8 @@ from jax.sharding import PartitionSpec
 
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.parallel.mesh import BATCH
-from xmodal_jax.types import Array, Batch
+from xmodal_jax.types import NEVER, Array, Batch
 
-NEVER = -1  # id of an empty row
 COLUMNS = 1024  # columns of logits that exist at once on a device
 LOW = float(jnp.finfo(jnp.float32).min)
 

@@ -1,4 +1,4 @@
-"""Shardings by rule: a regex over a leaf's path gives the axes of its trailing dimensions.
+"""Shardings by rule: a regex over a leaf's path gives the axes of its trailing dimensions, or with `...` of its first ones.
 
 The same rules serve any tree: parameters, the teacher, optimizer slots (their paths end in the parameter's path) and
 queues. Leading axes, such as the layer axis of a scanned stack, are never sharded.
@@ -19,7 +19,7 @@ Rule = tuple[str, tuple]
 ROWS = ("data", "fsdp")  # the axes that a batch is split over
 
 RULES: tuple[Rule, ...] = (
-    (r"^memory/", (("data", "fsdp"), None)),  # rows of features; ids, keys and marks of rows, which are small, stay whole
+    (r"^memory/", (("data", "fsdp"), None, ...)),  # rows of features; ids, keys and marks of rows, which are small, stay whole
     (r"^memory/", ()),
     (r"/gpo/", ()),  # two GRUs of width 32: nothing to split
     (r"/gru_", ()),  # read at every word: whole on each device
@@ -70,9 +70,15 @@ class Placement:
         return tuple(axis for axis, fit in zip(self.asked, got, strict=True) if axis is not None and fit is None)
 
 
+def unrolled(axes: tuple, rank: int) -> tuple:
+    """A rule's axes for a leaf of so many dimensions: `...` at their end stands for those that are left, whole."""
+    return axes[:-1] + (None,) * (rank - len(axes) + 1) if axes[-1:] == (...,) else axes
+
+
 def place(name: str, shape: tuple[int, ...], mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> Placement:
     """The first rule that matches `name`, on the trailing axes of `shape`; an axis that does not divide stays whole."""
     for pattern, axes in rules:
+        axes = unrolled(axes, len(shape))
         if re.search(pattern, name) and len(axes) <= len(shape):
             head = (None,) * (len(shape) - len(axes))
             fit = [axis if size % _axis_size(mesh, axis) == 0 else None for axis, size in zip(axes, shape[len(head) :])]

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from xmodal_jax.parallel.rules import RULES, Placement, Rule, path_name, place
+from xmodal_jax.parallel.rules import RULES, Placement, Rule, path_name, place, unrolled
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def megabytes(size: float) -> str:
 
 
 def _axes(axes: tuple) -> str:
-    named = [f"{'+'.join(axis) if isinstance(axis, tuple) else axis or '-'}" for axis in axes]
+    named = [f"{'+'.join(axis) if isinstance(axis, tuple) else '...' if axis is ... else axis or '-'}" for axis in axes]
     return f"({', '.join(named)})" if named else "replicated"
 
 
@@ -51,7 +51,10 @@ def explain(tree: Any, mesh: Mesh, rules: tuple[Rule, ...] = RULES, most: int = 
     found = leaves(tree, mesh, rules)
     yield "rules (first match takes the leaf; axes of the trailing dimensions)"
     for pattern, axes in (*rules, ("", ())):
-        own = [leaf for leaf in found if leaf.placement.pattern == pattern and leaf.placement.asked == axes]
+        own = [
+            leaf for leaf in found
+            if leaf.placement.pattern == pattern and leaf.placement.asked == unrolled(axes, len(leaf.placement.shape))
+        ]  # fmt: skip
         size = megabytes(sum(leaf.bytes for leaf in own))
         yield f"  {pattern or 'no rule'}  {_axes(axes)}: {len(own)} leaves, {size}"
         yield from (f"      {leaf.placement.name} {leaf.placement.shape} -> {leaf.placement.spec}" for leaf in own)

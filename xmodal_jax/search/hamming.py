@@ -6,6 +6,7 @@ and its innermost loop is over 8 neighbouring words: [tile, step, word, lane]. M
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -114,27 +115,19 @@ def query_block(queries: int, k: int, shape: tuple[int, ...]) -> int:
     tiles, steps, words, lanes = shape
     gathered = min(tiles, k + 1) * words * steps * lanes
     most = max(1, min(GATHERED // gathered, (BLOCK_ROWS * 64) // (tiles * steps * lanes)))
-    return min(1 << max(queries - 1, 0).bit_length(), 1 << (most.bit_length() - 1))
+    return topk.query_block(queries, 1 << (most.bit_length() - 1))
 
 
-def in_blocks(nearest, query: np.ndarray, k: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+def in_blocks(nearest: Callable, query: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
     """`nearest(words of b queries)` over blocks of queries: packed query uint8 [q,K/8] -> distances, rows int32 [q,k]."""
-    asked, values, rows = codes.words(query), [], []
-    for start in range(0, len(asked), block):
-        part = asked[start : start + block]
-        value, row = nearest(jnp.asarray(np.pad(part, ((0, block - len(part)), (0, 0)))))
-        values.append(value)
-        rows.append(row)
-    if not values:
-        return np.zeros((0, k), np.int32), np.zeros((0, k), np.int32)
-    value, row = (np.concatenate([np.asarray(part) for part in parts])[: len(asked)] for parts in (values, rows))
+    value, row = topk.in_blocks(nearest, codes.words(query), block)
     return (-value).astype(np.int32), row
 
 
 def resident_topk(query: np.ndarray, gallery: Resident, k: int) -> tuple[np.ndarray, np.ndarray]:
     """As `hamming_topk`, with a gallery already on the device (from `resident`)."""
     nearest = lambda words: _nearest_jit(words, gallery.words, jnp.int32(gallery.count), k=k)
-    return in_blocks(nearest, query, k, query_block(len(query), k, gallery.words.shape))
+    return in_blocks(nearest, query, query_block(len(query), k, gallery.words.shape))
 
 
 def hamming_topk(query: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -43,12 +43,9 @@ class ShardedIndex(Backend):
         run = lambda query: _search(own, self.mesh, min(k, share), k, share, query, rows, jnp.int32(self.count))
         if kind == "codes":
             block = hamming.query_block(len(asked), k, (rows.shape[0] // shards, *rows.shape[1:]))
-            distance, row = hamming.in_blocks(run, asked, k, block)
-            return distance, row.astype(np.int64)
-        block = max(1, min(1 << max(len(asked) - 1, 0).bit_length(), DENSE_SCORES // share))
-        parts = [asked[start : start + block] for start in range(0, len(asked), block)]
-        found = [run(jnp.asarray(np.pad(part, ((0, block - len(part)), (0, 0))))) for part in parts]
-        value, row = (np.concatenate([np.asarray(part[i]) for part in found])[: len(asked)] for i in (0, 1))
+            value, row = hamming.in_blocks(run, asked, block)
+        else:
+            value, row = topk.in_blocks(run, asked, topk.query_block(len(asked), DENSE_SCORES // share))
         return value, row.astype(np.int64)
 
     def _rows(self, kind: str) -> tuple[jax.Array, int]:

@@ -93,14 +93,23 @@ def blocked_topk(
     Returns:
       values float32 [q,k], rows int32 [q,k], best first, ties by ascending row.
     """
-    block = max(1, min(1 << max(len(query) - 1, 0).bit_length(), block_scores // gallery.rows.shape[0]))
-    values, rows, mesh = [], [], mesh_of(gallery.rows)
-    for start in range(0, len(query), block):
-        part = query[start : start + block]
-        padded = np.pad(part, ((0, block - len(part)), (0, 0)))
-        value, row = topk_block(score, split_rows(mesh, padded), gallery.rows, jnp.int32(gallery.count), k, mesh)
-        values.append(np.asarray(value)[: len(part)])
-        rows.append(np.asarray(row)[: len(part)])
-    if not values:
-        return np.zeros((0, k), np.float32), np.zeros((0, k), np.int32)
-    return np.concatenate(values), np.concatenate(rows)
+    mesh, block = mesh_of(gallery.rows), query_block(len(query), block_scores // gallery.rows.shape[0])
+
+    def nearest(part: np.ndarray) -> list[np.ndarray]:
+        found = topk_block(score, split_rows(mesh, part), gallery.rows, jnp.int32(gallery.count), k, mesh)
+        return [np.asarray(x)[:block] for x in found]
+
+    return in_blocks(nearest, query, block)
+
+
+def query_block(queries: int, most: int) -> int:
+    """How many queries one program takes: a power of two, so that few shapes are compiled, or `most` where that is less."""
+    return max(1, min(1 << max(queries - 1, 0).bit_length(), most))
+
+
+def in_blocks(nearest: Callable, query: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both results [q,k] of `nearest([block,X])`, called for a block of query [q,X] after the other, zeros behind the last."""
+    parts = [query[start : start + block] for start in range(0, max(len(query), 1), block)]
+    found = [nearest(np.pad(part, ((0, block - len(part)), (0, 0)))) for part in parts]
+    value, row = (np.concatenate([np.asarray(part[i]) for part in found])[: len(query)] for i in (0, 1))
+    return value, row

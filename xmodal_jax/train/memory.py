@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.errors import refuse_unless
-from xmodal_jax.objectives.base import Objective, Term
+from xmodal_jax.objectives.base import Objective, Term, steps_of
 from xmodal_jax.types import Array, DataFacts
 
 Ring = dict[str, Array]
@@ -79,13 +79,17 @@ def remember(memory: dict[str, Ring], terms: dict[str, Term], good: Array | bool
     return memory | {name: enqueue(memory[name], rows, good) for name, rows in queued.items()}
 
 
-def refresh(objectives: dict[str, Objective], memory: dict[str, Ring], step: Array, good: Array | bool = True) -> dict[str, Ring]:
+def refresh(
+    objectives: dict[str, Objective], memory: dict[str, Ring], step: Array, good: Array | bool = True,
+    facts: DataFacts = DataFacts(),
+) -> dict[str, Ring]:  # fmt: skip
     """The memory after each objective whose period ends with `step` (the steps done) has made it anew, in their order.
 
-    After a step that is not `good` it stays as it is.
+    After a step that is not `good` it stays as it is. A period in epochs, which a class may say without a field, is that of
+    the data set of `facts`.
     """
     for item in objectives.values():
         if item.period:
-            due = (step % item.period == 0) & good
+            due = (step % steps_of(item.period, facts) == 0) & good
             memory = jax.lax.cond(due, lambda own, item=item: item.refresh(own, step), lambda own: own, memory)
     return memory

@@ -138,7 +138,7 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
     new = (params, teacher, opt_state)
     params, teacher, opt_state = choose(good, new, (state.params, state.teacher, state.opt_state))
     memory = memories.remember(state.memory, terms, good)
-    memory = memories.refresh(recipe.objectives, memory, state.step + 1, good)
+    memory = memories.refresh(recipe.objectives, memory, state.step + 1, good, recipe.facts)
     bad = jnp.where(good, 0, 1).astype(jnp.int32)
     metrics = term_metrics(terms) | {
         "loss": loss,
