@@ -120,6 +120,7 @@ def prepare(
             return _prepared_before(out, arguments, source.licence)
         held_out = _held_out_pictures(source) if drop_copies else frozenset()
         with _closed(Build(part, shard_bytes)) as build, States(part) as states:
+            states.add(source.files)
             items = _usable(source, max_size, build.copies, held_out)
             for item in Progress(items, f"prepare {source.name}", "records", source.total):
                 build.skip(item) if isinstance(item, Skip) else build.add(item)

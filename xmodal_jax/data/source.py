@@ -64,16 +64,21 @@ class Skip:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A named stream of items. `arguments` is what it was made with; `total` the number of items, 0 if unknown;
-    `taxonomy` what its labels belong to, if that is known."""
+    """A named stream of items, the same each time `items` is called.
+
+    `arguments` is what it was made with, in JSON's types: other ones are another data set. `total` is the number of
+    items, 0 if unknown; `taxonomy` what its labels belong to, if that is known; `files` the state of the files that it
+    was made from, beside those of its items.
+    """
 
     name: str
     origin: str
     licence: str
     items: Callable[[], Iterator[Item | Skip]]
-    arguments: dict[str, Any]
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
     total: int = 0
     taxonomy: Taxonomy | None = None
+    files: tuple[FileState, ...] = ()
 
 
 def mended_item(item: Item) -> Item:
