@@ -301,6 +301,29 @@ def test_media_of_which_an_item_has_nothing_are_left_out(tmp_path, tiny_items):
     assert card.media == ["depth"] and having == [[False], [True]]
 
 
+def test_a_set_without_captions_is_prepared_and_told(tmp_path, tiny_items):
+    bare = [dataclasses.replace(item, captions={}, media={"depth": MAP}) for item in tiny_items(8)]
+    card = prepare(memory_source(bare), tmp_path / "set")
+    assert card == prepare(memory_source(bare), tmp_path / "set") and card.languages == [] and card.words == {}
+    assert report(card) == [
+        "beside pictures and captions: depth",
+        "test: 2 records, 0 captions, 2 groups",
+        "train: 6 records, 0 captions, 4 groups",
+    ]
+
+
+def test_no_ceiling_is_told_of_splits_without_captions_and_of_sets_without_pictures(tmp_path, tiny_items):
+    """Records of the test split have captions in another language alone; then none have pictures."""
+    items = [dataclasses.replace(item, media={"depth": MAP}) for item in tiny_items(8)]
+    german = [dataclasses.replace(item, captions={"de": ["das"]}) if item.split == "test" else item for item in items]
+    said = report(prepare(memory_source(german), tmp_path / "german"))
+    begun = ["  'en' captions: 0", "  best possible R@", "  'en' captions: 1"]
+    assert [line[:18] for line in said if line.startswith("  ")] == begun
+    said = report(prepare(memory_source([dataclasses.replace(item, images={}) for item in items]), tmp_path / "set"))
+    assert not any("image" in line for line in said)
+    assert "  'en' captions: 10, 7 different, 1.67 different per record, 40.0 % shared by records" in said
+
+
 def test_names_of_media_and_of_their_views_are_mended(tmp_path, tiny_items):
     item = dataclasses.replace(tiny_items(1)[0], media={"depth\ud83d": {"a\udc00": b"1234"}})
     card = prepare(memory_source([item]), tmp_path / "set")
