@@ -3,6 +3,7 @@
     python benchmarks/hold_out.py data/emoji --records 311 --name test --out data/emoji-dev
 
 Writes a data set with two splits, `train` (what is left) and `--name`, and the rows of every feature cache beside them.
+A teacher's embeddings are not among it; `xmodal data embed` makes them.
 """
 
 import argparse
@@ -15,9 +16,11 @@ from typing import Any
 
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.fingerprint import Digests
-from xmodal_jax.data.records import RecordWriter, open_records, pack
+from xmodal_jax.data.prepare import repeated
+from xmodal_jax.data.records import PICTURES, RecordWriter, check_record, open_records, pack
 from xmodal_jax.data.sidecar import Sidecar, Sidecars
 from xmodal_jax.data.source import Item
+from xmodal_jax.data.taxonomy import Taxonomy
 from xmodal_jax.errors import refuse_unless, run_script
 
 
@@ -44,18 +47,22 @@ def copy_rows(source: pathlib.Path, target: pathlib.Path, names: Sequence[str]) 
     return {name: writer.close() for name, writer in writers.items()}
 
 
-def describe(target: pathlib.Path, card: Card, rows: Sidecar, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+def describe(source: pathlib.Path, target: pathlib.Path, card: Card, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Write sidecars and digests of the splits `names` that the rows go to -> {split: what a card says of it}."""
     sidecars, digests = Sidecars(target), {name: Digests() for name in names}
-    for numbers, known in ((sidecars.views, card.views), (sidecars.labels, card.label_names)):
+    lists = ((sidecars.views, card.views), (sidecars.media, card.media), (sidecars.labels, card.label_names))
+    for numbers, known in lists:
         for name in known:
             numbers[name]  # the places that they have in the card
-    for row, name in enumerate(names):
-        labels = tuple(card.label_names[label] for label in rows.labels(row))
-        views = dict.fromkeys(rows.views(row), b"")
-        item = Item(rows.keys[row], views, rows.captions(row), labels, rows.groups[row], name)
-        sidecars.add(item)
-        digests[name].add(item.key, item.captions, item.images)
+    rows = Sidecar(source, card, "train")
+    with open_records(source, "train") as records:
+        for row, (record, name) in enumerate(zip(map(check_record, records), names, strict=True)):
+            labels = tuple(card.label_names[label] for label in rows.labels(row))
+            media = dict(record["media"])
+            images, captions = media.pop(PICTURES, {}), rows.captions(row)
+            item = Item(rows.keys[row], images, captions, labels, rows.groups[row], name, media=media)
+            sidecars.add(item)
+            digests[name].add(item.key, item.captions, item.every_view)
     told = sidecars.finish(card.languages)
     return {name: own | {"digest": digests[name].save(target, name)} for name, own in told.items()}
 
@@ -71,19 +78,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     refuse_unless(not args.out.exists(), f"'{args.out}' exists; write another --out, nothing was overwritten.")
     card = Card.load(args.data)
-    rows = Sidecar(args.data, card, "train")
-    chosen = held_out_groups(list(rows.groups), args.records, args.seed)
-    names = [args.name if group in chosen else "train" for group in rows.groups]
-    files = copy_rows(args.data, args.out, names)
-    splits = {name: told | {"files": files[name]} for name, told in describe(args.out, card, rows, names).items()}
+    groups = list(Sidecar(args.data, card, "train").groups)
+    chosen = held_out_groups(groups, args.records, args.seed)
+    names = [args.name if group in chosen else "train" for group in groups]
+    files, told = copy_rows(args.data, args.out, names), describe(args.data, args.out, card, names)
+    splits = {name: own | {"files": files[name]} for name, own in told.items()}
     features = {}
     for name, entry in card.features.items():
         features[name] = entry | {
             "files": copy_rows(args.data / "features" / name, args.out / "features" / name, names)
         }
-    dataclasses.replace(card, name=f"{card.name}-dev", splits=splits, features=features, ceiling={}, arguments={}).save(
-        args.out
-    )
+    made = {"splits": splits, "features": features, "embeddings": {}, "copies": {}, "arguments": {}}
+    card = dataclasses.replace(card, name=f"{card.name}-dev", **made)
+    card = dataclasses.replace(card, **repeated(Sidecar(args.out, card, name) for name in splits))
+    if taxonomy := Taxonomy.load(args.data):
+        taxonomy.save(args.out)
+    card.save(args.out)
     print({name: numbers["records"] for name, numbers in splits.items()})
 
 

@@ -7,12 +7,17 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies
+import test_depth
 from PIL import Image
 
+from xmodal_jax.cli import main
 from xmodal_jax.data.card import Card
+from xmodal_jax.data.prepare import prepare
+from xmodal_jax.data.source import memory_source
 from xmodal_jax.drawing import RIGHT
 from xmodal_jax.errors import UserError
 from xmodal_jax.report import charts, content, figure, floors, write_report
+from xmodal_jax.train.loop import train
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +69,9 @@ def test_the_page_needs_no_other_file(written, tiny_run):
 
 def test_right_answers_are_marked(written, gathered):
     page = Page(written[0].read_text("utf-8"))
-    right = sum(answer.right for query in gathered.text_queries for answer in query.answers)
+    right = sum(answer.right for query in gathered.to_left for answer in query.answers)
     assert page.classes.count(("figure", "right")) == right > 0
-    listed = sum(answer.right for query in gathered.image_queries for answer in query.answers)
+    listed = sum(answer.right for query in gathered.to_right for answer in query.answers)
     assert page.classes.count(("li", "right")) == listed
 
 
@@ -75,14 +80,14 @@ def test_the_picture_frames_right_answers_in_green(written, gathered):
     assert sheet.width == figure.WIDTH + 48
     green = tuple(int(RIGHT[i : i + 2], 16) for i in (1, 3, 5))
     count = (np.asarray(sheet.convert("RGB")) == green).all(axis=2).sum()
-    right = sum(answer.right for query in gathered.text_queries for answer in query.answers)
+    right = sum(answer.right for query in gathered.to_left for answer in query.answers)
     frame = figure.TILE**2 - (figure.TILE - 10) ** 2
     assert count == right * frame
 
 
 def test_queries_are_answered_as_the_evaluation_ranks(gathered):
-    assert len(gathered.text_queries) == 12 and len(gathered.image_queries) == 4 and len(gathered.samples) == 8
-    for query in gathered.text_queries:
+    assert len(gathered.to_left) == 12 and len(gathered.to_right) == 4 and len(gathered.samples) == 8
+    for query in gathered.to_left:
         assert len(query.answers) == 5
         places = [place for place, answer in enumerate(query.answers, 1) if answer.right]
         assert bool(places) == (query.rank <= 5) and (not places or places[0] == query.rank)
@@ -222,6 +227,59 @@ def test_texts_are_escaped(gathered):
 
     from xmodal_jax.report.page import page
 
-    query = dataclasses.replace(gathered.text_queries[0], text="<b onclick='x'>&\"")
-    text = page(dataclasses.replace(gathered, text_queries=[query]))
+    query = dataclasses.replace(gathered.to_left[0], text="<b onclick='x'>&\"")
+    text = page(dataclasses.replace(gathered, to_left=[query]))
     assert "<b onclick" not in text and "&lt;b onclick=&#x27;x&#x27;&gt;&amp;&quot;" in text
+
+
+# --- other pairs of fields --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def report_of(tmp_path_factory):
+    """The function (pair) -> what is shown of a run of two steps that evaluates the pair, and the words of its page.
+
+    The data set is called as one of those that have floors, and some of its records have no captions.
+    """
+
+    def made(*pair):
+        folder = tmp_path_factory.mktemp("-".join(pair))
+        bare = ("thing-24", "thing-36")
+        own = [dataclasses.replace(item, captions={}) if item.key in bare else item for item in test_depth.items()]
+        prepare(memory_source(own, "emoji", "none"), folder / "emoji", allow_bad=True)
+        objectives = {"one": {"kind": "itc", "pair": pair}}
+        config = test_depth.depth_config(folder / "emoji", steps=2, eval={"pairs": (pair,)}, objectives=objectives)
+        train(config, folder / "run")
+        assert main(["eval", "--workdir", str(folder / "run")]) == 0
+        written, drawn = write_report(folder / "run")
+        with Image.open(drawn) as sheet:
+            assert sheet.width == figure.WIDTH + 48
+        return content.gather(folder / "run"), " ".join(Page(written.read_text("utf-8")).words)
+
+    return made
+
+
+def test_the_report_of_depth_and_captions_has_their_names_and_no_pictures(report_of):
+    shown, words = report_of("depth", "text")
+    assert [floor.name for floor in shown.floors] == ["chance"] and not any("unlike" in fact for fact in shown.facts)
+    assert "Text to depth" in words and "Depth to text" in words and "among its depth, ranked" in words
+    assert "depth>text R@1" in words
+    for of_pictures in ("picture", "image to text", "i2t:", "frozen towers"):
+        assert of_pictures not in words
+    assert shown.samples == [] and len(shown.to_left) == 12 and len(shown.to_right) == 4
+    for query in shown.to_left + shown.to_right:
+        assert query.picture is None and query.text.startswith("a ") and 0 < len(query.answers) <= 5
+        assert all(answer.picture is None and answer.caption for answer in query.answers)
+    right = sum(answer.right for query in shown.to_left + shown.to_right for answer in query.answers)
+    assert words.count("✓") == right > 0
+
+
+def test_the_report_of_depth_and_pictures_shows_the_pictures(report_of):
+    shown, words = report_of("depth", "image")
+    assert shown.samples == [] and "Image to depth" in words and "Depth to image" in words
+    assert all(query.picture is not None and query.text == "" for query in shown.to_left)
+    assert all(answer.picture is None and answer.caption for query in shown.to_left for answer in query.answers)
+    assert all(query.picture is None and query.text for query in shown.to_right)
+    assert shown.to_right[0].text == "thing-24", "a record without captions goes by its key"
+    assert all(answer.picture is not None for query in shown.to_right for answer in query.answers)
+    assert "among its depth, ranked" in words and "Captions in" not in words and len(shown.floors) == 1

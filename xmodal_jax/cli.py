@@ -4,6 +4,7 @@ import argparse
 import inspect
 import logging
 import os
+import pathlib
 import re
 import sys
 import typing
@@ -61,9 +62,12 @@ HELP = {  # of the parameters of the sources; others explain themselves
 }
 
 
-def _source_parsers(make: argparse.ArgumentParser) -> None:
-    """Add a parser for each source: its options are the parameters of the function that makes it."""
-    from xmodal_jax.data.sources import SOURCES
+def _source_parsers(make: argparse.ArgumentParser, named: str) -> None:
+    """Add a parser for each source: its options are the parameters of the function that makes it.
+
+    `named` is the source that was asked for; a user's own is loaded where it is the place of one.
+    """
+    from xmodal_jax.data.sources import SOURCES, source_function, source_options
 
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--out", required=True, help="folder to write")
@@ -71,34 +75,39 @@ def _source_parsers(make: argparse.ArgumentParser) -> None:
     common.add_argument("--allow-bad", action="store_true", help="go on when over 1 %% of the source is unusable")
     common.add_argument("--drop-copies", action="store_true", help="leave pictures of other splits out of train")
     common.add_argument("--force", action="store_true", help="replace the data set that is there, when the new one is whole")
+    make.epilog = "or FILE.py:FUNCTION, PACKAGE.MODULE:FUNCTION: your own function that returns a data.source.Source"
     each = make.add_subparsers(dest="source", required=True, metavar="SOURCE")
     raw = argparse.RawDescriptionHelpFormatter
-    for name, function in SOURCES.items():
-        text = re.sub(r"\s*Raises `UserError`[^.]*\.", "", inspect.cleandoc(function.__doc__ or "")).replace("%", "%%")
-        first = text.partition("\n\n")[0].replace("\n", " ")
+    for name in [*SOURCES, *([named] if ":" in named else [])]:
+        said = inspect.cleandoc(source_function(name).__doc__ or "")
+        text = re.sub(r"\s*Raises `UserError`[^.]*\.", "", said)
+        first = text.partition("\n\n")[0].replace("\n", " ").replace("%", "%%")
         own = each.add_parser(name, parents=[common], help=first, description=text, formatter_class=raw)
-        for option in inspect.signature(function, eval_str=True).parameters.values():
-            _source_option(own, option)
+        for option in source_options(name):
+            _source_option(own, option, HELP.get(option.name, "") if name in SOURCES else "")
 
 
-def _source_option(parser: argparse.ArgumentParser, option: inspect.Parameter) -> None:
+def _source_option(parser: argparse.ArgumentParser, option: inspect.Parameter, said: str) -> None:
     """Add the option of one parameter of a source; left out, the function's own default counts."""
     flag, required = commands.flag(option.name), option.default is option.empty
-    said = HELP.get(option.name, "")
     if not required and option.default not in (None, "", False):
-        said = f"{said} (default: {option.default})".strip()
-    if option.annotation is bool:
-        parser.add_argument(flag, action="store_true", default=None, help=said)
+        said = f"{said} (default: {option.default})".strip().replace("%", "%%")
+    kinds = (option.annotation, *typing.get_args(option.annotation))
+    if option.annotation is option.empty:
+        kinds = (type(option.default),)
+    if bool in kinds:
+        how = argparse.BooleanOptionalAction if option.default is True else "store_true"
+        parser.add_argument(flag, action=how, default=None, help=said)
     else:
-        whole = int in (option.annotation, *typing.get_args(option.annotation))
-        parser.add_argument(flag, type=int if whole else str, help=f"{said} (needed)" if required else said)
+        kind = next((kind for kind in (int, float, pathlib.Path) if kind in kinds), str)
+        parser.add_argument(flag, type=kind, help=f"{said} (needed)".strip() if required else said)
 
 
-def _data_parser(top: Any, sources: bool) -> None:
+def _data_parser(top: Any, source: str | None) -> None:
     data = top.add_parser("data", help="prepare data sets").add_subparsers(dest="action", required=True)
     make = data.add_parser("prepare", help="write a data set folder from a source")
-    if sources:
-        _source_parsers(make)
+    if source is not None:
+        _source_parsers(make, source)
     make.set_defaults(run=commands.data_prepare)
     add = data.add_parser("features", help="add the grid tokens of a frozen tower")
     add.add_argument("--data", required=True, help="a prepared data set")
@@ -177,12 +186,13 @@ def _process_flags(command: argparse.ArgumentParser) -> None:
     group.add_argument("--wait", type=int, default=300, help="seconds to wait for all processes to be there")
 
 
-def parser(sources: bool = False) -> argparse.ArgumentParser:
-    """The command line of `xmodal`; the options of `data prepare` only with `sources`, which are slow to import."""
+def parser(source: str | None = None) -> argparse.ArgumentParser:
+    """The command line of `xmodal`; the options of `data prepare`, whose sources are slow to import, only where
+    `source` says which is asked for ("": none yet)."""
     top = argparse.ArgumentParser(prog="xmodal", description="Cross-modal pretraining and retrieval in JAX.")
     top.add_argument("--version", action="version", version=__version__)
     verbs = top.add_subparsers(dest="command", required=True)
-    _data_parser(verbs, sources)
+    _data_parser(verbs, source)
     fit = verbs.add_parser("train", help="train a config, or go on with it; fields: --config.a.b=value")
     fit.add_argument("--config", required=True, help="configs/NAME.py[:variant]")
     fit.add_argument("--workdir", required=True)
@@ -245,10 +255,10 @@ def refuse_extra(args: argparse.Namespace, extra: list[str]) -> None:
         words = " ".join([args.query, *extra])
         raise UserError(f'the query has several words; put them in quotes, such as "{words}"')
     if args.run is commands.data_prepare and extra[0].startswith("-"):
-        from xmodal_jax.data.sources import SOURCES
+        from xmodal_jax.data.sources import source_options
 
-        own = map(commands.flag, inspect.signature(SOURCES[args.source]).parameters)
-        raise UserError(f"'{args.source}' takes no {extra[0].partition('=')[0]}; it takes {', '.join(own)}")
+        own = ", ".join(commands.flag(option.name) for option in source_options(args.source)) or "none of its own"
+        raise UserError(f"'{args.source}' takes no {extra[0].partition('=')[0]}; it takes {own}")
     found = [path.replace("/", ".") for path in flat(as_dict(Config())) if path.rpartition("/")[2] == name]
     refuse_unless(
         not found,
@@ -272,7 +282,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         rest, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
         try:
-            args, extra = parser("prepare" in rest).parse_known_args(rest)
+            asked = rest[2] if len(rest) > 2 else ""
+            args, extra = parser(asked if rest[:2] == ["data", "prepare"] else None).parse_known_args(rest)
         except SystemExit:  # --help
             sys.stdout.flush()
             raise

@@ -1,7 +1,6 @@
 """The commands of the command line: each takes the parsed arguments and the overrides of the config, and makes one call."""
 
 import argparse
-import inspect
 import os
 import pathlib
 import sys
@@ -24,9 +23,9 @@ def data_prepare(args: argparse.Namespace, _: list[str]) -> None:
     from xmodal_jax.data.card import report
     from xmodal_jax.data.making import refuse_foreign
     from xmodal_jax.data.prepare import prepare
-    from xmodal_jax.data.sources import SOURCES
+    from xmodal_jax.data.sources import make_source, source_options
 
-    options = inspect.signature(SOURCES[args.source]).parameters.values()
+    options = source_options(args.source)
     given = {option.name: value for option in options if (value := getattr(args, option.name)) is not None}
     for option in options:
         if option.default is option.empty and option.name not in given:
@@ -36,7 +35,7 @@ def data_prepare(args: argparse.Namespace, _: list[str]) -> None:
             raise UserError(f"{flag(name)} is {value}; write a whole number, and at least 0")
     refuse_foreign(pathlib.Path(args.out))
     how = {"max_size": args.max_size, "allow_bad": args.allow_bad, "force": args.force, "drop_copies": args.drop_copies}
-    card = prepare(SOURCES[args.source](**given), args.out, **how)
+    card = prepare(make_source(args.source, given), args.out, **how)
     print("\n".join(report(card)))
     print(f"{args.out} is ready")
 

@@ -1,4 +1,4 @@
-"""Classes of a user's own that a config names: "path/to/file.py:Class" or "package.module:Class"."""
+"""Classes and functions of a user's own, named by their places: "path/to/file.py:Class" or "package.module:Class"."""
 
 import difflib
 import hashlib
@@ -8,18 +8,29 @@ import os
 import pathlib
 import sys
 import types
+from collections.abc import Callable
+from typing import Any
 
 from xmodal_jax.errors import UserError, refuse_unless
 
 
 def absolute(spec: str, folder: pathlib.Path) -> str:
-    """The name of a class with its file's path taken from `folder`, so that it holds from any other; others as they are."""
+    """A place with its file's path taken from `folder`, so that it holds from any other; that in a package as it is."""
     place, _, name = spec.rpartition(":")
     return f"{os.path.abspath(folder / place)}:{name}" if place.endswith(".py") else spec
 
 
 def load_class(spec: str, where: str) -> type:
     """The class that `spec` names. Raises UserError, naming the field `where`, for one that cannot be had."""
+    return _loaded(spec, where, "class", lambda found: isinstance(found, type))
+
+
+def load_function(spec: str, where: str) -> Callable[..., Any]:
+    """The function that `spec` names, or anything that can be called as one. Raises UserError as `load_class`."""
+    return _loaded(spec, where, "function", callable)
+
+
+def _loaded(spec: str, where: str, what: str, good: Callable[[Any], bool]) -> Any:
     place, _, name = spec.rpartition(":")
     try:
         module = _of_file(place) if place.endswith(".py") else importlib.import_module(place)
@@ -28,12 +39,18 @@ def load_class(spec: str, where: str) -> type:
         raise UserError(
             f"{where} is '{spec}', and '{place}' cannot be imported ({type(error).__name__}: {said})"
         ) from error
-    found = getattr(module, name, None)
+    form, found = what.upper(), getattr(module, name, None)
     refuse_unless(
-        isinstance(found, type),
-        f"{where} is '{spec}', and '{place}' has no class '{name}'; write FILE.py:CLASS or PACKAGE.MODULE:CLASS",
+        good(found),
+        f"{where} is '{spec}', and '{place}' has no {what} '{name}'; write FILE.py:{form} or PACKAGE.MODULE:{form}",
     )
     return found
+
+
+def file_of(spec: str) -> str:
+    """The file of a class or a function that was loaded; "" where its module has none."""
+    place = spec.rpartition(":")[0]
+    return place if place.endswith(".py") else getattr(sys.modules[place], "__file__", None) or ""
 
 
 def find_class(kind: str, where: str, known: dict[str, type], base: type) -> type:

@@ -15,7 +15,10 @@ from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.data.features import write_features
 from xmodal_jax.data.image import AugmentConfig, eval_image
-from xmodal_jax.data.records import RecordWriter, open_records, pack
+from xmodal_jax.data.prepare import prepare
+from xmodal_jax.data.records import CorruptRecord, RecordWriter, open_records, pack
+from xmodal_jax.data.source import memory_source
+from xmodal_jax.data.split import Split
 from xmodal_jax.data.train import train_dataset
 from xmodal_jax.errors import UserError
 
@@ -211,6 +214,41 @@ def test_bad_towers_records_and_names_are_refused(own_set):
     with pytest.raises(UserError, match="row 2 cannot be read"):
         write_features(own_set, "mean", halves, 8)
     assert Card.load(own_set).features == {}
+
+
+def bare(items, without):
+    """Items of which those of some numbers have depth maps in place of pictures."""
+    depth = {"media": {"depth": {"map": b"1234"}}}
+    return [dataclasses.replace(item, **(depth | {"images": {}} if number in without else depth))
+            for number, item in enumerate(items)]  # fmt: skip
+
+
+def test_records_without_pictures_have_rows_without_tokens(tmp_path, tiny_items):
+    """Also the first of a split, the last, several in a row, and all of a split."""
+    without = {0, 1, 4, 5, 6, 8, 11}  # the test split is 0, 4, 8
+    prepare(memory_source(bare(tiny_items(12), without), "bare", "none"), tmp_path)
+    encode = Counted()
+    card = write_features(tmp_path, "mean", encode, 8, batch=3)
+    assert (card.features["mean"]["tokens"], card.features["mean"]["width"]) == (2, 3)
+    assert len(encode.shapes) == 7, "5 records of 2 views, plain and mirrored, 3 at a time"
+    for split, count in (("train", 9), ("test", 3)):
+        own = Split(tmp_path, split, CFG)
+        assert len(own) == count
+        for row in range(count):
+            record = own.record(row)
+            if record["media"].get("image"):
+                np.testing.assert_array_equal(own.tokens(row, "png", False), expected(record, "png"))
+            else:
+                with pytest.raises(CorruptRecord, match=f"row {row} of cache 'mean' has no tokens of view 'png'"):
+                    own.tokens(row, "png", False)
+        own.close()
+
+
+def test_a_set_without_any_picture_has_no_features(tmp_path, tiny_items, capsys):
+    prepare(memory_source(bare(tiny_items(8), range(8)), "bare", "none"), tmp_path / "set")
+    assert main(["data", "features", "--data", str(tmp_path / "set")]) == 2
+    assert f"{tmp_path / 'set'} has no pictures; features are made of them alone" in capsys.readouterr().err
+    assert not (tmp_path / "set" / "features").exists()
 
 
 def test_a_cache_of_another_length_is_refused(own_set, tokenizer):

@@ -272,6 +272,85 @@ def test_bad_rows_are_counted_named_and_left_out(tmp_path, tiny_items, encoded, 
         assert name in caplog.text
 
 
+MAP = {"map": b"1234"}
+BROKEN_MEDIA = [
+    ({"media": {"depth": {"map": b""}}}, "medium without bytes", "odd (depth/map)"),
+    ({"media": {"depth": {"map": "1234"}}}, "medium without bytes", "odd (depth/map)"),
+    ({"media": {"depth": MAP, "a/b": MAP}}, "medium that has no name, or one with '/'", "odd: depth, a/b"),
+    ({"media": {"": MAP}}, "medium that has no name, or one with '/'", "odd"),
+    ({"images": {}}, "no image or no caption", "odd"),
+    ({"images": {}, "captions": {}}, "no image or no caption", "odd"),
+    ({"images": {}, "media": {"depth": {}}}, "no image or no caption", "odd"),
+    ({"images": {}, "captions": {}, "media": {"depth": MAP}}, "no image or no caption", "odd"),
+]
+
+
+@pytest.mark.parametrize(("fields", "reason", "where"), BROKEN_MEDIA)
+def test_items_with_broken_media_are_counted_and_named(tmp_path, tiny_items, caplog, fields, reason, where):
+    odd = dataclasses.replace(tiny_items(1)[0], key="odd", **fields)
+    card = prepare(memory_source([*tiny_items(4), odd]), tmp_path / "set", allow_bad=True)
+    assert card.skipped == {reason: 1} and f"left out: {reason}: {where}" in caplog.text
+    assert sum(split["records"] for split in card.splits.values()) == 4
+
+
+def test_media_of_which_an_item_has_nothing_are_left_out(tmp_path, tiny_items):
+    first, second, *_ = tiny_items(4)
+    items = [dataclasses.replace(first, media={"depth": {}}), dataclasses.replace(second, media={"depth": MAP})]
+    card = prepare(memory_source(items), tmp_path / "set")
+    having = [Sidecar(tmp_path / "set", card, split).having_medium("depth").tolist() for split in ("test", "train")]
+    assert card.media == ["depth"] and having == [[False], [True]]
+
+
+def test_a_set_without_captions_is_prepared_and_told(tmp_path, tiny_items):
+    bare = [dataclasses.replace(item, captions={}, media={"depth": MAP}) for item in tiny_items(8)]
+    card = prepare(memory_source(bare), tmp_path / "set")
+    assert card == prepare(memory_source(bare), tmp_path / "set") and card.languages == [] and card.words == {}
+    assert report(card) == [
+        "beside pictures and captions: depth",
+        "test: 2 records, 0 captions, 2 groups",
+        "train: 6 records, 0 captions, 4 groups",
+    ]
+
+
+def test_no_ceiling_is_told_of_splits_without_captions_and_of_sets_without_pictures(tmp_path, tiny_items):
+    """Records of the test split have captions in another language alone; then none have pictures."""
+    items = [dataclasses.replace(item, media={"depth": MAP}) for item in tiny_items(8)]
+    german = [dataclasses.replace(item, captions={"de": ["das"]}) if item.split == "test" else item for item in items]
+    said = report(prepare(memory_source(german), tmp_path / "german"))
+    begun = ["  'en' captions: 0", "  best possible R@", "  'en' captions: 1"]
+    assert [line[:18] for line in said if line.startswith("  ")] == begun
+    said = report(prepare(memory_source([dataclasses.replace(item, images={}) for item in items]), tmp_path / "set"))
+    assert not any("image" in line for line in said)
+    assert "  'en' captions: 10, 7 different, 1.67 different per record, 40.0 % shared by records" in said
+
+
+def test_names_of_media_and_of_their_views_are_mended(tmp_path, tiny_items):
+    item = dataclasses.replace(tiny_items(1)[0], media={"depth\ud83d": {"a\udc00": b"1234"}})
+    card = prepare(memory_source([item]), tmp_path / "set")
+    assert card.media == ["depth\ufffd"] and Card.load(tmp_path / "set") == card
+    with open_records(tmp_path / "set", "test") as records:
+        assert records[0]["media"]["depth\ufffd"] == {"a\ufffd": b"1234"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"media": {"image": MAP}}, "source memory: 'odd' has 'image' among its media; give it as `images`, or"),
+        ({"media": {"text": MAP}}, "source memory: 'odd' has 'text' among its media; give it as `captions`, or"),
+        ({"captions": {"en": "a dog"}}, "source memory gave 'odd', which is no .* .'a dog' where a list of texts"),
+        ({"labels": "dog"}, "is no xmodal_jax.data.source.Item as that says .'dog' where a list of texts must be"),
+        ({"key": 7}, "source memory gave 7, which is no xmodal_jax.data.source.Item"),
+    ],
+)
+def test_what_no_source_should_give_is_one_sentence(tmp_path, tiny_items, fields, sentence):
+    odd = dataclasses.replace(tiny_items(1)[0], **({"key": "odd"} | fields))
+    with pytest.raises(UserError, match=sentence):
+        prepare(memory_source([*tiny_items(4), odd]), tmp_path / "set")
+    with pytest.raises(UserError, match="source memory gave 3, which is no xmodal_jax.data.source.Item"):
+        prepare(memory_source([3]), tmp_path / "set")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_one_percent_is_still_good_and_ten_are_named(tmp_path, tiny_items, caplog):
     good = [Item(f"k{n}", tiny_items(1)[0].images, {"en": ["x"]}) for n in range(1188)]
     skips = [Skip("empty caption", f"row {n}") for n in range(12)]

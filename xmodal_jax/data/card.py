@@ -239,26 +239,12 @@ def duplicates(owner: np.ndarray, number: np.ndarray, images: int) -> dict[str, 
 
 def report(card: Card) -> list[str]:
     """What `xmodal data prepare` prints: the size of every split, its ceiling and its repeated captions."""
-    lines = []
+    lines = [f"beside pictures and captions: {', '.join(card.media)}"] if card.media else []
     for split, numbers in card.splits.items():
         lines.append(
             f"{split}: {numbers['records']} records, {numbers['captions']} captions, {numbers['groups']} groups"
         )
-        if split in card.ceiling:
-            best = {
-                side: " / ".join(f"{value:.1f}" for value in row.values()) for side, row in card.ceiling[split].items()
-            }
-            ks = "/".join(name.removeprefix("R@") for name in card.ceiling[split]["i2t"])
-            lines.append(
-                f"  best possible R@{ks} where its own captions alone are right: image to text {best['i2t']}, "
-                f"text to image {best['t2i']}"
-            )
-        if split in card.duplicates:
-            found = card.duplicates[split]
-            lines.append(
-                f"  '{card.languages[0]}' captions: {found['captions']}, {found['unique']} different, "
-                f"{found['unique_per_image']:.2f} different per image, {found['shared']:.1f} % shared by images"
-            )
+        lines += _captions_report(card, split) if numbers["captions"] else []
         if split in card.copies:
             lines.append(
                 f"  {card.copies[split]} of its records have a picture that is in train too; --drop-copies leaves those "
@@ -270,4 +256,23 @@ def report(card: Card) -> list[str]:
             f"{words['longest']}"
         )
     lines += [f"skipped: {count} x {reason}" for reason, count in card.skipped.items()]
+    return lines
+
+
+def _captions_report(card: Card, split: str) -> list[str]:
+    """The ceiling of a split with pictures and captions, and the repeated captions in the first language."""
+    lines, found = [], card.duplicates.get(split)
+    if split in card.ceiling and card.views and (found is None or found["captions"]):
+        best = {side: " / ".join(f"{value:.1f}" for value in row.values()) for side, row in card.ceiling[split].items()}
+        ks = "/".join(name.removeprefix("R@") for name in card.ceiling[split]["i2t"])
+        lines.append(
+            f"  best possible R@{ks} where its own captions alone are right: image to text {best['i2t']}, "
+            f"text to image {best['t2i']}"
+        )
+    if found:
+        thing = "picture" if card.views else "record"
+        lines.append(
+            f"  '{card.languages[0]}' captions: {found['captions']}, {found['unique']} different, "
+            f"{found['unique_per_image']:.2f} different per {thing}, {found['shared']:.1f} % shared by {thing}s"
+        )
     return lines

@@ -1,13 +1,15 @@
 """Feature caches: the tokens of a frozen tower for every picture of a data set, stored beside it.
 
 A cache is `DIR/features/<name>/<split>-*.arrayrecord`; row i belongs to record i. A row is {"shape": [N, D],
-"tokens": {view: {"plain": bytes, "flip": bytes}}}, the bytes being float16 [N,D].
+"tokens": {view: {"plain": bytes, "flip": bytes}}}, the bytes being float16 [N,D]; of a record without pictures {"shape": [],
+"tokens": {}}.
 """
 
 import contextlib
 import dataclasses
 import itertools
 import json
+import operator
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -31,6 +33,7 @@ from xmodal_jax.data.records import (
     shard_files,
     split_names,
 )
+from xmodal_jax.data.sidecar import Sidecar
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.whole import write_whole
 
@@ -71,7 +74,8 @@ def write_features(
         for split, entry in card.splits.items():
             if split not in split_names(partial):
                 with open_records(data_dir, split) as records, RecordWriter(partial, split) as writer:
-                    _write_split(records, writer, encode_fn, plan, batch, f"features {name} {split}")
+                    count = Sidecar(data_dir, card, split).pictures
+                    _write_split(records, count, writer, encode_fn, plan, batch, f"features {name} {split}")
             shape = _checked_shape(partial, split, entry["records"], shape)
         files = {split: [path.name for path in shard_files(partial, split)] for split in card.splits}
         os.replace(partial, folder)
@@ -81,7 +85,7 @@ def write_features(
 
 def refuse_misfit(data_dir: os.PathLike | str, name: str, size: int, batch: int) -> None:
     """Raise `UserError` for what can be seen to be wrong before a tower is loaded: data set, name, size (px), batch."""
-    Card.load(data_dir)
+    refuse_unless(bool(Card.load(data_dir).views), f"{data_dir} has no pictures; features are made of them alone.")
     refuse_bad_name(name, "features")
     refuse_unless(1 <= size <= LARGEST, f"--size is {size}; write the side of the pictures in pixels, 1 to {LARGEST}")
     refuse_unless(batch >= 1, f"--batch is {batch}; write 1 or more pictures")
@@ -138,28 +142,25 @@ def refuse_other(found: dict[str, Any], plan: dict[str, Any], where: str) -> Non
 
 
 def _write_split(
-    records: Records, writer: RecordWriter, encode_fn: Encoder, plan: dict[str, Any], batch: int, title: str
+    records: Records, count: int, writer: RecordWriter, encode_fn: Encoder, plan: dict[str, Any], batch: int, title: str
 ) -> None:
-    """Encode the pictures of one split in full batches, and write a row when the last of its pictures is done."""
-    pictures = _pictures(records, plan["size"], plan["views"])
-    row: dict[str, dict[str, bytes]] = {}
-    chunks = Progress(_encoded(pictures, encode_fn, batch), title, "images", _count(records, plan["views"]), size=len)
-    for chunk in chunks:
-        for view, side, last, tokens in chunk:
+    """Encode the `count` pictures of one split in full batches, and write a row for each record."""
+    pictures, count = _pictures(records, plan["size"], plan["views"]), count * len(plan["views"])
+    chunks = Progress(_encoded(pictures, encode_fn, batch), title, "images", count, size=len)
+    empty = pack({"tokens": {}, "shape": []})
+    for number, coded in itertools.groupby(itertools.chain.from_iterable(chunks), key=operator.itemgetter(0)):
+        for _ in range(writer.records, number):
+            writer.write(empty)
+        row: dict[str, dict[str, bytes]] = {}
+        for _, view, side, tokens in coded:
             row.setdefault(view, {})[side] = _float16(tokens, title).tobytes()
-            if last:
-                shape = list(tokens.shape)
-                writer.write(pack({"tokens": row, "shape": shape}))
-                row = {}
+        writer.write(pack({"tokens": row, "shape": list(tokens.shape)}))
+    for _ in range(writer.records, len(records)):
+        writer.write(empty)
 
 
-def _count(records: Records, sides: list[str]) -> int:
-    """Pictures to encode, as far as the first record tells."""
-    return len(records) * len(sides) * (len(pictures(records[0])) if len(records) else 0)
-
-
-def _pictures(records: Records, size: int, sides: list[str]) -> Iterator[tuple[str, str, bool, np.ndarray]]:
-    """(view, side, last of its record?, uint8 [size,size,3]) of all records in order."""
+def _pictures(records: Records, size: int, sides: list[str]) -> Iterator[tuple[int, str, str, np.ndarray]]:
+    """(row, view, side, uint8 [size,size,3]) of all records in order."""
     decode = eval_image(size)
     for number in range(len(records)):
         try:
@@ -167,10 +168,9 @@ def _pictures(records: Records, size: int, sides: list[str]) -> Iterator[tuple[s
             plain = {view: decode(data) for view, data in images.items()}
         except (CorruptRecord, CorruptImage) as error:
             raise UserError(f"row {number} cannot be read ({error}); copy or prepare the data set again.") from error
-        todo = [(view, side) for view in plain for side in sides]
-        for view, side in todo:
-            image = plain[view] if side == "plain" else plain[view][:, ::-1]
-            yield view, side, (view, side) == todo[-1], image
+        for view, image in plain.items():
+            for side in sides:
+                yield number, view, side, image if side == "plain" else image[:, ::-1]
 
 
 def _encoded(pictures: Iterator[tuple], encode_fn: Encoder, batch: int) -> Iterator[list[tuple]]:
@@ -195,12 +195,12 @@ def _float16(tokens: np.ndarray, title: str) -> np.ndarray:
     return small
 
 
-def _checked_shape(folder: pathlib.Path, split: str, count: int, shape: list[int] | None) -> list[int]:
-    """[N, D] of a finished split. Raises `UserError` if its rows are not `count` or another split has another shape."""
+def _checked_shape(folder: pathlib.Path, split: str, count: int, shape: list[int] | None) -> list[int] | None:
+    """[N, D] of a finished split, `shape` if it has no pictures. Raises `UserError` if its rows are not `count` or another split has another shape."""
     with open_records(folder, split) as rows:
         refuse_unless(
             len(rows) == count, f"{folder}: split {split!r} has {len(rows)} rows for {count}; remove the folder."
         )
-        found = rows[0]["shape"] if len(rows) else shape or [0, 0]
+        found = next((row["shape"] for row in rows if row["tokens"]), shape)
     refuse_unless(shape in (None, found), f"{folder}: splits differ in shape, {shape} and {found}; remove the folder.")
     return found

@@ -20,7 +20,15 @@ from xmodal_jax.data.fingerprint import Digests
 from xmodal_jax.data.image import limit_size
 from xmodal_jax.data.numbering import DigestSet
 from xmodal_jax.data.progress import Progress
-from xmodal_jax.data.records import SHARD_BYTES, RecordWriter, encode_record, is_split_name, shard_files
+from xmodal_jax.data.records import (
+    PICTURES,
+    SHARD_BYTES,
+    WORDS,
+    RecordWriter,
+    encode_record,
+    is_split_name,
+    shard_files,
+)
 from xmodal_jax.data.sidecar import Sidecar, Sidecars
 from xmodal_jax.data.source import Item, Skip, Source, mended_item
 from xmodal_jax.data.textfile import mended
@@ -120,6 +128,7 @@ def prepare(
             return _prepared_before(out, arguments, source.licence)
         held_out = _held_out_pictures(source) if drop_copies else frozenset()
         with _closed(Build(part, shard_bytes)) as build, States(part) as states:
+            states.add(source.files)
             items = _usable(source, max_size, build.copies, held_out)
             for item in Progress(items, f"prepare {source.name}", "records", source.total):
                 build.skip(item) if isinstance(item, Skip) else build.add(item)
@@ -182,17 +191,42 @@ def _usable(source: Source, max_size: int, copies: Copies, held_out: frozenset[b
     train items with a picture in `held_out`. The digests of the pictures go to `copies`."""
     keys = DigestSet()
     for item in source.items():
-        item = item if isinstance(item, Skip) else mended_item(item)
-        if isinstance(item, Skip):
-            yield item
-        elif not is_split_name(item.split):
-            yield Skip("split that is no plain name", f"{item.key}: {item.split!a}", item.files)
-        elif len(item.stored) + any(item.captions.values()) < 2 or not item.stored:
-            yield Skip("no image or no caption", item.key, item.files)
-        elif not keys.add(item.key):
-            yield Skip("key occurs twice", item.key, item.files)
-        else:
-            yield _with_whole_images(item, max_size, copies, held_out)
+        item = _sound(item, source.name)
+        if isinstance(item, Item) and not keys.add(item.key):
+            item = Skip("key occurs twice", item.key, item.files)
+        yield item if isinstance(item, Skip) else _with_whole_images(item, max_size, copies, held_out)
+
+
+def _sound(item: Item | Skip, name: str) -> Item | Skip:
+    """An item of the source of a name, mended; a `Skip` for one that could not be kept or has too little.
+
+    Raises `UserError` for what is no item, and for pictures and captions where other media must be.
+    """
+    if isinstance(item, Skip):
+        return item
+    try:
+        item = mended_item(item)
+    except (AttributeError, TypeError) as error:
+        raise UserError(
+            f"source {name} gave {getattr(item, 'key', item)!r:.60}, which is no xmodal_jax.data.source.Item as that "
+            f"says ({error})"
+        ) from error
+    for medium, place in ((PICTURES, "images"), (WORDS, "captions")):
+        refuse_unless(
+            medium not in item.media,
+            f"source {name}: {item.key!r} has '{medium}' among its media; give it as `{place}`, or call it otherwise",
+        )
+    without = [f"{medium}/{view}" for medium, own in item.media.items() for view, data in own.items()
+               if not (data and isinstance(data, bytes))]  # fmt: skip
+    if not is_split_name(item.split):
+        return Skip("split that is no plain name", f"{item.key}: {item.split!a}", item.files)
+    if any("/" in medium or not medium for medium in item.media):
+        return Skip("medium that has no name, or one with '/'", f"{item.key}: {', '.join(item.media)}", item.files)
+    if without:
+        return Skip("medium without bytes", f"{item.key} ({', '.join(without)})", item.files)
+    if not item.stored or len(item.stored) + any(item.captions.values()) < 2:
+        return Skip("no image or no caption", item.key, item.files)
+    return item
 
 
 def _with_whole_images(item: Item, max_size: int, copies: Copies, held_out: frozenset[bytes]) -> Item | Skip:

@@ -25,7 +25,7 @@ SHARD_BYTES = 256 * 2**20
 SUFFIX = ".arrayrecord"
 FIELDS = {"key": str, "media": dict}
 PICTURES = "image"  # the medium of pictures, which nearly every record has
-WORDS = "text"  # that of captions, which the sidecar keeps
+WORDS = "text"  # that of captions, which are in the sidecar
 SPLIT_NAME = re.compile(r"\w[\w.-]*")
 SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.arrayrecord")
 

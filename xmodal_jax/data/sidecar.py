@@ -179,6 +179,11 @@ class Sidecar:
         """Records."""
         return len(self.label_set)
 
+    @property
+    def pictures(self) -> int:
+        """Pictures of all records."""
+        return len(self._found["views"])
+
     def views(self, row: int) -> list[str]:
         """The views of a record's pictures."""
         return [self._views[code] for code in self._list("views", row)]

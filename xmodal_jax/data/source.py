@@ -30,7 +30,8 @@ Captions = dict[str, list[str]]
 class Item:
     """One thing: encoded pictures by view, captions by language, label names; `group` keeps relatives in one split.
 
-    `media`: what it has of other media, {medium: {view: bytes}}, as their readers take it. `files`: the state of the files that it was read from.
+    `media`: what it has of other media, {medium: {view: bytes}}, as their readers take it; their names have no "/".
+    `files`: the state of the files that it was read from.
     """
 
     key: str
@@ -64,20 +65,31 @@ class Skip:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A named stream of items. `arguments` is what it was made with; `total` the number of items, 0 if unknown;
-    `taxonomy` what its labels belong to, if that is known."""
+    """A named stream of items, the same each time `items` is called.
+
+    `arguments` is what it was made with, in JSON's types: other ones are another data set. `total` is the number of
+    items, 0 if unknown; `taxonomy` what its labels belong to, if that is known; `files` the state of the files that it
+    was made from, beside those of its items.
+    """
 
     name: str
     origin: str
     licence: str
     items: Callable[[], Iterator[Item | Skip]]
-    arguments: dict[str, Any]
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
     total: int = 0
     taxonomy: Taxonomy | None = None
+    files: tuple[FileState, ...] = ()
 
 
 def mended_item(item: Item) -> Item:
-    """`item` with all its texts `mended`."""
+    """`item` with all its texts `mended`, and without media of which it has nothing.
+
+    Raises `TypeError` or `AttributeError` for one that is not as `Item` says.
+    """
+    for own in (item.labels, *item.captions.values()):
+        if not isinstance(own, (list, tuple)):
+            raise TypeError(f"{own!r:.40} where a list of texts must be")
     return dataclasses.replace(
         item,
         key=mended(item.key),
@@ -86,7 +98,9 @@ def mended_item(item: Item) -> Item:
         labels=tuple(mended(label) for label in item.labels),
         group=mended(item.group),
         split=mended(item.split),
-    )
+        media={mended(name): {mended(view): data for view, data in own.items()}
+               for name, own in item.media.items() if own},
+    )  # fmt: skip
 
 
 def plain_text(value: Any) -> str:

@@ -4,7 +4,7 @@ import io
 from typing import Any
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.eval.tables import CEILING, DIRECTIONS, by_length, recall_names, retrieval_rows
+from xmodal_jax.eval.tables import CEILING, DIRECTIONS, by_length, directions, recall_names, retrieval_rows
 from xmodal_jax.report.content import Content, Curve
 
 COLOURS = {"i2t": "#1f5fa8", "t2i": "#e07b00"}
@@ -60,6 +60,12 @@ def curve_chart(curve: Curve, kind: str, width: float = 2.6, height: float = 2.0
     return saved(figure, kind, dpi)
 
 
+def direction_words(content: Content) -> dict[str, str]:
+    """What the two directions are called: "image to text" and its inverse, or the fields' names, as "depth>text"."""
+    named = directions(content.result)
+    return {side: words if named[side] == side else named[side] for side, words in DIRECTIONS.items()}
+
+
 def recall_bars(content: Content, measure: str = "R@1") -> list[tuple[str, dict[str, float], bool]]:
     """(label, {direction: recall}, is none of this run) of every bar: floors first, then the rows of this run."""
     bars = [
@@ -94,22 +100,24 @@ def bar_chart(content: Content, kind: str, width: float = 5.2, dpi: int = 100) -
     axes.margins(x=0.12)
     axes.tick_params(axis="x", labelsize=8)
     axes.set_xlabel("R@1, %", fontsize=9)
-    handles = [Patch(color=COLOURS[side], label=words) for side, words in DIRECTIONS.items()]
+    handles = [Patch(color=COLOURS[side], label=words) for side, words in direction_words(content).items()]
     handles.append(Patch(color="#cccccc", label="pale: floors"))
     figure.legend(handles=handles, loc="outside upper left", ncols=3, fontsize=8, frameon=False)
     return saved(figure, kind, dpi)
 
 
-def precision_chart(tables: dict[str, Any], kind: str, width: float = 3.4, dpi: int = 100) -> bytes:
+def precision_chart(tables: dict[str, Any], named: dict[str, str], kind: str, width: float = 3.4,
+                    dpi: int = 100) -> bytes:  # fmt: skip
     """Precision over recall of the codes within each Hamming radius, every length of the code; dotted: a random order.
 
-    `tables` are those of one view (or the mean of views). Relevant is a shared label where there are labels, else the pair.
+    `tables` are those of one view (or the mean of views), `named` the words for each direction. Relevant is a shared
+    label where there are labels, else the pair.
     """
     figure, axes = new_figure(width, 0.85 * width)
     labelled, lengths = "label_curves" in tables, by_length(tables)
     for number, (bits, own) in enumerate(lengths, 1):
         curves = own["label_curves"] if labelled else own["codes"]["curves"]
-        for side, words in DIRECTIONS.items():
+        for side, words in named.items():
             points = [
                 (recall, precision)
                 for recall, precision in zip(curves[side]["recall"], curves[side]["precision"])
@@ -131,11 +139,12 @@ def precision_chart(tables: dict[str, Any], kind: str, width: float = 3.4, dpi: 
     return legible(figure, axes, kind, dpi)
 
 
-def bits_chart(tables: dict[str, Any], kind: str, measure: str, width: float = 3.4, dpi: int = 100) -> bytes:
+def bits_chart(tables: dict[str, Any], named: dict[str, str], kind: str, measure: str, width: float = 3.4,
+               dpi: int = 100) -> bytes:  # fmt: skip
     """Recall of the codes over their length; dashed: the float embeddings, dotted: a random order. See `precision_chart`."""
     figure, axes = new_figure(width, 0.85 * width)
     lengths = by_length(tables)
-    for side, words in DIRECTIONS.items():
+    for side, words in named.items():
         recalls = [own["codes"][side][measure] for _, own in lengths]
         axes.plot([bits for bits, _ in lengths], recalls, color=COLOURS[side], marker="o", markersize=4, label=words)
         axes.axhline(tables["itc"][side][measure], color=COLOURS[side], linewidth=1, linestyle="--")
@@ -166,6 +175,8 @@ def code_charts(content: Content, kind: str, **size: Any) -> list[tuple[str, byt
     tables = content.result["mean"]
     if "curves" not in tables.get("codes", {}):
         return []
-    measure, drawn = recall_names(content.result)[-1], precision_chart(tables, kind, **size)
-    lengths = [(f"{measure} over bits", bits_chart(tables, kind, measure, **size))] if tables.get("nested") else []
-    return [("precision over recall of the codes", drawn), *lengths]
+    measure, named = recall_names(content.result)[-1], direction_words(content)
+    drawn = [("precision over recall of the codes", precision_chart(tables, named, kind, **size))]
+    if tables.get("nested"):
+        drawn.append((f"{measure} over bits", bits_chart(tables, named, kind, measure, **size)))
+    return drawn

@@ -13,30 +13,32 @@ import numpy as np
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.config import Config
 from xmodal_jax.data.card import Card
-from xmodal_jax.data.evaluation import EvalSplit
+from xmodal_jax.data.config import PAIR
+from xmodal_jax.data.evaluation import EvalSplit, Side
 from xmodal_jax.data.image import limit_size
-from xmodal_jax.data.records import pictures
+from xmodal_jax.data.readers import has_views, reader_classes
+from xmodal_jax.data.records import PICTURES, pictures
 from xmodal_jax.data.split import Split
-from xmodal_jax.encode.embed import Embedded, Embedder
+from xmodal_jax.encode.embed import Embedder
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.eval import retrieval
 from xmodal_jax.eval.evaluate import Evaluator
 from xmodal_jax.eval.generate import write_captions
-from xmodal_jax.eval.tables import recall_names
+from xmodal_jax.eval.tables import DIRECTIONS, RIGHT, notes, recall_names
 from xmodal_jax.origin import Origin, result_file
 from xmodal_jax.report.floors import Floor, floors_of
 from xmodal_jax.train.log import METRICS_FILE, duration
 from xmodal_jax.types import Params
 from xmodal_jax.workdir import open_run
 
-TEXT_QUERIES, IMAGE_QUERIES, CAPTIONED = 12, 4, 8
+TO_LEFT, TO_RIGHT, CAPTIONED = 12, 4, 8
 TOP = 5
 THUMBNAIL = 128  # px of the longer side
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One place of a ranking: its picture (encoded, None for a text), its caption, and whether it is right."""
+    """One place of a ranking: its picture (encoded, None for what is none), its words, and whether it is right."""
 
     picture: bytes | None
     caption: str
@@ -45,7 +47,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Query:
-    """A text or a picture, its best answers, and the expected rank of the first right one."""
+    """Words or a picture, the best answers, and the expected rank of the first right one."""
 
     text: str
     picture: bytes | None
@@ -73,7 +75,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Content:
-    """Everything that `page` and `figure` draw. `view` is the view of the pictures in queries and samples."""
+    """Everything that `page` and `figure` draw, of the first pair of fields that was evaluated.
+
+    `view` is that of the pictures where the pair's left side is pictures; `to_left` has queries of its right side, such
+    as captions for pictures, `to_right` those of its left side.
+    """
 
     name: str
     facts: list[str]
@@ -81,14 +87,39 @@ class Content:
     result: dict[str, Any]
     floors: list[Floor]
     view: str
-    text_queries: list[Query]
-    image_queries: list[Query]
+    to_left: list[Query]
+    to_right: list[Query]
     samples: list[Sample]
 
     @property
+    def names(self) -> tuple[str, str]:
+        """What the two sides of the pair are called."""
+        return names_of(self.result)
+
+    @property
     def gallery(self) -> str:
-        """What the text queries are ranked over, in words."""
-        return "pictures" if self.view == "image" else f"pictures ({self.view})"
+        """What `to_left` is ranked over, in words."""
+        return self.names[0] if self.view in ("", PICTURES) else f"{self.names[0]} ({self.view})"
+
+    @property
+    def notes(self) -> list[str]:
+        """How the tables were made: one sentence each, without those about pictures and captions for another pair."""
+        said = notes(self.result)
+        if pair_of(self.result) == PAIR:
+            return said
+        said = [text.replace(RIGHT[self.result.get("right", "same")], "").strip() for text in said]
+        about = (*(f"{side}:" for side in DIRECTIONS), *([] if "cut" in self.result else ["Captions"]))
+        return [text for text in said if not text.startswith(about)]
+
+
+def pair_of(result: dict[str, Any]) -> tuple[str, str]:
+    """The two fields that a result is of."""
+    return tuple(result.get("pair", PAIR))
+
+
+def names_of(result: dict[str, Any]) -> tuple[str, str]:
+    """What the two fields that a result is of are called: by their names, where they are not pictures and captions."""
+    return ("pictures", "words") if pair_of(result) == PAIR else pair_of(result)
 
 
 def gather(workdir: pathlib.Path, data: str = "") -> Content:
@@ -104,22 +135,23 @@ def gather(workdir: pathlib.Path, data: str = "") -> Content:
         return without_data(workdir, config.name, split, origin, step)
     card = Card.load(config.data.path)
     result = read_result(result_file(origin, "eval", split, card.fingerprint), workdir)
-    found = Evaluator(assembly, params).open(split, "", result.get("right", "text"))
-    embedder = Embedder(assembly.model, params)
-    image, text = (embedder.side(side, config.eval.batch_size) for side in (found.left, found.right))
+    found = Evaluator(assembly, params).open(split, "", result.get("right", "same"), pair_of(result))
+    embedder, right = Embedder(assembly.model, params), retrieval.positives(found)
+    left_rows, right_rows = (embedder.side(side, config.eval.batch_size).embed for side in (found.left, found.right))
     lines = read_metrics(workdir)
     with contextlib.closing(Pictures(assembly, split, found)) as pictures:
+        left, asks = (Shown(assembly, found, side, pictures) for side in (found.left, found.right))
         return Content(
             name=config.name,
             facts=facts(card.name, card.source, card.licence, card.split(split)["records"], split, step, lines)
             + other_settings(config, card, result),
             curves=curves(lines),
             result=result,
-            floors=floors_of(card, split, recall_names(result), workdir, retrieval.positives(found)),
-            view=found.view,
-            text_queries=text_queries(found, image, text, pictures) if found.right.words is not None else [],
-            image_queries=image_queries(found, image, text, pictures) if found.right.words is not None else [],
-            samples=samples(assembly, params, embedder, found, pictures) if "decoder" in params else [],
+            floors=floors_of(card, split, recall_names(result), workdir, right, found.pair),
+            view=found.view if left.pictured else "",
+            to_left=queries(asks, right_rows, left, left_rows, right[1], TO_LEFT),
+            to_right=queries(left, left_rows, asks, right_rows, right[0], TO_RIGHT),
+            samples=samples(assembly, params, embedder, found, left),
         )
 
 
@@ -133,7 +165,8 @@ def without_data(workdir: pathlib.Path, name: str, split: str, origin: Origin, s
 
 
 class Pictures:
-    """Small encoded pictures of one view of a split, by the number of the record in the evaluation; grey where there is none."""
+    """Small encoded pictures of one view of a split, by the number of the record in the evaluation; grey where there
+    is none."""
 
     def __init__(self, assembly: Assembly, split: str, found: EvalSplit) -> None:
         data = dataclasses.replace(assembly.config.data, features=())
@@ -147,6 +180,25 @@ class Pictures:
     def close(self) -> None:
         """Close the files of the split."""
         self._source.close()
+
+
+class Shown:
+    """How the inputs of one side are shown: the picture of one, where the side has pictures, and its words."""
+
+    def __init__(self, assembly: Assembly, found: EvalSplit, side: Side, pictures: Pictures) -> None:
+        self.pictured = has_views(assembly.config.data.fields, side.field)
+        self.side, self._found, self._pictures = side, found, pictures
+
+    def picture(self, place: int) -> bytes | None:
+        """The picture at a place of the side."""
+        return self._pictures[int(self.side.owner[place])] if self.pictured else None
+
+    def words(self, place: int) -> str:
+        """The caption at a place of the side; of another medium its record's first caption, or its key."""
+        if self.side.words is not None:
+            return self.side.words[place]
+        record = int(self.side.owner[place])
+        return next(iter(self._found.words_of(record)), self._found.keys[record])
 
 
 def grey() -> bytes:
@@ -203,9 +255,17 @@ def facts(name: str, source: str, licence: str, records: int, split: str, step: 
 
 
 def other_settings(config: Config, card: Card, result: dict[str, Any]) -> list[str]:
-    """A phrase where the tables were made with other data, views or languages than the run's config names."""
-    own, found = config.eval_data, {"views": list(result["views"])}
-    found |= {name: result[name] for name in ("languages", "data") if name in result}
+    """A phrase where the tables were made with other data, views or languages than the run's config names.
+
+    Views are told of pairs with pictures alone, languages of those with captions.
+    """
+    own, fields, found = config.eval_data, config.data.fields, {}
+    if any(has_views(fields, field) for field in pair_of(result)):
+        found["views"] = list(result["views"])
+    if any(reader_classes(fields)[field].worded for field in pair_of(result)) and "languages" in result:
+        found["languages"] = result["languages"]
+    if "data" in result:
+        found["data"] = result["data"]
     run = {"views": list(own.views or card.views), "languages": list(own.languages), "data": config.data.path}
     other = [
         f"{name} {value if name == 'data' else ', '.join(value)}" for name, value in found.items() if value != run[name]
@@ -218,25 +278,13 @@ def spaced(total: int, count: int) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, total - 1, min(count, total)).round()})
 
 
-def text_queries(found: EvalSplit, image: Embedded, text: Embedded, pictures: Pictures) -> list[Query]:
-    """Captions of the split as queries for its pictures."""
-    chosen = spaced(len(found.right), TEXT_QUERIES)
-    _, right = retrieval.positives(found)
+def queries(asks: Shown, rows: np.ndarray, gives: Shown, gallery: np.ndarray, right: np.ndarray,
+            count: int) -> list[Query]:  # fmt: skip
+    """At most `count` inputs of one side [n,E] as queries for the other [m,E], whose `right` answers are [n,P]."""
     made = []
-    for number, rows, rank in ranked(text.embed, image.embed, right, chosen):
-        answers = [Answer(pictures[row], found.words_of(row)[0], row in right[number]) for row in rows]
-        made.append(Query(found.right.words[number], None, answers, rank))
-    return made
-
-
-def image_queries(found: EvalSplit, image: Embedded, text: Embedded, pictures: Pictures) -> list[Query]:
-    """Pictures of the split as queries for its captions."""
-    chosen = spaced(len(found.keys), IMAGE_QUERIES)
-    right, _ = retrieval.positives(found)
-    made = []
-    for number, rows, rank in ranked(image.embed, text.embed, right, chosen):
-        answers = [Answer(None, found.right.words[row], row in right[number]) for row in rows]
-        made.append(Query("", pictures[number], answers, rank))
+    for number, best, rank in ranked(rows, gallery, right, spaced(len(rows), count)):
+        answers = [Answer(gives.picture(row), gives.words(row), row in right[number]) for row in best]
+        made.append(Query("" if asks.pictured else asks.words(number), asks.picture(number), answers, rank))
     return made
 
 
@@ -249,13 +297,16 @@ def ranked(
     return [(number, [int(row) for row in best], float(rank)) for number, best, rank in zip(chosen, rows, ranks)]
 
 
-def samples(
-    assembly: Assembly, params: Params, embedder: Embedder, found: EvalSplit, pictures: Pictures
-) -> list[Sample]:
-    """Captions written for evenly spaced pictures, beside the true ones."""
-    chosen = spaced(len(found.keys), CAPTIONED)
-    shown = np.stack([found.left.read(number, False) for number in chosen])
-    tokens = embedder.rows(found.left.encoder, shown).tokens
+def samples(assembly: Assembly, params: Params, embedder: Embedder, found: EvalSplit, shown: Shown) -> list[Sample]:
+    """Captions written for evenly spaced pictures, beside the true ones.
+
+    None of a run without a decoder, and of a pair that has not the pictures that it reads on its left, or no captions.
+    """
+    reads = found.left.encoder == assembly.config.fusion.pair[0]
+    if "decoder" not in params or not (reads and shown.pictured) or found.right.words is None:
+        return []
+    chosen = spaced(len(found.left), CAPTIONED)
+    tokens = embedder.rows(found.left.encoder, np.stack([found.left.read(number, False) for number in chosen])).tokens
     written = write_captions(assembly, params, tokens)
-    return [Sample(pictures[number], caption, found.words_of(number))
+    return [Sample(shown.picture(number), caption, found.words_of(int(found.left.owner[number])))
             for number, caption in zip(chosen, written, strict=True)]  # fmt: skip

@@ -27,9 +27,10 @@ def picture(content: Content) -> Any:
         beside(charts, GAP),
         *([heading("Codes", WIDTH), beside(coded, GAP)] if coded else []),
     ]
-    if content.text_queries:
-        tiles = grid([text_query(query) for query in content.text_queries], COLUMNS, GAP, 16)
-        blocks += [heading(f"Words to {content.gallery}; right answers framed in green", WIDTH), tiles]
+    if content.to_left:
+        tiles = grid([query_block(query) for query in content.to_left], COLUMNS, GAP, 16)
+        words = f"{content.names[1].capitalize()} to {content.gallery}; right answers in green"
+        blocks += [heading(words, WIDTH), tiles]
     if content.samples:
         blocks += [heading("Captions: written, and true", WIDTH), beside(map(sample, content.samples), SAMPLE_GAP)]
     return with_margin(stacked(blocks, 14))
@@ -45,13 +46,17 @@ def curve_tiles(content: Content) -> list[Any]:
     return [opened(curve_chart(curve, "png", HALF / 2 / DPI, 1.75, DPI)) for curve in content.curves]
 
 
-def text_query(query: Query) -> Any:
-    """The words, and the best pictures in a row."""
-    tiles = [
-        framed(answer.picture, TILE, RIGHT if answer.right else EDGE, 5 if answer.right else 2)
-        for answer in query.answers
-    ]
-    return stacked([text_block(query.text, HALF, 19), beside(tiles, 6)], 4)
+def query_block(query: Query) -> Any:
+    """The words or the picture, and the best answers: pictures in a row, or words below each other."""
+    if any(answer.picture is not None for answer in query.answers):
+        answers = beside(
+            [framed(answer.picture, TILE, RIGHT if answer.right else EDGE, 5 if answer.right else 2)
+             for answer in query.answers], 6)  # fmt: skip
+    else:
+        answers = stacked([text_block(answer.caption, HALF, 16, RIGHT if answer.right else GREY, lines=1)
+                           for answer in query.answers], 2)  # fmt: skip
+    asks = text_block(query.text, HALF, 19) if query.picture is None else framed(query.picture, TILE)
+    return stacked([asks, answers], 4)
 
 
 def sample(shown: Sample) -> Any:

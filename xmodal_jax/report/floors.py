@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.data.card import Card
+from xmodal_jax.data.config import PAIR
 from xmodal_jax.eval.curves import random_recall
 
 FLOORS_FILE = "floors.jsonl"
@@ -64,18 +65,22 @@ def floors_of(
     names: Sequence[str],
     workdir: pathlib.Path,
     right: tuple[np.ndarray, np.ndarray] | None = None,
+    pair: tuple[str, str] = PAIR,
 ) -> list[Floor]:
     """The floors of a data set's split: chance, the published table, and `floors.jsonl` of the work directory.
+
+    Of a pair other than pictures and captions it is chance alone.
 
     The file is what `benchmarks/cca_floor.py` prints; lines of another split and torn lines are passed over. `right`: the
     right answers, for the chance of a split whose captions are shared by pictures (see `chance_among`).
     """
-    numbers = card.split(split)
+    random = chance_among(right, names) if right else chance(card.split(split)["records"], names)
+    if pair != PAIR:
+        return [random]
     text = f"{card.name} {card.source}".casefold()
     known = [floor for key, floors in FLOORS.items() if key in text for floor in floors]
     measured = workdir / FLOORS_FILE
     lines = measured.read_text("utf-8").splitlines() if measured.is_file() else []
-    random = chance_among(right, names) if right else chance(numbers["records"], names)
     return [random, *known, *filter(None, (_measured(line, split) for line in lines))]
 
 

@@ -2,11 +2,12 @@
 
 import base64
 from html import escape
+from typing import Any
 
 from xmodal_jax.drawing import data_url
-from xmodal_jax.eval.tables import DIRECTIONS, Grid, codes_grid, further_grids, label_grid, notes, recall_names, retrieval_grid
+from xmodal_jax.eval.tables import DIRECTIONS, Grid, codes_grid, further_grids, label_grid, recall_names, retrieval_grid
 from xmodal_jax.report.charts import bar_chart, code_charts, curve_chart
-from xmodal_jax.report.content import Content, Query, Sample
+from xmodal_jax.report.content import Content, Query, Sample, names_of
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#1b1f24;background:#fff;margin:0 auto;padding:1rem;max-width:70rem}
@@ -65,9 +66,15 @@ def table(grid: Grid, floors: int = 0) -> str:
     return f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
+def named_grid(result: dict[str, Any]) -> Grid:
+    """The retrieval table, with what is ranked by its own name."""
+    grid = retrieval_grid(result)
+    return Grid([names_of(result)[0], *grid.head[1:]], grid.rows)
+
+
 def retrieval_section(content: Content) -> str:
     """Bars, the retrieval table with the floors below it, and how the numbers were made."""
-    grid, names = retrieval_grid(content.result), recall_names(content.result)
+    grid, names = named_grid(content.result), recall_names(content.result)
     shown = [
         ["floor", floor.name]
         + [
@@ -78,9 +85,10 @@ def retrieval_section(content: Content) -> str:
         + ["", "", ""]
         for floor in content.floors
     ]
-    more = "".join(f"<h3>{escape(name)}</h3>{table(retrieval_grid(own))}" for name, own in content.result.get("pairs", {}).items())
+    pairs = content.result.get("pairs", {})
+    more = "".join(f"<h3>{escape(name)}</h3>{table(named_grid(own))}" for name, own in pairs.items())
     more += "".join(f"<h3>{escape(name)}</h3>{table(grid)}" for name, grid in further_grids(content.result))
-    said = notes(content.result) + [f"{floor.name}: {floor.origin}." for floor in content.floors]
+    said = content.notes + [f"{floor.name}: {floor.origin}." for floor in content.floors]
     return (
         f"<h2>Retrieval</h2><p class='wide'>{chart_tag(bar_chart(content, 'svg'), 'R@1 beside the floors')}</p>"
         + table(Grid(grid.head, [*grid.rows, *shown]), len(shown))
@@ -112,40 +120,48 @@ def rank_words(query: Query) -> str:
 
 
 def queries_section(content: Content) -> str:
-    """Text queries with their best pictures, picture queries with their best captions; nothing without the data set."""
-    if not content.text_queries:
+    """Both sides' queries with their best answers, such as words with pictures; nothing without the data set."""
+    if not content.to_left:
         return ""
-    texts = "".join(text_query(query) for query in content.text_queries)
-    pictures = "".join(picture_query(query) for query in content.image_queries)
+    one, two = content.names
+    asks = "captions" if two == "words" else two
     return (
-        "<h2>Words to pictures</h2><p class='note'>Evenly spaced captions of the split, among its "
-        f"{escape(content.gallery)}, ranked by the embeddings. Right answers are framed in green.</p>"
-        f"<div class='queries'>{texts}</div>"
-        f"<h2>Pictures to words</h2><div class='queries'>{pictures}</div>"
+        f"<h2>{escape(two.capitalize())} to {escape(one)}</h2><p class='note'>Evenly spaced {escape(asks)} of the "
+        f"split, among its {escape(content.gallery)}, ranked by the embeddings. Right answers are framed in green.</p>"
+        f"<div class='queries'>{''.join(map(query_block, content.to_left))}</div>"
+        f"<h2>{escape(one.capitalize())} to {escape(two)}</h2>"
+        f"<div class='queries'>{''.join(map(query_block, content.to_right))}</div>"
     )
 
 
-def text_query(query: Query) -> str:
-    """One text query."""
+def query_block(query: Query) -> str:
+    """One query with its answers: pictures side by side, or a list of words."""
+    pictured = [answer.picture for answer in query.answers if answer.picture is not None]
+    answers = picture_answers(query) if pictured else word_answers(query)
+    rank = f'<small class="note">{rank_words(query)}</small>'
+    if query.picture is None:
+        return f'<div class="query"><b>{escape(query.text)}</b>{rank}{answers}</div>'
+    figure = f"<figure>{image_tag(query.picture, 'query')}</figure>"
+    return f'<div class="sample">{figure}<div>{answers}{rank}</div></div>'
+
+
+def picture_answers(query: Query) -> str:
+    """Answers that are pictures, with their captions below."""
     figures = "".join(
         f'<figure class="{"right" if answer.right else "wrong"}">{image_tag(answer.picture, answer.caption)}'
         f"<figcaption>{escape(answer.caption)}</figcaption></figure>"
         for answer in query.answers
     )
-    words = f"<b>{escape(query.text)}</b><small>{rank_words(query)}</small>"
-    return f'<div class="query">{words}<div class="top">{figures}</div></div>'
+    return f'<div class="top">{figures}</div>'
 
 
-def picture_query(query: Query) -> str:
-    """One picture query."""
+def word_answers(query: Query) -> str:
+    """Answers that are words, or of a medium that has no pictures."""
     items = "".join(
         f'<li class="right">{escape(answer.caption)} ✓</li>' if answer.right else f"<li>{escape(answer.caption)}</li>"
         for answer in query.answers
     )
-    figure = f"<figure>{image_tag(query.picture, 'query')}</figure>"
-    return (
-        f'<div class="sample">{figure}<div><ol>{items}</ol><small class="note">{rank_words(query)}</small></div></div>'
-    )
+    return f"<ol>{items}</ol>"
 
 
 def samples_section(content: Content) -> str:

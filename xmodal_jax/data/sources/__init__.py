@@ -1,10 +1,17 @@
 """The sources of pairs: `SOURCES` maps the names that `xmodal data prepare` takes to the functions that make them.
 
-The command line has a sub-command for each, whose options are the parameters of the function.
+The command line has a sub-command for each, and for a function of a user's own that it names by its place, such as
+"my_file.py:my_source"; the options are the parameters of the function.
 """
 
+import dataclasses
+import inspect
+import json
+import pathlib
 from collections.abc import Callable
+from typing import Any
 
+from xmodal_jax.data.media import read_states
 from xmodal_jax.data.source import Source
 from xmodal_jax.data.sources.emoji import emoji_source
 from xmodal_jax.data.sources.inaturalist import inaturalist_source
@@ -16,6 +23,8 @@ from xmodal_jax.data.sources.openclipart import openclipart_source
 from xmodal_jax.data.sources.remote_sensing import albef_source, precomp_source
 from xmodal_jax.data.sources.stamps import stamps_source
 from xmodal_jax.data.sources.tfds import tfds_source
+from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.plugins import absolute, file_of, load_function
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "emoji": emoji_source,
@@ -32,3 +41,43 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "jsonl": jsonl_source,
     "tfds": tfds_source,
 }
+TAKEN = {"help", "out", "max_size", "allow_bad", "drop_copies", "force", "command", "action", "source", "run"}
+
+
+def source_function(name: str) -> Callable[..., Source]:
+    """The function of one of `SOURCES`, or a user's own by its place. Raises UserError for one that cannot be had."""
+    return SOURCES[name] if name in SOURCES else load_function(name, "the source")
+
+
+def source_options(name: str) -> list[inspect.Parameter]:
+    """The parameters that a source's function can be given by name, with their types. Raises UserError for others."""
+    try:
+        options = inspect.signature(source_function(name), eval_str=True).parameters.values()
+    except (TypeError, ValueError, NameError, AttributeError, SyntaxError) as error:
+        raise UserError(f"the parameters of the source '{name}' cannot be read ({error}); write plain ones") from error
+    given = [option for option in options if option.kind not in (option.VAR_POSITIONAL, option.VAR_KEYWORD)]
+    for option in given:
+        refuse_unless(
+            option.name not in TAKEN and option.kind != option.POSITIONAL_ONLY,
+            f"the source '{name}' has the parameter '{option.name}', which `xmodal data prepare` cannot give it; "
+            "let it take another name, by keyword",
+        )
+    return given
+
+
+def make_source(name: str, given: dict[str, Any]) -> Source:
+    """The source of a name, made with some options. A user's own is called by its place, whatever name it gives itself;
+    its arguments are the options too, and its file is one of those that the data set was made of.
+
+    Raises UserError as the function does, and where a user's own returns no `Source`.
+    """
+    found = source_function(name)(**given)
+    if name in SOURCES:
+        return found
+    refuse_unless(
+        isinstance(found, Source),
+        f"the source '{name}' returned {type(found).__name__}; return a xmodal_jax.data.source.Source",
+    )
+    arguments = json.loads(json.dumps(given | found.arguments, default=str))  # as a card keeps them
+    files = found.files + read_states(*filter(None, [file_of(name)]))
+    return dataclasses.replace(found, name=absolute(name, pathlib.Path.cwd()), arguments=arguments, files=files)
