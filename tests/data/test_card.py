@@ -181,7 +181,7 @@ def test_the_report_says_what_can_be_reached():
         "train: 2 records, 4 captions, 2 groups",
         "  best possible R@1/5/10 where its own captions alone are right: image to text 66.7 / 100.0 / 100.0, "
         "text to image 66.7 / 100.0 / 100.0",
-        "  'en' captions: 3, 2 different, 1.00 different per image, 66.7 % shared by images",
+        "  'en' captions: 3, 2 different, 1.00 different per picture, 66.7 % shared by pictures",
         "skipped: 2 x torn",
     ]
     words = {"en": {"median": 3, "99 %": 9, "longest": 40}}

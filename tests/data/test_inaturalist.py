@@ -119,7 +119,7 @@ def test_a_level_without_a_name_has_no_sentence(folder):
 def test_prepare_writes_the_taxonomy_of_all_species(folder, tmp_path, capsys):
     assert main(["data", "prepare", "inaturalist", "--path", str(folder), "--out", str(tmp_path / "set")]) == 0
     said = capsys.readouterr().out
-    assert "train: 12 records, " in said and "best possible R@1/5/10" in said and "shared by images" in said
+    assert "train: 12 records, " in said and "best possible R@1/5/10" in said and "shared by pictures" in said
     tree, card = Taxonomy.load(tmp_path / "set"), Card.load(tmp_path / "set")
     assert tree.ranks == RANKS and tree.labels == [name for name, _, _ in TAXA.values()]
     np.testing.assert_array_equal(tree.taxa(tree.labels, "genus"), [0, 0, 1, 2, 3])

@@ -99,7 +99,7 @@ def test_prepare_prints_what_can_be_reached(precomp, tmp_path, capsys):
     # test: "many trees" and "some fields" on both pictures: (3 + 2 / 2) / 5 of the queries, 8 texts of 10
     assert "test: 2 records, 10 captions" in said
     assert "text to image 80.0 / 100.0 / 100.0" in said
-    assert "'en' captions: 10, 8 different, 5.00 different per image, 40.0 % shared by images" in said
+    assert "'en' captions: 10, 8 different, 5.00 different per picture, 40.0 % shared by pictures" in said
 
 
 # --- ALBEF-style lists ----------------------------------------------------------------------------------------------
