@@ -31,6 +31,7 @@ from xmodal_jax.types import Params
 log = logging.getLogger(__name__)
 THUMBNAIL = 96  # px of the longer side
 CAPTIONS = 3  # kept per picture
+PICTURES = "pictures"  # what rows with views are called
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,7 @@ def kind_of(config: Config, field: str) -> Kind:
         f"{', '.join(dict.fromkeys(chain(*config.eval.pairs)))}",
     )
     reader = reader_classes(config.data.fields)[field]
-    noun = "captions" if reader.worded else "pictures" if has_views(config.data.fields, field) else f"rows of {field}"
+    noun = "captions" if reader.worded else PICTURES if has_views(config.data.fields, field) else f"rows of {field}"
     return Kind(field, noun, reader.worded, pairs[0])
 
 
@@ -281,10 +282,11 @@ def items_of(data: DataConfig, split: str, found: EvalSplit, kind: Kind) -> Iter
     """What a hit shows of each row: its record and a picture of it; of a caption itself alone."""
     side = kind.of(found)
     counts = np.bincount(side.owner, minlength=len(found.keys))
+    unseen = {} if side.words is not None or has_views(data.fields, kind.field) else {"view": ""}
     texts = iter(side.words) if side.words is not None else None
     for item, count in zip(record_items(data, split, found), counts, strict=True):
         own = ({"captions": [text]} for text in islice(texts, int(count))) if texts is not None else [{}] * int(count)
-        yield from (item | more for more in own)
+        yield from (item | unseen | more for more in own)
 
 
 def names_of(parts: list[EvalSplit], kind: Kind) -> keys.Names:
@@ -292,6 +294,6 @@ def names_of(parts: list[EvalSplit], kind: Kind) -> keys.Names:
     rows = []
     for found in parts:
         side = kind.of(found)
-        what = side.words if side.words is not None else [found.view] * len(side)
+        what = side.words if side.words is not None else [found.view if kind.noun == PICTURES else ""] * len(side)
         rows += [(found.keys[owner], own) for owner, own in zip(side.owner, what, strict=True)]
     return keys.names_of(rows, kind.words, kind.noun)
