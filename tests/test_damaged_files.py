@@ -122,7 +122,7 @@ def test_a_damaged_run(count, tiny_run, tmp_path):
     shutil.copytree(tiny_run[0], folder)
     draw = np.random.default_rng(8)
     paths = [path for path in sorted(pathlib.Path(folder, "checkpoints").rglob("*")) if path.is_file()]
-    paths += [folder / "run.json", folder / "tokenizer.json"]
+    paths += [folder / "run.json", folder / "tokenizer-text.json"]
     originals = {path: path.read_bytes() for path in paths}
     for number in range(count):
         path = paths[(number * 7) % len(paths)]

@@ -112,7 +112,7 @@ def test_own_captions_alone_can_be_right(opened_run, tmp_path, shapes_files):
     command = ["data", "prepare", "jsonl", "--path", tmp_path / "pairs.jsonl", "--root", shapes_files.parent]
     assert main([*map(str, command), "--out", str(tmp_path / "set")]) == 0
     moved = changed(assembly, data={"path": str(tmp_path / "set")}, eval={"rerank": (4,)})
-    text, own = (evaluate(changed(moved, eval={"right": right}), params) for right in ("text", "own"))
+    text, own = (evaluate(changed(moved, eval={"right": right}), params) for right in ("same", "own"))
     count = text["records"]
     assert "ceiling" not in text["mean"] and text["mean"]["itc"]["t2i"]["R@1"] == 100.0
     best = own["mean"]["ceiling"]
@@ -122,7 +122,7 @@ def test_own_captions_alone_can_be_right(opened_run, tmp_path, shapes_files):
     grid = str(retrieval_grid(own))
     assert "best possible (captions repeat)" in grid and "best possible" not in str(retrieval_grid(text))
     assert "Right is a picture's own captions alone" in " ".join(notes(own))
-    with pytest.raises(UserError, match="config.eval.right is 'any'; write one of text, own"):
+    with pytest.raises(UserError, match="config.eval.right is 'any'; write one of same, own"):
         check(changed(moved, eval={"right": "any"}).config)
 
 

@@ -118,7 +118,7 @@ def test_a_view_of_few_pictures_has_no_recall_at_more():
 
 
 def test_the_text_says_how_many_captions_are_cut():
-    found = {"share": 12.5, "length": 16, "enough": 20, "longest": 31}
+    found = {"share": 12.5, "length": 16, "enough": 20, "longest": 31, "encoder": "text"}
     said = "12.5 % of the captions lose their end: config.encoders.text.length is 16 tokens; 20 would keep 99 %"
     assert said in tables.as_text(result_of() | {"cut": found})
     assert "lose their end" not in tables.as_text(result_of() | {"cut": found | {"share": 0.0}})
@@ -126,9 +126,9 @@ def test_the_text_says_how_many_captions_are_cut():
 
 def test_a_real_result_reads_the_same_from_its_file(tiny_run):
     result = json.loads((tiny_run[0] / "eval-test.json").read_text())
-    lengths = load_tokenizer(str(tiny_run[0])).lengths(split_captions(tiny_run[1], "test"))
+    lengths = load_tokenizer(str(tiny_run[0] / "tokenizer-text.json")).lengths(split_captions(tiny_run[1], "test"))
     longest = int(max(lengths))
-    assert longest <= 12 and result["cut"] == {"share": 0, "length": 12, "enough": longest, "longest": longest}
+    assert longest <= 12 and result["cut"] == {"share": 0, "length": 12, "enough": longest, "longest": longest, "encoder": "text"}
     text = tables.as_text(result)
     assert "12 records, 24 captions" in text and "16-bit codes" in text and "MAP@ALL random" in text
     assert text.count("ITM re-ranks the best 8") == 3  # two views and their mean

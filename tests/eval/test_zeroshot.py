@@ -258,7 +258,7 @@ def test_the_command_prints_and_keeps_a_table(tiny_run, tmp_path, capsys):
     assert main([*command, "--split", "none"]) == 2
     assert "has no split 'none'" in capsys.readouterr().err
     assert main([*command, "--config.encoders.text.width=4"]) == 2
-    assert "only eval, data, mesh can be changed" in capsys.readouterr().err
+    assert "only eval, evals, data, mesh can be changed" in capsys.readouterr().err
 
 
 def test_a_set_without_labels_has_no_classes(opened_run, tmp_path):

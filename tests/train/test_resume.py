@@ -47,10 +47,10 @@ def test_other_word_ids_under_the_same_weights_are_refused(workdir, shapes_data,
     first, second = sorted(words)[-2:]
     words[first], words[second] = words[second], words[first]
     path.write_text(json.dumps(tokenizer))
-    kept = (workdir / "tokenizer.json").read_bytes()
-    with pytest.raises(UserError, match=r"the tokenizer of '.*other' is not the one that '.*run' was trained with"):
+    kept = (workdir / "tokenizer-text.json").read_bytes()
+    with pytest.raises(UserError, match=r"the tokenizer '.*other/tokenizer.json' is not the one that '.*run' was trained with"):
         train(tiny(CONFIGS[-1], other, "steps=3"), workdir)
-    assert (workdir / "tokenizer.json").read_bytes() == kept
+    assert (workdir / "tokenizer-text.json").read_bytes() == kept
 
 
 @pytest.mark.parametrize(
