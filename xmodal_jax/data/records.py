@@ -90,11 +90,6 @@ def encode_record(record: Record) -> bytes:
     return pack(check_record(record))
 
 
-def decode_record(data: bytes) -> Record:
-    """One record from its stored bytes. Raises `CorruptRecord`."""
-    return check_record(unpack(data))
-
-
 class RecordWriter:
     """Writes the rows of one split, a new shard every `shard_bytes`; a context manager.
 

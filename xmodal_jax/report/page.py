@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from xmodal_jax.drawing import data_url
-from xmodal_jax.eval.tables import DIRECTIONS, Grid, codes_grid, label_grid, recall_names, retrieval_grid
+from xmodal_jax.eval.tables import Grid, codes_grid, label_grid, recall_cells, recall_names, retrieval_grid
 from xmodal_jax.report.charts import bar_chart, code_charts, curve_chart
 from xmodal_jax.report.content import Content, Query, Sample, names_of
 
@@ -75,16 +75,7 @@ def named_grid(result: dict[str, Any]) -> Grid:
 def retrieval_section(content: Content) -> str:
     """Bars, the retrieval table with the floors below it, and how the numbers were made."""
     grid, names = named_grid(content.result), recall_names(content.result)
-    shown = [
-        ["floor", floor.name]
-        + [
-            f"{getattr(floor, side)[name]:.1f}" if name in getattr(floor, side) else ""
-            for side in DIRECTIONS
-            for name in names
-        ]
-        + ["", "", ""]
-        for floor in content.floors
-    ]
+    shown = [["floor", floor.name, *recall_cells(vars(floor), names), "", "", ""] for floor in content.floors]
     pairs = content.result.get("pairs", {})
     more = "".join(f"<h3>{escape(name)}</h3>{table(named_grid(own))}" for name, own in pairs.items())
     said = content.notes + [f"{floor.name}: {floor.origin}." for floor in content.floors]

