@@ -24,6 +24,7 @@ from xmodal_jax.errors import refuse_unless
 log = logging.getLogger(__name__)
 
 Captions = dict[str, list[str]]
+TERMS = "see the data set's own terms"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +203,11 @@ def existing(path: os.PathLike | str, what: str, folder: bool = False) -> pathli
 def digest(path: pathlib.Path) -> str:
     """Of the content, so that a changed file is not taken for one that is already prepared."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def digest_of_all(paths: Iterable[pathlib.Path]) -> str:
+    """Of the content of several files, in their order."""
+    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in paths)).hexdigest()
 
 
 def memory_source(items: Iterable[Item | Skip], name: str = "memory", licence: str = "") -> Source:

@@ -24,29 +24,12 @@ SKIN_TONES = range(0x1F3FB, 0x1F400)
 REGIONAL_INDICATORS = range(0x1F1E6, 0x1F200)
 CANCEL_TAG = 0xE007F  # ends the flags of subdivisions
 
-GENDER = {
-    "man",
-    "men",
-    "woman",
-    "women",
-    "person",
-    "people",
-    "boy",
-    "girl",
-    "male",
-    "female",
-    "mr",
-    "mrs",
-    "mx",
-    "santa",
-}
-AGE = {"baby", "child", "children", "adult", "old", "older", "younger"}
-HAIR = {"hair", "beard", "bearded", "bald", "blond", "curly", "red", "white"}
+GENDER = set("man men woman women person people boy girl male female mr mrs mx santa".split())
+AGE = set("baby child children adult old older younger".split())
+HAIR = set("hair beard bearded bald blond curly red white".split())
 TITLES = {"merman": "merperson", "mermaid": "merperson", "princess": "prince"}
 CLOCK = re.compile(r"(o.clock|thirty)$")
-FLAG = re.compile(
-    r"(\w+ )?flags?"
-)  # black flag, crossed flags; not "flag in hole" (golf) or "closed mailbox with raised flag"
+FLAG = re.compile(r"(\w+ )?flags?")  # black flag, crossed flags; not "flag in hole" (golf)
 
 
 def group_key(name: str) -> str:
