@@ -104,11 +104,6 @@ def curves_section(content: Content) -> str:
     return f'<h2>Losses</h2><div class="charts">{charts}</div>'
 
 
-def rank_words(query: Query) -> str:
-    """Where the first right answer stands; a tie has a fractional rank."""
-    return f"first right answer at rank {query.rank:.4g}"
-
-
 def queries_section(content: Content) -> str:
     """Both sides' queries with their best answers, such as words with pictures; nothing without the data set."""
     if not content.to_left:
@@ -128,7 +123,7 @@ def query_block(query: Query) -> str:
     """One query with its answers: pictures side by side, or a list of words."""
     pictured = [answer.picture for answer in query.answers if answer.picture is not None]
     answers = picture_answers(query) if pictured else word_answers(query)
-    rank = f'<small class="note">{rank_words(query)}</small>'
+    rank = f'<small class="note">first right answer at rank {query.rank:.4g}</small>'  # a tie has a fractional one
     if query.picture is None:
         return f'<div class="query"><b>{escape(query.text)}</b>{rank}{answers}</div>'
     figure = f"<figure>{image_tag(query.picture, 'query')}</figure>"

@@ -142,7 +142,8 @@ def emoji_source(size: int = 128, held_out: int = 400) -> Source:
     def item(row: int, split: str = "") -> Item | Skip:
         points, names = _points(symbols[row]), concepts[symbols[row]]
         files = {view: files[points] for view, files in views.items()}
-        return _item(points, files, names, size, group=groups[row], split=split, labels=_labels(subgroups, points))
+        labels = (subgroups[points],) if points in subgroups else ()
+        return _item(points, files, names, size, group=groups[row], split=split, labels=labels)
 
     def items() -> Iterator[Item | Skip]:
         splits = split_groups(groups, held_out, lambda row: usable_item([item(row)]))
@@ -156,10 +157,6 @@ def emoji_source(size: int = 128, held_out: int = 400) -> Source:
         {"size": size, "held_out": held_out},
         len(concepts),
     )
-
-
-def _labels(subgroups: dict[str, str], points: str) -> tuple[str, ...]:
-    return (subgroups[points],) if points in subgroups else ()
 
 
 def _item(key: str, files: dict[str, pathlib.Path], names: dict[str, str], size: int, **fields) -> Item | Skip:
