@@ -141,6 +141,24 @@ def split_groups(groups: Sequence[str], held_out: int, usable: Callable[[int], b
     return ["test" if group in held else "train" for group in groups]
 
 
+def shared_out(groups: Sequence[str], held_out: int, what: str, items_of: Callable[[int, str], Iterable[Item | Skip]]):
+    """The function `items` of a source with a row for each of `groups`: `split_groups` makes `held_out` of them "test".
+
+    `items_of` gives what a row has, for its split; `what` are the rows, in the `UserError` for an impossible number.
+    """
+    refuse_unless(
+        0 <= held_out < len(groups),
+        f"--held-out is {held_out}, but there are {len(groups)} {what}; write fewer, and at least 0.",
+    )
+
+    def items() -> Iterator[Item | Skip]:
+        splits = split_groups(groups, held_out, lambda row: usable_item(items_of(row, "")))
+        for row, split in enumerate(splits):
+            yield from items_of(row, split)
+
+    return items
+
+
 def usable_item(found: Iterable[Item | Skip]) -> bool:
     """Whether there is an item among what a row gives, with pictures that can be decoded."""
     return any(isinstance(one, Item) and _whole(one) for one in found)

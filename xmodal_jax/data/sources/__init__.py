@@ -24,7 +24,7 @@ from xmodal_jax.data.sources.remote_sensing import albef_source, precomp_source
 from xmodal_jax.data.sources.stamps import stamps_source
 from xmodal_jax.data.sources.tfds import tfds_source
 from xmodal_jax.errors import UserError, refuse_unless
-from xmodal_jax.plugins import absolute, file_of, load_function
+from xmodal_jax.plugins import absolute, file_of, load
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "emoji": emoji_source,
@@ -46,7 +46,7 @@ TAKEN = {"help", "out", "max_size", "allow_bad", "drop_copies", "force", "comman
 
 def source_function(name: str) -> Callable[..., Source]:
     """The function of one of `SOURCES`, or a user's own by its place. Raises UserError for one that cannot be had."""
-    return SOURCES[name] if name in SOURCES else load_function(name, "the source")
+    return SOURCES[name] if name in SOURCES else load(name, "the source", "function", callable)
 
 
 def source_options(name: str) -> list[inspect.Parameter]:

