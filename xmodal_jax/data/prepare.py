@@ -169,7 +169,8 @@ def _held_out_pictures(source: Source) -> frozenset[bytes]:
     """The digests of all pictures that are in another split than train."""
     found: set[bytes] = set()
     for item in Progress(source.items(), "held-out pictures", "records", source.total):
-        if isinstance(item, Item) and mended(item.split) != TRAIN:
+        item = _sound(item, source.name)
+        if isinstance(item, Item) and item.split != TRAIN:
             for data in item.images.values():
                 with contextlib.suppress(CorruptImage):
                     found.add(content_digest(data))
