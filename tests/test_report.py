@@ -167,29 +167,31 @@ def test_queries_are_spread_over_the_split(total, count):
     assert np.ptp(np.diff(found)) <= 1 if len(found) > 2 else True
 
 
-def card_of(name, records=200):
-    test = {"records": records, "captions": 1, "groups": 1, "files": [], "digest": "", "languages": {}, "columns": {}}
+OWN = (np.arange(200)[:, None], np.arange(200)[:, None])  # of 200 pictures with a caption of their own
+
+
+def card_of(name):
+    test = {"records": 200, "captions": 1, "groups": 1, "files": [], "digest": "", "languages": {}, "columns": {}}
     return Card(name, "", "", ["en"], ["image"], [], {"test": test})
 
 
 def test_floors_are_chance_then_those_of_the_data_set(tmp_path):
     names = ["R@1", "R@5", "R@10"]
-    (chance,) = floors.floors_of(card_of("cats"), "test", names, tmp_path)
-    assert chance.i2t == chance.t2i == {"R@1": 0.5, "R@5": 2.5, "R@10": 5.0}
-    _, *known = floors.floors_of(card_of("my Emoji"), "test", names, tmp_path)
+    (chance,) = floors.floors_of(card_of("cats"), "test", names, tmp_path, OWN)
+    assert chance.i2t == chance.t2i == pytest.approx({"R@1": 0.5, "R@5": 2.5, "R@10": 5.0})
+    _, *known = floors.floors_of(card_of("my Emoji"), "test", names, tmp_path, OWN)
+    assert floors.floors_of(card_of("my Emoji"), "test", names, tmp_path, OWN, ("depth", "text")) == [chance]
     assert known[0].i2t == {"R@1": 12.8} and known[0].t2i == {"R@1": 13.8} and "400 held-out" in known[0].origin
     for key in floors.FLOORS:
-        assert all(floor.origin for floor in floors.floors_of(card_of(key), "test", names, tmp_path))
+        assert all(floor.origin for floor in floors.floors_of(card_of(key), "test", names, tmp_path, OWN))
 
 
 def test_chance_counts_every_right_answer():
     # two pictures share a caption, two have their own: one right answer of four, or two of four
     to_text, to_image = np.array([[0, 1], [0, 1], [2, -1], [3, -1]]), np.array([[0, 1], [0, 1], [2, -1], [3, -1]])
-    found = floors.chance_among((to_text, to_image), ["R@1", "R@2"])
+    found = floors.chance((to_text, to_image), ["R@1", "R@2"])
     assert found.i2t["R@1"] == pytest.approx(100 * (2 / 4 + 1 / 4) / 2)
     assert found.t2i["R@2"] == pytest.approx(100 * ((1 - 1 / 6) + 2 / 4) / 2)
-    plain = floors.chance_among((np.arange(20)[:, None], np.arange(20)[:, None]), ["R@1", "R@5"])
-    assert plain.i2t == pytest.approx(floors.chance(20, ["R@1", "R@5"]).i2t)
     numbers = floors.floors_of(card_of("cats"), "test", ["R@1"], pathlib.Path("none"), (to_text, to_image))
     assert numbers[0].t2i["R@1"] == pytest.approx(37.5)
 
@@ -199,7 +201,7 @@ def test_floors_measured_on_this_data_are_read(tmp_path):
     row = {"features": "hand", "view": "image", "split": "test", "regularisation": 0.3, "i2t": side, "t2i": side}
     lines = [json.dumps(row), json.dumps(row | {"split": "val"}), '{"features": "ha', "[]"]
     (tmp_path / "floors.jsonl").write_text("\n".join(lines))
-    _, floor = floors.floors_of(card_of("cats"), "test", ["R@1", "R@5"], tmp_path)
+    _, floor = floors.floors_of(card_of("cats"), "test", ["R@1", "R@5"], tmp_path, OWN)
     assert floor.name == "CCA on hand, image" and floor.i2t == {"R@1": 2.5, "R@5": 9.0}
 
 

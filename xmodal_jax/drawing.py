@@ -84,27 +84,24 @@ def framed(data: bytes, side: int, colour: str = EDGE, border: int = 2) -> Any:
 
 def beside(blocks: Iterable[Any], gap: int = 8) -> Any:
     """Blocks from left to right, tops aligned."""
-    from PIL import Image
-
-    blocks = list(blocks)
-    size = (sum(block.width for block in blocks) + gap * (len(blocks) - 1), max(block.height for block in blocks))
-    sheet, left = Image.new("RGB", size, "white"), 0
-    for block in blocks:
-        sheet.paste(block, (left, 0))
-        left += block.width + gap
-    return sheet
+    return _joined(list(blocks), gap, 0)
 
 
 def stacked(blocks: Iterable[Any], gap: int = 6) -> Any:
     """Blocks from top to bottom, left sides aligned."""
+    return _joined(list(blocks), gap, 1)
+
+
+def _joined(blocks: list[Any], gap: int, axis: int) -> Any:
+    """Blocks one after the other along an axis, 0 or 1."""
     from PIL import Image
 
-    blocks = list(blocks)
-    size = (max(block.width for block in blocks), sum(block.height for block in blocks) + gap * (len(blocks) - 1))
-    sheet, top = Image.new("RGB", size, "white"), 0
+    size = [max(block.size[side] for block in blocks) for side in (0, 1)]
+    size[axis] = sum(block.size[axis] for block in blocks) + gap * (len(blocks) - 1)
+    sheet, place = Image.new("RGB", tuple(size), "white"), [0, 0]
     for block in blocks:
-        sheet.paste(block, (0, top))
-        top += block.height + gap
+        sheet.paste(block, tuple(place))
+        place[axis] += block.size[axis] + gap
     return sheet
 
 

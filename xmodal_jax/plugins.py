@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import os
 import pathlib
 import sys
@@ -20,17 +21,11 @@ def absolute(spec: str, folder: pathlib.Path) -> str:
     return f"{os.path.abspath(folder / place)}:{name}" if place.endswith(".py") else spec
 
 
-def load_class(spec: str, where: str) -> type:
-    """The class that `spec` names. Raises UserError, naming the field `where`, for one that cannot be had."""
-    return _loaded(spec, where, "class", lambda found: isinstance(found, type))
+def load(spec: str, where: str, what: str, good: Callable[[Any], bool]) -> Any:
+    """The thing that `spec` names: a `what`, such as "class", that is `good`.
 
-
-def load_function(spec: str, where: str) -> Callable[..., Any]:
-    """The function that `spec` names, or anything that can be called as one. Raises UserError as `load_class`."""
-    return _loaded(spec, where, "function", callable)
-
-
-def _loaded(spec: str, where: str, what: str, good: Callable[[Any], bool]) -> Any:
+    Raises UserError, naming the field `where`, for one that cannot be had.
+    """
     place, _, name = spec.rpartition(":")
     try:
         module = _of_file(place) if place.endswith(".py") else importlib.import_module(place)
@@ -62,7 +57,7 @@ def find_class(kind: str, where: str, known: dict[str, type], base: type) -> typ
         if kind not in known:
             raise unknown_kind(kind, where, known, base)
         return known[kind]
-    found = load_class(kind, where)
+    found = load(kind, where, "class", inspect.isclass)
     refuse_unless(
         issubclass(found, base),
         f"{where} is '{kind}', which is none; derive the class from {base.__module__}.{base.__name__}",

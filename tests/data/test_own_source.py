@@ -64,7 +64,7 @@ def test_a_function_of_a_file_makes_a_data_set(own, capsys):
     assert "test: 2 records, 2 captions" in capsys.readouterr().out
     card = Card.load("set")
     assert (card.source, card.licence) == ("a folder", "CC0") and card.splits["train"]["records"] == 3
-    asked = {"path": "pictures", "loud": True, "share": 0.25, "held_out": 2, "root": "a/b"}
+    asked = {"path": "pictures", "loud": True, "share": 0.25, "held_out": 2, "root": f"{own}/a/b"}
     assert card.arguments == {"source": f"{own}/mine.py:captioned", "max_size": 0, "drop_copies": False} | asked
     assert card.skipped == {"drawn by nobody": 1}
 

@@ -346,8 +346,9 @@ def test_what_no_source_should_give_is_one_sentence(tmp_path, tiny_items, fields
     odd = dataclasses.replace(tiny_items(1)[0], **({"key": "odd"} | fields))
     with pytest.raises(UserError, match=sentence):
         prepare(memory_source([*tiny_items(4), odd]), tmp_path / "set")
-    with pytest.raises(UserError, match="source memory gave 3, which is no xmodal_jax.data.source.Item"):
-        prepare(memory_source([3]), tmp_path / "set")
+    for drop_copies in (False, True):
+        with pytest.raises(UserError, match="source memory gave 3, which is no xmodal_jax.data.source.Item"):
+            prepare(memory_source([3]), tmp_path / "set", drop_copies=drop_copies)
     assert list(tmp_path.iterdir()) == []
 
 

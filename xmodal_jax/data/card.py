@@ -22,6 +22,11 @@ ANY = "*"  # any name
 RECALLS = {f"R@{k}": float for k in RECALL_AT}
 FILES = {ANY: [str]}
 SHAPES: dict[str, Any] = {  # of the fields: a type, [what a list holds], {name: what it has}
+    "name": str,
+    "source": str,
+    "licence": str,
+    "fingerprint": str,
+    "arguments": {},
     "languages": [str],
     "views": [str],
     "media": [str],
@@ -120,21 +125,19 @@ class Card:
 
     def feature(self, name: str) -> dict[str, Any]:
         """The entry of one feature cache. Raises `UserError` with the caches there are."""
-        refuse_unless(
-            name in self.features,
-            f"data set {self.name!r} has no features {name!r}: it has {_listed(self.features)}; "
-            f"write them with `xmodal data features`.",
-        )
-        return self.features[name]
+        return self._made("features", name, "features")
 
     def embedding(self, name: str) -> dict[str, Any]:
         """The entry of one teacher's embeddings. Raises `UserError` with those there are."""
+        return self._made("embeddings", name, "embed")
+
+    def _made(self, what: str, name: str, command: str) -> dict[str, Any]:
+        there = getattr(self, what)
         refuse_unless(
-            name in self.embeddings,
-            f"data set {self.name!r} has no embeddings {name!r}: it has {_listed(self.embeddings)}; "
-            f"write them with `xmodal data embed`.",
+            name in there,
+            f"data set {self.name!r} has no {what} {name!r}: it has {_listed(there)}; write them with `xmodal data {command}`.",
         )
-        return self.embeddings[name]
+        return there[name]
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -151,11 +154,6 @@ def _checked(content: Any, path: pathlib.Path) -> Card:
     for field in dataclasses.fields(Card):
         needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         refuse_unless(field.name in content or not needed, f"{path}: field {field.name!r} is missing.")
-        kind = {str: str, int: int}.get(field.type) or (dict if str(field.type).startswith("dict") else list)
-        refuse_unless(
-            isinstance(content.get(field.name, kind()), kind),
-            f"{path}: field {field.name!r} must be a {kind.__name__}.",
-        )
     unknown = set(content) - {field.name for field in dataclasses.fields(Card)}
     refuse_unless(not unknown, f"{path}: unknown field {_listed(unknown)}; was it written by a newer version?")
     for name, shape in SHAPES.items():

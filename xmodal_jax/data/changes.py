@@ -1,12 +1,13 @@
 """Whether the files that a data set was made of are as they were: `DIR/files.jsonl.gz` has the state of each."""
 
 import collections
+import contextlib
 import gzip
 import json
 import os
 import pathlib
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from xmodal_jax.data.media import ABSENT, FileState, UnreadableFile, file_state, read_file
 from xmodal_jax.errors import UserError
@@ -14,21 +15,11 @@ from xmodal_jax.errors import UserError
 STATES_FILE = "files.jsonl.gz"
 
 
-class States:
-    """Writes the states of files as they come; a context manager."""
-
-    def __init__(self, folder: os.PathLike | str):
-        self._file = gzip.open(pathlib.Path(folder) / STATES_FILE, "wt", compresslevel=3, encoding="utf-8")
-
-    def add(self, states: Iterable[FileState]) -> None:
-        """Write some."""
-        self._file.writelines(json.dumps(state) + "\n" for state in states)
-
-    def __enter__(self) -> "States":
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._file.close()
+@contextlib.contextmanager
+def kept_states(folder: os.PathLike | str) -> Iterator[Callable[[Iterable[FileState]], None]]:
+    """A function that writes the states of files as they come, until the `with` block ends."""
+    with gzip.open(pathlib.Path(folder) / STATES_FILE, "wt", compresslevel=3, encoding="utf-8") as file:
+        yield lambda states: file.writelines(json.dumps(state) + "\n" for state in states)
 
 
 def changed_files(folder: os.PathLike | str) -> dict[str, list[str]]:

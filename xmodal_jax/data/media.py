@@ -13,13 +13,7 @@ ABSENT = -1
 MISSING = "missing image"
 
 URL = re.compile(r"(?:.*/)?(https?|ftp|s3|gs):/+(.+)", re.DOTALL)  # a path object has eaten one of its slashes
-KINDS = (
-    (stat.S_ISDIR, "folder"),
-    (stat.S_ISFIFO, "pipe"),
-    (stat.S_ISSOCK, "socket"),
-    (stat.S_ISCHR, "device"),
-    (stat.S_ISBLK, "device"),
-)
+KINDS = {"d": "folder", "p": "pipe", "s": "socket", "c": "device", "b": "device"}  # by `stat.filemode`
 
 
 class FileState(NamedTuple):
@@ -73,9 +67,7 @@ def _spellings(name: str) -> set[str]:
 def read_file(path: os.PathLike | str) -> bytes:
     """All bytes of a file. Raises `UnreadableFile`: a pipe, a socket or a device is not opened, as it may never end."""
     try:
-        mode = os.stat(path).st_mode
-        kind = next((name for test, name in KINDS if test(mode)), "")
-        if kind:
+        if kind := KINDS.get(stat.filemode(os.stat(path).st_mode)[0]):
             raise UnreadableFile(path, "image is no file", f"it is a {kind}, not a file")
         return pathlib.Path(path).read_bytes()
     except (OSError, ValueError, MemoryError) as error:  # ValueError: a NUL in the path

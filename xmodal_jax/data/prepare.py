@@ -13,7 +13,7 @@ from typing import Any
 from xmodal_jax.data import making
 from xmodal_jax.data.captions import count_words, quantiles
 from xmodal_jax.data.card import Card, ceiling, duplicates
-from xmodal_jax.data.changes import States, as_sentence, changed_files
+from xmodal_jax.data.changes import as_sentence, changed_files, kept_states
 from xmodal_jax.data.copies import TRAIN, Copies
 from xmodal_jax.data.decoding import CorruptImage, content_digest
 from xmodal_jax.data.fingerprint import Digests
@@ -41,8 +41,8 @@ BAD_SHARE = 0.01
 COPY = "copy of a held-out picture"  # left out on request: nothing is wrong with it
 
 
-class Build:
-    """What is known of a data set while its items stream by."""
+class Build(contextlib.AbstractContextManager):
+    """What is known of a data set while its items stream by; as a context it closes unfinished shards when it fails."""
 
     def __init__(self, folder: pathlib.Path, shard_bytes: int):
         self.folder, self.shard_bytes = folder, shard_bytes
@@ -74,11 +74,11 @@ class Build:
             log.warning("left out: %s: %s", skip.reason, mended(skip.where))
         self.skipped[skip.reason] += 1
 
-    def abort(self) -> None:
-        """Close and remove unfinished shards."""
-        for writer in self.writers.values():
-            writer.abort()
-        self.sidecars.abort()
+    def __exit__(self, kind, value, trace) -> None:
+        if kind is not None:
+            for writer in self.writers.values():
+                writer.abort()
+            self.sidecars.abort()
 
     def languages(self) -> list[str]:
         """All languages, that of the most records first ("en" before others of as many)."""
@@ -127,12 +127,12 @@ def prepare(
         if (out / making.CARD_FILE).is_file() and not force:  # one that a killed process had finished but for moving it
             return _prepared_before(out, arguments, source.licence)
         held_out = _held_out_pictures(source) if drop_copies else frozenset()
-        with _closed(Build(part, shard_bytes)) as build, States(part) as states:
-            states.add(source.files)
+        with Build(part, shard_bytes) as build, kept_states(part) as keep:
+            keep(source.files)
             items = _usable(source, max_size, build.copies, held_out)
             for item in Progress(items, f"prepare {source.name}", "records", source.total):
                 build.skip(item) if isinstance(item, Skip) else build.add(item)
-                states.add(item.files)
+                keep(item.files)
             _refuse_bad(build, allow_bad, source)
             card = _card(build, source, name or out.resolve().name, arguments)
         if source.taxonomy:
@@ -165,21 +165,12 @@ def _prepared_before(out: pathlib.Path, arguments: dict[str, Any], licence: str)
     return card
 
 
-@contextlib.contextmanager
-def _closed(build: Build) -> Iterator[Build]:
-    """The build, whose unfinished shards are closed when it fails."""
-    try:
-        yield build
-    except BaseException:
-        build.abort()
-        raise
-
-
 def _held_out_pictures(source: Source) -> frozenset[bytes]:
     """The digests of all pictures that are in another split than train."""
     found: set[bytes] = set()
     for item in Progress(source.items(), "held-out pictures", "records", source.total):
-        if isinstance(item, Item) and mended(item.split) != TRAIN:
+        item = _sound(item, source.name)
+        if isinstance(item, Item) and item.split != TRAIN:
             for data in item.images.values():
                 with contextlib.suppress(CorruptImage):
                     found.add(content_digest(data))

@@ -90,12 +90,7 @@ def encode_record(record: Record) -> bytes:
     return pack(check_record(record))
 
 
-def decode_record(data: bytes) -> Record:
-    """One record from its stored bytes. Raises `CorruptRecord`."""
-    return check_record(unpack(data))
-
-
-class RecordWriter:
+class RecordWriter(contextlib.AbstractContextManager):
     """Writes the rows of one split, a new shard every `shard_bytes`; a context manager.
 
     The shards get their final names only in `close`, when their number is known, so a run that dies leaves no file
@@ -143,9 +138,6 @@ class RecordWriter:
             part.unlink(missing_ok=True)
         self._parts = []
 
-    def __enter__(self) -> "RecordWriter":
-        return self
-
     def __exit__(self, kind, value, trace) -> None:
         try:
             if kind is None:
@@ -177,7 +169,7 @@ class RecordWriter:
             raise UserError(f"'{self.folder}': split {self.split!r} cannot be written ({why}); make room there") from error
 
 
-class Records:
+class Records(contextlib.AbstractContextManager):
     """The rows of one split as a sequence of decoded msgpack trees; safe to index from many threads.
 
     A shard stays open once a row of it was read. One that is deleted after that loses nothing: the system keeps an
@@ -218,9 +210,6 @@ class Records:
             self._source.__exit__(None, None, None)
         except (RuntimeError, ValueError, OSError) as error:
             log.debug("closing %s: %s", self.files[0].parent, error)
-
-    def __enter__(self) -> "Records":
-        return self
 
     def __exit__(self, *error) -> None:
         self.close()

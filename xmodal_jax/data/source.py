@@ -24,6 +24,7 @@ from xmodal_jax.errors import refuse_unless
 log = logging.getLogger(__name__)
 
 Captions = dict[str, list[str]]
+TERMS = "see the data set's own terms"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +141,24 @@ def split_groups(groups: Sequence[str], held_out: int, usable: Callable[[int], b
     return ["test" if group in held else "train" for group in groups]
 
 
+def shared_out(groups: Sequence[str], held_out: int, what: str, items_of: Callable[[int, str], Iterable[Item | Skip]]):
+    """The function `items` of a source with a row for each of `groups`: `split_groups` makes `held_out` of them "test".
+
+    `items_of` gives what a row has, for its split; `what` are the rows, in the `UserError` for an impossible number.
+    """
+    refuse_unless(
+        0 <= held_out < len(groups),
+        f"--held-out is {held_out}, but there are {len(groups)} {what}; write fewer, and at least 0.",
+    )
+
+    def items() -> Iterator[Item | Skip]:
+        splits = split_groups(groups, held_out, lambda row: usable_item(items_of(row, "")))
+        for row, split in enumerate(splits):
+            yield from items_of(row, split)
+
+    return items
+
+
 def usable_item(found: Iterable[Item | Skip]) -> bool:
     """Whether there is an item among what a row gives, with pictures that can be decoded."""
     return any(isinstance(one, Item) and _whole(one) for one in found)
@@ -202,6 +221,11 @@ def existing(path: os.PathLike | str, what: str, folder: bool = False) -> pathli
 def digest(path: pathlib.Path) -> str:
     """Of the content, so that a changed file is not taken for one that is already prepared."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def digest_of_all(paths: Iterable[pathlib.Path]) -> str:
+    """Of the content of several files, in their order."""
+    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in paths)).hexdigest()
 
 
 def memory_source(items: Iterable[Item | Skip], name: str = "memory", licence: str = "") -> Source:

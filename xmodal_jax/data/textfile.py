@@ -2,35 +2,20 @@
 
 Files are read as UTF-8, with or without a byte order mark; of another encoding it says which, and what to run."""
 
-import codecs
 import hashlib
 import json
 import os
 import pathlib
-import re
 import shlex
 from typing import Any
 
 from xmodal_jax.errors import UserError, refuse_unless
 
-BOMS = (  # UTF-32 first: the mark of its little-endian form begins with that of UTF-16
-    (codecs.BOM_UTF32_LE, "UTF-32"),
-    (codecs.BOM_UTF32_BE, "UTF-32"),
-    (codecs.BOM_UTF16_LE, "UTF-16"),
-    (codecs.BOM_UTF16_BE, "UTF-16"),
-)
-NULS = (  # where they are when two ASCII characters, or one of UTF-32, begin a text without a mark
-    (re.compile(rb"[^\0]\0\0\0", re.S), "UTF-32LE"),
-    (re.compile(rb"\0\0\0[^\0]", re.S), "UTF-32BE"),
-    (re.compile(rb"[^\0]\0[^\0]\0", re.S), "UTF-16LE"),
-    (re.compile(rb"\0[^\0]\0[^\0]", re.S), "UTF-16BE"),
-)
-
 
 def wide_encoding(data: bytes) -> str:
     """The name of a UTF-16 or UTF-32 that `data` begins in, as `iconv` writes it; "" for any other beginning."""
-    marked = next((name for mark, name in BOMS if data.startswith(mark)), "")
-    return marked or next((name for pattern, name in NULS if pattern.match(data)), "")
+    found = json.detect_encoding(data) if any(data) else ""  # zeros alone tell nothing
+    return found.upper().replace("-LE", "LE").replace("-BE", "BE") if found.startswith(("utf-16", "utf-32")) else ""
 
 
 def refuse_wide(data: bytes, path: os.PathLike | str) -> None:

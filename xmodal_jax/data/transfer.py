@@ -1,6 +1,7 @@
 """Host batches -> sharded device arrays, one step ahead of the computation."""
 
 import collections
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ def to_device(batch: dict[str, np.ndarray], sharding: Any) -> Batch:
     return {name: jax.make_array_from_process_local_data(shardings[name], rows) for name, rows in batch.items()}
 
 
-class Prefetch:
+class Prefetch(contextlib.AbstractContextManager):
     """Device batches of a loader, `depth` of them in flight, so that copies overlap with the step.
 
     `cursor` counts the examples handed out, not those in flight: it is what a checkpoint stores. `wait_seconds` is the
@@ -65,9 +66,6 @@ class Prefetch:
         """Drop the batches in flight and close the loader."""
         self._ready.clear()
         self.loader.close()
-
-    def __enter__(self) -> "Prefetch":
-        return self
 
     def __exit__(self, *error) -> None:
         self.close()

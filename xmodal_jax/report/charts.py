@@ -14,13 +14,6 @@ TITLES = {
     "itm": "matching (itm)",
     "mlm": "masked words (mlm)",
     "lm": "captioning (lm)",
-    "hash": "codes (hash)",
-    "hash_triplet": "codes (hash_triplet)",
-    "hash_euclidean": "codes (hash_euclidean)",
-    "hash_contrast": "codes (hash_contrast)",
-    "hash_supcon": "codes (hash_supcon)",
-    "hash_quality": "codes (hash_quality)",
-    "hash_distance": "codes (hash_distance)",
 }
 
 
@@ -51,7 +44,8 @@ def curve_chart(curve: Curve, kind: str, width: float = 2.6, height: float = 2.0
     axes.plot(
         curve.pairs, curve.values, color=COLOURS["i2t"], linewidth=1.6, marker="." if len(curve.pairs) < 30 else ""
     )
-    axes.set_title(TITLES.get(curve.name, curve.name), fontsize=10, loc="left")
+    title = f"codes ({curve.name})" if curve.name.startswith("hash") else TITLES.get(curve.name, curve.name)
+    axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel("pairs seen", fontsize=8)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_major_locator(MaxNLocator(4))

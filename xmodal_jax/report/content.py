@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import io
 import json
 import pathlib
 from dataclasses import dataclass
@@ -139,8 +138,9 @@ def gather(workdir: pathlib.Path, data: str = "") -> Content:
     embedder, right = Embedder(assembly.model, params), retrieval.positives(found)
     left_rows, right_rows = (embedder.side(side, config.eval.batch_size).embed for side in (found.left, found.right))
     lines = read_metrics(workdir)
-    with contextlib.closing(Pictures(assembly, split, found)) as pictures:
-        left, asks = (Shown(assembly, found, side, pictures) for side in (found.left, found.right))
+    source = Split(config.data.path, split, dataclasses.replace(config.data, features=()))
+    with contextlib.closing(source):
+        left, asks = (Shown(found, side, source) for side in (found.left, found.right))
         return Content(
             name=config.name,
             facts=facts(card.name, card.source, card.licence, card.split(split)["records"], split, step, lines)
@@ -164,34 +164,19 @@ def without_data(workdir: pathlib.Path, name: str, split: str, origin: Origin, s
     return Content(name, said, curves(lines), result, [], next(iter(result["views"])), [], [], [])
 
 
-class Pictures:
-    """Small encoded pictures of one view of a split, by the number of the record in the evaluation; grey where there
-    is none."""
-
-    def __init__(self, assembly: Assembly, split: str, found: EvalSplit) -> None:
-        data = dataclasses.replace(assembly.config.data, features=())
-        self._source, self._found = Split(data.path, split, data), found
-
-    def __getitem__(self, number: int) -> bytes:
-        own = pictures(self._source.record(int(self._found.rows[number])))
-        found = own.get(self._found.view, next(iter(own.values()), None))
-        return grey() if found is None else limit_size(found, THUMBNAIL)
-
-    def close(self) -> None:
-        """Close the files of the split."""
-        self._source.close()
-
-
 class Shown:
-    """How the inputs of one side are shown: the picture of one, where the side has pictures, and its words."""
+    """How the inputs of one side are shown: the small picture of one, where the side has pictures, and its words."""
 
-    def __init__(self, assembly: Assembly, found: EvalSplit, side: Side, pictures: Pictures) -> None:
-        self.pictured = has_views(assembly.config.data.fields, side.field)
-        self.side, self._found, self._pictures = side, found, pictures
+    def __init__(self, found: EvalSplit, side: Side, source: Split) -> None:
+        self.pictured = has_views(source.cfg.fields, side.field)
+        self.side, self._found, self._source = side, found, source
 
     def picture(self, place: int) -> bytes | None:
-        """The picture at a place of the side."""
-        return self._pictures[int(self.side.owner[place])] if self.pictured else None
+        """The picture at a place of the side, in the view that is evaluated."""
+        if not self.pictured:
+            return None
+        row = int(self._found.rows[self.side.owner[place]])
+        return limit_size(pictures(self._source.record(row))[self._found.view], THUMBNAIL)
 
     def words(self, place: int) -> str:
         """The caption at a place of the side; of another medium its record's first caption, or its key."""
@@ -199,15 +184,6 @@ class Shown:
             return self.side.words[place]
         record = int(self.side.owner[place])
         return next(iter(self._found.words_of(record)), self._found.keys[record])
-
-
-def grey() -> bytes:
-    """A small grey PNG, for a record without a picture."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.new("RGB", (THUMBNAIL, THUMBNAIL), "#bbbbbb").save(file, "PNG")
-    return file.getvalue()
 
 
 def read_result(path: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:

@@ -19,7 +19,8 @@ def picture(content: Content) -> Any:
     """The whole report as one Pillow image."""
     charts = [stacked([heading("Retrieval"), opened(bar_chart(content, "png", HALF / DPI, DPI))])]
     if content.curves:
-        charts.append(stacked([heading("Losses"), grid(curve_tiles(content), 2, 0)]))
+        tiles = [opened(curve_chart(curve, "png", HALF / 2 / DPI, 1.75, DPI)) for curve in content.curves]
+        charts.append(stacked([heading("Losses"), grid(tiles, 2, 0)]))
     coded = [opened(chart) for _, chart in code_charts(content, "png", width=HALF / DPI, dpi=DPI)]
     blocks = [
         text_block(content.name, WIDTH, 34, bold=True),
@@ -39,11 +40,6 @@ def picture(content: Content) -> Any:
 def heading(words: str, width: int = HALF) -> Any:
     """A section's title, with air above it."""
     return stacked([text_block(" ", width, 8), text_block(words, width, 24, bold=True)], 0)
-
-
-def curve_tiles(content: Content) -> list[Any]:
-    """The losses, each half as wide as a column."""
-    return [opened(curve_chart(curve, "png", HALF / 2 / DPI, 1.75, DPI)) for curve in content.curves]
 
 
 def query_block(query: Query) -> Any:

@@ -64,7 +64,7 @@ def floors_of(
     split: str,
     names: Sequence[str],
     workdir: pathlib.Path,
-    right: tuple[np.ndarray, np.ndarray] | None = None,
+    right: tuple[np.ndarray, np.ndarray],
     pair: tuple[str, str] = PAIR,
 ) -> list[Floor]:
     """The floors of a data set's split: chance, the published table, and `floors.jsonl` of the work directory.
@@ -72,9 +72,9 @@ def floors_of(
     Of a pair other than pictures and captions it is chance alone.
 
     The file is what `benchmarks/cca_floor.py` prints; lines of another split and torn lines are passed over. `right`: the
-    right answers, for the chance of a split whose captions are shared by pictures (see `chance_among`).
+    right answers, for the chance of a split whose captions are shared by pictures (see `chance`).
     """
-    random = chance_among(right, names) if right else chance(card.split(split)["records"], names)
+    random = chance(right, names)
     if pair != PAIR:
         return [random]
     text = f"{card.name} {card.source}".casefold()
@@ -84,13 +84,7 @@ def floors_of(
     return [random, *known, *filter(None, (_measured(line, split) for line in lines))]
 
 
-def chance(records: int, names: Sequence[str]) -> Floor:
-    """Recall of a random order when every picture has its own captions: k of n pictures, in both directions."""
-    values = {name: 100.0 * min(1.0, int(name.removeprefix("R@")) / records) for name in names}
-    return Floor("chance", values, values, "k / pictures")
-
-
-def chance_among(right: tuple[np.ndarray, np.ndarray], names: Sequence[str]) -> Floor:
+def chance(right: tuple[np.ndarray, np.ndarray], names: Sequence[str]) -> Floor:
     """Recall of a random order where a query may have several right answers: captions shared by pictures count for all.
 
     `right`: gallery rows of the right answers, padded with -1, of pictures [n,A] and of captions [m,B].

@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from xmodal_jax.drawing import data_url
-from xmodal_jax.eval.tables import DIRECTIONS, Grid, codes_grid, further_grids, label_grid, recall_names, retrieval_grid
+from xmodal_jax.eval.tables import Grid, codes_grid, further_grids, label_grid, recall_cells, recall_names, retrieval_grid
 from xmodal_jax.report.charts import bar_chart, code_charts, curve_chart
 from xmodal_jax.report.content import Content, Query, Sample, names_of
 
@@ -75,16 +75,7 @@ def named_grid(result: dict[str, Any]) -> Grid:
 def retrieval_section(content: Content) -> str:
     """Bars, the retrieval table with the floors below it, and how the numbers were made."""
     grid, names = named_grid(content.result), recall_names(content.result)
-    shown = [
-        ["floor", floor.name]
-        + [
-            f"{getattr(floor, side)[name]:.1f}" if name in getattr(floor, side) else ""
-            for side in DIRECTIONS
-            for name in names
-        ]
-        + ["", "", ""]
-        for floor in content.floors
-    ]
+    shown = [["floor", floor.name, *recall_cells(vars(floor), names), "", "", ""] for floor in content.floors]
     pairs = content.result.get("pairs", {})
     more = "".join(f"<h3>{escape(name)}</h3>{table(named_grid(own))}" for name, own in pairs.items())
     more += "".join(f"<h3>{escape(name)}</h3>{table(grid)}" for name, grid in further_grids(content.result))
@@ -114,11 +105,6 @@ def curves_section(content: Content) -> str:
     return f'<h2>Losses</h2><div class="charts">{charts}</div>'
 
 
-def rank_words(query: Query) -> str:
-    """Where the first right answer stands; a tie has a fractional rank."""
-    return f"first right answer at rank {query.rank:.4g}"
-
-
 def queries_section(content: Content) -> str:
     """Both sides' queries with their best answers, such as words with pictures; nothing without the data set."""
     if not content.to_left:
@@ -138,7 +124,7 @@ def query_block(query: Query) -> str:
     """One query with its answers: pictures side by side, or a list of words."""
     pictured = [answer.picture for answer in query.answers if answer.picture is not None]
     answers = picture_answers(query) if pictured else word_answers(query)
-    rank = f'<small class="note">{rank_words(query)}</small>'
+    rank = f'<small class="note">first right answer at rank {query.rank:.4g}</small>'  # a tie has a fractional one
     if query.picture is None:
         return f'<div class="query"><b>{escape(query.text)}</b>{rank}{answers}</div>'
     figure = f"<figure>{image_tag(query.picture, 'query')}</figure>"

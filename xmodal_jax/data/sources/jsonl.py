@@ -9,6 +9,7 @@ from typing import Any
 
 from xmodal_jax.data.formats import LINE, refuse_archive, wrong_format
 from xmodal_jax.data.source import (
+    TERMS,
     Item,
     Skip,
     Source,
@@ -61,7 +62,7 @@ def jsonl_source(
         "held_out": held_out,
         "content": digest(path),
     }
-    return Source("jsonl", path.name, licence or "see the data set's own terms", items, arguments, len(rows))
+    return Source("jsonl", path.name, licence or TERMS, items, arguments, len(rows))
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any] | Skip]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from xmodal_jax.data.formats import refuse_archive, wrong_format
-from xmodal_jax.data.source import Captions, Item, Skip, Source, digest, existing, file_item, plain_text
+from xmodal_jax.data.source import TERMS, Captions, Item, Skip, Source, digest, existing, file_item, plain_text
 from xmodal_jax.data.textfile import read_text
 
 WANTED = "a Karpathy file (JSON with a list 'images' whose rows have 'filename', 'split' and 'sentences')"
@@ -34,7 +34,7 @@ def karpathy_source(path: os.PathLike | str, images: os.PathLike | str | None = 
             yield from _karpathy_item(row, number, folder, several)
 
     arguments = {"path": str(path.resolve()), "images": str(folder.resolve()), "content": digest(path)}
-    return Source("karpathy", path.name, licence or "see the data set's own terms", items, arguments, len(rows))
+    return Source("karpathy", path.name, licence or TERMS, items, arguments, len(rows))
 
 
 def _rows(path: pathlib.Path) -> list[Any]:

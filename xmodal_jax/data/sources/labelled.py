@@ -4,7 +4,6 @@ MIRFlickr and NUS-WIDE have tags, not sentences: the caption is the tags in thei
 out and counted, as for every source.
 """
 
-import hashlib
 import html
 import os
 import pathlib
@@ -12,11 +11,20 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from xmodal_jax.data.source import Item, Skip, Source, existing, file_item, split_groups, usable_item
+from xmodal_jax.data.source import (
+    TERMS,
+    Item,
+    Skip,
+    Source,
+    digest_of_all,
+    existing,
+    file_item,
+    split_groups,
+    usable_item,
+)
 from xmodal_jax.data.textfile import read_lines, read_text
 from xmodal_jax.errors import UserError, refuse_unless
 
-TERMS = "see the data set's own terms"
 HELD_OUT = 2000  # MIRFlickr's queries in the literature; a tenth of a smaller set
 
 Row = tuple[str, str | pathlib.Path, str, tuple[str, ...]]  # key, picture, caption, labels
@@ -26,16 +34,6 @@ Whole = Callable[[int], bool]
 def lines_of(path: pathlib.Path) -> list[str]:
     """The lines of a text file that hold something; tags of Flickr may hold bytes of any encoding."""
     return [line for line in read_lines(path, lenient=True) if line.strip()]
-
-
-def query_count(queries: int | None, count: int) -> int:
-    """How many of `count` records are the test split: `queries`, or 2,000 or a tenth of fewer. Raises `UserError`."""
-    number = min(HELD_OUT, count // 10) if queries is None else queries
-    refuse_unless(
-        0 <= number < max(1, count),
-        f"--queries is {number}, but there are {count} records to draw them from; write fewer, and at least 0.",
-    )
-    return number
 
 
 def divide_train(
@@ -61,19 +59,6 @@ def divide_train(
     ]
 
 
-def draw_queries(
-    names: Sequence[str], worded: Sequence[bool], queries: int | None, whole: Whole = lambda row: True
-) -> list[str]:
-    """Splits "test" and "train": `query_count` of the records are queries, by the hash of their names.
-
-    Only records that are `worded` (have a text) and `whole` (their picture can be read) are drawn, so that the numbers
-    asked for are those of the prepared set.
-    """
-    able = [row for row, good in enumerate(worded) if good]
-    test = _drawn(names, able, query_count(queries, len(able)), whole)
-    return ["test" if name in test else "train" for name in names]
-
-
 def _drawn(names: Sequence[str], able: Sequence[int], count: int, whole: Whole) -> set[str]:
     """The names of `count` of the rows `able`."""
     splits = split_groups([names[row] for row in able], count, lambda place: whole(able[place]))
@@ -88,8 +73,21 @@ def draw_splits(
     train: int,
     whole: Whole = lambda row: True,
 ) -> list[str]:
-    """The split of each record: `splits`, or where that is None by `draw_queries`, and then as by `divide_train`."""
-    splits = draw_queries(names, worded, queries, whole) if splits is None else splits
+    """The split of each record: `splits`, or where that is None "test" and "train", and then as by `divide_train`.
+
+    `queries` records (default: 2,000, or a tenth of fewer) are "test", by the hash of their names. Only records that are
+    `worded` (have a text) and `whole` (their picture can be read) are drawn, so that the numbers asked for are those of
+    the prepared set. Raises `UserError`.
+    """
+    if splits is None:
+        able = [row for row, good in enumerate(worded) if good]
+        count = min(HELD_OUT, len(able) // 10) if queries is None else queries
+        refuse_unless(
+            0 <= count < max(1, len(able)),
+            f"--queries is {count}, but there are {len(able)} records to draw them from; write fewer, and at least 0.",
+        )
+        test = _drawn(names, able, count, whole)
+        splits = ["test" if name in test else "train" for name in names]
     return divide_train(names, splits, worded, train, whole)
 
 
@@ -104,8 +102,7 @@ def _source(kind: str, folder: pathlib.Path, rows: list[Row], files: Sequence[pa
         for row, split in zip(rows, drawn, strict=True):
             yield from _items_of(row, split)
 
-    content = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
-    arguments = {"path": str(folder.resolve()), "content": content}
+    arguments = {"path": str(folder.resolve()), "content": digest_of_all(files)}
     options = {"queries": queries, "train": train or None}
     arguments |= {name: value for name, value in options.items() if value is not None}
     return Source(kind, folder.name, licence or TERMS, items, arguments, len(rows))
@@ -191,7 +188,7 @@ def nuswide_source(
     names, splits, files = [], {}, []
     for split, title in (("train", "Train"), ("test", "Test")):
         files.append(existing(lists / f"{title}Imagelist.txt", "image list"))
-        own = [line.strip().replace("\\", "/") for line in lines_of(files[-1])]
+        own = _listed(files[-1])
         splits |= dict.fromkeys(own, split)
         names += own
     labels, read = _concepts(folder, names, splits)
@@ -206,6 +203,11 @@ def nuswide_source(
     return _source("nuswide", folder, rows, [*files, *read, *tag_file], licence, own, train=train)
 
 
+def _listed(path: pathlib.Path) -> list[str]:
+    """The pictures that a list names."""
+    return [line.strip().replace("\\", "/") for line in lines_of(path)]
+
+
 def _photo(name: str) -> str:
     """The id of a Flickr photo: "actor/0001_2124494179.jpg" -> "2124494179"."""
     return pathlib.PurePosixPath(name).stem.split("_")[-1]
@@ -218,8 +220,7 @@ def _concepts(folder: pathlib.Path, names: list[str], splits: dict[str, str]) ->
         order = {f"_{split.title()}": [name for name in names if splits[name] == split] for split in ("train", "test")}
     else:
         parts = existing(folder / "Groundtruth" / "AllLabels", "folder of labels", folder=True)
-        whole = existing(folder / "ImageList" / "Imagelist.txt", "image list")
-        order = {"": [line.strip().replace("\\", "/") for line in lines_of(whole)]}
+        order = {"": _listed(existing(folder / "ImageList" / "Imagelist.txt", "image list"))}
     labels: dict[str, list[str]] = {name: [] for own in (names, *order.values()) for name in own}
     read = []
     for ending, own in order.items():
@@ -256,9 +257,7 @@ def _tags(folder: pathlib.Path) -> tuple[dict[str, str], list[pathlib.Path]]:
 def _matrix_tags(folder: pathlib.Path, matrix: pathlib.Path) -> dict[str, str]:
     """Tags from a matrix of 0 and 1 whose rows are those of `ImageList/Imagelist.txt`."""
     words = [line.strip() for line in lines_of(existing(matrix.parent / "TagList1k.txt", "list of tags"))]
-    names = [
-        line.strip().replace("\\", "/") for line in lines_of(existing(folder / "ImageList" / "Imagelist.txt", "list"))
-    ]
+    names = _listed(existing(folder / "ImageList" / "Imagelist.txt", "list"))
     rows = [line.split() for line in lines_of(matrix)]
     refuse_unless(
         len(rows) == len(names) and all(len(row) == len(words) for row in rows),

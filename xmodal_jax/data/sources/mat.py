@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from xmodal_jax.data.media import file_state
-from xmodal_jax.data.source import Item, Skip, Source, clean_captions, existing, file_item, usable_item
-from xmodal_jax.data.sources.labelled import TERMS, Whole, draw_splits
+from xmodal_jax.data.source import TERMS, Item, Skip, Source, clean_captions, existing, file_item, usable_item
+from xmodal_jax.data.sources.labelled import Whole, draw_splits
 from xmodal_jax.data.sources.matfile import Variable, variables
 from xmodal_jax.data.textfile import hashed, read_lines
 from xmodal_jax.errors import refuse_unless

@@ -5,17 +5,17 @@ Layout: ROOT/<folder>/<...>/<name>.svg; title and keywords are in the drawing's 
 
 import collections
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from xmodal_jax.data.captions import normal_caption
 from xmodal_jax.data.image import CorruptImage, render_svg
-from xmodal_jax.data.source import Item, Skip, Source, split_groups, usable_item
+from xmodal_jax.data.source import Item, Skip, Source, shared_out
 from xmodal_jax.data.textfile import hashed
 from xmodal_jax.errors import refuse_unless
 
@@ -103,25 +103,19 @@ def openclipart_source(
     drawings = worth_keeping([found for found in read if isinstance(found, Drawing)])
     refuse_unless(bool(drawings), f"{root} holds no .svg with a title: give the folder named svg.")
     held_out = len(drawings) // 6 if held_out is None else held_out
-    refuse_unless(
-        0 <= held_out < len(drawings),
-        f"--held-out is {held_out}, but there are {len(drawings)} drawings; write fewer, and at least 0.",
-    )
     groups = [group_key(one.title) for one in drawings]
     labels = _labels(drawings, label)
 
-    def items() -> Iterator[Item | Skip]:
-        yield from broken
-        splits = split_groups(groups, held_out, lambda row: usable_item([_item(drawings[row], size)]))
-        for one, group, split in zip(drawings, groups, splits):
-            yield _item(one, size, labels=labels[one.key], group=group, split=split)
+    def items_of(row: int, split: str) -> list[Item | Skip]:
+        one = drawings[row]
+        return [_item(one, size, labels=labels[one.key], group=groups[row], split=split)]
 
+    whole = shared_out(groups, held_out, "drawings", items_of)
     content = hashed(json.dumps([(one.key, one.same) for one in drawings]))
     arguments = {"root": str(root.resolve()), "size": size, "held_out": held_out, "content": content}
     arguments |= {"label": label} if label != "folder" else {}
-    return Source(
-        "openclipart", "Debian openclipart-svg", "public domain", items, arguments, len(broken) + len(drawings)
-    )
+    items, total = lambda: itertools.chain(broken, whole()), len(broken) + len(drawings)
+    return Source("openclipart", "Debian openclipart-svg", "public domain", items, arguments, total)
 
 
 def worth_keeping(read: list[Drawing]) -> list[Drawing]:

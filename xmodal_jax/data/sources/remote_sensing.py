@@ -4,20 +4,18 @@ RSICD, UCM-captions, Sydney-captions and RSITMD come in either; their original J
 RSITMD's training list has 20 empty captions: they are dropped and counted like all others.
 """
 
-import hashlib
 import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 from xmodal_jax.data.formats import wrong_format
-from xmodal_jax.data.source import Item, Skip, Source, existing, file_item, plain_text
+from xmodal_jax.data.source import TERMS, Item, Skip, Source, digest_of_all, existing, file_item, plain_text
 from xmodal_jax.data.textfile import read_json, read_lines
 from xmodal_jax.errors import refuse_unless
 
 SPLITS = ("train", "val", "test")
 PER_IMAGE = 5  # caption lines of a name that is listed once
-TERMS = "see the data set's own terms"
 
 Row = tuple[str, list[Any], tuple[str, ...]]  # picture, captions, labels
 
@@ -118,8 +116,7 @@ def _source(kind: str, folder: pathlib.Path, root: pathlib.Path, rows: dict[str,
             for row in own:
                 yield from [row] if isinstance(row, Skip) else _item(*row, root, split)
 
-    content = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
-    arguments = {"path": str(folder.resolve()), "images": str(root.resolve()), "content": content}
+    arguments = {"path": str(folder.resolve()), "images": str(root.resolve()), "content": digest_of_all(files)}
     arguments |= {"files": [file.name for file in files]}
     return Source(kind, folder.name, licence or TERMS, items, arguments, sum(map(len, rows.values())))
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from xmodal_jax.data.captions import normal_caption
 from xmodal_jax.data.image import CorruptImage, render_svg
 from xmodal_jax.data.media import read_states
-from xmodal_jax.data.source import Item, Skip, Source, clean_captions, split_groups, usable_item
+from xmodal_jax.data.source import Item, Skip, Source, clean_captions, shared_out
 from xmodal_jax.data.taxonomy import Taxonomy, folder_taxonomy
 from xmodal_jax.data.textfile import hashed, read_lines
 from xmodal_jax.errors import refuse_unless
@@ -70,26 +70,18 @@ def stamps_source(
     refuse_unless(label in ("folder", "name"), f"--label is '{label}'; write folder or name")
     files = _kept(sorted(root.rglob("*.txt")), root, only)
     held_out = (200 if len(files) > 400 else len(files) // 5) if held_out is None else held_out
-    refuse_unless(
-        0 <= held_out < len(files),
-        f"--held-out is {held_out}, but there are {len(files)} stamps; write fewer, and at least 0.",
-    )
     keys = [path.relative_to(root).with_suffix("").as_posix() for path in files]
     captions = [read_captions(path) for path in files]
     labels = [_label(key, own["en"][0], label) for key, own in zip(keys, captions)]
     groups = labels if label == "name" else [group_key(own["en"][0]) for own in captions]
 
-    def items_of(row: int, split: str = "") -> Iterator[Item | Skip]:
+    def items_of(row: int, split: str) -> Iterator[Item | Skip]:
         kept, skips = clean_captions(captions[row], keys[row])
         yield from skips
         if kept:
             yield _item(keys[row], files[row], kept, size, labels=(labels[row],), group=groups[row], split=split)
 
-    def items() -> Iterator[Item | Skip]:
-        splits = split_groups(groups, held_out, lambda row: usable_item(items_of(row)))
-        for row, split in enumerate(splits):
-            yield from items_of(row, split)
-
+    items = shared_out(groups, held_out, "stamps", items_of)
     content = hashed(json.dumps([keys, captions]))
     arguments = {"root": str(root.resolve()), "size": size, "held_out": held_out, "content": content}
     arguments |= ({"only": only} if only else {}) | ({"label": label} if label != "folder" else {})

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from xmodal_jax.data.source import Item, Skip, Source, clean_captions
+from xmodal_jax.data.source import TERMS, Item, Skip, Source, clean_captions
 from xmodal_jax.errors import UserError, refuse_unless
 
 
@@ -44,7 +44,7 @@ def tfds_source(
     keys = {"image_key": image_key, "text_key": text_key, "label_key": label_key}
     arguments = {"name": builder.info.full_name, "language": language, **keys}
     total = sum(info.num_examples for info in builder.info.splits.values())
-    return Source("tfds", builder.info.full_name, licence or "see the data set's own terms", items, arguments, total)
+    return Source("tfds", builder.info.full_name, licence or TERMS, items, arguments, total)
 
 
 def _tfds_builder(name: str, data_dir: os.PathLike | str | None) -> Any:
