@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 
 from xmodal_jax.whole import write_whole
 
@@ -166,10 +167,6 @@ def _short(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.3f}"
 
 
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Numbers of nested dicts by path: {"itc/i2t/R@1": 12.3}."""
-    found: dict[str, float] = {}
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        found |= flat(value, f"{path}/") if isinstance(value, dict) else {path: value}
-    return found
+def flat(tree: dict[str, Any]) -> dict[str, Any]:
+    """Leaves of nested dicts by path: {"itc/i2t/R@1": 12.3}."""
+    return flatten_dict(tree, sep="/")
