@@ -13,15 +13,14 @@ from xmodal_jax.convert.huggingface import (
     BATCH_NORM_EPS,
     LITE0_PACKAGE,
     MINILM_PACKAGE,
-    bert_from_huggingface,
-    bert_to_huggingface,
     fold_batch_norm,
+    from_huggingface,
     load_lite0,
     load_minilm,
     load_vit,
     package_file,
     read_weights,
-    vit_to_huggingface,
+    to_huggingface,
 )
 from xmodal_jax.errors import UserError
 from xmodal_jax.models.bert import Bert
@@ -103,7 +102,7 @@ def test_our_trees_have_the_shapes_of_fresh_ones(bert, vit):
 @pytest.mark.parametrize("kind", ["bert", "vit"])
 def test_the_way_back_is_exact(kind, request):
     _, folder = request.getfixturevalue(kind)
-    written = bert_to_huggingface(load_minilm(folder)) if kind == "bert" else vit_to_huggingface(load_vit(folder))
+    written = to_huggingface(kind, {"bert": load_minilm, "vit": load_vit}[kind](folder))
     original = read_weights(folder)
     assert set(original) - set(written) == {"pooler.dense.weight", "pooler.dense.bias"}
     for name, array in written.items():
@@ -114,7 +113,7 @@ def test_hugging_face_loads_what_we_write(vit, tmp_path, rng):
     from transformers import ViTModel
 
     model, folder = vit
-    save_file(vit_to_huggingface(load_vit(folder)), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    save_file(to_huggingface("vit", load_vit(folder)), tmp_path / "model.safetensors", metadata={"format": "pt"})
     model.config.save_pretrained(tmp_path)
     again = ViTModel.from_pretrained(tmp_path, add_pooling_layer=False).eval()
     pixels = torch.tensor(rng.normal(size=(1, 3, 24, 24)).astype(np.float32))
@@ -125,7 +124,8 @@ def test_hugging_face_loads_what_we_write(vit, tmp_path, rng):
 def test_the_prefix_of_a_task_model_is_dropped(bert):
     state = read_weights(bert[1])
     task = {f"bert.{name}": array for name, array in state.items()} | {"cls.predictions.bias": np.zeros(60)}
-    for ours, theirs in zip(*map(jax.tree.leaves, map(bert_from_huggingface, (task, state))), strict=True):
+    read = (from_huggingface("bert", own) for own in (task, state))
+    for ours, theirs in zip(*map(jax.tree.leaves, read), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -133,7 +133,7 @@ def test_a_missing_weight_is_named(bert):
     state = read_weights(bert[1])
     del state["encoder.layer.1.output.dense.bias"]
     with pytest.raises(UserError, match="weight 'encoder.layer.1.output.dense.bias' is missing"):
-        bert_from_huggingface(state)
+        from_huggingface("bert", state)
 
 
 def test_other_files_are_refused(tmp_path):

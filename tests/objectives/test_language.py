@@ -131,7 +131,8 @@ def test_cross_entropy_is_pytorchs(rng, smoothing):
 
 def test_row_term_averages_over_tokens_not_rows():
     losses, mask = jnp.array([[1.0, 2.0], [4.0, 100.0], [9.0, 9.0]]), jnp.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
-    term = row_term(losses, mask, {})
+    term = row_term(losses, (losses > 3).astype(jnp.float32), mask)
+    assert term.metrics["accuracy"] == np.float32(1 / 3)
     np.testing.assert_allclose(term.values, [1.5, 4, 0])
     np.testing.assert_allclose(term.mean(), 7 / 3, rtol=1e-6)
 

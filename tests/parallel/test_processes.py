@@ -11,7 +11,7 @@ import pytest
 
 from xmodal_jax.cli import main
 from xmodal_jax.errors import UserError
-from xmodal_jax.parallel.processes import GONE, agree, initialize, is_first, last_save, leaving_at_once, verdict
+from xmodal_jax.parallel.processes import GONE, again, agree, initialize, is_first, leaving_at_once, verdict
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = ["--config", str(ROOT / "tests" / "launch" / "small.py"), "--config.data.path=none"]
@@ -55,7 +55,7 @@ def test_errors_have_codes_that_say_what_to_do(tmp_path):
     code, said = verdict(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), tmp_path)
     assert code == 1 and "out of memory" in said
     assert verdict(ValueError(GLOO), tmp_path)[0] == 1  # not from the runtime
-    assert last_save(tmp_path / "empty") == "nothing was saved yet"
+    assert again(tmp_path / "empty").startswith("nothing was saved yet; ")
 
 
 def start(*flags: str) -> subprocess.Popen:

@@ -12,7 +12,7 @@ from tiny import tiny_config, tiny_params, tiny_recipe
 
 from xmodal_jax.config import MeshConfig
 from xmodal_jax.parallel.mesh import make_mesh
-from xmodal_jax.parallel.rules import path_name, pin_rows, place, placements, shardings, spec_for, whole
+from xmodal_jax.parallel.rules import path_name, pin_rows, place, placements, shardings, whole
 from xmodal_jax.train.step import create_state
 
 
@@ -43,21 +43,20 @@ def mesh():
     ("step", (), ()),
 ])  # fmt: skip
 def test_the_first_matching_rule_names_the_trailing_axes(mesh, name, shape, axes):
-    spec = tuple(spec_for(name, shape, mesh))
+    spec = tuple(place(name, shape, mesh).spec)
     assert spec == axes + (None,) * (len(spec) - len(axes))
 
 
 @pytest.mark.parametrize("shape, axes", [((5, 4), (None, "tensor")), ((4, 5), ("fsdp", None)), ((3, 5), (None, None))])
 def test_an_axis_that_does_not_divide_stays_whole(mesh, shape, axes):
-    assert spec_for("a/query/kernel", shape, mesh) == PartitionSpec(*axes)
-    assert spec_for("memory/pairs/text", (6, 2), mesh) == PartitionSpec(None, None)
+    assert place("a/query/kernel", shape, mesh).spec == PartitionSpec(*axes)
+    assert place("memory/pairs/text", (6, 2), mesh).spec == PartitionSpec(None, None)
 
 
 def test_a_rule_needs_enough_axes(mesh):
-    assert spec_for("a/kernel", (4,), mesh) == PartitionSpec()
-    assert spec_for("x", (4, 4), mesh, ((r"x$", ("data", None, None)), (r"x$", (None, "fsdp")))) == PartitionSpec(
-        None, "fsdp"
-    )
+    assert place("a/kernel", (4,), mesh).spec == PartitionSpec()
+    rules = (r"x$", ("data", None, None)), (r"x$", (None, "fsdp"))
+    assert place("x", (4, 4), mesh, rules).spec == PartitionSpec(None, "fsdp")
 
 
 def test_path_names_of_dicts_fields_and_tuples():

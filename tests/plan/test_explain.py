@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from xmodal_jax.plan.explain import explain, leaves
+from xmodal_jax.plan.explain import explain
 
 RULES = ((r"kernel$", ("fsdp", None)), (r"ring/", ()))
 TREE = {
@@ -44,7 +44,7 @@ def test_axes_that_did_not_divide_are_listed(mesh):
 
 
 def test_what_is_explained_is_what_is_placed(mesh):
-    from xmodal_jax.parallel.rules import shardings
+    from xmodal_jax.parallel.rules import placements, shardings
 
     placed = jax.tree.leaves(shardings(TREE, mesh, RULES))
-    assert [leaf.placement.spec for leaf in leaves(TREE, mesh, RULES)] == [place.spec for place in placed]
+    assert [leaf.spec for leaf in placements(TREE, mesh, RULES)] == [place.spec for place in placed]

@@ -22,7 +22,7 @@ from xmodal_jax.data.text import load_tokenizer
 from xmodal_jax.data.train import train_dataset
 from xmodal_jax.errors import UserError
 from xmodal_jax.train import checksums, store
-from xmodal_jax.train.checkpoint import ITEMS, Checkpoints, copy_whole, read_run, reason, write_run
+from xmodal_jax.train.checkpoint import ITEMS, Checkpoints, read_run, reason, write_run
 from xmodal_jax.train.state import TrainState
 
 PLACE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -568,14 +568,11 @@ def test_two_processes_save_agree_on_the_fallback_and_share_the_batches(tmp_path
     dataset.close()
 
 
-def test_a_description_and_a_copy_are_replaced_whole(tmp_path):
+def test_a_description_is_replaced_whole(tmp_path):
     write_run(tmp_path, {"config": {}, "data": 1})
     write_run(tmp_path, {"config": {}, "data": "ü"})
     assert read_run(tmp_path) == {"format": 1, "config": {}, "data": "ü"}
-    (tmp_path / "source").write_text("words")
-    copy_whole(tmp_path / "source", tmp_path / "target")
-    assert (tmp_path / "target").read_text() == "words"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "source", "target"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
     (tmp_path / "run.json").write_text('{"a": ')
     with pytest.raises(UserError, match="is not valid JSON"):
         read_run(tmp_path)

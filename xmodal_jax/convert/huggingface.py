@@ -56,62 +56,68 @@ def package_file(package: str, suffix: str, install: str) -> pathlib.Path:
     return pathlib.Path(found.locate())
 
 
-def _dense(path: str, names: list[str]) -> Table:
-    """The two rows of a stacked dense layer (theirs [out,in], ours [in,out])."""
-    return {
-        f"{path}/kernel": Row(tuple(f"{name}.weight" for name in names), "transpose", True),
-        f"{path}/bias": Row(tuple(f"{name}.bias" for name in names), "same", True),
-    }
-
-
-def _norm(path: str, names: list[str]) -> Table:
-    """The two rows of a LayerNorm, stacked when it belongs to the layers."""
+def _pair(path: str, names: list[str]) -> Table:
+    """The two rows of a dense layer (theirs [out,in], ours [in,out]) or a norm, stacked in the layers."""
+    weight, rule = ("scale", "same") if path.endswith("norm") else ("kernel", "transpose")
     stacked = path.startswith("layers/")
     return {
-        f"{path}/scale": Row(tuple(f"{name}.weight" for name in names), "same", stacked),
+        f"{path}/{weight}": Row(tuple(f"{name}.weight" for name in names), rule, stacked),
         f"{path}/bias": Row(tuple(f"{name}.bias" for name in names), "same", stacked),
     }
 
 
+def _layers(names: dict[str, str], layers: int) -> Table:
+    """The rows of all layers: {our path in a layer: the name there}."""
+    table: Table = {}
+    for ours, theirs in names.items():
+        table |= _pair(f"layers/{ours}", [f"encoder.layer.{i}.{theirs}" for i in range(layers)])
+    return table
+
+
 def bert_table(layers: int) -> Table:
     """Our paths in `Bert` -> Hugging Face's names in `BertModel`."""
-    table = {
+    names = {
+        "attention/query": "attention.self.query",
+        "attention/key": "attention.self.key",
+        "attention/value": "attention.self.value",
+        "attention/out": "attention.output.dense",
+        "attention/norm": "attention.output.LayerNorm",
+        "mlp/up": "intermediate.dense",
+        "mlp/down": "output.dense",
+        "mlp/norm": "output.LayerNorm",
+    }
+    return {
         "embed/word": Row(("embeddings.word_embeddings.weight",)),
         "embed/position": Row(("embeddings.position_embeddings.weight",)),
         "embed/type": Row(("embeddings.token_type_embeddings.weight",)),
-        **_norm("embed/norm", ["embeddings.LayerNorm"]),
+        **_pair("embed/norm", ["embeddings.LayerNorm"]),
+        **_layers(names, layers),
     }
-    at = [f"encoder.layer.{i}." for i in range(layers)]
-    for ours, theirs in (
-        ("query", "self.query"),
-        ("key", "self.key"),
-        ("value", "self.value"),
-        ("out", "output.dense"),
-    ):
-        table |= _dense(f"layers/attention/{ours}", [f"{layer}attention.{theirs}" for layer in at])
-    table |= _norm("layers/attention/norm", [f"{layer}attention.output.LayerNorm" for layer in at])
-    table |= _dense("layers/mlp/up", [f"{layer}intermediate.dense" for layer in at])
-    table |= _dense("layers/mlp/down", [f"{layer}output.dense" for layer in at])
-    return table | _norm("layers/mlp/norm", [f"{layer}output.LayerNorm" for layer in at])
 
 
 def vit_table(layers: int) -> Table:
     """Our paths in `ViT` -> Hugging Face's names in `ViTModel` (without its pooler)."""
-    table = {
+    names = {
+        "attention/query": "attention.attention.query",
+        "attention/key": "attention.attention.key",
+        "attention/value": "attention.attention.value",
+        "attention/out": "attention.output.dense",
+        "attention/norm": "layernorm_before",
+        "mlp/up": "intermediate.dense",
+        "mlp/down": "output.dense",
+        "mlp/norm": "layernorm_after",
+    }
+    return {
         "patch/kernel": Row(("embeddings.patch_embeddings.projection.weight",), "patches"),
         "patch/bias": Row(("embeddings.patch_embeddings.projection.bias",)),
         "cls": Row(("embeddings.cls_token",)),
         "position": Row(("embeddings.position_embeddings",)),
-        **_norm("norm", ["layernorm"]),
+        **_pair("norm", ["layernorm"]),
+        **_layers(names, layers),
     }
-    at = [f"encoder.layer.{i}." for i in range(layers)]
-    for name in ("query", "key", "value"):
-        table |= _dense(f"layers/attention/{name}", [f"{layer}attention.attention.{name}" for layer in at])
-    table |= _dense("layers/attention/out", [f"{layer}attention.output.dense" for layer in at])
-    table |= _norm("layers/attention/norm", [f"{layer}layernorm_before" for layer in at])
-    table |= _dense("layers/mlp/up", [f"{layer}intermediate.dense" for layer in at])
-    table |= _dense("layers/mlp/down", [f"{layer}output.dense" for layer in at])
-    return table | _norm("layers/mlp/norm", [f"{layer}layernorm_after" for layer in at])
+
+
+TABLES = {"bert": bert_table, "vit": vit_table}
 
 
 def _to_ours(rule: str, array: np.ndarray) -> np.ndarray:
@@ -162,11 +168,6 @@ def write_table(table: Table, params: Params) -> State:
     return state
 
 
-def _strip(state: State, prefix: str) -> State:
-    """Names without the prefix that task models (`BertForMaskedLM`) put before the tower's."""
-    return {name.removeprefix(prefix): array for name, array in state.items()}
-
-
 def _depth(state: State, where: str) -> int:
     """How many encoder layers a checkpoint holds."""
     found = {int(match[1]) for name in state if (match := re.match(r"encoder\.layer\.(\d+)\.", name))}
@@ -176,26 +177,15 @@ def _depth(state: State, where: str) -> int:
     return max(found) + 1
 
 
-def bert_from_huggingface(state: State, where: str = "checkpoint") -> Params:
-    """The weights of a `BertModel` (or of a task model around one) -> the tree of `Bert`; the pooler is dropped."""
-    state = _strip(state, "bert.")
-    return read_table(bert_table(_depth(state, where)), state, where)
+def from_huggingface(kind: str, state: State, where: str = "checkpoint") -> Params:
+    """The weights of a `BertModel` or `ViTModel`, or of a task model around one -> the tower's tree; no pooler."""
+    state = {name.removeprefix(f"{kind}."): array for name, array in state.items()}
+    return read_table(TABLES[kind](_depth(state, where)), state, where)
 
 
-def bert_to_huggingface(params: Params) -> State:
-    """The tree of `Bert` -> the weights of a `BertModel` without pooler."""
-    return write_table(bert_table(params["layers"]["mlp"]["up"]["bias"].shape[0]), params)
-
-
-def vit_from_huggingface(state: State, where: str = "checkpoint") -> Params:
-    """The weights of a `ViTModel` (or of a classifier around one) -> the tree of `ViT`; the pooler is dropped."""
-    state = _strip(state, "vit.")
-    return read_table(vit_table(_depth(state, where)), state, where)
-
-
-def vit_to_huggingface(params: Params) -> State:
-    """The tree of `ViT` -> the weights of a `ViTModel` without pooler."""
-    return write_table(vit_table(params["layers"]["mlp"]["up"]["bias"].shape[0]), params)
+def to_huggingface(kind: str, params: Params) -> State:
+    """The tree of `Bert` or `ViT` -> the weights of a `BertModel` or `ViTModel` without pooler."""
+    return write_table(TABLES[kind](params["layers"]["mlp"]["up"]["bias"].shape[0]), params)
 
 
 def save_tower(folder: str | pathlib.Path, params: Params, own: Any) -> None:
@@ -209,8 +199,7 @@ def save_tower(folder: str | pathlib.Path, params: Params, own: Any) -> None:
 
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = vit_to_huggingface(params) if own.kind == "vit" else bert_to_huggingface(params)
-    save_file(state, folder / WEIGHTS[0], metadata={"format": "pt"})
+    save_file(to_huggingface(own.kind, params), folder / WEIGHTS[0], metadata={"format": "pt"})
     for name, content in descriptions(own).items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
@@ -259,12 +248,12 @@ def load_minilm(path: str | pathlib.Path | None = None) -> Params:
     `path` is a file of weights, or a folder with model.safetensors.
     """
     path = path or minilm_path()
-    return bert_from_huggingface(read_weights(path), str(path))
+    return from_huggingface("bert", read_weights(path), str(path))
 
 
 def load_vit(path: str | pathlib.Path) -> Params:
     """A ViT from a file of weights, or a folder with model.safetensors."""
-    return vit_from_huggingface(read_weights(path), str(path))
+    return from_huggingface("vit", read_weights(path), str(path))
 
 
 def fold_batch_norm(state: State, kernel: np.ndarray, norm: str, where: str, eps: float = BATCH_NORM_EPS) -> Params:

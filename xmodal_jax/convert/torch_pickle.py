@@ -53,22 +53,17 @@ class View(NamedTuple):
     strides: tuple[int, ...]
 
 
-def read_checkpoint(path: str | pathlib.Path, entry: str = "") -> dict[str, np.ndarray]:
+def read_checkpoint(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """The tensors of a PyTorch checkpoint by name; nested dicts give names joined by dots, other plain values are dropped.
 
-    `entry` picks one dict of a file that holds several ("state_dict", "model").
-    Raises UserError for a missing file, a file that is no checkpoint, a missing `entry`, and for any pickled object other
-    than tensors and dicts, by its name.
+    Raises UserError for a missing file, a file that is no checkpoint, and for any pickled object other than tensors and
+    dicts, by its name.
     """
     path = pathlib.Path(path)
     refuse_unless(path.is_file(), f"{path}: no such checkpoint; write the path of a .pth or .pt file.")
     with path.open("rb") as stream:
         tree, storages = (_read_zip if zipfile.is_zipfile(stream) else _read_legacy)(stream, path)
     refuse_unless(isinstance(tree, dict), f"{path}: holds a {type(tree).__name__}, not a dict of tensors.")
-    if entry:
-        keys = ", ".join(map(str, tree))
-        refuse_unless(isinstance(tree.get(entry), dict), f"{path}: has no dict '{entry}'; it holds: {keys}.")
-        tree = tree[entry]
     return {name: _gather(view, storages, path) for name, view in _flatten(tree)}
 
 

@@ -19,10 +19,10 @@ def all_tables(image: Embedded, text: Embedded, split: EvalSplit, lengths: Seque
                gallery: hashing.Labelled | None = None) -> dict[str, Any]:  # fmt: skip
     """The tables of the whole codes, and under "nested" {bits: the same} those of the shorter `lengths`, the first bits.
 
-    Tables are "codes", "relaxed" (`relaxed_table`; none of a head that gives signs), where the split has labels "labels"
-    and "label_curves", and for all lengths once "int8": that of the
-    embeddings where the gallery is kept in a quarter of the bytes, as an index keeps it; queries stay float32. `gallery`:
-    what is asked for a shared label in place of the split itself.
+    Tables are "codes", "relaxed" (the cosine of codes before their signs are taken; none of a head that gives signs),
+    where the split has labels "labels" and "label_curves", and for all lengths once "int8": that of the embeddings
+    where the gallery is kept in a quarter of the bytes, as an index keeps it; queries stay float32. `gallery`: what is
+    asked for a shared label in place of the split itself.
     """
     *short, whole = lengths
     tables = tables_of(image, text, split, whole, gallery) | {"int8": int8_table(image.embed, text.embed, split)}
@@ -40,11 +40,6 @@ def int8_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[st
     """`cosine_table` where what is searched, text or images, is int8 on disk (`store.as_int8`), and what asks is not."""
     kept = [unit_rows(as_int8(unit_rows(side))) for side in (text, image)]
     return _two_ways((image, kept[0]), (text, kept[1]), split)
-
-
-def relaxed_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[str, Any]:
-    """Retrieval by the cosine of codes [n,K] and [M,K] before their signs are taken."""
-    return cosine_table(unit_rows(image), unit_rows(text), split)
 
 
 def _two_ways(to_text: tuple, to_image: tuple, split: EvalSplit) -> dict[str, Any]:
@@ -65,7 +60,7 @@ def tables_of(image: Embedded, text: Embedded, split: EvalSplit, bits: int,
     tables = {"codes": codes_table(*sides, split) | {"float_bytes": 4 * image.embed.shape[1]}}
     # a head that gives signs has nothing before them
     if not all(np.isin(np.abs(side), (0, 1)).all() for side in sides):
-        tables["relaxed"] = relaxed_table(*sides, split)
+        tables["relaxed"] = cosine_table(*map(unit_rows, sides), split)
     if split.labels is None or not split.labels.any():
         return tables
     asked = labelled(image, text, split).first(bits)
@@ -81,12 +76,8 @@ def label_tables(asked: hashing.Labelled, gallery: hashing.Labelled) -> dict[str
     """MAP and precision ("labels") and curves ("label_curves") of what shares a label with the queries, both directions."""
     smaller = min(len(gallery.image), len(gallery.text))
     table, drawn = hashing.label_table(asked, gallery, min(50, smaller)), {}
-    ways = (
-        (asked.image, gallery.text, curves.by_labels(asked.image_labels, gallery.text_labels)),
-        (asked.text, gallery.image, curves.by_labels(asked.text_labels, gallery.image_labels)),
-    )
-    for side, way in zip(DIRECTIONS, ways, strict=True):
-        counted = curves.counts(*way)
+    for side, (*rows, ours, theirs) in asked.ways(gallery).items():
+        counted = curves.counts(*rows, curves.by_labels(ours, theirs))
         table[side] |= curves.precision_at(counted, fitting_precision(smaller))
         table[side] |= {"P random": curves.chance_precision(counted)}
         drawn[side] = curves.curve(counted)

@@ -60,14 +60,9 @@ def expected_average_precision(scores: jax.Array, relevant: jax.Array, k: int) -
     return jnp.where(column < k, terms, 0.0).sum(axis=1) / jnp.where(possible > 0, possible, jnp.nan)
 
 
-@jax.jit
+@jax.jit  # apart from the sort, which is so compiled once for all lengths of codes and all k
 def _scores_block(query: jax.Array, gallery: jax.Array, labels: jax.Array, gallery_labels: jax.Array):
     return dense.inner_product(query, gallery), dense.inner_product(labels, gallery_labels) > 0
-
-
-def _precision_block(query: jax.Array, gallery: jax.Array, labels: jax.Array, gallery_labels: jax.Array, k: int):
-    # The sort is compiled once for all lengths of codes and all k, apart from the scores.
-    return expected_average_precision(*_scores_block(query, gallery, labels, gallery_labels), k)
 
 
 def mean_average_precision(
@@ -105,7 +100,7 @@ def mean_average_precision(
     size = retrieval.block_size(len(query), 8 * count, chunk, mesh.size)
     for real, block in retrieval.query_blocks(arrays[:2], size):
         asked, wanted = (split_rows(mesh, part) for part in block)
-        values.append(to_host(_precision_block(asked, rows, wanted, labels, k), real))
+        values.append(to_host(expected_average_precision(*_scores_block(asked, rows, wanted, labels), k), real))
     values = np.concatenate(values).astype(np.float64)
     refuse_unless(
         not np.isnan(values).all(), "No query shares a label with the gallery, so MAP means nothing; check the labels."
@@ -192,6 +187,13 @@ class Labelled(NamedTuple):
         image, text = (codes.unpack(codes.pack(side)) for side in (self.image, self.text))
         return self._replace(image=image, text=text)
 
+    def ways(self, gallery: "Labelled") -> dict[str, tuple[np.ndarray, ...]]:
+        """Queries, rows of the gallery and the labels of both, for each direction."""
+        return {
+            "i2t": (self.image, gallery.text, self.image_labels, gallery.text_labels),
+            "t2i": (self.text, gallery.image, self.text_labels, gallery.image_labels),
+        }
+
 
 def label_table(asked: Labelled, gallery: Labelled, k: int = 50) -> dict[str, dict[str, float]]:
     """MAP@ALL and mAP@k of the codes in both directions, each with the value of random codes beside it.
@@ -203,12 +205,7 @@ def label_table(asked: Labelled, gallery: Labelled, k: int = 50) -> dict[str, di
     Returns:
       {"i2t" and "t2i": {"MAP@ALL", "MAP@ALL random", "mAP@k", "mAP@k random"}}, values between 0 and 1.
     """
-    ours, theirs = asked.signs(), gallery.signs()
-    sides = {
-        "i2t": (ours.image, theirs.text, ours.image_labels, theirs.text_labels),
-        "t2i": (ours.text, theirs.image, ours.text_labels, theirs.image_labels),
-    }
-    return {name: _label_row(*side, k) for name, side in sides.items()}
+    return {name: _label_row(*side, k) for name, side in asked.signs().ways(gallery.signs()).items()}
 
 
 def _label_row(query: np.ndarray, gallery: np.ndarray, query_labels: np.ndarray, gallery_labels: np.ndarray, k: int):

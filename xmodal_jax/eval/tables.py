@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from xmodal_jax import origin
 from xmodal_jax.data.config import PAIR
 from xmodal_jax.data.text import cut_words
@@ -229,12 +231,9 @@ def further_grids(result: Tables) -> list[tuple[str, Grid]]:
             for name, own in result.get("evals", {}).items()]  # fmt: skip
 
 
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Numbers of nested dicts by path: {"itc/i2t/R@1": 12.3}."""
-    found: dict[str, float] = {}
-    for name, value in tree.items():
-        found |= flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
+def flat(tree: dict[str, Any]) -> dict[str, Any]:
+    """Leaves of nested dicts by path: {"itc/i2t/R@1": 12.3}."""
+    return flatten_dict(tree, sep="/")
 
 
 def pair_text(name: str, result: Tables) -> str:

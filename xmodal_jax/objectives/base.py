@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from xmodal_jax.data.fields import batch_fields
+from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward
 from xmodal_jax.types import NEVER, Array, Batch, DataFacts, Metrics, Schedule, Steps
 
@@ -36,6 +38,11 @@ class Term:
     def mean(self) -> Array:
         """The weighted mean over rows, a float32 scalar."""
         return (self.values * self.weight).sum() / jnp.maximum(self.weight.sum(), 1e-9)
+
+
+def positive(default: float) -> Any:
+    """A field of an objective whose value `Objective.check` holds above 0."""
+    return field(default=default, metadata={"positive": True})
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,13 @@ class Objective:
         return frozenset({self.keys}) if self.keys and (self.queue or self.table) else frozenset()
 
     def check(self, where: str) -> None:
-        """Refuse values that are impossible whatever the rest of the config is."""
+        """Refuse values that are impossible whatever the rest of the config is; by default of `positive` fields."""
+        for one in dataclasses.fields(self):
+            value = getattr(self, one.name)
+            refuse_unless(
+                not one.metadata.get("positive") or value > 0,
+                f"{where}.{one.name} is {value}; write a number above 0, such as {one.default}",
+            )
 
     def check_fit(self, where: str, config: Any, facts: DataFacts) -> None:
         """Refuse values that do not fit the config or the data, of which `facts` may know nothing yet (zeros)."""
@@ -117,6 +130,16 @@ class Paired(Objective):
     def reads(self) -> tuple[str, ...]:
         """The fields of the pair."""
         return self.pair
+
+    def empty(self, model: Any, facts: DataFacts, rows: int, widths: dict[str, int]) -> dict[str, Any]:
+        """Its ring or table of `rows` empty places (0: none): features of these `widths`, and `ring_marks`."""
+        if not rows:
+            return {}
+        there = batch_fields(model.config, facts)
+        never, lacking = jnp.full((rows,), NEVER, jnp.int32), jnp.zeros((rows,), bool)
+        features = {name: jnp.zeros((rows, width), jnp.float32) for name, width in widths.items()}
+        own = {f"{field}/key": never for field in self.reads} | {f"{field}/valid": lacking for field in self.reads}
+        return {self.keys: features | {"id": never} | {name: values for name, values in own.items() if name in there}}
 
 
 def in_steps(objective: Objective, facts: DataFacts) -> Objective:
@@ -191,6 +214,12 @@ def same(left: Batch, right: Batch) -> Array:
         if name.endswith("/key") and name in right:
             match = match | ((left[name][:, None] == right[name][None, :]) & (left[name] != NEVER)[:, None])
     return match
+
+
+def ring_marks(batch: Batch, fields: Iterable[str]) -> Batch:
+    """What a ring keeps of a row beside its keys: its id, and each field's caption key and validity, where there."""
+    names = [f"{field}/{what}" for field in fields for what in ("key", "valid")]
+    return {"id": batch["id"]} | {name: batch[name] for name in names if name in batch}
 
 
 def mean_over(values: Array, weight: Array) -> Array:

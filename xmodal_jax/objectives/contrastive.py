@@ -3,7 +3,6 @@
 He et al. 2020 (MoCo) for the queue, Li et al. 2021 (ALBEF, section 3.2 and equation 6) for the soft targets.
 """
 
-from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.config_build import limited
-from xmodal_jax.data.fields import batch_fields
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward, stop
 from xmodal_jax.objectives.base import (
@@ -22,6 +20,7 @@ from xmodal_jax.objectives.base import (
     mean_over,
     products,
     ramped,
+    ring_marks,
     row_weight,
     same,
 )
@@ -117,10 +116,7 @@ class Contrast(Paired):
 
     def memory(self, model: Any, facts: DataFacts) -> dict[str, Any]:
         """One ring of records: the keys of both fields, id and caption keys of a row share one cursor."""
-        if not self.queue:
-            return {}
-        features = {name: jnp.zeros((self.queue, model.config.joint.embed), jnp.float32) for name in self.pair}
-        return {self.keys: features | empty_marks(self.queue, self.pair, batch_fields(model.config, facts))}
+        return self.empty(model, facts, self.queue, dict.fromkeys(self.pair, model.config.joint.embed))
 
     def records(self, fwd: Forward, batch: Batch, query: str, key: str) -> tuple[Batch, Batch, Batch | None]:
         """One direction: rows of the student's `query` field, the batch's keys and the queue's of the `key` field."""
@@ -128,7 +124,7 @@ class Contrast(Paired):
         own = fwd.encode(key).embed if self.student_keys else self.momentum_key(fwd, key)
         rows, keys = {"embed": fwd.encode(query).embed} | matched, {"embed": own} | matched
         ring = fwd.memory.get(self.keys) if self.queue else None
-        return rows, keys, None if ring is None else queued(ring, key, self.pair)
+        return rows, keys, None if ring is None else {"embed": ring[key]} | marks(ring, self.pair)
 
     def momentum_key(self, fwd: Forward, field: str) -> Array:
         """The teacher's unit embeddings [B,E] of one field, through the bridge where the config says so."""
@@ -146,24 +142,6 @@ class Contrast(Paired):
             return {}
         rows = {field: self.momentum_key(fwd, field) for field in self.pair}
         return {self.keys: stop(rows | ring_marks(batch, self.pair))}
-
-
-def ring_marks(batch: Batch, fields: tuple[str, ...]) -> Batch:
-    """What a ring keeps of a row beside its keys: its id, and each field's caption key and validity where it has them."""
-    names = [f"{field}/{what}" for field in fields for what in ("key", "valid")]
-    return {"id": batch["id"]} | {name: batch[name] for name in names if name in batch}
-
-
-def empty_marks(rows: int, fields: tuple[str, ...], batch: Container[str]) -> Batch:
-    """`ring_marks` of `rows` empty places, for a batch with these fields."""
-    empty = {"key": jnp.full((rows,), NEVER, jnp.int32), "valid": jnp.zeros((rows,), bool)}
-    own = {f"{field}/{what}": values for field in fields for what, values in empty.items()}
-    return {"id": empty["key"]} | {name: values for name, values in own.items() if name in batch}
-
-
-def queued(ring: Batch, key: str, fields: tuple[str, ...]) -> Batch:
-    """The columns that a ring adds for the field `key`; id NEVER where the place is empty or lacks one of `fields`."""
-    return {"embed": ring[key]} | marks(ring, fields)
 
 
 def drift(fwd: Forward, field: str, key: Array) -> Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from xmodal_jax.config_build import limited
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward
-from xmodal_jax.objectives.base import Paired, Term, mean_over, products, row_weight
+from xmodal_jax.objectives.base import Paired, Term, mean_over, positive, products, row_weight
 from xmodal_jax.parallel.ring import LOW
 from xmodal_jax.types import Array, Batch
 
@@ -36,7 +36,7 @@ class Distill(Paired):
 
     relation: float = limited(1.0, least=0)  # of the KL between the softmaxes over the batch, both directions averaged
     feature: float = limited(0.0, least=0)  # of 1 - cosine(student, teacher), both sides averaged; needs joint.embed as the teacher's
-    teacher_temperature: float = 0.07  # of the teacher's softmax; the student's is the model's own, which is learned
+    teacher_temperature: float = positive(0.07)  # of the teacher's softmax; the student's is the model's, which learns
 
     @property
     def parts(self) -> frozenset[str]:
@@ -50,12 +50,9 @@ class Distill(Paired):
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""
+        super().check(where)
         refuse_unless(
             self.relation + self.feature > 0, f"{where}.relation and {where}.feature are 0; write one above 0"
-        )
-        refuse_unless(
-            self.teacher_temperature > 0,
-            f"{where}.teacher_temperature is {self.teacher_temperature}; write a number above 0, such as 0.07",
         )
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:

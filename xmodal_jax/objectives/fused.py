@@ -12,11 +12,10 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 
 from xmodal_jax.config_build import limited
-from xmodal_jax.data.fields import batch_fields
 from xmodal_jax.forward import Encoded, Forward, stop
 from xmodal_jax.models.layers import every_row
-from xmodal_jax.objectives.base import Paired, Term, marks, mean_over, row_weight, same
-from xmodal_jax.objectives.contrastive import direction, empty_marks, joined, nearest_is, ring_marks
+from xmodal_jax.objectives.base import Paired, Term, marks, mean_over, ring_marks, row_weight, same
+from xmodal_jax.objectives.contrastive import direction, joined, nearest_is
 from xmodal_jax.types import NEVER, Array, Batch, DataFacts
 
 
@@ -42,10 +41,7 @@ class FusedKeys(Paired):
 
     def memory(self, model: Any, facts: DataFacts) -> dict[str, Any]:
         """One ring of fused keys."""
-        if not self.queue:
-            return {}
-        empty = empty_marks(self.queue, self.reads, batch_fields(model.config, facts))
-        return {self.keys: {"fused": jnp.zeros((self.queue, model.config.joint.embed), jnp.float32)} | empty}
+        return self.empty(model, facts, self.queue, {"fused": model.config.joint.embed})
 
     def rows(self, batch: Batch) -> Batch:
         """Every n-th row of what tells which rows match and which are there."""

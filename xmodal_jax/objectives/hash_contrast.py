@@ -11,13 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.config_build import limited
-from xmodal_jax.data.fields import batch_fields
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Forward, stop
 from xmodal_jax.models.heads import l2_normalize
-from xmodal_jax.objectives.base import Steps, Term, marks, products, same
+from xmodal_jax.objectives.base import Steps, Term, marks, positive, products, ring_marks, same
 from xmodal_jax.objectives.codes import CodeLoss, Losses, Rows, signs
-from xmodal_jax.objectives.contrastive import empty_marks, hard_targets, masked, ring_marks
+from xmodal_jax.objectives.contrastive import hard_targets, masked
 from xmodal_jax.types import NEVER, Array, Batch, DataFacts
 
 
@@ -63,7 +62,7 @@ class HashContrast(CodeLoss):
     """
 
     alpha: float = limited(0.7, least=0, most=1)
-    temperature: float = 0.9
+    temperature: float = positive(0.9)
     margin: float = limited(0.2, least=0)
     shift: float = limited(0.1, least=0)
     delta: float = limited(0.4, least=0, most=1)
@@ -79,10 +78,6 @@ class HashContrast(CodeLoss):
         """Its codes: no two objectives have the same."""
         return {f"{self.keys}/codes": f"of {self.name}"} if self.table else {}
 
-    def check(self, where: str) -> None:
-        """Refuse impossible values."""
-        refuse_unless(self.temperature > 0, f"{where}.temperature is {self.temperature}; write a number above 0")
-
     def check_fit(self, where: str, config: Any, facts: DataFacts) -> None:
         """Refuse a memory without a row for each training record."""
         refuse_unless(
@@ -93,10 +88,7 @@ class HashContrast(CodeLoss):
 
     def memory(self, model: Any, facts: DataFacts) -> dict[str, Any]:
         """One code and what it matches by for each training record."""
-        if not self.table:
-            return {}
-        empty = empty_marks(self.table, self.pair, batch_fields(model.config, facts))
-        return {self.keys: empty | {"codes": jnp.zeros((self.table, model.config.joint.bits), jnp.float32)}}
+        return self.empty(model, facts, self.table, {"codes": model.config.joint.bits})
 
     def shared(self, fwd: Forward, batch: Batch, rows: Rows, key: Array) -> Batch:
         """With a memory: own rows, whether they count, and the rows drawn [M] and whether they are negatives [B,M]."""
@@ -146,14 +138,10 @@ class HashSupCon(CodeLoss):
     of the other side that match i (`similarity`): the own pair and, `by_label`, all that share a label.
     """
 
-    temperature: float = 0.1
+    temperature: float = positive(0.1)
     by_label: bool = True
 
     contrasts: ClassVar[bool] = True
-
-    def check(self, where: str) -> None:
-        """Refuse impossible values."""
-        refuse_unless(self.temperature > 0, f"{where}.temperature is {self.temperature}; write a number above 0")
 
     def shared(self, fwd: Forward, batch: Batch, rows: Rows, key: Array) -> Array:
         """Each row's share of positives, [B,B], rows sum to 1 (to 0 where there is none)."""

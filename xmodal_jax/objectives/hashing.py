@@ -17,7 +17,7 @@ from xmodal_jax.forward import Forward, stop
 from xmodal_jax.models.heads import l2_normalize
 from xmodal_jax.models.pooling import masked_mean
 from xmodal_jax.models.tfidf import tfidf_vectors
-from xmodal_jax.objectives.base import Schedule, Steps, at, products
+from xmodal_jax.objectives.base import Schedule, Steps, at, positive, products
 from xmodal_jax.objectives.codes import CodeLoss, Losses, Rows
 from xmodal_jax.types import Array, Batch
 
@@ -48,12 +48,8 @@ class Hash(CodeLoss):
     quantization: float = 0.1
     balance: float = 0.1
     by_label: bool = False  # S also counts shared labels (the data set must have them)
-    scale: float = 16.0  # Theta = scale * mean product of the codes; K/2 is DCMH's, too steep for long codes
+    scale: float = positive(16.0)  # Theta = scale * mean product of the codes; K/2 is DCMH's, too steep for long codes
     exact: bool = False
-
-    def check(self, where: str) -> None:
-        """Refuse impossible values."""
-        refuse_unless(self.scale > 0, f"{where}.scale is {self.scale}; write a number above 0, such as 16")
 
     def values(self, shared: None, rows: Rows, one: Array, two: Array) -> Losses:
         """Weighted sum of the three parts, [B]; the encoders are trained through the codes as well."""

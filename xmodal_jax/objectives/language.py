@@ -62,10 +62,11 @@ def cross_entropy(logits: Array, target: Array, smoothing: float = 0.0) -> Array
     return (1.0 - smoothing) * hard + smoothing * (log_normaliser - logits.mean(-1))
 
 
-def row_term(losses: Array, mask: Array, metrics: dict[str, Array]) -> Term:
+def row_term(losses: Array, right: Array, mask: Array) -> Term:
     """Token losses [B,M] under `mask` as a Term whose weighted mean is the mean over all tokens of the batch."""
-    count = mask.sum(1).astype(jnp.float32)
-    return Term((losses * mask).sum(1) / jnp.maximum(count, 1.0), count, metrics)
+    count = mask.sum(1)
+    accuracy = (right * mask).sum() / jnp.maximum(mask.sum(), 1.0)
+    return Term((losses * mask).sum(1) / jnp.maximum(count, 1.0), count, {"accuracy": accuracy})
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class MLM(Writing):
         each = lambda _, hidden, *rest: self.losses(fwd, hidden, rest[0] if self.alpha else None, rest[-1])
         losses, right = fwd.rowwise(each, None, *arrays)
         mask = (batch[self.own("chosen")] & known).astype(jnp.float32) * self.there(batch)
-        return row_term(losses, mask, {"accuracy": (right * mask).sum() / jnp.maximum(mask.sum(), 1.0)})
+        return row_term(losses, right, mask)
 
 
 @dataclass(frozen=True)
@@ -194,4 +195,4 @@ class LM(Writing):
             return cross_entropy(logits, target, self.smoothing), (logits.argmax(-1) == target).astype(jnp.float32)
 
         losses, right = fwd.rowwise(each, None, hidden, target)
-        return row_term(losses, mask, {"accuracy": (right * mask).sum() / jnp.maximum(mask.sum(), 1.0)})
+        return row_term(losses, right, mask)

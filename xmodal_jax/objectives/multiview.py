@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from xmodal_jax.errors import refuse_unless
 from xmodal_jax.forward import Encoded, Forward, stop
-from xmodal_jax.objectives.base import Term, marks, mean_over, products, row_weight, same
+from xmodal_jax.objectives.base import Term, marks, mean_over, positive, products, row_weight, same
 from xmodal_jax.objectives.fused import FusedKeys
 from xmodal_jax.types import NEVER, Array, Batch
 
@@ -43,7 +42,7 @@ class MVJRC(FusedKeys):
     """
 
     view: str = ""  # the field of the other view of the pair's first field; "": that field's name and a 2, as in image2
-    temperature: float = 0.07
+    temperature: float = positive(0.07)
     keys: str = "multiview"
     swapped: bool = False  # a further negative for each row: its text with the picture of the row before
 
@@ -61,12 +60,6 @@ class MVJRC(FusedKeys):
     def other(self) -> str:
         """The field of the other view."""
         return self.view or f"{self.pair[0]}2"
-
-    def check(self, where: str) -> None:
-        """Refuse impossible values."""
-        refuse_unless(
-            self.temperature > 0, f"{where}.temperature is {self.temperature}; write a number above 0, such as 0.07"
-        )
 
     def fused(self, fwd: Forward, first: str) -> Array:
         """Unit joint embeddings [b,E] of `first` with the pair's second field, by `fwd`."""

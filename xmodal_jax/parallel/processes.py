@@ -210,15 +210,11 @@ def agree(values: dict[str, Any]) -> None:
         )
 
 
-def last_save(workdir: str | pathlib.Path) -> str:
-    """The newest complete save of a work directory, in words."""
-    steps = [int(path.name) for path in pathlib.Path(workdir).glob("checkpoints/*") if path.name.isdigit()]
-    return f"the last save is step {max(steps)}" if steps else "nothing was saved yet"
-
-
 def again(workdir: str | pathlib.Path) -> str:
-    """What is left and what to do after code 75, in words."""
-    return f"{last_save(workdir)}; start all processes again with the same command"
+    """What is left in a work directory and what to do after code 75, in words."""
+    steps = [int(path.name) for path in pathlib.Path(workdir).glob("checkpoints/*") if path.name.isdigit()]
+    saved = f"the last save is step {max(steps)}" if steps else "nothing was saved yet"
+    return f"{saved}; start all processes again with the same command"
 
 
 def heartbeat_for(stall: float) -> int:
@@ -248,19 +244,22 @@ def watching(stall: float, workdir: str | pathlib.Path) -> Iterator[None]:
         yield
 
 
-def lost_peer(error: BaseException) -> bool:
-    """Whether an error of the runtime, or one behind it, is about a process that cannot be reached."""
+def with_causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what is behind it, each once: its causes, and the errors of a group."""
     seen: list[BaseException] = []
     waiting: list[BaseException | None] = [error]
     while waiting:
-        one = waiting.pop()
-        if one is None or one in seen:
-            continue
-        if (isinstance(one, jax.errors.JaxRuntimeError) and LOST.search(str(one))) or WIRE.search(str(one)):
-            return True
-        seen.append(one)
-        waiting += [*getattr(one, "exceptions", ()), one.__cause__, one.__context__]
-    return False
+        one = waiting.pop(0)
+        if one is not None and one not in seen:
+            yield one
+            seen.append(one)
+            waiting += [*getattr(one, "exceptions", ()), one.__cause__, one.__context__]
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether an error of the runtime, or one behind it, is about a process that cannot be reached."""
+    told = lambda one: (isinstance(one, jax.errors.JaxRuntimeError) and LOST.search(str(one))) or WIRE.search(str(one))
+    return any(told(one) for one in with_causes(error))
 
 
 def verdict(error: BaseException, workdir: str | pathlib.Path) -> tuple[int, str]:

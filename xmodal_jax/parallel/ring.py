@@ -143,19 +143,17 @@ class Ring:
     train_keys: bool
 
 
+def divided(part: Batch, shards: int) -> Batch:
+    """Columns [M,...] filled up with empty ones until `shards` of them hold as many each."""
+    fill = -part["id"].shape[0] % shards
+    pad = lambda name, x: jnp.concatenate([x, jnp.full((fill, *x.shape[1:]), NEVER if name == "id" else 0, x.dtype)])
+    return {name: pad(name, x) for name, x in part.items()} if fill else part
+
+
 def chunks(part: Batch) -> Batch:
     """Columns [M,...] as [C,c,...] with c <= COLUMNS; the last chunk is filled up with empty columns."""
-    size = part["id"].shape[0]
-    count = max(1, -(-size // COLUMNS))
-    fill = -size % count
-
-    def cut(name: str, x: Array) -> Array:
-        if fill:
-            empty = NEVER if name == "id" else 0
-            x = jnp.pad(x, ((0, fill), *((0, 0),) * (x.ndim - 1)), constant_values=x.dtype.type(empty))
-        return x.reshape(count, -1, *x.shape[1:])
-
-    return {name: cut(name, x) for name, x in part.items()}
+    count = max(1, -(-part["id"].shape[0] // COLUMNS))
+    return {name: x.reshape(count, -1, *x.shape[1:]) for name, x in divided(part, count).items()}
 
 
 def block_of(ring: Ring, scalars: Scalars, rows: Batch, part: Batch) -> Block:
@@ -285,13 +283,6 @@ def run_backward(ring: Ring, residuals: tuple, slopes: tuple) -> tuple:
 
 
 run_ring.defvjp(run_forward, run_backward)
-
-
-def divided(part: Batch, shards: int) -> Batch:
-    """A queue filled up with empty rows until every shard holds as many."""
-    fill = -part["id"].shape[0] % shards
-    pad = lambda name, x: jnp.concatenate([x, jnp.full((fill, *x.shape[1:]), NEVER if name == "id" else 0, x.dtype)])
-    return {name: pad(name, x) for name, x in part.items()} if fill else part
 
 
 def contrast(

@@ -4,6 +4,8 @@ The same rules serve any tree: parameters, the teacher, optimizer slots (their p
 queues. Leading axes, such as the layer axis of a scanned stack, are never sharded.
 """
 
+import dataclasses
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -38,15 +40,13 @@ RULES: tuple[Rule, ...] = (
 
 def path_name(path: tuple) -> str:
     """A tree path as "image/layers/mlp/up/kernel"."""
-    return "/".join(str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path)
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _axis_size(mesh: Mesh, axis: Any) -> int:
+def axis_size(mesh: Mesh, axis: Any) -> int:
+    """How many parts an axis of a spec cuts: the name of an axis of the mesh, several names, or None for none."""
     names = axis if isinstance(axis, tuple) else (axis,)
-    size = 1
-    for name in names:
-        size *= mesh.shape[name] if name is not None else 1
-    return size
+    return math.prod(mesh.shape[name] for name in names if name is not None)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Placement:
     """Where one leaf lives: the rule that took it, the axes the rule asks for, and what came of it.
 
     `pattern` is "" where no rule matched; `asked` are the rule's axes for the trailing dimensions, `whole` those of them
-    that stay whole because their size does not divide.
+    that stay whole because their size does not divide. `bytes` is the size of the whole leaf, where it is known.
     """
 
     name: str
@@ -62,6 +62,12 @@ class Placement:
     pattern: str
     asked: tuple
     spec: PartitionSpec
+    bytes: float = 0.0
+
+    @property
+    def replicated(self) -> bool:
+        """Whether every device has all of it."""
+        return all(axis is None for axis in self.spec)
 
     @property
     def whole(self) -> tuple:
@@ -81,27 +87,25 @@ def place(name: str, shape: tuple[int, ...], mesh: Mesh, rules: tuple[Rule, ...]
         axes = unrolled(axes, len(shape))
         if re.search(pattern, name) and len(axes) <= len(shape):
             head = (None,) * (len(shape) - len(axes))
-            fit = [axis if size % _axis_size(mesh, axis) == 0 else None for axis, size in zip(axes, shape[len(head) :])]
+            fit = [axis if size % axis_size(mesh, axis) == 0 else None for axis, size in zip(axes, shape[len(head) :])]
             return Placement(name, shape, pattern, axes, PartitionSpec(*head, *fit))
     return Placement(name, shape, "", (), PartitionSpec())
-
-
-def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> PartitionSpec:
-    """The axes of a leaf; see `place`."""
-    return place(name, shape, mesh, rules).spec
 
 
 def placements(tree: Any, mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> list[Placement]:
     """The placement of every leaf of a tree of arrays or ShapeDtypeStructs, in the order of the leaves."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [place(path_name(path), tuple(leaf.shape), mesh, rules) for path, leaf in leaves]
+    return [
+        dataclasses.replace(place(path_name(path), tuple(leaf.shape), mesh, rules), bytes=leaf.size * leaf.dtype.itemsize)
+        for path, leaf in leaves
+    ]
 
 
 def shardings(tree: Any, mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> Any:
     """A tree of NamedSharding for a tree of arrays or ShapeDtypeStructs."""
 
     def one(path: tuple, leaf: Array) -> NamedSharding:
-        return NamedSharding(mesh, spec_for(path_name(path), leaf.shape, mesh, rules))
+        return NamedSharding(mesh, place(path_name(path), leaf.shape, mesh, rules).spec)
 
     return jax.tree_util.tree_map_with_path(one, tree)
 
@@ -112,7 +116,7 @@ def _placed(x: Array, spec: PartitionSpec, divide: bool) -> Array:
     types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     if any(types.get(axis) != AxisType.Auto for axis in ROWS):
         return x
-    if divide and x.shape[0] % _axis_size(mesh, ROWS):
+    if divide and x.shape[0] % axis_size(mesh, ROWS):
         return x
     return jax.lax.with_sharding_constraint(x, spec)
 

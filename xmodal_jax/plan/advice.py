@@ -8,9 +8,9 @@ advised; where other fields must change with it, its override names them too.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from xmodal_jax.checks import refuse_chunks
@@ -20,7 +20,7 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.objectives import build_objectives
 from xmodal_jax.objectives.base import Objective
 from xmodal_jax.parallel.mesh import make_mesh
-from xmodal_jax.parallel.rules import RULES, place
+from xmodal_jax.parallel.rules import axis_size, placements
 from xmodal_jax.plan.program import PARTS, Facts
 from xmodal_jax.train.loop import Run
 
@@ -92,25 +92,10 @@ def stacks(config: Config, rows: float) -> list[Stack]:
     return [stack for stack in found if stack.tokens and stack.layers]
 
 
-class Grown:
-    """A mesh's sizes with other ones in place: all that `place` asks of a mesh."""
-
-    def __init__(self, **shape: int):
-        self.shape = shape
-
-
 def state_with(run: Run, mesh: Any) -> float:
     """Bytes of the state on one device if it lived on `mesh` (only its sizes matter)."""
-    import jax
-
-    from xmodal_jax.parallel.rules import path_name
-
-    total = 0.0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(run.abstract):
-        parts = [axis for axis in place(path_name(path), leaf.shape, mesh, RULES).spec if axis is not None]
-        names = [name for axis in parts for name in (axis if isinstance(axis, tuple) else (axis,))]
-        total += leaf.size * leaf.dtype.itemsize / float(np.prod([mesh.shape[name] for name in names] or [1]))
-    return total
+    parts = lambda one: math.prod(axis_size(mesh, axis) for axis in one.spec)
+    return sum(one.bytes / parts(one) for one in placements(run.abstract, mesh))
 
 
 def wider_fsdp(run: Run, facts: Facts) -> Iterator[Change]:
@@ -119,9 +104,9 @@ def wider_fsdp(run: Run, facts: Facts) -> Iterator[Change]:
     size = mesh["fsdp"] * 2
     while size <= mesh["fsdp"] * mesh["data"] and (mesh["data"] * mesh["fsdp"]) % size == 0:
         data = mesh["data"] * mesh["fsdp"] // size
-        saved = now - state_with(run, Grown(data=data, fsdp=size, tensor=mesh["tensor"]))
+        saved = now - state_with(run, SimpleNamespace(shape={"data": data, "fsdp": size, "tensor": mesh["tensor"]}))
         yield Change(
-            f"mesh.data={data}{MORE}mesh.fsdp={size}", "state split over more devices", saved, 0.01 * np.log2(size)
+            f"mesh.data={data}{MORE}mesh.fsdp={size}", "state split over more devices", saved, 0.01 * math.log2(size)
         )
         size *= 2
 

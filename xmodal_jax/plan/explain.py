@@ -1,36 +1,11 @@
 """Which rule took which leaf, what stayed replicated, and which axes did not divide (`xmodal plan --explain`)."""
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
-from xmodal_jax.parallel.rules import RULES, Placement, Rule, path_name, place, unrolled
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """One leaf of the state: where it lives and how many bytes it has in all."""
-
-    placement: Placement
-    bytes: float
-
-    @property
-    def replicated(self) -> bool:
-        """Whether every device has all of it."""
-        return all(axis is None for axis in self.placement.spec)
-
-
-def leaves(tree: Any, mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> list[Leaf]:
-    """The leaves of a tree of arrays or ShapeDtypeStructs."""
-    found = jax.tree_util.tree_leaves_with_path(tree)
-    return [
-        Leaf(place(path_name(path), tuple(leaf.shape), mesh, rules), math.prod(leaf.shape) * leaf.dtype.itemsize)
-        for path, leaf in found
-    ]
+from xmodal_jax.parallel.rules import RULES, Rule, placements, unrolled
 
 
 def megabytes(size: float) -> str:
@@ -48,24 +23,21 @@ def _axes(axes: tuple) -> str:
 
 def explain(tree: Any, mesh: Mesh, rules: tuple[Rule, ...] = RULES, most: int = 20) -> Iterator[str]:
     """Lines: leaves by rule, replicated leaves (largest first, `most` of them), and axes that did not divide."""
-    found = leaves(tree, mesh, rules)
+    found = placements(tree, mesh, rules)
     yield "rules (first match takes the leaf; axes of the trailing dimensions)"
     for pattern, axes in (*rules, ("", ())):
-        own = [
-            leaf for leaf in found
-            if leaf.placement.pattern == pattern and leaf.placement.asked == unrolled(axes, len(leaf.placement.shape))
-        ]  # fmt: skip
+        own = [leaf for leaf in found if leaf.pattern == pattern and leaf.asked == unrolled(axes, len(leaf.shape))]
         size = megabytes(sum(leaf.bytes for leaf in own))
         yield f"  {pattern or 'no rule'}  {_axes(axes)}: {len(own)} leaves, {size}"
-        yield from (f"      {leaf.placement.name} {leaf.placement.shape} -> {leaf.placement.spec}" for leaf in own)
+        yield from (f"      {leaf.name} {leaf.shape} -> {leaf.spec}" for leaf in own)
     whole = sorted((leaf for leaf in found if leaf.replicated), key=lambda leaf: -leaf.bytes)
     yield f"replicated: {len(whole)} leaves, {megabytes(sum(leaf.bytes for leaf in whole))} on every device"
     for leaf in whole[:most]:
-        taken = leaf.placement.pattern or "no rule"
-        yield f"  {megabytes(leaf.bytes):>10}  {leaf.placement.name} {leaf.placement.shape} ({taken})"
+        taken = leaf.pattern or "no rule"
+        yield f"  {megabytes(leaf.bytes):>10}  {leaf.name} {leaf.shape} ({taken})"
     if len(whole) > most:
         yield f"  and {len(whole) - most} smaller ones"
-    odd = [leaf for leaf in found if leaf.placement.whole]
+    odd = [leaf for leaf in found if leaf.whole]
     yield f"asked for and not divided: {len(odd)} leaves"
     for leaf in odd:
-        yield f"  {leaf.placement.name} {leaf.placement.shape}: {_axes(leaf.placement.whole)}"
+        yield f"  {leaf.name} {leaf.shape}: {_axes(leaf.whole)}"

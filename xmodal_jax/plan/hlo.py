@@ -5,6 +5,7 @@ here are multiplied by the trips, which are read off the loop's annotation or it
 """
 
 import functools
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -54,10 +55,7 @@ def shape_bytes(shape: str, everywhere: bool = True) -> float:
     total = 0.0
     for kind, dimensions, layout in ARRAY.findall(shape):
         if kind in BYTES and (everywhere or "S(" not in (layout or "")):
-            size = 1
-            for dimension in filter(None, dimensions.split(",")):
-                size *= int(dimension)
-            total += size * BYTES[kind]
+            total += math.prod(map(int, filter(None, dimensions.split(",")))) * BYTES[kind]
     return total
 
 

@@ -38,7 +38,7 @@ from xmodal_jax.search.header import FIELDS, is_whole
 VERSION = 3
 HEADER = "index.json"
 VERIFIED = "verified.json"
-OWN = re.compile(r"index\.json(\.new)?|verified\.json(\.\w+)?|(dense|codes|lines)-\d{5,}\.npy|items(-\d{5,})?\.jsonl")
+OWN = re.compile(r"index\.json(\.new)?|verified\.json(\.\w+)?|(dense|codes|lines)-\d{5,}\.npy|items-\d{5,}\.jsonl")
 KINDS = ("dense", "codes")
 SETTLED = 2  # seconds
 

@@ -95,9 +95,8 @@ def hamming_topk(query: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.nda
         rows = codes.words(gallery[start : start + step], 8)
         for one, best in zip(asked, found, strict=True):
             best.take(_distances(one, rows), start)
-    distances, rows = ([best.sorted()[i] for best in found] for i in (0, 1))
-    shape = (len(query), k)
-    return np.asarray(distances, np.int32).reshape(shape), np.asarray(rows, np.int32).reshape(shape)
+    shaped = lambda parts: np.asarray(parts, np.int32).reshape(len(query), k)
+    return shaped([best.distances for best in found]), shaped([best.rows for best in found])
 
 
 def _distances(one: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -113,7 +112,7 @@ def _distances(one: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 class _NearestSoFar:
-    """The `k` nearest of one query over the blocks seen so far; later blocks need only what is strictly nearer."""
+    """The `k` nearest of one query over the blocks seen so far, in order; later ones need only what is nearer."""
 
     def __init__(self, k: int):
         self.k = k
@@ -131,10 +130,6 @@ class _NearestSoFar:
             distances = np.concatenate([self.distances, distance[near]])
             order = np.argsort(distances, kind="stable")[: self.k]
             self.distances, self.rows = distances[order], np.concatenate([self.rows, near + start])[order]
-
-    def sorted(self) -> tuple[np.ndarray, np.ndarray]:
-        """Distances and rows, nearest first."""
-        return self.distances, self.rows
 
 
 def dense_topk(query: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

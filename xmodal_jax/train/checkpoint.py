@@ -18,14 +18,15 @@ import re
 import shutil
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from xmodal_jax.errors import UserError, refuse_unless
-from xmodal_jax.parallel.processes import first_says, lost_peer
+from xmodal_jax.parallel.processes import first_says, lost_peer, with_causes
+from xmodal_jax.parallel.rules import path_name
 from xmodal_jax.train import checksums, store
 from xmodal_jax.train.state import TrainState
 from xmodal_jax.whole import write_whole
@@ -118,27 +119,29 @@ class Checkpoints:
         if step == self._saved:
             return
         self._pending = step
-        try:
+        with self._told():
             self._manager = self._manager or self._new_manager()
             items = {name: ocp.args.StandardSave(tree) for name, tree in items_of(state).items()}
             if not self._manager.save(step, args=ocp.args.Composite(**items)):
                 raise ValueError(f"there is a checkpoint of a later step, {self._manager.latest_step()}")
-        except FAILURES as error:
-            if lost_peer(error):  # the disk is well: the same command goes on
-                raise
-            raise self._failure(error) from error
 
     def wait(self) -> None:
         """Wait for the save in flight, if any. Raises UserError when it failed."""
         if self._manager is None or self._pending == NONE:
             return
-        try:
+        with self._told():
             self._manager.wait_until_finished()
+        self._saved, self._pending = self._pending, NONE
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """What the disk does not take of the pending save as a `UserError`."""
+        try:
+            yield
         except FAILURES as error:
             if lost_peer(error):  # the disk is well: the same command goes on
                 raise
             raise self._failure(error) from error
-        self._saved, self._pending = self._pending, NONE
 
     def restore(self, abstract: TrainState) -> TrainState:
         """Return the newest good state, placed as `abstract` (ShapeDtypeStructs with shardings) says.
@@ -261,14 +264,7 @@ class Checkpoints:
 
 def reason(error: BaseException) -> str:
     """Why a file operation failed, in the system's words where they are somewhere in the (chained, nested) error."""
-    parts, seen = [error], []
-    while parts:
-        part = parts.pop(0)
-        if part is None or part in seen:
-            continue
-        seen.append(part)
-        parts += [*getattr(part, "exceptions", ()), part.__cause__, part.__context__]
-    known = next((match for part in seen if (match := KNOWN.search(str(part)))), None)
+    known = next((match for part in with_causes(error) if (match := KNOWN.search(str(part)))), None)
     while type(error) is Exception and error.__cause__:  # orbax wraps what the array store said
         error = error.__cause__
     return known[0] if known else (str(error).splitlines() or [type(error).__name__])[0][:200]
@@ -323,13 +319,7 @@ def _no_closed_loop(hook: Callable[[Any], None]) -> Callable[[Any], None]:
 def named_shapes(tree: Any) -> Shapes:
     """{path: shape} of every array leaf (empty containers have none)."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    name = lambda path: "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
-    return {name(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
-
-
-def copy_whole(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copy a file so that `target` is never half of it, whenever the process ends."""
-    write_whole(target, source.read_bytes())
+    return {path_name(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
 
 
 def write_run(workdir: pathlib.Path, description: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ from xmodal_jax.parallel.chips import chip_of
 from xmodal_jax.parallel.mesh import batch_sharding, make_mesh, process_share, replicated
 from xmodal_jax.parallel.processes import first_says, is_first, leaving_at_once
 from xmodal_jax.parallel.rules import shardings
-from xmodal_jax.train.checkpoint import Checkpoints, copy_whole, read_run, write_run
+from xmodal_jax.train.checkpoint import Checkpoints, read_run, write_run
 from xmodal_jax.train.flops import step_flops
 from xmodal_jax.train.log import TrainLog
 from xmodal_jax.train.optimizer import make_optimizer, refuse_frozen_start, refuse_mixed_momentum
@@ -45,6 +45,7 @@ from xmodal_jax.train.tensorboard import EventWriter
 from xmodal_jax.train.warmstart import start_state
 from xmodal_jax.train.watch import SkipWatch
 from xmodal_jax.weights import pretrained
+from xmodal_jax.whole import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -247,7 +248,7 @@ def keep_description(assembly: Assembly, workdir: pathlib.Path) -> None:
     """run.json and the tokenizers that are no installed package's: the weights can be used without the data."""
     for name, own in assembly.own_tokenizers.items():
         if own.path.resolve() != (workdir / name).resolve():
-            copy_whole(own.path, workdir / name)
+            write_whole(workdir / name, own.path.read_bytes())
     write_run(workdir, assembly.describe() | {"data": describe(assembly.config, workdir)})
 
 

@@ -18,12 +18,9 @@ Teacher = dict[str, Array]
 
 def start(params: Params, exclude: str, frozen: str = "") -> Teacher:
     """A float32 copy (not an alias: the state is donated) of every leaf that is neither excluded nor frozen."""
-    own = {}
-    for path, leaf in flatten_dict(params, sep="/").items():
-        left_out = (exclude and re.search(exclude, path)) or (frozen and re.search(frozen, path))
-        if not left_out:
-            own[path] = jnp.array(leaf, jnp.float32, copy=True)
-    return own
+    left_out = lambda path: any(pattern and re.search(pattern, path) for pattern in (exclude, frozen))
+    own = {path: leaf for path, leaf in flatten_dict(params, sep="/").items() if not left_out(path)}
+    return {path: jnp.array(leaf, jnp.float32, copy=True) for path, leaf in own.items()}
 
 
 def view(params: Params, teacher: Teacher) -> Params:
