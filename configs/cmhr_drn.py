@@ -33,7 +33,10 @@ def get_config(variant: str = "emoji_views"):
     config.name, config.objectives = f"cmhr_drn-{variant}", OBJECTIVES
     if variant == "tiny":
         presets.tiny(config)
-        config.encoders = {"image": {"kind": "resnet", "depth": 14, "width": 64}, "text": {"kind": "tfidf", "width": 64}}
+        config.encoders = {
+            "image": {"kind": "resnet", "size": 32, "depth": 14, "width": 64},
+            "text": {"kind": "tfidf", "length": 12, "width": 64},
+        }
         config.joint.hash_hidden, config.optimizer.sgd_after, config.eval.rerank = 32, 1, ()
         return config
     if variant == "pixels":
@@ -42,7 +45,7 @@ def get_config(variant: str = "emoji_views"):
     if variant == "openclipart":
         config.data.path, config.data.views, config.eval.views = "data/openclipart", (), ()
         config.data.languages = ("en",)
-    config.encoders.text = {"kind": "tfidf", "width": 4096, "head_dropout": 0.5}
+    config.encoders.text = {"kind": "tfidf", "length": 20, "width": 4096, "head_dropout": 0.5}
     config.encoders.image.head_dropout = 0.5
     config.joint.start, config.joint.embed, config.eval.rerank = "random", 512, ()
     config.optimizer.freeze, config.optimizer.groups = "", ()
@@ -52,15 +55,13 @@ def get_config(variant: str = "emoji_views"):
 
 def pixels(config):
     """MIRFlickr-25K as in DCMH: 224 px, tags as the text, batches of 128, 100 epochs of 10,000 pairs."""
-    config.data.path, config.data.eval_split, config.encoders.image.size, config.encoders.text.length = (
-        "data/mirflickr",
-        "test",
-        224,
-        64,
-    )
+    config.data.path, config.data.eval_split = "data/mirflickr", "test"
     config.data.augment.flip, config.batch_size, config.steps = 0.5, 128, 7_800
     config.eval.gallery = ("train", "rest")  # without the second where all that are no queries are trained on
-    config.encoders = {"image": {"kind": "resnet", "depth": 50, "width": 2048}, "text": {"kind": "tfidf", "width": 4096}}
+    config.encoders = {
+        "image": {"kind": "resnet", "size": 224, "depth": 50, "width": 2048},
+        "text": {"kind": "tfidf", "length": 64, "width": 4096},
+    }
     config.joint.embed, config.eval.rerank = 1024, ()
     config.optimizer.lr, config.optimizer.groups = 1e-4, (("^image/tower/", 0.1),)
     config.optimizer.sgd_after, config.optimizer.sgd_lr = 5_850, 1e-3

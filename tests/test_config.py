@@ -95,7 +95,7 @@ def test_unknown_keys_and_wrong_types_are_refused(path, value, sentence):
     ("encoders.image.kind", "alexnet", "config.encoders.image.kind is 'alexnet'; write one of vit, resnet, efficientnet, features, bert, gru, tfidf"),
     ("encoders.text.kind", "rnn", "config.encoders.text.kind is 'rnn'; write one of vit, resnet, efficientnet, features, bert, gru, tfidf"),
     ("fusion.pair", ("image", "sound"), "config.encoders has no 'sound'; write some of image, text"),
-    ("fusion.pair", ("image", "image"), "config.fusion.pair is ('image', 'image'); write two different encoders"),
+    ("fusion.pair", ("image",), "config.fusion.pair is ('image',); write two encoders"),
     ("bridge.sides", ("sound",), "config.encoders has no 'sound'; write some of image, text"),
     ("fusion.width", 96, "config.fusion.width is 96, and config.encoders.text.width, whose tokens ask, is 384; write config.fusion.width=0"),
     ("joint.hash_kind", "step", "config.joint.hash_kind is 'step'; write one of tanh, sign, select"),

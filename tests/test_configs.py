@@ -147,3 +147,17 @@ def test_what_nothing_reads_is_found(monkeypatch):
     monkeypatch.setattr(crossmodal, "READERS", frozenset({"hash"}))
     found = untrained(f"{FOLDER}/vit2cmh.py:tiny")
     assert {"/".join(name.split("/")[:2]) for name in found} == {"image/neck"} and len(found) > 4
+
+
+@pytest.mark.parametrize(
+    ("spec", "size", "length"),
+    [
+        ("cmhr_drn.py:pixels", 224, 64), ("cmhr_drn.py:tiny", 32, 12), ("cmhr_drn.py:openclipart", 0, 20), ("quickstart.py", 0, 10),
+        ("quickstart.py:large", 224, 32), ("quickstart.py:finetune", 128, 10), ("flickr8k.py:finetune", 160, 24),
+        ("mtgfe.py:remote_sensing", 224, 47), ("tecmh.py:pixels", 224, 32), ("vit2cmh.py:pixels", 224, 32), ("recap.py:stamps", 0, 16),
+    ],
+)  # fmt: skip
+def test_sizes_are_those_of_the_method(spec, size, length):
+    """Encoders that are written whole lose what they do not say; 0: cached tokens."""
+    encoders = freeze(load(f"{FOLDER}/{spec}")).encoders
+    assert (encoders["image"].extent, encoders["text"].extent) == (size, length)

@@ -3,6 +3,7 @@
 Encoder, reader, objective and scorer are this file's; the package is not touched. What is tested is the outline of the house.
 """
 
+import dataclasses
 import io
 import json
 import shutil
@@ -22,6 +23,8 @@ from xmodal_jax.cli import main
 from xmodal_jax.config import defaults
 from xmodal_jax.config_build import limited
 from xmodal_jax.config_file import freeze
+from xmodal_jax.data.card import Card
+from xmodal_jax.data.fields import batch_fields
 from xmodal_jax.data.prepare import prepare
 from xmodal_jax.data.readers import InputSpec, Reader
 from xmodal_jax.data.records import CorruptRecord
@@ -245,6 +248,15 @@ def test_records_without_a_required_field_are_left_out(depth_set):
     dataset.close()
 
 
+def freeze_fields_of(path):
+    """A config without pictures."""
+    config = defaults()
+    config.data.path, config.data.fields = str(path), {"depth": {"reader": f"{__name__}:DepthReader"}, "text": {}}
+    config.encoders = {"text": {"kind": "bert"}, "depth": {"kind": f"{__name__}:DepthConfig"}}
+    config.eval.pairs = (("depth", "text"),)
+    return freeze(config)
+
+
 def freeze_fields(path, fields):
     """The data section with other fields."""
     config = defaults()
@@ -363,6 +375,7 @@ def test_a_file_of_it_asks_for_its_like_and_for_words(depth_run, depth_set, tmp_
         (["--file", "map.bin", "--as", "deep"], "--as is 'deep'; write one of depth, image, text"),
         (["words", "--as", "depth"], "--as says what --file is; leave it out"),
         (["--file", str(tmp_path / "gone")], "No such file"),
+        (["--file", str(tmp_path / "map.bin"), "--as", "text"], "CaptionReader reads no files of its own"),
     ):
         assert main([*ask, *wrong]) == 2
         assert sentence in capsys.readouterr().err
@@ -386,7 +399,50 @@ def test_encoders_that_would_take_the_place_of_parts_are_refused(depth_set):
             freeze(config)
 
 
+def test_the_order_of_evaluated_pairs_does_not_choose_what_is_fused(depth_set):
+    for pairs in ((("image", "text"), ("depth", "text")), (("depth", "text"), ("image", "text")), (("image", "depth"),)):
+        config = depth_config(depth_set, eval={"pairs": pairs})
+        assert (config.fusion.pair, config.bridge.sides, config.fusion.width) == (("image", "text"), ("image",), 24)
+    assert freeze_fields_of(depth_set).fusion.pair == ("depth", "text")
+    itm = {"itm": {"pair": ("depth", "text")}}
+    with pytest.raises(UserError, match="itm reads .'depth', 'text'., of the encoders .* and fusion is of .'image', 'text'."):
+        assemble(depth_config(depth_set, objectives=itm, scorer={"kind": "fusion"}))
+    with pytest.raises(UserError, match="config.eval.pairs has .'text', 'image'., and config.scorer takes .'image', 'text'."):
+        depth_config(depth_set, scorer={"kind": "fusion"}, eval={"pairs": (("text", "image"),)})
+
+
+def test_a_run_of_one_encoder_needs_no_fusion(depth_set):
+    config = defaults()
+    config.data.path, config.encoders = str(depth_set), {"text": {"kind": "bert", "length": 8}}
+    config.data.fields = {"text": {}, "text2": {"of": "text"}}
+    config.eval.pairs, config.objectives = (("text", "text2"),), {"itc": {"pair": ("text", "text2"), "queue": 0}}
+    assert set(assemble(freeze(config)).objectives) == {"itc"}
+    config.objectives = {"itm": {"pair": ("text", "text2")}}
+    with pytest.raises(UserError, match="itm fuses two encoders, and config.fusion.pair is .'text', 'text'."):
+        assemble(freeze(config))
+    config.joint.start = "cca"
+    with pytest.raises(UserError, match="both fields of config.eval.pairs.0.=.* are of one encoder"):
+        freeze(config)
+
+
+def test_stored_embeddings_are_of_the_media_that_were_embedded(depth_run, depth_set, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(depth_set, folder)
+    assert main(["data", "embed", "--data", str(folder), "--name", "old", "--workdir", str(depth_run)]) == 0
+    entry = Card.load(folder).embedding("old")
+    assert (entry["media"], entry["views"], entry["languages"]) == (["image", "text"], ["photo"], ["en"])
+    config = depth_config(folder)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, embeddings="old"))
+    assembly = assemble(config)
+    dataset = train_dataset(folder, "train", assembly.specs, config.data, 0, 24)
+    batch = dataset.batch_at(0)
+    dataset.close()
+    assert {name for name in batch if name.endswith("/teacher")} == {"image/teacher", "text/teacher"}
+    assert set(batch) == set(batch_fields(assembly.config, assembly.facts))
+    assert not batch["image/teacher"][~batch["image/valid"]].any() and batch["text/teacher"].any(1).all()
+
+
 def test_fusion_asks_with_the_words_of_one_encoder(depth_set):
     objectives = {"itm": {"pair": ("text", "depth")}}
-    with pytest.raises(UserError, match="itm.pair has 'depth' second, of config.encoders.depth, and the tokens that ask"):
+    with pytest.raises(UserError, match="itm reads .'text', 'depth'., of the encoders .*, and fusion is of"):
         assemble(depth_config(depth_set, objectives=objectives))

@@ -118,8 +118,8 @@ def data_facts(config: Config, card: "Card | NamedCaches", vocabularies: Vocabul
 def facts_of(config: Config, card: Card, vocabularies: Vocabularies) -> DataFacts:
     """The facts of a data set that is there."""
     records = card.split(config.data.split)["records"]
-    teacher = card.embedding(config.data.embeddings)["width"] if config.data.embeddings else 0
-    return data_facts(config, card, vocabularies, records=records, labels=len(card.label_names), teacher=teacher,
+    stored = card.embedding(config.data.embeddings) if config.data.embeddings else {"width": 0, "media": []}
+    return data_facts(config, card, vocabularies, records=records, labels=len(card.label_names), teacher=stored["width"], teacher_media=tuple(stored["media"]),
                       steps_per_epoch=records / config.batch_size)  # fmt: skip
 
 
@@ -171,7 +171,9 @@ def assemble_without_data(config: Config) -> Assembly:
         facts = facts_of(config, Card.load(path.parent), vocabularies)
     else:
         labelled = any("labels" in item.reads for item in build_objectives(config.objectives).values())
-        facts = data_facts(config, NamedCaches(), vocabularies, labels=PLANNED_LABELS if labelled else 0)
+        media = tuple({own.medium for own in config.data.fields.values()})
+        labels = PLANNED_LABELS if labelled else 0
+        facts = data_facts(config, NamedCaches(), vocabularies, labels=labels, teacher_media=media)
     return _assembly(resolve(config, facts), vocabularies, (), facts, ())
 
 

@@ -50,16 +50,16 @@ def refuse_other_query(config: Config, name: str, objective: Objective) -> None:
     """Refuse an objective over fusion whose second field is of an encoder whose tokens do not ask (`config.fusion.pair`)."""
     if "fusion" not in objective.parts or len(objective.reads) < 2:
         return
+    pair, first, second = config.fusion.pair, *(config.data.fields[field].encoder for field in objective.reads[:2])
     refuse_unless(
-        not config.asking.necked,
-        f"config.objectives.{name} asks in fusion, and config.fusion.pair is {config.fusion.pair}, whose second encoder must be "
-        "one of words, whose tokens ask",
+        not config.asking.necked and pair[0] != pair[1],
+        f"config.objectives.{name} fuses two encoders, and config.fusion.pair is {pair}, whose second must be another one, of words; "
+        f"write config.fusion.pair={(first, second)}",
     )
-    encoder = config.data.fields[objective.reads[1]].encoder
     refuse_unless(
-        encoder == config.fusion.pair[1],
-        f"config.objectives.{name}.pair has '{objective.reads[1]}' second, of config.encoders.{encoder}, and the tokens that ask "
-        f"in fusion are those of '{config.fusion.pair[1]}' (config.fusion.pair); write a field of that encoder second",
+        (first, second) == pair,
+        f"config.objectives.{name} reads {objective.reads[:2]}, of the encoders {(first, second)}, and fusion is of {pair} "
+        "(config.fusion.pair), the one that is read and the one that asks; write fields of these in this order",
     )
 
 

@@ -70,7 +70,8 @@ def data_embed(args: argparse.Namespace, overrides: list[str]) -> None:
         teacher = f"{assembly.config.name} start"
     card = embed_data(assembly, params, teacher, args.data, args.name, args.batch, args.dtype)
     made = card.embedding(args.name)
-    what = f"{len(made['views'])} views and captions in {', '.join(made['languages'])}"
+    views, languages = made["views"], made["languages"]
+    what = " and ".join([*([f"{len(views)} views"] if views else []), *([f"captions in {', '.join(languages)}"] if languages else [])])
     print(f"embeddings '{args.name}' of {teacher}: width {made['width']} {made['dtype']}, {what} in {args.data}")
 
 
@@ -130,6 +131,10 @@ def section_overrides(overrides: list[str], allowed: tuple[str, ...]) -> dict[st
         refuse_unless(
             section in allowed,
             f"'--config.{item}' would change a trained model; only {', '.join(allowed)} can be changed here",
+        )
+        refuse_unless(
+            section != "evals" or "." not in rest,
+            f"'--config.{item}' names a field of an entry; write the whole entry, as --config.evals.{field}={{'kind': ...}}",
         )
         refuse_unless(
             bool(field), f"'--config.{item}' names a section; write a field of it, as --config.{section}.FIELD=VALUE"

@@ -18,8 +18,8 @@ from xmodal_jax.errors import refuse_unless
 class FusionConfig:
     """Cross-attention layers: the tokens of one encoder ask, those of another are read.
 
-    `pair`: the encoder that is read, and the one that asks (by default those of the first of `eval.pairs`, words asking), whose
-    tokens are `width` wide (0: filled in). The captioning decoder shares the blocks of the one that asks.
+    `pair`: the encoder that is read, and the one that asks (by default image and text, or those of the first of
+    `eval.pairs`, words asking), whose tokens are `width` wide (0: filled in). The captioning decoder shares the blocks of the one that asks.
     """
 
     pair: tuple[str, ...] = ()

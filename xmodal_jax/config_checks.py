@@ -69,7 +69,13 @@ def check_fit(config: "Config") -> None:
         not config.chunk or config.batch_size % config.chunk == 0,
         f"config.chunk is {config.chunk}, which does not divide config.batch_size={config.batch_size}; write a divisor",
     )
-    for name in {config.data.fields[field].encoder for field in config.eval.pairs[0]}:
+    started = [config.data.fields[field].encoder for field in config.eval.pairs[0]]
+    refuse_unless(
+        config.joint.start != "cca" or started[0] != started[1],
+        f"config.joint.start is 'cca', but both fields of config.eval.pairs[0]={config.eval.pairs[0]} are of one encoder; write "
+        "a first pair of two encoders, or config.joint.start='random'",
+    )
+    for name in started:
         own = config.encoders[name]
         refuse_unless(
             config.joint.start != "cca" or parse_pool(own.pool)[0] != "",
@@ -169,6 +175,18 @@ def check_pairs(config: "Config") -> None:
         )
 
 
+def check_order(config: "Config") -> None:
+    """Refuse a pair of evaluation whose fields `config.scorer` takes in the other order alone."""
+    for pair in config.eval.pairs:
+        order = tuple(config.data.fields[field].encoder for field in pair)
+        serves = lambda order: config.scorer.serves(order, config.fusion.pair)
+        refuse_unless(
+            serves(order) or not serves(order[::-1]),
+            f"config.eval.pairs has {pair}, and config.scorer takes {pair[::-1]}; write the fields in that order (each asks the "
+            "other either way)",
+        )
+
+
 def check_encoders(config: "Config") -> None:
     """Refuse encoders that do not fit the data, fusion or each other."""
     for name, own in config.encoders.items():
@@ -204,8 +222,8 @@ def check_shared(config: "Config") -> None:
 def check_fused(encoders: dict[str, Any], fusion: "FusionConfig", bridge: "BridgeConfig") -> None:
     """Refuse a pair of fusion that is none, encoders that are not there, and tokens of unknown width."""
     refuse_unless(
-        len(set(fusion.pair)) == len(fusion.pair) == 2,
-        f"config.fusion.pair is {fusion.pair}; write two different encoders, the one that is read and the one that asks",
+        len(fusion.pair) == 2,
+        f"config.fusion.pair is {fusion.pair}; write two encoders, the one that is read and the one that asks",
     )
     for name in (*fusion.pair, *bridge.sides):
         refuse_unless(
@@ -243,6 +261,7 @@ def check(config: "Config") -> None:
     check_codes(joint)
     check_variates(joint)
     check_encoders(config)
+    check_order(config)
     check_fusion(config)
     refuse_unless(
         0.0 < joint.temperature_min <= joint.temperature <= joint.temperature_max,

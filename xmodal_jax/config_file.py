@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from xmodal_jax.config import Config
 from xmodal_jax.config_build import build, unknown_key
 from xmodal_jax.config_checks import check, check_fields, check_fused, check_pairs
+from xmodal_jax.data.config import PAIR
 from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.models import build_encoders, build_scorer
 from xmodal_jax.plugins import absolute
@@ -46,7 +47,8 @@ def with_sizes(config: Config) -> Config:
     encoders, fusion, bridge = config.encoders, config.fusion, config.bridge
     one, two = (config.data.fields[field].encoder for field in config.eval.pairs[0])
     words_first = encoders[one].reads == "words" != encoders[two].reads
-    fusion = dataclasses.replace(fusion, pair=fusion.pair or ((two, one) if words_first else (one, two)))
+    usual = PAIR if set(PAIR) <= set(encoders) else (two, one) if words_first else (one, two)
+    fusion = dataclasses.replace(fusion, pair=fusion.pair or usual)
     check_fused(encoders, fusion, bridge)
     fusion = dataclasses.replace(fusion, width=fusion.width or encoders[fusion.pair[1]].token_width)
     return dataclasses.replace(config, fusion=fusion, bridge=dataclasses.replace(bridge, sides=bridge.sides or fusion.pair[:1]))

@@ -60,7 +60,8 @@ class Vocabulary:
 class DataFacts:
     """What a config's program needs to know of the data set; zeros where there is none yet.
 
-    `tokens`: (N, D) of the feature caches, `groups`: how many of them are pooled together. `teacher`: width of the stored embeddings. `vocabularies`: of the fields of words.
+    `tokens`: (N, D) of the feature caches, `groups`: how many of them are pooled together. `teacher`: width of the stored embeddings,
+    `teacher_media`: the media that they are of. `vocabularies`: of the fields of words.
     """
 
     records: int = 0
@@ -69,4 +70,5 @@ class DataFacts:
     tokens: tuple[int, int] = (0, 0)
     groups: tuple[int, ...] = ()
     teacher: int = 0
+    teacher_media: tuple[str, ...] = ()
     vocabularies: dict[str, Vocabulary] = field(default_factory=dict)

@@ -92,7 +92,7 @@ def test_each_picture_and_caption_has_its_own(own_set):
     card = write(own_set, teacher)
     assert card == Card.load(own_set)
     entry = card.embedding("old") | {"files": sorted(card.embeddings["old"]["files"])}
-    assert entry == {"teacher": "counted", "weights": "0123", "reads": "8 px", "width": 4, "views": ["png", "jpeg"],
+    assert entry == {"teacher": "counted", "weights": "0123", "reads": "8 px", "width": 4, "media": ["image", "text"], "views": ["png", "jpeg"],
                      "languages": ["en", "fr"], "dtype": "float32", "files": ["test", "train"]}  # fmt: skip
     assert set(teacher.blocks) == {4}, "always full blocks of one shape"
     for split in ("train", "test"):

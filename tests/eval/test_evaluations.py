@@ -2,12 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from xmodal_jax.cli import main
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.captioning import caption_split
-from xmodal_jax.eval.evaluations import Captioning, Classification, build_evaluations
+from xmodal_jax.eval.evaluations import Captioning, Classification, build_evaluations, numbers_of
 from xmodal_jax.eval.zeroshot import TEMPLATES, classify
 from xmodal_jax.train.log import METRICS_FILE
 from xmodal_jax.workdir import open_run
@@ -42,6 +43,14 @@ def test_entries_are_built_with_their_fields():
             build_evaluations(section)
 
 
+def test_what_an_evaluation_gives_becomes_plain_numbers():
+    found = numbers_of({"a": np.float32(0.5), "b": {"c": 3, "d": np.array(2)}}, "config.evals.own")
+    assert json.loads(json.dumps(found)) == {"a": 0.5, "b": {"c": 3.0, "d": 2.0}}
+    for wrong in ("much", None, np.zeros(2)):
+        with pytest.raises(UserError, match="config.evals.own gave .*; let it return a dict of numbers"):
+            numbers_of({"a": wrong}, "config.evals.own")
+
+
 def test_a_run_evaluates_its_entries_while_it_trains_and_after(train_tiny, tmp_path, capsys):
     (tmp_path / "own.py").write_text(OWN)
     own = f"evals.own={{'kind':'{tmp_path}/own.py:Spread','times':2.0,'training':True}}"
@@ -58,6 +67,8 @@ def test_a_run_evaluates_its_entries_while_it_trains_and_after(train_tiny, tmp_p
     assert result["evals"]["captioning"] == caption_split(assembly, params, "test", 3, 1)[1]
     assert result["evals"]["own"]["spread"]["left"] == pytest.approx(quick["own"]["spread"]["left"], rel=1e-5)
     assert "top-1/right" in said and "CIDEr" in said and "spread/left" in said
+    assert main(["eval", "--workdir", str(tmp_path / "run"), "--config.evals.names.classes=split"]) == 2
+    assert "write the whole entry, as --config.evals.names={'kind': ...}" in capsys.readouterr().err
     assert main(["report", "--workdir", str(tmp_path / "run")]) == 0
     assert "spread/left" in (tmp_path / "run" / "report.html").read_text("utf-8")
 

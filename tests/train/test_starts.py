@@ -37,7 +37,8 @@ def solution(value):
 
     def solve():
         asked.append(value)
-        return tuple({"kernel": np.full((3, 2), value, np.float32), "bias": np.zeros(2, np.float32)} for _ in range(2))
+        head = {"kernel": np.full((3, 2), value, np.float32), "bias": np.zeros(2, np.float32)}
+        return {"image": head, "text": head}
 
     return solve, asked
 
@@ -57,6 +58,11 @@ def test_whatever_a_start_depends_on_changes_its_name(fresh):
     assert name == digest(*fresh()) == digest(*fresh("steps=7"))
     for change in ("joint.start_ridge=0.5", "data.views=('filled',)", "encoders.text.length=11", "seed=1"):
         assert digest(*fresh(change)) != name, change
+    path = assembly.tokenizers["text"].path
+    spelled = path.read_text()
+    path.write_text(spelled + " ")
+    assert digest(*fresh()) != name, "another tokenizer"
+    path.write_text(spelled)
     moved = params | {"text": jax.tree.map(lambda x: x + 1, params["text"])}
     assert digest(assembly, moved) != name
     image = params["image"] | {"head": jax.tree.map(lambda x: x + 1, params["image"]["head"])}
@@ -71,7 +77,7 @@ def test_a_torn_file_is_solved_again_and_a_locked_folder_is_no_error(fresh, capl
     path.write_bytes(path.read_bytes()[:50])
     solve, asked = solution(3.0)
     found = kept_start(assembly, params, solve)
-    assert asked == [3.0] and found[0]["kernel"][0, 0] == 3.0 and "cannot be read" in caplog.text
+    assert asked == [3.0] and found["image"]["kernel"][0, 0] == 3.0 and "cannot be read" in caplog.text
     shutil.rmtree(path.parent)
     path.parent.write_text("a file in the way")
     for _ in range(2):

@@ -68,7 +68,7 @@ class Card:
     `copies`: {split: records with a picture that is in the train split too}, as `copies.Copies` counts them.
     `features`: {name: {tower, size, tokens, width, views, dtype, files: {split: [...]}}}, see
     `features.write_features`.
-    `embeddings`: {name: {teacher, weights, width, views, languages, dtype, files: {split: [...]}}}, see
+    `embeddings`: {name: {teacher, weights, width, media, views, languages, dtype, files: {split: [...]}}}, see
     `embeddings.write_embeddings`.
     `arguments`: what `prepare` was called with; the same arguments again mean "already prepared".
     """
@@ -129,7 +129,9 @@ class Card:
 
     def embedding(self, name: str) -> dict[str, Any]:
         """The entry of one teacher's embeddings. Raises `UserError` with those there are."""
-        return self._made("embeddings", name, "embed")
+        found = self._made("embeddings", name, "embed")
+        refuse_unless("media" in found, f"the embeddings {name!r} are of an earlier form; embed again under another name.")
+        return found
 
     def _made(self, what: str, name: str, command: str) -> dict[str, Any]:
         there = getattr(self, what)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.data.card import Card
-from xmodal_jax.data.records import CorruptRecord, open_records
+from xmodal_jax.data.records import PICTURES, WORDS, CorruptRecord, open_records
 from xmodal_jax.errors import refuse_unless
 
 FOLDER = "embeddings"
@@ -28,8 +28,9 @@ class Embeddings:
     def __init__(self, folder: pathlib.Path, card: Card, name: str, split: str, views: Sequence[str],
                  languages: Sequence[str]):  # fmt: skip
         entry = card.embedding(name)
-        for what, asked in (("views", views), ("languages", languages)):
-            missing = [one for one in asked if one not in entry[what]]
+        self.media = tuple(entry["media"])
+        for what, medium, asked in (("views", PICTURES, views), ("languages", WORDS, languages)):
+            missing = [one for one in asked if one not in entry[what] and medium in self.media]
             refuse_unless(
                 not missing,
                 f"config.data.embeddings: {name!r} of {folder} has no {missing[:1]}; write config.data.{what} with some "

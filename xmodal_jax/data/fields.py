@@ -19,9 +19,9 @@ def batch_fields(config: Any, facts: DataFacts) -> dict[str, Shape]:
             found[f"{name}/key"] = ((), "int32")
         if not own.required:
             found[f"{name}/valid"] = ((), "bool")
-        if encoder.cache_tokens:
+        if encoder.cache_tokens and reader.worded:
             found[f"{name}/tokens"] = ((encoder.extent, encoder.token_width), "float16")
-        if data.embeddings and reader.embedded and not own.of:
+        if data.embeddings and reader.embedded and not own.of and own.medium in facts.teacher_media:
             found[f"{name}/teacher"] = ((facts.teacher or config.joint.embed,), "float32")
     if facts.labels and data.labels:
         found["labels"] = ((facts.labels,), "float32")

@@ -136,7 +136,8 @@ class Split:
 def refuse_unknown(field: str, asked: Sequence[str], known: Sequence[str], data_dir: Any) -> None:
     """Refuse views or languages of the config's `field` that the data set does not have."""
     unknown = [name for name in asked if name not in known]
-    refuse_unless(not unknown, f"{field}: {data_dir} has no {unknown[:1]}; write some of {', '.join(known)}.")
+    hint = f"write some of {', '.join(known)}" if known else "it has none at all, so leave out the fields that are of them"
+    refuse_unless(not unknown, f"{field}: {data_dir} has no {unknown[:1]}; {hint}.")
 
 
 def split_captions(data_dir: str | pathlib.Path, split: str, languages: Sequence[str] = ("en",)) -> Texts:

@@ -167,6 +167,7 @@ class TrainDataset:
             return {}
         self.split.stages.note("reading row", number, f"embeddings {self.split.cfg.embeddings!r}")
         stored = {name: self.readers[name] for name in chosen if self.readers[name].embedded}
+        stored = {name: reader for name, reader in stored.items() if reader.own.medium in self._teacher.media}
         picks = {name: (reader.own.medium, reader.stored, chosen[name]) for name, reader in stored.items()}
         return {f"{name}/teacher": vector for name, vector in self._teacher.vectors(number, picks).items()}
 

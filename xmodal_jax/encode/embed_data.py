@@ -16,7 +16,7 @@ from xmodal_jax.data.features import add_to_card, being_added, refuse_bad_name, 
 from xmodal_jax.data.image import CorruptImage
 from xmodal_jax.data.progress import Progress
 from xmodal_jax.data.readers import Reader, Row, reader_classes, readers_of
-from xmodal_jax.data.records import CorruptRecord, RecordWriter, open_records, pack, shard_files, split_names
+from xmodal_jax.data.records import PICTURES, WORDS, CorruptRecord, RecordWriter, open_records, pack, shard_files, split_names
 from xmodal_jax.data.split import Split
 from xmodal_jax.encode.embed import Embedder
 from xmodal_jax.errors import UserError, refuse_unless
@@ -138,7 +138,8 @@ def refuse_misfit(data_dir: os.PathLike | str, name: str, batch: int, dtype: str
 def _plan(teacher: Encoders, views: Sequence[str], languages: Sequence[str], dtype: str) -> dict[str, Any]:
     """What the embeddings are made of: anything else under the same name is refused."""
     own = {field: getattr(teacher, field) for field in ("name", "weights", "reads", "width")}
-    return {"teacher": own.pop("name"), **own, "views": list(views), "languages": list(languages), "dtype": dtype}
+    said = {"views": list(views) if PICTURES in teacher.encode else [], "languages": list(languages) if WORDS in teacher.encode else []}
+    return {"teacher": own.pop("name"), **own, "media": sorted(teacher.encode), **said, "dtype": dtype}
 
 
 def _write(writer: RecordWriter, rows: list[dict[str, Any]]) -> None:

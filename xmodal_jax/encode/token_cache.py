@@ -26,6 +26,7 @@ from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.card import CARD_FILE, Card
 from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.progress import Progress
+from xmodal_jax.data.readers import reader_classes
 from xmodal_jax.data.split import split_captions
 from xmodal_jax.errors import refuse_unless
 from xmodal_jax.parallel.mesh import beside, to_host
@@ -69,7 +70,9 @@ KeptTokens = dict[str, KeptTexts]  # of each encoder whose tokens are kept
 
 def with_tokens(kept: KeptTokens, data: DataConfig, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The training batch with `FIELD/tokens` of the fields whose encoders have any. Every training caption is kept."""
-    found = {f"{field}/tokens": own.rows(batch[field]) for name, own in kept.items() for field in data.fields_of(name)}
+    worded = [field for field, cls in reader_classes(data.fields).items() if cls.worded]
+    found = {f"{field}/tokens": kept[data.fields[field].encoder].rows(batch[field])
+             for field in worded if data.fields[field].encoder in kept}  # fmt: skip
     if any(tokens is None for tokens in found.values()):
         raise KeyError("a training caption has no kept tokens; remove the folder 'texts' of the data set")
     return batch | found
@@ -140,7 +143,7 @@ def digest(assembly: Assembly, params: Params, name: str) -> str:
         "data": card.fingerprint,
         "languages": languages(assembly),
         "length": own.length,
-        "tower": [own.heads, own.positions, config.dtype],
+        "tower": [own.kind, getattr(own, "heads", 0), getattr(own, "positions", 0), config.dtype],
         "words": tokenizer.encode(["a dog on a beach, 3 cats; été"], 16).tolist() + [tokenizer.vocab_size],
     }
     sha = hashlib.sha256(json.dumps(said, sort_keys=True).encode())

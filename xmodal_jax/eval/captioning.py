@@ -1,7 +1,7 @@
 """Captions for picture files, or for a whole split with their scores against the true ones."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from xmodal_jax.assemble import Assembly
@@ -45,7 +45,7 @@ def caption_files(assembly: Assembly, params: Params, paths: Sequence[str | os.P
 
 def caption_split(assembly: Assembly, params: Params, split: str = "", limit: int = 0,
                   beam: int = 3,
-                  allow_trained: bool = False) -> tuple[list[dict[str, Any]], dict[str, float]]:  # fmt: skip
+                  allow_trained: bool = False, poll: Callable[[], None] = lambda: None) -> tuple[list[dict[str, Any]], dict[str, float]]:  # fmt: skip
     """Caption the first `limit` (0: all) pictures of a split, in its first view.
 
     Returns:
@@ -62,7 +62,7 @@ def caption_split(assembly: Assembly, params: Params, split: str = "", limit: in
     refuse_trained(assembly.origin, data.path, split or data.eval_split, allow_trained)
     found = eval_split(data.path, split or data.eval_split, assembly.specs, data, pair=decoded_pair(assembly.config))
     count = min(limit or len(found.keys), len(found.keys))
-    captions = caption_records(assembly, params, found, count, beam)
+    captions = caption_records(Embedder(assembly.model, params, poll), assembly, found, count, beam)
     truths = [found.words_of(i) for i in range(count)]
     rows = [{"key": found.keys[i], "caption": caption, "references": truths[i]} for i, caption in enumerate(captions)]
     scores, tree = caption_scores(captions, truths), Taxonomy.load(data.path)
@@ -72,12 +72,13 @@ def caption_split(assembly: Assembly, params: Params, split: str = "", limit: in
     return rows, scores
 
 
-def caption_records(assembly: Assembly, params: Params, found: EvalSplit, count: int, beam: int) -> list[str]:
+def caption_records(embedder: Embedder, assembly: Assembly, found: EvalSplit, count: int, beam: int) -> list[str]:
     """Captions of the first `count` pictures of an opened split; tokens live for one block only."""
-    embedder, captions = Embedder(assembly.model, params), []
+    captions: list[str] = []
     for block in found.left.blocks(min(BLOCK, count)):
+        embedder.poll()
         real = embedder.rows(found.left.encoder, block[found.left.field]).tokens[block["id"] >= 0]
-        captions += write_captions(assembly, params, real[: count - len(captions)], beam)
+        captions += write_captions(assembly, embedder.params, real[: count - len(captions)], beam)
         if len(captions) == count:
             break
     return captions

@@ -129,7 +129,7 @@ class _Work:
             lefts.append(left.embed)
         result = {"pair": list(pair), "records": len(found.keys), "captions": len(found.right)}
         result |= {"views": tables, "mean": mean_tables(list(tables.values()))} | self._cut(found)
-        if len(lefts) > 1 and found.left.mirrored and all(own == keys[0] for own in keys):
+        if len(lefts) > 1 and has_views(config.data.fields, pair[0]) and all(own == keys[0] for own in keys):
             result["ensemble"] = code_tables.cosine_table(averaged(lefts), right.embed, found)
         return result
 

@@ -8,7 +8,7 @@ from typing import Any
 from xmodal_jax.config import Config
 from xmodal_jax.config_build import build, limited
 from xmodal_jax.data.card import Card
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.eval.captioning import caption_split
 from xmodal_jax.eval.evaluate import Evaluator
 from xmodal_jax.eval.zeroshot import TEMPLATES, classes_of, classified_pair, classify, refuse_odd_template
@@ -49,7 +49,7 @@ class Classification(Evaluation):
     def __call__(self, evaluator: Evaluator, split: str, say: Callable[[str], None]) -> Numbers:
         """{measure: {"right", "chance"}} in %."""
         own = evaluator.assembly, evaluator.params
-        return classify(*own, split, self.templates, self.classes, say, allow_trained=True)["mean"]
+        return classify(*own, split, self.templates, self.classes, say, True, evaluator.poll)["mean"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Captioning(Evaluation):
         """{score: value}."""
         say("writing captions")
         own = evaluator.assembly, evaluator.params
-        return caption_split(*own, split, self.limit, self.beam, allow_trained=True)[1]
+        return caption_split(*own, split, self.limit, self.beam, True, evaluator.poll)[1]
 
 
 EVALUATIONS: dict[str, type[Evaluation]] = {"classification": Classification, "captioning": Captioning}
@@ -102,5 +102,15 @@ def further(evaluator: Evaluator, split: str, quick: bool, say: Callable[[str], 
     for name, own in build_evaluations(config.evals).items():
         if own.training or not quick:
             say(f"evaluating {name}")
-            found[name] = own(evaluator, split or config.data.eval_split, say)
+            found[name] = numbers_of(own(evaluator, split or config.data.eval_split, say), f"config.evals.{name}")
     return found
+
+
+def numbers_of(found: Any, where: str) -> Numbers:
+    """What an evaluation gave as plain numbers. Raises UserError, which names the entry, for what is none."""
+    if isinstance(found, dict):
+        return {str(name): numbers_of(own, where) for name, own in found.items()}
+    try:
+        return float(found)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where} gave {found!r:.60}; let it return a dict of numbers, or of such dicts") from error

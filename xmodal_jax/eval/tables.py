@@ -167,11 +167,15 @@ def codes_grid(result: Tables) -> Grid | None:
 def notes(result: Tables) -> list[str]:
     """How the numbers were made: one sentence each."""
     first = result["mean"]["itc"]
-    said = [
-        f"Ties: {first['ties']}. {RIGHT[result.get('right', 'same')]}",
-        f"i2t: image to text over {result['captions']} captions; t2i: text to image over {result['records']} pictures.",
-    ]
-    if "languages" in result:
+    one, two = result.get("pair", PAIR)
+    if (one, two) == PAIR:
+        right = RIGHT[result.get("right", "same")]
+        over = f"i2t: image to text over {result['captions']} captions; t2i: text to image over {result['records']} pictures."
+    else:
+        right = "Right is what belongs to the same record" + (", or has the same text." if "cut" in result else ".")
+        over = f"{one}>{two}: over {result['captions']} of {two}, which belong to {result['records']} records."
+    said = [f"Ties: {first['ties']}. {right}", over]
+    if "languages" in result and ("cut" in result or (one, two) == PAIR):
         said.append(f"Captions in {', '.join(result['languages'])}; data set '{result['data']}'.")
     if lost := cut_words(result["cut"], result["cut"]["encoder"]) if "cut" in result else "":
         said.append(lost)

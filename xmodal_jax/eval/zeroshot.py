@@ -17,6 +17,7 @@ from xmodal_jax.config import Config
 from xmodal_jax.data.captions import words
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.config import DataConfig
+from xmodal_jax.data.readers import reader_classes
 from xmodal_jax.data.sidecar import Sidecar
 from xmodal_jax.data.taxonomy import Taxonomy
 from xmodal_jax.data.textfile import read_lines
@@ -108,7 +109,7 @@ def text_encoder(assembly: Assembly, embedder: Embedder, encoder: str) -> Callab
 
 def classified_pair(config: Config) -> tuple[tuple[str, str], str, str]:
     """The first evaluated pair with words on one side: the pair, the field that is classified, and the one of words."""
-    reads = {name: config.encoders[own.encoder].reads == "words" for name, own in config.data.fields.items()}
+    reads = {name: cls.worded for name, cls in reader_classes(config.data.fields).items()}
     found = [pair for pair in config.eval.pairs if reads[pair[0]] != reads[pair[1]]]
     refuse_unless(
         bool(found), f"config.eval.pairs is {config.eval.pairs}; classes are named in words: write a pair with one field of words"
@@ -205,7 +206,7 @@ def record_labels(data: DataConfig, split: str, rows: Iterable[int]) -> list[lis
 
 def classify(assembly: Assembly, params: Params, split: str = "", templates: Sequence[str] = TEMPLATES,
              classes: str = "all", say: Callable[[str], None] = lambda _: None,
-             allow_trained: bool = False) -> dict[str, Any]:  # fmt: skip
+             allow_trained: bool = False, poll: Callable[[], None] = lambda: None) -> dict[str, Any]:  # fmt: skip
     """Zero-shot classification of a split over all labels of its data set, or (`classes` "split") those of the split.
 
     Where a split's labels were never trained on, "all" also measures how strongly a model prefers those it knows.
@@ -222,7 +223,7 @@ def classify(assembly: Assembly, params: Params, split: str = "", templates: Seq
     split = split or data.eval_split
     origin = refuse_trained(assembly.origin, data.path, split, allow_trained)
     card, tree = Card.load(data.path), Taxonomy.load(data.path)
-    names, evaluator = classes_of(card, tree), Evaluator(assembly, params)
+    names, evaluator = classes_of(card, tree), Evaluator(assembly, params, poll)
     if classes == "split":
         own = {name for labels in record_labels(data, split, range(card.split(split)["records"])) for name in labels}
         names = [name for name in names if name in own]

@@ -23,7 +23,7 @@ from xmodal_jax.errors import UserError, refuse_unless
 from xmodal_jax.eval import retrieval
 from xmodal_jax.eval.evaluate import Evaluator
 from xmodal_jax.eval.generate import write_captions
-from xmodal_jax.eval.tables import DIRECTIONS, RIGHT, notes, recall_names
+from xmodal_jax.eval.tables import recall_names
 from xmodal_jax.origin import Origin, result_file
 from xmodal_jax.report.floors import Floor, floors_of
 from xmodal_jax.train.log import METRICS_FILE, duration
@@ -99,16 +99,6 @@ class Content:
     def gallery(self) -> str:
         """What `to_left` is ranked over, in words."""
         return self.names[0] if self.view in ("", PICTURES) else f"{self.names[0]} ({self.view})"
-
-    @property
-    def notes(self) -> list[str]:
-        """How the tables were made: one sentence each, without those about pictures and captions for another pair."""
-        said = notes(self.result)
-        if pair_of(self.result) == PAIR:
-            return said
-        said = [text.replace(RIGHT[self.result.get("right", "same")], "").strip() for text in said]
-        about = (*(f"{side}:" for side in DIRECTIONS), *([] if "cut" in self.result else ["Captions"]))
-        return [text for text in said if not text.startswith(about)]
 
 
 def pair_of(result: dict[str, Any]) -> tuple[str, str]:

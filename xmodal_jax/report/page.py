@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from xmodal_jax.drawing import data_url
-from xmodal_jax.eval.tables import Grid, codes_grid, further_grids, label_grid, recall_cells, recall_names, retrieval_grid
+from xmodal_jax.eval.tables import Grid, codes_grid, further_grids, label_grid, notes, recall_cells, recall_names, retrieval_grid
 from xmodal_jax.report.charts import bar_chart, code_charts, curve_chart
 from xmodal_jax.report.content import Content, Query, Sample, names_of
 
@@ -79,7 +79,7 @@ def retrieval_section(content: Content) -> str:
     pairs = content.result.get("pairs", {})
     more = "".join(f"<h3>{escape(name)}</h3>{table(named_grid(own))}" for name, own in pairs.items())
     more += "".join(f"<h3>{escape(name)}</h3>{table(grid)}" for name, grid in further_grids(content.result))
-    said = content.notes + [f"{floor.name}: {floor.origin}." for floor in content.floors]
+    said = notes(content.result) + [f"{floor.name}: {floor.origin}." for floor in content.floors]
     return (
         f"<h2>Retrieval</h2><p class='wide'>{chart_tag(bar_chart(content, 'svg'), 'R@1 beside the floors')}</p>"
         + table(Grid(grid.head, [*grid.rows, *shown]), len(shown))

@@ -118,7 +118,7 @@ def answer(where: Where | str | os.PathLike, query: str = "", image: str | os.Pa
     asked = asked_field(assembly.config, kind_in(opened.extra)["field"], query, image, field)
     if stages.rerank:
         refuse_unmatchable(opened, assembly, params, asked)
-    coded = encoded_query(assembly, params, asked, query or image or file)
+    coded = encoded_query(assembly, params, asked, words=query, file=image or file)
     dense = stages.kind == "dense"
     refuse_unless(
         dense or coded.codes is not None, f"the run behind {opened.path} has no hash codes; write --kind dense"
@@ -158,12 +158,12 @@ def asked_field(config: Config, rows: str, query: str, image: str | os.PathLike,
     return found[0]
 
 
-def encoded_query(assembly: Assembly, params: Params, field: str, query: str | os.PathLike) -> Embedded:
-    """One query as the model sees it: words, or a file of another field. Warns of words it does not read."""
+def encoded_query(assembly: Assembly, params: Params, field: str, words: str = "", file: str | os.PathLike = "") -> Embedded:
+    """One query as the model sees it: `words`, or a `file` of the field. Warns of words it does not read."""
     encoder, embedder = assembly.config.data.fields[field].encoder, Embedder(assembly.model, params)
-    if assembly.config.encoders[encoder].reads == "words":
-        return embedder.rows(encoder, encoded_words(assembly.specs[encoder], encoder, os.fspath(query)))
-    return embedder.rows(encoder, read_files(assembly, field, [query]))
+    if file:
+        return embedder.rows(encoder, read_files(assembly, field, [file]))
+    return embedder.rows(encoder, encoded_words(assembly.specs[encoder], encoder, words))
 
 
 def score_text(hit: Hit) -> str:

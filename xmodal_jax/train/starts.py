@@ -48,6 +48,8 @@ def settings(config: Config) -> dict:
 def digest(assembly: Assembly, params: Params) -> str:
     """A name for the start of these towers on this data."""
     sha = hashlib.sha256(json.dumps(settings(assembly.config), sort_keys=True, default=list).encode())
+    for own in assembly.tokenizers.values():
+        sha.update(own.path.read_bytes())
     towers = {name: params[name].get("tower", {}) for name in assembly.config.encoders}
     for path, leaf in jax.tree_util.tree_leaves_with_path(towers):
         sha.update(jax.tree_util.keystr(path).encode())
