@@ -26,7 +26,7 @@ def without(*names: str) -> tuple[str, ...]:
 
 NO_BRIDGE = (
     *(f"objectives.{name}.bridge=False" for name in ("itc", "lm", "fused")),
-    "optimizer.groups=(('^image/head/(attended|probe)', 1.0), ('/head/', 0.1))",  # ReCap's without the gate's
+    "optimizer.groups=(('^image/head/(attended|probe)', 1.0), ('[/_]head/', 0.1))",  # ReCap's without the gate's
 )
 RANDOM = ("joint.start=random", "optimizer.groups=()")  # at the full rate: CCA's slow heads would stay random
 NO_QUEUE = ("objectives.itc.queue=0", "objectives.fused.queue=0")

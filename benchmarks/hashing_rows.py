@@ -43,7 +43,7 @@ PIXELS = (
     "encoders.image.size=96",
     "encoders.image.pool=mean",
 )  # from the training pictures, beside the frozen MiniLM
-UNSHARED = ("encoders.image.pool=mean", "encoders.text.pool=mean", "optimizer.groups=(('/head/', 0.1),)")
+UNSHARED = ("encoders.image.pool=mean", "encoders.text.pool=mean", "optimizer.groups=(('[/_]head/', 0.1),)")
 PLAIN = "objectives.hash_quality.quantization=0.0"
 SUPCON = ("objectives.hash_supcon.weight=1.0", "objectives.hash.similarity=0.0")
 MINILM = (  # frozen, with a head of the picture's size; what TF-IDF cannot know of words that no training caption has

@@ -45,5 +45,5 @@ def get_config(variant: str = "features"):
     config.encoders.image.update(kind="efficientnet", init="lite0")
     config.encoders.image.size, config.batch_size = 160, 64
     config.optimizer.freeze, config.encoders.text.dropout, config.objectives.itm.every = "^text/tower/embed", 0.1, 1
-    config.optimizer.groups = (("^text/tower/", 0.05), ("^image/tower/", 0.1), ("/head/", 0.5))
+    config.optimizer.groups = (("^text/tower/", 0.05), ("^image/tower/", 0.1), ("[/_]head/", 0.5))
     return config

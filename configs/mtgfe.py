@@ -42,7 +42,7 @@ def get_config(variant: str = "emoji_views"):
     presets.data_set(config, variant.removesuffix("_plain"))
     if variant.endswith("_plain"):
         config.objectives.itc.weight = 0.0
-        config.optimizer.freeze, config.optimizer.groups = "^text/tower/|/head/(linear|up|down)", ()
+        config.optimizer.freeze, config.optimizer.groups = "^text/tower/|[/_]head/(linear|up|down)", ()
     return config
 
 

@@ -161,3 +161,12 @@ def test_sizes_are_those_of_the_method(spec, size, length):
     """Encoders that are written whole lose what they do not say; 0: cached tokens."""
     encoders = freeze(load(f"{FOLDER}/{spec}")).encoders
     assert (encoders["image"].extent, encoders["text"].extent) == (size, length)
+
+
+@pytest.mark.parametrize("spec", ["mtgfe.py:flickr8k", "adequate_alignment.py:emoji_views", "recap.py:flickr8k", "flickr8k.py:finetune"])
+def test_heads_of_pairs_learn_as_slowly_as_those_of_encoders(spec):
+    groups = freeze(load(f"{FOLDER}/{spec}")).optimizer.groups
+    paths = ("image/head/linear/kernel", "text/head/up/kernel", "fused_head/project/kernel", "joined_head/correct/kernel")
+    rates = {factor_for(path, groups) for path in paths}
+    assert len(rates) == 1 and rates.pop() < 1.0
+    assert factor_for("match/kernel", groups) == factor_for("text/hash/linear/kernel", groups) == 1.0

@@ -6,7 +6,12 @@ Encoder, reader, objective and scorer are this file's; the package is not touche
 import dataclasses
 import io
 import json
+import os
+import pathlib
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -283,13 +288,34 @@ def test_fields_and_encoders_that_do_not_fit_are_refused(depth_set, fields, sent
         train_dataset(depth_set, "train", depth_specs(load_tokenizer("data", depth_set)), freeze_fields(depth_set, fields), 0, 2)
 
 
-def test_it_trains_and_goes_on_bit_for_bit(depth_set, tmp_path):
-    """Eight steps with a third of the depth maps missing equal those that go on from a copy of step four's checkpoint."""
+KILLED = """
+import os, pathlib, signal, sys, time
+
+import conftest  # the devices and the exactness of the tests
+import test_depth
+from xmodal_jax.train.loop import train
+
+
+def kill(run, state, poll):
+    while not (pathlib.Path(sys.argv[2]) / "checkpoints" / "4").is_dir():
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+train(test_depth.depth_config(sys.argv[1], eval={"every": 6}), sys.argv[2], kill)
+"""
+
+
+def test_it_is_killed_and_goes_on_bit_for_bit(depth_set, tmp_path):
+    """Eight steps with a third of the depth maps missing equal those of a process killed after six and one that goes on."""
     config = depth_config(depth_set)
     whole = train(config, tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "again")
-    (last,) = (tmp_path / "again").glob("**/8")
-    shutil.rmtree(last)
+    here = pathlib.Path(__file__).parent
+    command = [sys.executable, "-c", KILLED, str(depth_set), str(tmp_path / "again")]
+    place = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    killed = subprocess.run(command, env={**os.environ, "PYTHONPATH": place}, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert [path.name for path in (tmp_path / "again" / "checkpoints").glob("[0-9]")] == ["4"]
     again = train(config, tmp_path / "again")
     assert int(whole.step) == int(again.step) == 8 and int(whole.skipped) == 0
     assert {"image", "text", "depth", "id", "text/key", "image/valid", "depth/valid", "cursor"} == set(whole.memory["keys"])

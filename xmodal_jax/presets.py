@@ -22,7 +22,7 @@ def frozen_towers(config: ConfigDict) -> ConfigDict:
     config.joint.start, config.teacher.momentum = "cca", 0.98
     config.teacher.warmup = True  # in 200 steps an EMA of 0.98 from the first on would still hold the start's weights
     config.optimizer.lr, config.optimizer.warmup, config.optimizer.freeze = 1e-3, 20, "^text/tower/"
-    config.optimizer.groups = (("/head/", 0.3),)
+    config.optimizer.groups = (("[/_]head/", 0.3),)
     return config
 
 
@@ -57,7 +57,7 @@ def gentle_heads(config: ConfigDict) -> ConfigDict:
     records of Flickr8k; with these it adds 5 (benchmarks/results/fusion.md).
     """
     config.encoders.image.head_dropout, config.encoders.text.head_dropout = 0.3, 0.2
-    config.optimizer.groups = (("/head/", 0.1),)
+    config.optimizer.groups = (("[/_]head/", 0.1),)
     return config
 
 
