@@ -95,6 +95,7 @@ def tiny_params(model: CrossModal, seed: int = 0, used: frozenset[str] = ALL) ->
 
 
 FACTS = DataFacts(
+    teacher_media=("image", "text"),
     records=64, labels=3, steps_per_epoch=8.0, tokens=(TOKENS, 6), teacher=8, vocabularies={"text": Vocabulary(VOCAB, CLS, MASK, BOS)}
 )
 

@@ -241,7 +241,7 @@ def test_nobody_asks_an_objective_what_the_protocol_does_not_say():
     kinds = {cls.__name__ for cls in xmodal_jax.objectives.OBJECTIVES.values()} | {"Objective", "Contrast", "CodeLoss"}
     found = []
     for file in PACKAGE.rglob("*.py"):
-        if file.parent.name == "objectives":
+        if file.parent.name == "objectives" or "data" in file.relative_to(PACKAGE).parts:  # whose items are those of sources
             continue
         for node in ast.walk(ast.parse(file.read_text())):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr", "isinstance")):

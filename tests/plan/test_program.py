@@ -111,6 +111,7 @@ def test_a_batch_has_the_fields_that_the_config_asks_for(tmp_path):
     )
     assert "image2/teacher" not in found, "a view has no embeddings of its own"
     entry = {
+        "media": ["image", "text"],
         "teacher": "t",
         "weights": "0",
         "width": 7,
