@@ -6,8 +6,8 @@ import pathlib
 import hypothesis
 import numpy as np
 import pytest
-from hypothesis import strategies
 import test_depth
+from hypothesis import strategies
 from PIL import Image
 
 from xmodal_jax.cli import main

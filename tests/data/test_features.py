@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-
 from tiny import input_specs
 
 from xmodal_jax.cli import main

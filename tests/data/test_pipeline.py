@@ -9,7 +9,6 @@ import threading
 
 import numpy as np
 import pytest
-
 from tiny import input_specs
 
 from xmodal_jax.data.card import Card

@@ -9,7 +9,6 @@ import shutil
 
 import numpy as np
 import pytest
-
 from tiny import input_specs
 
 from xmodal_jax.assemble import assemble, document_frequencies

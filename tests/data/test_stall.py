@@ -8,7 +8,6 @@ import time
 
 import numpy as np
 import pytest
-
 from tiny import input_specs
 
 from xmodal_jax.data.config import DataConfig

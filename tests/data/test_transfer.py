@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-
 from tiny import input_specs
 
 from xmodal_jax.data.config import DataConfig

@@ -15,7 +15,16 @@ from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.data.train import train_dataset
 from xmodal_jax.encode.embed import Embedder
-from xmodal_jax.encode.token_cache import FOLDER, KeptTexts, digest, distinct_captions, encode_all, kept_texts, opened, with_tokens
+from xmodal_jax.encode.token_cache import (
+    FOLDER,
+    KeptTexts,
+    digest,
+    distinct_captions,
+    encode_all,
+    kept_texts,
+    opened,
+    with_tokens,
+)
 from xmodal_jax.errors import UserError
 from xmodal_jax.train.flops import step_flops
 from xmodal_jax.train.loop import make_run

@@ -16,7 +16,16 @@ from xmodal_jax.data.features import add_to_card, being_added, refuse_bad_name, 
 from xmodal_jax.data.image import CorruptImage
 from xmodal_jax.data.progress import Progress
 from xmodal_jax.data.readers import Reader, Row, reader_classes, readers_of
-from xmodal_jax.data.records import PICTURES, WORDS, CorruptRecord, RecordWriter, open_records, pack, shard_files, split_names
+from xmodal_jax.data.records import (
+    PICTURES,
+    WORDS,
+    CorruptRecord,
+    RecordWriter,
+    open_records,
+    pack,
+    shard_files,
+    split_names,
+)
 from xmodal_jax.data.split import Split
 from xmodal_jax.encode.embed import Embedder
 from xmodal_jax.errors import UserError, refuse_unless

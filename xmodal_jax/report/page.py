@@ -5,7 +5,16 @@ from html import escape
 from typing import Any
 
 from xmodal_jax.drawing import data_url
-from xmodal_jax.eval.tables import Grid, codes_grid, further_grids, label_grid, notes, recall_cells, recall_names, retrieval_grid
+from xmodal_jax.eval.tables import (
+    Grid,
+    codes_grid,
+    further_grids,
+    label_grid,
+    notes,
+    recall_cells,
+    recall_names,
+    retrieval_grid,
+)
 from xmodal_jax.report.charts import bar_chart, code_charts, curve_chart
 from xmodal_jax.report.content import Content, Query, Sample, names_of
 
