@@ -32,7 +32,7 @@ from xmodal_jax.data.columns import Texts
 from xmodal_jax.data.image import decode, resize
 from xmodal_jax.data.records import check_record, open_records
 from xmodal_jax.data.sidecar import Sidecar
-from xmodal_jax.errors import refuse_unless, run_script
+from xmodal_jax.errors import UserError, run_script
 from xmodal_jax.eval import retrieval
 
 REGULARISATIONS = (0.03, 0.1, 0.3, 1.0, 3.0)
@@ -78,7 +78,8 @@ def read_side(folder: str, split: str, language: str, size: int) -> Side:
     pixels, rows = collections.defaultdict(list), collections.defaultdict(list)
     own = Sidecar(folder, Card.load(folder), split)
     pairs = own.all_pairs((language,))
-    refuse_unless(len(pairs) > 0, f"{folder}: split {split!r} has no captions in {language!r}.")
+    if len(pairs) == 0:
+        raise UserError(f"{folder}: split {split!r} has no captions in {language!r}.")
     with open_records(folder, split) as records:
         for row, record in enumerate(map(check_record, records)):
             for view, data in record["media"]["image"].items():
@@ -179,9 +180,11 @@ def tower_features(path: str, train: Side, test: Side, names: tuple[str, str]) -
     arrays = np.load(path)
 
     def rows(name: str, count: int) -> np.ndarray:
-        refuse_unless(name in arrays, f"{path} has no array {name!r}; it has {', '.join(arrays.files)}.")
+        if name not in arrays:
+            raise UserError(f"{path} has no array {name!r}; it has {', '.join(arrays.files)}.")
         found = arrays[name].astype(np.float32)
-        refuse_unless(len(found) == count, f"{path}: {name!r} has {len(found)} rows, the data {count}; write it again.")
+        if len(found) != count:
+            raise UserError(f"{path}: {name!r} has {len(found)} rows, the data {count}; write it again.")
         return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-6)
 
     def features(side: Side, split: str) -> Features:

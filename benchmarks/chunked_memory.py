@@ -40,7 +40,10 @@ def temporary(rows: int, chunk: int) -> float:
     batch = {"image": jax.ShapeDtypeStruct((rows, 224, 224, 3), jnp.uint8)}
     batch["text"] = jax.ShapeDtypeStruct((rows, run.assembly.config.encoders["text"].length), jnp.int32)
     batch |= {name: jax.ShapeDtypeStruct((rows,), jnp.int32) for name in ("id", "text/key", "index")}
-    loss = lambda params, state, batch: total_loss(run.recipe, params, state, batch, jax.random.key(0))[0]
+
+    def loss(params, state, batch):
+        return total_loss(run.recipe, params, state, batch, jax.random.key(0))[0]
+
     compiled = jax.jit(jax.grad(loss)).lower(run.abstract.params, run.abstract, batch).compile()
     return compiled.memory_analysis().temp_size_in_bytes / MIB
 

@@ -50,9 +50,7 @@ def main() -> None:
     overrides = [f"data.path={args.data}", f"batch_size={args.batch}", "joint.start=random"]
     config = configs.freeze(configs.load(args.config, overrides))
     assembly = assemble(config)
-    dataset = train_dataset(
-        config.data.path, config.data.split, assembly.specs, assembly.config.data, 0, args.batch
-    )
+    dataset = train_dataset(config.data.path, config.data.split, assembly.specs, assembly.config.data, 0, args.batch)
     batch = jax.device_put(dataset.batch_at(0))
     names = tuple(config.objectives)
     built = {name: stepper(config, batch, (name,)) for name in names}

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from xmodal_jax.data.sources.emoji import group_key
-from xmodal_jax.errors import UserError, output_file, refuse_unless, run_script
+from xmodal_jax.errors import UserError, output_file, run_script
 
 FIELDS = ("id", "views", "caption", "tags", "labels")
 
@@ -34,7 +34,8 @@ def converted(row: dict[str, Any]) -> dict[str, Any]:
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
     """The rows of pairs.jsonl. Raises UserError for a missing file and, by line, for a row without its fields."""
-    refuse_unless(path.is_file(), f"'{path}' does not exist; give the folder that holds pairs.jsonl.")
+    if not path.is_file():
+        raise UserError(f"'{path}' does not exist; give the folder that holds pairs.jsonl.")
     rows = []
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         try:
@@ -42,7 +43,8 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
             missing = [name for name in FIELDS if name not in row]
         except (ValueError, TypeError) as error:
             raise UserError(f"'{path}', line {number} is no JSON object ({error}); mend the line.") from error
-        refuse_unless(not missing, f"'{path}', line {number} has no {missing[:1]}; write {', '.join(FIELDS)}.")
+        if missing:
+            raise UserError(f"'{path}', line {number} has no {missing[:1]}; write {', '.join(FIELDS)}.")
         rows.append(row)
     return rows
 
@@ -53,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=pathlib.Path, help="holds pairs.jsonl and the pictures")
     parser.add_argument("--out", type=output_file, required=True, help="JSON lines to write")
     args = parser.parse_args(arguments)
-    refuse_unless(not args.out.exists(), f"'{args.out}' exists; write another --out, nothing was overwritten.")
+    if args.out.exists():
+        raise UserError(f"'{args.out}' exists; write another --out, nothing was overwritten.")
     rows = read_rows(args.folder / "pairs.jsonl")
     kept = [converted(row) for row in rows if "flags" not in row["labels"]]
     args.out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), "utf-8")

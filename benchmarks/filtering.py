@@ -28,7 +28,7 @@ from report import keep, machine
 from xmodal_jax.cli import set_up_jax
 from xmodal_jax.data.progress import Progress
 from xmodal_jax.encode.embed import PairScorer
-from xmodal_jax.errors import output_file, refuse_unless, run_script
+from xmodal_jax.errors import UserError, output_file, run_script
 from xmodal_jax.eval import rerank, retrieval
 from xmodal_jax.eval.evaluate import Evaluator, ensure_weight
 from xmodal_jax.search.index import fingerprint
@@ -46,7 +46,10 @@ def exhaustive(
     rerank.compile_lengths(score, 0, rows, block)
     firsts = range(0, images, IMAGES_AT_ONCE)
     groups = [np.arange(i, min(i + IMAGES_AT_ONCE, images), dtype=np.int32) for i in firsts]
-    left = lambda: [group for group in groups if not (folder / f"{group[0]}.npz").is_file()]
+
+    def left():
+        return [group for group in groups if not (folder / f"{group[0]}.npz").is_file()]
+
     total = sum(map(len, left()))
     for group in Progress(taken_in_turn(left, backwards), "all pairs", "images", total, size=len):
         started = time.perf_counter()
@@ -79,12 +82,14 @@ def open_folder(folder: pathlib.Path, model: str, shape: tuple[int, int]) -> pat
     told, facts = folder / "pairs.json", {"model": model, "shape": list(shape)}
     folder.mkdir(parents=True, exist_ok=True)
     if not told.exists():
-        refuse_unless(not any(folder.iterdir()), f"--all {folder} is not empty; name a folder that is new")
+        if any(folder.iterdir()):
+            raise UserError(f"--all {folder} is not empty; name a folder that is new")
         new = folder / "pairs.new.json"
         new.write_text(json.dumps(facts), "utf-8")
         new.replace(told)
     same = json.loads(told.read_text("utf-8")) == facts
-    refuse_unless(same, f"--all {folder} holds the scores of another model or split; name a folder that is new")
+    if not same:
+        raise UserError(f"--all {folder} holds the scores of another model or split; name a folder that is new")
     return folder
 
 
@@ -112,11 +117,14 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=256, help="pairs of one call")
     parser.add_argument("--out", type=output_file)
     args = parser.parse_args()
-    refuse_unless(not args.backwards or bool(args.all), "--backwards helps with --all; write --all FOLDER too")
-    refuse_unless(args.block > 0 and min(args.ks) > 0, "--block and --ks are 1 or more; write such numbers")
+    if args.backwards and not args.all:
+        raise UserError("--backwards helps with --all; write --all FOLDER too")
+    if args.block <= 0 or min(args.ks) <= 0:
+        raise UserError("--block and --ks are 1 or more; write such numbers")
     set_up_jax()
     assembly, params, step = open_run(args.workdir)
-    refuse_unless("match" in params, f"the run {args.workdir} was not trained to match (ITM); name one that was")
+    if "match" not in params:
+        raise UserError(f"the run {args.workdir} was not trained to match (ITM); name one that was")
     config, evaluator = assembly.config, Evaluator(assembly, params)
     name = config.data.eval_split
     split = evaluator.open(name, evaluator.views(name)[0])
@@ -131,8 +139,10 @@ def main() -> None:
         exhaustive(score, *shape, args.block, kept, backwards=True)
         return
     positives = retrieval.positives(split)
-    weight = ensure_weight(evaluator, evaluator.embedder, lambda said: None) if config.eval.combine == "add" else 1.0
-    how = (config.eval.combine, weight)
+    weight = (
+        ensure_weight(evaluator, evaluator.embedder, lambda said: None) if config.eval.rerank_score == "add" else 1.0
+    )
+    how = (config.eval.rerank_score, weight)
     ks = (0, *rerank.fitting(args.ks, min(shape)))
     tables = rerank.rerank(score, image.embed, text.embed, *positives, ks, *how, block=args.block)
     found = {"run": config.name, "step": step, "images": shape[0], "texts": shape[1], "how": how} | machine()
@@ -163,13 +173,17 @@ def earlier(path: pathlib.Path | None) -> dict:
     except ValueError:
         found = None
     whole = isinstance(found, dict) and {"run", "k"} <= set(found)
-    refuse_unless(whole, f"--out '{path}' is no result of this script; write another path")
+    if not whole:
+        raise UserError(f"--out '{path}' is no result of this script; write another path")
     return found
 
 
 def same_model(before: dict, found: dict) -> bool:
     """Whether two results are of one model on one split: a name and a step may be those of another seed."""
-    recalls = lambda result: {name: own for name, own in result["k"]["0"].items() if name not in ("seconds", "pairs")}
+
+    def recalls(result):
+        return {name: own for name, own in result["k"]["0"].items() if name not in ("seconds", "pairs")}
+
     fields = ("run", "step", "images", "texts", "how")
     return all(before[name] == found[name] for name in fields) and recalls(before) == recalls(found)
 

@@ -6,14 +6,22 @@ from xmodal_jax import config_file as configs
 
 BUDGET = {  # the same for every row of a set; one cached input size and short texts, for this is about differences
     "emoji_views": (
-        "steps=60", "batch_size=64", "data.features=('lite0-128',)", "encoders.text.length=16", "eval.rerank=(16,)",
+        "steps=60",
+        "batch_size=64",
+        "data.features=('lite0-128',)",
+        "encoders.text.length=16",
+        "eval.rerank=(16,)",
         "encoders.text.cache_tokens=True",
     ),
     "flickr8k": (
-        "steps=60", "batch_size=64", "data.features=('lite0-160',)", "encoders.text.length=16", "eval.rerank=(8,)",
+        "steps=60",
+        "batch_size=64",
+        "data.features=('lite0-160',)",
+        "encoders.text.length=16",
+        "eval.rerank=(8,)",
         "encoders.text.cache_tokens=True",
     ),
-}  # fmt: skip
+}
 FUSING = ("itm", "mlm", "lm", "fused", "mvjrc")  # objectives whose cost is in fusion and decoder,
 QUEUE = 256  # keys: a queue of an epoch or more would be older than what it is compared with
 EVERY = 4  # which see every 4th row of a batch, 16 rows; ITC sees all
@@ -77,8 +85,13 @@ ROWS = (
     Row("ReCap", "full, the student evaluated", RECAP, STUDENT, FLICKR),
     Row("ReCap", "momentum 0.99, the student evaluated", RECAP, (*fixed_momentum(0.99), *STUDENT), FLICKR),
     Row("ReCap", "momentum 0.995, the student evaluated", RECAP, (*fixed_momentum(0.995), *STUDENT), FLICKR),
-    Row("ReCap", "momentum 0.995 without residual attention, the student evaluated", RECAP,
-        (*fixed_momentum(0.995), *NO_BRIDGE, *STUDENT), FLICKR),
+    Row(
+        "ReCap",
+        "momentum 0.995 without residual attention, the student evaluated",
+        RECAP,
+        (*fixed_momentum(0.995), *NO_BRIDGE, *STUDENT),
+        FLICKR,
+    ),
     Row("MTGFE", "ITM", MTGFE + "_plain", without("mlm", "mvjrc")),
     Row("MTGFE", "ITM + MLM", MTGFE + "_plain", without("mvjrc")),
     Row("MTGFE", "ITM + MVJRC", MTGFE + "_plain", without("mlm")),
@@ -98,9 +111,11 @@ ROWS = (
     finetuned("Adequate Alignment, full", ALIGNED),
     finetuned("Adequate Alignment without LMIM", ALIGNED, *without("lmim"), sets=EMOJI),
     finetuned("Adequate Alignment, LMIM of captions alone", ALIGNED, "objectives.lmim.sides=('text',)", sets=EMOJI),
-    finetuned("Adequate Alignment, LMIM at a tenth of its weight", ALIGNED, "objectives.lmim.weight=0.0333", sets=EMOJI),
+    finetuned(
+        "Adequate Alignment, LMIM at a tenth of its weight", ALIGNED, "objectives.lmim.weight=0.0333", sets=EMOJI
+    ),
     finetuned("Adequate Alignment without LMIM and IMS", ALIGNED, *without("lmim", "ims"), sets=EMOJI),
-)  # fmt: skip
+)
 
 
 def command(row: Row, name: str, data: str, seed: int) -> tuple[str, list[str]]:

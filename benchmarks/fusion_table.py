@@ -28,8 +28,13 @@ FULL = {
     "Adequate Alignment": ("Adequate Alignment", "full: ITC + IMS + LMIM + fusion"),
 }
 RECAP, MTGFE, ALIGNED, TUNED = (*FULL, "fine-tuned towers")
-PARTS = {"residual attention": "without residual attention (plain EMA)", "LM": "without LM", "ITM": "without ITM",
-         "queues": "without queues", "distillation": "without distillation"}  # fmt: skip
+PARTS = {
+    "residual attention": "without residual attention (plain EMA)",
+    "LM": "without LM",
+    "ITM": "without ITM",
+    "queues": "without queues",
+    "distillation": "without distillation",
+}
 COMPARED = (  # (in words, a row, the row it is compared with)
     *((f"{name}, full, over the quickstart", row, QUICKSTART) for name, row in FULL.items()),
     *((f"the same, fine-tuned towers: {name}", (TUNED, f"{name}, full"), (TUNED, "quickstart")) for name in FULL),
@@ -37,12 +42,24 @@ COMPARED = (  # (in words, a row, the row it is compared with)
     ("ReCap: the momentum's ramp over 0", FULL[RECAP], (RECAP, "momentum 0")),
     ("ReCap: the momentum's ramp over 0.99", FULL[RECAP], (RECAP, "momentum 0.99")),
     ("ReCap: the momentum's ramp over 0.995", FULL[RECAP], (RECAP, "momentum 0.995")),
-    *((f"ReCap, the student evaluated: the momentum's ramp over {m}", (RECAP, "full, the student evaluated"),
-       (RECAP, f"momentum {m}, the student evaluated")) for m in (0.99, 0.995)),
-    ("ReCap, the student evaluated: residual attention at momentum 0.995", (RECAP, "momentum 0.995, the student evaluated"),
-     (RECAP, "momentum 0.995 without residual attention, the student evaluated")),
-    ("ReCap: distillation where heads start at random", (RECAP, "heads start at random, distilled"),
-     (RECAP, "heads start at random, not distilled")),
+    *(
+        (
+            f"ReCap, the student evaluated: the momentum's ramp over {m}",
+            (RECAP, "full, the student evaluated"),
+            (RECAP, f"momentum {m}, the student evaluated"),
+        )
+        for m in (0.99, 0.995)
+    ),
+    (
+        "ReCap, the student evaluated: residual attention at momentum 0.995",
+        (RECAP, "momentum 0.995, the student evaluated"),
+        (RECAP, "momentum 0.995 without residual attention, the student evaluated"),
+    ),
+    (
+        "ReCap: distillation where heads start at random",
+        (RECAP, "heads start at random, distilled"),
+        (RECAP, "heads start at random, not distilled"),
+    ),
     ("MTGFE: MLM beside ITM", (MTGFE, "ITM + MLM"), (MTGFE, "ITM")),
     ("MTGFE: MVJRC beside ITM", (MTGFE, "ITM + MVJRC"), (MTGFE, "ITM")),
     ("MTGFE: both beside ITM", (MTGFE, "ITM + MLM + MVJRC (the abstract's three)"), (MTGFE, "ITM")),
@@ -52,14 +69,27 @@ COMPARED = (  # (in words, a row, the row it is compared with)
     ("Adequate Alignment: fusion's ITM, on the embeddings", FULL[ALIGNED], (ALIGNED, "ITC + IMS + LMIM")),
     ("Adequate Alignment: GPO over the mean", FULL[ALIGNED], (ALIGNED, "mean in place of GPO")),
     ("Adequate Alignment: GPO over the maximum", FULL[ALIGNED], (ALIGNED, "max in place of GPO")),
-    ("Adequate Alignment from a random start: GPO over the mean", (ALIGNED, "GPO alone, from a random start"),
-     (ALIGNED, "mean alone, from a random start")),
-    ("Adequate Alignment from a random start: GPO over the maximum", (ALIGNED, "GPO alone, from a random start"),
-     (ALIGNED, "max alone, from a random start")),
-    ("Adequate Alignment, fine-tuned towers: LMIM", (TUNED, "Adequate Alignment, full"), (TUNED, "Adequate Alignment without LMIM")),
-    ("Adequate Alignment, fine-tuned towers: IMS", (TUNED, "Adequate Alignment without LMIM"),
-     (TUNED, "Adequate Alignment without LMIM and IMS")),
-)  # fmt: skip
+    (
+        "Adequate Alignment from a random start: GPO over the mean",
+        (ALIGNED, "GPO alone, from a random start"),
+        (ALIGNED, "mean alone, from a random start"),
+    ),
+    (
+        "Adequate Alignment from a random start: GPO over the maximum",
+        (ALIGNED, "GPO alone, from a random start"),
+        (ALIGNED, "max alone, from a random start"),
+    ),
+    (
+        "Adequate Alignment, fine-tuned towers: LMIM",
+        (TUNED, "Adequate Alignment, full"),
+        (TUNED, "Adequate Alignment without LMIM"),
+    ),
+    (
+        "Adequate Alignment, fine-tuned towers: IMS",
+        (TUNED, "Adequate Alignment without LMIM"),
+        (TUNED, "Adequate Alignment without LMIM and IMS"),
+    ),
+)
 
 
 def spread(values: Iterable[float], places: int = 1) -> str:

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from report import keep, machine
 
-from xmodal_jax.errors import output_file, refuse_unless, run_script
-from xmodal_jax.search import hamming, host
+from xmodal_jax.errors import UserError, output_file, run_script
+from xmodal_jax.search import hamming, numpy_engine
 
 K = 10
 
@@ -55,18 +55,24 @@ def nearest(query: np.ndarray, blocks: list[hamming.Resident]) -> tuple[np.ndarr
         values.append(-value)
         rows.append(row.astype(np.int64) + start)
         start += block.count
-    value, row = host.merge_topk(values, rows, min(K, start))
+    value, row = numpy_engine.merge_topk(values, rows, min(K, start))
     return -value, row
 
 
 def measure(rows: int, bits: int, queries: list[int], repeats: int) -> list[dict]:
     """One line for each number of queries."""
     blocks, lines = placed(rows, bits), []
-    read = lambda: [folded(block.words) for block in blocks]
+
+    def read():
+        return [folded(block.words) for block in blocks]
+
     size = sum(block.words.nbytes for block in blocks)
     for count in queries:
         query = np.random.default_rng(1).integers(0, 256, (count, bits // 8), dtype=np.uint8)
-        search = lambda query=query: nearest(query, blocks)
+
+        def search(query=query):
+            return nearest(query, blocks)
+
         seconds(search), seconds(read)  # compiles
         pairs = np.array([(seconds(search), seconds(read)) for _ in range(repeats)])
         searched, reading = (float(value) for value in np.median(pairs, axis=0))
@@ -87,9 +93,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
     given = [*args.rows, *args.queries, args.repeats]
-    refuse_unless(min(given) > 0, f"--rows, --queries and --repeats hold {min(given)}; write numbers above 0")
+    if min(given) <= 0:
+        raise UserError(f"--rows, --queries and --repeats hold {min(given)}; write numbers above 0")
     for bits in args.bits:
-        refuse_unless(bits > 0 and bits % 8 == 0, f"--bits {bits}; write a multiple of 8, such as 64")
+        if bits <= 0 or bits % 8 != 0:
+            raise UserError(f"--bits {bits}; write a multiple of 8, such as 64")
     lines = [
         line for rows in args.rows for bits in args.bits for line in measure(rows, bits, args.queries, args.repeats)
     ]

@@ -22,13 +22,13 @@ import numpy as np
 from hamming_bandwidth import K, nearest
 from report import keep, machine
 
-from xmodal_jax.errors import output_file, refuse_unless, run_script
+from xmodal_jax.errors import UserError, output_file, run_script
 
 
 def searchers(gallery: np.ndarray, threads: int, with_numpy: bool) -> dict:
     """Name -> function (packed queries) -> distances int32 [q,10]; only NumPy's keeps the gallery itself."""
     from xmodal_jax.retrieve.faiss_backend import load_faiss
-    from xmodal_jax.search import hamming, host
+    from xmodal_jax.search import hamming, numpy_engine
 
     faiss = load_faiss()
     faiss.omp_set_num_threads(threads)
@@ -38,7 +38,7 @@ def searchers(gallery: np.ndarray, threads: int, with_numpy: bool) -> dict:
     blocks = [hamming.resident(gallery[start : start + hamming.BLOCK_ROWS]) for start in cuts]
 
     found = {"faiss": lambda query: flat.search(query, K)[0], "jax": lambda query: nearest(query, blocks)[0]}
-    return found | ({"numpy": lambda query: host.hamming_topk(query, gallery, K)[0]} if with_numpy else {})
+    return found | ({"numpy": lambda query: numpy_engine.hamming_topk(query, gallery, K)[0]} if with_numpy else {})
 
 
 def measure(rows: int, bits: int, queries: tuple[int, ...], threads: int, repeats: int, numpy_rows: int) -> list[dict]:
@@ -52,7 +52,8 @@ def measure(rows: int, bits: int, queries: tuple[int, ...], threads: int, repeat
         names = [name for name in found if name != "numpy" or rows * count <= numpy_rows]
         answers = {name: found[name](query) for name in names}  # warms up: compiled, in memory
         for name in names:
-            refuse_unless(np.array_equal(answers[name], answers["faiss"]), f"{name} and faiss differ at {bits} bits")
+            if not np.array_equal(answers[name], answers["faiss"]):
+                raise UserError(f"{name} and faiss differ at {bits} bits")
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
         for _ in range(repeats):
             for name in names:
@@ -83,12 +84,17 @@ def summary(times: dict[str, list[tuple[float, float]]]) -> dict:
 def bound(threads: int) -> list[dict]:
     """This command again in a process bound to `threads` cores."""
     cores = sorted(os.sched_getaffinity(0))
-    refuse_unless(threads <= len(cores), f"--threads {threads}: this machine lends {len(cores)} cores; write fewer")
+    if threads > len(cores):
+        raise UserError(f"--threads {threads}: this machine lends {len(cores)} cores; write fewer")
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, __file__, *sys.argv[1:], "--one", str(threads)]
-    bind = lambda: os.sched_setaffinity(0, cores[:threads])
+
+    def bind():
+        return os.sched_setaffinity(0, cores[:threads])
+
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, preexec_fn=bind, check=False)
-    refuse_unless(done.returncode == 0, f"the run with {threads} threads ended with code {done.returncode}; see above")
+    if done.returncode != 0:
+        raise UserError(f"the run with {threads} threads ended with code {done.returncode}; see above")
     return json.loads(done.stdout)
 
 

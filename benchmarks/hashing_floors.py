@@ -41,7 +41,7 @@ from report import data_facts
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.sidecar import Sidecar
 from xmodal_jax.data.split import multi_hot
-from xmodal_jax.errors import output_file, refuse_unless, run_script
+from xmodal_jax.errors import UserError, output_file, run_script
 from xmodal_jax.eval import hashing, retrieval
 
 RIDGES = (0.0001, 0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -81,8 +81,17 @@ def ridge_inverse(x: np.ndarray, ridge: float) -> np.ndarray:
     return np.linalg.solve(gram, x).astype(np.float32)
 
 
-def cmfh(left: np.ndarray, right: np.ndarray, bits: int, ridge: float, share: float = 0.5, m: float = 100.0,
-         g: float = 0.01, rounds: int = 200, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+def cmfh(
+    left: np.ndarray,
+    right: np.ndarray,
+    bits: int,
+    ridge: float,
+    share: float = 0.5,
+    m: float = 100.0,
+    g: float = 0.01,
+    rounds: int = 200,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
     """Projections [bits,D] and [bits,D'] of centred aligned rows [n,D], [n,D'] (names as in the paper: l = `share`).
 
     The ridge of P is `ridge` times the mean variance, not g / m, which for rows of unit length is next to none. Stops
@@ -90,7 +99,10 @@ def cmfh(left: np.ndarray, right: np.ndarray, bits: int, ridge: float, share: fl
     """
     xs, weights = (left.T, right.T), (share, 1.0 - share)
     v = np.random.default_rng(seed).normal(size=(bits, left.shape[0])).astype(np.float32)
-    solve = lambda target, rows, r: np.linalg.solve(rows @ rows.T + r * np.eye(len(rows)), rows @ target.T).T
+
+    def solve(target, rows, r):
+        return np.linalg.solve(rows @ rows.T + r * np.eye(len(rows)), rows @ target.T).T
+
     solved = [ridge_inverse(x, ridge) for x in xs]  # P = V @ this.T
     for _ in range(rounds):
         bases = [solve(x, v, g / w) for x, w in zip(xs, weights, strict=True)]
@@ -185,7 +197,10 @@ def mean_tables(tables: list[dict[str, Any]]) -> dict[str, Any]:
     mean = mean_row(tables)
     if all("labels" in table for table in tables):
         sides = tables[0]["labels"]
-        of = lambda side, name: float(np.mean([table["labels"][side][name] for table in tables]))
+
+        def of(side, name):
+            return float(np.mean([table["labels"][side][name] for table in tables]))
+
         mean["labels"] = {side: {name: of(side, name) for name in row} for side, row in sides.items()}
     return mean
 
@@ -194,10 +209,14 @@ def with_views(features: Features, views: Sequence[str], flip: bool) -> Features
     """The pictures of `views` (none: all) alone, with or without their mirrored copies."""
     known = [view for view in features.image if not view.endswith(".flip")]
     for view in views:
-        refuse_unless(view in known, f"the data set has no view '{view}'; it has {', '.join(known)}")
+        if view not in known:
+            raise UserError(f"the data set has no view '{view}'; it has {', '.join(known)}")
     kept = [view for view in features.image if view.removesuffix(".flip") in (views or known)]
     kept = [view for view in kept if flip or not view.endswith(".flip")]
-    pick = lambda table: {view: table[view] for view in kept}
+
+    def pick(table):
+        return {view: table[view] for view in kept}
+
     return dataclasses.replace(features, image=pick(features.image), rows=pick(features.rows))
 
 

@@ -12,7 +12,7 @@ from hashing_rows import BUDGET, LABELS, PAIRS, ROWS
 from runs import replace
 
 from xmodal_jax.config_file import freeze, load
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.eval.retrieval import TIE_RULE
 
 Line = dict[str, Any]
@@ -109,13 +109,16 @@ def floors(folder: pathlib.Path, name: str, line: Line) -> dict[str, dict[str, A
     here = {"language": data.languages[0], "train_views": sorted(data.views), "views": sorted(config.eval_data.views)}
     here |= {"flip": data.augment.flip > 0, "of": line["data"]}
     other = [key for key, value in here.items() if told.get(key) != value]
-    refuse_unless(not other, f"{path} has {told.get(other[0]) if other else ''} as {''.join(other[:1])}, the runs have "
-                  f"{here[other[0]] if other else ''}; make it again with hashing_floors.py")  # fmt: skip
-    for row in told["rows"]:
-        refuse_unless(
-            "labels" in row or row["ties"] == TIE_RULE,
-            f"{path} counts ties by another rule ({row.get('ties')}); make it again with hashing_floors.py",
+    if other:
+        raise UserError(
+            f"{path} has {told.get(other[0]) if other else ''} as {''.join(other[:1])}, the runs have "
+            f"{here[other[0]] if other else ''}; make it again with hashing_floors.py"
         )
+    for row in told["rows"]:
+        if "labels" not in row and row["ties"] != TIE_RULE:
+            raise UserError(
+                f"{path} counts ties by another rule ({row.get('ties')}); make it again with hashing_floors.py"
+            )
         found[row["method"]][str(row["bits"])] = row.get("labels", row)
     return found
 
@@ -123,14 +126,25 @@ def floors(folder: pathlib.Path, name: str, line: Line) -> dict[str, dict[str, A
 def label_section(name: str, lines: list[Line], folder: pathlib.Path) -> list[str]:
     """MAP@ALL of one data set: the floors, then the rows, and how often a row has the value of CCA's signs."""
     linear, cells = floors(folder, name, lines[0]), []
-    means = lambda tables: [spread((own[side]["MAP@ALL"] for own in tables), 3) for side in SIDES]
+
+    def means(tables):
+        return [spread((own[side]["MAP@ALL"] for own in tables), 3) for side in SIDES]
+
     for method, lengths in linear.items():
         cells += [[method, bits, "", *means([own]), *random_of(own), ""] for bits, own in lengths.items()]
     for (_, row), own in by_row(lines).items():
         for bits in own[0]["labels"]:
             tables = [line["labels"][bits] for line in own]
-            cells.append([f"CMHR-DRN, {row}", bits, str(len(own)), *means(tables), *random_of(tables[0]),
-                          times(tables, linear.get("CCA signs", {}).get(bits))])  # fmt: skip
+            cells.append(
+                [
+                    f"CMHR-DRN, {row}",
+                    bits,
+                    str(len(own)),
+                    *means(tables),
+                    *random_of(tables[0]),
+                    times(tables, linear.get("CCA signs", {}).get(bits)),
+                ]
+            )
     head = ["method", "bits", "seeds", "MAP@ALL i2t", "t2i", "random i2t", "t2i", "over CCA signs"]
     return [f"\n## {name}, a shared label: {', '.join(BUDGET[name])}", *table(head, cells)]
 
@@ -144,7 +158,10 @@ def times(tables: list[dict[str, Any]], floor: dict[str, Any] | None) -> str:
     """How many times the floor's MAP, both directions."""
     if floor is None:
         return ""
-    mean = lambda side: statistics.fmean(own[side]["MAP@ALL"] for own in tables)
+
+    def mean(side):
+        return statistics.fmean(own[side]["MAP@ALL"] for own in tables)
+
     return " / ".join(f"{mean(side) / floor[side]['MAP@ALL']:.2f}" for side in SIDES)
 
 
@@ -166,7 +183,10 @@ def write_all(lines: list[Line], path: pathlib.Path) -> None:
 
 def curve(lines: list[Line], pick: Callable[[str], bool]) -> list[tuple[int, float]]:
     """(bytes, mean R@10 of both directions in %) of what is stored as words that `pick` takes."""
-    mean = lambda tables: statistics.fmean(own[side]["R@10"] for own in tables for side in SIDES)
+
+    def mean(tables):
+        return statistics.fmean(own[side]["R@10"] for own in tables for side in SIDES)
+
     return sorted((size, mean(tables)) for words, size, tables in stored(lines) if pick(words))
 
 
@@ -181,14 +201,14 @@ def storage_plot(lines: list[Line], path: pathlib.Path) -> None:
         for row, found in own.items():
             if row.startswith("nested: "):
                 axes.plot(
-                    *zip(*curve(found, lambda words: "bits" in words)),
+                    *zip(*curve(found, lambda words: "bits" in words), strict=True),
                     "o-",
                     color=colour,
                     label=f"{system}, nested codes",
                 )
                 for words, marker in (("float32", "s"), ("int8", "^")):
                     point = curve(found, lambda given, words=words: given == words)
-                    axes.plot(*zip(*point), marker, color=colour, label=f"{system}, {words}")
+                    axes.plot(*zip(*point, strict=True), marker, color=colour, label=f"{system}, {words}")
         single = sorted(
             point
             for row, found in own.items()
@@ -196,11 +216,14 @@ def storage_plot(lines: list[Line], path: pathlib.Path) -> None:
             for point in curve(found, lambda w: "bits" in w)
         )
         if single:
-            axes.plot(*zip(*single), "x--", color=colour, label=f"{system}, a model for each length")
+            axes.plot(*zip(*single, strict=True), "x--", color=colour, label=f"{system}, a model for each length")
     for number, (method, lengths) in enumerate(floors(path.parent, lines[0]["set"], lines[0]).items()):
-        mean = lambda own: statistics.fmean(own[side]["R@10"] for side in SIDES)
+
+        def mean(own):
+            return statistics.fmean(own[side]["R@10"] for side in SIDES)
+
         points = [(int(bits) // 8, mean(own)) for bits, own in lengths.items()]
-        axes.plot(*zip(*points), "--", color=("0.2", "0.6")[number % 2], label=f"{method}, linear")
+        axes.plot(*zip(*points, strict=True), "--", color=("0.2", "0.6")[number % 2], label=f"{method}, linear")
     chance = next(iter(lines[0]["codes"].values()))["chance"]
     axes.axhline(statistics.fmean(chance[side]["R@10"] for side in SIDES), color="0.5", ls=":", label="chance")
     axes.set_xscale("log", base=2)

@@ -21,7 +21,7 @@ from xmodal_jax.data.records import PICTURES, RecordWriter, check_record, open_r
 from xmodal_jax.data.sidecar import Sidecar, Sidecars
 from xmodal_jax.data.source import Item
 from xmodal_jax.data.taxonomy import Taxonomy
-from xmodal_jax.errors import refuse_unless, run_script
+from xmodal_jax.errors import UserError, run_script
 
 
 def held_out_groups(groups: Sequence[str], records: int, seed: int) -> set[str]:
@@ -76,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     args = parser.parse_args(arguments)
-    refuse_unless(not args.out.exists(), f"'{args.out}' exists; write another --out, nothing was overwritten.")
+    if args.out.exists():
+        raise UserError(f"'{args.out}' exists; write another --out, nothing was overwritten.")
     card = Card.load(args.data)
     groups = list(Sidecar(args.data, card, "train").groups)
     chosen = held_out_groups(groups, args.records, args.seed)

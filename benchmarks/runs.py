@@ -27,7 +27,7 @@ from report import machine
 from xmodal_jax import config_file as configs
 from xmodal_jax.cli import set_up_jax
 from xmodal_jax.config import Config, as_dict
-from xmodal_jax.errors import output_file, refuse_unless
+from xmodal_jax.errors import UserError, output_file
 from xmodal_jax.train.loop import train
 from xmodal_jax.workdir import open_run
 
@@ -128,7 +128,10 @@ def digest(config: Config) -> str:
 
 def unlike(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
     """The entries of nested dicts that others do not have or have with another value."""
-    deep = lambda key: isinstance(values[key], dict) and isinstance(others.get(key), dict)
+
+    def deep(key):
+        return isinstance(values[key], dict) and isinstance(others.get(key), dict)
+
     found = {key: unlike(value, others[key]) if deep(key) else value for key, value in values.items()}
     return {key: value for key, value in found.items() if (value != {} if deep(key) else value != others.get(key))}
 
@@ -180,12 +183,12 @@ def data_folders(given: list[str], sets: Iterable[str]) -> dict[str, str]:
     sets = tuple(sets)
     for item in given:
         name, _, folder = item.partition("=")
-        refuse_unless(
-            name in sets and bool(folder), f"--data is '{item}'; write SET=FOLDER, SET one of {', '.join(sets)}"
-        )
+        if name not in sets or not folder:
+            raise UserError(f"--data is '{item}'; write SET=FOLDER, SET one of {', '.join(sets)}")
     names = [item.split("=")[0] for item in given]
     twice = [name for name in names if names.count(name) > 1]
-    refuse_unless(not twice, f"--data names {''.join(twice[:1])} twice; write one folder for each set")
+    if twice:
+        raise UserError(f"--data names {''.join(twice[:1])} twice; write one folder for each set")
     return dict(item.split("=", 1) for item in given)
 
 
@@ -211,8 +214,9 @@ def missing(table: Table, jobs: Iterable[Job], path: pathlib.Path) -> list[Job]:
     return [job for job in jobs if label(job) not in done]
 
 
-def run_all(table: Table, data: dict[str, str], seeds: int, only: str, out: pathlib.Path,
-            keep: pathlib.Path | None = None) -> None:  # fmt: skip
+def run_all(
+    table: Table, data: dict[str, str], seeds: int, only: str, out: pathlib.Path, keep: pathlib.Path | None = None
+) -> None:
     """Run what is missing, a line each, and write the table anew after each of them."""
     path = out.with_suffix(".jsonl")
     todo = missing(table, table.jobs(data, seeds, only), path)
@@ -246,9 +250,9 @@ def table_main(table: Table, description: str, out: str, seeds: int) -> None:
     parser.add_argument("--keep", type=pathlib.Path, help="a folder that the runs are kept in; default: they are not")
     args = parser.parse_args()
     known = dict.fromkeys(name for row in table.rows for name in (row.system, row.name))
-    refuse_unless(
-        not args.only or args.only in known, f"--only {args.only!r} is no row; write one of {', '.join(known)}"
-    )
-    refuse_unless(args.seeds > 0, f"--seeds is {args.seeds}; write 1 or more")
+    if args.only and args.only not in known:
+        raise UserError(f"--only {args.only!r} is no row; write one of {', '.join(known)}")
+    if args.seeds <= 0:
+        raise UserError(f"--seeds is {args.seeds}; write 1 or more")
     set_up_jax()
     run_all(table, data_folders(args.data, sets), args.seeds, args.only, args.out, args.keep)

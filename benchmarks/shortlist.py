@@ -25,10 +25,10 @@ from report import keep, machine
 
 from xmodal_jax.cli import set_up_jax
 from xmodal_jax.encode.embed import Embedded
-from xmodal_jax.errors import output_file, refuse_unless, run_script
+from xmodal_jax.errors import UserError, output_file, run_script
 from xmodal_jax.eval.evaluate import Evaluator
-from xmodal_jax.retrieve.stages import shortlisted
-from xmodal_jax.search import store
+from xmodal_jax.retrieve.pipeline import shortlisted
+from xmodal_jax.search import writer
 from xmodal_jax.search.index import Index
 from xmodal_jax.workdir import open_run
 
@@ -86,7 +86,7 @@ def recalls(side: Side, folder: pathlib.Path, lengths: tuple[int, ...], shortlis
     best by cosine each has kept."""
     best, found = None, {"rows": len(side.owner), "queries": len(side.asked), "bits": {}}
     for bits in lengths:
-        store.write(folder / str(bits), side.gallery.embed, None, side.gallery.codes[:, :bits])
+        writer.write(folder / str(bits), side.gallery.embed, None, side.gallery.codes[:, :bits])
         index, codes = Index.open(folder / str(bits)), side.query.codes[:, :bits]
         if best is None:
             best = index.nearest(side.query.embed, KS[-1])[1]
@@ -107,7 +107,7 @@ def kept(rows: np.ndarray, best: np.ndarray) -> float:
 def enlarged(side: Side, rows: int, folder: pathlib.Path, bits: int) -> Index:
     """An index of `rows` rows like the gallery's, written a gallery at a time."""
     draw, packed = np.random.default_rng(1), side.gallery.codes[:, :bits] > 0
-    with store.writing(folder, "", store.BLOCK_ROWS) as out:
+    with writer.writing(folder, "", writer.BLOCK_ROWS) as out:
         for start in range(0, rows, len(packed)):
             count = min(len(packed), rows - start)
             noise = draw.standard_normal((count, side.gallery.embed.shape[1]), np.float32)
@@ -145,9 +145,12 @@ def times(side: Side, index: Index, shortlists: list[int], repeats: int) -> list
 def refuse_bad(args: argparse.Namespace) -> None:
     """Raise `UserError` for numbers that can be told to be wrong before anything is read."""
     low, high, rows = min(args.shortlists), max(args.shortlists), min(args.rows)
-    refuse_unless(low >= KS[-1], f"--shortlists has {low}; ten hits are asked for, write {KS[-1]} or more")
-    refuse_unless(high <= rows, f"--shortlists has {high} and --rows {rows}; write at most {rows}")
-    refuse_unless(args.repeats > 0, f"--repeats is {args.repeats}; write 1 or more")
+    if low < KS[-1]:
+        raise UserError(f"--shortlists has {low}; ten hits are asked for, write {KS[-1]} or more")
+    if high > rows:
+        raise UserError(f"--shortlists has {high} and --rows {rows}; write at most {rows}")
+    if args.repeats <= 0:
+        raise UserError(f"--repeats is {args.repeats}; write 1 or more")
 
 
 def main() -> None:
@@ -162,10 +165,12 @@ def main() -> None:
     refuse_bad(args)
     set_up_jax()
     load_before, (assembly, params, step) = os.getloadavg()[0], open_run(args.workdir)
-    refuse_unless("hash" in params["image"], f"the run {args.workdir} makes no hash codes; name one that does")
+    if "hash" not in params["image"]:
+        raise UserError(f"the run {args.workdir} makes no hash codes; name one that does")
     both, lengths = sides(Evaluator(assembly, params)), assembly.config.joint.lengths
     high, least = max(args.shortlists), min(len(side.owner) for side in both.values())
-    refuse_unless(high <= least, f"--shortlists has {high} and a gallery {least} rows; write at most {least}")
+    if high > least:
+        raise UserError(f"--shortlists has {high} and a gallery {least} rows; write at most {least}")
     found = {"run": assembly.config.name, "step": step, "width": int(both["i2t"].query.embed.shape[1])}
     found |= machine() | {"load_before": load_before, "times": []}
     with tempfile.TemporaryDirectory(prefix="shortlist-") as name:

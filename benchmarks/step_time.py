@@ -31,10 +31,12 @@ def step_seconds(root: str, data: str, rows: int) -> list[float]:
     from xmodal_jax.encode import token_cache
     from xmodal_jax.train.loop import make_run
 
-    config = freeze(load(f"{root}/configs/quickstart.py", [f"data.path={data}", "joint.start=random", f"batch_size={rows}"]))
+    config = freeze(
+        load(f"{root}/configs/quickstart.py", [f"data.path={data}", "joint.start=random", f"batch_size={rows}"])
+    )
     run = make_run(assemble(config), jax.local_devices()[:1])
     state = run.fresh()
-    kept = token_cache.kept_texts(run.assembly, state.params)
+    kept = token_cache.token_caches(run.assembly, state.params)
     if hasattr(run.assembly, "specs"):
         takes, tokens = run.assembly.specs, partial(token_cache.with_tokens, kept, config.data)
     else:  # up to commit d696245 there was one tokenizer
@@ -53,7 +55,9 @@ def main() -> None:
     """Print the median of one run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default=".", help="the checkout whose package and configs are used")
-    parser.add_argument("--data", required=True, help="the emoji set prepared by that checkout, with both feature caches")
+    parser.add_argument(
+        "--data", required=True, help="the emoji set prepared by that checkout, with both feature caches"
+    )
     parser.add_argument("--batch-size", type=int, default=64)
     args = parser.parse_args()
     root = str(pathlib.Path(args.root).resolve())

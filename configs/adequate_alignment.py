@@ -10,7 +10,7 @@ rest is chosen here, by what trains well on few pairs:
 - the weights 1/3 are TCL's mean of six losses; `objectives.lmim.momentum` = True takes the teacher's local features.
 - IMS contrasts two views of a picture: two vendors' drawings, or the picture and its mirror image.
 - `fusion.aggregated`: fusion reads the two embeddings besides all tokens; ITM is its only loss.
-- retrieval: cosine first, then ITM on a shortlist, added to the cosine (`eval.combine`; "replace" orders by ITM alone, as ALBEF does).
+- retrieval: cosine first, then ITM on a shortlist, added to the cosine (`eval.rerank_score`; "replace" orders by ITM alone, as ALBEF does).
 """
 
 from xmodal_jax import presets

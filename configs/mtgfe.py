@@ -49,7 +49,9 @@ def get_config(variant: str = "emoji_views"):
 def remote_sensing(config):
     """RSICD and its kin from pixels (`xmodal data prepare`): Lite0 and MiniLM trained, 224 px, 47 tokens as in PIR."""
     config.data.path, config.encoders.text.length, config.eval.rerank = "data/rsicd", 47, (16, 32, 64, 128)
-    config.eval.right = "own"  # as published; captions repeat, so the best possible recall stands beside every table
+    config.eval.relevance = (
+        "own"  # as published; captions repeat, so the best possible recall stands beside every table
+    )
     augment = config.data.augment
     augment.crop_min_area, augment.jitter, augment.gray = 0.5, 0.4, 0.2
     augment.flip, augment.flip_vertical, augment.quarter_turns = 0.5, 0.5, 0.75

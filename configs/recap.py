@@ -49,7 +49,12 @@ def get_config(variant: str = "emoji_views"):
     base = {"stamps": "emoji_views", "start": "emoji_views", "start_flickr8k": "flickr8k"}.get(variant, variant)
     presets.data_set(config, base)
     if variant == "stamps":
-        config.data.path, config.data.views, config.eval.views, config.encoders.text.length = "data/stamps_nature", (), (), 16
+        config.data.path, config.data.views, config.eval.views, config.encoders.text.length = (
+            "data/stamps_nature",
+            (),
+            (),
+            16,
+        )
         config.data.languages = ("en",)
         config.batch_size, config.steps = 64, 60  # 25 epochs of 156 drawings
     if variant.startswith("start"):
@@ -63,12 +68,12 @@ def get_config(variant: str = "emoji_views"):
 def inaturalist(config, start: bool):
     """iNaturalist 2018 as the paper's 8,142 species: ViT-B/16 and BERT-base from the weights you name in `init`.
 
-    Captions name the species, and pictures of a species match each other's (`data.match`); those of "en-taxa" would be true
+    Captions name the species, and pictures of a species match each other's (`data.positives`); those of "en-taxa" would be true
     of pictures that the losses push away. Distillation's teacher: CCA of the towers as loaded (`start_inaturalist`).
     """
     presets.base_towers(config)
     config.data.path, config.data.eval_split = "data/inaturalist", "val"
-    config.data.labels, config.data.match = False, "labels"
+    config.data.labels, config.data.positives = False, "labels"
     config.fusion.layers, config.fusion.hidden = 6, 3072
     config.batch_size, config.steps, config.optimizer.lr, config.optimizer.warmup = 1024, 8_500, 3e-4, 1_000
     if start:

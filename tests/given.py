@@ -15,8 +15,21 @@ class Given:
     `batch` is there for objectives that read the rows of the Forward itself; `config` tells fields and encoders.
     """
 
-    def __init__(self, image, text, temperature=0.1, teacher=None, memory=None, step=0, heads=None,
-                 nested=(), towers=None, params=None, batch=None, config=None):  # fmt: skip
+    def __init__(
+        self,
+        image,
+        text,
+        temperature=0.1,
+        teacher=None,
+        memory=None,
+        step=0,
+        heads=None,
+        nested=(),
+        towers=None,
+        params=None,
+        batch=None,
+        config=None,
+    ):
         self.embeds, self.teacher, self.memory, self.step = {"image": image, "text": text}, teacher, memory or {}, step
         self.nested, self.towers, self.batch = nested, towers or {}, batch or {}
         self.params = {"image": {}, "text": {}} | (params or {})

@@ -8,9 +8,27 @@ import numpy as np
 
 QUICK, SLOW = 100, 2000
 TOKENS = (
-    b"null", b"-1", b"1e999", b"[]", b"{}", b'""', b'"\\ud83d"', b'"\\u0000"', b"true", b"NaN", b"9" * 400, b'"x"',
-    b"0.5", b"[" * 50, b'{"a":', b",", b"\xff\xfe", b"\x00", b"\r\n", b'"../../x"',
-)  # fmt: skip
+    b"null",
+    b"-1",
+    b"1e999",
+    b"[]",
+    b"{}",
+    b'""',
+    b'"\\ud83d"',
+    b'"\\u0000"',
+    b"true",
+    b"NaN",
+    b"9" * 400,
+    b'"x"',
+    b"0.5",
+    b"[" * 50,
+    b'{"a":',
+    b",",
+    b"\xff\xfe",
+    b"\x00",
+    b"\r\n",
+    b'"../../x"',
+)
 
 
 def mutated(data: bytes, draw: np.random.Generator, tokens: tuple[bytes, ...] = ()) -> bytes:

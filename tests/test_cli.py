@@ -37,7 +37,10 @@ def refused(capsys):
 
 def test_eval_keeps_what_it_prints(tiny_run, capsys):
     workdir, _ = tiny_run
-    assert main(["eval", "--workdir", str(workdir), "--config.eval.rerank=(2,)", "--config.eval.combine=replace"]) == 0
+    assert (
+        main(["eval", "--workdir", str(workdir), "--config.eval.rerank=(2,)", "--config.eval.rerank_score=replace"])
+        == 0
+    )
     said = capsys.readouterr().out
     assert "ITM re-ranks the best 2" in said and "alone order the shortlist" in said
     kept = json.loads((workdir / "eval-test.json").read_text())
@@ -60,16 +63,16 @@ def test_search_hands_its_flags_on(tiny_index, tmp_path, refused, monkeypatch):
 
     asked = []
     monkeypatch.setattr(query, "load_milvus", lambda: None)
-    monkeypatch.setattr(query, "answer", lambda where, *_: asked.append(where) or query.Where(tmp_path).open())
+    monkeypatch.setattr(query, "answer", lambda where, *_: asked.append(where) or query.SearchTarget(tmp_path).open())
     monkeypatch.setenv("MILVUS_TOKEN", "key")
     index = ["search", "red", "--index", str(tiny_index)]
     refused([*index, "--verify", "--backend", "sharded", "--workdir", "run", "--data", "set"], "is not an index")
     refused([*index, "--backend", "milvus", "--uri", "http://x", "--collection", "mine"], "is not an index")
     refused([*index, "--backend", "milvus", "--uri", "http://x", "--token", "a:b"], "is not an index")
     assert asked == [
-        query.Where(str(tiny_index), "sharded", verify=True, workdir="run", data="set"),
-        query.Where(str(tiny_index), "milvus", "http://x", collection="mine", token="key"),
-        query.Where(str(tiny_index), "milvus", "http://x", token="a:b"),
+        query.SearchTarget(str(tiny_index), "sharded", verify=True, workdir="run", data="set"),
+        query.SearchTarget(str(tiny_index), "milvus", "http://x", collection="mine", token="key"),
+        query.SearchTarget(str(tiny_index), "milvus", "http://x", token="a:b"),
     ]
     for backend in query.BACKENDS:
         refused([*index, "--backend", backend], "is not an index")
@@ -165,7 +168,9 @@ def test_paths_of_the_wrong_kind_are_named(train_tiny, tmp_path, refused, shapes
     config = ["train", "--config", shapes_files, "--workdir", tmp_path / "run"]
     refused(config, "there is no config file")
     (tmp_path / "file").write_text("x")
-    refused(train_tiny(tmp_path / "file"), f"'{tmp_path / 'file'}' cannot be a work directory (File exists); write another")
+    refused(
+        train_tiny(tmp_path / "file"), f"'{tmp_path / 'file'}' cannot be a work directory (File exists); write another"
+    )
     refused(train_tiny("/proc/run"), "'/proc/run' cannot be a work directory (", "; write another --workdir")
     refused(["data", "prepare", "jsonl", "--path", tmp_path, "--out", tmp_path / "out"], "a folder; give a file")
 
@@ -235,7 +240,6 @@ def test_training_goes_on_from_the_checkpoint(tiny_run, train_tiny, tmp_path, ca
 # --- terminals --------------------------------------------------------------------------------------------------------
 
 
-
 @pytest.mark.parametrize("how", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "POSIX"}])
 def test_a_terminal_that_is_not_utf8_shows_what_it_can(tmp_path, how):
     """Names that it does not have are escaped; with the POSIX locale, Python's UTF-8 mode reads files of any name."""
@@ -265,7 +269,9 @@ def test_a_reader_that_has_read_enough_is_no_error(tmp_path):
 
 def test_what_no_option_takes_is_one_helpful_sentence(tmp_path, refused):
     train = ["train", "--config", f"{CONFIG}:tiny", "--workdir", tmp_path / "run"]
-    refused([*train, "--batch_size=8"], "'--batch_size=8' is no option of `xmodal train`", "--config.batch_size=VALUE or")
+    refused(
+        [*train, "--batch_size=8"], "'--batch_size=8' is no option of `xmodal train`", "--config.batch_size=VALUE or"
+    )
     refused([*train, "--lr", "3"], "a field of the config is written --config.optimizer.lr=VALUE")
     refused(["search", "red", "circle", "--index", tmp_path], 'put them in quotes, such as "red circle"')
     refused(["report", "--workdir", tmp_path, "--colour"], "'--colour' is not known to `xmodal report`", "--help")

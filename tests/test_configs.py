@@ -60,7 +60,10 @@ def test_codes_of_pairs_are_trained_by_what_the_docstring_says(name, variant):
     """Quantisation from 0.1 to 1 over the run, no decorrelation; balance 1, for 0.01 let codes collapse."""
     config = freeze(load(f"{FOLDER / name}.py:{variant}"))
     quality = build_objectives(config.objectives)["hash_quality"]
-    weighed = lambda part, step: round(float(at(quality.weight, step) * at(getattr(quality, part), step)), 6)
+
+    def weighed(part, step):
+        return round(float(at(quality.weight, step) * at(getattr(quality, part), step)), 6)
+
     steps = (0, config.steps // 2, config.steps)
     assert [weighed("quantization", step) for step in steps] == [0.1, 0.55, 1.0]
     assert [weighed("balance", step) for step in steps] == [1.0] * 3
@@ -79,9 +82,13 @@ def test_the_hardest_negative_waits_where_the_embedding_starts_at_random(name, v
 
 GRU = "encoders.text={'kind':'gru','tokenizer':'minilm','width':768}"
 CACHED = (
-    "encoders.text.kind=gru", "encoders.text.init=", "encoders.text.tokenizer=data", "encoders.text.cache_tokens=False",
-    "optimizer.freeze=", "joint.start=random",
-)  # fmt: skip
+    "encoders.text.kind=gru",
+    "encoders.text.init=",
+    "encoders.text.tokenizer=data",
+    "encoders.text.cache_tokens=False",
+    "optimizer.freeze=",
+    "joint.start=random",
+)
 
 
 @pytest.mark.parametrize(
@@ -120,11 +127,15 @@ def abstract_batch(run):
 
 def untrained(spec, *overrides):
     """Leaves whose gradient depends on nothing: it is zero whatever the weights and the batch are. Nothing is compiled."""
-    run = make_run(assemble_without_data(freeze(load(spec, ["encoders.text.vocab_size=64", *overrides]))), jax.devices()[:1])
+    run = make_run(
+        assemble_without_data(freeze(load(spec, ["encoders.text.vocab_size=64", *overrides]))), jax.devices()[:1]
+    )
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), run.abstract)
 
     def gradient(params, state, batch):
-        loss = lambda params: total_loss(run.recipe, params, state, batch, jax.random.key(0))[0]
+        def loss(params):
+            return total_loss(run.recipe, params, state, batch, jax.random.key(0))[0]
+
         return jax.grad(loss)(params)
 
     traced = jax.make_jaxpr(gradient)(abstract.params, abstract, abstract_batch(run)).jaxpr
@@ -152,21 +163,36 @@ def test_what_nothing_reads_is_found(monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "size", "length"),
     [
-        ("cmhr_drn.py:pixels", 224, 64), ("cmhr_drn.py:tiny", 32, 12), ("cmhr_drn.py:openclipart", 0, 20), ("quickstart.py", 0, 10),
-        ("quickstart.py:large", 224, 32), ("quickstart.py:finetune", 128, 10), ("flickr8k.py:finetune", 160, 24),
-        ("mtgfe.py:remote_sensing", 224, 47), ("tecmh.py:pixels", 224, 32), ("vit2cmh.py:pixels", 224, 32), ("recap.py:stamps", 0, 16),
+        ("cmhr_drn.py:pixels", 224, 64),
+        ("cmhr_drn.py:tiny", 32, 12),
+        ("cmhr_drn.py:openclipart", 0, 20),
+        ("quickstart.py", 0, 10),
+        ("quickstart.py:large", 224, 32),
+        ("quickstart.py:finetune", 128, 10),
+        ("flickr8k.py:finetune", 160, 24),
+        ("mtgfe.py:remote_sensing", 224, 47),
+        ("tecmh.py:pixels", 224, 32),
+        ("vit2cmh.py:pixels", 224, 32),
+        ("recap.py:stamps", 0, 16),
     ],
-)  # fmt: skip
+)
 def test_sizes_are_those_of_the_method(spec, size, length):
     """Encoders that are written whole lose what they do not say; 0: cached tokens."""
     encoders = freeze(load(f"{FOLDER}/{spec}")).encoders
     assert (encoders["image"].extent, encoders["text"].extent) == (size, length)
 
 
-@pytest.mark.parametrize("spec", ["mtgfe.py:flickr8k", "adequate_alignment.py:emoji_views", "recap.py:flickr8k", "flickr8k.py:finetune"])
+@pytest.mark.parametrize(
+    "spec", ["mtgfe.py:flickr8k", "adequate_alignment.py:emoji_views", "recap.py:flickr8k", "flickr8k.py:finetune"]
+)
 def test_heads_of_pairs_learn_as_slowly_as_those_of_encoders(spec):
     groups = freeze(load(f"{FOLDER}/{spec}")).optimizer.groups
-    paths = ("image/head/linear/kernel", "text/head/up/kernel", "fused_head/project/kernel", "joined_head/correct/kernel")
+    paths = (
+        "image/head/linear/kernel",
+        "text/head/up/kernel",
+        "fused_head/project/kernel",
+        "joined_head/correct/kernel",
+    )
     rates = {factor_for(path, groups) for path in paths}
     assert len(rates) == 1 and rates.pop() < 1.0
     assert factor_for("match/kernel", groups) == factor_for("text/hash/linear/kernel", groups) == 1.0

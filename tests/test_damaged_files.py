@@ -31,13 +31,21 @@ def described(kind: str) -> bytes:
     """A good file of one kind that names the pictures."""
     texts = [f"a bär of colour {number}" for number in range(ROWS)]
     if kind == "karpathy":
-        sentence = lambda text: {"raw": text, "tokens": text.split()}
-        images = [{"filename": f"{n}.png", "split": ("train", "val")[n % 2], "sentences": [sentence(text)], "imgid": n}
-                  for n, text in enumerate(texts)]  # fmt: skip
+
+        def sentence(text):
+            return {"raw": text, "tokens": text.split()}
+
+        images = [
+            {"filename": f"{n}.png", "split": ("train", "val")[n % 2], "sentences": [sentence(text)], "imgid": n}
+            for n, text in enumerate(texts)
+        ]
         return json.dumps({"images": images, "dataset": "made"}).encode()
     if kind == "csv":
-        return "filepath,title\n".encode() + "".join(f"{n}.png,{text}\n" for n, text in enumerate(texts)).encode()
-    row = lambda n: {"image": f"{n}.png", "caption": [texts[n], "two"], "id": f"row{n}", "labels": ["x", n]}
+        return b"filepath,title\n" + "".join(f"{n}.png,{text}\n" for n, text in enumerate(texts)).encode()
+
+    def row(n):
+        return {"image": f"{n}.png", "caption": [texts[n], "two"], "id": f"row{n}", "labels": ["x", n]}
+
     return "\n".join(json.dumps(row(n) | {"group": f"g{n}"}, ensure_ascii=False) for n in range(ROWS)).encode()
 
 
@@ -69,8 +77,20 @@ def test_a_set_with_damaged_pictures_is_prepared(kind, count, tmp_path, capsys):
         (tmp_path / f"{number}.png").write_bytes(whole if number % 4 == 0 else mutated(whole, draw))
         rows.append({"image": f"{number}.png", "caption": f"number {number}"})
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
-    code = main(["data", "prepare", "jsonl", "--path", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / "set"),
-                 "--held-out", "2", "--allow-bad"])  # fmt: skip
+    code = main(
+        [
+            "data",
+            "prepare",
+            "jsonl",
+            "--path",
+            str(tmp_path / "pairs.jsonl"),
+            "--out",
+            str(tmp_path / "set"),
+            "--held-out",
+            "2",
+            "--allow-bad",
+        ]
+    )
     printed = capsys.readouterr()
     check_answer(code, printed.err, (0,))
     records = sum(int(found) for found in re.findall(r": (\d+) records", printed.out))

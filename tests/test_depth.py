@@ -43,8 +43,8 @@ from xmodal_jax.eval.tables import as_text
 from xmodal_jax.models.encoder import EncoderConfig
 from xmodal_jax.models.scorer import ScorerConfig
 from xmodal_jax.objectives.base import Objective, Term, mean_over, row_weight
+from xmodal_jax.retrieve.pipeline import SearchPipeline
 from xmodal_jax.retrieve.query import answer
-from xmodal_jax.retrieve.stages import Stages
 from xmodal_jax.train.loop import train
 from xmodal_jax.workdir import open_run
 
@@ -237,7 +237,9 @@ def test_a_batch_has_what_the_records_have(depth_set):
     whole = items()
     for place, number in enumerate(batch["index"]):
         item = [item for item in whole if item.split == "train"][number]
-        assert batch["depth/valid"][place] == ("depth" in item.media) and batch["image/valid"][place] == bool(item.images)
+        assert batch["depth/valid"][place] == ("depth" in item.media) and batch["image/valid"][place] == bool(
+            item.images
+        )
         expected = np.frombuffer(item.media["depth"]["map"], "<f4") if "depth" in item.media else np.zeros(SIDE * SIDE)
         np.testing.assert_array_equal(batch["depth"][place].ravel(), expected)
         assert batch["image"][place].any() == bool(item.images)
@@ -275,17 +277,31 @@ def freeze_fields(path, fields):
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"text": {}}, "config.encoders.depth is for no field; write config.data.fields.depth={}, or leave the encoder out"),
-        ({"text": {}, "depth": {}, "image": {}}, "config.data.fields.image.encoder is 'image', and config.encoders has none"),
-        ({"text": {}, "depth": {}, "a/b": {"encoder": "depth"}}, "config.data.fields has 'a/b'; write a name without '/'"),
+        (
+            {"text": {}},
+            "config.encoders.depth is for no field; write config.data.fields.depth={}, or leave the encoder out",
+        ),
+        (
+            {"text": {}, "depth": {}, "image": {}},
+            "config.data.fields.image.encoder is 'image', and config.encoders has none",
+        ),
+        (
+            {"text": {}, "depth": {}, "a/b": {"encoder": "depth"}},
+            "config.data.fields has 'a/b'; write a name without '/'",
+        ),
         ({"text": {}, "depth": {}, "labels": {"encoder": "depth"}}, "has 'labels', which every batch has of its own"),
         ({"text": {}, "depth": {"reader": "dept"}}, "config.data.fields.depth.reader is 'dept'; .*or FILE.py:CLASS"),
-        ({"text": {}, "depth": {"reader": f"{__name__}:DepthConfig"}}, "derive the class from xmodal_jax.data.readers.Reader"),
+        (
+            {"text": {}, "depth": {"reader": f"{__name__}:DepthConfig"}},
+            "derive the class from xmodal_jax.data.readers.Reader",
+        ),
     ],
 )
 def test_fields_and_encoders_that_do_not_fit_are_refused(depth_set, fields, sentence):
     with pytest.raises(UserError, match=sentence):
-        train_dataset(depth_set, "train", depth_specs(load_tokenizer("data", depth_set)), freeze_fields(depth_set, fields), 0, 2)
+        train_dataset(
+            depth_set, "train", depth_specs(load_tokenizer("data", depth_set)), freeze_fields(depth_set, fields), 0, 2
+        )
 
 
 KILLED = """
@@ -318,7 +334,9 @@ def test_it_is_killed_and_goes_on_bit_for_bit(depth_set, tmp_path):
     assert [path.name for path in (tmp_path / "again" / "checkpoints").glob("[0-9]")] == ["4"]
     again = train(config, tmp_path / "again")
     assert int(whole.step) == int(again.step) == 8 and int(whole.skipped) == 0
-    assert {"image", "text", "depth", "id", "text/key", "image/valid", "depth/valid", "cursor"} == set(whole.memory["keys"])
+    assert {"image", "text", "depth", "id", "text/key", "image/valid", "depth/valid", "cursor"} == set(
+        whole.memory["keys"]
+    )
     assert {"tower", "head", "hash"} <= set(whole.params["depth"])
     for one, other in zip(*map(jax.tree.leaves, (jax.device_get(whole), jax.device_get(again))), strict=True):
         assert np.isfinite(one).all()
@@ -388,10 +406,12 @@ def test_a_file_of_it_asks_for_its_like_and_for_words(depth_run, depth_set, tmp_
     assembly, params, _ = open_run(depth_run)
     found = Evaluator(assembly, params).open("test", "")
     left, right = (Embedder(assembly.model, params).side(side, 8, True) for side in (found.left, found.right))
-    hits = answer(tmp_path / "text", file=tmp_path / "map.bin", k=2, stages=Stages(rerank=len(right.embed)))
+    hits = answer(tmp_path / "text", file=tmp_path / "map.bin", k=2, stages=SearchPipeline(rerank=len(right.embed)))
     place = list(found.keys).index(maps[3].key)
     weight = ensure_weight(Evaluator(assembly, params), Embedder(assembly.model, params), print)
-    odds = PairScorer(assembly.model, params, left, right)(np.full(len(right.embed), place, np.int32), np.arange(len(right.embed), dtype=np.int32))
+    odds = PairScorer(assembly.model, params, left, right)(
+        np.full(len(right.embed), place, np.int32), np.arange(len(right.embed), dtype=np.int32)
+    )
     want = np.sort(right.embed @ left.embed[place] + weight * np.asarray(odds))[::-1][:2]
     np.testing.assert_allclose([hit.score for hit in hits], want, rtol=1e-4)
     ask = ["search", "--index", str(tmp_path / "text")]
@@ -426,14 +446,22 @@ def test_encoders_that_would_take_the_place_of_parts_are_refused(depth_set):
 
 
 def test_the_order_of_evaluated_pairs_does_not_choose_what_is_fused(depth_set):
-    for pairs in ((("image", "text"), ("depth", "text")), (("depth", "text"), ("image", "text")), (("image", "depth"),)):
+    for pairs in (
+        (("image", "text"), ("depth", "text")),
+        (("depth", "text"), ("image", "text")),
+        (("image", "depth"),),
+    ):
         config = depth_config(depth_set, eval={"pairs": pairs})
         assert (config.fusion.pair, config.bridge.sides, config.fusion.width) == (("image", "text"), ("image",), 24)
     assert freeze_fields_of(depth_set).fusion.pair == ("depth", "text")
     itm = {"itm": {"pair": ("depth", "text")}}
-    with pytest.raises(UserError, match="itm reads .'depth', 'text'., of the encoders .* and fusion is of .'image', 'text'."):
+    with pytest.raises(
+        UserError, match="itm reads .'depth', 'text'., of the encoders .* and fusion is of .'image', 'text'."
+    ):
         assemble(depth_config(depth_set, objectives=itm, scorer={"kind": "fusion"}))
-    with pytest.raises(UserError, match="config.eval.pairs has .'text', 'image'., and config.scorer takes .'image', 'text'."):
+    with pytest.raises(
+        UserError, match="config.eval.pairs has .'text', 'image'., and config.scorer takes .'image', 'text'."
+    ):
         depth_config(depth_set, scorer={"kind": "fusion"}, eval={"pairs": (("text", "image"),)})
 
 

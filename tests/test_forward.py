@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import FIVE, tiny_batch, tiny_config, tiny_model, tiny_objectives, tiny_params, tiny_recipe
 
-from xmodal_jax.forward import Encoded, Forward, named_key, share, stop, teacher_forward
+from xmodal_jax.forward import Encoded, Forward, named_key, reuse_student_passes, stop, teacher_forward
 from xmodal_jax.objectives import parts
 from xmodal_jax.train.step import create_state, run_objectives, total_loss
 
@@ -49,9 +49,13 @@ def test_a_pass_runs_once_however_often_it_is_asked():
         forward.decode(forward.encode("image"), "text")
     assert forward.model.calls == ["raw image", "joint image", "raw text", "joint text", "fuse", "decode"]
     assert forward.passes == [
-        "image:image", "tower:image:image", "text:text", "tower:text:text", "fuse:image:image:text:text",
+        "image:image",
+        "tower:image:image",
+        "text:text",
+        "tower:text:text",
+        "fuse:image:image:text:text",
         "decode:image:image:text",
-    ]  # fmt: skip
+    ]
 
 
 def test_another_field_is_another_pass():
@@ -74,7 +78,9 @@ def test_rows_of_a_pass_are_never_cached():
     first, second = forward.fuse(forward.encode("image"), picked), forward.fuse(forward.encode("image"), picked)
     assert (np.asarray(first.tokens) != np.asarray(second.tokens)).all()
     third = forward.fuse(forward.encode("image"), forward.encode("text"), rows)
-    assert (np.asarray(third.tokens) != np.asarray(forward.fuse(forward.encode("image"), forward.encode("text")).tokens)).all()
+    assert (
+        np.asarray(third.tokens) != np.asarray(forward.fuse(forward.encode("image"), forward.encode("text")).tokens)
+    ).all()
     shown = [forward.decode(forward.encode("image").rows(rows), "text") for _ in range(2)]
     assert (np.asarray(shown[0]) != np.asarray(shown[1])).all()
 
@@ -155,18 +161,31 @@ def test_five_objectives_trace_each_pass_once(tiny):
     passes = traced_passes(*tiny)
     assert len(passes) == len(set(passes))
     assert set(passes) == {
-        "tower:image:image", "tower:text:text", "tower:text:mlm/ids", "image:image", "text:text", "text:mlm/ids",
-        "fuse:image:image:text:mlm/ids", "decode:image:image:lm/ids", "codes:image", "codes:text",
-        "teacher:image:image", "teacher:text:text", "teacher:text:mlm/ids", "teacher:tower:text:text",
-        "teacher:tower:text:mlm/ids", "teacher:fuse:image:image:text:mlm/ids",
-    }  # fmt: skip
+        "tower:image:image",
+        "tower:text:text",
+        "tower:text:mlm/ids",
+        "image:image",
+        "text:text",
+        "text:mlm/ids",
+        "fuse:image:image:text:mlm/ids",
+        "decode:image:image:lm/ids",
+        "codes:image",
+        "codes:text",
+        "teacher:image:image",
+        "teacher:text:text",
+        "teacher:text:mlm/ids",
+        "teacher:tower:text:text",
+        "teacher:tower:text:mlm/ids",
+        "teacher:fuse:image:image:text:mlm/ids",
+    }
 
 
 def test_what_nobody_asks_for_is_not_traced(tiny):
     recipe, state, batch = tiny
-    only = lambda section: traced_passes(
-        type(recipe)(recipe.config, recipe.model, tiny_objectives(section), None), state, batch
-    )
+
+    def only(section):
+        return traced_passes(type(recipe)(recipe.config, recipe.model, tiny_objectives(section), None), state, batch)
+
     assert only({"lm": {}}) == ["image:image", "tower:image:image", "decode:image:image:lm/ids"]
     towers = ["tower:image:image", "tower:text:text"]
     expected = ["codes:image", "image:image", towers[0], "codes:text", "text:text", towers[1]]
@@ -208,18 +227,21 @@ def test_the_teacher_has_no_gradient_no_dropout_and_the_compute_dtype():
     half = teacher_forward(model, jax.tree.map(lambda x: jnp.zeros(x.shape), params), batch, "bfloat16")
     assert half.key is None
     assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype("bfloat16")}
-    view = lambda scale: teacher_forward(Scaling(), {"scale": scale}, {"image": jnp.ones((3, 2))}).encode("image").embed.sum()
+
+    def view(scale):
+        return teacher_forward(Scaling(), {"scale": scale}, {"image": jnp.ones((3, 2))}).encode("image").embed.sum()
+
     assert view(jnp.float32(2)) == 12.0 and jax.grad(view)(jnp.float32(2)) == 0.0
 
 
 def test_a_teacher_with_a_frozen_tower_takes_the_students_pass():
     student = fusing()
     student.teacher = fusing()
-    share(student, frozenset({"image"}))
+    reuse_student_passes(student, frozenset({"image"}))
     student.encode("image"), student.encode("text"), student.teacher.encode("image"), student.teacher.encode("text")
     assert student.passes.count("tower:image:image") == 1
     assert student.teacher.passes == ["image:image", "text:text", "tower:text:text"]
-    share(fusing(), frozenset({"image"}))  # no teacher: nothing to share
+    reuse_student_passes(fusing(), frozenset({"image"}))  # no teacher: nothing to share
 
 
 BRIDGED = {
@@ -234,7 +256,10 @@ def bridged(**sections):
     config = tiny_config(image={"pool": "mean+attention", "neck_layers": 0}, objectives=BRIDGED, **sections)
     recipe = tiny_recipe(config)
     params = jax.jit(lambda: tiny_params(recipe.model, 0, parts(recipe.objectives)))()
-    wave = lambda x, step: 0.05 * jnp.cos(step * jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)
+
+    def wave(x, step):
+        return 0.05 * jnp.cos(step * jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)
+
     lagging, ahead = (jax.tree.map(lambda x, step=step: x + wave(x, step), params) for step in (1.0, 1.1))
     state = create_state(recipe, lagging, 0)
     return recipe, dataclasses.replace(state, params=ahead), jax.tree.map(jnp.asarray, tiny_batch())
@@ -250,23 +275,33 @@ def test_the_bridge_runs_once_and_its_keys_are_constants():
         return run_objectives(recipe, params, state, batch, jax.random.key(0))[0][name].mean()
 
     grads = {name: jax.jit(jax.grad(loss), static_argnums=1)(state.params, name) for name in BRIDGED}
-    size = lambda tree: sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(tree))
+
+    def size(tree):
+        return sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(tree))
+
     assert size(grads["itc"]["bridge"]) == size(grads["fused"]["bridge"]) == 0.0
     assert size(grads["lm"]["bridge"]) > 0.0 and size(grads["lm"]["image"]["neck"]) > 0.0
 
 
 def test_bridged_keys_are_the_teachers_where_the_gate_is_shut():
     recipe, state, batch = bridged()
-    gates = lambda value: (
-        state.params
-        | {"bridge": state.params["bridge"] | {name: jnp.full((), value) for name in ("gamma", "gamma_mlp")}}
-    )
+
+    def gates(value):
+        return state.params | {
+            "bridge": state.params["bridge"] | {name: jnp.full((), value) for name in ("gamma", "gamma_mlp")}
+        }
 
     @jax.jit
     def keys(params, key):
         _, student = run_objectives(recipe, params, state, batch, key)
         found, read = student.bridge("image")
-        return found.embed, student.teacher.encode("image").embed, found.tokens, read.tokens, student.encode("image").tokens
+        return (
+            found.embed,
+            student.teacher.encode("image").embed,
+            found.tokens,
+            read.tokens,
+            student.encode("image").tokens,
+        )
 
     embed, plain, _, read, own = keys(gates(0.0), jax.random.key(0))
     np.testing.assert_allclose(embed, plain, atol=1e-6)

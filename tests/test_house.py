@@ -9,11 +9,28 @@ from collections.abc import Iterator
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "xmodal_jax"
 FLOORS = (  # rooms of the package, the lowest first; a room imports from lower ones and from itself
-    ("types", "errors", "presets"), ("whole", "plugins"), ("data",), ("drawing", "config"), ("config_build",), ("parallel",),
-    ("models",), ("convert", "config_checks"), ("config_file", "forward", "origin"), ("objectives", "weights"), ("checks",),
-    ("assemble",), ("search",), ("encode",), ("eval",), ("train",), ("workdir",), ("plan", "retrieve"), ("report",),
-    ("commands",), ("cli",),
-)  # fmt: skip
+    ("types", "errors", "presets"),
+    ("whole", "plugins"),
+    ("data",),
+    ("drawing", "config"),
+    ("config_build",),
+    ("parallel",),
+    ("models",),
+    ("convert", "config_checks"),
+    ("config_file", "forward", "origin"),
+    ("objectives", "weights"),
+    ("checks",),
+    ("assemble",),
+    ("search",),
+    ("encode",),
+    ("eval",),
+    ("train",),
+    ("workdir",),
+    ("plan", "retrieve"),
+    ("report",),
+    ("commands",),
+    ("cli",),
+)
 
 
 def modules() -> dict[str, pathlib.Path]:
@@ -56,18 +73,31 @@ MODALITY = re.compile(r"(image|text)\d*(/.*)?")
 def named_modalities(path: pathlib.Path) -> list[int]:
     """The lines where a file has "image" or "text" as a value other than pair = ("image", "text")."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    pairs = [node.value for node in ast.walk(tree) if isinstance(node, ast.Assign | ast.AnnAssign) and node.value
-             and getattr(getattr(node, "target", None) or node.targets[0], "id", "") in ("pair", "PAIR")]  # fmt: skip
+    pairs = [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        and node.value
+        and getattr(getattr(node, "target", None) or node.targets[0], "id", "") in ("pair", "PAIR")
+    ]
     allowed = {id(part) for pair in pairs if ast.unparse(pair) == "('image', 'text')" for part in pair.elts}
-    return [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
-            and MODALITY.fullmatch(node.value) and id(node) not in allowed]  # fmt: skip
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and MODALITY.fullmatch(node.value)
+        and id(node) not in allowed
+    ]
 
 
 def test_no_modality_is_named():
     """But in configs, sources, converters and the names of media: pictures and texts are rows of tables."""
     found = {path.relative_to(PACKAGE).as_posix(): named_modalities(path) for path in modules().values()}
     rooms = ("data/sources/", "convert/")
-    assert {name: lines for name, lines in found.items() if lines and not name.startswith((*rooms, *MEDIA, *COLUMNS))} == {}
+    assert {
+        name: lines for name, lines in found.items() if lines and not name.startswith((*rooms, *MEDIA, *COLUMNS))
+    } == {}
     assert all(found[name] for name in (*MEDIA, "drawing.py")), "what is allowed is there"
 
 
@@ -80,7 +110,10 @@ def test_every_import_points_down():
         f"{name} -> {other}"
         for name, path in known.items()
         for other in imports(path, known)
-        if name and other and (mine := name.split(".")[0]) != (theirs := other.split(".")[0]) and floor[theirs] >= floor[mine]
+        if name
+        and other
+        and (mine := name.split(".")[0]) != (theirs := other.split(".")[0])
+        and floor[theirs] >= floor[mine]
     ]
     assert upward == []
 
@@ -104,5 +137,7 @@ def test_functions_fit_a_screen_and_files_stay_short():
 
 
 def test_tests_keep_up_with_the_source():
-    count = lambda folder: sum(len(path.read_text().splitlines()) for path in folder.rglob("*.py"))
+    def count(folder):
+        return sum(len(path.read_text().splitlines()) for path in folder.rglob("*.py"))
+
     assert count(ROOT / "tests") >= 0.8 * count(PACKAGE)

@@ -93,7 +93,10 @@ def test_evaluating_what_was_trained_on_is_refused_unless_asked_for(opened_run, 
     assert (found["trained"], found["own_data"]) == (12, True)
     assert "The run was trained on 12 of these records." in as_text(found)
     moved = dataclasses.replace(
-        assembly, config=dataclasses.replace(assembly.config, data=dataclasses.replace(assembly.config.data, path=str(other_data)))
+        assembly,
+        config=dataclasses.replace(
+            assembly.config, data=dataclasses.replace(assembly.config.data, path=str(other_data))
+        ),
     )
     with pytest.raises(UserError, match="of the 12 records of split 'test'"):
         evaluate(moved, params, quick=True)
@@ -154,7 +157,10 @@ def test_the_data_set_is_found_from_anywhere(tiny_run, other_data, tmp_path, mon
 def test_tables_of_other_data_or_languages_have_files_of_their_own(opened_run):
     origin = opened_run[0].origin
     own = origin.data["fingerprint"]
-    name = lambda *arguments: result_file(origin, *arguments).name
+
+    def name(*arguments):
+        return result_file(origin, *arguments).name
+
     assert name("eval", "test", own) == name("eval", "test", own, ["en"]) == "eval-test.json"
     assert name("eval", "train", own, ["en"]) == "eval-train.json"
     assert name("eval", "test", own, ["en", "de"]) == "eval-test-en+de.json"

@@ -70,7 +70,7 @@ def test_a_class_of_a_package_is_imported():
     ],
 )
 def test_a_class_that_cannot_be_had_is_one_sentence(own, kind, words):
-    fields = "{'kind': '%s', 'powers': 1}" % kind if "powers" in words else "{'kind': '%s'}" % kind
+    fields = f"{{'kind': '{kind}', 'powers': 1}}" if "powers" in words else f"{{'kind': '{kind}'}}"
     config = load(str(own / "config.py"), [f"objectives.mine={fields}"])
     with pytest.raises(UserError, match=words):
         build_objectives(freeze(config).objectives)

@@ -109,7 +109,9 @@ def test_charts_of_the_codes_are_those_of_the_tables(gathered):
     from xmodal_jax.report.charts import code_charts
     from xmodal_jax.report.page import codes_section
 
-    words = lambda content: [said for said, _ in code_charts(content, "svg")]
+    def words(content):
+        return [said for said, _ in code_charts(content, "svg")]
+
     assert words(gathered) == ["precision over recall of the codes"]
     assert codes_section(gathered).count("<img") == 1 and "16-bit code" in codes_section(gathered)
     mean = gathered.result["mean"]

@@ -32,7 +32,11 @@ def two_readings(folder, vocabulary):
     config.data.fields = {"image": {}, "text": {}, "wider": {"medium": "text"}}
     config.fusion.update({"layers": 1, "heads": 2, "hidden": 16})
     config.joint.update({"embed": 8, "bits": 8})
-    config.objectives = {"itc": {"queue": 8}, "other": {"kind": "itc", "pair": ("image", "wider"), "queue": 8}, "mlm": {}}
+    config.objectives = {
+        "itc": {"queue": 8},
+        "other": {"kind": "itc", "pair": ("image", "wider"), "queue": 8},
+        "mlm": {},
+    }
     config.eval.pairs, config.eval.rerank = (("image", "text"), ("image", "wider")), ()
     return config
 
@@ -57,7 +61,9 @@ def run(shapes_data, vocabulary, tmp_path_factory):
 def test_each_encoder_reads_its_own_ids(run, vocabulary):
     assembly, params, _ = open_run(run)
     assert sorted(path.name for path in run.glob("tokenizer*")) == ["tokenizer-text.json", "tokenizer-wider.json"]
-    words, wider = (Evaluator(assembly, params).open("test", "filled", pair=("image", name)).right for name in ("text", "wider"))
+    words, wider = (
+        Evaluator(assembly, params).open("test", "filled", pair=("image", name)).right for name in ("text", "wider")
+    )
     assert words.ids.shape[1] == 8 and wider.ids.shape[1] == 20 and list(words.words) == list(wider.words)
     assert [assembly.tokenizers["wider"].decode(row) for row in wider.ids] == list(wider.words)
     assert (words.ids[:, :6] != wider.ids[:, :6]).any(1).all(), "other ids of the same words"

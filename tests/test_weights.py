@@ -19,9 +19,9 @@ from xmodal_jax.convert.described import read_statistics
 from xmodal_jax.convert.huggingface import load_minilm, load_vit, read_weights, save_tower
 from xmodal_jax.errors import UserError
 from xmodal_jax.models import ENCODERS
+from xmodal_jax.train.cca_cache import settings
 from xmodal_jax.train.checkpoint import write_run
 from xmodal_jax.train.loop import with_kept_statistics
-from xmodal_jax.train.starts import settings
 from xmodal_jax.weights import pretrained, with_pixel_statistics
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "quickstart.py"
@@ -157,13 +157,19 @@ def test_without_a_preprocessor_file_it_is_said_which_statistics_are_assumed(vit
 
 @pytest.mark.parametrize("kind", [kind for kind, own in ENCODERS.items() if own.reads == "pixels"])
 def test_a_kinds_own_statistics_written_out_give_the_same_bits(kind, rng):
-    sizes = {"resnet": {"depth": 14, "width": 32}, "vit": {"width": 32, "layers": 1, "heads": 2, "hidden": 64, "patch": 8}}
+    sizes = {
+        "resnet": {"depth": 14, "width": 32},
+        "vit": {"width": 32, "layers": 1, "heads": 2, "hidden": 64, "patch": 8},
+    }
     plain = tiny(f"encoders.image={ {'kind': kind} | sizes.get(kind, {}) }", "encoders.image.size=32")
     written = with_pixel_statistics(plain)
     assert written.encoders["image"].statistics == ENCODERS[kind].standard
     image = rng.integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
     params = jax.jit(tower(plain).init)(jax.random.key(0), image)["params"]
-    run = lambda config: jax.jit(lambda p, x: tower(config).apply({"params": p}, x))(params, image)
+
+    def run(config):
+        return jax.jit(lambda p, x: tower(config).apply({"params": p}, x))(params, image)
+
     np.testing.assert_array_equal(run(plain), run(written))
 
 
@@ -172,7 +178,9 @@ def test_other_statistics_than_the_weights_are_refused(vit_folder):
     config = tiny(f"encoders.image.init={vit_folder}", "encoders.image.pixel_mean=(0.5,0.5,0.5)")
     with pytest.raises(UserError, match=r"pixel_mean is \(0.5, 0.5, 0.5\), and the weights .* \(0.485, 0.456, 0.406\)"):
         pretrained(config)
-    with pytest.raises(UserError, match=r"pixel_std is \(0.2, 0.2, 0.2\), and the weights of .*'lite0'"):  # of published weights too
+    with pytest.raises(
+        UserError, match=r"pixel_std is \(0.2, 0.2, 0.2\), and the weights of .*'lite0'"
+    ):  # of published weights too
         pretrained(tiny("encoders.image={'kind': 'efficientnet', 'init': 'lite0', 'pixel_std': (0.2, 0.2, 0.2)}"))
 
 
@@ -180,7 +188,9 @@ def test_other_statistics_than_the_weights_are_refused(vit_folder):
 def test_numbers_that_are_no_statistics_are_refused(values):
     with pytest.raises(UserError, match=r"image.pixel_std is .*; write three numbers"):
         tiny(f"encoders.image.pixel_std={values}")
-    with pytest.raises(UserError, match="'pixel_mean' is not a field of config.encoders.image; known"):  # it reads no pixels
+    with pytest.raises(
+        UserError, match="'pixel_mean' is not a field of config.encoders.image; known"
+    ):  # it reads no pixels
         tiny("encoders.image={'kind': 'features', 'pixel_mean': (0.5, 0.5, 0.5)}", "data.features=('lite0-128',)")
 
 
@@ -194,7 +204,11 @@ def test_a_preprocessor_file_with_nonsense_is_refused(tmp_path, said):
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
-        ("num_attention_heads", 4, "heads is 2, and num_attention_heads of .* is 4; write --config.encoders.image.heads=4"),
+        (
+            "num_attention_heads",
+            4,
+            "heads is 2, and num_attention_heads of .* is 4; write --config.encoders.image.heads=4",
+        ),
         ("num_hidden_layers", 3, "write --config.encoders.image.layers=3"),
         ("hidden_size", 48, "write --config.encoders.image.width=48"),
         ("intermediate_size", 128, "write --config.encoders.image.hidden=128"),
@@ -202,7 +216,11 @@ def test_a_preprocessor_file_with_nonsense_is_refused(tmp_path, said):
         ("image_size", 32, "write --config.encoders.image.size=32"),
         ("hidden_act", "relu", "hidden_act of .* is 'relu', and the tower 'vit' has 'gelu', which no field"),
         ("layer_norm_eps", 1e-3, "layer_norm_eps of .* is 0.001"),
-        ("model_type", "clip", "the weights are of a 'clip' model, and config.encoders.image.kind='vit' takes those of a 'vit'"),
+        (
+            "model_type",
+            "clip",
+            "the weights are of a 'clip' model, and config.encoders.image.kind='vit' takes those of a 'vit'",
+        ),
     ],
 )
 def test_a_vit_of_another_architecture_is_refused(vit_folder, key, value, sentence):
@@ -217,7 +235,11 @@ def test_a_vit_of_another_architecture_is_refused(vit_folder, key, value, senten
     ("key", "value", "sentence"),
     [
         ("num_attention_heads", 4, "write --config.encoders.text.heads=4"),
-        ("vocab_size", 61, r"config.encoders.text.vocab_size is 60, .*; write --config.encoders.text.tokenizer=.*tokenizer.json"),
+        (
+            "vocab_size",
+            61,
+            r"config.encoders.text.vocab_size is 60, .*; write --config.encoders.text.tokenizer=.*tokenizer.json",
+        ),
         ("max_position_embeddings", 32, "write --config.encoders.text.positions=32"),
         ("position_embedding_type", "relative_key", "position_embedding_type of .* is 'relative_key'"),
         ("is_decoder", True, "is_decoder of .* is True"),
@@ -305,7 +327,11 @@ def test_pytorchs_own_file_of_weights_is_read(vit_folder):
 def test_hugging_face_reads_a_saved_tower_with_its_statistics_and_heads(vit, bert, tmp_path, rng):
     from transformers import BertModel, ViTImageProcessorPil, ViTModel
 
-    own = ("encoders.image.pixel_mean=(0.4,0.5,0.6)", "encoders.image.pixel_std=(0.2,0.3,0.4)", "encoders.text.vocab_size=60")
+    own = (
+        "encoders.image.pixel_mean=(0.4,0.5,0.6)",
+        "encoders.image.pixel_std=(0.2,0.3,0.4)",
+        "encoders.text.vocab_size=60",
+    )
     config = with_pixel_statistics(tiny(*own))
     save_tower(tmp_path / "vit", load_vit(vit[1]), config.encoders["image"])
     image = rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
@@ -324,10 +350,14 @@ def test_hugging_face_reads_a_saved_tower_with_its_statistics_and_heads(vit, ber
 
 
 def test_a_start_from_cca_depends_on_the_statistics_and_the_heads(shapes_data):
-    said = lambda *overrides: json.dumps(settings(tiny(f"data.path={shapes_data}", *overrides)))
+    def said(*overrides):
+        return json.dumps(settings(tiny(f"data.path={shapes_data}", *overrides)))
+
     changes = (
-        "encoders.image.pixel_mean=(0.1,0.1,0.1)", "encoders.image.pixel_std=(0.1,0.1,0.1)", "encoders.image.heads=4",
+        "encoders.image.pixel_mean=(0.1,0.1,0.1)",
+        "encoders.image.pixel_std=(0.1,0.1,0.1)",
+        "encoders.image.heads=4",
         "encoders.text.heads=4",
-    )  # fmt: skip
+    )
     assert len({said(), *map(said, changes)}) == 1 + len(changes)
     assert as_dict(tiny())["encoders"]["image"]["pixel_mean"] == ()

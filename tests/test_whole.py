@@ -63,7 +63,9 @@ def opened_without_encoding(tree: ast.AST) -> list[int]:
             text_mode = called == "open" and any(
                 mode in ("r", "w", "a", "x", "r+", "a+", "w+", "rt", "wt") for mode in given
             )
-            own = isinstance(node.func, ast.Name) or isinstance(node.func, ast.Attribute) and not given and not node.args
+            own = (
+                isinstance(node.func, ast.Name) or isinstance(node.func, ast.Attribute) and not given and not node.args
+            )
             builtin = isinstance(node.func, ast.Name) and called == "open" and len(node.args) == 1
             bad = (text_mode or (builtin and own)) and "encoding" not in words
         if bad:
@@ -81,5 +83,7 @@ def test_the_check_of_encodings_finds_what_it_should():
 @pytest.mark.parametrize("folder", ["xmodal_jax", "benchmarks", "configs"])
 def test_every_text_file_is_opened_in_a_named_encoding(folder):
     files = sorted((PACKAGE.parent / folder).rglob("*.py"))
-    found = {path.name: lines for path in files if (lines := opened_without_encoding(ast.parse(path.read_text("utf-8"))))}
+    found = {
+        path.name: lines for path in files if (lines := opened_without_encoding(ast.parse(path.read_text("utf-8"))))
+    }
     assert files and found == {}

@@ -113,5 +113,8 @@ def test_a_run_of_another_format_is_refused_everywhere(copied, train_tiny, capsy
     (copied / "run.json").write_text(json.dumps({name: told[name] for name in told if name != "format"}), "utf-8")
     for command in (["eval", "--workdir", str(copied)], train_tiny(copied, "steps=6")):
         assert main(command) == 2
-        assert "run.json' is not of the format that this version of the program reads (1); train" in capsys.readouterr().err
+        assert (
+            "run.json' is not of the format that this version of the program reads (1); train"
+            in capsys.readouterr().err
+        )
     assert len(list((copied / "checkpoints").iterdir())) >= 1 and not list(copied.glob("checkpoints/damaged-*"))

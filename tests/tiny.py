@@ -30,7 +30,16 @@ TINY = {
     "batch_size": ROWS,
     "steps": 10,
     "image": {"kind": "features", "neck_layers": 1},
-    "text": {"kind": "bert", "length": LENGTH, "width": WIDTH, "layers": 2, "heads": 2, "hidden": 24, "positions": LENGTH, "vocab_size": VOCAB},
+    "text": {
+        "kind": "bert",
+        "length": LENGTH,
+        "width": WIDTH,
+        "layers": 2,
+        "heads": 2,
+        "hidden": 24,
+        "positions": LENGTH,
+        "vocab_size": VOCAB,
+    },
     "fusion": {"layers": 1, "heads": 2, "hidden": 24, "dropout": 0.0},
     "joint": {"embed": 8, "bits": 8},
     "optimizer": {"lr": 0.01, "warmup": 0},
@@ -96,7 +105,12 @@ def tiny_params(model: CrossModal, seed: int = 0, used: frozenset[str] = ALL) ->
 
 FACTS = DataFacts(
     teacher_media=("image", "text"),
-    records=64, labels=3, steps_per_epoch=8.0, tokens=(TOKENS, 6), teacher=8, vocabularies={"text": Vocabulary(VOCAB, CLS, MASK, BOS)}
+    records=64,
+    labels=3,
+    steps_per_epoch=8.0,
+    tokens=(TOKENS, 6),
+    teacher=8,
+    vocabularies={"text": Vocabulary(VOCAB, CLS, MASK, BOS)},
 )
 
 

@@ -11,9 +11,15 @@ def bert(cross: bool, layers: int, width: int, heads: int, hidden: int, vocab: i
     torch.manual_seed(layers)
     sizes = dict(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=hidden)
     config = BertConfig(
-        **sizes, vocab_size=vocab, max_position_embeddings=positions, is_decoder=cross, add_cross_attention=cross,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, attn_implementation="eager",
-    )  # fmt: skip
+        **sizes,
+        vocab_size=vocab,
+        max_position_embeddings=positions,
+        is_decoder=cross,
+        add_cross_attention=cross,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        attn_implementation="eager",
+    )
     model = BertModel(config, add_pooling_layer=False).eval()
     for name, weight in model.named_parameters():
         torch.nn.init.normal_(weight, mean=1.0 if name.endswith("LayerNorm.weight") else 0.0, std=0.3)

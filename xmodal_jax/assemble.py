@@ -18,7 +18,7 @@ from xmodal_jax.data.card import CARD_FILE, Card
 from xmodal_jax.data.readers import InputSpec, Specs
 from xmodal_jax.data.split import split_captions
 from xmodal_jax.data.text import VOCABULARY, Tokenizer, load_tokenizer, used_ids
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.models.crossmodal import CrossModal, init_params
 from xmodal_jax.models.efficientnet import STRIDE, WIDTH
 from xmodal_jax.models.encoder import EncoderConfig
@@ -55,7 +55,10 @@ class Assembly:
     def specs(self) -> Specs:
         """What each encoder takes."""
         encoders = self.config.encoders
-        return {name: InputSpec(own.extent, self.tokenizers.get(name), own.reads == "tokens") for name, own in encoders.items()}
+        return {
+            name: InputSpec(own.extent, self.tokenizers.get(name), own.reads == "tokens")
+            for name, own in encoders.items()
+        }
 
     def example(self) -> dict[str, Array]:
         """A batch of one for each encoder, zeros, as `init` wants them."""
@@ -80,8 +83,11 @@ class Assembly:
     @property
     def own_tokenizers(self) -> dict[str, Tokenizer]:
         """Those of no installed package, by the names of their files in a run's folder: the weights need them."""
-        return {tokenizer_file(name): own for name, own in self.tokenizers.items()
-                if self.config.encoders[name].tokenizer != "minilm"}  # fmt: skip
+        return {
+            tokenizer_file(name): own
+            for name, own in self.tokenizers.items()
+            if self.config.encoders[name].tokenizer != "minilm"
+        }
 
 
 def tokenizer_file(encoder: str) -> str:
@@ -101,10 +107,10 @@ def data_facts(config: Config, card: "Card | NamedCaches", vocabularies: Vocabul
     """What the program of `config` needs to know of a data set with this card."""
     caches = [card.feature(name) for name in config.data.features]
     widths = sorted({cache["width"] for cache in caches})
-    refuse_unless(
-        len(widths) < 2,
-        f"the caches {', '.join(config.data.features)} have widths {widths}; name caches of one tower in config.data.features",
-    )
+    if len(widths) >= 2:
+        raise UserError(
+            f"the caches {', '.join(config.data.features)} have widths {widths}; name caches of one tower in config.data.features"
+        )
     groups = [pooling_groups(cache["tower"], cache["tokens"]) for cache in caches]
     fields = config.data.fields.items()
     return DataFacts(
@@ -119,8 +125,16 @@ def facts_of(config: Config, card: Card, vocabularies: Vocabularies) -> DataFact
     """The facts of a data set that is there."""
     records = card.split(config.data.split)["records"]
     stored = card.embedding(config.data.embeddings) if config.data.embeddings else {"width": 0, "media": []}
-    return data_facts(config, card, vocabularies, records=records, labels=len(card.label_names), teacher=stored["width"], teacher_media=tuple(stored["media"]),
-                      steps_per_epoch=records / config.batch_size)  # fmt: skip
+    return data_facts(
+        config,
+        card,
+        vocabularies,
+        records=records,
+        labels=len(card.label_names),
+        teacher=stored["width"],
+        teacher_media=tuple(stored["media"]),
+        steps_per_epoch=records / config.batch_size,
+    )
 
 
 def resolve(config: Config, facts: DataFacts) -> Config:
@@ -131,10 +145,13 @@ def resolve(config: Config, facts: DataFacts) -> Config:
 
 def assemble(config: Config) -> Assembly:
     """Everything that a training run of `config` needs besides batches."""
-    refuse_unless(bool(config.data.path), "config.data.path is empty; write the folder made by `xmodal data prepare`")
+    if not config.data.path:
+        raise UserError("config.data.path is empty; write the folder made by `xmodal data prepare`")
     card = Card.load(config.data.path)
     data = config.data
-    tokenizers = {name: load_tokenizer(own.tokenizer, data.path, data.languages) for name, own in words_of(config).items()}
+    tokenizers = {
+        name: load_tokenizer(own.tokenizer, data.path, data.languages) for name, own in words_of(config).items()
+    }
     facts = facts_of(config, card, {name: vocabulary_of(own) for name, own in tokenizers.items()})
     config = with_pixel_statistics(resolve(config, facts))
     output: tuple[int, ...] = ()
@@ -183,11 +200,11 @@ class NamedCaches:
     def feature(self, name: str) -> dict[str, Any]:
         """The entry of the cache `name`, such as "lite0-224"."""
         tower, _, size = name.rpartition("-")
-        refuse_unless(
-            tower == "lite0" and size.isdigit(),
-            f"there is no data set to tell the shape of the features '{name}'; "
-            "write config.data.path, or names such as 'lite0-224'",
-        )
+        if tower != "lite0" or not size.isdigit():
+            raise UserError(
+                f"there is no data set to tell the shape of the features '{name}'; "
+                "write config.data.path, or names such as 'lite0-224'"
+            )
         return {"tower": tower, "tokens": math.ceil(int(size) / STRIDE) ** 2 + 1, "width": WIDTH}
 
 
@@ -202,17 +219,21 @@ def reassemble(description: dict[str, Any], workdir: pathlib.Path) -> Assembly:
         kept = workdir / tokenizer_file(name)
         tokenizers[name] = load_tokenizer("minilm" if own.tokenizer == "minilm" else str(kept))
         found = tokenizers[name].vocab_size
-        refuse_unless(
-            found == own.vocab_size, f"'{kept}' has {found} ids and the model {own.vocab_size}; restore the file"
-        )
+        if found != own.vocab_size:
+            raise UserError(f"'{kept}' has {found} ids and the model {own.vocab_size}; restore the file")
     model = CrossModal(config, tuple(description["output_ids"]))
     facts = DataFacts(tokens=tuple(description["tokens"]))
     used, hardness = frozenset(description["parts"]), description["hardness"]
     return Assembly(config, tokenizers, model, {}, facts, tuple(description["caches"]), used, hardness)
 
 
-def _assembly(config: Config, tokenizers: "dict[str, Tokenizer | Vocabulary]", output: tuple[int, ...], facts: DataFacts,
-              caches: tuple[dict[str, Any], ...]) -> Assembly:  # fmt: skip
+def _assembly(
+    config: Config,
+    tokenizers: "dict[str, Tokenizer | Vocabulary]",
+    output: tuple[int, ...],
+    facts: DataFacts,
+    caches: tuple[dict[str, Any], ...],
+) -> Assembly:
     objectives = fit_objectives(build_objectives(config.objectives, config.batch_size), config, facts)
     refuse_unbridged(config, {name: item.parts for name, item in objectives.items()})
     refuse_unserved(config, objectives)
@@ -241,8 +262,11 @@ def start_params(assembly: Assembly, key: Array, found: dict[str, Array]) -> Par
     """
     params = init_params(assembly.model, key, assembly.example(), assembly.parts)
     flat, blocks = flatten_dict(params, sep="/"), f"{assembly.config.fusion.pair[1]}/tower/layers/attention/"
-    copied = {f"decoder/text_attention/{path.removeprefix(blocks)}": leaf
-              for path, leaf in found.items() if path.startswith(blocks)}  # fmt: skip
+    copied = {
+        f"decoder/text_attention/{path.removeprefix(blocks)}": leaf
+        for path, leaf in found.items()
+        if path.startswith(blocks)
+    }
     for path, leaf in (found | {path: leaf for path, leaf in copied.items() if path in flat}).items():
         if path not in flat or flat[path].shape != leaf.shape:
             have = flat[path].shape if path in flat else "nothing"

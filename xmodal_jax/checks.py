@@ -8,7 +8,7 @@ import importlib.util
 from xmodal_jax.config import Config, EvalConfig
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.split import refuse_unknown
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.objectives.base import Objective
 
 
@@ -17,16 +17,16 @@ def refuse_unbridged(config: Config, parts: dict[str, frozenset[str]]) -> None:
     bridged = [name for name, used in parts.items() if "bridge" in used]
     for encoder in config.bridge.sides if bridged else ():
         pool = config.encoders[encoder].pool
-        refuse_unless(
-            pool.endswith(("+attention", "+shared")),
-            f"config.objectives.{bridged[0]}.bridge is True, but config.encoders.{encoder}.pool='{pool}' does not read the "
-            f"tokens that the bridge changes; write config.encoders.{encoder}.pool=mean+attention",
+        if not pool.endswith(("+attention", "+shared")):
+            raise UserError(
+                f"config.objectives.{bridged[0]}.bridge is True, but config.encoders.{encoder}.pool='{pool}' does not read the "
+                f"tokens that the bridge changes; write config.encoders.{encoder}.pool=mean+attention"
+            )
+    if bridged and config.fusion.aggregated:
+        raise UserError(
+            f"config.objectives.{bridged[0] if bridged else ''}.bridge is True, and config.fusion.aggregated adds embeddings to the "
+            "tokens that the bridge's keys are made of; write config.fusion.aggregated=False"
         )
-    refuse_unless(
-        not (bridged and config.fusion.aggregated),
-        f"config.objectives.{bridged[0] if bridged else ''}.bridge is True, and config.fusion.aggregated adds embeddings to the "
-        "tokens that the bridge's keys are made of; write config.fusion.aggregated=False",
-    )
 
 
 def refuse_unserved(config: Config, objectives: dict[str, Objective]) -> None:
@@ -39,11 +39,11 @@ def refuse_unserved(config: Config, objectives: dict[str, Objective]) -> None:
             encoder = config.data.fields[field].encoder
             own = config.encoders[encoder]
             asked = sorted(item.parts.intersection(own.lacks))
-            refuse_unless(
-                not asked,
-                f"config.objectives.{name} needs {', '.join(asked)} of config.encoders.{encoder}, whose kind '{own.kind}' "
-                f"{own.why}; write config.encoders.{encoder}.kind=bert, or leave the objective out",
-            )
+            if asked:
+                raise UserError(
+                    f"config.objectives.{name} needs {', '.join(asked)} of config.encoders.{encoder}, whose kind '{own.kind}' "
+                    f"{own.why}; write config.encoders.{encoder}.kind=bert, or leave the objective out"
+                )
 
 
 def refuse_other_query(config: Config, name: str, objective: Objective) -> None:
@@ -51,16 +51,16 @@ def refuse_other_query(config: Config, name: str, objective: Objective) -> None:
     if "fusion" not in objective.parts or len(objective.reads) < 2:
         return
     pair, first, second = config.fusion.pair, *(config.data.fields[field].encoder for field in objective.reads[:2])
-    refuse_unless(
-        not config.asking.necked and pair[0] != pair[1],
-        f"config.objectives.{name} fuses two encoders, and config.fusion.pair is {pair}, whose second must be another one, of words; "
-        f"write config.fusion.pair={(first, second)}",
-    )
-    refuse_unless(
-        (first, second) == pair,
-        f"config.objectives.{name} reads {objective.reads[:2]}, of the encoders {(first, second)}, and fusion is of {pair} "
-        "(config.fusion.pair), the one that is read and the one that asks; write fields of these in this order",
-    )
+    if config.asking.necked or pair[0] == pair[1]:
+        raise UserError(
+            f"config.objectives.{name} fuses two encoders, and config.fusion.pair is {pair}, whose second must be another one, of words; "
+            f"write config.fusion.pair={(first, second)}"
+        )
+    if (first, second) != pair:
+        raise UserError(
+            f"config.objectives.{name} reads {objective.reads[:2]}, of the encoders {(first, second)}, and fusion is of {pair} "
+            "(config.fusion.pair), the one that is read and the one that asks; write fields of these in this order"
+        )
 
 
 def refuse_impossible(config: Config, card: Card) -> None:
@@ -68,31 +68,31 @@ def refuse_impossible(config: Config, card: Card) -> None:
     if config.eval.every:
         card.split(config.data.eval_split)
     refuse_unfit_evaluation(config, card, config.data.eval_split)
-    refuse_unless(
-        not config.tensorboard or importlib.util.find_spec("tensorboard") is not None,
-        "config.tensorboard is True, but the package tensorboard is not installed; write pip install 'xmodal_jax[tensorboard]'",
-    )
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError(
+            "config.tensorboard is True, but the package tensorboard is not installed; write pip install 'xmodal_jax[tensorboard]'"
+        )
 
 
 def refuse_chunks(config: Config, objectives: dict[str, Objective], rows: int) -> None:
     """A chunk must give every one of `rows` devices as many rows, and whole groups of matching."""
     if not config.chunk:
         return
-    refuse_unless(
-        config.chunk % rows == 0,
-        f"config.chunk is {config.chunk}, which {rows} devices (data x fsdp) cannot share; write a multiple of {rows}",
-    )
+    if config.chunk % rows != 0:
+        raise UserError(
+            f"config.chunk is {config.chunk}, which {rows} devices (data x fsdp) cannot share; write a multiple of {rows}"
+        )
     for name, objective in objectives.items():
         group, every = objective.group, objective.every
-        refuse_unless(
-            group is None or config.chunk == config.batch_size or (group > 0 and config.chunk % group == 0),
-            f"config.objectives.{name}.group is {group}, and passes take {config.chunk} rows at a time (config.chunk); "
-            f"write a group that divides {config.chunk}",
-        )
-        refuse_unless(
-            group is not None or config.chunk % every == 0,
-            f"config.objectives.{name}.every is {every}, which does not divide config.chunk={config.chunk}; write a divisor",
-        )
+        if group is not None and config.chunk != config.batch_size and (group <= 0 or config.chunk % group != 0):
+            raise UserError(
+                f"config.objectives.{name}.group is {group}, and passes take {config.chunk} rows at a time (config.chunk); "
+                f"write a group that divides {config.chunk}"
+            )
+        if group is None and config.chunk % every != 0:
+            raise UserError(
+                f"config.objectives.{name}.every is {every}, which does not divide config.chunk={config.chunk}; write a divisor"
+            )
 
 
 def refuse_unfit_evaluation(config: Config, card: Card, split: str = "") -> None:
@@ -101,12 +101,13 @@ def refuse_unfit_evaluation(config: Config, card: Card, split: str = "") -> None
     refuse_unknown("config.eval.views", config.eval.views, card.views, path)
     refuse_unknown("config.eval.languages", config.eval.languages, card.languages, path)
     refuse_unknown("config.eval.gallery", gallery, list(card.splits), path)
-    refuse_unless(len(set(gallery)) == len(gallery), f"config.eval.gallery is {gallery}; write each split once")
-    refuse_unless(
-        not gallery or (config.data.labels and bool(card.label_names)),
-        f"config.eval.gallery is {gallery}, which asks for shared labels, and {path} has none, or config.data.labels is "
-        "False; write () for no gallery",
-    )
+    if len(set(gallery)) != len(gallery):
+        raise UserError(f"config.eval.gallery is {gallery}; write each split once")
+    if gallery and (not config.data.labels or not card.label_names):
+        raise UserError(
+            f"config.eval.gallery is {gallery}, which asks for shared labels, and {path} has none, or config.data.labels is "
+            "False; write () for no gallery"
+        )
     if split in card.splits:
         refuse_few_pictures(config.eval, split, card.splits[split]["records"])
 
@@ -114,8 +115,8 @@ def refuse_unfit_evaluation(config: Config, card: Card, split: str = "") -> None
 def refuse_few_pictures(config: EvalConfig, split: str, pictures: int) -> None:
     """Raise UserError where a split of so many pictures cannot be cut into the folds of `config`."""
     needed = config.folds * config.fold_pictures
-    refuse_unless(
-        pictures >= needed,
-        f"config.eval.folds is {config.folds}, each of config.eval.fold_pictures={config.fold_pictures} pictures, and split "
-        f"'{split}' has {pictures}, not {needed}; write fewer or smaller folds, or config.eval.folds=0 for none",
-    )
+    if pictures < needed:
+        raise UserError(
+            f"config.eval.folds is {config.folds}, each of config.eval.fold_pictures={config.fold_pictures} pictures, and split "
+            f"'{split}' has {pictures}, not {needed}; write fewer or smaller folds, or config.eval.folds=0 for none"
+        )

@@ -11,7 +11,7 @@ import typing
 from typing import Any
 
 from xmodal_jax import __version__, commands
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 
 DATA_HELP = "data set (default: the run's own, where it was or beside the run)"
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -41,7 +41,8 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
             overrides.append(argument.removeprefix(mark))
         else:
             waiting = argument.removeprefix(mark)
-    refuse_unless(waiting is None, f"'--config.{waiting}' has no value; write --config.{waiting}=VALUE")
+    if waiting is not None:
+        raise UserError(f"'--config.{waiting}' has no value; write --config.{waiting}=VALUE")
     return rest, overrides
 
 
@@ -74,7 +75,9 @@ def _source_parsers(make: argparse.ArgumentParser, named: str) -> None:
     common.add_argument("--max-size", type=int, default=0, help="re-encode pictures with a longer side (pixels)")
     common.add_argument("--allow-bad", action="store_true", help="go on when over 1 %% of the source is unusable")
     common.add_argument("--drop-copies", action="store_true", help="leave pictures of other splits out of train")
-    common.add_argument("--force", action="store_true", help="replace the data set that is there, when the new one is whole")
+    common.add_argument(
+        "--force", action="store_true", help="replace the data set that is there, when the new one is whole"
+    )
     make.epilog = "or FILE.py:FUNCTION, PACKAGE.MODULE:FUNCTION: your own function that returns a data.source.Source"
     each = make.add_subparsers(dest="source", required=True, metavar="SOURCE")
     raw = argparse.RawDescriptionHelpFormatter
@@ -128,12 +131,16 @@ def _data_parser(top: Any, source: str | None) -> None:
 
 
 def _query_parsers(top: Any) -> None:
-    build = top.add_parser("index", help="embed the pictures, the captions or another field of a split into a search index")
+    build = top.add_parser(
+        "index", help="embed the pictures, the captions or another field of a split into a search index"
+    )
     build.add_argument("--workdir", required=True)
     build.add_argument("--out", required=True, help="folder of the index")
     build.add_argument("--data", default="", help="data set (default: the run's)")
     build.add_argument("--split", default="", help="split (default: the run's evaluation split)")
-    build.add_argument("--field", default="", help="the rows: image, text, ... (default: the first that the run evaluates)")
+    build.add_argument(
+        "--field", default="", help="the rows: image, text, ... (default: the first that the run evaluates)"
+    )
     build.add_argument("--overwrite", action="store_true")
     build.add_argument("--append", action="store_true", help="add the rows to the index that is there")
     build.add_argument("--upsert", action="store_true", help="add the rows, in place of those of the same keys")
@@ -147,7 +154,9 @@ def _query_parsers(top: Any) -> None:
     ask.add_argument("query", nargs="?", default="")
     ask.add_argument("--image", default="", help="a picture as the query")
     ask.add_argument("--file", default="", help="a file of another field as the query, as the field's reader takes it")
-    ask.add_argument("--as", default="", dest="as_field", metavar="FIELD", help="the field of --file (default: that of the rows)")
+    ask.add_argument(
+        "--as", default="", dest="as_field", metavar="FIELD", help="the field of --file (default: that of the rows)"
+    )
     ask.add_argument("--index", required=True)
     ask.add_argument("--workdir", default="", help="the run that made the index, where it is not found by itself")
     ask.add_argument("--data", default="", help="for --rerank: the data set of the pictures, where it has moved")
@@ -161,7 +170,9 @@ def _query_parsers(top: Any) -> None:
     ask.add_argument("--backend", default="jax", choices=backends, help="sharded: jax on all devices")
     ask.add_argument("--uri", default="", help="milvus: the server, or a local .db file")
     ask.add_argument("--collection", default="", help="milvus: how its collections start (default: xmodal)")
-    ask.add_argument("--token", default="", help=f"milvus: user:password or an API key (default: ${commands.TOKEN_VARIABLE})")
+    ask.add_argument(
+        "--token", default="", help=f"milvus: user:password or an API key (default: ${commands.TOKEN_VARIABLE})"
+    )
     ask.add_argument("--show", default="", help="write a contact sheet of the hits (PNG)")
     ask.set_defaults(run=commands.search)
 
@@ -181,7 +192,11 @@ def _process_flags(command: argparse.ArgumentParser) -> None:
     group.add_argument("--process", type=int, default=-1, metavar="I", help="which one this is, from 0")
     group.add_argument("--distributed", action="store_true", help="find these three: TPU pods, SLURM, Open MPI")
     group.add_argument(
-        "--stall", type=float, default=180, metavar="SECONDS", help="a process that is stuck so long ends the job; 0: off"
+        "--stall",
+        type=float,
+        default=180,
+        metavar="SECONDS",
+        help="a process that is stuck so long ends the job; 0: off",
     )
     group.add_argument("--wait", type=int, default=300, help="seconds to wait for all processes to be there")
 
@@ -260,11 +275,11 @@ def refuse_extra(args: argparse.Namespace, extra: list[str]) -> None:
         own = ", ".join(commands.flag(option.name) for option in source_options(args.source)) or "none of its own"
         raise UserError(f"'{args.source}' takes no {extra[0].partition('=')[0]}; it takes {own}")
     found = [path.replace("/", ".") for path in flat(as_dict(Config())) if path.rpartition("/")[2] == name]
-    refuse_unless(
-        not found,
-        f"'{extra[0]}' is no option of `xmodal {args.command}`; a field of the config is written "
-        f"{' or '.join(f'--config.{path}=VALUE' for path in found)}",
-    )
+    if found:
+        raise UserError(
+            f"'{extra[0]}' is no option of `xmodal {args.command}`; a field of the config is written "
+            f"{' or '.join(f'--config.{path}=VALUE' for path in found)}"
+        )
     raise UserError(
         f"'{' '.join(extra)}' is not known to `xmodal {args.command}`; `xmodal {args.command} --help` lists its options"
     )
@@ -288,10 +303,14 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stdout.flush()
             raise
         refuse_extra(args, extra)
-        refuse_unless(
-            not overrides or args.command in ("train", "eval", "plan", "classify") or args.run is commands.data_embed,
-            f"'--config.{overrides[0] if overrides else ''}' goes with `xmodal train`, `eval`, `classify`, `plan` and `data embed` only",
-        )
+        if (
+            overrides
+            and args.command not in ("train", "eval", "plan", "classify")
+            and args.run is not commands.data_embed
+        ):
+            raise UserError(
+                f"'--config.{overrides[0] if overrides else ''}' goes with `xmodal train`, `eval`, `classify`, `plan` and `data embed` only"
+            )
         if args.command != "plan":  # a plan tells how long compiling takes
             set_up_jax()
         args.run(args, overrides)

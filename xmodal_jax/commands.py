@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from xmodal_jax import __version__
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 
 TOKEN_VARIABLE = "MILVUS_TOKEN"
 INFERENCE = ("eval", "evals", "data", "mesh")  # sections of the config that may change once a model is trained
@@ -59,7 +59,8 @@ def data_embed(args: argparse.Namespace, overrides: list[str]) -> None:
     from xmodal_jax.encode.embed_data import embed_data, refuse_misfit
     from xmodal_jax.workdir import open_run, open_start
 
-    refuse_unless(bool(args.workdir) != bool(args.config), "name one teacher: --workdir RUN, or --config CONFIG")
+    if bool(args.workdir) == bool(args.config):
+        raise UserError("name one teacher: --workdir RUN, or --config CONFIG")
     refuse_misfit(args.data, args.name, args.batch)
     if args.workdir:
         assembly, params, step = open_run(args.workdir, section_overrides(overrides, INFERENCE))
@@ -71,7 +72,9 @@ def data_embed(args: argparse.Namespace, overrides: list[str]) -> None:
     card = embed_data(assembly, params, teacher, args.data, args.name, args.batch, args.dtype)
     made = card.embedding(args.name)
     views, languages = made["views"], made["languages"]
-    what = " and ".join([*([f"{len(views)} views"] if views else []), *([f"captions in {', '.join(languages)}"] if languages else [])])
+    what = " and ".join(
+        [*([f"{len(views)} views"] if views else []), *([f"captions in {', '.join(languages)}"] if languages else [])]
+    )
     print(f"embeddings '{args.name}' of {teacher}: width {made['width']} {made['dtype']}, {what} in {args.data}")
 
 
@@ -89,10 +92,8 @@ def train(args: argparse.Namespace, overrides: list[str]) -> None:
 
     config, profile = configs.freeze(configs.load(args.config, overrides)), steps_of(args.profile)
     check_evaluations(config, parts(build_objectives(config.objectives)))
-    refuse_unless(
-        args.stall == 0 or 1 <= args.stall <= 86400,
-        f"--stall is {args.stall}; write seconds from 1 to 86400 (a day), or 0 for off",
-    )
+    if args.stall != 0 and not 1 <= args.stall <= 86400:
+        raise UserError(f"--stall is {args.stall}; write seconds from 1 to 86400 (a day), or 0 for off")
     silence = processes.heartbeat_for(args.stall)
     processes.initialize(args.coordinator, args.processes, args.process, args.distributed, silence, args.wait)
 
@@ -115,7 +116,8 @@ def steps_of(text: str) -> tuple[int, int] | None:
         return None
     first, _, last = text.partition(":")
     good = first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last)
-    refuse_unless(good, f"--profile is '{text}'; write FIRST:LAST, steps counted from 1, such as 10:15")
+    if not good:
+        raise UserError(f"--profile is '{text}'; write FIRST:LAST, steps counted from 1, such as 10:15")
     return int(first), int(last)
 
 
@@ -128,17 +130,18 @@ def section_overrides(overrides: list[str], allowed: tuple[str, ...]) -> dict[st
     for item in overrides:
         section, _, rest = item.partition("=")[0].partition(".")
         field = rest.split(".")[0]
-        refuse_unless(
-            section in allowed,
-            f"'--config.{item}' would change a trained model; only {', '.join(allowed)} can be changed here",
-        )
-        refuse_unless(
-            section != "evals" or "." not in rest,
-            f"'--config.{item}' names a field of an entry; write the whole entry, as --config.evals.{field}={{'kind': ...}}",
-        )
-        refuse_unless(
-            bool(field), f"'--config.{item}' names a section; write a field of it, as --config.{section}.FIELD=VALUE"
-        )
+        if section not in allowed:
+            raise UserError(
+                f"'--config.{item}' would change a trained model; only {', '.join(allowed)} can be changed here"
+            )
+        if section == "evals" and "." in rest:
+            raise UserError(
+                f"'--config.{item}' names a field of an entry; write the whole entry, as --config.evals.{field}={{'kind': ...}}"
+            )
+        if not field:
+            raise UserError(
+                f"'--config.{item}' names a section; write a field of it, as --config.{section}.FIELD=VALUE"
+            )
         configs.override(values, item)
         found.setdefault(section, {})[field] = configs.freeze_value(values[section][field])
     return found
@@ -148,7 +151,8 @@ def with_data(overrides: dict[str, dict], path: str) -> dict[str, dict]:
     """The overrides of a run, with the data set that --data names."""
     if not path:
         return overrides
-    refuse_unless("path" not in overrides.get("data", {}), "--data and --config.data.path name one thing; write one")
+    if "path" in overrides.get("data", {}):
+        raise UserError("--data and --config.data.path name one thing; write one")
     return overrides | {"data": overrides.get("data", {}) | {"path": path}}
 
 
@@ -164,7 +168,10 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     from xmodal_jax.workdir import open_run
 
     assembly, params, step = open_run(args.workdir, with_data(section_overrides(overrides, INFERENCE), args.data))
-    say = lambda text: print(text, file=sys.stderr)
+
+    def say(text):
+        return print(text, file=sys.stderr)
+
     result = evaluate(assembly, params, args.split, say=say, allow_trained=args.allow_trained) | {"step": step}
     more = further(Evaluator(assembly, params), args.split, False, say)
     result |= {"evals": more} if more else {}
@@ -185,7 +192,10 @@ def classify_run(args: argparse.Namespace, overrides: list[str]) -> None:
 
     templates = read_templates(args.templates) if args.templates else TEMPLATES
     assembly, params, step = open_run(args.workdir, with_data(section_overrides(overrides, INFERENCE), args.data))
-    say = lambda text: print(text, file=sys.stderr)
+
+    def say(text):
+        return print(text, file=sys.stderr)
+
     result = classify(assembly, params, args.split, templates, args.classes, say, args.allow_trained)
     print(as_text(result))
     path = result_file(assembly.origin, "classify", result["split"], result["fingerprint"])
@@ -215,7 +225,7 @@ def caption(args: argparse.Namespace, _: list[str]) -> None:
 
 def index(args: argparse.Namespace, _: list[str]) -> None:
     """Embed the inputs of a field of a split, such as its pictures or its captions, into a search index."""
-    from xmodal_jax.retrieve.build import How, build_index, kind_of
+    from xmodal_jax.retrieve.build import IndexOptions, build_index, kind_of
     from xmodal_jax.workdir import open_run
 
     assembly, params, _ = open_run(args.workdir)
@@ -223,7 +233,7 @@ def index(args: argparse.Namespace, _: list[str]) -> None:
     assembly.origin.refuse_missing(source)
     own = assembly.origin.is_own(source)
     more = {"upsert": args.upsert, "duplicates": args.allow_duplicates}
-    how = How(args.overwrite, args.append, args.codes_only, args.dtype, args.field, **more)
+    how = IndexOptions(args.overwrite, args.append, args.codes_only, args.dtype, args.field, **more)
     path, count = build_index(assembly, params, args.workdir, args.out, args.data, args.split, how)
     split = args.split or assembly.config.data.eval_split
     print(f"indexed {count} {kind_of(assembly.config, args.field).noun} in {path} (split '{split}' of {source})")
@@ -233,18 +243,20 @@ def index(args: argparse.Namespace, _: list[str]) -> None:
 
 def search(args: argparse.Namespace, _: list[str]) -> None:
     """Answer a text or an image query from an index."""
-    from xmodal_jax.retrieve.query import Where, answer, as_table, contact_sheet, refuse_unshowable
-    from xmodal_jax.retrieve.stages import Stages
+    from xmodal_jax.retrieve.pipeline import SearchPipeline
+    from xmodal_jax.retrieve.query import SearchTarget, answer, as_table, contact_sheet, refuse_unshowable
 
     asked = [value for value in (args.query, args.image, args.file) if value]
-    refuse_unless(len(asked) == 1, 'give one query: words, such as "a red fruit", --image FILE, or --file FILE of another field')
-    refuse_unless(bool(args.file) or not args.as_field, "--as says what --file is; leave it out")
+    if len(asked) != 1:
+        raise UserError('give one query: words, such as "a red fruit", --image FILE, or --file FILE of another field')
+    if not args.file and args.as_field:
+        raise UserError("--as says what --file is; leave it out")
     token = args.token or (os.environ.get(TOKEN_VARIABLE, "") if args.backend == "milvus" else "")
     if args.show:
         refuse_unshowable(args.show)
     moved = {"workdir": args.workdir, "data": args.data}
-    where = Where(args.index, args.backend, args.uri, args.prefix, args.verify, args.collection, token, **moved)
-    stages = Stages(args.kind, args.shortlist, args.rerank)
+    where = SearchTarget(args.index, args.backend, args.uri, args.prefix, args.verify, args.collection, token, **moved)
+    stages = SearchPipeline(args.kind, args.shortlist, args.rerank)
     hits = answer(where, args.query, args.image, args.k, stages, args.file, args.as_field)
     print(as_table(hits))
     if args.show:

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from xmodal_jax.data.config import PAIR, DataConfig
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,11 @@ class JointConfig:
     temperature: float = 0.07
     temperature_min: float = 0.01
     temperature_max: float = 0.5
-    start: str = "random"  # of the heads' linear paths: "random", or "cca" on the training split (train/warmstart.py)
+    start: str = "random"  # of the heads' linear paths: "random", or "cca" on the training split (train/cca.py)
     start_ridge: float = 1.0  # CCA's regularisation, in units of the mean variance
     hash_kind: str = "tanh"  # of the hash heads: "tanh", "sign" (straight through) or "select" (models/heads.py)
     hash_hidden: int = 512  # units between embedding and code; 0: a single linear layer
-    hash_variates: int = (
-        0  # first bits that start as the signs of the strongest canonical variates (train/warmstart.py)
-    )
+    hash_variates: int = 0  # first bits that start as the signs of the strongest canonical variates (train/cca.py)
     shared_layers: int = 2  # of the transformer that both sides go through where their pools end with "+shared"
     shared_heads: int = 4
     shared_hidden: int = 2048
@@ -124,12 +122,12 @@ class EvalConfig:
     rerank: tuple[int, ...] = (16, 32)  # shortlist lengths for ITM re-ranking, cut to the gallery's; empty: none
     # ITM's logits are l0 (no match) and l1: "add" orders by cosine + weight * (l1 - l0), where BLIP adds l1 itself; "replace"
     # by l1 - l0 alone, where ALBEF takes l1
-    combine: str = "add"
+    rerank_score: str = "add"
     weight: float = 0.0  # of the log-odds; 0: the learned temperature (eval/evaluate.py); -1: the best on training data
     params: str = "teacher"  # which weights to evaluate: "teacher" (EMA) or "student"
     views: tuple[str, ...] = ()  # of the pictures, in place of data.views; (): the same
     languages: tuple[str, ...] = ()  # of the captions, in place of data.languages; (): the same
-    right: str = "same"  # what counts: "same", any record whose captions hold the same text; "own", a record's own
+    relevance: str = "same"  # what counts: "same", any record whose captions hold the same text; "own", a record's own
     flip: bool = False  # embed a picture as the mean of itself and its mirror image (twice the encoding)
     # 5: COCO's "1K test", beside the whole split ("5K test") the mean over its first five groups of `fold_pictures`, each
     # ranked by itself; 0: none
@@ -163,7 +161,9 @@ class Config:
     data: DataConfig = DataConfig()
     encoders: dict[str, Any] = field(default_factory=dict)  # name -> {"kind": ..., fields}; see models/
     fusion: FusionConfig = FusionConfig()
-    scorer: dict[str, Any] = field(default_factory=dict)  # {"kind": ..., fields} of the pair score; see models/scorer.py
+    scorer: dict[str, Any] = field(
+        default_factory=dict
+    )  # {"kind": ..., fields} of the pair score; see models/scorer.py
     bridge: BridgeConfig = BridgeConfig()
     joint: JointConfig = JointConfig()
     objectives: dict[str, Any] = field(default_factory=dict)  # name -> {"kind": ..., fields}; see objectives/
@@ -207,5 +207,6 @@ def defaults() -> ConfigDict:
 
 def variant_of(variant: str, known: tuple[str, ...], name: str) -> str:
     """The variant of a config file, checked: `configs/name.py:variant`."""
-    refuse_unless(variant in known, f"'{variant}' is not a variant of {name}; write one of {', '.join(known)}")
+    if variant not in known:
+        raise UserError(f"'{variant}' is not a variant of {name}; write one of {', '.join(known)}")
     return variant

@@ -8,7 +8,7 @@ import types
 import typing
 from typing import Any
 
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 
 EPOCHS = re.compile(r"\d+(\.\d+)? epochs?")
 
@@ -23,13 +23,15 @@ def unknown_key(key: str, where: str, known: list[str]) -> UserError:
 def _value(value: Any, kind: Any, where: str) -> Any:
     """`value` as the annotated type `kind`, or a UserError that names the field."""
     if dataclasses.is_dataclass(kind):
-        refuse_unless(hasattr(value, "items"), f"{where} is {value!r}; write a dict with its fields")
+        if not hasattr(value, "items"):
+            raise UserError(f"{where} is {value!r}; write a dict with its fields")
         return build(kind, dict(value.items()), where)
     origin = typing.get_origin(kind)
     if origin is tuple:
         return _tuple(value, kind, where)
     if origin is dict:
-        refuse_unless(hasattr(value, "items"), f"{where} is {value!r}; write a dict")
+        if not hasattr(value, "items"):
+            raise UserError(f"{where} is {value!r}; write a dict")
         item = typing.get_args(kind)[1]
         if dataclasses.is_dataclass(item):
             return {name: _value(x, item, f"{where}.{name}") for name, x in value.items()}
@@ -38,10 +40,8 @@ def _value(value: Any, kind: Any, where: str) -> Any:
         return _steps(value, where) if str in typing.get_args(kind) else _schedule(value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    refuse_unless(
-        isinstance(value, kind) and (kind is bool or not isinstance(value, bool)),
-        f"{where} is {value!r}; write a value of type {kind.__name__}",
-    )
+    if not isinstance(value, kind) or kind is not bool and isinstance(value, bool):
+        raise UserError(f"{where} is {value!r}; write a value of type {kind.__name__}")
     return value
 
 
@@ -52,18 +52,18 @@ def _tupled(value: Any) -> Any:
 
 def _tuple(value: Any, kind: Any, where: str) -> tuple:
     """`value` as the tuple type `kind`; the sentence of a UserError shows a tuple of that type."""
-    listed = lambda x: isinstance(x, (list, tuple))
+
+    def listed(x):
+        return isinstance(x, (list, tuple))
+
     inner = typing.get_args(kind)
     nested = typing.get_origin(inner[0]) is tuple
-    refuse_unless(
-        listed(value) and (not nested or all(map(listed, value))),
-        f"{where} is {value!r}; write a tuple such as {_example(kind)!r}",
-    )
+    if not listed(value) or nested and not all(map(listed, value)):
+        raise UserError(f"{where} is {value!r}; write a tuple such as {_example(kind)!r}")
     fixed = inner if inner[-1] is not Ellipsis else (inner[0],) * len(value)
-    refuse_unless(
-        len(fixed) == len(value), f"{where} is {value!r}; it takes {len(fixed)} entries, such as {_example(kind)!r}"
-    )
-    return tuple(_value(item, part, where) for item, part in zip(value, fixed))
+    if len(fixed) != len(value):
+        raise UserError(f"{where} is {value!r}; it takes {len(fixed)} entries, such as {_example(kind)!r}")
+    return tuple(_value(item, part, where) for item, part in zip(value, fixed, strict=True))
 
 
 def _example(kind: Any) -> tuple:
@@ -85,10 +85,8 @@ def _epochs(value: Any) -> bool:
 
 def _steps(value: Any, where: str) -> int | str:
     """A number of steps, or epochs such as "2 epochs"; anything else is a UserError that names the field."""
-    refuse_unless(
-        _epochs(value) or (isinstance(value, int) and not isinstance(value, bool)),
-        f"{where} is {value!r}; write a number of steps such as 1000, or '2 epochs'",
-    )
+    if not _epochs(value) and (not isinstance(value, int) or isinstance(value, bool)):
+        raise UserError(f"{where} is {value!r}; write a number of steps such as 1000, or '2 epochs'")
     return value
 
 
@@ -98,26 +96,32 @@ def _schedule(value: Any, where: str) -> float | tuple:
         return value
     points = isinstance(value, (list, tuple)) and len(value) > 0
     points = points and all(
-        isinstance(point, (list, tuple)) and len(point) == 2 and _number(point[1]) and (_number(point[0]) or _epochs(point[0]))
+        isinstance(point, (list, tuple))
+        and len(point) == 2
+        and _number(point[1])
+        and (_number(point[0]) or _epochs(point[0]))
         for point in value
     )
-    refuse_unless(
-        points,
-        f"{where} is {value!r}; write a number, or ((step, value), ...) such as ((0, 0.0), (1000, 1.0)) or "
-        "((0, 0.0), ('2 epochs', 1.0))",
-    )
+    if not points:
+        raise UserError(
+            f"{where} is {value!r}; write a number, or ((step, value), ...) such as ((0, 0.0), (1000, 1.0)) or "
+            "((0, 0.0), ('2 epochs', 1.0))"
+        )
     steps = [point[0] for point in value]
-    refuse_unless(
-        all(_before(first, second) for first, second in itertools.pairwise(steps)),
-        f"{where} is {value!r}, whose steps do not ascend; write the points in the order of their steps, each step once",
-    )
+    if not all(_before(first, second) for first, second in itertools.pairwise(steps)):
+        raise UserError(
+            f"{where} is {value!r}, whose steps do not ascend; write the points in the order of their steps, each step once"
+        )
     return tuple(tuple(point) for point in value)
 
 
 def _before(first: float | str, second: float | str) -> bool:
     """Whether a step comes before another, as far as steps and epochs can be compared; step 0 comes before any epoch."""
     if isinstance(first, str) == isinstance(second, str):
-        amount = lambda step: float(step.split()[0]) if isinstance(step, str) else step
+
+        def amount(step):
+            return float(step.split()[0]) if isinstance(step, str) else step
+
         return amount(first) < amount(second)
     return first == 0
 

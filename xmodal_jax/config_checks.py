@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from xmodal_jax.data.config import PAIR
 from xmodal_jax.data.records import PICTURES
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.models.crossmodal import CrossModal
 from xmodal_jax.models.encoder import REMAT
 from xmodal_jax.models.heads import HASH_KINDS
@@ -18,18 +18,49 @@ if TYPE_CHECKING:
 LEAST = {  # what a whole number or a rate may be at least
     2: ("checkpoint.keep",),  # with 1 a damaged checkpoint has nothing to fall back to
     1: ("fusion.layers", "joint.shared_layers", "optimizer.max_skips"),
-    0: ("seed", "chunk", "eval.every", "eval.folds", "optimizer.warmup", "optimizer.weight_decay", "optimizer.clip",
-        "joint.start_ridge", "joint.hash_hidden", "joint.hash_variates", "optimizer.sgd_after"),
-}  # fmt: skip
+    0: (
+        "seed",
+        "chunk",
+        "eval.every",
+        "eval.folds",
+        "optimizer.warmup",
+        "optimizer.weight_decay",
+        "optimizer.clip",
+        "joint.start_ridge",
+        "joint.hash_hidden",
+        "joint.hash_variates",
+        "optimizer.sgd_after",
+    ),
+}
 ABOVE_ZERO = (
-    "batch_size", "steps", "log_every", "checkpoint.every", "eval.batch_size", "eval.fold_pictures", "joint.embed",
-    "optimizer.lr", "fusion.heads", "fusion.hidden", "bridge.hidden", "joint.shared_heads",
-    "joint.shared_hidden", "optimizer.sgd_lr",
-)  # fmt: skip
+    "batch_size",
+    "steps",
+    "log_every",
+    "checkpoint.every",
+    "eval.batch_size",
+    "eval.fold_pictures",
+    "joint.embed",
+    "optimizer.lr",
+    "fusion.heads",
+    "fusion.hidden",
+    "bridge.hidden",
+    "joint.shared_heads",
+    "joint.shared_hidden",
+    "optimizer.sgd_lr",
+)
 PARTS = (  # of the model beside its encoders
-    "fusion", "decoder", "match", "vocabulary", "scorer", "shared", "sigmoid", "bridge", "fused_head", "joined_head",
+    "fusion",
+    "decoder",
+    "match",
+    "vocabulary",
+    "scorer",
+    "shared",
+    "sigmoid",
+    "bridge",
+    "fused_head",
+    "joined_head",
     "log_temperature",
-)  # fmt: skip
+)
 RATES = ("fusion.dropout", "fusion.head_dropout", "joint.shared_dropout")
 
 
@@ -37,51 +68,55 @@ def check_ranges(config: "Config") -> None:
     """Refuse numbers out of range."""
     for name in ABOVE_ZERO:
         value = field_of(config, name)
-        refuse_unless(value > 0, f"config.{name} is {value}; write a number above 0")
+        if not value > 0:
+            raise UserError(f"config.{name} is {value}; write a number above 0")
     for least, names in LEAST.items():
         for name in names:
             value = field_of(config, name)
-            refuse_unless(value >= least, f"config.{name} is {value}; write {least} or more")
+            if not value >= least:
+                raise UserError(f"config.{name} is {value}; write {least} or more")
     for name in RATES:
         value = field_of(config, name)
-        refuse_unless(0.0 <= value <= 0.99, f"config.{name} is {value}; write a rate from 0 to 0.99")
+        if not 0.0 <= value <= 0.99:
+            raise UserError(f"config.{name} is {value}; write a rate from 0 to 0.99")
     optimizer, rerank = config.optimizer, config.eval.rerank
     for name, value in (("b1", optimizer.b1), ("b2", optimizer.b2)):
-        refuse_unless(0.0 <= value < 1.0, f"config.optimizer.{name} is {value}; write 0 to below 1, such as 0.9")
-    refuse_unless(
-        0.0 <= optimizer.end_lr <= 1.0,
-        f"config.optimizer.end_lr is {optimizer.end_lr}; write a share of config.optimizer.lr, from 0 to 1",
-    )
-    refuse_unless(
-        optimizer.sgd_after == 0 or optimizer.sgd_after < config.steps,
-        f"config.optimizer.sgd_after is {optimizer.sgd_after}, but config.steps is {config.steps}: SGD would never take "
-        "over; write fewer, or 0 for Adam to the end",
-    )
-    refuse_unless(
-        all(count > 0 for count in rerank),
-        f"config.eval.rerank is {rerank}; write lengths of 1 or more such as (16, 32), or () for no re-ranking",
-    )
+        if not 0.0 <= value < 1.0:
+            raise UserError(f"config.optimizer.{name} is {value}; write 0 to below 1, such as 0.9")
+    if not 0.0 <= optimizer.end_lr <= 1.0:
+        raise UserError(
+            f"config.optimizer.end_lr is {optimizer.end_lr}; write a share of config.optimizer.lr, from 0 to 1"
+        )
+    if optimizer.sgd_after != 0 and optimizer.sgd_after >= config.steps:
+        raise UserError(
+            f"config.optimizer.sgd_after is {optimizer.sgd_after}, but config.steps is {config.steps}: SGD would never take "
+            "over; write fewer, or 0 for Adam to the end"
+        )
+    if any(count <= 0 for count in rerank):
+        raise UserError(
+            f"config.eval.rerank is {rerank}; write lengths of 1 or more such as (16, 32), or () for no re-ranking"
+        )
 
 
 def check_fit(config: "Config") -> None:
     """Refuse sizes that do not fit each other, and a regex that is none."""
-    refuse_unless(
-        not config.chunk or config.batch_size % config.chunk == 0,
-        f"config.chunk is {config.chunk}, which does not divide config.batch_size={config.batch_size}; write a divisor",
-    )
+    if config.chunk and config.batch_size % config.chunk != 0:
+        raise UserError(
+            f"config.chunk is {config.chunk}, which does not divide config.batch_size={config.batch_size}; write a divisor"
+        )
     started = [config.data.fields[field].encoder for field in config.eval.pairs[0]]
-    refuse_unless(
-        config.joint.start != "cca" or started[0] != started[1],
-        f"config.joint.start is 'cca', but both fields of config.eval.pairs[0]={config.eval.pairs[0]} are of one encoder; write "
-        "a first pair of two encoders, or config.joint.start='random'",
-    )
+    if config.joint.start == "cca" and started[0] == started[1]:
+        raise UserError(
+            f"config.joint.start is 'cca', but both fields of config.eval.pairs[0]={config.eval.pairs[0]} are of one encoder; write "
+            "a first pair of two encoders, or config.joint.start='random'"
+        )
     for name in started:
         own = config.encoders[name]
-        refuse_unless(
-            config.joint.start != "cca" or parse_pool(own.pool)[0] != "",
-            f"config.joint.start is 'cca', but config.encoders.{name}.pool='{own.pool}' has no linear path to start; "
-            f"write config.encoders.{name}.pool='mean+{own.pool}', or config.joint.start='random'",
-        )
+        if config.joint.start == "cca" and parse_pool(own.pool)[0] == "":
+            raise UserError(
+                f"config.joint.start is 'cca', but config.encoders.{name}.pool='{own.pool}' has no linear path to start; "
+                f"write config.encoders.{name}.pool='mean+{own.pool}', or config.joint.start='random'"
+            )
     try:
         re.compile(config.teacher.exclude)
     except re.error as error:
@@ -93,23 +128,26 @@ def check_fit(config: "Config") -> None:
 def check_codes(joint: "JointConfig") -> None:
     """Refuse lengths of codes that do not fill bytes, and nested ones that do not grow."""
     bits, nested = joint.bits, joint.nested
-    refuse_unless(bits > 0 and bits % 8 == 0, f"config.joint.bits is {bits}; write a multiple of 8, such as 64")
-    refuse_unless(
-        all(length > 0 and length % 8 == 0 for length in nested)
-        and all(short < long for short, long in itertools.pairwise(nested))
-        and all(length <= bits for length in nested),
-        f"config.joint.nested is {nested}; write ascending multiples of 8, at most config.joint.bits={bits}, "
-        "such as (8, 16), or () for none",
-    )
+    if bits <= 0 or bits % 8 != 0:
+        raise UserError(f"config.joint.bits is {bits}; write a multiple of 8, such as 64")
+    if (
+        any(length <= 0 or length % 8 != 0 for length in nested)
+        or any(short >= long for short, long in itertools.pairwise(nested))
+        or any(length > bits for length in nested)
+    ):
+        raise UserError(
+            f"config.joint.nested is {nested}; write ascending multiples of 8, at most config.joint.bits={bits}, "
+            "such as (8, 16), or () for none"
+        )
 
 
 def check_variates(joint: "JointConfig") -> None:
     """Refuse bits that are to start from CCA where nothing does, or where a layer or a softmax lies between."""
-    refuse_unless(
-        joint.hash_variates == 0 or (joint.start == "cca" and joint.hash_hidden == 0 and joint.hash_kind != "select"),
-        f"config.joint.hash_variates is {joint.hash_variates}, which wants joint.start='cca', joint.hash_hidden=0 and a "
-        "joint.hash_kind other than 'select'; write these, or hash_variates=0",
-    )
+    if joint.hash_variates != 0 and (joint.start != "cca" or joint.hash_hidden != 0 or joint.hash_kind == "select"):
+        raise UserError(
+            f"config.joint.hash_variates is {joint.hash_variates}, which wants joint.start='cca', joint.hash_hidden=0 and a "
+            "joint.hash_kind other than 'select'; write these, or hash_variates=0"
+        )
 
 
 def field_of(config: Any, name: str) -> Any:
@@ -126,65 +164,70 @@ def check_choices(config: "Config") -> None:
         "fusion.remat": (config.fusion.remat, REMAT),
         "bridge.kind": (config.bridge.kind, ("cross", "gate")),
         "joint.start": (config.joint.start, ("random", "cca")),
-        "eval.combine": (config.eval.combine, ("add", "replace")),
-        "eval.right": (config.eval.right, ("same", "own")),
+        "eval.rerank_score": (config.eval.rerank_score, ("add", "replace")),
+        "eval.relevance": (config.eval.relevance, ("same", "own")),
         "eval.params": (config.eval.params, ("teacher", "student")),
         "dtype": (config.dtype, ("float32", "bfloat16")),
     }
     for name, (value, allowed) in choices.items():
-        refuse_unless(value in allowed, f"config.{name} is '{value}'; write one of {', '.join(allowed)}")
+        if value not in allowed:
+            raise UserError(f"config.{name} is '{value}'; write one of {', '.join(allowed)}")
 
 
 def check_fields(config: "Config") -> None:
     """Refuse fields that no encoder takes, and encoders that no field is for."""
     fields = config.data.fields
     for name, own in fields.items():
-        refuse_unless(
-            own.encoder in config.encoders,
-            f"config.data.fields.{name}.encoder is '{own.encoder}', and config.encoders has none of that name; write one of "
-            f"{', '.join(config.encoders)}",
-        )
-        refuse_unless("/" not in name, f"config.data.fields has '{name}'; write a name without '/'")
-        refuse_unless(
-            name not in ("id", "index", "labels"), f"config.data.fields has '{name}', which every batch has of its own; write another name"
-        )
+        if own.encoder not in config.encoders:
+            raise UserError(
+                f"config.data.fields.{name}.encoder is '{own.encoder}', and config.encoders has none of that name; write one of "
+                f"{', '.join(config.encoders)}"
+            )
+        if "/" in name:
+            raise UserError(f"config.data.fields has '{name}'; write a name without '/'")
+        if name in ("id", "index", "labels"):
+            raise UserError(f"config.data.fields has '{name}', which every batch has of its own; write another name")
     for name, own in config.encoders.items():
-        refuse_unless(
-            name.isidentifier() and not hasattr(CrossModal, name) and name not in PARTS,
-            f"config.encoders has '{name}', which is no name or that of another part of the model; write another name",
-        )
-        refuse_unless(
-            own.cache_tokens is False or own.reads == "words",
-            f"config.encoders.{name}.cache_tokens is True, which encoders of words alone can have; write False",
-        )
-        refuse_unless(
-            bool(config.data.fields_of(name)),
-            f"config.encoders.{name} is for no field; write config.data.fields.{name}={{}}, or leave the encoder out",
-        )
+        if not name.isidentifier() or hasattr(CrossModal, name) or name in PARTS:
+            raise UserError(
+                f"config.encoders has '{name}', which is no name or that of another part of the model; write another name"
+            )
+        if own.cache_tokens is not False and own.reads != "words":
+            raise UserError(
+                f"config.encoders.{name}.cache_tokens is True, which encoders of words alone can have; write False"
+            )
+        if not config.data.fields_of(name):
+            raise UserError(
+                f"config.encoders.{name} is for no field; write config.data.fields.{name}={{}}, or leave the encoder out"
+            )
 
 
 def check_pairs(config: "Config") -> None:
     """Refuse pairs of evaluation that are not two fields of the batch."""
     fields = config.data.fields
-    refuse_unless(bool(config.eval.pairs), f"config.eval.pairs is (); write one or more, such as {(PAIR,)}")
+    if not config.eval.pairs:
+        raise UserError(f"config.eval.pairs is (); write one or more, such as {(PAIR,)}")
     for pair in config.eval.pairs:
         known = [name for name in pair if name in fields]
-        refuse_unless(
-            len(known) == 2 and pair[0] != pair[1],
-            f"config.eval.pairs has {pair}; write two different fields of config.data.fields: {', '.join(fields)}",
-        )
+        if len(known) != 2 or pair[0] == pair[1]:
+            raise UserError(
+                f"config.eval.pairs has {pair}; write two different fields of config.data.fields: {', '.join(fields)}"
+            )
 
 
 def check_order(config: "Config") -> None:
     """Refuse a pair of evaluation whose fields `config.scorer` takes in the other order alone."""
     for pair in config.eval.pairs:
         order = tuple(config.data.fields[field].encoder for field in pair)
-        serves = lambda order: config.scorer.serves(order, config.fusion.pair)
-        refuse_unless(
-            serves(order) or not serves(order[::-1]),
-            f"config.eval.pairs has {pair}, and config.scorer takes {pair[::-1]}; write the fields in that order (each asks the "
-            "other either way)",
-        )
+
+        def serves(order):
+            return config.scorer.serves(order, config.fusion.pair)
+
+        if not serves(order) and serves(order[::-1]):
+            raise UserError(
+                f"config.eval.pairs has {pair}, and config.scorer takes {pair[::-1]}; write the fields in that order (each asks the "
+                "other either way)"
+            )
 
 
 def check_encoders(config: "Config") -> None:
@@ -196,10 +239,10 @@ def check_encoders(config: "Config") -> None:
                 f"{where}.kind is '{own.kind}' but config.data.features is empty; name the caches made by `xmodal data features`"
             )
         media = {data.fields[field].medium for field in data.fields_of(name)} - {PICTURES}
-        refuse_unless(
-            own.reads != "tokens" or not media,
-            f"{where}.kind is '{own.kind}', which reads feature caches of pictures, and it takes the medium {sorted(media)}",
-        )
+        if own.reads == "tokens" and media:
+            raise UserError(
+                f"{where}.kind is '{own.kind}', which reads feature caches of pictures, and it takes the medium {sorted(media)}"
+            )
     check_shared(config)
 
 
@@ -221,20 +264,20 @@ def check_shared(config: "Config") -> None:
 
 def check_fused(encoders: dict[str, Any], fusion: "FusionConfig", bridge: "BridgeConfig") -> None:
     """Refuse a pair of fusion that is none, encoders that are not there, and tokens of unknown width."""
-    refuse_unless(
-        len(fusion.pair) == 2,
-        f"config.fusion.pair is {fusion.pair}; write two encoders, the one that is read and the one that asks",
-    )
-    for name in (*fusion.pair, *bridge.sides):
-        refuse_unless(
-            name in encoders,
-            f"config.fusion.pair is {fusion.pair} and config.bridge.sides {bridge.sides}, and config.encoders has no "
-            f"'{name}'; write some of {', '.join(encoders)}",
+    if len(fusion.pair) != 2:
+        raise UserError(
+            f"config.fusion.pair is {fusion.pair}; write two encoders, the one that is read and the one that asks"
         )
-    refuse_unless(
-        bool(fusion.width or encoders[fusion.pair[1]].token_width),
-        f"config.fusion.width is 0, and config.encoders.{fusion.pair[1]} does not tell one; write one such as 384",
-    )
+    for name in (*fusion.pair, *bridge.sides):
+        if name not in encoders:
+            raise UserError(
+                f"config.fusion.pair is {fusion.pair} and config.bridge.sides {bridge.sides}, and config.encoders has no "
+                f"'{name}'; write some of {', '.join(encoders)}"
+            )
+    if not fusion.width and not encoders[fusion.pair[1]].token_width:
+        raise UserError(
+            f"config.fusion.width is 0, and config.encoders.{fusion.pair[1]} does not tell one; write one such as 384"
+        )
 
 
 def check_fusion(config: "Config") -> None:
@@ -263,11 +306,10 @@ def check(config: "Config") -> None:
     check_encoders(config)
     check_order(config)
     check_fusion(config)
-    refuse_unless(
-        0.0 < joint.temperature_min <= joint.temperature <= joint.temperature_max,
-        f"config.joint.temperature is {joint.temperature}, outside {joint.temperature_min} to {joint.temperature_max}; "
-        "write a number between temperature_min and temperature_max, such as 0.07",
-    )
-    refuse_unless(
-        0.0 <= config.teacher.momentum <= 1.0, f"config.teacher.momentum is {config.teacher.momentum}; write 0 to 1"
-    )
+    if not 0.0 < joint.temperature_min <= joint.temperature <= joint.temperature_max:
+        raise UserError(
+            f"config.joint.temperature is {joint.temperature}, outside {joint.temperature_min} to {joint.temperature_max}; "
+            "write a number between temperature_min and temperature_max, such as 0.07"
+        )
+    if not 0.0 <= config.teacher.momentum <= 1.0:
+        raise UserError(f"config.teacher.momentum is {config.teacher.momentum}; write 0 to 1")

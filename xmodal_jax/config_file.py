@@ -19,11 +19,17 @@ from xmodal_jax.config import Config
 from xmodal_jax.config_build import build, unknown_key
 from xmodal_jax.config_checks import check, check_fields, check_fused, check_pairs
 from xmodal_jax.data.config import PAIR
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.models import build_encoders, build_scorer
 from xmodal_jax.plugins import absolute
 
-OPEN = ("config.objectives.", "config.evals.", "config.encoders", "config.scorer", "config.data.fields.")  # sections whose keys `freeze` checks, not `override`
+OPEN = (
+    "config.objectives.",
+    "config.evals.",
+    "config.encoders",
+    "config.scorer",
+    "config.data.fields.",
+)  # sections whose keys `freeze` checks, not `override`
 
 
 def freeze_value(value: Any) -> Any:
@@ -35,7 +41,9 @@ def freeze(config: ConfigDict | dict[str, Any]) -> Config:
     """ConfigDict -> checked, frozen `Config`."""
     values = config.to_dict() if isinstance(config, ConfigDict) else config
     built = build(Config, values, "config")
-    built = with_sizes(dataclasses.replace(built, encoders=build_encoders(built.encoders), scorer=build_scorer(built.scorer)))
+    built = with_sizes(
+        dataclasses.replace(built, encoders=build_encoders(built.encoders), scorer=build_scorer(built.scorer))
+    )
     check(built)
     return built
 
@@ -51,7 +59,9 @@ def with_sizes(config: Config) -> Config:
     fusion = dataclasses.replace(fusion, pair=fusion.pair or usual)
     check_fused(encoders, fusion, bridge)
     fusion = dataclasses.replace(fusion, width=fusion.width or encoders[fusion.pair[1]].token_width)
-    return dataclasses.replace(config, fusion=fusion, bridge=dataclasses.replace(bridge, sides=bridge.sides or fusion.pair[:1]))
+    return dataclasses.replace(
+        config, fusion=fusion, bridge=dataclasses.replace(bridge, sides=bridge.sides or fusion.pair[:1])
+    )
 
 
 def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:
@@ -63,24 +73,29 @@ def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:
     """
     path, _, variant = spec.partition(":")
     found = pathlib.Path(path).is_file() and path.endswith(".py")
-    refuse_unless(
-        found, f"there is no config file '{path}'; write a .py file with get_config, as in the folder configs/"
-    )
+    if not found:
+        raise UserError(
+            f"there is no config file '{path}'; write a .py file with get_config, as in the folder configs/"
+        )
     module_spec = importlib.util.spec_from_file_location("xmodal_config", path)
     module = importlib.util.module_from_spec(module_spec)
     _run_config(path, lambda: module_spec.loader.exec_module(module))
     function = getattr(module, "get_config", None)
-    refuse_unless(callable(function), f"'{path}' has no function get_config; write one, as in the folder configs/")
+    if not callable(function):
+        raise UserError(f"'{path}' has no function get_config; write one, as in the folder configs/")
     given = (variant,) if variant else ()
     _check_call(path, function, given)
     config = _run_config(path, lambda: function(*given))
-    refuse_unless(
-        isinstance(config, ConfigDict),
-        f"get_config of '{path}' returns {type(config).__name__}; write `return config` with the ConfigDict of defaults()",
-    )
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"get_config of '{path}' returns {type(config).__name__}; write `return config` with the ConfigDict of defaults()"
+        )
     for item in overrides or ():
         override(config, item)
-    kinds = [(fields, "kind") for fields in (*config.objectives.values(), *config.encoders.values(), *config.evals.values(), config.scorer)]
+    kinds = [
+        (fields, "kind")
+        for fields in (*config.objectives.values(), *config.encoders.values(), *config.evals.values(), config.scorer)
+    ]
     for fields, key in kinds + [(fields, "reader") for fields in config.data.fields.values()]:
         if hasattr(fields, "items") and isinstance(fields.get(key), str):
             fields[key] = absolute(fields[key], pathlib.Path(path).parent)
@@ -122,14 +137,16 @@ def override(config: ConfigDict, item: str) -> None:
     `objectives.NAME={}` (or `evals`, `data.fields`) adds an entry with its fields at their defaults, `objectives.NAME={"weight": 0.1}` with some set.
     """
     path, equals, text = item.partition("=")
-    refuse_unless(bool(equals), f"'--config.{item}' has no value; write --config.{item}=VALUE")
+    if not equals:
+        raise UserError(f"'--config.{item}' has no value; write --config.{item}=VALUE")
     *parents, name = path.split(".")
     node, where = config, "config"
     for parent in parents:
         if parent not in node:
             raise unknown_key(parent, where, list(node.keys()))
         node, where = node[parent], f"{where}.{parent}"
-        refuse_unless(hasattr(node, "keys"), f"'{where}' is a value, not a section; there is no '{path}'")
+        if not hasattr(node, "keys"):
+            raise UserError(f"'{where}' is a value, not a section; there is no '{path}'")
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError):
@@ -137,7 +154,8 @@ def override(config: ConfigDict, item: str) -> None:
     if name not in node and where in ("config.objectives", "config.evals", "config.data.fields"):
         fields = value if isinstance(value, dict) else {"": ""}
         plain = all(str(key).isidentifier() for key in fields) and isinstance(fields.get("kind", ""), str)
-        refuse_unless(plain, f"{where} has no '{name}'; to add it write --{where}.{name}={{}} or ={{'weight': 0.1}}")
+        if not plain:
+            raise UserError(f"{where} has no '{name}'; to add it write --{where}.{name}={{}} or ={{'weight': 0.1}}")
     elif name not in node and not where.startswith(OPEN):
         raise unknown_key(name, where, list(node.keys()))
     if name in node and isinstance(node[name], str):

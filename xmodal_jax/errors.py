@@ -9,17 +9,13 @@ class UserError(Exception):
     """Bad input. The command line prints the sentence and exits with code 2; nothing was overwritten."""
 
 
-def refuse_unless(condition: bool, sentence: str) -> None:
-    """Raise `UserError(sentence)` when `condition` does not hold."""
-    if not condition:
-        raise UserError(sentence)
-
-
 def output_file(text: str) -> pathlib.Path:
     """A path to write to at the end, as an argparse `type`: refused before the work where its folder is not there."""
     path = pathlib.Path(text)
-    refuse_unless(path.parent.is_dir(), f"'{path}': there is no folder '{path.parent}'; make it, or write another path")
-    refuse_unless(not path.is_dir(), f"'{path}' is a folder; write the path of a file")
+    if not path.parent.is_dir():
+        raise UserError(f"'{path}': there is no folder '{path.parent}'; make it, or write another path")
+    if path.is_dir():
+        raise UserError(f"'{path}' is a folder; write the path of a file")
     return path
 
 

@@ -41,7 +41,9 @@ class Encoded:
         return self if step == 1 else self._taken(lambda x: every_row(x, step))
 
     def _taken(self, take: Callable[[Array], Array]) -> "Encoded":
-        some = lambda x: None if x is None else take(x)
+        def some(x):
+            return None if x is None else take(x)
+
         return Encoded(some(self.tokens), some(self.embed), some(self.mask), some(self.ids), some(self.valid))
 
 
@@ -58,13 +60,13 @@ def _pieces(batch: Batch, chunk: int) -> int:
     return max(1, rows // chunk) if chunk else 1
 
 
-def apart(x: Array, pieces: int) -> Array:
+def split_rows(x: Array, pieces: int) -> Array:
     """x [R, ...] -> [pieces, R / pieces, ...], piece k the rows k, k + pieces, ...: rows stay on their devices."""
     return jnp.swapaxes(x.reshape(-1, pieces, *x.shape[1:]), 0, 1)
 
 
-def together(x: Array) -> Array:
-    """The inverse of `apart`: [pieces, r, ...] -> [pieces * r, ...]."""
+def merge_rows(x: Array) -> Array:
+    """The inverse of `split_rows`: [pieces, r, ...] -> [pieces * r, ...]."""
     return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
 
 
@@ -125,8 +127,8 @@ class Forward:
             return run(key, *arrays)
         keys = None if key is None else jax.random.split(key, self.pieces)
         piece = jax.checkpoint(lambda inputs: run(inputs[0], *inputs[1]))
-        out = jax.lax.map(piece, (keys, tuple(apart(x, self.pieces) for x in arrays)))
-        return jax.tree.map(together, out)
+        out = jax.lax.map(piece, (keys, tuple(split_rows(x, self.pieces) for x in arrays)))
+        return jax.tree.map(merge_rows, out)
 
     def call(self, method: str, *inputs: Any, **options: Any) -> Any:
         """A head or any other method of the model; never memoised."""
@@ -140,7 +142,7 @@ class Forward:
         """The tower's own tokens [B,N,D'] of the batch's `field`, by its own encoder or another.
 
         A batch that holds the tokens of a frozen tower spares the pass; a teacher whose tower is the student's (wholly frozen,
-        without dropout) takes the student's pass: see `share`.
+        without dropout) takes the student's pass: see `reuse_student_passes`.
         """
         encoder = encoder or self.encoder_of(field)
         if kept_field(field) in self.batch:
@@ -175,13 +177,17 @@ class Forward:
         def run(key: Array | None) -> Encoded:
             tokens, embed = self._joint(encoder, field, joint, key)
             mask = widened(own.mask(x), tokens)
-            return Encoded(tokens, embed, mask, x if own.reads == "words" else None, self.batch.get(f"{field}/valid"), name)
+            return Encoded(
+                tokens, embed, mask, x if own.reads == "words" else None, self.batch.get(f"{field}/valid"), name
+            )
 
         return self._once(name, run)
 
     def codes(self, field: str) -> tuple[Array, ...]:
         """Relaxed codes [B,k] of one field from its hash head, for every length k of `config.joint.nested` and the whole."""
-        whole = self._once(f"codes:{field}", lambda _: self.call("codes", self.encoder_of(field), self.encode(field).embed))
+        whole = self._once(
+            f"codes:{field}", lambda _: self.call("codes", self.encoder_of(field), self.encode(field).embed)
+        )
         return tuple(whole[:, :bits] for bits in self.model.config.joint.lengths)
 
     def bridge(self, field: str) -> tuple[Encoded, Encoded]:
@@ -215,14 +221,19 @@ class Forward:
         if memory.name is None or query.name is None or rows is not None:
             key = None if self.key is None else named_key(self.key, f"{name}:rows")
             return Encoded(self._fuse(key, memory, query, rows), None, query.mask, query.ids)
-        run = lambda key: Encoded(self._fuse(key, memory, query, rows), None, query.mask, query.ids)
+
+        def run(key):
+            return Encoded(self._fuse(key, memory, query, rows), None, query.mask, query.ids)
+
         return self._once(name, run)
 
     def _fuse(self, key: Array | None, memory: Encoded, query: Encoded, rows: Array | None) -> Array:
         """The fused tokens [b,L,D]; in pieces of whole groups where `rows` picks from groups."""
         arrays = (memory.tokens, query.tokens, query.mask, *([] if memory.mask is None else [memory.mask]))
 
-        def fuse(key: Array | None, rows: Array | None, read: Array, asks: Array, mask: Array, *read_mask: Array) -> Array:
+        def fuse(
+            key: Array | None, rows: Array | None, read: Array, asks: Array, mask: Array, *read_mask: Array
+        ) -> Array:
             return self.call("fuse", read, asks, mask, rows, key, *read_mask)
 
         if rows is None:
@@ -234,8 +245,12 @@ class Forward:
                 f"pairs drawn from {rows.shape[0]} groups do not split into {self.pieces} chunks; "
                 "set config.objectives.itm.group to a divisor of config.chunk"
             )
-        grouped = lambda x: x.reshape(rows.shape[0], -1, *x.shape[1:])
-        flat = lambda x: x.reshape(-1, *x.shape[2:])
+
+        def grouped(x):
+            return x.reshape(rows.shape[0], -1, *x.shape[1:])
+
+        def flat(x):
+            return x.reshape(-1, *x.shape[2:])
 
         def groups(key: Array | None, rows: Array, *parts: Array) -> Array:
             return fuse(key, rows, *map(flat, parts)).reshape(parts[1].shape)
@@ -271,7 +286,9 @@ class Forward:
         def write(key: Array | None, read: Array, ids: Array, *read_mask: Array) -> Array:
             return self.call("decode", read, ids, None, key, *read_mask)
 
-        run = lambda key: self.rowwise(write, key, *arrays)
+        def run(key):
+            return self.rowwise(write, key, *arrays)
+
         if memory.name is None:  # rows picked from a pass: another pick would meet the same name
             return run(None if self.key is None else named_key(self.key, f"decode:rows:{field}"))
         return self._once(name, run)
@@ -279,7 +296,9 @@ class Forward:
     def temperature(self) -> Array:
         """The model's temperature, a float32 scalar, for an objective that trains it."""
         if "log_temperature" not in self.params:
-            raise ValueError("an objective reads the temperature, and none has 'temperature' in its parts; add it there")
+            raise ValueError(
+                "an objective reads the temperature, and none has 'temperature' in its parts; add it there"
+            )
         return self.call("temperature")
 
 
@@ -313,7 +332,7 @@ def teacher_forward(
     return Forward(model, view, batch, None, cache=cache, chunk=chunk)
 
 
-def share(student: Forward, towers: frozenset[str]) -> None:
+def reuse_student_passes(student: Forward, towers: frozenset[str]) -> None:
     """Let the teacher of `student` take the student's pass of the towers that are the same for both."""
     if student.teacher is not None:
         student.teacher.towers = dict.fromkeys(towers, student)

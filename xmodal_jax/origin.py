@@ -16,7 +16,7 @@ import numpy as np
 from xmodal_jax.config import Config
 from xmodal_jax.data.card import CARD_FILE, Card
 from xmodal_jax.data.fingerprint import load_digests
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.whole import write_whole
 
 TRAINED_FILE = "trained.npy"
@@ -62,11 +62,11 @@ class Origin:
     def refuse_missing(self, path: str) -> None:
         """Raise UserError when there is no data set at `path`, the config's, with where it was looked for."""
         looked = dict.fromkeys([str(path), *map(str, self.places())])
-        refuse_unless(
-            (pathlib.Path(path) / CARD_FILE).is_file(),
-            f"the data set of the run '{self.workdir}' is not there (looked for {', '.join(map(repr, looked))}); "
-            "write where it is now, --data FOLDER",
-        )
+        if not (pathlib.Path(path) / CARD_FILE).is_file():
+            raise UserError(
+                f"the data set of the run '{self.workdir}' is not there (looked for {', '.join(map(repr, looked))}); "
+                "write where it is now, --data FOLDER"
+            )
 
 
 def describe(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
@@ -104,11 +104,11 @@ def keep_trained(config: Config, workdir: pathlib.Path, fresh: bool) -> None:
 def refuse_other_data(config: Config, workdir: pathlib.Path, before: Mapping[str, Any]) -> None:
     """Going on with other records would train on former test records without a word. `before`: run.json."""
     known, card = before["data"], Card.load(config.data.path)
-    refuse_unless(
-        known["fingerprint"] == card.fingerprint,
-        f"the data set '{config.data.path}' is not the one that '{workdir}' was trained on"
-        f"{changes(known['splits'], card.splits)}; write the config.data.path it was trained on, or another --workdir",
-    )
+    if known["fingerprint"] != card.fingerprint:
+        raise UserError(
+            f"the data set '{config.data.path}' is not the one that '{workdir}' was trained on"
+            f"{changes(known['splits'], card.splits)}; write the config.data.path it was trained on, or another --workdir"
+        )
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -134,12 +134,16 @@ def refuse_trained(origin: Origin | None, path: str, split: str, allowed: bool) 
     origin.refuse_missing(path)
     card = Card.load(path)
     seen, records = origin.trained(path, split), card.split(split)["records"]
-    refuse_unless(
-        allowed or not seen,
-        f"the run was trained on {seen} of the {records} records of split '{split}' of '{path}', so the numbers would not "
-        "tell how it does on new ones; evaluate another split, or add --allow-trained",
-    )
-    return {"fingerprint": card.fingerprint, "trained": seen, "own_data": card.fingerprint == origin.data["fingerprint"]}
+    if not allowed and seen:
+        raise UserError(
+            f"the run was trained on {seen} of the {records} records of split '{split}' of '{path}', so the numbers would not "
+            "tell how it does on new ones; evaluate another split, or add --allow-trained"
+        )
+    return {
+        "fingerprint": card.fingerprint,
+        "trained": seen,
+        "own_data": card.fingerprint == origin.data["fingerprint"],
+    }
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:

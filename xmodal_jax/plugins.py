@@ -12,7 +12,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 
 
 def absolute(spec: str, folder: pathlib.Path) -> str:
@@ -35,10 +35,10 @@ def load(spec: str, where: str, what: str, good: Callable[[Any], bool]) -> Any:
             f"{where} is '{spec}', and '{place}' cannot be imported ({type(error).__name__}: {said})"
         ) from error
     form, found = what.upper(), getattr(module, name, None)
-    refuse_unless(
-        good(found),
-        f"{where} is '{spec}', and '{place}' has no {what} '{name}'; write FILE.py:{form} or PACKAGE.MODULE:{form}",
-    )
+    if not good(found):
+        raise UserError(
+            f"{where} is '{spec}', and '{place}' has no {what} '{name}'; write FILE.py:{form} or PACKAGE.MODULE:{form}"
+        )
     return found
 
 
@@ -58,10 +58,8 @@ def find_class(kind: str, where: str, known: dict[str, type], base: type) -> typ
             raise unknown_kind(kind, where, known, base)
         return known[kind]
     found = load(kind, where, "class", inspect.isclass)
-    refuse_unless(
-        issubclass(found, base),
-        f"{where} is '{kind}', which is none; derive the class from {base.__module__}.{base.__name__}",
-    )
+    if not issubclass(found, base):
+        raise UserError(f"{where} is '{kind}', which is none; derive the class from {base.__module__}.{base.__name__}")
     return found
 
 

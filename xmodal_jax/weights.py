@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from xmodal_jax.config import Config
 from xmodal_jax.convert import huggingface, resnet
 from xmodal_jax.convert.described import KINDS, Statistics, read_statistics, refuse_contradiction
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.models.encoder import EncoderConfig
 from xmodal_jax.models.pixels import PixelConfig
 from xmodal_jax.types import Params
@@ -26,7 +26,10 @@ LOADERS: dict[str, Callable] = {  # of a kind's weights from a file or folder
 }
 INSTALLED = {"lite0": "efficientnet", "minilm": "bert"}  # weights that come as packages, and their kind
 
-INSTALLED_PATHS: dict[str, Callable] = {"lite0": lambda: None, "minilm": huggingface.minilm_path}  # None: its loader knows
+INSTALLED_PATHS: dict[str, Callable] = {
+    "lite0": lambda: None,
+    "minilm": huggingface.minilm_path,
+}  # None: its loader knows
 
 
 def pretrained(config: Config) -> dict[str, np.ndarray]:
@@ -45,12 +48,12 @@ def pretrained(config: Config) -> dict[str, np.ndarray]:
 def tower_weights(where: str, own: EncoderConfig) -> Params:
     """The weights that an encoder's `init` names; UserError where there can be none, and for those of another tower."""
     kind = INSTALLED.get(own.init, own.kind)
-    refuse_unless(
-        kind == own.kind and own.kind in LOADERS,
-        f"{where}.init='{own.init}' needs {where}.kind="
-        f"{repr(kind) if own.init in INSTALLED else 'one of ' + ', '.join(LOADERS)}, not '{own.kind}'; "
-        f"write --{where}.init= for none",
-    )
+    if kind != own.kind or own.kind not in LOADERS:
+        raise UserError(
+            f"{where}.init='{own.init}' needs {where}.kind="
+            f"{repr(kind) if own.init in INSTALLED else 'one of ' + ', '.join(LOADERS)}, not '{own.kind}'; "
+            f"write --{where}.init= for none"
+        )
     path = INSTALLED_PATHS[own.init]() if own.init in INSTALLED else own.init
     refuse_other_architecture(where, own, path)
     refuse_other_statistics(where, own)
@@ -75,7 +78,8 @@ def weights_statistics(own: PixelConfig) -> Statistics | None:
 def with_pixel_statistics(config: Config) -> Config:
     """Fill in the statistics of pixels that the config leaves empty: those of the weights, or else of the kind of tower."""
     return dataclasses.replace(
-        config, encoders={name: _with_statistics(f"config.encoders.{name}", own) for name, own in config.encoders.items()}
+        config,
+        encoders={name: _with_statistics(f"config.encoders.{name}", own) for name, own in config.encoders.items()},
     )
 
 
@@ -88,8 +92,11 @@ def _with_statistics(where: str, own: EncoderConfig) -> EncoderConfig:
     if own.init and found is None:
         log.warning(
             "no preprocessor_config.json tells how '%s' reads pixels: %s.pixel_mean=%s and pixel_std=%s are assumed",
-            own.init, where, mean, std,
-        )  # fmt: skip
+            own.init,
+            where,
+            mean,
+            std,
+        )
     return dataclasses.replace(own, pixel_mean=mean, pixel_std=std)
 
 

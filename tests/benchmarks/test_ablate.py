@@ -44,8 +44,13 @@ def test_every_row_is_a_valid_config_of_one_budget(name):
             check_patterns(configs[row].optimizer, abstract_params(assemble_without_data(configs[row])))
     assert len({(config.steps, config.batch_size) for config in configs.values()}) == 1
     assert {config.seed for config in configs.values()} == {1}
-    assert len({json.dumps(config.objectives, sort_keys=True) + repr((config.bridge, config.teacher, config.encoders, config.joint, config.eval))
-                for config in configs.values()}) == len(ROWS)  # fmt: skip
+    assert len(
+        {
+            json.dumps(config.objectives, sort_keys=True)
+            + repr((config.bridge, config.teacher, config.encoders, config.joint, config.eval))
+            for config in configs.values()
+        }
+    ) == len(ROWS)
     assert len({(row.system, row.name) for row in ROWS}) == len(ROWS)
 
 
@@ -267,8 +272,11 @@ def test_an_unknown_set_is_one_sentence(given, monkeypatch, tmp_path, capsys):
 def test_rows_with_fine_tuned_towers_run_once():
     jobs = list(ablate.TABLE.jobs(["flickr8k"], 3, "fine-tuned towers"))
     assert [(row.name.split(",")[0], seed) for _, row, seed in jobs] == [
-        ("quickstart", 0), ("ReCap", 0), ("MTGFE", 0), ("Adequate Alignment", 0)
-    ]  # fmt: skip
+        ("quickstart", 0),
+        ("ReCap", 0),
+        ("MTGFE", 0),
+        ("Adequate Alignment", 0),
+    ]
     assert len(list(ablate.TABLE.jobs(["flickr8k"], 3, "ReCap"))) == 3 * len(
         list(ablate.TABLE.jobs(["flickr8k"], 1, "ReCap"))
     )

@@ -29,9 +29,13 @@ def test_flags_are_left_out_and_tags_are_a_language(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [(None, "does not exist"), ("{", "line 1 is no JSON object"), ('{"id": 1}', "line 1 has no ['views']"),
-     ("3", "line 1 is no JSON object")],
-)  # fmt: skip
+    [
+        (None, "does not exist"),
+        ("{", "line 1 is no JSON object"),
+        ('{"id": 1}', "line 1 has no ['views']"),
+        ("3", "line 1 is no JSON object"),
+    ],
+)
 def test_bad_rows_are_one_sentence(tmp_path, text, words):
     if text is not None:
         (tmp_path / "pairs.jsonl").write_text(text)

@@ -30,7 +30,10 @@ def test_a_shortlist_of_everything_ranks_as_all_pairs_do():
         ((image, text, positives[0], matrix), (text, image, positives[1], matrix.T))
     ):
         found = rerank.shortlist(query, gallery, right, len(gallery))
-        asks = lambda a, b, i=i: matrix[(a, b)]
+
+        def asks(a, b, i=i):
+            return matrix[(a, b)]
+
         found = rerank.score_shortlist(asks, found, i == 0, block=8)
         assert np.array_equal(found.itm, np.take_along_axis(own, found.rows, axis=1))
         sides.append(retrieval.recall_of_places(rerank.reranked(found, len(gallery), "add", 0.5), (1, 5, 10)))

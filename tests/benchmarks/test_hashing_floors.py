@@ -44,9 +44,16 @@ def test_cmfh_lowers_its_objective_and_ends_where_no_part_can_improve():
 def shapes(shapes_data):
     """Hand features of both splits of the shapes, with labels."""
     given = argparse.Namespace(
-        data=str(shapes_data), train_split="train", eval_split="test", language="en", size=16, towers="", train_views=[],
-        views=[], flip=True,
-    )  # fmt: skip
+        data=str(shapes_data),
+        train_split="train",
+        eval_split="test",
+        language="en",
+        size=16,
+        towers="",
+        train_views=[],
+        views=[],
+        flip=True,
+    )
     return hashing_floors.read(given)
 
 

@@ -93,9 +93,10 @@ def lines_of(path):
 def test_runs_become_tables_and_a_plot(few):
     lines = lines_of(few)
     assert [(line["set"], line["row"], sorted(line["codes"])) for line in lines] == [
-        ("flickr8k", "nested: one model for all lengths", ["32", "8"]), ("flickr8k", "8 bits alone", ["8"]),
+        ("flickr8k", "nested: one model for all lengths", ["32", "8"]),
+        ("flickr8k", "8 bits alone", ["8"]),
         ("emoji_views", "8 bits", ["8"]),
-    ]  # fmt: skip
+    ]
     assert not any("curves" in own for line in lines for own in line["codes"].values())
     text = few.with_suffix(".md").read_text()
     nested, alone = lines[0]["codes"]["8"], lines[1]["codes"]["8"]
@@ -180,9 +181,10 @@ def test_kept_runs_are_those_of_their_rows(few, shapes_data):
     kept = few.parent / "kept"
     folders = sorted(kept.iterdir())
     assert [folder.name.rsplit("-", 1)[0] for folder in folders] == [
-        "emoji-views-cmhr-drn-8-bits-0", "flickr8k-vit2cmh-8-bits-alone-0",
+        "emoji-views-cmhr-drn-8-bits-0",
+        "flickr8k-vit2cmh-8-bits-alone-0",
         "flickr8k-vit2cmh-nested-one-model-for-all-lengths-0",
-    ]  # fmt: skip
+    ]
     assert open_run(folders[0])[0].config.joint.bits == 8
     changed = dataclasses.replace(FEW[2], overrides=("joint.bits=8", "optimizer.lr=0.5"))
     runs.one_run(hashing.TABLE, ("emoji_views", changed, 0), str(shapes_data), kept)
@@ -191,7 +193,9 @@ def test_kept_runs_are_those_of_their_rows(few, shapes_data):
 
 
 def test_the_curve_is_bytes_against_the_mean_of_both_directions():
-    side = lambda value: {"i2t": {"R@10": value}, "t2i": {"R@10": value + 2}}
+    def side(value):
+        return {"i2t": {"R@10": value}, "t2i": {"R@10": value + 2}}
+
     line = {"itc": side(50), "int8": side(48), "codes": {"8": side(10), "16": side(20) | {"float_bytes": 64}}}
     assert hashing_table.curve([line], lambda words: "bits" in words) == [(1, 11.0), (2, 21.0)]
     assert hashing_table.curve([line], lambda words: words == "int8") == [(16, 49.0)]

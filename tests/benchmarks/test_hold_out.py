@@ -19,8 +19,15 @@ from xmodal_jax.data.split import Split
 from xmodal_jax.data.taxonomy import Taxonomy, folder_taxonomy
 from xmodal_jax.errors import UserError
 
-EMBEDDINGS = {"teacher": "t", "weights": "w", "width": 4, "views": ["photo"], "languages": ["en"], "dtype": "float32",
-              "files": {"train": ["x"]}}  # fmt: skip
+EMBEDDINGS = {
+    "teacher": "t",
+    "weights": "w",
+    "width": 4,
+    "views": ["photo"],
+    "languages": ["en"],
+    "dtype": "float32",
+    "files": {"train": ["x"]},
+}
 SCRIPT = pathlib.Path(__file__).parents[2] / "benchmarks" / "hold_out.py"
 
 
@@ -50,7 +57,10 @@ def test_groups_stay_whole(hold_out):
 def test_the_new_splits_share_no_group_and_lose_nothing(hold_out, shapes_data, tmp_path):
     source, out = tmp_path / "shapes", tmp_path / "dev"
     shutil.copytree(shapes_data, source)
-    mean = lambda images: images.reshape(len(images), 1, -1, 3).mean(2, dtype=np.float32)
+
+    def mean(images):
+        return images.reshape(len(images), 1, -1, 3).mean(2, dtype=np.float32)
+
     write_features(source, "mean", mean, size=16)
     hold_out.main([str(source), "--records", "4", "--name", "val", "--out", str(out)])
     config = DataConfig(path=str(out), features=("mean",))
@@ -72,18 +82,31 @@ def test_the_new_splits_share_no_group_and_lose_nothing(hold_out, shapes_data, t
 
 def test_media_labels_and_digests_come_along_and_embeddings_do_not(hold_out, tmp_path):
     """Records with depth maps, some without pictures, some without captions; the digests are those of a set made so."""
-    items = [Item(f"k{n}", {} if n % 3 == 0 else {"photo": picture(n)}, {} if n in (1, 5) else {"en": [f"thing {n}"]},
-                  (f"label {n % 2}",), f"g{n}", media={"depth": {"map": bytes([n, 1]), "far": b"2"}})
-             for n in range(12)]  # fmt: skip
+    items = [
+        Item(
+            f"k{n}",
+            {} if n % 3 == 0 else {"photo": picture(n)},
+            {} if n in (1, 5) else {"en": [f"thing {n}"]},
+            (f"label {n % 2}",),
+            f"g{n}",
+            media={"depth": {"map": bytes([n, 1]), "far": b"2"}},
+        )
+        for n in range(12)
+    ]
     source, out = tmp_path / "set", tmp_path / "dev"
     card = prepare(dataclasses.replace(memory_source(items), taxonomy=folder_taxonomy({"label 0": ["a"]}, "x")), source)
-    mean = lambda images: images.reshape(len(images), 1, -1, 3).mean(2, dtype=np.float32)
+
+    def mean(images):
+        return images.reshape(len(images), 1, -1, 3).mean(2, dtype=np.float32)
+
     card = dataclasses.replace(write_features(source, "mean", mean, size=16), embeddings={"old": EMBEDDINGS})
     card.save(source)
     hold_out.main([str(source), "--records", "5", "--name", "val", "--out", str(out)])
     made = Card.load(out)
     assert (made.media, made.views, made.embeddings, made.label_names) == (["depth"], ["photo"], {}, card.label_names)
-    assert made.duplicates["val"]["captions"] == made.splits["val"]["captions"] and Taxonomy.load(out).labels == ["label 0"]
+    assert made.duplicates["val"]["captions"] == made.splits["val"]["captions"] and Taxonomy.load(out).labels == [
+        "label 0"
+    ]
     by_key, moved = {item.key: item for item in items}, []
     for name in ("train", "val"):
         split = Split(out, name, DataConfig(path=str(out), features=("mean",)))

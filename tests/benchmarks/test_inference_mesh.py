@@ -25,8 +25,14 @@ def table():
 
 def test_each_device_does_an_eighth_and_sends_next_to_nothing(table):
     assert set(table) == {
-        "encode image", "encode text", "score pairs", "write captions", "rank queries", "nearest rows", "average precision",
-    }  # fmt: skip
+        "encode image",
+        "encode text",
+        "score pairs",
+        "write captions",
+        "rank queries",
+        "nearest rows",
+        "average precision",
+    }
     for name, row in table.items():
         assert row["rows_per_device"] == [2] * 8 and len(set(row["bytes_per_device"])) == 1, name
         assert 0.12 < row["share"] < 0.15 and row["flops"] > 1e5, (name, row)

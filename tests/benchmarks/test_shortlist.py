@@ -11,7 +11,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "benchmarks"))
 import shortlist
 
 from xmodal_jax.encode.embed import Embedded
-from xmodal_jax.search.host import unit_rows
+from xmodal_jax.search.numpy_engine import unit_rows
 
 WIDTH, BITS = 8, 16
 

@@ -137,7 +137,9 @@ def best_of_all_orders(captions, k):
     for image, own in enumerate(captions):
         texts = sorted({text for text, _ in rows})
         # every order of the texts, whose copies tie, and every two of them that tie with each other
-        levels = [dict(zip(texts, order)) for order in itertools.product(range(len(texts)), repeat=len(texts))]
+        levels = [
+            dict(zip(texts, order, strict=True)) for order in itertools.product(range(len(texts)), repeat=len(texts))
+        ]
         found += max(share_of_hits(rows, image, level, k) for level in levels) if own else 0.0
     return 100 * found / len(captions), 100 * hits / len(rows)
 

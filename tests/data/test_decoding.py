@@ -72,8 +72,16 @@ def test_all_formats_are_turned_upright(kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = saved(COLOURS, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
-    seen = [COLOURS, COLOURS[:, ::-1], np.rot90(COLOURS, 2), COLOURS[::-1], np.rot90(COLOURS[:, ::-1]),
-            np.rot90(COLOURS, -1), np.rot90(COLOURS[:, ::-1], -1), np.rot90(COLOURS)]  # fmt: skip
+    seen = [
+        COLOURS,
+        COLOURS[:, ::-1],
+        np.rot90(COLOURS, 2),
+        COLOURS[::-1],
+        np.rot90(COLOURS[:, ::-1]),
+        np.rot90(COLOURS, -1),
+        np.rot90(COLOURS[:, ::-1], -1),
+        np.rot90(COLOURS),
+    ]
     got, want = decode(data).astype(int), seen[orientation - 1]
     assert got.shape == want.shape and np.abs(got - want).mean() < 3
 

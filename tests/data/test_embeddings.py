@@ -74,7 +74,10 @@ def write(folder, teacher=None, cfg=CFG, **options):
 
 def pair(found, row, view, caption, languages=("en",)):
     """The vectors of a picture and of a caption by its place in these languages."""
-    text = lambda own, place: [data for code in languages for data in own.get(code, [])][place]
+
+    def text(own, place):
+        return [data for code in languages for data in own.get(code, [])][place]
+
     picks = {"image": ("image", lambda own, view: own[view][0], view), "text": ("text", text, caption)}
     return tuple(found.vectors(row, picks).values())
 
@@ -91,8 +94,17 @@ def test_each_picture_and_caption_has_its_own(own_set):
     card = write(own_set, teacher)
     assert card == Card.load(own_set)
     entry = card.embedding("old") | {"files": sorted(card.embeddings["old"]["files"])}
-    assert entry == {"teacher": "counted", "weights": "0123", "reads": "8 px", "width": 4, "media": ["image", "text"], "views": ["png", "jpeg"],
-                     "languages": ["en", "fr"], "dtype": "float32", "files": ["test", "train"]}  # fmt: skip
+    assert entry == {
+        "teacher": "counted",
+        "weights": "0123",
+        "reads": "8 px",
+        "width": 4,
+        "media": ["image", "text"],
+        "views": ["png", "jpeg"],
+        "languages": ["en", "fr"],
+        "dtype": "float32",
+        "files": ["test", "train"],
+    }
     assert set(teacher.blocks) == {4}, "always full blocks of one shape"
     for split in ("train", "test"):
         found = Embeddings(own_set, card, "old", split, ["png", "jpeg"], ["fr", "en"])
@@ -116,9 +128,13 @@ def test_batches_carry_those_of_the_view_and_caption_that_were_drawn(own_set, to
     dataset.close()
     assert batch["image/teacher"].dtype == batch["text/teacher"].dtype == np.float32
     np.testing.assert_allclose(batch["image/teacher"], unit(seen(batch["image"])), rtol=1e-5)
-    theirs = load_tokenizer("data", own_set, ("en", "fr")).encode([tokenizer.decode(ids) for ids in batch["text"]], LENGTH)
+    theirs = load_tokenizer("data", own_set, ("en", "fr")).encode(
+        [tokenizer.decode(ids) for ids in batch["text"]], LENGTH
+    )
     np.testing.assert_allclose(batch["text/teacher"], unit(said(theirs)), rtol=1e-5)
-    plain = train_dataset(own_set, "train", input_specs(tokenizer, 8, LENGTH), dataclasses.replace(cfg, embeddings=""), 0, 18)
+    plain = train_dataset(
+        own_set, "train", input_specs(tokenizer, 8, LENGTH), dataclasses.replace(cfg, embeddings=""), 0, 18
+    )
     without = plain.batch_at(1)
     plain.close()
     assert all(np.array_equal(without[name], batch[name]) for name in without)
@@ -151,7 +167,9 @@ def test_half_the_bytes_are_of_unit_length_again(own_set):
 
 def test_what_was_not_embedded_is_refused(own_set, tokenizer):
     def start(**changes):
-        return train_dataset(own_set, "train", input_specs(tokenizer, 8, LENGTH), dataclasses.replace(CFG, **changes), 0, 2)
+        return train_dataset(
+            own_set, "train", input_specs(tokenizer, 8, LENGTH), dataclasses.replace(CFG, **changes), 0, 2
+        )
 
     with pytest.raises(UserError, match=r"no embeddings 'old': it has \(none\).*xmodal data embed"):
         start(embeddings="old")

@@ -71,7 +71,7 @@ def test_training_reads_plain_and_mirrored_tokens(own_set, tokenizer):
     mirrored = 0
     with open_records(own_set, "train") as records:
         batch = dataset.batch_at(0)
-        for index, tokens in zip(batch["index"], batch["image"]):
+        for index, tokens in zip(batch["index"], batch["image"], strict=True):
             plain = [expected(records[index], view) for view in ("png", "jpeg")]
             mirror = any(np.array_equal(tokens, one[::-1]) for one in plain)
             assert mirror or any(np.array_equal(tokens, one) for one in plain)
@@ -96,7 +96,14 @@ def test_caches_of_different_widths_do_not_join(own_set, tokenizer):
     write_features(own_set, "mean", halves, 8)
     write_features(own_set, "wide", lambda images: np.repeat(halves(images), 2, -1), 8)
     with pytest.raises(UserError, match="widths {'mean': 3, 'wide': 6} differ"):
-        train_dataset(own_set, "train", input_specs(tokenizer, cached=True), dataclasses.replace(CFG, features=("mean", "wide")), 0, 2)
+        train_dataset(
+            own_set,
+            "train",
+            input_specs(tokenizer, cached=True),
+            dataclasses.replace(CFG, features=("mean", "wide")),
+            0,
+            2,
+        )
 
 
 def test_without_mirrored_copies_the_plain_ones_are_read(own_set, tokenizer):
@@ -107,7 +114,7 @@ def test_without_mirrored_copies_the_plain_ones_are_read(own_set, tokenizer):
     batch = dataset.batch_at(0)
     dataset.close()
     with open_records(own_set, "test") as records:
-        for index, tokens in zip(batch["index"], batch["image"]):
+        for index, tokens in zip(batch["index"], batch["image"], strict=True):
             np.testing.assert_array_equal(tokens, expected(records[index], "png"))
 
 
@@ -147,7 +154,10 @@ def test_of_two_at_once_on_a_name_the_second_is_refused_and_two_names_both_get_i
 
 def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(own_set):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    wide = lambda images: np.repeat(halves(images), 300, -1)
+
+    def wide(images):
+        return np.repeat(halves(images), 300, -1)
+
     resource.setrlimit(resource.RLIMIT_FSIZE, (230_000, limits[1]))  # between 6 and 18 records of 14,400 bytes
     try:
         with pytest.raises(UserError, match=r".wide.part': split 'train' cannot be written \(File too large\)"):
@@ -218,8 +228,10 @@ def test_bad_towers_records_and_names_are_refused(own_set):
 def bare(items, without):
     """Items of which those of some numbers have depth maps in place of pictures."""
     depth = {"media": {"depth": {"map": b"1234"}}}
-    return [dataclasses.replace(item, **(depth | {"images": {}} if number in without else depth))
-            for number, item in enumerate(items)]  # fmt: skip
+    return [
+        dataclasses.replace(item, **(depth | {"images": {}} if number in without else depth))
+        for number, item in enumerate(items)
+    ]
 
 
 def test_records_without_pictures_have_rows_without_tokens(tmp_path, tiny_items):

@@ -19,18 +19,72 @@ from xmodal_jax.errors import UserError
 
 NAMES = ("a.png", "b.png")
 PIECES = (
-    b"null", b"NaN", b"-1e999", b"true", b"0", b"1.0", b"9" * 5000, b"[", b"[" * 3000, b"{}", b"[]", b'"\\ud83d"',
-    b'""', b'"a.png"', b'"test"', b"\xff\xfe", b"\xef\xbb\xbf", b"\0", b"\0\0\0\0", b"\xe9", b"\xed\xa0\xbd", b"\r",
+    b"null",
+    b"NaN",
+    b"-1e999",
+    b"true",
+    b"0",
+    b"1.0",
+    b"9" * 5000,
+    b"[",
+    b"[" * 3000,
+    b"{}",
+    b"[]",
+    b'"\\ud83d"',
+    b'""',
+    b'"a.png"',
+    b'"test"',
+    b"\xff\xfe",
+    b"\xef\xbb\xbf",
+    b"\0",
+    b"\0\0\0\0",
+    b"\xe9",
+    b"\xed\xa0\xbd",
+    b"\r",
     b"\n",
-    b",", b":", b'"', b"\\u0000", b"\xe2\x80\xa8", b"../../", b"~", b"a" * 300,
-)  # fmt: skip
+    b",",
+    b":",
+    b'"',
+    b"\\u0000",
+    b"\xe2\x80\xa8",
+    b"../../",
+    b"~",
+    b"a" * 300,
+)
 VALUES = (
-    b"null", b"NaN", b"1e999", b"true", b"false", b"0", b"1", b"1.0", b"7" * 30, b"9" * 5000, b"[" * 400 + b"]" * 400,
-    b"{}", b"[]", b"[[]]", b"[null]", b"[1]", b'{"a": [1]}', b'{"": ""}', b'"\\ud83d"', b'"\\ud83d\\ude00"', b'""',
-    b'" "', b'"a.png"', b'"test"', b'"restval"', b'"a/b"', b'"\\u0000"', b'".."', b'"%s"' % (b"a" * 300), b'["a", {}]',
+    b"null",
+    b"NaN",
+    b"1e999",
+    b"true",
+    b"false",
+    b"0",
+    b"1",
+    b"1.0",
+    b"7" * 30,
+    b"9" * 5000,
+    b"[" * 400 + b"]" * 400,
+    b"{}",
+    b"[]",
+    b"[[]]",
+    b"[null]",
+    b"[1]",
+    b'{"a": [1]}',
+    b'{"": ""}',
+    b'"\\ud83d"',
+    b'"\\ud83d\\ude00"',
+    b'""',
+    b'" "',
+    b'"a.png"',
+    b'"test"',
+    b'"restval"',
+    b'"a/b"',
+    b'"\\u0000"',
+    b'".."',
+    b'"%s"' % (b"a" * 300),
+    b'["a", {}]',
     b'{"en": null}',
     b'"\xc3\xa9"',
-)  # fmt: skip
+)
 VALUE = re.compile(rb'"(?:[^"\\]|\\.)*"|-?\d+|\[[^\[\]{}]*\]|\{[^\[\]{}]*\}')
 
 
@@ -65,14 +119,22 @@ def write(tmp_path, files):
 
 FORMATS = {
     "jsonl": (
-        lambda folder: write(folder, {"x.jsonl": "".join(json.dumps(row) + "\n" for row in (
-            {"image": "a.png", "caption": "a dog", "id": 7, "labels": ["x"], "group": "g"},
-            {"views": {"v": "b.png"}, "caption": {"en": ["a", "b"], "de": "c"}, "split": "val"},
-            {"image": "b.png", "id": "c", "caption": ["one", "two"], "labels": "y"},
-            {"image": "b.png", "id": "c", "caption": "three", "labels": 3},
-            {"image": "a.png", "id": "d", "caption": "four", "group": 0},
-            {"image": "a.png", "id": 1.5, "caption": "five", "split": "train"},
-        ))}),
+        lambda folder: write(
+            folder,
+            {
+                "x.jsonl": "".join(
+                    json.dumps(row) + "\n"
+                    for row in (
+                        {"image": "a.png", "caption": "a dog", "id": 7, "labels": ["x"], "group": "g"},
+                        {"views": {"v": "b.png"}, "caption": {"en": ["a", "b"], "de": "c"}, "split": "val"},
+                        {"image": "b.png", "id": "c", "caption": ["one", "two"], "labels": "y"},
+                        {"image": "b.png", "id": "c", "caption": "three", "labels": 3},
+                        {"image": "a.png", "id": "d", "caption": "four", "group": 0},
+                        {"image": "a.png", "id": 1.5, "caption": "five", "split": "train"},
+                    )
+                )
+            },
+        ),
         lambda folder: jsonl_source(folder / "x.jsonl", held_out=1),
     ),
     "karpathy": (
@@ -80,9 +142,15 @@ FORMATS = {
         lambda folder: karpathy_source(folder / "dataset.json", folder),
     ),
     "albef": (
-        lambda folder: write(folder, {f"{split}.json": json.dumps(
-            [{"image": name, "caption": ["a", "b"], "label_name": "x"} for name in NAMES]
-        ) for split in ("train", "val")}),
+        lambda folder: write(
+            folder,
+            {
+                f"{split}.json": json.dumps(
+                    [{"image": name, "caption": ["a", "b"], "label_name": "x"} for name in NAMES]
+                )
+                for split in ("train", "val")
+            },
+        ),
         lambda folder: albef_source(folder, folder),
     ),
     "precomp": (
@@ -90,17 +158,22 @@ FORMATS = {
         lambda folder: precomp_source(folder, folder),
     ),
     "inaturalist": (
-        lambda folder: write(folder, {
-            "categories.json": json.dumps([category(0), category(1)]),
-            "train2018.json": json.dumps({
-                "images": [{"id": number, "file_name": name} for number, name in enumerate(NAMES)],
-                "annotations": [{"image_id": number, "category_id": number} for number in range(2)],
-            }),
-        }),
+        lambda folder: write(
+            folder,
+            {
+                "categories.json": json.dumps([category(0), category(1)]),
+                "train2018.json": json.dumps(
+                    {
+                        "images": [{"id": number, "file_name": name} for number, name in enumerate(NAMES)],
+                        "annotations": [{"image_id": number, "category_id": number} for number in range(2)],
+                    }
+                ),
+            },
+        ),
         lambda folder: inaturalist_source(folder),
     ),
     "mat": (mat_files, lambda folder: mat_source(folder / "set.mat", folder)),
-}  # fmt: skip
+}
 
 
 def damaged(content, rng):
@@ -114,14 +187,16 @@ def damaged(content, rng):
         at, end = sorted((rng.randint(0, len(content)), rng.randint(0, len(content))))
         piece = rng.choice(PIECES)
         near = min(end, at + rng.randint(0, 12))
-        content = rng.choice((
-            content[:at],
-            content[:at] + piece + content[at:],
-            content[:at] + piece + content[near:],
-            content[:at] + content[near:],
-            content[:end] + content[at:],
-            content[:at] + bytes([rng.randint(0, 255)]) + content[at + 1 :],
-        ))  # fmt: skip
+        content = rng.choice(
+            (
+                content[:at],
+                content[:at] + piece + content[at:],
+                content[:at] + piece + content[near:],
+                content[:at] + content[near:],
+                content[:end] + content[at:],
+                content[:at] + bytes([rng.randint(0, 255)]) + content[at + 1 :],
+            )
+        )
     return content
 
 

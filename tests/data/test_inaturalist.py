@@ -35,7 +35,7 @@ TAXA = {
 
 def categories():
     return [
-        {"id": number, "name": name, **dict(zip(RANKS, taxa)), "supercategory": above}
+        {"id": number, "name": name, **dict(zip(RANKS, taxa, strict=True)), "supercategory": above}
         for number, (name, taxa, above) in TAXA.items()
     ]
 

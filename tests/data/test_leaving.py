@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-SCRIPT = '''
+SCRIPT = """
 import signal, sys, threading, time
 from xmodal_jax.data.loader import Loader, threads_left
 from xmodal_jax.data.config import DataConfig
@@ -42,7 +42,7 @@ def hung_at_least():
     loop.wait()  # until the signal
 
 main()
-'''
+"""
 
 
 @pytest.mark.parametrize("how", ["error", "interrupt"])
@@ -50,8 +50,11 @@ def test_a_process_with_hanging_threads_ends_within_five_seconds(tiny_set, how):
     root = pathlib.Path(__file__).parents[2]
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(tiny_set), how],
-        cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert process.stdout.readline() == "hangs\n"
         began = time.monotonic()

@@ -52,8 +52,12 @@ def test_what_is_no_file_is_refused_without_being_opened(tmp_path, monkeypatch):
     with socket.socket(socket.AF_UNIX) as server:
         monkeypatch.chdir(tmp_path)  # the path of a socket is short
         server.bind("socket")
-        for path, kind in ((tmp_path / "pipe", "pipe"), (tmp_path / "socket", "socket"), (tmp_path, "folder"),
-                           ("/dev/zero", "device")):  # fmt: skip
+        for path, kind in (
+            (tmp_path / "pipe", "pipe"),
+            (tmp_path / "socket", "socket"),
+            (tmp_path, "folder"),
+            ("/dev/zero", "device"),
+        ):
             assert skipped(path) == ("image is no file", f"k: {path}: it is a {kind}, not a file")
 
 

@@ -98,7 +98,10 @@ def test_a_split_that_is_no_file_name_is_one_skip(pictures):
 def test_another_encoding_is_named_with_the_command_that_converts_it(pictures, encoding, kind):
     captions = [caption for caption in CAPTIONS if encoding != "cp1252" or caption != "犬"]
     rows = [{"image": f"{n}.png", "caption": caption + " é"} for n, caption in enumerate(captions)]
-    dump = lambda content: json.dumps(content, ensure_ascii=False)
+
+    def dump(content):
+        return json.dumps(content, ensure_ascii=False)
+
     sentences = [{"filename": row["image"], "split": "train", "sentences": [{"raw": row["caption"]}]} for row in rows]
     name, text, make = {
         "jsonl": ("x.jsonl", "\n".join(map(dump, rows)), lambda: jsonl_source(pictures / "x.jsonl")),
@@ -108,7 +111,10 @@ def test_another_encoding_is_named_with_the_command_that_converts_it(pictures, e
     }[kind]
     if kind == "precomp":
         (pictures / "train_filename.txt").write_text("".join(row["image"] + "\n" for row in rows))
-        make = lambda: precomp_source(pictures, pictures)
+
+        def make():
+            return precomp_source(pictures, pictures)
+
     (pictures / name).write_bytes(text.encode(encoding))
     with pytest.raises(UserError, match="UTF-8.*iconv") as error:
         make()
@@ -258,8 +264,11 @@ def test_the_number_asked_for_is_drawn_among_what_can_be_read(pictures, caplog):
     rows = [{"image": f"{n}.png", "caption": f"number {n}"} for n in range(40)]
     path = lines(pictures / "rows.jsonl", rows)
     first = {item.key for item in found(jsonl_source(path, held_out=10)) if item.split == "test"}
-    assert first == {row["image"] for row, split in zip(rows, split_groups([row["image"] for row in rows], 10))
-                     if split == "test"}, "whole pictures: by the hash of the groups"  # fmt: skip
+    assert first == {
+        row["image"]
+        for row, split in zip(rows, split_groups([row["image"] for row in rows], 10), strict=True)
+        if split == "test"
+    }, "whole pictures: by the hash of the groups"
     damage(pictures, first)
     card = prepare(jsonl_source(path, held_out=10), pictures / "out", allow_bad=True)
     assert card.splits["test"]["records"] == 10 and card.splits["train"]["records"] == 20

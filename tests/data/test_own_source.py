@@ -74,9 +74,20 @@ def test_its_help_is_that_of_the_function(own, capsys):
         main(["data", "prepare", "mine.py:captioned", "--help"])
     said = capsys.readouterr().out
     assert ended.value.code == 0 and "Pictures of a folder, 100 % of them" in said and "More of it." in said
-    for option in ("--path PATH", "(needed)", "--ending ENDING", "(default: .png)", "--held-out", "--loud", "--max-size", "--unset"):
+    for option in (
+        "--path PATH",
+        "(needed)",
+        "--ending ENDING",
+        "(default: .png)",
+        "--held-out",
+        "--loud",
+        "--max-size",
+        "--unset",
+    ):
         assert option in said
-    assert "Raises" not in said and "records of the test split" not in said, "the words of other sources are not its own"
+    assert "Raises" not in said and "records of the test split" not in said, (
+        "the words of other sources are not its own"
+    )
     with pytest.raises(SystemExit):
         main(["data", "prepare", "--help"])
     assert "FILE.py:FUNCTION" in capsys.readouterr().out
@@ -90,7 +101,10 @@ def test_the_same_again_is_already_prepared_and_changed_files_are_named(own, cap
     assert prepared(source=f"{own}/mine.py:captioned") == 0, "the same file under another name"
     (own / "pictures" / "thing-1.png").write_bytes((own / "pictures" / "thing-2.png").read_bytes())
     assert prepared() == 2
-    assert "files of its source are 1 replaced" in capsys.readouterr().err and os.stat("set/card.json").st_mtime_ns == before
+    assert (
+        "files of its source are 1 replaced" in capsys.readouterr().err
+        and os.stat("set/card.json").st_mtime_ns == before
+    )
     assert prepared("--force") == 0 and prepared() == 0
 
 
@@ -123,7 +137,10 @@ def test_a_function_of_a_package(own, monkeypatch, capsys):
         ("mine.py:yours", "'mine.py' has no function 'yours'; write FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"),
         ("mine.py:NUMBER", "'mine.py' has no function 'NUMBER'"),
         ("mine.py:nothing", "the source 'mine.py:nothing' returned list; return a xmodal_jax.data.source.Source"),
-        ("mine.py:greedy", "has the parameter 'out', which `xmodal data prepare` cannot give it; let it take another name"),
+        (
+            "mine.py:greedy",
+            "has the parameter 'out', which `xmodal data prepare` cannot give it; let it take another name",
+        ),
         ("mine.py:odd", "the parameters of the source 'mine.py:odd' cannot be read (name 'NoSuchType' is not defined)"),
         ("mine.py:captioned", "'mine.py:captioned' needs --path; write --path=..."),
         ("mine.py:quiet", "source {own}/mine.py:quiet (nothing) gave no usable pair: it is empty."),
@@ -142,6 +159,9 @@ def test_options_that_it_does_not_have_are_refused_with_those_it_has(own, capsys
 
 def test_other_commands_do_not_load_the_sources(tmp_path):
     code = "import sys, xmodal_jax.cli as cli; cli.main(sys.argv[1:]); print('xmodal_jax.data.sources' in sys.modules)"
-    for words, loaded in ((["search", "prepare", "--index", tmp_path], "False"), (["data", "prepare", "x.py:f", "--out", "o"], "True")):
+    for words, loaded in (
+        (["search", "prepare", "--index", tmp_path], "False"),
+        (["data", "prepare", "x.py:f", "--out", "o"], "True"),
+    ):
         done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True)
         assert done.stdout.strip().endswith(loaded), json.dumps([words, done.stdout, done.stderr])

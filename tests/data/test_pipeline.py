@@ -38,7 +38,9 @@ def make(tiny_set, tokenizer):
     made = []
 
     def dataset(cfg=PLAIN, seed=0, batch_size=6, folder=tiny_set, split="train", length=8):
-        made.append(train_dataset(folder, split, input_specs(tokenizer, 16, length, bool(cfg.features)), cfg, seed, batch_size))
+        made.append(
+            train_dataset(folder, split, input_specs(tokenizer, 16, length, bool(cfg.features)), cfg, seed, batch_size)
+        )
         return made[-1]
 
     yield dataset
@@ -107,7 +109,10 @@ def test_processes_together_see_the_batch_of_one(make, count):
 def test_augmentation_differs_between_epochs(make):
     dataset = make(RANDOM, batch_size=18)
     first, second = dataset.batch_at(0), dataset.batch_at(1)
-    by_id = [{key: image for key, image in zip(batch["id"].tolist(), batch["image"])} for batch in (first, second)]
+    by_id = [
+        {key: image for key, image in zip(batch["id"].tolist(), batch["image"], strict=True)}
+        for batch in (first, second)
+    ]
     assert sum(np.array_equal(by_id[0][key], by_id[1][key]) for key in by_id[0]) < 4
 
 
@@ -140,11 +145,13 @@ def test_with_one_view_the_second_is_another_augmentation_of_it(make):
     batch = make(cfg).batch_at(0)
     np.testing.assert_array_equal(batch["image"], batch["image2"])
     batch = make(dataclasses.replace(RANDOM, fields=TWO_VIEWS, views=("png",))).batch_at(0)
-    assert all(not np.array_equal(*pair) for pair in zip(batch["image"], batch["image2"]))
+    assert all(not np.array_equal(*pair) for pair in zip(batch["image"], batch["image2"], strict=True))
 
 
 def test_second_views_of_cached_tokens_flip_by_themselves(make, own_set):
-    halves = lambda images: np.stack([images[:, :, :4].mean((1, 2)), images[:, :, 4:].mean((1, 2))], 1)
+    def halves(images):
+        return np.stack([images[:, :, :4].mean((1, 2)), images[:, :, 4:].mean((1, 2))], 1)
+
     write_features(own_set, "halves", halves, 8)
     cfg = dataclasses.replace(PLAIN, features=("halves",), fields=TWO_VIEWS, augment=AugmentConfig(flip=0.5))
     dataset = make(cfg, folder=own_set, batch_size=18)
@@ -155,7 +162,9 @@ def test_second_views_of_cached_tokens_flip_by_themselves(make, own_set):
         for field, found in turned.items():  # the green of a picture's left half is lower: see `plain_colour`
             found.extend(batch[field][:, 0, 1] > batch[field][:, 1, 1])
         np.testing.assert_allclose(batch["image"].sum(1), batch["image2"].sum(1), atol=20)  # PNG and JPEG of one record
-    assert {*zip(turned["image"], turned["image2"])} == {(a, b) for a in (True, False) for b in (True, False)}
+    assert {*zip(turned["image"], turned["image2"], strict=True)} == {
+        (a, b) for a in (True, False) for b in (True, False)
+    }
     batch = make(dataclasses.replace(cfg, views=("png",)), folder=own_set, batch_size=18).batch_at(0)
     sides = [batch[field][:, 0, 1] > batch[field][:, 1, 1] for field in ("image", "image2")]
     assert (sides[0] != sides[1]).all() and len(set(sides[0])) == 2  # one view: the other is its mirror image
@@ -340,7 +349,10 @@ def test_another_batch_size_goes_on_with_the_next_example(make):
             parts += [next(loader) for _ in range(batches)]
             cursor = loader.cursor
     assert cursor == 24
-    joined = lambda batches: {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+    def joined(batches):
+        return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
     assert same(joined(whole), joined(parts))
 
 
@@ -391,9 +403,9 @@ def test_evaluation_reads_each_picture_and_caption_once(tiny_set, tokenizer, pla
 def test_captions_keep_their_owner_and_texts_are_padded(tiny_set, tokenizer):
     split = eval_split(tiny_set, "train", input_specs(tokenizer), PLAIN, view="jpeg")
     assert len(split.right.words) == 30 and len(split.keys) == 18
-    for caption, owner in zip(split.right.words, split.right.owner):
+    for caption, owner in zip(split.right.words, split.right.owner, strict=True):
         assert caption in ("a thing", f"thing number {split.keys[owner].split('-')[1]}")
-    things = [key for key, caption in zip(split.right.numbers, split.right.words) if caption == "a thing"]
+    things = [key for key, caption in zip(split.right.numbers, split.right.words, strict=True) if caption == "a thing"]
     assert len(set(things)) == 1 and len(things) == 12
     assert len(set(split.right.numbers.tolist())) == 19
     batches = list(split.right.blocks(8))
@@ -441,7 +453,7 @@ def test_labels_can_be_left_out_of_batches_and_evaluation(tiny_set, tokenizer):
 
 
 def test_pairs_can_match_by_their_labels(make, tiny_set):
-    by_labels = dataclasses.replace(PLAIN, match="labels", labels=False)  # the labels need not be in the batch
+    by_labels = dataclasses.replace(PLAIN, positives="labels", labels=False)  # the labels need not be in the batch
     plain, matched = make().batch_at(0), make(by_labels).batch_at(0)
     np.testing.assert_array_equal(matched["index"], plain["index"])
     sidecar = Sidecar(tiny_set, Card.load(tiny_set), "train")
@@ -479,13 +491,24 @@ def test_label_keys_are_of_sets_and_never_an_empty_place(tmp_path, encoded, plai
 
 def test_captions_are_the_same_in_training_only_if_their_text_is(tmp_path, encoded, plain_colour):
     """Not if their tokens are: the end may be cut, and unknown words all have one id."""
-    texts = ["a b c d e f one", "a b c d e f two", "日 a", "本 a", "A  b c d e f ONE", "café a", "cafe a", "cafe\u0301 a"]
+    texts = [
+        "a b c d e f one",
+        "a b c d e f two",
+        "日 a",
+        "本 a",
+        "A  b c d e f ONE",
+        "café a",
+        "cafe a",
+        "cafe\u0301 a",
+    ]
     images = {"image": encoded(plain_colour(0))}
     items = [Item(str(n), images, {"en": [text], "fr": [text, "autre"]}) for n, text in enumerate(texts)]
     items += [Item("plain", images, {"en": ["one two"]}), Item("test", images, {"en": texts}, split="test")]
     prepare(memory_source(items), tmp_path / "set")
     tokenizer = load_tokenizer("data", tmp_path / "set")
-    with contextlib.closing(train_dataset(tmp_path / "set", "train", input_specs(tokenizer, 16, 6), PLAIN, 0, 9)) as data:
+    with contextlib.closing(
+        train_dataset(tmp_path / "set", "train", input_specs(tokenizer, 16, 6), PLAIN, 0, 9)
+    ) as data:
         batch = data.batch_at(0)
     order = np.argsort(batch["index"])[:8]
     keys, ids = batch["text/key"][order], batch["text"][order]
@@ -503,8 +526,10 @@ def test_captions_are_the_same_in_training_only_if_their_text_is(tmp_path, encod
 
 def test_matching_by_labels_needs_labels(tiny_items, tmp_path, make, tokenizer):
     prepare(memory_source(dataclasses.replace(item, labels=()) for item in tiny_items()), tmp_path)
-    with pytest.raises(UserError, match="config.data.match is 'labels', and .* has none; write 'record'"):
-        make(dataclasses.replace(PLAIN, match="labels"), folder=tmp_path)
-    assert eval_split(tmp_path, "test", input_specs(tokenizer), dataclasses.replace(PLAIN, match="labels")).keys  # of training alone
-    with pytest.raises(UserError, match="config.data.match is 'label'; write 'record' or 'labels'"):
-        dataclasses.replace(PLAIN, match="label")
+    with pytest.raises(UserError, match="config.data.positives is 'labels', and .* has none; write 'record'"):
+        make(dataclasses.replace(PLAIN, positives="labels"), folder=tmp_path)
+    assert eval_split(
+        tmp_path, "test", input_specs(tokenizer), dataclasses.replace(PLAIN, positives="labels")
+    ).keys  # of training alone
+    with pytest.raises(UserError, match="config.data.positives is 'label'; write 'record' or 'labels'"):
+        dataclasses.replace(PLAIN, positives="label")

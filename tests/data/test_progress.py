@@ -45,8 +45,10 @@ def test_a_late_line_is_for_jobs_that_take_long(capsys, monkeypatch):
     monkeypatch.setattr("xmodal_jax.data.progress.LOG_SECONDS", 0.0)
     list(Progress(range(2), "rank", "pairs", 2, late=True))
     assert [line.split("] ")[1].split(",")[0] for line in capsys.readouterr().err.splitlines()] == [
-        "1/2 pairs", "2/2 pairs", "2/2 pairs"
-    ]  # fmt: skip
+        "1/2 pairs",
+        "2/2 pairs",
+        "2/2 pairs",
+    ]
 
 
 def test_an_error_of_the_items_comes_through():

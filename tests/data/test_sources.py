@@ -33,15 +33,17 @@ def items(source):
 def test_groups_stay_whole_and_no_more_rows_are_held_out_than_asked(groups, held_out):
     splits = split_groups(groups, held_out)
     assert len(splits) == len(groups) and splits.count("test") <= held_out
-    assert len({*zip(groups, splits)}) == len(set(groups)), "a group is in one split"
-    left = collections.Counter(group for group, split in zip(groups, splits) if split == "train")
+    assert len({*zip(groups, splits, strict=True)}) == len(set(groups)), "a group is in one split"
+    left = collections.Counter(group for group, split in zip(groups, splits, strict=True) if split == "train")
     assert all(count > held_out - splits.count("test") for count in left.values()), "no further group would fit"
 
 
 def test_groups_of_one_meet_the_number_exactly_whatever_the_order():
     groups = [str(number) for number in range(100)]
-    held = {group for group, split in zip(groups, split_groups(groups, 25)) if split == "test"}
-    backwards = {group for group, split in zip(groups[::-1], split_groups(groups[::-1], 25)) if split == "test"}
+    held = {group for group, split in zip(groups, split_groups(groups, 25), strict=True) if split == "test"}
+    backwards = {
+        group for group, split in zip(groups[::-1], split_groups(groups[::-1], 25), strict=True) if split == "test"
+    }
     assert len(held) == 25 and held == backwards
 
 

@@ -13,7 +13,7 @@ from tiny import input_specs
 from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.features import write_features
 from xmodal_jax.data.loader import Loader
-from xmodal_jax.data.stall import Stages, Watch
+from xmodal_jax.data.stall import Activity, Watch
 from xmodal_jax.data.train import train_dataset
 from xmodal_jax.errors import UserError
 
@@ -63,9 +63,13 @@ def test_a_slow_tokenizer_is_named_and_again_at_doubling_intervals(tiny_set, tok
 
 
 def test_a_feature_cache_that_does_not_answer_is_named_by_cache_and_row(own_set, tokenizer, caplog):
-    mean = lambda images: images.mean((1, 2))[:, None]
+    def mean(images):
+        return images.mean((1, 2))[:, None]
+
     write_features(own_set, "mean", mean, 8, tower="mean")
-    dataset = train_dataset(own_set, "train", input_specs(tokenizer, cached=True), dataclasses.replace(QUICK, features=("mean",)), 0, 2)
+    dataset = train_dataset(
+        own_set, "train", input_specs(tokenizer, cached=True), dataclasses.replace(QUICK, features=("mean",)), 0, 2
+    )
     row = int(train_dataset(own_set, "train", input_specs(tokenizer), QUICK, 0, 2).examples[0]["index"])
     (file,) = dataset.split.caches[0].records.files
     file.unlink()
@@ -79,17 +83,17 @@ def test_a_feature_cache_that_does_not_answer_is_named_by_cache_and_row(own_set,
 
 
 def test_stages_are_those_of_the_threads_that_are_busy():
-    stages = Stages()
-    stages.note("reading row", 3, "split 'train'")
-    stages.note("stacking batch", 7)
-    assert stages.described().startswith("thread MainThread is stacking batch 7 for 0.0 s")
-    stages.done()
-    assert stages.described() == ""
+    activity = Activity()
+    activity.note("reading row", 3, "split 'train'")
+    activity.note("stacking batch", 7)
+    assert activity.described().startswith("thread MainThread is stacking batch 7 for 0.0 s")
+    activity.done()
+    assert activity.described() == ""
 
 
 def test_waits_nest_and_a_watch_ends_its_thread(caplog):
     before = threading.active_count()
-    watch = Watch(Stages(), 0.1)
+    watch = Watch(Activity(), 0.1)
     watch.begin()
     watch.begin()
     watch.end()

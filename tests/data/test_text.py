@@ -2,6 +2,7 @@
 
 import collections
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -78,7 +79,7 @@ def naive_vocabulary(captions, size, min_count=2):
     while len(vocabulary) < size:
         pairs = collections.Counter()
         for word, pieces in words.items():
-            for pair in zip(pieces, pieces[1:]):
+            for pair in itertools.pairwise(pieces):
                 pairs[pair] += counts[word]
         best = min(pairs, key=lambda pair: (-pairs[pair], pair), default=None)
         if best is None or pairs[best] < min_count:
@@ -172,7 +173,10 @@ def changed(small, path, change):
 @pytest.mark.parametrize(
     "change, said",
     [
-        (lambda c: c["model"].update(unk_token="[WHAT]"), "is not a tokenizer.json .*\\[UNK\\]"),  # known only by encoding
+        (
+            lambda c: c["model"].update(unk_token="[WHAT]"),
+            "is not a tokenizer.json .*\\[UNK\\]",
+        ),  # known only by encoding
         (lambda c: c["model"]["vocab"].update(low=2**32 - 1), "ids go up to 4294967295 for .* without gaps"),
         (lambda c: c.pop("model"), "is not a tokenizer.json"),
     ],
@@ -219,7 +223,10 @@ def test_cut_captions_are_counted(small):
     captions = ["low"] * 999 + ["low " * 38]
     found = cut(small, captions, small.encode(captions, 16))
     assert found == {"share": 0.1, "length": 16, "enough": 3, "longest": 40}
-    assert cut_words(found, "text", "x") == "0.1 % of the x lose their end: config.encoders.text.length is 16 tokens; the longest has 40."
+    assert (
+        cut_words(found, "text", "x")
+        == "0.1 % of the x lose their end: config.encoders.text.length is 16 tokens; the longest has 40."
+    )
     whole = cut(small, captions, small.encode(captions, 40))
     assert whole["share"] == 0 and cut_words(whole, "text") == "" and cut(small, [], small.encode([], 8))["share"] == 0
 
@@ -234,9 +241,30 @@ def test_special_tokens_in_a_caption_are_plain_text(small):
 
 
 ODD = (
-    "", " ", "A", "don't", "U.S.A.", "3.5kg", "e-mail@x.org", "C++ & C#", "ﬁancé", "naïve", "ÅNGSTRÖM", "日本語", "한국", "Привет",
-    "שלום", "مرحبا", "नमस्ते", "👩‍👩‍👧 ok", "a\u00a0b", "a\u200bb", "tab\tnew\nline", "x" * 150, "½ ² ™",
-)  # fmt: skip
+    "",
+    " ",
+    "A",
+    "don't",
+    "U.S.A.",
+    "3.5kg",
+    "e-mail@x.org",
+    "C++ & C#",
+    "ﬁancé",
+    "naïve",
+    "ÅNGSTRÖM",
+    "日本語",
+    "한국",
+    "Привет",
+    "שלום",
+    "مرحبا",
+    "नमस्ते",
+    "👩‍👩‍👧 ok",
+    "a\u00a0b",
+    "a\u200bb",
+    "tab\tnew\nline",
+    "x" * 150,
+    "½ ² ™",
+)
 
 
 def test_plain_text_has_the_ids_of_bert():
@@ -295,19 +323,30 @@ def test_a_long_sentence_without_spaces_is_read():
     sentence = "แมวสีแดงตัวหนึ่งกำลังวิ่งเล่นอยู่บนสนามหญ้าสีเขียวในสวนสาธารณะใกล้กับแม่น้ำสายใหญ่ที่มีสะพานไม้เก่าแก่ทอดข้ามไป"
     assert len(sentence) > 100
     assert count_words([sentence], accents=True) == {sentence: 1}
-    assert count_words(["a" * 5000 + " low", "b" * 501], accents=True) == {"low": 1}, "longer ones are [UNK] at any rate"
+    assert count_words(["a" * 5000 + " low", "b" * 501], accents=True) == {"low": 1}, (
+        "longer ones are [UNK] at any rate"
+    )
     assert count_words(["a" * 101, "b" * 100]) == {"b" * 100: 1}
 
 
 def test_texts_of_all_kinds_are_encoded(small, tmp_path):
     save_tokenizer(build_vocabulary(["low tower", "Ünïcode שלום عالم"], accents=True), tmp_path / "other.json", True)
-    texts = ["low " + "x" * 5000, "שָׁלוֹם low עולם", "مرحبا \u202elow\u202c", "\u0301\u0308", "\x00\x07\u200b", "日本 low ñ 👩‍👧"]
+    texts = [
+        "low " + "x" * 5000,
+        "שָׁלוֹם low עולם",
+        "مرحبا \u202elow\u202c",
+        "\u0301\u0308",
+        "\x00\x07\u200b",
+        "日本 low ñ 👩‍👧",
+    ]
     for tokens in (small, Tokenizer(tmp_path / "other.json")):
         ids, lengths = tokens.encode(texts, 16), tokens.lengths(texts)
         low = tokens.encode(["low"], 3)[0, 1]
         assert [low in row for row in ids] == [True, True, True, False, False, True]
         assert (ids[:, 0] == tokens.cls_id).all() and ((ids == tokens.sep_id).sum(1) == 1).all()
-        assert lengths[0] == tokens.lengths(["low"])[0] + 1 and lengths[4] == 2, "an endless word is one unknown token, control codes are none"
+        assert lengths[0] == tokens.lengths(["low"])[0] + 1 and lengths[4] == 2, (
+            "an endless word is one unknown token, control codes are none"
+        )
 
 
 def test_padding_must_be_zero(tmp_path):

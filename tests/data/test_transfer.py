@@ -80,16 +80,16 @@ class Noting(dict):
 
     def __init__(self, sharding, stages):
         super().__init__()
-        self.sharding, self.stages, self.said = sharding, stages, set()
+        self.sharding, self.activity, self.said = sharding, stages, set()
 
     def __missing__(self, name):
-        self.said.add(self.stages.described().partition(" for ")[0])
+        self.said.add(self.activity.described().partition(" for ")[0])
         return self.sharding
 
 
 def test_a_copy_is_a_stage_until_it_is_done(dataset, sharding):
-    noting = Noting(sharding, dataset.split.stages)
+    noting = Noting(sharding, dataset.split.activity)
     with Prefetch(Loader(dataset, threads=1, prefetch=1), noting, depth=1) as batches:
         next(batches)
     assert noting.said == {"thread MainThread is copying to the devices the batch before example 16"}
-    assert not dataset.split.stages.described()
+    assert not dataset.split.activity.described()

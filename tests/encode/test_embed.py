@@ -66,7 +66,10 @@ def test_the_pair_scorer_is_the_models_score(opened_run, test_split, monkeypatch
     embedder = Embedder(assembly.model, params)
     image, text = (embedder.side(side, 8, keep_tokens=True) for side in (test_split.left, test_split.right))
     rows = np.array([3, 0, 2], np.int32), np.array([1, 5, 1], np.int32)
-    sides = (image.tokens[rows[0]], image.embed[rows[0]]), (text.tokens[rows[1]], text.embed[rows[1]], text.mask[rows[1]])
+    sides = (
+        (image.tokens[rows[0]], image.embed[rows[0]]),
+        (text.tokens[rows[1]], text.embed[rows[1]], text.mask[rows[1]]),
+    )
     expected = assembly.model.apply({"params": params}, *sides, method="score")
     score = PairScorer(assembly.model, params, image, text)
     assert len(jax.tree.leaves(score.arrays[0])) == (2 if room else 1)  # keys and values, or tokens alone

@@ -49,8 +49,10 @@ def test_a_run_embeds_every_picture_and_caption(by_the_run, own_shapes, opened_r
             images, texts = (embedder.side(side, 8).embed for side in (source.left, source.right))
             for number, owner in enumerate(source.right.owner):
                 caption = number - int(np.argmax(source.right.owner == owner))
-                picks = {"image": ("image", lambda own, view: own[view][0], view),
-                         "text": ("text", lambda own, place: own["en"][place], caption)}  # fmt: skip
+                picks = {
+                    "image": ("image", lambda own, view: own[view][0], view),
+                    "text": ("text", lambda own, place: own["en"][place], caption),
+                }
                 image, text = found.vectors(int(owner), picks).values()
                 np.testing.assert_allclose(image, images[owner], atol=1e-5)
                 np.testing.assert_allclose(text, texts[number], atol=1e-5)
@@ -60,8 +62,11 @@ def test_a_run_embeds_every_picture_and_caption(by_the_run, own_shapes, opened_r
 def test_a_start_is_a_teacher_that_its_own_run_agrees_with(own_shapes, train_tiny, tmp_path, capsys):
     """A run's first loss after its own start is nothing: the very pictures and captions that were embedded come again."""
     own = (
-        "encoders.text.dropout=0.0", "joint.temperature=0.07", "objectives={'itc': {'queue': 8}}", "encoders.image.size=16"
-    )  # fmt: skip
+        "encoders.text.dropout=0.0",
+        "joint.temperature=0.07",
+        "objectives={'itc': {'queue': 8}}",
+        "encoders.image.size=16",
+    )
     command = ["data", "embed", "--data", own_shapes, "--name", "start", "--config", f"{CONFIG}:tiny"]
     assert main([*map(str, command), *(f"--config.{item}" for item in (*own, "batch_size=8"))]) == 0
     assert "embeddings 'start' of quickstart-tiny start: width 16 float32, 2 views" in capsys.readouterr().out

@@ -17,12 +17,12 @@ from xmodal_jax.data.train import train_dataset
 from xmodal_jax.encode.embed import Embedder
 from xmodal_jax.encode.token_cache import (
     FOLDER,
-    KeptTexts,
+    TokenCache,
     digest,
     distinct_captions,
     encode_all,
-    kept_texts,
     opened,
+    token_caches,
     with_tokens,
 )
 from xmodal_jax.errors import UserError
@@ -52,7 +52,7 @@ def make(shapes_data, tmp_path_factory):
 def test_rows_come_back_and_unknown_captions_do_not():
     ids = np.array([[2, 5, 3, 0], [2, 6, 7, 3]], np.int32)
     tokens = np.arange(14, dtype=np.float16).reshape(7, 2)
-    kept = KeptTexts(ids, tokens, np.array([0, 3, 7]))
+    kept = TokenCache(ids, tokens, np.array([0, 3, 7]))
     found = kept.rows(ids[[1, 0, 1]])
     np.testing.assert_array_equal(found[0], tokens[3:])
     np.testing.assert_array_equal(found[1], [*tokens[:3], [0, 0]])
@@ -64,12 +64,12 @@ def test_rows_come_back_and_unknown_captions_do_not():
 
 def test_they_are_made_once_and_are_the_towers(make, monkeypatch):
     run, state = make(*FROZEN)
-    assert kept_texts(run.assembly, state.params, make=False) == {}
-    first = kept_texts(run.assembly, state.params)["text"]
+    assert token_caches(run.assembly, state.params, make=False) == {}
+    first = token_caches(run.assembly, state.params)["text"]
     folder = pathlib.Path(run.assembly.config.data.path) / FOLDER / digest(run.assembly, state.params, "text")
     np.testing.assert_array_equal(opened(folder).tokens, first.tokens)
     monkeypatch.setattr("xmodal_jax.encode.token_cache.encode_all", None)  # a second start must not encode
-    again = kept_texts(run.assembly, state.params)["text"]
+    again = token_caches(run.assembly, state.params)["text"]
     split = eval_split(run.assembly.config.data.path, "test", run.assembly.specs, run.assembly.config.data)
     own = run.assembly.model.apply({"params": state.params}, "text", split.right.ids, method="raw")
     real = split.right.ids != 0
@@ -85,7 +85,10 @@ def test_a_step_is_the_same_and_the_tower_does_not_run(make):
         for complete in ((), (partial(with_tokens, {"text": texts}, config.data),))
     )
     assert set(more) - set(plain) == {"text/tokens"} and more["text/tokens"].dtype == np.float16
-    count = lambda batch: step_flops(run.recipe, run.abstract, batch)
+
+    def count(batch):
+        return step_flops(run.recipe, run.abstract, batch)
+
     assert count(more) < count(plain)
     one, two = (run.step(jax.tree.map(jax.numpy.copy, state), batch)[1] for batch in (plain, more))
     for name in ("loss", "grad_norm"):
@@ -94,8 +97,19 @@ def test_a_step_is_the_same_and_the_tower_does_not_run(make):
 
 def test_chunks_take_them_too(make):
     run, state = make(*FROZEN, "chunk=4")
-    texts, config = encode_all(run.assembly, state.params, "text", distinct_captions(run.assembly, "text")), run.assembly.config
-    data = train_dataset(config.data.path, "train", run.assembly.specs, config.data, 0, 8, partial(with_tokens, {"text": texts}, config.data))
+    texts, config = (
+        encode_all(run.assembly, state.params, "text", distinct_captions(run.assembly, "text")),
+        run.assembly.config,
+    )
+    data = train_dataset(
+        config.data.path,
+        "train",
+        run.assembly.specs,
+        config.data,
+        0,
+        8,
+        partial(with_tokens, {"text": texts}, config.data),
+    )
     whole, whole_state = make(*FROZEN)
     batch = data.batch_at(0)
     parts, full = (float(one.step(of, batch)[1]["loss"]) for one, of in ((run, state), (whole, whole_state)))
@@ -104,13 +118,16 @@ def test_chunks_take_them_too(make):
 
 def test_evaluation_takes_them_and_falls_back(make):
     run, state = make(*FROZEN)
-    texts, config = encode_all(run.assembly, state.params, "text", distinct_captions(run.assembly, "text")), run.assembly.config
+    texts, config = (
+        encode_all(run.assembly, state.params, "text", distinct_captions(run.assembly, "text")),
+        run.assembly.config,
+    )
     split = eval_split(config.data.path, "test", run.assembly.specs, config.data)
     plain = Embedder(run.assembly.model, state.params).side(split.right, 8)
     kept = Embedder(run.assembly.model, state.params, texts={"text": texts}).side(split.right, 8)
     np.testing.assert_allclose(plain.embed, kept.embed, atol=2e-3)
     assert not np.array_equal(plain.embed, kept.embed)  # float16 tokens were read
-    none = KeptTexts(texts.ids[:0], texts.tokens[:0], texts.starts[:1])
+    none = TokenCache(texts.ids[:0], texts.tokens[:0], texts.starts[:1])
     other = Embedder(run.assembly.model, state.params, texts={"text": none}).side(split.right, 8)
     np.testing.assert_array_equal(plain.embed, other.embed)
 
@@ -118,7 +135,7 @@ def test_evaluation_takes_them_and_falls_back(make):
 def test_too_many_are_read_by_the_tower(make, monkeypatch, caplog):
     run, state = make(*FROZEN, "encoders.text.length=10")
     monkeypatch.setattr("xmodal_jax.encode.token_cache.LIMIT", 1000)
-    assert kept_texts(run.assembly, state.params) == {}
+    assert token_caches(run.assembly, state.params) == {}
     assert "are not kept (config.encoders.text.cache_tokens)" in caplog.text
 
 
@@ -138,4 +155,4 @@ def test_another_tower_or_length_is_another_folder(make):
 def test_a_trained_tower_is_refused(make, wrong):
     run, state = make("encoders.text.cache_tokens=True", *wrong)
     with pytest.raises(UserError, match=r"config.encoders.text.cache_tokens is True, but the tower is trained"):
-        kept_texts(run.assembly, state.params)
+        token_caches(run.assembly, state.params)

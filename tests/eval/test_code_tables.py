@@ -1,6 +1,5 @@
 """The tables of codes at every length, with chance and the spread of ties beside them."""
 
-
 import dataclasses
 
 import numpy as np
@@ -11,7 +10,7 @@ from xmodal_jax.encode.embed import Embedded
 from xmodal_jax.eval import code_tables, hashing, retrieval
 from xmodal_jax.eval.evaluate import mean_tables
 from xmodal_jax.eval.tables import notes
-from xmodal_jax.search import host, store
+from xmodal_jax.search import numpy_engine, writer
 from xmodal_jax.search.index import Index
 
 RECORDS, BITS = 12, 32
@@ -20,8 +19,13 @@ RECORDS, BITS = 12, 32
 def split_of(owner, labels=None):
     """A split without files: one picture for each record and captions of these owners, no two alike."""
     records = int(owner.max()) + 1
-    side = lambda field, own: Side(field, field, own, np.arange(len(own)), None)
-    return EvalSplit("", range(records), np.arange(records), side("image", np.arange(records)), side("text", owner), labels)
+
+    def side(field, own):
+        return Side(field, field, own, np.arange(len(own)), None)
+
+    return EvalSplit(
+        "", range(records), np.arange(records), side("image", np.arange(records)), side("text", owner), labels
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +61,9 @@ def test_relaxed_codes_are_ranked_by_their_cosine(case):
     rights = retrieval.positives_from_owners(split.right.owner, split.right.numbers, RECORDS)
     for bits, own in ((8, tables["nested"]["8"]), (BITS, tables)):
         sides = [side.codes[:, :bits] for side in (image, text)]
-        for name, pair, right in zip(("i2t", "t2i"), (sides, sides[::-1]), rights):
+        for name, pair, right in zip(("i2t", "t2i"), (sides, sides[::-1]), rights, strict=True):
             cosine = np.array([[a @ b / np.sqrt(a @ a * (b @ b)) for b in pair[1]] for a in pair[0]])
-            best = [row[own[own >= 0]].max() for row, own in zip(cosine, right)]
+            best = [row[own[own >= 0]].max() for row, own in zip(cosine, right, strict=True)]
             ranks = 1 + (cosine > np.array(best)[:, None] + 1e-6).sum(1)
             assert own["relaxed"][name]["R@1"] == pytest.approx(100 * np.mean(ranks <= 1))
     assert tables["relaxed"]["i2t"] != tables["codes"]["i2t"]
@@ -82,12 +86,12 @@ def test_int8_finds_what_a_search_of_an_int8_index_finds(tmp_path, rng):
     image /= np.linalg.norm(image, axis=1, keepdims=True)
     text = image + (0.01 * rng.normal(size=image.shape)).astype(np.float32)
     split = split_of(np.arange(60))
-    opened = Index.open(store.write(tmp_path / "index", image, None, dtype="int8"), engine="numpy")
+    opened = Index.open(writer.write(tmp_path / "index", image, None, dtype="int8"), engine="numpy")
     _, rows = opened.nearest(text, 10)
     found = code_tables.int8_table(image, text, split)["t2i"]
     for k in (1, 5, 10):
         assert found[f"R@{k}"] == pytest.approx(100 * (rows[:, :k] == np.arange(60)[:, None]).any(1).mean())
-    quantised = [host.unit_rows(store.as_int8(rows)) for rows in (image, text)]
+    quantised = [numpy_engine.unit_rows(writer.as_int8(rows)) for rows in (image, text)]
     assert found != code_tables.cosine_table(*quantised, split)["t2i"]
 
 
@@ -111,8 +115,12 @@ def test_chance_stands_beside_recall_and_precision(case):
 def test_a_gallery_of_other_records_is_what_labels_are_looked_for_in(case, rng):
     """By hand: the average precision of each query over the other records, ties in every order."""
     image, text, split, tables = case
-    other = hashing.Labelled(rng.normal(size=(9, BITS)), rng.normal(size=(15, BITS)), np.eye(3)[[0] * 5 + [1] * 4],
-                             np.eye(3)[[0] * 10 + [2] * 5])  # fmt: skip
+    other = hashing.Labelled(
+        rng.normal(size=(9, BITS)),
+        rng.normal(size=(15, BITS)),
+        np.eye(3)[[0] * 5 + [1] * 4],
+        np.eye(3)[[0] * 10 + [2] * 5],
+    )
     found = code_tables.all_tables(image, text, split, (8, BITS), other)
     for bits, own in ((8, found["nested"]["8"]), (BITS, found)):
         for side, query, gallery, wanted, has in (
@@ -121,7 +129,7 @@ def test_a_gallery_of_other_records_is_what_labels_are_looked_for_in(case, rng):
         ):
             scores = np.sign(query[:, :bits]) @ np.sign(gallery[:, :bits]).T
             right = wanted @ has.T > 0
-            values = [expected_precision(*row) for row in zip(scores, right) if row[1].any()]
+            values = [expected_precision(*row) for row in zip(scores, right, strict=True) if row[1].any()]
             assert own["labels"][side]["MAP@ALL"] == pytest.approx(np.mean(values), abs=1e-5)
             shares = right.mean(1)[right.any(1)]
             assert own["labels"][side]["P random"] == pytest.approx(shares.mean())
@@ -167,7 +175,10 @@ def test_a_head_that_gives_signs_has_nothing_before_them(case):
 def test_codes_that_are_all_one_are_told(case):
     """One side whose first 8 bits are the same everywhere, the other as trained: that length is named, and no other."""
     image, text, split, tables = case
-    result = lambda found: {"captions": 1, "records": 1, "views": {}, "mean": found | {"itc": tables["codes"]}}
+
+    def result(found):
+        return {"captions": 1, "records": 1, "views": {}, "mean": found | {"itc": tables["codes"]}}
+
     assert not any("nearly all one code" in line for line in notes(result(tables)))
     same = image.codes.copy()
     same[:, :8] = 1.0

@@ -63,9 +63,10 @@ def test_histograms_are_small_and_blocks_of_them_change_nothing(case, monkeypatc
     query, gallery, labels, own, _, _ = case
     found = curves.counts(query, gallery, curves.by_labels(labels, own))
     assert found.items.dtype == found.right.dtype == np.int32
-    tables = lambda: {
-        **curves.precision_at(found, (2, 5)), "chance": curves.chance_precision(found), **curves.curve(found)
-    }  # fmt: skip
+
+    def tables():
+        return {**curves.precision_at(found, (2, 5)), "chance": curves.chance_precision(found), **curves.curve(found)}
+
     whole = tables()
     monkeypatch.setattr(curves, "BLOCK", 2 * 9)
     assert [len(part.items) for part in found.kept()] == [2, 2]

@@ -73,8 +73,10 @@ def test_each_language_has_a_table_of_its_own(opened_run, two_languages):
     """Beside the pool of both, each language's table is that of an evaluation in this language alone."""
     assembly, params = opened_run
     data = {"path": str(two_languages)}
-    both, *alone = (changed(assembly, data=data, eval={"languages": own, "views": ("filled",), "rerank": (2,)})
-                    for own in (("en", "tags"), ("en",), ("tags",)))  # fmt: skip
+    both, *alone = (
+        changed(assembly, data=data, eval={"languages": own, "views": ("filled",), "rerank": (2,)})
+        for own in (("en", "tags"), ("en",), ("tags",))
+    )
     pooled = evaluate(both, params)
     assert (pooled["records"], pooled["captions"]) == (12, 36)
     for code, own in zip(("en", "tags"), alone, strict=True):
@@ -112,7 +114,7 @@ def test_own_captions_alone_can_be_right(opened_run, tmp_path, shapes_files):
     command = ["data", "prepare", "jsonl", "--path", tmp_path / "pairs.jsonl", "--root", shapes_files.parent]
     assert main([*map(str, command), "--out", str(tmp_path / "set")]) == 0
     moved = changed(assembly, data={"path": str(tmp_path / "set")}, eval={"rerank": (4,)})
-    text, own = (evaluate(changed(moved, eval={"right": right}), params) for right in ("same", "own"))
+    text, own = (evaluate(changed(moved, eval={"relevance": right}), params) for right in ("same", "own"))
     count = text["records"]
     assert "ceiling" not in text["mean"] and text["mean"]["itc"]["t2i"]["R@1"] == 100.0
     best = own["mean"]["ceiling"]
@@ -122,8 +124,8 @@ def test_own_captions_alone_can_be_right(opened_run, tmp_path, shapes_files):
     grid = str(retrieval_grid(own))
     assert "best possible (captions repeat)" in grid and "best possible" not in str(retrieval_grid(text))
     assert "Right is a picture's own captions alone" in " ".join(notes(own))
-    with pytest.raises(UserError, match="config.eval.right is 'any'; write one of same, own"):
-        check(changed(moved, eval={"right": "any"}).config)
+    with pytest.raises(UserError, match="config.eval.relevance is 'any'; write one of same, own"):
+        check(changed(moved, eval={"relevance": "any"}).config)
 
 
 def test_a_finished_run_takes_them_on_the_command_line(tiny_run, capsys):
@@ -160,9 +162,11 @@ def test_codes_are_asked_of_the_splits_that_are_the_gallery(opened_run):
 
 @pytest.mark.parametrize(
     ("gallery", "words"),
-    [(("valid",), "config.eval.gallery: .* has no .'valid'.; write some of test, train"),
-     (("train", "train"), "write each split once")],
-)  # fmt: skip
+    [
+        (("valid",), "config.eval.gallery: .* has no .'valid'.; write some of test, train"),
+        (("train", "train"), "write each split once"),
+    ],
+)
 def test_a_gallery_that_is_not_there_is_refused_before_training_and_before_encoding(opened_run, gallery, words):
     assembly, params = opened_run
     wrong = changed(assembly, eval={"gallery": gallery})

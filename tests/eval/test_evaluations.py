@@ -27,7 +27,10 @@ class Spread(Evaluation):
         found = evaluator.open(split, "filled")
         return {"spread": {"left": self.times * float(evaluator.embedder.side(found.left, 8).embed.std())}}
 """
-ENTRIES = ("evals.names={'kind':'classification','templates':('a {}',),'training':True}", "evals.captioning={'beam':1,'limit':3}")
+ENTRIES = (
+    "evals.names={'kind':'classification','templates':('a {}',),'training':True}",
+    "evals.captioning={'beam':1,'limit':3}",
+)
 
 
 def test_entries_are_built_with_their_fields():
@@ -76,7 +79,10 @@ def test_a_run_evaluates_its_entries_while_it_trains_and_after(train_tiny, tmp_p
 def test_what_cannot_be_evaluated_is_refused_before_training(train_tiny, tmp_path, capsys):
     for entry, sentence in (
         ("evals.c={'kind':'captioning'}", "config.evals.c writes captions, and no objective trains a decoder"),
-        ("evals.c={'kind':'classification','templates':('a',)}", "config.evals.c.templates, 'a', must have one {} for the name"),
+        (
+            "evals.c={'kind':'classification','templates':('a',)}",
+            "config.evals.c.templates, 'a', must have one {} for the name",
+        ),
     ):
         objectives = "objectives={'itc':{'queue':0}}"
         assert main(train_tiny(tmp_path / "run", entry, objectives)) == 2

@@ -30,17 +30,22 @@ def test_a_mean_over_folds_is_that_of_each_fold_by_itself(in_folds):
     evaluator, tables = Evaluator(assembly, params), result["mean"]["folds"]
     split = evaluator.open("test", "filled")
     image, text = (evaluator.embedder.side(side, 64, True) for side in (split.left, split.right))
-    part = lambda side, rows: dataclasses.replace(side, **{k: v[rows] for k, v in vars(side).items() if v is not None})
+
+    def part(side, rows):
+        return dataclasses.replace(side, **{k: v[rows] for k, v in vars(side).items() if v is not None})
+
     wanted = {"itc": [], "codes": [], 2: [], 4: []}
     for first in (0, 4, 8):
         texts = [row for row, owner in enumerate(split.right.owner) if first <= owner < first + 4]
         own, captions = part(image, slice(first, first + 4)), part(text, texts)
         right = retrieval.positives_from_owners(split.right.owner[texts] - first, split.right.numbers[texts], 4)
         sides = (own.embed, captions.embed)
-        wanted["itc"].append([retrieval.recall(*pair, way, (1,)) for pair, way in zip((sides, sides[::-1]), right)])
+        wanted["itc"].append(
+            [retrieval.recall(*pair, way, (1,)) for pair, way in zip((sides, sides[::-1]), right, strict=True)]
+        )
         codes = (own.codes, captions.codes)
         wanted["codes"].append(
-            [hashing.hamming_recall(*pair, way, (1,)) for pair, way in zip((codes, codes[::-1]), right)]
+            [hashing.hamming_recall(*pair, way, (1,)) for pair, way in zip((codes, codes[::-1]), right, strict=True)]
         )
         score = PairScorer(assembly.model, params, own, captions)
         again = rerank.rerank(score, *sides, *right, (2, 4), "add", result["weight"], (1,))
@@ -89,7 +94,10 @@ def test_shortlists_end_with_the_gallery(opened_run):
     assembly, params = opened_run
     whole = evaluate(changed(assembly, eval={"rerank": (4, 16, 64), "views": ("filled",)}), params)
     known = evaluate(changed(assembly, eval={"rerank": (4, 12), "views": ("filled",)}), params)
-    recalls = lambda result: {k: (own["i2t"], own["t2i"]) for k, own in result["mean"]["rerank"].items()}
+
+    def recalls(result):
+        return {k: (own["i2t"], own["t2i"]) for k, own in result["mean"]["rerank"].items()}
+
     assert list(recalls(whole)) == [4, 12] and recalls(whole) == recalls(known)
     said = "Re-ranking the best 16, 64 was asked for; the gallery ends at 12."
     assert said in notes(whole) and not any("was asked for" in line for line in notes(known))
@@ -98,8 +106,10 @@ def test_shortlists_end_with_the_gallery(opened_run):
 def test_one_record_is_a_gallery_too(opened_run, shapes_files, tmp_path):
     assembly, params = opened_run
     rows = [json.loads(line) for line in shapes_files.read_text().splitlines()]
-    rows = [row | {"split": "test" if number == 0 else "train", "caption": row["caption"][:1]}
-            for number, row in enumerate(rows)]  # fmt: skip
+    rows = [
+        row | {"split": "test" if number == 0 else "train", "caption": row["caption"][:1]}
+        for number, row in enumerate(rows)
+    ]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     command = ["data", "prepare", "jsonl", "--path", tmp_path / "pairs.jsonl", "--root", shapes_files.parent]
     assert main([*map(str, command), "--out", str(tmp_path / "set")]) == 0

@@ -171,7 +171,9 @@ def test_a_model_that_knows_all_captions_reaches_the_ceiling_where_they_repeat()
 
 
 def test_recall_and_summary():
-    without_ties = lambda ranks: retrieval.Places(np.array(ranks) - 1, *np.ones((2, len(ranks)), int))
+    def without_ties(ranks):
+        return retrieval.Places(np.array(ranks) - 1, *np.ones((2, len(ranks)), int))
+
     i2t = retrieval.recall_of_places(without_ties([1, 2, 7, 30]))
     assert i2t == {"R@1": 25.0, "R@5": 50.0, "R@10": 75.0, "median_rank": 4.5}
     t2i = retrieval.recall_of_places(without_ties([1, 1, 1, 1]))

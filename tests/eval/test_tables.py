@@ -21,7 +21,7 @@ def result_of(views=("a", "b"), combine="add"):
         "codes": {**summary_of(3, 3, 3), "bits": 64.0},
         "labels": {side: {"MAP@ALL": 0.5, "MAP@ALL random": 0.125} for side in ("i2t", "t2i")},
     }
-    result = {"split": "test", "records": 3, "captions": 3, "combine": combine, "weight": 0.07}
+    result = {"split": "test", "records": 3, "captions": 3, "rerank_score": combine, "weight": 0.07}
     result |= {"views": {name: view for name in views}, "mean": view}
     return result | ({"ensemble": summary_of(1, 1, 1)} if len(views) > 1 else {})
 
@@ -128,7 +128,13 @@ def test_a_real_result_reads_the_same_from_its_file(tiny_run):
     result = json.loads((tiny_run[0] / "eval-test.json").read_text())
     lengths = load_tokenizer(str(tiny_run[0] / "tokenizer-text.json")).lengths(split_captions(tiny_run[1], "test"))
     longest = int(max(lengths))
-    assert longest <= 12 and result["cut"] == {"share": 0, "length": 12, "enough": longest, "longest": longest, "encoder": "text"}
+    assert longest <= 12 and result["cut"] == {
+        "share": 0,
+        "length": 12,
+        "enough": longest,
+        "longest": longest,
+        "encoder": "text",
+    }
     text = tables.as_text(result)
     assert "12 records, 24 captions" in text and "16-bit codes" in text and "MAP@ALL random" in text
     assert text.count("ITM re-ranks the best 8") == 3  # two views and their mean

@@ -223,9 +223,11 @@ def test_a_run_is_classified_as_by_hand(species_run):
         image = embedder.side(found.left, 8).embed
         best = [names[row] for row in np.argmax(image @ head.T, axis=1)]
         true = [key.split("-")[1] for key in found.keys]
-        right = np.mean([one == other for one, other in zip(best, true)])
+        right = np.mean([one == other for one, other in zip(best, true, strict=True)])
         assert tables["top-1"] == {"right": pytest.approx(100 * right), "chance": pytest.approx(20)}
-        kind = np.mean([(one in ("circle", "oval")) == (other == "circle") for one, other in zip(best, true)])
+        kind = np.mean(
+            [(one in ("circle", "oval")) == (other == "circle") for one, other in zip(best, true, strict=True)]
+        )
         assert tables["kind"]["right"] == pytest.approx(100 * kind)
     own = zeroshot.classify(assembly, params, "test", templates, "split")
     assert own["classes"] == 4 and own["mean"]["top-1"]["chance"] == 25  # no oval

@@ -118,7 +118,17 @@ def moment_of(moment: str, workdir: pathlib.Path, job: subprocess.Popen) -> None
 )
 def test_a_stopped_process_is_named_and_ends_the_job(environment, arguments, tmp_path, moment, stage):
     """One of four processes is stopped; the others name it within `--stall` seconds, and the launcher ends what is left."""
-    command = ["bash", ROOT / "launch" / "local.sh", "-n", "4", "--", "train", *arguments(tmp_path, 4000), "--stall", "25"]
+    command = [
+        "bash",
+        ROOT / "launch" / "local.sh",
+        "-n",
+        "4",
+        "--",
+        "train",
+        *arguments(tmp_path, 4000),
+        "--stall",
+        "25",
+    ]
     slow = {"SLOW_LOADER": "10"} if moment == "loader" else {}
     if slow:
         command += ["--config.data.threads=1", "--config.data.prefetch=1"]

@@ -68,7 +68,10 @@ def test_padding_mask_is_false_at_zero():
 
 def test_dropout_needs_a_key_and_depends_on_it(case):
     _, params, ids = case
-    run = lambda key: np.asarray(Bert(**TOWER, dropout=0.4).apply({"params": params}, ids, key))
+
+    def run(key):
+        return np.asarray(Bert(**TOWER, dropout=0.4).apply({"params": params}, ids, key))
+
     np.testing.assert_allclose(run(None), Bert(**TOWER).apply({"params": params}, ids), atol=1e-6)
     assert not np.allclose(run(jax.random.key(0)), run(None))
     assert not np.allclose(run(jax.random.key(0)), run(jax.random.key(1)))

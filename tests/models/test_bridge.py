@@ -54,14 +54,20 @@ def torch_cross(student, teacher, mask, params):
     """The formula of the docstring with PyTorch's multi-head attention."""
     own = params["attention"]
     attention = torch.nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
-    array = lambda name, part: torch.tensor(np.asarray(own[name][part]).T.copy())
+
+    def array(name, part):
+        return torch.tensor(np.asarray(own[name][part]).T.copy())
+
     with torch.no_grad():
         attention.in_proj_weight.copy_(torch.cat([array(name, "kernel") for name in ("query", "key", "value")]))
         attention.in_proj_bias.copy_(torch.cat([array(name, "bias") for name in ("query", "key", "value")]))
         attention.out_proj.weight.copy_(array("out", "kernel"))
         attention.out_proj.bias.copy_(array("out", "bias"))
     scale, bias = (torch.tensor(np.asarray(own["norm"][name])) for name in ("scale", "bias"))
-    norm = lambda x: torch.nn.functional.layer_norm(x, (WIDTH,), scale, bias, eps=1e-12)
+
+    def norm(x):
+        return torch.nn.functional.layer_norm(x, (WIDTH,), scale, bias, eps=1e-12)
+
     both = torch.cat([norm(student), norm(teacher)], dim=1)
     hidden = torch.tensor(~np.concatenate([mask, mask], axis=1))
     read, _ = attention(norm(teacher), both, both, key_padding_mask=hidden)
@@ -82,7 +88,10 @@ def test_value_and_gradient_are_pytorchs(kind, reference, tokens):
     expected = reference(*inputs, tokens[2], params)
     weight = np.random.default_rng(2).normal(size=expected.shape).astype(np.float32)
     (expected * torch.tensor(weight)).sum().backward()
-    run = lambda student, teacher: bridge.apply({"params": params}, student, teacher, tokens[2])
+
+    def run(student, teacher):
+        return bridge.apply({"params": params}, student, teacher, tokens[2])
+
     np.testing.assert_allclose(run(*tokens[:2]), expected.detach(), atol=1e-5)
     found = jax.grad(lambda pair: (run(*pair) * weight).sum())(tokens[:2])
     for ours, theirs in zip(found, inputs, strict=True):
@@ -94,5 +103,8 @@ def test_padding_is_not_read(tokens):
     bridge, params = started("cross", tokens)
     student, teacher, mask = tokens
     other = np.where(mask[:, :, None], student, 99.0).astype(np.float32)
-    run = lambda x: np.asarray(bridge.apply({"params": moved(params)}, x, teacher, mask))[mask]
+
+    def run(x):
+        return np.asarray(bridge.apply({"params": moved(params)}, x, teacher, mask))[mask]
+
     np.testing.assert_allclose(run(other), run(student), atol=1e-5)

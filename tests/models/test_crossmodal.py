@@ -28,8 +28,13 @@ def encoded(made):
     """Image tokens and embeddings, text tokens and embeddings of the tiny batch."""
     model, params = made
     batch = tiny_batch()
-    run = lambda p: (model.apply({"params": p}, "image", batch["image"], method="encode"),
-                     model.apply({"params": p}, "text", batch["text"], method="encode"))  # fmt: skip
+
+    def run(p):
+        return (
+            model.apply({"params": p}, "image", batch["image"], method="encode"),
+            model.apply({"params": p}, "text", batch["text"], method="encode"),
+        )
+
     return jax.jit(run)(params)
 
 
@@ -49,7 +54,10 @@ def test_encoders_give_tokens_and_unit_embeddings(encoded):
 
 def test_parameters_are_made_of_what_is_used():
     model = tiny_model(tiny_config())
-    made = lambda used: modules(jax.eval_shape(lambda: tiny_params(model, used=frozenset(used))))
+
+    def made(used):
+        return modules(jax.eval_shape(lambda: tiny_params(model, used=frozenset(used))))
+
     towers = {"image/head", "text/tower", "text/head"}
     assert made(()) == towers  # nothing reads tokens: no neck
     assert made({"temperature"}) == towers | {"log_temperature"}
@@ -64,7 +72,10 @@ def test_a_pool_that_reads_tokens_has_a_neck_and_aggregates_wait_for_fusion(pool
     sections = {"image": {"pool": pool}, "text": {"pool": pool}, "fusion": {"aggregated": True}}
     sections["joint"] = {"embed": 8, "bits": 8, "shared_heads": 2, "shared_hidden": 16}
     model = tiny_model(tiny_config(**sections))
-    made = lambda used: modules(jax.eval_shape(lambda: tiny_params(model, used=frozenset(used))))
+
+    def made(used):
+        return modules(jax.eval_shape(lambda: tiny_params(model, used=frozenset(used))))
+
     assert "image/neck" in made(()) and not {"image/aggregate", "text/aggregate"} & made(())
     assert {"image/aggregate", "text/aggregate"} < made({"fusion"})
 
@@ -81,7 +92,10 @@ def test_the_score_of_a_pair_is_its_matching_log_odds(made, encoded):
     model, params = made
     (tokens, image), (words, text) = encoded
     mask, rows = tiny_batch()["text"] != 0, np.array([1, 1, 0, 2, 3, 4, 5, 6], np.int32)
-    call = lambda *x, method: model.apply({"params": params}, *x, method=method)
+
+    def call(*x, method):
+        return model.apply({"params": params}, *x, method=method)
+
     fused = call(tokens, words, mask, rows, method="fuse")
     logits = call(fused, mask, image[rows], text, method="match_logits")
     odds = call((tokens[rows], image[rows]), (words, text, mask), method="score")
@@ -101,7 +115,10 @@ def test_token_logits_are_those_of_the_output_ids(made):
 @pytest.mark.parametrize("value", [0.07, 0.5, 9.0, 0.01, 1e-4])
 def test_the_temperature_has_a_gradient_at_and_beyond_its_edges(made, value):
     model, params = made
-    heat = lambda log: model.apply({"params": params | {"log_temperature": log}}, method="temperature")
+
+    def heat(log):
+        return model.apply({"params": params | {"log_temperature": log}}, method="temperature")
+
     log = jnp.log(jnp.float32(value))
     np.testing.assert_allclose([heat(log), jax.grad(heat)(log)], value, rtol=1e-5)  # d exp(x) / dx = exp(x)
 
@@ -114,11 +131,11 @@ def test_codes_lie_between_minus_one_and_one(made, encoded):
 
 
 def test_a_tower_is_the_one_that_its_kind_names():
-    tower_of = lambda config: config.encoders["image"].module(jnp.dtype(config.dtype))
+    def tower_of(config):
+        return config.encoders["image"].module(jnp.dtype(config.dtype))
+
     assert isinstance(tower_of(tiny_config()), FeatureTokens)
-    vit = tiny_config(
-        image={"kind": "vit", "size": 12, "patch": 4, "width": 8, "heads": 2}, dtype="bfloat16"
-    )
+    vit = tiny_config(image={"kind": "vit", "size": 12, "patch": 4, "width": 8, "heads": 2}, dtype="bfloat16")
     tower = tower_of(vit)
     assert isinstance(tower, ViT) and (tower.patch, tower.image_size, tower.dtype) == (4, 12, jnp.bfloat16)
     assert isinstance(tower_of(tiny_config(image={"kind": "efficientnet"})), EfficientNetLite0)
@@ -161,7 +178,9 @@ def test_fusion_over_aggregated_features_reads_both_embeddings(aggregated):
 
     @jax.jit
     def run(params):
-        call = lambda *x, method: model.apply({"params": params}, *x, method=method)
+        def call(*x, method):
+            return model.apply({"params": params}, *x, method=method)
+
         image, text = call("image", batch["image"], method="encode"), call("text", batch["text"], method="encode")
         raw = call("text", batch["text"], method="raw")
         hidden = call(image[0], batch["text"], method="decode")
@@ -173,7 +192,10 @@ def test_fusion_over_aggregated_features_reads_both_embeddings(aggregated):
     assert image[0].shape == (ROWS, TOKENS + 1, WIDTH) and text[0].shape == raw.shape == hidden.shape == fused.shape
     assert np.isfinite(score).all()
     size = text[1].shape[1] ** 0.5
-    token = lambda name, embed: embed * size @ np.asarray(params[name]["aggregate"]["project"]["kernel"])
+
+    def token(name, embed):
+        return embed * size @ np.asarray(params[name]["aggregate"]["project"]["kernel"])
+
     np.testing.assert_allclose(image[0][:, -1], token("image", image[1]), atol=1e-5)
     np.testing.assert_allclose(text[0][:, 0], raw[:, 0] + token("text", text[1]), atol=1e-5)
     np.testing.assert_array_equal(text[0][:, 1:], raw[:, 1:])
@@ -191,8 +213,13 @@ def test_a_forward_gives_the_tokens_of_the_encoders(aggregated):
     @jax.jit
     def run(params):
         whole, pieces = (Forward(model, params, batch, None, chunk=chunk) for chunk in (0, 4))
-        call = lambda side: model.apply({"params": params}, side, batch[side], method="encode")
-        pair = lambda encoded: (encoded.tokens, encoded.embed)
+
+        def call(side):
+            return model.apply({"params": params}, side, batch[side], method="encode")
+
+        def pair(encoded):
+            return (encoded.tokens, encoded.embed)
+
         return [(call("image"), call("text"))] + [
             (pair(fwd.encode("image")), pair(fwd.encode("text"))) for fwd in (whole, pieces)
         ]

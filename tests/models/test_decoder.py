@@ -14,8 +14,10 @@ def case():
     """A model whose text tower, fusion and decoder hold the weights of three BERTs, and those BERTs."""
     model = tiny_model(tiny_config())
     params = jax.tree.map(np.array, jax.jit(lambda: tiny_params(model, used=frozenset({"decoder"})))())
-    text, fusion, own = (bert(cross, layers, WIDTH, 2, 24, vocab=32, positions=LENGTH) for cross, layers in
-                         ((False, 2), (True, 1), (False, 3)))  # fmt: skip
+    text, fusion, own = (
+        bert(cross, layers, WIDTH, 2, 24, vocab=32, positions=LENGTH)
+        for cross, layers in ((False, 2), (True, 1), (False, 3))
+    )
     params["text"]["tower"]["layers"] = stack_of(text.encoder.layer)
     params["fusion"]["layers"] = stack_of(fusion.encoder.layer)
     places = {"text_attention": own.encoder.layer[:2], "fusion_attention": own.encoder.layer[2:]}

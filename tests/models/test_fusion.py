@@ -83,7 +83,9 @@ def test_masked_tokens_of_the_memory_are_not_read(case, rows):
     found = run(image, memory_mask=seen)
     np.testing.assert_allclose(run(changed, memory_mask=seen), found, atol=1e-5)
     for row, own in enumerate(range(PAIRS) if rows is None else rows):  # as if they were not there at all
-        alone = FUSION.apply({"params": params}, image[own : own + 1, seen[own]], text[row : row + 1], mask[row : row + 1])
+        alone = FUSION.apply(
+            {"params": params}, image[own : own + 1, seen[own]], text[row : row + 1], mask[row : row + 1]
+        )
         np.testing.assert_allclose(found[row][mask[row]], alone[0][mask[row]], atol=1e-5)
     assert float(np.abs(run(image) - found).max()) > 1e-2
 
@@ -101,17 +103,20 @@ def test_cached_sides_give_the_same_fusion(layers):
     image, text = (draw.normal(size=(PAIRS, n, WIDTH)).astype(np.float32) for n in (PATCHES, LENGTH))
     mask = np.arange(LENGTH)[None, :] < np.array([4, 3, 1])[:, None]
     params = fusion.init(jax.random.key(0), image, text, mask)
-    run = lambda *inputs, **how: fusion.apply(params, *inputs, **how)
+
+    def run(*inputs, **how):
+        return fusion.apply(params, *inputs, **how)
+
     expected = run(image[::-1], text, mask)
-    read = jax.tree.map(lambda x: x[:, ::-1], run(image, method="remember"))
-    begun = run(text, mask, method="begin")
-    np.testing.assert_allclose(run(read, begun, mask, method="finish"), expected, atol=1e-5)
+    read = jax.tree.map(lambda x: x[:, ::-1], run(image, method="cache_memory"))
+    begun = run(text, mask, method="cache_query")
+    np.testing.assert_allclose(run(read, begun, mask, method="fuse_cached"), expected, atol=1e-5)
     seen = np.arange(PATCHES)[None, :] < np.array([2, 5, 3])[:, None]
-    masked = run(read, begun, mask, memory_mask=seen, method="finish")
+    masked = run(read, begun, mask, memory_mask=seen, method="fuse_cached")
     np.testing.assert_allclose(masked, run(image[::-1], text, mask, memory_mask=seen), atol=1e-5)
     assert float(np.abs(masked - expected).max()) > 1e-3
     short = slice(0, 4)  # padding that no text of the block needs may be left out
-    cut = run(read, begun[:, short], mask[:, short], method="finish")
+    cut = run(read, begun[:, short], mask[:, short], method="fuse_cached")
     np.testing.assert_allclose(
         np.where(mask[:, short, None], cut, 0), np.where(mask[:, short, None], expected[:, short], 0), atol=1e-5
     )

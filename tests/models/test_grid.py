@@ -19,14 +19,17 @@ def test_a_grid_is_pooled_as_by_torch(side):
     np.testing.assert_allclose(grid_map(side) @ grid.ravel(), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("own, tokens, parts", [
-    (ViTConfig(), 17, [("summary", 1), ("grid", 16)]),
-    (ResNetConfig(), 16, [("grid", 16)]),
-    (EfficientNetConfig(groups=(25, 1)), 26, [("grid", 25), ("summary", 1)]),
-    (FeaturesConfig(groups=(16, 1, 36, 1)), 54, [("grid", 16), ("summary", 1), ("grid", 36), ("summary", 1)]),
-    (FeaturesConfig(groups=(36,)), 36, [("set", 36)]),  # regions have no places
-    (FeaturesConfig(), 5, [("set", 5)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "own, tokens, parts",
+    [
+        (ViTConfig(), 17, [("summary", 1), ("grid", 16)]),
+        (ResNetConfig(), 16, [("grid", 16)]),
+        (EfficientNetConfig(groups=(25, 1)), 26, [("grid", 25), ("summary", 1)]),
+        (FeaturesConfig(groups=(16, 1, 36, 1)), 54, [("grid", 16), ("summary", 1), ("grid", 36), ("summary", 1)]),
+        (FeaturesConfig(groups=(36,)), 36, [("set", 36)]),  # regions have no places
+        (FeaturesConfig(), 5, [("set", 5)]),
+    ],
+)
 def test_what_the_tokens_of_a_picture_are(own, tokens, parts):
     np.testing.assert_array_equal(own.local_map(tokens), local_map(parts))
     if own.groups:

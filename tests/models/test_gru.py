@@ -31,13 +31,19 @@ def torch_gru(params):
     cell = torch.nn.GRU(WORDS, WIDTH, batch_first=True, bidirectional=True)
     for name, suffix in (("forward", ""), ("backward", "_reverse")):
         own = params[f"gru_{name}_0"]
-        bias = lambda gate, own=own: torch.tensor(np.asarray(own[gate].get("bias", np.zeros(WIDTH))))
-        stack = lambda gates, own=own: torch.cat([torch.tensor(np.asarray(own[gate]["kernel"])).T for gate in gates])
+
+        def bias(gate, own=own):
+            return torch.tensor(np.asarray(own[gate].get("bias", np.zeros(WIDTH))))
+
+        def stack(gates, own=own):
+            return torch.cat([torch.tensor(np.asarray(own[gate]["kernel"])).T for gate in gates])
+
         values = {
-            "weight_ih": stack(("ir", "iz", "in")), "weight_hh": stack(("hr", "hz", "hn")),
+            "weight_ih": stack(("ir", "iz", "in")),
+            "weight_hh": stack(("hr", "hz", "hn")),
             "bias_ih": torch.cat([bias(gate) for gate in ("ir", "iz", "in")]),
             "bias_hh": torch.cat([bias(gate) for gate in ("hr", "hz", "hn")]),
-        }  # fmt: skip
+        }
         for kind, value in values.items():
             getattr(cell, f"{kind}_l0{suffix}").data = value.float()
     return cell
@@ -56,7 +62,10 @@ def expected(params, table):
 def test_tokens_and_the_words_gradient_are_torchs(tower, rng):
     model, params = tower
     weights = rng.normal(size=(3, 5, WIDTH)).astype(np.float32)
-    run = lambda p: model.apply({"params": p}, IDS)
+
+    def run(p):
+        return model.apply({"params": p}, IDS)
+
     tokens, grads = jax.jit(run)(params), jax.jit(jax.grad(lambda p: (run(p) * weights).sum()))(params)
     table = torch.tensor(np.array(params["embed"]["word"]), requires_grad=True)
     right = expected(params, table)
@@ -93,12 +102,16 @@ def test_dropout_is_on_the_words_and_only_with_a_key(tower):
 
 
 def test_fusion_reads_its_tokens_in_a_whole_model():
-    config = tiny_config(text={"kind": "gru", "width": 18, "words": 6, "layers": 2}, objectives={"itm": {}},
-                         fusion={"heads": 2})  # fmt: skip
+    config = tiny_config(
+        text={"kind": "gru", "width": 18, "words": 6, "layers": 2}, objectives={"itm": {}}, fusion={"heads": 2}
+    )
     model, batch = tiny_model(config), tiny_batch()
     make = jax.jit(
         lambda: model.init(
-            jax.random.key(0), {name: batch[name] for name in ("image", "text")}, frozenset({"fusion"}), method="touch"
+            jax.random.key(0),
+            {name: batch[name] for name in ("image", "text")},
+            frozenset({"fusion"}),
+            method="init_all",
         )
     )
     params = make()

@@ -40,9 +40,10 @@ def test_token_head_is_hugging_faces():
     params = {"transform": dense_of(theirs.transform.dense), "norm": norm_of(theirs.transform.LayerNorm)}
     params |= {"bias": theirs.decoder.bias.detach().numpy()}
     table = theirs.decoder.weight.detach().numpy()
-    head = lambda rows: TokenHead(8, len(rows)).apply(
-        {"params": params | {"bias": params["bias"][rows]}}, TOKENS, table[rows]
-    )
+
+    def head(rows):
+        return TokenHead(8, len(rows)).apply({"params": params | {"bias": params["bias"][rows]}}, TOKENS, table[rows])
+
     expected = theirs(torch.tensor(TOKENS)).detach().numpy()
     np.testing.assert_allclose(head(np.arange(11)), expected, atol=1e-5)
     some = np.array([0, 3, 9])
@@ -75,7 +76,10 @@ def test_pools():
 def test_attention_pool_ignores_what_is_masked():
     params = randomised(probe_params(jax.random.key(0), 8))
     changed = np.where(MASK[..., None], TOKENS, 9.0).astype(np.float32)
-    run = lambda tokens: attention_pool(params, jnp.asarray(tokens), jnp.asarray(MASK), 2)
+
+    def run(tokens):
+        return attention_pool(params, jnp.asarray(tokens), jnp.asarray(MASK), 2)
+
     np.testing.assert_allclose(run(TOKENS), run(changed), atol=1e-5)
     assert not np.allclose(attention_pool(params, jnp.asarray(TOKENS), None, 2), run(TOKENS))
 
@@ -109,14 +113,20 @@ def test_a_fresh_projection_is_its_linear_path(pool):
 def test_projection_drops_with_a_key_only():
     head = Projection(embed=4, hidden=5, dropout=0.5)
     params = randomised(head.init(jax.random.key(0), TOKENS, TOKENS, MASK)["params"])
-    run = lambda key: np.asarray(head.apply({"params": params}, TOKENS, TOKENS, MASK, key))
+
+    def run(key):
+        return np.asarray(head.apply({"params": params}, TOKENS, TOKENS, MASK, key))
+
     np.testing.assert_array_equal(run(None), run(None))
     assert not np.allclose(run(jax.random.key(0)), run(jax.random.key(1)))
 
 
 def joined_set(params, kind, rows=TOKENS, mask=MASK):
     """An aggregator's path in PyTorch: normalised tokens, a dense layer plus an MLP, then pooled (not "gpo")."""
-    torch_of = lambda name: (torch.tensor(np.asarray(params[name][x])) for x in ("kernel", "bias"))
+
+    def torch_of(name):
+        return (torch.tensor(np.asarray(params[name][x])) for x in ("kernel", "bias"))
+
     x = torch.nn.functional.layer_norm(torch.tensor(rows), (rows.shape[-1],), eps=1e-6)
     (kernel, bias), (up, up_bias), (down, down_bias) = (torch_of(name) for name in ("project", "up", "down"))
     x = x @ kernel + bias + torch.relu(x @ up + up_bias) @ down + down_bias
@@ -181,9 +191,10 @@ def match_head():
     """Parameters of a matching head, and the head on (fused tokens, image and text embeddings, key)."""
     embed = np.asarray(l2_normalize(TOKENS[:, 0]))
     params = randomised(MatchHead().init(jax.random.key(0), TOKENS, MASK, embed, embed)["params"])
-    head = lambda *inputs, key=None: np.asarray(
-        MatchHead(0.5).apply({"params": params}, inputs[0], MASK, *inputs[1:], key)
-    )
+
+    def head(*inputs, key=None):
+        return np.asarray(MatchHead(0.5).apply({"params": params}, inputs[0], MASK, *inputs[1:], key))
+
     return head, embed
 
 
@@ -230,10 +241,16 @@ EMBED = np.asarray(l2_normalize(TOKENS[:, 0]))
 def test_hash_heads_match_torch_in_value_and_gradient(kind, hidden):
     head, weights = HashHead(BITS, hidden, kind), np.random.default_rng(3).normal(size=(3, BITS)).astype(np.float32)
     params = randomised(head.init(jax.random.key(0), EMBED)["params"])
-    run = lambda p: head.apply({"params": p}, EMBED)
+
+    def run(p):
+        return head.apply({"params": p}, EMBED)
+
     grads = jax.grad(lambda p: (run(p) * weights).sum())(params)
     theirs = jax.tree.map(lambda x: torch.tensor(np.asarray(x), requires_grad=True), params)
-    layer = lambda name, x: x @ theirs[name]["kernel"] + theirs[name]["bias"]
+
+    def layer(name, x):
+        return x @ theirs[name]["kernel"] + theirs[name]["bias"]
+
     x = torch.tensor(EMBED)
     if hidden:
         x = layer("up", x)
@@ -260,5 +277,8 @@ def test_the_distance_of_dchmts_double_vectors_is_half_of_ours():
     logits = np.random.default_rng(4).normal(size=(2, BITS, 2)).astype(np.float32)
     chance = np.asarray(jax.nn.softmax(logits, axis=-1))
     double, codes = chance.reshape(2, -1), chance[..., 1] - chance[..., 0]
-    squared = lambda x: np.square(x[0] - x[1]).sum()
+
+    def squared(x):
+        return np.square(x[0] - x[1]).sum()
+
     np.testing.assert_allclose(squared(double), squared(codes) / 2, rtol=1e-5)

@@ -119,9 +119,14 @@ def test_a_row_that_may_look_at_nothing_stays_finite(x):
     assert np.isfinite(self_attention(params, x, jnp.zeros((2, 1, 1, 5), bool), HEADS)).all()
 
 
-@pytest.mark.parametrize("name, theirs", [
-    ("gelu", F.gelu), ("gelu_tanh", lambda y: F.gelu(y, approximate="tanh")), ("relu", F.relu),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, theirs",
+    [
+        ("gelu", F.gelu),
+        ("gelu_tanh", lambda y: F.gelu(y, approximate="tanh")),
+        ("relu", F.relu),
+    ],
+)
 def test_feed_forward_activations(x, name, theirs):
     params = noisy(
         {"up": dense_params(jax.random.key(0), WIDTH, 20), "down": dense_params(jax.random.key(1), 20, WIDTH)}
@@ -158,7 +163,10 @@ def test_scanning_is_a_loop_under_every_remat_policy(stack, x):
 
     expected = jax.jit(jax.value_and_grad(loop))(stack)
     for remat in ("none", "full", "dots", "offload"):
-        scan = lambda stack: jnp.square(scan_blocks(BlockStyle(HEADS, remat=remat), stack, x, None, read(image))).sum()
+
+        def scan(stack):
+            return jnp.square(scan_blocks(BlockStyle(HEADS, remat=remat), stack, x, None, read(image))).sum()
+
         got = jax.jit(jax.value_and_grad(scan))(stack)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), got, expected)
 

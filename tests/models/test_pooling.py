@@ -38,10 +38,14 @@ def ours(gru, score, pick):
     """Our parameters, or with `pick` = gradient theirs in our layout."""
 
     def cell(suffix):
-        take = lambda name: pick(getattr(gru, f"{name}_l0{suffix}")).numpy().reshape(3, HIDDEN, -1)
+        def take(name):
+            return pick(getattr(gru, f"{name}_l0{suffix}")).numpy().reshape(3, HIDDEN, -1)
+
         blocks = {name: take(name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
-        found = {f"i{g}": {"kernel": blocks["weight_ih"][i].T, "bias": blocks["bias_ih"][i][:, 0]}
-                 for i, g in enumerate(GATES)}  # fmt: skip
+        found = {
+            f"i{g}": {"kernel": blocks["weight_ih"][i].T, "bias": blocks["bias_ih"][i][:, 0]}
+            for i, g in enumerate(GATES)
+        }
         found |= {f"h{g}": {"kernel": blocks["weight_hh"][i].T} for i, g in enumerate(GATES)}
         found["hn"]["bias"] = blocks["bias_hh"][2][:, 0]
         return found
@@ -136,9 +140,18 @@ def test_size_augmentation_leaves_out_a_tenth_and_never_everything():
     assert 0.2 < (dropped == 0).mean() < 0.6
 
 
-@pytest.mark.parametrize("pool, parts", [
-    ("mean", ("mean", "")), ("cls", ("cls", "")), ("mean+attention", ("mean", "attention")), ("gpo", ("", "gpo")),
-    ("cls+gpo", ("cls", "gpo")), ("cls+shared", ("cls", "shared")), ("max", ("", "max")), ("average", ("", "average")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "pool, parts",
+    [
+        ("mean", ("mean", "")),
+        ("cls", ("cls", "")),
+        ("mean+attention", ("mean", "attention")),
+        ("gpo", ("", "gpo")),
+        ("cls+gpo", ("cls", "gpo")),
+        ("cls+shared", ("cls", "shared")),
+        ("max", ("", "max")),
+        ("average", ("", "average")),
+    ],
+)
 def test_pool_strings(pool, parts):
     assert pool in POOL_CHOICES and parse_pool(pool) == parts

@@ -65,10 +65,14 @@ def made():
     pools = {"image": {"pool": "mean+shared"}, "text": {"pool": "mean+shared"}}
     model, batch = tiny_model(tiny_config(**pools, joint=SHARED)), tiny_batch()
     inputs = {side: batch[side] for side in SIDES}
-    init = jax.jit(lambda: model.init(jax.random.key(0), inputs, frozenset(), method="touch"))
+    init = jax.jit(lambda: model.init(jax.random.key(0), inputs, frozenset(), method="init_all"))
     fresh = init()["params"]
-    encode = jax.jit(lambda p: (model.apply({"params": p}, "image", batch["image"], method="encode")[1],
-                                model.apply({"params": p}, "text", batch["text"], method="encode")[1]))  # fmt: skip
+    encode = jax.jit(
+        lambda p: (
+            model.apply({"params": p}, "image", batch["image"], method="encode")[1],
+            model.apply({"params": p}, "text", batch["text"], method="encode")[1],
+        )
+    )
     return model, fresh, encode
 
 
@@ -76,7 +80,9 @@ def test_both_sides_use_one_set_of_parameters_and_start_at_their_linear_paths(ma
     _, fresh, encode = made
     names = {path for path in flatten_dict(fresh, sep="/") if "shared" in path or "reasoned" in path}
     assert {name for name in names if name.startswith("shared/layers/mlp/up")} == {
-        "shared/layers/mlp/up/kernel", "shared/layers/mlp/up/bias"}  # fmt: skip
+        "shared/layers/mlp/up/kernel",
+        "shared/layers/mlp/up/bias",
+    }
     assert {"shared/image_cls", "shared/text_cls", "image/head/reasoned/kernel", "text/head/reasoned/bias"} <= names
     other = fresh | {"shared": randomised(fresh["shared"])}
     for before, after in zip(encode(fresh), encode(other), strict=True):

@@ -100,7 +100,10 @@ def test_gradients_are_torchs_with_frozen_statistics(theirs, image):
     model.zero_grad()
     with torch.backends.mkldnn.flags(enabled=False):  # its convolutions' gradient aborts in a pytest-xdist worker
         (model(pixels(image)).last_hidden_state.flatten(2).mT * torch.tensor(weights)).sum().backward()
-    loss = lambda p: (ResNet(9, WIDTH).apply({"params": p}, image) * weights).sum()
+
+    def loss(p):
+        return (ResNet(9, WIDTH).apply({"params": p}, image) * weights).sum()
+
     grads = jax.jit(jax.grad(loss))(params)
     state = dict(model.named_parameters())
     norm, convolution = (f"encoder.stages.2.layers.1.layer.1.{part}" for part in ("normalization", "convolution"))
@@ -134,8 +137,11 @@ def test_other_weights_are_refused(theirs, tmp_path):
     state = {name: leaf.numpy() for name, leaf in theirs[0].state_dict().items()}
     basic = {name: leaf for name, leaf in state.items() if ".layer.2." not in name}
     norm = "encoder.stages.1.layers.0.layer.1.normalization.running_var"
-    cases = {"basic": (basic, "take ResNet-50, 101 or 152"), "none": ({"x": np.zeros(2)}, "it is no ResNet"),
-             "half": ({k: v for k, v in state.items() if k != norm}, f"weight '{norm}' is missing")}  # fmt: skip
+    cases = {
+        "basic": (basic, "take ResNet-50, 101 or 152"),
+        "none": ({"x": np.zeros(2)}, "it is no ResNet"),
+        "half": ({k: v for k, v in state.items() if k != norm}, f"weight '{norm}' is missing"),
+    }
     for name, (arrays, sentence) in cases.items():
         path = tmp_path / f"{name}.safetensors"
         save_file(arrays, path)
@@ -145,11 +151,16 @@ def test_other_weights_are_refused(theirs, tmp_path):
 
 def test_a_config_names_weights_for_the_tower_they_fit(theirs):
     sizes = {"resnet": {"depth": 9, "width": WIDTH}}
-    own = lambda kind, init: ENCODERS[kind](init=str(init), **sizes.get(kind, {}))
+
+    def own(kind, init):
+        return ENCODERS[kind](init=str(init), **sizes.get(kind, {}))
+
     found = tower_weights("config.encoders.image", own("resnet", theirs[1]))
     jax.tree.map(np.testing.assert_array_equal, found, load_resnet(theirs[1]))
-    for kind, init, sentence in (("resnet", "lite0", "needs config.encoders.image.kind='efficientnet', not 'resnet'"),
-                                 ("features", "x", "needs config.encoders.image.kind=one of efficientnet, vit, resnet, bert, not 'f")):  # fmt: skip
+    for kind, init, sentence in (
+        ("resnet", "lite0", "needs config.encoders.image.kind='efficientnet', not 'resnet'"),
+        ("features", "x", "needs config.encoders.image.kind=one of efficientnet, vit, resnet, bert, not 'f"),
+    ):
         with pytest.raises(UserError, match=sentence):
             tower_weights("config.encoders.image", own(kind, init))
 

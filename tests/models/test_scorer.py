@@ -23,7 +23,9 @@ class BilinearScore(nn.Module):
     def __call__(self, one, two):
         """Scores [b] of aligned rows."""
         kernel = self.param("kernel", nn.initializers.normal(1.0), (self.embed, self.embed))
-        return jnp.einsum("be,ef,bf->b", one.embed, kernel, two.embed) + (one.tokens.mean(1) * two.tokens.mean(1)).sum(1)
+        return jnp.einsum("be,ef,bf->b", one.embed, kernel, two.embed) + (one.tokens.mean(1) * two.tokens.mean(1)).sum(
+            1
+        )
 
 
 @dataclass(frozen=True)

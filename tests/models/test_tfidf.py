@@ -45,10 +45,18 @@ def test_weights_add_up_to_the_vector():
 
 
 def test_the_tower_is_a_dense_layer_over_the_vector(rng):
-    params = {"idf": IDF, "words": {"kernel": rng.normal(size=(VOCAB, 7)).astype(np.float32),
-                                    "bias": rng.normal(size=7).astype(np.float32)}}  # fmt: skip
+    params = {
+        "idf": IDF,
+        "words": {
+            "kernel": rng.normal(size=(VOCAB, 7)).astype(np.float32),
+            "bias": rng.normal(size=7).astype(np.float32),
+        },
+    }
     weights = rng.normal(size=(4, 1, 7)).astype(np.float32)
-    run = lambda p: TfIdf(VOCAB, 7).apply({"params": p}, ASKED)
+
+    def run(p):
+        return TfIdf(VOCAB, 7).apply({"params": p}, ASKED)
+
     tokens, grads = jax.jit(run)(params), jax.jit(jax.grad(lambda p: (run(p) * weights).sum()))(params)
     kernel, bias = (torch.tensor(params["words"][name], requires_grad=True) for name in ("kernel", "bias"))
     vectors = torch.tensor(np.stack([by_hand(ids) for ids in ASKED]), dtype=torch.float32)
@@ -62,7 +70,10 @@ def test_the_tower_is_a_dense_layer_over_the_vector(rng):
 
 def test_word_order_and_special_ids_change_nothing(rng):
     params = TfIdf(VOCAB, 5).init(jax.random.key(0), ASKED)["params"] | {"idf": IDF}
-    run = lambda ids, key=None: np.asarray(TfIdf(VOCAB, 5, 0.5).apply({"params": params}, ids, key))
+
+    def run(ids, key=None):
+        return np.asarray(TfIdf(VOCAB, 5, 0.5).apply({"params": params}, ids, key))
+
     other = np.array([[0, 6, 5, 0, 5, 5]], np.int32)  # the first caption's words alone, in another order
     np.testing.assert_allclose(run(other), run(ASKED[:1]), atol=1e-6)
     assert not np.allclose(run(ASKED, jax.random.key(1)), run(ASKED))
@@ -85,9 +96,15 @@ def test_a_run_keeps_the_frequencies_of_its_training_captions(shapes_data, tmp_p
     assert (idf[assembly.tokenizer.special_ids] == 0).all() and idf[ids[2]] > idf[ids[1]] > 0  # "red" is rarer than "a"
 
 
-@pytest.mark.parametrize("objective, asked", [
-    ("itm", "fusion"), ("mlm", "fusion, vocabulary"), ("lm", "decoder, fusion, vocabulary"), ("lmim", "locals"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "objective, asked",
+    [
+        ("itm", "fusion"),
+        ("mlm", "fusion, vocabulary"),
+        ("lm", "decoder, fusion, vocabulary"),
+        ("lmim", "locals"),
+    ],
+)
 def test_objectives_that_read_words_are_refused(objective, asked):
     config = tiny_config(text={"kind": "tfidf"}, objectives={"itc": {}, objective: {}})
     sentence = (
@@ -103,7 +120,7 @@ def test_one_token_of_a_text_makes_its_embedding():
     config = tiny_config(text={"kind": "tfidf", "width": 24}, objectives={"hash": {}})
     model, batch = tiny_model(config), tiny_batch()
     inputs = {name: batch[name] for name in ("image", "text")}
-    params = jax.jit(lambda: model.init(jax.random.key(0), inputs, frozenset(), method="touch"))()
+    params = jax.jit(lambda: model.init(jax.random.key(0), inputs, frozenset(), method="init_all"))()
     tokens, embed = jax.jit(lambda p: model.apply(p, "text", batch["text"], method="encode"))(params)
     assert tokens.shape == (8, 1, 24) and embed.shape == (8, 8)
     np.testing.assert_allclose(np.linalg.norm(embed, axis=1), 1, rtol=1e-3)

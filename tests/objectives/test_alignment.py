@@ -31,8 +31,11 @@ def arrays():
     mask = np.arange(PLACES)[None, :] < draw.integers(1, PLACES + 1, (ROWS, 1))
     names = ("image", "text", "teacher_image", "teacher_text", "second")
     return {name: unit(draw, ROWS, EMBED) for name in names} | {
-        "batch": batch, "ring": ring, "local": unit(draw, ROWS, PLACES, EMBED), "mask": mask
-    }  # fmt: skip
+        "batch": batch,
+        "ring": ring,
+        "local": unit(draw, ROWS, PLACES, EMBED),
+        "mask": mask,
+    }
 
 
 def intra(query, keys, arrays, ring, temperature):
@@ -66,8 +69,16 @@ def test_ims_is_tcls_intra_modal_contrast(arrays, queued, second, sides):
     (_, values), grads = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(*inputs)
     theirs = [torch.tensor(x, requires_grad=True) for x in inputs]
     keys = {"image": arrays["second"] if second else arrays["teacher_image"], "text": arrays["teacher_text"]}
-    rows = [intra(dict(zip(SIDES, theirs))[side], keys[side], arrays, arrays["ring"][side] if queued else None, theirs[2])
-            for side in sides]  # fmt: skip
+    rows = [
+        intra(
+            dict(zip(SIDES, theirs, strict=True))[side],
+            keys[side],
+            arrays,
+            arrays["ring"][side] if queued else None,
+            theirs[2],
+        )
+        for side in sides
+    ]
     expected = sum(rows) / len(rows)
     expected.mean().backward()
     np.testing.assert_allclose(values, expected.detach().numpy(), rtol=2e-5)
@@ -112,7 +123,10 @@ def test_lmim_is_tcls_loss_of_each_place(arrays, masked):
 
 def test_without_negatives_or_places_the_loss_is_zero_and_finite(arrays):
     none = jnp.zeros((ROWS, ROWS), bool)
-    run = lambda embed, mask: global_to_local(embed, arrays["local"], mask, none, jnp.float32(0.1)).sum()
+
+    def run(embed, mask):
+        return global_to_local(embed, arrays["local"], mask, none, jnp.float32(0.1)).sum()
+
     for mask in (None, jnp.zeros((ROWS, PLACES), bool)):
         value, grad = jax.value_and_grad(run)(jnp.asarray(arrays["image"]), mask)
         assert value == 0 and (np.asarray(grad) == 0).all()
@@ -151,8 +165,10 @@ def test_local_features_are_the_teachers_tokens_in_places(model):
     np.testing.assert_allclose(image, l2_normalize(wanted), atol=1e-4)
     negative, mask = ~np.asarray(same(batch, batch)), np.asarray(batch["text"])[:, 1:] != 0
     every = np.ones(image.shape[:2], bool)
-    expected = [tcl_local(torch.tensor(g), torch.tensor(l), torch.tensor(m), negative, torch.tensor(heat)).numpy()
-                for g, l, m in zip(embeds, (image, text), (every, mask), strict=True)]  # fmt: skip
+    expected = [
+        tcl_local(torch.tensor(g), torch.tensor(l), torch.tensor(m), negative, torch.tensor(heat)).numpy()
+        for g, l, m in zip(embeds, (image, text), (every, mask), strict=True)
+    ]
     np.testing.assert_allclose(values, (expected[0] + expected[1]) / 2, rtol=1e-4)
 
 
@@ -172,9 +188,10 @@ def test_gradients_reach_local_features_of_the_student_only(model):
 
 def test_local_layers_are_made_for_lmim_only_and_refused_where_nothing_trains_them():
     made = tiny_model(tiny_config())
-    head = lambda section: set(
-        jax.eval_shape(lambda: tiny_params(made, used=parts(build_objectives(section))))["image"]["head"]
-    )
+
+    def head(section):
+        return set(jax.eval_shape(lambda: tiny_params(made, used=parts(build_objectives(section))))["image"]["head"])
+
     assert head({"ims": {}}) == {"linear"}
     assert head({"lmim": {}}) == {"linear", "token"}
     sentence = r"config.encoders.image.pool='mean' nothing trains them; write .*lmim.momentum=False"
@@ -201,8 +218,10 @@ def test_tcls_sum_is_three_weights_of_a_third(arrays):
     fwd = Local(arrays["image"], arrays["text"], 0.1, teacher, batch=batch)
     total = sum(item.weight * item(fwd, batch, None).mean() for item in built.values())
     own = {side: torch.tensor(arrays[side]) for side in SIDES}
-    six = [intra(own[query], arrays[f"teacher_{key}"], arrays, None, 0.1)
-           for query, key in (("image", "text"), ("text", "image"), ("image", "image"), ("text", "text"))]  # fmt: skip
+    six = [
+        intra(own[query], arrays[f"teacher_{key}"], arrays, None, 0.1)
+        for query, key in (("image", "text"), ("text", "image"), ("image", "image"), ("text", "text"))
+    ]
     negative, mask = ~np.asarray(same(arrays["batch"], arrays["batch"])), torch.ones(ROWS, PLACES, dtype=torch.bool)
     six += [tcl_local(own[side], torch.tensor(arrays["local"]), mask, negative, 0.1) for side in SIDES]
     np.testing.assert_allclose(total, sum(row.mean() for row in six) / 6, rtol=2e-5)

@@ -76,8 +76,9 @@ def test_names_are_free_and_kinds_are_known():
         {"coarse": {"kind": "itc", "queue": 0}, "itc": {"queue": 8, "weight": ((0, 0.0), (5, 1.0))}}
     )
     assert built == {
-        "coarse": ITC(name="coarse", queue=0), "itc": ITC(name="itc", queue=8, weight=((0, 0.0), (5, 1.0)))
-    }  # fmt: skip
+        "coarse": ITC(name="coarse", queue=0),
+        "itc": ITC(name="itc", queue=8, weight=((0, 0.0), (5, 1.0))),
+    }
 
 
 def test_weight_zero_leaves_an_objective_out():
@@ -86,16 +87,22 @@ def test_weight_zero_leaves_an_objective_out():
         build_objectives({"lm": {"weight": 0.0}})
 
 
-@pytest.mark.parametrize("section, sentence", [
-    ({"itc": {"kind": "itcc"}}, "config.objectives.itc.kind is 'itcc'; write one of itc, siglip, .*or FILE.py:CLASS"),
-    ({"itc": {"queu": 4}}, "'queu' is not a field of config.objectives.itc; did you mean 'queue'"),
-    ({"itc": {"queue": 0.5}}, "config.objectives.itc.queue is 0.5; write a value of type int"),
-    ({"itc": {"weight": "much"}}, "config.objectives.itc.weight is 'much'; write"),
-    ({"itc": {"weight": ((0, "a"),)}}, "config.objectives.itc.weight is .*; write"),
-    ({"itc": 4}, "config.objectives.itc is 4; write a dict"),
-    ({"itc": {"alpha_steps": -1}}, "config.objectives.itc.alpha_steps is -1; write 0 or more"),
-    ({"itm": {"hardness": -1.0}}, "config.objectives.itm.hardness is -1.0; write 0 or more"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "section, sentence",
+    [
+        (
+            {"itc": {"kind": "itcc"}},
+            "config.objectives.itc.kind is 'itcc'; write one of itc, siglip, .*or FILE.py:CLASS",
+        ),
+        ({"itc": {"queu": 4}}, "'queu' is not a field of config.objectives.itc; did you mean 'queue'"),
+        ({"itc": {"queue": 0.5}}, "config.objectives.itc.queue is 0.5; write a value of type int"),
+        ({"itc": {"weight": "much"}}, "config.objectives.itc.weight is 'much'; write"),
+        ({"itc": {"weight": ((0, "a"),)}}, "config.objectives.itc.weight is .*; write"),
+        ({"itc": 4}, "config.objectives.itc is 4; write a dict"),
+        ({"itc": {"alpha_steps": -1}}, "config.objectives.itc.alpha_steps is -1; write 0 or more"),
+        ({"itm": {"hardness": -1.0}}, "config.objectives.itm.hardness is -1.0; write 0 or more"),
+    ],
+)
 def test_mistakes_are_refused_with_what_to_write(section, sentence):
     with pytest.raises(UserError, match=sentence):
         build_objectives(section)
@@ -114,7 +121,7 @@ def test_matching_must_fit_the_rows_of_the_batch():
 def test_a_schedule_read_back_from_json_equals_the_one_written():
     assert build_objectives({"itc": {"weight": [[0, 0], [5, 1.5]]}}) == {
         "itc": ITC(name="itc", weight=((0, 0), (5, 1.5)))
-    }  # fmt: skip
+    }
 
 
 def test_special_ids_are_those_of_the_fields_tokenizer():
@@ -145,12 +152,24 @@ def test_parts_are_the_union():
     assert parts(built) == {"fusion", "decoder", "vocabulary", "hash", "temperature"}
 
 
-@pytest.mark.parametrize("name, fields", [
-    ("itc", {"queue": 0}), ("siglip", {"queue": 0}), ("ims", {}), ("lmim", {}), ("fused", {"queue": 0}), ("mvjrc", {}),
-    ("hash_triplet", {}), ("hash_contrast", {}), ("hash_supcon", {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, fields",
+    [
+        ("itc", {"queue": 0}),
+        ("siglip", {"queue": 0}),
+        ("ims", {}),
+        ("lmim", {}),
+        ("fused", {"queue": 0}),
+        ("mvjrc", {}),
+        ("hash_triplet", {}),
+        ("hash_contrast", {}),
+        ("hash_supcon", {}),
+    ],
+)
 def test_one_row_without_a_queue_has_no_negative(name, fields):
-    with pytest.raises(UserError, match=f"config.objectives.{name} .* has 1 row of config.batch_size=1; write a larger"):
+    with pytest.raises(
+        UserError, match=f"config.objectives.{name} .* has 1 row of config.batch_size=1; write a larger"
+    ):
         build_objectives({name: fields}, 1)
     assert list(build_objectives({name: fields}, 2)) == [name]
 
@@ -175,9 +194,16 @@ def dots(jaxpr):
 
 
 KINDS = {
-    "itc": {"queue": 4}, "siglip": {"queue": 4}, "ims": {}, "distill": {}, "hash": {}, "hash_triplet": {},
-    "hash_euclidean": {}, "hash_contrast": {}, "hash_supcon": {"by_label": False},
-}  # fmt: skip
+    "itc": {"queue": 4},
+    "siglip": {"queue": 4},
+    "ims": {},
+    "distill": {},
+    "hash": {},
+    "hash_triplet": {},
+    "hash_euclidean": {},
+    "hash_contrast": {},
+    "hash_supcon": {"by_label": False},
+}
 
 
 @pytest.mark.parametrize(("name", "ring"), [*((name, False) for name in KINDS), ("itc", True), ("siglip", True)])

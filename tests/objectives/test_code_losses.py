@@ -14,7 +14,7 @@ from xmodal_jax.objectives import build_objectives, parts
 from xmodal_jax.objectives.codes import batch_rows
 from xmodal_jax.objectives.hash_contrast import HashContrast, HashSupCon
 from xmodal_jax.objectives.hashing import HashDistance, HashEuclidean, HashQuality, HashTriplet, euclidean
-from xmodal_jax.train.memory import remember
+from xmodal_jax.train.memory import update_memory
 from xmodal_jax.train.step import create_state, train_step
 
 BITS, RECORDS, SEEN = 8, 12, 9
@@ -174,7 +174,10 @@ def test_distance(arrays, kind):
     if kind == "tfidf":  # and not what its trained layer makes of it: that tower is not asked
         idf = np.where(np.arange(VOCAB) < 5, 0, 1 + np.arange(VOCAB) / 9).astype(np.float32)
         towers = {"image": arrays["towers"]["image"]}
-        arrays, text = arrays | {"params": {"text": {"tower": {"idf": idf}}}, "towers": towers}, bags(arrays["batch"]["text"], idf)
+        arrays, text = (
+            arrays | {"params": {"text": {"tower": {"idf": idf}}}, "towers": towers},
+            bags(arrays["batch"]["text"], idf),
+        )
         text /= np.linalg.norm(text, axis=1, keepdims=True)
     pooled = [arrays["towers"]["image"].mean(1), text.astype(np.float32)]
     if centred:
@@ -208,7 +211,9 @@ def test_contrast_and_ranking(arrays, records, step):
     match, table, batch = matching(arrays, False), arrays["memory"]["codes"], arrays["batch"]
     objective = HashContrast(table=records, negatives=6, warmup=4)
     drawn = np.asarray(jax.random.randint(jax.random.key(5), (6,), 0, RECORDS)) if records and step >= 4 else []
-    sign = lambda x: torch.where(x > 0, 1.0, -1.0)
+
+    def sign(x):
+        return torch.where(x > 0, 1.0, -1.0)
 
     def memory_logits(i, query):
         far = [r for r in drawn if r < SEEN and table["id"][r] != batch["id"][i]]
@@ -326,14 +331,17 @@ def test_eight_devices_equal_one(arrays):
     one = run(*inputs)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
-    places = [jax.tree.map(lambda _, place=place: place, x) for x, place in zip(inputs, (rows, rows, whole, rows))]
+    places = [
+        jax.tree.map(lambda _, place=place: place, x)
+        for x, place in zip(inputs, (rows, rows, whole, rows), strict=True)
+    ]
     many = run(*jax.device_put(inputs, tuple(places)))
     assert len(jax.tree.leaves(many)[1].devices()) == 8
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), many, one)
 
 
 def test_a_step_of_all_of_them_fits_the_state_and_writes_the_memory(arrays):
-    """Traced, not compiled: the state after a step has the shapes of the one before. The table is as `remember` leaves it."""
+    """Traced, not compiled: the state after a step has the shapes of the one before. The table is as `update_memory` leaves it."""
     section = HASHING | {"hash_contrast": {"table": FACTS.records, "negatives": 5}}
     recipe = tiny_recipe(tiny_config(joint={"bits": 16, "nested": (8,)}, objectives=section))
     used = parts(recipe.objectives)
@@ -342,7 +350,9 @@ def test_a_step_of_all_of_them_fits_the_state_and_writes_the_memory(arrays):
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert {"hash_triplet/loss_8", "hash_contrast/ranking", "loss/hash_distance"} < set(metrics)
     _, term = ours(HashContrast(table=RECORDS), arrays)
-    table = remember(arrays["memory"] | {"codes": jax.tree.map(jnp.asarray, arrays["memory"]["codes"])}, {"one": term})
+    table = update_memory(
+        arrays["memory"] | {"codes": jax.tree.map(jnp.asarray, arrays["memory"]["codes"])}, {"one": term}
+    )
     np.testing.assert_array_equal(table["codes"]["id"][:ROWS], arrays["batch"]["id"])
     np.testing.assert_allclose(table["codes"]["codes"][:ROWS], term.write["codes"][1]["codes"])
     np.testing.assert_array_equal(table["codes"]["codes"][ROWS:], arrays["memory"]["codes"]["codes"][ROWS:])

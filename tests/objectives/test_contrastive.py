@@ -126,9 +126,7 @@ def test_with_ring_it_is_the_same_objective(arrays, case):
     objective, options = CASES[case]
     term, grads = ours(objective, arrays, queued=options.get("queued", True))
     with jax.set_mesh(make_mesh(MeshConfig(2, 4, 1))):  # a queue of 10 rows on 8 shards is filled up
-        found, ring_grads = ours(
-            dataclasses.replace(objective, ring=True), arrays, queued=options.get("queued", True)
-        )  # fmt: skip
+        found, ring_grads = ours(dataclasses.replace(objective, ring=True), arrays, queued=options.get("queued", True))
     for mine, theirs in zip(jax.tree.leaves((found, ring_grads)), jax.tree.leaves((term, grads)), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
 
@@ -180,8 +178,11 @@ def test_memory_is_one_record_of_empty_rows():
     model = tiny_model(tiny_config())
     ring = ITC(queue=5).memory(model, FACTS)[KEYS]
     assert {name: leaf.shape for name, leaf in ring.items()} == {
-        "image": (5, 8), "text": (5, 8), "id": (5,), "text/key": (5,)
-    }  # fmt: skip
+        "image": (5, 8),
+        "text": (5, 8),
+        "id": (5,),
+        "text/key": (5,),
+    }
     assert (np.asarray(ring["id"]) == NEVER).all()
     assert ITC(queue=0).memory(model, FACTS) == {}
     config = tiny_config(data={"fields": {"text": {"required": False}}})

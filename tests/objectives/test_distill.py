@@ -35,7 +35,10 @@ def reference(image, text, heat, arrays, relation=1.0, feature=0.0, teacher_temp
     """KL(teacher || student) over rows and columns (Hinton et al. 2015) and 1 - cosine, averaged, in PyTorch."""
     seen, said = torch.tensor(arrays["image/teacher"]), torch.tensor(arrays["text/teacher"])
     target, logits = seen @ said.T / teacher_temperature, image @ text.T / heat
-    kl = lambda p, q: torch.nn.functional.kl_div(q.log_softmax(1), p.softmax(1), reduction="batchmean")
+
+    def kl(p, q):
+        return torch.nn.functional.kl_div(q.log_softmax(1), p.softmax(1), reduction="batchmean")
+
     cosine = torch.nn.functional.cosine_similarity
     apart = (1 - cosine(image, seen)).mean() + (1 - cosine(text, said)).mean()
     return relation * 0.5 * (kl(target, logits) + kl(target.T, logits.T)) + feature * 0.5 * apart
@@ -61,8 +64,11 @@ def test_value_and_gradient_are_pytorchs(arrays, case):
     loss.backward()
     assert term.values.shape == term.weight.shape == (ROWS,)
     np.testing.assert_allclose(term.mean(), loss.item(), rtol=1e-5)
+
     # torch's cosine also has the gradient along the unit vector, which the head's normalisation takes out
-    tangent = lambda grad, x: grad - (grad * x).sum(1, keepdims=True) * x
+    def tangent(grad, x):
+        return grad - (grad * x).sum(1, keepdims=True) * x
+
     for mine, theirs in zip(grads[:2], inputs[:2], strict=True):
         x = theirs.detach().numpy()
         np.testing.assert_allclose(tangent(np.asarray(mine), x), tangent(theirs.grad.numpy(), x), rtol=1e-4, atol=1e-6)

@@ -36,7 +36,10 @@ def arrays():
 
 def given(image, text, fusion, **more):
     """A Forward whose fused embedding is a matrix on both embeddings side by side."""
-    rows = lambda x: x / jnp.sqrt(jnp.square(x).sum(-1, keepdims=True))
+
+    def rows(x):
+        return x / jnp.sqrt(jnp.square(x).sum(-1, keepdims=True))
+
     heads = {
         "fused_embed": lambda fused: rows(fused[:, 0] @ fusion),
         "joined_embed": lambda fused, image, text: rows(image + text + fused[:, 0] @ fusion),
@@ -73,9 +76,16 @@ def theirs(arrays, joined=False):
     `joined`: fused rows are corrections of the sum of both embeddings.
     """
     inputs = [torch.tensor(arrays[name], requires_grad=True) for name in ("image", "text", "fusion")]
-    anchor = lambda image, text: image + text if joined else 0
-    add = lambda image, text, fusion: anchor(image, text) + torch.cat([image, text], 1) @ fusion
-    fuse = lambda *rows: torch.nn.functional.normalize(add(*rows), dim=1)
+
+    def anchor(image, text):
+        return image + text if joined else 0
+
+    def add(image, text, fusion):
+        return anchor(image, text) + torch.cat([image, text], 1) @ fusion
+
+    def fuse(*rows):
+        return torch.nn.functional.normalize(add(*rows), dim=1)
+
     constant = {name: torch.tensor(value) for name, value in arrays.items() if name.startswith("teacher")}
     keys = [
         fuse(constant[name], constant["teacher_text"], constant["teacher_fusion"])
@@ -92,7 +102,10 @@ def test_fused_keys(arrays, count):
     match = matches(arrays, count)
     hard = torch.tensor(match / match.sum(1, keepdims=True)).float()
     own = torch.tensor(match[:, :ROWS] / match[:, :ROWS].sum(1, keepdims=True)).float()
-    ask = lambda rows, keys, target: -(torch.log_softmax(rows @ keys.T / HEAT, 1) * target).sum(1)
+
+    def ask(rows, keys, target):
+        return -(torch.log_softmax(rows @ keys.T / HEAT, 1) * target).sum(1)
+
     loss = (
         ask(image, columns, hard) + ask(text, columns, hard) + ask(fused, torch.tensor(arrays["teacher_image"]), own)
     ) / 3
@@ -156,7 +169,9 @@ def test_a_bridge_needs_embeddings_that_read_tokens():
     from xmodal_jax.assemble import assemble_without_data
     from xmodal_jax.config_file import load
 
-    changed = lambda *items: assemble_without_data(freeze(load("configs/recap.py:tiny", list(items))))
+    def changed(*items):
+        return assemble_without_data(freeze(load("configs/recap.py:tiny", list(items))))
+
     assert "bridge" in {part for item in changed().objectives.values() for part in item.parts}
     with pytest.raises(UserError, match=r"objectives.fused.bridge is True, but config.encoders.image.pool='mean'"):
         changed("encoders.image.pool=mean")

@@ -46,7 +46,10 @@ def reference(objective, image, text, match):
 def test_value_and_gradient_are_the_formulas(arrays, weights):
     objective = Hash(**dict(zip(("similarity", "quantization", "balance"), weights, strict=True)))
     batch = tiny_batch()
-    run = lambda image, text: term(objective, image, text, batch).mean()
+
+    def run(image, text):
+        return term(objective, image, text, batch).mean()
+
     values = term(objective, *arrays, batch).values
     grads = jax.jit(jax.grad(run, argnums=(0, 1)))(*arrays)
     match = torch.eye(ROWS, dtype=torch.bool)
@@ -72,7 +75,10 @@ def test_the_scale_of_dcmh_is_half_the_inner_product(rng):
 
 def test_exact_is_the_published_sum_over_the_rows(arrays):
     objective, batch = Hash(quantization=1.0, balance=1.0, exact=True), tiny_batch()
-    run = lambda image, text: term(objective, image, text, batch).mean()
+
+    def run(image, text):
+        return term(objective, image, text, batch).mean()
+
     value, grads = jax.jit(jax.value_and_grad(run, argnums=(0, 1)))(*arrays)
     inputs = [torch.tensor(x, requires_grad=True) for x in arrays]
     image, text = (torch.tanh(x) for x in inputs)
@@ -93,7 +99,10 @@ def test_similarity_is_id_caption_or_shared_label():
     batch = {"id": jnp.array([1, 2, 3, 1], jnp.int32), "text/key": jnp.arange(4, dtype=jnp.int32), "labels": labels}
     plain = np.eye(4)
     plain[0, 3] = plain[3, 0] = 1
-    similar = lambda by_label: batch_rows(batch, ("image", "text"), by_label).similar
+
+    def similar(by_label):
+        return batch_rows(batch, ("image", "text"), by_label).similar
+
     np.testing.assert_array_equal(similar(False), plain)
     plain[1, 2] = plain[2, 1] = 1
     np.testing.assert_array_equal(similar(True), plain)

@@ -56,7 +56,10 @@ ROWS, LENGTH, WIDTH = 8, 8, 6
 def arrays():
     """States of student and teacher, two token heads, and the tiny batch."""
     draw = np.random.default_rng(4)
-    make = lambda *shape: draw.normal(size=shape).astype(np.float32)
+
+    def make(*shape):
+        return draw.normal(size=shape).astype(np.float32)
+
     states = {"student": make(ROWS, LENGTH, WIDTH), "teacher": make(ROWS, LENGTH, WIDTH)}
     return states | {"table": make(VOCAB, WIDTH), "batch": jax.tree.map(jnp.asarray, tiny_batch())}
 
@@ -123,7 +126,10 @@ def test_cross_entropy_is_pytorchs(rng, smoothing):
         theirs.flatten(0, 1), torch.tensor(target).flatten()
     )
     loss.sum().backward()
-    run = lambda x: cross_entropy(x, jnp.asarray(target), smoothing)
+
+    def run(x):
+        return cross_entropy(x, jnp.asarray(target), smoothing)
+
     np.testing.assert_allclose(run(jnp.asarray(logits)).ravel(), loss.detach(), rtol=1e-5)
     grad = jax.grad(lambda x: run(x).sum())(jnp.asarray(logits))
     np.testing.assert_allclose(grad, theirs.grad, rtol=1e-4, atol=1e-6)
@@ -211,13 +217,16 @@ def test_mlm_is_albefs_with_soft_targets(arrays, alpha, ramp, step, share):
     assert (np.asarray(grads[1]) == 0).all()  # nothing flows into the teacher
 
 
-@pytest.mark.parametrize("section, sentence", [
-    ({"mlm": {"rate": 0.0}}, "mlm.rate is 0.0"),
-    ({"mlm": {"alpha": -1.0}}, "mlm.alpha is -1.0; write a rate from 0 to 1"),
-    ({"mlm": {"alpha_steps": -1}}, "mlm.alpha_steps is -1; write 0 or more"),
-    ({"lm": {"smoothing": 1.0}}, "lm.smoothing is 1.0; write 0 to below 1"),
-    ({"lm": {"every": 0}}, "lm.every is 0; write 1 or more"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "section, sentence",
+    [
+        ({"mlm": {"rate": 0.0}}, "mlm.rate is 0.0"),
+        ({"mlm": {"alpha": -1.0}}, "mlm.alpha is -1.0; write a rate from 0 to 1"),
+        ({"mlm": {"alpha_steps": -1}}, "mlm.alpha_steps is -1; write 0 or more"),
+        ({"lm": {"smoothing": 1.0}}, "lm.smoothing is 1.0; write 0 to below 1"),
+        ({"lm": {"every": 0}}, "lm.every is 0; write 1 or more"),
+    ],
+)
 def test_impossible_values_are_refused(section, sentence):
     with pytest.raises(UserError, match=sentence):
         build_objectives(section)

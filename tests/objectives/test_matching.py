@@ -126,8 +126,13 @@ def test_value_and_gradient_are_pytorchs(computed, sides, name):
         rows = rows.reshape(ROWS, 5).mean(1)
     else:
         odds, first = logits[..., 1] - logits[..., 0], torch.zeros(ROWS, dtype=torch.long)
-        rows = sum(torch.nn.functional.cross_entropy(odds[:, columns], first, reduction="none")
-                   for columns in ([0, 1, 2], [0, 3, 4])) / 2  # fmt: skip
+        rows = (
+            sum(
+                torch.nn.functional.cross_entropy(odds[:, columns], first, reduction="none")
+                for columns in ([0, 1, 2], [0, 3, 4])
+            )
+            / 2
+        )
     rows.mean().backward()
     np.testing.assert_allclose(term.values, rows.detach(), rtol=1e-5)
     for mine, theirs in zip(grads, inputs, strict=True):
@@ -142,7 +147,10 @@ def test_pairs_are_one_positive_then_images_then_texts(computed):
     np.testing.assert_array_equal(image_rows[:, [0, 3, 4]], np.repeat(own, 3, 1))
     assert usable.all()
     pairs = {0, 1}  # rows with one caption
-    assert all(len(pairs & {row, column}) < 2 for row, column in zip(own[:, 0].repeat(2), image_rows[:, 1:3].ravel()))
+    assert all(
+        len(pairs & {row, column}) < 2
+        for row, column in zip(own[:, 0].repeat(2), image_rows[:, 1:3].ravel(), strict=True)
+    )
 
 
 def test_images_and_texts_are_drawn_by_their_own_direction(sides):
@@ -158,7 +166,10 @@ def test_images_and_texts_are_drawn_by_their_own_direction(sides):
 
 def test_no_gradient_flows_through_the_drawing(sides):
     heads = {"match_logits": lambda tokens, *_, key: jnp.zeros((tokens.shape[0], 2)) + 0.0 * tokens[:, 0, :2]}
-    loss = lambda image: ITM()(Given(image, sides[1], heads=heads), tiny_batch(), jax.random.key(0)).mean()
+
+    def loss(image):
+        return ITM()(Given(image, sides[1], heads=heads), tiny_batch(), jax.random.key(0)).mean()
+
     assert (np.asarray(jax.grad(loss)(jnp.asarray(sides[0]))) == 0).all()
 
 
@@ -172,7 +183,10 @@ def test_the_head_gets_the_embeddings_of_each_pair_without_gradient(sides):
     image, text = sides[0][image_rows], sides[1][text_rows]
     odds = image[..., 1] - image[..., 0] * text[..., 1]
     np.testing.assert_allclose(objective(forward, tiny_batch(), key).values, objective.binary(odds), rtol=1e-5)
-    loss = lambda text: objective(Given(sides[0], text, heads=heads), tiny_batch(), key).mean()
+
+    def loss(text):
+        return objective(Given(sides[0], text, heads=heads), tiny_batch(), key).mean()
+
     assert (np.asarray(jax.grad(loss)(jnp.asarray(sides[1]))) == 0).all()
 
 
@@ -200,9 +214,15 @@ def test_rows_without_enough_negatives_weigh_nothing(sides):
 
 def test_a_group_that_does_not_fit_is_refused(sides):
     for objective, sentence in (
-        (ITM(name="match", group=3), "config.objectives.match.group is 3, which does not divide the batch of 8 rows; write a divisor"),
+        (
+            ITM(name="match", group=3),
+            "config.objectives.match.group is 3, which does not divide the batch of 8 rows; write a divisor",
+        ),
         (ITM(name="itm", every=3), "itm.every is 3, which must divide the 8 rows .* write a divisor of 8 up to 4"),
-        (ITM(name="itm", every=8), "leave more than the 1 of config.objectives.itm.negatives; write a divisor of 8 up to 4"),
+        (
+            ITM(name="itm", every=8),
+            "leave more than the 1 of config.objectives.itm.negatives; write a divisor of 8 up to 4",
+        ),
         (ITM(name="itm", negatives=8), "itm.negatives is 8, and a group of 8 rows has 7 at most; write fewer"),
     ):
         with pytest.raises(UserError, match=sentence):

@@ -22,13 +22,19 @@ def compiled(group, shape, chunk=0, negatives=2):
     recipe = tiny_recipe(config)
     count = int(np.prod(shape))
     mesh = make_mesh(MeshConfig(*shape), jax.devices()[:count])
-    make = lambda: create_state(recipe, tiny_params(recipe.model, 0, parts(recipe.objectives)), 0)
+
+    def make():
+        return create_state(recipe, tiny_params(recipe.model, 0, parts(recipe.objectives)), 0)
+
     state = jax.jit(make, out_shardings=shardings(jax.eval_shape(make), mesh))()
     batch = jax.device_put(tiny_batch(0, ROWS), batch_sharding(mesh))
 
     def run(state, batch):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            loss = lambda params: total_loss(recipe, params, state, batch, jax.random.key(0))[0]
+
+            def loss(params):
+                return total_loss(recipe, params, state, batch, jax.random.key(0))[0]
+
             return jax.value_and_grad(loss)(state.params)
 
     return jax.jit(run).lower(state, batch).compile(), state, batch

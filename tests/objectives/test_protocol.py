@@ -107,14 +107,18 @@ def test_a_period_in_epochs_may_be_said_by_the_class(kind):
 
 def test_a_period_of_a_class_that_is_none_is_refused(monkeypatch):
     monkeypatch.setattr(Hourly, "period", "half an epoch")
-    with pytest.raises(UserError, match="config.objectives.own.period is 'half an epoch'; write a number of steps such as 1000, or"):
+    with pytest.raises(
+        UserError, match="config.objectives.own.period is 'half an epoch'; write a number of steps such as 1000, or"
+    ):
         fit_objectives({"own": Hourly()}, tiny_config(), FACTS)
 
 
 def test_a_refresh_goes_on_bit_for_bit_after_a_restart():
     whole, _ = run_of({"three": Remembering(name="three")}, 5)
     recipe = tiny_recipe(tiny_config(objectives={"itc": {"queue": 0}}))
-    recipe = type(recipe)(recipe.config, recipe.model, {"three": Remembering(name="three")}, recipe.optimizer, facts=FACTS)
+    recipe = type(recipe)(
+        recipe.config, recipe.model, {"three": Remembering(name="three")}, recipe.optimizer, facts=FACTS
+    )
     state = jax.tree.map(jnp.asarray, jax.device_get(whole[1]))
     for number in range(2, 5):
         state = jax.jit(functools.partial(train_step, recipe))(state, tiny_batch(number))[0]
@@ -145,7 +149,10 @@ def test_a_number_of_epochs_is_at_least_a_step():
 @pytest.mark.parametrize(
     ("section", "sentence"),
     [
-        ({"itc": {"alpha_steps": "two epochs"}}, "alpha_steps is 'two epochs'; write a number of steps such as 1000, or '2 epochs'"),
+        (
+            {"itc": {"alpha_steps": "two epochs"}},
+            "alpha_steps is 'two epochs'; write a number of steps such as 1000, or '2 epochs'",
+        ),
         ({"itc": {"alpha_steps": 2.5}}, "alpha_steps is 2.5; write a number of steps"),
         ({"itc": {"weight": (("2 epochs", 0.0), ("1 epoch", 1.0))}}, "steps do not ascend"),
         ({"itc": {"weight": ((5, 0.0), ("1 epoch", 1.0))}}, "steps do not ascend"),
@@ -159,7 +166,12 @@ def test_what_is_no_schedule_is_refused(section, sentence):
 
 def test_two_entries_of_one_kind_keep_their_fields_apart():
     """Two MLM entries mask by themselves, and each has the loss that it has alone."""
-    two = {"mlm": {"rate": 0.3}, "other": {"kind": "mlm", "rate": 0.5}, "lm": {}, "again": {"kind": "lm", "smoothing": 0.3}}
+    two = {
+        "mlm": {"rate": 0.3},
+        "other": {"kind": "mlm", "rate": 0.5},
+        "lm": {},
+        "again": {"kind": "lm", "smoothing": 0.3},
+    }
     config = tiny_config(objectives=two, text={"dropout": 0.0})
     recipe = tiny_recipe(config)
     state = create_state(recipe, tiny_params(recipe.model, 0, parts(recipe.objectives)), 0)
@@ -174,7 +186,11 @@ def test_two_entries_of_one_kind_keep_their_fields_apart():
 @pytest.mark.parametrize(
     ("section", "data", "sentence"),
     [
-        ({"distill": {}}, {}, "distill reads 'image/teacher' of the batch, which is not there; write config.data.embeddings=NAME"),
+        (
+            {"distill": {}},
+            {},
+            "distill reads 'image/teacher' of the batch, which is not there; write config.data.embeddings=NAME",
+        ),
         ({"mvjrc": {}}, {}, "mvjrc reads 'image2' of the batch, which is not there; add config.data.fields.image2"),
         ({"hash": {"by_label": True}}, {"labels": False}, "hash reads 'labels' .*; write config.data.labels=True"),
         ({"itc": {"pair": ("image", "audio")}}, {}, "itc reads 'audio' of the batch, which is not there"),
@@ -241,10 +257,16 @@ def test_nobody_asks_an_objective_what_the_protocol_does_not_say():
     kinds = {cls.__name__ for cls in xmodal_jax.objectives.OBJECTIVES.values()} | {"Objective", "Contrast", "CodeLoss"}
     found = []
     for file in PACKAGE.rglob("*.py"):
-        if file.parent.name == "objectives" or "data" in file.relative_to(PACKAGE).parts:  # whose items are those of sources
+        if (
+            file.parent.name == "objectives" or "data" in file.relative_to(PACKAGE).parts
+        ):  # whose items are those of sources
             continue
         for node in ast.walk(ast.parse(file.read_text())):
-            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr", "isinstance")):
+            if not (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in ("getattr", "hasattr", "isinstance")
+            ):
                 continue
             names = {x.id for x in ast.walk(node) if isinstance(x, ast.Name)}
             if names & kinds or names & {"objective", "item"} and node.func.id != "isinstance":

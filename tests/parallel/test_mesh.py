@@ -11,12 +11,19 @@ import pytest
 
 from xmodal_jax.config import MeshConfig
 from xmodal_jax.errors import UserError
-from xmodal_jax.parallel.mesh import AXES, batch_sharding, beside, make_mesh, mesh_of, replicated, split_rows, to_host
+from xmodal_jax.parallel.mesh import AXES, batch_sharding, make_mesh, mesh_of, put_like, replicated, split_rows, to_host
 
 
-@pytest.mark.parametrize("sizes, shape", [
-    ((8, 1, 1), (8, 1, 1)), ((-1, 1, 1), (8, 1, 1)), ((2, -1, 2), (2, 2, 2)), ((1, 2, -1), (1, 2, 4)), ((-1, 4, 2), (1, 4, 2)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "sizes, shape",
+    [
+        ((8, 1, 1), (8, 1, 1)),
+        ((-1, 1, 1), (8, 1, 1)),
+        ((2, -1, 2), (2, 2, 2)),
+        ((1, 2, -1), (1, 2, 4)),
+        ((-1, 4, 2), (1, 4, 2)),
+    ],
+)
 def test_axes_multiply_to_the_devices(sizes, shape):
     mesh = make_mesh(MeshConfig(*sizes))
     assert tuple(mesh.shape[name] for name in AXES) == shape
@@ -28,11 +35,16 @@ def test_a_mesh_over_some_devices():
     assert make_mesh(MeshConfig(), jax.devices()[3:4]).devices.ravel()[0] == jax.devices()[3]
 
 
-@pytest.mark.parametrize("sizes, asked", [
-    ((3, 1, 1), "data=3 x fsdp=1 x tensor=1 = 3"), ((2, 2, 1), "data=2 x fsdp=2 x tensor=1 = 4"),
-    ((16, 1, 1), "data=16 x fsdp=1 x tensor=1 = 16"), ((-1, 3, 1), "a multiple of fsdp=3 x tensor=1 = 3"),
-    ((-1, 16, 1), "a multiple of fsdp=16 x tensor=1 = 16"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "sizes, asked",
+    [
+        ((3, 1, 1), "data=3 x fsdp=1 x tensor=1 = 3"),
+        ((2, 2, 1), "data=2 x fsdp=2 x tensor=1 = 4"),
+        ((16, 1, 1), "data=16 x fsdp=1 x tensor=1 = 16"),
+        ((-1, 3, 1), "a multiple of fsdp=3 x tensor=1 = 3"),
+        ((-1, 16, 1), "a multiple of fsdp=16 x tensor=1 = 16"),
+    ],
+)
 def test_sizes_that_do_not_fit_are_refused(sizes, asked):
     sentence = f"config.mesh asks for {asked} devices, and there are 8; write axes that multiply to 8, such as data=8"
     with pytest.raises(UserError, match=sentence):
@@ -66,9 +78,9 @@ def test_rows_that_do_not_divide_are_split_with_copies_of_the_last(sizes, share)
 def test_rows_go_to_the_devices_of_what_they_are_used_with():
     one = jax.device_put(np.zeros(3), jax.devices()[5])
     assert mesh_of(one).devices.ravel().tolist() == [jax.devices()[5]]
-    assert beside({"a": one}, np.arange(3)).devices() == {jax.devices()[5]}
+    assert put_like({"a": one}, np.arange(3)).devices() == {jax.devices()[5]}
     mesh = make_mesh(MeshConfig(4, 2, 1))
-    placed = beside([jax.device_put(np.zeros(3), replicated(mesh))], np.arange(8))
+    placed = put_like([jax.device_put(np.zeros(3), replicated(mesh))], np.arange(8))
     assert placed.sharding == batch_sharding(mesh)
 
 

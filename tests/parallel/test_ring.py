@@ -28,7 +28,7 @@ from xmodal_jax.parallel import ring
 from xmodal_jax.parallel.mesh import batch_sharding, make_mesh
 from xmodal_jax.parallel.ring import Sigmoid, Softmax, contrast
 from xmodal_jax.parallel.rules import shardings
-from xmodal_jax.train.memory import remember
+from xmodal_jax.train.memory import update_memory
 from xmodal_jax.train.step import create_state, total_loss
 from xmodal_jax.types import NEVER
 
@@ -50,7 +50,10 @@ def records(case, dtype=np.float32):
     """Rows, keys and queue of a case; ids and captions repeat across devices and in the queue, 5 queue rows are empty."""
     _, soft, size, _ = CASES[case]
     draw = np.random.default_rng(7)
-    names = lambda count: {name: draw.integers(0, IDS, count).astype(np.int32) for name in ("id", "text/key")}
+
+    def names(count):
+        return {name: draw.integers(0, IDS, count).astype(np.int32) for name in ("id", "text/key")}
+
     own, queued = names(ROWS), names(size)
     rows, keys = {"embed": unit(draw, ROWS, EMBED).astype(dtype)} | own, {"embed": unit(draw, ROWS, EMBED)} | own
     if soft:
@@ -70,7 +73,7 @@ def value_and_grads(case, run, given):
     embeds = [part and {n: x for n, x in part.items() if n in ("embed", "teacher")} for part in (rows, keys, queue)]
 
     def total(embeds, scalars):
-        parts = [part and part | embed for part, embed in zip((rows, keys, queue), embeds)]
+        parts = [part and part | embed for part, embed in zip((rows, keys, queue), embeds, strict=True)]
         if not CASES[case][3]:
             parts[1] = jax.lax.stop_gradient(parts[1])
         losses, hits = run(*parts, scalars)
@@ -94,7 +97,10 @@ def expected():
     def of(case):
         if case not in found:
             dense = DENSE[CASES[case][0]]
-            run = lambda rows, keys, queue, scalars: dense(rows, keys, jax.lax.stop_gradient(queue), scalars)
+
+            def run(rows, keys, queue, scalars):
+                return dense(rows, keys, jax.lax.stop_gradient(queue), scalars)
+
             found[case] = value_and_grads(case, run, records(case))
         return found[case]
 
@@ -145,7 +151,10 @@ def test_columns_in_several_chunks_the_last_not_full(expected, monkeypatch, mesh
 def test_a_queue_that_does_not_divide(expected):
     case = "sigmoid, queue, student keys"
     rows, keys, queue = records(case)
-    empty = lambda x: np.delete(x, [2, 3], axis=0)  # two empty rows fewer: the same loss from 22 rows on 8 shards
+
+    def empty(x):
+        return np.delete(x, [2, 3], axis=0)  # two empty rows fewer: the same loss from 22 rows on 8 shards
+
     filled = {name: empty(x) for name, x in queue.items()}
     with under("8x1x1"):
         found = value_and_grads(case, ring_run(case), (rows, keys, filled))
@@ -176,9 +185,11 @@ def whole_step(recipe, params, ring_on, mesh=None):
     state = create_state(recipe, params, 0)
 
     def run(state, batch):
-        loss = lambda params: total_loss(recipe, params, state, batch, jax.random.key(1))
+        def loss(params):
+            return total_loss(recipe, params, state, batch, jax.random.key(1))
+
         (value, terms), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-        return (value, grads), remember(state.memory, terms)
+        return (value, grads), update_memory(state.memory, terms)
 
     if mesh is None:
         return jax.jit(run)(state, tiny_batch())

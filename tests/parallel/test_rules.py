@@ -22,26 +22,29 @@ def mesh():
     return make_mesh(MeshConfig(2, 2, 2))
 
 
-@pytest.mark.parametrize("name, shape, axes", [
-    ("params/text/tower/layers/attention/query/kernel", (6, 8, 4), (None, "fsdp", "tensor")),
-    ("params/text/tower/layers/attention/out/kernel", (6, 8, 4), (None, "tensor", "fsdp")),
-    ("params/text/tower/layers/mlp/down/kernel", (8, 4), ("tensor", "fsdp")),
-    ("params/text/tower/layers/mlp/up/bias", (6, 4), (None, "tensor")),
-    ("params/text/tower/layers/mlp/norm/scale", (6, 4), ()),
-    ("params/vocabulary/transform/kernel", (8, 4), ("tensor", "fsdp")),
-    ("params/image/head/linear/kernel", (8, 4), ("tensor", "fsdp")),
-    ("params/text/hash/linear/kernel", (8, 4), ("fsdp",)),
-    ("params/image/tower/conv/kernel", (3, 3, 4, 8), (None, None, "fsdp")),
-    ("params/some/new/kernel", (8, 4), ("fsdp",)),
-    ("memory/pairs/image", (16, 4), (("data", "fsdp"), None)),
-    ("memory/pairs/id", (16,), ()),
-    ("memory/codes/codes", (16, 4), (("data", "fsdp"), None)),
-    ("memory/table/votes", (16, 4, 8), (("data", "fsdp"),)),
-    ("memory/table/votes", (16, 2, 4, 8), (("data", "fsdp"),)),
-    ("memory/table/votes", (6, 4, 8), ()),
-    ("memory/pairs/cursor", (), ()),
-    ("step", (), ()),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, shape, axes",
+    [
+        ("params/text/tower/layers/attention/query/kernel", (6, 8, 4), (None, "fsdp", "tensor")),
+        ("params/text/tower/layers/attention/out/kernel", (6, 8, 4), (None, "tensor", "fsdp")),
+        ("params/text/tower/layers/mlp/down/kernel", (8, 4), ("tensor", "fsdp")),
+        ("params/text/tower/layers/mlp/up/bias", (6, 4), (None, "tensor")),
+        ("params/text/tower/layers/mlp/norm/scale", (6, 4), ()),
+        ("params/vocabulary/transform/kernel", (8, 4), ("tensor", "fsdp")),
+        ("params/image/head/linear/kernel", (8, 4), ("tensor", "fsdp")),
+        ("params/text/hash/linear/kernel", (8, 4), ("fsdp",)),
+        ("params/image/tower/conv/kernel", (3, 3, 4, 8), (None, None, "fsdp")),
+        ("params/some/new/kernel", (8, 4), ("fsdp",)),
+        ("memory/pairs/image", (16, 4), (("data", "fsdp"), None)),
+        ("memory/pairs/id", (16,), ()),
+        ("memory/codes/codes", (16, 4), (("data", "fsdp"), None)),
+        ("memory/table/votes", (16, 4, 8), (("data", "fsdp"),)),
+        ("memory/table/votes", (16, 2, 4, 8), (("data", "fsdp"),)),
+        ("memory/table/votes", (6, 4, 8), ()),
+        ("memory/pairs/cursor", (), ()),
+        ("step", (), ()),
+    ],
+)
 def test_the_first_matching_rule_names_the_trailing_axes(mesh, name, shape, axes):
     spec = tuple(place(name, shape, mesh).spec)
     assert spec == axes + (None,) * (len(spec) - len(axes))
@@ -95,9 +98,13 @@ def test_a_table_of_matrices_is_split_by_its_rows(mesh):
 # --- every config on 2 x 2 x 2 --------------------------------------------------------------------------------------
 
 CONFIGS = [
-    "quickstart.py:tiny", "quickstart.py:full", "quickstart.py:large", "flickr8k.py:features", "flickr8k.py:finetune",
+    "quickstart.py:tiny",
+    "quickstart.py:full",
+    "quickstart.py:large",
+    "flickr8k.py:features",
+    "flickr8k.py:finetune",
     "adequate_alignment.py:emoji_views",
-]  # fmt: skip
+]
 LARGE = 64 * 1024  # numbers
 # Large leaves that may be whole on every device of fsdp, each with its reason.
 KEPT = {
@@ -125,7 +132,10 @@ def run_of():
 def test_nothing_large_is_whole_over_fsdp_by_accident(run_of, config):
     run = run_of(config)
     found = placements(run.abstract, run.mesh)
-    split = lambda one: any("fsdp" in (axis if isinstance(axis, tuple) else (axis,)) for axis in one.spec if axis)
+
+    def split(one):
+        return any("fsdp" in (axis if isinstance(axis, tuple) else (axis,)) for axis in one.spec if axis)
+
     large = [one for one in found if np.prod(one.shape) > LARGE]
     accidents = [one.name for one in large if not split(one) and not any(re.search(kept, one.name) for kept in KEPT)]
     assert accidents == []
@@ -147,11 +157,18 @@ def test_teacher_and_slots_have_exactly_the_students_specs(run_of, config):
 
 
 def test_the_large_leaves_of_every_module_are_split(run_of):
-    found = {one.name: one.spec for one in placements({"params": run_of("quickstart.py:large").abstract.params},
-                                                      run_of("quickstart.py:large").mesh)}  # fmt: skip
+    found = {
+        one.name: one.spec
+        for one in placements(
+            {"params": run_of("quickstart.py:large").abstract.params}, run_of("quickstart.py:large").mesh
+        )
+    }
     assert found["params/text/tower/embed/word"] == PartitionSpec("tensor", "fsdp")
     assert found["params/vocabulary/transform/kernel"] == PartitionSpec("tensor", "fsdp")
-    encoders = [f"image/{part}" for part in ("tower", "neck", "head")], [f"text/{part}" for part in ("tower", "head", "hash")]
+    encoders = (
+        [f"image/{part}" for part in ("tower", "neck", "head")],
+        [f"text/{part}" for part in ("tower", "head", "hash")],
+    )
     for module in (*encoders[0], *encoders[1], "fusion", "decoder", "match"):
         split = [name for name, spec in found.items() if name.startswith(f"params/{module}/") and "fsdp" in spec]
         assert split, module
@@ -165,8 +182,12 @@ def test_what_a_rule_could_not_divide_is_said(mesh):
 
 
 def test_rows_are_pinned_only_where_a_mesh_is_set_and_they_divide(mesh):
-    ask = lambda x: (pin_rows(x), whole(x))
-    text = lambda rows: str(jax.make_jaxpr(ask)(jax.ShapeDtypeStruct((rows, 4), jnp.float32)))
+    def ask(x):
+        return (pin_rows(x), whole(x))
+
+    def text(rows):
+        return str(jax.make_jaxpr(ask)(jax.ShapeDtypeStruct((rows, 4), jnp.float32)))
+
     assert "sharding_constraint" not in text(8)
     flat = make_mesh(MeshConfig(2, 4, 1))
     with jax.sharding.use_abstract_mesh(flat.abstract_mesh):

@@ -18,7 +18,7 @@ from xmodal_jax.parallel.stuck import ENDED, Job
 
 ROOT = pathlib.Path(__file__).parents[2]
 STALL = 12.0
-MEMBER = '''
+MEMBER = """
 import sys, time
 import jax
 from xmodal_jax.parallel import processes, stuck
@@ -35,7 +35,7 @@ with processes.leaving_at_once(where), processes.watching(stall, where):
             time.sleep(600)  # where the signal finds it, or where it hangs
         stuck.at(f"step {step}")
         sync_global_devices(str(step))
-'''
+"""
 
 
 def free_port() -> int:
@@ -54,9 +54,11 @@ def members(tmp_path):
         address, environment = f"127.0.0.1:{free_port()}", os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
         for process in range(4):
             command = [sys.executable, "-c", MEMBER, address, str(process), "4", str(STALL), str(tmp_path)]
-            running.append(subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-            ))  # fmt: skip
+            running.append(
+                subprocess.Popen(
+                    command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+                )
+            )
         return running
 
     yield start
@@ -107,7 +109,10 @@ def test_who_is_at_an_earlier_stage_than_others_is_waited_for():
     for look in range(1, 8):
         beats(job, p0=(look, 4, "step 2"), p1=(look, 3, "the batch of step 2"), p2=(look, 4, "step 2"))
         job.look(True)
-    assert job.stuck(6, 1.0) == "process 1 of 3, this one, is stuck: the others have waited for it for 6 s, last at: the batch of step 2"
+    assert (
+        job.stuck(6, 1.0)
+        == "process 1 of 3, this one, is stuck: the others have waited for it for 6 s, last at: the batch of step 2"
+    )
     beats(job, p0=(8, 4, "step 2"), p1=(8, 4, "step 2"), p2=(8, 4, "step 2"))
     job.look(True)
     assert job.stuck(1, 1.0) == ""
@@ -158,7 +163,9 @@ def test_a_stall_time_that_cannot_be_meant_is_refused(tmp_path, capsys):
     ids=lambda found: next(iter(found)),
 )
 def test_a_loopback_address_is_refused_where_there_are_several_hosts(address, environment):
-    with pytest.raises(UserError, match=r"is reached from one machine only, and .* tells of several hosts; write a name"):
+    with pytest.raises(
+        UserError, match=r"is reached from one machine only, and .* tells of several hosts; write a name"
+    ):
         refuse_loopback(address, environment)
     refuse_loopback("node1:1", environment)
     refuse_loopback("10.0.0.1:1", environment)

@@ -53,9 +53,15 @@ def test_what_is_not_enough_alone_comes_last_and_largest(tiny):
 
 def test_no_change_is_advised_that_is_made_already():
     run, facts = prepared(
-        "batch_size=64", "dtype=bfloat16", "objectives.itm.group=8", "mesh.data=1", "mesh.fsdp=8",
-        "encoders.image.remat=full", "encoders.text.remat=full", "fusion.remat=full",
-    )  # fmt: skip
+        "batch_size=64",
+        "dtype=bfloat16",
+        "objectives.itm.group=8",
+        "mesh.data=1",
+        "mesh.fsdp=8",
+        "encoders.image.remat=full",
+        "encoders.text.remat=full",
+        "fusion.remat=full",
+    )
     every = set(names(changes(run, facts, 1.0)))
     assert not every & {"dtype", "objectives.itm.group", "mesh.data", "encoders.image.remat", "encoders.text.remat"}
 
@@ -94,8 +100,10 @@ def test_the_state_over_more_devices_is_what_the_rules_say(tiny):
     run, facts = tiny
     options = list(wider_fsdp(run, facts))
     assert [one.override for one in options] == [
-        "mesh.data=4 --config.mesh.fsdp=2", "mesh.data=2 --config.mesh.fsdp=4", "mesh.data=1 --config.mesh.fsdp=8",
-    ]  # fmt: skip
+        "mesh.data=4 --config.mesh.fsdp=2",
+        "mesh.data=2 --config.mesh.fsdp=4",
+        "mesh.data=1 --config.mesh.fsdp=8",
+    ]
     wide, _ = prepared("batch_size=64", "mesh.data=1", "mesh.fsdp=8")
     now, then = device_bytes(run.abstract), device_bytes(wide.abstract)
     np.testing.assert_allclose(options[-1].saves, now - then, rtol=1e-3)

@@ -48,7 +48,9 @@ def test_the_sum_of_split_rows_is_one_all_reduce(mesh):
 
 
 def test_a_permute_goes_between_two(mesh):
-    shift = lambda x: jax.lax.ppermute(x, "fsdp", [(i, (i + 1) % 4) for i in range(4)])
+    def shift(x):
+        return jax.lax.ppermute(x, "fsdp", [(i, (i + 1) % 4) for i in range(4)])
+
     step = jax.jit(jax.shard_map(shift, mesh=mesh, in_specs=PartitionSpec("fsdp"), out_specs=PartitionSpec("fsdp")))
     module = parse_module(step.lower(jax.ShapeDtypeStruct((8, 4), "float32")).compile().as_text())
     (one,) = collectives(module, 8)

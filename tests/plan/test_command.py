@@ -9,9 +9,14 @@ from xmodal_jax.parallel.chips import parse_topology
 from xmodal_jax.plan.command import ask_child, child_command, child_environment
 
 QUICK = (
-    "--config.objectives={'itc': {'queue': 64}}", "--config.encoders.text.vocab_size=64", "--config.encoders.image.layers=1",
-    "--config.encoders.text.layers=1", "--config.encoders.image.size=16", "--config.mesh.fsdp=4", "--config.mesh.data=2",
-)  # fmt: skip
+    "--config.objectives={'itc': {'queue': 64}}",
+    "--config.encoders.text.vocab_size=64",
+    "--config.encoders.image.layers=1",
+    "--config.encoders.text.layers=1",
+    "--config.encoders.image.size=16",
+    "--config.mesh.fsdp=4",
+    "--config.mesh.data=2",
+)
 CONFIG = ["plan", "--config", "configs/quickstart.py:tiny"]
 
 

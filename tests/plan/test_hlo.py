@@ -59,8 +59,12 @@ def test_trips_are_read_off_the_condition_where_nothing_is_noted(looped):
 
 def test_loops_inside_loops_multiply_and_unknown_ones_are_told():
     def step(x):
-        inner = lambda x, _: (jnp.sin(x), None)
-        outer = lambda x, _: (jax.lax.scan(inner, x, None, length=3)[0] * 2, None)
+        def inner(x, _):
+            return (jnp.sin(x), None)
+
+        def outer(x, _):
+            return (jax.lax.scan(inner, x, None, length=3)[0] * 2, None)
+
         x = jax.lax.scan(outer, x, None, length=4)[0]
         return jax.lax.while_loop(lambda x: x.sum() < 100, lambda x: x + 1, x)
 

@@ -100,8 +100,12 @@ def test_a_batch_has_the_fields_that_training_gives(shapes_data):
 
 
 def test_a_batch_has_the_fields_that_the_config_asks_for(tmp_path):
-    asked = ("data.embeddings=old", "encoders.text.cache_tokens=True", "optimizer.freeze=^text/tower/",
-             "data.fields.image2={'of': 'image', 'required': False}")  # fmt: skip
+    asked = (
+        "data.embeddings=old",
+        "encoders.text.cache_tokens=True",
+        "optimizer.freeze=^text/tower/",
+        "data.fields.image2={'of': 'image', 'required': False}",
+    )
     found = fields_of(*asked)
     assert found["image2"] == found["image"] == ((16, 32, 32, 3), "uint8")
     assert found["image2/valid"] == ((16,), "bool") and "image/valid" not in found
@@ -120,8 +124,17 @@ def test_a_batch_has_the_fields_that_the_config_asks_for(tmp_path):
         "dtype": "float32",
         "files": {},
     }
-    splits = {"train": {"records": 20, "captions": 20, "groups": 20, "files": ["a"], "digest": "0a", "languages": {},
-                        "columns": {}}}  # fmt: skip
+    splits = {
+        "train": {
+            "records": 20,
+            "captions": 20,
+            "groups": 20,
+            "files": ["a"],
+            "digest": "0a",
+            "languages": {},
+            "columns": {},
+        }
+    }
     Card("n", "s", "none", ["en"], ["a"], [], splits, embeddings={"old": entry}).save(tmp_path)
     assert fields_of(*asked, f"data.path={tmp_path}")["text/teacher"] == ((16, 7), "float32")
 
@@ -134,9 +147,9 @@ def test_cached_features_are_read_off_their_names():
 
 
 def test_the_vocabulary_without_a_data_set():
-    sizes = lambda *changed: (
-        assemble_without_data(freeze(load("configs/quickstart.py:tiny", list(changed)))).config.encoders["text"]
-    )
+    def sizes(*changed):
+        return assemble_without_data(freeze(load("configs/quickstart.py:tiny", list(changed)))).config.encoders["text"]
+
     assert sizes().vocab_size == 8192  # the largest that "data" builds
     assert sizes("encoders.text.vocab_size=500").vocab_size == 500
     assert sizes("encoders.text.tokenizer=minilm").vocab_size == 30522

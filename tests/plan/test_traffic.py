@@ -26,7 +26,10 @@ def test_a_product_moves_its_operands_and_result():
 
 def test_a_loop_over_layers_reads_a_layer_per_trip():
     layers, width = 64, 128
-    step = lambda kernels, x: jax.lax.scan(lambda x, kernel: (x @ kernel, None), x, kernels)[0]
+
+    def step(kernels, x):
+        return jax.lax.scan(lambda x, kernel: (x @ kernel, None), x, kernels)[0]
+
     once = FLOAT * layers * width * width
     moved = traffic(step, (layers, width, width), (8, width))
     assert once < moved < 4 * once  # reading the whole stack every trip would be 64 times

@@ -14,7 +14,7 @@ from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.encode.embed import Embedded, Embedder
 from xmodal_jax.errors import UserError
 from xmodal_jax.retrieve import build
-from xmodal_jax.search import codes, store
+from xmodal_jax.search import codes, writer
 from xmodal_jax.search.index import Index, fingerprint
 
 PICTURES = build.Kind("image", "pictures", False, ("image", "text"))
@@ -82,21 +82,21 @@ def test_what_cannot_be_appended_is_refused_before_anything_is_encoded(tiny_inde
     copy = shutil.copytree(tiny_index, tmp_path / "index")
     before = (copy / "index.json").read_bytes()
     vectors, items = Index.open(copy).vectors(), [{"key": "x"}] * 24
-    store.write(tmp_path / "other", vectors, items, model="0123")
-    store.write(tmp_path / "bare", vectors, None, model=Index.open(copy).model)
+    writer.write(tmp_path / "other", vectors, items, model="0123")
+    writer.write(tmp_path / "bare", vectors, None, model=Index.open(copy).model)
     block = shutil.copytree(copy, tmp_path / "torn") / "codes-00000.npy"
     block.write_bytes(block.read_bytes()[:-1])
     for name, how, words in (
-        ("index", build.How(append=True, overwrite=True), "write one of them"),
-        ("index", build.How(append=True, codes_only=True), "has embeddings.*leave out --codes-only"),
-        ("index", build.How(append=True, dtype="int8"), "as float32.*leave out --dtype int8"),
-        ("other", build.How(append=True), "made by model 0123"),
-        ("bare", build.How(append=True), "has no items"),
-        ("torn", build.How(append=True), "codes-00000.npy is torn"),
-        ("torn", build.How(upsert=True), "codes-00000.npy is torn"),
-        ("index", build.How(upsert=True, overwrite=True), "--upsert keeps what --overwrite replaces"),
-        ("index", build.How(upsert=True, duplicates=True), "write one of them"),
-        ("none", build.How(append=True), "is not an index"),
+        ("index", build.IndexOptions(append=True, overwrite=True), "write one of them"),
+        ("index", build.IndexOptions(append=True, codes_only=True), "has embeddings.*leave out --codes-only"),
+        ("index", build.IndexOptions(append=True, dtype="int8"), "as float32.*leave out --dtype int8"),
+        ("other", build.IndexOptions(append=True), "made by model 0123"),
+        ("bare", build.IndexOptions(append=True), "has no items"),
+        ("torn", build.IndexOptions(append=True), "codes-00000.npy is torn"),
+        ("torn", build.IndexOptions(upsert=True), "codes-00000.npy is torn"),
+        ("index", build.IndexOptions(upsert=True, overwrite=True), "--upsert keeps what --overwrite replaces"),
+        ("index", build.IndexOptions(upsert=True, duplicates=True), "write one of them"),
+        ("none", build.IndexOptions(append=True), "is not an index"),
     ):
         with pytest.raises(UserError, match=words):
             build.build_index(*opened_run, "run", str(tmp_path / name), "no such data", how=how)
@@ -104,10 +104,10 @@ def test_what_cannot_be_appended_is_refused_before_anything_is_encoded(tiny_inde
 
 
 def test_rows_are_appended_in_the_form_of_the_index(opened_run, tmp_path):
-    first = build.How(codes_only=True)
+    first = build.IndexOptions(codes_only=True)
     path, count = build.build_index(*opened_run, "run", str(tmp_path / "index"), how=first)
     again = {"append": True, "codes_only": True, "dtype": "float32", "duplicates": True}
-    for how in (build.How(append=True), build.How(**again)):
+    for how in (build.IndexOptions(append=True), build.IndexOptions(**again)):
         path, count = build.build_index(*opened_run, "run", str(path), split="train", how=how)
     opened = Index.open(path)
     assert (count, opened.width, opened.bits) == (72, 0, 16)
@@ -137,7 +137,7 @@ def test_a_moved_run_indexes_other_data_without_its_own(tiny_run, opened_run, tm
     with pytest.raises(UserError, match="the run's data set is not at .*gone.*; write --data FOLDER"):
         build.build_index(moved, params, "run", str(tmp_path / "index"))
     for side in ("image", "text"):
-        out, how = tmp_path / side, build.How(field=side)
+        out, how = tmp_path / side, build.IndexOptions(field=side)
         assert build.build_index(moved, params, "run", str(out), str(tiny_run[1]), how=how)[1] == 24
 
 

@@ -16,8 +16,8 @@ from xmodal_jax.encode.embed import Embedder
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.evaluate import Evaluator, ensure_weight
 from xmodal_jax.retrieve import build, query
-from xmodal_jax.retrieve.stages import Stages
-from xmodal_jax.search import codes, store
+from xmodal_jax.retrieve.pipeline import SearchPipeline
+from xmodal_jax.search import codes, writer
 from xmodal_jax.search.index import Index
 
 CAPTIONS = 24
@@ -48,7 +48,9 @@ def split(opened_run):
 
 def test_every_caption_is_a_row_with_its_picture(caption_index, opened_run, split):
     opened = Index.open(caption_index)
-    assert opened.count == CAPTIONS == len(split.right.words) and opened.extra["field"] == "text" and opened.extra["words"]
+    assert (
+        opened.count == CAPTIONS == len(split.right.words) and opened.extra["field"] == "text" and opened.extra["words"]
+    )
     items = [opened.item(row) for row in range(CAPTIONS)]
     assert [item["captions"] for item in items] == [[caption] for caption in split.right.words]
     assert [item["key"] for item in items] == [split.keys[owner] for owner in split.right.owner]
@@ -64,7 +66,7 @@ def _model(opened_run):
 
 @pytest.mark.parametrize("kind", ["dense", "codes"])
 def test_a_picture_asks_for_words(caption_index, opened_run, split, picture, kind):
-    hits = query.answer(caption_index, image=picture, k=5, stages=Stages(kind))
+    hits = query.answer(caption_index, image=picture, k=5, stages=SearchPipeline(kind))
     asked = query.encoded_query(*opened_run, "image", file=picture)
     texts = Embedder(*_model(opened_run)).side(split.right, 64)
     if kind == "dense":
@@ -75,14 +77,17 @@ def test_a_picture_asks_for_words(caption_index, opened_run, split, picture, kin
     assert all(hit.item["captions"] == [split.right.words[hit.row]] for hit in hits)
 
 
-@pytest.mark.parametrize("given", [Stages("dense", 0, 8), Stages("codes", 16, 8)])
+@pytest.mark.parametrize("given", [SearchPipeline("dense", 0, 8), SearchPipeline("codes", 16, 8)])
 def test_the_matching_head_orders_the_best_captions(caption_index, opened_run, split, picture, given):
     """Its score of the picture with each caption, from the tokens of both sides, added to the cosine."""
     assembly, params = opened_run
     hits = query.answer(caption_index, image=picture, k=8, stages=given)
     asked, encode = query.encoded_query(assembly, params, "image", file=picture), Embedder(assembly.model, params)
     weight, text = ensure_weight(Evaluator(assembly, params), encode, print), encode.side(split.right, 64, True)
-    many = lambda x: jnp.repeat(jnp.asarray(x), CAPTIONS, axis=0)
+
+    def many(x):
+        return jnp.repeat(jnp.asarray(x), CAPTIONS, axis=0)
+
     pair = (many(asked.tokens), many(asked.embed)), (text.tokens, text.embed, text.mask)
     itm = assembly.model.apply({"params": params}, *pair, method="score")
     want = text.embed @ asked.embed[0] + weight * np.asarray(itm)
@@ -120,16 +125,16 @@ def test_an_index_replaced_by_one_of_the_other_side_is_not_appended_to(
 ):
     """While the lock is another's: the check before the work sees pictures, and the rows would go to captions."""
     path = shutil.copytree(tiny_index, tmp_path / "index")
-    appending = store.appending
+    appending = writer.appending
 
     def late(*args):
         shutil.rmtree(path)
         shutil.copytree(caption_index, path)
         return appending(*args)
 
-    monkeypatch.setattr(store, "appending", late)
+    monkeypatch.setattr(writer, "appending", late)
     with pytest.raises(UserError, match="has captions, and pictures cannot be appended"):
-        build.build_index(*opened_run, str(tiny_run[0]), str(path), how=build.How(append=True))
+        build.build_index(*opened_run, str(tiny_run[0]), str(path), how=build.IndexOptions(append=True))
     assert Index.open(path).count == CAPTIONS
 
 
@@ -137,9 +142,9 @@ def test_an_index_that_does_not_say_what_its_rows_are_is_refused(tiny_index, tmp
     opened = Index.open(tiny_index)
     extra = {name: value for name, value in opened.extra.items() if name != "field"}
     items = [opened.item(row) for row in range(opened.count)]
-    old = store.write(tmp_path / "old", opened.vectors(), items, model=opened.model, extra=extra)
+    old = writer.write(tmp_path / "old", opened.vectors(), items, model=opened.model, extra=extra)
     with pytest.raises(UserError, match="does not say what its rows are; index again"):
-        query.answer(old, "a red circle", k=2, stages=Stages("dense", 0, 4))
+        query.answer(old, "a red circle", k=2, stages=SearchPipeline("dense", 0, 4))
 
 
 def test_a_field_of_no_pair_is_refused(tiny_run, tmp_path, capsys):
@@ -149,7 +154,7 @@ def test_a_field_of_no_pair_is_refused(tiny_run, tmp_path, capsys):
 
 def test_words_are_not_matched_with_captions(caption_index):
     with pytest.raises(UserError, match="has captions: ask with --image FILE"):
-        query.answer(caption_index, "a red circle", k=2, stages=Stages("dense", 0, 4))
+        query.answer(caption_index, "a red circle", k=2, stages=SearchPipeline("dense", 0, 4))
     assert len(query.answer(caption_index, "a red circle", k=2)) == 2
 
 

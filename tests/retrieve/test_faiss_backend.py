@@ -7,7 +7,7 @@ from ties import same_up_to_ties
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.retrieve.faiss_backend import FaissIndex
-from xmodal_jax.search import store
+from xmodal_jax.search import writer
 from xmodal_jax.search.index import Index
 
 
@@ -15,7 +15,7 @@ from xmodal_jax.search.index import Index
 def opened(tmp_path, rng):
     rows = rng.normal(size=(300, 6)), rng.normal(size=(300, 16))
     items = [{"key": i} for i in range(300)]
-    return Index.open(store.write(tmp_path / "index", rows[0], items, rows[1], block_rows=128))
+    return Index.open(writer.write(tmp_path / "index", rows[0], items, rows[1], block_rows=128))
 
 
 @pytest.mark.parametrize("kind", ["dense", "codes"])
@@ -33,7 +33,7 @@ def test_faiss_answers_as_the_exact_search(opened, rng, kind):
 
 def test_rows_are_handed_over_a_block_at_a_time(tmp_path, rng):
     pytest.importorskip("faiss")
-    path = store.write(tmp_path / "index", rng.normal(size=(8000, 64)), None, block_rows=500, dtype="int8")
+    path = writer.write(tmp_path / "index", rng.normal(size=(8000, 64)), None, block_rows=500, dtype="int8")
     backend = FaissIndex(Index.open(path, engine="numpy"))
     tracemalloc.start()
     try:

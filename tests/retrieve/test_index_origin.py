@@ -8,7 +8,7 @@ import pytest
 from xmodal_jax.data.card import Card
 from xmodal_jax.errors import UserError
 from xmodal_jax.retrieve import origin
-from xmodal_jax.search import store
+from xmodal_jax.search import writer
 from xmodal_jax.search.index import Index, fingerprint
 
 
@@ -25,7 +25,7 @@ def copied(run: pathlib.Path, path: pathlib.Path, other: bool = False) -> pathli
 
 
 def index_of(run: pathlib.Path | str, path: pathlib.Path, model: str) -> None:
-    store.write(path, np.eye(4), [{}] * 4, model=model, extra=origin.remembered_run(run, path))
+    writer.write(path, np.eye(4), [{}] * 4, model=model, extra=origin.remembered_run(run, path))
 
 
 def test_a_run_is_found_from_its_index_before_another_one_where_it_was(tiny_run, opened_run, tmp_path, monkeypatch):
@@ -66,7 +66,7 @@ def test_links_to_an_index_and_its_run_are_followed(tmp_path):
 
 
 def test_an_index_without_a_run_asks_for_one(tmp_path):
-    opened = Index.open(store.write(tmp_path / "index", np.eye(4), None))
+    opened = Index.open(writer.write(tmp_path / "index", np.eye(4), None))
     with pytest.raises(UserError, match="names no work directory; write --workdir RUN"):
         origin.open_origin(opened)
 
@@ -88,7 +88,7 @@ def sets(shapes_data, tmp_path):
 def test_a_data_set_is_the_one_with_its_fingerprint(sets, tmp_path, monkeypatch):
     own, other = sets
     told = origin.remembered_set(own, tmp_path / "index")
-    opened = Index.open(store.write(tmp_path / "index", np.eye(4), None, extra={"sets": told}))
+    opened = Index.open(writer.write(tmp_path / "index", np.eye(4), None, extra={"sets": told}))
     assert list(told) == [str(own)]
     assert origin.open_set(opened, str(own)) == str(own)
     assert origin.open_set(opened, str(own), other) == str(own)  # what is given is not it

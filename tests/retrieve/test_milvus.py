@@ -8,7 +8,7 @@ from ties import same_up_to_ties
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.retrieve import milvus, query
-from xmodal_jax.search import store
+from xmodal_jax.search import writer
 from xmodal_jax.search.index import Index
 
 COUNT = 60
@@ -18,7 +18,7 @@ COUNT = 60
 def opened(tmp_path, rng):
     rows = rng.normal(size=(COUNT, 6)), rng.normal(size=(COUNT, 16))
     items = [{"key": i} for i in range(COUNT)]
-    return Index.open(store.write(tmp_path / "index", rows[0], items, rows[1], model="abc", block_rows=32))
+    return Index.open(writer.write(tmp_path / "index", rows[0], items, rows[1], model="abc", block_rows=32))
 
 
 @pytest.fixture
@@ -54,7 +54,9 @@ def test_milvus_answers_as_the_exact_search_and_goes_on_where_it_stopped(connect
 def test_rows_of_another_index_are_refused(connected, opened, tmp_path, rng):
     connected.fill()
     rows, items = rng.normal(size=(COUNT, 6)), [{"other": i} for i in range(COUNT)]
-    other = Index.open(store.write(tmp_path / "other", rows, items, model="abc"))  # of the same model, width and length
+    other = Index.open(
+        writer.write(tmp_path / "other", rows, items, model="abc")
+    )  # of the same model, width and length
     told = f"holds 'xmodal abc dense 6 {opened.id}' and the index is 'xmodal abc dense 6 {other.id}'.*--collection"
     with pytest.raises(UserError, match=told):
         milvus.MilvusIndex(other, connected.uri).fill()
@@ -69,7 +71,7 @@ def test_rows_of_another_index_are_refused(connected, opened, tmp_path, rng):
 
 def test_an_index_that_grew_goes_on_in_its_collection(connected, opened, tmp_path, rng):
     connected.fill()
-    store.append(opened.path, rng.normal(size=(5, 6)), [{"key": 60 + i} for i in range(5)], np.ones((5, 16)), "abc")
+    writer.append(opened.path, rng.normal(size=(5, 6)), [{"key": 60 + i} for i in range(5)], np.ones((5, 16)), "abc")
     grown = milvus.MilvusIndex(Index.open(opened.path), connected.uri)
     assert grown.fill() == {"dense": 5, "codes": 5} and grown.search(np.ones(16), 1, "codes")[0][0].row >= 0
 
@@ -97,7 +99,7 @@ def test_without_pymilvus_the_command_is_named(opened, monkeypatch):
     with pytest.raises(UserError, match="pymilvus is not installed; run pip install"):
         milvus.MilvusIndex(opened, "rows.db")
     with pytest.raises(UserError, match="pymilvus is not installed"):
-        query.Where(opened.path, "milvus", "rows.db").open()
+        query.SearchTarget(opened.path, "milvus", "rows.db").open()
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.encode.embed import Embedder
 from xmodal_jax.errors import UserError
 from xmodal_jax.retrieve import query
-from xmodal_jax.retrieve.stages import Stages
-from xmodal_jax.search import store
+from xmodal_jax.retrieve.pipeline import SearchPipeline
+from xmodal_jax.search import writer
 from xmodal_jax.search.backend import Hit
 from xmodal_jax.search.index import Index
 
@@ -25,7 +25,7 @@ def query_file(tiny_index, tmp_path):
 
 @pytest.mark.parametrize(("kind", "score"), [("dense", 1.0), ("codes", 0.0)])
 def test_a_picture_of_the_index_finds_itself(tiny_index, query_file, kind, score):
-    hits = query.answer(tiny_index, "", query_file, 5, Stages(kind))
+    hits = query.answer(tiny_index, "", query_file, 5, SearchPipeline(kind))
     assert len(hits) == 5
     assert hits[0].score == pytest.approx(score, abs=1e-5)
     assert 3 in [hit.row for hit in hits if hit.score == pytest.approx(score, abs=1e-5)]
@@ -63,11 +63,11 @@ def test_words_that_the_model_does_not_know_are_named(tiny_index, caplog):
 
 def test_where_and_what_are_checked_before_the_search(tiny_index, tmp_path):
     for where, words in (
-        (query.Where(tiny_index, "fiass"), "--backend 'fiass' is not one of jax, numpy, sharded, faiss, milvus"),
-        (query.Where(tiny_index, "jax", "rows.db"), "--uri goes with --backend milvus"),
-        (query.Where(tiny_index, "milvus"), "milvus wants one"),
-        (query.Where(tiny_index, token="a:b"), "--collection and --token go with --backend milvus"),
-        (query.Where(tiny_index, collection="a"), "--collection and --token go with --backend milvus"),
+        (query.SearchTarget(tiny_index, "fiass"), "--backend 'fiass' is not one of jax, numpy, sharded, faiss, milvus"),
+        (query.SearchTarget(tiny_index, "jax", "rows.db"), "--uri goes with --backend milvus"),
+        (query.SearchTarget(tiny_index, "milvus"), "milvus wants one"),
+        (query.SearchTarget(tiny_index, token="a:b"), "--collection and --token go with --backend milvus"),
+        (query.SearchTarget(tiny_index, collection="a"), "--collection and --token go with --backend milvus"),
     ):
         with pytest.raises(UserError, match=words):
             query.answer(where, "a red circle")
@@ -80,7 +80,7 @@ def test_every_backend_answers_the_same(tiny_index, tmp_path, backend):
     for package in {"faiss": ["faiss"], "milvus": ["pymilvus", "milvus_lite"]}.get(backend, []):
         pytest.importorskip(package)
     uri = str(tmp_path / "rows.db") if backend == "milvus" else ""
-    where = query.Where(tiny_index, backend, uri, collection="mine" if uri else "")
+    where = query.SearchTarget(tiny_index, backend, uri, collection="mine" if uri else "")
     want, found = (query.answer(one, "a red circle", k=24) for one in (tiny_index, where))
     np.testing.assert_allclose([hit.score for hit in found], [hit.score for hit in want], atol=1e-5)
     assert sorted(hit.row for hit in found) == list(range(24))
@@ -92,26 +92,26 @@ def test_a_connection_is_closed_whatever_happens(tiny_index, tmp_path, monkeypat
     closed = []
     close = query.MilvusIndex.close
     monkeypatch.setattr(query.MilvusIndex, "close", lambda own: closed.append(own.count) or close(own))
-    where = query.Where(tiny_index, "milvus", str(tmp_path / "rows.db"))
+    where = query.SearchTarget(tiny_index, "milvus", str(tmp_path / "rows.db"))
     query.answer(where, "a red circle", k=1)
     assert closed == [24]
-    other = store.write(tmp_path / "other", np.eye(16), [{}] * 16)
+    other = writer.write(tmp_path / "other", np.eye(16), [{}] * 16)
     with pytest.raises(UserError, match="write another collection name"):
-        query.Where(other, "milvus", where.uri).searcher(Index.open(other))
+        query.SearchTarget(other, "milvus", where.uri).searcher(Index.open(other))
     assert closed == [24, 16]
 
 
 def test_an_index_of_another_checkpoint_is_refused(tiny_index, tmp_path):
     rows = Index.open(tiny_index)
     extra = rows.extra | {"workdir_from_index": "."}
-    path = store.write(tmp_path / "old", rows.vectors(), [{"key": "x"}] * 24, model="0123", extra=extra)
+    path = writer.write(tmp_path / "old", rows.vectors(), [{"key": "x"}] * 24, model="0123", extra=extra)
     with pytest.raises(UserError, match="was made by model 0123, .*was trained on since .* index again"):
         query.answer(path, "a red circle")
     shutil.rmtree(path)
-    path = store.write(path, rows.vectors(), [{"key": "x"}] * 24, model=rows.model, extra=extra)
+    path = writer.write(path, rows.vectors(), [{"key": "x"}] * 24, model=rows.model, extra=extra)
     with pytest.raises(UserError, match="no hash codes"):
-        query.answer(path, "a red circle", stages=Stages("codes"))
-    nameless = store.write(tmp_path / "nameless", rows.vectors(), [{"key": "x"}] * 24)
+        query.answer(path, "a red circle", stages=SearchPipeline("codes"))
+    nameless = writer.write(tmp_path / "nameless", rows.vectors(), [{"key": "x"}] * 24)
     with pytest.raises(UserError, match="names no work directory"):
         query.answer(nameless, "a red circle")
 
@@ -157,7 +157,7 @@ def test_a_contact_sheet_grows_with_its_captions(tiny_index, query_file, tmp_pat
 def test_a_sheet_has_an_empty_frame_where_a_thumbnail_cannot_be_read(tiny_index, tmp_path):
     hits = hits_of(tiny_index, ["a cat"] * 4)
     damaged = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(20)).decode()
-    for hit, bad in zip(hits[1:], (damaged, "no base64!", None)):
+    for hit, bad in zip(hits[1:], (damaged, "no base64!", None), strict=True):
         hit.item["thumbnail"] = bad
     with Image.open(query.contact_sheet(hits, tmp_path / "sheet.png", "a cat")) as sheet:
         assert sheet.width == 5 * query.TILE + 4 * 12 + 2 * 24

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.search import files, store
+from xmodal_jax.search import files, writer
 from xmodal_jax.search.index import Index
 
 
@@ -16,7 +16,7 @@ from xmodal_jax.search.index import Index
 def folder(tmp_path, rng):
     """4 blocks of 8 rows."""
     items = [{"key": f"k{i}"} for i in range(32)]
-    return store.write(tmp_path / "index", rng.normal(size=(32, 6)), items, rng.normal(size=(32, 8)), block_rows=8)
+    return writer.write(tmp_path / "index", rng.normal(size=(32, 6)), items, rng.normal(size=(32, 8)), block_rows=8)
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def settle(monkeypatch):
 
 def test_more_blocks_than_descriptors(tmp_path, rng):
     codes = rng.integers(0, 256, (100, 2), dtype=np.uint8)
-    path = store.write(tmp_path / "many", None, [{"key": i} for i in range(100)], codes, packed=True, block_rows=1)
+    path = writer.write(tmp_path / "many", None, [{"key": i} for i in range(100)], codes, packed=True, block_rows=1)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 64
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, before[1]))
@@ -65,7 +65,7 @@ def test_no_descriptor_left_is_not_said_to_be_a_torn_file(folder):
 def test_an_open_index_keeps_its_rows_and_items_when_it_is_replaced(folder, rng):
     opened = Index.open(folder, engine="numpy")
     rows = opened.vectors()
-    store.write(folder, rng.normal(size=(32, 6)), [{"key": "new"}] * 32, block_rows=8, overwrite=True)
+    writer.write(folder, rng.normal(size=(32, 6)), [{"key": "new"}] * 32, block_rows=8, overwrite=True)
     np.testing.assert_array_equal(opened.vectors(), rows)
     assert [opened.item(row)["key"] for row in range(32)] == [f"k{i}" for i in range(32)]
     assert Index.open(folder).item(0) == {"key": "new"} and Index.open(folder).id != opened.id
@@ -82,7 +82,7 @@ def test_a_search_reads_a_checksum_once(folder, settle, monkeypatch):
         Index.open(folder, again=again)
         assert len(read) == number
     assert (folder / files.VERIFIED).stat().st_mode == (folder / files.HEADER).stat().st_mode
-    store.append(folder, np.eye(6), [{}] * 6, np.ones((6, 8)))
+    writer.append(folder, np.eye(6), [{}] * 6, np.ones((6, 8)))
     read.clear()
     Index.open(folder)
     assert sorted(read) == ["codes-00004.npy", "dense-00004.npy", "items-00004.jsonl", "lines-00004.npy"]
@@ -115,7 +115,7 @@ def test_what_was_compared_may_be_damaged_or_not_writable(folder, settle):
 def test_an_item_is_read_by_its_place(tmp_path):
     count = 3000
     items = ({"key": i, "thumbnail": "x" * 3000} for i in range(count))
-    path = store.write(tmp_path / "index", np.ones((count, 2)), items)
+    path = writer.write(tmp_path / "index", np.ones((count, 2)), items)
     opened = Index.open(path, engine="numpy")
     tracemalloc.start()
     try:
@@ -132,19 +132,19 @@ def test_nothing_is_appended_to_a_damaged_index(folder):
     block = folder / "codes-00003.npy"
     block.write_bytes(block.read_bytes()[:-3])
     with pytest.raises(UserError, match="codes-00003.npy is torn or was changed; index again before you append"):
-        store.append(folder, np.eye(6), [{}] * 6, np.ones((6, 8)))
+        writer.append(folder, np.eye(6), [{}] * 6, np.ones((6, 8)))
     assert len(files.read_header(folder)["blocks"]["dense"]) == 4 and not (folder / "dense-00004.npy").exists()
 
 
 def test_an_older_index_is_to_be_made_again(folder):
     header = files.read_header(folder)
-    store._write_header(folder, header | {"version": 2})
+    writer._write_header(folder, header | {"version": 2})
     with pytest.raises(UserError, match="is an index of version 2, this program reads 3; index again"):
         Index.open(folder)
 
 
 def test_facts_come_back_as_json_gives_them(tmp_path):
-    path = store.write(tmp_path / "index", np.eye(2), None, extra={9: 1, 10: (2,)})
+    path = writer.write(tmp_path / "index", np.eye(2), None, extra={9: 1, 10: (2,)})
     assert Index.open(path).extra == {"9": 1, "10": [2]}
 
 
@@ -152,7 +152,7 @@ def test_a_row_that_is_not_finite_is_named_by_its_number(tmp_path):
     rows = np.ones((70, 2))
     rows[67, 0] = np.nan
     with pytest.raises(UserError, match=r"Embedding 67 is not finite"):
-        store.write(tmp_path / "index", rows, None, block_rows=32)
+        writer.write(tmp_path / "index", rows, None, block_rows=32)
 
 
 @pytest.mark.parametrize("engine", ["numpy", "jax"])

@@ -9,7 +9,7 @@ from fuzz import spoil
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.retrieve import query
-from xmodal_jax.search import store
+from xmodal_jax.search import writer
 from xmodal_jax.search.index import Index
 
 
@@ -20,7 +20,7 @@ def whole(tmp_path_factory):
     items = [{"key": f"k{i}", "view": "image", "captions": ["ein é"], "thumbnail": "x"} for i in range(12)]
     extra = {"workdir": "run", "workdir_from_index": "run", "side": "image", "data": "set", "sets": {"set": {}}}
     path = tmp_path_factory.mktemp("whole") / "index"
-    return store.write(path, draw.normal(size=(12, 6)), items, draw.normal(size=(12, 16)), "abc", 8, extra=extra)
+    return writer.write(path, draw.normal(size=(12, 6)), items, draw.normal(size=(12, 16)), "abc", 8, extra=extra)
 
 
 def asked(path: pathlib.Path, prefix: bool, verify: bool) -> str:
@@ -33,7 +33,7 @@ def asked(path: pathlib.Path, prefix: bool, verify: bool) -> str:
                 hits = opened.search(np.ones(width), min(5, opened.count), kind)[0]
                 query.as_table(hits)
                 answered.append(kind)
-        store.append(path, np.ones((1, 6)), [{"key": "new"}], np.ones((1, 16)), "abc")
+        writer.append(path, np.ones((1, 6)), [{"key": "new"}], np.ones((1, 16)), "abc")
         return " ".join(answered)
     except UserError as error:
         return str(error)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.search import codes, hamming, host
+from xmodal_jax.search import codes, hamming, numpy_engine
 
 
 def stable_neighbours(query, gallery, k):
@@ -12,7 +12,7 @@ def stable_neighbours(query, gallery, k):
     return np.take_along_axis(distance, rows, axis=1), rows
 
 
-@pytest.mark.parametrize("search", [hamming.hamming_topk, host.hamming_topk])
+@pytest.mark.parametrize("search", [hamming.hamming_topk, numpy_engine.hamming_topk])
 @pytest.mark.parametrize(("bits", "count"), [(16, 50), (64, 1500), (40, 50), (8, 2050), (16, 2304)])
 def test_both_paths_are_exact_with_ties(rng, search, bits, count):
     query, gallery = (rng.integers(0, 256, (n, bits // 8), dtype=np.uint8) for n in (3, count))
@@ -46,8 +46,8 @@ def test_blocks_of_rows_and_of_queries_change_nothing(rng, monkeypatch):
     whole = hamming.hamming_topk(query, gallery, 6)
     monkeypatch.setattr(hamming, "BLOCK_ROWS", 256)
     monkeypatch.setattr(hamming, "GATHERED", 2048)
-    monkeypatch.setattr(host, "BLOCK_BYTES", 200)
-    for search in (hamming.hamming_topk, host.hamming_topk):
+    monkeypatch.setattr(numpy_engine, "BLOCK_BYTES", 200)
+    for search in (hamming.hamming_topk, numpy_engine.hamming_topk):
         for a, b in zip(search(query, gallery, 6), whole, strict=True):
             np.testing.assert_array_equal(a, b)
     assert hamming.query_block(5, 6, (4, 16, 1, 8)) < 5
@@ -64,14 +64,14 @@ def test_the_whole_gallery_can_be_asked_for(rng):
     assert sorted(rows[0]) == list(range(9))
 
 
-@pytest.mark.parametrize("search", [hamming.hamming_topk, host.hamming_topk])
+@pytest.mark.parametrize("search", [hamming.hamming_topk, numpy_engine.hamming_topk])
 def test_codes_of_other_length_are_refused(search):
     with pytest.raises(UserError, match="same model"):
         search(np.zeros((1, 4), np.uint8), np.zeros((5, 8), np.uint8), 1)
     assert search(np.zeros((0, 8), np.uint8), np.zeros((5, 8), np.uint8), 2)[0].shape == (0, 2)
 
 
-@pytest.mark.parametrize("search", [hamming.hamming_topk, host.hamming_topk])
+@pytest.mark.parametrize("search", [hamming.hamming_topk, numpy_engine.hamming_topk])
 def test_the_longest_codes_count_right_and_longer_ones_are_refused(search):
     gallery = np.stack([np.full(4096, 255, np.uint8), np.full(4096, 1, np.uint8)])
     distances, rows = search(np.zeros((1, 4096), np.uint8), gallery, 2)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.search import codes, dense, hamming, index, store
+from xmodal_jax.search import codes, dense, hamming, index, writer
 
 COUNT, WIDTH, BITS = 37, 6, 16
 
@@ -17,7 +17,7 @@ def rows(rng):
 @pytest.fixture
 def folder(tmp_path, rows):
     items = [{"key": f"k{i}", "caption": f"número {i}"} for i in range(COUNT)]
-    return store.write(tmp_path / "index", rows[0], items, rows[1], model="abc", block_rows=16)
+    return writer.write(tmp_path / "index", rows[0], items, rows[1], model="abc", block_rows=16)
 
 
 def test_search_over_blocks_equals_search_over_the_whole(folder, rows, rng):
@@ -84,12 +84,12 @@ def test_headers_that_do_not_fit_are_refused(folder, tmp_path):
         index.Index.open(tmp_path)
     with pytest.raises(UserError, match="made by model abc and is asked by model xyz"):
         index.Index.open(folder, model="xyz")
-    header = json.loads((folder / store.HEADER).read_text())
-    (folder / store.HEADER).write_text(json.dumps({**header, "version": 99}))
+    header = json.loads((folder / writer.HEADER).read_text())
+    (folder / writer.HEADER).write_text(json.dumps({**header, "version": 99}))
     with pytest.raises(UserError, match="version 99"):
         index.Index.open(folder)
     for damaged in ("{", "[1]", '{"version": 1}'):
-        (folder / store.HEADER).write_text(damaged)
+        (folder / writer.HEADER).write_text(damaged)
         with pytest.raises(UserError, match="damaged"):
             index.Index.open(folder)
 
@@ -103,14 +103,14 @@ def test_a_torn_block_is_refused_even_without_the_checksum(folder):
 
 def test_nothing_is_overwritten_unasked_and_nothing_half_made_stays(folder, tmp_path, rows):
     with pytest.raises(UserError, match="already holds an index"):
-        store.write(folder, rows[0][:2], [{}, {}])
+        writer.write(folder, rows[0][:2], [{}, {}])
     (tmp_path / "notes").mkdir()
     with pytest.raises(UserError, match="is not an index"):
-        store.write(tmp_path / "notes", rows[0][:2], [{}, {}], overwrite=True)
+        writer.write(tmp_path / "notes", rows[0][:2], [{}, {}], overwrite=True)
     with pytest.raises(UserError, match="2 embeddings and 1 items"):
-        store.write(folder, rows[0][:2], [{}], overwrite=True)
+        writer.write(folder, rows[0][:2], [{}], overwrite=True)
     assert len(index.Index.open(folder)) == COUNT
-    store.write(folder, rows[0][:2], [{}, {}], overwrite=True)
+    writer.write(folder, rows[0][:2], [{}, {}], overwrite=True)
     assert len(index.Index.open(folder)) == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["index", "notes"]
 
@@ -127,12 +127,12 @@ def test_nothing_is_overwritten_unasked_and_nothing_half_made_stays(folder, tmp_
 )
 def test_bad_rows_are_refused(tmp_path, embeddings, bits, words):
     with pytest.raises(UserError, match=words):
-        store.write(tmp_path / "index", embeddings, [{}] * len(embeddings), bits)
+        writer.write(tmp_path / "index", embeddings, [{}] * len(embeddings), bits)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_index_without_codes_says_so(tmp_path):
-    path = store.write(tmp_path / "index", np.eye(4), [{}] * 4)
+    path = writer.write(tmp_path / "index", np.eye(4), [{}] * 4)
     with pytest.raises(UserError, match="no hash codes"):
         index.Index.open(path).search(np.ones(8), 1, "codes")
 

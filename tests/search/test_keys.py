@@ -6,7 +6,7 @@ import pytest
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.retrieve import build, query
-from xmodal_jax.search import keys, store
+from xmodal_jax.search import keys, writer
 from xmodal_jax.search.index import Index
 
 PICTURES = build.Kind("image", "pictures", False, ("image", "text"))
@@ -29,7 +29,9 @@ def test_pictures_are_their_keys_and_views_and_captions_their_words(views, opene
     names = build.names_of(views, PICTURES)
     assert len(names) == 24 and set(names.values()) == {(key, view.view) for view in views for key in view.keys}
     texts = build.opened_views(opened_run[0], opened_run[0].config.data, "test", CAPTIONS)
-    owners = {text: texts[0].keys[owner] for owner, text in zip(texts[0].right.owner, texts[0].right.words)}
+    owners = {
+        text: texts[0].keys[owner] for owner, text in zip(texts[0].right.owner, texts[0].right.words, strict=True)
+    }
     assert set(build.names_of(texts, CAPTIONS).values()) == {(key, text) for text, key in owners.items()}
     doubled = dataclasses.replace(views[0], keys=[views[0].keys[0]] * 2)
     with pytest.raises(UserError, match="a key occurs twice in one view among the 2 pictures"):
@@ -39,22 +41,25 @@ def test_pictures_are_their_keys_and_views_and_captions_their_words(views, opene
 def test_the_same_pictures_again_are_refused(copy, tiny_run, opened_run):
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
     with pytest.raises(UserError, match="24 of the 24 new rows are in .*index already .*--upsert.*--allow-duplicates"):
-        build.build_index(*opened_run, str(tiny_run[0]), str(copy), how=build.How(append=True))
+        build.build_index(*opened_run, str(tiny_run[0]), str(copy), how=build.IndexOptions(append=True))
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
     assert (
-        build.build_index(*opened_run, str(tiny_run[0]), str(copy), split="train", how=build.How(append=True))[1] == 48
+        build.build_index(*opened_run, str(tiny_run[0]), str(copy), split="train", how=build.IndexOptions(append=True))[
+            1
+        ]
+        == 48
     )
 
 
 def test_duplicates_that_are_allowed_are_doubled_and_told(copy, tiny_run, opened_run, caplog):
-    how = build.How(append=True, duplicates=True)
+    how = build.IndexOptions(append=True, duplicates=True)
     assert build.build_index(*opened_run, str(tiny_run[0]), str(copy), how=how)[1] == 48
     opened = Index.open(copy)
     assert opened.item(0) == opened.item(24) and opened.extra["repeated"] == 24
     np.testing.assert_array_equal(opened.vectors()[:24], opened.vectors()[24:])
     query.warn_of(opened)
     assert "24 rows of" in caplog.text and "a hit may come twice" in caplog.text
-    build.build_index(*opened_run, str(tiny_run[0]), str(copy), how=build.How(upsert=True))
+    build.build_index(*opened_run, str(tiny_run[0]), str(copy), how=build.IndexOptions(upsert=True))
     assert Index.open(copy).count == 24 and "repeated" not in Index.open(copy).extra
 
 
@@ -68,10 +73,10 @@ def test_upsert_replaces_rows_of_the_same_keys_and_keeps_the_others(
     order = rng.permutation(32)
     rows, bits = rng.normal(size=(32, 16)), rng.normal(size=(32, 16))
     given = {"model": tiny.model, "block_rows": 5, "extra": tiny.extra, "dtype": dtype}
-    path = store.write(tmp_path / "index", rows, [items[i] for i in order], bits, **given)
+    path = writer.write(tmp_path / "index", rows, [items[i] for i in order], bits, **given)
     old = Index.open(path)
     stay = np.flatnonzero(order < 12)
-    how = build.How(upsert=True)
+    how = build.IndexOptions(upsert=True)
     assert build.build_index(*opened_run, str(tiny_run[0]), str(path), how=how) == (path, 36)
     new = Index.open(path)
     assert new.id != old.id and new.dtype == dtype and new.extra == old.extra
@@ -90,13 +95,13 @@ def test_an_index_that_grows_while_it_is_replaced_stays(copy, tiny_index, views)
     with pytest.raises(UserError, match="was written by another process meanwhile"):
         with keys.replacing(copy, model, build.names_of(views[:1], PICTURES), False) as out:
             out.add(row, [{"key": "new", "view": "x"}], row)
-            store.append(copy, row, [{"key": "late", "view": "x"}], row, model)
+            writer.append(copy, row, [{"key": "late", "view": "x"}], row, model)
     assert Index.open(copy).count == 25 and Index.open(copy).item(24)["key"] == "late"
     assert [path.name for path in copy.parent.iterdir()] == [copy.name]
 
 
 def test_items_of_the_caller_s_own_are_like_no_other(tmp_path):
-    opened = Index.open(store.write(tmp_path / "index", np.eye(3), [{}, {"key": "a", "view": "v"}, {"name": 1}]))
+    opened = Index.open(writer.write(tmp_path / "index", np.eye(3), [{}, {"key": "a", "view": "v"}, {"name": 1}]))
     found = list(keys.digests_in(opened, False))
     assert len(set(found)) == 3 and found[1] == keys.digest("a", "v")
 
@@ -105,8 +110,11 @@ def test_items_of_the_caller_s_own_are_like_no_other(tmp_path):
 def test_an_index_of_one_kind_alone_is_replaced_and_a_damaged_one_is_not(tmp_path, rng, kind):
     items = [{"key": f"k{i}", "view": "v"} for i in range(6)]
     rows = rng.normal(size=(8, 8))
-    given = lambda rows: (rows, None) if kind == "dense" else (None, rows)
-    path = store.write(tmp_path / "index", given(rows[:6])[0], items, given(rows[:6])[1], "abc", block_rows=4)
+
+    def given(rows):
+        return (rows, None) if kind == "dense" else (None, rows)
+
+    path = writer.write(tmp_path / "index", given(rows[:6])[0], items, given(rows[:6])[1], "abc", block_rows=4)
     before = Index.open(path).vectors(kind)
     names = {keys.digest(key, "v"): (key, "v") for key in ("k1", "new")}
     with keys.replacing(path, "abc", names, False) as out:

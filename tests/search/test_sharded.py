@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 from xmodal_jax.config import MeshConfig
 from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.mesh import make_mesh
-from xmodal_jax.search import codes, store
+from xmodal_jax.search import codes, writer
 from xmodal_jax.search.index import Index
 from xmodal_jax.search.sharded import ShardedIndex
 
@@ -18,7 +18,7 @@ def opened(tmp_path_factory):
     embeddings = rng.normal(size=(5000, 4))
     embeddings[::10] = embeddings[0]
     path = tmp_path_factory.mktemp("index") / "index"
-    return Index.open(store.write(path, embeddings, None, rng.normal(size=(5000, 16)), block_rows=1024))
+    return Index.open(writer.write(path, embeddings, None, rng.normal(size=(5000, 16)), block_rows=1024))
 
 
 @pytest.mark.parametrize("kind", ["dense", "codes"])
@@ -39,7 +39,7 @@ def test_eight_devices_answer_as_one(opened, rng, kind):
 
 def test_fewer_rows_than_devices_hold_and_another_axis(tmp_path, rng):
     bits = rng.normal(size=(9, 8))
-    small = Index.open(store.write(tmp_path / "index", rng.normal(size=(9, 3)), None, bits))
+    small = Index.open(writer.write(tmp_path / "index", rng.normal(size=(9, 3)), None, bits))
     mesh = Mesh(np.array(jax.devices()), ("data",))
     many = ShardedIndex(small, mesh)
     for kind in ("dense", "codes"):

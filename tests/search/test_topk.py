@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.search import dense, host, topk
+from xmodal_jax.search import dense, numpy_engine, topk
 
 
 def stable_topk(scores, k):
@@ -57,7 +57,7 @@ def test_no_query_is_no_hit():
 
 
 def test_merge_topk_keeps_lower_rows_first_among_ties():
-    values, rows = host.merge_topk(
+    values, rows = numpy_engine.merge_topk(
         [np.array([[3.0, 1.0]]), np.array([[3.0, 2.0]])], [np.array([[4, 0]]), np.array([[9, 8]])], 3
     )
     np.testing.assert_array_equal(values, [[3.0, 3.0, 2.0]])
@@ -76,4 +76,4 @@ def test_merge_topk_keeps_lower_rows_first_among_ties():
 )
 def test_bad_searches_are_refused(query, shape, k, words):
     with pytest.raises(UserError, match=words):
-        host.refuse_unsearchable(np.zeros(query), shape, k)
+        numpy_engine.refuse_unsearchable(np.zeros(query), shape, k)

@@ -37,7 +37,9 @@ def losses_and_gradient(mesh: jax.sharding.Mesh, start: TrainState) -> dict[str,
     state = jax.tree.map(place, start, places)
 
     def compute(state, batch):
-        loss = lambda params: total_loss(recipe, params, state, batch, jax.random.key(7))
+        def loss(params):
+            return total_loss(recipe, params, state, batch, jax.random.key(7))
+
         (value, terms), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
         return term_metrics(terms) | {"loss": value}, gradient
 

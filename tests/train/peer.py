@@ -23,8 +23,13 @@ def main(port: str, process: int, count: int, workdir: str, data: str) -> None:
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     mesh = make_mesh(MeshConfig(1, 2 * count, 1))
-    place = lambda leaf: batch_sharding(mesh) if leaf.ndim == 2 and leaf.shape[0] % 8 == 0 else replicated(mesh)
-    put = lambda state: jax.tree.map(lambda leaf: jax.device_put(leaf, place(leaf)), state)
+
+    def place(leaf):
+        return batch_sharding(mesh) if leaf.ndim == 2 and leaf.shape[0] % 8 == 0 else replicated(mesh)
+
+    def put(state):
+        return jax.tree.map(lambda leaf: jax.device_put(leaf, place(leaf)), state)
+
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place(leaf)), state_at(0)
     )

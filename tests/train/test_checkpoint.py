@@ -34,8 +34,13 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:.*_read_array_index:pytest.Pyte
 def state_at(step: int, size: int = 512) -> TrainState:
     """A small state whose numbers depend on the step and do not compress."""
     draw = np.random.default_rng(step)
-    number = lambda value: jnp.asarray(value, jnp.int32)
-    rows = lambda *shape: jnp.asarray(draw.normal(size=shape), jnp.float32)
+
+    def number(value):
+        return jnp.asarray(value, jnp.int32)
+
+    def rows(*shape):
+        return jnp.asarray(draw.normal(size=shape), jnp.float32)
+
     return TrainState(
         step=number(step),
         params={"image": {"kernel": rows(size, 8)}, "scale": rows()},

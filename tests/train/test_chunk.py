@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny import FIVE, tiny_batch, tiny_config, tiny_model, tiny_objectives, tiny_params, tiny_recipe
 
-from xmodal_jax.forward import Forward, apart, named_key, together
+from xmodal_jax.forward import Forward, merge_rows, named_key, split_rows
 from xmodal_jax.models.crossmodal import init_params
 from xmodal_jax.objectives import parts
 from xmodal_jax.parallel.rules import path_name
@@ -37,9 +37,9 @@ def losses(recipe, state):
 
 def test_pieces_come_apart_and_together():
     x = jnp.arange(24).reshape(12, 2)
-    pieces = apart(x, 3)
+    pieces = split_rows(x, 3)
     np.testing.assert_array_equal(pieces[1], x[1::3])
-    np.testing.assert_array_equal(together(pieces), x)
+    np.testing.assert_array_equal(merge_rows(pieces), x)
 
 
 def test_a_batch_in_chunks_has_the_loss_and_gradient_of_the_batch():
@@ -98,7 +98,16 @@ def test_with_dropout_it_is_the_chunks_computed_one_by_one():
 def test_eight_times_the_batch_at_nearly_the_memory_of_one_chunk():
     """Contrastive learning on a ViT: temporary memory of the gradient, by XLA's own account."""
     sections = {
-        "image": {"kind": "vit", "size": 32, "patch": 4, "width": 32, "layers": 6, "heads": 2, "hidden": 128, "neck_layers": 0},
+        "image": {
+            "kind": "vit",
+            "size": 32,
+            "patch": 4,
+            "width": 32,
+            "layers": 6,
+            "heads": 2,
+            "hidden": 128,
+            "neck_layers": 0,
+        },
         "text": {"layers": 1},
         "data": {"features": ()},
         "objectives": {"itc": {"queue": 0}},
@@ -112,7 +121,10 @@ def test_eight_times_the_batch_at_nearly_the_memory_of_one_chunk():
         params = jax.eval_shape(lambda: init_params(model, jax.random.key(0), first, parts(objectives)))
         recipe = Recipe(config, model, objectives, make_optimizer(config.optimizer, params, 1))
         state = jax.eval_shape(lambda params: create_state(recipe, params, 0), params)
-        loss = lambda params, state, batch: total_loss(recipe, params, state, batch, jax.random.key(0))[0]
+
+        def loss(params, state, batch):
+            return total_loss(recipe, params, state, batch, jax.random.key(0))[0]
+
         compiled = jax.jit(jax.grad(loss)).lower(params, state, batch).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 

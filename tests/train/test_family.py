@@ -51,10 +51,15 @@ def one(family, machine_of):
     return jax.device_get(machine_of(*family, 1, 1, 1).run(family_batch(0), family_batch(1)))
 
 
-@pytest.mark.parametrize("shape", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)], ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize(
+    "shape", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)], ids=lambda shape: "x".join(map(str, shape))
+)
 def test_eight_devices_equal_one(family, machine_of, one, shape):
     state, metrics = jax.device_get(machine_of(*family, *shape).run(family_batch(0), family_batch(1)))
-    mean = lambda tree: optax.tree.get(tree.opt_state, "mu")
+
+    def mean(tree):
+        return optax.tree.get(tree.opt_state, "mu")
+
     pairs = [
         (metrics, one[1], 5e-4, 1e-4),
         (mean(state), mean(one[0]), 2e-3, 2e-6),
@@ -94,7 +99,10 @@ def test_what_leaves_the_bridge_is_itcs_key_its_soft_target_and_what_the_queue_g
 
     def expected(image_key):
         """ITC with `image_key` as the picture's key and as its teacher in the soft targets."""
-        matched = lambda rows: {name: rows[name] for name in ("id", "text/key")}
+
+        def matched(rows):
+            return {name: rows[name] for name in ("id", "text/key")}
+
         marks, ring = matched(batch), state.memory["keys"]
         losses = []
         for query, teacher, keys, side in ((image, image_key, words, "text"), (text, words, image_key, "image")):

@@ -26,7 +26,10 @@ def flops(step, *shapes, devices=1):
 
 def test_a_product_counts_two_per_multiply_add():
     assert flops(jnp.matmul, X, W) == ONE
-    batched = lambda a, b: jnp.einsum("bij,bjk->bik", a, b)
+
+    def batched(a, b):
+        return jnp.einsum("bij,bjk->bik", a, b)
+
     shapes = jax.ShapeDtypeStruct((3, 8, 16), "float32"), jax.ShapeDtypeStruct((3, 16, 4), "float32")
     assert flops(batched, *shapes) == 2 * 3 * 8 * 16 * 4
 
@@ -38,7 +41,9 @@ def test_a_loop_counts_every_trip():
 @pytest.mark.parametrize(("remat", "times"), [(False, 3), (True, 4)])
 def test_the_backward_pass_costs_two_and_recomputation_one_more(remat, times):
     def loss(w, x):
-        layer = lambda x: jnp.tanh(x @ w)
+        def layer(x):
+            return jnp.tanh(x @ w)
+
         layer = jax.checkpoint(layer) if remat else layer
         return jax.lax.scan(lambda x, _: (layer(x), None), x, None, length=5)[0].sum()
 
@@ -46,7 +51,9 @@ def test_the_backward_pass_costs_two_and_recomputation_one_more(remat, times):
 
 
 def test_of_a_branch_the_dearer_side():
-    step = lambda p, x, w: jax.lax.cond(p, lambda: x @ w, lambda: x @ w @ w)
+    def step(p, x, w):
+        return jax.lax.cond(p, lambda: x @ w, lambda: x @ w @ w)
+
     assert flops(step, jax.ShapeDtypeStruct((), "bool"), X, W) == 2 * ONE
 
 
@@ -57,15 +64,17 @@ def test_shard_map_counts_all_devices():
 
 
 def test_a_convolution_counts_its_taps():
-    convolve = lambda x, k: jax.lax.conv_general_dilated(
-        x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    def convolve(x, k):
+        return jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
     shapes = jax.ShapeDtypeStruct((2, 6, 6, 3), "float32"), jax.ShapeDtypeStruct((3, 3, 3, 5), "float32")
     assert flops(convolve, *shapes) == 2 * (2 * 6 * 6 * 5) * (3 * 3 * 3)
 
 
 def test_against_xla_without_loops():
-    step = lambda x, w: ((x @ w) @ w) @ w
+    def step(x, w):
+        return ((x @ w) @ w) @ w
+
     np.testing.assert_allclose(flops(step, X, W), jax.jit(step).lower(X, W).cost_analysis()["flops"], rtol=1e-6)
 
 
@@ -82,7 +91,16 @@ WIDE = {
         "remat": "none",
         "size": 16,
     },
-    "text": {"length": 24, "width": 128, "layers": 1, "heads": 2, "hidden": 192, "vocab_size": 300, "positions": 24, "remat": "none"},
+    "text": {
+        "length": 24,
+        "width": 128,
+        "layers": 1,
+        "heads": 2,
+        "hidden": 192,
+        "vocab_size": 300,
+        "positions": 24,
+        "remat": "none",
+    },
     "fusion": {"layers": 1, "heads": 2, "hidden": 224, "remat": "none"},
     "joint": {"embed": 64},
 }
@@ -104,7 +122,7 @@ def wide(**sections):
     config = tiny_config(**WIDE | {name: WIDE[name] | own for name, own in sections.items()})
     model, used = tiny_model(config), parts(tiny_objectives(config.objectives)) | {"bridge"}
     inputs = {"image": jax.ShapeDtypeStruct((1, 16, 16, 3), "uint8"), "text": jax.ShapeDtypeStruct((1, 24), "int32")}
-    params = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, used, method="touch"), inputs)
+    params = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, used, method="init_all"), inputs)
     return model, params
 
 

@@ -68,7 +68,10 @@ def shared():
         objectives={"hash_contrast": {"table": RECORDS, "negatives": 6}, "hash_triplet": {}},
     )
     recipe = tiny_recipe(config)
-    fresh = lambda: jax.tree.map(lambda x: x + 0.02, tiny_params(recipe.model, 0, parts(recipe.objectives)))
+
+    def fresh():
+        return jax.tree.map(lambda x: x + 0.02, tiny_params(recipe.model, 0, parts(recipe.objectives)))
+
     start = jax.tree.map(np.array, jax.jit(lambda: create_state(recipe, fresh(), 0))())
     table = start.memory["codes"]
     table["codes"][:SEEN] = unit(np.random.default_rng(6), SEEN, config.joint.bits)

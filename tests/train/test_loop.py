@@ -124,7 +124,10 @@ def test_nan_in_the_parameters_stops_a_real_run(shapes_data, tmp_path, capsys):
         train(config, tmp_path)
     said = capsys.readouterr().err
     # "a red circle" is whole, "the circle is red" is not
-    assert "50 % of the training captions lose their end: config.encoders.text.length is 5 tokens; 6 would keep 99 %" in said
+    assert (
+        "50 % of the training captions lose their end: config.encoders.text.length is 5 tokens; 6 would keep 99 %"
+        in said
+    )
     assert "step 1: update skipped, every loss is finite but the gradient is not" in said and "step 2: update" in said
 
 
@@ -147,8 +150,11 @@ def test_profile_events_and_numbers_of_the_log(shapes_data, tmp_path):
 
 
 def test_chunks_that_do_not_fit_are_refused(shapes_data, tmp_path):
-    cases = {"chunk=3": "does not divide config.batch_size=16", "chunk=4": "which 8 devices .* cannot share",
-             "chunk=8": "group is 0, and passes take 8 rows at a time"}  # fmt: skip
+    cases = {
+        "chunk=3": "does not divide config.batch_size=16",
+        "chunk=4": "which 8 devices .* cannot share",
+        "chunk=8": "group is 0, and passes take 8 rows at a time",
+    }
     for override, sentence in cases.items():
         with pytest.raises(UserError, match=sentence):
             train(

@@ -11,7 +11,7 @@ from tiny import tiny_config, tiny_model
 from xmodal_jax.errors import UserError
 from xmodal_jax.objectives.base import Objective, Term
 from xmodal_jax.objectives.contrastive import ITC, KEYS
-from xmodal_jax.train.memory import enqueue, remember, start
+from xmodal_jax.train.memory import enqueue, start, update_memory
 from xmodal_jax.types import DataFacts
 
 
@@ -67,7 +67,7 @@ def test_a_table_is_written_at_its_rows():
 
     memory = start({"x": Posterior()}, None, DataFacts(records=6))
     term = Term(jnp.zeros(2), jnp.ones(2), write={"posterior": (jnp.array([4, 1]), {"p": jnp.array([0.4, 0.1])})})
-    after = remember(memory, {"x": term})
+    after = update_memory(memory, {"x": term})
     np.testing.assert_allclose(after["posterior"]["p"], [0, 0.1, 0, 0, 0.4, 0])
     assert (np.asarray(memory["posterior"]["p"]) == 0).all()
 
@@ -87,15 +87,15 @@ def test_of_a_record_twice_in_a_batch_the_last_row_stays():
         for place, number in zip(index, numbers, strict=True):
             table[place] = number
         memory = {"t": {"p": jnp.zeros(5)}, KEYS: ring_of(4)}
-        np.testing.assert_array_equal(remember(memory, written(index, numbers))["t"]["p"], table)
+        np.testing.assert_array_equal(update_memory(memory, written(index, numbers))["t"]["p"], table)
 
 
 def test_a_step_that_is_skipped_changes_no_memory():
     memory = {"t": {"p": jnp.arange(4.0), "cursor": jnp.int32(0)}, KEYS: ring_of(4)}
     terms = written([3, 0, 3], [np.nan, 1.0, 2.0])
-    jax.tree.map(np.testing.assert_array_equal, remember(memory, terms, jnp.bool_(False)), memory)
-    good = remember(memory, terms, jnp.bool_(True))
-    jax.tree.map(np.testing.assert_array_equal, good, remember(memory, terms))
+    jax.tree.map(np.testing.assert_array_equal, update_memory(memory, terms, jnp.bool_(False)), memory)
+    good = update_memory(memory, terms, jnp.bool_(True))
+    jax.tree.map(np.testing.assert_array_equal, good, update_memory(memory, terms))
     assert np.asarray(good["t"]["p"]).tolist() == [1, 1, 2, 2] and int(good[KEYS]["cursor"]) == 3
 
 
@@ -103,19 +103,26 @@ def test_a_step_touches_the_rows_it_writes_and_no_others():
     """The table of a donated state is written in place: no copy of it, whatever the number of records."""
     records, bits = 100_000, 8
     table = {"t": {"p": jnp.zeros((records, bits))}, KEYS: ring_of(4)}
-    step = jax.jit(lambda memory, terms, good: remember(memory, terms, good), donate_argnums=0)
+    step = jax.jit(lambda memory, terms, good: update_memory(memory, terms, good), donate_argnums=0)
     compiled = step.lower(table, written([1, 5, 1], np.ones((3, bits))), jnp.bool_(True)).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 0.1 * records * bits * 4
 
 
 def test_terms_are_remembered_in_order_and_a_ring_once_under_jit():
-    rows = lambda number, *names: {name: jnp.full(2, number, jnp.int32) for name in ("id", *names)}
+    def rows(number, *names):
+        return {name: jnp.full(2, number, jnp.int32) for name in ("id", *names)}
+
     ring = {name: jnp.full(3, -1, jnp.int32) for name in ("id", "x", "y")} | {"cursor": jnp.int32(2)}
-    table = lambda number: {"t": (jnp.array([1]), {"p": jnp.full(1, number)})}
+
+    def table(number):
+        return {"t": (jnp.array([1]), {"p": jnp.full(1, number)})}
+
     two = {"a": rows(1, "x"), "b": rows(1, "y")}  # the same rows of a batch, and of each objective its own keys
-    terms = {name: Term(jnp.zeros(2), jnp.ones(2), enqueue={KEYS: own}, write=table(number))
-             for number, (name, own) in enumerate(two.items(), 1)}  # fmt: skip
-    after = jax.jit(remember)({KEYS: ring, "t": {"p": jnp.zeros(2)}}, terms)
+    terms = {
+        name: Term(jnp.zeros(2), jnp.ones(2), enqueue={KEYS: own}, write=table(number))
+        for number, (name, own) in enumerate(two.items(), 1)
+    }
+    after = jax.jit(update_memory)({KEYS: ring, "t": {"p": jnp.zeros(2)}}, terms)
     for name in ("id", "x", "y"):
         assert np.asarray(after[KEYS][name]).tolist() == [1, -1, 1]
     assert int(after[KEYS]["cursor"]) == 1 and np.asarray(after["t"]["p"]).tolist() == [0, 2]

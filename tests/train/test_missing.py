@@ -65,13 +65,22 @@ def batch_of(missing, seed=0):
     for field in FIELDS:
         valid = ~np.isin(np.arange(ROWS), missing.get(field, ()))
         batch[f"{field}/valid"] = valid
-        batch[field] = np.where(valid.reshape(-1, *(1,) * (batch[field].ndim - 1)), batch[field], 0).astype(batch[field].dtype)
+        batch[field] = np.where(valid.reshape(-1, *(1,) * (batch[field].ndim - 1)), batch[field], 0).astype(
+            batch[field].dtype
+        )
     batch["text/key"] = np.where(batch["text/valid"], batch["text/key"], NEVER).astype(np.int32)
     return jax.tree.map(jnp.asarray, batch)
 
 
-SHARES = [{}, {"image": (1, 4)}, {"text": (2,), "image": (3,)}, {"image2": (0, 5)}, {"text": range(ROWS)},
-          {"image": range(ROWS), "image2": range(ROWS)}, dict.fromkeys(FIELDS, range(ROWS))]  # fmt: skip
+SHARES = [
+    {},
+    {"image": (1, 4)},
+    {"text": (2,), "image": (3,)},
+    {"image2": (0, 5)},
+    {"text": range(ROWS)},
+    {"image": range(ROWS), "image2": range(ROWS)},
+    dict.fromkeys(FIELDS, range(ROWS)),
+]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -108,7 +117,10 @@ def test_missing_rows_count_nowhere_in_one_program(name):
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name not in DRAWN | {"ims", "lmim"}])
 def test_the_loss_is_that_of_the_rows_that_are_whole(name):
     recipe, state = made(VARIANTS[name])
-    loss = lambda batch: total_loss(recipe, state.params, state, batch, jax.random.key(0))[0]
+
+    def loss(batch):
+        return total_loss(recipe, state.params, state, batch, jax.random.key(0))[0]
+
     batch = batch_of({"image": (1, 4), "text": (6,), "image2": (1, 4)})
     whole = np.array([row for row in range(ROWS) if row not in (1, 4, 6)])
     np.testing.assert_allclose(jax.jit(loss)(batch), jax.jit(loss)({k: v[whole] for k, v in batch.items()}), rtol=1e-5)
@@ -123,7 +135,10 @@ def test_a_missing_key_never_comes_back_from_the_queue():
     ring = after.memory["keys"]
     assert set(ring) == {"image", "text", "id", "text/key", "image/valid", "text/valid", "cursor"}
     np.testing.assert_array_equal(ring["image/valid"], batch["image/valid"])
-    loss = lambda state: total_loss(recipe, state.params, state, batch_of({}, 1), jax.random.key(0))[0]
+
+    def loss(state):
+        return total_loss(recipe, state.params, state, batch_of({}, 1), jax.random.key(0))[0]
+
     run = jax.jit(lambda memory: loss(state.replace(memory=memory)))
     other = {name: ring[name].at[jnp.array([1, 4])].add(1.0) for name in ("image", "text")}
     assert float(run({"keys": ring})) == float(run({"keys": ring | other}))

@@ -20,7 +20,10 @@ PLAIN = dict(lr=0.1, warmup=0, end_lr=1.0, clip=0.0, weight_decay=0.0)
 def params():
     """Two modules with a kernel and a bias each."""
     draw = np.random.default_rng(0)
-    make = lambda *shape: jnp.asarray(draw.normal(size=shape), jnp.float32)
+
+    def make(*shape):
+        return jnp.asarray(draw.normal(size=shape), jnp.float32)
+
     return {side: {"kernel": make(2, 3), "bias": make(3)} for side in ("image", "text")}
 
 
@@ -68,8 +71,10 @@ def test_it_is_pytorchs_adam_and_then_its_sgd(params):
     config = OptimizerConfig(**PLAIN | {"lr": 0.1}, sgd_after=3, sgd_lr=0.02, groups=(("^text/", 0.5),))
     ours, state = run(config, params, 7)
     leaves = {(s, n): torch.tensor(np.array(params[s][n]), requires_grad=True) for s in params for n in params[s]}
-    rows = lambda rate: [{"params": [leaf], "lr": rate * (0.5 if side == "text" else 1.0)}
-                         for (side, _), leaf in leaves.items()]  # fmt: skip
+
+    def rows(rate):
+        return [{"params": [leaf], "lr": rate * (0.5 if side == "text" else 1.0)} for (side, _), leaf in leaves.items()]
+
     adam, sgd = torch.optim.Adam(rows(0.1), betas=(0.9, 0.98)), torch.optim.SGD(rows(0.02), momentum=0.9)
     for number in range(7):
         grads = slopes(params, number)
@@ -123,7 +128,10 @@ def test_groups_scale_the_step_and_the_first_match_counts(params):
     plain, _ = run(OptimizerConfig(**PLAIN), params)
     groups = (("^text/bias", 0.0), ("^text/", 0.25))
     grouped, _ = run(OptimizerConfig(**PLAIN, groups=groups), params)
-    moved = lambda after, side, name: np.asarray(after[side][name] - params[side][name])
+
+    def moved(after, side, name):
+        return np.asarray(after[side][name] - params[side][name])
+
     np.testing.assert_allclose(moved(grouped, "text", "kernel"), 0.25 * moved(plain, "text", "kernel"), rtol=1e-3)
     np.testing.assert_allclose(moved(grouped, "image", "kernel"), moved(plain, "image", "kernel"), rtol=1e-3)
     np.testing.assert_array_equal(grouped["text"]["bias"], params["text"]["bias"])
@@ -189,19 +197,24 @@ def test_a_run_of_one_step_trains(params):
 
 
 def test_split_frozen_stops_gradients(params):
-    loss = lambda p: sum(leaf.sum() for leaf in jax.tree.leaves(split_frozen(p, "^image/")))
+    def loss(p):
+        return sum(leaf.sum() for leaf in jax.tree.leaves(split_frozen(p, "^image/")))
+
     grads = jax.grad(loss)(params)
     assert (np.asarray(grads["image"]["kernel"]) == 0).all() and (np.asarray(grads["text"]["kernel"]) == 1).all()
     assert split_frozen(params, "") is params
 
 
-@pytest.mark.parametrize("fields, sentence", [
-    ({"freeze": "^imagee/"}, "config.optimizer.freeze '\\^imagee/' matches no parameter; paths look like 'image/"),
-    ({"decay": "weight$"}, "config.optimizer.decay 'weight\\$' matches no parameter"),
-    ({"groups": (("^vision", 0.1),)}, "config.optimizer.groups '\\^vision' matches no parameter"),
-    ({"freeze": "(["}, "config.optimizer.freeze '\\(\\[' is not a regex"),
-    ({"freeze": "."}, "freezes everything; leave a module to train"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields, sentence",
+    [
+        ({"freeze": "^imagee/"}, "config.optimizer.freeze '\\^imagee/' matches no parameter; paths look like 'image/"),
+        ({"decay": "weight$"}, "config.optimizer.decay 'weight\\$' matches no parameter"),
+        ({"groups": (("^vision", 0.1),)}, "config.optimizer.groups '\\^vision' matches no parameter"),
+        ({"freeze": "(["}, "config.optimizer.freeze '\\(\\[' is not a regex"),
+        ({"freeze": "."}, "freezes everything; leave a module to train"),
+    ],
+)
 def test_patterns_that_cannot_be_meant_are_refused(params, fields, sentence):
     with pytest.raises(UserError, match=sentence):
         make_optimizer(OptimizerConfig(**fields), params, 10)

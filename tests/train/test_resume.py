@@ -48,7 +48,9 @@ def test_other_word_ids_under_the_same_weights_are_refused(workdir, shapes_data,
     words[first], words[second] = words[second], words[first]
     path.write_text(json.dumps(tokenizer))
     kept = (workdir / "tokenizer-text.json").read_bytes()
-    with pytest.raises(UserError, match=r"the tokenizer '.*other/tokenizer.json' is not the one that '.*run' was trained with"):
+    with pytest.raises(
+        UserError, match=r"the tokenizer '.*other/tokenizer.json' is not the one that '.*run' was trained with"
+    ):
         train(tiny(CONFIGS[-1], other, "steps=3"), workdir)
     assert (workdir / "tokenizer-text.json").read_bytes() == kept
 
@@ -118,9 +120,10 @@ FLAT = ("optimizer.warmup=0", "optimizer.end_lr=1.0")  # a learning rate that do
 
 def test_a_run_goes_on_at_every_boundary_with_the_steps_that_are_left(shapes_data, tmp_path):
     """Ends at an epoch's end (3: 24 examples of 12 records), a save and an evaluation (4) and the last step (5, not due)."""
-    config = lambda steps: tiny(
-        CONFIGS[-1], shapes_data, f"steps={steps}", "eval.every=2", "checkpoint.every=2", *FLAT
-    )
+
+    def config(steps):
+        return tiny(CONFIGS[-1], shapes_data, f"steps={steps}", "eval.every=2", "checkpoint.every=2", *FLAT)
+
     evaluated = []
 
     def quick(run, state, poll):

@@ -36,7 +36,10 @@ def test_eight_devices_equal_one(machine, after_one, shape):
     # Adam's first step has the size of the learning rate even where the gradient is rounding noise: leave those out.
     real = jax.tree.map(lambda mu: np.abs(mu) > 1e-6, optax.tree.get(one.opt_state, "mu"))
     assert sum(keep.sum() for keep in jax.tree.leaves(real)) > 1000
-    pick = lambda tree: jax.tree.map(lambda x, keep: np.where(keep, x, 0), tree, real)
+
+    def pick(tree):
+        return jax.tree.map(lambda x, keep: np.where(keep, x, 0), tree, real)
+
     compare(pick(state.params), pick(one.params), rtol=1e-3, atol=1e-5)
     for placed, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(here.places), strict=True):
         assert placed.sharding.is_equivalent_to(wanted, placed.ndim)

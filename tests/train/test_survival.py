@@ -52,11 +52,19 @@ def wait_for(process: subprocess.Popen, happened, pause: float = 0.001) -> bool:
 def kill_once(arguments: list[str], workdir: pathlib.Path, draw: random.Random, moment: str) -> str:
     """Start the run and SIGKILL it at about `moment`. Returns that, and whether a save was in flight."""
     folder, log = workdir / "checkpoints", workdir / "metrics.jsonl"
-    unfinished = lambda: {(path.name, path.stat().st_ctime) for path in folder.glob("*tmp*")}
-    lines = lambda: log.read_bytes().count(b"\n") if log.exists() else 0
+
+    def unfinished():
+        return {(path.name, path.stat().st_ctime) for path in folder.glob("*tmp*")}
+
+    def lines():
+        return log.read_bytes().count(b"\n") if log.exists() else 0
+
     before, written = unfinished(), lines()  # what the last one left behind is no save of this one
     process = start(arguments)
-    saving = lambda: bool(exists(unfinished) - before)
+
+    def saving():
+        return bool(exists(unfinished) - before)
+
     if moment == "start":
         time.sleep(draw.uniform(0, 6))
     elif moment == "steps":
@@ -108,7 +116,10 @@ def leaves_of(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     newest = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
     folder, state = workdir / "checkpoints" / str(newest), {}
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    as_saved = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    def as_saved(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
     for item in ("params", "teacher", "rest"):
         saved = ocp.StandardCheckpointHandler().metadata(folder / item).tree
         with ocp.StandardCheckpointer() as reader:
@@ -135,7 +146,10 @@ def refuse_difference(whole: pathlib.Path, killed: pathlib.Path) -> None:
     assert told(whole) == told(killed) and len(told(whole)) >= len({record["step"] for record in told(whole)})
     for name in ("run.json", "tokenizer-text.json"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes()
-    names = lambda folder: sorted(path.name for path in folder.iterdir())
+
+    def names(folder):
+        return sorted(path.name for path in folder.iterdir())
+
     assert names(whole / "checkpoints") == names(killed / "checkpoints")
     assert names(whole) == names(killed), "nothing is left over"
 
@@ -165,7 +179,9 @@ def test_a_damaged_checkpoint_and_a_full_disk_cost_the_steps_since_the_last_good
     assert not [record for record in caplog.records if record.name in ("asyncio", "absl") and record.exc_info]
     (warning,) = [record.getMessage() for record in caplog.records if "damaged" in record.getMessage()]
     name = data.relative_to(tmp_path / "run" / "checkpoints" / "4").as_posix()
-    assert warning.startswith(f"checkpoint 4 is damaged ({name} has 1000 bytes") and warning.endswith("going on from step 2")
+    assert warning.startswith(f"checkpoint 4 is damaged ({name} has 1000 bytes") and warning.endswith(
+        "going on from step 2"
+    )
     sentence = capfd.readouterr().err.splitlines()[-1]
     assert (
         sentence.startswith("xmodal: checkpoint 4 could not be saved in ") and "the last good one is step 2" in sentence

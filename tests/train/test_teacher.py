@@ -80,9 +80,12 @@ def test_drift_is_one_minus_the_cosine(params):
     teacher = start(params, "^match")
     assert abs(float(drift(teacher, params))) < 1e-6
     other = jax.tree.map(lambda x: x * x - 2.0, params)
-    flat = lambda tree: np.concatenate(
-        [np.ravel(tree["text"]["kernel"]), np.ravel(tree["text"]["bias"]), np.ravel(tree["image"]["kernel"])]
-    )
+
+    def flat(tree):
+        return np.concatenate(
+            [np.ravel(tree["text"]["kernel"]), np.ravel(tree["text"]["bias"]), np.ravel(tree["image"]["kernel"])]
+        )
+
     a, b = flat(PARAMS), flat(jax.tree.map(np.asarray, other))
     np.testing.assert_allclose(drift(teacher, other), 1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b), rtol=1e-5)
 

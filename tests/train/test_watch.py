@@ -63,7 +63,9 @@ def test_a_start_without_any_negative_ends_the_run():
 
 
 def test_only_objectives_that_need_negatives_are_watched():
-    named = lambda section: lonely(build_objectives(section))
+    def named(section):
+        return lonely(build_objectives(section))
+
     assert named({"itc": {"queue": 0}, "lm": {}, "hash_triplet": {}}) == ("itc", "hash_triplet")
     assert named({"itc": {"queue": 8}, "itm": {}}) == ("itm",), "a queue has negatives too"
     assert named({"itc": {"queue": 8}, "ims": {}}) == (), "so has another's that it reads"

@@ -9,7 +9,7 @@ import math
 import pathlib
 from typing import Any, NamedTuple
 
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.models.resnet import STAGES
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the names that Hugging Face gives, first choice first
@@ -72,7 +72,8 @@ def read_description(weights: str | pathlib.Path, name: str) -> tuple[pathlib.Pa
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"'{path}' cannot be read as JSON ({error}); download it again") from error
     kind = type(found).__name__
-    refuse_unless(isinstance(found, dict), f"'{path}' holds a {kind}, not a JSON object; download it again")
+    if not isinstance(found, dict):
+        raise UserError(f"'{path}' holds a {kind}, not a JSON object; download it again")
     return path, found
 
 
@@ -97,11 +98,11 @@ def read_statistics(weights: str | pathlib.Path, standard: Statistics) -> Statis
     factor = found.get("rescale_factor", 1 / 255) if found.get("do_rescale", True) else 1.0
     for name, values in (("image_mean", mean), ("image_std", std), ("rescale_factor", (factor,) * 3)):
         least = -math.inf if name == "image_mean" else 0.0
-        refuse_unless(
-            len(values) == 3 and all(_number(value) and value > least for value in values),
-            f"'{path}' has {name} {values[0] if name == 'rescale_factor' else list(values)!r}; this is no statistic of "
-            "three colours, so restore the file, or delete it and write the encoder's pixel_mean and pixel_std",
-        )
+        if len(values) != 3 or not all(_number(value) and value > least for value in values):
+            raise UserError(
+                f"'{path}' has {name} {values[0] if name == 'rescale_factor' else list(values)!r}; this is no statistic of "
+                "three colours, so restore the file, or delete it and write the encoder's pixel_mean and pixel_std"
+            )
     if not found.get("do_normalize", True):
         mean, std = (0.0,) * 3, (1.0,) * 3
     unit = 255 * factor
@@ -117,26 +118,26 @@ def refuse_contradiction(where: str, own: Any, weights: str | pathlib.Path) -> b
     path, found = read_description(weights, "config.json")
     described = KINDS[own.kind]
     model = found.get("model_type", described.types[0])
-    refuse_unless(
-        model in described.types,
-        f"'{path}' says that the weights are of a '{model}' model, and {where}.kind='{own.kind}' takes those of a "
-        f"'{described.types[0]}'; name other weights in {where}.init",
-    )
+    if model not in described.types:
+        raise UserError(
+            f"'{path}' says that the weights are of a '{model}' model, and {where}.kind='{own.kind}' takes those of a "
+            f"'{described.types[0]}'; name other weights in {where}.init"
+        )
     for key, field in described.fields.items():
         theirs = found.get(key)
-        refuse_unless(
-            theirs is None or theirs == getattr(own, field),
-            f"{where}.{field} is {getattr(own, field)!r}, and {key} of '{path}' is {theirs!r}; "
-            f"{_write(where, field, theirs, path)}",
-        )
+        if theirs is not None and theirs != getattr(own, field):
+            raise UserError(
+                f"{where}.{field} is {getattr(own, field)!r}, and {key} of '{path}' is {theirs!r}; "
+                f"{_write(where, field, theirs, path)}"
+            )
     for key, ours in described.fixed.items():
         theirs = found.get(key)
         small = key.endswith("_eps") and _number(theirs) and max(theirs, ours) <= EPS_LIMIT
-        refuse_unless(
-            theirs is None or theirs == ours or small,
-            f"{key} of '{path}' is {theirs!r}, and the tower '{own.kind}' has {ours!r}, which no field of the config "
-            f"changes; name other weights in {where}.init",
-        )
+        if theirs is not None and theirs != ours and not small:
+            raise UserError(
+                f"{key} of '{path}' is {theirs!r}, and the tower '{own.kind}' has {ours!r}, which no field of the config "
+                f"changes; name other weights in {where}.init"
+            )
     if own.kind == "resnet":
         _refuse_other_stages(where, path, found, own.depth, own.width)
     return bool(found)
@@ -154,18 +155,18 @@ def _refuse_other_stages(where: str, path: pathlib.Path, found: dict[str, Any], 
     blocks, sizes = found.get("depths"), found.get("hidden_sizes")
     known = {list(value) == blocks: number for number, value in STAGES.items()} if isinstance(blocks, list) else {}
     hint = f"write --{where}.depth={known[True]}" if True in known else "no depth of this package has these"
-    refuse_unless(
-        blocks is None or blocks == list(STAGES[depth]),
-        f"{where}.depth is {depth}, stages of {list(STAGES[depth])} blocks, and depths of '{path}' is {blocks!r}; "
-        f"{hint}",
-    )
+    if blocks is not None and blocks != list(STAGES[depth]):
+        raise UserError(
+            f"{where}.depth is {depth}, stages of {list(STAGES[depth])} blocks, and depths of '{path}' is {blocks!r}; "
+            f"{hint}"
+        )
     wanted = [width // 8 * 2**stage for stage in range(4)]
     last = sizes[-1] if isinstance(sizes, list) and sizes else sizes
-    refuse_unless(
-        sizes is None or sizes == wanted,
-        f"{where}.width is {width}, stages of {wanted} channels, and hidden_sizes of '{path}' is {sizes!r}; "
-        f"write --{where}.width={last}",
-    )
+    if sizes is not None and sizes != wanted:
+        raise UserError(
+            f"{where}.width is {width}, stages of {wanted} channels, and hidden_sizes of '{path}' is {sizes!r}; "
+            f"write --{where}.width={last}"
+        )
 
 
 def descriptions(own: Any) -> dict[str, dict[str, Any]]:

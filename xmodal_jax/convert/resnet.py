@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from xmodal_jax.convert.huggingface import State, fold_batch_norm, read_weights, take
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.types import Params
 
 EPS = 1e-5  # PyTorch's default
@@ -58,13 +58,12 @@ def resnet_from_torch(state: State, where: str = "checkpoint") -> Params:
     found = [
         (int(m[1]), int(m[2])) for name in state if (m := re.match(r"encoder\.stages\.(\d+)\.layers\.(\d+)\.", name))
     ]
-    refuse_unless(
-        bool(found), f"{where}: has neither 'layer1.0...' nor 'encoder.stages.0...' weights; it is no ResNet."
-    )
-    refuse_unless(
-        "encoder.stages.0.layers.0.layer.2.convolution.weight" in state,
-        f"{where}: its blocks have two convolutions, as in ResNet-18 and 34; take ResNet-50, 101 or 152.",
-    )
+    if not found:
+        raise UserError(f"{where}: has neither 'layer1.0...' nor 'encoder.stages.0...' weights; it is no ResNet.")
+    if "encoder.stages.0.layers.0.layer.2.convolution.weight" not in state:
+        raise UserError(
+            f"{where}: its blocks have two convolutions, as in ResNet-18 and 34; take ResNet-50, 101 or 152."
+        )
     params: Params = {"stem": conv(state, "embedder.embedder", where)}
     for stage in sorted({stage for stage, _ in found}):
         count = 1 + max(number for own, number in found if own == stage)

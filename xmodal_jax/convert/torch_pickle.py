@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
@@ -60,10 +60,12 @@ def read_checkpoint(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     dicts, by its name.
     """
     path = pathlib.Path(path)
-    refuse_unless(path.is_file(), f"{path}: no such checkpoint; write the path of a .pth or .pt file.")
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; write the path of a .pth or .pt file.")
     with path.open("rb") as stream:
         tree, storages = (_read_zip if zipfile.is_zipfile(stream) else _read_legacy)(stream, path)
-    refuse_unless(isinstance(tree, dict), f"{path}: holds a {type(tree).__name__}, not a dict of tensors.")
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: holds a {type(tree).__name__}, not a dict of tensors.")
     return {name: _gather(view, storages, path) for name, view in _flatten(tree)}
 
 
@@ -91,8 +93,10 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Storage:
         """A reference ('storage', type, key, device, count[, view]) to numbers that lie outside the pickle."""
         known = isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage" and isinstance(pid[1], np.dtype)
-        refuse_unless(known, f"{self.path}: unknown reference in the checkpoint; save it again with a current PyTorch.")
-        refuse_unless(len(pid) == 5 or pid[5] is None, f"{self.path}: storage views are not read; save the file again.")
+        if not known:
+            raise UserError(f"{self.path}: unknown reference in the checkpoint; save it again with a current PyTorch.")
+        if len(pid) != 5 and pid[5] is not None:
+            raise UserError(f"{self.path}: storage views are not read; save the file again.")
         storage = Storage(str(pid[2]), pid[1], int(pid[4]))
         self.storages[storage.key] = storage
         return storage
@@ -134,16 +138,20 @@ def _read_legacy(stream: BinaryIO, path: pathlib.Path) -> tuple[Any, dict[str, n
     """Magic number, protocol, machine facts, the object, the keys in file order; then count and bytes of each storage."""
     stream.seek(0)
     magic, protocol, facts = (_load(stream, path)[0] for _ in range(3))
-    refuse_unless(magic == LEGACY_MAGIC and protocol == LEGACY_PROTOCOL, f"{path}: not a PyTorch checkpoint.")
+    if magic != LEGACY_MAGIC or protocol != LEGACY_PROTOCOL:
+        raise UserError(f"{path}: not a PyTorch checkpoint.")
     little = isinstance(facts, dict) and facts.get("little_endian") is True
-    refuse_unless(little, f"{path}: big-endian checkpoints are not read; save it again on a little-endian machine.")
+    if not little:
+        raise UserError(f"{path}: big-endian checkpoints are not read; save it again on a little-endian machine.")
     tree, storages = _load(stream, path)
     keys = _load(stream, path)[0]
-    refuse_unless(isinstance(keys, list) and set(keys) == set(storages), f"{path}: the storage list is damaged.")
+    if not isinstance(keys, list) or set(keys) != set(storages):
+        raise UserError(f"{path}: the storage list is damaged.")
     blocks = {}
     for key in keys:
         written = int.from_bytes(stream.read(8), "little")
-        refuse_unless(written == storages[key].count, f"{path}: storage '{key}' has {written} elements; it is damaged.")
+        if written != storages[key].count:
+            raise UserError(f"{path}: storage '{key}' has {written} elements; it is damaged.")
         size = min(written * storages[key].dtype.itemsize, path.stat().st_size)  # a false count must not ask for memory
         blocks[key] = _block(stream.read(size), storages[key], path)
     return tree, blocks
@@ -154,19 +162,23 @@ def _read_zip(stream: BinaryIO, path: pathlib.Path) -> tuple[Any, dict[str, np.n
     with zipfile.ZipFile(stream) as archive:
         names = archive.namelist()
         root = next((name[: -len("data.pkl")] for name in names if name.endswith("/data.pkl")), None)
-        refuse_unless(root is not None, f"{path}: a zip file without data.pkl is no PyTorch checkpoint.")
+        if root is None:
+            raise UserError(f"{path}: a zip file without data.pkl is no PyTorch checkpoint.")
         order = archive.read(f"{root}byteorder") if f"{root}byteorder" in names else b"little"
-        refuse_unless(order == b"little", f"{path}: big-endian checkpoints are not read.")
+        if order != b"little":
+            raise UserError(f"{path}: big-endian checkpoints are not read.")
         tree, storages = _load(io.BytesIO(archive.read(f"{root}data.pkl")), path)
         missing = [key for key in storages if f"{root}data/{key}" not in names]
-        refuse_unless(not missing, f"{path}: the checkpoint is cut short, storage {missing[:1]} is missing.")
+        if missing:
+            raise UserError(f"{path}: the checkpoint is cut short, storage {missing[:1]} is missing.")
         return tree, {k: _block(archive.read(f"{root}data/{k}"), s, path) for k, s in storages.items()}
 
 
 def _block(data: bytes, storage: Storage, path: pathlib.Path) -> np.ndarray:
     """The numbers of one storage, flat."""
     whole = len(data) == storage.count * storage.dtype.itemsize
-    refuse_unless(whole, f"{path}: the checkpoint is cut short at storage '{storage.key}'; download it again.")
+    if not whole:
+        raise UserError(f"{path}: the checkpoint is cut short at storage '{storage.key}'; download it again.")
     return np.frombuffer(data, storage.dtype)
 
 
@@ -189,6 +201,7 @@ def _gather(view: View, storages: dict[str, np.ndarray], path: pathlib.Path) -> 
     if inside and 0 in shape:
         return np.zeros(shape, block.dtype)
     last = view.offset + sum((size - 1) * step for size, step in zip(shape, strides, strict=True)) if inside else -1
-    refuse_unless(0 <= last < block.size, f"{path}: a tensor of shape {shape} does not fit its storage; it is damaged.")
+    if not 0 <= last < block.size:
+        raise UserError(f"{path}: a tensor of shape {shape} does not fit its storage; it is damaged.")
     steps = tuple(step * block.itemsize for step in strides)
     return np.array(np.lib.stride_tricks.as_strided(block[view.offset :], shape, steps), order="C")

@@ -12,7 +12,7 @@ import numpy as np
 
 from xmodal_jax.data.fingerprint import fingerprint
 from xmodal_jax.data.textfile import mended
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.whole import write_whole
 
 FORMAT = 4
@@ -32,8 +32,15 @@ SHAPES: dict[str, Any] = {  # of the fields: a type, [what a list holds], {name:
     "media": [str],
     "label_names": [str],
     "splits": {
-        ANY: {"records": int, "captions": int, "groups": int, "files": [str], "digest": str, "languages": {ANY: int},
-              "columns": {ANY: {"bytes": int, "crc": int}}}
+        ANY: {
+            "records": int,
+            "captions": int,
+            "groups": int,
+            "files": [str],
+            "digest": str,
+            "languages": {ANY: int},
+            "columns": {ANY: {"bytes": int, "crc": int}},
+        }
     },
     "ceiling": {ANY: {"i2t": RECALLS, "t2i": RECALLS}},
     "duplicates": {ANY: {"captions": int, "unique": int, "unique_per_image": float, "shared": float}},
@@ -45,10 +52,16 @@ SHAPES: dict[str, Any] = {  # of the fields: a type, [what a list holds], {name:
     },
     "embeddings": {
         ANY: {
-            "teacher": str, "weights": str, "width": int, "views": [str], "languages": [str], "dtype": str, "files": FILES
+            "teacher": str,
+            "weights": str,
+            "width": int,
+            "views": [str],
+            "languages": [str],
+            "dtype": str,
+            "files": FILES,
         }
     },
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,9 +114,8 @@ class Card:
     def load(cls, folder: os.PathLike | str) -> "Card":
         """Read and check `folder/card.json`. Raises `UserError` that names the file and the field."""
         path = pathlib.Path(folder) / CARD_FILE
-        refuse_unless(
-            path.is_file(), f"no data set at {folder}: write one with `xmodal data prepare ... --out {folder}`."
-        )
+        if not path.is_file():
+            raise UserError(f"no data set at {folder}: write one with `xmodal data prepare ... --out {folder}`.")
         try:
             content = json.loads(path.read_text("utf-8"))
         except (ValueError, RecursionError) as error:
@@ -118,9 +130,8 @@ class Card:
 
     def split(self, name: str) -> dict[str, Any]:
         """The numbers of one split. Raises `UserError` with the splits there are."""
-        refuse_unless(
-            name in self.splits, f"data set {self.name!r} has no split {name!r}: use one of {_listed(self.splits)}."
-        )
+        if name not in self.splits:
+            raise UserError(f"data set {self.name!r} has no split {name!r}: use one of {_listed(self.splits)}.")
         return self.splits[name]
 
     def feature(self, name: str) -> dict[str, Any]:
@@ -130,15 +141,16 @@ class Card:
     def embedding(self, name: str) -> dict[str, Any]:
         """The entry of one teacher's embeddings. Raises `UserError` with those there are."""
         found = self._made("embeddings", name, "embed")
-        refuse_unless("media" in found, f"the embeddings {name!r} are of an earlier form; embed again under another name.")
+        if "media" not in found:
+            raise UserError(f"the embeddings {name!r} are of an earlier form; embed again under another name.")
         return found
 
     def _made(self, what: str, name: str, command: str) -> dict[str, Any]:
         there = getattr(self, what)
-        refuse_unless(
-            name in there,
-            f"data set {self.name!r} has no {what} {name!r}: it has {_listed(there)}; write them with `xmodal data {command}`.",
-        )
+        if name not in there:
+            raise UserError(
+                f"data set {self.name!r} has no {what} {name!r}: it has {_listed(there)}; write them with `xmodal data {command}`."
+            )
         return there[name]
 
 
@@ -148,16 +160,19 @@ def _listed(names: Iterable[str]) -> str:
 
 def _checked(content: Any, path: pathlib.Path) -> Card:
     """The card in `content`, or a `UserError` naming the field that is missing, unknown or of the wrong type."""
-    refuse_unless(isinstance(content, dict), f"{path} must hold a JSON object; prepare the data set again.")
-    refuse_unless(
-        content.get("format") == FORMAT,
-        f"{path}: field 'format' is {content.get('format')!r}, this version reads {FORMAT}; prepare the set again (--force).",
-    )
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object; prepare the data set again.")
+    if content.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: field 'format' is {content.get('format')!r}, this version reads {FORMAT}; prepare the set again (--force)."
+        )
     for field in dataclasses.fields(Card):
         needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        refuse_unless(field.name in content or not needed, f"{path}: field {field.name!r} is missing.")
+        if field.name not in content and needed:
+            raise UserError(f"{path}: field {field.name!r} is missing.")
     unknown = set(content) - {field.name for field in dataclasses.fields(Card)}
-    refuse_unless(not unknown, f"{path}: unknown field {_listed(unknown)}; was it written by a newer version?")
+    if unknown:
+        raise UserError(f"{path}: unknown field {_listed(unknown)}; was it written by a newer version?")
     for name, shape in SHAPES.items():
         if name in content:
             _refuse_misshapen(content[name], shape, name, path)
@@ -169,7 +184,8 @@ def _refuse_misshapen(value: Any, shape: Any, where: str, path: pathlib.Path) ->
     kind = shape if isinstance(shape, type) else type(shape)
     good = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
     good = good and (kind not in (int, float) or 0 <= value < 2**63)  # also no NaN
-    refuse_unless(good, f"{path}: field '{where}' must be a {kind.__name__}.")
+    if not good:
+        raise UserError(f"{path}: field '{where}' must be a {kind.__name__}.")
     if kind is list:
         for number, entry in enumerate(value):
             _refuse_misshapen(entry, shape[0], f"{where}[{number}]", path)

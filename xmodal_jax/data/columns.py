@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 
 TYPECODES = {"u1": "B", "i2": "h", "i4": "i", "i8": "q"}  # of the types of columns, as `array` calls them
 BUFFER = 1 << 16  # values in memory before they go to their file
@@ -76,10 +76,10 @@ def open_column(path: pathlib.Path, dtype: str, facts: Mapping[str, int] | None)
             state = os.fstat(file.fileno())
             whole = facts is not None and state.st_size == facts["bytes"]
             whole = whole and _checksum(str(path), state.st_size, state.st_mtime_ns) == facts["crc"]
-            refuse_unless(
-                whole and state.st_size % np.dtype(dtype).itemsize == 0,
-                f"'{path}' is damaged: it is not what the card says of it; prepare the data set again (--force)",
-            )
+            if not whole or state.st_size % np.dtype(dtype).itemsize != 0:
+                raise UserError(
+                    f"'{path}' is damaged: it is not what the card says of it; prepare the data set again (--force)"
+                )
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if state.st_size else b""
     except OSError as error:
         raise UserError(f"'{path}' cannot be read ({error.strerror}); prepare the data set again (--force)") from error

@@ -3,7 +3,7 @@
 import dataclasses
 
 from xmodal_jax.data.image import AugmentConfig
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +26,10 @@ def complete(fields: dict[str, FieldConfig]) -> dict[str, FieldConfig]:
     """The fields with `encoder` and `medium` filled in. Raises UserError for an `of` that is no other field."""
     filled = {}
     for name, own in fields.items():
-        refuse_unless(
-            not own.of or (own.of in fields and not fields[own.of].of and own.of != name),
-            f"config.data.fields.{name}.of is '{own.of}'; write another field that is no view itself, or ''",
-        )
+        if own.of and (own.of not in fields or fields[own.of].of or own.of == name):
+            raise UserError(
+                f"config.data.fields.{name}.of is '{own.of}'; write another field that is no view itself, or ''"
+            )
         source = fields[own.of] if own.of else own
         medium = own.medium or source.medium or own.of or name
         encoder = own.encoder or source.encoder or own.of or name
@@ -51,7 +51,7 @@ class DataConfig:
     in memory after their first reading, up to so many GB in each process.
     `stall_seconds`: how long to wait for a batch before a warning names what each thread is at.
     `labels`: batches carry the labels as float32 [B,C]; False leaves them out (thousands of species that no loss reads).
-    `match`: training pairs with the same `id` are never negatives of each other; "record" numbers the records, "labels" the
+    `positives`: training pairs with the same `id` are never negatives of each other; "record" numbers the records, "labels" the
     sets of labels, so that two pictures of one species match each other's captions.
     """
 
@@ -69,22 +69,22 @@ class DataConfig:
     keep_gb: float = 1.0
     stall_seconds: float = 60.0
     labels: bool = True
-    match: str = "record"
+    positives: str = "record"
 
     def __post_init__(self):
         object.__setattr__(self, "fields", complete(self.fields))
         for name in ("threads", "prefetch"):
             value = getattr(self, name)
-            refuse_unless(value >= 1, f"config.data.{name} is {value}; write 1 or more")
-        refuse_unless(self.keep_gb >= 0, f"config.data.keep_gb is {self.keep_gb}; write 0 for none or a number of GB")
-        refuse_unless(
-            self.stall_seconds > 0,
-            f"config.data.stall_seconds is {self.stall_seconds}; write seconds above 0, such as 60",
-        )
-        refuse_unless(len(self.languages) > 0, "config.data.languages is empty; write one or more, such as ('en',)")
-        refuse_unless(
-            self.match in ("record", "labels"), f"config.data.match is '{self.match}'; write 'record' or 'labels'"
-        )
+            if not value >= 1:
+                raise UserError(f"config.data.{name} is {value}; write 1 or more")
+        if not self.keep_gb >= 0:
+            raise UserError(f"config.data.keep_gb is {self.keep_gb}; write 0 for none or a number of GB")
+        if not self.stall_seconds > 0:
+            raise UserError(f"config.data.stall_seconds is {self.stall_seconds}; write seconds above 0, such as 60")
+        if len(self.languages) == 0:
+            raise UserError("config.data.languages is empty; write one or more, such as ('en',)")
+        if self.positives not in ("record", "labels"):
+            raise UserError(f"config.data.positives is '{self.positives}'; write 'record' or 'labels'")
 
     def __hash__(self) -> int:
         """Equal sections have equal hashes; the fields are left out."""

@@ -21,6 +21,8 @@ class Copies:
 
     def counts(self) -> dict[str, int]:
         """{split: records with a picture that is also in the train split}, where there are any."""
-        found = {split: sum(any(one in self._train for one in own) for own in records)
-                 for split, records in sorted(self._others.items())}  # fmt: skip
+        found = {
+            split: sum(any(one in self._train for one in own) for own in records)
+            for split, records in sorted(self._others.items())
+        }
         return {split: count for split, count in found.items() if count}

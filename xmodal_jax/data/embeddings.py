@@ -12,7 +12,7 @@ import numpy as np
 
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.records import PICTURES, WORDS, CorruptRecord, open_records
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 
 FOLDER = "embeddings"
 Pick = tuple[str, Callable[[dict[str, list[bytes]], Any], bytes], Any]  # medium, reader's `stored`, what was chosen
@@ -25,24 +25,25 @@ class Embeddings:
     another number of rows than the split has records.
     """
 
-    def __init__(self, folder: pathlib.Path, card: Card, name: str, split: str, views: Sequence[str],
-                 languages: Sequence[str]):  # fmt: skip
+    def __init__(
+        self, folder: pathlib.Path, card: Card, name: str, split: str, views: Sequence[str], languages: Sequence[str]
+    ):
         entry = card.embedding(name)
         self.media = tuple(entry["media"])
         for what, medium, asked in (("views", PICTURES, views), ("languages", WORDS, languages)):
             missing = [one for one in asked if one not in entry[what] and medium in self.media]
-            refuse_unless(
-                not missing,
-                f"config.data.embeddings: {name!r} of {folder} has no {missing[:1]}; write config.data.{what} with some "
-                f"of {', '.join(entry[what])}, or embed the data set again under another name.",
-            )
+            if missing:
+                raise UserError(
+                    f"config.data.embeddings: {name!r} of {folder} has no {missing[:1]}; write config.data.{what} with some "
+                    f"of {', '.join(entry[what])}, or embed the data set again under another name."
+                )
         self.name, self.width, self._dtype = name, entry["width"], entry["dtype"]
         self._rows = open_records(folder / FOLDER / name, split)
         count = card.split(split)["records"]
-        refuse_unless(
-            len(self._rows) == count,
-            f"embeddings {name!r} of {folder} have {len(self._rows)} rows for {count} records; write them again.",
-        )
+        if len(self._rows) != count:
+            raise UserError(
+                f"embeddings {name!r} of {folder} have {len(self._rows)} rows for {count} records; write them again."
+            )
 
     def vectors(self, row: int, picks: dict[str, Pick]) -> dict[str, np.ndarray]:
         """Unit embeddings float32 [E] of what was chosen of a row, by the names of `picks`; zeros where that is None.

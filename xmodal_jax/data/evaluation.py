@@ -14,7 +14,7 @@ from xmodal_jax.data.image import CorruptImage
 from xmodal_jax.data.readers import Reader, Row, Specs, has_views, readers_of
 from xmodal_jax.data.records import CorruptRecord
 from xmodal_jax.data.split import Arrays, Split, multi_hot, refuse_unknown
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,10 @@ class Side:
 
     def part(self, places: np.ndarray, records: np.ndarray) -> "Side":
         """Some inputs int [p], of some records int [r] in increasing order."""
-        take = lambda rows: None if rows is None else rows[places]
+
+        def take(rows):
+            return None if rows is None else rows[places]
+
         return dataclasses.replace(
             self,
             owner=np.searchsorted(records, self.owner[places]).astype(np.int32),
@@ -117,8 +120,14 @@ def _padded(batch: Arrays, size: int) -> Arrays:
     }
 
 
-def eval_split(data_dir: str | pathlib.Path, split: str, specs: Specs, cfg: DataConfig, view: str = "",
-               pair: tuple[str, str] = PAIR) -> EvalSplit:  # fmt: skip
+def eval_split(
+    data_dir: str | pathlib.Path,
+    split: str,
+    specs: Specs,
+    cfg: DataConfig,
+    view: str = "",
+    pair: tuple[str, str] = PAIR,
+) -> EvalSplit:
     """All inputs of two fields of a split, as encoders of `specs` take them; of pictures those of one view (default: the first of the config, else of the card).
 
     Records that lack one of the fields are left out and counted in the log. Raises `UserError` for a split, view or language
@@ -136,13 +145,18 @@ def eval_split(data_dir: str | pathlib.Path, split: str, specs: Specs, cfg: Data
     rows = np.intersect1d(*found)
     if len(rows) < len(source):
         log.warning(
-            "%d of %d records of %s lack %s (view %r, languages %s)", len(source) - len(rows), len(source), split,
-            " or ".join(pair), view, ", ".join(cfg.languages),
-        )  # fmt: skip
-    refuse_unless(
-        len(rows) > 0,
-        f"{data_dir}: split {split!r} has no record with {' and '.join(pair)} (view {view!r}, languages {cfg.languages}).",
-    )
+            "%d of %d records of %s lack %s (view %r, languages %s)",
+            len(source) - len(rows),
+            len(source),
+            split,
+            " or ".join(pair),
+            view,
+            ", ".join(cfg.languages),
+        )
+    if len(rows) == 0:
+        raise UserError(
+            f"{data_dir}: split {split!r} has no record with {' and '.join(pair)} (view {view!r}, languages {cfg.languages})."
+        )
     names = source.card.label_names
     left, right = (_side(readers[field], field, own, rows, view) for field, own in zip(pair, found, strict=True))
     labels = multi_hot([source.labels(row) for row in rows], len(names)) if names else None
@@ -172,7 +186,9 @@ def _side(reader: Reader, field: str, found: np.ndarray, rows: np.ndarray, view:
 def _numbers(reader: Reader, rows: np.ndarray, view: str) -> np.ndarray:
     """int32 [m]: the same for inputs of the rows int [m] that the reader gives the same key."""
     found = [Row(reader.split, int(row)) for row in rows]
-    return np.unique([reader.key(row, reader.chosen(row, view)) for row in found], return_inverse=True)[1].astype(np.int32)
+    return np.unique([reader.key(row, reader.chosen(row, view)) for row in found], return_inverse=True)[1].astype(
+        np.int32
+    )
 
 
 def _readable(read: Callable[[], Any], where: str) -> Any:

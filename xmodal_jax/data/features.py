@@ -34,7 +34,7 @@ from xmodal_jax.data.records import (
     split_names,
 )
 from xmodal_jax.data.sidecar import Sidecar
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.whole import write_whole
 
 Encoder = Callable[[np.ndarray], np.ndarray]
@@ -85,16 +85,20 @@ def write_features(
 
 def refuse_misfit(data_dir: os.PathLike | str, name: str, size: int, batch: int) -> None:
     """Raise `UserError` for what can be seen to be wrong before a tower is loaded: data set, name, size (px), batch."""
-    refuse_unless(bool(Card.load(data_dir).views), f"{data_dir} has no pictures; features are made of them alone.")
+    if not Card.load(data_dir).views:
+        raise UserError(f"{data_dir} has no pictures; features are made of them alone.")
     refuse_bad_name(name, "features")
-    refuse_unless(1 <= size <= LARGEST, f"--size is {size}; write the side of the pictures in pixels, 1 to {LARGEST}")
-    refuse_unless(batch >= 1, f"--batch is {batch}; write 1 or more pictures")
+    if not 1 <= size <= LARGEST:
+        raise UserError(f"--size is {size}; write the side of the pictures in pixels, 1 to {LARGEST}")
+    if batch < 1:
+        raise UserError(f"--batch is {batch}; write 1 or more pictures")
 
 
 def refuse_bad_name(name: str, what: str) -> None:
     """Raise `UserError` for a name that is no plain file name."""
     plain = is_split_name(name)
-    refuse_unless(plain, f"{what} name {name!r}: use a plain word of letters, digits, '.', '_', '-'.")
+    if not plain:
+        raise UserError(f"{what} name {name!r}: use a plain word of letters, digits, '.', '_', '-'.")
 
 
 @contextlib.contextmanager
@@ -113,7 +117,8 @@ def add_to_card(data_dir: pathlib.Path, field: str, name: str, entry: dict[str, 
     with changing_card(data_dir):
         card = Card.load(data_dir)
         there = (data_dir / field / name).is_dir()
-        refuse_unless(there, f"{data_dir} was prepared again while {name!r} was made for it; start this command again.")
+        if not there:
+            raise UserError(f"{data_dir} was prepared again while {name!r} was made for it; start this command again.")
         card = dataclasses.replace(card, **{field: getattr(card, field) | {name: entry}})
         card.save(data_dir)
     return card
@@ -138,7 +143,8 @@ def start_partial(folder: pathlib.Path, partial: pathlib.Path, plan: dict[str, A
 def refuse_other(found: dict[str, Any], plan: dict[str, Any], where: str) -> None:
     """Refuse to go on under a name whose tokens were made in another way, and say how."""
     other = [f"{key} {found.get(key)!r}" for key in plan if found.get(key) != plan[key]]
-    refuse_unless(not other, f"{where} made with {', '.join(other)}: choose another name; nothing was overwritten.")
+    if other:
+        raise UserError(f"{where} made with {', '.join(other)}: choose another name; nothing was overwritten.")
 
 
 def _write_split(
@@ -179,28 +185,25 @@ def _encoded(pictures: Iterator[tuple], encode_fn: Encoder, batch: int) -> Itera
         images = np.stack([image for *_, image in chunk])
         images = np.pad(images, [(0, batch - len(chunk)), (0, 0), (0, 0), (0, 0)])
         tokens = np.asarray(encode_fn(images))
-        refuse_unless(
-            tokens.ndim == 3 and len(tokens) == batch,
-            f"the tower returned {tokens.shape} for {batch} images, not [B,N,D].",
-        )
+        if tokens.ndim != 3 or len(tokens) != batch:
+            raise UserError(f"the tower returned {tokens.shape} for {batch} images, not [B,N,D].")
         yield [(*names, tokens[number]) for number, (*names, _) in enumerate(chunk)]
 
 
 def _float16(tokens: np.ndarray, title: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         small = tokens.astype(np.float16)
-    refuse_unless(
-        bool(np.isfinite(small).all()), f"{title}: a token is not finite in float16; scale the tower's output."
-    )
+    if not np.isfinite(small).all():
+        raise UserError(f"{title}: a token is not finite in float16; scale the tower's output.")
     return small
 
 
 def _checked_shape(folder: pathlib.Path, split: str, count: int, shape: list[int] | None) -> list[int] | None:
     """[N, D] of a finished split, `shape` if it has no pictures. Raises `UserError` if its rows are not `count` or another split has another shape."""
     with open_records(folder, split) as rows:
-        refuse_unless(
-            len(rows) == count, f"{folder}: split {split!r} has {len(rows)} rows for {count}; remove the folder."
-        )
+        if len(rows) != count:
+            raise UserError(f"{folder}: split {split!r} has {len(rows)} rows for {count}; remove the folder.")
         found = next((row["shape"] for row in rows if row["tokens"]), shape)
-    refuse_unless(shape in (None, found), f"{folder}: splits differ in shape, {shape} and {found}; remove the folder.")
+    if shape not in (None, found):
+        raise UserError(f"{folder}: splits differ in shape, {shape} and {found}; remove the folder.")
     return found

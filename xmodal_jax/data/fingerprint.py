@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 
 FOLDER = "digests"
 
@@ -53,10 +53,8 @@ def load_digests(folder: os.PathLike | str, split: str, records: int) -> np.ndar
         own = np.load(path)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"'{path}' cannot be read ({error}); prepare the data set again") from error
-    refuse_unless(
-        own.dtype == np.uint64 and own.shape == (records,),
-        f"'{path}' is not of the {records} records that the card names; prepare the data set again",
-    )
+    if own.dtype != np.uint64 or own.shape != (records,):
+        raise UserError(f"'{path}' is not of the {records} records that the card names; prepare the data set again")
     return own
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from xmodal_jax.data.decoding import CorruptImage, loaded, opened
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's "L"
 PNG_LEVEL = 6
@@ -40,13 +40,18 @@ class AugmentConfig:
 
     def __post_init__(self):
         where, area = "config.data.augment", self.crop_min_area
-        refuse_unless(0 < area <= 1, f"{where}.crop_min_area is {area}; write a share above 0, at most 1 (1: no crop)")
-        refuse_unless(self.crop_ratio >= 1, f"{where}.crop_ratio is {self.crop_ratio}; write 1 or more")
+        if not 0 < area <= 1:
+            raise UserError(f"{where}.crop_min_area is {area}; write a share above 0, at most 1 (1: no crop)")
+        if not self.crop_ratio >= 1:
+            raise UserError(f"{where}.crop_ratio is {self.crop_ratio}; write 1 or more")
         for name in ("flip", "quarter_turns", "flip_vertical", "gray"):
             value = getattr(self, name)
-            refuse_unless(0 <= value <= 1, f"{where}.{name} is {value}; write a probability from 0 to 1")
-        refuse_unless(0 <= self.jitter < 1, f"{where}.jitter is {self.jitter}; write a number from 0 to below 1")
-        refuse_unless(0 <= self.rotate <= 180, f"{where}.rotate is {self.rotate}; write degrees from 0 to 180")
+            if not 0 <= value <= 1:
+                raise UserError(f"{where}.{name} is {value}; write a probability from 0 to 1")
+        if not 0 <= self.jitter < 1:
+            raise UserError(f"{where}.jitter is {self.jitter}; write a number from 0 to below 1")
+        if not 0 <= self.rotate <= 180:
+            raise UserError(f"{where}.rotate is {self.rotate}; write degrees from 0 to 180")
 
 
 def decode(data: bytes, size: int = 0) -> np.ndarray:

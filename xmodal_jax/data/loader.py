@@ -85,7 +85,7 @@ class Loader:
         cfg = dataset.split.cfg
         self.dataset, self.cursor, self.wait_seconds = dataset, cursor, 0.0
         self._share, self._prefetch, self._ahead = (process, count), prefetch or cfg.prefetch, cursor
-        self.watch = Watch(dataset.split.stages, cfg.stall_seconds)
+        self.watch = Watch(dataset.split.activity, cfg.stall_seconds)
         self._threads = Threads(threads or cfg.threads, "batch")
         self._waiting: collections.deque[concurrent.futures.Future] = collections.deque()
         self.poll: Callable[[], None] | None = None  # called each second of a wait; what it raises ends the wait

@@ -15,15 +15,29 @@ from typing import IO
 
 from xmodal_jax.data.card import CARD_FILE
 from xmodal_jax.data.records import SHARD_NAME
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
 PART, LOCK = ".prepare.part", ".prepare.lock"
 CARD_LOCK = ".card.lock"
-NOTHING = {PART, LOCK, CARD_LOCK, "lost+found"}  # what a folder may hold and still be empty; the last is in a fresh file system
-OF_A_SET = ("digests", "sidecar", "features", "embeddings", "texts", "starts", "tokenizer*.json", "taxonomy.json",
-            "files.jsonl.gz")  # fmt: skip
+NOTHING = {
+    PART,
+    LOCK,
+    CARD_LOCK,
+    "lost+found",
+}  # what a folder may hold and still be empty; the last is in a fresh file system
+OF_A_SET = (
+    "digests",
+    "sidecar",
+    "features",
+    "embeddings",
+    "texts",
+    "starts",
+    "tokenizer*.json",
+    "taxonomy.json",
+    "files.jsonl.gz",
+)
 
 
 @contextlib.contextmanager
@@ -64,9 +78,8 @@ def refuse_foreign(out: pathlib.Path) -> None:
     foreign = out.exists() and not out.is_dir()
     if out.is_dir() and not ((out / CARD_FILE).is_file() or (out / PART / CARD_FILE).is_file()):
         foreign = bool(set(os.listdir(out)) - NOTHING)
-    refuse_unless(
-        not foreign, f"{out} exists and is not a data set: choose another --out; nothing was overwritten."
-    )
+    if foreign:
+        raise UserError(f"{out} exists and is not a data set: choose another --out; nothing was overwritten.")
 
 
 @contextlib.contextmanager

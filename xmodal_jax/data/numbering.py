@@ -11,7 +11,7 @@ import numpy as np
 
 from xmodal_jax.data.captions import normal_caption
 from xmodal_jax.data.columns import Texts
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 
 SIZE = 16  # bytes of a digest
 EMPTY = bytes(SIZE)
@@ -72,10 +72,13 @@ def text_numbers(digests: Sequence[np.ndarray], texts: Sequence[Texts], at_once:
     bits = max(0, (total - 1) // at_once).bit_length()
     numbers, given = [np.zeros(len(own), np.int32) for own in digests], 0
     for part in range(1 << bits):
-        rows = [np.flatnonzero(own[:, 0] >> np.uint64(64 - bits) == part) if bits else np.arange(len(own))
-                for own in digests]  # fmt: skip
-        first, second = (np.concatenate([own[mine, word] for own, mine in zip(digests, rows, strict=True)])
-                         for word in (0, 1))  # fmt: skip
+        rows = [
+            np.flatnonzero(own[:, 0] >> np.uint64(64 - bits) == part) if bits else np.arange(len(own))
+            for own in digests
+        ]
+        first, second = (
+            np.concatenate([own[mine, word] for own, mine in zip(digests, rows, strict=True)]) for word in (0, 1)
+        )
         order = np.lexsort((second, first))
         again = np.zeros(len(order), bool)  # whether a digest, in this order, is that of the one before
         again[1:] = (np.diff(first[order]) == 0) & (np.diff(second[order]) == 0)
@@ -89,8 +92,9 @@ def text_numbers(digests: Sequence[np.ndarray], texts: Sequence[Texts], at_once:
     return numbers
 
 
-def _refuse_collisions(texts: Sequence[Texts], rows: Sequence[np.ndarray], order: np.ndarray,
-                       again: np.ndarray) -> None:  # fmt: skip
+def _refuse_collisions(
+    texts: Sequence[Texts], rows: Sequence[np.ndarray], order: np.ndarray, again: np.ndarray
+) -> None:
     """Raise `UserError` where a text, in this order, has the digest of the one before and is another text."""
     split = np.repeat(np.arange(len(rows), dtype=np.int16), [len(mine) for mine in rows])[order]
     row = np.concatenate(rows)[order]
@@ -106,7 +110,7 @@ def _refuse_collisions(texts: Sequence[Texts], rows: Sequence[np.ndarray], order
             data[mine] = list(own.encoded(row[here][mine]))
         for place in np.flatnonzero(same[1:] & (data[1:] != data[:-1])).tolist():
             one, other = data[place].decode(), data[place + 1].decode()
-            refuse_unless(
-                normal_caption(one) == normal_caption(other),
-                f"the captions {one!r} and {other!r} have the same 128 bits by chance; change a letter of one of them",
-            )
+            if normal_caption(one) != normal_caption(other):
+                raise UserError(
+                    f"the captions {one!r} and {other!r} have the same 128 bits by chance; change a letter of one of them"
+                )

@@ -32,7 +32,7 @@ from xmodal_jax.data.records import (
 from xmodal_jax.data.sidecar import Sidecar, Sidecars
 from xmodal_jax.data.source import Item, Skip, Source, mended_item
 from xmodal_jax.data.textfile import mended
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -116,9 +116,10 @@ def prepare(
     is whole. The data set appears complete or not at all. Raises `UserError`.
     """
     out = pathlib.Path(out)
-    refuse_unless(
-        max_size >= 0, f"--max-size is {max_size}; write the longest side in pixels, or 0 to keep pictures as they are."
-    )
+    if max_size < 0:
+        raise UserError(
+            f"--max-size is {max_size}; write the longest side in pixels, or 0 to keep pictures as they are."
+        )
     arguments = {"source": source.name, "max_size": max_size, "drop_copies": drop_copies, **source.arguments}
     making.refuse_foreign(out)
     if making.holds_set(out) and not force:
@@ -149,18 +150,19 @@ def _prepared_before(out: pathlib.Path, arguments: dict[str, Any], licence: str)
     asked = json.loads(mended(json.dumps(arguments | {"licence": licence}, ensure_ascii=False)))  # as a card keeps them
     there = card.arguments | {"licence": card.licence}
     changed = sorted(key for key in {**there, **asked} if there.get(key) != asked.get(key))
-    refuse_unless(
-        not changed,
-        f"{out} holds a data set prepared with another {' and '.join(changed)}: choose another --out, or add "
-        f"--force to replace it; nothing was overwritten.",
-    )
+    if changed:
+        raise UserError(
+            f"{out} holds a data set prepared with another {' and '.join(changed)}: choose another --out, or add "
+            f"--force to replace it; nothing was overwritten."
+        )
     for split in card.splits:
         shard_files(out, split)  # refuses where one is missing
         Sidecar(out, card, split)
     files = changed_files(out)
-    refuse_unless(
-        not files, f"{out} is older than its source: {as_sentence(files)}; add --force to prepare it again from them."
-    )
+    if files:
+        raise UserError(
+            f"{out} is older than its source: {as_sentence(files)}; add --force to prepare it again from them."
+        )
     log.info("%s is already prepared", out)
     return card
 
@@ -203,12 +205,16 @@ def _sound(item: Item | Skip, name: str) -> Item | Skip:
             f"says ({error})"
         ) from error
     for medium, place in ((PICTURES, "images"), (WORDS, "captions")):
-        refuse_unless(
-            medium not in item.media,
-            f"source {name}: {item.key!r} has '{medium}' among its media; give it as `{place}`, or call it otherwise",
-        )
-    without = [f"{medium}/{view}" for medium, own in item.media.items() for view, data in own.items()
-               if not (data and isinstance(data, bytes))]  # fmt: skip
+        if medium in item.media:
+            raise UserError(
+                f"source {name}: {item.key!r} has '{medium}' among its media; give it as `{place}`, or call it otherwise"
+            )
+    without = [
+        f"{medium}/{view}"
+        for medium, own in item.media.items()
+        for view, data in own.items()
+        if not (data and isinstance(data, bytes))
+    ]
     if not is_split_name(item.split):
         return Skip("split that is no plain name", f"{item.key}: {item.split!a}", item.files)
     if any("/" in medium or not medium for medium in item.media):
@@ -237,7 +243,8 @@ def _with_whole_images(item: Item, max_size: int, copies: Copies, held_out: froz
 def _refuse_bad(build: Build, allow_bad: bool, source: Source) -> None:
     reasons = ", ".join(f"{count} x {reason}" for reason, count in build.skipped.most_common())
     bad, good = build.skipped.total() - build.skipped[COPY], build.records
-    refuse_unless(good > 0, f"source {source.name} ({source.origin}) gave no usable pair: {reasons or 'it is empty'}.")
+    if good <= 0:
+        raise UserError(f"source {source.name} ({source.origin}) gave no usable pair: {reasons or 'it is empty'}.")
     if bad:
         log.warning("left out %d of %d: %s", bad, bad + good, reasons)
     if bad > BAD_SHARE * (bad + good) and not allow_bad:

@@ -51,7 +51,9 @@ class Reader(abc.ABC):
 
     keyed: ClassVar[bool] = False  # whether what it reads has a number, equal for equal inputs: `key`
     worded: ClassVar[bool] = False  # whether its inputs are the captions of the data set
-    viewed: ClassVar[bool] = False  # whether it takes views of pictures, which evaluation goes through one after the other
+    viewed: ClassVar[bool] = (
+        False  # whether it takes views of pictures, which evaluation goes through one after the other
+    )
     mirrored: ClassVar[bool] = False  # whether `flipped` gives another input
     embedded: ClassVar[bool] = False  # whether `xmodal data embed` stores embeddings of it: `stored_inputs`, `stored`
 
@@ -61,7 +63,9 @@ class Reader(abc.ABC):
     @classmethod
     def of_file(cls, path: pathlib.Path, spec: InputSpec) -> np.ndarray:
         """The input that a file of a user's own makes, for a query. Raises `UserError` for one that cannot be read."""
-        raise UserError(f"'{path}': {cls.__module__}.{cls.__name__} reads no files of its own; write its method of_file")
+        raise UserError(
+            f"'{path}': {cls.__module__}.{cls.__name__} reads no files of its own; write its method of_file"
+        )
 
     @abc.abstractmethod
     def empty(self) -> np.ndarray:
@@ -164,7 +168,7 @@ class PictureReader(Reader):
                 choice[1] = rng.random() < self.split.cfg.augment.flip
             return self.split.tokens(row.number, view, choice[1])
         data = row.media(self.own.medium)
-        self.split.stages.note("decoding the picture of row", row.number)
+        self.split.activity.note("decoding the picture of row", row.number)
         return self._train(_of_view(data, view, row), rng)
 
     def plain(self, row: Row, choice: list) -> np.ndarray:
@@ -233,7 +237,7 @@ class CaptionReader(Reader):
 
     def read(self, row: Row, choice: int, rng: np.random.Generator) -> np.ndarray:
         """Its token ids."""
-        self.split.stages.note("tokenising a caption of row", row.number)
+        self.split.activity.note("tokenising a caption of row", row.number)
         return self.ids([self.split.captions(row.number)[choice]])[0]
 
     def key(self, row: Row, choice: int) -> int:

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -100,9 +100,8 @@ class RecordWriter(contextlib.AbstractContextManager):
     """
 
     def __init__(self, folder: os.PathLike | str, split: str, shard_bytes: int = SHARD_BYTES):
-        refuse_unless(
-            is_split_name(split), f"split {split!r}: write a name of letters, digits, '.', '_', '-'."
-        )
+        if not is_split_name(split):
+            raise UserError(f"split {split!r}: write a name of letters, digits, '.', '_', '-'.")
         self.folder, self.split, self.shard_bytes = pathlib.Path(folder), split, shard_bytes
         self.records, self.files = 0, []
         self._parts: list[pathlib.Path] = []
@@ -166,7 +165,9 @@ class RecordWriter(contextlib.AbstractContextManager):
             yield
         except (RuntimeError, ValueError, OSError) as error:  # "write() failed: No space left on device; writing ..."
             why = str(error).split(";")[0].removeprefix("write() failed: ")
-            raise UserError(f"'{self.folder}': split {self.split!r} cannot be written ({why}); make room there") from error
+            raise UserError(
+                f"'{self.folder}': split {self.split!r} cannot be written ({why}); make room there"
+            ) from error
 
 
 class Records(contextlib.AbstractContextManager):
@@ -267,23 +268,24 @@ def shard_files(folder: os.PathLike | str, split: str) -> list[pathlib.Path]:
     Raises `UserError` when the folder or the split does not exist or a shard of it is missing.
     """
     folder = pathlib.Path(folder)
-    refuse_unless(folder.is_dir(), f"no data set at {folder}: write one with `xmodal data prepare ... --out {folder}`.")
+    if not folder.is_dir():
+        raise UserError(f"no data set at {folder}: write one with `xmodal data prepare ... --out {folder}`.")
     names = split_names(folder)
-    refuse_unless(
-        split in names,
-        f"{folder} has no split {split!r}: use one of {', '.join(names) or '(it has no shards at all)'}.",
-    )
+    if split not in names:
+        raise UserError(
+            f"{folder} has no split {split!r}: use one of {', '.join(names) or '(it has no shards at all)'}."
+        )
     found = {}
     for path in folder.glob(f"{split}-*{SUFFIX}"):
         match = SHARD_NAME.fullmatch(path.name)
         if match and match["split"] == split:
             found.setdefault(int(match["count"]), {})[int(match["number"])] = path
-    refuse_unless(len(found) == 1, f"{folder}: split {split!r} mixes shards of two data sets; prepare it again.")
+    if len(found) != 1:
+        raise UserError(f"{folder}: split {split!r} mixes shards of two data sets; prepare it again.")
     ((count, shards),) = found.items()
     missing = sorted(set(range(count)) - set(shards))
-    refuse_unless(
-        not missing, f"{folder}: split {split!r} lacks shard {missing[:1]} of {count}; copy or prepare it again."
-    )
+    if missing:
+        raise UserError(f"{folder}: split {split!r} lacks shard {missing[:1]} of {count}; copy or prepare it again.")
     return [shards[number] for number in range(count)]
 
 

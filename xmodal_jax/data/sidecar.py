@@ -20,10 +20,17 @@ from xmodal_jax.data.card import Card
 from xmodal_jax.data.columns import ColumnWriter, Texts, open_column
 from xmodal_jax.data.numbering import SIZE, DigestSet, digest, text_numbers
 from xmodal_jax.data.source import Item
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 
 FOLDER = "sidecar"
-LISTS = {"keys": "u1", "groups": "u1", "views": "<i2", "media": "<i2", "labels": "<i4", "texts": "u1"}  # with a column of starts each
+LISTS = {
+    "keys": "u1",
+    "groups": "u1",
+    "views": "<i2",
+    "media": "<i2",
+    "labels": "<i4",
+    "texts": "u1",
+}  # with a column of starts each
 COLUMNS = LISTS | {f"{name}_starts": "<i8" for name in (*LISTS, "captions")}
 COLUMNS |= {"label_set": "<i4", "owner": "<i4", "language": "<i2", "number": "<i4"}
 LATE = {"language": "<i2", "digest": "u1"}  # kept aside until all items are known
@@ -75,14 +82,25 @@ class SplitWriter:
     def __init__(self, folder: pathlib.Path):
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._groups = folder, DigestSet()
-        self._out = {name: ColumnWriter(self._path(name), dtype) for name, dtype in COLUMNS.items() if name not in
-                     ("language", "number")}  # fmt: skip
+        self._out = {
+            name: ColumnWriter(self._path(name), dtype)
+            for name, dtype in COLUMNS.items()
+            if name not in ("language", "number")
+        }
         self._late = {name: ColumnWriter(self._path(f"{name}.late"), dtype) for name, dtype in LATE.items()}
         for name in (*LISTS, "captions"):
             self._out[f"{name}_starts"].put(0)
 
-    def add(self, key: str, group: str, views: Sequence[int], media: Sequence[int], labels: Sequence[int], label_set: int,
-            captions: Iterable[tuple[int, str]]) -> None:  # fmt: skip
+    def add(
+        self,
+        key: str,
+        group: str,
+        views: Sequence[int],
+        media: Sequence[int],
+        labels: Sequence[int],
+        label_set: int,
+        captions: Iterable[tuple[int, str]],
+    ) -> None:
         """Write one record; captions are (code of the language, text)."""
         record = self._out["label_set"].count
         self._groups.add(group)
@@ -165,12 +183,15 @@ class Sidecar:
 
     def __init__(self, folder: os.PathLike | str, card: Card, split: str):
         entry, place = card.split(split), pathlib.Path(folder) / FOLDER / split
-        found = {name: open_column(column_path(place, name), dtype, entry["columns"].get(name))
-                 for name, dtype in COLUMNS.items()}  # fmt: skip
+        found = {
+            name: open_column(column_path(place, name), dtype, entry["columns"].get(name))
+            for name, dtype in COLUMNS.items()
+        }
         self.split, self.languages, self._views, self._media = split, card.languages, card.views, card.media
         _refuse_misfit(found, card, entry, place)
-        self.keys, self.groups, self.texts = (Texts(found[name], found[f"{name}_starts"])
-                                              for name in ("keys", "groups", "texts"))  # fmt: skip
+        self.keys, self.groups, self.texts = (
+            Texts(found[name], found[f"{name}_starts"]) for name in ("keys", "groups", "texts")
+        )
         self.owner, self.language, self.number = (found[name] for name in ("owner", "language", "number"))
         self.label_set = found["label_set"]
         self._found = found
@@ -247,8 +268,8 @@ def _refuse_misfit(found: dict[str, np.ndarray], card: Card, entry: dict[str, An
     fits = all(len(found[name]) == count for name, count in wanted.items())
     fits = fits and sum(entry["languages"].values()) == captions
     fits = fits and all(len(found[name]) == 0 or found[name].max() < len(own) for name, own in names.items())
-    refuse_unless(
-        fits,
-        f"'{place}' does not have the {records} records and {captions} captions, languages, views and labels that the "
-        f"card says; prepare the data set again (--force)",
-    )
+    if not fits:
+        raise UserError(
+            f"'{place}' does not have the {records} records and {captions} captions, languages, views and labels that the "
+            f"card says; prepare the data set again (--force)"
+        )

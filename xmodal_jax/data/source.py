@@ -19,7 +19,7 @@ from xmodal_jax.data.media import MISSING, FileState, UnreadableFile, file_state
 from xmodal_jax.data.records import PICTURES
 from xmodal_jax.data.taxonomy import Taxonomy
 from xmodal_jax.data.textfile import hashed, mended
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,9 @@ class Item:
     @property
     def every_view(self) -> dict[str, bytes]:
         """The same as one dict: pictures by view, others by "medium/view"."""
-        return self.images | {f"{medium}/{view}": data for medium, own in self.media.items() for view, data in own.items()}
+        return self.images | {
+            f"{medium}/{view}": data for medium, own in self.media.items() for view, data in own.items()
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +101,10 @@ def mended_item(item: Item) -> Item:
         labels=tuple(mended(label) for label in item.labels),
         group=mended(item.group),
         split=mended(item.split),
-        media={mended(name): {mended(view): data for view, data in own.items()}
-               for name, own in item.media.items() if own},
-    )  # fmt: skip
+        media={
+            mended(name): {mended(view): data for view, data in own.items()} for name, own in item.media.items() if own
+        },
+    )
 
 
 def plain_text(value: Any) -> str:
@@ -136,8 +139,11 @@ def split_groups(groups: Sequence[str], held_out: int, usable: Callable[[int], b
             held.add(group)
             room -= found
     if room:
-        log.warning("drew %d of the %d records asked for: the others cannot be read, or are of larger groups",
-                    held_out - room, held_out)  # fmt: skip
+        log.warning(
+            "drew %d of the %d records asked for: the others cannot be read, or are of larger groups",
+            held_out - room,
+            held_out,
+        )
     return ["test" if group in held else "train" for group in groups]
 
 
@@ -146,10 +152,8 @@ def shared_out(groups: Sequence[str], held_out: int, what: str, items_of: Callab
 
     `items_of` gives what a row has, for its split; `what` are the rows, in the `UserError` for an impossible number.
     """
-    refuse_unless(
-        0 <= held_out < len(groups),
-        f"--held-out is {held_out}, but there are {len(groups)} {what}; write fewer, and at least 0.",
-    )
+    if not 0 <= held_out < len(groups):
+        raise UserError(f"--held-out is {held_out}, but there are {len(groups)} {what}; write fewer, and at least 0.")
 
     def items() -> Iterator[Item | Skip]:
         splits = split_groups(groups, held_out, lambda row: usable_item(items_of(row, "")))
@@ -211,10 +215,10 @@ def existing(path: os.PathLike | str, what: str, folder: bool = False) -> pathli
     path, kinds = pathlib.Path(path), ("file", "folder")
     found = path.is_dir() if folder else path.is_file()
     there = "is a folder" if path.is_dir() else "is no folder" if folder else "is no file"
-    refuse_unless(
-        found,
-        f"{what} {path} {there if path.exists() else 'does not exist'}: give the path of an existing {kinds[folder]}.",
-    )
+    if not found:
+        raise UserError(
+            f"{what} {path} {there if path.exists() else 'does not exist'}: give the path of an existing {kinds[folder]}."
+        )
     return path
 
 

@@ -13,8 +13,8 @@ from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.embeddings import Embeddings
 from xmodal_jax.data.records import PICTURES, WORDS, CorruptRecord, check_record, open_records, pictures
 from xmodal_jax.data.sidecar import Sidecar
-from xmodal_jax.data.stall import Stages
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.data.stall import Activity
+from xmodal_jax.errors import UserError
 
 Arrays = dict[str, np.ndarray]
 
@@ -27,7 +27,7 @@ class Split:
     """
 
     def __init__(self, data_dir: str | pathlib.Path, split: str, cfg: DataConfig):
-        self.card, self.name, self.cfg, self.stages = Card.load(data_dir), split, cfg, Stages()
+        self.card, self.name, self.cfg, self.activity = Card.load(data_dir), split, cfg, Activity()
         self.folder = pathlib.Path(data_dir)
         self.card.split(split)
         self.views = tuple(cfg.views) or tuple(self.card.views)
@@ -35,26 +35,24 @@ class Split:
         if any(own.medium == WORDS for own in cfg.fields.values()):
             refuse_unknown("config.data.languages", cfg.languages, self.card.languages, data_dir)
         entries = [self.card.feature(name) for name in cfg.features]
-        widths = {name: entry["width"] for name, entry in zip(cfg.features, entries)}
-        refuse_unless(
-            len(set(widths.values())) < 2,
-            f"config.data.features: widths {widths} differ; concatenate caches of one tower.",
-        )
+        widths = {name: entry["width"] for name, entry in zip(cfg.features, entries, strict=True)}
+        if len(set(widths.values())) >= 2:
+            raise UserError(f"config.data.features: widths {widths} differ; concatenate caches of one tower.")
         self.sidecar, self.labelled = Sidecar(data_dir, self.card, split), len(self.card.label_names) > 0
         if not cfg.labels:
             self.card = dataclasses.replace(self.card, label_names=[])
         self.records, self.languages = open_records(data_dir, split), tuple(dict.fromkeys(cfg.languages))
-        refuse_unless(
-            len(self.records) == len(self.sidecar),
-            f"{data_dir}: split {split!r} has {len(self.records)} records and a sidecar of {len(self.sidecar)}; "
-            f"prepare the data set again.",
-        )
-        self.caches = [open_records(pathlib.Path(data_dir) / "features" / name, split) for name in cfg.features]
-        for name, cache in zip(cfg.features, self.caches):
-            refuse_unless(
-                len(cache) == len(self.records),
-                f"cache {name!r} of {data_dir} has {len(cache)} rows for {len(self.records)} records; write it again.",
+        if len(self.records) != len(self.sidecar):
+            raise UserError(
+                f"{data_dir}: split {split!r} has {len(self.records)} records and a sidecar of {len(self.sidecar)}; "
+                f"prepare the data set again."
             )
+        self.caches = [open_records(pathlib.Path(data_dir) / "features" / name, split) for name in cfg.features]
+        for name, cache in zip(cfg.features, self.caches, strict=True):
+            if len(cache) != len(self.records):
+                raise UserError(
+                    f"cache {name!r} of {data_dir} has {len(cache)} rows for {len(self.records)} records; write it again."
+                )
 
     def __len__(self) -> int:
         return len(self.records)
@@ -64,7 +62,7 @@ class Split:
 
         Raises `CorruptRecord`, also for one that has another key or other views than the sidecar says.
         """
-        self.stages.note("reading row", row, f"split {self.name!r}")
+        self.activity.note("reading row", row, f"split {self.name!r}")
         record, own = check_record(self.records[row]), self.sidecar
         if record["key"] != own.keys[row] or list(pictures(record)) != own.views(row):
             found = f"{record['key']!r} with views {list(pictures(record))}"
@@ -77,8 +75,8 @@ class Split:
         Raises `CorruptRecord`.
         """
         parts = []
-        for name, cache in zip(self.cfg.features, self.caches):
-            self.stages.note("reading row", row, f"cache {name!r}")
+        for name, cache in zip(self.cfg.features, self.caches, strict=True):
+            self.activity.note("reading row", row, f"cache {name!r}")
             cached = cache[row]
             try:
                 sides = cached["tokens"][view]
@@ -136,8 +134,11 @@ class Split:
 def refuse_unknown(field: str, asked: Sequence[str], known: Sequence[str], data_dir: Any) -> None:
     """Refuse views or languages of the config's `field` that the data set does not have."""
     unknown = [name for name in asked if name not in known]
-    hint = f"write some of {', '.join(known)}" if known else "it has none at all, so leave out the fields that are of them"
-    refuse_unless(not unknown, f"{field}: {data_dir} has no {unknown[:1]}; {hint}.")
+    hint = (
+        f"write some of {', '.join(known)}" if known else "it has none at all, so leave out the fields that are of them"
+    )
+    if unknown:
+        raise UserError(f"{field}: {data_dir} has no {unknown[:1]}; {hint}.")
 
 
 def split_captions(data_dir: str | pathlib.Path, split: str, languages: Sequence[str] = ("en",)) -> Texts:

@@ -11,7 +11,7 @@ import time
 log = logging.getLogger(__name__)
 
 
-class Stages:
+class Activity:
     """{thread: (what, row, where, since)} of the threads that are busy. No locks: a thread writes its own entry only."""
 
     def __init__(self) -> None:
@@ -40,8 +40,8 @@ class Watch:
     `begin` and `end` mark a wait and nest (the outermost counts); the watch itself is a thread that mostly sleeps.
     """
 
-    def __init__(self, stages: Stages, seconds: float) -> None:
-        self.stages, self.seconds = stages, seconds
+    def __init__(self, activity: Activity, seconds: float) -> None:
+        self.activity, self.seconds = activity, seconds
         self._depth, self._since = 0, None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="stall-watch", daemon=True)
@@ -72,5 +72,7 @@ class Watch:
                 seen, limit = since, self.seconds
             waited = time.monotonic() - since if since is not None else 0.0
             if waited >= limit:
-                log.warning("no training batch for %.1f s: %s", waited, self.stages.described() or "no thread is busy")
+                log.warning(
+                    "no training batch for %.1f s: %s", waited, self.activity.described() or "no thread is busy"
+                )
                 limit *= 2

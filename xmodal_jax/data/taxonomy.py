@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.data.textfile import mended
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 
 TAXONOMY_FILE = "taxonomy.json"
 
@@ -72,7 +72,8 @@ def folder_taxonomy(paths: dict[str, Sequence[str]], leaf: str) -> Taxonomy:
 
     Raises `UserError` without any label.
     """
-    refuse_unless(bool(paths), "a taxonomy needs at least one label; the source gave none.")
+    if not paths:
+        raise UserError("a taxonomy needs at least one label; the source gave none.")
     depth = max(map(len, paths.values()))
     lineage = {label: (*folders, *("" for _ in range(depth - len(folders)))) for label, folders in paths.items()}
     return Taxonomy(leaf, tuple(f"folder {level}" for level in range(1, depth + 1)), lineage)

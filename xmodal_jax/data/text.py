@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 
 TOKENIZER_FILE = "tokenizer.json"
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]")
@@ -41,21 +41,19 @@ class Tokenizer:
         import tokenizers
 
         self.path = pathlib.Path(path)
-        refuse_unless(
-            self.path.is_file(), f"no tokenizer at {path}: use 'minilm', 'data' or the path of a tokenizer.json."
-        )
+        if not self.path.is_file():
+            raise UserError(f"no tokenizer at {path}: use 'minilm', 'data' or the path of a tokenizer.json.")
         self._tokens = self._whole(lambda: tokenizers.Tokenizer.from_file(str(self.path)))
         self._tokens.no_truncation()
         self._tokens.no_padding()
         self._tokens.encode_special_tokens = True  # as text: a caption's "[SEP]" ends nothing
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = map(self._special, SPECIALS[:5])
         self.bos_id = self._special(*STARTS)
-        refuse_unless(self.pad_id == 0, f"{path}: [PAD] is {self.pad_id}, it must be 0; use a BERT vocabulary.")
+        if self.pad_id != 0:
+            raise UserError(f"{path}: [PAD] is {self.pad_id}, it must be 0; use a BERT vocabulary.")
         count = self._tokens.get_vocab_size(with_added_tokens=True)
-        refuse_unless(
-            self.vocab_size <= 2 * count,
-            f"{path}: ids go up to {self.vocab_size - 1} for {count} tokens; number them without gaps.",
-        )
+        if self.vocab_size > 2 * count:
+            raise UserError(f"{path}: ids go up to {self.vocab_size - 1} for {count} tokens; number them without gaps.")
         self._whole(lambda: self.decode(self.encode([PROBE], 64)[0]))
 
     def _whole(self, use: Callable[[], Any]) -> Any:
@@ -86,7 +84,8 @@ class Tokenizer:
 
     def encode(self, captions: Sequence[str], length: int) -> np.ndarray:
         """Captions -> int32 [n, length]: [CLS] tokens [SEP], 0 behind; a longer text loses its end, never its [SEP]."""
-        refuse_unless(length >= 3, f"text length is {length}: use 3 or more ([CLS], a token, [SEP]).")
+        if length < 3:
+            raise UserError(f"text length is {length}: use 3 or more ([CLS], a token, [SEP]).")
         ids = np.zeros((len(captions), length), np.int32)
         for row, encoding in enumerate(self._encodings(captions)):
             text = [self.cls_id, *encoding.ids[: length - 2], self.sep_id]
@@ -195,9 +194,8 @@ def _build_from(data_dir: os.PathLike | str, languages: Sequence[str], path: pat
 
     splits = Card.load(data_dir).splits
     captions = split_captions(data_dir, "train" if "train" in splits else min(splits), languages)
-    refuse_unless(
-        len(captions) > 0, f"{data_dir} has no caption in {', '.join(languages)}; write other config.data.languages"
-    )
+    if len(captions) == 0:
+        raise UserError(f"{data_dir} has no caption in {', '.join(languages)}; write other config.data.languages")
     accents = tuple(languages) != ("en",)
     save_tokenizer(build_vocabulary(captions, accents=accents), path, accents)
 
@@ -235,8 +233,9 @@ def count_words(captions: Iterable[str], accents: bool = False) -> collections.C
     return collections.Counter({word: count for word, count in words.items() if len(word) <= longest_word(accents)})
 
 
-def build_vocabulary(captions: Iterable[str], size: int = VOCABULARY, min_count: int = 2,
-                     accents: bool = False) -> list[str]:  # fmt: skip
+def build_vocabulary(
+    captions: Iterable[str], size: int = VOCABULARY, min_count: int = 2, accents: bool = False
+) -> list[str]:
     """A WordPiece vocabulary by pair merging (Sennrich et al. 2016), the same in every process.
 
     Specials, then all characters, then the most frequent adjacent pair merged again and again, ties in alphabetical
@@ -247,7 +246,7 @@ def build_vocabulary(captions: Iterable[str], size: int = VOCABULARY, min_count:
     words = [[word[0], *(CONTINUED + char for char in word[1:])] for word in counts]
     vocabulary = dict.fromkeys([*SPECIALS, *sorted({piece for word in words for piece in word})])
     pairs = Pairs()
-    for number, (word, weight) in enumerate(zip(words, counts.values())):
+    for number, (word, weight) in enumerate(zip(words, counts.values(), strict=True)):
         pairs.add(word, weight, number)
     while len(vocabulary) < size and (best := pairs.most_frequent(min_count)):
         merged = best[0] + best[1].removeprefix(CONTINUED)
@@ -270,7 +269,7 @@ class Pairs:
 
     def add(self, word: list[str], weight: int, number: int) -> None:
         """Count the pairs of word `number`; with a negative weight take them back."""
-        for pair in zip(word, word[1:]):
+        for pair in itertools.pairwise(word):
             self.counts[pair] += weight
             self.words[pair].add(number) if weight > 0 else self.words[pair].discard(number)
             heapq.heappush(self._heap, (-self.counts[pair], pair))

@@ -9,7 +9,7 @@ import pathlib
 import shlex
 from typing import Any
 
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 
 
 def wide_encoding(data: bytes) -> str:
@@ -21,7 +21,8 @@ def wide_encoding(data: bytes) -> str:
 def refuse_wide(data: bytes, path: os.PathLike | str) -> None:
     """Raise `UserError` with the command that converts it where `data`, the start of a file, is UTF-16 or UTF-32."""
     name = wide_encoding(data)
-    refuse_unless(not name, f"{path} is {name} text and must be UTF-8; convert it: {_command(path, name)}")
+    if name:
+        raise UserError(f"{path} is {name} text and must be UTF-8; convert it: {_command(path, name)}")
 
 
 def not_utf8(path: os.PathLike | str, where: str) -> UserError:

@@ -20,7 +20,7 @@ from xmodal_jax.data.readers import Row, Specs, readers_of
 from xmodal_jax.data.records import CorruptRecord, KeptRecords, Room
 from xmodal_jax.data.split import Arrays, Split, multi_hot
 from xmodal_jax.data.text import cut
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.types import NEVER
 
 log = logging.getLogger(__name__)
@@ -43,26 +43,32 @@ class BadRows:
             if row not in self.rows and len(self.rows) < NAMED_SKIPS:
                 log.warning("unreadable row %d of %s replaced by the next one: %s", row, self.where, why)
             self.rows.add(row)
-        refuse_unless(
-            len(self.rows) <= BAD_SHARE * self.total,
-            f"{len(self.rows)} of {self.total} rows of {self.where} cannot be read (row {row}: {why}), more than 1 %: "
-            f"copy or prepare the data set again.",
-        )
+        if len(self.rows) > BAD_SHARE * self.total:
+            raise UserError(
+                f"{len(self.rows)} of {self.total} rows of {self.where} cannot be read (row {row}: {why}), more than 1 %: "
+                f"copy or prepare the data set again."
+            )
 
 
 class TrainDataset:
     """Endless training batches of one split by number; see `train_dataset`."""
 
-    def __init__(self, split: Split, specs: Specs, seed: int, batch_size: int,
-                 complete: Callable[[Arrays], Arrays] = lambda batch: batch):  # fmt: skip
+    def __init__(
+        self,
+        split: Split,
+        specs: Specs,
+        seed: int,
+        batch_size: int,
+        complete: Callable[[Arrays], Arrays] = lambda batch: batch,
+    ):
         import grain
 
-        refuse_unless(batch_size >= 1, f"batch_size is {batch_size}: use 1 or more.")
-        refuse_unless(len(split) > 0, f"{split.cfg.path}: split {split.name!r} is empty.")
-        refuse_unless(
-            split.cfg.match == "record" or split.labelled,
-            f"config.data.match is 'labels', and {split.folder} has none; write 'record'",
-        )
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}: use 1 or more.")
+        if len(split) == 0:
+            raise UserError(f"{split.cfg.path}: split {split.name!r} is empty.")
+        if split.cfg.positives != "record" and not split.labelled:
+            raise UserError(f"config.data.positives is 'labels', and {split.folder} has none; write 'record'")
         self.split, self.batch_size, self.complete = split, batch_size, complete
         self.bad = BadRows(len(split), f"split {split.name!r}")
         room = Room(int(split.cfg.keep_gb * 1e9))
@@ -83,17 +89,16 @@ class TrainDataset:
 
     def batch_from(self, first: int, process: int = 0, count: int = 1) -> Arrays:
         """`batch_at` of the global batch that begins with example `first` of the endless sequence."""
-        refuse_unless(
-            self.batch_size % count == 0, f"batch_size {self.batch_size} must be a multiple of the {count} processes."
-        )
+        if self.batch_size % count != 0:
+            raise UserError(f"batch_size {self.batch_size} must be a multiple of the {count} processes.")
         size = self.batch_size // count
         own = first + process * size
         try:
             examples = [self.examples[own + offset] for offset in range(size)]
-            self.split.stages.note("stacking the batch from example", first)
+            self.split.activity.note("stacking the batch from example", first)
             return self.complete({field: np.stack([example[field] for example in examples]) for field in examples[0]})
         finally:
-            self.split.stages.done()
+            self.split.activity.done()
 
     def cut(self) -> dict[str, dict[str, float]]:
         """How many captions each encoder of words cuts (`text.cut`), counted on up to 2,000 records all over the split."""
@@ -148,7 +153,7 @@ class TrainDataset:
     def _row(self, number: int) -> Arrays:
         """What a batch has of a whole row."""
         row = np.int32(number)
-        fields = {"id": row if self.split.cfg.match == "record" else self.split.label_key(number), "index": row}
+        fields = {"id": row if self.split.cfg.positives == "record" else self.split.label_key(number), "index": row}
         names = self.split.card.label_names
         return fields | ({"labels": multi_hot([self.split.labels(number)], len(names))[0]} if names else {})
 
@@ -165,7 +170,7 @@ class TrainDataset:
         """The stored embeddings of what was chosen, zeros where a field is missing."""
         if self._teacher is None:
             return {}
-        self.split.stages.note("reading row", number, f"embeddings {self.split.cfg.embeddings!r}")
+        self.split.activity.note("reading row", number, f"embeddings {self.split.cfg.embeddings!r}")
         stored = {name: self.readers[name] for name in chosen if self.readers[name].embedded}
         stored = {name: reader for name, reader in stored.items() if reader.own.medium in self._teacher.media}
         picks = {name: (reader.own.medium, reader.stored, chosen[name]) for name, reader in stored.items()}
@@ -186,6 +191,6 @@ def train_dataset(
     Each example is one record: of every field of `cfg.fields` a random view or caption (of `cfg.languages`), as its reader
     reads it for training (`specs`: what the encoders take), and what the table of types.py says of it. A record without a field that is required is replaced by
     the next; so is one that cannot be read, and over 1 % of those raise `UserError`, as do the faults of `Split`. `id` is the
-    row or, with `cfg.match` "labels", what its labels make. `complete` adds fields to a whole batch.
+    row or, with `cfg.positives` "labels", what its labels make. `complete` adds fields to a whole batch.
     """
     return TrainDataset(Split(data_dir, split, cfg), specs, seed, batch_size, complete)

@@ -55,11 +55,11 @@ class Prefetch(contextlib.AbstractContextManager):
     def _copied(self, batch: dict[str, np.ndarray]) -> Batch:
         watch = self.loader.watch
         watch.begin()
-        watch.stages.note("copying to the devices the batch before example", self.loader.cursor)
+        watch.activity.note("copying to the devices the batch before example", self.loader.cursor)
         try:
             return to_device(batch, self.sharding)
         finally:
-            watch.stages.done()
+            watch.activity.done()
             watch.end()
 
     def close(self) -> None:

@@ -117,9 +117,9 @@ class PairScorer:
             self.arrays = tuple(put((side.tokens, side.embed, side.mask)) for side in (left, right))
             return
         self.lengths = self.longest - np.argmax(right.mask[:, ::-1], axis=1).astype(np.int32)
-        self.projected = self._bytes("remember", left.tokens) <= READ_BYTES
-        read = self._cached("remember", 1, left.tokens) if self.projected else put(left.tokens)
-        begun = self._cached("begin", 0, right.tokens, right.mask)
+        self.projected = self._bytes("cache_memory", left.tokens) <= READ_BYTES
+        read = self._cached("cache_memory", 1, left.tokens) if self.projected else put(left.tokens)
+        begun = self._cached("cache_query", 0, right.tokens, right.mask)
         self.arrays = (read, begun, put(right.mask), put(left.embed), put(right.embed), put(left.mask))
 
     def _cached(self, method: str, axis: int, *arrays: np.ndarray) -> Any:
@@ -164,7 +164,10 @@ def apply_rows(model: Any, method: str, params: Params, *rows: Array) -> Any:
 @partial(jax.jit, static_argnums=0)
 def score_sides(model: Any, params: Params, sides: tuple, left_rows: Array, right_rows: Array) -> Array:
     """Scores [b] of pairs of rows of two sides (tokens, embeddings, mask)."""
-    picked = (jax.tree.map(lambda x, rows=rows: x[rows], side) for side, rows in zip(sides, (left_rows, right_rows), strict=True))
+    picked = (
+        jax.tree.map(lambda x, rows=rows: x[rows], side)
+        for side, rows in zip(sides, (left_rows, right_rows), strict=True)
+    )
     return model.apply({"params": params}, *picked, method="score")
 
 
@@ -177,7 +180,7 @@ def score_rows(
     if projected:
         picked = jax.tree.map(lambda x: x[:, left_rows], read)
     else:
-        picked = model.apply({"params": params}, read[left_rows], method="remember")
+        picked = model.apply({"params": params}, read[left_rows], method="cache_memory")
     texts, pair = (begun[right_rows, :length], mask[right_rows, :length]), (left[left_rows], right[right_rows])
     seen = None if read_mask is None else read_mask[left_rows]
     return model.apply({"params": params}, picked, *texts, *pair, seen, method="score_cached")

@@ -28,7 +28,7 @@ from xmodal_jax.data.records import (
 )
 from xmodal_jax.data.split import Split
 from xmodal_jax.encode.embed import Embedder
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.search.index import fingerprint
 from xmodal_jax.types import Params
 
@@ -38,11 +38,17 @@ DTYPES = ("float32", "float16")
 def encoders(assembly: Assembly, params: Params, name: str) -> "Encoders":
     """The encoders and heads of a run as plain functions, of the first field of each medium."""
     embedder, config = Embedder(assembly.model, params), assembly.config
-    fields = {own.medium: field for field, own in reversed(config.data.fields.items())
-              if reader_classes(config.data.fields)[field].embedded}  # fmt: skip
+    fields = {
+        own.medium: field
+        for field, own in reversed(config.data.fields.items())
+        if reader_classes(config.data.fields)[field].embedded
+    }
     encode = {medium: encoder_of(embedder, config.data.fields[field].encoder) for medium, field in fields.items()}
-    reads = [f"{medium} {' '.join(config.data.features) if spec.cached else spec.size}"
-             for medium, field in sorted(fields.items()) for spec in (assembly.specs[config.data.fields[field].encoder],)]
+    reads = [
+        f"{medium} {' '.join(config.data.features) if spec.cached else spec.size}"
+        for medium, field in sorted(fields.items())
+        for spec in (assembly.specs[config.data.fields[field].encoder],)
+    ]
     return Encoders(name, fingerprint(params), ", ".join(reads), config.joint.embed, fields, encode)
 
 
@@ -51,8 +57,15 @@ def encoder_of(embedder: Embedder, encoder: str) -> Callable[[np.ndarray], np.nd
     return lambda rows: embedder.rows(encoder, rows, keep_tokens=False).embed
 
 
-def embed_data(assembly: Assembly, params: Params, teacher: str, data_dir: str | os.PathLike, name: str,
-               batch: int = 64, dtype: str = "float32") -> Card:  # fmt: skip
+def embed_data(
+    assembly: Assembly,
+    params: Params,
+    teacher: str,
+    data_dir: str | os.PathLike,
+    name: str,
+    batch: int = 64,
+    dtype: str = "float32",
+) -> Card:
     """Write the embeddings of the data set at `data_dir` under `name`: all its views, the config's languages.
 
     `teacher` says in words whose they are. Raises UserError, besides what `write_embeddings` does, for a data set
@@ -70,14 +83,14 @@ def embed_data(assembly: Assembly, params: Params, teacher: str, data_dir: str |
 
 def refuse_other_caches(assembly: Assembly, card: Card) -> None:
     """Refuse feature caches of another tower or picture size than those the image head was made for."""
-    for name, cache in zip(assembly.config.data.features, assembly.caches):
+    for name, cache in zip(assembly.config.data.features, assembly.caches, strict=True):
         entry = card.feature(name)
-        refuse_unless(
-            (entry["tower"], entry["size"]) == (cache["tower"], cache["size"]),
-            f"features '{name}' of data set '{card.name}' are of {entry['tower']} at {entry['size']} px, and the teacher "
-            f"reads {cache['tower']} at {cache['size']} px; write them with `xmodal data features` under another name "
-            "and name that one in config.data.features",
-        )
+        if (entry["tower"], entry["size"]) != (cache["tower"], cache["size"]):
+            raise UserError(
+                f"features '{name}' of data set '{card.name}' are of {entry['tower']} at {entry['size']} px, and the teacher "
+                f"reads {cache['tower']} at {cache['size']} px; write them with `xmodal data features` under another name "
+                "and name that one in config.data.features"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,15 +152,20 @@ def write_embeddings(
 def refuse_misfit(data_dir: os.PathLike | str, name: str, batch: int, dtype: str = "float32") -> None:
     """Raise `UserError` for what can be seen to be wrong before a teacher is loaded: data set, name, batch, dtype."""
     Card.load(data_dir)
-    refuse_unless(batch >= 1, f"the batch is {batch}; write 1 or more")
-    refuse_unless(dtype in DTYPES, f"the dtype is '{dtype}'; write one of {', '.join(DTYPES)}")
+    if batch < 1:
+        raise UserError(f"the batch is {batch}; write 1 or more")
+    if dtype not in DTYPES:
+        raise UserError(f"the dtype is '{dtype}'; write one of {', '.join(DTYPES)}")
     refuse_bad_name(name, "embeddings")
 
 
 def _plan(teacher: Encoders, views: Sequence[str], languages: Sequence[str], dtype: str) -> dict[str, Any]:
     """What the embeddings are made of: anything else under the same name is refused."""
     own = {field: getattr(teacher, field) for field in ("name", "weights", "reads", "width")}
-    said = {"views": list(views) if PICTURES in teacher.encode else [], "languages": list(languages) if WORDS in teacher.encode else []}
+    said = {
+        "views": list(views) if PICTURES in teacher.encode else [],
+        "languages": list(languages) if WORDS in teacher.encode else [],
+    }
     return {"teacher": own.pop("name"), **own, "media": sorted(teacher.encode), **said, "dtype": dtype}
 
 
@@ -156,7 +174,9 @@ def _write(writer: RecordWriter, rows: list[dict[str, Any]]) -> None:
         writer.write(pack(row))
 
 
-def _rows(source: Split, readers: dict[str, Reader], teacher: Encoders, batch: int, dtype: str) -> Iterator[list[dict[str, Any]]]:
+def _rows(
+    source: Split, readers: dict[str, Reader], teacher: Encoders, batch: int, dtype: str
+) -> Iterator[list[dict[str, Any]]]:
     """The rows of a split, `batch` records at a time: their inputs of a medium fill blocks of one compiled shape."""
     for first in range(0, len(source), batch):
         numbers = range(first, min(first + batch, len(source)))
@@ -180,17 +200,18 @@ def _read(reader: Reader, row: Row) -> dict[str, list[np.ndarray]]:
         ) from error
 
 
-def _encoded(items: list[np.ndarray], encode: Callable[[np.ndarray], np.ndarray], batch: int, width: int, dtype: str) -> list[bytes]:
+def _encoded(
+    items: list[np.ndarray], encode: Callable[[np.ndarray], np.ndarray], batch: int, width: int, dtype: str
+) -> list[bytes]:
     """The bytes of the embedding of each item; the last block is filled with copies of its last item."""
     done = []
     for start in range(0, len(items), batch):
         block = items[start : start + batch]
         found = np.asarray(encode(np.stack(block + block[-1:] * (batch - len(block)))))
-        refuse_unless(
-            found.shape == (batch, width),
-            f"the teacher returned {found.shape} for {batch} rows, not [{batch},{width}].",
-        )
-        refuse_unless(bool(np.isfinite(found).all()), "the teacher gave an embedding that is not finite.")
+        if found.shape != (batch, width):
+            raise UserError(f"the teacher returned {found.shape} for {batch} rows, not [{batch},{width}].")
+        if not np.isfinite(found).all():
+            raise UserError("the teacher gave an embedding that is not finite.")
         done += [row.astype(dtype).tobytes() for row in found[: len(block)]]
     return done
 
@@ -198,6 +219,5 @@ def _encoded(items: list[np.ndarray], encode: Callable[[np.ndarray], np.ndarray]
 def _check_count(folder: pathlib.Path, split: str, count: int) -> None:
     """Refuse a finished split of another length."""
     with open_records(folder, split) as rows:
-        refuse_unless(
-            len(rows) == count, f"{folder}: split {split!r} has {len(rows)} rows for {count}; remove the folder."
-        )
+        if len(rows) != count:
+            raise UserError(f"{folder}: split {split!r} has {len(rows)} rows for {count}; remove the folder.")

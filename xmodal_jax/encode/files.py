@@ -9,7 +9,7 @@ import numpy as np
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.readers import picture_of_file, reader_classes
 from xmodal_jax.encode.towers import tower_encoder
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 
 
 def read_files(assembly: Assembly, field: str, paths: Sequence[str | os.PathLike]) -> np.ndarray:
@@ -28,10 +28,10 @@ def read_files(assembly: Assembly, field: str, paths: Sequence[str | os.PathLike
 
 def _towers(assembly: Assembly) -> list[tuple[Callable[[np.ndarray], np.ndarray], int]]:
     """The frozen tower behind each feature cache of a run, and the size of its pictures in pixels."""
-    refuse_unless(
-        bool(assembly.caches),
-        "run.json does not say which frozen towers made its feature caches; run `xmodal train` on that --workdir again",
-    )
+    if not assembly.caches:
+        raise UserError(
+            "run.json does not say which frozen towers made its feature caches; run `xmodal train` on that --workdir again"
+        )
     return [(tower_encoder(cache["tower"]), cache["size"]) for cache in assembly.caches]
 
 

@@ -28,8 +28,8 @@ from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.progress import Progress
 from xmodal_jax.data.readers import reader_classes
 from xmodal_jax.data.split import split_captions
-from xmodal_jax.errors import refuse_unless
-from xmodal_jax.parallel.mesh import beside, to_host
+from xmodal_jax.errors import UserError
+from xmodal_jax.parallel.mesh import put_like, to_host
 from xmodal_jax.parallel.rules import wholly_frozen
 from xmodal_jax.types import Array, Params
 
@@ -41,7 +41,7 @@ BLOCK, LENGTH_STEP = 256, 4  # captions encoded at once, at the length of the lo
 
 
 @dataclass(frozen=True)
-class KeptTexts:
+class TokenCache:
     """ids int32 [U,L], tokens float16 [T,D] (in memory or mapped), starts int64 [U+1]; see the module."""
 
     ids: np.ndarray
@@ -65,20 +65,23 @@ class KeptTexts:
         return found
 
 
-KeptTokens = dict[str, KeptTexts]  # of each encoder whose tokens are kept
+TokenCaches = dict[str, TokenCache]  # of each encoder whose tokens are kept
 
 
-def with_tokens(kept: KeptTokens, data: DataConfig, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def with_tokens(kept: TokenCaches, data: DataConfig, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The training batch with `FIELD/tokens` of the fields whose encoders have any. Every training caption is kept."""
     worded = [field for field, cls in reader_classes(data.fields).items() if cls.worded]
-    found = {f"{field}/tokens": kept[data.fields[field].encoder].rows(batch[field])
-             for field in worded if data.fields[field].encoder in kept}  # fmt: skip
+    found = {
+        f"{field}/tokens": kept[data.fields[field].encoder].rows(batch[field])
+        for field in worded
+        if data.fields[field].encoder in kept
+    }
     if any(tokens is None for tokens in found.values()):
         raise KeyError("a training caption has no kept tokens; remove the folder 'texts' of the data set")
     return batch | found
 
 
-def kept_texts(assembly: Assembly, params: Params, make: bool = True) -> KeptTokens:
+def token_caches(assembly: Assembly, params: Params, make: bool = True) -> TokenCaches:
     """The kept tokens of the encoders with `cache_tokens`, for this data set, made now if there are none and `make`.
 
     More tokens than `LIMIT` of an encoder are not kept. With several processes each makes its own and keeps nothing on disk.
@@ -90,14 +93,14 @@ def kept_texts(assembly: Assembly, params: Params, make: bool = True) -> KeptTok
     return {name: own for name, own in found.items() if own is not None}
 
 
-def _kept(assembly: Assembly, params: Params, name: str, make: bool) -> KeptTexts | None:
+def _kept(assembly: Assembly, params: Params, name: str, make: bool) -> TokenCache | None:
     config, own = assembly.config, assembly.config.encoders[name]
     where = f"config.encoders.{name}"
-    refuse_unless(
-        own.dropout == 0.0 and wholly_frozen(params, f"{name}/tower", config.optimizer.freeze),
-        f"{where}.cache_tokens is True, but the tower is trained or has dropout; write config.optimizer.freeze=^{name}/tower/ "
-        f"and {where}.dropout=0, or {where}.cache_tokens=False",
-    )
+    if own.dropout != 0.0 or not wholly_frozen(params, f"{name}/tower", config.optimizer.freeze):
+        raise UserError(
+            f"{where}.cache_tokens is True, but the tower is trained or has dropout; write config.optimizer.freeze=^{name}/tower/ "
+            f"and {where}.dropout=0, or {where}.cache_tokens=False"
+        )
     folder = pathlib.Path(config.data.path) / FOLDER / digest(assembly, params, name)
     if (folder / "starts.npy").is_file():
         return opened(folder)
@@ -106,7 +109,9 @@ def _kept(assembly: Assembly, params: Params, name: str, make: bool) -> KeptText
     ids = distinct_captions(assembly, name)
     size = int(lengths(ids).sum()) * own.token_width * 2
     if size > LIMIT:
-        log.warning("the tokens of %d captions are %.0f GB and are not kept (%s.cache_tokens)", len(ids), size / 1e9, where)
+        log.warning(
+            "the tokens of %d captions are %.0f GB and are not kept (%s.cache_tokens)", len(ids), size / 1e9, where
+        )
         return None
     made = encode_all(assembly, params, name, ids)
     if jax.process_count() == 1:
@@ -114,14 +119,14 @@ def _kept(assembly: Assembly, params: Params, name: str, make: bool) -> KeptText
     return made
 
 
-def opened(folder: pathlib.Path) -> KeptTexts:
+def opened(folder: pathlib.Path) -> TokenCache:
     """The folder's arrays, tokens mapped into memory."""
-    return KeptTexts(
+    return TokenCache(
         np.load(folder / "ids.npy"), np.load(folder / "tokens.npy", mmap_mode="r"), np.load(folder / "starts.npy")
     )
 
 
-def keep(folder: pathlib.Path, made: KeptTexts) -> None:
+def keep(folder: pathlib.Path, made: TokenCache) -> None:
     """Write in one step, or not at all: a folder that cannot be written only means that nothing is kept."""
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
@@ -167,11 +172,13 @@ def distinct_captions(assembly: Assembly, name: str) -> np.ndarray:
     return ids[np.argsort(lengths(ids), kind="stable")]
 
 
-def encode_all(assembly: Assembly, params: Params, name: str, ids: np.ndarray) -> KeptTexts:
+def encode_all(assembly: Assembly, params: Params, name: str, ids: np.ndarray) -> TokenCache:
     """Run the tower over captions from `distinct_captions`."""
-    blocks = Progress(_encoded(assembly, params, name, ids), "captions", "captions", len(ids), size=lambda block: block[0])
+    blocks = Progress(
+        _encoded(assembly, params, name, ids), "captions", "captions", len(ids), size=lambda block: block[0]
+    )
     tokens = np.concatenate([block[1] for block in blocks])
-    return KeptTexts(ids, tokens, np.concatenate([[0], np.cumsum(lengths(ids))]).astype(np.int64))
+    return TokenCache(ids, tokens, np.concatenate([[0], np.cumsum(lengths(ids))]).astype(np.int64))
 
 
 def lengths(ids: np.ndarray) -> np.ndarray:
@@ -192,9 +199,9 @@ def _encoded(assembly: Assembly, params: Params, name: str, ids: np.ndarray) -> 
         own = lengths(block)
         width = min(-(-int(own[-1]) // LENGTH_STEP) * LENGTH_STEP, ids.shape[1])
         padded = np.pad(block[:, :width], [(0, BLOCK - len(block)), (0, 0)], mode="edge")
-        tokens = to_host(_raw(assembly.model, name, params, beside(params, padded)), len(block))
-        refuse_unless(
-            bool(np.isfinite(tokens).all()),
-            f"a token of the tower is not finite in float16; write config.encoders.{name}.cache_tokens=False",
-        )
+        tokens = to_host(_raw(assembly.model, name, params, put_like(params, padded)), len(block))
+        if not np.isfinite(tokens).all():
+            raise UserError(
+                f"a token of the tower is not finite in float16; write config.encoders.{name}.cache_tokens=False"
+            )
         yield len(block), np.concatenate([row[:count] for row, count in zip(tokens, own, strict=True)])

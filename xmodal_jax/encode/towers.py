@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.models.efficientnet import EfficientNetLite0
 from xmodal_jax.parallel.mesh import local_mesh, replicated, split_rows, to_host
 
@@ -25,7 +25,8 @@ def tower_encoder(name: str) -> Callable[[np.ndarray], np.ndarray]:
     The images are split over all local devices. Raises UserError for a tower that is not in `TOWERS`, or whose weights
     are not installed.
     """
-    refuse_unless(name in TOWERS, f"there is no tower '{name}'; write one of {', '.join(TOWERS)}")
+    if name not in TOWERS:
+        raise UserError(f"there is no tower '{name}'; write one of {', '.join(TOWERS)}")
     tower, params = TOWERS[name]()
     mesh = local_mesh()
     params = jax.device_put(params, replicated(mesh))

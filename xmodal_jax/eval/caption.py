@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from xmodal_jax.data.captions import JOINERS, marks, normal_caption, spaced
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 
 Ngrams = collections.Counter
 
@@ -70,13 +70,15 @@ def ngrams(tokens: Sequence[str], order: int = 4) -> list[Ngrams]:
 
 
 def _refuse_bad_captions(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-    refuse_unless(len(candidates) > 0, "There are no captions to score; generate some first.")
-    refuse_unless(
-        len(candidates) == len(references),
-        f"There are {len(candidates)} captions and {len(references)} lists of references; write one list per caption.",
-    )
+    if len(candidates) == 0:
+        raise UserError("There are no captions to score; generate some first.")
+    if len(candidates) != len(references):
+        raise UserError(
+            f"There are {len(candidates)} captions and {len(references)} lists of references; write one list per caption."
+        )
     bare = [i for i, captions in enumerate(references) if not captions]
-    refuse_unless(not bare, f"Caption {bare[:1]} has no reference; leave it out or give it one.")
+    if bare:
+        raise UserError(f"Caption {bare[:1]} has no reference; leave it out or give it one.")
 
 
 def bleu(

@@ -10,7 +10,7 @@ from xmodal_jax.data.evaluation import EvalSplit, eval_split
 from xmodal_jax.data.taxonomy import Taxonomy
 from xmodal_jax.encode.embed import Embedder
 from xmodal_jax.encode.files import read_files
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.eval.caption import caption_scores
 from xmodal_jax.eval.generate import write_captions
 from xmodal_jax.eval.zeroshot import naming_accuracy, record_labels
@@ -22,10 +22,10 @@ BLOCK = 32  # pictures encoded and captioned together
 
 def refuse_uncaptioned(params: Params, beam: int) -> None:
     """Raise UserError for a run without a decoder or an impossible beam, before any picture is read."""
-    refuse_unless(
-        "decoder" in params, "this run has no captioning decoder; train it with the objective 'lm' in its config"
-    )
-    refuse_unless(beam >= 1, f"--beam is {beam}; write 1 (greedy) or more")
+    if "decoder" not in params:
+        raise UserError("this run has no captioning decoder; train it with the objective 'lm' in its config")
+    if beam < 1:
+        raise UserError(f"--beam is {beam}; write 1 (greedy) or more")
 
 
 def decoded_pair(config: Config) -> tuple[str, str]:
@@ -43,9 +43,15 @@ def caption_files(assembly: Assembly, params: Params, paths: Sequence[str | os.P
     return captions
 
 
-def caption_split(assembly: Assembly, params: Params, split: str = "", limit: int = 0,
-                  beam: int = 3,
-                  allow_trained: bool = False, poll: Callable[[], None] = lambda: None) -> tuple[list[dict[str, Any]], dict[str, float]]:  # fmt: skip
+def caption_split(
+    assembly: Assembly,
+    params: Params,
+    split: str = "",
+    limit: int = 0,
+    beam: int = 3,
+    allow_trained: bool = False,
+    poll: Callable[[], None] = lambda: None,
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Caption the first `limit` (0: all) pictures of a split, in its first view.
 
     Returns:
@@ -57,7 +63,8 @@ def caption_split(assembly: Assembly, params: Params, split: str = "", limit: in
         on, unless `allow_trained`.
     """
     refuse_uncaptioned(params, beam)
-    refuse_unless(limit >= 0, f"--limit is {limit}; write how many pictures to caption, or 0 for all")
+    if limit < 0:
+        raise UserError(f"--limit is {limit}; write how many pictures to caption, or 0 for all")
     data = assembly.config.eval_data
     refuse_trained(assembly.origin, data.path, split or data.eval_split, allow_trained)
     found = eval_split(data.path, split or data.eval_split, assembly.specs, data, pair=decoded_pair(assembly.config))

@@ -8,15 +8,16 @@ import numpy as np
 from xmodal_jax.data.evaluation import EvalSplit
 from xmodal_jax.encode.embed import Embedded
 from xmodal_jax.eval import curves, hashing, retrieval
-from xmodal_jax.search.host import unit_rows
-from xmodal_jax.search.store import as_int8
+from xmodal_jax.search.numpy_engine import unit_rows
+from xmodal_jax.search.writer import as_int8
 
 PRECISION_AT = (1, 10, 50, 100, 500)
 DIRECTIONS = ("i2t", "t2i")
 
 
-def all_tables(image: Embedded, text: Embedded, split: EvalSplit, lengths: Sequence[int],
-               gallery: hashing.Labelled | None = None) -> dict[str, Any]:  # fmt: skip
+def all_tables(
+    image: Embedded, text: Embedded, split: EvalSplit, lengths: Sequence[int], gallery: hashing.Labelled | None = None
+) -> dict[str, Any]:
     """The tables of the whole codes, and under "nested" {bits: the same} those of the shorter `lengths`, the first bits.
 
     Tables are "codes", "relaxed" (the cosine of codes before their signs are taken; none of a head that gives signs),
@@ -53,8 +54,9 @@ def fitting_recall(split: EvalSplit) -> tuple[int, ...]:
     return tuple(k for k in (1, 5, 10) if k <= min(len(split.left), len(split.right)))
 
 
-def tables_of(image: Embedded, text: Embedded, split: EvalSplit, bits: int,
-              gallery: hashing.Labelled | None = None) -> dict[str, Any]:  # fmt: skip
+def tables_of(
+    image: Embedded, text: Embedded, split: EvalSplit, bits: int, gallery: hashing.Labelled | None = None
+) -> dict[str, Any]:
     """The tables of the first `bits` bits."""
     sides = image.codes[:, :bits], text.codes[:, :bits]
     tables = {"codes": codes_table(*sides, split) | {"float_bytes": 4 * image.embed.shape[1]}}
@@ -100,13 +102,19 @@ def codes_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[s
     positives = retrieval.positives(split)
     pairs = list(zip(DIRECTIONS, ((image, text), (text, image)), positives, strict=True))
     found = {side: hashing.hamming_places(*pair, right) for side, pair, right in pairs}
-    recall = lambda of: {side: retrieval.recall_of_places(of(place), ks) for side, place in found.items()}
+
+    def recall(of):
+        return {side: retrieval.recall_of_places(of(place), ks) for side, place in found.items()}
+
     table = retrieval.summary(**recall(lambda place: place))
     table |= {"optimistic": recall(retrieval.Places.won), "pessimistic": recall(retrieval.Places.lost)}
     table |= {"chance": {side: curves.random_recall(right, len(pair[1]), ks) for side, pair, right in pairs}}
     counted = {side: curves.counts(*pair, curves.by_positives(right, len(pair[1]))) for side, pair, right in pairs}
     ns = fitting_precision(min(len(split.left), len(split.right)))
-    precision = lambda own: curves.precision_at(own, ns) | {"P random": curves.chance_precision(own)}
+
+    def precision(own):
+        return curves.precision_at(own, ns) | {"P random": curves.chance_precision(own)}
+
     table |= {"precision": {side: precision(own) for side, own in counted.items()}}
     table |= {"curves": {side: curves.curve(own) for side, own in counted.items()}}
     return table | {"bits": image.shape[1], "bytes": image.shape[1] // 8, "alike": max(alike(image), alike(text))}

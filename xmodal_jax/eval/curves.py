@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.eval import retrieval
 from xmodal_jax.search import codes
 
@@ -30,7 +30,8 @@ class Counts(NamedTuple):
     def kept(self) -> Iterator["Counts"]:
         """The queries that have anything relevant, a block at a time. Raises UserError where none has."""
         kept = np.flatnonzero(self.right.any(axis=1))
-        refuse_unless(len(kept) > 0, "No query has anything relevant in the gallery, so its tables mean nothing.")
+        if len(kept) == 0:
+            raise UserError("No query has anything relevant in the gallery, so its tables mean nothing.")
         size = max(1, BLOCK // self.items.shape[1])
         for start in range(0, len(kept), size):
             rows = kept[start : start + size]
@@ -60,11 +61,12 @@ def counts(query: np.ndarray, gallery: np.ndarray, relevant: Relevant, chunk: in
     Raises:
       UserError: an empty side, different lengths, K not a multiple of 8, values that are not numbers.
     """
-    refuse_unless(len(query) > 0 and len(gallery) > 0, "There is nothing to evaluate: a side has no codes.")
-    refuse_unless(
-        query.shape[1] == gallery.shape[1],
-        f"The query codes have {query.shape[1]} bits and the gallery's {gallery.shape[1]}; make both with one model.",
-    )
+    if len(query) == 0 or len(gallery) == 0:
+        raise UserError("There is nothing to evaluate: a side has no codes.")
+    if query.shape[1] != gallery.shape[1]:
+        raise UserError(
+            f"The query codes have {query.shape[1]} bits and the gallery's {gallery.shape[1]}; make both with one model."
+        )
     asked, rows = (codes.unpack(codes.pack(side)).astype(np.float32) for side in (query, gallery))
     bits, size, found = asked.shape[1], chunk or max(1, BLOCK // len(rows)), []
     for start in range(0, len(asked), size):
@@ -72,9 +74,12 @@ def counts(query: np.ndarray, gallery: np.ndarray, relevant: Relevant, chunk: in
         distance = ((bits - asked[block] @ rows.T) / 2).astype(np.int64)  # exact: whole numbers in float32
         place = (distance + np.arange(len(distance))[:, None] * (bits + 1)).ravel()
         shape, right = (len(distance), bits + 1), relevant(block).ravel()
-        histogram = lambda x, shape=shape: np.bincount(x, minlength=shape[0] * shape[1]).reshape(shape).astype(np.int32)
+
+        def histogram(x, shape=shape):
+            return np.bincount(x, minlength=shape[0] * shape[1]).reshape(shape).astype(np.int32)
+
         found.append([histogram(place), histogram(place[right])])
-    return Counts(*(np.concatenate(parts) for parts in zip(*found)))
+    return Counts(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
 def precision_at(found: Counts, ns: Sequence[int]) -> dict[str, float]:
@@ -83,10 +88,10 @@ def precision_at(found: Counts, ns: Sequence[int]) -> dict[str, float]:
     Raises UserError for an N outside the gallery.
     """
     gallery = int(found.items[0].sum())
-    refuse_unless(
-        all(1 <= n <= gallery for n in ns),
-        f"P@N with N = {', '.join(map(str, ns))} does not fit a gallery of {gallery}; write N between 1 and {gallery}.",
-    )
+    if not all(1 <= n <= gallery for n in ns):
+        raise UserError(
+            f"P@N with N = {', '.join(map(str, ns))} does not fit a gallery of {gallery}; write N between 1 and {gallery}."
+        )
     sums, queries = np.zeros(len(ns)), 0
     for part in found.kept():
         before = np.cumsum(part.items, axis=1) - part.items
@@ -122,5 +127,7 @@ def curve(found: Counts, points: int = POINTS) -> dict[str, list[Any]]:
 def random_recall(positives: np.ndarray, gallery: int, ks: Sequence[int]) -> dict[str, float]:
     """{"R@k"} in percent of a random order of the gallery, every right answer counted: positives [n,P] padded with -1."""
     right = (np.asarray(positives) >= 0).sum(1)
-    found = retrieval.Places(np.zeros_like(right), np.full_like(right, gallery), right)  # as of codes that are all alike
+    found = retrieval.Places(
+        np.zeros_like(right), np.full_like(right, gallery), right
+    )  # as of codes that are all alike
     return {f"R@{k}": 100.0 * float(np.mean(found.hits(k))) for k in ks}

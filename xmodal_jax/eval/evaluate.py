@@ -16,12 +16,12 @@ from xmodal_jax.data.readers import has_views
 from xmodal_jax.data.split import Split
 from xmodal_jax.data.text import cut
 from xmodal_jax.encode.embed import Embedded, Embedder, PairScorer
-from xmodal_jax.encode.token_cache import kept_texts
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.encode.token_cache import token_caches
+from xmodal_jax.errors import UserError
 from xmodal_jax.eval import code_tables, folds, rerank, retrieval
 from xmodal_jax.eval.hashing import Labelled
 from xmodal_jax.origin import refuse_trained
-from xmodal_jax.search.host import unit_rows
+from xmodal_jax.search.numpy_engine import unit_rows
 from xmodal_jax.types import Params
 
 TRAIN_RECORDS = 1000  # of the training split, for choosing the weight of the ITM score
@@ -38,7 +38,7 @@ class Evaluator:
     @property
     def embedder(self) -> Embedder:
         """Both encoders."""
-        return Embedder(self.assembly.model, self.params, self.poll, kept_texts(self.assembly, self.params, False))
+        return Embedder(self.assembly.model, self.params, self.poll, token_caches(self.assembly, self.params, False))
 
     def views(self, name: str, pair: tuple[str, str] = ()) -> tuple[str, ...]:
         """The views of a split that the config evaluates a pair of fields in (default: its first); ("",) of a pair without any."""
@@ -48,20 +48,27 @@ class Evaluator:
             return ("",)
         split = Split(data.path, name, data)
         split.close()
-        refuse_unless(bool(split.views), f"config.eval.pairs has {pair}, and the data set '{data.path}' has no pictures")
+        if not split.views:
+            raise UserError(f"config.eval.pairs has {pair}, and the data set '{data.path}' has no pictures")
         return split.views
 
     def open(self, name: str, view: str, right: str = "", pair: tuple[str, str] = ()) -> EvalSplit:
-        """One view of a split, of a pair of fields (default: the config's first); see `config.eval.right`."""
+        """One view of a split, of a pair of fields (default: the config's first); see `config.eval.relevance`."""
         config = self.assembly.config
         pair = pair or config.eval.pairs[0]
         found = eval_split(config.data.path, name, self.assembly.specs, config.eval_data, view, pair)
-        return dataclasses.replace(found, own=(right or config.eval.right) == "own")
+        return dataclasses.replace(found, own=(right or config.eval.relevance) == "own")
 
 
-def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = False,
-             say: Callable[[str], None] = lambda _: None, poll: Callable[[], None] = lambda: None,
-             allow_trained: bool = False) -> dict[str, Any]:  # fmt: skip
+def evaluate(
+    assembly: Assembly,
+    params: Params,
+    split: str = "",
+    quick: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    poll: Callable[[], None] = lambda: None,
+    allow_trained: bool = False,
+) -> dict[str, Any]:
     """All tables of one split.
 
     `quick` leaves re-ranking, codes, labels and all pairs but the first out (for use while training). `say` hears what is
@@ -69,7 +76,7 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
     was trained on are refused unless `allow_trained` (`origin.refuse_trained`).
 
     Returns:
-      {"split", "data", "languages", "combine", "weight", "right", "gallery", "rerank": the lengths asked for, "folds": (how
+      {"split", "data", "languages", "rerank_score", "weight", "relevance", "gallery", "rerank": the lengths asked for, "folds": (how
       many, of how many records)} and the tables of `pair_tables` of the first of `config.eval.pairs`; under "pairs" those of
       the others, {"depth-text": tables}.
     """
@@ -78,7 +85,7 @@ def evaluate(assembly: Assembly, params: Params, split: str = "", quick: bool = 
     origin = refuse_trained(assembly.origin, config.data.path, split, allow_trained)
     work = _Work(Evaluator(assembly, params, poll), split, quick, say)
     result = {"split": split, "data": config.data.path, "languages": list(config.eval_data.languages)}
-    result |= {"combine": config.eval.combine, "weight": work.weight, "right": config.eval.right}
+    result |= {"rerank_score": config.eval.rerank_score, "weight": work.weight, "relevance": config.eval.relevance}
     result |= {"gallery": list(config.eval.gallery), "rerank": list(work.ks)}
     result |= {"folds": [config.eval.folds, config.eval.fold_pictures]} | origin
     first, *others = config.eval.pairs
@@ -97,7 +104,7 @@ class _Work:
         encoders = tuple(config.data.fields[field].encoder for field in config.eval.pairs[0])
         scored = config.scorer.part in params and config.scorer.serves(encoders, config.fusion.pair)
         self.ks = tuple(config.eval.rerank) if scored and not quick else ()
-        add = self.ks and config.eval.combine == "add"
+        add = self.ks and config.eval.rerank_score == "add"
         self.weight = ensure_weight(evaluator, self.embedder, say) if add else 1.0
 
     def pair_tables(self, pair: tuple[str, str]) -> dict[str, Any]:
@@ -125,7 +132,9 @@ class _Work:
             keys.append(found.keys)
             asked = gallery and gallery.of(view)
             rank = self._ranking(left, right, ks)
-            tables[view or pair[0]] = view_tables(rank, self.evaluator.assembly, found, left, right, self.quick or not first, asked)
+            tables[view or pair[0]] = view_tables(
+                rank, self.evaluator.assembly, found, left, right, self.quick or not first, asked
+            )
             lefts.append(left.embed)
         result = {"pair": list(pair), "records": len(found.keys), "captions": len(found.right)}
         result |= {"views": tables, "mean": mean_tables(list(tables.values()))} | self._cut(found)
@@ -158,11 +167,13 @@ class Gallery:
     def of(self, view: str) -> Labelled | None:
         """Codes and labels with the pictures of one view; None without a gallery."""
         parts = [self._split(name, view) for name in self.evaluator.assembly.config.eval.gallery]
-        return Labelled(*map(np.concatenate, zip(*parts))) if parts else None
+        return Labelled(*map(np.concatenate, zip(*parts, strict=True))) if parts else None
 
     def _split(self, name: str, view: str) -> Labelled:
         found, size = self.evaluator.open(name, view), self.evaluator.assembly.config.eval.batch_size
-        self.say(f"encoding the gallery {name}: {len(found.left)} x {found.pair[0]} ({view}) and {len(found.right)} x {found.pair[1]}")
+        self.say(
+            f"encoding the gallery {name}: {len(found.left)} x {found.pair[0]} ({view}) and {len(found.right)} x {found.pair[1]}"
+        )
         words, text = self._texts.get(name, (None, None))
         if text is None or words is None or words != found.right.words:
             text = self.embedder.side(found.right, size)
@@ -184,8 +195,15 @@ def best_possible(split: EvalSplit) -> dict[str, Any]:
     return retrieval.summary(best["i2t"], best["t2i"])
 
 
-def view_tables(rank: "Ranking", assembly: Assembly, split: EvalSplit, left: Embedded, right: Embedded, quick: bool,
-                gallery: Labelled | None = None) -> dict[str, Any]:  # fmt: skip
+def view_tables(
+    rank: "Ranking",
+    assembly: Assembly,
+    split: EvalSplit,
+    left: Embedded,
+    right: Embedded,
+    quick: bool,
+    gallery: Labelled | None = None,
+) -> dict[str, Any]:
     """The tables of one view: "itc", "rerank" {k: summary}, "ceiling" (see `Ranking.tables`), those of
     `code_tables.all_tables`, "folds", and "languages" {code: tables of a fold} where captions are in several.
 
@@ -228,15 +246,17 @@ class Ranking:
         ks = rerank.fitting(self.ks, min(len(split.left), len(split.right)))
         self.say(f"re-ranking the best {', '.join(map(str, ks))} with ITM")
         positives = retrieval.positives(split)
-        how = (self.config.combine, self.weight, code_tables.fitting_recall(split))
+        how = (self.config.rerank_score, self.weight, code_tables.fitting_recall(split))
         return tables | {"rerank": rerank.rerank(score, image.embed, text.embed, *positives, ks, *how)}
 
     def fold_tables(self, fold: folds.Fold, image: Embedded, text: Embedded) -> dict[str, Any]:
         """The same of one fold, and "codes" where there are any."""
         tables = self.tables(fold.split, image, text, self.score and folds.FoldScorer(self.score, fold))
-        return tables if image.codes is None else tables | {
-            "codes": code_tables.codes_table(image.codes, text.codes, fold.split)
-        }  # fmt: skip
+        return (
+            tables
+            if image.codes is None
+            else tables | {"codes": code_tables.codes_table(image.codes, text.codes, fold.split)}
+        )
 
 
 def mean_tables(tables: list[Any]) -> Any:
@@ -247,7 +267,11 @@ def mean_tables(tables: list[Any]) -> Any:
         keys = dict.fromkeys(key for table in known for key in table)
         return {key: mean_tables([table[key] for table in known if key in table]) for key in keys}
     if isinstance(first, list):
-        return [mean_tables(list(items)) for items in zip(*known)] if len(set(map(len, known))) == 1 else first
+        return (
+            [mean_tables(list(items)) for items in zip(*known, strict=True)]
+            if len(set(map(len, known))) == 1
+            else first
+        )
     return float(np.mean(known)) if isinstance(first, (int, float)) else first
 
 
@@ -263,18 +287,22 @@ def ensure_weight(evaluator: Evaluator, embedder: Embedder, say: Callable[[str],
     if config.eval.weight == 0:
         temperature = float(evaluator.assembly.model.apply({"params": evaluator.params}, method="temperature"))
         return temperature / evaluator.assembly.hardness
-    origin, data = evaluator.assembly.origin, config.data  # as it was trained, whatever views and languages are evaluated
-    refuse_unless(
-        origin is None or origin.is_own(data.path),
-        f"config.eval.weight is {config.eval.weight:g}: it is chosen on the run's own training records, and {data.path} is "
-        "another data set; write a weight, or 0",
-    )
+    origin, data = (
+        evaluator.assembly.origin,
+        config.data,
+    )  # as it was trained, whatever views and languages are evaluated
+    if origin is not None and not origin.is_own(data.path):
+        raise UserError(
+            f"config.eval.weight is {config.eval.weight:g}: it is chosen on the run's own training records, and {data.path} is "
+            "another data set; write a weight, or 0"
+        )
     pair = config.eval.pairs[0]
     split = head(eval_split(data.path, data.split, evaluator.assembly.specs, data, pair=pair), TRAIN_RECORDS)
     say(f"choosing the ITM weight on {len(split.keys)} training records")
     left, right = (embedder.side(side, config.eval.batch_size, True) for side in (split.left, split.right))
     k = min([*config.eval.rerank, len(split.left), len(split.right)])
-    refuse_unless(k > 0, f"config.eval.rerank is {config.eval.rerank}; write shortlist lengths above 0")
+    if k <= 0:
+        raise UserError(f"config.eval.rerank is {config.eval.rerank}; write shortlist lengths above 0")
     to_right, to_left = retrieval.positives(split)
     score = PairScorer(evaluator.assembly.model, evaluator.params, left, right)
     asks = ((left.embed, right.embed, to_right), (right.embed, left.embed, to_left))

@@ -8,7 +8,7 @@ from typing import Any
 from xmodal_jax.config import Config
 from xmodal_jax.config_build import build, limited
 from xmodal_jax.data.card import Card
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.eval.captioning import caption_split
 from xmodal_jax.eval.evaluate import Evaluator
 from xmodal_jax.eval.zeroshot import TEMPLATES, classes_of, classified_pair, classify, refuse_odd_template
@@ -61,7 +61,8 @@ class Captioning(Evaluation):
 
     def check_fit(self, where: str, config: Config, card: Card, parts: frozenset[str]) -> None:
         """Refuse a model without a decoder."""
-        refuse_unless("decoder" in parts, f"{where} writes captions, and no objective trains a decoder; add the objective 'lm'")
+        if "decoder" not in parts:
+            raise UserError(f"{where} writes captions, and no objective trains a decoder; add the objective 'lm'")
 
     def __call__(self, evaluator: Evaluator, split: str, say: Callable[[str], None]) -> Numbers:
         """{score: value}."""
@@ -81,7 +82,8 @@ def build_evaluations(section: dict[str, Any]) -> dict[str, Evaluation]:
     built = {}
     for name, fields in section.items():
         where = f"config.evals.{name}"
-        refuse_unless(hasattr(fields, "items"), f"{where} is {fields!r}; write a dict such as {{'kind': 'classification'}}")
+        if not hasattr(fields, "items"):
+            raise UserError(f"{where} is {fields!r}; write a dict such as {{'kind': 'classification'}}")
         cls = find_class(fields.get("kind", name), f"{where}.kind", EVALUATIONS, Evaluation)
         built[name] = build(cls, dict(fields), where)
     return built

@@ -54,12 +54,16 @@ def languages_of(split: EvalSplit) -> dict[int, Fold]:
 
 
 def _of_language(split: EvalSplit, code: int) -> Fold:
-    speaks = lambda side: np.ones(len(side), bool) if side.language is None else side.language == code
+    def speaks(side):
+        return np.ones(len(side), bool) if side.language is None else side.language == code
+
     kept = [speaks(side) for side in (split.left, split.right)]
     owners = [side.owner[own] for side, own in zip((split.left, split.right), kept, strict=True)]
     records = np.intersect1d(*owners)
-    places = [np.flatnonzero(own & np.isin(side.owner, records))
-              for side, own in zip((split.left, split.right), kept, strict=True)]  # fmt: skip
+    places = [
+        np.flatnonzero(own & np.isin(side.owner, records))
+        for side, own in zip((split.left, split.right), kept, strict=True)
+    ]
     return Fold(*places, split.part(records, *places))
 
 

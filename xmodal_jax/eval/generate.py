@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.assemble import Assembly
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.models.layers import real_tokens
-from xmodal_jax.parallel.mesh import beside, filled, to_host
+from xmodal_jax.parallel.mesh import filled, put_like, to_host
 from xmodal_jax.types import Array, Params
 
 
@@ -51,8 +51,17 @@ def largest(x: Array, count: int) -> tuple[Array, Array]:
 
 
 @partial(jax.jit, static_argnums=(0, 3, 4, 5, 6, 7, 8))
-def beam_search(model: Any, params: Params, tokens: Array, length: int, beam: int, min_length: int,
-                special: tuple[int, ...], output_ids: tuple[int, ...], bridged: bool = False) -> tuple[Array, Array]:  # fmt: skip
+def beam_search(
+    model: Any,
+    params: Params,
+    tokens: Array,
+    length: int,
+    beam: int,
+    min_length: int,
+    special: tuple[int, ...],
+    output_ids: tuple[int, ...],
+    bridged: bool = False,
+) -> tuple[Array, Array]:
     """Image tokens [B,N,D] -> the best ids [B,L] and their mean log-probability [B] (Li et al. 2022: beam 3).
 
     `special` is (start id, [SEP] id, ids never written...); `bridged` says that the captioner was trained to read through the
@@ -63,8 +72,16 @@ def beam_search(model: Any, params: Params, tokens: Array, length: int, beam: in
     return jax.vmap(lambda own: _search(model, params, own, length, beam, min_length, special, output_ids))(tokens)
 
 
-def _search(model: Any, params: Params, tokens: Array, length: int, beam: int, min_length: int,
-            special: tuple[int, ...], output_ids: tuple[int, ...]) -> tuple[Array, Array]:  # fmt: skip
+def _search(
+    model: Any,
+    params: Params,
+    tokens: Array,
+    length: int,
+    beam: int,
+    min_length: int,
+    special: tuple[int, ...],
+    output_ids: tuple[int, ...],
+) -> tuple[Array, Array]:
     """`beam_search` for one picture: tokens [N,D] -> ids [L] and their mean log-probability."""
     tokens = tokens[None]
     bos, sep, *never = special
@@ -104,9 +121,8 @@ def write_captions(
     A block is split over the devices that have the parameters. Raises UserError when the run has no decoder (its config
     has no `lm` objective).
     """
-    refuse_unless(
-        "decoder" in params, "this run has no captioning decoder; train it with the objective 'lm' in its config"
-    )
+    if "decoder" not in params:
+        raise UserError("this run has no captioning decoder; train it with the objective 'lm' in its config")
     tokenizer, model = assembly.tokenizer, assembly.model
     never = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.mask_id)
     special = (tokenizer.bos_id, tokenizer.sep_id, *never)
@@ -114,7 +130,7 @@ def write_captions(
     length, size, captions = assembly.config.asking.extent, min(BLOCK, max(len(tokens), 1)), []
     for start in range(0, len(tokens), size):
         block = tokens[start : start + size]
-        rows = beside(params, filled(block, size))
+        rows = put_like(params, filled(block, size))
         ids, _ = beam_search(model, params, rows, length, beam, min_length, special, model.output_ids, bridged)
         captions += [tokenizer.decode(row) for row in to_host(ids, len(block))]
     return captions

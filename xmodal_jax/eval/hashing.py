@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.eval import retrieval
 from xmodal_jax.parallel.mesh import local_mesh, replicated, split_rows, to_host
 from xmodal_jax.search import codes, dense
@@ -102,27 +102,26 @@ def mean_average_precision(
         asked, wanted = (split_rows(mesh, part) for part in block)
         values.append(to_host(expected_average_precision(*_scores_block(asked, rows, wanted, labels), k), real))
     values = np.concatenate(values).astype(np.float64)
-    refuse_unless(
-        not np.isnan(values).all(), "No query shares a label with the gallery, so MAP means nothing; check the labels."
-    )
+    if np.isnan(values).all():
+        raise UserError("No query shares a label with the gallery, so MAP means nothing; check the labels.")
     return float(np.nanmean(values))
 
 
 def _refuse_bad_labels(query: np.ndarray, labels: np.ndarray, gallery: np.ndarray, gallery_labels: np.ndarray) -> None:
-    refuse_unless(
-        len(query) > 0 and len(gallery) > 0, "There is nothing to evaluate: the query or gallery side is empty."
-    )
+    if len(query) == 0 or len(gallery) == 0:
+        raise UserError("There is nothing to evaluate: the query or gallery side is empty.")
     for side, rows, multi_hot in (("query", query, labels), ("gallery", gallery, gallery_labels)):
-        refuse_unless(
-            len(rows) == len(multi_hot),
-            f"The {side} side has {len(rows)} rows and {len(multi_hot)} rows of labels; write one for each row.",
+        if len(rows) != len(multi_hot):
+            raise UserError(
+                f"The {side} side has {len(rows)} rows and {len(multi_hot)} rows of labels; write one for each row."
+            )
+        if not np.isfinite(rows).all():
+            raise UserError(f"The {side} rows are not finite: the model has diverged.")
+    if query.shape[1] != gallery.shape[1] or labels.shape[1] != gallery_labels.shape[1]:
+        raise UserError(
+            f"Query rows and labels are {query.shape[1]} and {labels.shape[1]} wide, those of the gallery "
+            f"{gallery.shape[1]} and {gallery_labels.shape[1]}; make both with the same model and label names."
         )
-        refuse_unless(bool(np.isfinite(rows).all()), f"The {side} rows are not finite: the model has diverged.")
-    refuse_unless(
-        query.shape[1] == gallery.shape[1] and labels.shape[1] == gallery_labels.shape[1],
-        f"Query rows and labels are {query.shape[1]} and {labels.shape[1]} wide, those of the gallery "
-        f"{gallery.shape[1]} and {gallery_labels.shape[1]}; make both with the same model and label names.",
-    )
 
 
 def random_code_value(

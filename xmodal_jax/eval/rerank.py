@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from xmodal_jax.data.progress import Progress
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.eval import retrieval
 
 COMBINE = ("add", "replace")
@@ -126,8 +126,10 @@ def combined(itc: np.ndarray, itm: np.ndarray, combine: str, weight: float) -> n
     Raises:
       UserError: another word, or logits that are not finite.
     """
-    refuse_unless(combine in COMBINE, f'combine = "{combine}" is not a way to re-rank; write "add" or "replace".')
-    refuse_unless(bool(np.isfinite(itm).all()), "The matching logits are not finite: the model has diverged.")
+    if combine not in COMBINE:
+        raise UserError(f'combine = "{combine}" is not a way to re-rank; write "add" or "replace".')
+    if not np.isfinite(itm).all():
+        raise UserError("The matching logits are not finite: the model has diverged.")
     return itm if combine == "replace" else itc + np.float32(weight) * itm
 
 
@@ -138,8 +140,10 @@ def reranked(candidates: Shortlist, k: int, combine: str = "add", weight: float 
       UserError: k larger than the shortlist, an unscored shortlist, or as `combined`.
     """
     width = candidates.rows.shape[1]
-    refuse_unless(1 <= k <= width, f"k = {k} does not fit a shortlist of {width}; write k between 1 and {width}.")
-    refuse_unless(candidates.itm is not None, "The shortlist has no matching scores; call score_shortlist first.")
+    if not 1 <= k <= width:
+        raise UserError(f"k = {k} does not fit a shortlist of {width}; write k between 1 and {width}.")
+    if candidates.itm is None:
+        raise UserError("The shortlist has no matching scores; call score_shortlist first.")
     scores = combined(candidates.itc[:, :k], candidates.itm[:, :k], combine, weight)
     relevant = candidates.relevant[:, :k]
     best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
@@ -186,10 +190,10 @@ def rerank(
     """
     smaller = min(len(image), len(text))
     retrieval.refuse_large_k(recall_ks, smaller)
-    refuse_unless(
-        all(0 <= k <= smaller for k in ks),
-        f"A shortlist of {', '.join(map(str, ks))} does not fit a gallery of {smaller}; write at most {smaller}.",
-    )
+    if not all(0 <= k <= smaller for k in ks):
+        raise UserError(
+            f"A shortlist of {', '.join(map(str, ks))} does not fit a gallery of {smaller}; write at most {smaller}."
+        )
     longest = max(ks)
     sides = [shortlist(image, text, image_to_text, longest), shortlist(text, image, text_to_image, longest)]
     sides = [score_shortlist(score, side, i == 0, list(filter(None, ks)), block) for i, side in enumerate(sides)]
@@ -202,7 +206,9 @@ def fitting(ks: Sequence[int], gallery: int) -> tuple[int, ...]:
 
 
 def _summary_at(sides: list[Shortlist], k: int, combine: str, weight: float, recall_ks: Sequence[int]) -> dict:
-    recalls = lambda found: retrieval.summary(*(retrieval.recall_of_places(own, recall_ks) for own in found))
+    def recalls(found):
+        return retrieval.summary(*(retrieval.recall_of_places(own, recall_ks) for own in found))
+
     table = recalls([reranked(side, k, combine, weight) if k else side.places for side in sides])
     if k and combine == "add":
         table["alone"] = recalls([reranked(side, k, "replace") for side in sides])

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from xmodal_jax.data.evaluation import EvalSplit
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.mesh import local_mesh, replicated, split_rows
 from xmodal_jax.search import dense
 
@@ -82,24 +82,24 @@ def block_size(queries: int, gallery: int, chunk: int | None, multiple: int = 1)
 
 
 def _refuse_bad_recall(query: np.ndarray, gallery: np.ndarray, positives: np.ndarray) -> None:
-    refuse_unless(
-        len(query) > 0 and len(gallery) > 0, "There is nothing to evaluate: the query or gallery side is empty."
-    )
-    refuse_unless(
-        query.shape[1] == gallery.shape[1],
-        f"The query is {query.shape[1]} wide and the gallery {gallery.shape[1]}; embed both with the same model.",
-    )
-    refuse_unless(
-        len(positives) == len(query),
-        f"There are {len(query)} queries and {len(positives)} rows of positives; write one row of positives per query.",
-    )
+    if len(query) == 0 or len(gallery) == 0:
+        raise UserError("There is nothing to evaluate: the query or gallery side is empty.")
+    if query.shape[1] != gallery.shape[1]:
+        raise UserError(
+            f"The query is {query.shape[1]} wide and the gallery {gallery.shape[1]}; embed both with the same model."
+        )
+    if len(positives) != len(query):
+        raise UserError(
+            f"There are {len(query)} queries and {len(positives)} rows of positives; write one row of positives per query."
+        )
     for side, rows in (("query", query), ("gallery", gallery)):
         # NaN compares false with everything, so a diverged model would score a perfect recall
-        refuse_unless(bool(np.isfinite(rows).all()), f"The {side} embeddings are not finite: the model has diverged.")
-    refuse_unless(
-        positives.max() < len(gallery) and positives.min() >= -1,
-        f"A positive is outside the gallery of {len(gallery)} rows; write 0 to {len(gallery) - 1}, or -1 as padding.",
-    )
+        if not np.isfinite(rows).all():
+            raise UserError(f"The {side} embeddings are not finite: the model has diverged.")
+    if positives.max() >= len(gallery) or not positives.min() >= -1:
+        raise UserError(
+            f"A positive is outside the gallery of {len(gallery)} rows; write 0 to {len(gallery) - 1}, or -1 as padding."
+        )
     empty = np.flatnonzero((positives < 0).all(axis=1))
     if len(empty):
         raise UserError(f"{len(empty)} queries have no positive, the first is query {empty[0]}; leave them out.")
@@ -164,10 +164,10 @@ def recall_of_places(found: Places, ks: Sequence[int] = (1, 5, 10)) -> dict[str,
 
 def refuse_large_k(ks: Sequence[int], gallery: int) -> None:
     """Raise `UserError` unless every k is between 1 and the number of items in the gallery."""
-    refuse_unless(
-        all(1 <= k <= gallery for k in ks),
-        f"R@k with k = {', '.join(map(str, ks))} does not fit a gallery of {gallery}; write k between 1 and {gallery}.",
-    )
+    if not all(1 <= k <= gallery for k in ks):
+        raise UserError(
+            f"R@k with k = {', '.join(map(str, ks))} does not fit a gallery of {gallery}; write k between 1 and {gallery}."
+        )
 
 
 def recall(

@@ -42,7 +42,7 @@ class Grid:
         lines = [self.head, *self.rows]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.head))]
         cells = [
-            [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))]
+            [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
             for line in lines
         ]
         head, *rows = ["  ".join(line).rstrip() for line in cells]
@@ -79,8 +79,16 @@ def rows_of(view: str, tables: Tables) -> Iterator[Row]:
 
 def fold_rows(result: Tables) -> list[Row]:
     """The same rows as means over folds of the split, and of each language of the captions, view by view; none of neither."""
-    found = [(f"{view}, {result['folds'][0]} folds", tables["folds"]) for view, tables in sections(result) if "folds" in tables]
-    found += [(f"{view}, {code}", own) for view, tables in sections(result) for code, own in tables.get("languages", {}).items()]
+    found = [
+        (f"{view}, {result['folds'][0]} folds", tables["folds"])
+        for view, tables in sections(result)
+        if "folds" in tables
+    ]
+    found += [
+        (f"{view}, {code}", own)
+        for view, tables in sections(result)
+        for code, own in tables.get("languages", {}).items()
+    ]
     return [row for name, tables in found for row in rows_of(name, tables)]
 
 
@@ -169,7 +177,7 @@ def notes(result: Tables) -> list[str]:
     first = result["mean"]["itc"]
     one, two = result.get("pair", PAIR)
     if (one, two) == PAIR:
-        right = RIGHT[result.get("right", "same")]
+        right = RIGHT[result.get("relevance", "same")]
         over = f"i2t: image to text over {result['captions']} captions; t2i: text to image over {result['records']} pictures."
     else:
         right = "Right is what belongs to the same record" + (", or has the same text." if "cut" in result else ".")
@@ -192,8 +200,11 @@ def notes(result: Tables) -> list[str]:
         if result.get("gallery"):
             said.append(f"MAP and P@N rank the splits {', '.join(result['gallery'])}; recall ranks the split itself.")
         said.append("P@N: share of relevant items among the first N, expected over ties; random = a random order.")
-    said += [collapsed(bits, own["codes"]["alike"]) for bits, own in by_length(result["mean"])
-             if own.get("codes", {}).get("alike", 0.0) > COLLAPSED]  # fmt: skip
+    said += [
+        collapsed(bits, own["codes"]["alike"])
+        for bits, own in by_length(result["mean"])
+        if own.get("codes", {}).get("alike", 0.0) > COLLAPSED
+    ]
     if codes_grid(result) is not None:
         said.append("Codes: bytes of one item; Hamming distances tie often, so the rule for ties matters.")
     return said
@@ -209,7 +220,7 @@ def collapsed(bits: int, alike: float) -> str:
 
 def combination(result: Tables) -> str:
     """The rule by which ITC and ITM scores were combined, in words, beside that of the papers."""
-    if result["combine"] == "replace":
+    if result["rerank_score"] == "replace":
         return "the ITM log-odds l1 - l0 alone order the shortlist (replace; ALBEF orders by l1, the logit of a match)"
     return f"cosine + {result['weight']:.4g} x ITM log-odds l1 - l0 (add; BLIP adds l1, the logit of a match, with weight 1)"
 
@@ -231,8 +242,10 @@ def folds_note(count: int, pictures: int) -> str:
 
 def further_grids(result: Tables) -> list[tuple[str, Grid]]:
     """(name, its numbers) of each entry of `config.evals`."""
-    return [(name, Grid(["measure", "value"], [[path, f"{value:.3f}"] for path, value in flat(own).items()]))
-            for name, own in result.get("evals", {}).items()]  # fmt: skip
+    return [
+        (name, Grid(["measure", "value"], [[path, f"{value:.3f}"] for path, value in flat(own).items()]))
+        for name, own in result.get("evals", {}).items()
+    ]
 
 
 def flat(tree: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from xmodal_jax.data.sidecar import Sidecar
 from xmodal_jax.data.taxonomy import Taxonomy
 from xmodal_jax.data.textfile import read_lines
 from xmodal_jax.encode.embed import Embedder
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.eval.evaluate import Evaluator, mean_tables
 from xmodal_jax.eval.retrieval import Places, places
 from xmodal_jax.eval.tables import Grid
@@ -30,7 +30,7 @@ from xmodal_jax.origin import notes, refuse_trained
 from xmodal_jax.parallel.mesh import local_mesh
 from xmodal_jax.search import topk
 from xmodal_jax.search.dense import inner_product, resident, unit_rows
-from xmodal_jax.search.host import refuse_unsearchable
+from xmodal_jax.search.numpy_engine import refuse_unsearchable
 from xmodal_jax.types import Params
 
 TEMPLATES = (
@@ -51,12 +51,12 @@ Tables = dict[str, dict[str, float]]
 def read_templates(path: str | pathlib.Path) -> tuple[str, ...]:
     """One template a line, each with one `{}` for the name. Raises `UserError`, by line."""
     path = pathlib.Path(path)
-    refuse_unless(
-        path.is_file(), f"--templates: there is no file {path}; write one template a line, as: a photo of a {{}}."
-    )
+    if not path.is_file():
+        raise UserError(f"--templates: there is no file {path}; write one template a line, as: a photo of a {{}}.")
     lines = [(number, line.strip()) for number, line in enumerate(read_lines(path), 1)]
     found = [(number, line) for number, line in lines if line]
-    refuse_unless(bool(found), f"--templates: {path} is empty; write one template a line, as: a photo of a {{}}.")
+    if not found:
+        raise UserError(f"--templates: {path} is empty; write one template a line, as: a photo of a {{}}.")
     for number, line in found:
         refuse_odd_template(line, f"--templates: line {number} of {path}")
     return tuple(line for _, line in found)
@@ -64,7 +64,8 @@ def read_templates(path: str | pathlib.Path) -> tuple[str, ...]:
 
 def refuse_odd_template(template: str, where: str) -> None:
     """Raise `UserError`, which begins with `where`, for a template without one `{}`."""
-    refuse_unless(template.count("{}") == 1, f"{where}, '{template}', must have one {{}} for the name.")
+    if template.count("{}") != 1:
+        raise UserError(f"{where}, '{template}', must have one {{}} for the name.")
 
 
 def spoken(label: str) -> str:
@@ -88,8 +89,10 @@ def class_head(
     Raises:
       UserError: no names, no templates, or an embedding that is not finite.
     """
-    refuse_unless(bool(names), "There are no classes to choose from; prepare a data set with labels.")
-    refuse_unless(bool(templates), "There are no templates; write at least one, as '{}'.")
+    if not names:
+        raise UserError("There are no classes to choose from; prepare a data set with labels.")
+    if not templates:
+        raise UserError("There are no templates; write at least one, as '{}'.")
     size = min(len(names), max(1, batch // len(templates)))
     rows = []
     for start in range(0, len(names), size):
@@ -111,9 +114,10 @@ def classified_pair(config: Config) -> tuple[tuple[str, str], str, str]:
     """The first evaluated pair with words on one side: the pair, the field that is classified, and the one of words."""
     reads = {name: cls.worded for name, cls in reader_classes(config.data.fields).items()}
     found = [pair for pair in config.eval.pairs if reads[pair[0]] != reads[pair[1]]]
-    refuse_unless(
-        bool(found), f"config.eval.pairs is {config.eval.pairs}; classes are named in words: write a pair with one field of words"
-    )
+    if not found:
+        raise UserError(
+            f"config.eval.pairs is {config.eval.pairs}; classes are named in words: write a pair with one field of words"
+        )
     one, two = found[0]
     return found[0], *((two, one) if reads[one] else (one, two))
 
@@ -146,7 +150,10 @@ def accuracy(found: Places, labels: Sequence[Sequence[int]], classes: int) -> Ta
     random = Places(np.zeros_like(counts), np.full_like(counts, classes), counts)
     tables = {f"top-{k}": _row(found.hits(k), random.hits(k)) for k in TOP if k <= classes}
     owners = np.array([(label, picture) for picture, own in enumerate(labels) for label in set(own)])
-    per_class = lambda values: _class_means(owners[:, 0], values[owners[:, 1]])
+
+    def per_class(values):
+        return _class_means(owners[:, 0], values[owners[:, 1]])
+
     tables["macro"] = _row(per_class(found.hits(1)), per_class(counts / classes))
     return tables
 
@@ -167,8 +174,9 @@ def alike(head: np.ndarray) -> list[np.ndarray]:
     return [members[own] for own in group]
 
 
-def rank_accuracy(best: Sequence[np.ndarray], labels: Sequence[Sequence[int]], names: Sequence[str],
-                  tree: Taxonomy) -> Tables:  # fmt: skip
+def rank_accuracy(
+    best: Sequence[np.ndarray], labels: Sequence[Sequence[int]], names: Sequence[str], tree: Taxonomy
+) -> Tables:
     """{rank: {"right", "chance"}} in %, the finest rank first: the best class has the taxon of a true one there.
 
     `best`: the classes that tie for the best of each picture; each is as likely. Pictures without a taxon at a rank do not count there; ranks of nobody are left out.
@@ -191,9 +199,8 @@ def rank_accuracy(best: Sequence[np.ndarray], labels: Sequence[Sequence[int]], n
 
 def classes_of(card: Card, tree: Taxonomy | None) -> list[str]:
     """The names to choose from: all labels of the taxonomy, or those of the card. Raises `UserError` without any."""
-    refuse_unless(
-        bool(card.label_names), f"data set '{card.name}' has no labels, so no classes; prepare one with labels."
-    )
+    if not card.label_names:
+        raise UserError(f"data set '{card.name}' has no labels, so no classes; prepare one with labels.")
     return tree.labels if tree and set(card.label_names) <= set(tree.labels) else card.label_names
 
 
@@ -204,9 +211,16 @@ def record_labels(data: DataConfig, split: str, rows: Iterable[int]) -> list[lis
     return [[card.label_names[number] for number in own.labels(int(row))] for row in rows]
 
 
-def classify(assembly: Assembly, params: Params, split: str = "", templates: Sequence[str] = TEMPLATES,
-             classes: str = "all", say: Callable[[str], None] = lambda _: None,
-             allow_trained: bool = False, poll: Callable[[], None] = lambda: None) -> dict[str, Any]:  # fmt: skip
+def classify(
+    assembly: Assembly,
+    params: Params,
+    split: str = "",
+    templates: Sequence[str] = TEMPLATES,
+    classes: str = "all",
+    say: Callable[[str], None] = lambda _: None,
+    allow_trained: bool = False,
+    poll: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
     """Zero-shot classification of a split over all labels of its data set, or (`classes` "split") those of the split.
 
     Where a split's labels were never trained on, "all" also measures how strongly a model prefers those it knows.
@@ -239,14 +253,16 @@ def classify(assembly: Assembly, params: Params, split: str = "", templates: Seq
         say(f"classifying {len(side)} x {field} ({view})")
         image = embedder.side(side, assembly.config.eval.batch_size).embed
         tables, pictures = view_tables(image, record_labels(data, split, found.rows[side.owner]), head, names, tree)
-        refuse_unless(bool(tables), f"no picture of split '{split}' has a label, so there is nothing to compare with.")
+        if not tables:
+            raise UserError(f"no picture of split '{split}' has a label, so there is nothing to compare with.")
         result["views"][view or field] = tables
         result |= {"pictures": pictures, "unlabelled": len(side) - pictures}
     return result | {"mean": mean_tables(list(result["views"].values()))} | origin
 
 
-def view_tables(image: np.ndarray, labels: list[list[str]], head: np.ndarray, names: list[str],
-                tree: Taxonomy | None) -> tuple[Tables, int]:  # fmt: skip
+def view_tables(
+    image: np.ndarray, labels: list[list[str]], head: np.ndarray, names: list[str], tree: Taxonomy | None
+) -> tuple[Tables, int]:
     """The tables of pictures [n,E] with their label names, and how many of them have a label; ({}, 0) if none has."""
     number = {name: place for place, name in enumerate(names)}
     kept = [row for row, own in enumerate(labels) if own]

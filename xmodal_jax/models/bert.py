@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.config_build import limited
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.models.encoder import REMAT
 from xmodal_jax.models.layers import (
     BlockStyle,
@@ -56,10 +56,8 @@ class BertConfig(WordConfig):
     def check(self, where: str) -> None:
         """Refuse texts that are longer than there are positions."""
         super().check(where)
-        refuse_unless(
-            self.length <= self.positions,
-            f"{where}.length is {self.length}, but {where} has {self.positions} positions; write fewer",
-        )
+        if self.length > self.positions:
+            raise UserError(f"{where}.length is {self.length}, but {where} has {self.positions} positions; write fewer")
 
     def module(self, dtype: Any) -> "Bert":
         """The tower."""

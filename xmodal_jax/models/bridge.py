@@ -54,7 +54,10 @@ class Bridge(nn.Module):
         if self.kind == "gate":
             return self._gamma("gamma").astype(dtype) * jax.nn.sigmoid(self._mlp(teacher)) * teacher
         params = self.param("attention", attention_params, self.width)
-        norm = lambda x: layer_norm(params["norm"], x)
+
+        def norm(x):
+            return layer_norm(params["norm"], x)
+
         both = jnp.concatenate([norm(student.astype(dtype)), norm(teacher)], axis=1)
         look = None if mask is None else jnp.concatenate([mask, mask], axis=1)[:, None, None, :]
         keys, values = (project_heads(params[name], both, self.heads) for name in ("key", "value"))

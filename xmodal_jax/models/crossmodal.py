@@ -80,14 +80,24 @@ class CrossModal(nn.Module):
         return getattr(self, encoder).codes(embed)
 
     def fuse(
-        self, memory: Array, query: Array, mask: Array, rows: Array | None = None, key: Array | None = None,
+        self,
+        memory: Array,
+        query: Array,
+        mask: Array,
+        rows: Array | None = None,
+        key: Array | None = None,
         memory_mask: Array | None = None,
     ) -> Array:
         """memory tokens [B,N,D], query tokens [b,L,D], masks [B,N] and [b,L], rows int [b] -> fused tokens [b,L,D]."""
         return self.fusion(memory, query, mask, rows, key, memory_mask)
 
     def decode(
-        self, memory: Array, ids: Array, rows: Array | None = None, key: Array | None = None, memory_mask: Array | None = None
+        self,
+        memory: Array,
+        ids: Array,
+        rows: Array | None = None,
+        key: Array | None = None,
+        memory_mask: Array | None = None,
     ) -> Array:
         """memory tokens [B,N,D] and their mask [B,N], ids [b,L] from the start token on -> hidden states [b,L,D]."""
         tower = getattr(self, self.config.fusion.pair[1]).tower
@@ -101,9 +111,7 @@ class CrossModal(nn.Module):
         """student and teacher tokens [B,N,D], mask [B,N] -> what the residual attention adds, [B,N,D]."""
         return self.bridge(student, teacher, mask)
 
-    def embed(
-        self, encoder: str, raw: Array, tokens: Array, mask: Array | None, key: Array | None = None
-    ) -> Array:
+    def embed(self, encoder: str, raw: Array, tokens: Array, mask: Array | None, key: Array | None = None) -> Array:
         """The encoder's head on the tower's raw tokens [B,N,D'] and fusion's [B,N,D] -> unit embedding [B,E].
 
         Where its pool asks for it, the transformer that all encoders share reads the tokens first.
@@ -132,19 +140,19 @@ class CrossModal(nn.Module):
         """Pair scores [b] of aligned rows by `config.scorer`."""
         return self.scorer(Side(*one), Side(*two))
 
-    def remember(self, memory: Array) -> Params:
+    def cache_memory(self, memory: Array) -> Params:
         """Tokens [B,N,D] -> what fusion reads of them, for `score_cached`."""
-        return self.fusion.remember(memory)
+        return self.fusion.cache_memory(memory)
 
-    def begin(self, query: Array, mask: Array) -> Array:
+    def cache_query(self, query: Array, mask: Array) -> Array:
         """Tokens [M,L,D], mask [M,L] -> what fusion starts from, for `score_cached`."""
-        return self.fusion.begin(query, mask)
+        return self.fusion.cache_query(query, mask)
 
     def score_cached(
         self, read: Params, begun: Array, mask: Array, one: Array, two: Array, read_mask: Array | None = None
     ) -> Array:
-        """`score` of aligned rows from what `remember` and `begin` keep of each side, embeddings [b,E] and masks."""
-        return self.scorer.finish(read, begun, one, two, mask, read_mask)
+        """`score` of aligned rows from what `cache_memory` and `cache_query` keep of each side, embeddings [b,E] and masks."""
+        return self.scorer.fuse_cached(read, begun, one, two, mask, read_mask)
 
     def token_logits(self, hidden: Array) -> Array:
         """hidden [...,D] -> logits [...,V] over the output vocabulary (`output_ids`, or all word ids)."""
@@ -164,7 +172,7 @@ class CrossModal(nn.Module):
         """The learned bias of the sigmoid loss, a float32 scalar."""
         return self.sigmoid()
 
-    def touch(self, inputs: dict[str, Array], parts: frozenset[str]) -> None:
+    def init_all(self, inputs: dict[str, Array], parts: frozenset[str]) -> None:
         """Run what the objectives use once, so that `init` makes exactly those parameters."""
         raws = {name: self.raw(name, x) for name, x in inputs.items()}
         for name, raw in raws.items():
@@ -206,7 +214,7 @@ def init_params(model: CrossModal, key: Array, inputs: dict[str, Array], parts: 
 
     All hash heads start alike: they read one joint space, where what is near in it gets near codes from the first step on.
     """
-    params = dict(model.init(key, inputs, parts, method="touch")["params"])
+    params = dict(model.init(key, inputs, parts, method="init_all")["params"])
     if "temperature" not in parts:  # what reads it then, such as the draw of negatives, takes the config's
         del params["log_temperature"]
     if "hash" in parts:

@@ -31,7 +31,13 @@ class Decoder(nn.Module):
         )
 
     def __call__(
-        self, text: Bert, fusion: Fusion, memory: Array, ids: Array, rows: Array | None = None, key: Array | None = None,
+        self,
+        text: Bert,
+        fusion: Fusion,
+        memory: Array,
+        ids: Array,
+        rows: Array | None = None,
+        key: Array | None = None,
         memory_mask: Array | None = None,
     ) -> Array:
         """Run the shared layers causally. ids [b,L] start with the decoder's start token; memory_mask [B,N] tells real tokens."""
@@ -40,4 +46,6 @@ class Decoder(nn.Module):
         x = text.embed_tokens(ids, keys[0])
         x = scan_blocks(text.style, {**text.stack, "attention": self.text_attention}, x, mask, key=keys[1])
         stack = {**fusion.stack, "attention": self.fusion_attention}
-        return scan_blocks(fusion.style, stack, x, mask, fusion.reader(memory.astype(x.dtype), rows, memory_mask), keys[2])
+        return scan_blocks(
+            fusion.style, stack, x, mask, fusion.reader(memory.astype(x.dtype), rows, memory_mask), keys[2]
+        )

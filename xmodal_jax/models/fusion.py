@@ -57,27 +57,38 @@ class Fusion(nn.Module):
 
         return read
 
-    def remember(self, memory: Array) -> Params:
+    def cache_memory(self, memory: Array) -> Params:
         """What all layers read of memory tokens [B,N,D']: keys and values [layers,B,N,heads,d]. Once per row, for any query."""
-        project = lambda cross, name: project_heads(cross[name], memory, self.heads)
+
+        def project(cross, name):
+            return project_heads(cross[name], memory, self.heads)
+
         return {name: jax.vmap(partial(project, name=name))(self.stack["cross"]) for name in ("key", "value")}
 
-    def begin(self, query: Array, mask: Array) -> Array:
+    def cache_query(self, query: Array, mask: Array) -> Array:
         """The first layer's self-attention of the query [M,L,D], mask [M,L]: once per row, for any memory."""
         first = jax.tree.map(lambda leaf: leaf[0], self.stack)
         return block_looking(self.style, first, query, mask[:, None, None, :])
 
-    def finish(self, read: Params, begun: Array, mask: Array, memory_mask: Array | None = None) -> Array:
-        """`self(memory, query, mask)` [b,L,D] from `remember` (aligned rows [layers,b,N,heads,d]) and `begin` [b,L,D]."""
+    def fuse_cached(self, read: Params, begun: Array, mask: Array, memory_mask: Array | None = None) -> Array:
+        """`self(memory, query, mask)` [b,L,D] from `cache_memory` (aligned rows [layers,b,N,heads,d]) and `cache_query` [b,L,D]."""
         seen = None if memory_mask is None else memory_mask[:, None, None, :]
-        memory = lambda cross: (cross["read"]["key"], cross["read"]["value"], seen)
+
+        def memory(cross):
+            return (cross["read"]["key"], cross["read"]["value"], seen)
+
         stack = {**self.stack, "cross": {**self.stack["cross"], "read": read}}
         first, rest = (jax.tree.map(lambda leaf, cut=cut: leaf[cut], stack) for cut in (0, slice(1, None)))
         x = block_reading(self.style, first, begun, memory(first["cross"]))
         return scan_blocks(self.style, rest, x, mask[:, None, None, :], memory)
 
     def __call__(
-        self, memory: Array, query: Array, mask: Array, rows: Array | None = None, key: Array | None = None,
+        self,
+        memory: Array,
+        query: Array,
+        mask: Array,
+        rows: Array | None = None,
+        key: Array | None = None,
         memory_mask: Array | None = None,
     ) -> Array:
         """memory [B,N,D'] and its mask [B,N], query [b,L,D] and its mask [b,L], rows: which row of the memory each row of the

@@ -43,7 +43,7 @@ def group_parts(groups: tuple[int, ...], tokens: int) -> list[tuple[str, int]]:
         followed = i + 1 < len(groups) and groups[i + 1] == 1
         square = math.isqrt(size) ** 2 == size
         kinds.append("summary" if size == 1 and len(groups) > 1 else "grid" if followed and square else "set")
-    return list(zip(kinds, groups))
+    return list(zip(kinds, groups, strict=True))
 
 
 def local_map(parts: list[tuple[str, int]]) -> np.ndarray:
@@ -63,5 +63,3 @@ def local_map(parts: list[tuple[str, int]]) -> np.ndarray:
         out[row : row + block.shape[0], column : column + block.shape[1]] = block
         row, column = row + block.shape[0], column + block.shape[1]
     return out
-
-

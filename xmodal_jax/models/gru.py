@@ -56,15 +56,21 @@ class Gru(nn.Module):
     @nn.compact
     def __call__(self, ids: Array, key: Array | None = None) -> Array:
         """ids [B,L] -> [B,L,D], zeros at padding; `key` turns dropout on the word vectors on."""
-        draw = lambda k: {"word": jax.random.uniform(k, (self.vocab_size, self.words), minval=-0.1, maxval=0.1)}
+
+        def draw(k):
+            return {"word": jax.random.uniform(k, (self.vocab_size, self.words), minval=-0.1, maxval=0.1)}
+
         x = whole(self.param("embed", draw)["word"])[ids].astype(self.dtype)
         x = dropout(x, self.dropout, key)
         real = real_tokens(ids)
         lengths = real.sum(1)
         rest = jnp.zeros((len(ids), self.width), self.dtype)  # flax's own is float32, and so would all states be
         for layer in range(self.layers):
-            run = lambda name, back, x=x, layer=layer: nn.RNN(
-                nn.GRUCell(self.width, dtype=self.dtype, name=f"gru_{name}_{layer}"), reverse=back, keep_order=True
-            )(x, initial_carry=rest, seq_lengths=lengths)
+
+            def run(name, back, x=x, layer=layer):
+                return nn.RNN(
+                    nn.GRUCell(self.width, dtype=self.dtype, name=f"gru_{name}_{layer}"), reverse=back, keep_order=True
+                )(x, initial_carry=rest, seq_lengths=lengths)
+
             x = 0.5 * (run("forward", False) + run("backward", True))
         return jnp.where(real[:, :, None], x, 0.0)

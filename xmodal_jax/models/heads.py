@@ -92,7 +92,7 @@ class Projection(nn.Module):
     """Tokens -> unit embedding [B,E], by the paths that `pool` names (`pooling.parse_pool`).
 
     "mean" or "cls": a linear map of pooled features plus, with `hidden`, a two-layer MLP beside it. The linear path is
-    what CCA solves for and may start from it (`train/warmstart.py`); the MLP starts at zero and adds to it. "+attention"
+    what CCA solves for and may start from it (`train/cca.py`); the MLP starts at zero and adds to it. "+attention"
     adds what a learned probe reads from `tokens`, "+shared" what an encoder outside reads (models/reasoning.py); both
     start at zero. "+gpo", "+max" and "+average" add an aggregator of projected raw tokens, which starts small. "gpo", "max" and "average" are that aggregator alone (Chen et al. 2021, VSE-infinity).
 

@@ -115,7 +115,10 @@ def pick_rows(x: Array, rows: Array) -> Array:
     rows int [b] are row numbers of x. rows int [G,m] are row numbers inside each of G equal blocks of consecutive rows of
     x (b = G * m): when the blocks do not cross devices, no row does.
     """
-    take = lambda own, index: own.at[index].get(mode="promise_in_bounds")
+
+    def take(own, index):
+        return own.at[index].get(mode="promise_in_bounds")
+
     if rows.ndim == 1:
         return take(x, rows)
     blocks = x.reshape(rows.shape[0], -1, *x.shape[1:])

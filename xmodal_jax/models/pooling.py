@@ -124,9 +124,12 @@ class GPO(nn.Module):
         count, lengths = max(sizes), jnp.asarray(sizes, jnp.int32)
         encoded = jnp.asarray(position_encoding(count))
         encoded = jnp.broadcast_to(encoded[None], (len(sizes), *encoded.shape))
-        run = lambda name, back: nn.RNN(nn.GRUCell(self.hidden, name=name), reverse=back, keep_order=True)(
-            encoded, seq_lengths=lengths
-        )
+
+        def run(name, back):
+            return nn.RNN(nn.GRUCell(self.hidden, name=name), reverse=back, keep_order=True)(
+                encoded, seq_lengths=lengths
+            )
+
         both = 0.5 * (run("forward", False) + run("backward", True))
         score = nn.Dense(1, use_bias=False, name="score")(both)[:, :, 0] / self.temperature
         real = jnp.arange(count)[None, :] < lengths[:, None]

@@ -5,7 +5,6 @@ the first token has read is the side's global feature (I-CLS, T-CLS). Blocks are
 TERN takes it: norm after the sum, ReLU.
 """
 
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -26,9 +25,14 @@ class SharedEncoder(nn.Module):
     remat: str = "dots"
 
     def setup(self) -> None:
-        draw = lambda key: 0.02 * jax.random.normal(key, (1, 1, self.width))
+        def draw(key):
+            return 0.02 * jax.random.normal(key, (1, 1, self.width))
+
         self.first = {side: self.param(f"{side}_cls", draw) for side in self.names}
-        make = lambda key: block_params(key, self.width, self.hidden)
+
+        def make(key):
+            return block_params(key, self.width, self.hidden)
+
         self.stack = self.param("layers", stack_params, self.layers, make)
 
     def __call__(self, side: str, tokens: Array, mask: Array | None, key: Array | None = None) -> Array:

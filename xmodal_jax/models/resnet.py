@@ -37,7 +37,10 @@ STAGES = {  # depth: blocks of each stage; 14 and 26 are small ones for few pict
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's and Hugging Face's weights read
+MEAN, STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # of ImageNet, as torchvision's and Hugging Face's weights read
 
 
 def conv_params(key: Array, shape: tuple[int, ...], gain: float = 2.0) -> Params:

@@ -28,7 +28,9 @@ class ScorerConfig:
     kind: str = ""
 
     part: ClassVar[str] = "scorer"  # the part of the model that an objective must use for the scorer to be trained
-    cached: ClassVar[bool] = False  # whether it keeps what each side is read as: `remember`, `begin`, `finish` of FusionScorer
+    cached: ClassVar[bool] = (
+        False  # whether it keeps what each side is read as: `cache_memory`, `cache_query`, `fuse_cached` of FusionScorer
+    )
 
     def serves(self, encoders: tuple[str, str], fused: tuple[str, str]) -> bool:
         """Whether it scores inputs of these two encoders; `fused`: those of `config.fusion.pair`."""
@@ -72,9 +74,11 @@ class FusionScorer(nn.Module):
         fused = self.fusion(one.tokens, two.tokens, two.mask, memory_mask=one.mask)
         return self._odds(fused, one.embed, two)
 
-    def finish(self, read: Params, begun: Array, one: Array, two: Array, mask: Array, read_mask: Array | None = None) -> Array:
-        """The same from what `Fusion.remember` and `Fusion.begin` keep of each side, embeddings [b,E] and masks [b,L], [b,N]."""
-        return self._odds(self.fusion.finish(read, begun, mask, read_mask), one, Side(begun, two, mask))
+    def fuse_cached(
+        self, read: Params, begun: Array, one: Array, two: Array, mask: Array, read_mask: Array | None = None
+    ) -> Array:
+        """The same from what `Fusion.cache_memory` and `Fusion.cache_query` keep of each side, embeddings [b,E] and masks [b,L], [b,N]."""
+        return self._odds(self.fusion.fuse_cached(read, begun, mask, read_mask), one, Side(begun, two, mask))
 
     def _odds(self, fused: Array, one: Array, two: Side) -> Array:
         logits = self.match(fused, two.mask, one, two.embed)
@@ -82,4 +86,3 @@ class FusionScorer(nn.Module):
 
 
 SCORERS: dict[str, type[ScorerConfig]] = {"fusion": FusionScorerConfig}
-

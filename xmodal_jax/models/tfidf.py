@@ -51,7 +51,10 @@ def tfidf_weights(ids: Array, idf: Array) -> Array:
 
 def tfidf_vectors(ids: Array, idf: Array) -> Array:
     """The TF-IDF vectors themselves of ids [B,L], of length one, float32 [B,V]: for distances between few captions."""
-    row = lambda words, weights: jnp.zeros(idf.shape, jnp.float32).at[words].add(weights)
+
+    def row(words, weights):
+        return jnp.zeros(idf.shape, jnp.float32).at[words].add(weights)
+
     return jax.vmap(row)(ids, tfidf_weights(ids, idf))
 
 
@@ -78,10 +81,14 @@ class TfIdfConfig(WordConfig):
         """Refuse what is BERT's: weights, kept tokens, pools that read words."""
         super().check(where)
         if parse_pool(self.pool)[1] in ("shared", "attention"):
-            raise UserError(f"{where}.pool is '{self.pool}', but {where}.kind='tfidf' has no words to read; write 'mean'")
+            raise UserError(
+                f"{where}.pool is '{self.pool}', but {where}.kind='tfidf' has no words to read; write 'mean'"
+            )
         for name, value, instead in (("init", self.init, "''"), ("cache_tokens", self.cache_tokens, "False")):
             if value:
-                raise UserError(f"{where}.{name} is {value!r}, but {where}.kind is 'tfidf', not 'bert'; write {instead}")
+                raise UserError(
+                    f"{where}.{name} is {value!r}, but {where}.kind is 'tfidf', not 'bert'; write {instead}"
+                )
 
 
 class TfIdf(nn.Module):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.config_build import limited
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.models.encoder import REMAT
 from xmodal_jax.models.grid import local_map
 from xmodal_jax.models.layers import (
@@ -41,9 +41,8 @@ def patchify(image: Array, patch: int) -> Array:
     """
     batch, height, width, channels = image.shape
     whole = height % patch == 0 and width % patch == 0
-    refuse_unless(
-        whole, f"image.size: {height} x {width} pixels do not divide into patches of {patch}; use a multiple."
-    )
+    if not whole:
+        raise UserError(f"image.size: {height} x {width} pixels do not divide into patches of {patch}; use a multiple.")
     rows, columns = height // patch, width // patch
     cells = image.reshape(batch, rows, patch, columns, patch, channels).transpose(0, 1, 3, 2, 4, 5)
     return cells.reshape(batch, rows * columns, patch * patch * channels)
@@ -67,15 +66,18 @@ class ViTConfig(PixelConfig):
 
     def module(self, dtype: Any) -> "ViT":
         """The tower."""
-        shape = {name: getattr(self, name) for name in ("patch", "width", "layers", "heads", "hidden", "dropout", "remat")}
+        shape = {
+            name: getattr(self, name) for name in ("patch", "width", "layers", "heads", "hidden", "dropout", "remat")
+        }
         return ViT(image_size=self.size, **shape, **self.pixels(dtype))
 
     def check(self, where: str) -> None:
         """Refuse pictures that are not whole patches."""
         super().check(where)
-        refuse_unless(
-            self.size % self.patch == 0, f"{where}.size is {self.size}, not a multiple of {where}.patch={self.patch}; write a multiple"
-        )
+        if self.size % self.patch != 0:
+            raise UserError(
+                f"{where}.size is {self.size}, not a multiple of {where}.patch={self.patch}; write a multiple"
+            )
 
     def local_map(self, tokens: int) -> np.ndarray:
         """[CLS] is left out; patches are a grid."""
@@ -125,9 +127,10 @@ class ViT(nn.Module):
         patches = dense(self.embed, patchify(self.normalise(image), self.patch).astype(self.dtype))
         expected = self.position.shape[1] - 1
         fits = patches.shape[1] == expected
-        refuse_unless(
-            fits, f"image: {patches.shape[1]} patches, but the tower was built for {expected}; set image.size."
-        )
+        if not fits:
+            raise UserError(
+                f"image: {patches.shape[1]} patches, but the tower was built for {expected}; set image.size."
+            )
         cls = jnp.broadcast_to(self.cls.astype(self.dtype), (patches.shape[0], 1, self.width))
         x = jnp.concatenate([cls, patches], axis=1) + self.position.astype(self.dtype)
         return dropout(x, self.dropout, key)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from xmodal_jax.config_build import limited
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.models.encoder import EncoderConfig
 from xmodal_jax.models.layers import real_tokens
 from xmodal_jax.types import Array, DataFacts
@@ -37,11 +37,11 @@ class WordConfig(EncoderConfig):
     def filled(self, name: str, data: Any, facts: DataFacts) -> "WordConfig":
         """With the size of the tokenizer's vocabulary."""
         sizes = [facts.vocabularies[field].vocab_size for field in data.fields_of(name)]
-        refuse_unless(
-            self.vocab_size in (0, sizes[0]),
-            f"config.encoders.{name}.vocab_size is {self.vocab_size}, but the tokenizer '{self.tokenizer}' has {sizes[0]} ids; "
-            f"write {sizes[0]} or leave it 0",
-        )
+        if self.vocab_size not in (0, sizes[0]):
+            raise UserError(
+                f"config.encoders.{name}.vocab_size is {self.vocab_size}, but the tokenizer '{self.tokenizer}' has {sizes[0]} ids; "
+                f"write {sizes[0]} or leave it 0"
+            )
         return replace(self, vocab_size=sizes[0])
 
     def mask(self, x: Array) -> Array | None:

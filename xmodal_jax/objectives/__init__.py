@@ -4,7 +4,7 @@ from typing import Any
 
 from xmodal_jax.config_build import EPOCHS, build
 from xmodal_jax.data.fields import batch_fields
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.objectives.alignment import IMS, LMIM
 from xmodal_jax.objectives.base import Objective, in_steps
 from xmodal_jax.objectives.contrastive import ITC
@@ -50,10 +50,12 @@ def build_objectives(section: dict[str, Any], rows: int = 0) -> dict[str, Object
     built = {}
     for name, fields in section.items():
         where = f"config.objectives.{name}"
-        refuse_unless(hasattr(fields, "items"), f"{where} is {fields!r}; write a dict such as {{'kind': 'itc'}}")
+        if not hasattr(fields, "items"):
+            raise UserError(f"{where} is {fields!r}; write a dict such as {{'kind': 'itc'}}")
         fields = dict(fields)
         cls = find_class(fields.pop("kind", name), f"{where}.kind", OBJECTIVES, Objective)
-        refuse_unless("name" not in fields, f"{where}.name is {fields.get('name')!r}; the entry's own key is its name")
+        if "name" in fields:
+            raise UserError(f"{where}.name is {fields.get('name')!r}; the entry's own key is its name")
         objective = build(cls, fields | {"name": name}, where)
         if objective.weight != 0:
             built[name] = objective
@@ -79,16 +81,15 @@ def refuse_unread(objective: Objective, where: str, config: Any, facts: DataFact
     """Refuse an objective that reads a field which the batch does not have."""
     have = batch_fields(config, facts)
     for field in objective.reads:
-        refuse_unless(field in have, f"{where} reads '{field}' of the batch, which is not there; {hint(field, config)}")
+        if field not in have:
+            raise UserError(f"{where} reads '{field}' of the batch, which is not there; {hint(field, config)}")
 
 
 def refuse_period(objective: Objective, where: str) -> None:
     """Refuse a `period`, which a class may say without a field, that is neither steps nor epochs."""
     period = objective.period
-    refuse_unless(
-        not isinstance(period, str) or EPOCHS.fullmatch(period) is not None,
-        f"{where}.period is {period!r}; write a number of steps such as 1000, or '2 epochs'",
-    )
+    if isinstance(period, str) and EPOCHS.fullmatch(period) is None:
+        raise UserError(f"{where}.period is {period!r}; write a number of steps such as 1000, or '2 epochs'")
 
 
 def hint(field: str, config: Any) -> str:
@@ -97,29 +98,35 @@ def hint(field: str, config: Any) -> str:
     if what == "teacher":
         return "write config.data.embeddings=NAME, made by `xmodal data embed`"
     if field == "labels":
-        known = "write config.data.labels=True" if not config.data.labels else "the data set has no labels: write by_label=False"
+        known = (
+            "write config.data.labels=True"
+            if not config.data.labels
+            else "the data set has no labels: write by_label=False"
+        )
         return known
     seen = name.rstrip("2") if name.rstrip("2") in config.data.fields else next(iter(config.data.fields))
-    return f"add config.data.fields.{name}, such as {{'of': '{seen}'}}, or write some of {', '.join(config.data.fields)}"
+    return (
+        f"add config.data.fields.{name}, such as {{'of': '{seen}'}}, or write some of {', '.join(config.data.fields)}"
+    )
 
 
 def refuse_uneven(objective: Objective, rows: int, where: str) -> None:
     """Refuse an `every` that does not divide the batch of `rows` (0: any)."""
-    refuse_unless(
-        not rows or rows % objective.every == 0,
-        f"{where}.every is {objective.every}, which does not divide the batch of {rows} rows; write a divisor, 1 for all rows",
-    )
+    if rows and rows % objective.every != 0:
+        raise UserError(
+            f"{where}.every is {objective.every}, which does not divide the batch of {rows} rows; write a divisor, 1 for all rows"
+        )
 
 
 def refuse_alone(objectives: dict[str, Objective], rows: int) -> None:
     """Refuse a batch of `rows` (0: any) that leaves a loss one row and no queue: nothing would be a negative of it."""
     for name in lonely(objectives):
         own = rows // objectives[name].every
-        refuse_unless(
-            rows == 0 or own > 1,
-            f"config.objectives.{name} tells a row from others, and has {own} row of config.batch_size={rows}; "
-            "write a larger batch_size",
-        )
+        if rows != 0 and own <= 1:
+            raise UserError(
+                f"config.objectives.{name} tells a row from others, and has {own} row of config.batch_size={rows}; "
+                "write a larger batch_size"
+            )
 
 
 def lonely(objectives: dict[str, Objective]) -> tuple[str, ...]:
@@ -134,11 +141,11 @@ def refuse_mixed_rings(objectives: dict[str, Objective]) -> None:
     for name, item in objectives.items():
         for place, how in item.fills.items():
             other, theirs = first.setdefault(place, (name, how))
-            refuse_unless(
-                how == theirs,
-                f"config.objectives.{other} ({theirs}) and config.objectives.{name} ({how}) put different keys into one ring, "
-                f"'{place}'; write config.objectives.{name}.keys='{name}' for a ring of its own, or queue=0",
-            )
+            if how != theirs:
+                raise UserError(
+                    f"config.objectives.{other} ({theirs}) and config.objectives.{name} ({how}) put different keys into one ring, "
+                    f"'{place}'; write config.objectives.{name}.keys='{name}' for a ring of its own, or queue=0"
+                )
 
 
 def parts(objectives: dict[str, Objective]) -> frozenset[str]:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.data.config import PAIR
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward, stop
 from xmodal_jax.models.pooling import AGGREGATORS, parse_pool
 from xmodal_jax.objectives.base import Objective, Term, marks, mean_over, row_weight, same
@@ -39,10 +39,10 @@ class Sided(Objective, abc.ABC):
 
     def check(self, where: str) -> None:
         """Refuse no fields, and one named twice."""
-        refuse_unless(
-            len(self.sides) > 0 and len(set(self.sides)) == len(self.sides),
-            f"{where}.sides is {self.sides}; write each field once, such as ('image', 'text') or ('image',)",
-        )
+        if len(self.sides) == 0 or len(set(self.sides)) != len(self.sides):
+            raise UserError(
+                f"{where}.sides is {self.sides}; write each field once, such as ('image', 'text') or ('image',)"
+            )
 
     def marks(self, rows: Batch, side: str) -> Batch:
         """What tells which rows match: those of the field that is there, and the caption keys of all fields."""
@@ -150,11 +150,11 @@ class LMIM(Sided):
         for side in self.sides if self.momentum else ():
             encoder = config.data.fields[side].encoder
             pool = config.encoders[encoder].pool
-            refuse_unless(
-                parse_pool(pool)[1] in AGGREGATORS,
-                f"{where} takes local features of the teacher, and with config.encoders.{encoder}.pool='{pool}' nothing trains "
-                f"them; write a pool with an aggregator such as 'mean+gpo', or {where}.momentum=False",
-            )
+            if parse_pool(pool)[1] not in AGGREGATORS:
+                raise UserError(
+                    f"{where} takes local features of the teacher, and with config.encoders.{encoder}.pool='{pool}' nothing trains "
+                    f"them; write a pool with an aggregator such as 'mean+gpo', or {where}.momentum=False"
+                )
 
     def side(self, fwd: Forward, batch: Batch, side: str) -> Array:
         """Losses [B] of one field."""

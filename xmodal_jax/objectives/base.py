@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.data.fields import batch_fields
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward
 from xmodal_jax.types import NEVER, Array, Batch, DataFacts, Metrics, Schedule, Steps
 
@@ -58,7 +58,9 @@ class Objective:
     contrasts: ClassVar[bool] = False  # its loss says nothing about a row without a negative
     by_label: ClassVar[bool] = False  # it reads the batch's `labels`
     every: ClassVar[int] = 1  # it takes every n-th row only
-    group: ClassVar[int | None] = None  # rows it must see together, 0: all of the batch; None: it looks at each by itself
+    group: ClassVar[int | None] = (
+        None  # rows it must see together, 0: all of the batch; None: it looks at each by itself
+    )
     queue: ClassVar[int] = 0  # rows of its ring
     table: ClassVar[int] = 0  # rows of its table, one for each training record
     keys: ClassVar[str] = ""  # name of its ring or table
@@ -91,10 +93,8 @@ class Objective:
         """Refuse values that are impossible whatever the rest of the config is; by default of `positive` fields."""
         for one in dataclasses.fields(self):
             value = getattr(self, one.name)
-            refuse_unless(
-                not one.metadata.get("positive") or value > 0,
-                f"{where}.{one.name} is {value}; write a number above 0, such as {one.default}",
-            )
+            if one.metadata.get("positive") and not value > 0:
+                raise UserError(f"{where}.{one.name} is {value}; write a number above 0, such as {one.default}")
 
     def check_fit(self, where: str, config: Any, facts: DataFacts) -> None:
         """Refuse values that do not fit the config or the data, of which `facts` may know nothing yet (zeros)."""
@@ -166,7 +166,7 @@ def at(schedule: Schedule, step: Array | int) -> Array:
     """The value of a schedule at `step`: a number, or straight lines between ((step, value), ...)."""
     if isinstance(schedule, (int, float)):
         return jnp.float32(schedule)
-    steps, values = (jnp.asarray(column, jnp.float32) for column in zip(*schedule))
+    steps, values = (jnp.asarray(column, jnp.float32) for column in zip(*schedule, strict=True))
     return jnp.interp(jnp.asarray(step, jnp.float32), steps, values)
 
 

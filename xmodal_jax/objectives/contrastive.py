@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.config_build import limited
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward, stop
 from xmodal_jax.objectives.base import (
     Paired,
@@ -46,8 +46,15 @@ def masked(logits: Array, valid: Array) -> Array:
     return jnp.where(valid[None, :], logits, jnp.finfo(logits.dtype).min)
 
 
-def direction(query: Array, keys: Array, positive: Array, valid: Array, temperature: Array,
-              teacher_query: Array | None, alpha: Array) -> tuple[Array, Array]:  # fmt: skip
+def direction(
+    query: Array,
+    keys: Array,
+    positive: Array,
+    valid: Array,
+    temperature: Array,
+    teacher_query: Array | None,
+    alpha: Array,
+) -> tuple[Array, Array]:
     """One direction of ITC -> losses [B] and logits [B,M].
 
     query [B,E] of the student against keys [M,E]; the target is `alpha` times the teacher's own softmax plus (1 - alpha)
@@ -170,19 +177,19 @@ class ITC(Contrast):
 
     def check(self, where: str) -> None:
         """Refuse keys of two kinds."""
-        refuse_unless(
-            not (self.second_view_keys and (self.student_keys or self.bridge)),
-            f"{where}.second_view_keys is True, which takes the teacher's keys of the second view, and with "
-            "student_keys or bridge they are others; write one of them",
-        )
+        if self.second_view_keys and (self.student_keys or self.bridge):
+            raise UserError(
+                f"{where}.second_view_keys is True, which takes the teacher's keys of the second view, and with "
+                "student_keys or bridge they are others; write one of them"
+            )
 
     def check_fit(self, where: str, config: Any, facts: DataFacts) -> None:
         """Refuse keys of a second view that the batch does not have."""
-        refuse_unless(
-            not self.second_view_keys or any(config.data.other_view(field) for field in self.pair),
-            f"{where}.second_view_keys is True, and no field of config.data.fields is another view of {self.pair}; write "
-            f"config.data.fields.{self.pair[0]}2={{'of': '{self.pair[0]}'}}, or second_view_keys=False",
-        )
+        if self.second_view_keys and not any(config.data.other_view(field) for field in self.pair):
+            raise UserError(
+                f"{where}.second_view_keys is True, and no field of config.data.fields is another view of {self.pair}; write "
+                f"config.data.fields.{self.pair[0]}2={{'of': '{self.pair[0]}'}}, or second_view_keys=False"
+            )
 
     def momentum_key(self, fwd: Forward, field: str) -> Array:
         """The teacher's unit embeddings [B,E] of one field, of its other view where the config says so."""

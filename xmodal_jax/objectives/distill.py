@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.config_build import limited
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward
 from xmodal_jax.objectives.base import Paired, Term, mean_over, positive, products, row_weight
 from xmodal_jax.parallel.ring import LOW
@@ -35,7 +35,9 @@ class Distill(Paired):
     """
 
     relation: float = limited(1.0, least=0)  # of the KL between the softmaxes over the batch, both directions averaged
-    feature: float = limited(0.0, least=0)  # of 1 - cosine(student, teacher), both sides averaged; needs joint.embed as the teacher's
+    feature: float = limited(
+        0.0, least=0
+    )  # of 1 - cosine(student, teacher), both sides averaged; needs joint.embed as the teacher's
     teacher_temperature: float = positive(0.07)  # of the teacher's softmax; the student's is the model's, which learns
 
     @property
@@ -51,9 +53,8 @@ class Distill(Paired):
     def check(self, where: str) -> None:
         """Refuse impossible values."""
         super().check(where)
-        refuse_unless(
-            self.relation + self.feature > 0, f"{where}.relation and {where}.feature are 0; write one above 0"
-        )
+        if not self.relation + self.feature > 0:
+            raise UserError(f"{where}.relation and {where}.feature are 0; write one above 0")
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """Weighted sum of the two parts, [B]; metrics: each of them and the teacher's accuracy in the batch.
@@ -63,7 +64,10 @@ class Distill(Paired):
         one, two = (fwd.encode(field).embed.astype(jnp.float32) for field in self.pair)
         seen, said = (batch[f"{field}/teacher"] for field in self.pair)
         weight = row_weight(batch, self.pair)
-        there = lambda logits: jnp.where(weight[None, :] > 0, logits, LOW)
+
+        def there(logits):
+            return jnp.where(weight[None, :] > 0, logits, LOW)
+
         target, logits = products(seen, said) / self.teacher_temperature, products(one, two) / fwd.temperature()
         relation = 0.5 * (divergence(there(target), there(logits)) + divergence(there(target.T), there(logits.T)))
         right = target.argmax(1) == jnp.arange(len(target))
@@ -76,9 +80,9 @@ class Distill(Paired):
         return Term(values, weight, metrics)
 
     def _refuse_width(self, teacher: Array, student: Array) -> None:
-        refuse_unless(
-            teacher.shape == student.shape,
-            f"the objective '{self.name}' has feature={self.feature}, but the teacher's embeddings have width "
-            f"{teacher.shape[1]} and config.joint.embed is {student.shape[1]}; write feature=0, or "
-            f"config.joint.embed={teacher.shape[1]}",
-        )
+        if teacher.shape != student.shape:
+            raise UserError(
+                f"the objective '{self.name}' has feature={self.feature}, but the teacher's embeddings have width "
+                f"{teacher.shape[1]} and config.joint.embed is {student.shape[1]}; write feature=0, or "
+                f"config.joint.embed={teacher.shape[1]}"
+            )

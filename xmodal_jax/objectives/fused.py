@@ -50,7 +50,10 @@ class FusedKeys(Paired):
     def columns(self, fwd: Forward, keys: Array, rows: Batch) -> Batch:
         """The batch's fused keys [b,E] and, behind them, those of the ring where the state has it."""
         ring = fwd.memory.get(self.keys) if self.queue else None
-        matched = lambda of: marks(of, self.reads)
+
+        def matched(of):
+            return marks(of, self.reads)
+
         queue = None if ring is None else {"fused": ring["fused"]} | matched(ring)
         return joined({"fused": keys} | matched(rows), queue)
 
@@ -88,9 +91,10 @@ class Fused(FusedKeys):
         fused_key = stop(joined_embedding(fwd.teacher, one, two))
         columns = self.columns(fwd, fused_key, rows)
         positive, valid = same(marks(rows, self.pair), columns), columns["id"] != NEVER
-        ask = lambda query, keys, right, real: direction(
-            query, keys, right, real, fwd.temperature(), None, jnp.float32(0)
-        )
+
+        def ask(query, keys, right, real):
+            return direction(query, keys, right, real, fwd.temperature(), None, jnp.float32(0))
+
         students = [fwd.encode(field).every(self.every) for field in self.pair]
         losses, logits = zip(*(ask(side.embed, columns["fused"], positive, valid) for side in students), strict=True)
         fused, own = joined_embedding(fwd, *students), slice(0, weight.shape[0])

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.config_build import limited
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward, stop
 from xmodal_jax.models.heads import l2_normalize
 from xmodal_jax.objectives.base import Steps, Term, marks, positive, products, ring_marks, same
@@ -80,11 +80,11 @@ class HashContrast(CodeLoss):
 
     def check_fit(self, where: str, config: Any, facts: DataFacts) -> None:
         """Refuse a memory without a row for each training record."""
-        refuse_unless(
-            not self.table or self.table >= facts.records,
-            f"{where}.table is {self.table}, and the data set '{config.data.path}' has {facts.records} training records; "
-            f"write {facts.records}, or 0 for no memory",
-        )
+        if self.table and self.table < facts.records:
+            raise UserError(
+                f"{where}.table is {self.table}, and the data set '{config.data.path}' has {facts.records} training records; "
+                f"write {facts.records}, or 0 for no memory"
+            )
 
     def memory(self, model: Any, facts: DataFacts) -> dict[str, Any]:
         """One code and what it matches by for each training record."""

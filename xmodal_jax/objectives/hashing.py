@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.config_build import limited
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward, stop
 from xmodal_jax.models.heads import l2_normalize
 from xmodal_jax.models.pooling import masked_mean
@@ -72,7 +72,10 @@ class Hash(CodeLoss):
         theta, real = 0.5 * products(one, two), rows.real
         code = stop(jnp.sign(one + two))
         quantization = jnp.square(one - code).sum(1) + jnp.square(two - code).sum(1)
-        total = lambda codes: jnp.square((codes * real[:, None]).sum(0)).sum()
+
+        def total(codes):
+            return jnp.square((codes * real[:, None]).sum(0)).sum()
+
         balance = (total(one) + total(two)) / jnp.maximum(real.sum(), 1.0)
         return ((jax.nn.softplus(theta) - rows.similar * theta) * real[None, :]).sum(1), quantization, balance
 
@@ -93,7 +96,8 @@ class HashTriplet(CodeLoss):
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""
-        refuse_unless(0 < self.margin < 2, f"{where}.margin is {self.margin}; write a cosine from 0 to 2, such as 0.2")
+        if not 0 < self.margin < 2:
+            raise UserError(f"{where}.margin is {self.margin}; write a cosine from 0 to 2, such as 0.2")
 
     def shared(self, fwd: Forward, batch: Batch, rows: Rows, key: Array) -> Array:
         """Whether the hardest negative counts."""
@@ -118,7 +122,10 @@ def euclidean(left: Array, right: Array) -> tuple[Array, Array]:
     With p1 + p0 = 1 both halves of a bit differ by half of what c differs: |select - select'|^2 = |c - c'|^2 / 2, so a
     tanh head may stand in for the two-way head. Where two codes are equal the distance has gradient 0.
     """
-    square = lambda x: jnp.square(x).sum(1)
+
+    def square(x):
+        return jnp.square(x).sum(1)
+
     both = square(left)[:, None] + square(right)[None, :]
     squared = 0.5 * jnp.maximum(both - 2.0 * products(left, right), 0.0)
     apart = squared > 0
@@ -140,7 +147,8 @@ class HashEuclidean(CodeLoss):
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""
-        refuse_unless(0 < self.vartheta <= 1, f"{where}.vartheta is {self.vartheta}; write a share above 0, up to 1")
+        if not 0 < self.vartheta <= 1:
+            raise UserError(f"{where}.vartheta is {self.vartheta}; write a share above 0, up to 1")
 
     def values(self, shared: None, rows: Rows, one: Array, two: Array) -> Losses:
         """The sum over the three kinds of pairs, [B]."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.config_build import limited
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward, stop
 from xmodal_jax.models.layers import every_row, real_tokens
 from xmodal_jax.objectives.base import Paired, Steps, Term, ramped, row_weight
@@ -105,7 +105,8 @@ class MLM(Writing):
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""
-        refuse_unless(0.0 < self.rate < 1.0, f"{where}.rate is {self.rate}; write a share such as 0.15")
+        if not 0.0 < self.rate < 1.0:
+            raise UserError(f"{where}.rate is {self.rate}; write a share such as 0.15")
 
     def fitted(self, facts: DataFacts) -> "MLM":
         """With the ids of the tokenizer of its field's encoder."""
@@ -140,7 +141,10 @@ class MLM(Writing):
         original = jnp.take_along_axis(self.words(batch), batch[self.own("positions")], axis=1)
         target, known = output_index(original, fwd.model.output_ids)
         arrays = (self.hidden(fwd, batch), *([self.hidden(fwd.teacher, batch)] if self.alpha else []), target)
-        each = lambda _, hidden, *rest: self.losses(fwd, hidden, rest[0] if self.alpha else None, rest[-1])
+
+        def each(_, hidden, *rest):
+            return self.losses(fwd, hidden, rest[0] if self.alpha else None, rest[-1])
+
         losses, right = fwd.rowwise(each, None, *arrays)
         mask = (batch[self.own("chosen")] & known).astype(jnp.float32) * self.there(batch)
         return row_term(losses, right, mask)
@@ -157,19 +161,22 @@ class LM(Writing):
     @property
     def parts(self) -> frozenset[str]:
         """The decoder, what it stands on, and the bridge where it reads through it."""
-        return frozenset({"fusion", "decoder", "vocabulary"}) | ({"bridge", "bridged_decoder"} if self.bridge else set())
+        return frozenset({"fusion", "decoder", "vocabulary"}) | (
+            {"bridge", "bridged_decoder"} if self.bridge else set()
+        )
 
     def check(self, where: str) -> None:
         """Refuse impossible values."""
-        refuse_unless(0.0 <= self.smoothing < 1.0, f"{where}.smoothing is {self.smoothing}; write 0 to below 1")
+        if not 0.0 <= self.smoothing < 1.0:
+            raise UserError(f"{where}.smoothing is {self.smoothing}; write 0 to below 1")
 
     def check_fit(self, where: str, config: Any, facts: DataFacts) -> None:
         """Refuse a bridge that what it reads does not cross."""
         encoder = config.data.fields[self.pair[0]].encoder
-        refuse_unless(
-            not self.bridge or encoder in config.bridge.sides,
-            f"{where}.bridge is True, but config.bridge.sides is {config.bridge.sides}; add '{encoder}'",
-        )
+        if self.bridge and encoder not in config.bridge.sides:
+            raise UserError(
+                f"{where}.bridge is True, but config.bridge.sides is {config.bridge.sides}; add '{encoder}'"
+            )
 
     def fitted(self, facts: DataFacts) -> "LM":
         """With the start token of the tokenizer of its field's encoder."""

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.config_build import limited
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward, named_key, stop
 from xmodal_jax.models.layers import every_row, pick_rows
 from xmodal_jax.objectives.base import Paired, Term, marks, mean_over, products, same
@@ -108,27 +108,30 @@ class ITM(Paired):
     def group_size(self, rows: int) -> int:
         """Matched rows of a group, of a batch of `rows`; a size that does not fit is a UserError."""
         whole, where = self.group or rows, f"config.objectives.{self.name}"
-        refuse_unless(
-            rows % whole == 0,
-            f"{where}.group is {whole}, which does not divide the batch of {rows} rows; write a divisor",
-        )
-        refuse_unless(
-            self.negatives < whole,
-            f"{where}.negatives is {self.negatives}, and a group of {whole} rows has {whole - 1} at most; "
-            "write fewer, or a larger group",
-        )
+        if rows % whole != 0:
+            raise UserError(
+                f"{where}.group is {whole}, which does not divide the batch of {rows} rows; write a divisor"
+            )
+        if self.negatives >= whole:
+            raise UserError(
+                f"{where}.negatives is {self.negatives}, and a group of {whole} rows has {whole - 1} at most; "
+                "write fewer, or a larger group"
+            )
         fits = [step for step in range(1, whole + 1) if whole % step == 0 and whole // step > self.negatives]
-        refuse_unless(
-            self.every in fits,
-            f"{where}.every is {self.every}, which must divide the {whole} rows of a group and leave more than the "
-            f"{self.negatives} of {where}.negatives; write a divisor of {whole} up to {max(fits)}",
-        )
+        if self.every not in fits:
+            raise UserError(
+                f"{where}.every is {self.every}, which must divide the {whole} rows of a group and leave more than the "
+                f"{self.negatives} of {where}.negatives; write a divisor of {whole} up to {max(fits)}"
+            )
         return whole // self.every
 
     def pairs(self, fwd: Forward, batch: Batch, key: Array) -> Pairs:
         """The pairs to fuse, among the matched rows 0, `every`, 2 * `every` ... of the batch."""
         size = self.group_size(batch["id"].shape[0])
-        matched = lambda x: in_groups(every_row(x, self.every), size)
+
+        def matched(x):
+            return in_groups(every_row(x, self.every), size)
+
         own = {name: matched(values) for name, values in marks(batch, self.pair).items()}
         one, two = (matched(fwd.encode(field).embed) for field in self.pair)
         logits = jax.vmap(products)(one, two) * (self.hardness / fwd.call("temperature"))
@@ -158,5 +161,8 @@ class ITM(Paired):
     def listwise(self, odds: Array) -> Array:
         """Softmax cross-entropy of the positive against the negatives of each direction -> [B]."""
         firsts, seconds = jnp.split(odds[:, 1:], 2, axis=1)
-        against = lambda rest: jax.nn.logsumexp(jnp.concatenate([odds[:, :1], rest], axis=1), axis=1) - odds[:, 0]
+
+        def against(rest):
+            return jax.nn.logsumexp(jnp.concatenate([odds[:, :1], rest], axis=1), axis=1) - odds[:, 0]
+
         return 0.5 * (against(firsts) + against(seconds))

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 
 GIB = 1024**3
 
@@ -92,7 +92,8 @@ def local_chip(kind: str, stats: Mapping[str, int] | None) -> Chip | None:
 
 def chip_named(name: str) -> Chip:
     """The chip `name`. Raises UserError with the names there are."""
-    refuse_unless(name in CHIPS, f"there is no chip '{name}' in the table; write one of {', '.join(CHIPS)}")
+    if name not in CHIPS:
+        raise UserError(f"there is no chip '{name}' in the table; write one of {', '.join(CHIPS)}")
     return CHIPS[name]
 
 
@@ -105,18 +106,17 @@ def parse_topology(text: str, chip: str = "") -> Topology:
         return Topology(text, chip_named(chip) if chip else None)
     known = [name for name, item in CHIPS.items() if item.topology]
     form = re.fullmatch(r"(\w+):(\d+(?:x\d+)*?)(?:x(\d+)slices?)?", text)
-    refuse_unless(
-        form is not None and not chip,
-        f"--topology '{text}'{' with --chip' if chip else ''} is not a topology; write 'local' (with --chip NAME if you "
-        "like), or a chip and its shape such as v5e:16x16, v5p:8x8x8 or v6e:16x16x2slices",
-    )
+    if form is None or chip:
+        raise UserError(
+            f"--topology '{text}'{' with --chip' if chip else ''} is not a topology; write 'local' (with --chip NAME if you "
+            "like), or a chip and its shape such as v5e:16x16, v5p:8x8x8 or v6e:16x16x2slices"
+        )
     name, shape, slices = form[1], tuple(map(int, form[2].split("x"))), int(form[3] or 1)
-    refuse_unless(
-        name in known, f"--topology '{text}': '{name}' is not a chip to plan for; write one of {', '.join(known)}"
-    )
-    refuse_unless(
-        len(shape) == CHIPS[name].axes and min(shape) > 0 and slices > 0,
-        f"--topology '{text}': {name} has a torus of {CHIPS[name].axes} axes; write sizes such as "
-        f"{name}:{'x'.join(['4'] * CHIPS[name].axes)}",
-    )
+    if name not in known:
+        raise UserError(f"--topology '{text}': '{name}' is not a chip to plan for; write one of {', '.join(known)}")
+    if len(shape) != CHIPS[name].axes or min(shape) <= 0 or slices <= 0:
+        raise UserError(
+            f"--topology '{text}': {name} has a torus of {CHIPS[name].axes} axes; write sizes such as "
+            f"{name}:{'x'.join(['4'] * CHIPS[name].axes)}"
+        )
     return Topology(text, CHIPS[name], shape, slices)

@@ -9,7 +9,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from xmodal_jax.config import MeshConfig
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.types import Array
 
 AXES = ("data", "fsdp", "tensor")
@@ -23,20 +23,19 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
     """
     devices = devices if devices is not None else jax.devices()
     sizes = [config.data, config.fsdp, config.tensor]
-    refuse_unless(
-        sizes.count(-1) <= 1 and all(s > 0 or s == -1 for s in sizes),
-        f"config.mesh is {sizes}; write sizes above 0, one may be -1",
-    )
+    if sizes.count(-1) > 1 or not all(s > 0 or s == -1 for s in sizes):
+        raise UserError(f"config.mesh is {sizes}; write sizes above 0, one may be -1")
     known = math.prod(size for size in sizes if size > 0)
     filled = [size if size > 0 else len(devices) // known for size in sizes]
-    refuse_unless(math.prod(filled) == len(devices), misfit(sizes, known, len(devices)))
+    if math.prod(filled) != len(devices):
+        raise UserError(misfit(sizes, known, len(devices)))
     sizes = filled
     return Mesh(arranged(tuple(sizes), devices), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def misfit(sizes: list[int], known: int, count: int) -> str:
     """The sentence for axes that do not multiply to `count` devices; `known` is the product of those that are not -1."""
-    fixed = " x ".join(f"{name}={size}" for name, size in zip(AXES, sizes) if size > 0)
+    fixed = " x ".join(f"{name}={size}" for name, size in zip(AXES, sizes, strict=True) if size > 0)
     asked = f"a multiple of {fixed} = {known}" if -1 in sizes else f"{fixed} = {known}"
     there = f"there are {count}" if count != 1 else "there is 1"
     return (
@@ -53,10 +52,10 @@ def arranged(sizes: tuple[int, ...], devices: list) -> np.ndarray:
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if devices[0].platform != "tpu" or slices == 1:
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    refuse_unless(
-        sizes[0] % slices == 0,
-        f"config.mesh.data is {sizes[0]}, which {slices} slices cannot share; write a multiple of {slices}",
-    )
+    if sizes[0] % slices != 0:
+        raise UserError(
+            f"config.mesh.data is {sizes[0]}, which {slices} slices cannot share; write a multiple of {slices}"
+        )
     near, far = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1)
     return mesh_utils.create_hybrid_device_mesh(near, far, devices, allow_split_physical_axes=True)
 
@@ -80,11 +79,11 @@ def process_share(sharding: NamedSharding, rows: int) -> tuple[int, int]:
     held = sharding.addressable_devices_indices_map((rows,)).values()
     spans = sorted({index[0].indices(rows)[:2] for index in held})
     start, stop = spans[0][0], spans[-1][1]
-    refuse_unless(
-        sum(last - first for first, last in spans) == stop - start and start % (stop - start) == 0,
-        f"the devices of process {jax.process_index()} hold rows {spans} of the batch, which are not consecutive; "
-        "write a config.mesh whose data x fsdp axes follow the processes",
-    )
+    if sum(last - first for first, last in spans) != stop - start or start % (stop - start) != 0:
+        raise UserError(
+            f"the devices of process {jax.process_index()} hold rows {spans} of the batch, which are not consecutive; "
+            "write a config.mesh whose data x fsdp axes follow the processes"
+        )
     return start // (stop - start), rows // (stop - start)
 
 
@@ -116,7 +115,7 @@ def split_rows(mesh: Mesh, rows: np.ndarray) -> Array:
     return jax.make_array_from_callback(rows.shape, batch_sharding(mesh), lambda index: rows[index])
 
 
-def beside(tree: Any, rows: np.ndarray) -> Array:
+def put_like(tree: Any, rows: np.ndarray) -> Array:
     """`split_rows` on the mesh that the arrays of `tree` lie on, for a function that takes both."""
     return split_rows(mesh_of(tree), rows)
 

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.parallel import stuck
 
 log = logging.getLogger(__name__)
@@ -56,22 +56,19 @@ def refuse_bad_flags(coordinator: str, processes: int, process: int, distributed
     given = {"--coordinator": bool(coordinator), "--processes": processes != 0, "--process": process != -1}
     if distributed:
         extra = ", ".join(name for name, there in given.items() if there)
-        refuse_unless(not extra, f"--distributed finds {extra} by itself; leave one or the other out")
+        if extra:
+            raise UserError(f"--distributed finds {extra} by itself; leave one or the other out")
     elif any(given.values()):
         missing = ", ".join(name for name, there in given.items() if not there)
-        refuse_unless(
-            not missing, f"{missing} is missing; write --coordinator HOST:PORT --processes N --process I together"
-        )
+        if missing:
+            raise UserError(f"{missing} is missing; write --coordinator HOST:PORT --processes N --process I together")
         host, _, port = coordinator.rpartition(":")
-        refuse_unless(
-            bool(host) and port.isdigit() and 0 < int(port) < 65536,
-            f"--coordinator is '{coordinator}'; write HOST:PORT of process 0, such as node1:8476",
-        )
-        refuse_unless(processes > 0, f"--processes is {processes}; write the number of processes, above 0")
-        refuse_unless(
-            0 <= process < processes,
-            f"--process is {process}; write 0 to {processes - 1}, another one for each process",
-        )
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise UserError(f"--coordinator is '{coordinator}'; write HOST:PORT of process 0, such as node1:8476")
+        if processes <= 0:
+            raise UserError(f"--processes is {processes}; write the number of processes, above 0")
+        if not 0 <= process < processes:
+            raise UserError(f"--process is {process}; write 0 to {processes - 1}, another one for each process")
 
 
 def refuse_loopback(coordinator: str, environment: Mapping[str, str]) -> None:
@@ -80,18 +77,21 @@ def refuse_loopback(coordinator: str, environment: Mapping[str, str]) -> None:
     SLURM tells the nodes of a step (not those of an allocation: a part of them may be used), Open MPI the processes on this
     machine, a TPU pod its hosts. Elsewhere nothing is known before the processes meet; see `_not_complete`.
     """
-    number = lambda name: int(value) if (value := environment.get(name, "")).isdecimal() else 0
+
+    def number(name):
+        return int(value) if (value := environment.get(name, "")).isdecimal() else 0
+
     said = {
         "SLURM_STEP_NUM_NODES": number("SLURM_STEP_NUM_NODES") > 1,
         "OMPI_COMM_WORLD_LOCAL_SIZE": 0 < number("OMPI_COMM_WORLD_LOCAL_SIZE") < number("OMPI_COMM_WORLD_SIZE"),
         "TPU_WORKER_HOSTNAMES": "," in environment.get("TPU_WORKER_HOSTNAMES", ""),
     }
     several = [name for name, there in said.items() if there]
-    refuse_unless(
-        not several or not loopback(coordinator),
-        f"--coordinator {coordinator} is reached from one machine only, and {', '.join(several)} tells of several hosts; "
-        "write a name or address of process 0's machine that the others reach, or --distributed",
-    )
+    if several and loopback(coordinator):
+        raise UserError(
+            f"--coordinator {coordinator} is reached from one machine only, and {', '.join(several)} tells of several hosts; "
+            "write a name or address of process 0's machine that the others reach, or --distributed"
+        )
 
 
 def loopback(coordinator: str) -> bool:
@@ -202,12 +202,12 @@ def agree(values: dict[str, Any]) -> None:
     digests[: len(values)] = [zlib.crc32(json.dumps(value, sort_keys=True).encode()) for value in values.values()]
     table = multihost_utils.process_allgather(digests)
     for process, row in enumerate(table):
-        other = [name for name, differs in zip(values, row != table[0], strict=False) if differs]
-        refuse_unless(
-            bool((row == table[0]).all()),
-            f"process {process} was started with another {', '.join(other) or 'version'} than process 0; "
-            "start all processes of a job with the same command",
-        )
+        other = [name for name, differs in zip(values, row != table[0], strict=True) if differs]
+        if not (row == table[0]).all():
+            raise UserError(
+                f"process {process} was started with another {', '.join(other) or 'version'} than process 0; "
+                "start all processes of a job with the same command"
+            )
 
 
 def again(workdir: str | pathlib.Path) -> str:
@@ -258,7 +258,10 @@ def with_causes(error: BaseException) -> Iterator[BaseException]:
 
 def lost_peer(error: BaseException) -> bool:
     """Whether an error of the runtime, or one behind it, is about a process that cannot be reached."""
-    told = lambda one: (isinstance(one, jax.errors.JaxRuntimeError) and LOST.search(str(one))) or WIRE.search(str(one))
+
+    def told(one):
+        return (isinstance(one, jax.errors.JaxRuntimeError) and LOST.search(str(one))) or WIRE.search(str(one))
+
     return any(told(one) for one in with_causes(error))
 
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.mesh import BATCH
 from xmodal_jax.types import NEVER, Array, Batch
 
@@ -90,7 +90,10 @@ class Softmax:
         """Losses [n], hits bool [n], and what the backward pass needs of each row."""
         count = jnp.maximum(stats["count"], 1.0)  # a row with something missing may have no positive
         target = stats["positives"] / count
-        norm = lambda top, total: top + jnp.log(jnp.maximum(total, 1.0))  # below 1 only where no column counts
+
+        def norm(top, total):
+            return top + jnp.log(jnp.maximum(total, 1.0))  # below 1 only where no column counts
+
         saved = {"norm": norm(stats["top"], stats["total"]), "count": count}
         if "soft_top" in stats:
             soft = stats["soft_logit"] / jnp.maximum(stats["soft_total"], 1.0)
@@ -146,7 +149,10 @@ class Ring:
 def divided(part: Batch, shards: int) -> Batch:
     """Columns [M,...] filled up with empty ones until `shards` of them hold as many each."""
     fill = -part["id"].shape[0] % shards
-    pad = lambda name, x: jnp.concatenate([x, jnp.full((fill, *x.shape[1:]), NEVER if name == "id" else 0, x.dtype)])
+
+    def pad(name, x):
+        return jnp.concatenate([x, jnp.full((fill, *x.shape[1:]), NEVER if name == "id" else 0, x.dtype)])
+
     return {name: pad(name, x) for name, x in part.items()} if fill else part
 
 
@@ -196,7 +202,9 @@ def forward(
 ) -> tuple[Array, Array, Stats]:
     """On one device: losses [n], hits [n] and the saved statistics of its rows."""
     rows = in_float32(rows)
-    fold = lambda stats, part: (ring.loss.fold(stats, block_of(ring, scalars, rows, part)), None)
+
+    def fold(stats, part):
+        return (ring.loss.fold(stats, block_of(ring, scalars, rows, part)), None)
 
     def step(stats: Stats, keys: dict[str, Batch]) -> tuple[Stats, dict[str, Batch]]:
         for part in keys.values():
@@ -254,7 +262,10 @@ def on_mesh(run: Callable, inputs: tuple[bool, ...], outputs: tuple[bool, ...]) 
     local = functools.partial(run, axes)
     if not axes:
         return local
-    spec = lambda rows: PartitionSpec(axes) if rows else PartitionSpec()
+
+    def spec(rows):
+        return PartitionSpec(axes) if rows else PartitionSpec()
+
     return jax.shard_map(local, in_specs=tuple(map(spec, inputs)), out_specs=tuple(map(spec, outputs)))
 
 
@@ -276,7 +287,10 @@ def run_backward(ring: Ring, residuals: tuple, slopes: tuple) -> tuple:
     scalars, rows, keys, saved = residuals
     run = on_mesh(functools.partial(backward, ring), (False, True, True, True, True), (False, True, True))
     ends, query, own = run(scalars, rows, keys, saved, slopes[0])
-    nothing = lambda tree: dict.fromkeys(tree)
+
+    def nothing(tree):
+        return dict.fromkeys(tree)
+
     batch = nothing(keys["batch"]) | ({"embed": own} if ring.train_keys else {})
     parts = {name: nothing(part) for name, part in keys.items()} | {"batch": batch}
     return nothing(scalars) | ends, nothing(rows) | {"embed": query}, parts
@@ -286,9 +300,14 @@ run_ring.defvjp(run_forward, run_backward)
 
 
 def contrast(
-    loss: Softmax | Sigmoid, match: Match, rows: Batch, keys: Batch, queue: Batch | None, scalars: Scalars,
+    loss: Softmax | Sigmoid,
+    match: Match,
+    rows: Batch,
+    keys: Batch,
+    queue: Batch | None,
+    scalars: Scalars,
     train_keys: bool = False,
-) -> tuple[Array, Array]:  # fmt: skip
+) -> tuple[Array, Array]:
     """Rows of queries against every key of the batch and of the queue -> losses [B] float32, hits [B] bool.
 
     rows: `embed` [B,E] of the student, what `match` reads (id, caption keys [B]) and, for soft targets, `teacher` [B,E];
@@ -300,9 +319,9 @@ def contrast(
     """
     mesh = jax.sharding.get_abstract_mesh()
     shards, size = math.prod(mesh.shape[name] for name in row_axes()), rows["id"].shape[0]
-    refuse_unless(
-        size % shards == 0,
-        f"a ring loss has {size} rows on {shards} row shards (data x fsdp); write a batch_size that {shards} divides",
-    )
+    if size % shards != 0:
+        raise UserError(
+            f"a ring loss has {size} rows on {shards} row shards (data x fsdp); write a batch_size that {shards} divides"
+        )
     parts = {"batch": keys} if queue is None else {"batch": keys, "queue": divided(queue, shards)}
     return run_ring(Ring(loss, match, train_keys), scalars, rows, parts)

@@ -21,7 +21,10 @@ Rule = tuple[str, tuple]
 ROWS = ("data", "fsdp")  # the axes that a batch is split over
 
 RULES: tuple[Rule, ...] = (
-    (r"^memory/", (("data", "fsdp"), None, ...)),  # rows of features; ids, keys and marks of rows, which are small, stay whole
+    (
+        r"^memory/",
+        (("data", "fsdp"), None, ...),
+    ),  # rows of features; ids, keys and marks of rows, which are small, stay whole
     (r"^memory/", ()),
     (r"/gpo/", ()),  # two GRUs of width 32: nothing to split
     (r"/gru_", ()),  # read at every word: whole on each device
@@ -87,7 +90,10 @@ def place(name: str, shape: tuple[int, ...], mesh: Mesh, rules: tuple[Rule, ...]
         axes = unrolled(axes, len(shape))
         if re.search(pattern, name) and len(axes) <= len(shape):
             head = (None,) * (len(shape) - len(axes))
-            fit = [axis if size % axis_size(mesh, axis) == 0 else None for axis, size in zip(axes, shape[len(head) :])]
+            fit = [
+                axis if size % axis_size(mesh, axis) == 0 else None
+                for axis, size in zip(axes, shape[len(head) :], strict=True)
+            ]
             return Placement(name, shape, pattern, axes, PartitionSpec(*head, *fit))
     return Placement(name, shape, "", (), PartitionSpec())
 
@@ -96,7 +102,9 @@ def placements(tree: Any, mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> list[P
     """The placement of every leaf of a tree of arrays or ShapeDtypeStructs, in the order of the leaves."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return [
-        dataclasses.replace(place(path_name(path), tuple(leaf.shape), mesh, rules), bytes=leaf.size * leaf.dtype.itemsize)
+        dataclasses.replace(
+            place(path_name(path), tuple(leaf.shape), mesh, rules), bytes=leaf.size * leaf.dtype.itemsize
+        )
         for path, leaf in leaves
     ]
 

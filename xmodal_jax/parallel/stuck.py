@@ -72,9 +72,7 @@ class Job:
 
     def _said(self, number: int, how: str, seconds: float) -> str:
         own = ", this one," if number == self.process else ""
-        return (
-            f"process {number} of {len(self.seen)}{own} is stuck: {how} {seconds:.0f} s, last at: {self.seen[number][2]}"
-        )
+        return f"process {number} of {len(self.seen)}{own} is stuck: {how} {seconds:.0f} s, last at: {self.seen[number][2]}"
 
 
 class PeerWatch:
@@ -85,7 +83,9 @@ class PeerWatch:
     of the coordination service.
     """
 
-    def __init__(self, seconds: float, leave: Callable[[str, float], None], client: Any, process: int, count: int) -> None:
+    def __init__(
+        self, seconds: float, leave: Callable[[str, float], None], client: Any, process: int, count: int
+    ) -> None:
         self.interval = min(LONGEST, seconds / BEATS)
         self.looks = max(SUSPICIOUS, round(PATIENCE * seconds / self.interval))
         self.job, self.leave, self.client = Job(process, count), leave, client

@@ -88,13 +88,18 @@ def stacks(config: Config, rows: float) -> list[Stack]:
     )
     fused = matched + kinds.count("mlm") + kinds.count("lm")
     tokens = fused * rows * length
-    found.append(Stack("fusion", fusion.layers, fusion.width, fusion.hidden, fusion.heads, tokens, length, fusion.remat))
+    found.append(
+        Stack("fusion", fusion.layers, fusion.width, fusion.hidden, fusion.heads, tokens, length, fusion.remat)
+    )
     return [stack for stack in found if stack.tokens and stack.layers]
 
 
 def state_with(run: Run, mesh: Any) -> float:
     """Bytes of the state on one device if it lived on `mesh` (only its sizes matter)."""
-    parts = lambda one: math.prod(axis_size(mesh, axis) for axis in one.spec)
+
+    def parts(one):
+        return math.prod(axis_size(mesh, axis) for axis in one.spec)
+
     return sum(one.bytes / parts(one) for one in placements(run.abstract, mesh))
 
 

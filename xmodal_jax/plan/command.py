@@ -11,7 +11,7 @@ import pathlib
 import subprocess
 import sys
 
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.chips import Topology, local_chip, parse_topology
 
 INSTALL = "pip install 'xmodal_jax[plan]'"
@@ -40,10 +40,8 @@ def plan(args: argparse.Namespace, overrides: list[str]) -> None:
     if topology.local or os.environ.get("TPU_ACCELERATOR_TYPE") == topology.accelerator_type:
         here(config, topology, args.explain, args.out, args.hlo)
         return
-    refuse_unless(
-        importlib.util.find_spec("libtpu") is not None,
-        f"--topology '{args.topology}' needs the TPU compiler, which is not installed; write {INSTALL}",
-    )
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(f"--topology '{args.topology}' needs the TPU compiler, which is not installed; write {INSTALL}")
     ask_child(args, overrides, topology)
 
 
@@ -52,8 +50,10 @@ def refuse_unwritable(flag: str, path: str) -> None:
     if not path:
         return
     folder = pathlib.Path(path).parent
-    refuse_unless(folder.is_dir(), f"{flag} '{path}': there is no folder '{folder}'; make it, or write another path")
-    refuse_unless(not pathlib.Path(path).is_dir(), f"{flag} '{path}' is a folder; write a file in it")
+    if not folder.is_dir():
+        raise UserError(f"{flag} '{path}': there is no folder '{folder}'; make it, or write another path")
+    if pathlib.Path(path).is_dir():
+        raise UserError(f"{flag} '{path}' is a folder; write a file in it")
 
 
 def ask_child(args: argparse.Namespace, overrides: list[str], topology: Topology) -> None:
@@ -113,7 +113,9 @@ def here(config, topology: Topology, only_explain: bool = False, out: str = "", 
     if only_explain:
         lines = list(explain(run.abstract, run.mesh))
     else:
-        facts = compile_step(run, topology, say, (lambda text: pathlib.Path(hlo).write_text(text, "utf-8")) if hlo else None)
+        facts = compile_step(
+            run, topology, say, (lambda text: pathlib.Path(hlo).write_text(text, "utf-8")) if hlo else None
+        )
         chip = topology.chip or local_chip(devices[0].device_kind, devices[0].memory_stats())
         lines = list(sheet(run, facts, topology, chip))
     print("\n".join(lines))

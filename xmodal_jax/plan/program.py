@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from xmodal_jax.data.fields import batch_fields
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.chips import Topology
 from xmodal_jax.parallel.mesh import batch_sharding
 from xmodal_jax.plan.collectives import Collective, collectives
@@ -182,9 +182,8 @@ def _with_program(facts: Facts, compiled: Any, topology: Topology, phase: Phases
 def memory_of(compiled: Any) -> Memory:
     """The compiler's own account of a program's memory on one device."""
     stats = compiled.memory_analysis()
-    refuse_unless(
-        stats is not None, "this backend does not say how much memory a program needs; plan for a TPU topology"
-    )
+    if stats is None:
+        raise UserError("this backend does not say how much memory a program needs; plan for a TPU topology")
     return Memory(
         arguments=stats.argument_size_in_bytes,
         temporary=stats.temp_size_in_bytes,

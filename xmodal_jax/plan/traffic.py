@@ -7,16 +7,33 @@ is free, and an instruction that takes a slice of an array, or writes one into i
 from xmodal_jax.plan.hlo import ARRAY, Computation, Instruction, runs, shape_bytes
 
 FREE = {
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
-    "partition-id", "replica-id", "opt-barrier", "add-dependency", "iota",
-}  # fmt: skip
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "opt-barrier",
+    "add-dependency",
+    "iota",
+}
 SLICES = ("dynamic-slice", "gather")
 
 
 def step_traffic(module: dict[str, Computation]) -> float:
     """Bytes per device and step."""
-    inner = {name for c in module.values() for x in c.instructions.values() if x.opcode == "fusion"
-             for name in x.called("calls")}  # fmt: skip
+    inner = {
+        name
+        for c in module.values()
+        for x in c.instructions.values()
+        if x.opcode == "fusion"
+        for name in x.called("calls")
+    }
     total = 0.0
     for name, times in runs(module).items():
         if name not in inner:
@@ -29,7 +46,10 @@ def moved(item: Instruction, computation: Computation, module: dict[str, Computa
     """Bytes that one scheduled instruction reads and writes."""
     if item.opcode in FREE or item.opcode.endswith("-done"):
         return 0.0
-    size = lambda name: _size(computation, name)
+
+    def size(name):
+        return _size(computation, name)
+
     if item.opcode in SLICES:
         return 2 * shape_bytes(item.shape, False)
     if item.opcode == "dynamic-update-slice":
@@ -58,7 +78,8 @@ def _fused(item: Instruction, computation: Computation, module: dict[str, Comput
     if len(parts) != len(arrays):
         return read + shape_bytes(item.shape, False)
     return read + sum(
-        _written(part, f"{kind}[{size}]{layout}", body) for part, (kind, size, layout) in zip(parts, arrays)
+        _written(part, f"{kind}[{size}]{layout}", body)
+        for part, (kind, size, layout) in zip(parts, arrays, strict=True)
     )
 
 

@@ -100,8 +100,9 @@ def bar_chart(content: Content, kind: str, width: float = 5.2, dpi: int = 100) -
     return saved(figure, kind, dpi)
 
 
-def precision_chart(tables: dict[str, Any], named: dict[str, str], kind: str, width: float = 3.4,
-                    dpi: int = 100) -> bytes:  # fmt: skip
+def precision_chart(
+    tables: dict[str, Any], named: dict[str, str], kind: str, width: float = 3.4, dpi: int = 100
+) -> bytes:
     """Precision over recall of the codes within each Hamming radius, every length of the code; dotted: a random order.
 
     `tables` are those of one view (or the mean of views), `named` the words for each direction. Relevant is a shared
@@ -114,13 +115,17 @@ def precision_chart(tables: dict[str, Any], named: dict[str, str], kind: str, wi
         for side, words in named.items():
             points = [
                 (recall, precision)
-                for recall, precision in zip(curves[side]["recall"], curves[side]["precision"])
+                for recall, precision in zip(curves[side]["recall"], curves[side]["precision"], strict=True)
                 if precision is not None
             ]
             axes.plot(
-                *zip(*points), color=COLOURS[side], linewidth=1.6, alpha=number / len(lengths), marker=".",
+                *zip(*points, strict=True),
+                color=COLOURS[side],
+                linewidth=1.6,
+                alpha=number / len(lengths),
+                marker=".",
                 label=f"{words}, {bits} bits" if number == len(lengths) else None,
-            )  # fmt: skip
+            )
     for side in DIRECTIONS:
         chance = (tables["labels"] if labelled else tables["codes"]["precision"])[side]["P random"]
         axes.axhline(chance, color=COLOURS[side], linewidth=1, linestyle=":")
@@ -133,8 +138,9 @@ def precision_chart(tables: dict[str, Any], named: dict[str, str], kind: str, wi
     return legible(figure, axes, kind, dpi)
 
 
-def bits_chart(tables: dict[str, Any], named: dict[str, str], kind: str, measure: str, width: float = 3.4,
-               dpi: int = 100) -> bytes:  # fmt: skip
+def bits_chart(
+    tables: dict[str, Any], named: dict[str, str], kind: str, measure: str, width: float = 3.4, dpi: int = 100
+) -> bytes:
     """Recall of the codes over their length; dashed: the float embeddings, dotted: a random order. See `precision_chart`."""
     figure, axes = new_figure(width, 0.85 * width)
     lengths = by_length(tables)

@@ -19,7 +19,7 @@ from xmodal_jax.data.readers import has_views, reader_classes
 from xmodal_jax.data.records import PICTURES, pictures
 from xmodal_jax.data.split import Split
 from xmodal_jax.encode.embed import Embedder
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.eval import retrieval
 from xmodal_jax.eval.evaluate import Evaluator
 from xmodal_jax.eval.generate import write_captions
@@ -124,7 +124,7 @@ def gather(workdir: pathlib.Path, data: str = "") -> Content:
         return without_data(workdir, config.name, split, origin, step)
     card = Card.load(config.data.path)
     result = read_result(result_file(origin, "eval", split, card.fingerprint), workdir)
-    found = Evaluator(assembly, params).open(split, "", result.get("right", "same"), pair_of(result))
+    found = Evaluator(assembly, params).open(split, "", result.get("relevance", "same"), pair_of(result))
     embedder, right = Embedder(assembly.model, params), retrieval.positives(found)
     left_rows, right_rows = (embedder.side(side, config.eval.batch_size).embed for side in (found.left, found.right))
     lines = read_metrics(workdir)
@@ -147,7 +147,10 @@ def gather(workdir: pathlib.Path, data: str = "") -> Content:
 
 def without_data(workdir: pathlib.Path, name: str, split: str, origin: Origin, step: int) -> Content:
     """What a report can show of a run whose data set is gone: what was measured while it was there."""
-    result, lines = read_result(result_file(origin, "eval", split, origin.data["fingerprint"]), workdir), read_metrics(workdir)
+    result, lines = (
+        read_result(result_file(origin, "eval", split, origin.data["fingerprint"]), workdir),
+        read_metrics(workdir),
+    )
     own = origin.data
     said = facts(own["name"], own["source"], own["licence"], own["splits"][split]["records"], split, step, lines)
     said.append(f"the data set is not at {own['path']!r} now, so there are no queries (--data names another place)")
@@ -178,7 +181,8 @@ class Shown:
 
 def read_result(path: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:
     """What `xmodal eval` kept in a file of a run. Raises UserError when it has not been run, or the file is damaged."""
-    refuse_unless(path.is_file(), f"'{path}' is missing; run `xmodal eval --workdir {workdir}` first")
+    if not path.is_file():
+        raise UserError(f"'{path}' is missing; run `xmodal eval --workdir {workdir}` first")
     try:
         return json.loads(path.read_text("utf-8"))
     except ValueError as error:
@@ -208,14 +212,18 @@ def curves(lines: list[dict[str, Any]]) -> list[Curve]:
     return found
 
 
-def facts(name: str, source: str, licence: str, records: int, split: str, step: int,
-          lines: list[dict[str, Any]]) -> list[str]:  # fmt: skip
+def facts(
+    name: str, source: str, licence: str, records: int, split: str, step: int, lines: list[dict[str, Any]]
+) -> list[str]:
     """What was trained and tested on, for how long: one phrase each."""
     found = [f"step {step}", f"data: {name} ({source})", f"licence: {licence}"]
     found.append(f"tested on the {records} records of split '{split}'")
     if lines:
         seen = [line["pairs"] for line in lines]
-        seconds = sum((after - before) / line["pairs_per_s"] for before, after, line in zip([0, *seen], seen, lines))
+        seconds = sum(
+            (after - before) / line["pairs_per_s"]
+            for before, after, line in zip([0, *seen[:-1]], seen, lines, strict=True)
+        )
         found.insert(1, f"{seen[-1]:,} pairs in {duration(seconds)} ({seen[-1] / max(seconds, 1e-9):.3g} pairs/s)")
     return found
 
@@ -244,8 +252,9 @@ def spaced(total: int, count: int) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, total - 1, min(count, total)).round()})
 
 
-def queries(asks: Shown, rows: np.ndarray, gives: Shown, gallery: np.ndarray, right: np.ndarray,
-            count: int) -> list[Query]:  # fmt: skip
+def queries(
+    asks: Shown, rows: np.ndarray, gives: Shown, gallery: np.ndarray, right: np.ndarray, count: int
+) -> list[Query]:
     """At most `count` inputs of one side [n,E] as queries for the other [m,E], whose `right` answers are [n,P]."""
     made = []
     for number, best, rank in ranked(rows, gallery, right, spaced(len(rows), count)):
@@ -260,7 +269,10 @@ def ranked(
     """(query, its best gallery rows, expected rank of its first right one) for the `chosen` of queries [n,E]."""
     _, rows = retrieval.topk(query[chosen], gallery, min(TOP, len(gallery)))
     ranks = retrieval.places(query[chosen], gallery, right[chosen]).ranks()
-    return [(number, [int(row) for row in best], float(rank)) for number, best, rank in zip(chosen, rows, ranks)]
+    return [
+        (number, [int(row) for row in best], float(rank))
+        for number, best, rank in zip(chosen, rows, ranks, strict=True)
+    ]
 
 
 def samples(assembly: Assembly, params: Params, embedder: Embedder, found: EvalSplit, shown: Shown) -> list[Sample]:
@@ -274,5 +286,7 @@ def samples(assembly: Assembly, params: Params, embedder: Embedder, found: EvalS
     chosen = spaced(len(found.left), CAPTIONED)
     tokens = embedder.rows(found.left.encoder, np.stack([found.left.read(number, False) for number in chosen])).tokens
     written = write_captions(assembly, params, tokens)
-    return [Sample(shown.picture(number), caption, found.words_of(int(found.left.owner[number])))
-            for number, caption in zip(chosen, written, strict=True)]  # fmt: skip
+    return [
+        Sample(shown.picture(number), caption, found.words_of(int(found.left.owner[number])))
+        for number, caption in zip(chosen, written, strict=True)
+    ]

@@ -46,11 +46,20 @@ def query_block(query: Query) -> Any:
     """The words or the picture, and the best answers: pictures in a row, or words below each other."""
     if any(answer.picture is not None for answer in query.answers):
         answers = beside(
-            [framed(answer.picture, TILE, RIGHT if answer.right else EDGE, 5 if answer.right else 2)
-             for answer in query.answers], 6)  # fmt: skip
+            [
+                framed(answer.picture, TILE, RIGHT if answer.right else EDGE, 5 if answer.right else 2)
+                for answer in query.answers
+            ],
+            6,
+        )
     else:
-        answers = stacked([text_block(answer.caption, HALF, 16, RIGHT if answer.right else GREY, lines=1)
-                           for answer in query.answers], 2)  # fmt: skip
+        answers = stacked(
+            [
+                text_block(answer.caption, HALF, 16, RIGHT if answer.right else GREY, lines=1)
+                for answer in query.answers
+            ],
+            2,
+        )
     asks = text_block(query.text, HALF, 19) if query.picture is None else framed(query.picture, TILE)
     return stacked([asks, answers], 4)
 

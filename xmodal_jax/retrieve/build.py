@@ -22,10 +22,10 @@ from xmodal_jax.data.readers import has_views, reader_classes
 from xmodal_jax.data.records import pictures
 from xmodal_jax.data.split import Split
 from xmodal_jax.encode.embed import Embedded, Embedder
-from xmodal_jax.encode.token_cache import kept_texts
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.encode.token_cache import token_caches
+from xmodal_jax.errors import UserError
 from xmodal_jax.retrieve.origin import remembered_run, remembered_set
-from xmodal_jax.search import files, index, keys, place, store
+from xmodal_jax.search import atomic_folder, files, index, keys, writer
 from xmodal_jax.types import Params
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ PICTURES = "pictures"  # what rows with views are called
 
 
 @dataclasses.dataclass(frozen=True)
-class How:
+class IndexOptions:
     """How rows are written. overwrite: replace the index at the folder; append: add to it; codes_only: leave the embeddings
     out; dtype: of the embeddings on disk, "float32" or "int8" ("": float32, or what the index has that is added to); field:
     what the rows are ("": the first of the first pair that the run evaluates); upsert: add to the index, and take out the rows there that
@@ -56,36 +56,33 @@ class How:
 
     def refuse_bad(self, out: pathlib.Path, model: str, hashes: bool, kind: "Kind") -> None:
         """Raise `UserError` before minutes of encoding. model: the `fingerprint`; hashes: whether it makes codes; kind: of rows."""
-        refuse_unless(
-            not (self.adds and self.overwrite),
-            f"--{'append' if self.append else 'upsert'} keeps what --overwrite replaces; write one of them",
-        )
-        refuse_unless(
-            not (self.upsert and self.duplicates),
-            "--upsert replaces what --allow-duplicates keeps; write one of them",
-        )
-        refuse_unless(hashes or not self.codes_only, "the run has no hash codes; leave out --codes-only")
+        if self.adds and self.overwrite:
+            raise UserError(
+                f"--{'append' if self.append else 'upsert'} keeps what --overwrite replaces; write one of them"
+            )
+        if self.upsert and self.duplicates:
+            raise UserError("--upsert replaces what --allow-duplicates keeps; write one of them")
+        if not hashes and self.codes_only:
+            raise UserError("the run has no hash codes; leave out --codes-only")
         if self.adds:
             self._refuse_misfit(out, model, hashes, kind)
         else:
-            place.refuse_taken(out, self.overwrite)
+            atomic_folder.refuse_taken(out, self.overwrite)
 
     def _refuse_misfit(self, out: pathlib.Path, model: str, hashes: bool, kind: "Kind") -> None:
         header = files.read_header(out)
-        store.refuse_other_model(out, header, model)
-        store.refuse_damaged(out, header)
-        refuse_unless(hashes or not header["bits"], f"{out} has hash codes and the run makes none; index again")
-        refuse_unless(
-            "items" in header["blocks"], f"{out} has no items and {kind.noun} have; write another folder name"
-        )
-        refuse_unless(
-            not (self.codes_only and header["width"]),
-            f"{out} has embeddings, and what is appended has them too; leave out --codes-only",
-        )
-        refuse_unless(
-            self.dtype in ("", header["dtype"]),
-            f"{out} keeps embeddings as {header['dtype']}, and so does what is appended; leave out --dtype {self.dtype}",
-        )
+        writer.refuse_other_model(out, header, model)
+        writer.refuse_damaged(out, header)
+        if not hashes and header["bits"]:
+            raise UserError(f"{out} has hash codes and the run makes none; index again")
+        if "items" not in header["blocks"]:
+            raise UserError(f"{out} has no items and {kind.noun} have; write another folder name")
+        if self.codes_only and header["width"]:
+            raise UserError(f"{out} has embeddings, and what is appended has them too; leave out --codes-only")
+        if self.dtype not in ("", header["dtype"]):
+            raise UserError(
+                f"{out} keeps embeddings as {header['dtype']}, and so does what is appended; leave out --dtype {self.dtype}"
+            )
         kind.refuse_other(out, header["extra"])
 
 
@@ -106,11 +103,11 @@ class Kind:
     def refuse_other(self, out: pathlib.Path, extra: dict[str, Any]) -> None:
         """Raise `UserError` for rows of one field that are to go to those of another."""
         there = kind_in(extra)
-        refuse_unless(
-            there["field"] == self.field,
-            f"{out} has {there['noun']}, and {self.noun} cannot be appended to them; write --field {there['field']}, or "
-            "another folder name",
-        )
+        if there["field"] != self.field:
+            raise UserError(
+                f"{out} has {there['noun']}, and {self.noun} cannot be appended to them; write --field {there['field']}, or "
+                "another folder name"
+            )
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -122,11 +119,11 @@ def kind_of(config: Config, field: str) -> Kind:
     """The kind of rows that a field makes ("": the first of the first evaluated pair). Raises UserError for one that no pair has."""
     field = field or config.eval.pairs[0][0]
     pairs = [pair for pair in config.eval.pairs if field in pair]
-    refuse_unless(
-        bool(pairs),
-        f"--field is '{field}', which is in none of config.eval.pairs {config.eval.pairs}; write one of "
-        f"{', '.join(dict.fromkeys(chain(*config.eval.pairs)))}",
-    )
+    if not pairs:
+        raise UserError(
+            f"--field is '{field}', which is in none of config.eval.pairs {config.eval.pairs}; write one of "
+            f"{', '.join(dict.fromkeys(chain(*config.eval.pairs)))}"
+        )
     reader = reader_classes(config.data.fields)[field]
     noun = "captions" if reader.worded else PICTURES if has_views(config.data.fields, field) else f"rows of {field}"
     return Kind(field, noun, reader.worded, pairs[0])
@@ -134,14 +131,20 @@ def kind_of(config: Config, field: str) -> Kind:
 
 def kind_in(extra: dict[str, Any]) -> dict[str, Any]:
     """What an index's header says of its rows: "field", "noun" and whether they are "words"."""
-    refuse_unless(
-        all(name in extra for name in ("field", "noun", "words")), "the index does not say what its rows are; index again"
-    )
+    if not all(name in extra for name in ("field", "noun", "words")):
+        raise UserError("the index does not say what its rows are; index again")
     return extra
 
 
-def build_index(assembly: Assembly, params: Params, workdir: str, out: str, data: str = "", split: str = "",
-                how: How = How()) -> tuple[pathlib.Path, int]:  # fmt: skip
+def build_index(
+    assembly: Assembly,
+    params: Params,
+    workdir: str,
+    out: str,
+    data: str = "",
+    split: str = "",
+    how: IndexOptions = IndexOptions(),
+) -> tuple[pathlib.Path, int]:
     """Index the inputs of a field of a split, of pictures all views: a row each, with hash codes where the model has them.
 
     They are those of the records that have both fields of the first pair of `eval.pairs` with the field.
@@ -159,7 +162,11 @@ def build_index(assembly: Assembly, params: Params, workdir: str, out: str, data
         such data set or split, features that the data set lacks.
     """
     path, size = pathlib.Path(out), assembly.config.eval.batch_size
-    model, hashed, dense = index.fingerprint(params), all("hash" in params[name] for name in assembly.config.encoders), not how.codes_only
+    model, hashed, dense = (
+        index.fingerprint(params),
+        all("hash" in params[name] for name in assembly.config.encoders),
+        not how.codes_only,
+    )
     kind = kind_of(assembly.config, how.field)
     how.refuse_bad(path, model, hashed, kind)
     source, split = data_of(assembly.config.data, data), split or assembly.config.data.eval_split
@@ -168,7 +175,7 @@ def build_index(assembly: Assembly, params: Params, workdir: str, out: str, data
     if how.adds:
         first = files.read_header(path)
         dense, hashed = first["width"] > 0, first["bits"] > 0
-    with writer(path, model, how, names, remembered_run(workdir, out) | {"split": split} | kind.facts) as rows:
+    with opened_writer(path, model, how, names, remembered_run(workdir, out) | {"split": split} | kind.facts) as rows:
         kind.refuse_other(path, rows.extra)  # again: it may have been replaced while the lock was another's
         if how.append and not how.upsert:
             keys.note_repeated(path, rows.extra, names, kind.words, how.duplicates)
@@ -193,20 +200,21 @@ def shown(blocks: Iterator[tuple[Embedded, list]], split: str, parts: list[EvalS
     return Progress(blocks, f"index split '{split}'", kind.noun, total, lambda block: len(block[0].embed), late=True)
 
 
-def writer(path: pathlib.Path, model: str, how: How, names: keys.Names,
-           extra: dict[str, Any]) -> contextlib.AbstractContextManager[store.Writer]:  # fmt: skip
+def opened_writer(
+    path: pathlib.Path, model: str, how: IndexOptions, names: keys.Names, extra: dict[str, Any]
+) -> contextlib.AbstractContextManager[writer.Writer]:
     """What takes the rows as `how` says. names: what they will be; extra: the facts of a new index."""
     if how.upsert:
         return keys.replacing(path, model, names, extra["words"])
     if how.append:
-        return store.appending(path, model)
-    return store.writing(path, model, overwrite=how.overwrite, extra=extra, dtype=how.dtype or "float32")
+        return writer.appending(path, model)
+    return writer.writing(path, model, overwrite=how.overwrite, extra=extra, dtype=how.dtype or "float32")
 
 
 def embedder_for(assembly: Assembly, params: Params, source: DataConfig, kind: Kind) -> Embedder:
     """The encoders for the rows of a data set. Only captions of the run's own set may have kept tokens there."""
     own = kind.words and source.path == assembly.config.data.path
-    return Embedder(assembly.model, params, texts=kept_texts(assembly, params, False) if own else None)
+    return Embedder(assembly.model, params, texts=token_caches(assembly, params, False) if own else None)
 
 
 def opened_views(assembly: Assembly, source: DataConfig, split: str, kind: Kind) -> list[EvalSplit]:
@@ -222,8 +230,9 @@ def opened_views(assembly: Assembly, source: DataConfig, split: str, kind: Kind)
     return [view for view in found if view.keys]
 
 
-def encoded(embedder: Embedder, size: int, source: DataConfig, split: str, parts: list[EvalSplit],
-            kind: Kind) -> Iterator[tuple[Embedded, list]]:  # fmt: skip
+def encoded(
+    embedder: Embedder, size: int, source: DataConfig, split: str, parts: list[EvalSplit], kind: Kind
+) -> Iterator[tuple[Embedded, list]]:
     """Embeddings, relaxed codes (None without a hash head) and items of the rows of opened views, `size` at a time."""
     for found in parts:
         blocks, items = embedder.blocks(kind.of(found), size), items_of(source, split, found, kind)
@@ -240,10 +249,10 @@ def without(found: EvalSplit, rows: set[int]) -> EvalSplit:
 
 def data_of(trained: DataConfig, path: str) -> DataConfig:
     """The run's data section for the data set at `path` ("": its own): all views there, and the languages it shares."""
-    refuse_unless(
-        bool(path) or (pathlib.Path(trained.path) / CARD_FILE).is_file(),
-        f"the run's data set is not at '{trained.path}' (seen from here); write --data FOLDER with its place now",
-    )
+    if not path and not (pathlib.Path(trained.path) / CARD_FILE).is_file():
+        raise UserError(
+            f"the run's data set is not at '{trained.path}' (seen from here); write --data FOLDER with its place now"
+        )
     if not path or pathlib.Path(path).resolve() == pathlib.Path(trained.path).resolve():
         return trained
     card = Card.load(path)

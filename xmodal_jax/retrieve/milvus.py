@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.retrieve.faiss_backend import in_order
 from xmodal_jax.search.backend import Backend
 from xmodal_jax.search.files import KINDS
@@ -51,23 +51,23 @@ def refuse_bad_uri(uri: str) -> None:
         _refuse_bad_address(uri)
         return
     path = pathlib.Path(uri).resolve()  # as milvus-lite opens it
-    refuse_unless(
-        LOCAL_NAME.fullmatch(path.name) is not None,
-        f"--uri '{uri}' is no address and no name that milvus-lite takes; write http://HOST:19530, or a file name of at most "
-        "36 letters, digits and . _ - that ends in .db",
-    )
-    refuse_unless(
-        path.parent.is_dir(), f"--uri '{uri}': there is no folder '{path.parent}'; make it, or write another path"
-    )
-    refuse_unless(not path.is_dir(), f"--uri '{uri}' is a folder; write the path of a .db file")
+    if LOCAL_NAME.fullmatch(path.name) is None:
+        raise UserError(
+            f"--uri '{uri}' is no address and no name that milvus-lite takes; write http://HOST:19530, or a file name of at most "
+            "36 letters, digits and . _ - that ends in .db"
+        )
+    if not path.parent.is_dir():
+        raise UserError(f"--uri '{uri}': there is no folder '{path.parent}'; make it, or write another path")
+    if path.is_dir():
+        raise UserError(f"--uri '{uri}' is a folder; write the path of a .db file")
     if path.exists():
         with open(path, "rb") as file:
             start = file.read(len(SQLITE))
-        refuse_unless(
-            start in (b"", SQLITE), f"--uri '{uri}' is a file that Milvus did not write; write another file name"
-        )
+        if start not in (b"", SQLITE):
+            raise UserError(f"--uri '{uri}' is a file that Milvus did not write; write another file name")
     holder = _holder(path.with_name(f".{path.name}.lock"))
-    refuse_unless(holder in (0, os.getpid()), _in_use(uri, f" ({holder})"))
+    if holder not in (0, os.getpid()):
+        raise UserError(_in_use(uri, f" ({holder})"))
 
 
 def _refuse_bad_address(uri: str) -> None:
@@ -76,10 +76,8 @@ def _refuse_bad_address(uri: str) -> None:
         good = address.scheme in ("http", "https", "tcp", "unix") and (address.port or 1) > 0
     except ValueError:  # such as a port that is no number
         good = False
-    refuse_unless(
-        good and bool(address.hostname or address.path),
-        f"--uri '{uri}' is no address of a server; write http://HOST:19530, or a .db file",
-    )
+    if not good or not address.hostname and not address.path:
+        raise UserError(f"--uri '{uri}' is no address of a server; write http://HOST:19530, or a .db file")
 
 
 def _in_use(uri: str, who: str = "") -> str:
@@ -124,10 +122,8 @@ class MilvusIndex(Backend):
 
     def __init__(self, index: Index, uri: str, name: str = COLLECTION, token: str = ""):
         self.milvus = load_milvus()
-        refuse_unless(
-            re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name) is not None,
-            f"'{name}' cannot name a Milvus collection; write letters, digits and _ only.",
-        )
+        if re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name) is None:
+            raise UserError(f"'{name}' cannot name a Milvus collection; write letters, digits and _ only.")
         self.index, self.uri = index, uri
         self.name, self.collection = f"{name} at {uri}", name
         self.width, self.bits, self.count = index.width, index.bits, index.count
@@ -145,7 +141,8 @@ class MilvusIndex(Backend):
             yield
         except (self.milvus.MilvusException, *also) as error:
             message = getattr(error, "message", "") or str(error)
-            refuse_unless(message != NOT_OPENED, _in_use(self.uri, ", or cannot be read"))
+            if message == NOT_OPENED:
+                raise UserError(_in_use(self.uri, ", or cannot be read")) from error
             raise UserError(f"Milvus at {self.uri} {what} ({message}); {then}.") from error
 
     def item(self, row: int) -> dict:
@@ -183,11 +180,11 @@ class MilvusIndex(Backend):
         name = self._collection(kind)
         self._ensure(name, kind)
         there = self.rows_in(kind)
-        refuse_unless(
-            there <= self.count,
-            f"{name} at {self.uri} has {there} rows and {self.index.name} {self.count}; write another collection name "
-            "(--collection).",
-        )
+        if there > self.count:
+            raise UserError(
+                f"{name} at {self.uri} has {there} rows and {self.index.name} {self.count}; write another collection name "
+                "(--collection)."
+            )
         for start in range(there, self.count, batch):
             rows = np.arange(start, min(start + batch, self.count))
             vectors = self.index.vectors_of(rows, kind)
@@ -202,11 +199,11 @@ class MilvusIndex(Backend):
         told = f"xmodal {self.index.model} {kind} {self.width if kind == 'dense' else self.bits} {self.index.id}"
         if self.client.has_collection(name):
             found = self.client.describe_collection(name).get("description", "")
-            refuse_unless(
-                found == told,
-                f"{name} at {self.uri} holds '{found}' and the index is '{told}'; write another collection name "
-                "(--collection), or drop it.",
-            )
+            if found != told:
+                raise UserError(
+                    f"{name} at {self.uri} holds '{found}' and the index is '{told}'; write another collection name "
+                    "(--collection), or drop it."
+                )
             return
         types = self.milvus.DataType
         schema = self.milvus.MilvusClient.create_schema(description=told)
@@ -220,10 +217,10 @@ class MilvusIndex(Backend):
 
     def _find(self, asked: np.ndarray, k: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
         name, there = self._collection(kind), self.rows_in(kind)
-        refuse_unless(
-            there == self.count, f"{name} at {self.uri} has {there} of the {self.count} rows; call fill() first."
-        )
-        refuse_unless(k <= MOST_K, f"k = {k} is more than Milvus gives; write at most {MOST_K}.")
+        if there != self.count:
+            raise UserError(f"{name} at {self.uri} has {there} of the {self.count} rows; call fill() first.")
+        if k > MOST_K:
+            raise UserError(f"k = {k} is more than Milvus gives; write at most {MOST_K}.")
         data = list(asked) if kind == "dense" else [code.tobytes() for code in asked]
         metric = "COSINE" if kind == "dense" else "HAMMING"
         with self._asking():

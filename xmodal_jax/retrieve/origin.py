@@ -11,7 +11,7 @@ from typing import Any
 
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.card import CARD_FILE, Card
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.search.index import Index, fingerprint
 from xmodal_jax.train.checkpoint import RUN_FILE
 from xmodal_jax.types import Params
@@ -40,10 +40,10 @@ def open_origin(opened: Index, workdir: str | os.PathLike = "") -> tuple[Assembl
     """
     from xmodal_jax.workdir import open_run
 
-    refuse_unless(
-        bool(workdir) or "workdir" in opened.extra,
-        f"the index {opened.path} names no work directory; write --workdir RUN, or make it with `xmodal index`",
-    )
+    if not workdir and "workdir" not in opened.extra:
+        raise UserError(
+            f"the index {opened.path} names no work directory; write --workdir RUN, or make it with `xmodal index`"
+        )
     seen, told = [], opened.extra
     for place in [workdir] if workdir else _places(opened, told.get("workdir_from_index"), told["workdir"]):
         found, other = _run_at(pathlib.Path(place), open_run, opened.model)

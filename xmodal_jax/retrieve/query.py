@@ -18,13 +18,13 @@ from xmodal_jax.data.readers import has_views, reader_classes
 from xmodal_jax.data.records import PICTURES
 from xmodal_jax.encode.embed import Embedded, Embedder
 from xmodal_jax.encode.files import read_files
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.mesh import make_mesh
 from xmodal_jax.retrieve.build import kind_in
 from xmodal_jax.retrieve.faiss_backend import FaissIndex, load_faiss
 from xmodal_jax.retrieve.milvus import COLLECTION, MilvusIndex, load_milvus, refuse_bad_uri
 from xmodal_jax.retrieve.origin import open_origin
-from xmodal_jax.retrieve.stages import Stages, matched, refuse_unmatchable, staged
+from xmodal_jax.retrieve.pipeline import SearchPipeline, matched, refuse_unmatchable, staged
 from xmodal_jax.retrieve.words import encoded_words
 from xmodal_jax.search.backend import Backend, Hit
 from xmodal_jax.search.index import Index
@@ -32,7 +32,7 @@ from xmodal_jax.search.sharded import ShardedIndex
 from xmodal_jax.types import Params
 
 log = logging.getLogger(__name__)
-COSINE = Stages()
+COSINE = SearchPipeline()
 BACKENDS = ("jax", "numpy", "sharded", "faiss", "milvus")  # sharded: jax, the rows spread over all devices
 SCORES = {"dense": "cosine", "codes": "distance", "match": "match"}
 COLUMNS = 5  # pictures in a row of a contact sheet
@@ -40,7 +40,7 @@ TILE = 168  # px
 
 
 @dataclasses.dataclass(frozen=True)
-class Where:
+class SearchTarget:
     """What is searched. backend: one of `BACKENDS`; prefix: the rows before a damaged file; verify: compare all checksums
     again; milvus: at `uri`, with `token` ("user:password" or an API key), in the collections `collection`_*; workdir: the run
     that made the index, data: the data set of its pictures, where they are not found as the index remembers them."""
@@ -57,18 +57,14 @@ class Where:
 
     def refuse_bad(self) -> None:
         """Raise `UserError` for an unknown backend, one that is not installed, or what does not go with it."""
-        refuse_unless(
-            self.backend in BACKENDS,
-            f"--backend '{self.backend}' is not one of {', '.join(BACKENDS)}; write one of them",
-        )
-        refuse_unless(
-            bool(self.uri) == (self.backend == "milvus"),
-            "--uri goes with --backend milvus, and milvus wants one; write --uri http://HOST:19530 or a .db file",
-        )
-        refuse_unless(
-            self.backend == "milvus" or not (self.collection or self.token),
-            "--collection and --token go with --backend milvus; leave them out",
-        )
+        if self.backend not in BACKENDS:
+            raise UserError(f"--backend '{self.backend}' is not one of {', '.join(BACKENDS)}; write one of them")
+        if bool(self.uri) != (self.backend == "milvus"):
+            raise UserError(
+                "--uri goes with --backend milvus, and milvus wants one; write --uri http://HOST:19530 or a .db file"
+            )
+        if self.backend != "milvus" and (self.collection or self.token):
+            raise UserError("--collection and --token go with --backend milvus; leave them out")
         if self.backend == "faiss":
             load_faiss()
         elif self.backend == "milvus":
@@ -99,8 +95,15 @@ class Where:
         return opened
 
 
-def answer(where: Where | str | os.PathLike, query: str = "", image: str | os.PathLike = "", k: int = 10,
-           stages: Stages = COSINE, file: str | os.PathLike = "", field: str = "") -> list[Hit]:  # fmt: skip
+def answer(
+    where: SearchTarget | str | os.PathLike,
+    query: str = "",
+    image: str | os.PathLike = "",
+    k: int = 10,
+    stages: SearchPipeline = COSINE,
+    file: str | os.PathLike = "",
+    field: str = "",
+) -> list[Hit]:
     """The `k` rows of an index that fit `query` (words), the picture file `image`, or the `file` of a `field` best.
 
     Without `field` a file is read as the rows are, or where these are words as what is evaluated with them.
@@ -110,7 +113,7 @@ def answer(where: Where | str | os.PathLike, query: str = "", image: str | os.Pa
     Raises UserError for a k below 1, stages that do not follow each other, a run that is gone or has changed since, no
     codes, an unreadable picture, a query that means nothing to the model.
     """
-    where = where if isinstance(where, Where) else Where(where)
+    where = where if isinstance(where, SearchTarget) else SearchTarget(where)
     opened = where.open()
     stages, k = stages.fitted(k, opened.count, f"{opened.extra.get('noun', 'rows')} of {opened.path}")
     warn_of(opened)
@@ -120,9 +123,8 @@ def answer(where: Where | str | os.PathLike, query: str = "", image: str | os.Pa
         refuse_unmatchable(opened, assembly, params, asked)
     coded = encoded_query(assembly, params, asked, words=query, file=image or file)
     dense = stages.kind == "dense"
-    refuse_unless(
-        dense or coded.codes is not None, f"the run behind {opened.path} has no hash codes; write --kind dense"
-    )
+    if not dense and coded.codes is None:
+        raise UserError(f"the run behind {opened.path} has no hash codes; write --kind dense")
     with contextlib.closing(where.searcher(opened)) as backend:
         hits = staged(backend, opened, coded, stages, k)
     return matched(assembly, params, opened, (asked, coded), hits, k, where.data) if stages.rerank else hits
@@ -135,8 +137,10 @@ def warn_of(opened: Index) -> None:
     if opened.extra.get("repeated"):
         log.warning(
             "%d rows of %s were added under keys that were there (--allow-duplicates; %d data sets): a hit may come twice",
-            opened.extra["repeated"], opened.path, len(opened.extra.get("sets", [])) or 1,
-        )  # fmt: skip
+            opened.extra["repeated"],
+            opened.path,
+            len(opened.extra.get("sets", [])) or 1,
+        )
 
 
 def asked_field(config: Config, rows: str, query: str, image: str | os.PathLike, field: str = "") -> str:
@@ -146,7 +150,8 @@ def asked_field(config: Config, rows: str, query: str, image: str | os.PathLike,
     """
     fields = config.data.fields
     worded = {name for name, cls in reader_classes(fields).items() if cls.worded}
-    refuse_unless(not field or field in fields, f"--as is '{field}'; write one of {', '.join(fields)}")
+    if field and field not in fields:
+        raise UserError(f"--as is '{field}'; write one of {', '.join(fields)}")
     if field:
         return field
     partners = [other for pair in config.eval.pairs if rows in pair for other in pair if other != rows]
@@ -154,11 +159,14 @@ def asked_field(config: Config, rows: str, query: str, image: str | os.PathLike,
     suits = {name for name in fields if has_views(fields, name)} if image else worded if query else set(fields) - worded
     found = [name for name in order if name in suits]
     what = "pictures" if image else "words" if query else "files"
-    refuse_unless(bool(found), f"the run has no field of {what}; it has {', '.join(fields)}")
+    if not found:
+        raise UserError(f"the run has no field of {what}; it has {', '.join(fields)}")
     return found[0]
 
 
-def encoded_query(assembly: Assembly, params: Params, field: str, words: str = "", file: str | os.PathLike = "") -> Embedded:
+def encoded_query(
+    assembly: Assembly, params: Params, field: str, words: str = "", file: str | os.PathLike = ""
+) -> Embedded:
     """One query as the model sees it: `words`, or a `file` of the field. Warns of words it does not read."""
     encoder, embedder = assembly.config.data.fields[field].encoder, Embedder(assembly.model, params)
     if file:
@@ -179,7 +187,9 @@ def as_table(hits: Sequence[Hit]) -> str:
         for rank, hit in enumerate(hits, 1)
     ]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in (head, *rows)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
+    ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
@@ -197,9 +207,8 @@ def contact_sheet(
     frame. Raises UserError where `path` cannot be written, or no hit has a thumbnail.
     """
     path = pathlib.Path(path)
-    refuse_unless(
-        any("thumbnail" in hit.item for hit in hits), "the index keeps no thumbnails of its pictures; leave out --show"
-    )
+    if not any("thumbnail" in hit.item for hit in hits):
+        raise UserError("the index keeps no thumbnails of its pictures; leave out --show")
     tiles = [hit_tile(rank, hit) for rank, hit in enumerate(hits, 1)]
     width = COLUMNS * TILE + (COLUMNS - 1) * 12
     heading = drawing.text_block(title, width - 140 * bool(image), 24, bold=True)
@@ -223,11 +232,14 @@ def refuse_unshowable(path: str | os.PathLike) -> None:
 
     path = pathlib.Path(path)
     kind = Image.registered_extensions().get(path.suffix.lower())
-    refuse_unless(kind in Image.SAVE, f"'{path}' does not end as a picture that can be written; {PICTURE}")
-    refuse_unless(not path.is_dir(), f"'{path}' is a folder; {PICTURE}")
+    if kind not in Image.SAVE:
+        raise UserError(f"'{path}' does not end as a picture that can be written; {PICTURE}")
+    if path.is_dir():
+        raise UserError(f"'{path}' is a folder; {PICTURE}")
     there = path if path.exists() else next(folder for folder in path.absolute().parents if folder.exists())
     good = os.access(there, os.W_OK) and (there == path or there.is_dir())
-    refuse_unless(good, f"'{path}' cannot be written, because of '{there}'; {PICTURE}")
+    if not good:
+        raise UserError(f"'{path}' cannot be written, because of '{there}'; {PICTURE}")
 
 
 def hit_tile(rank: int, hit: Hit) -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 
 from xmodal_jax.data.readers import InputSpec
 from xmodal_jax.data.text import Tokenizer
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -17,24 +17,29 @@ def encoded_words(spec: InputSpec, encoder: str, query: str) -> np.ndarray:
 
     Raises UserError for an empty query, one that is not UTF-8, and one of which no word that is read is known.
     """
-    refuse_unless(bool(query.strip()), 'the query is empty; write words, such as "a red fruit"')
-    refuse_unless(_is_text(query), "the query is not UTF-8 text; write it in UTF-8, or set the locale to one that is")
+    if not query.strip():
+        raise UserError('the query is empty; write words, such as "a red fruit"')
+    if not _is_text(query):
+        raise UserError("the query is not UTF-8 text; write it in UTF-8, or set the locale to one that is")
     tokenizer, length = spec.tokenizer, spec.size
     read, lost = read_and_lost(tokenizer, query, length)
     unknown = [word for word, ids in read if not (known(tokenizer, word, ids) or _is_punctuation(word))]
     sensible = [word for word, ids in read if known(tokenizer, word, ids) and not _is_punctuation(word)]
-    refuse_unless(
-        bool(sensible),
-        f"the model's tokenizer knows no word of '{_short(query)}'; write other words, in the language of the captions "
-        "that it was trained on",
-    )
+    if not sensible:
+        raise UserError(
+            f"the model's tokenizer knows no word of '{_short(query)}'; write other words, in the language of the captions "
+            "that it was trained on"
+        )
     if unknown:
         log.warning("the model's tokenizer does not know %s; the rest is searched", ", ".join(map(_short, unknown)))
     if lost:
         log.warning(
             "the model reads %d tokens of a text (config.encoders.%s.length) and the query has %d: not read is the end, '%s'",
-            length, encoder, tokenizer.lengths([query])[0], _short(lost),
-        )  # fmt: skip
+            length,
+            encoder,
+            tokenizer.lengths([query])[0],
+            _short(lost),
+        )
     return tokenizer.encode([query], length)
 
 

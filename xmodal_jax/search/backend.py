@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.search import codes
 from xmodal_jax.search.files import KINDS
-from xmodal_jax.search.host import refuse_unsearchable, unit_rows
+from xmodal_jax.search.numpy_engine import refuse_unsearchable, unit_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +71,12 @@ class Backend:
 
     def refuse_without(self, kind: str) -> None:
         """Raise `UserError` for an unknown kind, or one that the rows do not have."""
-        refuse_unless(kind in KINDS, f'kind = "{kind}" is not a kind of search; write "dense" or "codes".')
+        if kind not in KINDS:
+            raise UserError(f'kind = "{kind}" is not a kind of search; write "dense" or "codes".')
         has, other = (self.width, "codes") if kind == "dense" else (self.bits, "dense")
         what = "embeddings" if kind == "dense" else "hash codes"
-        refuse_unless(has > 0, f"The index {self.name} has no {what}; search kind={other}, or index again.")
+        if has <= 0:
+            raise UserError(f"The index {self.name} has no {what}; search kind={other}, or index again.")
 
     def search(self, query: np.ndarray, k: int = 10, kind: str = "dense") -> list[list[Hit]]:
         """As `nearest`, as one list of hits per query, best first."""

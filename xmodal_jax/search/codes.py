@@ -2,18 +2,19 @@
 
 import numpy as np
 
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 
 MOST_BITS = 1 << 15  # distances are kept as 16 bits
 
 
 def refuse_bad_bits(bits: int) -> None:
     """Raise `UserError` unless `bits` is a positive multiple of 8, at most `MOST_BITS`."""
-    refuse_unless(bits <= MOST_BITS, f"A hash code of {bits} bits is too long to search; write at most {MOST_BITS}.")
-    refuse_unless(
-        bits > 0 and bits % 8 == 0,
-        f"A hash code of {bits} bits does not fill whole bytes; write a multiple of 8, such as {max(8, bits & ~7)}.",
-    )
+    if bits > MOST_BITS:
+        raise UserError(f"A hash code of {bits} bits is too long to search; write at most {MOST_BITS}.")
+    if bits <= 0 or bits % 8 != 0:
+        raise UserError(
+            f"A hash code of {bits} bits does not fill whole bytes; write a multiple of 8, such as {max(8, bits & ~7)}."
+        )
 
 
 def pack(signs: np.ndarray) -> np.ndarray:
@@ -29,9 +30,11 @@ def pack(signs: np.ndarray) -> np.ndarray:
       UserError: K is not a multiple of 8, or a value is not a number.
     """
     signs = np.asarray(signs)
-    refuse_unless(signs.ndim == 2, f"Hash values have {signs.ndim} axes; write one row per record, [n, K].")
+    if signs.ndim != 2:
+        raise UserError(f"Hash values have {signs.ndim} axes; write one row per record, [n, K].")
     refuse_bad_bits(signs.shape[1])
-    refuse_unless(not np.isnan(signs).any(), "Hash values contain NaN; the model that made them has diverged.")
+    if np.isnan(signs).any():
+        raise UserError("Hash values contain NaN; the model that made them has diverged.")
     return np.packbits(signs > 0, axis=1)
 
 

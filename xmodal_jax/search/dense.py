@@ -6,7 +6,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from xmodal_jax.search import topk
-from xmodal_jax.search.host import refuse_not_finite, refuse_unsearchable, unit_rows
+from xmodal_jax.search.numpy_engine import refuse_not_finite, refuse_unsearchable, unit_rows
 
 
 def inner_product(query: jax.Array, rows: jax.Array) -> jax.Array:

@@ -32,7 +32,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.search.header import FIELDS, is_whole
 
 VERSION = 3
@@ -79,25 +79,25 @@ def read_header(path: pathlib.Path) -> dict:
       UserError: not an index, a damaged header, another version, an index whose replacement was stopped halfway.
     """
     left = None if path.exists() else stepped_aside(path)
-    refuse_unless(
-        left is None,
-        f"{path} is being replaced, or that was stopped halfway; if no process writes it: mv {left} {path}",
-    )
-    refuse_unless(
-        (path / HEADER).is_file(), f"{path} is not an index (no {HEADER} in it); make one with `xmodal index`."
-    )
+    if left is not None:
+        raise UserError(
+            f"{path} is being replaced, or that was stopped halfway; if no process writes it: mv {left} {path}"
+        )
+    if not (path / HEADER).is_file():
+        raise UserError(f"{path} is not an index (no {HEADER} in it); make one with `xmodal index`.")
     try:
         header = json.loads((path / HEADER).read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         header = None
     damaged = f"{path / HEADER} is damaged; index again."
-    refuse_unless(isinstance(header, dict) and header.keys() >= FIELDS.keys(), damaged)
+    if not isinstance(header, dict) or not header.keys() >= FIELDS.keys():
+        raise UserError(damaged)
     version = header["version"]
-    refuse_unless(
-        version == VERSION, f"{path} is an index of version {version!r}, this program reads {VERSION}; index again."
-    )
+    if version != VERSION:
+        raise UserError(f"{path} is an index of version {version!r}, this program reads {VERSION}; index again.")
     told = header.pop("checksum", None)
-    refuse_unless(told == header_sum(header) and is_whole(header), damaged)
+    if told != header_sum(header) or not is_whole(header):
+        raise UserError(damaged)
     return header
 
 
@@ -200,9 +200,8 @@ def damage(path: pathlib.Path, entry: dict, verified: Verified | None) -> str:
 def open_array(path: pathlib.Path, entry: dict, width: int, dtype: str) -> np.ndarray:
     """The rows of one block, [rows, width], memory-mapped. Raises `UserError` where the file is anything else."""
     array = _npy(path / entry["file"], (entry["rows"], width), dtype)
-    refuse_unless(
-        array is not None, f"{path / entry['file']} is torn; index again, or open the rows before it with --prefix."
-    )
+    if array is None:
+        raise UserError(f"{path / entry['file']} is torn; index again, or open the rows before it with --prefix.")
     return array
 
 
@@ -230,10 +229,8 @@ class Lines:
         self.file = path / entry["file"]
         self._text = mapped(self.file)
         self._ends = _npy(path / entry["lines"]["file"], (entry["rows"],), "int64")
-        refuse_unless(
-            self._ends is not None,
-            f"{self.file} has torn lines; index again, or open the rows before it with --prefix.",
-        )
+        if self._ends is None:
+            raise UserError(f"{self.file} has torn lines; index again, or open the rows before it with --prefix.")
 
     def __getitem__(self, line: int) -> dict:
         start = 0 if line == 0 else int(self._ends[line - 1])
@@ -241,8 +238,8 @@ class Lines:
             item = json.loads(self._text[start : int(self._ends[line])].tobytes())
         except (ValueError, RecursionError):  # no JSON, or no UTF-8
             item = None
-        refuse_unless(
-            isinstance(item, dict),
-            f"line {line + 1} of {self.file} is torn or was changed; search with --verify, or index again.",
-        )
+        if not isinstance(item, dict):
+            raise UserError(
+                f"line {line + 1} of {self.file} is torn or was changed; search with --verify, or index again."
+            )
         return item

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.search import codes, topk
-from xmodal_jax.search.host import merge_topk, refuse_unsearchable
+from xmodal_jax.search.numpy_engine import merge_topk, refuse_unsearchable
 
 LANES = 8  # words side by side, a vector of 256 bits: chosen by time on an AMD EPYC (benchmarks/hamming_speed.py)
 STEPS = 16  # vectors of a tile whose minimum is taken in registers
@@ -126,7 +126,10 @@ def in_blocks(nearest: Callable, query: np.ndarray, block: int) -> tuple[np.ndar
 
 def resident_topk(query: np.ndarray, gallery: Resident, k: int) -> tuple[np.ndarray, np.ndarray]:
     """As `hamming_topk`, with a gallery already on the device (from `resident`)."""
-    nearest = lambda words: _nearest_jit(words, gallery.words, jnp.int32(gallery.count), k=k)
+
+    def nearest(words):
+        return _nearest_jit(words, gallery.words, jnp.int32(gallery.count), k=k)
+
     return in_blocks(nearest, query, query_block(len(query), k, gallery.words.shape))
 
 

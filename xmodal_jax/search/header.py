@@ -11,12 +11,25 @@ FILES = {
     "lines": re.compile(r"lines-\d{5,}\.npy"),
 }
 FIELDS = {
-    "version": int, "id": str, "model": str, "width": int, "bits": int, "dtype": str, "count": int, "extra": dict,
+    "version": int,
+    "id": str,
+    "model": str,
+    "width": int,
+    "bits": int,
+    "dtype": str,
+    "count": int,
+    "extra": dict,
     "blocks": dict,
-}  # fmt: skip
+}
 EXTRA = {
-    "workdir": str, "workdir_from_index": str, "split": str, "side": str, "data": str, "sets": dict, "repeated": int,
-}  # fmt: skip
+    "workdir": str,
+    "workdir_from_index": str,
+    "split": str,
+    "side": str,
+    "data": str,
+    "sets": dict,
+    "repeated": int,
+}
 
 
 def is_whole(header: dict[str, Any]) -> bool:

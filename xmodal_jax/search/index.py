@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from xmodal_jax.errors import UserError, refuse_unless
-from xmodal_jax.search import files, host, place
+from xmodal_jax.errors import UserError
+from xmodal_jax.search import atomic_folder, files, numpy_engine
 from xmodal_jax.search.backend import Backend
 
 ENGINES = ("jax", "numpy")
@@ -55,8 +55,15 @@ class Index(Backend):
         self._resident: dict[tuple[str, int], tuple] = {}
 
     @classmethod
-    def open(cls, path: str | os.PathLike, model: str | None = None, verify: bool = True, prefix: bool = False,
-             engine: str = "jax", again: bool = False) -> "Index":  # fmt: skip
+    def open(
+        cls,
+        path: str | os.PathLike,
+        model: str | None = None,
+        verify: bool = True,
+        prefix: bool = False,
+        engine: str = "jax",
+        again: bool = False,
+    ) -> "Index":
         """Open the folder at `path`, memory-mapped.
 
         Args:
@@ -72,16 +79,19 @@ class Index(Backend):
           UserError: not an index, another version, a missing, torn or changed file (by name), another model.
         """
         path = pathlib.Path(path)
-        refuse_unless(engine in ENGINES, f'engine = "{engine}" does not search; write "jax" or "numpy".')
+        if engine not in ENGINES:
+            raise UserError(f'engine = "{engine}" does not search; write "jax" or "numpy".')
         found = None
         for _ in range(TRIES):
             files.read_header(path)  # says what a folder is that is no index
-            with place.opened(place.resolved(path)) as folder:
+            with atomic_folder.opened(atomic_folder.resolved(path)) as folder:
                 try:
                     found = cls._open(path, verify, prefix, engine, again)
                 except (UserError, FileNotFoundError) as error:
                     found = error
-                if place.is_still(folder, path):  # if not, its files may be of two indexes: one replaced the other
+                if atomic_folder.is_still(
+                    folder, path
+                ):  # if not, its files may be of two indexes: one replaced the other
                     break
             found = UserError(f"{path} is replaced all the time; open it when that is over.")
         if not isinstance(found, cls):
@@ -94,7 +104,8 @@ class Index(Backend):
     def _open(cls, path: pathlib.Path, verify: bool, prefix: bool, engine: str, again: bool) -> "Index":
         header = files.read_header(path)
         count, damage = files.usable(path, header, verify, again)
-        refuse_unless(not damage or (prefix and count > 0), damage)
+        if damage and (not prefix or count <= 0):
+            raise UserError(damage)
         return cls(path, header, count, damage, engine)
 
     def _within(self, entries: list[dict]) -> Iterator[tuple[int, int, dict]]:
@@ -111,15 +122,16 @@ class Index(Backend):
 
     def refuse_other_model(self, model: str) -> None:
         """Raise `UserError` unless `model` is the `fingerprint` of the parameters that made the rows."""
-        refuse_unless(
-            model == self.model,
-            f"The index {self.path} was made by model {self.model} and is asked by model {model}; "
-            "index again with the checkpoint you search with.",
-        )
+        if model != self.model:
+            raise UserError(
+                f"The index {self.path} was made by model {self.model} and is asked by model {model}; "
+                "index again with the checkpoint you search with."
+            )
 
     def item(self, row: int) -> dict:
         """What `write` was told about record `row`; {} in an index without items. Raises UserError for a row not there."""
-        refuse_unless(0 <= row < self.count, f"Row {row} is not one of the {self.count} rows of {self.name}.")
+        if not 0 <= row < self.count:
+            raise UserError(f"Row {row} is not one of the {self.count} rows of {self.name}.")
         if not self._lines:
             return {}
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
@@ -161,8 +173,8 @@ class Index(Backend):
             values.append(value if kind == "dense" else -value)
             rows.append(row.astype(np.int64) + start)
             start += size
-        value, row = host.merge_topk(values, rows, k)
-        host.refuse_spoiled(value, self.name)
+        value, row = numpy_engine.merge_topk(values, rows, k)
+        numpy_engine.refuse_spoiled(value, self.name)
         return (value, row) if kind == "dense" else (-value, row)
 
     def _groups(self, kind: str) -> Iterator[list[np.ndarray]]:
@@ -179,7 +191,11 @@ class Index(Backend):
 
     def _on_host(self, asked: np.ndarray, k: int, kind: str, _: int, group: list) -> tuple[np.ndarray, np.ndarray]:
         rows = group[0] if len(group) == 1 else np.concatenate(group)
-        return host.dense_topk(asked, _floats(rows), k) if kind == "dense" else host.hamming_topk(asked, rows, k)
+        return (
+            numpy_engine.dense_topk(asked, _floats(rows), k)
+            if kind == "dense"
+            else numpy_engine.hamming_topk(asked, rows, k)
+        )
 
     def _on_device(self, asked: np.ndarray, k: int, kind: str, number: int, group: list):
         from xmodal_jax.search import dense, hamming
@@ -195,4 +211,4 @@ class Index(Backend):
 
 def _floats(rows: np.ndarray) -> np.ndarray:
     """Stored rows as they are searched: int8 ones stand for themselves over their length."""
-    return host.unit_rows(rows) if rows.dtype == np.int8 else rows
+    return numpy_engine.unit_rows(rows) if rows.dtype == np.int8 else rows

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from xmodal_jax.errors import refuse_unless
-from xmodal_jax.search import files, place
+from xmodal_jax.errors import UserError
+from xmodal_jax.search import atomic_folder, files
 from xmodal_jax.search.index import Index
-from xmodal_jax.search.store import BLOCK_ROWS, Writer, fresh, refuse_damaged, refuse_other_model
+from xmodal_jax.search.writer import BLOCK_ROWS, Writer, fresh, refuse_damaged, refuse_other_model
 
 Names = dict[bytes, tuple[str, str]]  # {digest: (key, view or caption)}
 
@@ -27,10 +27,8 @@ def names_of(rows: list[tuple[str, str]], words: bool, noun: str) -> Names:
     A caption that a record has twice is two rows of one name. Raises UserError for two others of one key and view.
     """
     names = {digest(*row): row for row in rows}
-    refuse_unless(
-        words or len(names) == len(rows),
-        f"a key occurs twice in one view among the {len(rows)} {noun}; prepare the data set again",
-    )
+    if not words and len(names) != len(rows):
+        raise UserError(f"a key occurs twice in one view among the {len(rows)} {noun}; prepare the data set again")
     return names
 
 
@@ -46,11 +44,11 @@ def note_repeated(path: str | os.PathLike, extra: dict, names: Names, words: boo
     """Count the new rows that an index has already in its facts. Raises `UserError` for any that are not `allowed`."""
     again = set(names).intersection(digests_in(Index.open(path, verify=False), words))
     key, what = names[min(again)] if again else ("", "")
-    refuse_unless(
-        allowed or not again,
-        f"{len(again)} of the {len(names)} new rows are in {path} already (such as '{key}', '{what}'); write --upsert to "
-        "replace them, --allow-duplicates to have them twice, or index other data",
-    )
+    if not allowed and again:
+        raise UserError(
+            f"{len(again)} of the {len(names)} new rows are in {path} already (such as '{key}', '{what}'); write --upsert to "
+            "replace them, --allow-duplicates to have them twice, or index other data"
+        )
     if again:
         extra["repeated"] = extra.get("repeated", 0) + len(again)
 
@@ -65,15 +63,14 @@ def replacing(path: str | os.PathLike, model: str, names: Names, words: bool) ->
     Raises:
       UserError: as `store.appending`; an index that was written by another process meanwhile.
     """
-    path = place.resolved(path)
+    path = atomic_folder.resolved(path)
     header = files.read_header(path)
     refuse_other_model(path, header, model)
     refuse_damaged(path, header)
 
     def unchanged() -> None:
-        refuse_unless(
-            files.read_header(path) == header, f"{path} was written by another process meanwhile; start again."
-        )
+        if files.read_header(path) != header:
+            raise UserError(f"{path} was written by another process meanwhile; start again.")
 
     old = Index.open(path)  # with checksums: the copies get new ones
     sizes = ("dense", old.width), ("codes", old.bits)
@@ -83,7 +80,7 @@ def replacing(path: str | os.PathLike, model: str, names: Names, words: bool) ->
     extra = {name: value for name, value in header["extra"].items() if name != "repeated"}
     extra |= {"repeated": twice} if twice and not words else {}
     with (
-        place.made(path, True, unchanged) as folder,
+        atomic_folder.made(path, True, unchanged) as folder,
         contextlib.closing(Writer(folder, fresh(model, header["dtype"], extra), BLOCK_ROWS)) as out,
     ):
         for start in range(0, old.count, BLOCK_ROWS):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.search import dense, hamming, topk
 from xmodal_jax.search.backend import Backend
 from xmodal_jax.search.index import Index
@@ -26,8 +26,10 @@ class ShardedIndex(Backend):
     """
 
     def __init__(self, index: Index, mesh: Mesh):
-        refuse_unless(AXIS in mesh.shape, f'The mesh has axes {mesh.axis_names} and no "{AXIS}"; name one "{AXIS}".')
-        refuse_unless(index.count <= MOST_ROWS, f"{index.name} has over {MOST_ROWS} rows; search it in several parts.")
+        if AXIS not in mesh.shape:
+            raise UserError(f'The mesh has axes {mesh.axis_names} and no "{AXIS}"; name one "{AXIS}".')
+        if index.count > MOST_ROWS:
+            raise UserError(f"{index.name} has over {MOST_ROWS} rows; search it in several parts.")
         self.index, self.mesh, self.name = index, mesh, index.name
         self.width, self.bits, self.count = index.width, index.bits, index.count
         self._placed: dict[str, tuple[jax.Array, int]] = {}
@@ -40,7 +42,10 @@ class ShardedIndex(Backend):
         rows, share = self._rows(kind)
         shards = self.mesh.shape[AXIS]
         own = {"codes": hamming.nearest_in, "dense": _dense_in}[kind]
-        run = lambda query: _search(own, self.mesh, min(k, share), k, share, query, rows, jnp.int32(self.count))
+
+        def run(query):
+            return _search(own, self.mesh, min(k, share), k, share, query, rows, jnp.int32(self.count))
+
         if kind == "codes":
             block = hamming.query_block(len(asked), k, (rows.shape[0] // shards, *rows.shape[1:]))
             value, row = hamming.in_blocks(run, asked, block)
@@ -57,14 +62,22 @@ class ShardedIndex(Backend):
                 steps = hamming.steps_of(words)
                 tiles = -(-self.count // (steps * hamming.LANES * shards))
                 share, shape = tiles * steps * hamming.LANES, (tiles * shards, steps, words, hamming.LANES)
-                part = lambda start: hamming.tiled(self._some(start * share, share, kind), tiles)
+
+                def part(start):
+                    return hamming.tiled(self._some(start * share, share, kind), tiles)
             else:
                 share = -(-self.count // shards)
                 shape = (share * shards, self.width)
-                part = lambda start: _padded(self._some(start * share, share, kind), share)
+
+                def part(start):
+                    return _padded(self._some(start * share, share, kind), share)
+
             length = shape[0] // shards  # of the first axis, a device's
             place = NamedSharding(self.mesh, PartitionSpec(AXIS))
-            own = lambda index: part((index[0].start or 0) // length)  # one device's rows in memory at a time
+
+            def own(index):
+                return part((index[0].start or 0) // length)  # one device's rows in memory at a time
+
             self._placed[kind] = jax.make_array_from_callback(shape, place, own), share
         return self._placed[kind]
 

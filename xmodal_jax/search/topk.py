@@ -75,7 +75,9 @@ def topk_block(score: Callable, query: jax.Array, rows: jax.Array, count: jax.Ar
         return tiled_topk(jnp.where(real, score(query, rows), -jnp.inf), k)
 
     everywhere = PartitionSpec()
-    return jax.shard_map(local, mesh=mesh, in_specs=(BATCH, everywhere, everywhere), out_specs=BATCH)(query, rows, count)
+    return jax.shard_map(local, mesh=mesh, in_specs=(BATCH, everywhere, everywhere), out_specs=BATCH)(
+        query, rows, count
+    )
 
 
 def blocked_topk(

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.processes import first_says, lost_peer, with_causes
 from xmodal_jax.parallel.rules import path_name
 from xmodal_jax.train import checksums, store
@@ -101,11 +101,11 @@ class Checkpoints:
         aside = sorted(path.name for path in self.folder.glob(f"{DAMAGED}*"))
         found = max(self.steps(), default=NO_GOOD if aside else NONE)
         found = first_says(found)
-        refuse_unless(
-            found != NO_GOOD,
-            f"'{self.folder}' has no good checkpoint left, only {', '.join(aside)}; put a copy of a good one there, "
-            "or start again in another --workdir",
-        )
+        if found == NO_GOOD:
+            raise UserError(
+                f"'{self.folder}' has no good checkpoint left, only {', '.join(aside)}; put a copy of a good one there, "
+                "or start again in another --workdir"
+            )
         return None if found == NONE else found
 
     def save(self, state: TrainState) -> None:
@@ -113,7 +113,8 @@ class Checkpoints:
 
         Raises UserError when this or an earlier save failed, naming the last step that is on disk.
         """
-        refuse_unless(not self.read_only, f"'{self.folder}' was opened for reading only; open it without read_only")
+        if self.read_only:
+            raise UserError(f"'{self.folder}' was opened for reading only; open it without read_only")
         self.wait()
         step = int(state.step)
         if step == self._saved:
@@ -190,13 +191,14 @@ class Checkpoints:
                     break
                 faults[step], found = fault, NO_GOOD
         found = first_says(found)
-        refuse_unless(found != NONE, f"there is no checkpoint in '{self.folder}'; run `xmodal train` first")
+        if found == NONE:
+            raise UserError(f"there is no checkpoint in '{self.folder}'; run `xmodal train` first")
         said = "; ".join(f"{step}: {fault}" for step, fault in faults.items())
-        refuse_unless(
-            found != NO_GOOD,
-            f"no checkpoint in '{self.folder}' is good ({said}); put a copy of a good one there, or start again in "
-            "another --workdir",
-        )
+        if found == NO_GOOD:
+            raise UserError(
+                f"no checkpoint in '{self.folder}' is good ({said}); put a copy of a good one there, or start again in "
+                "another --workdir"
+            )
         return found
 
     def _read(
@@ -330,16 +332,17 @@ def write_run(workdir: pathlib.Path, description: dict[str, Any]) -> None:
 def read_run(workdir: pathlib.Path) -> dict[str, Any]:
     """What `write_run` wrote. Raises UserError when the folder holds no run, or one of another format."""
     path = pathlib.Path(workdir) / RUN_FILE
-    refuse_unless(
-        path.is_file(), f"'{workdir}' holds no run ({RUN_FILE} is missing); name the --workdir of `xmodal train`"
-    )
+    if not path.is_file():
+        raise UserError(f"'{workdir}' holds no run ({RUN_FILE} is missing); name the --workdir of `xmodal train`")
     try:
         found = json.loads(path.read_bytes().decode("utf-8", "surrogateescape"))
     except ValueError as error:
-        raise UserError(f"'{path}' is not valid JSON ({error}); restore it or train again in another --workdir")
-    refuse_unless(
-        isinstance(found, dict) and found.get("format") == FORMAT and {"config", "data"} <= found.keys(),
-        f"'{path}' is not of the format that this version of the program reads ({FORMAT}); train again in another "
-        "--workdir",
-    )
+        raise UserError(
+            f"'{path}' is not valid JSON ({error}); restore it or train again in another --workdir"
+        ) from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT or not {"config", "data"} <= found.keys():
+        raise UserError(
+            f"'{path}' is not of the format that this version of the program reads ({FORMAT}); train again in another "
+            "--workdir"
+        )
     return found

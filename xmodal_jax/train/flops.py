@@ -73,7 +73,9 @@ def step_flops(recipe: Recipe, state: Any, batch: Batch) -> float:
     plain = dataclasses.replace(recipe, config=config, model=dataclasses.replace(recipe.model, config=config))
 
     def gradient(params: Any, state: Any, batch: Batch) -> Any:
-        loss = lambda params: total_loss(plain, params, state, batch, jax.random.key(0))[0]
+        def loss(params):
+            return total_loss(plain, params, state, batch, jax.random.key(0))[0]
+
         return jax.value_and_grad(loss)(params)
 
     traced = jax.make_jaxpr(gradient)(state.params, state, batch).jaxpr

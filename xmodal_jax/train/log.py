@@ -42,9 +42,19 @@ class TrainLog:
     `first_step`, whatever the batch size was then. Of several processes only the first (`active`) writes anything.
     """
 
-    def __init__(self, workdir: pathlib.Path, steps: int, batch_size: int, first_step: int, stream: Any = None,
-                 flops: float = 0.0, peak: float = 0.0, events: Any = None, active: bool = True,
-                 seen: int = 0) -> None:  # fmt: skip
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        steps: int,
+        batch_size: int,
+        first_step: int,
+        stream: Any = None,
+        flops: float = 0.0,
+        peak: float = 0.0,
+        events: Any = None,
+        active: bool = True,
+        seen: int = 0,
+    ) -> None:
         self.path = workdir / METRICS_FILE
         self.steps, self.batch_size, self.flops, self.peak = steps, batch_size, flops, peak
         self.events, self.active = events, active
@@ -78,7 +88,10 @@ class TrainLog:
         if self.events is not None:
             self.events.write(step, {f"eval/{name}": value for name, value in flat(mean).items()})
         table = mean["itc"]
-        shown = lambda side: " ".join(f"{value:.1f}" for name, value in table[side].items() if name.startswith("R@"))
+
+        def shown(side):
+            return " ".join(f"{value:.1f}" for name, value in table[side].items() if name.startswith("R@"))
+
         sides = (f"{side} {shown(side)}" for side in ("i2t", "t2i"))
         self.say(f"evaluation at step {step}: R@k {', '.join(sides)}, rSum {table['rSum']:.1f}")
         for name, own in mean.get("evals", {}).items():

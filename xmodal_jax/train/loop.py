@@ -24,8 +24,8 @@ from xmodal_jax.data.loader import Loader
 from xmodal_jax.data.text import cut_words
 from xmodal_jax.data.train import TrainDataset, train_dataset
 from xmodal_jax.data.transfer import Prefetch
-from xmodal_jax.encode.token_cache import kept_texts, with_tokens
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.encode.token_cache import token_caches, with_tokens
+from xmodal_jax.errors import UserError
 from xmodal_jax.eval.tables import flat
 from xmodal_jax.objectives import lonely
 from xmodal_jax.origin import describe, keep_trained, refuse_other_data
@@ -34,6 +34,7 @@ from xmodal_jax.parallel.chips import chip_of
 from xmodal_jax.parallel.mesh import batch_sharding, make_mesh, process_share, replicated
 from xmodal_jax.parallel.processes import first_says, is_first, leaving_at_once
 from xmodal_jax.parallel.rules import shardings
+from xmodal_jax.train.cca import start_state
 from xmodal_jax.train.checkpoint import Checkpoints, read_run, write_run
 from xmodal_jax.train.flops import step_flops
 from xmodal_jax.train.log import TrainLog
@@ -42,7 +43,6 @@ from xmodal_jax.train.state import TrainState, examples_seen
 from xmodal_jax.train.step import Recipe, create_state, jit_step
 from xmodal_jax.train.stop import Stopped, StopSignal
 from xmodal_jax.train.tensorboard import EventWriter
-from xmodal_jax.train.warmstart import start_state
 from xmodal_jax.train.watch import SkipWatch
 from xmodal_jax.weights import pretrained
 from xmodal_jax.whole import write_whole
@@ -88,10 +88,10 @@ def make_run(assembly: Assembly, devices: list | None = None, cache: bool = True
     config = assembly.config
     mesh = make_mesh(config.mesh, devices)
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    refuse_unless(
-        config.batch_size % rows == 0,
-        f"config.batch_size is {config.batch_size}, which {rows} devices (data x fsdp) cannot share; write a multiple of {rows}",
-    )
+    if config.batch_size % rows != 0:
+        raise UserError(
+            f"config.batch_size is {config.batch_size}, which {rows} devices (data x fsdp) cannot share; write a multiple of {rows}"
+        )
     refuse_chunks(config, assembly.objectives, rows)
     optimizer = make_optimizer(config.optimizer, abstract_params(assembly), config.steps)
     recipe = Recipe(config, assembly.model, assembly.objectives, optimizer, cache, assembly.facts)
@@ -102,9 +102,11 @@ def make_run(assembly: Assembly, devices: list | None = None, cache: bool = True
 
 
 def train(
-    config: Config, workdir: str | pathlib.Path, evaluate: Callable[[Run, TrainState, Callable], dict] | None = None,
+    config: Config,
+    workdir: str | pathlib.Path,
+    evaluate: Callable[[Run, TrainState, Callable], dict] | None = None,
     profile: tuple[int, int] | None = None,
-) -> TrainState:  # fmt: skip
+) -> TrainState:
     """Train `config` in `workdir`, going on from its newest checkpoint; returns the final state.
 
     `evaluate(run, state, poll)` is called every `config.eval.every` steps and after the last one, and gives numbers for the
@@ -123,10 +125,10 @@ def train(
             refuse_other_data(config, workdir, read_run(workdir))
         state = run.fresh() if fresh else checkpoints.restore(run.abstract)
         first = int(state.step)
-        refuse_unless(
-            first <= config.steps,
-            f"'{workdir}' is at step {first} already, and config.steps is {config.steps}; write more steps or another --workdir",
-        )
+        if first > config.steps:
+            raise UserError(
+                f"'{workdir}' is at step {first} already, and config.steps is {config.steps}; write more steps or another --workdir"
+            )
         refuse_other_momentum(config, state, workdir)
         trace = Profile(workdir / "profile", *(profile or (0, 0)))
         trace.check(first, config.steps)
@@ -161,7 +163,9 @@ def only_run(workdir: pathlib.Path) -> Iterator[None]:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"'{workdir}' cannot be a work directory ({error.strerror}); write another --workdir") from error
+        raise UserError(
+            f"'{workdir}' cannot be a work directory ({error.strerror}); write another --workdir"
+        ) from error
     if not is_first():
         yield
         return
@@ -181,11 +185,11 @@ def refuse_other_tokenizer(assembly: Assembly, workdir: pathlib.Path) -> None:
     """Going on with other word ids under the same weights would be nonsense that nothing else notices."""
     for name, own in assembly.own_tokenizers.items():
         kept = workdir / name
-        refuse_unless(
-            not kept.is_file() or kept.read_bytes() == own.path.read_bytes(),
-            f"the tokenizer '{own.path}' is not the one that '{workdir}' was trained with; write the config.data.path it was "
-            "trained on, or another --workdir",
-        )
+        if kept.is_file() and kept.read_bytes() != own.path.read_bytes():
+            raise UserError(
+                f"the tokenizer '{own.path}' is not the one that '{workdir}' was trained with; write the config.data.path it was "
+                "trained on, or another --workdir"
+            )
 
 
 def refuse_other_momentum(config: Config, state: TrainState, workdir: pathlib.Path) -> None:
@@ -225,8 +229,11 @@ def say_short_run(config: Config) -> None:
     if config.steps < warmup:
         log.warning(
             "config.optimizer.warmup is %d and config.steps %d: the learning rate only climbs, to %.2g %% of "
-            "config.optimizer.lr; write a shorter warm-up to reach it", warmup, config.steps, 100 * config.steps / warmup
-        )  # fmt: skip
+            "config.optimizer.lr; write a shorter warm-up to reach it",
+            warmup,
+            config.steps,
+            100 * config.steps / warmup,
+        )
 
 
 def changed_fields(config: Config, workdir: pathlib.Path) -> str:
@@ -261,10 +268,10 @@ class Profile:
 
     def check(self, first: int, last: int) -> None:
         """Refuse steps that a run from step `first` to `last` does not take."""
-        refuse_unless(
-            not self.last or first < self.last <= last,
-            f"--profile ends at step {self.last}, and this run takes steps {first + 1} to {last}; write some of these",
-        )
+        if self.last and not first < self.last <= last:
+            raise UserError(
+                f"--profile ends at step {self.last}, and this run takes steps {first + 1} to {last}; write some of these"
+            )
 
     def before(self, step: int) -> None:
         """Start where the trace begins."""
@@ -320,7 +327,10 @@ class _Session:
     def _contrasting(self) -> tuple[str, ...]:
         """The objectives whose negatives are rows of the batch, all of which have their fields."""
         objectives, fields = self.run.assembly.objectives, self.run.assembly.config.data.fields
-        whole = lambda item: all(fields[name].required for name in item.reads if name in fields)
+
+        def whole(item):
+            return all(fields[name].required for name in item.reads if name in fields)
+
         alone = lonely(objectives) if self.run.assembly.config.batch_size > 1 else ()
         return tuple(name for name in alone if whole(objectives[name]))
 
@@ -328,9 +338,15 @@ class _Session:
         """Steps until the end of the run or a stop signal; the state after the last of them."""
         config, first = self.run.assembly.config, int(state.step)
         data = config.data
-        texts = kept_texts(self.run.assembly, state.params)
+        texts = token_caches(self.run.assembly, state.params)
         dataset = train_dataset(
-            data.path, data.split, self.run.assembly.specs, data, config.seed, config.batch_size, partial(with_tokens, texts, data)
+            data.path,
+            data.split,
+            self.run.assembly.specs,
+            data,
+            config.seed,
+            config.batch_size,
+            partial(with_tokens, texts, data),
         )
         seen = examples_seen(state.cursor)
         self.report = start_log(self.run, self.workdir, dataset, first, seen)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.objectives.base import Objective, Term, steps_of
 from xmodal_jax.types import Array, DataFacts
 
@@ -24,12 +24,14 @@ def start(objectives: dict[str, Objective], model: Any, facts: DataFacts = DataF
             first = owner.setdefault(name, key)
             own = memory.setdefault(name, {"cursor": jnp.zeros((), jnp.int32)})
             for field, rows in fields.items():
-                refuse_unless(
-                    rows.shape[:1] == next((x.shape[:1] for x in own.values() if x.ndim), rows.shape[:1])
-                    and own.get(field, rows).shape == rows.shape,
-                    f"config.objectives.{first} and config.objectives.{key} ask for a ring '{name}' of different shapes; "
-                    f"write the same queue in both, or config.objectives.{key}.keys='{key}' for a ring of its own",
-                )
+                if (
+                    rows.shape[:1] != next((x.shape[:1] for x in own.values() if x.ndim), rows.shape[:1])
+                    or own.get(field, rows).shape != rows.shape
+                ):
+                    raise UserError(
+                        f"config.objectives.{first} and config.objectives.{key} ask for a ring '{name}' of different shapes; "
+                        f"write the same queue in both, or config.objectives.{key}.keys='{key}' for a ring of its own"
+                    )
                 own.setdefault(field, rows)
     return memory
 
@@ -65,7 +67,7 @@ def overwrite(table: Ring, index: Array, rows: Ring, good: Array | bool = True) 
     return table | {name: put(table[name], place, rows[name], good) for name in rows}
 
 
-def remember(memory: dict[str, Ring], terms: dict[str, Term], good: Array | bool = True) -> dict[str, Ring]:
+def update_memory(memory: dict[str, Ring], terms: dict[str, Term], good: Array | bool = True) -> dict[str, Ring]:
     """The memory after a step: what the losses saw goes into the rings, once each, and tables, in the order of the objectives.
 
     `good`, a boolean scalar, says whether the step counts; where it does not, nothing changes.
@@ -80,9 +82,12 @@ def remember(memory: dict[str, Ring], terms: dict[str, Term], good: Array | bool
 
 
 def refresh(
-    objectives: dict[str, Objective], memory: dict[str, Ring], step: Array, good: Array | bool = True,
+    objectives: dict[str, Objective],
+    memory: dict[str, Ring],
+    step: Array,
+    good: Array | bool = True,
     facts: DataFacts = DataFacts(),
-) -> dict[str, Ring]:  # fmt: skip
+) -> dict[str, Ring]:
     """The memory after each objective whose period ends with `step` (the steps done) has made it anew, in their order.
 
     After a step that is not `good` it stays as it is. A period in epochs, which a class may say without a field, is that of

@@ -9,7 +9,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from xmodal_jax.config import Config, OptimizerConfig
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.rules import wholly_frozen
 from xmodal_jax.types import Params
 
@@ -31,11 +31,11 @@ def refuse_frozen_start(config: Config, params: Params) -> None:
         where = f"config.encoders.{name}"
         still = params.get(name, {}).get("tower") and wholly_frozen(params, f"{name}/tower", freeze)
         kept = f" with {where}.cache_tokens=False" if own.cache_tokens else ""
-        refuse_unless(
-            bool(own.init) or not still,
-            f"config.optimizer.freeze '{freeze}' freezes the tower of {where}, which would stay random as {where}.init is "
-            f"empty; write the weights to start from there, or a config.optimizer.freeze that leaves it to train{kept}",
-        )
+        if not own.init and still:
+            raise UserError(
+                f"config.optimizer.freeze '{freeze}' freezes the tower of {where}, which would stay random as {where}.init is "
+                f"empty; write the weights to start from there, or a config.optimizer.freeze that leaves it to train{kept}"
+            )
 
 
 def split_frozen(params: Params, freeze: str) -> Params:
@@ -60,7 +60,10 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     warmup = max(1, config.warmup)
     end = max(steps, warmup + 1)  # never reached by a run that only climbs
     cosine = optax.warmup_cosine_decay_schedule(0.0, config.lr, warmup, end, config.lr * config.end_lr)
-    adam = lambda update: cosine(update + 1)
+
+    def adam(update):
+        return cosine(update + 1)
+
     if not config.sgd_after:
         return adam
     return lambda step: jnp.where(step < config.sgd_after, adam(step), jnp.float32(config.sgd_lr))
@@ -78,9 +81,10 @@ def adam_then_sgd(config: OptimizerConfig, momentum: float = 0.9) -> optax.Gradi
         updates, moved = adam.update(grads, state, params)
         kept = jnp.where(state.count == config.sgd_after, 0.0, momentum)
         rolled = jax.tree.map(lambda grad, before: grad + kept * before, grads, state.mu)
-        pick = lambda ours, theirs: jax.tree.map(
-            lambda x, y: jnp.where(state.count >= config.sgd_after, x, y), ours, theirs
-        )
+
+        def pick(ours, theirs):
+            return jax.tree.map(lambda x, y: jnp.where(state.count >= config.sgd_after, x, y), ours, theirs)
+
         return pick(rolled, updates), moved._replace(mu=pick(rolled, moved.mu))
 
     return optax.GradientTransformation(adam.init, update)
@@ -96,10 +100,10 @@ def refuse_mixed_momentum(before: int, after: int, updates: int, workdir: str) -
     left = was_sgd and (after == 0 or after > updates)
     missed = updates > 0 and comes_sgd and not was_sgd
     said = f"config.optimizer.sgd_after is {after}, but the {updates} updates of '{workdir}'"
-    refuse_unless(
-        not missed, f"{said} are Adam's and SGD would start from Adam's momentum; write {updates} or more, or 0"
-    )
-    refuse_unless(not left, f"{said} end with SGD's and Adam would start from SGD's momentum; write {before}")
+    if missed:
+        raise UserError(f"{said} are Adam's and SGD would start from Adam's momentum; write {updates} or more, or 0")
+    if left:
+        raise UserError(f"{said} end with SGD's and Adam would start from SGD's momentum; write {before}")
 
 
 def make_optimizer(config: OptimizerConfig, params: Params, steps: int) -> optax.GradientTransformation:
@@ -127,7 +131,9 @@ def scale_by_factor(factors: Any) -> optax.GradientTransformation:
     """Multiply each leaf's update by its learning-rate factor."""
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        scale = lambda update, factor: update if isinstance(update, optax.MaskedNode) else update * jnp.float32(factor)
+        def scale(update, factor):
+            return update if isinstance(update, optax.MaskedNode) else update * jnp.float32(factor)
+
         return jax.tree.map(scale, updates, factors, is_leaf=lambda x: isinstance(x, optax.MaskedNode)), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
@@ -141,9 +147,10 @@ def check_patterns(config: OptimizerConfig, params: Params) -> None:
         try:
             found = not pattern or any(re.search(pattern, path) for path in paths)
         except re.error as error:
-            raise UserError(f"config.optimizer.{name} '{pattern}' is not a regex ({error}); write one such as '^text/'")
-        refuse_unless(found, f"config.optimizer.{name} '{pattern}' matches no parameter; paths look like '{paths[0]}'")
-    refuse_unless(
-        not all(config.freeze and re.search(config.freeze, path) for path in paths),
-        f"config.optimizer.freeze '{config.freeze}' freezes everything; leave a module to train",
-    )
+            raise UserError(
+                f"config.optimizer.{name} '{pattern}' is not a regex ({error}); write one such as '^text/'"
+            ) from error
+        if not found:
+            raise UserError(f"config.optimizer.{name} '{pattern}' matches no parameter; paths look like '{paths[0]}'")
+    if all(config.freeze and re.search(config.freeze, path) for path in paths):
+        raise UserError(f"config.optimizer.freeze '{config.freeze}' freezes everything; leave a module to train")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from xmodal_jax.config import Config, JointConfig
-from xmodal_jax.forward import Forward, named_key, share, teacher_forward
+from xmodal_jax.forward import Forward, named_key, reuse_student_passes, teacher_forward
 from xmodal_jax.objectives.base import Objective, Term, at, same
 from xmodal_jax.parallel.rules import wholly_frozen
 from xmodal_jax.train import memory as memories
@@ -33,7 +33,10 @@ class Recipe:
 
 def create_state(recipe: Recipe, params: Params, seed: int) -> TrainState:
     """The state before the first step."""
-    zero = lambda: jnp.zeros((), jnp.int32)
+
+    def zero():
+        return jnp.zeros((), jnp.int32)
+
     config = recipe.config
     return TrainState(
         step=zero(),
@@ -66,7 +69,7 @@ def run_objectives(
     )
     student = Forward(recipe.model, params, batch, key, state.memory, state.step, teacher, recipe.cache, config.chunk)
     if recipe.cache:
-        share(student, same_towers(config, params))
+        reuse_student_passes(student, same_towers(config, params))
     terms = {
         name: objective(student, batch, named_key(key, f"objective:{name}"))
         for name, objective in recipe.objectives.items()
@@ -137,7 +140,7 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
     teacher = teachers.update(state.teacher, params, teachers.momentum_at(config.teacher, state.step))
     new = (params, teacher, opt_state)
     params, teacher, opt_state = choose(good, new, (state.params, state.teacher, state.opt_state))
-    memory = memories.remember(state.memory, terms, good)
+    memory = memories.update_memory(state.memory, terms, good)
     memory = memories.refresh(recipe.objectives, memory, state.step + 1, good, recipe.facts)
     bad = jnp.where(good, 0, 1).astype(jnp.int32)
     metrics = term_metrics(terms) | {

@@ -26,8 +26,9 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         # With several processes the service has a handler for SIGTERM of its own, which Python's would replace.
-        handlers = {signal.SIGINT: self._to_all} if self._together else {
-            signal.SIGTERM: self._note, signal.SIGINT: self._note}  # fmt: skip
+        handlers = (
+            {signal.SIGINT: self._to_all} if self._together else {signal.SIGTERM: self._note, signal.SIGINT: self._note}
+        )
         for number, handler in handlers.items():
             try:
                 self._old[number] = signal.signal(number, handler)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import orbax.checkpoint as ocp
 
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 
 OPEN_FILES = pathlib.Path("/proc/self/fd")  # where Linux names the open files of a process
 MANIFEST = "manifest.ocdbt"  # of the merged parts
@@ -21,11 +21,11 @@ MANIFEST = "manifest.ocdbt"  # of the merged parts
 
 def refuse_unwritable_name(folder: pathlib.Path) -> None:
     """Raise UserError for a path that orbax would take for a pattern on a system where it has no other name."""
-    refuse_unless(
-        not glob.has_magic(str(folder)) or OPEN_FILES.is_dir(),
-        f"checkpoints cannot be kept in '{folder}', because a folder there has one of the characters [ * ? in its name; "
-        "write another --workdir",
-    )
+    if glob.has_magic(str(folder)) and not OPEN_FILES.is_dir():
+        raise UserError(
+            f"checkpoints cannot be kept in '{folder}', because a folder there has one of the characters [ * ? in its name; "
+            "write another --workdir"
+        )
 
 
 @contextlib.contextmanager

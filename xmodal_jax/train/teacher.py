@@ -18,7 +18,10 @@ Teacher = dict[str, Array]
 
 def start(params: Params, exclude: str, frozen: str = "") -> Teacher:
     """A float32 copy (not an alias: the state is donated) of every leaf that is neither excluded nor frozen."""
-    left_out = lambda path: any(pattern and re.search(pattern, path) for pattern in (exclude, frozen))
+
+    def left_out(path):
+        return any(pattern and re.search(pattern, path) for pattern in (exclude, frozen))
+
     own = {path: leaf for path, leaf in flatten_dict(params, sep="/").items() if not left_out(path)}
     return {path: jnp.array(leaf, jnp.float32, copy=True) for path, leaf in own.items()}
 
@@ -47,6 +50,8 @@ def drift(teacher: Teacher, params: Params) -> Array:
     """How far the student has left its teacher: 1 - cosine of all their parameters."""
     student = flatten_dict(params, sep="/")
     dot = sum((jnp.vdot(old, student[path]) for path, old in teacher.items()), jnp.float32(0))
-    norms = [sum((jnp.vdot(x, x) for x in leaves), jnp.float32(1e-12)) for leaves in (
-        teacher.values(), [student[path] for path in teacher])]  # fmt: skip
+    norms = [
+        sum((jnp.vdot(x, x) for x in leaves), jnp.float32(1e-12))
+        for leaves in (teacher.values(), [student[path] for path in teacher])
+    ]
     return 1.0 - dot * jax.lax.rsqrt(norms[0] * norms[1])

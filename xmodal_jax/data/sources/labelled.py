@@ -23,7 +23,7 @@ from xmodal_jax.data.source import (
     usable_item,
 )
 from xmodal_jax.data.textfile import read_lines, read_text
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 
 HELD_OUT = 2000  # MIRFlickr's queries in the literature; a tenth of a smaller set
 
@@ -46,11 +46,11 @@ def divide_train(
     `UserError`.
     """
     able = [row for row, split in enumerate(splits) if split == "train" and worded[row]]
-    refuse_unless(
-        0 <= train <= len(able),
-        f"--train is {train}, but {len(able)} records that have a text are not queries; write at most that, or 0 "
-        "for all of them.",
-    )
+    if not 0 <= train <= len(able):
+        raise UserError(
+            f"--train is {train}, but {len(able)} records that have a text are not queries; write at most that, or 0 "
+            "for all of them."
+        )
     if not train:
         return list(splits)
     drawn = _drawn(names, able, train, whole)
@@ -82,17 +82,25 @@ def draw_splits(
     if splits is None:
         able = [row for row, good in enumerate(worded) if good]
         count = min(HELD_OUT, len(able) // 10) if queries is None else queries
-        refuse_unless(
-            0 <= count < max(1, len(able)),
-            f"--queries is {count}, but there are {len(able)} records to draw them from; write fewer, and at least 0.",
-        )
+        if not 0 <= count < max(1, len(able)):
+            raise UserError(
+                f"--queries is {count}, but there are {len(able)} records to draw them from; write fewer, and at least 0."
+            )
         test = _drawn(names, able, count, whole)
         splits = ["test" if name in test else "train" for name in names]
     return divide_train(names, splits, worded, train, whole)
 
 
-def _source(kind: str, folder: pathlib.Path, rows: list[Row], files: Sequence[pathlib.Path], licence: str,
-            splits: list[str] | None, queries: int | None = None, train: int = 0) -> Source:  # fmt: skip
+def _source(
+    kind: str,
+    folder: pathlib.Path,
+    rows: list[Row],
+    files: Sequence[pathlib.Path],
+    licence: str,
+    splits: list[str] | None,
+    queries: int | None = None,
+    train: int = 0,
+) -> Source:
     """A source of `rows`; `files` are those that say what the rows are, the rest is as for `draw_splits`."""
     given = [row[0] for row in rows], splits, [bool(row[2].strip()) for row in rows], queries, train
     draw_splits(*given)  # numbers that are impossible are refused now; the pictures are looked at later
@@ -129,7 +137,8 @@ def mirflickr_source(
     folder = folder / "mirflickr" if (folder / "mirflickr").is_dir() else folder
     tags = existing(folder / "meta" / "tags", "tag folder", folder=True)
     pictures = sorted(folder.glob("im*.jpg"), key=lambda file: _number(file.stem.removeprefix("im"), file))
-    refuse_unless(bool(pictures), f"{folder} has no im*.jpg; give the folder that holds them.")
+    if not pictures:
+        raise UserError(f"{folder} has no im*.jpg; give the folder that holds them.")
     files = _annotations(folder, narrow)
     labels: dict[int, list[str]] = {}
     for file in files:
@@ -150,18 +159,19 @@ def _annotations(folder: pathlib.Path, narrow: bool) -> list[pathlib.Path]:
         root / name for root in (folder, folder.parent) for name in ("annotations", "mirflickr25k_annotations_v080")
     ]
     found = next((place for place in places if place.is_dir()), None)
-    refuse_unless(
-        found is not None, f"{folder} has no folder 'annotations' in or beside it; unpack the annotations there."
-    )
+    if found is None:
+        raise UserError(f"{folder} has no folder 'annotations' in or beside it; unpack the annotations there.")
     files = [file for file in sorted(found.glob("*.txt")) if file.stem.lower() != "readme"]
     files = [file for file in files if file.stem.endswith("_r1") == narrow]
-    refuse_unless(bool(files), f"{found} has no {'*_r1.txt' if narrow else '*.txt'}; unpack the annotations there.")
+    if not files:
+        raise UserError(f"{found} has no {'*_r1.txt' if narrow else '*.txt'}; unpack the annotations there.")
     return files
 
 
 def _number(text: str, file: pathlib.Path) -> int:
     good = text.isdecimal() and len(text) < 20
-    refuse_unless(good, f"{file} says '{text[:40]}' where the number of a picture must be; download it again.")
+    if not good:
+        raise UserError(f"{file} says '{text[:40]}' where the number of a picture must be; download it again.")
     return int(text)
 
 
@@ -183,7 +193,8 @@ def nuswide_source(
     """
     folder = existing(path, "NUS-WIDE folder", folder=True)
     root = existing(images or folder / "Flickr", "image folder", folder=True)
-    refuse_unless(top > 0, f"top is {top}; write a number of concepts, such as 10 or 21")
+    if top <= 0:
+        raise UserError(f"top is {top}; write a number of concepts, such as 10 or 21")
     lists = folder / "ImageList"
     names, splits, files = [], {}, []
     for split, title in (("train", "Train"), ("test", "Test")):
@@ -226,16 +237,15 @@ def _concepts(folder: pathlib.Path, names: list[str], splits: dict[str, str]) ->
     for ending, own in order.items():
         for file in sorted(parts.glob(f"Labels_*{ending}.txt")):
             marks = [line.strip() for line in lines_of(file)]
-            refuse_unless(
-                len(marks) == len(own),
-                f"{file} has {len(marks)} lines for {len(own)} pictures; download it again.",
-            )
+            if len(marks) != len(own):
+                raise UserError(f"{file} has {len(marks)} lines for {len(own)} pictures; download it again.")
             concept = file.stem.removeprefix("Labels_").removesuffix(ending)
             for name, mark in zip(own, marks, strict=True):
                 if mark == "1":
                     labels[name].append(concept)
             read.append(file)
-    refuse_unless(bool(read), f"{parts} has no Labels_*.txt; unpack the ground truth there.")
+    if not read:
+        raise UserError(f"{parts} has no Labels_*.txt; unpack the ground truth there.")
     return labels, read
 
 
@@ -259,12 +269,15 @@ def _matrix_tags(folder: pathlib.Path, matrix: pathlib.Path) -> dict[str, str]:
     words = [line.strip() for line in lines_of(existing(matrix.parent / "TagList1k.txt", "list of tags"))]
     names = _listed(existing(folder / "ImageList" / "Imagelist.txt", "list"))
     rows = [line.split() for line in lines_of(matrix)]
-    refuse_unless(
-        len(rows) == len(names) and all(len(row) == len(words) for row in rows),
-        f"{matrix} is not {len(names)} rows of {len(words)} marks, as Imagelist.txt and TagList1k.txt ask; download it "
-        "again.",
-    )
-    tagged = lambda row: " ".join(word for word, mark in zip(words, row, strict=True) if mark == "1")
+    if len(rows) != len(names) or not all(len(row) == len(words) for row in rows):
+        raise UserError(
+            f"{matrix} is not {len(names)} rows of {len(words)} marks, as Imagelist.txt and TagList1k.txt ask; download it "
+            "again."
+        )
+
+    def tagged(row):
+        return " ".join(word for word, mark in zip(words, row, strict=True) if mark == "1")
+
     return {_photo(name): tagged(row) for name, row in zip(names, rows, strict=True)}
 
 
@@ -286,9 +299,8 @@ def wikipedia_source(path: os.PathLike | str, licence: str = "") -> Source:
         files.append(file)
         for number, line in enumerate(lines_of(file), 1):
             parts = line.split()
-            refuse_unless(
-                len(parts) == 3, f"{file}, line {number}, is not 'text picture category'; download the list again."
-            )
+            if len(parts) != 3:
+                raise UserError(f"{file}, line {number}, is not 'text picture category'; download the list again.")
             picture = known.get(parts[1], pictures / f"{parts[1]}.jpg")
             label = (picture.parent.name,) if parts[1] in known else ()
             rows.append((parts[0], picture, _article(texts / f"{parts[0]}.xml"), label))
@@ -305,5 +317,6 @@ def _article(path: pathlib.Path) -> str:
     content = re.sub(r"<!\[CDATA\[(.*?)\]\]>", r"\1", content, flags=re.DOTALL)
     texts = re.findall(r"<text\b[^>]*>(.*?)</text\s*>", content, re.DOTALL)
     whole = len(texts) == len(re.findall(r"<text\b", content))
-    refuse_unless(whole, f"{path} ends inside its text; download it again.")
+    if not whole:
+        raise UserError(f"{path} ends inside its text; download it again.")
     return " ".join(html.unescape(re.sub(r"<[a-zA-Z/!?][^>]*>", " ", " ".join(texts or [content]))).split())

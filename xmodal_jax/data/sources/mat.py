@@ -22,7 +22,7 @@ from xmodal_jax.data.source import TERMS, Item, Skip, Source, clean_captions, ex
 from xmodal_jax.data.sources.labelled import Whole, draw_splits
 from xmodal_jax.data.sources.matfile import Variable, variables
 from xmodal_jax.data.textfile import hashed, read_lines
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 
 KNOWN = {
     "arrays": ("images", "iall"),
@@ -95,7 +95,8 @@ def mat_source(
         options["images"] = str(root.resolve())
         items = functools.partial(_path_items, names, root, rows)
     else:
-        refuse_unless(images is None, f"--images goes with paths of pictures, and {pictures} holds the pictures.")
+        if images is not None:
+            raise UserError(f"--images goes with paths of pictures, and {pictures} holds the pictures.")
         items = functools.partial(_array_items, pictures, axes, rows)
     arguments = {"path": str(pathlib.Path(path).resolve()), "content": _digest(rows, pictures)}
     arguments |= {name: value for name, value in options.items() if value is not None}
@@ -115,13 +116,15 @@ def _found(path: pathlib.Path, prefer_names: bool) -> tuple[pathlib.Path, dict[s
     """The folder, and {"arrays" or "names", "texts", "labels": variable}; texts may be the path of a `caption.txt`."""
     folder = path if path.is_dir() else existing(path, "MATLAB file or folder").parent
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".mat") if path.is_dir() else [path]
-    refuse_unless(bool(files), f"{folder} has no .mat file; give the file, or the folder that holds them.")
+    if not files:
+        raise UserError(f"{folder} has no .mat file; give the file, or the folder that holds them.")
     held = [variable for file in files for variable in sorted(variables(file), key=lambda one: one.name)]
     found: dict[str, Any] = {}
     for what, names in KNOWN.items():
         own = [variable for variable in held if variable.name.lower() in names]
         several = f"{' and '.join(map(str, own))} are both {what}; give the file or the folder of one set."
-        refuse_unless(len(own) < 2, several)
+        if len(own) >= 2:
+            raise UserError(several)
         found |= {what: own[0]} if own else {}
     lines = _beside(folder, ("caption.txt",))
     found |= {"texts": lines} if lines and "texts" not in found else {}
@@ -129,9 +132,10 @@ def _found(path: pathlib.Path, prefer_names: bool) -> tuple[pathlib.Path, dict[s
         del found["arrays" if prefer_names else "names"]
     whole = len(found) == 3 and {"texts", "labels"} < set(found)
     names = ", ".join(variable.name for variable in held) or "nothing"
-    refuse_unless(
-        whole, f"{path} holds {names}, and a set needs {EXPECTED}; give the file, or the folder of files, that has all."
-    )
+    if not whole:
+        raise UserError(
+            f"{path} holds {names}, and a set needs {EXPECTED}; give the file, or the folder of files, that has all."
+        )
     return folder, found
 
 
@@ -153,7 +157,8 @@ def _marks(variable: Variable, count: int) -> np.ndarray:
 
 
 def _refuse_other(what: Any, rows: int, count: int) -> None:
-    refuse_unless(rows == count, f"{what} has {rows} rows for {count} pictures; give files of the same set.")
+    if rows != count:
+        raise UserError(f"{what} has {rows} rows for {count} pictures; give files of the same set.")
 
 
 def _captions(texts: Any, count: int, folder: pathlib.Path, vocabulary: Any) -> list[str | list[str]]:
@@ -161,7 +166,8 @@ def _captions(texts: Any, count: int, folder: pathlib.Path, vocabulary: Any) -> 
         marks = _marks(texts, count)
         words = _column_names(vocabulary, folder, VOCABULARIES, "w", texts, marks.shape[1])
         return [" ".join(words[column] for column in np.flatnonzero(row)) for row in marks]
-    refuse_unless(vocabulary is None, f"--vocabulary goes with a 0/1 bag of words, and {texts} holds texts.")
+    if vocabulary is not None:
+        raise UserError(f"--vocabulary goes with a 0/1 bag of words, and {texts} holds texts.")
     rows = texts.texts() if isinstance(texts, Variable) else read_lines(texts, lenient=True)
     _refuse_other(texts, len(rows), count)
     return rows
@@ -173,18 +179,19 @@ def _labels(variable: Variable, count: int, folder: pathlib.Path, given: Any) ->
     return [tuple(names[column] for column in np.flatnonzero(row)) for row in marks]
 
 
-def _column_names(given: Any, folder: pathlib.Path, known: Sequence[str], start: str, variable: Variable,
-                  count: int) -> list[str]:  # fmt: skip
+def _column_names(
+    given: Any, folder: pathlib.Path, known: Sequence[str], start: str, variable: Variable, count: int
+) -> list[str]:
     """The names of the columns: the lines of the file given or beside, else `start` and a number."""
     path = existing(given, "list of names") if given else _beside(folder, known)
     if path is None:
         return [f"{start}{column}" for column in range(count)]
     names = [line.strip() for line in read_lines(path)]
-    refuse_unless(
-        len(names) == count and all(names) and len(set(names)) == count,
-        f"{path} must have {count} lines, each another name, for the columns of {variable}; it has {len(names)}, "
-        f"{len(set(names) - {''})} of them different names.",
-    )
+    if len(names) != count or not all(names) or len(set(names)) != count:
+        raise UserError(
+            f"{path} must have {count} lines, each another name, for the columns of {variable}; it has {len(names)}, "
+            f"{len(set(names) - {''})} of them different names."
+        )
     return names
 
 
@@ -196,10 +203,10 @@ def _axes(pictures: Variable) -> tuple[int, ...]:
     orders = {2: (3, 0, 1, 2), 1: (0, 2, 3, 1), 3: (0, 1, 2, 3)}
     shape = pictures.shape
     channel = next((axis for axis in orders if len(shape) == 4 and shape[axis] == 3), None)
-    refuse_unless(
-        channel is not None and pictures.kind == "number",
-        f"{pictures} is {list(shape)} and no array of pictures, such as [224,224,3,n]; features cannot be used.",
-    )
+    if channel is None or pictures.kind != "number":
+        raise UserError(
+            f"{pictures} is {list(shape)} and no array of pictures, such as [224,224,3,n]; features cannot be used."
+        )
     return orders[channel]
 
 
@@ -222,9 +229,8 @@ def _bytes(block: np.ndarray, pictures: Variable) -> np.ndarray:
     """uint8, also from whole numbers that were saved as floats."""
     with np.errstate(invalid="ignore"):
         exact = block.astype(np.uint8)
-    refuse_unless(
-        bool((exact == block).all()), f"{pictures} has values that are no whole numbers from 0 to 255; give raw pixels."
-    )
+    if not (exact == block).all():
+        raise UserError(f"{pictures} has values that are no whole numbers from 0 to 255; give raw pixels.")
     return exact
 
 
@@ -249,7 +255,10 @@ def _keys(names: list[tuple[str, ...]]) -> list[str]:
 def _foreign_parts(names: list[tuple[str, ...]], root: pathlib.Path) -> int:
     """How many leading parts of the paths are folders of another machine: the number by which most files are found, the
     same for all, so that no two rows take one file for theirs."""
-    found = lambda start: sum(root.joinpath(*parts[start:]).is_file() for parts in names if start < len(parts))
+
+    def found(start):
+        return sum(root.joinpath(*parts[start:]).is_file() for parts in names if start < len(parts))
+
     return max(range(max(map(len, names), default=1)), key=lambda start: (found(start), -start))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
 SLICE_BYTES = 1 << 25  # what is read at once
@@ -38,22 +38,24 @@ class Variable:
 
     def marks(self) -> np.ndarray:
         """bool [rows,columns] of a matrix of 0 and 1. Raises `UserError` for anything else."""
-        refuse_unless(
-            self.kind == "number" and len(self.shape) == 2,
-            f"{self} is no full matrix of numbers (its shape is {list(self.shape)}); save it as one of 0 and 1.",
-        )
+        if self.kind != "number" or len(self.shape) != 2:
+            raise UserError(
+                f"{self} is no full matrix of numbers (its shape is {list(self.shape)}); save it as one of 0 and 1."
+            )
         return _hdf5_marks(self) if self.hdf5 else self._as_marks(_read_version5(self))
 
     def _as_marks(self, values: Any) -> np.ndarray:
         values = values.toarray() if hasattr(values, "toarray") else values  # SciPy keeps MATLAB's sparse matrices
         marks = values == 1
-        refuse_unless(bool((marks | (values == 0)).all()), f"{self} has values that are not 0 or 1: give 0/1 vectors.")
+        if not (marks | (values == 0)).all():
+            raise UserError(f"{self} has values that are not 0 or 1: give 0/1 vectors.")
         return marks
 
     def texts(self) -> list[list[str]]:
         """The texts of each row of a cell or of characters, without the spaces that MATLAB pads them with; rows lie
         along the longest axis. Raises `UserError`."""
-        refuse_unless(self.kind == "text", f"{self} is no list of texts; save it as a cell of character vectors.")
+        if self.kind != "text":
+            raise UserError(f"{self} is no list of texts; save it as a cell of character vectors.")
         cells = _hdf5_texts(self) if self.hdf5 else _read_version5(self)
         cells = np.moveaxis(cells, int(np.argmax(cells.shape)), 0) if cells.ndim else cells.reshape(1)
         return [[text.strip() for text in _flat(row)] for row in cells]
@@ -80,20 +82,18 @@ def variables(path: pathlib.Path) -> list[Variable]:
         head = file.read(520)
     if HDF5 in (head[:8], head[512:520]):
         return _hdf5_variables(path)
-    refuse_unless(
-        head.startswith(b"MATLAB 5.0"),
-        f"{path} is no MATLAB file of version 5 or 7.3; give a .mat file, or download it again.",
-    )
+    if not head.startswith(b"MATLAB 5.0"):
+        raise UserError(f"{path} is no MATLAB file of version 5 or 7.3; give a .mat file, or download it again.")
     import scipy.io
 
     with _readable(path):
         listed = scipy.io.whosmat(path)
     room = MOST_VALUES * path.stat().st_size
     for name, shape, kind in listed:  # a damaged shape would keep SciPy busy for minutes
-        refuse_unless(
-            kind == "sparse" or math.prod(shape) <= room,
-            f"{path} is damaged: it is too small for the {list(shape)} values of '{name}'; download it again.",
-        )
+        if kind != "sparse" and math.prod(shape) > room:
+            raise UserError(
+                f"{path} is damaged: it is too small for the {list(shape)} values of '{name}'; download it again."
+            )
     kinds = {"cell": "text", "char": "text", "struct": "other", "object": "other", "function": "other"}
     return [Variable(path, name, tuple(shape), kinds.get(kind, "number"), False) for name, shape, kind in listed]
 
@@ -192,7 +192,8 @@ def _hdf5_cell(file: Any, data: Any) -> np.ndarray:
         for place, reference in np.ndenumerate(references):
             cell[place] = _hdf5_cell(file, file[reference])
         return cell
-    refuse_unless(_is_char(data), f"a cell of {file.filename} holds numbers where a text must be; save texts there.")
+    if not _is_char(data):
+        raise UserError(f"a cell of {file.filename} holds numbers where a text must be; save texts there.")
     rows = np.atleast_2d(data[()].T).astype("<u2")
     return np.array([row.tobytes().decode("utf-16-le", "replace") for row in rows], object)
 

@@ -17,13 +17,19 @@ from xmodal_jax.data.captions import normal_caption
 from xmodal_jax.data.image import CorruptImage, render_svg
 from xmodal_jax.data.source import Item, Skip, Source, shared_out
 from xmodal_jax.data.textfile import hashed
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 
 ROOT = "/usr/share/openclipart/svg"
 LEFT_OUT = (  # themes and series that differ in what their titles do not say
-    "computer/icons", "recreation/games/cards", "shapes/stars", "special", "unsorted", "buttons",
-    "signs_and_symbols/flags", "logos",
-)  # fmt: skip
+    "computer/icons",
+    "recreation/games/cards",
+    "shapes/stars",
+    "special",
+    "unsorted",
+    "buttons",
+    "signs_and_symbols/flags",
+    "logos",
+)
 TITLE = "{http://purl.org/dc/elements/1.1/}title"
 WORK = "{http://web.resource.org/cc/}Work"
 KEYWORD = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li"
@@ -91,17 +97,20 @@ def openclipart_source(
     of ten drawings or more ("keyword"). Raises `UserError` for a folder without drawings.
     """
     root = pathlib.Path(root)
-    refuse_unless(
-        root.is_dir(),
-        f"no drawings at {root}: apt-get install openclipart-svg, or give the folder 'svg' of an unpacked one.",
-    )
-    refuse_unless(label in ("folder", "keyword"), f"--label is '{label}'; write folder or keyword")
-    refuse_unless(size >= 16, f"--size is {size}; write 16 px or more")
+    if not root.is_dir():
+        raise UserError(
+            f"no drawings at {root}: apt-get install openclipart-svg, or give the folder 'svg' of an unpacked one."
+        )
+    if label not in ("folder", "keyword"):
+        raise UserError(f"--label is '{label}'; write folder or keyword")
+    if size < 16:
+        raise UserError(f"--size is {size}; write 16 px or more")
     paths = [path for path in sorted(root.rglob("*.svg")) if path.is_file() and not _left_out(path, root)]
     read = [read_drawing(path, root) for path in paths]
     broken = [found for found in read if isinstance(found, Skip)]
     drawings = worth_keeping([found for found in read if isinstance(found, Drawing)])
-    refuse_unless(bool(drawings), f"{root} holds no .svg with a title: give the folder named svg.")
+    if not drawings:
+        raise UserError(f"{root} holds no .svg with a title: give the folder named svg.")
     held_out = len(drawings) // 6 if held_out is None else held_out
     groups = [group_key(one.title) for one in drawings]
     labels = _labels(drawings, label)

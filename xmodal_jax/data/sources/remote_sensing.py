@@ -12,7 +12,7 @@ from typing import Any
 from xmodal_jax.data.formats import wrong_format
 from xmodal_jax.data.source import TERMS, Item, Skip, Source, digest_of_all, existing, file_item, plain_text
 from xmodal_jax.data.textfile import read_json, read_lines
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 
 SPLITS = ("train", "val", "test")
 PER_IMAGE = 5  # caption lines of a name that is listed once
@@ -31,7 +31,8 @@ def precomp_source(path: os.PathLike | str, images: os.PathLike | str | None = N
     folder = existing(path, "precomp folder", folder=True)
     root = existing(images or folder / "images", "image folder", folder=True)
     found = {split: lists for split in SPLITS if (lists := _lists_of(folder, split))}
-    refuse_unless(bool(found), f"{folder} has no train_caps.txt, val_caps.txt or test_caps.txt; give their folder.")
+    if not found:
+        raise UserError(f"{folder} has no train_caps.txt, val_caps.txt or test_caps.txt; give their folder.")
     rows = {split: _paired(*lists) for split, lists in found.items()}
     return _source("precomp", folder, root, rows, [file for lists in found.values() for file in lists], licence)
 
@@ -49,11 +50,11 @@ def _paired(caps: pathlib.Path, names: pathlib.Path) -> list[Row]:
     """Pictures with their captions, of one split."""
     captions, files = read_lines(caps), read_lines(existing(names, "list of file names"))
     whole = len(captions) == PER_IMAGE * len(files)
-    refuse_unless(
-        bool(files) and (whole or len(captions) == len(files)),
-        f"{caps} has {len(captions)} lines and {names.name} {len(files)}; a name must be there once for {PER_IMAGE} "
-        f"captions or once for each caption.",
-    )
+    if not files or not whole and len(captions) != len(files):
+        raise UserError(
+            f"{caps} has {len(captions)} lines and {names.name} {len(files)}; a name must be there once for {PER_IMAGE} "
+            f"captions or once for each caption."
+        )
     merged: dict[str, list[Any]] = {}
     for number, caption in enumerate(captions):
         merged.setdefault(files[number // PER_IMAGE if whole else number].strip(), []).append(caption)
@@ -72,7 +73,8 @@ def albef_source(
     folder = existing(path, "folder of JSON lists", folder=True)
     root = existing(images or folder / "images", "image folder", folder=True)
     files = {split: file for split in SPLITS if (file := _list_of(folder, name, split))}
-    refuse_unless(bool(files), f"{folder} has no {name or '*'}_train.json, _val.json or _test.json; give their folder.")
+    if not files:
+        raise UserError(f"{folder} has no {name or '*'}_train.json, _val.json or _test.json; give their folder.")
     rows = {split: _grouped(file) for split, file in files.items()}
     return _source("albef", folder, root, rows, list(files.values()), licence)
 
@@ -80,10 +82,10 @@ def albef_source(
 def _list_of(folder: pathlib.Path, name: str, split: str) -> pathlib.Path | None:
     plain = [folder / f"{split}.json"] if (folder / f"{split}.json").is_file() else []
     files = sorted(folder.glob(f"{name}_{split}.json")) if name else plain + sorted(folder.glob(f"*_{split}.json"))
-    refuse_unless(
-        len(files) < 2,
-        f"{folder} holds {' and '.join(file.name for file in files)}; choose one set with --name, as --name rsitmd.",
-    )
+    if len(files) >= 2:
+        raise UserError(
+            f"{folder} holds {' and '.join(file.name for file in files)}; choose one set with --name, as --name rsitmd."
+        )
     return files[0] if files else None
 
 
@@ -109,8 +111,14 @@ def _is_row(row: Any) -> bool:
     return good and type(row.get("label_name") or "") in (str, int, float)  # and no bool
 
 
-def _source(kind: str, folder: pathlib.Path, root: pathlib.Path, rows: dict[str, list[Row | Skip]],
-            files: list[pathlib.Path], licence: str) -> Source:  # fmt: skip
+def _source(
+    kind: str,
+    folder: pathlib.Path,
+    root: pathlib.Path,
+    rows: dict[str, list[Row | Skip]],
+    files: list[pathlib.Path],
+    licence: str,
+) -> Source:
     def items() -> Iterator[Item | Skip]:
         for split, own in rows.items():
             for row in own:

@@ -16,7 +16,7 @@ from xmodal_jax.data.media import read_states
 from xmodal_jax.data.source import Item, Skip, Source, clean_captions, shared_out
 from xmodal_jax.data.taxonomy import Taxonomy, folder_taxonomy
 from xmodal_jax.data.textfile import hashed, read_lines
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 
 ROOT = "/usr/share/tuxpaint/stamps"
 LETTERS = {"alphabets", "letters", "numbers"}  # a caption "The letter A" says nothing about a picture
@@ -62,17 +62,19 @@ def stamps_source(
     ("name"; a test label is then one that training never saw). Raises `UserError` for a folder without stamps.
     """
     root = pathlib.Path(root)
-    refuse_unless(
-        root.is_dir(),
-        f"no stamps at {root}: apt-get install tuxpaint-stamps-default, or give the folder of an unpacked one.",
-    )
-    refuse_unless(size >= 16, f"--size is {size}; write 16 px or more")
-    refuse_unless(label in ("folder", "name"), f"--label is '{label}'; write folder or name")
+    if not root.is_dir():
+        raise UserError(
+            f"no stamps at {root}: apt-get install tuxpaint-stamps-default, or give the folder of an unpacked one."
+        )
+    if size < 16:
+        raise UserError(f"--size is {size}; write 16 px or more")
+    if label not in ("folder", "name"):
+        raise UserError(f"--label is '{label}'; write folder or name")
     files = _kept(sorted(root.rglob("*.txt")), root, only)
     held_out = (200 if len(files) > 400 else len(files) // 5) if held_out is None else held_out
     keys = [path.relative_to(root).with_suffix("").as_posix() for path in files]
     captions = [read_captions(path) for path in files]
-    labels = [_label(key, own["en"][0], label) for key, own in zip(keys, captions)]
+    labels = [_label(key, own["en"][0], label) for key, own in zip(keys, captions, strict=True)]
     groups = labels if label == "name" else [group_key(own["en"][0]) for own in captions]
 
     def items_of(row: int, split: str) -> Iterator[Item | Skip]:
@@ -92,15 +94,14 @@ def stamps_source(
 def _kept(files: list[pathlib.Path], root: pathlib.Path, only: str) -> list[pathlib.Path]:
     """The text files of stamps, without letters, in the outermost folders that `only` names (all where it is "")."""
     files = [path for path in files if not LETTERS & set(path.relative_to(root).parts)]
-    refuse_unless(
-        bool(files), f"{root} holds no stamp (a picture with a .txt beside it): give the folder named stamps."
-    )
+    if not files:
+        raise UserError(f"{root} holds no stamp (a picture with a .txt beside it): give the folder named stamps.")
     wanted = {name.strip() for name in only.split(",") if name.strip()}
     known = {path.relative_to(root).parts[0] for path in files}
-    refuse_unless(
-        wanted <= known,
-        f"--only: {root} has no {sorted(wanted - known)[:1]}; write some of {', '.join(sorted(known))}.",
-    )
+    if not wanted <= known:
+        raise UserError(
+            f"--only: {root} has no {sorted(wanted - known)[:1]}; write some of {', '.join(sorted(known))}."
+        )
     return [path for path in files if not wanted or path.relative_to(root).parts[0] in wanted]
 
 
@@ -112,7 +113,7 @@ def _label(key: str, caption: str, label: str) -> str:
 def _taxonomy(keys: list[str], labels: list[str], label: str) -> Taxonomy:
     """The folders above each label; of a name in several folders the deepest."""
     paths: dict[str, tuple[str, ...]] = {}
-    for key, own in zip(keys, labels):
+    for key, own in zip(keys, labels, strict=True):
         folders = folders_of(key) if label == "name" else tuple(own.split("/")[:1])
         paths[own] = max(paths.get(own, ()), folders, key=len)
     return folder_taxonomy(paths, label)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from xmodal_jax.data.source import TERMS, Item, Skip, Source, clean_captions
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 
 
 def tfds_source(
@@ -56,11 +56,11 @@ def _tfds_builder(name: str, data_dir: os.PathLike | str | None) -> Any:
         builder = tfds.builder(name, data_dir=None if data_dir is None else str(data_dir))
     except Exception as error:  # tfds raises a dozen kinds for names, configs, versions and broken folders
         raise UserError(f"TFDS has no data set {name!r} in {data_dir or 'its default folder'} ({error}).") from error
-    refuse_unless(
-        bool(builder.info.splits) and builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD,
-        f"TFDS {name!r} is not built with array_record files in {builder.data_dir}: build it with "
-        f"file_format='array_record' first.",
-    )
+    if not builder.info.splits or builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        raise UserError(
+            f"TFDS {name!r} is not built with array_record files in {builder.data_dir}: build it with "
+            f"file_format='array_record' first."
+        )
     return builder
 
 

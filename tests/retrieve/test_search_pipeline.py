@@ -9,9 +9,9 @@ from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.encode.embed import Embedder
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.evaluate import Evaluator, ensure_weight
-from xmodal_jax.retrieve import query, stages
-from xmodal_jax.retrieve.stages import Stages
-from xmodal_jax.search import codes, store
+from xmodal_jax.retrieve import pipeline, query
+from xmodal_jax.retrieve.pipeline import SearchPipeline
+from xmodal_jax.search import codes, writer
 from xmodal_jax.search.index import Index
 
 WORDS = "a red circle"
@@ -19,9 +19,9 @@ WORDS = "a red circle"
 
 def test_a_shortlist_is_the_cosines_of_the_nearest_codes(tmp_path, rng):
     rows, bits = rng.normal(size=(50, 6)), rng.normal(size=(50, 8))
-    opened = Index.open(store.write(tmp_path / "index", rows, None, bits, block_rows=16))
+    opened = Index.open(writer.write(tmp_path / "index", rows, None, bits, block_rows=16))
     asked = rng.normal(size=(3, 6)), rng.normal(size=(3, 8))
-    cosine, found = stages.shortlisted(opened, opened, asked[1], asked[0], 20, 5)
+    cosine, found = pipeline.shortlisted(opened, opened, asked[1], asked[0], 20, 5)
     every = asked[0] @ rows.T / np.linalg.norm(asked[0], axis=1)[:, None] / np.linalg.norm(rows, axis=1)[None]
     distance = (codes.unpack(codes.pack(asked[1]))[:, None] != codes.unpack(codes.pack(bits))[None]).sum(2)
     for i in range(3):
@@ -29,35 +29,40 @@ def test_a_shortlist_is_the_cosines_of_the_nearest_codes(tmp_path, rng):
         want = near[np.argsort(-every[i][near])[:5]]
         np.testing.assert_array_equal(found[i], want)
         np.testing.assert_allclose(cosine[i], every[i][want], atol=1e-6)
-    whole = stages.shortlisted(opened, opened, asked[1], asked[0], 50, 5)
+    whole = pipeline.shortlisted(opened, opened, asked[1], asked[0], 50, 5)
     np.testing.assert_array_equal(whole[1], opened.nearest(asked[0], 5)[1])
 
 
 @pytest.mark.parametrize(
     ("given", "k", "words"),
     [
-        (Stages("dense", 8), 3, "write --kind codes"),
-        (Stages("codes", 8, 4), 5, "-k 5 is more than --rerank 4 leaves"),
-        (Stages("codes", 8, 9), 5, "--rerank 9 is more than --shortlist 8 leaves"),
-        (Stages("codes", 4), 5, "-k 5 is more than --shortlist 4 leaves"),
-        (Stages("codes", 8), 25, "-k 25 is more than --shortlist 8 leaves"),
-        (Stages("dense", 0, -1), 5, "--rerank -1 takes nothing"),
-        (Stages("dense"), 0, "-k 0 takes nothing of the 24 rows"),
+        (SearchPipeline("dense", 8), 3, "write --kind codes"),
+        (SearchPipeline("codes", 8, 4), 5, "-k 5 is more than --rerank 4 leaves"),
+        (SearchPipeline("codes", 8, 9), 5, "--rerank 9 is more than --shortlist 8 leaves"),
+        (SearchPipeline("codes", 4), 5, "-k 5 is more than --shortlist 4 leaves"),
+        (SearchPipeline("codes", 8), 25, "-k 25 is more than --shortlist 8 leaves"),
+        (SearchPipeline("dense", 0, -1), 5, "--rerank -1 takes nothing"),
+        (SearchPipeline("dense"), 0, "-k 0 takes nothing of the 24 rows"),
     ],
 )
 def test_stages_that_do_not_follow_each_other_are_refused(given, k, words):
     with pytest.raises(UserError, match=words):
         given.fitted(k, 24)
-    assert Stages("codes", 24, 8).fitted(8, 24) == (Stages("codes", 24, 8), 8)
+    assert SearchPipeline("codes", 24, 8).fitted(8, 24) == (SearchPipeline("codes", 24, 8), 8)
 
 
 @pytest.mark.parametrize(
     ("given", "k", "want", "said"),
     [
-        (Stages("dense"), 99, (Stages("dense"), 24), ["-k 99"]),
-        (Stages("codes", 40), 5, (Stages("codes", 24), 5), ["--shortlist 40"]),
-        (Stages("codes", 40, 30), 25, (Stages("codes", 24, 24), 24), ["-k 25", "--rerank 30", "--shortlist 40"]),
-        (Stages("codes", 24, 30), 5, (Stages("codes", 24, 24), 5), ["--rerank 30"]),
+        (SearchPipeline("dense"), 99, (SearchPipeline("dense"), 24), ["-k 99"]),
+        (SearchPipeline("codes", 40), 5, (SearchPipeline("codes", 24), 5), ["--shortlist 40"]),
+        (
+            SearchPipeline("codes", 40, 30),
+            25,
+            (SearchPipeline("codes", 24, 24), 24),
+            ["-k 25", "--rerank 30", "--shortlist 40"],
+        ),
+        (SearchPipeline("codes", 24, 30), 5, (SearchPipeline("codes", 24, 24), 5), ["--rerank 30"]),
     ],
 )
 def test_what_is_more_than_there_is_takes_all_and_says_so(given, k, want, said, caplog):
@@ -65,7 +70,9 @@ def test_what_is_more_than_there_is_takes_all_and_says_so(given, k, want, said, 
     assert caplog.messages == [f"{one} is more than the 24 pictures of x: all are taken" for one in said]
 
 
-@pytest.mark.parametrize("given", [Stages("codes", 16, 8), Stages("dense", 0, 8), Stages("codes", 0, 8)])
+@pytest.mark.parametrize(
+    "given", [SearchPipeline("codes", 16, 8), SearchPipeline("dense", 0, 8), SearchPipeline("codes", 0, 8)]
+)
 def test_the_matching_head_orders_the_best(tiny_index, opened_run, given):
     """Its score of each picture with the words, from the tokens of both sides, added to the cosine."""
     assembly, params = opened_run
@@ -74,14 +81,17 @@ def test_the_matching_head_orders_the_best(tiny_index, opened_run, given):
     encode = Embedder(assembly.model, params)
     weight = ensure_weight(Evaluator(assembly, params), encode, print)
     opened = Index.open(tiny_index)
-    first = Stages(given.kind, given.shortlist)
+    first = SearchPipeline(given.kind, given.shortlist)
     before = query.answer(tiny_index, WORDS, k=8, stages=first)
     assert {hit.row for hit in hits} == {hit.row for hit in before}
     want = {}
     for view in ("filled", "outline"):
         split = eval_split(assembly.config.data.path, "test", assembly.specs, assembly.config.data, view)
         image = encode.side(split.left, 64, keep_tokens=True)
-        many = lambda x: jnp.repeat(jnp.asarray(x), 12, axis=0)
+
+        def many(x):
+            return jnp.repeat(jnp.asarray(x), 12, axis=0)
+
         pair = (image.tokens, image.embed), (many(text.tokens), many(text.embed), many(text.mask))
         itm = assembly.model.apply({"params": params}, *pair, method="score")
         for number, key in enumerate(split.keys):
@@ -99,8 +109,8 @@ def test_pictures_that_are_gone_are_not_matched(tiny_index, tiny_run, tmp_path):
     given = {"model": opened.model, "extra": opened.extra}
 
     def answer(name, items, **changed):
-        path = store.write(tmp_path / name, opened.vectors(), items, **{**given, **changed})
-        return query.answer(path, WORDS, k=2, stages=Stages("dense", 0, 24))
+        path = writer.write(tmp_path / name, opened.vectors(), items, **{**given, **changed})
+        return query.answer(path, WORDS, k=2, stages=SearchPipeline("dense", 0, 24))
 
     with pytest.raises(UserError, match="does not say where its records are"):
         answer("old", [{k: v for k, v in item.items() if k != "row"} for item in items])
@@ -108,14 +118,19 @@ def test_pictures_that_are_gone_are_not_matched(tiny_index, tiny_run, tmp_path):
         answer("other", [item | {"key": "unknown"} for item in items])
     with pytest.raises(UserError, match="gone' holds no data set: write --data FOLDER"):
         answer("moved", items, extra=opened.extra | {"data": str(tmp_path / "gone")})
-    moved = store.write(tmp_path / "set", opened.vectors(), items, model=opened.model,
-                        extra=opened.extra | {"data": str(tmp_path / "gone"), "sets": {}})  # fmt: skip
-    found = query.answer(query.Where(moved, data=tiny_run[1]), WORDS, k=2, stages=Stages("dense", 0, 24))
-    whole = query.answer(tiny_index, WORDS, k=2, stages=Stages("dense", 0, 24))
+    moved = writer.write(
+        tmp_path / "set",
+        opened.vectors(),
+        items,
+        model=opened.model,
+        extra=opened.extra | {"data": str(tmp_path / "gone"), "sets": {}},
+    )
+    found = query.answer(query.SearchTarget(moved, data=tiny_run[1]), WORDS, k=2, stages=SearchPipeline("dense", 0, 24))
+    whole = query.answer(tiny_index, WORDS, k=2, stages=SearchPipeline("dense", 0, 24))
     assert [(hit.row, hit.item) for hit in found] == [(hit.row, hit.item) for hit in whole]
     assert [hit.score for hit in found] == pytest.approx([hit.score for hit in whole], abs=1e-6)
     with pytest.raises(UserError, match="ask with words"):
-        query.answer(tiny_index, "", "x.png", 2, Stages("dense", 0, 4))
+        query.answer(tiny_index, "", "x.png", 2, SearchPipeline("dense", 0, 4))
 
 
 # --- the command line: one sentence, exit code 2 --------------------------------------------------------------------
@@ -130,7 +145,7 @@ def two_blocks(tiny_index, tmp_path):
     opened = Index.open(tiny_index)
     items = [opened.item(row) for row in range(24)]
     bits = codes.unpack(opened.vectors("codes"))
-    return store.write(tmp_path / "blocks", opened.vectors(), items, bits, opened.model, 16, extra=opened.extra)
+    return writer.write(tmp_path / "blocks", opened.vectors(), items, bits, opened.model, 16, extra=opened.extra)
 
 
 def test_search_prints_each_stage_and_the_usable_rows(tiny_index, tmp_path, capsys, caplog):
@@ -158,8 +173,8 @@ def damaged(tiny_index, tmp_path, change):
         (lambda path: torn(path, "items-00000.jsonl"), [], "items-00000.jsonl is torn or was changed"),
         (lambda path: torn(path), ["--prefix"], "dense-00000.npy is torn"),
         (lambda path: (path / "codes-00000.npy").unlink(), [], "codes-00000.npy is missing"),
-        (lambda path: torn(path, store.HEADER), [], "index.json is damaged"),
-        (lambda path: (path / store.HEADER).write_text('{"version": 1}'), [], "index.json is damaged"),
+        (lambda path: torn(path, writer.HEADER), [], "index.json is damaged"),
+        (lambda path: (path / writer.HEADER).write_text('{"version": 1}'), [], "index.json is damaged"),
         (shutil.rmtree, [], "is not an index"),
         (lambda path: None, ["-k", "-1"], "-k -1 takes nothing of the 24 pictures"),
         (lambda path: None, ["--show", "hits.xyz"], "'hits.xyz' does not end as a picture"),
@@ -178,8 +193,8 @@ def test_bad_searches_end_with_one_sentence(tiny_index, tmp_path, capsys, change
 
 def test_bad_appends_end_with_one_sentence(tiny_run, tiny_index, tmp_path, capsys):
     opened = Index.open(tiny_index)
-    other = store.write(tmp_path / "other", np.ones((2, 5)), [{}, {}], model=opened.model, extra=opened.extra)
-    foreign = store.write(tmp_path / "foreign", opened.vectors(), [{}] * 24, model="0123")
+    other = writer.write(tmp_path / "other", np.ones((2, 5)), [{}, {}], model=opened.model, extra=opened.extra)
+    foreign = writer.write(tmp_path / "foreign", opened.vectors(), [{}] * 24, model="0123")
     for path, words in (
         (tmp_path / "none", "is not an index"),
         (other, "are 5 wide and the new ones 16"),

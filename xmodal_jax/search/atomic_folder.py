@@ -20,7 +20,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator
 
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.search.files import HEADER, OWN, stepped_aside
 from xmodal_jax.search.header import FIELDS
 
@@ -43,16 +43,19 @@ def refuse_taken(path: str | os.PathLike, overwrite: bool) -> None:
     if not path.exists():
         return
     other = f"{path} exists and is not an index; write another folder name."
-    refuse_unless((path / HEADER).exists(), other)
-    refuse_unless(overwrite, f"{path} already holds an index; write another folder name, or pass --overwrite.")
+    if not (path / HEADER).exists():
+        raise UserError(other)
+    if not overwrite:
+        raise UserError(f"{path} already holds an index; write another folder name, or pass --overwrite.")
     names = sorted(os.listdir(path))
     foreign = [name for name in names if not OWN.fullmatch(name)]
-    refuse_unless(
-        not foreign,
-        f"{path} holds {foreign[0] if foreign else ''}, which no index writes and --overwrite would delete; "
-        "move it away, or write another folder name.",
-    )
-    refuse_unless(any(name.endswith(".npy") for name in names) or _is_header(path / HEADER), other)
+    if foreign:
+        raise UserError(
+            f"{path} holds {foreign[0] if foreign else ''}, which no index writes and --overwrite would delete; "
+            "move it away, or write another folder name."
+        )
+    if not any(name.endswith(".npy") for name in names) and not _is_header(path / HEADER):
+        raise UserError(other)
 
 
 def _is_header(file: pathlib.Path) -> bool:

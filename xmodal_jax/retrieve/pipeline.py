@@ -13,21 +13,21 @@ from xmodal_jax.data.readers import Reader, Row, readers_of
 from xmodal_jax.data.records import CorruptRecord
 from xmodal_jax.data.split import Split
 from xmodal_jax.encode.embed import Embedded, Embedder, PairScorer
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.eval import rerank
 from xmodal_jax.eval.evaluate import Evaluator, ensure_weight
 from xmodal_jax.retrieve.build import data_of, kind_in
 from xmodal_jax.retrieve.origin import open_set
 from xmodal_jax.search.backend import Backend, Hit
-from xmodal_jax.search.host import refuse_unsearchable, unit_rows
 from xmodal_jax.search.index import Index
+from xmodal_jax.search.numpy_engine import refuse_unsearchable, unit_rows
 from xmodal_jax.types import Params
 
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Stages:
+class SearchPipeline:
     """What a search does: first by `kind`; with `shortlist` N the best N codes are ordered by cosine; with `rerank` K the
     best K of that by the matching head. 0 leaves a stage out."""
 
@@ -35,24 +35,24 @@ class Stages:
     shortlist: int = 0
     rerank: int = 0
 
-    def fitted(self, k: int, count: int, rows: str = "rows") -> tuple["Stages", int]:
+    def fitted(self, k: int, count: int, rows: str = "rows") -> tuple["SearchPipeline", int]:
         """These stages and `k` for `count` rows: no stage takes more than there are, and what is cut is said.
 
         rows: what a sentence calls them. Raises `UserError` unless every stage takes some of what the one before gives,
         and the last at least `k`.
         """
-        refuse_unless(
-            self.shortlist == 0 or self.kind == "codes",
-            f"--shortlist {self.shortlist} takes the best by hash codes; write --kind codes with it, or leave it out",
-        )
+        if self.shortlist != 0 and self.kind != "codes":
+            raise UserError(
+                f"--shortlist {self.shortlist} takes the best by hash codes; write --kind codes with it, or leave it out"
+            )
         sizes = {"-k": k, "--rerank": self.rerank, "--shortlist": self.shortlist}
         asked = [(name, size) for name, size in sizes.items() if name == "-k" or size != 0]
         for name, size in asked:
-            refuse_unless(size >= 1, f"{name} {size} takes nothing of the {count} {rows}; write 1 to {count}")
+            if size < 1:
+                raise UserError(f"{name} {size} takes nothing of the {count} {rows}; write 1 to {count}")
         for (name, size), (after, wider) in itertools.pairwise(asked):
-            refuse_unless(
-                min(size, count) <= wider, f"{name} {size} is more than {after} {wider} leaves; write at most {wider}"
-            )
+            if min(size, count) > wider:
+                raise UserError(f"{name} {size} is more than {after} {wider} leaves; write at most {wider}")
         for name, size in asked:
             if size > count:
                 log.warning("%s %d is more than the %d %s: all are taken", name, size, count, rows)
@@ -60,8 +60,9 @@ class Stages:
         return fitted, min(k, count)
 
 
-def shortlisted(backend: Backend, index: Index, codes: np.ndarray, embed: np.ndarray, shortlist: int,
-                k: int) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+def shortlisted(
+    backend: Backend, index: Index, codes: np.ndarray, embed: np.ndarray, shortlist: int, k: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The `k` best by cosine among the `shortlist` nearest codes.
 
     Args:
@@ -82,7 +83,7 @@ def shortlisted(backend: Backend, index: Index, codes: np.ndarray, embed: np.nda
     return np.take_along_axis(cosine, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
 
-def staged(backend: Backend, index: Index, coded: Embedded, stages: Stages, k: int) -> list[Hit]:
+def staged(backend: Backend, index: Index, coded: Embedded, stages: SearchPipeline, k: int) -> list[Hit]:
     """The hits of one query before the matching head: `stages.rerank` of them where it will look, else `k`."""
     wanted = stages.rerank or k
     if stages.shortlist:
@@ -99,26 +100,35 @@ def staged(backend: Backend, index: Index, coded: Embedded, stages: Stages, k: i
 def refuse_unmatchable(index: Index, assembly: Assembly, params: Params, asked: str) -> None:
     """Raise `UserError` where the run's scorer cannot take inputs of the field `asked` with the rows of the index."""
     rows, part = kind_in(index.extra), assembly.config.scorer.part
-    refuse_unless(
-        part in params, f"the run behind {index.path} was not trained to score pairs (ITM); leave out --rerank"
-    )
-    refuse_unless(
-        bool(scored_order(assembly, rows["field"], asked)),
-        f"--rerank scores words with pictures, or what config.scorer serves, and {index.path} has {rows['noun']}: ask with "
-        f"{'--image FILE' if rows['words'] else 'words'}, or leave it out",
-    )
+    if part not in params:
+        raise UserError(f"the run behind {index.path} was not trained to score pairs (ITM); leave out --rerank")
+    if not scored_order(assembly, rows["field"], asked):
+        raise UserError(
+            f"--rerank scores words with pictures, or what config.scorer serves, and {index.path} has {rows['noun']}: ask with "
+            f"{'--image FILE' if rows['words'] else 'words'}, or leave it out"
+        )
 
 
 def scored_order(assembly: Assembly, one: str, two: str) -> tuple[str, str] | None:
     """The two fields in an order that `config.scorer` serves, that of an evaluated pair first; None for neither."""
     config, orders = assembly.config, ((one, two), (two, one))
-    encoder = lambda field: config.data.fields[field].encoder
+
+    def encoder(field):
+        return config.data.fields[field].encoder
+
     served = [pair for pair in orders if config.scorer.serves(tuple(map(encoder, pair)), config.fusion.pair)]
     return min(served, key=lambda pair: pair not in config.eval.pairs, default=None)
 
 
-def matched(assembly: Assembly, params: Params, index: Index, asked: tuple[str, Embedded], hits: list[Hit], k: int,
-            data: str | os.PathLike = "") -> list[Hit]:  # fmt: skip
+def matched(
+    assembly: Assembly,
+    params: Params,
+    index: Index,
+    asked: tuple[str, Embedded],
+    hits: list[Hit],
+    k: int,
+    data: str | os.PathLike = "",
+) -> list[Hit]:
     """The best `k` of `hits` by the pair score as `config.eval` combines it with the cosine (scores of kind "match").
 
     `asked`: the field of the query and its encoding. The rows' tokens are computed again, but for captions from the data set
@@ -134,7 +144,7 @@ def matched(assembly: Assembly, params: Params, index: Index, asked: tuple[str, 
     score = PairScorer(assembly.model, params, *((rows, query) if first else (query, rows)))
     pairs = (ours, np.zeros_like(ours))
     itm = np.asarray(score(*(pairs if first else pairs[::-1])), np.float32)
-    how = assembly.config.eval.combine
+    how = assembly.config.eval.rerank_score
     weight = ensure_weight(Evaluator(assembly, params), embedder, lambda said: None) if how == "add" else 1.0
     scores = rerank.combined(np.array([[hit.score for hit in hits]], np.float32), itm[None], how, weight)[0]
     best = np.argsort(-scores, kind="stable")[:k]
@@ -161,18 +171,21 @@ class RowInputs:
                 reader.split.close()
 
     def _one(self, hit: Hit) -> np.ndarray:
-        refuse_unless(
-            "row" in hit.item and "data" in self.index.extra,
-            f"{self.index.path} does not say where its records are; make it again with `xmodal index` to use --rerank",
-        )
+        if "row" not in hit.item or "data" not in self.index.extra:
+            raise UserError(
+                f"{self.index.path} does not say where its records are; make it again with `xmodal index` to use --rerank"
+            )
         data, name = hit.item.get("data", self.index.extra["data"]), hit.item["split"]
         if (data, name) not in self._readers:
             place = open_set(self.index, data, self.data)
             split = Split(place, name, data_of(self.assembly.config.data, place))
             self._readers[data, name] = readers_of(split, self.assembly.specs)[self.field]
         reader, row, view = self._readers[data, name], hit.item["row"], hit.item["view"]
-        known = row < len(reader.split) and reader.split.sidecar.keys[row] == hit.item["key"] and row in reader.rows(view)
-        refuse_unless(known, f"split {name!r} of {data} no longer has {hit.item['key']!r} in row {row}; index it again")
+        known = (
+            row < len(reader.split) and reader.split.sidecar.keys[row] == hit.item["key"] and row in reader.rows(view)
+        )
+        if not known:
+            raise UserError(f"split {name!r} of {data} no longer has {hit.item['key']!r} in row {row}; index it again")
         try:
             found = Row(reader.split, row)
             return reader.plain(found, reader.chosen(found, view))

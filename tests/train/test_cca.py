@@ -15,8 +15,8 @@ from xmodal_jax.data.card import Card
 from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.encode.embed import Embedder
 from xmodal_jax.errors import UserError
+from xmodal_jax.train.cca import cca, factor, head_inputs, linear_start, start_state
 from xmodal_jax.train.loop import make_run
-from xmodal_jax.train.warmstart import cca, factor, head_inputs, linear_start, start_state
 
 KNOWN = np.array([0.95, 0.8, 0.5])
 ROWS = 4000

@@ -5,7 +5,7 @@ Nothing here imports jax, so an index can be asked where jax is not installed.
 
 import numpy as np
 
-from xmodal_jax.errors import refuse_unless
+from xmodal_jax.errors import UserError
 from xmodal_jax.search import codes
 
 BLOCK_BYTES = 1 << 19  # of codes at once: they and their counts stay in a core's cache
@@ -16,31 +16,32 @@ SHORT, LONG = 1e-15, 1e15  # rows outside have squares that float32 rounds to no
 def refuse_unsearchable(query: np.ndarray, gallery_shape: tuple[int, ...], k: int) -> None:
     """Raise `UserError` unless `query` [q,X] can ask a gallery of shape (n,X) for its best `k` rows."""
     count, width = gallery_shape
-    refuse_unless(count > 0, "The gallery is empty: there is nothing to search; index at least one record.")
-    refuse_unless(query.ndim == 2, f"A query has {query.ndim} axes; write one row per query, [q, {width}].")
-    refuse_unless(
-        query.shape[1] == width,
-        f"The query is {query.shape[1]} wide and the gallery {width}; encode both with the same model.",
-    )
-    refuse_unless(1 <= k <= count, f"k = {k} does not fit a gallery of {count} rows; write k between 1 and {count}.")
+    if count <= 0:
+        raise UserError("The gallery is empty: there is nothing to search; index at least one record.")
+    if query.ndim != 2:
+        raise UserError(f"A query has {query.ndim} axes; write one row per query, [q, {width}].")
+    if query.shape[1] != width:
+        raise UserError(f"The query is {query.shape[1]} wide and the gallery {width}; encode both with the same model.")
+    if not 1 <= k <= count:
+        raise UserError(f"k = {k} does not fit a gallery of {count} rows; write k between 1 and {count}.")
 
 
 def refuse_not_finite(rows: np.ndarray, first: int = 0) -> None:
     """Raise `UserError` unless all of rows [n,E] are finite. first: the number of the first row, for the sentence."""
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-    refuse_unless(
-        not len(bad),
-        f"Embedding {first + bad[0] if len(bad) else 0} is not finite ({len(bad)} of {len(rows)} rows); the model that "
-        "made it has diverged: take an earlier checkpoint.",
-    )
+    if len(bad):
+        raise UserError(
+            f"Embedding {first + bad[0] if len(bad) else 0} is not finite ({len(bad)} of {len(rows)} rows); the model that "
+            "made it has diverged: take an earlier checkpoint."
+        )
 
 
 def refuse_spoiled(values: np.ndarray, name: str) -> None:
     """Raise `UserError` for scores that no rows of length 1 have: embeddings on disk that were changed."""
-    refuse_unless(
-        bool((np.abs(values) < LONG).all()),
-        f"Embeddings of {name} are not finite or not of length 1; search with --verify, or index again.",
-    )
+    if not (np.abs(values) < LONG).all():
+        raise UserError(
+            f"Embeddings of {name} are not finite or not of length 1; search with --verify, or index again."
+        )
 
 
 def unit_rows(embeddings: np.ndarray, first: int = 0) -> np.ndarray:
@@ -95,7 +96,10 @@ def hamming_topk(query: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.nda
         rows = codes.words(gallery[start : start + step], 8)
         for one, best in zip(asked, found, strict=True):
             best.take(_distances(one, rows), start)
-    shaped = lambda parts: np.asarray(parts, np.int32).reshape(len(query), k)
+
+    def shaped(parts):
+        return np.asarray(parts, np.int32).reshape(len(query), k)
+
     return shaped([best.distances for best in found]), shaped([best.rows for best in found])
 
 

@@ -23,8 +23,8 @@ from xmodal_jax.data.split import Split
 from xmodal_jax.models.heads import pooled_features
 from xmodal_jax.models.layers import layer_norm, norm_params
 from xmodal_jax.models.pooling import parse_pool
-from xmodal_jax.parallel.mesh import beside, to_host
-from xmodal_jax.train.starts import Heads, kept_start
+from xmodal_jax.parallel.mesh import put_like, to_host
+from xmodal_jax.train.cca_cache import Heads, kept_start
 from xmodal_jax.types import Array, Params
 
 
@@ -43,7 +43,10 @@ def cca(left: np.ndarray, right: np.ndarray, ridge: float, dims: int) -> tuple[n
     between = (left.T @ right / len(left)).astype(np.float64)
     whitened = solve_triangular(lower[1], solve_triangular(lower[0], between, lower=True).T, lower=True).T
     u, correlations, v = np.linalg.svd(whitened, full_matrices=False)
-    maps = [solve_triangular(low, side, lower=True, trans="T") for low, side in zip(lower, (u[:, :dims], v[:dims].T))]
+    maps = [
+        solve_triangular(low, side, lower=True, trans="T")
+        for low, side in zip(lower, (u[:, :dims], v[:dims].T), strict=True)
+    ]
     return maps[0], maps[1], correlations[:dims]
 
 
@@ -117,7 +120,7 @@ def pool(assembly: Assembly, name: str, params: Params, x: Array) -> Array:
 
 def _collect(assembly: Assembly, pooled: Callable, params: Params, side: Side) -> np.ndarray:
     blocks = side.blocks(assembly.config.eval.batch_size)
-    made = ((block["id"], pooled(params, beside(params, block[side.field]))) for block in blocks)
+    made = ((block["id"], pooled(params, put_like(params, block[side.field]))) for block in blocks)
     return np.concatenate([to_host(rows, len(ids))[ids >= 0] for ids, rows in made])
 
 
@@ -125,8 +128,11 @@ def token_mean(assembly: Assembly, params: Params, name: str) -> np.ndarray:
     """Mean over the real tokens [D'] of one block of training records, each normalised as a `TokenMap` reads it."""
     model, block = assembly.model, first_block(assembly)[name]
     x = block["x"]
-    tower = lambda p, x: model.apply({"params": p}, name, x, method="raw")
-    tokens = to_host(jax.jit(tower)(params, beside(params, x)), len(x))
+
+    def tower(p, x):
+        return model.apply({"params": p}, name, x, method="raw")
+
+    tokens = to_host(jax.jit(tower)(params, put_like(params, x)), len(x))
     mask = assembly.config.encoders[name].mask(x)
     real = block["id"] >= 0 if mask is None else np.asarray(mask) & (block["id"] >= 0)[:, None]
     return (
@@ -153,9 +159,7 @@ def starts(assembly: Assembly, params: Params) -> Params:
     heads = {name: {"head": {"linear": own}} for name, own in kept_start(assembly, params, solve).items()}
     begun = replaced(params, heads)
     maps, codes = token_starts(assembly, begun), hash_starts(assembly, begun)
-    return {
-        name: {"head": own["head"] | maps.get(name, {})} | codes.get(name, {}) for name, own in heads.items()
-    }
+    return {name: {"head": own["head"] | maps.get(name, {})} | codes.get(name, {}) for name, own in heads.items()}
 
 
 def replaced(tree: Params, start: Params) -> Params:
@@ -198,7 +202,7 @@ def hash_starts(assembly: Assembly, params: Params) -> Params:
     spreads = []
     for name, block in first_block(assembly).items():
         encode = jax.jit(lambda p, x, name=name: model.apply({"params": p}, name, x, method="encode")[1])
-        embed = to_host(encode(params, beside(params, block["x"])), len(block["id"]))[block["id"] >= 0]
+        embed = to_host(encode(params, put_like(params, block["x"])), len(block["id"]))[block["id"] >= 0]
         spreads.append(embed.std(axis=0))
     spread = np.mean(spreads, axis=0)
     kernel = np.array(to_host(params[first]["hash"]["linear"]["kernel"]))

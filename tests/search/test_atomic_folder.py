@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.search import place, store
+from xmodal_jax.search import atomic_folder, writer
 from xmodal_jax.search.index import Index
 
 START = """
 import os, pathlib, sys, numpy as np
-from xmodal_jax.search import store
+from xmodal_jax.search import writer
 folder = sys.argv[1]
 def held(count):  # items that say when they are asked for, and wait for a word
     print("in", flush=True); sys.stdin.readline()
@@ -42,7 +42,7 @@ def child():
 
 
 def written(folder, count, of, **options):
-    return store.write(folder, np.eye(4)[:count], [{"of": of}] * count, model=of, block_rows=2, **options)
+    return writer.write(folder, np.eye(4)[:count], [{"of": of}] * count, model=of, block_rows=2, **options)
 
 
 def names(folder):
@@ -52,9 +52,9 @@ def names(folder):
 def test_an_index_that_is_replaced_while_rows_are_appended(tmp_path, child):
     """The overwrite waits for the append; were it to come between, the append would take the new index's place."""
     folder = written(tmp_path / "index", 4, "first")
-    adds = child('store.append(folder, -np.eye(4), held(4), model="first")', folder)
+    adds = child('writer.append(folder, -np.eye(4), held(4), model="first")', folder)
     assert adds.stdout.readline() == "in\n"
-    script = 'store.write(folder, -np.eye(4)[:3], [{"of": "second"}] * 3, model="second", overwrite=True)'
+    script = 'writer.write(folder, -np.eye(4)[:3], [{"of": "second"}] * 3, model="second", overwrite=True)'
     replaces = child(f"print('in', flush=True); {script}", folder)
     assert replaces.stdout.readline() == "in\n"
     with pytest.raises(subprocess.TimeoutExpired):
@@ -70,10 +70,10 @@ def test_an_index_that_is_replaced_while_rows_are_appended(tmp_path, child):
 
 def test_an_index_that_is_moved_away_while_rows_are_appended(tmp_path, child):
     folder = written(tmp_path / "index", 4, "first")
-    adds = child('store.append(folder, -np.eye(4), held(4), model="first")', folder)
+    adds = child('writer.append(folder, -np.eye(4), held(4), model="first")', folder)
     assert adds.stdout.readline() == "in\n"
     folder.rename(tmp_path / "moved")
-    other = store.write(tmp_path / "other", np.eye(4), [{}] * 4, model="second", block_rows=1)  # has more blocks
+    other = writer.write(tmp_path / "other", np.eye(4), [{}] * 4, model="second", block_rows=1)  # has more blocks
     other.rename(folder)
     assert "was moved or replaced while rows were appended" in adds.communicate("go\n")[1]
     assert len(Index.open(tmp_path / "moved")) == 4
@@ -83,9 +83,9 @@ def test_an_index_that_is_moved_away_while_rows_are_appended(tmp_path, child):
 
 def test_a_second_append_waits_for_the_first(tmp_path, child):
     folder = written(tmp_path / "index", 4, "first")
-    adds = child('store.append(folder, -np.eye(4), held(4), model="first")', folder)
+    adds = child('writer.append(folder, -np.eye(4), held(4), model="first")', folder)
     assert adds.stdout.readline() == "in\n"
-    script = 'print("in", flush=True); store.append(folder, np.eye(4)[:1], [{"of": "last"}], model="first")'
+    script = 'print("in", flush=True); writer.append(folder, np.eye(4)[:1], [{"of": "last"}], model="first")'
     second = child(script, folder)
     assert second.stdout.readline() == "in\n"
     with pytest.raises(subprocess.TimeoutExpired):
@@ -98,7 +98,7 @@ def test_a_second_append_waits_for_the_first(tmp_path, child):
 
 def test_what_appeared_meanwhile_is_kept(tmp_path, child):
     folder = tmp_path / "index"
-    late = child('store.write(folder, np.eye(4), held(4), model="late")', folder)
+    late = child('writer.write(folder, np.eye(4), held(4), model="late")', folder)
     assert late.stdout.readline() == "in\n"
     written(folder, 3, "first")
     said = late.communicate("go\n")[1]
@@ -109,7 +109,7 @@ def test_what_appeared_meanwhile_is_kept(tmp_path, child):
 def test_files_that_no_index_writes_are_kept(tmp_path):
     site = tmp_path / "site"
     site.mkdir()
-    (site / store.HEADER).write_text("{}")
+    (site / writer.HEADER).write_text("{}")
     with pytest.raises(UserError, match="exists and is not an index"):
         written(site, 2, "a", overwrite=True)
     (site / "thesis.tex").write_text("x")
@@ -117,7 +117,7 @@ def test_files_that_no_index_writes_are_kept(tmp_path):
         written(site, 2, "a", overwrite=True)
     assert names(site) == ["index.json", "thesis.tex"]
     folder = written(tmp_path / "index", 2, "a")
-    (folder / store.HEADER).write_text("{")  # a damaged index may be replaced
+    (folder / writer.HEADER).write_text("{")  # a damaged index may be replaced
     assert len(Index.open(written(folder, 3, "b", overwrite=True))) == 3
     (folder / "notes").mkdir()
     with pytest.raises(UserError, match="holds notes"):
@@ -127,7 +127,7 @@ def test_files_that_no_index_writes_are_kept(tmp_path):
 
 REPLACING = """
 for number in range(10**6):
-    store.write(folder, np.eye(4)[:2 + number % 3], [{}] * (2 + number % 3), model=str(number), overwrite=True)
+    writer.write(folder, np.eye(4)[:2 + number % 3], [{}] * (2 + number % 3), model=str(number), overwrite=True)
     print(number, flush=True)
 """
 
@@ -157,14 +157,14 @@ def test_a_reader_sees_one_index_or_the_other(tmp_path, child):
 
 
 WITHOUT_EXCHANGE = """
-from xmodal_jax.search import place
-place.exchange = lambda *_: False  # as on a system that has none
+from xmodal_jax.search import atomic_folder
+atomic_folder.exchange = lambda *_: False  # as on a system that has none
 rename = os.rename
 def killed(one, other):
     rename(one, other)
     if str(other).endswith(".old"): os.kill(os.getpid(), 9)
 os.rename = killed
-store.write(folder, np.eye(4)[:3], [{}] * 3, model="second", overwrite=True)
+writer.write(folder, np.eye(4)[:3], [{}] * 3, model="second", overwrite=True)
 """
 
 
@@ -181,7 +181,7 @@ def test_kill_9_between_two_renames_is_named_and_mended(tmp_path, child):
 
 def test_what_a_living_writer_has_is_left_alone(tmp_path, child):
     folder = written(tmp_path / "index", 4, "first")
-    slow = child('store.write(folder, np.eye(4), held(4), model="slow", overwrite=True)', folder)
+    slow = child('writer.write(folder, np.eye(4), held(4), model="slow", overwrite=True)', folder)
     assert slow.stdout.readline() == "in\n"
     written(folder, 3, "quick", overwrite=True)
     slow.communicate("go\n")
@@ -192,12 +192,12 @@ def test_exchange_swaps_two_folders_or_says_that_it_cannot(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
-    done = place.exchange(tmp_path / "a", tmp_path / "b")
+    done = atomic_folder.exchange(tmp_path / "a", tmp_path / "b")
     assert names(tmp_path / "a") == (["b"] if done else ["a"])
     assert done or sys.platform != "linux"
     if done:
         with pytest.raises(FileNotFoundError):
-            place.exchange(tmp_path / "a", tmp_path / "none")
+            atomic_folder.exchange(tmp_path / "a", tmp_path / "none")
 
 
 def test_a_link_stays_a_link_and_the_umask_holds(tmp_path):
@@ -217,7 +217,7 @@ def test_a_file_system_without_locks_is_written_with_a_warning(tmp_path, monkeyp
     def flock(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(place.fcntl, "flock", flock)
+    monkeypatch.setattr(atomic_folder.fcntl, "flock", flock)
     folder = written(written(tmp_path / "index", 2, "a"), 3, "b", overwrite=True)
     assert len(Index.open(folder)) == 3 and names(tmp_path) == ["index"]
     assert "let no other process write it" in caplog.text
@@ -229,4 +229,4 @@ def test_an_error_of_the_rows_is_not_said_to_be_another_process(tmp_path):
         yield
 
     with pytest.raises(BlockingIOError, match="pipe"):
-        store.append(written(tmp_path / "index", 2, "a"), np.eye(4), items(), model="a")
+        writer.append(written(tmp_path / "index", 2, "a"), np.eye(4), items(), model="a")

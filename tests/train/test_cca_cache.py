@@ -10,8 +10,8 @@ import pytest
 
 from xmodal_jax.assemble import assemble
 from xmodal_jax.config_file import freeze, load
+from xmodal_jax.train.cca_cache import digest, kept_start
 from xmodal_jax.train.loop import make_run
-from xmodal_jax.train.starts import digest, kept_start
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py"
 

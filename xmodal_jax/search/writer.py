@@ -1,6 +1,6 @@
 """Writing a search index (its files: `files`), so that a crash at any point leaves the rows that were there.
 
-A new index is written beside its final place and moved there in one step (`place`). An append writes new blocks and then
+A new index is written beside its final place and moved there in one step (`atomic_folder`). An append writes new blocks and then
 replaces the header in one step: until then the new files belong to nothing, and the next append writes over them. Rows
 are taken as they come and written a block at a time: `write` and `append` for what is in memory or memory-mapped,
 `writing` and `appending` for what is made on the way.
@@ -18,12 +18,12 @@ from itertools import islice
 import numpy as np
 
 from xmodal_jax.data.textfile import mended
-from xmodal_jax.errors import UserError, refuse_unless
+from xmodal_jax.errors import UserError
+from xmodal_jax.search import atomic_folder, files
 from xmodal_jax.search import codes as hash_codes
-from xmodal_jax.search import files, place
 from xmodal_jax.search.files import HEADER, KINDS, VERSION
 from xmodal_jax.search.header import DTYPES
-from xmodal_jax.search.host import unit_rows
+from xmodal_jax.search.numpy_engine import unit_rows
 
 BLOCK_ROWS = 1 << 16
 
@@ -64,23 +64,25 @@ class Rows:
     def refuse_bad(self) -> None:
         """Raise `UserError` unless the rows fit together."""
         given = [rows for rows in (self.embeddings, self.codes) if rows is not None]
-        refuse_unless(bool(given), "There are neither embeddings nor codes to index; write at least one of them.")
+        if not given:
+            raise UserError("There are neither embeddings nor codes to index; write at least one of them.")
         for rows, name, width in ((self.embeddings, "Embeddings", "E"), (self.codes, "Codes", "K")):
-            refuse_unless(
-                rows is None or rows.ndim == 2,
-                f"{name} have {0 if rows is None else rows.ndim} axes; write one row per record, [n, {width}].",
+            if rows is not None and rows.ndim != 2:
+                raise UserError(
+                    f"{name} have {0 if rows is None else rows.ndim} axes; write one row per record, [n, {width}]."
+                )
+        if len(self) == 0:
+            raise UserError("There are no records to index; prepare a data set that has some.")
+        if len(given[0]) != len(given[-1]):
+            raise UserError(
+                f"There are {len(given[0])} embeddings and {len(given[-1])} codes; write one code per embedding."
             )
-        refuse_unless(len(self) > 0, "There are no records to index; prepare a data set that has some.")
-        refuse_unless(
-            len(given[0]) == len(given[-1]),
-            f"There are {len(given[0])} embeddings and {len(given[-1])} codes; write one code per embedding.",
-        )
         if self.codes is not None:
             hash_codes.refuse_bad_bits(self.bits)
-        refuse_unless(
-            not self.packed or getattr(self.codes, "dtype", None) == np.uint8,
-            f"Packed codes are bytes and these are {getattr(self.codes, 'dtype', None)}; write uint8 [n, K/8].",
-        )
+        if self.packed and getattr(self.codes, "dtype", None) != np.uint8:
+            raise UserError(
+                f"Packed codes are bytes and these are {getattr(self.codes, 'dtype', None)}; write uint8 [n, K/8]."
+            )
 
 
 def write(
@@ -156,11 +158,10 @@ def writing(
     dtype: str = "float32",
 ) -> Iterator["Writer"]:
     """`write` for rows that come in parts: a `Writer`; the index is at `path` when the body has ended well."""
-    refuse_unless(
-        dtype in DTYPES, f'dtype = "{dtype}" is not a type of stored embeddings; write {" or ".join(DTYPES)}.'
-    )
+    if dtype not in DTYPES:
+        raise UserError(f'dtype = "{dtype}" is not a type of stored embeddings; write {" or ".join(DTYPES)}.')
     with (
-        place.made(place.resolved(path), overwrite) as folder,
+        atomic_folder.made(atomic_folder.resolved(path), overwrite) as folder,
         contextlib.closing(Writer(folder, fresh(model, dtype, extra or {}), block_rows)) as out,
     ):
         yield out
@@ -176,14 +177,18 @@ def fresh(model: str, dtype: str, extra: dict) -> dict:
 @contextlib.contextmanager
 def appending(path: str | os.PathLike, model: str = "", block_rows: int = BLOCK_ROWS) -> Iterator["Writer"]:
     """`append` for rows that come in parts: a `Writer`; the rows are in the index when the body has ended well."""
-    path = place.resolved(path)
+    path = atomic_folder.resolved(path)
     files.read_header(path)
-    with place.alone(path), place.opened(path) as handle:
+    with atomic_folder.alone(path), atomic_folder.opened(path) as handle:
         header = files.read_header(path)  # again: it may have grown while the lock was another's
         refuse_other_model(path, header, model)
         refuse_damaged(path, header)
         moved = f"{path} was moved or replaced while rows were appended to it; append them again."
-        check = lambda: refuse_unless(place.is_still(handle, path), moved)
+
+        def check() -> None:
+            if not atomic_folder.is_still(handle, path):
+                raise UserError(moved)
+
         with contextlib.closing(Writer(path, header, block_rows, check)) as out:
             yield out
             out.finish()
@@ -191,17 +196,18 @@ def appending(path: str | os.PathLike, model: str = "", block_rows: int = BLOCK_
 
 def refuse_other_model(path: pathlib.Path, header: dict, model: str) -> None:
     """Raise `UserError` unless new rows are of the model that made those of the index."""
-    refuse_unless(
-        model == header["model"],
-        f"The index {path} was made by model {header['model'] or '(none)'} and the new rows by {model or '(none)'}; "
-        "encode both with the same checkpoint.",
-    )
+    if model != header["model"]:
+        raise UserError(
+            f"The index {path} was made by model {header['model'] or '(none)'} and the new rows by {model or '(none)'}; "
+            "encode both with the same checkpoint."
+        )
 
 
 def refuse_damaged(path: pathlib.Path, header: dict) -> None:
     """Raise `UserError` when a file of the index is missing or has another size: rows behind it would be out of reach."""
     _, damage = files.usable(path, header, verify=False)
-    refuse_unless(not damage, damage.replace(", or open the rows before it with --prefix", " before you append"))
+    if damage:
+        raise UserError(damage.replace(", or open the rows before it with --prefix", " before you append"))
 
 
 class Writer:
@@ -211,7 +217,8 @@ class Writer:
     """
 
     def __init__(self, folder: pathlib.Path, header: dict, block_rows: int, check: Callable[[], None] = lambda: None):
-        refuse_unless(block_rows >= 1, f"block_rows = {block_rows} makes no blocks; write 1 or more.")
+        if block_rows < 1:
+            raise UserError(f"block_rows = {block_rows} makes no blocks; write 1 or more.")
         self.folder, self.count, self._before = folder, header["count"], header["count"]
         self._header, self._block_rows, self._given, self._check = header, block_rows, 0, check
         self._blocks = {kind: list(entries) for kind, entries in header["blocks"].items()}
@@ -244,22 +251,22 @@ class Writer:
             self._take(rows, slice(start, stop), source)
             start = stop
         more = 0 if source is None else sum(1 for _ in source)
-        refuse_unless(
-            more == 0, f"There are {start} embeddings and {start + more} items; write one item per embedding."
-        )
+        if more != 0:
+            raise UserError(f"There are {start} embeddings and {start + more} items; write one item per embedding.")
         self._given += start
 
     def _refuse_misfit(self, rows: Rows) -> None:
         form = (rows.width, rows.bits, rows.items is not None)
         self._form = self._form or form
         for name, ours, theirs in zip(("wide", "bits long"), self._form[:2], form[:2], strict=True):
-            refuse_unless(
-                ours == theirs,
-                f"The rows of {self.folder} are {ours} {name} and the new ones {theirs}; "
-                "encode both with the same model.",
-            )
+            if ours != theirs:
+                raise UserError(
+                    f"The rows of {self.folder} are {ours} {name} and the new ones {theirs}; "
+                    "encode both with the same model."
+                )
         told = f"{self.folder} {'has' if self._form[2] else 'has no'} items; append rows that do as it does."
-        refuse_unless(self._form[2] == form[2], told)
+        if self._form[2] != form[2]:
+            raise UserError(told)
 
     def _take(self, rows: Rows, cut: slice, source: Iterator[dict] | None) -> None:
         """The rows of `cut`, which go into one block."""
@@ -273,10 +280,10 @@ class Writer:
                 self._check()
                 self._items = _Items(self.folder, self._number)
             wrote = self._items.take(islice(source, size), self._given + cut.start)
-            refuse_unless(
-                wrote == size,
-                f"There are {len(rows)} embeddings and {cut.start + wrote} items; write one item per embedding.",
-            )
+            if wrote != size:
+                raise UserError(
+                    f"There are {len(rows)} embeddings and {cut.start + wrote} items; write one item per embedding."
+                )
         self._filled += size
         self.count += size
         if self._filled == self._block_rows:
@@ -308,7 +315,8 @@ class Writer:
         """Write what is left and the header: from here on the rows belong to the index."""
         if self._filled:
             self._end_block()
-        refuse_unless(self.count > self._before, "There are no records to index; prepare a data set that has some.")
+        if self.count <= self._before:
+            raise UserError("There are no records to index; prepare a data set that has some.")
         self._check()
         width, bits, _ = self._form
         order = [kind for kind in (*KINDS, "items") if kind in self._blocks]
@@ -352,7 +360,9 @@ class _Items:
 def _line(item: dict, number: int) -> bytes:
     try:
         text = json.dumps(item, ensure_ascii=False)
-        return ((text if mended(text) == text else json.dumps(item)) + "\n").encode()  # escapes for half a surrogate pair
+        return (
+            (text if mended(text) == text else json.dumps(item)) + "\n"
+        ).encode()  # escapes for half a surrogate pair
     except (TypeError, ValueError) as error:  # UnicodeEncodeError is a ValueError
         raise UserError(f"Item {number} is not JSON ({error}); write numbers, text, lists and objects only.") from error
 
@@ -376,7 +386,7 @@ def _write_header(folder: pathlib.Path, header: dict) -> None:
     with wrote(new), open(new, "w", encoding="utf-8") as file:
         file.write(json.dumps({**header, "checksum": files.header_sum(header)}, indent=1))
         _to_disk(file)
-    with wrote(new), place.opened(folder) as handle:
+    with wrote(new), atomic_folder.opened(folder) as handle:
         os.fsync(handle)  # the names of the blocks too: a power cut must not leave a header without its files
         os.replace(new, folder / HEADER)
         os.fsync(handle)

@@ -1,6 +1,6 @@
 """Starts of the heads kept beside the data set: the same data, towers and settings need not be solved twice.
 
-A file `DATA/starts/<digest>.npz` holds the linear paths that `warmstart.linear_start` found. The digest is over everything
+A file `DATA/starts/<digest>.npz` holds the linear paths that `cca.linear_start` found. The digest is over everything
 they depend on: the split's files, the pictures' and captions' settings, the towers' weights, the size and the ridge.
 """
 
@@ -37,8 +37,10 @@ def settings(config: Config) -> dict:
         "files": card.splits[config.data.split],
         "made with": card.arguments,
         "caches": [card.features[name] for name in config.data.features],
-        "encoders": {name: {key: value for key, value in as_dict(own).items() if key not in HEAD_FIELDS}
-                     for name, own in config.encoders.items()},
+        "encoders": {
+            name: {key: value for key, value in as_dict(own).items() if key not in HEAD_FIELDS}
+            for name, own in config.encoders.items()
+        },
         "joint": [joint.embed, joint.start_ridge],
         "pair": config.eval.pairs[0],
         "dtype": config.dtype,
