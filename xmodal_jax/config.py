@@ -29,9 +29,12 @@ class FusionConfig:
     hidden: int = 1536
     dropout: float = 0.1
     remat: str = "dots"
-    head_dropout: float = 0.0  # on what the matching head reads
-    agreement: bool = True  # the matching head also reads the product of the two embeddings
-    aggregated: bool = False  # fusion reads the embeddings too: a token more of the image, added to the text's first
+    head_dropout: float = 0.0
+    """Dropout rate on what the matching head reads."""
+    agreement: bool = True
+    """The matching head also reads the product of the two embeddings."""
+    aggregated: bool = False
+    """Fusion reads the embeddings too: a token more of the image, added to the text's first."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,11 @@ class BridgeConfig:
     encoders' keys cross it (by default the one that fusion reads); tokens of the other no objective trains by themselves.
     """
 
-    kind: str = "cross"  # "cross" or "gate"
+    kind: str = "cross"
+    """Kind of layer: "cross" or "gate"."""
     sides: tuple[str, ...] = ()
-    hidden: int = 768  # of its MLP; its attention has fusion's heads
+    hidden: int = 768
+    """Of its MLP; its attention has fusion's heads."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +58,23 @@ class JointConfig:
 
     embed: int = 256
     bits: int = 64
-    nested: tuple[int, ...] = ()  # shorter codes that the first bits are to be as well, such as (16, 32); (): none
+    nested: tuple[int, ...] = ()
+    """Shorter codes that the first bits are to be as well, such as (16, 32); (): none."""
     temperature: float = 0.07
     temperature_min: float = 0.01
     temperature_max: float = 0.5
-    start: str = "random"  # of the heads' linear paths: "random", or "cca" on the training split (train/cca.py)
-    start_ridge: float = 1.0  # CCA's regularisation, in units of the mean variance
-    hash_kind: str = "tanh"  # of the hash heads: "tanh", "sign" (straight through) or "select" (models/heads.py)
-    hash_hidden: int = 512  # units between embedding and code; 0: a single linear layer
-    hash_variates: int = 0  # first bits that start as the signs of the strongest canonical variates (train/cca.py)
-    shared_layers: int = 2  # of the transformer that both sides go through where their pools end with "+shared"
+    start: str = "random"
+    """Of the heads' linear paths: "random", or "cca" on the training split (train/cca.py)."""
+    start_ridge: float = 1.0
+    """CCA's regularisation, in units of the mean variance."""
+    hash_kind: str = "tanh"
+    """Of the hash heads: "tanh", "sign" (straight through) or "select" (models/heads.py)."""
+    hash_hidden: int = 512
+    """Units between embedding and code; 0: a single linear layer."""
+    hash_variates: int = 0
+    """First bits that start as the signs of the strongest canonical variates (train/cca.py)."""
+    shared_layers: int = 2
+    """Of the transformer that both sides go through where their pools end with "+shared"."""
     shared_heads: int = 4
     shared_hidden: int = 2048
     shared_dropout: float = 0.1
@@ -78,10 +90,12 @@ class TeacherConfig:
     """The momentum teacher: a float32 EMA of the student (MoCo, ALBEF)."""
 
     momentum: float = 0.995
-    # A ramp for short runs: min(momentum, (1 + step) / (10 + step)) forgets the first steps quickly, and hides the momentum
-    # until it gets there: 0.98 at step 440, 0.995 at 1,790, 0.999 at 8,990. Off, as in MoCo, ALBEF and BLIP.
     warmup: bool = False
-    exclude: str = ""  # regex of modules that are not averaged: evaluation of the teacher takes the student's there
+    """A ramp for short runs: min(momentum, (1 + step) / (10 + step)) forgets the first steps quickly, and hides the
+    momentum until it gets there: 0.98 at step 440, 0.995 at 1,790, 0.999 at 8,990. Off, as in MoCo, ALBEF and BLIP.
+    """
+    exclude: str = ""
+    """Regex of modules that are not averaged: evaluation of the teacher takes the student's there."""
 
 
 @dataclass(frozen=True)
@@ -89,18 +103,27 @@ class OptimizerConfig:
     """AdamW with groups by regex over the parameter path ("image/layers/mlp/up/kernel")."""
 
     lr: float = 1e-3
-    warmup: int = 100  # updates until the rate is `lr`; a run of fewer only climbs (train/optimizer.py)
-    end_lr: float = 0.01  # share of `lr` at the last update, the end of the cosine
+    warmup: int = 100
+    """Updates until the rate is `lr`; a run of fewer only climbs (train/optimizer.py)."""
+    end_lr: float = 0.01
+    """Share of `lr` at the last update, the end of the cosine."""
     b1: float = 0.9
     b2: float = 0.98
     weight_decay: float = 0.05
-    decay: str = "kernel$"  # which parameters weight decay applies to
-    groups: tuple[tuple[str, float], ...] = ()  # (regex, factor on the learning rate); the first match counts
-    freeze: str = ""  # regex of what is not trained ("" nothing)
-    clip: float = 1.0  # global norm; 0: off
-    sgd_after: int = 0  # updates by Adam before SGD with momentum 0.9 takes over; 0: Adam to the end
-    sgd_lr: float = 0.01  # its learning rate, held; `groups` scale it too
-    max_skips: int = 10  # non-finite steps in a row before the run stops
+    decay: str = "kernel$"
+    """Which parameters weight decay applies to."""
+    groups: tuple[tuple[str, float], ...] = ()
+    """(regex, factor on the learning rate); the first match counts."""
+    freeze: str = ""
+    """Regex of what is not trained ("" nothing)."""
+    clip: float = 1.0
+    """Global norm; 0: off."""
+    sgd_after: int = 0
+    """Updates by Adam before SGD with momentum 0.9 takes over; 0: Adam to the end."""
+    sgd_lr: float = 0.01
+    """Its learning rate, held; `groups` scale it too."""
+    max_skips: int = 10
+    """Non-finite steps in a row before the run stops."""
 
 
 @dataclass(frozen=True)
@@ -116,31 +139,44 @@ class MeshConfig:
 class EvalConfig:
     """What `xmodal eval` computes."""
 
-    pairs: tuple[tuple[str, str], ...] = (PAIR,)  # fields, each asking the other; the first has all the tables
-    every: int = 0  # steps between quick evaluations while training, and one after the last step (0: none)
+    pairs: tuple[tuple[str, str], ...] = (PAIR,)
+    """Fields, each asking the other; the first has all the tables."""
+    every: int = 0
+    """Steps between quick evaluations while training, and one after the last step (0: none)."""
     batch_size: int = 256
-    rerank: tuple[int, ...] = (16, 32)  # shortlist lengths for ITM re-ranking, cut to the gallery's; empty: none
-    # ITM's logits are l0 (no match) and l1: "add" orders by cosine + weight * (l1 - l0), where BLIP adds l1 itself; "replace"
-    # by l1 - l0 alone, where ALBEF takes l1
+    rerank: tuple[int, ...] = (16, 32)
+    """Shortlist lengths for ITM re-ranking, cut to the gallery's; empty: none."""
     rerank_score: str = "add"
-    weight: float = 0.0  # of the log-odds; 0: the learned temperature (eval/evaluate.py); -1: the best on training data
-    params: str = "teacher"  # which weights to evaluate: "teacher" (EMA) or "student"
-    views: tuple[str, ...] = ()  # of the pictures, in place of data.views; (): the same
-    languages: tuple[str, ...] = ()  # of the captions, in place of data.languages; (): the same
-    relevance: str = "same"  # what counts: "same", any record whose captions hold the same text; "own", a record's own
-    flip: bool = False  # embed a picture as the mean of itself and its mirror image (twice the encoding)
-    # 5: COCO's "1K test", beside the whole split ("5K test") the mean over its first five groups of `fold_pictures`, each
-    # ranked by itself; 0: none
+    """ITM's logits are l0 (no match) and l1: "add" orders by cosine + weight * (l1 - l0), where BLIP adds l1 itself;
+    "replace" by l1 - l0 alone, where ALBEF takes l1.
+    """
+    weight: float = 0.0
+    """Of the log-odds; 0: the learned temperature (eval/evaluate.py); -1: the best on training data."""
+    params: str = "teacher"
+    """Which weights to evaluate: "teacher" (EMA) or "student"."""
+    views: tuple[str, ...] = ()
+    """Of the pictures, in place of data.views; (): the same."""
+    languages: tuple[str, ...] = ()
+    """Of the captions, in place of data.languages; (): the same."""
+    relevance: str = "same"
+    """What counts: "same", any record whose captions hold the same text; "own", a record's own."""
+    flip: bool = False
+    """Embed a picture as the mean of itself and its mirror image (twice the encoding)."""
     folds: int = 0
+    """5: COCO's "1K test", beside the whole split ("5K test") the mean over its first five groups of `fold_pictures`,
+    each ranked by itself; 0: none.
+    """
     fold_pictures: int = 1000
-    gallery: tuple[str, ...] = ()  # splits that the codes of the split ask for a shared label; (): the split itself
+    gallery: tuple[str, ...] = ()
+    """Splits that the codes of the split ask for a shared label; (): the split itself."""
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
     """When to save and what to keep."""
 
-    every: int = 500  # steps
+    every: int = 500
+    """Steps."""
     keep: int = 2
 
 
@@ -153,25 +189,29 @@ class Config:
     batch_size: int = 128
     steps: int = 1000
     log_every: int = 10
-    tensorboard: bool = False  # write the log as TensorBoard events too (workdir/tensorboard)
-    dtype: str = "float32"  # compute dtype; parameters and losses stay float32
+    tensorboard: bool = False
+    """Write the log as TensorBoard events too (workdir/tensorboard)."""
+    dtype: str = "float32"
+    """Compute dtype; parameters and losses stay float32."""
     chunk: int = (
         0  # rows an encoder pass takes at a time: a large contrastive batch in small memory; 0: all (forward.py)
     )
     data: DataConfig = DataConfig()
-    encoders: dict[str, Any] = field(default_factory=dict)  # name -> {"kind": ..., fields}; see models/
+    encoders: dict[str, Any] = field(default_factory=dict)
+    """Name -> {"kind": ..., fields}; see models/."""
     fusion: FusionConfig = FusionConfig()
-    scorer: dict[str, Any] = field(
-        default_factory=dict
-    )  # {"kind": ..., fields} of the pair score; see models/scorer.py
+    scorer: dict[str, Any] = field(default_factory=dict)
+    """{"kind": ..., fields} of the pair score; see models/scorer.py."""
     bridge: BridgeConfig = BridgeConfig()
     joint: JointConfig = JointConfig()
-    objectives: dict[str, Any] = field(default_factory=dict)  # name -> {"kind": ..., fields}; see objectives/
+    objectives: dict[str, Any] = field(default_factory=dict)
+    """Name -> {"kind": ..., fields}; see objectives/."""
     teacher: TeacherConfig = TeacherConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     eval: EvalConfig = EvalConfig()
-    evals: dict[str, Any] = field(default_factory=dict)  # further evaluations, as objectives; see eval/evaluations.py
+    evals: dict[str, Any] = field(default_factory=dict)
+    """Further evaluations, as objectives; see eval/evaluations.py."""
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @property

@@ -22,7 +22,8 @@ class Evaluation(abc.ABC):
     """One entry of `config.evals`: a frozen dataclass whose fields are those of the entry. Subclasses write `__call__`."""
 
     kind: str = ""
-    training: bool = False  # also at the quick evaluations of a run that trains (`config.eval.every`)
+    training: bool = False
+    """Also at the quick evaluations of a run that trains (`config.eval.every`)."""
 
     def check_fit(self, where: str, config: Config, card: Card, parts: frozenset[str]) -> None:
         """Refuse what the config, the data set or the trained `parts` of the model cannot serve."""

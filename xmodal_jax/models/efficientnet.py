@@ -203,7 +203,8 @@ class EfficientNetConfig(PixelConfig):
 
     kind: str = "efficientnet"
     neck_layers: int = limited(0, least=0)
-    groups: tuple[int, ...] = ()  # filled in: the grid and the summary token
+    groups: tuple[int, ...] = ()
+    """Filled in: the grid and the summary token."""
 
     standard: ClassVar[Statistics] = (MEAN, STD)
 

@@ -19,7 +19,8 @@ class FeaturesConfig(EncoderConfig):
 
     kind: str = "features"
     neck_layers: int = limited(0, least=0)
-    groups: tuple[int, ...] = ()  # token counts of the feature caches; filled in from the data card
+    groups: tuple[int, ...] = ()
+    """Token counts of the feature caches; filled in from the data card."""
 
     reads: ClassVar[str] = "tokens"
 

@@ -71,7 +71,8 @@ class IMS(Sided):
     put into it. Positives are rows with the same id or the identical caption.
     """
 
-    keys: str = KEYS  # name of the ring, read where the state has it
+    keys: str = KEYS
+    """Name of the ring, read where the state has it."""
 
     @property
     def parts(self) -> frozenset[str]:
@@ -138,7 +139,8 @@ class LMIM(Sided):
     with the same id or the identical caption are not negatives of each other.
     """
 
-    momentum: bool = True  # local features of the teacher; else of the student, which trains them too
+    momentum: bool = True
+    """Local features of the teacher; else of the student, which trains them too."""
 
     @property
     def parts(self) -> frozenset[str]:

@@ -53,7 +53,8 @@ class Objective:
     """
 
     weight: Schedule = 1.0
-    name: str = ""  # its key in `config.objectives`, filled in; the fields that it derives begin with it ("mlm/ids")
+    name: str = ""
+    """Its key in `config.objectives`, filled in; the fields that it derives begin with it ("mlm/ids")."""
 
     contrasts: ClassVar[bool] = False  # its loss says nothing about a row without a negative
     by_label: ClassVar[bool] = False  # it reads the batch's `labels`

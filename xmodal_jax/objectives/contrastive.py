@@ -102,8 +102,10 @@ class Contrast(Paired):
     exists (parallel/ring.py): the same loss and gradient, in memory that does not grow with the number of devices.
     """
 
-    queue: int = limited(4096, least=0)  # rows; 0: none
-    keys: str = KEYS  # name of its ring: entries share one, with the fields of all of them
+    queue: int = limited(4096, least=0)
+    """Rows; 0: none."""
+    keys: str = KEYS
+    """Name of its ring: entries share one, with the fields of all of them."""
     student_keys: bool = False
     ring: bool = False
     bridge: bool = False
@@ -165,9 +167,12 @@ class ITC(Contrast):
     With student keys, no queue and alpha 0 it is CLIP's loss.
     """
 
-    alpha: float = limited(0.4, least=0, most=1)  # share of the teacher's soft targets
-    alpha_steps: Steps = limited(0, least=0)  # ramp of alpha from 0 (ALBEF: "1 epoch")
-    second_view_keys: bool = False  # the teacher's keys, in the queue too, are of another view of the same thing (TCL)
+    alpha: float = limited(0.4, least=0, most=1)
+    """Share of the teacher's soft targets."""
+    alpha_steps: Steps = limited(0, least=0)
+    """Ramp of alpha from 0 (ALBEF: "1 epoch")."""
+    second_view_keys: bool = False
+    """The teacher's keys, in the queue too, are of another view of the same thing (TCL)."""
 
     @property
     def fills(self) -> dict[str, str]:

@@ -34,11 +34,12 @@ class Distill(Paired):
     matrices are whole on every device, as in ITC without `ring`.
     """
 
-    relation: float = limited(1.0, least=0)  # of the KL between the softmaxes over the batch, both directions averaged
-    feature: float = limited(
-        0.0, least=0
-    )  # of 1 - cosine(student, teacher), both sides averaged; needs joint.embed as the teacher's
-    teacher_temperature: float = positive(0.07)  # of the teacher's softmax; the student's is the model's, which learns
+    relation: float = limited(1.0, least=0)
+    """Of the KL between the softmaxes over the batch, both directions averaged."""
+    feature: float = limited(0.0, least=0)
+    """Of 1 - cosine(student, teacher), both sides averaged; needs joint.embed as the teacher's."""
+    teacher_temperature: float = positive(0.07)
+    """Of the teacher's softmax; the student's is the model's, which learns."""
 
     @property
     def parts(self) -> frozenset[str]:

@@ -28,9 +28,12 @@ def joined_embedding(fwd: Forward, image: Encoded, text: Encoded) -> Array:
 class FusedKeys(Paired):
     """What objectives over a queue of fused keys share: the teacher's joint embeddings of matched pairs."""
 
-    queue: int = limited(0, least=0)  # rows of fused keys as further negatives; 0: those of the batch alone
-    every: int = limited(1, least=1)  # fuse every n-th row only
-    keys: str = "fused"  # name of its ring
+    queue: int = limited(0, least=0)
+    """Rows of fused keys as further negatives; 0: those of the batch alone."""
+    every: int = limited(1, least=1)
+    """Fuse every n-th row only."""
+    keys: str = "fused"
+    """Name of its ring."""
 
     contrasts: ClassVar[bool] = True
 
@@ -70,7 +73,8 @@ class Fused(FusedKeys):
     `bridge` the teacher's tokens cross the residual attention before they are fused.
     """
 
-    queue: int = limited(1024, least=0)  # rows of fused keys; 0: those of the batch alone
+    queue: int = limited(1024, least=0)
+    """Rows of fused keys; 0: those of the batch alone."""
     bridge: bool = False
 
     @property

@@ -66,10 +66,12 @@ class HashContrast(CodeLoss):
     margin: float = limited(0.2, least=0)
     shift: float = limited(0.1, least=0)
     delta: float = limited(0.4, least=0, most=1)
-    table: int = limited(0, least=0)  # rows of the memory: the training records; 0: negatives of the batch alone
+    table: int = limited(0, least=0)
+    """Rows of the memory: the training records; 0: negatives of the batch alone."""
     negatives: int = limited(4096, least=0)
     warmup: Steps = limited(0, least=0)
-    keys: str = "codes"  # name of the memory
+    keys: str = "codes"
+    """Name of the memory."""
 
     contrasts: ClassVar[bool] = True
 

@@ -47,8 +47,10 @@ class Hash(CodeLoss):
     similarity: float = 1.0
     quantization: float = 0.1
     balance: float = 0.1
-    by_label: bool = False  # S also counts shared labels (the data set must have them)
-    scale: float = positive(16.0)  # Theta = scale * mean product of the codes; K/2 is DCMH's, too steep for long codes
+    by_label: bool = False
+    """S also counts shared labels (the data set must have them)."""
+    scale: float = positive(16.0)
+    """Theta = scale * mean product of the codes; K/2 is DCMH's, too steep for long codes."""
     exact: bool = False
 
     def values(self, shared: None, rows: Rows, one: Array, two: Array) -> Losses:
@@ -179,9 +181,12 @@ class HashQuality(CodeLoss):
     Each weight may be a schedule, such as quantization=((0, 0.1), (1000, 1.0)); 0 leaves a part out. Both sides' mean.
     """
 
-    quantization: Schedule = 1.0  # mean((|h| - 1)^2)
-    balance: Schedule = 0.0  # mean over bits of (mean over rows)^2
-    decorrelation: Schedule = 0.0  # mean over pairs of bits of (mean product)^2
+    quantization: Schedule = 1.0
+    """Mean((|h| - 1)^2)."""
+    balance: Schedule = 0.0
+    """Mean over bits of (mean over rows)^2."""
+    decorrelation: Schedule = 0.0
+    """Mean over pairs of bits of (mean product)^2."""
 
     def shared(self, fwd: Forward, batch: Batch, rows: Rows, key: Array) -> tuple[Array, Array, Array]:
         """The three weights at this step."""

@@ -93,8 +93,10 @@ class MLM(Writing):
     """Predict masked words from the text around them and the other field; `alpha` of the target is the teacher's softmax."""
 
     rate: float = 0.15
-    alpha: float = limited(0.4, least=0, most=1)  # share of the teacher's soft targets
-    alpha_steps: Steps = limited(0, least=0)  # ramp of alpha from 0 (ALBEF: "1 epoch", the same as ITC's)
+    alpha: float = limited(0.4, least=0, most=1)
+    """Share of the teacher's soft targets."""
+    alpha_steps: Steps = limited(0, least=0)
+    """Ramp of alpha from 0 (ALBEF: "1 epoch", the same as ITC's)."""
     mask_id: int = MASK
     vocab_size: int = VOCAB
 
@@ -155,7 +157,8 @@ class LM(Writing):
     """Write the caption from the other field, left to right; the start token takes the place of [CLS]."""
 
     smoothing: float = 0.1
-    bridge: bool = False  # read the picture through the residual attention, which this trains (ReCap)
+    bridge: bool = False
+    """Read the picture through the residual attention, which this trains (ReCap)."""
     bos_id: int = BOS
 
     @property

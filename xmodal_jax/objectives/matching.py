@@ -82,11 +82,14 @@ class ITM(Paired):
     with the negatives of its row (and the other way round) in one softmax.
     """
 
-    negatives: int = limited(1, least=1)  # per direction and row
-    # Negatives come from blocks of this many consecutive rows (at most a device's: no tokens travel); 0: all.
+    negatives: int = limited(1, least=1)
+    """Per direction and row."""
     group: int = limited(0, least=0)
-    every: int = limited(1, least=1)  # match every n-th row only: a large batch for ITC without its cost in fusion
-    hardness: float = limited(1.0, least=0)  # negatives follow exp(hardness * ITC / temperature); 0: uniform
+    """Negatives come from blocks of this many consecutive rows (at most a device's: no tokens travel); 0: all."""
+    every: int = limited(1, least=1)
+    """Match every n-th row only: a large batch for ITC without its cost in fusion."""
+    hardness: float = limited(1.0, least=0)
+    """Negatives follow exp(hardness * ITC / temperature); 0: uniform."""
     loss: str = limited("binary", among=("binary", "listwise"))
 
     contrasts: ClassVar[bool] = True

@@ -41,10 +41,12 @@ class MVJRC(FusedKeys):
     with several pictures); they are left out of the softmax.
     """
 
-    view: str = ""  # the field of the other view of the pair's first field; "": that field's name and a 2, as in image2
+    view: str = ""
+    """The field of the other view of the pair's first field; "": that field's name and a 2, as in image2."""
     temperature: float = positive(0.07)
     keys: str = "multiview"
-    swapped: bool = False  # a further negative for each row: its text with the picture of the row before
+    swapped: bool = False
+    """A further negative for each row: its text with the picture of the row before."""
 
     @property
     def parts(self) -> frozenset[str]:
