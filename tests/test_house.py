@@ -17,7 +17,7 @@ FLOORS = (  # rooms of the package, the lowest first; a room imports from lower 
     ("parallel",),
     ("models",),
     ("convert", "config_checks"),
-    ("config_file", "forward", "origin"),
+    ("config_file", "config_docs", "forward", "origin"),
     ("objectives", "weights"),
     ("checks",),
     ("assemble",),
@@ -28,6 +28,7 @@ FLOORS = (  # rooms of the package, the lowest first; a room imports from lower 
     ("workdir",),
     ("plan", "retrieve"),
     ("report",),
+    ("api",),
     ("commands",),
     ("cli",),
 )

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import io
 import logging
 import os
 import pathlib
@@ -11,20 +12,65 @@ import typing
 from typing import Any
 
 from xmodal_jax import __version__, commands
-from xmodal_jax.errors import UserError
+from xmodal_jax.errors import UserError, output_file
 
 DATA_HELP = "data set (default: the run's own, where it was or beside the run)"
-CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+EXAMPLES = {  # shown below the options of each command
+    "train": """
+examples:
+  xmodal train --config quickstart:tiny --workdir runs/tiny
+  xmodal train --config configs/recap.py --workdir runs/recap --config.batch_size=64 --config.optimizer.lr=1e-4
+The same command again goes on where the run stopped. `xmodal config quickstart` lists all fields.""",
+    "eval": """
+examples:
+  xmodal eval --workdir runs/tiny
+  xmodal eval --workdir runs/tiny --split val --config.eval.rerank=(16,)
+  xmodal eval --workdir runs/tiny --data data/other --config.mesh.data=1 --config.mesh.fsdp=-1
+Fields of the sections eval, evals, data and mesh can be changed.""",
+    "classify": """
+example:
+  xmodal classify --workdir runs/tiny --templates templates.txt --classes split""",
+    "caption": """
+examples:
+  xmodal caption --workdir runs/tiny a.jpg b.png
+  xmodal caption --workdir runs/tiny --limit 100 --show 5""",
+    "encode": """
+examples:
+  xmodal encode --workdir runs/tiny --out pictures.npy photos/*.jpg
+  xmodal encode --workdir runs/tiny --field text --lines captions.txt --out captions.npy""",
+    "index": """
+examples:
+  xmodal index --workdir runs/tiny --out runs/tiny/index
+  xmodal index --workdir runs/tiny --out runs/tiny/index --data data/more --append""",
+    "search": """
+examples:
+  xmodal search --index runs/tiny/index "a red fruit" -k 5 --show hits.png
+  xmodal search --index runs/tiny/index --image apple.png --kind codes --shortlist 100 --rerank 16""",
+    "config": """
+examples:
+  xmodal config quickstart
+  xmodal config configs/recap.py:inaturalist --config.batch_size=64""",
+    "report": """
+example:
+  xmodal report --workdir runs/tiny""",
+    "features": """
+example:
+  xmodal data features --data data/emoji --tower lite0 --size 128""",
+    "embed": """
+examples:
+  xmodal data embed --data data/emoji --name clip --workdir runs/teacher
+  xmodal data embed --data data/emoji --name start --config quickstart""",
+}
+WORKDIR_HELP = "folder of the run"
 
 
-def set_up_jax() -> None:
-    """Turn the persistent compile cache on (unless the environment names one): the second start takes seconds."""
-    import jax
-
-    if CACHE_VARIABLE not in os.environ:
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        jax.config.update("jax_compilation_cache_dir", os.path.join(home, "xmodal_jax", "jax"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+def _command(verbs: Any, name: str, said: str, run: Any) -> argparse.ArgumentParser:
+    """Add a command with its examples; `run` is called with the arguments and the overrides."""
+    raw = argparse.RawDescriptionHelpFormatter
+    text = f"{said[0].upper()}{said[1:]}."
+    made = verbs.add_parser(name, help=said, description=text, epilog=EXAMPLES[name], formatter_class=raw)
+    made.set_defaults(run=run)
+    return made
 
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -112,36 +158,33 @@ def _data_parser(top: Any, source: str | None) -> None:
     if source is not None:
         _source_parsers(make, source)
     make.set_defaults(run=commands.data_prepare)
-    add = data.add_parser("features", help="add the grid tokens of a frozen tower")
+    add = _command(data, "features", "add the grid tokens of a frozen tower to a data set", commands.data_features)
     add.add_argument("--data", required=True, help="a prepared data set")
-    add.add_argument("--tower", default="lite0", choices=("lite0",))
+    add.add_argument("--tower", default="lite0", choices=("lite0",), help="the frozen tower (default: lite0)")
     add.add_argument("--size", type=int, default=224, help="pixels the pictures are resized to")
     add.add_argument("--name", default="", help="name of the cache (default: tower-size)")
-    add.add_argument("--batch", type=int, default=64)
+    add.add_argument("--batch", type=int, default=64, help="rows encoded together (default: 64)")
     add.add_argument("--no-flip", action="store_true", help="leave the mirrored pictures out")
-    add.set_defaults(run=commands.data_features)
-    embed = data.add_parser("embed", help="add a frozen teacher's embeddings, for distillation")
+    embed = _command(data, "embed", "add a frozen teacher's embeddings, for distillation", commands.data_embed)
     embed.add_argument("--data", required=True, help="a prepared data set")
     embed.add_argument("--name", required=True, help="name of the embeddings, for config.data.embeddings")
     embed.add_argument("--workdir", default="", help="the teacher: a run")
     embed.add_argument("--config", default="", help="the teacher: what this config starts from; --config.a.b=value")
-    embed.add_argument("--batch", type=int, default=64)
-    embed.add_argument("--dtype", default="float32", choices=("float32", "float16"))
-    embed.set_defaults(run=commands.data_embed)
+    embed.add_argument("--batch", type=int, default=64, help="rows encoded together (default: 64)")
+    embed.add_argument("--dtype", default="float32", choices=("float32", "float16"), help="of the stored embeddings")
 
 
 def _query_parsers(top: Any) -> None:
-    build = top.add_parser(
-        "index", help="embed the pictures, the captions or another field of a split into a search index"
-    )
-    build.add_argument("--workdir", required=True)
+    said = "embed the pictures, the captions or another field of a split into a search index"
+    build = _command(top, "index", said, commands.index)
+    build.add_argument("--workdir", required=True, help=WORKDIR_HELP)
     build.add_argument("--out", required=True, help="folder of the index")
     build.add_argument("--data", default="", help="data set (default: the run's)")
     build.add_argument("--split", default="", help="split (default: the run's evaluation split)")
     build.add_argument(
         "--field", default="", help="the rows: image, text, ... (default: the first that the run evaluates)"
     )
-    build.add_argument("--overwrite", action="store_true")
+    build.add_argument("--overwrite", action="store_true", help="replace the index that is there")
     build.add_argument("--append", action="store_true", help="add the rows to the index that is there")
     build.add_argument("--upsert", action="store_true", help="add the rows, in place of those of the same keys")
     build.add_argument("--allow-duplicates", action="store_true", help="append rows of keys that are there, too")
@@ -149,19 +192,18 @@ def _query_parsers(top: Any) -> None:
     build.add_argument(
         "--dtype", default="", choices=("float32", "int8"), help="of the embeddings on disk (default: float32)"
     )
-    build.set_defaults(run=commands.index)
-    ask = top.add_parser("search", help="answer a text or an image query")
-    ask.add_argument("query", nargs="?", default="")
+    ask = _command(top, "search", "answer a text or an image query from an index", commands.search)
+    ask.add_argument("query", nargs="?", default="", help="words, in quotes")
     ask.add_argument("--image", default="", help="a picture as the query")
     ask.add_argument("--file", default="", help="a file of another field as the query, as the field's reader takes it")
     ask.add_argument(
         "--as", default="", dest="as_field", metavar="FIELD", help="the field of --file (default: that of the rows)"
     )
-    ask.add_argument("--index", required=True)
+    ask.add_argument("--index", required=True, help="folder of the index")
     ask.add_argument("--workdir", default="", help="the run that made the index, where it is not found by itself")
     ask.add_argument("--data", default="", help="for --rerank: the data set of the pictures, where it has moved")
-    ask.add_argument("-k", type=int, default=10)
-    ask.add_argument("--kind", default="dense", choices=("dense", "codes"))
+    ask.add_argument("-k", type=int, default=10, help="hits (default: 10)")
+    ask.add_argument("--kind", default="dense", choices=("dense", "codes"), help="rank by cosine or by hash codes")
     ask.add_argument("--shortlist", type=int, default=0, metavar="N", help="order the best N by codes by their cosine")
     ask.add_argument("--rerank", type=int, default=0, metavar="K", help="order the best K by the matching head (ITM)")
     ask.add_argument("--prefix", action="store_true", help="search the rows before the first damaged file")
@@ -174,7 +216,6 @@ def _query_parsers(top: Any) -> None:
         "--token", default="", help=f"milvus: user:password or an API key (default: ${commands.TOKEN_VARIABLE})"
     )
     ask.add_argument("--show", default="", help="write a contact sheet of the hits (PNG)")
-    ask.set_defaults(run=commands.search)
 
 
 def _data_flags(command: argparse.ArgumentParser) -> None:
@@ -201,6 +242,41 @@ def _process_flags(command: argparse.ArgumentParser) -> None:
     group.add_argument("--wait", type=int, default=300, help="seconds to wait for all processes to be there")
 
 
+def _run_parsers(verbs: Any) -> None:
+    """Add the commands that train and that use a trained run."""
+    fit = _command(verbs, "train", "train a config, or go on with it; fields: --config.a.b=value", commands.train)
+    fit.add_argument("--config", required=True, help="NAME[:variant] of a config of the package, or file.py[:variant]")
+    fit.add_argument("--workdir", required=True, help="folder of the run; made where it is not there")
+    said = "FIRST:LAST, write a profiler trace of these steps to WORKDIR/profile"
+    fit.add_argument("--profile", default="", help=said)
+    _process_flags(fit)
+    test = _command(verbs, "eval", "print and keep retrieval, re-ranking, codes and MAP", commands.evaluate_run)
+    test.add_argument("--workdir", required=True, help=WORKDIR_HELP)
+    _data_flags(test)
+    said = "zero-shot classification over the labels of the data set"
+    sort = _command(verbs, "classify", said, commands.classify_run)
+    sort.add_argument("--workdir", required=True, help=WORKDIR_HELP)
+    _data_flags(sort)
+    sort.add_argument("--templates", default="", help="a file, one template a line, {} for the name")
+    said = "of the data set, or those of the split"
+    sort.add_argument("--classes", default="all", choices=("all", "split"), help=said)
+    write = _command(verbs, "caption", "write captions for pictures, or for a split", commands.caption)
+    write.add_argument("images", nargs="*", help="pictures (default: the evaluation split)")
+    write.add_argument("--workdir", required=True, help=WORKDIR_HELP)
+    _data_flags(write)
+    write.add_argument("--beam", type=int, default=3, help="captions kept while one is written; 1: greedy (default: 3)")
+    write.add_argument("--limit", type=int, default=0, help="pictures of the split (0: all)")
+    write.add_argument("--show", type=int, default=10, help="captions to print")
+    turn = _command(verbs, "encode", "write embeddings of files or texts as .npy", commands.encode)
+    turn.add_argument("inputs", nargs="*", help="files, or texts where the field has words")
+    turn.add_argument("--workdir", required=True, help=WORKDIR_HELP)
+    turn.add_argument(
+        "--out", required=True, type=output_file, help="the .npy file to write: float32 [n, E], unit rows"
+    )
+    turn.add_argument("--field", default="", help="image, text, ... (default: the first of pictures)")
+    turn.add_argument("--lines", default="", help="a file with one input a line")
+
+
 def parser(source: str | None = None) -> argparse.ArgumentParser:
     """The command line of `xmodal`; the options of `data prepare`, whose sources are slow to import, only where
     `source` says which is asked for ("": none yet)."""
@@ -208,42 +284,16 @@ def parser(source: str | None = None) -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=__version__)
     verbs = top.add_subparsers(dest="command", required=True)
     _data_parser(verbs, source)
-    fit = verbs.add_parser("train", help="train a config, or go on with it; fields: --config.a.b=value")
-    fit.add_argument("--config", required=True, help="configs/NAME.py[:variant]")
-    fit.add_argument("--workdir", required=True)
-    fit.add_argument(
-        "--profile", default="", help="FIRST:LAST, write a profiler trace of these steps to WORKDIR/profile"
-    )
-    _process_flags(fit)
-    fit.set_defaults(run=commands.train)
-    test = verbs.add_parser("eval", help="retrieval, re-ranking, codes, MAP")
-    test.add_argument("--workdir", required=True)
-    _data_flags(test)
-    test.set_defaults(run=commands.evaluate_run)
-    sort = verbs.add_parser("classify", help="zero-shot classification over the labels of the data set")
-    sort.add_argument("--workdir", required=True)
-    _data_flags(sort)
-    sort.add_argument("--templates", default="", help="a file, one template a line, {} for the name")
-    sort.add_argument(
-        "--classes", default="all", choices=("all", "split"), help="of the data set, or those of the split"
-    )
-    sort.set_defaults(run=commands.classify_run)
-    write = verbs.add_parser("caption", help="write captions")
-    write.add_argument("images", nargs="*", help="pictures (default: the evaluation split)")
-    write.add_argument("--workdir", required=True)
-    _data_flags(write)
-    write.add_argument("--beam", type=int, default=3)
-    write.add_argument("--limit", type=int, default=0, help="pictures of the split (0: all)")
-    write.add_argument("--show", type=int, default=10, help="captions to print")
-    write.set_defaults(run=commands.caption)
+    _run_parsers(verbs)
     _query_parsers(verbs)
     from xmodal_jax.plan.command import add_parser as plan_parser
 
     plan_parser(verbs)
-    page = verbs.add_parser("report", help="write report.html and report.png of a run")
-    page.add_argument("--workdir", required=True)
+    page = _command(verbs, "report", "write a page about a run: numbers, curves, pictures and answers", commands.report)
+    page.add_argument("--workdir", required=True, help=WORKDIR_HELP)
     page.add_argument("--data", default="", help=DATA_HELP)
-    page.set_defaults(run=commands.report)
+    tell = _command(verbs, "config", "print every field of a config with its value and meaning", commands.show_config)
+    tell.add_argument("config", help="NAME[:variant], or a file.py[:variant]")
     return top
 
 
@@ -290,7 +340,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         in_utf8_mode()
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # whatever the terminal can show, words do not end a command
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("xmodal_jax").setLevel(logging.INFO)
@@ -305,14 +355,17 @@ def main(arguments: list[str] | None = None) -> int:
         refuse_extra(args, extra)
         if (
             overrides
-            and args.command not in ("train", "eval", "plan", "classify")
+            and args.command not in ("train", "eval", "plan", "classify", "config")
             and args.run is not commands.data_embed
         ):
             raise UserError(
-                f"'--config.{overrides[0] if overrides else ''}' goes with `xmodal train`, `eval`, `classify`, `plan` and `data embed` only"
+                f"'--config.{overrides[0]}' goes with `xmodal train`, `eval`, `classify`, `config`, `plan` and "
+                "`data embed` only"
             )
         if args.command != "plan":  # a plan tells how long compiling takes
-            set_up_jax()
+            from xmodal_jax.api import use_compile_cache
+
+            use_compile_cache()
         args.run(args, overrides)
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has read enough

@@ -1,13 +1,17 @@
-"""The commands of the command line: each takes the parsed arguments and the overrides of the config, and makes one call."""
+"""The commands of the command line: each takes the parsed arguments and the overrides, and makes one call."""
 
 import argparse
 import os
 import pathlib
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from xmodal_jax import __version__
 from xmodal_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from xmodal_jax.api import TrainedRun
 
 TOKEN_VARIABLE = "MILVUS_TOKEN"
 INFERENCE = ("eval", "evals", "data", "mesh")  # sections of the config that may change once a model is trained
@@ -80,34 +84,21 @@ def data_embed(args: argparse.Namespace, overrides: list[str]) -> None:
 
 def train(args: argparse.Namespace, overrides: list[str]) -> None:
     """Train a config in a work directory, or go on with it."""
+    from xmodal_jax import api
     from xmodal_jax import config_file as configs
     from xmodal_jax.config import as_dict
     from xmodal_jax.data.loader import threads_left
-    from xmodal_jax.eval.evaluate import Evaluator, evaluate
-    from xmodal_jax.eval.evaluations import check_evaluations, further
-    from xmodal_jax.objectives import build_objectives, parts
     from xmodal_jax.parallel import processes
-    from xmodal_jax.train import teacher
-    from xmodal_jax.train.loop import train as run_training
 
     config, profile = configs.freeze(configs.load(args.config, overrides)), steps_of(args.profile)
-    check_evaluations(config, parts(build_objectives(config.objectives)))
     if args.stall != 0 and not 1 <= args.stall <= 86400:
         raise UserError(f"--stall is {args.stall}; write seconds from 1 to 86400 (a day), or 0 for off")
     silence = processes.heartbeat_for(args.stall)
     processes.initialize(args.coordinator, args.processes, args.process, args.distributed, silence, args.wait)
-
-    def quick(run: Any, state: Any, poll: Any) -> dict:
-        averaged = config.eval.params == "teacher"
-        params = teacher.view(state.params, state.teacher) if averaged else state.params
-        mean, split = evaluate(run.assembly, params, quick=True, poll=poll)["mean"], config.data.eval_split
-        more = further(Evaluator(run.assembly, params, poll), split, True, lambda _: None)
-        return mean | ({"evals": more} if more else {})
-
     with processes.leaving_at_once(args.workdir, threads_left), processes.watching(args.stall, args.workdir):
         same = {f"config.{name}": value for name, value in as_dict(config).items()}
         processes.agree({"version": __version__, "--workdir": args.workdir, "--stall": args.stall, **same})
-        run_training(config, args.workdir, quick, profile)
+        api.train(config, args.workdir, evaluate=False, profile=profile)
 
 
 def steps_of(text: str) -> tuple[int, int] | None:
@@ -126,7 +117,8 @@ def section_overrides(overrides: list[str], allowed: tuple[str, ...]) -> dict[st
     from xmodal_jax import config_file as configs
     from xmodal_jax.config import defaults
 
-    values, found = defaults(), {}
+    values: Any = defaults()
+    found: dict[str, dict] = {}
     for item in overrides:
         section, _, rest = item.partition("=")[0].partition(".")
         field = rest.split(".")[0]
@@ -136,7 +128,8 @@ def section_overrides(overrides: list[str], allowed: tuple[str, ...]) -> dict[st
             )
         if section == "evals" and "." in rest:
             raise UserError(
-                f"'--config.{item}' names a field of an entry; write the whole entry, as --config.evals.{field}={{'kind': ...}}"
+                f"'--config.{item}' names a field of an entry; "
+                f"write the whole entry, as --config.evals.{field}={{'kind': ...}}"
             )
         if not field:
             raise UserError(
@@ -156,82 +149,95 @@ def with_data(overrides: dict[str, dict], path: str) -> dict[str, dict]:
     return overrides | {"data": overrides.get("data", {}) | {"path": path}}
 
 
+def opened(args: argparse.Namespace, overrides: Sequence[str] = ()) -> "TrainedRun":
+    """Open the run of a command, with the data set and the changes of the config that it asks for."""
+    from xmodal_jax.api import load
+
+    return load(args.workdir, with_data(section_overrides(list(overrides), INFERENCE), getattr(args, "data", "")))
+
+
+def say(text: str) -> None:
+    """Print what is under way, apart from the result."""
+    print(text, file=sys.stderr)
+
+
 def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Print and keep the tables of a run."""
-    import json
-
-    from xmodal_jax.eval.evaluate import Evaluator, evaluate
-    from xmodal_jax.eval.evaluations import further
-    from xmodal_jax.eval.tables import as_text
-    from xmodal_jax.origin import result_file
-    from xmodal_jax.whole import write_whole
-    from xmodal_jax.workdir import open_run
-
-    assembly, params, step = open_run(args.workdir, with_data(section_overrides(overrides, INFERENCE), args.data))
-
-    def say(text):
-        return print(text, file=sys.stderr)
-
-    result = evaluate(assembly, params, args.split, say=say, allow_trained=args.allow_trained) | {"step": step}
-    more = further(Evaluator(assembly, params), args.split, False, say)
-    result |= {"evals": more} if more else {}
-    print(as_text(result))
-    path = result_file(assembly.origin, "eval", result["split"], result["fingerprint"], result["languages"])
-    write_whole(path, json.dumps(result, indent=1))
-    print(f"wrote {path}")
+    run = opened(args, overrides)
+    result = run.evaluate(args.split, args.allow_trained, say, keep=False)
+    print(result)  # before it is written: a folder that cannot be written does not lose it
+    print(f"wrote {run.write_result('eval', result)}")
 
 
 def classify_run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Print and keep the zero-shot accuracy of a run over the labels of its data set."""
-    import json
-
-    from xmodal_jax.eval.zeroshot import TEMPLATES, as_text, classify, read_templates
-    from xmodal_jax.origin import result_file
-    from xmodal_jax.whole import write_whole
-    from xmodal_jax.workdir import open_run
+    from xmodal_jax.eval.zeroshot import TEMPLATES, as_text, read_templates
 
     templates = read_templates(args.templates) if args.templates else TEMPLATES
-    assembly, params, step = open_run(args.workdir, with_data(section_overrides(overrides, INFERENCE), args.data))
-
-    def say(text):
-        return print(text, file=sys.stderr)
-
-    result = classify(assembly, params, args.split, templates, args.classes, say, args.allow_trained)
+    run = opened(args, overrides)
+    result = run.classify(args.split, templates, args.classes, args.allow_trained, say, keep=False)
     print(as_text(result))
-    path = result_file(assembly.origin, "classify", result["split"], result["fingerprint"])
-    write_whole(path, json.dumps(result | {"step": step}, indent=1))
-    print(f"wrote {path}")
+    print(f"wrote {run.write_result('classify', result)}")
 
 
 def caption(args: argparse.Namespace, _: list[str]) -> None:
     """Write captions for pictures, or for a split with BLEU-4 and CIDEr against the true ones."""
-    from xmodal_jax.eval.captioning import caption_files, caption_split
+    from xmodal_jax.eval.captioning import caption_split
     from xmodal_jax.origin import notes, refuse_trained
-    from xmodal_jax.workdir import open_run
 
-    assembly, params, _ = open_run(args.workdir, with_data({}, args.data))
+    run = opened(args)
     if args.images:
-        for path, text in zip(args.images, caption_files(assembly, params, args.images, args.beam), strict=True):
+        for path, text in zip(args.images, run.caption(args.images, args.beam), strict=True):
             print(f"{path}\t{text}")
         return
-    data = assembly.config.data
+    assembly, data = run.assembly, run.config.data
     said = notes(refuse_trained(assembly.origin, data.path, args.split or data.eval_split, args.allow_trained))
-    rows, scores = caption_split(assembly, params, args.split, args.limit, args.beam, args.allow_trained)
+    rows, scores = caption_split(assembly, run.params, args.split, args.limit, args.beam, args.allow_trained)
     for row in rows[: args.show]:
         print(f"{row['key']}\t{row['caption']}\t(true: {row['references'][0]})")
     print("  ".join(f"{name} {value:.3f}" for name, value in scores.items()), f"over {len(rows)} pictures")
     print(*said, sep="\n", end="\n" if said else "")
 
 
+def encode(args: argparse.Namespace, _: list[str]) -> None:
+    """Write the embeddings of files, or of the lines of a text file, as a NumPy array."""
+    import numpy as np
+
+    run = opened(args)
+    field = args.field or run.picture_field
+    inputs = args.inputs
+    if args.lines:
+        inputs = pathlib.Path(args.lines).read_text("utf-8").splitlines()
+    if not inputs:
+        raise UserError("there is nothing to encode; write files, or --lines FILE with one input a line")
+    found = run.encode(field, inputs)
+    np.save(args.out, found)
+    print(f"wrote {args.out}: {found.shape[0]} x {found.shape[1]} {found.dtype}, unit rows of field '{field}'")
+
+
+def show_config(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Print every field of a config with its value and its meaning."""
+    import dataclasses
+
+    from xmodal_jax import config_file as configs
+    from xmodal_jax.config_docs import as_text
+    from xmodal_jax.eval.evaluations import build_evaluations
+    from xmodal_jax.objectives import build_objectives
+
+    config = configs.freeze(configs.load(args.config, overrides))
+    built = {"objectives": build_objectives(config.objectives), "evals": build_evaluations(config.evals)}
+    print(as_text(dataclasses.replace(config, **built)))
+
+
 def index(args: argparse.Namespace, _: list[str]) -> None:
     """Embed the inputs of a field of a split, such as its pictures or its captions, into a search index."""
     from xmodal_jax.retrieve.build import IndexOptions, build_index, kind_of
-    from xmodal_jax.workdir import open_run
 
-    assembly, params, _ = open_run(args.workdir)
-    source = args.data or assembly.config.data.path
-    assembly.origin.refuse_missing(source)
-    own = assembly.origin.is_own(source)
+    run = opened(argparse.Namespace(workdir=args.workdir))
+    assembly, params = run.assembly, run.params
+    source, origin = args.data or assembly.config.data.path, run.origin
+    origin.refuse_missing(source)
+    own = origin.is_own(source)
     more = {"upsert": args.upsert, "duplicates": args.allow_duplicates}
     how = IndexOptions(args.overwrite, args.append, args.codes_only, args.dtype, args.field, **more)
     path, count = build_index(assembly, params, args.workdir, args.out, args.data, args.split, how)

@@ -1,21 +1,22 @@
-"""From a file of configs/ and the overrides of the command line to a checked `Config`.
+"""From a config file and overrides to a checked `Config`.
 
-`load` runs the file, `override` changes any field (`--config.optimizer.lr=1e-4`), `freeze` then checks every key and value, once.
+`load` runs the file, `override` changes any field (`--config.optimizer.lr=1e-4`), `freeze` checks every key and value.
 """
 
 import ast
 import dataclasses
 import importlib.util
 import inspect
+import json
 import os
 import pathlib
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from xmodal_jax.config import Config
+from xmodal_jax.config import Config, defaults
 from xmodal_jax.config_build import build, unknown_key
 from xmodal_jax.config_checks import check, check_fields, check_fused, check_pairs
 from xmodal_jax.data.config import PAIR
@@ -33,12 +34,12 @@ OPEN = (
 
 
 def freeze_value(value: Any) -> Any:
-    """A ConfigDict value as plain Python."""
+    """Return a value of a ConfigDict as plain Python."""
     return value.to_dict() if isinstance(value, ConfigDict) else value
 
 
 def freeze(config: ConfigDict | dict[str, Any]) -> Config:
-    """ConfigDict -> checked, frozen `Config`."""
+    """Check a ConfigDict and return the frozen `Config`."""
     values = config.to_dict() if isinstance(config, ConfigDict) else config
     built = build(Config, values, "config")
     built = with_sizes(
@@ -49,7 +50,7 @@ def freeze(config: ConfigDict | dict[str, Any]) -> Config:
 
 
 def with_sizes(config: Config) -> Config:
-    """Fill in what other fields say: `fusion.pair` and `bridge.sides` where they are (), `fusion.width` where it is 0."""
+    """Fill in `fusion.pair` and `bridge.sides` where they are (), `fusion.width` where it is 0, from other fields."""
     check_fields(config)
     check_pairs(config)
     encoders, fusion, bridge = config.encoders, config.fusion, config.bridge
@@ -64,33 +65,40 @@ def with_sizes(config: Config) -> Config:
     )
 
 
-def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:
-    """`path/to/config.py[:variant]` plus `a.b=value` overrides -> ConfigDict.
+def shipped() -> pathlib.Path:
+    """Return the folder of the configs that come with the package: inside a wheel, or beside the package in a clone."""
+    inside = pathlib.Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else pathlib.Path(__file__).parents[1] / "configs"
 
-    The file of a class of one's own is taken from the config file's folder.
 
-    Raises UserError for a file that is missing, fails or has no such variant, or an override of a field that is not there.
+def find_config(path: str) -> pathlib.Path:
+    """Return the file of a config: `path` itself, or the one that comes with the package under that name.
+
+    Raises UserError for a file that is not there; it names those that come with the package.
+    """
+    own = pathlib.Path(path)
+    if own.is_file() and own.suffix in (".py", ".json"):
+        return own
+    ours = shipped() / f"{own.stem}.py"
+    if ours.is_file() and path in (own.stem, f"configs/{own.stem}.py"):
+        return ours
+    known = ", ".join(sorted(file.stem for file in shipped().glob("[a-z]*.py")))
+    raise UserError(f"there is no config file '{path}'; write a .py file with get_config, or one of {known}")
+
+
+def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Read `NAME[:variant]` or `path/to/config.py[:variant]`, and apply overrides `a.b=value`.
+
+    NAME is a config that comes with the package; a .json file holds a whole config, as `config` in run.json does. The
+    file of a class of one's own is looked for in the folder of the config file.
+
+    Raises:
+      UserError: a file that is missing, fails or has no such variant, or an override of a field that is not there.
     """
     path, _, variant = spec.partition(":")
-    found = pathlib.Path(path).is_file() and path.endswith(".py")
-    if not found:
-        raise UserError(
-            f"there is no config file '{path}'; write a .py file with get_config, as in the folder configs/"
-        )
-    module_spec = importlib.util.spec_from_file_location("xmodal_config", path)
-    module = importlib.util.module_from_spec(module_spec)
-    _run_config(path, lambda: module_spec.loader.exec_module(module))
-    function = getattr(module, "get_config", None)
-    if not callable(function):
-        raise UserError(f"'{path}' has no function get_config; write one, as in the folder configs/")
-    given = (variant,) if variant else ()
-    _check_call(path, function, given)
-    config = _run_config(path, lambda: function(*given))
-    if not isinstance(config, ConfigDict):
-        raise UserError(
-            f"get_config of '{path}' returns {type(config).__name__}; write `return config` with the ConfigDict of defaults()"
-        )
-    for item in overrides or ():
+    file = find_config(path)
+    config: Any = _read_json(file) if file.suffix == ".json" else _call(file, path, variant)
+    for item in overrides:
         override(config, item)
     kinds = [
         (fields, "kind")
@@ -98,12 +106,47 @@ def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:
     ]
     for fields, key in kinds + [(fields, "reader") for fields in config.data.fields.values()]:
         if hasattr(fields, "items") and isinstance(fields.get(key), str):
-            fields[key] = absolute(fields[key], pathlib.Path(path).parent)
+            fields[key] = absolute(fields[key], file.parent)
+    return config
+
+
+def _read_json(file: pathlib.Path) -> ConfigDict:
+    """Read a whole config as JSON, or the one inside a run.json."""
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"the config file '{file}' is not valid JSON ({error}); correct the file") from error
+    found = found.get("config", found) if isinstance(found, dict) else found
+    if not isinstance(found, dict):
+        raise UserError(f"the config file '{file}' holds no object; write a whole config, as run.json has it")
+    config = defaults()
+    with config.ignore_type(), config.unlocked():
+        config.update(found)
+    return config
+
+
+def _call(file: pathlib.Path, path: str, variant: str) -> ConfigDict:
+    """Run a config file and return what its `get_config` makes of a variant."""
+    module_spec = importlib.util.spec_from_file_location("xmodal_config", file)
+    assert module_spec is not None and module_spec.loader is not None  # a .py file has both
+    module, run = importlib.util.module_from_spec(module_spec), module_spec.loader.exec_module
+    _run_config(str(file), lambda: run(module))
+    function = getattr(module, "get_config", None)
+    if not callable(function):
+        raise UserError(f"'{path}' has no function get_config; write one, as in the folder configs/")
+    given = (variant,) if variant else ()
+    _check_call(path, function, given)
+    config = _run_config(str(file), lambda: function(*given))
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"get_config of '{path}' returns {type(config).__name__}; "
+            "write `return config` with the ConfigDict of defaults()"
+        )
     return config
 
 
 def _check_call(path: str, function: Any, given: tuple[str, ...]) -> None:
-    """Refuse a variant that `get_config` does not take, or none where it needs one."""
+    """Raise UserError for a variant that `get_config` does not take, or none where it needs one."""
     try:
         inspect.signature(function).bind(*given)
     except TypeError:
@@ -115,7 +158,7 @@ def _check_call(path: str, function: Any, given: tuple[str, ...]) -> None:
 
 
 def _run_config(path: str, function: Callable[[], Any]) -> Any:
-    """What `function` returns; an error of the config file is a UserError with the line and the error in one sentence."""
+    """Return what `function` returns; an error of the config file becomes a UserError that says line and error."""
     try:
         return function()
     except UserError:
@@ -132,25 +175,28 @@ def _run_config(path: str, function: Callable[[], Any]) -> Any:
 
 
 def override(config: ConfigDict, item: str) -> None:
-    """Apply one `a.b.c=value`; the value is a Python literal, anything else is taken as a string.
+    """Apply one `a.b.c=value` of the command line; the value is a Python literal, or else a string.
 
-    `objectives.NAME={}` (or `evals`, `data.fields`) adds an entry with its fields at their defaults, `objectives.NAME={"weight": 0.1}` with some set.
+    `objectives.NAME={}` (or `evals`, `data.fields`) adds an entry with its fields at their defaults,
+    `objectives.NAME={"weight": 0.1}` one with some of them set.
     """
     path, equals, text = item.partition("=")
     if not equals:
         raise UserError(f"'--config.{item}' has no value; write --config.{item}=VALUE")
-    *parents, name = path.split(".")
-    node, where = config, "config"
-    for parent in parents:
-        if parent not in node:
-            raise unknown_key(parent, where, list(node.keys()))
-        node, where = node[parent], f"{where}.{parent}"
-        if not hasattr(node, "keys"):
-            raise UserError(f"'{where}' is a value, not a section; there is no '{path}'")
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError):
         value = text
+    node, _, name = _place(config, path)
+    assign(config, path, text if isinstance(node.get(name), str) else value)
+
+
+def assign(config: ConfigDict, path: str, value: Any) -> None:
+    """Set one field of a config by its dotted path, such as "optimizer.lr".
+
+    Raises UserError for a field that is not there, with the nearest one that is.
+    """
+    node, where, name = _place(config, path)
     if name not in node and where in ("config.objectives", "config.evals", "config.data.fields"):
         fields = value if isinstance(value, dict) else {"": ""}
         plain = all(str(key).isidentifier() for key in fields) and isinstance(fields.get("kind", ""), str)
@@ -158,7 +204,19 @@ def override(config: ConfigDict, item: str) -> None:
             raise UserError(f"{where} has no '{name}'; to add it write --{where}.{name}={{}} or ={{'weight': 0.1}}")
     elif name not in node and not where.startswith(OPEN):
         raise unknown_key(name, where, list(node.keys()))
-    if name in node and isinstance(node[name], str):
-        value = text
     with node.ignore_type(), node.unlocked():
         node[name] = value
+
+
+def _place(config: ConfigDict, path: str) -> tuple[Any, str, str]:
+    """Return the section that a dotted path is in, the section's own path, and the name of the field."""
+    *parents, name = path.split(".")
+    node: Any = config
+    where = "config"
+    for parent in parents:
+        if parent not in node:
+            raise unknown_key(parent, where, list(node.keys()))
+        node, where = node[parent], f"{where}.{parent}"
+        if not hasattr(node, "keys"):
+            raise UserError(f"'{where}' is a value, not a section; there is no '{path}'")
+    return node, where, name

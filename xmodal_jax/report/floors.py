@@ -28,7 +28,7 @@ class Floor:
 
 
 def _floor(name: str, i2t: Sequence[float], t2i: Sequence[float], origin: str) -> Floor:
-    return Floor(name, dict(zip(KS, i2t, strict=True)), dict(zip(KS, t2i, strict=False)), origin)
+    return Floor(name, dict(zip(KS, i2t, strict=False)), dict(zip(KS, t2i, strict=False)), origin)
 
 
 EMOJI = "measured before this run on 400 held-out concepts of a grouped split, Twemoji and OpenMoji, English names only"

@@ -1,0 +1,345 @@
+"""The front door from Python: `import xmodal_jax as xmodal`; the command line calls the same functions.
+
+run = xmodal.load("runs/quickstart")
+images, texts = run.encode_images(["a.jpg", "b.jpg"]), run.encode_texts(["a red fruit"])
+run.similarity(images, texts)
+"""
+
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from xmodal_jax import config_file
+from xmodal_jax.assemble import Assembly
+from xmodal_jax.config import Config
+from xmodal_jax.data.readers import has_views, reader_classes
+from xmodal_jax.encode.embed import Embedded, Embedder, PairScorer
+from xmodal_jax.encode.inputs import BLOCK, encode_blocks
+from xmodal_jax.errors import UserError
+from xmodal_jax.origin import Origin, result_file
+from xmodal_jax.types import Params
+from xmodal_jax.whole import write_whole
+from xmodal_jax.workdir import open_run
+
+Say = Callable[[str], None]
+PATH = str | os.PathLike
+
+
+def _silent(_: str) -> None:
+    """Say nothing."""
+
+
+def config(name: str, variant: str = "", changes: Mapping[str, Any] | None = None, **fields: Any) -> ConfigDict:
+    """Return a config that comes with the package, or one of your own file, to be changed and trained.
+
+    Args:
+      name: of a config that comes with the package ("quickstart"), or the path of a .py file.
+      variant: one of those that the file names ("tiny").
+      changes: values by dotted path, such as {"optimizer.lr": 1e-4}.
+      **fields: values of the outermost fields, such as batch_size=32.
+
+    Raises:
+      UserError: no such config, variant or field.
+    """
+    found = config_file.load(f"{name}:{variant}" if variant else name)
+    for path, value in {**(changes or {}), **fields}.items():
+        config_file.assign(found, path, value)
+    return found
+
+
+def prepare(
+    source: str, out: PATH, max_size: int = 0, allow_bad: bool = False, force: bool = False, **options: Any
+) -> Any:
+    """Write a data set from a source ("jsonl", "flickr8k", "file.py:function", ...) and return its card.
+
+    `options` are the parameters of the source, those of `xmodal data prepare SOURCE --help` with "_" for "-".
+    """
+    from xmodal_jax.data.prepare import prepare as write
+    from xmodal_jax.data.sources import make_source
+
+    drop = options.pop("drop_copies", False)
+    return write(
+        make_source(source, options), out, max_size=max_size, allow_bad=allow_bad, force=force, drop_copies=drop
+    )
+
+
+def train(config: ConfigDict | Config, workdir: PATH, evaluate: bool = True, **options: Any) -> "TrainedRun":
+    """Train a config in a work directory, or go on with it; evaluate it and return the run.
+
+    Args:
+      config: from `config(...)`, or a frozen one.
+      workdir: a folder of its own; a run that is there goes on where it stopped.
+      evaluate: write the tables of the evaluation split to WORKDIR/eval-SPLIT.json at the end.
+      **options: of `train.loop.train`, such as `profile`.
+    """
+    from xmodal_jax.eval.evaluate import Evaluator
+    from xmodal_jax.eval.evaluate import evaluate as tables
+    from xmodal_jax.eval.evaluations import check_evaluations, further
+    from xmodal_jax.objectives import build_objectives, parts
+    from xmodal_jax.train import teacher
+    from xmodal_jax.train.loop import train as run_training
+
+    frozen = config if isinstance(config, Config) else config_file.freeze(config)
+    check_evaluations(frozen, parts(build_objectives(frozen.objectives)))
+
+    def quick(run: Any, state: Any, poll: Any) -> dict:
+        averaged = frozen.eval.params == "teacher"
+        params = teacher.view(state.params, state.teacher) if averaged else state.params
+        mean, split = tables(run.assembly, params, quick=True, poll=poll)["mean"], frozen.data.eval_split
+        more = further(Evaluator(run.assembly, params, poll), split, True, _silent)
+        return mean | ({"evals": more} if more else {})
+
+    run_training(frozen, pathlib.Path(workdir), quick, **options)
+    found = load(workdir) if evaluate else None
+    if found is not None:
+        found.evaluate()
+    return found  # type: ignore[return-value]
+
+
+def load(workdir: PATH, overrides: dict[str, dict[str, Any]] | None = None) -> "TrainedRun":
+    """Open a run for inference: its weights alone, on all local devices.
+
+    `overrides` changes sections that do not touch the weights: {"eval": {"rerank": (32,)}, "data": {"path": ...}}.
+    Raises UserError for a folder without a run.
+    """
+    return TrainedRun(pathlib.Path(workdir), *open_run(pathlib.Path(workdir), overrides))
+
+
+class Tables(dict):
+    """The numbers of an evaluation; printed, they are the tables of `xmodal eval`."""
+
+    def __str__(self) -> str:
+        from xmodal_jax.eval.tables import as_text
+
+        return as_text(self)
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run whose weights are in memory: encodes, scores, captions, evaluates and indexes."""
+
+    workdir: pathlib.Path
+    assembly: Assembly
+    params: Params
+    step: int
+
+    @property
+    def config(self) -> Config:
+        """The run's frozen config."""
+        return self.assembly.config
+
+    @property
+    def origin(self) -> Origin:
+        """The work directory, and the data set that the run was trained on."""
+        assert self.assembly.origin is not None  # of an opened run it is there
+        return self.assembly.origin
+
+    @functools.cached_property
+    def embedder(self) -> Embedder:
+        """The encoders on the run's weights."""
+        return Embedder(self.assembly.model, self.params)
+
+    def __repr__(self) -> str:
+        fields = ", ".join(self.config.data.fields)
+        return f"<run '{self.config.name}' in {self.workdir}, step {self.step}, fields {fields}>"
+
+    def encode(self, field: str, inputs: Sequence[Any], progress: bool | None = None) -> np.ndarray:
+        """Encode inputs of a field as unit rows, float32 [n,E].
+
+        Args:
+          field: of the batch, such as "image" or "text".
+          inputs: strings of a field of words; paths, Pillow pictures or uint8 arrays of one of pictures; else paths.
+          progress: show a bar; None: where stderr is a terminal and there is more than one block.
+
+        Raises:
+          UserError: no such field, or an input that cannot be read.
+        """
+        return self._encoded(field, inputs, progress).embed
+
+    def encode_images(self, images: Sequence[Any], progress: bool | None = None) -> np.ndarray:
+        """Encode pictures (paths, Pillow pictures or uint8 arrays) as unit rows, float32 [n,E]."""
+        return self.encode(self.picture_field, images, progress)
+
+    def encode_texts(self, texts: Sequence[str], language: str = "", progress: bool | None = None) -> np.ndarray:
+        """Encode texts as unit rows, float32 [n,E]; `language` is refused where the run was not trained on it."""
+        known = self.config.data.languages
+        if language and language not in known:
+            raise UserError(
+                f"the run was trained on captions in {', '.join(known)}, not in '{language}'; write one of these"
+            )
+        return self.encode(self.text_field, texts, progress)
+
+    def codes(self, field: str, inputs: Sequence[Any], progress: bool | None = None) -> np.ndarray:
+        """Return packed hash codes uint8 [n,K/8], first bit highest. Raises UserError for a run without hash heads."""
+        from xmodal_jax.search.codes import pack
+
+        found = self._encoded(field, inputs, progress).codes
+        if found is None:
+            raise UserError("this run has no hash codes; train it with a hashing objective in its config")
+        return pack(found)
+
+    @staticmethod
+    def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Return the cosines float32 [n,m] of unit rows [n,E] and [m,E]."""
+        return np.asarray(a, np.float32) @ np.asarray(b, np.float32).T
+
+    def score(self, left: Sequence[Any], right: Sequence[Any], fields: tuple[str, str] | None = None) -> np.ndarray:
+        """Score all pairs of two lists of inputs by the run's scorer, float32 [n,m] (of ITM the log-odds of a match).
+
+        `fields`: of both lists (default: pictures, then words). Raises UserError where no scorer was trained for them.
+        """
+        from xmodal_jax.retrieve.pipeline import scored_order
+
+        fields = fields or (self.picture_field, self.text_field)
+        order = scored_order(self.assembly, *fields) if self.config.scorer.part in self.params else None
+        if order is None:
+            raise UserError(f"the run was not trained to score pairs of {fields[0]} and {fields[1]}")
+        sides = {name: self._encoded(name, own, False, True) for name, own in zip(fields, (left, right), strict=True)}
+        scorer = PairScorer(self.assembly.model, self.params, *(sides[name] for name in order))
+        one, two = (rows.ravel() for rows in np.indices([len(sides[name].embed) for name in order], dtype=np.int32))
+        found = _in_blocks(scorer, one, two).reshape(-1, len(sides[order[1]].embed))
+        return found if order == fields else found.T
+
+    def caption(self, images: Sequence[Any], beam: int = 3) -> list[str]:
+        """Write a caption for each picture. Raises UserError for a run that was trained without the objective `lm`."""
+        from xmodal_jax.eval.captioning import refuse_uncaptioned
+        from xmodal_jax.eval.generate import write_captions
+
+        refuse_uncaptioned(self.params, beam)
+        field = self.config.data.fields_of(self.config.fusion.pair[0])[0]
+        parts = encode_blocks(self.assembly, self.embedder, field, images, tokens=True)
+        return [text for part in parts for text in write_captions(self.assembly, self.params, part.tokens, beam)]  # pyright: ignore[reportArgumentType]
+
+    def evaluate(self, split: str = "", allow_trained: bool = False, say: Say = _silent, keep: bool = True) -> Tables:
+        """Return all tables of a split, and keep them as JSON in the work directory.
+
+        Args:
+          split: default: the run's evaluation split.
+          allow_trained: also records that the run was trained on.
+          say: called with what is under way.
+          keep: write WORKDIR/eval-SPLIT.json.
+        """
+        from xmodal_jax.eval.evaluate import Evaluator, evaluate
+        from xmodal_jax.eval.evaluations import further
+
+        found = evaluate(self.assembly, self.params, split, say=say, allow_trained=allow_trained) | {"step": self.step}
+        more = further(Evaluator(self.assembly, self.params), split, False, say)
+        result = Tables(found | ({"evals": more} if more else {}))
+        if keep:
+            self.write_result("eval", result)
+        return result
+
+    def classify(
+        self,
+        split: str = "",
+        templates: Any = None,
+        classes: str = "all",
+        allow_trained: bool = False,
+        say: Say = _silent,
+        keep: bool = True,
+    ) -> dict[str, Any]:
+        """Return the zero-shot accuracy over the labels of the data set, and keep it as JSON in the work directory.
+
+        `templates`: texts with {} for the name of a class; `classes`: of the data set ("all"), or those of the "split".
+        """
+        from xmodal_jax.eval.zeroshot import TEMPLATES, classify
+
+        chosen = TEMPLATES if templates is None else templates
+        result = classify(self.assembly, self.params, split, chosen, classes, say, allow_trained) | {"step": self.step}
+        if keep:
+            self.write_result("classify", result)
+        return result
+
+    def write_result(self, kind: str, result: Mapping[str, Any]) -> pathlib.Path:
+        """Write a result of `evaluate` ("eval") or `classify` ("classify") to the work directory; return the file."""
+        languages = result.get("languages", ())
+        path = result_file(self.origin, kind, result["split"], result["fingerprint"], languages)
+        write_whole(path, json.dumps(result, indent=1))
+        return path
+
+    def index(self, out: PATH, data: PATH = "", split: str = "", **options: Any) -> Any:
+        """Index the inputs of a field of a split, and open the index; `options` as in `retrieve.build.IndexOptions`."""
+        from xmodal_jax.retrieve.build import IndexOptions, build_index
+
+        how = IndexOptions(**options)
+        path, _ = build_index(self.assembly, self.params, str(self.workdir), str(out), str(data), split, how)
+        return open_index(path)
+
+    @property
+    def picture_field(self) -> str:
+        """The first field of pictures, those that are evaluated before others. Raises UserError for a run without."""
+        return self._first("pictures", lambda name: has_views(self.config.data.fields, name))
+
+    @property
+    def text_field(self) -> str:
+        """The first field of words, those that are evaluated before others. Raises UserError for a run without."""
+        return self._first("words", lambda name: reader_classes({name: self.config.data.fields[name]})[name].worded)
+
+    def _first(self, what: str, suits: Callable[[str], bool]) -> str:
+        fields = self.config.data.fields
+        evaluated = [name for pair in self.config.eval.pairs for name in pair]
+        for name in [*evaluated, *fields]:
+            if suits(name):
+                return name
+        raise UserError(f"the run has no field of {what}; it has {', '.join(fields)}")
+
+    def _encoded(self, field: str, inputs: Sequence[Any], progress: bool | None, tokens: bool = False) -> Embedded:
+        """Encode inputs of a field, with hash values where the run has them."""
+        if isinstance(inputs, (str, os.PathLike)):
+            raise UserError("write a list of inputs, such as ['a.jpg']")
+        if not len(inputs):
+            raise UserError(f"there is nothing to encode: the list of inputs of '{field}' is empty")
+        parts = encode_blocks(self.assembly, self.embedder, field, inputs, tokens)
+        return _joined(_shown(parts, -(-len(inputs) // BLOCK), field, progress))
+
+
+def _joined(parts: Iterable[Embedded]) -> Embedded:
+    """Put the rows of all parts one after the other."""
+    return Embedded(**jax.tree.map(lambda *rows: np.concatenate(rows), *map(vars, parts)))
+
+
+def _shown(parts: Iterable[Embedded], blocks: int, field: str, progress: bool | None) -> Iterable[Embedded]:
+    """Show a bar while parts are made."""
+    if progress is False or progress is None and blocks == 1:
+        return parts
+    from tqdm.auto import tqdm
+
+    return tqdm(parts, f"encode {field}", blocks, unit="block", disable=None if progress is None else False)
+
+
+def _in_blocks(scorer: PairScorer, one: np.ndarray, two: np.ndarray, size: int = 256) -> np.ndarray:
+    """Score pairs of rows [p], `size` at a time in one compiled shape; pairs of equal length of text are together."""
+    order = np.argsort(scorer.lengths[two], kind="stable")
+    found = np.empty(len(order), np.float32)
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        block = np.resize(rows, size)
+        found[rows] = np.asarray(scorer(one[block], two[block]), np.float32)[: len(rows)]
+    return found
+
+
+def open_index(path: PATH, **options: Any) -> Any:
+    """Open an index for `search` and `search_many`; `options` as in `retrieve.query.SearchTarget`."""
+    from xmodal_jax.retrieve.query import Searcher, SearchTarget
+
+    return Searcher(SearchTarget(path, **options))
+
+
+def use_compile_cache(folder: PATH = "") -> None:
+    """Keep compiled programs in a folder, so that the next process starts in seconds; the command line does so.
+
+    `folder` defaults to JAX_COMPILATION_CACHE_DIR, or xmodal_jax/jax in the user's cache folder.
+    """
+    variable = "JAX_COMPILATION_CACHE_DIR"
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    if folder or variable not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", os.fspath(folder) or os.path.join(home, "xmodal_jax", "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
