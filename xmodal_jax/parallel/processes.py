@@ -37,9 +37,7 @@ LOST = re.compile(
     r"|unavailable|deadline.exceeded|barrier|nccl.*(remote|network)",
     re.IGNORECASE,
 )
-WIRE = re.compile(
-    r"\bgloo \w+ failed|coordination ?service", re.IGNORECASE
-)  # other errors, such as a save's, say this too
+WIRE = re.compile(r"\bgloo \w+ failed|coordination ?service", re.IGNORECASE)  # in other errors too, such as a save's
 TIMED_OUT = re.compile(r"timed? ?out|deadline", re.IGNORECASE)
 
 
@@ -226,8 +224,9 @@ def agree(values: dict[str, Any]) -> None:
     digests[: len(values)] = [zlib.crc32(json.dumps(value, sort_keys=True).encode()) for value in values.values()]
     table = multihost_utils.process_allgather(digests)
     for process, row in enumerate(table):
-        other = [name for name, differs in zip(values, row != table[0], strict=True) if differs]
-        if not (row == table[0]).all():
+        differs = row != table[0]
+        other = [name for name, own in zip(values, differs[: len(values)], strict=True) if own]
+        if differs.any():  # also where another version of this package has more values
             raise UserError(
                 f"process {process} was started with another {', '.join(other) or 'version'} than process 0; "
                 "start all processes of a job with the same command"
