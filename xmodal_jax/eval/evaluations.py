@@ -1,4 +1,4 @@
-"""Further evaluations of a run beside retrieval: `config.evals`. `EVALUATIONS` is the one place where a kind gets its name."""
+"""Evaluate a run by more than retrieval: `config.evals`. `EVALUATIONS` is the one place that names the kinds."""
 
 import abc
 from collections.abc import Callable
@@ -19,18 +19,18 @@ Numbers = dict[str, Any]  # numbers, or numbers by name, however deep
 
 @dataclass(frozen=True)
 class Evaluation(abc.ABC):
-    """One entry of `config.evals`: a frozen dataclass whose fields are those of the entry. Subclasses write `__call__`."""
+    """One entry of `config.evals`, a frozen dataclass whose fields are the entry's. Subclasses write `__call__`."""
 
     kind: str = ""
     training: bool = False
     """Also at the quick evaluations of a run that trains (`config.eval.every`)."""
 
     def check_fit(self, where: str, config: Config, card: Card, parts: frozenset[str]) -> None:
-        """Refuse what the config, the data set or the trained `parts` of the model cannot serve."""
+        """Refuse what the config, the data set or the trained `parts` of the model cannot serve (default: nothing)."""
 
     @abc.abstractmethod
     def __call__(self, evaluator: Evaluator, split: str, say: Callable[[str], None]) -> Numbers:
-        """Evaluate a split, whose records were checked to be none that the run was trained on."""
+        """Evaluate a split whose records were checked to be none that the run was trained on."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,15 @@ class Classification(Evaluation):
         classes_of(card, None)
 
     def __call__(self, evaluator: Evaluator, split: str, say: Callable[[str], None]) -> Numbers:
-        """{measure: {"right", "chance"}} in %."""
+        """Classify the split: {measure: {"right", "chance"}} in %."""
         own = evaluator.assembly, evaluator.params
         return classify(*own, split, self.templates, self.classes, say, True, evaluator.poll)["mean"]
 
 
 @dataclass(frozen=True)
 class Captioning(Evaluation):
-    """BLEU-4 and CIDEr of the decoder's captions (eval/captioning.py); `limit`: records of the split, 0 for all."""
+    """BLEU-4 and CIDEr of the decoder's captions (eval/captioning.py); `limit` counts records of the split, 0 for all.
+    """
 
     beam: int = limited(3, least=1)
     limit: int = limited(0, least=0)
@@ -66,7 +67,7 @@ class Captioning(Evaluation):
             raise UserError(f"{where} writes captions, and no objective trains a decoder; add the objective 'lm'")
 
     def __call__(self, evaluator: Evaluator, split: str, say: Callable[[str], None]) -> Numbers:
-        """{score: value}."""
+        """Caption the split: {score: value}."""
         say("writing captions")
         own = evaluator.assembly, evaluator.params
         return caption_split(*own, split, self.limit, self.beam, True, evaluator.poll)[1]
@@ -76,7 +77,7 @@ EVALUATIONS: dict[str, type[Evaluation]] = {"classification": Classification, "c
 
 
 def build_evaluations(section: dict[str, Any]) -> dict[str, Evaluation]:
-    """`config.evals` -> {name: evaluation}. Each entry has a `kind` (default: its name) and the kind's fields.
+    """Build `config.evals`: {name: evaluation}. Each entry has a `kind` (default: its name) and the kind's fields.
 
     Raises UserError for an unknown kind or field.
     """
@@ -91,14 +92,17 @@ def build_evaluations(section: dict[str, Any]) -> dict[str, Evaluation]:
 
 
 def check_evaluations(config: Config, parts: frozenset[str]) -> None:
-    """Raise UserError for entries of `config.evals` that cannot be evaluated, before a run trains for hours."""
+    """Refuse entries of `config.evals` that cannot be evaluated, before a run trains for hours."""
     card = Card.load(config.data.path) if config.evals else None
     for name, own in build_evaluations(config.evals).items():
         own.check_fit(f"config.evals.{name}", config, card, parts)
 
 
 def further(evaluator: Evaluator, split: str, quick: bool, say: Callable[[str], None]) -> dict[str, Numbers]:
-    """{name: numbers} of the entries of `config.evals`, `quick`: of those for training alone."""
+    """Evaluate the entries of `config.evals`, or with `quick` those for training alone: {name: numbers}.
+
+    Quick evaluations of a run check the entries once, all others anew.
+    """
     config = evaluator.assembly.config
     check_evaluations(config, frozenset(evaluator.params))
     found = {}
@@ -110,7 +114,7 @@ def further(evaluator: Evaluator, split: str, quick: bool, say: Callable[[str], 
 
 
 def numbers_of(found: Any, where: str) -> Numbers:
-    """What an evaluation gave as plain numbers. Raises UserError, which names the entry, for what is none."""
+    """Convert the result of an evaluation to plain numbers. Raises UserError, naming the entry, for anything else."""
     if isinstance(found, dict):
         return {str(name): numbers_of(own, where) for name, own in found.items()}
     try:

@@ -1,4 +1,4 @@
-"""Retrieval in folds: a split cut into groups of pictures, each ranked by itself, and the mean over them.
+"""Evaluate retrieval in folds: a split cut into groups of pictures, each ranked by itself, and the mean over them.
 
 COCO's "1K test" is the mean over five folds of 1,000 pictures of its 5,000 test pictures, in the order of the split.
 """
@@ -23,28 +23,30 @@ class Fold:
     split: EvalSplit
 
     def sides(self, left: Embedded, right: Embedded) -> tuple[Embedded, Embedded]:
-        """The fold's inputs of both sides, of those of the whole split."""
+        """Select the fold's inputs from both sides of the whole split."""
         return _taken(left, self.left), _taken(right, self.right)
 
 
 def _taken(whole: Embedded, rows: np.ndarray) -> Embedded:
+    """Select rows of a side, without its tokens and mask."""
     return Embedded(**jax.tree.map(lambda x: x[rows], vars(dataclasses.replace(whole, tokens=None, mask=None))))
 
 
 def folds_of(split: EvalSplit, count: int, pictures: int) -> Iterator[Fold]:
-    """The first `count` times `pictures` records in their order; an input is in the fold of its record."""
+    """Yield the first `count` times `pictures` records in their order; an input is in the fold of its record."""
     for first in range(0, count * pictures, pictures):
         yield fold_of(split, np.arange(first, first + pictures))
 
 
 def fold_of(split: EvalSplit, records: np.ndarray) -> Fold:
-    """The fold of some records int [r]."""
+    """Return the fold of some records int [r]."""
     places = split.of_records(records)
     return Fold(*places, split.part(records, *places))
 
 
 def languages_of(split: EvalSplit) -> dict[int, Fold]:
-    """A fold for each language of the captions of a split, by its place in the card's list; none of one language alone.
+    """Return a fold for each language of a split's captions, by its place in the card's list; none of one
+    language alone.
 
     A fold has the captions of its language, and the other side's inputs of the records that have any.
     """
@@ -54,6 +56,7 @@ def languages_of(split: EvalSplit) -> dict[int, Fold]:
 
 
 def _of_language(split: EvalSplit, code: int) -> Fold:
+    """Return the fold of one language."""
     def speaks(side):
         return np.ones(len(side), bool) if side.language is None else side.language == code
 
@@ -68,16 +71,16 @@ def _of_language(split: EvalSplit, code: int) -> Fold:
 
 
 class FoldScorer:
-    """A pair scorer of the whole split, asked by the rows of a fold: what it keeps and has compiled serves every fold."""
+    """A pair scorer of the whole split, asked by the rows of a fold: its caches and programs serve every fold."""
 
     def __init__(self, whole: Callable[[np.ndarray, np.ndarray], Array], fold: Fold) -> None:
         self.whole, self.fold = whole, fold
         self.lengths = whole.lengths[fold.right]
 
     def length_of(self, text_rows: np.ndarray) -> int:
-        """The length at which these texts of the fold are scored."""
+        """Return the length at which these texts of the fold are scored."""
         return self.whole.length_of(self.fold.right[text_rows])
 
     def __call__(self, image_rows: np.ndarray, text_rows: np.ndarray) -> Array:
-        """Log-odds of one block of the fold's pairs."""
+        """Score one block of the fold's pairs by their log-odds."""
         return self.whole(self.fold.left[image_rows].astype(np.int32), self.fold.right[text_rows].astype(np.int32))

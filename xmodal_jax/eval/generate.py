@@ -18,14 +18,16 @@ from xmodal_jax.types import Array, Params
 
 
 def next_log_probs(model: Any, params: Params, tokens: Array, rows: Array, ids: Array, position: Array) -> Array:
-    """Log-probabilities [b,V] of the token after `position`, for ids [b,L] that read the image tokens' `rows` [b]."""
+    """Compute log-probabilities [b,V] of the token after `position`, for ids [b,L] that read the image tokens'
+    `rows` [b].
+    """
     hidden = model.apply({"params": params}, tokens, ids, rows, method="decode")
     logits = model.apply({"params": params}, hidden[:, position], method="token_logits")
     return jax.nn.log_softmax(logits)
 
 
 def forbid(log_probs: Array, columns: tuple[int, ...], when: Array) -> Array:
-    """Log-probabilities [b,V] with some columns impossible where `when` (a boolean scalar)."""
+    """Make some columns of log-probabilities [b,V] impossible if `when` (a boolean scalar)."""
     if not columns:
         return log_probs
     return jnp.where(when, log_probs.at[:, jnp.asarray(columns)].set(-jnp.inf), log_probs)
@@ -35,9 +37,10 @@ PASSES = 16  # the most beams that are found one after the other
 
 
 def largest(x: Array, count: int) -> tuple[Array, Array]:
-    """The `count` largest of x [n] and their places, descending; of equal ones the first.
+    """Return the `count` largest of x [n] and their places, descending; of equal ones the first.
 
-    Few of them by a pass for each: XLA (jax 0.10.2) gathers from all devices what `lax.top_k` reads, and splits these passes.
+    A small `count` takes one pass each: XLA (jax 0.10.2) gathers the input of `lax.top_k` from all devices, but splits
+    these passes.
     """
     if count > PASSES:
         return jax.lax.top_k(x, count)
@@ -62,11 +65,11 @@ def beam_search(
     output_ids: tuple[int, ...],
     bridged: bool = False,
 ) -> tuple[Array, Array]:
-    """Image tokens [B,N,D] -> the best ids [B,L] and their mean log-probability [B] (Li et al. 2022: beam 3).
+    """Search the best ids [B,L] for image tokens [B,N,D], with their mean log-probability [B] (Li et al. 2022: beam 3).
 
-    `special` is (start id, [SEP] id, ids never written...); `bridged` says that the captioner was trained to read through the
-    bridge. Finished captions keep their score and add padding. Under `vmap` each picture has a search of its own: what its
-    beams read is on its device.
+    `special` is (start id, [SEP] id, ids never written...); `bridged` says that the captioner was trained to read
+    through the bridge. Finished captions keep their score and add padding. Under `vmap` each picture has a search of
+    its own, whose beams read only data on the picture's device.
     """
     tokens = model.apply({"params": params}, tokens, method="bridged_tokens") if bridged else tokens
     return jax.vmap(lambda own: _search(model, params, own, length, beam, min_length, special, output_ids))(tokens)
@@ -82,7 +85,7 @@ def _search(
     special: tuple[int, ...],
     output_ids: tuple[int, ...],
 ) -> tuple[Array, Array]:
-    """`beam_search` for one picture: tokens [N,D] -> ids [L] and their mean log-probability."""
+    """Run `beam_search` for one picture: tokens [N,D] -> ids [L] and their mean log-probability."""
     tokens = tokens[None]
     bos, sep, *never = special
     table = np.asarray(output_ids or range(model.config.asking.vocab_size), np.int32)
@@ -116,7 +119,7 @@ BLOCK = 32  # pictures whose captions are written at once; fewer are not padded 
 def write_captions(
     assembly: Assembly, params: Params, tokens: np.ndarray, beam: int = 3, min_length: int = 1
 ) -> list[str]:
-    """Captions of image tokens [n,N,D], in blocks of one compiled shape.
+    """Write captions of image tokens [n,N,D], in blocks of one compiled shape.
 
     A block is split over the devices that have the parameters. Raises UserError when the run has no decoder (its config
     has no `lm` objective).
