@@ -11,6 +11,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -74,17 +75,18 @@ def ngrams(tokens: Sequence[str], order: int = 4) -> list[Ngrams]:
     ]
 
 
-def _refuse_bad_captions(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+def _refuse_bad_captions(candidates: Sequence[Any], references: Sequence[Sequence[Any]]) -> None:
     """Refuse no captions, lists that do not match, and a caption without a reference."""
     if len(candidates) == 0:
         raise UserError("There are no captions to score; generate some first.")
     if len(candidates) != len(references):
         raise UserError(
-            f"There are {len(candidates)} captions and {len(references)} lists of references; write one list per caption."
+            f"There are {len(candidates)} captions and {len(references)} lists of references; "
+            "write one list per caption."
         )
     bare = [i for i, captions in enumerate(references) if not captions]
     if bare:
-        raise UserError(f"Caption {bare[:1]} has no reference; leave it out or give it one.")
+        raise UserError(f"Caption {bare[0]} has no reference; leave it out or give it one.")
 
 
 def bleu(
@@ -191,7 +193,7 @@ def caption_scores(candidates: Sequence[str], references: Sequence[Sequence[str]
     Examples:
       >>> found = caption_scores(["A dog runs.", "Two cats on a mat."], [["A dog runs fast."], ["Two cats on a mat!"]])
       >>> {name: round(value, 2) for name, value in found.items()}
-      {}
+      {'BLEU-4': 0.88, 'CIDEr': 7.88}
     """
     _refuse_bad_captions(candidates, references)
     captions = [tokenize(caption) for caption in candidates]

@@ -30,7 +30,8 @@ def refuse_uncaptioned(params: Params, beam: int) -> None:
 
 def decoded_pair(config: Config) -> tuple[str, str]:
     """Return the fields that the decoder reads and writes: the first of each encoder of `config.fusion.pair`."""
-    return tuple(config.data.fields_of(encoder)[0] for encoder in config.fusion.pair)
+    read, written = (config.data.fields_of(encoder)[0] for encoder in config.fusion.pair)
+    return read, written
 
 
 def caption_files(assembly: Assembly, params: Params, paths: Sequence[str | os.PathLike], beam: int = 3) -> list[str]:
@@ -42,7 +43,9 @@ def caption_files(assembly: Assembly, params: Params, paths: Sequence[str | os.P
     embedder, captions = Embedder(assembly.model, params), []
     for start in range(0, len(paths), BLOCK):
         inputs = read_files(assembly, decoded_pair(assembly.config)[0], paths[start : start + BLOCK])
-        captions += write_captions(assembly, params, embedder.rows(assembly.config.fusion.pair[0], inputs).tokens, beam)
+        tokens = embedder.rows(assembly.config.fusion.pair[0], inputs).tokens
+        assert tokens is not None, "rows keep their tokens unless told otherwise"
+        captions += write_captions(assembly, params, tokens, beam)
     return captions
 
 
@@ -87,7 +90,9 @@ def caption_records(embedder: Embedder, assembly: Assembly, found: EvalSplit, co
     captions: list[str] = []
     for block in found.left.blocks(min(BLOCK, count)):
         embedder.poll()
-        real = embedder.rows(found.left.encoder, block[found.left.field]).tokens[block["id"] >= 0]
+        tokens = embedder.rows(found.left.encoder, block[found.left.field]).tokens
+        assert tokens is not None, "rows keep their tokens unless told otherwise"
+        real = tokens[block["id"] >= 0]
         captions += write_captions(assembly, embedder.params, real[: count - len(captions)], beam)
         if len(captions) == count:
             break

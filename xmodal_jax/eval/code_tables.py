@@ -1,6 +1,6 @@
 """Tabulate hash codes: recall, precision, curves and MAP at every length of the code, each beside chance."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from xmodal_jax.search.writer import as_int8
 
 PRECISION_AT = (1, 10, 50, 100, 500)
 DIRECTIONS = ("i2t", "t2i")
+
+Pair = tuple[np.ndarray, np.ndarray]  # queries and gallery
 
 
 def all_tables(
@@ -28,9 +30,8 @@ def all_tables(
     """
     *short, whole = lengths
     tables = tables_of(image, text, split, whole, gallery) | {"int8": int8_table(image.embed, text.embed, split)}
-    return tables | (
-        {"nested": {str(bits): tables_of(image, text, split, bits, gallery) for bits in short}} if short else {}
-    )
+    nested = {str(bits): tables_of(image, text, split, bits, gallery) for bits in short}
+    return tables | ({"nested": nested} if nested else {})
 
 
 def cosine_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[str, Any]:
@@ -39,17 +40,15 @@ def cosine_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[
 
 
 def int8_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[str, Any]:
-    """Summarise retrieval by embeddings as `cosine_table` does, with int8 galleries (`writer.as_int8`) and
-    float32 queries.
-    """
-    kept = [unit_rows(as_int8(unit_rows(side))) for side in (text, image)]
-    return _two_ways((image, kept[0]), (text, kept[1]), split)
+    """Summarise retrieval as `cosine_table` does, with int8 galleries (`writer.as_int8`) and float32 queries."""
+    texts, images = (unit_rows(as_int8(unit_rows(side))) for side in (text, image))
+    return _two_ways((image, texts), (text, images), split)
 
 
-def _two_ways(to_text: tuple, to_image: tuple, split: EvalSplit) -> dict[str, Any]:
+def _two_ways(to_text: Pair, to_image: Pair, split: EvalSplit) -> dict[str, Any]:
     """Summarise retrieval from the (query, gallery) of each direction."""
-    ks, ways = fitting_recall(split), zip((to_text, to_image), retrieval.positives(split), strict=True)
-    return retrieval.summary(*(retrieval.recall(*way, right, ks) for way, right in ways))
+    ks, (texts, images) = fitting_recall(split), retrieval.positives(split)
+    return retrieval.summary(retrieval.recall(*to_text, texts, ks), retrieval.recall(*to_image, images, ks))
 
 
 def fitting_recall(split: EvalSplit) -> tuple[int, ...]:
@@ -61,11 +60,12 @@ def tables_of(
     image: Embedded, text: Embedded, split: EvalSplit, bits: int, gallery: hashing.Labelled | None = None
 ) -> dict[str, Any]:
     """Tabulate the first `bits` bits."""
-    sides = image.codes[:, :bits], text.codes[:, :bits]
-    tables = {"codes": codes_table(*sides, split) | {"float_bytes": 4 * image.embed.shape[1]}}
+    assert image.codes is not None and text.codes is not None, "the model has a hash head"
+    one, two = image.codes[:, :bits], text.codes[:, :bits]
+    tables = {"codes": codes_table(one, two, split) | {"float_bytes": 4 * image.embed.shape[1]}}
     # a head that gives signs has nothing before them
-    if not all(np.isin(np.abs(side), (0, 1)).all() for side in sides):
-        tables["relaxed"] = cosine_table(*map(unit_rows, sides), split)
+    if not all(np.isin(np.abs(side), (0, 1)).all() for side in (one, two)):
+        tables["relaxed"] = cosine_table(unit_rows(one), unit_rows(two), split)
     if split.labels is None or not split.labels.any():
         return tables
     asked = labelled(image, text, split).first(bits)
@@ -74,15 +74,17 @@ def tables_of(
 
 def labelled(image: Embedded, text: Embedded, split: EvalSplit) -> hashing.Labelled:
     """Return the codes of a split with its labels."""
-    return hashing.Labelled(image.codes, text.codes, *(split.labels[side.owner] for side in (split.left, split.right)))
+    assert image.codes is not None and text.codes is not None and split.labels is not None, "codes are asked for labels"
+    return hashing.Labelled(image.codes, text.codes, split.labels[split.left.owner], split.labels[split.right.owner])
 
 
 def label_tables(asked: hashing.Labelled, gallery: hashing.Labelled) -> dict[str, Any]:
     """Tabulate MAP and precision ("labels") and curves ("label_curves") by shared labels, in both directions."""
     smaller = min(len(gallery.image), len(gallery.text))
-    table, drawn = hashing.label_table(asked, gallery, min(50, smaller)), {}
-    for side, (*rows, ours, theirs) in asked.ways(gallery).items():
-        counted = curves.counts(*rows, curves.by_labels(ours, theirs))
+    table: dict[str, dict[str, Any]] = hashing.label_table(asked, gallery, min(50, smaller))
+    drawn = {}
+    for side, (queries, items, ours, theirs) in asked.ways(gallery).items():
+        counted = curves.counts(queries, items, curves.by_labels(ours, theirs))
         table[side] |= curves.precision_at(counted, fitting_precision(smaller))
         table[side] |= {"P random": curves.chance_precision(counted)}
         drawn[side] = curves.curve(counted)
@@ -107,7 +109,7 @@ def codes_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[s
     pairs = list(zip(DIRECTIONS, ((image, text), (text, image)), positives, strict=True))
     found = {side: hashing.hamming_places(*pair, right) for side, pair, right in pairs}
 
-    def recall(of):
+    def recall(of: Callable[[retrieval.Places], retrieval.Places]) -> dict[str, dict[str, float]]:
         return {side: retrieval.recall_of_places(of(place), ks) for side, place in found.items()}
 
     table = retrieval.summary(**recall(lambda place: place))
@@ -116,7 +118,7 @@ def codes_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[s
     counted = {side: curves.counts(*pair, curves.by_positives(right, len(pair[1]))) for side, pair, right in pairs}
     ns = fitting_precision(min(len(split.left), len(split.right)))
 
-    def precision(own):
+    def precision(own: curves.Counts) -> dict[str, float]:
         return curves.precision_at(own, ns) | {"P random": curves.chance_precision(own)}
 
     table |= {"precision": {side: precision(own) for side, own in counted.items()}}

@@ -17,7 +17,7 @@ from xmodal_jax.eval import retrieval
 from xmodal_jax.search import codes
 
 BLOCK = 1 << 22  # distances, or places of histograms, of one block of queries
-POINTS = 33  # at most so many radii in a curve
+POINTS = 33  # the most radii of a curve
 Relevant = Callable[[slice], np.ndarray]  # rows of queries -> bool [b,m]
 
 
@@ -65,7 +65,8 @@ def counts(query: np.ndarray, gallery: np.ndarray, relevant: Relevant, chunk: in
         raise UserError("There is nothing to evaluate: a side has no codes.")
     if query.shape[1] != gallery.shape[1]:
         raise UserError(
-            f"The query codes have {query.shape[1]} bits and the gallery's {gallery.shape[1]}; make both with one model."
+            f"The query codes have {query.shape[1]} bits and the gallery's {gallery.shape[1]}; "
+            "make both with one model."
         )
     asked, rows = (codes.unpack(codes.pack(side)).astype(np.float32) for side in (query, gallery))
     bits, size, found = asked.shape[1], chunk or max(1, BLOCK // len(rows)), []
@@ -75,7 +76,7 @@ def counts(query: np.ndarray, gallery: np.ndarray, relevant: Relevant, chunk: in
         place = (distance + np.arange(len(distance))[:, None] * (bits + 1)).ravel()
         shape, right = (len(distance), bits + 1), relevant(block).ravel()
 
-        def histogram(x, shape=shape):
+        def histogram(x: np.ndarray, shape: tuple[int, int] = shape) -> np.ndarray:
             return np.bincount(x, minlength=shape[0] * shape[1]).reshape(shape).astype(np.int32)
 
         found.append([histogram(place), histogram(place[right])])
@@ -90,7 +91,8 @@ def precision_at(found: Counts, ns: Sequence[int]) -> dict[str, float]:
     gallery = int(found.items[0].sum())
     if not all(1 <= n <= gallery for n in ns):
         raise UserError(
-            f"P@N with N = {', '.join(map(str, ns))} does not fit a gallery of {gallery}; write N between 1 and {gallery}."
+            f"P@N with N = {', '.join(map(str, ns))} does not fit a gallery of {gallery}; "
+            f"write N between 1 and {gallery}."
         )
     sums, queries = np.zeros(len(ns)), 0
     for part in found.kept():
@@ -127,7 +129,5 @@ def curve(found: Counts, points: int = POINTS) -> dict[str, list[Any]]:
 def random_recall(positives: np.ndarray, gallery: int, ks: Sequence[int]) -> dict[str, float]:
     """Compute {"R@k"} in percent of a random order of the gallery, for positives [n,P] padded with -1."""
     right = (np.asarray(positives) >= 0).sum(1)
-    found = retrieval.Places(
-        np.zeros_like(right), np.full_like(right, gallery), right
-    )  # as of codes that are all alike
+    found = retrieval.Places(np.zeros_like(right), np.full_like(right, gallery), right)  # as if all codes were alike
     return {f"R@{k}": 100.0 * float(np.mean(found.hits(k))) for k in ks}

@@ -11,11 +11,13 @@ from xmodal_jax.assemble import Assembly
 from xmodal_jax.checks import refuse_few_pictures, refuse_unfit_evaluation
 from xmodal_jax.config import EvalConfig
 from xmodal_jax.data.card import Card, ceiling
+from xmodal_jax.data.columns import Texts
 from xmodal_jax.data.evaluation import EvalSplit, eval_split
 from xmodal_jax.data.readers import has_views
 from xmodal_jax.data.split import Split
 from xmodal_jax.data.text import cut
-from xmodal_jax.encode.embed import Embedded, Embedder, PairScorer
+from xmodal_jax.encode.apply import apply
+from xmodal_jax.encode.embed import Embedded, Embedder, PairScorer, scorer_of
 from xmodal_jax.encode.token_cache import token_caches
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval import code_tables, folds, rerank, retrieval
@@ -24,7 +26,7 @@ from xmodal_jax.origin import refuse_trained
 from xmodal_jax.search.numpy_engine import unit_rows
 from xmodal_jax.types import Params
 
-TRAIN_RECORDS = 1000  # of the training split, for choosing the weight of the ITM score
+TRAIN_RECORDS = 1000  # of the training split, to choose the weight of the ITM score on
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Evaluator:
         """The encoders on these weights."""
         return Embedder(self.assembly.model, self.params, self.poll, token_caches(self.assembly, self.params, False))
 
-    def views(self, name: str, pair: tuple[str, str] = ()) -> tuple[str, ...]:
+    def views(self, name: str, pair: tuple[str, str] | None = None) -> tuple[str, ...]:
         """Return the views of a split that the config evaluates a pair of fields in; ("",) for a pair without views.
 
         The default is the split's first view, of the config's first pair.
@@ -55,7 +57,7 @@ class Evaluator:
             raise UserError(f"config.eval.pairs has {pair}, and the data set '{data.path}' has no pictures")
         return split.views
 
-    def open(self, name: str, view: str, right: str = "", pair: tuple[str, str] = ()) -> EvalSplit:
+    def open(self, name: str, view: str, right: str = "", pair: tuple[str, str] | None = None) -> EvalSplit:
         """Open one view of a split for a pair of fields (default: the config's first).
 
         `right` overrides `config.eval.relevance`.
@@ -112,8 +114,10 @@ class _Work:
         self.evaluator, self.split, self.quick, self.say = evaluator, split, quick, say
         config, params = evaluator.assembly.config, evaluator.params
         self.embedder = evaluator.embedder
-        encoders = tuple(config.data.fields[field].encoder for field in config.eval.pairs[0])
-        scored = config.scorer.part in params and config.scorer.serves(encoders, config.fusion.pair)
+        one, two = config.eval.pairs[0]
+        encoders = config.data.fields[one].encoder, config.data.fields[two].encoder
+        scorer, (left, right) = scorer_of(config), config.fusion.pair
+        scored = scorer.part in params and scorer.serves(encoders, (left, right))
         self.ks = tuple(config.eval.rerank) if scored and not quick else ()
         add = self.ks and config.eval.rerank_score == "add"
         self.weight = ensure_weight(evaluator, self.embedder, say) if add else 1.0
@@ -150,6 +154,7 @@ class _Work:
         result = {"pair": list(pair), "records": len(found.keys), "captions": len(found.right)}
         result |= {"views": tables, "mean": mean_tables(list(tables.values()))} | self._cut(found)
         if len(lefts) > 1 and has_views(config.data.fields, pair[0]) and all(own == keys[0] for own in keys):
+            assert right is not None, "a split has a view"
             result["ensemble"] = code_tables.cosine_table(averaged(lefts), right.embed, found)
         return result
 
@@ -162,20 +167,18 @@ class _Work:
     def _cut(self, found: EvalSplit) -> dict[str, Any]:
         """Count the texts that lose their end."""
         side = found.right if found.right.words is not None else found.left
-        if side.words is None:
+        if side.words is None or side.ids is None:
             return {}
         tokenizer = self.evaluator.assembly.tokenizers[side.encoder]
         return {"cut": cut(tokenizer, side.words, side.ids) | {"encoder": side.encoder}}
 
 
 class Gallery:
-    """The codes that queries rank by shared labels: all records of the splits `config.eval.gallery`, one after
-    the other.
-    """
+    """Codes that queries rank by shared labels: all records of the splits `config.eval.gallery`, in their order."""
 
     def __init__(self, evaluator: Evaluator, embedder: Embedder, say: Callable[[str], None]):
         self.evaluator, self.embedder, self.say = evaluator, embedder, say
-        self._texts: dict[str, tuple[Sequence[str], Embedded]] = {}  # of each split, encoded for the view before
+        self._texts: dict[str, tuple[Texts | None, Embedded]] = {}  # of each split, encoded for the view before
 
     def of(self, view: str) -> Labelled | None:
         """Return codes and labels with the pictures of one view; None without a gallery."""
@@ -185,9 +188,8 @@ class Gallery:
     def _split(self, name: str, view: str) -> Labelled:
         """Encode one split of the gallery, its texts once for all views that share them."""
         found, size = self.evaluator.open(name, view), self.evaluator.assembly.config.eval.batch_size
-        self.say(
-            f"encoding the gallery {name}: {len(found.left)} x {found.pair[0]} ({view}) and {len(found.right)} x {found.pair[1]}"
-        )
+        sides = f"{len(found.left)} x {found.pair[0]} ({view}) and {len(found.right)} x {found.pair[1]}"
+        self.say(f"encoding the gallery {name}: {sides}")
         words, text = self._texts.get(name, (None, None))
         if text is None or words is None or words != found.right.words:
             text = self.embedder.side(found.right, size)
@@ -204,8 +206,7 @@ def averaged(views: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def best_possible(split: EvalSplit) -> dict[str, Any]:
-    """Compute the best `retrieval.summary` that any model can reach if own captions alone are right (`card.ceiling`).
-    """
+    """Compute the best `retrieval.summary` that any model reaches if own captions alone are right (`card.ceiling`)."""
     best = ceiling(split.right.owner, split.right.numbers, code_tables.fitting_recall(split))
     return retrieval.summary(best["i2t"], best["t2i"])
 
@@ -253,8 +254,7 @@ class Ranking:
     say: Callable[[str], None]
 
     def tables(self, split: EvalSplit, image: Embedded, text: Embedded, score: rerank.Score | None) -> dict[str, Any]:
-        """Compute "itc", "rerank" if pairs are scored, and "ceiling" if own captions alone are right; see `evaluate`.
-        """
+        """Compute "itc", "rerank" if pairs are scored, and "ceiling" if own captions alone are right."""
         tables: dict[str, Any] = {"itc": code_tables.cosine_table(image.embed, text.embed, split)}
         if split.own and split.right.words is not None:
             tables["ceiling"] = best_possible(split)
@@ -269,16 +269,15 @@ class Ranking:
     def fold_tables(self, fold: folds.Fold, image: Embedded, text: Embedded) -> dict[str, Any]:
         """Compute the tables of one fold, with "codes" if there are any."""
         tables = self.tables(fold.split, image, text, self.score and folds.FoldScorer(self.score, fold))
-        return (
-            tables
-            if image.codes is None
-            else tables | {"codes": code_tables.codes_table(image.codes, text.codes, fold.split)}
-        )
+        if image.codes is None or text.codes is None:
+            return tables
+        return tables | {"codes": code_tables.codes_table(image.codes, text.codes, fold.split)}
 
 
 def mean_tables(tables: list[Any]) -> Any:
-    """Average tables number by number; texts stay. A value that some lack (no key, or None) is averaged over
-    the others.
+    """Average tables number by number; texts stay.
+
+    A value that some tables lack (no key, or None) is averaged over the others.
     """
     known = [table for table in tables if table is not None]
     first = known[0] if known else None
@@ -286,11 +285,8 @@ def mean_tables(tables: list[Any]) -> Any:
         keys = dict.fromkeys(key for table in known for key in table)
         return {key: mean_tables([table[key] for table in known if key in table]) for key in keys}
     if isinstance(first, list):
-        return (
-            [mean_tables(list(items)) for items in zip(*known, strict=True)]
-            if len(set(map(len, known))) == 1
-            else first
-        )
+        alike = len(set(map(len, known))) == 1
+        return [mean_tables(list(items)) for items in zip(*known, strict=True)] if alike else first
     return float(np.mean(known)) if isinstance(first, (int, float)) else first
 
 
@@ -305,16 +301,13 @@ def ensure_weight(evaluator: Evaluator, embedder: Embedder, say: Callable[[str],
     if config.eval.weight > 0:
         return config.eval.weight
     if config.eval.weight == 0:
-        temperature = float(evaluator.assembly.model.apply({"params": evaluator.params}, method="temperature"))
+        temperature = float(apply(evaluator.assembly.model, evaluator.params, method="temperature"))
         return temperature / evaluator.assembly.hardness
-    origin, data = (
-        evaluator.assembly.origin,
-        config.data,
-    )  # as it was trained, whatever views and languages are evaluated
+    origin, data = evaluator.assembly.origin, config.data  # not `eval_data`: views and languages as trained
     if origin is not None and not origin.is_own(data.path):
         raise UserError(
-            f"config.eval.weight is {config.eval.weight:g}: it is chosen on the run's own training records, and {data.path} is "
-            "another data set; write a weight, or 0"
+            f"config.eval.weight is {config.eval.weight:g}: it is chosen on the run's own training records, "
+            f"and {data.path} is another data set; write a weight, or 0"
         )
     pair = config.eval.pairs[0]
     split = head(eval_split(data.path, data.split, evaluator.assembly.specs, data, pair=pair), TRAIN_RECORDS)

@@ -1,6 +1,7 @@
 """Evaluate a run by more than retrieval: `config.evals`. `EVALUATIONS` is the one place that names the kinds."""
 
 import abc
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,10 +24,11 @@ class Evaluation(abc.ABC):
 
     kind: str = ""
     training: bool = False
-    """Also at the quick evaluations of a run that trains (`config.eval.every`)."""
+    """Whether it also runs at the quick evaluations of a run that trains (`config.eval.every`)."""
 
     def check_fit(self, where: str, config: Config, card: Card, parts: frozenset[str]) -> None:
         """Refuse what the config, the data set or the trained `parts` of the model cannot serve (default: nothing)."""
+        return
 
     @abc.abstractmethod
     def __call__(self, evaluator: Evaluator, split: str, say: Callable[[str], None]) -> Numbers:
@@ -55,8 +57,7 @@ class Classification(Evaluation):
 
 @dataclass(frozen=True)
 class Captioning(Evaluation):
-    """BLEU-4 and CIDEr of the decoder's captions (eval/captioning.py); `limit` counts records of the split, 0 for all.
-    """
+    """BLEU-4 and CIDEr of the decoder's captions (eval/captioning.py); `limit`: records of the split, 0 for all."""
 
     beam: int = limited(3, least=1)
     limit: int = limited(0, least=0)
@@ -93,27 +94,39 @@ def build_evaluations(section: dict[str, Any]) -> dict[str, Evaluation]:
 
 def check_evaluations(config: Config, parts: frozenset[str]) -> None:
     """Refuse entries of `config.evals` that cannot be evaluated, before a run trains for hours."""
-    card = Card.load(config.data.path) if config.evals else None
-    for name, own in build_evaluations(config.evals).items():
+    checked_evaluations(config, parts)
+
+
+def checked_evaluations(config: Config, parts: frozenset[str]) -> dict[str, Evaluation]:
+    """Build `config.evals`, and refuse entries that cannot be evaluated."""
+    if not config.evals:
+        return {}
+    card = Card.load(config.data.path)
+    entries = build_evaluations(config.evals)
+    for name, own in entries.items():
         own.check_fit(f"config.evals.{name}", config, card, parts)
+    return entries
 
 
-def further(evaluator: Evaluator, split: str, quick: bool, say: Callable[[str], None]) -> dict[str, Numbers]:
+checked_once = functools.lru_cache(maxsize=1)(checked_evaluations)  # of a run that evaluates again and again
+
+
+def further(evaluator: Evaluator, split: str, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """Evaluate the entries of `config.evals`, or with `quick` those for training alone: {name: numbers}.
 
     Quick evaluations of a run check the entries once, all others anew.
     """
     config = evaluator.assembly.config
-    check_evaluations(config, frozenset(evaluator.params))
+    entries = (checked_once if quick else checked_evaluations)(config, frozenset(evaluator.params))
     found = {}
-    for name, own in build_evaluations(config.evals).items():
+    for name, own in entries.items():
         if own.training or not quick:
             say(f"evaluating {name}")
             found[name] = numbers_of(own(evaluator, split or config.data.eval_split, say), f"config.evals.{name}")
     return found
 
 
-def numbers_of(found: Any, where: str) -> Numbers:
+def numbers_of(found: Any, where: str) -> Numbers | float:
     """Convert the result of an evaluation to plain numbers. Raises UserError, naming the entry, for anything else."""
     if isinstance(found, dict):
         return {str(name): numbers_of(own, where) for name, own in found.items()}

@@ -4,13 +4,13 @@ COCO's "1K test" is the mean over five folds of 1,000 pictures of its 5,000 test
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 
-from xmodal_jax.data.evaluation import EvalSplit
-from xmodal_jax.encode.embed import Embedded
+from xmodal_jax.data.evaluation import EvalSplit, Side
+from xmodal_jax.encode.embed import Embedded, PairScorer
 from xmodal_jax.types import Array
 
 
@@ -45,10 +45,10 @@ def fold_of(split: EvalSplit, records: np.ndarray) -> Fold:
 
 
 def languages_of(split: EvalSplit) -> dict[int, Fold]:
-    """Return a fold for each language of a split's captions, by its place in the card's list; none of one
-    language alone.
+    """Return a fold for each language of a split's captions, by its place in the card's list.
 
-    A fold has the captions of its language, and the other side's inputs of the records that have any.
+    There is none if all are of one language. A fold has the captions of its language, and the other side's inputs of
+    the records that have any.
     """
     sides = [side.language for side in (split.left, split.right) if side.language is not None]
     codes = np.unique(np.concatenate(sides)) if sides else ()
@@ -57,23 +57,21 @@ def languages_of(split: EvalSplit) -> dict[int, Fold]:
 
 def _of_language(split: EvalSplit, code: int) -> Fold:
     """Return the fold of one language."""
-    def speaks(side):
+
+    def speaks(side: Side) -> np.ndarray:
         return np.ones(len(side), bool) if side.language is None else side.language == code
 
-    kept = [speaks(side) for side in (split.left, split.right)]
-    owners = [side.owner[own] for side, own in zip((split.left, split.right), kept, strict=True)]
-    records = np.intersect1d(*owners)
-    places = [
-        np.flatnonzero(own & np.isin(side.owner, records))
-        for side, own in zip((split.left, split.right), kept, strict=True)
-    ]
-    return Fold(*places, split.part(records, *places))
+    left, right = speaks(split.left), speaks(split.right)
+    records = np.intersect1d(split.left.owner[left], split.right.owner[right])
+    left = np.flatnonzero(left & np.isin(split.left.owner, records))
+    right = np.flatnonzero(right & np.isin(split.right.owner, records))
+    return Fold(left, right, split.part(records, left, right))
 
 
 class FoldScorer:
     """A pair scorer of the whole split, asked by the rows of a fold: its caches and programs serve every fold."""
 
-    def __init__(self, whole: Callable[[np.ndarray, np.ndarray], Array], fold: Fold) -> None:
+    def __init__(self, whole: PairScorer, fold: Fold) -> None:
         self.whole, self.fold = whole, fold
         self.lengths = whole.lengths[fold.right]
 

@@ -4,25 +4,27 @@ The whole prefix is decoded again at each position: captions are short, and the 
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.assemble import Assembly
+from xmodal_jax.encode.apply import apply
 from xmodal_jax.errors import UserError
+from xmodal_jax.models.crossmodal import CrossModal
 from xmodal_jax.models.layers import real_tokens
 from xmodal_jax.parallel.mesh import filled, put_like, to_host
 from xmodal_jax.types import Array, Params
 
 
-def next_log_probs(model: Any, params: Params, tokens: Array, rows: Array, ids: Array, position: Array) -> Array:
-    """Compute log-probabilities [b,V] of the token after `position`, for ids [b,L] that read the image tokens'
-    `rows` [b].
+def next_log_probs(model: CrossModal, params: Params, tokens: Array, rows: Array, ids: Array, position: Array) -> Array:
+    """Compute log-probabilities [b,V] of the token after `position`.
+
+    The ids [b,L] read the image tokens' `rows` [b].
     """
-    hidden = model.apply({"params": params}, tokens, ids, rows, method="decode")
-    logits = model.apply({"params": params}, hidden[:, position], method="token_logits")
+    hidden = apply(model, params, tokens, ids, rows, method="decode")
+    logits = apply(model, params, hidden[:, position], method="token_logits")
     return jax.nn.log_softmax(logits)
 
 
@@ -33,7 +35,7 @@ def forbid(log_probs: Array, columns: tuple[int, ...], when: Array) -> Array:
     return jnp.where(when, log_probs.at[:, jnp.asarray(columns)].set(-jnp.inf), log_probs)
 
 
-PASSES = 16  # the most beams that are found one after the other
+PASSES = 16  # more beams than this are found at once
 
 
 def largest(x: Array, count: int) -> tuple[Array, Array]:
@@ -55,7 +57,7 @@ def largest(x: Array, count: int) -> tuple[Array, Array]:
 
 @partial(jax.jit, static_argnums=(0, 3, 4, 5, 6, 7, 8))
 def beam_search(
-    model: Any,
+    model: CrossModal,
     params: Params,
     tokens: Array,
     length: int,
@@ -71,12 +73,12 @@ def beam_search(
     through the bridge. Finished captions keep their score and add padding. Under `vmap` each picture has a search of
     its own, whose beams read only data on the picture's device.
     """
-    tokens = model.apply({"params": params}, tokens, method="bridged_tokens") if bridged else tokens
+    tokens = apply(model, params, tokens, method="bridged_tokens") if bridged else tokens
     return jax.vmap(lambda own: _search(model, params, own, length, beam, min_length, special, output_ids))(tokens)
 
 
 def _search(
-    model: Any,
+    model: CrossModal,
     params: Params,
     tokens: Array,
     length: int,
@@ -113,7 +115,7 @@ def _search(
     return ids[best], mean[best]
 
 
-BLOCK = 32  # pictures whose captions are written at once; fewer are not padded to it
+BLOCK = 32  # the most pictures whose captions are written at once
 
 
 def write_captions(

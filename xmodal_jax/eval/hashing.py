@@ -20,8 +20,7 @@ from xmodal_jax.search import codes, dense
 
 
 def _runs(ordered: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Find, in rows float32 [b,m], the first column of each entry's run of equal values and its end: int32 [b,m] twice.
-    """
+    """Find the first column of each entry's run of equal values in [b,m], and the run's end: int32 [b,m] twice."""
     rows, count = ordered.shape
     column = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32)[None], ordered.shape)
     edge = jnp.ones((rows, 1), bool)
@@ -61,8 +60,10 @@ def expected_average_precision(scores: jax.Array, relevant: jax.Array, k: int) -
     return jnp.where(column < k, terms, 0.0).sum(axis=1) / jnp.where(possible > 0, possible, jnp.nan)
 
 
-@jax.jit  # apart from the sort, which is so compiled once for all lengths of codes and all k
-def _scores_block(query: jax.Array, gallery: jax.Array, labels: jax.Array, gallery_labels: jax.Array):
+@jax.jit  # apart from the sort, which is then compiled once for all lengths of codes and all k
+def _scores_block(
+    query: jax.Array, gallery: jax.Array, labels: jax.Array, gallery_labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Compute scores [b,m] and relevance bool [b,m] of a block of queries."""
     return dense.inner_product(query, gallery), dense.inner_product(labels, gallery_labels) > 0
 
@@ -143,8 +144,8 @@ def random_code_value(
 
     def draw(seed: int) -> float:
         rng = np.random.default_rng(seed)
-        sides = [2 * rng.integers(0, 2, (len(labels), bits)) - 1 for labels in (query_labels, gallery_labels)]
-        return mean_average_precision(*sides, query_labels, gallery_labels, k)
+        query, gallery = (2 * rng.integers(0, 2, (len(own), bits)) - 1 for own in (query_labels, gallery_labels))
+        return mean_average_precision(query, gallery, query_labels, gallery_labels, k)
 
     return float(np.mean([draw(seed) for seed in seeds]))
 
@@ -169,8 +170,8 @@ def hamming_places(
     query: np.ndarray, gallery: np.ndarray, positives: np.ndarray, chunk: int | None = None
 ) -> retrieval.Places:
     """Compute `retrieval.places` by Hamming distance, with arguments as in `hamming_recall`."""
-    signs = [codes.unpack(codes.pack(side)) for side in (query, gallery)]
-    return retrieval.places(*signs, positives, chunk)
+    query, gallery = (codes.unpack(codes.pack(side)) for side in (query, gallery))
+    return retrieval.places(query, gallery, positives, chunk)
 
 
 class Labelled(NamedTuple):
@@ -190,7 +191,7 @@ class Labelled(NamedTuple):
         image, text = (codes.unpack(codes.pack(side)) for side in (self.image, self.text))
         return self._replace(image=image, text=text)
 
-    def ways(self, gallery: "Labelled") -> dict[str, tuple[np.ndarray, ...]]:
+    def ways(self, gallery: "Labelled") -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
         """Return queries, rows of the gallery and the labels of both, for each direction."""
         return {
             "i2t": (self.image, gallery.text, self.image_labels, gallery.text_labels),
@@ -212,7 +213,9 @@ def label_table(asked: Labelled, gallery: Labelled, k: int = 50) -> dict[str, di
     return {name: _label_row(*side, k) for name, side in asked.signs().ways(gallery.signs()).items()}
 
 
-def _label_row(query: np.ndarray, gallery: np.ndarray, query_labels: np.ndarray, gallery_labels: np.ndarray, k: int):
+def _label_row(
+    query: np.ndarray, gallery: np.ndarray, query_labels: np.ndarray, gallery_labels: np.ndarray, k: int
+) -> dict[str, float]:
     """Compute the row of one direction of `label_table`."""
     row = {}
     for name, cut in (("MAP@ALL", None), (f"mAP@{k}", k)):

@@ -213,14 +213,18 @@ def fitting(ks: Sequence[int], gallery: int) -> tuple[int, ...]:
     return tuple(sorted({min(k, gallery) for k in ks}))
 
 
-def _summary_at(sides: list[Shortlist], k: int, combine: str, weight: float, recall_ks: Sequence[int]) -> dict:
+def _summary_at(
+    sides: list[Shortlist], k: int, combine: str, weight: float, recall_ks: Sequence[int]
+) -> dict[str, object]:
     """Summarise both scored directions at one shortlist length."""
-    def recalls(found):
-        return retrieval.summary(*(retrieval.recall_of_places(own, recall_ks) for own in found))
 
-    table = recalls([reranked(side, k, combine, weight) if k else side.places for side in sides])
+    def recalls(one: retrieval.Places, two: retrieval.Places) -> dict[str, object]:
+        i2t, t2i = (retrieval.recall_of_places(own, recall_ks) for own in (one, two))
+        return retrieval.summary(i2t, t2i)
+
+    table = recalls(*(reranked(side, k, combine, weight) if k else side.places for side in sides))
     if k and combine == "add":
-        table["alone"] = recalls([reranked(side, k, "replace") for side in sides])
+        table["alone"] = recalls(*(reranked(side, k, "replace") for side in sides))
     seconds = sum(side.seconds.get(k, 0.0) for side in sides)
     return {**table, "seconds": seconds, "pairs": k * sum(len(side.rows) for side in sides)}
 

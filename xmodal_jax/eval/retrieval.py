@@ -22,7 +22,7 @@ from xmodal_jax.parallel.mesh import local_mesh, replicated, split_rows
 from xmodal_jax.search import dense
 
 TIE_RULE = "R@k is the expectation of a hit over random orders of tied items"
-NEGLIGIBLE = 1e-18  # of a probability: 1 minus it is 1
+NEGLIGIBLE = 1e-18  # a probability so small that 1 minus it is 1
 BLOCK_SCORES = 1 << 25  # scores of one block of queries: 128 MiB of float32, whatever the number of queries
 
 
@@ -95,7 +95,8 @@ def _refuse_bad_recall(query: np.ndarray, gallery: np.ndarray, positives: np.nda
         )
     if len(positives) != len(query):
         raise UserError(
-            f"There are {len(query)} queries and {len(positives)} rows of positives; write one row of positives per query."
+            f"There are {len(query)} queries and {len(positives)} rows of positives; "
+            "write one row of positives per query."
         )
     for side, rows in (("query", query), ("gallery", gallery)):
         # NaN compares false with everything, so a diverged model would score a perfect recall
@@ -103,7 +104,8 @@ def _refuse_bad_recall(query: np.ndarray, gallery: np.ndarray, positives: np.nda
             raise UserError(f"The {side} embeddings are not finite: the model has diverged.")
     if positives.max() >= len(gallery) or not positives.min() >= -1:
         raise UserError(
-            f"A positive is outside the gallery of {len(gallery)} rows; write 0 to {len(gallery) - 1}, or -1 as padding."
+            f"A positive is outside the gallery of {len(gallery)} rows; "
+            f"write 0 to {len(gallery) - 1}, or -1 as padding."
         )
     empty = np.flatnonzero((positives < 0).all(axis=1))
     if len(empty):
@@ -171,7 +173,8 @@ def refuse_large_k(ks: Sequence[int], gallery: int) -> None:
     """Refuse a k that is not between 1 and the number of items in the gallery."""
     if not all(1 <= k <= gallery for k in ks):
         raise UserError(
-            f"R@k with k = {', '.join(map(str, ks))} does not fit a gallery of {gallery}; write k between 1 and {gallery}."
+            f"R@k with k = {', '.join(map(str, ks))} does not fit a gallery of {gallery}; "
+            f"write k between 1 and {gallery}."
         )
 
 
@@ -191,9 +194,9 @@ def recall(
       UserError: as in `places`, and a k larger than the gallery.
 
     Examples:
-      >>> texts = np.eye(3)
-      >>> recall(texts[[0, 1, 1]], texts, np.array([[0], [1], [2]]), ks=(1,))
-      {}
+      >>> texts = np.eye(4)
+      >>> recall(texts[[0, 1, 2, 2]], texts, np.array([[0], [1], [2], [3]]), ks=(1,))
+      {'R@1': 75.0, 'median_rank': 1.0}
     """
     refuse_large_k(ks, len(gallery))
     return recall_of_places(places(query, gallery, positives, chunk, mesh), ks)

@@ -151,8 +151,7 @@ def by_length(tables: Tables) -> list[tuple[int, Tables]]:
 
 
 def codes_grid(result: Tables) -> Grid | None:
-    """Tabulate bytes of an item against recall: embeddings, codes of every length, a random order. None without codes.
-    """
+    """Tabulate bytes of an item against recall: embeddings, codes of every length, chance. None without codes."""
     names, rows = recall_names(result), []
     for view, tables in sections(result):
         if "bytes" not in tables.get("codes", {}):
@@ -179,7 +178,8 @@ def notes(result: Tables) -> list[str]:
     one, two = result.get("pair", PAIR)
     if (one, two) == PAIR:
         right = RIGHT[result.get("relevance", "same")]
-        over = f"i2t: image to text over {result['captions']} captions; t2i: text to image over {result['records']} pictures."
+        over = f"i2t: image to text over {result['captions']} captions; "
+        over += f"t2i: text to image over {result['records']} pictures."
     else:
         right = "Right is what belongs to the same record" + (", or has the same text." if "cut" in result else ".")
         over = f"{one}>{two}: over {result['captions']} of {two}, which belong to {result['records']} records."
@@ -223,7 +223,8 @@ def combination(result: Tables) -> str:
     """Describe the rule that combined ITC and ITM scores, beside that of the papers."""
     if result["rerank_score"] == "replace":
         return "the ITM log-odds l1 - l0 alone order the shortlist (replace; ALBEF orders by l1, the logit of a match)"
-    return f"cosine + {result['weight']:.4g} x ITM log-odds l1 - l0 (add; BLIP adds l1, the logit of a match, with weight 1)"
+    weighted = f"cosine + {result['weight']:.4g} x ITM log-odds l1 - l0"
+    return f"{weighted} (add; BLIP adds l1, the logit of a match, with weight 1)"
 
 
 def cut_shortlists(result: Tables) -> list[str]:
@@ -236,8 +237,8 @@ def cut_shortlists(result: Tables) -> list[str]:
 def folds_note(count: int, pictures: int) -> str:
     """Describe the mean over folds."""
     return (
-        f"{count} folds: the mean over {count} groups of {pictures:,} pictures with their captions, in the order of the split, "
-        "each ranked by itself (COCO's 1K test: 5 of 1,000)."
+        f"{count} folds: the mean over {count} groups of {pictures:,} pictures with their captions, "
+        "in the order of the split, each ranked by itself (COCO's 1K test: 5 of 1,000)."
     )
 
 

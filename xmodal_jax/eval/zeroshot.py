@@ -107,8 +107,8 @@ def class_head(
 
 def text_encoder(assembly: Assembly, embedder: Embedder, encoder: str) -> Callable[[list[str]], np.ndarray]:
     """Return a function from texts to embeddings [b,E] of a run's encoder of words."""
-    spec = assembly.specs[encoder]
-    return lambda texts: embedder.rows(encoder, spec.tokenizer.encode(texts, spec.size), keep_tokens=False).embed
+    tokenizer, size = assembly.tokenizers[encoder], assembly.specs[encoder].size
+    return lambda texts: embedder.rows(encoder, tokenizer.encode(texts, size), keep_tokens=False).embed
 
 
 def classified_pair(config: Config) -> tuple[tuple[str, str], str, str]:
@@ -117,7 +117,8 @@ def classified_pair(config: Config) -> tuple[tuple[str, str], str, str]:
     found = [pair for pair in config.eval.pairs if reads[pair[0]] != reads[pair[1]]]
     if not found:
         raise UserError(
-            f"config.eval.pairs is {config.eval.pairs}; classes are named in words: write a pair with one field of words"
+            f"config.eval.pairs is {config.eval.pairs}; classes are named in words: "
+            "write a pair with one field of words"
         )
     one, two = found[0]
     return found[0], *((two, one) if reads[one] else (one, two))
@@ -134,9 +135,7 @@ def best_classes(image: np.ndarray, head: np.ndarray, k: int, block_scores: int 
 
 
 def standing(image: np.ndarray, head: np.ndarray, labels: Sequence[Sequence[int]]) -> Places:
-    """Find where the best of each picture's classes `labels` stands among all: pictures [n,E], classes [C,E],
-    by cosine.
-    """
+    """Find where the best of each picture's classes `labels` stands among all, by cosine: [n,E] and [C,E]."""
     right = np.full((len(labels), max(map(len, labels))), -1, np.int32)
     for row, own in zip(right, labels, strict=True):
         row[: len(own)] = own
@@ -156,7 +155,7 @@ def accuracy(found: Places, labels: Sequence[Sequence[int]], classes: int) -> Ta
     tables = {f"top-{k}": _row(found.hits(k), random.hits(k)) for k in TOP if k <= classes}
     owners = np.array([(label, picture) for picture, own in enumerate(labels) for label in set(own)])
 
-    def per_class(values):
+    def per_class(values: np.ndarray) -> np.ndarray:
         return _class_means(owners[:, 0], values[owners[:, 1]])
 
     tables["macro"] = _row(per_class(found.hits(1)), per_class(counts / classes))
@@ -184,8 +183,7 @@ def alike(head: np.ndarray) -> list[np.ndarray]:
 def rank_accuracy(
     best: Sequence[np.ndarray], labels: Sequence[Sequence[int]], names: Sequence[str], tree: Taxonomy
 ) -> Tables:
-    """Compute {rank: {"right", "chance"}} in %, the finest rank first: the best class shares a true class's
-    taxon there.
+    """Compute {rank: {"right", "chance"}} in %, the finest rank first: the best class has a true one's taxon there.
 
     `best` holds the classes that tie for the best of each picture; each is as likely. Pictures without a taxon at a
     rank do not count there; ranks that no picture has are left out. "chance" is the share of the classes that have
@@ -207,8 +205,7 @@ def rank_accuracy(
 
 
 def classes_of(card: Card, tree: Taxonomy | None) -> list[str]:
-    """List the names to choose from: all labels of the taxonomy, or those of the card. Raises `UserError` without any.
-    """
+    """List the names to choose from: all labels of the taxonomy, or those of the card. Refuses a card without any."""
     if not card.label_names:
         raise UserError(f"data set '{card.name}' has no labels, so no classes; prepare one with labels.")
     return tree.labels if tree and set(card.label_names) <= set(tree.labels) else card.label_names
@@ -300,9 +297,6 @@ def as_text(result: dict[str, Any]) -> str:
     note = "Right with any of a picture's labels; macro: mean over classes; ranks: the best class has the true taxon."
     grid = Grid(["pictures", "measure", "right %", "chance %"], rows)
     return "\n\n".join([title, str(grid), "\n".join([note, *notes(result)])])
-
-
-# --- names in captions ----------------------------------------------------------------------------------------------
 
 
 def name_index(tree: Taxonomy) -> dict[tuple[str, ...], set[str]]:
