@@ -23,7 +23,7 @@ class Described(NamedTuple):
 
     types: tuple[str, ...]
     fields: dict[str, str]  # key of config.json -> field of the encoder's config
-    fixed: dict[str, Any]  # key of config.json -> what the tower of this package does
+    fixed: dict[str, Any]  # key of config.json -> the only value that the tower of this package has
 
 
 _TRANSFORMER = {

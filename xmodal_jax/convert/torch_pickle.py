@@ -72,7 +72,7 @@ def read_checkpoint(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 class _Unpickler(pickle.Unpickler):
     """A pickle machine that knows only the names that tensors need."""
 
-    def __init__(self, stream: BinaryIO, path: pathlib.Path):
+    def __init__(self, stream: BinaryIO, path: pathlib.Path) -> None:
         super().__init__(stream, encoding="utf-8")
         self.path = path
         self.storages: dict[str, Storage] = {}

@@ -110,7 +110,7 @@ def evaluate(
 class _Work:
     """One evaluation: the encoders, the way pairs are scored, and the choice of tables."""
 
-    def __init__(self, evaluator: Evaluator, split: str, quick: bool, say: Callable[[str], None]):
+    def __init__(self, evaluator: Evaluator, split: str, quick: bool, say: Callable[[str], None]) -> None:
         self.evaluator, self.split, self.quick, self.say = evaluator, split, quick, say
         config, params = evaluator.assembly.config, evaluator.params
         self.embedder = evaluator.embedder
@@ -142,7 +142,7 @@ class _Work:
                 refuse_few_pictures(config.eval, self.split, len(found.keys))
             self.say(f"encoding {len(found.left)} x {pair[0]} ({view}) and {len(found.right)} x {pair[1]}")
             left = embedder.side(found.left, size, bool(ks))
-            if right is None or words is None or words != found.right.words:  # records without a view are left out
+            if right is None or words is None or words != found.right.words:  # a view leaves out records that lack it
                 right, words = embedder.side(found.right, size, bool(ks)), found.right.words
             keys.append(found.keys)
             asked = gallery and gallery.of(view)
@@ -176,9 +176,9 @@ class _Work:
 class Gallery:
     """Codes that queries rank by shared labels: all records of the splits `config.eval.gallery`, in their order."""
 
-    def __init__(self, evaluator: Evaluator, embedder: Embedder, say: Callable[[str], None]):
+    def __init__(self, evaluator: Evaluator, embedder: Embedder, say: Callable[[str], None]) -> None:
         self.evaluator, self.embedder, self.say = evaluator, embedder, say
-        self._texts: dict[str, tuple[Texts | None, Embedded]] = {}  # of each split, encoded for the view before
+        self._texts: dict[str, tuple[Texts | None, Embedded]] = {}  # by split, as encoded for the last view
 
     def of(self, view: str) -> Labelled | None:
         """Return codes and labels with the pictures of one view; None without a gallery."""

@@ -29,7 +29,7 @@ from xmodal_jax.parallel import stuck
 log = logging.getLogger(__name__)
 
 HEARTBEAT = 100  # seconds of silence after which jax itself gives a peer up, if no PeerWatch does
-LAST = 3.0  # seconds by which process 0 leaves after its peers: it holds jax's store, and jax aborts who loses it
+LAST = 3.0  # seconds by which process 0 leaves after its peers: it holds jax's store, without which jax aborts them
 GONE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong with the input, start again
 SLOTS = 64  # digests that `agree` exchanges: the same number in every version, so that versions can be compared
 LOST = re.compile(

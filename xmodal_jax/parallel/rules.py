@@ -82,7 +82,7 @@ def unrolled(axes: tuple, rank: int) -> tuple:
     return axes[:-1] + (None,) * (rank - len(axes) + 1) if axes[-1:] == (...,) else axes
 
 
-def place(name: str, shape: tuple[int, ...], mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> Placement:
+def place(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rules: tuple[Rule, ...] = RULES) -> Placement:
     """Apply the first rule that matches `name` to the trailing axes of `shape`; what does not divide stays whole."""
     for pattern, axes in rules:
         axes = unrolled(axes, len(shape))
@@ -96,7 +96,7 @@ def place(name: str, shape: tuple[int, ...], mesh: Mesh, rules: tuple[Rule, ...]
     return Placement(name, shape, "", (), PartitionSpec())
 
 
-def placements(tree: Any, mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> list[Placement]:
+def placements(tree: Any, mesh: Mesh | AbstractMesh, rules: tuple[Rule, ...] = RULES) -> list[Placement]:
     """List the placement of every leaf of a tree of arrays or ShapeDtypeStructs, in the order of the leaves."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return [

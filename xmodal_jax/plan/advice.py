@@ -8,9 +8,9 @@ advised; if other fields must change with it, its override names them too.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
+from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from xmodal_jax.checks import refuse_chunks
@@ -19,7 +19,7 @@ from xmodal_jax.config_file import freeze, override
 from xmodal_jax.errors import UserError
 from xmodal_jax.objectives import build_objectives
 from xmodal_jax.objectives.base import Objective
-from xmodal_jax.parallel.mesh import make_mesh
+from xmodal_jax.parallel.mesh import AXES, make_mesh
 from xmodal_jax.parallel.rules import Placement, axis_size, placements
 from xmodal_jax.plan.program import PARTS, Facts
 from xmodal_jax.train.loop import Run
@@ -94,7 +94,7 @@ def stacks(config: Config, rows: float) -> list[Stack]:
     return [stack for stack in found if stack.tokens and stack.layers]
 
 
-def state_with(run: Run, mesh: Any) -> float:
+def state_with(run: Run, mesh: Mesh | AbstractMesh) -> float:
     """Return the bytes of the state on one device if it lived on `mesh`, of which only the sizes matter."""
 
     def parts(one: Placement) -> int:
@@ -109,7 +109,7 @@ def wider_fsdp(run: Run, facts: Facts) -> Iterator[Change]:
     size = mesh["fsdp"] * 2
     while size <= mesh["fsdp"] * mesh["data"] and (mesh["data"] * mesh["fsdp"]) % size == 0:
         data = mesh["data"] * mesh["fsdp"] // size
-        saved = now - state_with(run, SimpleNamespace(shape={"data": data, "fsdp": size, "tensor": mesh["tensor"]}))
+        saved = now - state_with(run, AbstractMesh((data, size, mesh["tensor"]), AXES))
         yield Change(
             f"mesh.data={data}{MORE}mesh.fsdp={size}", "state split over more devices", saved, 0.01 * math.log2(size)
         )
@@ -203,7 +203,7 @@ def smaller_batch(run: Run, facts: Facts, rows: int) -> Iterator[Change]:
             yield Change(MORE.join(fields), "fewer pairs per step", saved, float(part))
 
 
-def row_shards(mesh: Any) -> int:
+def row_shards(mesh: Mesh) -> int:
     """Return the number of devices that share the rows of a batch."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import jax
+from jax.stages import Compiled, Lowered
 
 from xmodal_jax.data.fields import batch_fields
 from xmodal_jax.errors import UserError
@@ -140,33 +141,35 @@ def compile_step(
     with phase("lowering"):
         lowered = traced.lower()
     with phase("compiling"):
-        compiled, refusal = _compile(lowered, arguments)
+        compiled = _compile(lowered, arguments)
     facts = Facts(
         devices=run.mesh.size,
         seconds=phase.seconds,
         useful_flops=useful,
         executed_flops=executed,
         xla_flops=0.0,
-        memory=refusal or memory_of(compiled),
+        memory=compiled if isinstance(compiled, Memory) else memory_of(compiled),
         state=state,
         params=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(run.abstract.params)),
         batch_bytes=device_bytes(batch),
     )
-    return facts if compiled is None else _with_program(facts, compiled, topology, phase, keep)
+    return facts if isinstance(compiled, Memory) else _with_program(facts, compiled, topology, phase, keep)
 
 
-def _compile(lowered: Any, arguments: float) -> tuple[Any, Memory | None]:
+def _compile(lowered: Lowered, arguments: float) -> Compiled | Memory:
     """Return the compiled program, or the numbers of the compiler's refusal."""
     try:
-        return lowered.compile(), None
+        return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         refusal = parse_refusal(str(error), arguments)
         if refusal is None:
             raise
-        return None, refusal
+        return refusal
 
 
-def _with_program(facts: Facts, compiled: Any, topology: Topology, phase: Phases, keep: Callable | None) -> Facts:
+def _with_program(
+    facts: Facts, compiled: Compiled, topology: Topology, phase: Phases, keep: Callable[[str], None] | None
+) -> Facts:
     """Add the facts that the text of the compiled program gives."""
     with phase("reading the program"):
         text = compiled.as_text()
@@ -185,7 +188,7 @@ def _with_program(facts: Facts, compiled: Any, topology: Topology, phase: Phases
         )
 
 
-def memory_of(compiled: Any) -> Memory:
+def memory_of(compiled: Compiled) -> Memory:
     """Read the compiler's own account of a program's memory on one device."""
     stats = compiled.memory_analysis()
     if stats is None:
