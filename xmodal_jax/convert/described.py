@@ -101,8 +101,9 @@ def read_statistics(weights: str | pathlib.Path, standard: Statistics) -> Statis
         least = -math.inf if name == "image_mean" else 0.0
         if len(values) != 3 or not all(_number(value) and value > least for value in values):
             raise UserError(
-                f"'{path}' has {name} {values[0] if name == 'rescale_factor' else list(values)!r}; this is no statistic "
-                "of three colours, so restore the file, or delete it and write the encoder's pixel_mean and pixel_std"
+                f"'{path}' has {name} {values[0] if name == 'rescale_factor' else list(values)!r}; this is no "
+                "statistic of three colours, so restore the file, "
+                "or delete it and write the encoder's pixel_mean and pixel_std"
             )
     if not found.get("do_normalize", True):
         mean, std = (0.0,) * 3, (1.0,) * 3

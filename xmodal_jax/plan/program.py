@@ -173,6 +173,7 @@ def _with_program(
     """Add the facts that the text of the compiled program gives."""
     with phase("reading the program"):
         text = compiled.as_text()
+        assert text is not None, "XLA's backends give a program's text"
         if keep is not None:
             keep(text)
         module = parse_module(text)
