@@ -45,7 +45,7 @@ class Evaluator:
     def views(self, name: str, pair: tuple[str, str] | None = None) -> tuple[str, ...]:
         """Return the views of a split that the config evaluates a pair of fields in; ("",) for a pair without views.
 
-        The default is the split's first view, of the config's first pair.
+        `pair` defaults to the config's first, and the config's views to the first of the split.
         """
         data, pair = self.assembly.config.eval_data, pair or self.assembly.config.eval.pairs[0]
         refuse_unfit_evaluation(self.assembly.config, Card.load(data.path))

@@ -157,10 +157,10 @@ def hamming_recall(
     ks: Sequence[int] = (1, 5, 10),
     chunk: int | None = None,
 ) -> dict[str, float]:
-    """Compute `retrieval.recall` by Hamming distance.
+    """Compute `retrieval.recall` by Hamming distance over hash values of any real type, [n,K] and [m,K].
 
-    Takes hash values of any real type, [n,K] and [m,K]; signs are taken here. The inner product of ±1 codes is K - 2 x
-    distance, an exact integer in float32, so ties are exact.
+    Signs are taken here. The inner product of ±1 codes is K minus twice the distance, an exact integer in float32, so
+    ties are exact.
     """
     retrieval.refuse_large_k(ks, len(gallery))
     return retrieval.recall_of_places(hamming_places(query, gallery, positives, chunk), ks)

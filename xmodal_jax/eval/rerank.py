@@ -1,10 +1,12 @@
 """Retrieve in two stages: contrastive embeddings make a shortlist, and the matching head re-ranks it.
 
-ALBEF (Li et al., 2021) lets the matching score replace the contrastive one, BLIP (Li et al., 2022) adds the two. Their
-score is the logit l1 of "a match"; here it is the log-odds l1 - l0, and a weight scales it before it is added to the
-cosine. All cut-offs k come from one scoring pass at the largest: the candidates of k = 16 are the first 16 columns of k
-= 64. Items outside the shortlist keep their contrastive order behind it. Of items that tie at its end those of the
-lower rows are in it; later ties, inside or behind, are in random order as everywhere (`retrieval`).
+ALBEF (Li et al., 2021) lets the matching score replace the contrastive one, BLIP (Li et al., 2022) adds the two.
+Their score is the logit l1 of "a match"; here it is the log-odds l1 - l0, and a weight scales it before it is added
+to the cosine.
+
+All cut-offs k come from one scoring pass at the largest: the candidates of k=16 are the first 16 columns of k=64. Items
+outside the shortlist keep their contrastive order behind it. Of items that tie at its end those of the lower rows are
+in it; later ties, inside or behind, are in random order as everywhere (`retrieval`).
 """
 
 import dataclasses
@@ -157,7 +159,7 @@ def reranked(candidates: Shortlist, k: int, combine: str = "add", weight: float 
 def _places_behind(found: retrieval.Places, k: int) -> retrieval.Places:
     """Return the places of queries whose positives all missed the shortlist.
 
-    Items tied with the best positive that got in are ahead of it.
+    Items that tie with the best positive and got into the shortlist stand before it.
     """
     got_in = np.clip(k - found.above, 0, found.tied - found.relevant)
     return retrieval.Places(found.above + got_in, found.tied - got_in, found.relevant)
