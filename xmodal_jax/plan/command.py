@@ -1,7 +1,7 @@
-"""`xmodal plan`: here for the local devices, in a process of its own for a topology that is not here.
+"""Run `xmodal plan`: in this process for the local devices, in a child process for a topology that is not here.
 
-Once libtpu is installed on a machine without a TPU, plain jax tries to start it; the child's environment keeps it to
-compiling and the caller's jax as it was.
+Once libtpu is installed on a machine without a TPU, plain jax tries to start it. The child's environment restricts it
+to compiling and leaves the caller's jax as it was.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import pathlib
 import subprocess
 import sys
 
+from xmodal_jax.config import Config
 from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.chips import Topology, local_chip, parse_topology
 
@@ -18,7 +19,7 @@ INSTALL = "pip install 'xmodal_jax[plan]'"
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """The arguments of `xmodal plan`."""
+    """Add the arguments of `xmodal plan`."""
     ask = commands.add_parser("plan", help="compile the step for devices that need not exist; memory, time, verdict")
     ask.add_argument("--config", required=True, help="configs/NAME.py[:variant]")
     ask.add_argument("--topology", default="local", help="local, v5e:16x16, v5p:8x8x8, v6e:16x16, v6e:16x16x2slices")
@@ -46,7 +47,7 @@ def plan(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def refuse_unwritable(flag: str, path: str) -> None:
-    """Refuse a file that cannot be written, before minutes go into what it is for."""
+    """Refuse a path that cannot be written, before minutes go into its content."""
     if not path:
         return
     folder = pathlib.Path(path).parent
@@ -57,8 +58,8 @@ def refuse_unwritable(flag: str, path: str) -> None:
 
 
 def ask_child(args: argparse.Namespace, overrides: list[str], topology: Topology) -> None:
-    """Plan in a process of its own, which prints; SystemExit(2) where it has told the user what is wrong."""
-    # XLA_FLAGS are for this machine's devices: the TPU compiler ends the process over one that it does not know.
+    """Plan in a child process, which prints. Raises SystemExit(2) if the child has told the user what is wrong."""
+    # XLA_FLAGS are for this machine's devices: the TPU compiler ends the process over a flag it does not know
     kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment = kept | child_environment(topology)
     code = subprocess.run(child_command(args, overrides), env=environment, check=False).returncode
@@ -69,7 +70,7 @@ def ask_child(args: argparse.Namespace, overrides: list[str], topology: Topology
 
 
 def child_command(args: argparse.Namespace, overrides: list[str]) -> list[str]:
-    """The command line of the process that compiles for a topology."""
+    """Return the command line of the process that compiles for a topology."""
     given = [f"--{name}={getattr(args, name)}" for name in ("config", "topology", "out", "hlo") if getattr(args, name)]
     explain = ["--explain"] if args.explain else []
     return [
@@ -84,7 +85,7 @@ def child_command(args: argparse.Namespace, overrides: list[str]) -> list[str]:
 
 
 def child_environment(topology: Topology) -> dict[str, str]:
-    """What the TPU compiler needs on a machine without a TPU, and what keeps jax from starting one."""
+    """Return the variables that the TPU compiler needs without a TPU, and those that keep jax from starting one."""
     return {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
@@ -96,11 +97,11 @@ def child_environment(topology: Topology) -> dict[str, str]:
 
 
 def say(text: str) -> None:
-    """Progress, apart from the plan."""
+    """Print progress to stderr, apart from the plan."""
     print(text, file=sys.stderr, flush=True)
 
 
-def here(config, topology: Topology, only_explain: bool = False, out: str = "", hlo: str = "") -> None:
+def here(config: Config, topology: Topology, only_explain: bool = False, out: str = "", hlo: str = "") -> None:
     """Plan in this process and print."""
     from xmodal_jax.assemble import assemble_without_data
     from xmodal_jax.plan.explain import explain
@@ -113,9 +114,11 @@ def here(config, topology: Topology, only_explain: bool = False, out: str = "", 
     if only_explain:
         lines = list(explain(run.abstract, run.mesh))
     else:
-        facts = compile_step(
-            run, topology, say, (lambda text: pathlib.Path(hlo).write_text(text, "utf-8")) if hlo else None
-        )
+
+        def keep(text: str) -> None:
+            pathlib.Path(hlo).write_text(text, "utf-8")
+
+        facts = compile_step(run, topology, say, keep if hlo else None)
         chip = topology.chip or local_chip(devices[0].device_kind, devices[0].memory_stats())
         lines = list(sheet(run, facts, topology, chip))
     print("\n".join(lines))
