@@ -1,4 +1,4 @@
-"""The passes of one step: every encoder pass runs at most once, and one that nobody asks for is never traced.
+"""The encoder passes of one step: each runs at most once, and a pass that nobody asks for is never traced.
 
 Objectives do not run encoders; they ask a `Forward` for what they need. XLA does not merge identical scanned towers by
 itself, so this memo is what makes several objectives over the same towers cheap (benchmarks/composed_step.py).
@@ -19,28 +19,34 @@ from xmodal_jax.types import Array, Batch, Params
 
 @struct.dataclass
 class Encoded:
-    """One encoder pass: tokens [B,N,D], unit embedding [B,E], ids [B,L] of words.
+    """The result of one encoder pass over a batch.
 
-    `mask` bool [B,N] tells real tokens (None: all are), `valid` bool [B] which rows have the field (None: all have); what is
-    made of a row without it is a number, and nobody may read it. `name` is the key of the pass, and None for rows picked from it (derived features are never cached).
+    A row without the field (`valid` False) holds arbitrary finite numbers, which nobody may use.
     """
 
     tokens: Array
+    """Tokens [B,N,D]."""
     embed: Array | None = None
+    """Unit embeddings [B,E]; None after fusion (`unit` raises then)."""
     mask: Array | None = None
+    """True for real tokens, bool [B,N]; None if all are real."""
     ids: Array | None = None
+    """Token ids int32 [B,L] of words; None for other inputs."""
     valid: Array | None = None
+    """True for rows that have the field, bool [B]; None if all have it."""
     name: str | None = struct.field(pytree_node=False, default=None)
+    """Key of the pass in the memo; None for rows picked from a pass, which are never memoised."""
 
     def rows(self, index: Array) -> "Encoded":
-        """The rows `index` of this pass (see `pick_rows`); rows are gathered, nothing runs again."""
+        """Return the rows `index` of this pass (see `pick_rows`); rows are gathered, nothing runs again."""
         return self._taken(lambda x: pick_rows(x, index))
 
     def every(self, step: int) -> "Encoded":
-        """Rows 0, step, 2 * step ... of this pass; the pass itself for 1."""
+        """Return rows 0, step, 2 * step ... of this pass, or the pass itself for step 1."""
         return self if step == 1 else self._taken(lambda x: every_row(x, step))
 
     def _taken(self, take: Callable[[Array], Array]) -> "Encoded":
+        """Return a nameless pass with `take` applied to every array."""
         def some(x):
             return None if x is None else take(x)
 
@@ -48,12 +54,14 @@ class Encoded:
 
 
 def named_key(key: Array, name: str) -> Array:
-    """A key that depends on `name` only, so that adding or reordering objectives changes nobody's randomness."""
+    """Derive a key that depends on `name` only, so that adding or reordering objectives changes nobody's randomness."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
 
 
 def _pieces(batch: Batch, chunk: int) -> int:
-    """How many chunks a batch makes; 1 without chunks."""
+    """Return the number of chunks of `chunk` rows in a batch, 1 without chunks; raise ValueError if they do
+    not divide it.
+    """
     rows = next(iter(batch.values())).shape[0] if batch else 0
     if chunk and rows % chunk:
         raise ValueError(f"config.chunk={chunk} does not divide the batch of {rows} rows; write a divisor")
@@ -61,24 +69,26 @@ def _pieces(batch: Batch, chunk: int) -> int:
 
 
 def split_rows(x: Array, pieces: int) -> Array:
-    """x [R, ...] -> [pieces, R / pieces, ...], piece k the rows k, k + pieces, ...: rows stay on their devices."""
+    """Split x [R, ...] into [pieces, R / pieces, ...], piece k holding rows k, k + pieces, ...: rows stay on
+    their devices.
+    """
     return jnp.swapaxes(x.reshape(-1, pieces, *x.shape[1:]), 0, 1)
 
 
 def merge_rows(x: Array) -> Array:
-    """The inverse of `split_rows`: [pieces, r, ...] -> [pieces * r, ...]."""
+    """Undo `split_rows`: [pieces, r, ...] -> [pieces * r, ...]."""
     return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
 
 
 class Forward:
-    """The passes over one batch under one tree of parameters, memoised by name for the length of one trace.
+    """The passes over one batch with one tree of parameters, memoised by name for the length of one trace.
 
     `teacher` is a second Forward on the EMA parameters: no gradient, no dropout. `memory` holds the rings and tables of
     the train state, `step` the step number (for ramps). `passes` lists the names of the passes that were traced.
 
-    With `chunk` every pass runs in pieces of so many rows, one after the other, each recomputed in the backward pass
-    (GradCache, Gao et al. 2021, by autodiff): activations of one piece at a time, while every loss still sees the whole
-    batch. Piece k holds the rows k, k + K, k + 2K ..., so that a batch split over devices stays where it is.
+    With `chunk` every pass runs in pieces of `chunk` rows, one after the other, each recomputed in the backward pass
+    (GradCache, Gao et al. 2021, by autodiff): activations of one piece exist at a time, while every loss still sees the
+    whole batch. Piece k of K holds the rows k, k + K, k + 2K ..., so that a batch split over devices stays where it is.
     """
 
     def __init__(
@@ -103,7 +113,10 @@ class Forward:
         self._trace = get_opaque_trace_state()
 
     def _once(self, name: str, run: Callable[[Array | None], Any]) -> Any:
-        """Run the pass `name`, or return what it gave before in this trace."""
+        """Run the pass `name`, or return its result from earlier in this trace.
+
+        Raises RuntimeError inside another trace (cond, scan, checkpoint, grad), where a memoised tracer would leak.
+        """
         if self._trace != get_opaque_trace_state():
             raise RuntimeError(
                 f"the pass '{name}' was asked for inside cond, scan, checkpoint or grad; "
@@ -118,10 +131,11 @@ class Forward:
         return result
 
     def rowwise(self, run: Callable[..., Any], key: Array | None, *arrays: Array) -> Any:
-        """run(key, *arrays), which maps rows to rows; with `chunk` in pieces, recomputed in the backward pass.
+        """Call run(key, *arrays), which must map rows to rows, with `chunk` in pieces that the backward
+        pass recomputes.
 
-        arrays have one leading axis, and so has every array of the result. It is for passes, and for heads whose output
-        is much larger than their input (token logits).
+        `arrays` share one leading axis, and every array of the result has it too. Meant for passes, and for heads whose
+        output is much larger than their input (token logits).
         """
         if self.pieces == 1:
             return run(key, *arrays)
@@ -131,18 +145,18 @@ class Forward:
         return jax.tree.map(merge_rows, out)
 
     def call(self, method: str, *inputs: Any, **options: Any) -> Any:
-        """A head or any other method of the model; never memoised."""
+        """Apply a head or any other method of the model; the result is never memoised."""
         return self.model.apply({"params": self.params}, *inputs, method=method, **options)
 
     def encoder_of(self, field: str) -> str:
-        """The name of the encoder that reads a field."""
+        """Return the name of the encoder that reads `field`."""
         return self.model.config.data.fields[field].encoder
 
     def raw(self, field: str, encoder: str = "") -> Array:
-        """The tower's own tokens [B,N,D'] of the batch's `field`, by its own encoder or another.
+        """Return the tower's own tokens [B,N,D'] of the batch's `field`, by its own encoder or by `encoder`.
 
-        A batch that holds the tokens of a frozen tower spares the pass; a teacher whose tower is the student's (wholly frozen,
-        without dropout) takes the student's pass: see `reuse_student_passes`.
+        No pass runs if the batch already holds the tokens of a frozen tower. A teacher whose tower equals the student's
+        (wholly frozen, without dropout) takes the student's pass; see `reuse_student_passes`.
         """
         encoder = encoder or self.encoder_of(field)
         if kept_field(field) in self.batch:
@@ -156,7 +170,9 @@ class Forward:
         return self._once(f"tower:{encoder}:{field}", lambda key: self.rowwise(run, key, self.batch[field]))
 
     def _joint(self, encoder: str, field: str, joint: Callable, key: Array | None, *more: Array) -> Any:
-        """joint(key, raw tokens, field's rows, *more) over the tower's pass; in pieces, tower and joint are one piece."""
+        """Call joint(key, raw tokens, field's rows, *more) on the tower's pass; in pieces, tower and joint
+        form one piece.
+        """
         if self.pieces == 1 or encoder in self.towers or encoder in self.lent or kept_field(field) in self.batch:
             return self.rowwise(joint, key, self.raw(field, encoder), self.batch[field], *more)
 
@@ -167,7 +183,7 @@ class Forward:
         return self.rowwise(both, key, self.batch[field], *more)
 
     def encode(self, field: str, encoder: str = "") -> Encoded:
-        """The field's encoder, or another for a field that an objective derived: tower, neck and head."""
+        """Run tower, neck and head of the field's encoder, or of `encoder` for a field that an objective derived."""
         encoder = encoder or self.encoder_of(field)
         name, x, own = f"{encoder}:{field}", self.batch[field], self.model.config.encoders[encoder]
 
@@ -184,22 +200,27 @@ class Forward:
         return self._once(name, run)
 
     def codes(self, field: str) -> tuple[Array, ...]:
-        """Relaxed codes [B,k] of one field from its hash head, for every length k of `config.joint.nested` and the whole."""
+        """Return relaxed codes [B,k] of a field from its hash head, one for every length k of `config.joint.nested`
+        and all bits.
+        """
         whole = self._once(
             f"codes:{field}", lambda _: self.call("codes", self.encoder_of(field), self.encode(field).embed)
         )
         return tuple(whole[:, :bits] for bits in self.model.config.joint.lengths)
 
     def bridge(self, field: str) -> tuple[Encoded, Encoded]:
-        """The residual attention between student and teacher, the one pass that reads both (ReCap; models/bridge.py).
+        """Run the residual attention between student and teacher, the only pass that reads both
+        (ReCap; models/bridge.py).
 
-        Returns the key, the teacher's tokens plus what the bridge adds and their embedding by the teacher's head, all
-        constants; and what the captioner reads, the student's tokens plus the same, which trains bridge and student
-        (without the student's own tokens it would, at gamma 0, give them no gradient).
+        Returns:
+            The key: the teacher's tokens plus the bridge's delta, and their embedding by the teacher's head, all without gradient.
+            The captioner's input: the student's tokens plus the same delta, which trains bridge and student (without the
+            student's own tokens the bridge, whose gamma starts at 0, would pass them no gradient).
         """
         return self._once(f"bridge:{field}", lambda _: self._bridge(field))
 
     def _bridge(self, field: str) -> tuple[Encoded, Encoded]:
+        """Compute both results of `bridge`, without the memo."""
         own, other, encoder = self.encode(field), self.teacher.encode(field), self.encoder_of(field)
         arrays = (own.tokens, other.tokens, *([] if other.mask is None else [other.mask]))
         delta = self.rowwise(lambda _, *x: self.call("bridge_delta", *x), None, *arrays)
@@ -213,9 +234,11 @@ class Forward:
         return key, own.replace(tokens=own.tokens + delta.astype(own.tokens.dtype), name=f"read:{field}")
 
     def fuse(self, memory: Encoded, query: Encoded, rows: Array | None = None) -> Encoded:
-        """Fused tokens of the query's, each row reading the row of `memory` that `rows` names (see `pick_rows`; default: its own).
+        """Fuse the tokens of `query` [b,L,D] with those of `memory`, of which row i reads row `rows[i]`
+        (default: row i).
 
-        Memoised when both sides are whole passes; rows picked from a pass are fused anew each time.
+        Memoised when both sides are whole passes; rows picked from a pass are fused anew each time. See
+        `pick_rows` for `rows`.
         """
         name = f"fuse:{memory.name}:{query.name}"
         if memory.name is None or query.name is None or rows is not None:
@@ -228,7 +251,7 @@ class Forward:
         return self._once(name, run)
 
     def _fuse(self, key: Array | None, memory: Encoded, query: Encoded, rows: Array | None) -> Array:
-        """The fused tokens [b,L,D]; in pieces of whole groups where `rows` picks from groups."""
+        """Return fused tokens [b,L,D]; with chunks and grouped `rows`, each piece holds whole groups."""
         arrays = (memory.tokens, query.tokens, query.mask, *([] if memory.mask is None else [memory.mask]))
 
         def fuse(
@@ -258,11 +281,14 @@ class Forward:
         return flat(self.rowwise(groups, key, rows, *map(grouped, arrays)))
 
     def score(self, one: Encoded, two: Encoded) -> Array:
-        """Scores [b] of aligned rows by `config.scorer`."""
+        """Return the scores [b] of aligned rows by `config.scorer`."""
         return self.call("score", *(side(x) for x in (one, two)))
 
     def scores(self, one: Encoded, two: Encoded, block: int) -> Array:
-        """Scores [B,M] of all pairs by `config.scorer`, `block` rows of `one` at a time, recomputed in the backward pass."""
+        """Return the scores [B,M] of all pairs by `config.scorer`, `block` rows of `one` at a time.
+
+        Each block is recomputed in the backward pass. Raises ValueError if the blocks do not divide the rows.
+        """
         rows, columns = one.tokens.shape[0], two.tokens.shape[0]
         if rows % block:
             raise ValueError(f"blocks of {block} rows do not divide a batch of {rows} rows; write a divisor")
@@ -276,7 +302,7 @@ class Forward:
         return jax.lax.map(some, jnp.arange(0, rows, block)).reshape(rows, columns)
 
     def decode(self, memory: Encoded, field: str) -> Array:
-        """Hidden states [B,L,D] of the captioning decoder over `memory` for the ids in the batch's `field`.
+        """Return the captioning decoder's hidden states [B,L,D] over `memory` for the ids in the batch's `field`.
 
         Memoised when `memory` is a whole pass.
         """
@@ -294,7 +320,10 @@ class Forward:
         return self._once(name, run)
 
     def temperature(self) -> Array:
-        """The model's temperature, a float32 scalar, for an objective that trains it."""
+        """Return the model's temperature, a float32 scalar, for an objective that trains it.
+
+        Raises ValueError if no objective has "temperature" in its parts, so that the model has no such parameter.
+        """
         if "log_temperature" not in self.params:
             raise ValueError(
                 "an objective reads the temperature, and none has 'temperature' in its parts; add it there"
@@ -303,37 +332,37 @@ class Forward:
 
 
 def side(encoded: Encoded) -> tuple[Array, Array, Array | None]:
-    """A pass as scorers take one side of pairs (models/scorer.py)."""
+    """Return a pass in the form in which scorers take one side of pairs (models/scorer.py)."""
     return encoded.tokens, encoded.embed, encoded.mask
 
 
 def kept_field(field: str) -> str:
-    """Where a batch has a frozen tower's own tokens of `field` [B,N,D'], so that no pass is needed (encode/token_cache.py)."""
+    """Return the batch's name for a frozen tower's own tokens of `field` [B,N,D'] (encode/token_cache.py)."""
     return f"{field}/tokens"
 
 
 def widened(mask: Array | None, tokens: Array) -> Array | None:
-    """The mask [B,N] of a tower's tokens as one of `tokens` [B,M,D], where an embedding may stand behind them."""
+    """Extend the mask [B,N] of a tower's tokens to `tokens` [B,M,D], which may have an embedding behind them."""
     if mask is None or mask.shape[1] == tokens.shape[1]:
         return mask
     return jnp.pad(mask, ((0, 0), (0, tokens.shape[1] - mask.shape[1])), constant_values=True)
 
 
 def stop(tree: Any) -> Any:
-    """No gradient flows into any leaf of `tree`."""
+    """Stop the gradient at every leaf of `tree`."""
     return jax.tree.map(jax.lax.stop_gradient, tree)
 
 
 def teacher_forward(
     model: Any, params: Params, batch: Batch, dtype: str = "float32", cache: bool = True, chunk: int = 0
 ) -> Forward:
-    """The teacher's Forward: gradient stopped, dropout off, weights cast to the compute dtype as a view."""
+    """Build the teacher's Forward: gradient stopped, dropout off, weights cast to the compute dtype as a view."""
     view = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)) if dtype != "float32" else x, stop(params))
     return Forward(model, view, batch, None, cache=cache, chunk=chunk)
 
 
 def reuse_student_passes(student: Forward, towers: frozenset[str]) -> None:
-    """Let the teacher of `student` take the student's pass of the towers that are the same for both."""
+    """Let the teacher of `student` take the student's passes of `towers`, which must be identical in both."""
     if student.teacher is not None:
         student.teacher.towers = dict.fromkeys(towers, student)
         student.lent = towers

@@ -1,7 +1,8 @@
-"""A recurrent text tower: word vectors and a bidirectional GRU (Faghri et al. 2018, VSE++; both directions, as in SCAN).
+"""A recurrent text tower: word vectors and a bidirectional GRU (Faghri et al. 2018, VSE++; both
+directions, as in SCAN).
 
-What recurrent systems before BERT read a caption with, and what comparisons with transformers ask for. A token's vector is
-the mean of the two directions' states at its place; padding stays outside of both.
+Recurrent retrieval systems before BERT read captions this way; it is there for comparison with transformers. A token's
+vector is the mean of both directions' states at its position; padding enters neither.
 """
 
 from dataclasses import dataclass
@@ -21,30 +22,35 @@ from xmodal_jax.types import Array
 
 @dataclass(frozen=True)
 class GruConfig(WordConfig):
-    """A bidirectional GRU over word vectors of width `words` (VSE++: 300)."""
+    """An encoder of words by a bidirectional GRU over word vectors."""
 
     kind: str = "gru"
+    """Kind of encoder: bidirectional GRU."""
     width: int = limited(384, least=1)
+    """Width D of the tokens: units of each direction."""
     words: int = limited(300, least=1)
+    """Width of the word vectors (VSE++: 300)."""
     layers: int = limited(1, least=1)
+    """Number of GRU layers."""
     dropout: float = limited(0.0, least=0.0, most=0.99)
+    """Dropout rate on the word vectors."""
 
     lacks: ClassVar[tuple[str, ...]] = ("decoder", "vocabulary")
     why: ClassVar[str] = "has no blocks that write and no words as wide as its tokens"
 
     def module(self, dtype: Any) -> "Gru":
-        """The tower."""
+        """Build the tower."""
         return Gru(self.vocab_size, self.width, self.words, self.layers, self.dropout, dtype)
 
     def check(self, where: str) -> None:
-        """Refuse weights: none are read."""
+        """Refuse `init`: there are no weights to read."""
         super().check(where)
         if self.init:
             raise UserError(f"{where}.init is {self.init!r}, but {where}.kind is 'gru', not 'bert'; write ''")
 
 
 class Gru(nn.Module):
-    """Token ids [B,L] -> tokens [B,L,D]; id 0 is padding. `words` is the width of the word vectors (VSE++: 300)."""
+    """A GRU tower: token ids [B,L] -> tokens [B,L,D]. Id 0 is padding; `words` is the width of the word vectors."""
 
     vocab_size: int
     width: int
@@ -55,7 +61,7 @@ class Gru(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Array, key: Array | None = None) -> Array:
-        """ids [B,L] -> [B,L,D], zeros at padding; `key` turns dropout on the word vectors on."""
+        """Encode ids [B,L] as tokens [B,L,D], zeros at padding; `key` turns dropout on the word vectors on."""
 
         def draw(k):
             return {"word": jax.random.uniform(k, (self.vocab_size, self.words), minval=-0.1, maxval=0.1)}

@@ -35,7 +35,8 @@ EPS = 1e-6  # the original code's; Hugging Face's configs say 1e-12, a relative 
 
 
 def patchify(image: Array, patch: int) -> Array:
-    """image [B,H,W,3] -> [B,N,patch*patch*3], patches row by row, each flattened as (row, column, channel).
+    """Cut image [B,H,W,3] into patches [B,N,patch*patch*3] in row-major order, each flattened as (row,
+    column, channel).
 
     Raises UserError when a side is no multiple of `patch`.
     """
@@ -50,29 +51,38 @@ def patchify(image: Array, patch: int) -> Array:
 
 @dataclass(frozen=True)
 class ViTConfig(PixelConfig):
-    """A Vision Transformer."""
+    """A Vision Transformer encoder."""
 
     kind: str = "vit"
+    """Kind of encoder: Vision Transformer."""
     patch: int = limited(16, least=1)
+    """Pixels of a side of a patch; they must divide `size`."""
     width: int = limited(384, least=1)
+    """Width D of the tokens."""
     layers: int = limited(12, least=1)
+    """Number of transformer blocks."""
     heads: int = limited(6, least=1)
+    """Attention heads of each block; they must divide `width`."""
     hidden: int = limited(1536, least=1)
+    """Units of each block's MLP."""
     dropout: float = limited(0.0, least=0.0, most=0.99)
+    """Dropout rate in every block and on the embeddings."""
     remat: str = limited("dots", among=REMAT)
+    """What the backward pass recomputes: "none", "dots" (all but matrix products), "full", or "offload"."""
     neck_layers: int = limited(0, least=0)
+    """Transformer blocks over the tokens before fusion reads them; 0: none."""
 
     standard: ClassVar[Statistics] = (MEAN, STD)
 
     def module(self, dtype: Any) -> "ViT":
-        """The tower."""
+        """Build the tower."""
         shape = {
             name: getattr(self, name) for name in ("patch", "width", "layers", "heads", "hidden", "dropout", "remat")
         }
         return ViT(image_size=self.size, **shape, **self.pixels(dtype))
 
     def check(self, where: str) -> None:
-        """Refuse pictures that are not whole patches."""
+        """Refuse pictures that do not divide into whole patches."""
         super().check(where)
         if self.size % self.patch != 0:
             raise UserError(
@@ -80,12 +90,12 @@ class ViTConfig(PixelConfig):
             )
 
     def local_map(self, tokens: int) -> np.ndarray:
-        """[CLS] is left out; patches are a grid."""
+        """Return the averages that make local features; patches are a grid, [CLS] is left out."""
         return local_map([("summary", 1), ("grid", tokens - 1)])
 
 
 class ViT(nn.Module):
-    """uint8 image [B,H,W,3] -> tokens [B,N+1,D], [CLS] first, after the final norm.
+    """A ViT tower: uint8 image [B,H,W,3] -> tokens [B,N+1,D], [CLS] first, after the final norm.
 
     Pixels are read as (x / 255 - mean) / std, so the host sends bytes. `remat` names a policy of models/layers.py.
     """
@@ -104,6 +114,7 @@ class ViT(nn.Module):
     eps: float = EPS
 
     def setup(self) -> None:
+        """Create the patch and position embeddings, the stack of blocks and the final norm."""
         width, hidden = self.width, self.hidden
         patches = (self.image_size // self.patch) ** 2
         self.embed = self.param("patch", dense_params, self.patch**2 * 3, width)
@@ -114,16 +125,16 @@ class ViT(nn.Module):
 
     @property
     def style(self) -> BlockStyle:
-        """The constants of this tower's blocks."""
+        """Constants of this tower's blocks."""
         return BlockStyle(self.heads, pre_norm=True, eps=self.eps, dropout=self.dropout, remat=self.remat)
 
     def normalise(self, image: Array) -> Array:
-        """uint8 [B,H,W,3] -> float32, channel-wise standardised."""
+        """Standardise uint8 pixels [B,H,W,3] by channel -> float32."""
         x = image.astype(jnp.float32) / 255.0
         return (x - spread(jnp.asarray(self.mean), x)) / spread(jnp.asarray(self.std), x)
 
     def embed_patches(self, image: Array, key: Array | None = None) -> Array:
-        """uint8 image [B,H,W,3] -> [CLS] and patch embeddings with their positions [B,N+1,D]."""
+        """Embed uint8 image [B,H,W,3] as [CLS] and patches with their positions [B,N+1,D]."""
         patches = dense(self.embed, patchify(self.normalise(image), self.patch).astype(self.dtype))
         expected = self.position.shape[1] - 1
         fits = patches.shape[1] == expected
@@ -136,7 +147,7 @@ class ViT(nn.Module):
         return dropout(x, self.dropout, key)
 
     def __call__(self, image: Array, key: Array | None = None) -> Array:
-        """image uint8 [B,H,W,3] -> tokens [B,N+1,D]; `key` turns dropout on."""
+        """Encode image uint8 [B,H,W,3] as tokens [B,N+1,D]; `key` turns dropout on."""
         embed_key, stack_key = jax.random.split(key) if key is not None else (None, None)
         x = scan_blocks(self.style, self.stack, self.embed_patches(image, embed_key), None, key=stack_key)
         return layer_norm(self.norm, x, self.eps)
