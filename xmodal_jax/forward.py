@@ -47,6 +47,7 @@ class Encoded:
 
     def _taken(self, take: Callable[[Array], Array]) -> "Encoded":
         """Return a nameless pass with `take` applied to every array."""
+
         def some(x):
             return None if x is None else take(x)
 
@@ -59,8 +60,9 @@ def named_key(key: Array, name: str) -> Array:
 
 
 def _pieces(batch: Batch, chunk: int) -> int:
-    """Return the number of chunks of `chunk` rows in a batch, 1 without chunks; raise ValueError if they do
-    not divide it.
+    """Return the number of chunks of `chunk` rows in a batch, 1 without chunks.
+
+    Raises ValueError if the chunks do not divide the batch.
     """
     rows = next(iter(batch.values())).shape[0] if batch else 0
     if chunk and rows % chunk:
@@ -69,8 +71,9 @@ def _pieces(batch: Batch, chunk: int) -> int:
 
 
 def split_rows(x: Array, pieces: int) -> Array:
-    """Split x [R, ...] into [pieces, R / pieces, ...], piece k holding rows k, k + pieces, ...: rows stay on
-    their devices.
+    """Split x [R, ...] into [pieces, R / pieces, ...].
+
+    Piece k holds rows k, k + pieces, ..., so that rows stay on their devices.
     """
     return jnp.swapaxes(x.reshape(-1, pieces, *x.shape[1:]), 0, 1)
 
@@ -131,8 +134,7 @@ class Forward:
         return result
 
     def rowwise(self, run: Callable[..., Any], key: Array | None, *arrays: Array) -> Any:
-        """Call run(key, *arrays), which must map rows to rows, with `chunk` in pieces that the backward
-        pass recomputes.
+        """Call run(key, *arrays), which must map rows to rows; with `chunk`, in pieces recomputed by the backward pass.
 
         `arrays` share one leading axis, and every array of the result has it too. Meant for passes, and for heads whose
         output is much larger than their input (token logits).
@@ -170,9 +172,7 @@ class Forward:
         return self._once(f"tower:{encoder}:{field}", lambda key: self.rowwise(run, key, self.batch[field]))
 
     def _joint(self, encoder: str, field: str, joint: Callable, key: Array | None, *more: Array) -> Any:
-        """Call joint(key, raw tokens, field's rows, *more) on the tower's pass; in pieces, tower and joint
-        form one piece.
-        """
+        """Call joint(key, raw tokens, field's rows, *more) on the tower's pass; in pieces, both run in one piece."""
         if self.pieces == 1 or encoder in self.towers or encoder in self.lent or kept_field(field) in self.batch:
             return self.rowwise(joint, key, self.raw(field, encoder), self.batch[field], *more)
 
@@ -200,17 +200,14 @@ class Forward:
         return self._once(name, run)
 
     def codes(self, field: str) -> tuple[Array, ...]:
-        """Return relaxed codes [B,k] of a field from its hash head, one for every length k of `config.joint.nested`
-        and all bits.
-        """
+        """Return relaxed codes [B,k] of a field from its hash head, for every length k of `joint.nested` and all bits."""
         whole = self._once(
             f"codes:{field}", lambda _: self.call("codes", self.encoder_of(field), self.encode(field).embed)
         )
         return tuple(whole[:, :bits] for bits in self.model.config.joint.lengths)
 
     def bridge(self, field: str) -> tuple[Encoded, Encoded]:
-        """Run the residual attention between student and teacher, the only pass that reads both
-        (ReCap; models/bridge.py).
+        """Run the residual attention of student and teacher, the only pass that reads both (ReCap; models/bridge.py).
 
         Returns:
             The key: the teacher's tokens plus the bridge's delta, and their embedding by the teacher's head, all without gradient.
@@ -234,8 +231,7 @@ class Forward:
         return key, own.replace(tokens=own.tokens + delta.astype(own.tokens.dtype), name=f"read:{field}")
 
     def fuse(self, memory: Encoded, query: Encoded, rows: Array | None = None) -> Encoded:
-        """Fuse the tokens of `query` [b,L,D] with those of `memory`, of which row i reads row `rows[i]`
-        (default: row i).
+        """Fuse the tokens of `query` with those of `memory` -> [b,L,D]; row i reads row `rows[i]` (default: row i).
 
         Memoised when both sides are whole passes; rows picked from a pass are fused anew each time. See
         `pick_rows` for `rows`.

@@ -27,8 +27,9 @@ ENCODERS: dict[str, type[EncoderConfig]] = {
 
 
 def build_encoders(section: dict[str, Any]) -> dict[str, EncoderConfig]:
-    """Build {name: config of its kind} from `config.encoders`; raise UserError for an unknown kind or field,
-    or a bad value.
+    """Build {name: config of its kind} from `config.encoders`.
+
+    Raises UserError for an unknown kind or field, or a bad value.
     """
     built = {}
     for name, fields in section.items():
@@ -41,7 +42,9 @@ def build_encoders(section: dict[str, Any]) -> dict[str, EncoderConfig]:
 
 
 def build_scorer(section: dict[str, Any]) -> ScorerConfig:
-    """Build the scorer's config from `config.scorer`, of kind "fusion" by default; raise UserError as `build_encoders`.
+    """Build the scorer's config from `config.scorer`, of kind "fusion" by default.
+
+    Raises UserError as `build_encoders`.
     """
     fields = {"kind": "fusion"} | dict(section)
     return build(find_class(fields["kind"], "config.scorer.kind", SCORERS, ScorerConfig), fields, "config.scorer")

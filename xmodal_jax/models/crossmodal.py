@@ -89,8 +89,7 @@ class CrossModal(nn.Module):
         key: Array | None = None,
         memory_mask: Array | None = None,
     ) -> Array:
-        """Fuse query tokens [b,L,D] with memory tokens [B,N,D] -> [b,L,D]; masks are [b,L] and [B,N], `rows` int [b].
-        """
+        """Fuse query tokens [b,L,D] with memory tokens [B,N,D] -> [b,L,D]; masks [b,L] and [B,N], `rows` int [b]."""
         return self.fusion(memory, query, mask, rows, key, memory_mask)
 
     def decode(
@@ -101,16 +100,12 @@ class CrossModal(nn.Module):
         key: Array | None = None,
         memory_mask: Array | None = None,
     ) -> Array:
-        """Return hidden states [b,L,D] for ids [b,L], start token first, over memory tokens [B,N,D] and
-        their mask [B,N].
-        """
+        """Return hidden states [b,L,D] for ids [b,L], start token first, over memory tokens [B,N,D], mask [B,N]."""
         tower = getattr(self, self.config.fusion.pair[1]).tower
         return self.decoder(tower, self.fusion, memory, ids, rows, key, memory_mask)
 
     def match_logits(self, fused: Array, mask: Array, image: Array, text: Array, key: Array | None = None) -> Array:
-        """Return ITM logits [b,2] from fused tokens [b,L,D], their mask [b,L] and the pair's unit
-        embeddings, [b,E] each.
-        """
+        """Return ITM logits [b,2] from fused tokens [b,L,D], their mask [b,L] and both unit embeddings [b,E]."""
         return self.match(fused, mask, image, text, key)
 
     def bridge_delta(self, student: Array, teacher: Array, mask: Array | None = None) -> Array:
@@ -132,9 +127,7 @@ class CrossModal(nn.Module):
         return self.fused_head(fused)
 
     def joined_embed(self, fused: Array, image: Array, text: Array) -> Array:
-        """Map fused tokens [b,L,D] and unit embeddings [b,E] of a pair to a unit joint embedding [b,E] in
-        the same space.
-        """
+        """Map fused tokens [b,L,D] and a pair's unit embeddings [b,E] to a joint one [b,E] in the same space."""
         return self.joined_head(fused, image, text)
 
     def bridged_tokens(self, tokens: Array) -> Array:
@@ -159,9 +152,7 @@ class CrossModal(nn.Module):
     def score_cached(
         self, read: Params, begun: Array, mask: Array, one: Array, two: Array, read_mask: Array | None = None
     ) -> Array:
-        """Score aligned rows as `score` does, from the results of `cache_memory` and `cache_query`, embeddings
-        [b,E] and masks.
-        """
+        """Score aligned rows as `score` does, from `cache_memory`, `cache_query`, embeddings [b,E] and masks."""
         return self.scorer.fuse_cached(read, begun, one, two, mask, read_mask)
 
     def token_logits(self, hidden: Array) -> Array:

@@ -194,8 +194,9 @@ def features(params: Params, x: Array, blocks: tuple[BlockShape, ...] = BLOCKS) 
 
 
 def map_chunks(function, image: Array, chunk: int) -> Array:
-    """Apply `function` to row chunks of image [B,...] in a loop; chunks interleave rows, so a sharded batch
-    stays in place.
+    """Apply `function` to row chunks of image [B,...] in a loop.
+
+    Chunks interleave rows, so that a sharded batch stays in place.
     """
     rows = math.gcd(image.shape[0], chunk)
     split = image.reshape(rows, image.shape[0] // rows, *image.shape[1:]).swapaxes(0, 1)
@@ -235,8 +236,7 @@ class EfficientNetConfig(PixelConfig):
 
 
 class EfficientNetLite0(nn.Module):
-    """An EfficientNet-Lite0 tower: uint8 image [B,H,W,3] -> tokens [B,ceil(H/32)*ceil(W/32),1280] before
-    global pooling.
+    """An EfficientNet-Lite0 tower: uint8 image [B,H,W,3] -> tokens [B,ceil(H/32)*ceil(W/32),1280], not pooled.
 
     Tokens are in row-major order. Pixels are read as (x - 255 mean) / (255 std), by default (x - 127) / 128 as
     the published weights expect. `chunk` is the number of images run at a time (0: all; None: `CPU_CHUNK` on CPU,
@@ -261,9 +261,7 @@ class EfficientNetLite0(nn.Module):
         self.head = self.param("head", conv_params, (outputs, WIDTH), outputs)
 
     def __call__(self, image: Array, key: Array | None = None) -> Array:
-        """Encode image uint8 [B,H,W,3] as tokens [B,N,1280]; `key` is accepted as for every tower and unused
-        (no dropout).
-        """
+        """Encode image uint8 [B,H,W,3] as tokens [B,N,1280]; `key` is unused (no dropout)."""
         del key
         chunk = self.chunk
         if chunk is None:

@@ -53,7 +53,7 @@ class EncoderConfig:
     cache_tokens: bool = False
     """True computes a frozen tower's tokens once per input and keeps them (encode/token_cache.py)."""
 
-    reads: ClassVar[str] = ''
+    reads: ClassVar[str] = ""
     """Input of the tower: "pixels", "tokens" (of a feature cache) or "words"."""
     lacks: ClassVar[tuple[str, ...]] = ()
     """Parts of the model that the tower cannot serve."""
@@ -114,8 +114,7 @@ class EncoderConfig:
 
 
 class Neck(nn.Module):
-    """The layers between tower and fusion: tokens [B,N,D'] -> norm, dense layer, positions, optional blocks -> [B,N,D].
-    """
+    """The layers between tower and fusion: [B,N,D'] -> norm, dense layer, positions, optional blocks -> [B,N,D]."""
 
     width: int
     layers: int
@@ -190,10 +189,10 @@ class Encoder(nn.Module):
         return jnp.concatenate(parts, axis=1)
 
     def locals(self, raw: Array) -> Array:
-        """Map the tower's tokens [B,N,D'] to unit local features [B,P,E]: at most 4 x 4 of a grid, all words
-        but the first.
+        """Map the tower's tokens [B,N,D'] to unit local features [B,P,E].
 
-        Padding has local features too; the caller masks them.
+        A grid gives at most 4 x 4, a text all tokens but the first. Padding has local features too; the
+        caller masks them.
         """
         places = self.section.local_map(raw.shape[1])
         if places is None:
@@ -207,9 +206,7 @@ class Encoder(nn.Module):
         return self.hash(embed)
 
     def touch_readers(self, raw: Array, read: bool) -> None:
-        """Run the neck and the embedding token once if any part reads their tokens, so that `init` creates
-        their parameters.
-        """
+        """Run the neck and the embedding token if any part reads their tokens, so that `init` makes their parameters."""
         if self.section.necked and (read or parse_pool(self.section.pool)[1] in ("attention", "shared")):
             self.neck(raw)
         if read and self.fusion.aggregated:

@@ -44,12 +44,13 @@ class FeaturesConfig(EncoderConfig):
 
 
 class FeatureTokens(nn.Module):
-    """A tower without parameters: cached tokens float16 [B,N,D] -> float32 [B,N,D]. SCAN's 36 x 2048
-    regions work alike.
+    """A tower without parameters: cached tokens float16 [B,N,D] -> float32 [B,N,D].
+
+    SCAN's 36 x 2048 regions work alike.
     """
 
     @nn.compact
     def __call__(self, tokens: Array, key: Array | None = None) -> Array:
-        """Cast the tokens; `key` is accepted as for every tower and unused."""
+        """Cast the tokens; `key` is unused."""
         del key
         return tokens.astype(jnp.float32)

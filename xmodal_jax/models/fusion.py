@@ -1,6 +1,4 @@
-"""Fusion: in every layer the tokens of one encoder, the query, read those of another, the memory (ALBEF, Li
-et al. 2021).
-"""
+"""Fusion: in every layer the query, tokens of one encoder, reads the memory, those of another (ALBEF, Li et al. 2021)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -64,9 +62,7 @@ class Fusion(nn.Module):
         return read
 
     def cache_memory(self, memory: Array) -> Params:
-        """Project memory tokens [B,N,D'] for all layers: keys and values [layers,B,N,heads,d], once per row
-        for any query.
-        """
+        """Project memory tokens [B,N,D'] for all layers: keys and values [layers,B,N,heads,d], for any query."""
 
         def project(cross, name):
             return project_heads(cross[name], memory, self.heads)

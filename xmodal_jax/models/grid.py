@@ -19,10 +19,9 @@ LOCAL_GRID = 4  # local features of a picture: at most 4 x 4 cells of each grid 
 
 
 def grid_map(side: int, cells: int = LOCAL_GRID) -> np.ndarray:
-    """Return adaptive average pooling of a square grid: float32 [c*c, side*side], c = min(side, cells), rows
-    summing to 1.
+    """Return adaptive average pooling of a square grid: float32 [c*c, side*side] with c = min(side, cells).
 
-    Cell i of an axis covers the rows floor(i * side / c) to ceil((i + 1) * side / c), as in PyTorch.
+    Rows sum to 1. Cell i of an axis covers the rows floor(i * side / c) to ceil((i + 1) * side / c), as in PyTorch.
     """
     count = min(side, cells)
     axis = np.zeros((count, side), np.float32)

@@ -1,5 +1,4 @@
-"""A recurrent text tower: word vectors and a bidirectional GRU (Faghri et al. 2018, VSE++; both
-directions, as in SCAN).
+"""A recurrent text tower: word vectors and a bidirectional GRU (VSE++, Faghri et al. 2018; SCAN for both directions).
 
 Recurrent retrieval systems before BERT read captions this way; it is there for comparison with transformers. A token's
 vector is the mean of both directions' states at its position; padding enters neither.

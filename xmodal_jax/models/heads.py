@@ -46,8 +46,7 @@ def pooled_features(raw: Array, mask: Array | None, pool: str, groups: tuple[int
 
 
 class TokenMap(nn.Module):
-    """A map of each token by itself to E features: a dense layer and, with `hidden`, an MLP beside it (Chen
-    et al. 2021).
+    """A map of each token by itself to E features: a dense layer and, with `hidden`, an MLP (Chen et al. 2021).
 
     Tokens are normalised first (LayerNorm without parameters). `scale` is the dense layer's start in units of the
     usual standard deviation. Dropout leaves out the same inputs for all tokens of a row: a pooled set averages over
@@ -75,8 +74,7 @@ class TokenMap(nn.Module):
 
 
 class Aggregator(nn.Module):
-    """Pooling of projected tokens [B,N,E] -> [B,E] by "gpo", "max" or "average"; with a key some tokens are left out.
-    """
+    """Pooling of projected tokens [B,N,E] -> [B,E] by "gpo", "max" or "average"; a key leaves some tokens out."""
 
     kind: str
 
@@ -172,9 +170,7 @@ class Projection(nn.Module):
 
 
 class TokenHead(nn.Module):
-    """The vocabulary head: hidden states -> logits over the output vocabulary, with BERT's transform and
-    tied word table.
-    """
+    """The vocabulary head: hidden states -> logits, with BERT's transform and tied word table."""
 
     width: int
     outputs: int
@@ -191,8 +187,7 @@ class TokenHead(nn.Module):
 
 
 class MatchHead(nn.Module):
-    """The matching head: fused tokens -> ITM logits [b,2] (not matching, matching), from [CLS] and the mean
-    of all tokens.
+    """The matching head: fused tokens -> ITM logits [b,2] (not matching, matching), from [CLS] and the tokens' mean.
 
     With `agreement` it starts from the contrastive towers: it also reads the product by element of the two unit
     embeddings (whose sum is the cosine), so that it need not find the joint space again from few pairs.

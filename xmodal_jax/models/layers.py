@@ -38,7 +38,7 @@ class BlockStyle(NamedTuple):
     """Attention heads."""
     pre_norm: bool = False
     """True puts the norm before each branch (ViT), False after each sum (BERT)."""
-    activation: str = 'gelu'
+    activation: str = "gelu"
     """"gelu", the exact erf form as in BERT and ViT; another name with "gelu" is approximate; or "relu"."""
     eps: float = 1e-12
     """Added to the variance in each norm."""

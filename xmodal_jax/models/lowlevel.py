@@ -36,10 +36,10 @@ def color_histogram(pixels: Array) -> Array:
 
 
 def edge_histogram(pixels: Array) -> Array:
-    """Return histograms of oriented gradients over 8 x 8 cells (Dalal and Triggs 2005), pixels [B,64,64,3]
-    -> [B,8*8*8].
+    """Return histograms of oriented gradients (Dalal and Triggs 2005) of pixels [B,64,64,3] -> [B,8*8*8].
 
-    Magnitudes are shared between the two nearest orientations; square roots, no block normalisation.
+    There are 8 x 8 cells with 8 orientations. Magnitudes are shared between the two nearest orientations; square roots,
+    no block normalisation.
     """
     gray = pixels @ jnp.array([0.299, 0.587, 0.114])
     across = jnp.pad(gray[:, :, 2:] - gray[:, :, :-2], ((0, 0), (0, 0), (1, 1)))

@@ -46,9 +46,7 @@ def parse_pool(pool: str) -> tuple[str, str]:
 
 
 def probe_params(key: Array, width: int) -> Params:
-    """Draw attention pooling: one learned query [1,1,D] and an attention layer (Lee et al. 2019, Set
-    Transformer's PMA).
-    """
+    """Draw attention pooling: one learned query [1,1,D] and an attention layer (PMA of Lee et al. 2019)."""
     probe, attention = jax.random.split(key)
     return {
         "probe": 0.02 * jax.random.normal(probe, (1, 1, width)),
@@ -93,8 +91,7 @@ def dropped_tokens(key: Array, mask: Array, share: float = 0.2) -> Array:
 
 
 def position_encoding(count: int, width: int = 32) -> np.ndarray:
-    """Return sines and cosines of positions 0 ... count - 1, interleaved: float32 [count, width] (Vaswani et al. 2017).
-    """
+    """Return interleaved sines and cosines of positions 0 ... count - 1, float32 [count, width] (Vaswani et al. 2017)."""
     angle = np.arange(count)[:, None] * np.exp(np.arange(0, width, 2) * (-np.log(10000.0) / width))[None, :]
     return np.stack([np.sin(angle), np.cos(angle)], axis=2).reshape(count, width).astype(np.float32)
 
@@ -129,9 +126,7 @@ class GPO(nn.Module):
 
     @nn.compact
     def weights(self, sizes: tuple[int, ...]) -> Array:
-        """Return theta float32 [len(sizes), max(sizes)]: rows sum to 1 over the first n positions and are
-        0 behind them.
-        """
+        """Return theta float32 [len(sizes), max(sizes)]: a row sums to 1 over its first n positions, and is 0 behind."""
         count, lengths = max(sizes), jnp.asarray(sizes, jnp.int32)
         encoded = jnp.asarray(position_encoding(count))
         encoded = jnp.broadcast_to(encoded[None], (len(sizes), *encoded.shape))

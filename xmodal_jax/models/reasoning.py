@@ -26,6 +26,7 @@ class SharedEncoder(nn.Module):
 
     def setup(self) -> None:
         """Create a first token for each side and the stack of blocks."""
+
         def draw(key):
             return 0.02 * jax.random.normal(key, (1, 1, self.width))
 

@@ -169,8 +169,7 @@ class ResNet(nn.Module):
         self.stages = stages
 
     def __call__(self, image: Array, key: Array | None = None) -> Array:
-        """Encode image uint8 [B,H,W,3] as tokens [B,N,D]; `key` is accepted as for every tower and unused (no dropout).
-        """
+        """Encode image uint8 [B,H,W,3] as tokens [B,N,D]; `key` is unused (no dropout)."""
         del key
         x = image.astype(jnp.float32) / 255.0
         x = (x - spread(jnp.asarray(self.mean), x)) / spread(jnp.asarray(self.std), x)

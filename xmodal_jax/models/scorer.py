@@ -31,7 +31,7 @@ class ScorerConfig:
     kind: str = ""
     """Kind of scorer: "fusion", or a class of one's own such as "my_scorer.py:MyConfig"."""
 
-    part: ClassVar[str] = 'scorer'
+    part: ClassVar[str] = "scorer"
     """The part of the model that an objective must use for the scorer to be trained."""
     cached: ClassVar[bool] = False
     """True if it has `cache_memory`, `cache_query` and `fuse_cached`, as FusionScorer, to reuse work per side."""
@@ -41,9 +41,7 @@ class ScorerConfig:
         return True
 
     def module(self, width: int, embed: int) -> nn.Module:
-        """Build the network (one: Side, two: Side) -> scores [b], for tokens of `width` and embeddings of
-        width `embed`.
-        """
+        """Build the network (one: Side, two: Side) -> scores [b], for tokens of `width` and embeddings of `embed`."""
         raise NotImplementedError
 
     def built(self, width: int, embed: int, fusion: Fusion, match: MatchHead) -> nn.Module:
@@ -84,9 +82,7 @@ class FusionScorer(nn.Module):
     def fuse_cached(
         self, read: Params, begun: Array, one: Array, two: Array, mask: Array, read_mask: Array | None = None
     ) -> Array:
-        """Return the same log-odds from `Fusion.cache_memory` and `Fusion.cache_query`, embeddings [b,E], masks
-        [b,L] and [b,N].
-        """
+        """Return the same log-odds from `Fusion.cache_memory` and `Fusion.cache_query`, embeddings [b,E] and masks."""
         return self._odds(self.fusion.fuse_cached(read, begun, mask, read_mask), one, Side(begun, two, mask))
 
     def _odds(self, fused: Array, one: Array, two: Side) -> Array:

@@ -1,5 +1,4 @@
-"""A bag-of-words text tower: TF-IDF weights of a caption's tokens, one fully connected layer, one token
-(CMHR-DRN, DCMH).
+"""A bag-of-words text tower: TF-IDF weights of a caption, one fully connected layer, one token (CMHR-DRN, DCMH).
 
 The vector has an entry for each word id: the id's count times its inverse document frequency among the training
 captions, scaled to length one. Ids that never count ([PAD], [CLS], [SEP] and the other special ones), and ids that no
@@ -26,8 +25,7 @@ from xmodal_jax.types import Array
 
 
 def inverse_document_frequency(ids: np.ndarray, vocab_size: int, special: Sequence[int]) -> np.ndarray:
-    """Return float32 [V] = ln((1 + n) / (1 + captions with the word)) + 1 from ids int [n,L] of the n
-    training captions.
+    """Return float32 [V] ln((1 + n) / (1 + captions with the word)) + 1 from ids [n,L] of n training captions.
 
     0 for `special` ids, and for ids that occur in none (a weight that was never trained would only add noise).
     """
@@ -52,9 +50,7 @@ def tfidf_weights(ids: Array, idf: Array) -> Array:
 
 
 def tfidf_vectors(ids: Array, idf: Array) -> Array:
-    """Return the TF-IDF vectors themselves of ids [B,L], of length one, float32 [B,V], for distances between
-    few captions.
-    """
+    """Return the TF-IDF vectors float32 [B,V] of ids [B,L], of length one, for distances between few captions."""
 
     def row(words, weights):
         return jnp.zeros(idf.shape, jnp.float32).at[words].add(weights)

@@ -35,10 +35,9 @@ EPS = 1e-6  # the original code's; Hugging Face's configs say 1e-12, a relative 
 
 
 def patchify(image: Array, patch: int) -> Array:
-    """Cut image [B,H,W,3] into patches [B,N,patch*patch*3] in row-major order, each flattened as (row,
-    column, channel).
+    """Cut image [B,H,W,3] into patches [B,N,patch*patch*3], each flattened as (row, column, channel).
 
-    Raises UserError when a side is no multiple of `patch`.
+    Patches are in row-major order. Raises UserError when a side is no multiple of `patch`.
     """
     batch, height, width, channels = image.shape
     whole = height % patch == 0 and width % patch == 0

@@ -1,4 +1,4 @@
-"""The losses. `OBJECTIVES` is the one place where a kind gets its name in the config."""
+"""The losses. `OBJECTIVES` is the only place that names the kinds for the config."""
 
 from typing import Any
 
@@ -41,11 +41,11 @@ OBJECTIVES: dict[str, type] = {
 
 
 def build_objectives(section: dict[str, Any], rows: int = 0) -> dict[str, Objective]:
-    """`config.objectives` -> {name: objective}. Each entry has a `kind` (default: its name; a user's own class as "my_loss.py:MyLoss") and the
-    kind's fields.
+    """Build {name: objective} from `config.objectives`, where each entry has a `kind` and the fields of that kind.
 
-    Entries whose weight is 0 are left out: their passes are never traced. Raises UserError for an unknown kind or field, for
-    two entries that put different keys into one ring, and for a batch of `rows` (0: any) that does not serve one of them.
+    `kind` defaults to the entry's name; a user's own class is "my_loss.py:MyLoss". Entries of weight 0 are left out:
+    their passes are never traced. Raises UserError for an unknown kind or field, for two entries that put different
+    keys into one ring, and for a batch of `rows` (0: any) that does not suit one of them.
     """
     built = {}
     for name, fields in section.items():
@@ -68,7 +68,7 @@ def build_objectives(section: dict[str, Any], rows: int = 0) -> dict[str, Object
 
 
 def fit_objectives(objectives: dict[str, Objective], config: Any, facts: DataFacts) -> dict[str, Objective]:
-    """The objectives with what the data tell filled in. Raises UserError for what does not fit the config or the data."""
+    """Complete the objectives from the data; raise UserError if one does not fit the config or the data."""
     for name, item in objectives.items():
         where = f"config.objectives.{name}"
         refuse_unread(item, where, config, facts)
@@ -86,14 +86,14 @@ def refuse_unread(objective: Objective, where: str, config: Any, facts: DataFact
 
 
 def refuse_period(objective: Objective, where: str) -> None:
-    """Refuse a `period`, which a class may say without a field, that is neither steps nor epochs."""
+    """Refuse a `period` that is neither steps nor epochs; a class may set one without a field."""
     period = objective.period
     if isinstance(period, str) and EPOCHS.fullmatch(period) is None:
         raise UserError(f"{where}.period is {period!r}; write a number of steps such as 1000, or '2 epochs'")
 
 
 def hint(field: str, config: Any) -> str:
-    """What to write in the config for a batch to have a field."""
+    """Return advice on how the config can give a batch the missing `field`."""
     name, _, what = field.partition("/")
     if what == "teacher":
         return "write config.data.embeddings=NAME, made by `xmodal data embed`"
@@ -119,7 +119,7 @@ def refuse_uneven(objective: Objective, rows: int, where: str) -> None:
 
 
 def refuse_alone(objectives: dict[str, Objective], rows: int) -> None:
-    """Refuse a batch of `rows` (0: any) that leaves a loss one row and no queue: nothing would be a negative of it."""
+    """Refuse a batch of `rows` (0: any) that leaves a loss one row and no queue, and thus no negative."""
     for name in lonely(objectives):
         own = rows // objectives[name].every
         if rows != 0 and own <= 1:
@@ -130,7 +130,7 @@ def refuse_alone(objectives: dict[str, Objective], rows: int) -> None:
 
 
 def lonely(objectives: dict[str, Objective]) -> tuple[str, ...]:
-    """The names of objectives that have no negatives but those of the batch."""
+    """Return the names of objectives that have no negatives but those of the batch."""
     filled = {ring for item in objectives.values() if item.queue or item.table for ring in item.more_negatives}
     return tuple(name for name, item in objectives.items() if item.contrasts and not item.more_negatives & filled)
 
@@ -149,5 +149,5 @@ def refuse_mixed_rings(objectives: dict[str, Objective]) -> None:
 
 
 def parts(objectives: dict[str, Objective]) -> frozenset[str]:
-    """The model's modules that these objectives use beyond the encoders."""
+    """Return the model's modules that these objectives use beyond the encoders."""
     return frozenset().union(*(item.parts for item in objectives.values()))

@@ -2,8 +2,8 @@
 
 Yang et al. 2022 (TCL, "Vision-language pre-training with triple contrastive learning"): intra-modal contrast and local
 mutual information. Wang et al. 2023 ("Adequate alignment and interaction for cross-modal retrieval") name the same two
-losses intra-modal separability (IMS) and local mutual information maximisation (LMIM) and put them on features aggregated
-by GPO (Chen et al. 2021). Their paper's formulas were not at hand: these are TCL's.
+losses intra-modal separability (IMS) and local mutual information maximisation (LMIM) and put them on features
+aggregated by GPO (Chen et al. 2021). Their paper's formulas were not at hand: these are TCL's.
 
 TCL's sum (i2t + t2i + i2i + t2t + lmi_image + lmi_text) / 6 is itc, ims and lmim with a weight of 1/3 each.
 """
@@ -26,9 +26,10 @@ from xmodal_jax.types import NEVER, Array, Batch, DataFacts
 
 @dataclass(frozen=True)
 class Sided(Objective, abc.ABC):
-    """An objective that is the mean of one loss in each of `sides`, fields of the batch; a row's mean is over those it has."""
+    """An objective that averages one loss over several fields of the batch; a row's mean is over the fields it has."""
 
     sides: tuple[str, ...] = PAIR
+    """The fields of the batch, each with a loss of its own."""
 
     contrasts: ClassVar[bool] = True
 
@@ -38,22 +39,22 @@ class Sided(Objective, abc.ABC):
         return self.sides
 
     def check(self, where: str) -> None:
-        """Refuse no fields, and one named twice."""
+        """Refuse an empty list of fields, and a field named twice."""
         if len(self.sides) == 0 or len(set(self.sides)) != len(self.sides):
             raise UserError(
                 f"{where}.sides is {self.sides}; write each field once, such as ('image', 'text') or ('image',)"
             )
 
     def marks(self, rows: Batch, side: str) -> Batch:
-        """What tells which rows match: those of the field that is there, and the caption keys of all fields."""
+        """Return the entries that decide which rows match: those of the field `side`, and all fields' caption keys."""
         return marks(rows, (side,)) | {name: keys for name, keys in rows.items() if name.endswith("/key")}
 
     @abc.abstractmethod
     def side(self, fwd: Forward, batch: Batch, side: str) -> Array:
-        """Losses [B] of one field."""
+        """Compute the losses [B] of one field."""
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
-        """Mean over the fields, [B]."""
+        """Average the losses over the fields, [B]."""
         losses = {side: self.side(fwd, batch, side) for side in self.sides}
         here = {side: row_weight(batch, (side,)) for side in self.sides}
         count = sum(here.values())
@@ -67,12 +68,12 @@ class IMS(Sided):
     """Intra-modal separability: the student's embedding against the teacher's of another view, and those of other rows.
 
     The other view is that of `config.data.fields`, or without one the same input, where student and teacher differ by
-    dropout and momentum alone, as they always do for captions. The queue that ITC keeps gives more negatives; nothing is
-    put into it. Positives are rows with the same id or the identical caption.
+    dropout and momentum alone, as they always do for captions. ITC's queue gives more negatives; this objective puts
+    nothing into it. Positives are rows with the same id or the identical caption.
     """
 
     keys: str = KEYS
-    """Name of the ring, read where the state has it."""
+    """Name of the ring that gives more negatives, read if another objective keeps it."""
 
     @property
     def parts(self) -> frozenset[str]:
@@ -81,11 +82,11 @@ class IMS(Sided):
 
     @property
     def more_negatives(self) -> frozenset[str]:
-        """The ring of others."""
+        """Another objective's ring."""
         return frozenset({self.keys})
 
     def side(self, fwd: Forward, batch: Batch, side: str) -> Array:
-        """Losses [B] of one field."""
+        """Compute the losses [B] of one field."""
         matched = self.marks(batch, side)
         other = fwd.model.config.data.other_view(side) or side
         ring = fwd.memory.get(self.keys)
@@ -98,11 +99,11 @@ class IMS(Sided):
 
 
 def global_to_local(embed: Array, local: Array, mask: Array | None, negative: Array, temperature: Array) -> Array:
-    """InfoNCE of global against local features (Yang et al. 2022, section 3.3) -> losses [B].
+    """Return InfoNCE losses [B] of global against local features (Yang et al. 2022, section 3.3).
 
-    embed [B,E] and local [B,P,E] are unit rows, mask [B,P] tells real local features (None: all), negative [B,B] whose
-    local features count as negatives of whom. Each local feature of a row is a positive of its own, with all local
-    features of the negatives against it, and not those of the same row; the loss is the mean over them.
+    embed [B,E] and local [B,P,E] are unit rows, mask [B,P] marks real local features (None: all), negative [i,j] is
+    True if the local features of row j are negatives of row i. Each local feature of a row is a positive of its own,
+    with all local features of the negatives against it, and not those of the same row; the loss is the mean over them.
 
     The negatives of a row are the same for all its positives, so their sum is made once: memory is B * B * P.
     """
@@ -118,7 +119,7 @@ def global_to_local(embed: Array, local: Array, mask: Array | None, negative: Ar
 
 
 def local_features(fwd: Forward, side: str) -> tuple[Array, Array | None]:
-    """Unit local features [B,P,E] of one field, and which are real [B,P] (None: all)."""
+    """Return unit local features [B,P,E] of one field, and the mask [B,P] of real ones (None: all)."""
     encoder = fwd.encoder_of(side)
     own = fwd.model.config.encoders[encoder]
     tokens, mask = fwd.raw(side) if own.necked else fwd.encode(side).tokens, own.mask(fwd.batch[side])
@@ -133,14 +134,14 @@ def local_features(fwd: Forward, side: str) -> tuple[Array, Array | None]:
 
 @dataclass(frozen=True)
 class LMIM(Sided):
-    """Local mutual information maximisation: a row's embedding is told from its own patches or words, against all others'.
+    """Local mutual information maximisation: a row's embedding must tell its own patches or words from all others'.
 
     The embedding is the student's, the local features are the teacher's, or the student's own without `momentum`. Rows
     with the same id or the identical caption are not negatives of each other.
     """
 
     momentum: bool = True
-    """Local features of the teacher; else of the student, which trains them too."""
+    """True takes local features of the teacher, False those of the student, which then train too."""
 
     @property
     def parts(self) -> frozenset[str]:
@@ -148,7 +149,7 @@ class LMIM(Sided):
         return frozenset({"locals", "temperature"})
 
     def check_fit(self, where: str, config: Any, facts: DataFacts) -> None:
-        """Refuse a head without an aggregator with `momentum`: its local features would never learn."""
+        """Refuse `momentum` with a head without an aggregator: its local features would never learn."""
         for side in self.sides if self.momentum else ():
             encoder = config.data.fields[side].encoder
             pool = config.encoders[encoder].pool
@@ -159,7 +160,7 @@ class LMIM(Sided):
                 )
 
     def side(self, fwd: Forward, batch: Batch, side: str) -> Array:
-        """Losses [B] of one field."""
+        """Compute the losses [B] of one field."""
         local, mask = local_features(fwd.teacher if self.momentum else fwd, side)
         local = stop(local) if self.momentum else local
         matched = self.marks(batch, side)
