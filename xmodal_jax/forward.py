@@ -6,6 +6,7 @@ itself, so this memo is what makes several objectives over the same towers cheap
 
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -13,7 +14,9 @@ import jax.numpy as jnp
 from flax import struct
 from jax.extend.core import get_opaque_trace_state
 
+from xmodal_jax.models.crossmodal import CrossModal
 from xmodal_jax.models.layers import every_row, pick_rows
+from xmodal_jax.models.scorer import Side
 from xmodal_jax.types import Array, Batch, Params
 
 
@@ -37,6 +40,13 @@ class Encoded:
     name: str | None = struct.field(pytree_node=False, default=None)
     """Key of the pass in the memo; None for rows picked from a pass, which are never memoised."""
 
+    @property
+    def unit(self) -> Array:
+        """Unit embeddings [B,E]; raises ValueError for fused tokens, which have none."""
+        if self.embed is None:
+            raise ValueError("these tokens are fused and have no unit embedding; take that of a pass of one field")
+        return self.embed
+
     def rows(self, index: Array) -> "Encoded":
         """Return the rows `index` of this pass (see `pick_rows`); rows are gathered, nothing runs again."""
         return self._taken(lambda x: pick_rows(x, index))
@@ -48,10 +58,9 @@ class Encoded:
     def _taken(self, take: Callable[[Array], Array]) -> "Encoded":
         """Return a nameless pass with `take` applied to every array."""
 
-        def some(x):
-            return None if x is None else take(x)
-
-        return Encoded(some(self.tokens), some(self.embed), some(self.mask), some(self.ids), some(self.valid))
+        others = (self.embed, self.mask, self.ids, self.valid)
+        embed, mask, ids, valid = (None if x is None else take(x) for x in others)
+        return Encoded(take(self.tokens), embed, mask, ids, valid)
 
 
 def named_key(key: Array, name: str) -> Array:
@@ -96,7 +105,7 @@ class Forward:
 
     def __init__(
         self,
-        model: Any,
+        model: CrossModal,
         params: Params,
         batch: Batch,
         key: Array | None,
@@ -107,13 +116,24 @@ class Forward:
         chunk: int = 0,
     ) -> None:
         self.model, self.params, self.batch, self.key = model, params, batch, key
-        self.memory, self.step, self.teacher = memory or {}, step, teacher
-        self.towers: dict[str, Forward] = {}  # encoder -> whose tower pass to take instead of one's own
-        self.lent: frozenset[str] = frozenset()  # encoders whose tower pass another Forward takes
+        self.memory, self.step, self._teacher = memory or {}, step, teacher
+        self.towers: dict[str, Forward] = {}  # encoder -> the Forward whose tower pass replaces this one's
+        self.lent: frozenset[str] = frozenset()  # encoders whose tower passes another Forward takes
         self.passes: list[str] = []
         self.pieces = _pieces(batch, chunk)
         self._memo: dict[str, Any] | None = {} if cache else None
         self._trace = get_opaque_trace_state()
+
+    @property
+    def teacher(self) -> "Forward":
+        """The Forward on the EMA parameters; raises ValueError if this one has none."""
+        if self._teacher is None:
+            raise ValueError("the teacher's passes were asked for, and this Forward has no teacher; give it one")
+        return self._teacher
+
+    @teacher.setter
+    def teacher(self, teacher: "Forward | None") -> None:
+        self._teacher = teacher
 
     def _once(self, name: str, run: Callable[[Array | None], Any]) -> Any:
         """Run the pass `name`, or return its result from earlier in this trace.
@@ -192,7 +212,7 @@ class Forward:
 
         def run(key: Array | None) -> Encoded:
             tokens, embed = self._joint(encoder, field, joint, key)
-            mask = widened(own.mask(x), tokens)
+            mask = widen_mask(own.mask(x), tokens)
             return Encoded(
                 tokens, embed, mask, x if own.reads == "words" else None, self.batch.get(f"{field}/valid"), name
             )
@@ -200,9 +220,9 @@ class Forward:
         return self._once(name, run)
 
     def codes(self, field: str) -> tuple[Array, ...]:
-        """Return relaxed codes [B,k] of a field from its hash head, for every length k of `joint.nested` and all bits."""
+        """Return relaxed codes [B,k] of a field from its hash head, for each k of `joint.nested` and all bits."""
         whole = self._once(
-            f"codes:{field}", lambda _: self.call("codes", self.encoder_of(field), self.encode(field).embed)
+            f"codes:{field}", lambda _: self.call("codes", self.encoder_of(field), self.encode(field).unit)
         )
         return tuple(whole[:, :bits] for bits in self.model.config.joint.lengths)
 
@@ -210,9 +230,10 @@ class Forward:
         """Run the residual attention of student and teacher, the only pass that reads both (ReCap; models/bridge.py).
 
         Returns:
-            The key: the teacher's tokens plus the bridge's delta, and their embedding by the teacher's head, all without gradient.
-            The captioner's input: the student's tokens plus the same delta, which trains bridge and student (without the
-            student's own tokens the bridge, whose gamma starts at 0, would pass them no gradient).
+            The key: the teacher's tokens plus the bridge's delta, and their embedding by the teacher's head; neither has
+            a gradient.
+            The captioner's input: the student's tokens plus the same delta, which trains bridge and student (without
+            the student's own tokens the bridge, whose gamma starts at 0, would pass them no gradient).
         """
         return self._once(f"bridge:{field}", lambda _: self._bridge(field))
 
@@ -227,8 +248,8 @@ class Forward:
             return self.teacher.call("embed", encoder, raw, tokens, section.mask(x))
 
         unit = stop(self.teacher._joint(encoder, field, embed, None, tokens))
-        key = other.replace(tokens=tokens, embed=unit, name=f"bridge:{field}")
-        return key, own.replace(tokens=own.tokens + delta.astype(own.tokens.dtype), name=f"read:{field}")
+        key = replace(other, tokens=tokens, embed=unit, name=f"bridge:{field}")
+        return key, replace(own, tokens=own.tokens + delta.astype(own.tokens.dtype), name=f"read:{field}")
 
     def fuse(self, memory: Encoded, query: Encoded, rows: Array | None = None) -> Encoded:
         """Fuse the tokens of `query` with those of `memory` -> [b,L,D]; row i reads row `rows[i]` (default: row i).
@@ -241,13 +262,14 @@ class Forward:
             key = None if self.key is None else named_key(self.key, f"{name}:rows")
             return Encoded(self._fuse(key, memory, query, rows), None, query.mask, query.ids)
 
-        def run(key):
-            return Encoded(self._fuse(key, memory, query, rows), None, query.mask, query.ids)
+        def run(key: Array | None) -> Encoded:
+            return Encoded(self._fuse(key, memory, query, None), None, query.mask, query.ids)
 
         return self._once(name, run)
 
     def _fuse(self, key: Array | None, memory: Encoded, query: Encoded, rows: Array | None) -> Array:
         """Return fused tokens [b,L,D]; with chunks and grouped `rows`, each piece holds whole groups."""
+        assert query.mask is not None, "fusion's query has a mask, as all words do"
         arrays = (memory.tokens, query.tokens, query.mask, *([] if memory.mask is None else [memory.mask]))
 
         def fuse(
@@ -265,10 +287,10 @@ class Forward:
                 "set config.objectives.itm.group to a divisor of config.chunk"
             )
 
-        def grouped(x):
+        def grouped(x: Array) -> Array:
             return x.reshape(rows.shape[0], -1, *x.shape[1:])
 
-        def flat(x):
+        def flat(x: Array) -> Array:
             return x.reshape(-1, *x.shape[2:])
 
         def groups(key: Array | None, rows: Array, *parts: Array) -> Array:
@@ -278,7 +300,7 @@ class Forward:
 
     def score(self, one: Encoded, two: Encoded) -> Array:
         """Return the scores [b] of aligned rows by `config.scorer`."""
-        return self.call("score", *(side(x) for x in (one, two)))
+        return self.call("score", *(Side(x.tokens, x.unit, x.mask) for x in (one, two)))
 
     def scores(self, one: Encoded, two: Encoded, block: int) -> Array:
         """Return the scores [B,M] of all pairs by `config.scorer`, `block` rows of `one` at a time.
@@ -308,10 +330,10 @@ class Forward:
         def write(key: Array | None, read: Array, ids: Array, *read_mask: Array) -> Array:
             return self.call("decode", read, ids, None, key, *read_mask)
 
-        def run(key):
+        def run(key: Array | None) -> Array:
             return self.rowwise(write, key, *arrays)
 
-        if memory.name is None:  # rows picked from a pass: another pick would meet the same name
+        if memory.name is None:  # rows picked from a pass: another pick would have the same name
             return run(None if self.key is None else named_key(self.key, f"decode:rows:{field}"))
         return self._once(name, run)
 
@@ -327,17 +349,12 @@ class Forward:
         return self.call("temperature")
 
 
-def side(encoded: Encoded) -> tuple[Array, Array, Array | None]:
-    """Return a pass in the form in which scorers take one side of pairs (models/scorer.py)."""
-    return encoded.tokens, encoded.embed, encoded.mask
-
-
 def kept_field(field: str) -> str:
     """Return the batch's name for a frozen tower's own tokens of `field` [B,N,D'] (encode/token_cache.py)."""
     return f"{field}/tokens"
 
 
-def widened(mask: Array | None, tokens: Array) -> Array | None:
+def widen_mask(mask: Array | None, tokens: Array) -> Array | None:
     """Extend the mask [B,N] of a tower's tokens to `tokens` [B,M,D], which may have an embedding behind them."""
     if mask is None or mask.shape[1] == tokens.shape[1]:
         return mask
@@ -350,7 +367,7 @@ def stop(tree: Any) -> Any:
 
 
 def teacher_forward(
-    model: Any, params: Params, batch: Batch, dtype: str = "float32", cache: bool = True, chunk: int = 0
+    model: CrossModal, params: Params, batch: Batch, dtype: str = "float32", cache: bool = True, chunk: int = 0
 ) -> Forward:
     """Build the teacher's Forward: gradient stopped, dropout off, weights cast to the compute dtype as a view."""
     view = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)) if dtype != "float32" else x, stop(params))
@@ -359,6 +376,6 @@ def teacher_forward(
 
 def reuse_student_passes(student: Forward, towers: frozenset[str]) -> None:
     """Let the teacher of `student` take the student's passes of `towers`, which must be identical in both."""
-    if student.teacher is not None:
-        student.teacher.towers = dict.fromkeys(towers, student)
+    if student._teacher is not None:
+        student._teacher.towers = dict.fromkeys(towers, student)
         student.lent = towers

@@ -40,7 +40,7 @@ Array = jax.Array
 Batch = dict[str, jax.Array]
 Params = dict[str, Any]
 Metrics = dict[str, jax.Array]
-Schedule = float | tuple  # a number, or ((step, value), ...) joined by straight lines; a step may be "2 epochs"
+Schedule = float | tuple  # a number, or ((step, value), ...) joined by straight lines, where a step may be "2 epochs"
 Steps = int | str  # a number of steps, or "2 epochs"
 
 NEVER = -1  # id of an empty row, caption key of a row without a caption

@@ -4,7 +4,6 @@ Parity with Hugging Face's `BertModel` is tested; `convert/huggingface.py` maps 
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -67,7 +66,7 @@ class BertConfig(WordConfig):
         if self.length > self.positions:
             raise UserError(f"{where}.length is {self.length}, but {where} has {self.positions} positions; write fewer")
 
-    def module(self, dtype: Any) -> "Bert":
+    def module(self, dtype: jnp.dtype) -> "Bert":
         """Build the tower."""
         names = ("vocab_size", "width", "layers", "heads", "hidden", "positions", "dropout", "remat")
         return Bert(**{name: getattr(self, name) for name in names}, dtype=dtype)

@@ -26,7 +26,8 @@ KINDS = ("cross", "gate")
 class Bridge(nn.Module):
     """An addition to tokens: delta [B,N,D] from the student's and the teacher's tokens of the same input.
 
-        cross: a = gamma * MHA(Q = LN(teacher), K = V = LN([student; teacher])), delta = a + gamma' * MLP(LN(teacher + a))
+        cross: a = gamma * MHA(Q = LN(teacher), K = V = LN([student; teacher]))
+               delta = a + gamma' * MLP(LN(teacher + a))
         gate:  delta = gamma * sigmoid(MLP(LN(teacher))) * teacher
 
     gamma and gamma' are learned scalars that start at zero, so that training starts as plain momentum contrast.
@@ -54,13 +55,10 @@ class Bridge(nn.Module):
         dtype = teacher.dtype
         if self.kind == "gate":
             return self._gamma("gamma").astype(dtype) * jax.nn.sigmoid(self._mlp(teacher)) * teacher
-        params = self.param("attention", attention_params, self.width)
-
-        def norm(x):
-            return layer_norm(params["norm"], x)
-
-        both = jnp.concatenate([norm(student.astype(dtype)), norm(teacher)], axis=1)
+        params: Params = self.param("attention", attention_params, self.width)
+        asks = layer_norm(params["norm"], teacher)
+        both = jnp.concatenate([layer_norm(params["norm"], student.astype(dtype)), asks], axis=1)
         look = None if mask is None else jnp.concatenate([mask, mask], axis=1)[:, None, None, :]
         keys, values = (project_heads(params[name], both, self.heads) for name in ("key", "value"))
-        read = self._gamma("gamma").astype(dtype) * attend(params, norm(teacher), keys, values, look, self.heads)
+        read = self._gamma("gamma").astype(dtype) * attend(params, asks, keys, values, look, self.heads)
         return read + self._gamma("gamma_mlp").astype(dtype) * self._mlp(teacher + read)

@@ -17,10 +17,10 @@ from xmodal_jax.models.heads import FusedHead, JoinedHead, LogitBias, MatchHead,
 from xmodal_jax.models.layers import real_tokens
 from xmodal_jax.models.pooling import parse_pool
 from xmodal_jax.models.reasoning import SharedEncoder
-from xmodal_jax.models.scorer import Side
+from xmodal_jax.models.scorer import ScorerConfig, Side
 from xmodal_jax.types import Array, Params
 
-READERS = frozenset({"fusion", "decoder", "bridge"})  # parts that read the tokens that the neck makes
+READERS = frozenset({"fusion", "decoder", "bridge"})  # parts that read the neck's tokens
 
 
 class CrossModal(nn.Module):
@@ -39,7 +39,9 @@ class CrossModal(nn.Module):
         self.decoder = Decoder(width, getattr(asks, "layers", 1), fusion.layers)
         self.match = MatchHead(fusion.head_dropout, fusion.agreement)
         self.vocabulary = TokenHead(width, len(self.output_ids) or asks.vocab_size)
-        self.scorer = self.config.scorer.built(width, joint.embed, self.fusion, self.match)
+        scorer = self.config.scorer
+        assert isinstance(scorer, ScorerConfig), "`build_scorer` has made the config's dict one"
+        self.scorer = scorer.built(width, joint.embed, self.fusion, self.match)
         self.shared = SharedEncoder(
             tuple(encoders), width, joint.shared_layers, joint.shared_heads, joint.shared_hidden, joint.shared_dropout
         )
@@ -193,7 +195,7 @@ class CrossModal(nn.Module):
         if "fusion" in parts:
             self.fuse(tokens, words, real_tokens(ids))
         if "scorer" in parts:
-            self.score((tokens, embed), (words, caption, real_tokens(ids)))
+            self.score(Side(tokens, embed), Side(words, caption, real_tokens(ids)))
         if "match" in parts:
             self.match_logits(words, real_tokens(ids), embed, caption)
         if "decoder" in parts:
@@ -216,10 +218,11 @@ def init_params(model: CrossModal, key: Array, inputs: dict[str, Array], parts: 
     All hash heads start alike: they read one joint space, where neighbours then get similar codes from the
     first step on.
     """
-    params = dict(model.init(key, inputs, parts, method="init_all")["params"])
-    if "temperature" not in parts:  # what reads it then, such as the draw of negatives, takes the config's
+    params: Params = dict(model.init(key, inputs, parts, method="init_all")["params"])
+    if "temperature" not in parts:  # its readers, such as the draw of negatives, then take the config's
         del params["log_temperature"]
     if "hash" in parts:
         first = params[next(iter(inputs))]["hash"]
-        params |= {name: params[name] | {"hash": jax.tree.map(jnp.copy, first)} for name in list(inputs)[1:]}
+        for name in list(inputs)[1:]:
+            params[name] = {**params[name], "hash": jax.tree.map(jnp.copy, first)}
     return params

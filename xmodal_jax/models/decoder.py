@@ -15,7 +15,7 @@ from xmodal_jax.types import Array
 
 
 class Decoder(nn.Module):
-    """A captioning decoder: ids [b,L] and memory tokens [B,N,D'] -> hidden states [b,L,D] that predict the next token."""
+    """A captioning decoder: ids [b,L] and memory tokens [B,N,D'] -> hidden states [b,L,D] for the next token."""
 
     width: int
     text_layers: int

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 (Tan & Le 2019, without squeeze-excitation, ReLU6 for swish): a small pretrained convolutional tower.
+"""EfficientNet-Lite0 (Tan & Le 2019, without squeeze-excitation, ReLU6 for swish): a small convolutional tower.
 
 Batch norm is folded into the convolutions when weights are loaded (`convert/huggingface.py`), so every layer here is a
 kernel and a bias and can be fine-tuned, and a batch of one gives what a batch of a thousand gives.
@@ -10,14 +10,17 @@ block recomputed in the backward pass. Accelerators take the whole batch at once
 Parameters are one entry per layer group, so a freeze pattern can stop the gradient below any block:
 
     stem:    {kernel [3,3,3,32], bias}
-    blockNN: {expand: {kernel [C,F], bias} (not in block00), depthwise: {kernel [k,k,F], bias}, project: {kernel [F,D], bias}}
+    blockNN: {expand: {kernel [C,F], bias} (not in block00), depthwise: {kernel [k,k,F], bias},
+              project: {kernel [F,D], bias}}
     head:    {kernel [320,1280], bias}
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from functools import partial, reduce
+from operator import add
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -25,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.config_build import limited
+from xmodal_jax.data.config import DataConfig
 from xmodal_jax.models.grid import group_parts, local_map, pooling_groups
 from xmodal_jax.models.layers import dense, spread
 from xmodal_jax.models.lowlevel import summary
@@ -101,12 +105,8 @@ def _window(x: Array, row: int, column: int, rows: int, columns: int, stride: in
 
 def _shifted_sum(x: Array, kernel: Array, rows: int, columns: int, stride: int) -> Array:
     """Sum the taps of a padded x [b,H,W,D] times kernel [k,k,D] -> [b,rows,columns,D], in one fused loop."""
-    total = None
-    for i in range(kernel.shape[0]):
-        for j in range(kernel.shape[1]):
-            tap = _window(x, i, j, rows, columns, stride) * kernel[i, j][None, None, None]
-            total = tap if total is None else total + tap
-    return total
+    windows = ((_window(x, i, j, rows, columns, stride), kernel[i, j]) for i, j in _taps(kernel.shape[0]))
+    return reduce(add, (window * tap[None, None, None] for window, tap in windows))
 
 
 def _pad(x: Array, size: int, stride: int) -> tuple[Array, int, int]:
@@ -173,7 +173,7 @@ def mobile_block(shape: BlockShape, params: Params, x: Array) -> Array:
     y = relu6(dense(params["expand"], x)) if "expand" in params else x
     spatial = params["depthwise"]
     y = depthwise(y, spatial["kernel"].astype(y.dtype), shape.stride)
-    y = relu6(y + spatial["bias"].astype(y.dtype)[None, None, None])
+    y = relu6(y + spatial["bias"].astype(x.dtype)[None, None, None])
     y = dense(params["project"], y)
     return x + y if shape.stride == 1 and shape.inputs == shape.outputs else y
 
@@ -193,7 +193,7 @@ def features(params: Params, x: Array, blocks: tuple[BlockShape, ...] = BLOCKS) 
     return x.reshape(x.shape[0], -1, x.shape[-1]), stages
 
 
-def map_chunks(function, image: Array, chunk: int) -> Array:
+def map_chunks(function: Callable[[Array], Array], image: Array, chunk: int) -> Array:
     """Apply `function` to row chunks of image [B,...] in a loop.
 
     Chunks interleave rows, so that a sharded batch stays in place.
@@ -222,11 +222,11 @@ class EfficientNetConfig(PixelConfig):
         """Width of the tokens, which is fixed."""
         return WIDTH
 
-    def module(self, dtype: Any) -> "EfficientNetLite0":
+    def module(self, dtype: jnp.dtype) -> "EfficientNetLite0":
         """Build the tower."""
         return EfficientNetLite0(summarize=True, **self.pixels(dtype))
 
-    def filled(self, name: str, data: Any, facts: DataFacts) -> "EfficientNetConfig":
+    def filled(self, name: str, data: DataConfig, facts: DataFacts) -> "EfficientNetConfig":
         """Return the config with the token counts of a picture of this size: the grid and the summary."""
         return replace(self, groups=pooling_groups("lite0", math.ceil(self.size / STRIDE) ** 2 + 1))
 

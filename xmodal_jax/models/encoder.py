@@ -5,7 +5,7 @@ them. Its fields are what a user may set; its methods answer the questions of th
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 
 from xmodal_jax.config import FusionConfig, JointConfig
 from xmodal_jax.config_build import limited
+from xmodal_jax.data.config import DataConfig
 from xmodal_jax.errors import UserError
 from xmodal_jax.models.fusion import EmbeddingToken
 from xmodal_jax.models.heads import HashHead, Projection, l2_normalize
@@ -83,7 +84,7 @@ class EncoderConfig:
         """True if a neck stands between the tower's tokens and those that fusion reads."""
         return self.reads != "words"
 
-    def module(self, dtype: Any) -> nn.Module:
+    def module(self, dtype: jnp.dtype) -> nn.Module:
         """Build the tower: (x [B,...], key) -> tokens [B,N,D']."""
         raise NotImplementedError
 
@@ -91,7 +92,7 @@ class EncoderConfig:
         """Return (shape, dtype) of one input, given what is known of the data set."""
         raise NotImplementedError
 
-    def filled(self, name: str, data: Any, facts: DataFacts) -> "EncoderConfig":
+    def filled(self, name: str, data: DataConfig, facts: DataFacts) -> "EncoderConfig":
         """Return the config of the encoder `name` completed from the data; raise UserError if they contradict it."""
         return self
 
@@ -206,7 +207,7 @@ class Encoder(nn.Module):
         return self.hash(embed)
 
     def touch_readers(self, raw: Array, read: bool) -> None:
-        """Run the neck and the embedding token if any part reads their tokens, so that `init` makes their parameters."""
+        """Run the neck and the embedding token if any part reads them, so that `init` makes their parameters."""
         if self.section.necked and (read or parse_pool(self.section.pool)[1] in ("attention", "shared")):
             self.neck(raw)
         if read and self.fusion.aggregated:

@@ -1,13 +1,14 @@
 """A tower whose tokens are already in the data: region or grid tokens computed once by a frozen network."""
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.config_build import limited
+from xmodal_jax.data.config import DataConfig
 from xmodal_jax.models.encoder import EncoderConfig
 from xmodal_jax.models.grid import group_parts, local_map
 from xmodal_jax.types import Array, DataFacts
@@ -26,7 +27,7 @@ class FeaturesConfig(EncoderConfig):
 
     reads: ClassVar[str] = "tokens"
 
-    def module(self, dtype: Any) -> "FeatureTokens":
+    def module(self, dtype: jnp.dtype) -> "FeatureTokens":
         """Build the tower, which has no parameters."""
         return FeatureTokens()
 
@@ -34,7 +35,7 @@ class FeaturesConfig(EncoderConfig):
         """Return shape [N,D] and dtype of the tokens of all caches together."""
         return facts.tokens, "float16"
 
-    def filled(self, name: str, data: Any, facts: DataFacts) -> "FeaturesConfig":
+    def filled(self, name: str, data: DataConfig, facts: DataFacts) -> "FeaturesConfig":
         """Return the config with the token counts of the caches."""
         return replace(self, groups=facts.groups)
 

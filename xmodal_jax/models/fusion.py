@@ -1,8 +1,6 @@
-"""Fusion: in every layer the query, tokens of one encoder, reads the memory, those of another (ALBEF, Li et al. 2021)."""
+"""Fusion: in every layer one encoder's tokens, the query, read another's, the memory (ALBEF, Li et al. 2021)."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,6 +8,7 @@ import jax.numpy as jnp
 
 from xmodal_jax.models.layers import (
     BlockStyle,
+    Reading,
     block_looking,
     block_params,
     block_reading,
@@ -46,14 +45,14 @@ class Fusion(nn.Module):
         """Constants of the fusion blocks, which the decoder runs too."""
         return BlockStyle(self.heads, dropout=self.dropout, remat=self.remat)
 
-    def reader(self, memory: Array, rows: Array | None, mask: Array | None = None) -> Callable[[Params], Any]:
+    def reader(self, memory: Array, rows: Array | None, mask: Array | None = None) -> Callable[[Params], Reading]:
         """Return a function from one layer's parameters to its keys, values and mask.
 
         They are projected once per row of the memory, then gathered for any number of pairs.
         """
         seen = None if mask is None else mask[:, None, None, :]
 
-        def read(cross: Params) -> Any:
+        def read(cross: Params) -> Reading:
             keys, values = (project_heads(cross[name], memory, self.heads) for name in ("key", "value"))
             if rows is None:
                 return keys, values, seen
@@ -64,10 +63,10 @@ class Fusion(nn.Module):
     def cache_memory(self, memory: Array) -> Params:
         """Project memory tokens [B,N,D'] for all layers: keys and values [layers,B,N,heads,d], for any query."""
 
-        def project(cross, name):
-            return project_heads(cross[name], memory, self.heads)
+        def project(layer: Params) -> Array:
+            return project_heads(layer, memory, self.heads)
 
-        return {name: jax.vmap(partial(project, name=name))(self.stack["cross"]) for name in ("key", "value")}
+        return {name: jax.vmap(project)(self.stack["cross"][name]) for name in ("key", "value")}
 
     def cache_query(self, query: Array, mask: Array) -> Array:
         """Run the first layer's self-attention on the query [M,L,D] with mask [M,L], once per row for any memory."""
@@ -81,7 +80,7 @@ class Fusion(nn.Module):
         """
         seen = None if memory_mask is None else memory_mask[:, None, None, :]
 
-        def memory(cross):
+        def memory(cross: Params) -> Reading:
             return (cross["read"]["key"], cross["read"]["value"], seen)
 
         stack = {**self.stack, "cross": {**self.stack["cross"], "read": read}}

@@ -4,9 +4,7 @@ import math
 
 import numpy as np
 
-SUMMARY_TOKENS = {
-    "lite0": 1
-}  # the last tokens of a tower that summarise the whole picture and are pooled for themselves
+SUMMARY_TOKENS = {"lite0": 1}  # a tower's last tokens that summarise the whole picture and are pooled separately
 
 
 def pooling_groups(tower: str, tokens: int) -> tuple[int, ...]:

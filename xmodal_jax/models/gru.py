@@ -5,7 +5,7 @@ vector is the mean of both directions' states at its position; padding enters ne
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,7 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.models.layers import dropout, real_tokens
 from xmodal_jax.models.words import WordConfig
 from xmodal_jax.parallel.rules import whole
-from xmodal_jax.types import Array
+from xmodal_jax.types import Array, Params
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class GruConfig(WordConfig):
     lacks: ClassVar[tuple[str, ...]] = ("decoder", "vocabulary")
     why: ClassVar[str] = "has no blocks that write and no words as wide as its tokens"
 
-    def module(self, dtype: Any) -> "Gru":
+    def module(self, dtype: jnp.dtype) -> "Gru":
         """Build the tower."""
         return Gru(self.vocab_size, self.width, self.words, self.layers, self.dropout, dtype)
 
@@ -62,20 +62,19 @@ class Gru(nn.Module):
     def __call__(self, ids: Array, key: Array | None = None) -> Array:
         """Encode ids [B,L] as tokens [B,L,D], zeros at padding; `key` turns dropout on the word vectors on."""
 
-        def draw(k):
-            return {"word": jax.random.uniform(k, (self.vocab_size, self.words), minval=-0.1, maxval=0.1)}
+        def draw(key: Array) -> Params:
+            return {"word": jax.random.uniform(key, (self.vocab_size, self.words), minval=-0.1, maxval=0.1)}
 
         x = whole(self.param("embed", draw)["word"])[ids].astype(self.dtype)
         x = dropout(x, self.dropout, key)
         real = real_tokens(ids)
         lengths = real.sum(1)
-        rest = jnp.zeros((len(ids), self.width), self.dtype)  # flax's own is float32, and so would all states be
+        start = jnp.zeros((len(ids), self.width), self.dtype)  # flax's own is float32, and would make all states so
         for layer in range(self.layers):
-
-            def run(name, back, x=x, layer=layer):
-                return nn.RNN(
-                    nn.GRUCell(self.width, dtype=self.dtype, name=f"gru_{name}_{layer}"), reverse=back, keep_order=True
-                )(x, initial_carry=rest, seq_lengths=lengths)
-
-            x = 0.5 * (run("forward", False) + run("backward", True))
+            states = []
+            for name in ("forward", "backward"):
+                cell = nn.GRUCell(self.width, dtype=self.dtype, name=f"gru_{name}_{layer}")
+                run = nn.RNN(cell, reverse=name == "backward", keep_order=True)
+                states.append(run(x, initial_carry=start, seq_lengths=lengths))
+            x = 0.5 * (states[0] + states[1])
         return jnp.where(real[:, :, None], x, 0.0)

@@ -1,5 +1,8 @@
 """Small heads on pooled features: joint embedding, matching, token logits and hash codes."""
 
+from functools import reduce
+from operator import add
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -24,8 +27,9 @@ def l2_normalize(x: Array, eps: float = 1e-6) -> Array:
     """Scale the rows of x [..., E] to unit length; a zero row stays zero and its gradient finite.
 
     Example:
-        >>> l2_normalize(jnp.array([[3.0, 4.0], [0.0, 0.0]])).round(3).tolist()
-        [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+        >>> print(l2_normalize(jnp.array([[3.0, 4.0], [0.0, 0.0]])).round(3))
+        [[0.6 0.8]
+         [0.  0. ]]
     """
     return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + eps * eps)
 
@@ -90,7 +94,7 @@ class Aggregator(nn.Module):
         return masked_max(x, jnp.ones(x.shape[:2], bool) if mask is None else mask)
 
 
-BESIDE = 0.1  # start of a token map beside a linear path: the embedding starts close to that path
+AGGREGATOR_START = 0.1  # scale of a token map beside a linear path: the embedding starts close to that path
 
 
 class Projection(nn.Module):
@@ -118,7 +122,7 @@ class Projection(nn.Module):
         """Create the token map and the aggregator; flax makes their parameters only if they run."""
         base, extra = parse_pool(self.pool)
         pools = extra in AGGREGATORS
-        scale = BESIDE if base and pools else 1.0
+        scale = AGGREGATOR_START if base and pools else 1.0
         self.token = TokenMap(self.embed, self.token_hidden if pools else 0, self.dropout, scale)
         self.aggregator = Aggregator(extra)
 
@@ -130,12 +134,11 @@ class Projection(nn.Module):
         `read` [B,D] is the output of the shared encoder, for "+shared".
         """
         base, extra = parse_pool(self.pool)
-        out = self.base_path(raw, tokens, mask, key, read) if base else None
+        paths = [self.base_path(raw, tokens, mask, key, read)] if base else []
         if extra in AGGREGATORS:
             keys = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, 3))
-            pooled = self.aggregator(self.token(raw, keys[0]), mask, keys[1])
-            out = pooled if out is None else out + pooled
-        return l2_normalize(out)
+            paths.append(self.aggregator(self.token(raw, keys[0]), mask, keys[1]))
+        return l2_normalize(reduce(add, paths))
 
     @nn.compact
     def base_path(
@@ -157,6 +160,7 @@ class Projection(nn.Module):
             read = dropout(attention_pool(probe, tokens, mask, self.heads), self.dropout, keys[2])
             out = out + dense(self.param("attended", dense_params, read.shape[-1], self.embed, 0.0), read)
         if extra == "shared":
+            assert read is not None, "`CrossModal.embed` runs the shared encoder for this pool"
             read = dropout(read.astype(jnp.float32), self.dropout, keys[2])
             out = out + dense(self.param("reasoned", dense_params, read.shape[-1], self.embed, 0.0), read)
         return out
@@ -201,7 +205,7 @@ class MatchHead(nn.Module):
         """Return float32 logits [b,2] from fused [b,L,D], mask [b,L] and the pair's unit embeddings, [b,E] each."""
         parts = [fused[:, 0].astype(jnp.float32), masked_mean(fused, mask)]
         if self.agreement:
-            parts.append(image * text * image.shape[-1])  # of order one, whatever the width
+            parts.append(image * text * image.shape[-1])  # scaled to order one, whatever the width
         pooled = dropout(jnp.concatenate(parts, axis=-1), self.dropout, key)
         width = pooled.shape[-1]
         x = jax.nn.gelu(dense(self.param("up", dense_params, width, width // 2, fan_in(width)), pooled))
@@ -261,10 +265,10 @@ class HashHead(nn.Module):
 
     - "tanh": tanh, in (-1, 1).
     - "sign": the sign of tanh, exactly -1 or +1, with the gradient of tanh; losses see the code that is searched.
-    - "select" (DCHMT, Tu et al. 2022): a softmax over two logits for each bit, p0 and p1; the relaxed code is p1 - p0, in
-      (-1, 1). DCHMT keeps the 2K numbers p side by side. As p0 = 1 - p1, two codes differ in both numbers of a bit by the
-      same amount, half the difference of p1 - p0: the squared distance of the 2K-vectors is that of the K-vectors
-      divided by 2, so every loss takes [B,K].
+    - "select" (DCHMT, Tu et al. 2022): a softmax over two logits for each bit, p0 and p1; the relaxed code is p1 - p0,
+      in (-1, 1). DCHMT keeps the 2K numbers p side by side. As p0 = 1 - p1, two codes differ in both numbers of a bit
+      by the same amount, half the difference of p1 - p0: the squared distance of the 2K-vectors is that of the
+      K-vectors divided by 2, so every loss takes [B,K].
 
     The hidden layer's activation is GELU, ReLU for "select" as in DCHMT.
     """

@@ -1,9 +1,9 @@
 """Transformer layers as pure functions over plain dicts of parameters.
 
 A stack of layers is one dict whose leaves carry a leading layer axis; `scan_blocks` walks it with `lax.scan`, so a deep
-tower compiles as fast as one layer and rematerialisation works on every backend (on CPU `jax.checkpoint` does nothing to
-an unrolled loop). Modules keep such a dict as one linen parameter, which lets the captioning decoder run the text
-tower's layers with its own self-attention by swapping one entry of the dict.
+tower compiles as fast as one layer and rematerialisation works on every backend (on CPU `jax.checkpoint` does not
+affect an unrolled loop). Modules keep such a dict as one linen parameter, which lets the captioning decoder run the
+text tower's layers with its own self-attention by swapping one entry of the dict.
 
 Parameter layout of one block (PyTorch's transformer, post- or pre-norm):
 
@@ -14,7 +14,7 @@ Parameter layout of one block (PyTorch's transformer, post- or pre-norm):
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,12 @@ POLICIES: dict[str, Callable | None] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    # What "dots" keeps, kept in the host's memory instead: for accelerators (`xmodal plan` says what it saves).
+    # Keeps the same as "dots", in the host's memory: for accelerators (`xmodal plan` tells the saving).
     "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
 }
+
+
+Reading = tuple[Array, Array, Array | None]  # keys and values [b,N,heads,d] of cross-attention, and its mask
 
 
 class BlockStyle(NamedTuple):
@@ -122,8 +125,8 @@ def pick_rows(x: Array, rows: Array) -> Array:
     rows of x (b = G * m): when the blocks do not cross devices, no row does.
     """
 
-    def take(own, index):
-        return own.at[index].get(mode="promise_in_bounds")
+    def take(block: Array, index: Array) -> Array:
+        return block.at[index].get(mode="promise_in_bounds")
 
     if rows.ndim == 1:
         return take(x, rows)
@@ -198,7 +201,7 @@ def block(
     params: Params,
     x: Array,
     mask: Array | None,
-    memory: Any = None,
+    memory: Reading | None = None,
     key: Array | None = None,
 ) -> Array:
     """Run one transformer block on x [b,L,D].
@@ -215,7 +218,9 @@ def block_looking(style: BlockStyle, params: Params, x: Array, mask: Array | Non
     return _residual(style, attention["norm"], x, key, lambda y: self_attention(attention, y, mask, style.heads))
 
 
-def block_reading(style: BlockStyle, params: Params, x: Array, memory: Any, keys: Any = (None, None)) -> Array:
+def block_reading(
+    style: BlockStyle, params: Params, x: Array, memory: Reading | None, keys: Array | tuple[None, None] = (None, None)
+) -> Array:
     """Run the rest of a block: cross-attention, unless `memory` is None, and the MLP."""
     if memory is not None:
         cross = params["cross"]
@@ -235,7 +240,7 @@ def scan_blocks(
     stack: Params,
     x: Array,
     mask: Array | None,
-    memory: Callable[[Params], Any] | None = None,
+    memory: Callable[[Params], Reading] | None = None,
     key: Array | None = None,
 ) -> Array:
     """Run x [b,L,D] through all layers of `stack` under the remat policy `style.remat`.

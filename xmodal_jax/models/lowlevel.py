@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 from xmodal_jax.types import Array
 
-SIDE = 64  # pixels that the parts are computed on
-CELLS = 8  # cells a side, of the thumbnail and of the edge histograms
-BINS = 8  # edge orientations over half a turn
-LEVELS = 4  # of each colour channel in the histogram
+SIDE = 64  # pixels of a side of the small picture that all parts are computed on
+CELLS = 8  # cells of a side of the thumbnail and of the edge histograms
+BINS = 8  # edge orientations in half a turn
+LEVELS = 4  # levels of each colour channel in the histogram
 
 
 def small(image: Array) -> Array:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import jax.numpy as jnp
+
 from xmodal_jax.config_build import limited
 from xmodal_jax.errors import UserError
 from xmodal_jax.models.encoder import EncoderConfig
@@ -31,7 +33,7 @@ class PixelConfig(EncoderConfig):
         """Mean and standard deviation of pixels in 0..1 as the tower reads them."""
         return self.pixel_mean or self.standard[0], self.pixel_std or self.standard[1]
 
-    def pixels(self, dtype: Any) -> dict[str, Any]:
+    def pixels(self, dtype: jnp.dtype) -> dict[str, Any]:
         """Return the arguments that every tower of pixels is built with."""
         return {"mean": self.statistics[0], "std": self.statistics[1], "dtype": dtype}
 

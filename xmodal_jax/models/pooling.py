@@ -91,7 +91,7 @@ def dropped_tokens(key: Array, mask: Array, share: float = 0.2) -> Array:
 
 
 def position_encoding(count: int, width: int = 32) -> np.ndarray:
-    """Return interleaved sines and cosines of positions 0 ... count - 1, float32 [count, width] (Vaswani et al. 2017)."""
+    """Return interleaved sines and cosines of positions 0 ... count - 1, [count, width] (Vaswani et al. 2017)."""
     angle = np.arange(count)[:, None] * np.exp(np.arange(0, width, 2) * (-np.log(10000.0) / width))[None, :]
     return np.stack([np.sin(angle), np.cos(angle)], axis=2).reshape(count, width).astype(np.float32)
 
@@ -126,17 +126,16 @@ class GPO(nn.Module):
 
     @nn.compact
     def weights(self, sizes: tuple[int, ...]) -> Array:
-        """Return theta float32 [len(sizes), max(sizes)]: a row sums to 1 over its first n positions, and is 0 behind."""
+        """Return theta float32 [len(sizes), max(sizes)]: a row sums to 1 over n positions, and is 0 behind."""
         count, lengths = max(sizes), jnp.asarray(sizes, jnp.int32)
         encoded = jnp.asarray(position_encoding(count))
         encoded = jnp.broadcast_to(encoded[None], (len(sizes), *encoded.shape))
 
-        def run(name, back):
-            return nn.RNN(nn.GRUCell(self.hidden, name=name), reverse=back, keep_order=True)(
-                encoded, seq_lengths=lengths
-            )
-
-        both = 0.5 * (run("forward", False) + run("backward", True))
+        states = []
+        for name in ("forward", "backward"):
+            run = nn.RNN(nn.GRUCell(self.hidden, name=name), reverse=name == "backward", keep_order=True)
+            states.append(run(encoded, seq_lengths=lengths))
+        both = 0.5 * (states[0] + states[1])
         score = nn.Dense(1, use_bias=False, name="score")(both)[:, :, 0] / self.temperature
         real = jnp.arange(count)[None, :] < lengths[:, None]
         return jax.nn.softmax(jnp.where(real, score, jnp.finfo(jnp.float32).min), axis=1)

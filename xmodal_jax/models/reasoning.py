@@ -16,7 +16,8 @@ from xmodal_jax.types import Array
 class SharedEncoder(nn.Module):
     """One set of blocks for both sides: tokens [B,N,D] -> output [B,D] of the side's learned first token."""
 
-    names: tuple[str, ...]  # of the encoders
+    names: tuple[str, ...]
+    """Names of the encoders."""
     width: int
     layers: int = 2
     heads: int = 4
@@ -27,15 +28,12 @@ class SharedEncoder(nn.Module):
     def setup(self) -> None:
         """Create a first token for each side and the stack of blocks."""
 
-        def draw(key):
+        def draw(key: Array) -> Array:
             return 0.02 * jax.random.normal(key, (1, 1, self.width))
 
         self.first = {side: self.param(f"{side}_cls", draw) for side in self.names}
-
-        def make(key):
-            return block_params(key, self.width, self.hidden)
-
-        self.stack = self.param("layers", stack_params, self.layers, make)
+        width, hidden = self.width, self.hidden
+        self.stack = self.param("layers", stack_params, self.layers, lambda key: block_params(key, width, hidden))
 
     def __call__(self, side: str, tokens: Array, mask: Array | None, key: Array | None = None) -> Array:
         """Encode tokens [B,N,D] of the encoder `side`, of which `mask` [B,N] are real (None: all) -> [B,D]."""

@@ -16,7 +16,7 @@ layers compile as fast as 50.
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -31,17 +31,15 @@ from xmodal_jax.models.layers import POLICIES, dense, spread, stack_params
 from xmodal_jax.models.pixels import PixelConfig, Statistics
 from xmodal_jax.types import Array, Params
 
-STAGES = {  # depth: blocks of each stage; 14 and 26 are small ones for few pictures and for tests
+STAGES = {  # depth: blocks of each stage; 14 and 26 are for few pictures and for tests
     14: (1, 1, 1, 1),
     26: (2, 2, 2, 2),
     50: (3, 4, 6, 3),
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-MEAN, STD = (
-    (0.485, 0.456, 0.406),
-    (0.229, 0.224, 0.225),
-)  # of ImageNet, as torchvision's and Hugging Face's weights read
+# ImageNet's statistics, which torchvision's and Hugging Face's weights expect.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def conv_params(key: Array, shape: tuple[int, ...], gain: float = 2.0) -> Params:
@@ -128,7 +126,7 @@ class ResNetConfig(PixelConfig):
 
     standard: ClassVar[Statistics] = (MEAN, STD)
 
-    def module(self, dtype: Any) -> "ResNet":
+    def module(self, dtype: jnp.dtype) -> "ResNet":
         """Build the tower."""
         return ResNet(self.depth, self.width, remat=self.remat, **self.pixels(dtype))
 

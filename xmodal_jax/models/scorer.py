@@ -76,18 +76,19 @@ class FusionScorer(nn.Module):
 
     def __call__(self, one: Side, two: Side) -> Array:
         """Return log-odds [b] of aligned rows."""
+        assert two.mask is not None, "fusion's query has a mask, as all words do"
         fused = self.fusion(one.tokens, two.tokens, two.mask, memory_mask=one.mask)
-        return self._odds(fused, one.embed, two)
+        return self._odds(fused, two.mask, one.embed, two.embed)
 
     def fuse_cached(
         self, read: Params, begun: Array, one: Array, two: Array, mask: Array, read_mask: Array | None = None
     ) -> Array:
         """Return the same log-odds from `Fusion.cache_memory` and `Fusion.cache_query`, embeddings [b,E] and masks."""
-        return self._odds(self.fusion.fuse_cached(read, begun, mask, read_mask), one, Side(begun, two, mask))
+        return self._odds(self.fusion.fuse_cached(read, begun, mask, read_mask), mask, one, two)
 
-    def _odds(self, fused: Array, one: Array, two: Side) -> Array:
+    def _odds(self, fused: Array, mask: Array, one: Array, two: Array) -> Array:
         """Return the match logit minus the mismatch logit [b] of fused tokens."""
-        logits = self.match(fused, two.mask, one, two.embed)
+        logits = self.match(fused, mask, one, two)
         return logits[:, 1] - logits[:, 0]
 
 

@@ -8,7 +8,7 @@ gets no gradient: a checkpoint has it, and evaluation needs no data.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -52,10 +52,10 @@ def tfidf_weights(ids: Array, idf: Array) -> Array:
 def tfidf_vectors(ids: Array, idf: Array) -> Array:
     """Return the TF-IDF vectors float32 [B,V] of ids [B,L], of length one, for distances between few captions."""
 
-    def row(words, weights):
+    def vector(words: Array, weights: Array) -> Array:
         return jnp.zeros(idf.shape, jnp.float32).at[words].add(weights)
 
-    return jax.vmap(row)(ids, tfidf_weights(ids, idf))
+    return jax.vmap(vector)(ids, tfidf_weights(ids, idf))
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class TfIdfConfig(WordConfig):
     lacks: ClassVar[tuple[str, ...]] = ("fusion", "decoder", "vocabulary", "locals")
     why: ClassVar[str] = "keeps no words to read"
 
-    def module(self, dtype: Any) -> "TfIdf":
+    def module(self, dtype: jnp.dtype) -> "TfIdf":
         """Build the tower."""
         return TfIdf(self.vocab_size, self.width, self.dropout, dtype)
 

@@ -4,7 +4,7 @@ Parity with Hugging Face's `ViTModel` is tested; `convert/huggingface.py` maps t
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -30,8 +30,8 @@ from xmodal_jax.models.layers import (
 from xmodal_jax.models.pixels import PixelConfig, Statistics
 from xmodal_jax.types import Array
 
-MEAN = STD = (0.5, 0.5, 0.5)  # as the original code reads pixels; weights may say other numbers (convert/described.py)
-EPS = 1e-6  # the original code's; Hugging Face's configs say 1e-12, a relative 5e-7 where the variance is one
+MEAN = STD = (0.5, 0.5, 0.5)  # the original code's; weights may come with other numbers (convert/described.py)
+EPS = 1e-6  # the original code's; Hugging Face's configs have 1e-12, a relative 5e-7 where the variance is one
 
 
 def patchify(image: Array, patch: int) -> Array:
@@ -40,8 +40,7 @@ def patchify(image: Array, patch: int) -> Array:
     Patches are in row-major order. Raises UserError when a side is no multiple of `patch`.
     """
     batch, height, width, channels = image.shape
-    whole = height % patch == 0 and width % patch == 0
-    if not whole:
+    if height % patch or width % patch:
         raise UserError(f"image.size: {height} x {width} pixels do not divide into patches of {patch}; use a multiple.")
     rows, columns = height // patch, width // patch
     cells = image.reshape(batch, rows, patch, columns, patch, channels).transpose(0, 1, 3, 2, 4, 5)
@@ -73,7 +72,7 @@ class ViTConfig(PixelConfig):
 
     standard: ClassVar[Statistics] = (MEAN, STD)
 
-    def module(self, dtype: Any) -> "ViT":
+    def module(self, dtype: jnp.dtype) -> "ViT":
         """Build the tower."""
         shape = {
             name: getattr(self, name) for name in ("patch", "width", "layers", "heads", "hidden", "dropout", "remat")
@@ -83,7 +82,7 @@ class ViTConfig(PixelConfig):
     def check(self, where: str) -> None:
         """Refuse pictures that do not divide into whole patches."""
         super().check(where)
-        if self.size % self.patch != 0:
+        if self.size % self.patch:
             raise UserError(
                 f"{where}.size is {self.size}, not a multiple of {where}.patch={self.patch}; write a multiple"
             )
@@ -136,8 +135,7 @@ class ViT(nn.Module):
         """Embed uint8 image [B,H,W,3] as [CLS] and patches with their positions [B,N+1,D]."""
         patches = dense(self.embed, patchify(self.normalise(image), self.patch).astype(self.dtype))
         expected = self.position.shape[1] - 1
-        fits = patches.shape[1] == expected
-        if not fits:
+        if patches.shape[1] != expected:
             raise UserError(
                 f"image: {patches.shape[1]} patches, but the tower was built for {expected}; set image.size."
             )

@@ -1,9 +1,10 @@
 """The base of encoders that read words: a tokenizer, and the ids that may be predicted."""
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from xmodal_jax.config_build import limited
+from xmodal_jax.data.config import DataConfig
 from xmodal_jax.errors import UserError
 from xmodal_jax.models.encoder import EncoderConfig
 from xmodal_jax.models.layers import real_tokens
@@ -34,13 +35,13 @@ class WordConfig(EncoderConfig):
         """Return shape [L] and dtype of a text's ids."""
         return (self.length,), "int32"
 
-    def filled(self, name: str, data: Any, facts: DataFacts) -> "WordConfig":
+    def filled(self, name: str, data: DataConfig, facts: DataFacts) -> "WordConfig":
         """Return the config with the size of the tokenizer's vocabulary."""
         sizes = [facts.vocabularies[field].vocab_size for field in data.fields_of(name)]
         if self.vocab_size not in (0, sizes[0]):
             raise UserError(
-                f"config.encoders.{name}.vocab_size is {self.vocab_size}, but the tokenizer '{self.tokenizer}' has {sizes[0]} ids; "
-                f"write {sizes[0]} or leave it 0"
+                f"config.encoders.{name}.vocab_size is {self.vocab_size}, but the tokenizer '{self.tokenizer}' has "
+                f"{sizes[0]} ids; write {sizes[0]} or leave it 0"
             )
         return replace(self, vocab_size=sizes[0])
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from xmodal_jax.config import Config
 from xmodal_jax.config_build import EPOCHS, build
 from xmodal_jax.data.fields import batch_fields
 from xmodal_jax.errors import UserError
@@ -19,7 +20,7 @@ from xmodal_jax.objectives.sigmoid import SigLIP
 from xmodal_jax.plugins import find_class
 from xmodal_jax.types import DataFacts
 
-OBJECTIVES: dict[str, type] = {
+OBJECTIVES: dict[str, type[Objective]] = {
     "itc": ITC,
     "siglip": SigLIP,
     "ims": IMS,
@@ -55,7 +56,7 @@ def build_objectives(section: dict[str, Any], rows: int = 0) -> dict[str, Object
         fields = dict(fields)
         cls = find_class(fields.pop("kind", name), f"{where}.kind", OBJECTIVES, Objective)
         if "name" in fields:
-            raise UserError(f"{where}.name is {fields.get('name')!r}; the entry's own key is its name")
+            raise UserError(f"{where}.name is {fields['name']!r}; the entry's own key is its name")
         objective = build(cls, fields | {"name": name}, where)
         if objective.weight != 0:
             built[name] = objective
@@ -67,7 +68,7 @@ def build_objectives(section: dict[str, Any], rows: int = 0) -> dict[str, Object
     return built
 
 
-def fit_objectives(objectives: dict[str, Objective], config: Any, facts: DataFacts) -> dict[str, Objective]:
+def fit_objectives(objectives: dict[str, Objective], config: Config, facts: DataFacts) -> dict[str, Objective]:
     """Complete the objectives from the data; raise UserError if one does not fit the config or the data."""
     for name, item in objectives.items():
         where = f"config.objectives.{name}"
@@ -77,7 +78,7 @@ def fit_objectives(objectives: dict[str, Objective], config: Any, facts: DataFac
     return {name: in_steps(item, facts).fitted(facts) for name, item in objectives.items()}
 
 
-def refuse_unread(objective: Objective, where: str, config: Any, facts: DataFacts) -> None:
+def refuse_unread(objective: Objective, where: str, config: Config, facts: DataFacts) -> None:
     """Refuse an objective that reads a field which the batch does not have."""
     have = batch_fields(config, facts)
     for field in objective.reads:
@@ -92,29 +93,26 @@ def refuse_period(objective: Objective, where: str) -> None:
         raise UserError(f"{where}.period is {period!r}; write a number of steps such as 1000, or '2 epochs'")
 
 
-def hint(field: str, config: Any) -> str:
+def hint(field: str, config: Config) -> str:
     """Return advice on how the config can give a batch the missing `field`."""
     name, _, what = field.partition("/")
     if what == "teacher":
         return "write config.data.embeddings=NAME, made by `xmodal data embed`"
+    if field == "labels" and config.data.labels:
+        return "the data set has no labels: write by_label=False"
     if field == "labels":
-        known = (
-            "write config.data.labels=True"
-            if not config.data.labels
-            else "the data set has no labels: write by_label=False"
-        )
-        return known
-    seen = name.rstrip("2") if name.rstrip("2") in config.data.fields else next(iter(config.data.fields))
-    return (
-        f"add config.data.fields.{name}, such as {{'of': '{seen}'}}, or write some of {', '.join(config.data.fields)}"
-    )
+        return "write config.data.labels=True"
+    fields = config.data.fields
+    seen = name.rstrip("2") if name.rstrip("2") in fields else next(iter(fields))
+    return f"add config.data.fields.{name}, such as {{'of': '{seen}'}}, or write some of {', '.join(fields)}"
 
 
 def refuse_uneven(objective: Objective, rows: int, where: str) -> None:
     """Refuse an `every` that does not divide the batch of `rows` (0: any)."""
-    if rows and rows % objective.every != 0:
+    if rows and rows % objective.every:
         raise UserError(
-            f"{where}.every is {objective.every}, which does not divide the batch of {rows} rows; write a divisor, 1 for all rows"
+            f"{where}.every is {objective.every}, which does not divide the batch of {rows} rows; write a divisor, "
+            "1 for all rows"
         )
 
 
@@ -122,7 +120,7 @@ def refuse_alone(objectives: dict[str, Objective], rows: int) -> None:
     """Refuse a batch of `rows` (0: any) that leaves a loss one row and no queue, and thus no negative."""
     for name in lonely(objectives):
         own = rows // objectives[name].every
-        if rows != 0 and own <= 1:
+        if rows and own <= 1:
             raise UserError(
                 f"config.objectives.{name} tells a row from others, and has {own} row of config.batch_size={rows}; "
                 "write a larger batch_size"
@@ -143,8 +141,9 @@ def refuse_mixed_rings(objectives: dict[str, Objective]) -> None:
             other, theirs = first.setdefault(place, (name, how))
             if how != theirs:
                 raise UserError(
-                    f"config.objectives.{other} ({theirs}) and config.objectives.{name} ({how}) put different keys into one ring, "
-                    f"'{place}'; write config.objectives.{name}.keys='{name}' for a ring of its own, or queue=0"
+                    f"config.objectives.{other} ({theirs}) and config.objectives.{name} ({how}) put different keys "
+                    f"into one ring, '{place}'; write config.objectives.{name}.keys='{name}' for a ring of its own, "
+                    "or queue=0"
                 )
 
 

@@ -10,16 +10,17 @@ TCL's sum (i2t + t2i + i2i + t2t + lmi_image + lmi_text) / 6 is itc, ims and lmi
 
 import abc
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from xmodal_jax.config import Config
 from xmodal_jax.data.config import PAIR
 from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward, stop
 from xmodal_jax.models.pooling import AGGREGATORS, parse_pool
-from xmodal_jax.objectives.base import Objective, Term, marks, mean_over, row_weight, same
+from xmodal_jax.objectives.base import Objective, Term, add_all, marks, mean_over, row_weight, same
 from xmodal_jax.objectives.contrastive import KEYS, dense_softmax
 from xmodal_jax.types import NEVER, Array, Batch, DataFacts
 
@@ -40,7 +41,7 @@ class Sided(Objective, abc.ABC):
 
     def check(self, where: str) -> None:
         """Refuse an empty list of fields, and a field named twice."""
-        if len(self.sides) == 0 or len(set(self.sides)) != len(self.sides):
+        if not self.sides or len(set(self.sides)) != len(self.sides):
             raise UserError(
                 f"{where}.sides is {self.sides}; write each field once, such as ('image', 'text') or ('image',)"
             )
@@ -57,8 +58,8 @@ class Sided(Objective, abc.ABC):
         """Average the losses over the fields, [B]."""
         losses = {side: self.side(fwd, batch, side) for side in self.sides}
         here = {side: row_weight(batch, (side,)) for side in self.sides}
-        count = sum(here.values())
-        values = sum(losses[side] * here[side] for side in losses) / jnp.maximum(count, 1.0)
+        count = add_all(here.values())
+        values = add_all(losses[side] * here[side] for side in losses) / jnp.maximum(count, 1.0)
         metrics = {side: mean_over(losses[side], here[side]) for side in losses}
         return Term(values, (count > 0).astype(jnp.float32), metrics)
 
@@ -93,9 +94,9 @@ class IMS(Sided):
         queue = None if ring is None or side not in ring else {"embed": ring[side]} | self.marks(ring, side)
         if queue is not None:  # a ring has the caption keys of the fields that fill it
             matched = {name: rows for name, rows in matched.items() if name in queue}
-        rows = {"embed": fwd.encode(side).embed} | matched
+        rows = {"embed": fwd.encode(side).unit} | matched
         scalars = {"temperature": fwd.temperature(), "alpha": jnp.float32(0.0)}
-        return dense_softmax(rows, {"embed": stop(fwd.teacher.encode(other).embed)} | matched, queue, scalars)[0]
+        return dense_softmax(rows, {"embed": stop(fwd.teacher.encode(other).unit)} | matched, queue, scalars)[0]
 
 
 def global_to_local(embed: Array, local: Array, mask: Array | None, negative: Array, temperature: Array) -> Array:
@@ -148,15 +149,16 @@ class LMIM(Sided):
         """Local features and the temperature."""
         return frozenset({"locals", "temperature"})
 
-    def check_fit(self, where: str, config: Any, facts: DataFacts) -> None:
+    def check_fit(self, where: str, config: Config, facts: DataFacts) -> None:
         """Refuse `momentum` with a head without an aggregator: its local features would never learn."""
         for side in self.sides if self.momentum else ():
             encoder = config.data.fields[side].encoder
             pool = config.encoders[encoder].pool
             if parse_pool(pool)[1] not in AGGREGATORS:
                 raise UserError(
-                    f"{where} takes local features of the teacher, and with config.encoders.{encoder}.pool='{pool}' nothing trains "
-                    f"them; write a pool with an aggregator such as 'mean+gpo', or {where}.momentum=False"
+                    f"{where} takes local features of the teacher, and with config.encoders.{encoder}.pool='{pool}' "
+                    "nothing trains them; write a pool with an aggregator such as 'mean+gpo', or "
+                    f"{where}.momentum=False"
                 )
 
     def side(self, fwd: Forward, batch: Batch, side: str) -> Array:
@@ -165,4 +167,4 @@ class LMIM(Sided):
         local = stop(local) if self.momentum else local
         matched = self.marks(batch, side)
         negative = ~same(matched, matched) & (matched["id"] != NEVER)[None, :]
-        return global_to_local(fwd.encode(side).embed, local, mask, negative, fwd.temperature())
+        return global_to_local(fwd.encode(side).unit, local, mask, negative, fwd.temperature())

@@ -6,6 +6,7 @@ averaged as one batch. The config names objectives in a dict, and that dict is t
 
 import dataclasses
 import functools
+import operator
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,9 +15,11 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from xmodal_jax.config import Config
 from xmodal_jax.data.fields import batch_fields
 from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward
+from xmodal_jax.models.crossmodal import CrossModal
 from xmodal_jax.types import NEVER, Array, Batch, DataFacts, Metrics, Schedule, Steps
 
 
@@ -128,14 +131,14 @@ class Objective:
             if one.metadata.get("positive") and not value > 0:
                 raise UserError(f"{where}.{one.name} is {value}; write a number above 0, such as {one.default}")
 
-    def check_fit(self, where: str, config: Any, facts: DataFacts) -> None:
+    def check_fit(self, where: str, config: Config, facts: DataFacts) -> None:
         """Refuse values that do not fit the config or the data, of which `facts` may know nothing yet (zeros)."""
 
     def fitted(self, facts: DataFacts) -> "Objective":
         """Return the objective completed from the data, such as with the ids of special tokens."""
         return self
 
-    def memory(self, model: Any, facts: DataFacts) -> dict[str, Any]:
+    def memory(self, model: CrossModal, facts: DataFacts) -> dict[str, Any]:
         """Return the rings and tables it needs in the train state: {name: {field: array with leading axis rows}}."""
         return {}
 
@@ -164,7 +167,7 @@ class Paired(Objective):
         """The fields of the pair."""
         return self.pair
 
-    def empty(self, model: Any, facts: DataFacts, rows: int, widths: dict[str, int]) -> dict[str, Any]:
+    def empty(self, model: CrossModal, facts: DataFacts, rows: int, widths: dict[str, int]) -> dict[str, Any]:
         """Return its ring or table of `rows` empty places (none for 0): features of `widths`, and `ring_marks`."""
         if not rows:
             return {}
@@ -200,6 +203,13 @@ def steps_of(value: float | str, facts: DataFacts) -> float:
     return max(1, round(float(value.split()[0]) * facts.steps_per_epoch))
 
 
+def counted(steps: Steps) -> int:
+    """Return a number of steps; raise ValueError for epochs, which `in_steps` converts before training."""
+    if isinstance(steps, str):
+        raise ValueError(f"{steps!r} is not a number of steps; call `in_steps` on the objective first")
+    return steps
+
+
 def at(schedule: Schedule, step: Array | int) -> Array:
     """Evaluate a schedule at `step`: a number, or straight lines between ((step, value), ...).
 
@@ -213,9 +223,14 @@ def at(schedule: Schedule, step: Array | int) -> Array:
     return jnp.interp(jnp.asarray(step, jnp.float32), steps, values)
 
 
-def ramped(value: float, steps: int, step: Array | int) -> Array:
+def ramped(value: float, steps: Steps, step: Array | int) -> Array:
     """Return `value` at `step` of a straight climb from 0 over the first `steps` steps; 0: no climb."""
-    return jnp.float32(value) * (at(((0, 0.0), (steps, 1.0)), step) if steps else jnp.float32(1.0))
+    return jnp.float32(value) * (at(((0, 0.0), (counted(steps), 1.0)), step) if steps else jnp.float32(1.0))
+
+
+def add_all(parts: Iterable[Array]) -> Array:
+    """Add at least one array; unlike `sum` the result is never a plain number."""
+    return functools.reduce(operator.add, parts)
 
 
 def products(left: Array, right: Array) -> Array:
@@ -241,7 +256,7 @@ def row_weight(batch: Batch, fields: Iterable[str]) -> Array:
 
 
 def marks(batch: Batch, fields: Iterable[str]) -> Batch:
-    """Return the entries [B] that decide which rows match: caption keys, and `id`, NEVER if one of `fields` is missing."""
+    """Return the entries [B] that decide which rows match: caption keys, and `id`, NEVER if a field is missing."""
     here, names = present(batch, fields), [f"{field}/key" for field in fields]
     ids = batch["id"] if here is None else jnp.where(here, batch["id"], NEVER)
     return {"id": ids} | {name: batch[name] for name in names if name in batch}

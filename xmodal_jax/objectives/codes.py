@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from xmodal_jax.forward import Forward
-from xmodal_jax.objectives.base import Paired, Term, marks, products, row_weight, same
+from xmodal_jax.objectives.base import Paired, Term, add_all, marks, products, row_weight, same
 from xmodal_jax.types import Array, Batch, Metrics
 
 Losses = tuple[Array, Metrics]
@@ -88,6 +88,6 @@ class CodeLoss(Paired):
         rows = batch_rows(batch, self.pair, self.by_label)
         shared, pairs = self.shared(fwd, batch, rows, key), list(zip(*map(fwd.codes, self.pair), strict=True))
         found = [self.values(shared, rows, one, two) for one, two in pairs]
-        values = sum(values for values, _ in found) / len(found)
+        values = add_all(values for values, _ in found) / len(found)
         each = {f"loss_{one.shape[1]}": rows.mean(part) for (one, _), (part, _) in zip(pairs, found, strict=True)}
         return Term(values, rows.real, found[-1][1] | (each if len(found) > 1 else {}))

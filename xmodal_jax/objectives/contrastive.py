@@ -9,9 +9,11 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from xmodal_jax.config import Config
 from xmodal_jax.config_build import limited
 from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward, stop
+from xmodal_jax.models.crossmodal import CrossModal
 from xmodal_jax.objectives.base import (
     Paired,
     Steps,
@@ -27,7 +29,7 @@ from xmodal_jax.objectives.base import (
 from xmodal_jax.parallel.ring import Scalars, Softmax, contrast
 from xmodal_jax.types import NEVER, Array, Batch, DataFacts
 
-KEYS = "keys"  # the ring of the teacher's keys
+KEYS = "keys"  # name of the ring of the teacher's keys
 
 
 def hard_targets(positive: Array) -> Array:
@@ -69,8 +71,8 @@ def direction(
         >>> embed, ids = jnp.eye(2), jnp.array([3, 4])
         >>> positive, valid = ids[:, None] == ids[None, :], jnp.ones(2, bool)
         >>> losses, logits = direction(embed, embed, positive, valid, jnp.float32(0.5), None, jnp.float32(0.0))
-        >>> logits.tolist(), losses.round(3).tolist() == [0.127] * 2
-        ([[2.0, 0.0], [0.0, 2.0]], True)
+        >>> print(losses.round(3), logits.tolist())
+        [0.127 0.127] [[2.0, 0.0], [0.0, 2.0]]
     """
     logits = masked(products(query, keys) / temperature, valid)
     targets = hard_targets(positive & valid[None, :])
@@ -142,23 +144,23 @@ class Contrast(Paired):
         made = f"queue={self.queue}, bridge={self.bridge}"
         return {f"{self.keys}/{field}": made for field in self.pair} if self.queue else {}
 
-    def memory(self, model: Any, facts: DataFacts) -> dict[str, Any]:
+    def memory(self, model: CrossModal, facts: DataFacts) -> dict[str, Any]:
         """Return one ring of records: the keys of both fields, id and caption keys of a row share one cursor."""
         return self.empty(model, facts, self.queue, dict.fromkeys(self.pair, model.config.joint.embed))
 
     def records(self, fwd: Forward, batch: Batch, query: str, key: str) -> tuple[Batch, Batch, Batch | None]:
         """Return rows of the student's `query` field, and the batch's and the queue's keys of the `key` field."""
         matched = marks(batch, self.pair)
-        own = fwd.encode(key).embed if self.student_keys else self.momentum_key(fwd, key)
-        rows, keys = {"embed": fwd.encode(query).embed} | matched, {"embed": own} | matched
+        own = fwd.encode(key).unit if self.student_keys else self.momentum_key(fwd, key)
+        rows, keys = {"embed": fwd.encode(query).unit} | matched, {"embed": own} | matched
         ring = fwd.memory.get(self.keys) if self.queue else None
         return rows, keys, None if ring is None else {"embed": ring[key]} | marks(ring, self.pair)
 
     def momentum_key(self, fwd: Forward, field: str) -> Array:
         """Return the teacher's unit embeddings [B,E] of one field, through the bridge if the config says so."""
         if self.bridged(fwd, field):
-            return fwd.bridge(field)[0].embed
-        return fwd.teacher.encode(field).embed
+            return fwd.bridge(field)[0].unit
+        return fwd.teacher.encode(field).unit
 
     def bridged(self, fwd: Forward, field: str) -> bool:
         """Return True if the teacher's keys of `field` cross the residual attention."""
@@ -174,7 +176,7 @@ class Contrast(Paired):
 
 def drift(fwd: Forward, field: str, key: Array) -> Array:
     """Return 1 - cosine of the student's embeddings of `field` and unit embeddings `key` [B,E], averaged over rows."""
-    own = stop(fwd.encode(field).embed).astype(jnp.float32)
+    own = stop(fwd.encode(field).unit).astype(jnp.float32)
     apart = 1.0 - (own * stop(key).astype(jnp.float32)).sum(1)
     return mean_over(apart, row_weight(fwd.batch, (field,)))
 
@@ -187,8 +189,8 @@ class ITC(Contrast):
 
     Example:
         >>> clip = ITC(student_keys=True, queue=0, alpha=0.0)
-        >>> clip.reads, clip.memory(model=None, facts=DataFacts())
-        (('image', 'text'), {})
+        >>> clip.reads, sorted(clip.parts), clip.fills
+        (('image', 'text'), ['temperature'], {})
     """
 
     alpha: float = limited(0.4, least=0, most=1)
@@ -212,18 +214,18 @@ class ITC(Contrast):
                 "student_keys or bridge they are others; write one of them"
             )
 
-    def check_fit(self, where: str, config: Any, facts: DataFacts) -> None:
+    def check_fit(self, where: str, config: Config, facts: DataFacts) -> None:
         """Refuse keys of a second view that the batch does not have."""
         if self.second_view_keys and not any(config.data.other_view(field) for field in self.pair):
             raise UserError(
-                f"{where}.second_view_keys is True, and no field of config.data.fields is another view of {self.pair}; write "
-                f"config.data.fields.{self.pair[0]}2={{'of': '{self.pair[0]}'}}, or second_view_keys=False"
+                f"{where}.second_view_keys is True, and no field of config.data.fields is another view of {self.pair}; "
+                f"write config.data.fields.{self.pair[0]}2={{'of': '{self.pair[0]}'}}, or second_view_keys=False"
             )
 
     def momentum_key(self, fwd: Forward, field: str) -> Array:
         """Return the teacher's unit embeddings [B,E] of one field, of its other view if the config says so."""
         other = fwd.model.config.data.other_view(field) if self.second_view_keys else ""
-        return fwd.teacher.encode(other).embed if other else super().momentum_key(fwd, field)
+        return fwd.teacher.encode(other).unit if other else super().momentum_key(fwd, field)
 
     def _direction(self, fwd: Forward, batch: Batch, query: str, key: str) -> tuple[Array, Array]:
         """Return losses [B] and hits [B] of one direction.
@@ -252,8 +254,8 @@ class ITC(Contrast):
         if not (self.queue or self.alpha or not self.student_keys):
             return {}
         views = fwd.model.config.data.other_view
-        # Of a field whose keys are of another view, the teacher's pass over the first is not needed for anything else.
+        # Nothing else needs the teacher's pass over the first view of a field whose keys are of another view.
         own = [field for field in self.pair if not (self.second_view_keys and views(field))]
-        found = {f"drift_{field}": drift(fwd, field, fwd.teacher.encode(field).embed) for field in own}
+        found = {f"drift_{field}": drift(fwd, field, fwd.teacher.encode(field).unit) for field in own}
         bridged = [field for field in self.pair if self.bridged(fwd, field)]
         return found | {f"key_drift_{field}": drift(fwd, field, self.momentum_key(fwd, field)) for field in bridged}

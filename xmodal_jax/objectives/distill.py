@@ -21,8 +21,8 @@ from xmodal_jax.types import Array, Batch
 
 def divergence(target: Array, logits: Array) -> Array:
     """Return KL(softmax(target) || softmax(logits)) [B] of the rows of two [B,M]."""
-    wanted = jax.nn.log_softmax(target)
-    return (jnp.exp(wanted) * (wanted - jax.nn.log_softmax(logits))).sum(1)
+    log_target = jax.nn.log_softmax(target)
+    return (jnp.exp(log_target) * (log_target - jax.nn.log_softmax(logits))).sum(1)
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,17 @@ class Distill(Paired):
 
         Raises UserError for `feature` with a teacher of another width.
         """
-        one, two = (fwd.encode(field).embed.astype(jnp.float32) for field in self.pair)
+        one, two = (fwd.encode(field).unit.astype(jnp.float32) for field in self.pair)
         seen, said = (batch[f"{field}/teacher"] for field in self.pair)
         weight = row_weight(batch, self.pair)
 
-        def there(logits):
+        def of_present(logits: Array) -> Array:
             return jnp.where(weight[None, :] > 0, logits, LOW)
 
         target, logits = products(seen, said) / self.teacher_temperature, products(one, two) / fwd.temperature()
-        relation = 0.5 * (divergence(there(target), there(logits)) + divergence(there(target.T), there(logits.T)))
+        relation = 0.5 * (
+            divergence(of_present(target), of_present(logits)) + divergence(of_present(target.T), of_present(logits.T))
+        )
         right = target.argmax(1) == jnp.arange(len(target))
         values, metrics = self.relation * relation, {"relation": mean_over(relation, weight)}
         metrics["teacher_accuracy"] = mean_over(right, weight)

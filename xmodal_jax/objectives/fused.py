@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from xmodal_jax.config_build import limited
 from xmodal_jax.forward import Encoded, Forward, stop
+from xmodal_jax.models.crossmodal import CrossModal
 from xmodal_jax.models.layers import every_row
 from xmodal_jax.objectives.base import Paired, Term, marks, mean_over, ring_marks, row_weight, same
 from xmodal_jax.objectives.contrastive import direction, joined, nearest_is
@@ -21,7 +22,7 @@ from xmodal_jax.types import NEVER, Array, Batch, DataFacts
 
 def joined_embedding(fwd: Forward, image: Encoded, text: Encoded) -> Array:
     """Return unit joint embeddings [B,E] of aligned pairs in the space of the embeddings, by `fwd`'s fusion."""
-    return fwd.call("joined_embed", fwd.fuse(image, text).tokens, image.embed, text.embed)
+    return fwd.call("joined_embed", fwd.fuse(image, text).tokens, image.unit, text.unit)
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class FusedKeys(Paired):
         """Its fused keys: no two objectives have the same."""
         return {f"{self.keys}/fused": f"of {self.name}"} if self.queue else {}
 
-    def memory(self, model: Any, facts: DataFacts) -> dict[str, Any]:
+    def memory(self, model: CrossModal, facts: DataFacts) -> dict[str, Any]:
         """Return one ring of fused keys."""
         return self.empty(model, facts, self.queue, {"fused": model.config.joint.embed})
 
@@ -53,12 +54,8 @@ class FusedKeys(Paired):
     def columns(self, fwd: Forward, keys: Array, rows: Batch) -> Batch:
         """Return the batch's fused keys [b,E] and, behind them, those of the ring if the state has it."""
         ring = fwd.memory.get(self.keys) if self.queue else None
-
-        def matched(of):
-            return marks(of, self.reads)
-
-        queue = None if ring is None else {"fused": ring["fused"]} | matched(ring)
-        return joined({"fused": keys} | matched(rows), queue)
+        queue = None if ring is None else {"fused": ring["fused"]} | marks(ring, self.reads)
+        return joined({"fused": keys} | marks(rows, self.reads), queue)
 
     def enqueued(self, keys: Array, rows: Batch) -> dict[str, dict[str, Array]]:
         """Return the fused keys of this batch for the ring."""
@@ -98,12 +95,12 @@ class Fused(FusedKeys):
         columns = self.columns(fwd, fused_key, rows)
         positive, valid = same(marks(rows, self.pair), columns), columns["id"] != NEVER
 
-        def ask(query, keys, right, real):
-            return direction(query, keys, right, real, fwd.temperature(), None, jnp.float32(0))
+        def search(query: Array, keys: Array, positive: Array, valid: Array) -> tuple[Array, Array]:
+            return direction(query, keys, positive, valid, fwd.temperature(), None, jnp.float32(0))
 
         students = [fwd.encode(field).every(self.every) for field in self.pair]
-        losses, logits = zip(*(ask(side.embed, columns["fused"], positive, valid) for side in students), strict=True)
+        losses, logits = zip(*(search(side.unit, columns["fused"], positive, valid) for side in students), strict=True)
         fused, own = joined_embedding(fwd, *students), slice(0, weight.shape[0])
-        anchored, _ = ask(fused, stop(one.embed), positive[:, own], valid[own])
+        anchored, _ = search(fused, stop(one.unit), positive[:, own], valid[own])
         metrics = {"accuracy": mean_over(nearest_is(positive, logits[0]), weight)}
         return Term((losses[0] + losses[1] + anchored) / 3.0, weight, metrics, self.enqueued(fused_key, rows))

@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from xmodal_jax.config import Config
 from xmodal_jax.config_build import limited
 from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward, stop
+from xmodal_jax.models.crossmodal import CrossModal
 from xmodal_jax.models.heads import l2_normalize
-from xmodal_jax.objectives.base import Steps, Term, marks, positive, products, ring_marks, same
+from xmodal_jax.objectives.base import Steps, Term, add_all, counted, marks, positive, products, ring_marks, same
 from xmodal_jax.objectives.codes import CodeLoss, Losses, Rows, signs
 from xmodal_jax.objectives.contrastive import hard_targets, masked
 from xmodal_jax.types import NEVER, Array, Batch, DataFacts
@@ -87,15 +89,15 @@ class HashContrast(CodeLoss):
         """Its codes: no two objectives have the same."""
         return {f"{self.keys}/codes": f"of {self.name}"} if self.table else {}
 
-    def check_fit(self, where: str, config: Any, facts: DataFacts) -> None:
+    def check_fit(self, where: str, config: Config, facts: DataFacts) -> None:
         """Refuse a memory without a row for each training record."""
         if self.table and self.table < facts.records:
             raise UserError(
-                f"{where}.table is {self.table}, and the data set '{config.data.path}' has {facts.records} training records; "
-                f"write {facts.records}, or 0 for no memory"
+                f"{where}.table is {self.table}, and the data set '{config.data.path}' has {facts.records} training "
+                f"records; write {facts.records}, or 0 for no memory"
             )
 
-    def memory(self, model: Any, facts: DataFacts) -> dict[str, Any]:
+    def memory(self, model: CrossModal, facts: DataFacts) -> dict[str, Any]:
         """Return one code, and the marks that it matches by, for each training record."""
         return self.empty(model, facts, self.table, {"codes": model.config.joint.bits})
 
@@ -107,7 +109,7 @@ class HashContrast(CodeLoss):
         if not self.table:
             return {}
         table, index = fwd.memory[self.keys], batch["index"]
-        ready = jnp.asarray(fwd.step) >= self.warmup
+        ready = jnp.asarray(fwd.step) >= counted(self.warmup)
         drawn = jax.random.randint(key, (min(self.negatives, self.table),), 0, self.table)
         known = marks(table, self.pair)
         theirs = {name: values[drawn] for name, values in known.items()}
@@ -124,20 +126,20 @@ class HashContrast(CodeLoss):
             own = jnp.where(shared["own_known"][:, None], signs(shared["own"][:, :bits]), batch_keys)
             keys = jnp.concatenate([batch_keys, signs(shared["drawn"][:, :bits])])
             negative = jnp.concatenate([negative, shared["drawn_negative"]], axis=1)
-        told = sum(contrast(codes, own, keys, negative, self.temperature) for codes in (one, two))
+        contrasted = add_all(contrast(codes, own, keys, negative, self.temperature) for codes in (one, two))
         cosine = products(l2_normalize(one), l2_normalize(two))
-        ranked = sum(ranking(x, rows.negative, self.margin, self.shift) for x in (cosine, cosine.T))
-        values = self.alpha * told + (1.0 - self.alpha) * ranked
-        return values, {"contrast": rows.mean(told), "ranking": rows.mean(ranked)}
+        ranked = add_all(ranking(x, rows.negative, self.margin, self.shift) for x in (cosine, cosine.T))
+        values = self.alpha * contrasted + (1.0 - self.alpha) * ranked
+        return values, {"contrast": rows.mean(contrasted), "ranking": rows.mean(ranked)}
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """Compute the loss, and the rows of the memory that this batch changes."""
         term = super().__call__(fwd, batch, key)
         if self.table:
             index, fresh = batch["index"], direction(*(fwd.codes(field)[-1] for field in self.pair))
-            delta = jnp.where(jnp.asarray(fwd.step) >= self.warmup, jnp.float32(self.delta), 0.0)
+            delta = jnp.where(jnp.asarray(fwd.step) >= counted(self.warmup), jnp.float32(self.delta), 0.0)
             blended = delta * fwd.memory[self.keys]["codes"][index] + (1.0 - delta) * fresh
-            place = jnp.where(term.weight > 0, index, self.table)  # outside: rows with something missing write nothing
+            place = jnp.where(term.weight > 0, index, self.table)  # rows that lack a field write outside
             term.write[self.keys] = (place, {"codes": l2_normalize(blended)} | ring_marks(batch, self.pair))
         return term
 
@@ -164,7 +166,7 @@ class HashSupCon(CodeLoss):
     def values(self, shared: Array, rows: Rows, one: Array, two: Array) -> Losses:
         """Return the cross-entropy [B]; `matched` is the first field's probability of its positives."""
         logits = products(l2_normalize(one), l2_normalize(two)) / self.temperature
-        told = [jax.nn.log_softmax(masked(scores, rows.real > 0), axis=1) for scores in (logits, logits.T)]
-        values = -0.5 * sum((shared * each).sum(1) for each in told)
-        right = jnp.exp(jnp.where(shared > 0, told[0], -jnp.inf)).sum(1)
+        log_shares = [jax.nn.log_softmax(masked(scores, rows.real > 0), axis=1) for scores in (logits, logits.T)]
+        values = -0.5 * add_all((shared * each).sum(1) for each in log_shares)
+        right = jnp.exp(jnp.where(shared > 0, log_shares[0], -jnp.inf)).sum(1)
         return values, {"matched": rows.mean(right)}

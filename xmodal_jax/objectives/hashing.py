@@ -7,7 +7,7 @@ our reading).
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from xmodal_jax.forward import Forward, stop
 from xmodal_jax.models.heads import l2_normalize
 from xmodal_jax.models.pooling import masked_mean
 from xmodal_jax.models.tfidf import tfidf_vectors
-from xmodal_jax.objectives.base import Schedule, Steps, at, positive, products
+from xmodal_jax.objectives.base import Schedule, Steps, add_all, at, counted, positive, products
 from xmodal_jax.objectives.codes import CodeLoss, Losses, Rows
 from xmodal_jax.types import Array, Batch
 
@@ -70,7 +70,7 @@ class Hash(CodeLoss):
         """Return likelihood [B], quantisation [B] and balance, all as means."""
         scale = jnp.float32(self.scale / one.shape[1])
         both = ((one, two), (two, one))
-        likelihood = 0.5 * sum(pairwise_likelihood(*pair, rows.similar, rows.real, scale) for pair in both)
+        likelihood = 0.5 * add_all(pairwise_likelihood(*pair, rows.similar, rows.real, scale) for pair in both)
         code = stop(jnp.sign(one + two))
         quantization = 0.5 * (jnp.square(one - code).mean(1) + jnp.square(two - code).mean(1))
         # Each bit should be on for half of the rows; a row's share of |mean|^2 is spread over all rows alike.
@@ -83,7 +83,7 @@ class Hash(CodeLoss):
         code = stop(jnp.sign(one + two))
         quantization = jnp.square(one - code).sum(1) + jnp.square(two - code).sum(1)
 
-        def total(codes):
+        def total(codes: Array) -> Array:
             return jnp.square((codes * real[:, None]).sum(0)).sum()
 
         balance = (total(one) + total(two)) / jnp.maximum(real.sum(), 1.0)
@@ -114,14 +114,14 @@ class HashTriplet(CodeLoss):
 
     def shared(self, fwd: Forward, batch: Batch, rows: Rows, key: Array) -> Array:
         """Return True, as an array, once the hardest negative counts."""
-        return jnp.asarray(fwd.step) >= self.mean_steps
+        return jnp.asarray(fwd.step) >= counted(self.mean_steps)
 
     def values(self, shared: Array, rows: Rows, one: Array, two: Array) -> Losses:
         """Sum both directions, [B]."""
         cosine = products(l2_normalize(one), l2_normalize(two))
         own = jnp.diagonal(cosine)
         parts = [self._direction(scores, own, rows.negative, shared) for scores in (cosine, cosine.T)]
-        return sum(parts), {"own_cosine": rows.mean(own)}
+        return add_all(parts), {"own_cosine": rows.mean(own)}
 
     def _direction(self, scores: Array, own: Array, negative: Array, hardest: Array) -> Array:
         """Return the hinge [B] of one direction, over the hardest negative or the mean of all."""
@@ -134,13 +134,10 @@ def euclidean(left: Array, right: Array) -> tuple[Array, Array]:
     """Return squared distances and distances [B,B] of DCHMT's 2K-wide select vectors, from codes c = p1 - p0 [B,K].
 
     With p1 + p0 = 1 and c in (-1, 1) both halves of a bit differ by half the difference of c: |select - select'|^2 =
-    |c - c'|^2 / 2, so a tanh head may stand in for the two-way head. Where two codes are equal the distance has gradient 0.
+    |c - c'|^2 / 2, so a tanh head may stand in for the two-way head. Where two codes are equal the distance has
+    gradient 0.
     """
-
-    def square(x):
-        return jnp.square(x).sum(1)
-
-    both = square(left)[:, None] + square(right)[None, :]
+    both = jnp.square(left).sum(1)[:, None] + jnp.square(right).sum(1)[None, :]
     squared = 0.5 * jnp.maximum(both - 2.0 * products(left, right), 0.0)
     apart = squared > 0
     return squared, jnp.where(apart, jnp.sqrt(jnp.where(apart, squared, 1.0)), 0.0)
@@ -173,7 +170,7 @@ class HashEuclidean(CodeLoss):
         for left, right in ((one, two), (one, one), (two, two)):
             squared, distance = euclidean(left, right)
             short = (2 * bits * self.vartheta) ** 0.5 - distance
-            # A code beyond dmax has no gradient, as min() gives.
+            # As with min(), a pair beyond dmax has no gradient.
             values += rows.column_mean(squared * rows.similar + jnp.square(jax.nn.relu(short)) * (1.0 - rows.similar))
             distances.append(distance)
         return values / (bits if self.per_bit else 1), {"pair_distance": rows.mean(jnp.diagonal(distances[0]))}
@@ -205,14 +202,14 @@ class HashQuality(CodeLoss):
 
     def shared(self, fwd: Forward, batch: Batch, rows: Rows, key: Array) -> tuple[Array, Array, Array]:
         """Return the three weights at this step."""
-        return tuple(at(weight, fwd.step) for weight in (self.quantization, self.balance, self.decorrelation))
+        return at(self.quantization, fwd.step), at(self.balance, fwd.step), at(self.decorrelation, fwd.step)
 
     def values(self, shared: tuple[Array, Array, Array], rows: Rows, one: Array, two: Array) -> Losses:
         """Compute the weighted sum of the three parts, [B]."""
         sides = (one, two)
-        far = 0.5 * sum(jnp.square(jnp.abs(codes) - 1.0).mean(1) for codes in sides)
-        uneven = 0.5 * sum(jnp.square(rows.mean(codes)).mean() for codes in sides)
-        alike = 0.5 * sum(decorrelation(codes, rows.real) for codes in sides)
+        far = 0.5 * add_all(jnp.square(jnp.abs(codes) - 1.0).mean(1) for codes in sides)
+        uneven = 0.5 * add_all(jnp.square(rows.mean(codes)).mean() for codes in sides)
+        alike = 0.5 * add_all(decorrelation(codes, rows.real) for codes in sides)
         values = shared[0] * far + shared[1] * uneven + shared[2] * alike
         return values, {"quantization": rows.mean(far), "balance": uneven, "decorrelation": alike}
 
@@ -244,8 +241,10 @@ class HashDistance(CodeLoss):
     def shared(self, fwd: Forward, batch: Batch, rows: Rows, key: Array) -> tuple[Array, Array]:
         """Return D of both fields, [B,B] each."""
         if self.by_label:
-            return (feature_distance(batch["labels"]),) * 2
-        return tuple(feature_distance(self._features(fwd, field, rows)) for field in self.pair)
+            distance = feature_distance(batch["labels"])
+            return distance, distance
+        one, two = (feature_distance(self._features(fwd, field, rows)) for field in self.pair)
+        return one, two
 
     def _features(self, fwd: Forward, field: str, rows: Rows) -> Array:
         """Return the pooled features [B,D] of one field, centred if `center`."""
@@ -257,15 +256,15 @@ class HashDistance(CodeLoss):
         encoder, x = fwd.encoder_of(field), fwd.batch[field]
         tower = fwd.params[encoder].get("tower", {})
         if "idf" in tower:
-            return tfidf_vectors(x, stop(tower["idf"]))  # the layer over them is trained
+            return tfidf_vectors(x, stop(tower["idf"]))  # raw weights: the tower's own layer over them is trained
         tokens = stop(fwd.raw(field)).astype(jnp.float32)
         return masked_mean(tokens, fwd.model.config.encoders[encoder].mask(x))
 
-    def values(self, shared: Any, rows: Rows, one: Array, two: Array) -> Losses:
+    def values(self, shared: tuple[Array, Array], rows: Rows, one: Array, two: Array) -> Losses:
         """Average both fields, [B]."""
         parts = []
         for codes, distance in ((one, shared[0]), (two, shared[1])):
             own = 0.5 * (1.0 - products(codes, codes) / codes.shape[1])
             parts.append(rows.column_mean(jnp.square(own - distance)))
-        apart = 0.5 * sum(rows.mean(rows.column_mean(distance)) for distance in shared)
+        apart = 0.5 * add_all(rows.mean(rows.column_mean(distance)) for distance in shared)
         return 0.5 * (parts[0] + parts[1]), {"feature_distance": apart}

@@ -5,12 +5,12 @@ captioning loss (Li et al. 2022), label smoothing 0.1.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xmodal_jax.config import Config
 from xmodal_jax.config_build import limited
 from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward, stop
@@ -151,7 +151,7 @@ class MLM(Writing):
         target, known = output_index(original, fwd.model.output_ids)
         arrays = (self.hidden(fwd, batch), *([self.hidden(fwd.teacher, batch)] if self.alpha else []), target)
 
-        def each(_, hidden, *rest):
+        def each(_: None, hidden: Array, *rest: Array) -> tuple[Array, Array]:
             return self.losses(fwd, hidden, rest[0] if self.alpha else None, rest[-1])
 
         losses, right = fwd.rowwise(each, None, *arrays)
@@ -182,7 +182,7 @@ class LM(Writing):
         if not 0.0 <= self.smoothing < 1.0:
             raise UserError(f"{where}.smoothing is {self.smoothing}; write 0 to below 1")
 
-    def check_fit(self, where: str, config: Any, facts: DataFacts) -> None:
+    def check_fit(self, where: str, config: Config, facts: DataFacts) -> None:
         """Refuse `bridge` if the tokens it reads do not cross the bridge."""
         encoder = config.data.fields[self.pair[0]].encoder
         if self.bridge and encoder not in config.bridge.sides:

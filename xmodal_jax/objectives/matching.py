@@ -9,11 +9,12 @@ is the posterior.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from xmodal_jax.config import Config
 from xmodal_jax.config_build import limited
 from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward, named_key, stop
@@ -110,14 +111,14 @@ class ITM(Paired):
         if self.group:
             self.group_size(self.group)
 
-    def check_fit(self, where: str, config: Any, facts: DataFacts) -> None:
+    def check_fit(self, where: str, config: Config, facts: DataFacts) -> None:
         """Refuse groups that do not fit the batch."""
         self.group_size(config.batch_size)
 
     def group_size(self, rows: int) -> int:
         """Return the matched rows of a group in a batch of `rows`; raise UserError for a size that does not fit."""
         whole, where = self.group or rows, f"config.objectives.{self.name}"
-        if rows % whole != 0:
+        if rows % whole:
             raise UserError(
                 f"{where}.group is {whole}, which does not divide the batch of {rows} rows; write a divisor"
             )
@@ -138,11 +139,11 @@ class ITM(Paired):
         """Draw the pairs to fuse among the matched rows 0, `every`, 2 * `every` ... of the batch."""
         size = self.group_size(batch["id"].shape[0])
 
-        def matched(x):
+        def matched(x: Array) -> Array:
             return in_groups(every_row(x, self.every), size)
 
         own = {name: matched(values) for name, values in marks(batch, self.pair).items()}
-        one, two = (matched(fwd.encode(field).embed) for field in self.pair)
+        one, two = (matched(fwd.encode(field).unit) for field in self.pair)
         logits = jax.vmap(products)(one, two) * (self.hardness / fwd.call("temperature"))
         there = own["id"] != NEVER
         allowed = ~jax.vmap(same)(own, own) & there[:, None, :] & there[:, :, None]
@@ -154,7 +155,7 @@ class ITM(Paired):
         first, second = (fwd.encode(field).every(self.every) for field in self.pair)
         firsts, seconds = pairs.flat()
         fused = fwd.fuse(first, second.rows(seconds), firsts)
-        embeds = stop((pick_rows(first.embed, firsts), pick_rows(second.embed, seconds)))
+        embeds = stop((pick_rows(first.unit, firsts), pick_rows(second.unit, seconds)))
         logits = fwd.call("match_logits", fused.tokens, fused.mask, *embeds, key=named_key(key, "match"))
         odds = (logits[:, 1] - logits[:, 0]).reshape(-1, pairs.first.shape[2])
         values = self.binary(odds) if self.loss == "binary" else self.listwise(odds)
@@ -171,7 +172,7 @@ class ITM(Paired):
         """Return the softmax cross-entropy [B] of the positive against the negatives of each direction, averaged."""
         firsts, seconds = jnp.split(odds[:, 1:], 2, axis=1)
 
-        def against(rest):
-            return jax.nn.logsumexp(jnp.concatenate([odds[:, :1], rest], axis=1), axis=1) - odds[:, 0]
+        def against(negatives: Array) -> Array:
+            return jax.nn.logsumexp(jnp.concatenate([odds[:, :1], negatives], axis=1), axis=1) - odds[:, 0]
 
         return 0.5 * (against(firsts) + against(seconds))
