@@ -140,7 +140,7 @@ class Neck(nn.Module):
 class Encoder(nn.Module):
     """The tower, neck, head and hash head of one entry of `config.encoders`.
 
-    `asks` marks the encoder whose tokens are fusion's query. With `fusion.aggregated` its embedding is added to its
+    `is_query` marks the encoder whose tokens are fusion's query. With `fusion.aggregated` its embedding is added to its
     first token; other encoders get their embedding as one more token.
     """
 
@@ -148,7 +148,7 @@ class Encoder(nn.Module):
     fusion: FusionConfig
     joint: JointConfig
     dtype: str
-    asks: bool = False
+    is_query: bool = False
 
     def setup(self) -> None:
         """Create the tower, neck, heads and embedding token."""
@@ -186,7 +186,7 @@ class Encoder(nn.Module):
         if not self.has_variable("params", "aggregate"):
             return tokens
         own = self.aggregate(embed).astype(tokens.dtype)
-        parts = [tokens[:, :1] + own, tokens[:, 1:]] if self.asks else [tokens, own]
+        parts = [tokens[:, :1] + own, tokens[:, 1:]] if self.is_query else [tokens, own]
         return jnp.concatenate(parts, axis=1)
 
     def locals(self, raw: Array) -> Array:

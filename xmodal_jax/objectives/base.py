@@ -171,11 +171,13 @@ class Paired(Objective):
         """Return its ring or table of `rows` empty places (none for 0): features of `widths`, and `ring_marks`."""
         if not rows:
             return {}
-        there = batch_fields(model.config, facts)
+        available = batch_fields(model.config, facts)
         never, lacking = jnp.full((rows,), NEVER, jnp.int32), jnp.zeros((rows,), bool)
         features = {name: jnp.zeros((rows, width), jnp.float32) for name, width in widths.items()}
         own = {f"{field}/key": never for field in self.reads} | {f"{field}/valid": lacking for field in self.reads}
-        return {self.keys: features | {"id": never} | {name: values for name, values in own.items() if name in there}}
+        return {
+            self.keys: features | {"id": never} | {name: values for name, values in own.items() if name in available}
+        }
 
 
 def in_steps(objective: Objective, facts: DataFacts) -> Objective:

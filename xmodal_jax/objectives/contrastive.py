@@ -243,11 +243,11 @@ class ITC(Contrast):
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """Average both directions, [B]."""
         one, two = self.pair
-        there, hits = self._direction(fwd, batch, one, two)
-        back, _ = self._direction(fwd, batch, two, one)
+        forward, hits = self._direction(fwd, batch, one, two)
+        backward, _ = self._direction(fwd, batch, two, one)
         weight = row_weight(batch, self.pair)
         metrics = {"accuracy": mean_over(hits, weight), "temperature": fwd.temperature()} | self.drifts(fwd)
-        return Term(0.5 * (there + back), weight, metrics, self.enqueued(fwd, batch))
+        return Term(0.5 * (forward + backward), weight, metrics, self.enqueued(fwd, batch))
 
     def drifts(self, fwd: Forward) -> dict[str, Array]:
         """Return the drift of the student's embeddings from the teacher's, and from the keys where these differ."""

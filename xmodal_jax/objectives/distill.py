@@ -63,13 +63,16 @@ class Distill(Paired):
         Raises UserError for `feature` with a teacher of another width.
         """
         one, two = (fwd.encode(field).unit.astype(jnp.float32) for field in self.pair)
-        seen, said = (batch[f"{field}/teacher"] for field in self.pair)
+        teacher_one, teacher_two = (batch[f"{field}/teacher"] for field in self.pair)
         weight = row_weight(batch, self.pair)
 
         def of_present(logits: Array) -> Array:
             return jnp.where(weight[None, :] > 0, logits, LOW)
 
-        target, logits = products(seen, said) / self.teacher_temperature, products(one, two) / fwd.temperature()
+        target, logits = (
+            products(teacher_one, teacher_two) / self.teacher_temperature,
+            products(one, two) / fwd.temperature(),
+        )
         relation = 0.5 * (
             divergence(of_present(target), of_present(logits)) + divergence(of_present(target.T), of_present(logits.T))
         )
@@ -77,8 +80,8 @@ class Distill(Paired):
         values, metrics = self.relation * relation, {"relation": mean_over(relation, weight)}
         metrics["teacher_accuracy"] = mean_over(right, weight)
         if self.feature:
-            self._refuse_width(seen, one)
-            apart = 1.0 - 0.5 * ((one * seen).sum(1) + (two * said).sum(1))
+            self._refuse_width(teacher_one, one)
+            apart = 1.0 - 0.5 * ((one * teacher_one).sum(1) + (two * teacher_two).sum(1))
             values, metrics = values + self.feature * apart, metrics | {"feature": mean_over(apart, weight)}
         return Term(values, weight, metrics)
 

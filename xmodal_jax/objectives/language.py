@@ -84,7 +84,7 @@ class Writing(Paired):
         """Return the ids [b,L] of every n-th row."""
         return every_row(batch[self.pair[1]], self.every)
 
-    def there(self, batch: Batch) -> Array:
+    def presence(self, batch: Batch) -> Array:
         """Return float32 [b,1]: 1 for rows that have both fields."""
         return every_row(row_weight(batch, self.pair), self.every)[:, None]
 
@@ -155,7 +155,7 @@ class MLM(Writing):
             return self.losses(fwd, hidden, rest[0] if self.alpha else None, rest[-1])
 
         losses, right = fwd.rowwise(each, None, *arrays)
-        mask = (batch[self.own("chosen")] & known).astype(jnp.float32) * self.there(batch)
+        mask = (batch[self.own("chosen")] & known).astype(jnp.float32) * self.presence(batch)
         return row_term(losses, right, mask)
 
 
@@ -207,7 +207,7 @@ class LM(Writing):
         hidden = fwd.decode(read.every(self.every), self.own("ids"))[:, :-1]
         following = self.words(batch)[:, 1:]
         target, known = output_index(following, fwd.model.output_ids)
-        mask = (real_tokens(following) & known).astype(jnp.float32) * self.there(batch)
+        mask = (real_tokens(following) & known).astype(jnp.float32) * self.presence(batch)
 
         def each(_: None, hidden: Array, target: Array) -> tuple[Array, Array]:
             logits = fwd.call("token_logits", hidden)

@@ -145,8 +145,8 @@ class ITM(Paired):
         own = {name: matched(values) for name, values in marks(batch, self.pair).items()}
         one, two = (matched(fwd.encode(field).unit) for field in self.pair)
         logits = jax.vmap(products)(one, two) * (self.hardness / fwd.call("temperature"))
-        there = own["id"] != NEVER
-        allowed = ~jax.vmap(same)(own, own) & there[:, None, :] & there[:, :, None]
+        present = own["id"] != NEVER
+        allowed = ~jax.vmap(same)(own, own) & present[:, None, :] & present[:, :, None]
         return draw_pairs(key, stop(logits), allowed, self.negatives)
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:

@@ -81,9 +81,9 @@ class MVJRC(FusedKeys):
         if self.swapped:
             wrong, differ = self.wrong_pictures(fwd, matched)
             keys, allowed = jnp.concatenate([keys, wrong]), jnp.concatenate([allowed, differ], axis=1)
-        there, hits = lone_positives(one, keys, allowed, temperature)
-        back, _ = lone_positives(two, one, allowed[:, : one.shape[0]], temperature)
-        return Term(0.5 * (there + back), weight, {"accuracy": mean_over(hits, weight)}, self.enqueued(two, rows))
+        forward, hits = lone_positives(one, keys, allowed, temperature)
+        backward, _ = lone_positives(two, one, allowed[:, : one.shape[0]], temperature)
+        return Term(0.5 * (forward + backward), weight, {"accuracy": mean_over(hits, weight)}, self.enqueued(two, rows))
 
     def wrong_pictures(self, fwd: Forward, matched: Batch) -> tuple[Array, Array]:
         """Return keys [b,E] of each text with the other view of the row before, and which rows they are negatives of.
