@@ -230,8 +230,7 @@ class Forward:
         """Run the residual attention of student and teacher, the only pass that reads both (ReCap; models/bridge.py).
 
         Returns:
-            The key: the teacher's tokens plus the bridge's delta, and their embedding by the teacher's head, both
-            without gradient.
+            The key, without gradient: the teacher's tokens plus the bridge's delta, and their embedding by its head.
             The captioner's input: the student's tokens plus the same delta, which trains bridge and student (without
             the student's own tokens the bridge, whose gamma starts at 0, would pass them no gradient).
         """

@@ -53,8 +53,8 @@ class TokenMap(nn.Module):
     """A map of each token by itself to E features: a dense layer and, with `hidden`, an MLP (Chen et al. 2021).
 
     Tokens are normalised first (LayerNorm without parameters). `scale` is the dense layer's start in units of the
-    usual standard deviation. Dropout leaves out the same inputs for all tokens of a row: a pooled set averages over
-    anything less.
+    usual standard deviation. Dropout leaves out the same inputs for all tokens of a row:
+    a pooled set averages over anything less.
     """
 
     embed: int

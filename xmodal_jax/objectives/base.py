@@ -160,7 +160,7 @@ class Paired(Objective):
     """An objective over two fields of the batch."""
 
     pair: tuple[str, str] = ("image", "text")
-    """The two fields of the batch that the loss compares."""
+    """The two fields of the batch that the loss relates."""
 
     @property
     def reads(self) -> tuple[str, ...]:

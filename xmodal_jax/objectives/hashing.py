@@ -134,8 +134,8 @@ def euclidean(left: Array, right: Array) -> tuple[Array, Array]:
     """Return squared distances and distances [B,B] of DCHMT's 2K-wide select vectors, from codes c = p1 - p0 [B,K].
 
     With p1 + p0 = 1 and c in (-1, 1) both halves of a bit differ by half the difference of c: |select - select'|^2 =
-    |c - c'|^2 / 2, so a tanh head may stand in for the two-way head. Where two codes are equal the distance has
-    gradient 0.
+    |c - c'|^2 / 2, so a tanh head may stand in for the two-way head. The distance of equal codes
+    has gradient 0.
     """
     both = jnp.square(left).sum(1)[:, None] + jnp.square(right).sum(1)[None, :]
     squared = 0.5 * jnp.maximum(both - 2.0 * products(left, right), 0.0)
