@@ -344,6 +344,20 @@ def open_index(path: PATH, **options: Any) -> Any:
     return Searcher(SearchTarget(path, **options))
 
 
+def plan(config: ConfigDict | Config, topology: str = "local", chip: str = "", explain: bool = False) -> str:
+    """Compile the train step of a config for devices that need not exist; return memory, time and verdict as text.
+
+    Args:
+      topology: "local", or a TPU slice such as "v5e:16x16" (needs the extra `plan`).
+      chip: judge the local devices as this chip.
+      explain: say which sharding rule took which parameter instead; nothing is compiled.
+    """
+    from xmodal_jax.plan.command import plan_text
+
+    frozen = config if isinstance(config, Config) else config_file.freeze(config)
+    return plan_text(frozen, topology, chip, explain)
+
+
 def use_compile_cache(folder: PATH = "") -> None:
     """Keep compiled programs in a folder, so that the next process starts in seconds; the command line does so.
 
