@@ -1,0 +1,2 @@
+"""Data sets: sources, the prepared folder with its card and shards, and the batches read from it."""
+

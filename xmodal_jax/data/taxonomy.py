@@ -64,7 +64,7 @@ def _checked(content: Any) -> Taxonomy:
     short = [label for label, taxa in lineage.items() if len(taxa) != len(content["ranks"])]
     if short:
         raise ValueError(f"{short[0]!r} has another number of taxa than there are ranks")
-    return Taxonomy(str(content["leaf"]), tuple(content["ranks"]), lineage, dict(content.get("common", {})))
+    return Taxonomy(str(content["leaf"]), tuple(content["ranks"]), lineage, dict(content["common"]))
 
 
 def folder_taxonomy(paths: dict[str, Sequence[str]], leaf: str) -> Taxonomy:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from xmodal_jax.atomic import write_file
 from xmodal_jax.errors import UserError
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -311,8 +312,5 @@ def save_tokenizer(vocabulary: Sequence[str], path: os.PathLike | str, accents: 
     wordpiece.normalizer, wordpiece.pre_tokenizer = _splitter(accents)
     wordpiece.decoder = decoders.WordPiece(prefix=CONTINUED)
     wordpiece.add_special_tokens(list(SPECIALS))
-    path = pathlib.Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     content = json.loads(wordpiece.to_str())
-    partial.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False), "utf-8")
-    os.replace(partial, path)
+    write_file(pathlib.Path(path), json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False))
