@@ -80,7 +80,7 @@ def count_words(text: str) -> int:
 def quantiles(counts: Mapping[int, int]) -> dict[str, int]:
     """Return {"median", "99 %", "longest"} of numbers that occur `counts` times each.
 
-    A quantile is the smallest of the numbers that this share does not exceed.
+    A quantile is the smallest of the numbers that at least this share does not exceed.
     """
     numbers = sorted(counts)
     below = np.cumsum([counts[number] for number in numbers])

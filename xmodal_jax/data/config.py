@@ -19,8 +19,9 @@ class FieldConfig:
     of: str = ""
     """Another field, of whose record this one shows another view, such as "image"; "": none."""
     required: bool = True
-    """Whether records without the field are left out; False keeps them, with their rows masked. A view of a field that
-    is not required is not required either.
+    """Whether records without the field are left out; False keeps them, with their rows masked.
+
+    A view of a field that is not required is not required either.
     """
 
 
@@ -78,8 +79,9 @@ class DataConfig:
     """Whether batches carry the labels, float32 [B,C]; False saves room if there are thousands and no loss reads them.
     """
     positives: str = "record"
-    """Which pairs have the same `id`, and so are never negatives of each other in training. "record": those
-    of the same record; "labels": those with the same set of labels, so that two pictures of one species
+    """Which pairs have the same `id`, and so are never negatives of each other in training.
+
+    "record": those of the same record. "labels": those with the same set of labels, so that two pictures of one species
     match each other's captions.
     """
 

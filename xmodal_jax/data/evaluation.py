@@ -104,9 +104,7 @@ class EvalSplit:
         return np.arange(len(side), dtype=np.int32) if self.own else side.numbers
 
     def part(self, records: np.ndarray, left: np.ndarray, right: np.ndarray) -> "EvalSplit":
-        """Return the split with some records int [r] only, in increasing order, and some inputs of
-        each side by their places.
-        """
+        """Return the split with some records int [r], in increasing order, and with some inputs of each side."""
         return dataclasses.replace(
             self,
             keys=self.keys.take(records),

@@ -75,6 +75,7 @@ class Loader:
     """Iterator over the batches of a `TrainDataset` from a cursor, made ahead of time by threads.
 
     Close it, or use it in `with`. Threads are enough, since decoders and the tokenizer release the interpreter lock.
+    Their number, and that of the batches made ahead, are the config's unless given.
 
     Attributes:
       cursor: the example that the next batch begins with.

@@ -88,10 +88,10 @@ def refuse_foreign(out: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def being_made(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yield the folder to build in, while no other process can; it is removed afterwards, and
-    `out` too if new and empty.
+    """Yield the folder to build in, and keep other processes out.
 
-    Raises `UserError` if another process is at work there, and if `out` cannot be written.
+    It is removed afterwards, and so is `out` if it is new and empty. Raises `UserError` if another process is at work
+    there, and if `out` cannot be written.
     """
     new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,8 @@
 
 A data set split is `DIR/<split>-00000-of-0000N.arrayrecord`; the rows of a split are the records of its shards one
 after the other, in the order they were written. The bytes of a row are msgpack. Records and cached features share this
-layout (features lie in `DIR/features/<name>/`), so that row i of one belongs to row i of the other, and to that of the
-sidecar (data/sidecar.py), which has all of a record but its pictures.
+layout (features lie in `DIR/features/<name>/`), so that row i of one belongs to row i of the other, and to row i of the
+sidecar (data/sidecar.py), which has everything of a record but its pictures.
 """
 
 import contextlib
@@ -31,16 +31,17 @@ SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.a
 
 
 def is_split_name(text: str) -> bool:
-    """Whether a split may have this name: a plain file name, of at most 100 characters, which any file system takes."""
+    """Return True if a split may have this name: a plain file name of at most 100 bytes, which any file system takes.
+    """
     return bool(SPLIT_NAME.fullmatch(text)) and len(text.encode()) <= 100
 
 
 class CorruptRecord(ValueError):
-    """A row whose bytes are not what the format says; `prepare` never writes one, disks and copies may."""
+    """A row whose bytes do not follow the format; `prepare` never writes one, but disks and copies may."""
 
 
 def pack(value: Any) -> bytes:
-    """Msgpack bytes of a plain tree of dicts, lists, strings, bytes and numbers.
+    """Return the msgpack bytes of a plain tree of dicts, lists, strings, bytes and numbers.
 
     Raises `CorruptRecord` for a text that UTF-8 cannot hold (half a surrogate pair).
     """
@@ -53,7 +54,7 @@ def pack(value: Any) -> bytes:
 
 
 def unpack(data: bytes) -> Any:
-    """The tree that `pack` wrote. Raises `CorruptRecord`."""
+    """Return the tree that `pack` wrote. Raises `CorruptRecord`."""
     import msgpack
 
     try:
@@ -63,9 +64,9 @@ def unpack(data: bytes) -> Any:
 
 
 def check_record(record: Any) -> Record:
-    """Return `record` if it is the stored part of one: a key and {medium: {view: bytes}}. The rest is in the sidecar.
+    """Return `record` if it is the stored part of one, a key and {medium: {view: bytes}}; the rest is in the sidecar.
 
-    Raises `CorruptRecord` with the name of the first field that is missing or of the wrong type.
+    Raises `CorruptRecord` naming the first field that is missing or of the wrong type.
     """
     if not isinstance(record, dict):
         raise CorruptRecord(f"a record is a dict, not {type(record).__name__}")
@@ -81,22 +82,21 @@ def check_record(record: Any) -> Record:
 
 
 def pictures(record: Record) -> dict[str, bytes]:
-    """The encoded pictures of a record by view."""
+    """Return the encoded pictures of a record by view."""
     return record["media"].get(PICTURES, {})
 
 
 def encode_record(record: Record) -> bytes:
-    """The stored bytes of one record. Raises `CorruptRecord` for a record that could not be read back."""
+    """Return the stored bytes of one record. Raises `CorruptRecord` for a record that could not be read back."""
     return pack(check_record(record))
 
 
 class RecordWriter(contextlib.AbstractContextManager):
-    """Writes the rows of one split, a new shard every `shard_bytes`; a context manager.
+    """Writer of the rows of one split, a new shard every `shard_bytes`; a context manager.
 
-    The shards get their final names only in `close`, when their number is known, so a run that dies leaves no file
-    that a reader would take for a split. Leaving the `with` block by an exception removes what was
-    written. Raises `UserError` for a split name that is no plain file name, and when a shard cannot be written (a full
-    disk).
+    The shards get their final names only in `close`, when their number is known, so a run that dies leaves no file that
+    a reader would take for a split. Leaving the `with` block by an exception removes what was written. Raises
+    `UserError` for a split name that is no plain file name, and when a shard cannot be written (a full disk).
     """
 
     def __init__(self, folder: os.PathLike | str, split: str, shard_bytes: int = SHARD_BYTES):
@@ -145,6 +145,7 @@ class RecordWriter(contextlib.AbstractContextManager):
             self.abort()  # what close() could not finish; nothing after it has
 
     def _next_shard(self) -> None:
+        """Open the next shard under a temporary name."""
         from array_record.python.array_record_module import ArrayRecordWriter
 
         self._finish_shard()
@@ -154,6 +155,7 @@ class RecordWriter(contextlib.AbstractContextManager):
         self._room = self.shard_bytes
 
     def _finish_shard(self) -> None:
+        """Close the shard that is open."""
         shard, self._shard = self._shard, None  # also when closing fails, or it would fail again
         if shard is not None:
             with self._told():
@@ -161,6 +163,7 @@ class RecordWriter(contextlib.AbstractContextManager):
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
+        """Raise an error of the shard writer as a `UserError`."""
         try:
             yield
         except (RuntimeError, ValueError, OSError) as error:  # "write() failed: No space left on device; writing ..."
@@ -173,8 +176,8 @@ class RecordWriter(contextlib.AbstractContextManager):
 class Records(contextlib.AbstractContextManager):
     """The rows of one split as a sequence of decoded msgpack trees; safe to index from many threads.
 
-    A shard stays open once a row of it was read. One that is deleted after that loses nothing: the system keeps an
-    open file, so the run goes on, and the next start refuses by the shard's name (`shard_files`).
+    A shard stays open once a row of it was read. If it is deleted after that, nothing is lost: the system keeps an open
+    file, so the run goes on, and the next start refuses by the shard's name (`shard_files`).
     """
 
     def __init__(self, files: list[pathlib.Path]):
@@ -187,11 +190,11 @@ class Records(contextlib.AbstractContextManager):
         return len(self._source)
 
     def __getitem__(self, row: int) -> Any:
-        """The tree of row `row`. Raises `IndexError` outside the split and `CorruptRecord` for damaged bytes."""
+        """Return the tree of a row. Raises `IndexError` outside the split and `CorruptRecord` for damaged bytes."""
         return self.sized(row)[0]
 
     def sized(self, row: int) -> tuple[Any, int]:
-        """The tree of row `row` and its bytes in the file."""
+        """Return the tree of a row and its bytes in the file."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of a split of {len(self)} records")
         try:
@@ -206,7 +209,7 @@ class Records(contextlib.AbstractContextManager):
         return (self[row] for row in range(len(self)))
 
     def close(self) -> None:
-        """Close the shard files; what is wrong with a damaged one was said when it was read."""
+        """Close the shard files; faults of a damaged one were reported when it was read."""
         try:
             self._source.__exit__(None, None, None)
         except (RuntimeError, ValueError, OSError) as error:
@@ -217,14 +220,14 @@ class Records(contextlib.AbstractContextManager):
 
 
 class Room:
-    """Bytes that several sequences of rows may still keep; shared between threads."""
+    """Bytes of memory that several sequences of rows may still keep; shared between threads."""
 
     def __init__(self, size: int):
         self.left = size
         self._lock = threading.Lock()
 
     def take(self, size: int) -> bool:
-        """Whether `size` bytes were left; they are taken then."""
+        """Take `size` bytes and return True, if so many are left."""
         with self._lock:
             fits = size <= self.left
             self.left -= size if fits else 0
@@ -232,7 +235,7 @@ class Room:
 
 
 class KeptRecords:
-    """`Records` whose rows, once read, stay in memory while `room` lasts; the rest is read from the file each time."""
+    """`Records` whose rows, once read, stay in memory while `room` lasts; others are read from the file each time."""
 
     def __init__(self, records: Records, room: Room):
         self.records, self.room = records, room
@@ -242,7 +245,7 @@ class KeptRecords:
         return len(self.records)
 
     def __getitem__(self, row: int) -> Any:
-        """The tree of row `row`, as `Records` gives it; it must not be changed."""
+        """Return the tree of a row, as `Records` does; it must not be changed."""
         found = self._rows.get(row)
         if found is None:
             found, size = self.records.sized(row)
@@ -251,19 +254,19 @@ class KeptRecords:
         return found
 
     def close(self) -> None:
-        """Close the files and let the rows go."""
+        """Close the files and forget the rows."""
         self.records.close()
         self._rows.clear()
 
 
 def split_names(folder: os.PathLike | str) -> list[str]:
-    """The splits that have shards in `folder`, sorted."""
+    """Return the splits that have shards in `folder`, sorted."""
     found = (SHARD_NAME.fullmatch(path.name) for path in pathlib.Path(folder).glob(f"*{SUFFIX}"))
     return sorted({match["split"] for match in found if match})
 
 
 def shard_files(folder: os.PathLike | str, split: str) -> list[pathlib.Path]:
-    """The shards of a split in row order.
+    """Return the shards of a split in row order.
 
     Raises `UserError` when the folder or the split does not exist or a shard of it is missing.
     """
@@ -290,7 +293,7 @@ def shard_files(folder: os.PathLike | str, split: str) -> list[pathlib.Path]:
 
 
 def open_records(folder: os.PathLike | str, split: str) -> Records:
-    """Random access to the rows of a split. Raises `UserError` as `shard_files`, and for unreadable shards."""
+    """Open the rows of a split for random access. Raises `UserError` as `shard_files`, and for unreadable shards."""
     files = shard_files(folder, split)
     try:
         return Records(files)

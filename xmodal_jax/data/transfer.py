@@ -1,4 +1,4 @@
-"""Host batches -> sharded device arrays, one step ahead of the computation."""
+"""Move host batches to sharded device arrays, one step ahead of the computation."""
 
 import collections
 import contextlib
@@ -12,7 +12,7 @@ from xmodal_jax.types import Batch
 
 
 def to_device(batch: dict[str, np.ndarray], sharding: Any) -> Batch:
-    """This process's rows of each field -> global arrays.
+    """Return global arrays made of this process's rows of each field.
 
     `sharding` is one `jax.sharding.Sharding` for all fields or a dict with one per field; a batch's leading axis is the
     global batch, of which every process passes its own contiguous part. The copy is asynchronous.
@@ -24,8 +24,7 @@ def to_device(batch: dict[str, np.ndarray], sharding: Any) -> Batch:
 class Prefetch(contextlib.AbstractContextManager):
     """Device batches of a loader, `depth` of them in flight, so that copies overlap with the step.
 
-    `cursor` counts the examples handed out, not those in flight: it is what a checkpoint stores. `wait_seconds` is the
-    loader's stall meter, `bad_rows` its count of unreadable rows. Closing it closes the loader.
+    `cursor` counts the examples handed out, not those in flight: a checkpoint stores it. Closing it closes the loader.
     """
 
     def __init__(self, loader: Any, sharding: Any, depth: int = 2):
@@ -35,7 +34,7 @@ class Prefetch(contextlib.AbstractContextManager):
 
     @property
     def wait_seconds(self) -> float:
-        """Time spent waiting for the loader so far."""
+        """Seconds spent waiting for the loader so far."""
         return self.loader.wait_seconds
 
     @property
@@ -53,6 +52,7 @@ class Prefetch(contextlib.AbstractContextManager):
         return self._ready.popleft()
 
     def _copied(self, batch: dict[str, np.ndarray]) -> Batch:
+        """Start the copy of a batch to the devices."""
         watch = self.loader.watch
         watch.begin()
         watch.activity.note("copying to the devices the batch before example", self.loader.cursor)
