@@ -176,10 +176,10 @@ def split_groups(groups: Sequence[str], held_out: int, usable: Callable[[int], b
 
 
 def shared_out(groups: Sequence[str], held_out: int, what: str, items_of: Callable[[int, str], Iterable[Item | Skip]]):
-    """Return the function `items` of a source with a row for each of `groups`, `held_out` of them
-    in "test" (`split_groups`).
+    """Return the function `items` of a source with a row for each of `groups`.
 
-    `items_of` returns what a row has, for its split; `what` names the rows in the `UserError` for an impossible number.
+    `split_groups` puts `held_out` of the rows into "test"; `items_of` returns what a row has, for its split; `what`
+    names the rows in the `UserError` for an impossible number.
     """
     if not 0 <= held_out < len(groups):
         raise UserError(f"--held-out is {held_out}, but there are {len(groups)} {what}; write fewer, and at least 0.")
@@ -208,10 +208,9 @@ def _whole(item: Item) -> bool:
 
 
 def clean_captions(captions: Any, key: str) -> tuple[Captions, list[Skip]]:
-    """Return {language: [caption, ...]} from a string, a list or a dict of either, and a `Skip`
-    for each caption left out.
+    """Return {language: [caption, ...]} from a string, a list or a dict of either, and what was left out.
 
-    A caption is left out if it is empty, or has only combining marks and control codes.
+    A caption is left out, with a `Skip`, if it is empty, or has only combining marks and control codes.
     """
     by_language = captions if isinstance(captions, dict) else {"en": captions}
     kept, skips = {}, []

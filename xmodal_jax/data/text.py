@@ -58,9 +58,7 @@ class Tokenizer:
         self._whole(lambda: self.decode(self.encode([PROBE], 64)[0]))
 
     def _whole(self, use: Callable[[], Any]) -> Any:
-        """Return what `use` returns; an error of the library (plain `Exception`s and panics) is
-        raised as one of the file.
-        """
+        """Return what `use` returns; raise an error of the library, even a panic, as one of the file."""
         try:
             return use()
         except (KeyboardInterrupt, SystemExit, UserError):
@@ -87,8 +85,9 @@ class Tokenizer:
         return [self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id, self.bos_id]
 
     def encode(self, captions: Sequence[str], length: int) -> np.ndarray:
-        """Encode captions as int32 [n,length]: [CLS] tokens [SEP], then 0; a longer text loses
-        its end, never its [SEP].
+        """Encode captions as int32 [n,length]: [CLS] tokens [SEP], then 0.
+
+        A longer text loses its end, never its [SEP].
         """
         if length < 3:
             raise UserError(f"text length is {length}: use 3 or more ([CLS], a token, [SEP]).")
@@ -99,8 +98,9 @@ class Tokenizer:
         return ids
 
     def lengths(self, texts: Iterable[str]) -> np.ndarray:
-        """Return int32 [n], the tokens of each whole text with [CLS] and [SEP]; an encoder cuts
-        those above its `length`.
+        """Return int32 [n], the tokens of each whole text with [CLS] and [SEP].
+
+        An encoder cuts the texts that are longer than its `length`.
         """
         return np.fromiter((len(encoding) + 2 for encoding in self._encodings(texts)), np.int32)
 

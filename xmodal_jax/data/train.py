@@ -88,9 +88,7 @@ class TrainDataset:
         return self.batch_from(number * self.batch_size, process, count)
 
     def batch_from(self, first: int, process: int = 0, count: int = 1) -> Arrays:
-        """Return the part, as in `batch_at`, of the global batch that begins with example
-        `first` of the endless sequence.
-        """
+        """Return the part, as in `batch_at`, of the global batch that begins with example `first`."""
         if self.batch_size % count != 0:
             raise UserError(f"batch_size {self.batch_size} must be a multiple of the {count} processes.")
         size = self.batch_size // count

@@ -1,8 +1,8 @@
-"""Labelled sets of cross-modal hashing in MATLAB files: DCMH's `FLICKR-25K.mat` or its `iall`, `yall` and `lall`, and
-DCMHT's `index.mat`, `caption.mat` and `label.mat`.
+"""Labelled sets of cross-modal hashing in MATLAB files.
 
-What a file is for is told by the names of its variables, in any case of letters. Pictures are an array or paths, texts
-are a 0/1 bag of words or sentences, and labels are 0/1 vectors.
+They are DCMH's `FLICKR-25K.mat` or its `iall`, `yall` and `lall`, and DCMHT's `index.mat`, `caption.mat` and
+`label.mat`. The names of the variables, in any case of letters, tell what each holds. Pictures are an array or paths,
+texts are a 0/1 bag of words or sentences, and labels are 0/1 vectors.
 """
 
 import dataclasses
@@ -40,20 +40,25 @@ LABEL_LISTS = ("label_names.txt",)
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """What is known of all rows: key, captions, labels; and how many are drawn for a split."""
+    """What is known of all rows, but their pictures."""
 
     keys: list[str]
+    """Key of each row."""
     captions: list[str | list[str]]
+    """Text of each row, or its texts."""
     labels: list[tuple[str, ...]]
+    """Labels of each row."""
     queries: int | None
+    """Number of rows to draw for "test"; None: 2,000, or a tenth of fewer."""
     train: int
+    """Number of rows to draw for "train"; 0: all the others."""
 
     def fields(self, number: int, split: str) -> dict[str, Any]:
-        """The fields of the item of one row, but for its picture."""
+        """Return the fields of the item of one row, but for its picture."""
         return {"labels": self.labels[number], "group": self.keys[number], "split": split}
 
     def splits(self, whole: Whole = lambda row: True) -> list[str]:
-        """The split of each row; `whole` tells whether its picture can be read. Raises `UserError`."""
+        """Return the split of each row; `whole` tells whether its picture can be read. Raises `UserError`."""
         worded = [bool("".join(text).strip()) for text in self.captions]
         return draw_splits(self.keys, None, worded, self.queries, self.train, whole)
 
@@ -67,16 +72,19 @@ def mat_source(
     train: int = 0,
     licence: str = "",
 ) -> Source:
-    """A .mat file, or a folder of them, that holds pictures, texts and labels with the names in `EXPECTED`.
+    """Read a .mat file, or a folder of them, with pictures, texts and labels (DCMH, DCMHT).
 
-    An array of pictures (three channels, 0 to 255) is written as PNG, a few dozen rows at a time; keys are row numbers.
-    Paths are looked for under `images` (default: `images` in the folder), however much of their start belongs to the
-    machine they were written on. A bag of words becomes the caption of the words that are set, named by the lines of
-    `vocabulary` (default: `vocabulary.txt`, `TagList.txt` or `TagList1k.txt` beside), else "w17"; labels by those of
-    `label_names` (`label_names.txt`), else "label3"; both count from 0. Texts may also be lines of `caption.txt`.
+    Variables are images or IAll (an array), or index, FAll or imgs (paths); YAll, TAll, tags or caption; and LAll,
+    category, labels or label. An array of pictures (three channels, 0 to 255) is written as PNG, a few dozen rows
+    at a time; keys are row numbers. Paths are looked for under `images` (default: `images` in the folder), without
+    the leading folders of the machine they were written on. A bag of words becomes the caption of the words that
+    are set, named by the lines of `vocabulary` (default: `vocabulary.txt`, `TagList.txt` or `TagList1k.txt`
+    beside), else "w17"; labels by those of `label_names` (`label_names.txt`), else "label3"; both count from 0.
+    Texts may also be lines of `caption.txt`.
 
-    `queries` records (default: 2,000, or a tenth of fewer) are the test split, `train` is as for `divide_train`; both
-    are drawn by the hash of the keys, among rows with a text and a picture that can be read. Raises `UserError`.
+    `queries` records (default: 2,000, or a tenth of fewer) are the test split. With `train`, so many others are the
+    train split and the rest is "rest". Both are drawn by the hash of the keys, among rows with a text and a picture
+    that can be read. Raises `UserError`.
     """
     folder, found = _found(pathlib.Path(path), prefer_names=images is not None)
     pictures = found.get("arrays") or found["names"]
@@ -104,7 +112,7 @@ def mat_source(
 
 
 def _digest(rows: Rows, pictures: Variable) -> str:
-    """Of all but the pictures themselves, as for other sources; an array of them may have many gigabytes."""
+    """Return a digest of all but the pixels, as for other sources; an array of pictures may have many gigabytes."""
     known = [rows.keys, rows.captions, rows.labels, pictures.shape]
     return hashed(json.dumps(known))
 
@@ -113,7 +121,9 @@ def _digest(rows: Rows, pictures: Variable) -> str:
 
 
 def _found(path: pathlib.Path, prefer_names: bool) -> tuple[pathlib.Path, dict[str, Any]]:
-    """The folder, and {"arrays" or "names", "texts", "labels": variable}; texts may be the path of a `caption.txt`."""
+    """Return the folder and {"arrays" or "names", "texts", "labels": variable}; texts may be
+    the path of a `caption.txt`.
+    """
     folder = path if path.is_dir() else existing(path, "MATLAB file or folder").parent
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".mat") if path.is_dir() else [path]
     if not files:
@@ -140,7 +150,7 @@ def _found(path: pathlib.Path, prefer_names: bool) -> tuple[pathlib.Path, dict[s
 
 
 def _beside(folder: pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
-    """The first of the text files `names` that is in `folder`, in any case of letters."""
+    """Return the first of the text files `names` that is in `folder`, in any case of letters."""
     there = {file.name.lower(): file for file in sorted(folder.iterdir()) if file.is_file()}
     return next((there[name] for name in names if name in there), None)
 
@@ -149,7 +159,7 @@ def _beside(folder: pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
 
 
 def _marks(variable: Variable, count: int) -> np.ndarray:
-    """bool [count,columns]; where the shape leaves it open, rows come first."""
+    """Return bool [count,columns]; if the shape leaves it open, rows come first."""
     marks = variable.marks()
     marks = marks if len(marks) == count else marks.T
     _refuse_other(variable, len(marks) if len(marks) == count else max(variable.shape), count)
@@ -157,11 +167,13 @@ def _marks(variable: Variable, count: int) -> np.ndarray:
 
 
 def _refuse_other(what: Any, rows: int, count: int) -> None:
+    """Raise `UserError` if there are not as many rows as pictures."""
     if rows != count:
         raise UserError(f"{what} has {rows} rows for {count} pictures; give files of the same set.")
 
 
 def _captions(texts: Any, count: int, folder: pathlib.Path, vocabulary: Any) -> list[str | list[str]]:
+    """Return the text or texts of each row."""
     if isinstance(texts, Variable) and texts.kind != "text":
         marks = _marks(texts, count)
         words = _column_names(vocabulary, folder, VOCABULARIES, "w", texts, marks.shape[1])
@@ -174,6 +186,7 @@ def _captions(texts: Any, count: int, folder: pathlib.Path, vocabulary: Any) -> 
 
 
 def _labels(variable: Variable, count: int, folder: pathlib.Path, given: Any) -> list[tuple[str, ...]]:
+    """Return the labels of each row."""
     marks = _marks(variable, count)
     names = _column_names(given, folder, LABEL_LISTS, "label", variable, marks.shape[1])
     return [tuple(names[column] for column in np.flatnonzero(row)) for row in marks]
@@ -182,7 +195,7 @@ def _labels(variable: Variable, count: int, folder: pathlib.Path, given: Any) ->
 def _column_names(
     given: Any, folder: pathlib.Path, known: Sequence[str], start: str, variable: Variable, count: int
 ) -> list[str]:
-    """The names of the columns: the lines of the file given or beside, else `start` and a number."""
+    """Return the names of the columns: the lines of the file given or beside, else `start` and a number."""
     path = existing(given, "list of names") if given else _beside(folder, known)
     if path is None:
         return [f"{start}{column}" for column in range(count)]
@@ -199,7 +212,9 @@ def _column_names(
 
 
 def _axes(pictures: Variable) -> tuple[int, ...]:
-    """The axes of [n,height,width,3] in the array: [height,width,3,n] in MATLAB, or rows first, as Python writes it."""
+    """Return the axes of [n,height,width,3] in the array: [height,width,3,n] in MATLAB, or rows
+    first, as Python writes it.
+    """
     orders = {2: (3, 0, 1, 2), 1: (0, 2, 3, 1), 3: (0, 1, 2, 3)}
     shape = pictures.shape
     channel = next((axis for axis in orders if len(shape) == 4 and shape[axis] == 3), None)
@@ -211,6 +226,7 @@ def _axes(pictures: Variable) -> tuple[int, ...]:
 
 
 def _array_items(pictures: Variable, axes: tuple[int, ...], rows: Rows) -> Iterator[Item | Skip]:
+    """Yield the items of an array of pictures, one block of rows at a time."""
     number, splits = 0, rows.splits()
     for block in pictures.blocks(axes):
         for image in _bytes(block, pictures):
@@ -226,7 +242,7 @@ def _array_items(pictures: Variable, axes: tuple[int, ...], rows: Rows) -> Itera
 
 
 def _bytes(block: np.ndarray, pictures: Variable) -> np.ndarray:
-    """uint8, also from whole numbers that were saved as floats."""
+    """Convert pixels to uint8, also whole numbers saved as floats."""
     with np.errstate(invalid="ignore"):
         exact = block.astype(np.uint8)
     if not (exact == block).all():
@@ -235,26 +251,29 @@ def _bytes(block: np.ndarray, pictures: Variable) -> np.ndarray:
 
 
 def _png(image: np.ndarray) -> bytes:
+    """Encode uint8 [H,W,3] as PNG."""
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(file, "PNG")
     return file.getvalue()
 
 
 def _names(variable: Variable) -> list[tuple[str, ...]]:
-    """The parts of each path; a row of several texts (NUS-WIDE: folder and file) is one path."""
+    """Return the parts of each path; a row of several texts (NUS-WIDE: folder and file) is one path."""
     paths = ["/".join(row).replace("\\", "/") for row in variable.texts()]
     return [tuple(part for part in path.split("/") if part not in ("", ".")) for path in paths]
 
 
 def _keys(names: list[tuple[str, ...]]) -> list[str]:
-    """The paths below the folder that all pictures share, so that splits do not depend on where that folder was."""
+    """Return the paths below the folder that all pictures share, so that splits do not depend on its place."""
     shared = len(os.path.commonprefix([parts[:-1] for parts in names]))
     return ["/".join(parts[shared:]) for parts in names]
 
 
 def _foreign_parts(names: list[tuple[str, ...]], root: pathlib.Path) -> int:
-    """How many leading parts of the paths are folders of another machine: the number by which most files are found, the
-    same for all, so that no two rows take one file for theirs."""
+    """Return how many leading parts of the paths are folders of another machine.
+
+    It is the number by which most files are found, the same for all, so that no two rows take one file for theirs.
+    """
 
     def found(start):
         return sum(root.joinpath(*parts[start:]).is_file() for parts in names if start < len(parts))
@@ -263,6 +282,7 @@ def _foreign_parts(names: list[tuple[str, ...]], root: pathlib.Path) -> int:
 
 
 def _path_items(names: list[tuple[str, ...]], root: pathlib.Path, rows: Rows) -> Iterator[Item | Skip]:
+    """Yield the items whose pictures are files under `root`."""
     dropped = _foreign_parts(names, root)
 
     def items(number: int, split: str = "") -> Iterator[Item | Skip]:
