@@ -7,12 +7,12 @@ from collections.abc import Hashable, Iterable, Mapping
 
 import numpy as np
 
-# Letters of scripts that write no spaces between words: Chinese, Japanese, Thai and Lao, Burmese, Khmer
+# letters of scripts that write no spaces between words: Chinese, Japanese, Thai and Lao, Burmese, Khmer
 UNSPACED = (
     r"[\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
     r"\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff]"
 )
-JOINERS = "\u200c\u200d"  # stand inside words of Persian and of India's languages
+JOINERS = "\u200c\u200d"  # inside words of Persian and of India's languages
 
 
 def normal_caption(caption: str) -> str:
@@ -40,15 +40,13 @@ def caption_keys(captions: Iterable[str]) -> np.ndarray:
 
 
 def says_something(caption: str) -> bool:
-    """Return True if the caption has a letter, digit, punctuation mark or symbol, and not only marks and control codes.
-    """
+    """Return True if the caption has a letter, digit, punctuation mark or symbol, not only marks and control codes."""
     return any(unicodedata.category(char)[0] in "LNPS" for char in caption)
 
 
 @functools.cache
 def marks() -> str:
-    """Return all combining marks, such as Hindi's vowel signs, which Python's `\\w` does not count as parts of a word.
-    """
+    """Return all combining marks, such as Hindi's vowel signs, which Python's `\\w` does not count as part of a word."""
     planes = (range(0x300, 0x20000), range(0xE0100, 0xE01F0))
     return "".join(char for plane in planes for char in map(chr, plane) if unicodedata.category(char)[0] == "M")
 

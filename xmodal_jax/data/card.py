@@ -1,5 +1,4 @@
-"""The card of a data set: what the folder holds, where it comes from, and the highest recall a model can reach on it.
-"""
+"""The card of a data set: what the folder holds, where it comes from, and how high recall can get on it."""
 
 import dataclasses
 import json
@@ -188,9 +187,9 @@ def _checked(content: Any, path: pathlib.Path) -> Card:
 def _refuse_misshapen(value: Any, shape: Any, where: str, path: pathlib.Path) -> None:
     """Raise `UserError` unless a field's value, and everything in it, has the shape given in `SHAPES`."""
     kind = shape if isinstance(shape, type) else type(shape)
-    good = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-    good = good and (kind not in (int, float) or 0 <= value < 2**63)  # also no NaN
-    if not good:
+    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+        raise UserError(f"{path}: field '{where}' must be a {kind.__name__}.")
+    if kind in (int, float) and not 0 <= value < 2**63:  # also NaN
         raise UserError(f"{path}: field '{where}' must be a {kind.__name__}.")
     if isinstance(shape, list):
         for number, entry in enumerate(value):
@@ -280,8 +279,8 @@ def report(card: Card) -> list[str]:
         lines += _captions_report(card, split) if numbers["captions"] else []
         if split in card.copies:
             lines.append(
-                f"  {card.copies[split]} of its records have a picture that is in train too; --drop-copies leaves those "
-                f"out of train"
+                f"  {card.copies[split]} of its records have a picture that is in train too; "
+                "--drop-copies leaves those out of train"
             )
     for language, words in card.words.items():
         lines.append(

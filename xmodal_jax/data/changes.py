@@ -17,8 +17,7 @@ STATES_FILE = "files.jsonl.gz"
 
 @contextlib.contextmanager
 def kept_states(folder: os.PathLike | str) -> Iterator[Callable[[Iterable[FileState]], None]]:
-    """Yield a function that appends the states of files to the list; the list is closed at the end of the `with` block.
-    """
+    """Yield a function that appends the states of files to the list, which is closed after the `with` block."""
     with gzip.open(pathlib.Path(folder) / STATES_FILE, "wt", compresslevel=3, encoding="utf-8") as file:
         yield lambda states: file.writelines(json.dumps(state) + "\n" for state in states)
 
@@ -58,7 +57,6 @@ def _change(before: FileState) -> str:
 
 
 def as_sentence(found: dict[str, list[str]]) -> str:
-    """Return a sentence such as "files of its source are 31 replaced (/data/1.png first), 2 gone (/data/7.png first)".
-    """
+    """Return a clause such as "files of its source are 31 replaced (/data/1.png first), 2 gone (/data/7.png first)"."""
     parts = [f"{len(paths)} {kind} ({paths[0]}{' first' if paths[1:] else ''})" for kind, paths in found.items()]
     return "files of its source are " + ", ".join(parts)

@@ -18,9 +18,9 @@ import numpy as np
 
 from xmodal_jax.errors import UserError
 
-TYPECODES = {"u1": "B", "i2": "h", "i4": "i", "i8": "q"}  # of the types of columns, as `array` calls them
-BUFFER = 1 << 16  # values in memory before they go to their file
-READ = 1 << 20  # bytes at a time of a file whose checksum is taken
+TYPECODES = {"u1": "B", "i2": "h", "i4": "i", "i8": "q"}  # types of columns, as `array` calls them
+BUFFER = 1 << 16  # values kept in memory before they are written
+READ = 1 << 20  # bytes read at a time for a checksum
 BLOCK = 4096  # texts whose places are looked up at once
 
 
@@ -74,8 +74,11 @@ def open_column(path: pathlib.Path, dtype: str, facts: Mapping[str, int] | None)
     try:
         with path.open("rb") as file:
             state = os.fstat(file.fileno())
-            whole = facts is not None and state.st_size == facts["bytes"]
-            whole = whole and _checksum(str(path), state.st_size, state.st_mtime_ns) == facts["crc"]
+            whole = (
+                facts is not None
+                and state.st_size == facts["bytes"]
+                and _checksum(str(path), state.st_size, state.st_mtime_ns) == facts["crc"]
+            )
             if not whole or state.st_size % np.dtype(dtype).itemsize != 0:
                 raise UserError(
                     f"'{path}' is damaged: it is not what the card says of it; prepare the data set again (--force)"
@@ -103,10 +106,9 @@ class Texts(Sequence[str]):
     sequence of the same texts.
     """
 
-    __hash__ = None
-
-    def __init__(self, data: np.ndarray, starts: np.ndarray, rows: np.ndarray | None = None):
-        self._data, self._starts, self._rows = memoryview(data), starts, rows
+    def __init__(self, data: np.ndarray | memoryview, starts: np.ndarray, rows: np.ndarray | None = None):
+        self._data = data if isinstance(data, memoryview) else memoryview(data.data)
+        self._starts, self._rows = starts, rows
 
     def __len__(self) -> int:
         return len(self._starts) - 1 if self._rows is None else len(self._rows)

@@ -71,12 +71,13 @@ class DataConfig:
     prefetch: int = 4
     """Batches that are made ahead of the step."""
     keep_gb: float = 1.0
-    """GB of memory, in each process, for rows of feature caches, which stay there after they are first read; 0: none.
-    """
+    """GB of memory in each process for rows of feature caches, which stay there once they are read; 0: none."""
     stall_seconds: float = 60.0
     """Seconds to wait for a batch before a warning tells what each thread is doing."""
     labels: bool = True
-    """Whether batches carry the labels, float32 [B,C]; False saves room if there are thousands and no loss reads them.
+    """Whether batches carry the labels, float32 [B,C].
+
+    False saves memory if there are thousands of labels that no loss reads.
     """
     positives: str = "record"
     """Which pairs have the same `id`, and so are never negatives of each other in training.

@@ -6,8 +6,7 @@ TRAIN = "train"
 
 
 class Copies:
-    """Counter of the records of other splits that share a picture with the train split, filled while records stream by.
-    """
+    """Counter of the records of other splits that share a picture with the train split, as records stream by."""
 
     def __init__(self) -> None:
         self._train: set[bytes] = set()

@@ -19,7 +19,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM
 ORIENTATION = 0x0112  # the EXIF tag
 OBJECT = re.compile(r"<[\w.]+ object at 0x[0-9a-fA-F]+>")
 QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
-METADATA = frozenset({0xFE, *range(0xE0, 0xEE), 0xEF})  # comment, APP0 to APP15; not APP14, which says what colours are
+METADATA = frozenset({0xFE, *range(0xE0, 0xEE), 0xEF})  # comment, APP0 to APP15 but APP14, which defines the colours
 
 
 class CorruptImage(ValueError):
@@ -79,7 +79,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _ignore_warnings() -> None:
-    """Ignore Pillow's warnings: of metadata and large pictures, both of which are used; a line for each would be noise.
+    """Ignore Pillow's warnings, which are of metadata and large pictures; both are used, and a line for each is noise.
 
     The filter stays, since setting and restoring it around each picture is not safe in threads.
     """
@@ -91,7 +91,7 @@ def _unidentified(data: bytes, error: Exception) -> str:
     """Return why a picture could not be opened."""
     from PIL import Image, UnidentifiedImageError
 
-    if isinstance(error, Image.DecompressionBombError):
+    if isinstance(error, Image.DecompressionBombError) and Image.MAX_IMAGE_PIXELS:
         return f"it has more than {2 * Image.MAX_IMAGE_PIXELS // 10**6} million pixels"
     if not isinstance(error, UnidentifiedImageError):
         return _reason(error)
@@ -105,14 +105,14 @@ def _unidentified(data: bytes, error: Exception) -> str:
 def _reason(error: Exception) -> str:
     """Return the message of a decoder's exception, without the addresses of Python objects."""
     text = " ".join(OBJECT.sub("the data", str(error)).split())
-    return text if " " in text else f"{type(error).__name__} {text}".strip()  # a word alone says nothing
+    return text if " " in text else f"{type(error).__name__} {text}".strip()  # a single word tells nothing
 
 
 def _orientation(picture) -> int:
     """Return the EXIF orientation, 1 if there is none that can be read; the other EXIF values need not be readable."""
     try:
         found = picture.getexif().get(ORIENTATION, 1)
-    except Exception:  # a damaged EXIF block says nothing about the pixels
+    except Exception:  # the pixels may be whole though the EXIF block is damaged
         return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 

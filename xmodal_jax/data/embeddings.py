@@ -15,7 +15,9 @@ from xmodal_jax.data.records import PICTURES, WORDS, CorruptRecord, open_records
 from xmodal_jax.errors import UserError
 
 FOLDER = "embeddings"
-Pick = tuple[str, Callable[[dict[str, list[bytes]], Any], bytes], Any]  # medium, reader's `stored`, what was chosen
+Pick = tuple[
+    str, Callable[[dict[str, list[bytes]], Any], bytes], Any
+]  # medium, the reader's method `stored`, its choice
 
 
 class Embeddings:
@@ -34,8 +36,8 @@ class Embeddings:
             missing = [one for one in asked if one not in entry[what] and medium in self.media]
             if missing:
                 raise UserError(
-                    f"config.data.embeddings: {name!r} of {folder} has no {missing[:1]}; write config.data.{what} with some "
-                    f"of {', '.join(entry[what])}, or embed the data set again under another name."
+                    f"config.data.embeddings: {name!r} of {folder} has no {missing[:1]}; write config.data.{what} with "
+                    f"some of {', '.join(entry[what])}, or embed the data set again under another name."
                 )
         self.name, self.width, self._dtype = name, entry["width"], entry["dtype"]
         self._rows = open_records(folder / FOLDER / name, split)
@@ -46,7 +48,7 @@ class Embeddings:
             )
 
     def vectors(self, row: int, picks: dict[str, Pick]) -> dict[str, np.ndarray]:
-        """Return unit embeddings float32 [E] of a row, by the names of `picks`; zeros where nothing was chosen.
+        """Return unit embeddings float32 [E] of a row, by the names of `picks`; zeros if nothing was chosen.
 
         Raises `CorruptRecord`.
         """

@@ -48,7 +48,7 @@ class Side:
     def part(self, places: np.ndarray, records: np.ndarray) -> "Side":
         """Return the side with some inputs int [p] only, of some records int [r] in increasing order."""
 
-        def take(rows):
+        def take(rows: np.ndarray | None) -> np.ndarray | None:
             return None if rows is None else rows[places]
 
         return dataclasses.replace(
@@ -68,7 +68,11 @@ class Side:
         """
         for start in range(0, len(self), batch):
             places = np.arange(start, min(start + batch, len(self)), dtype=np.int32)
-            rows = self.ids[places] if self.ids is not None else np.stack([self.read(place, flip) for place in places])
+            rows = (
+                self.ids[places]
+                if self.ids is not None
+                else np.stack([self.read(place, flip) for place in places.tolist()])
+            )
             yield _padded({self.field: rows, "id": places}, batch)
 
 
@@ -116,7 +120,8 @@ class EvalSplit:
 
     def of_records(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the places on both sides of the inputs of some records int [r]."""
-        return tuple(np.flatnonzero(np.isin(side.owner, records)) for side in (self.left, self.right))
+        left, right = (np.flatnonzero(np.isin(side.owner, records)) for side in (self.left, self.right))
+        return left, right
 
     def words_of(self, number: int) -> list[str]:
         """Return the captions of the record at a place in `keys`, from the side that has captions; [] without any."""
@@ -156,7 +161,7 @@ def eval_split(
     else:
         view = ""
     found = [readers[field].rows(view) for field in pair]
-    rows = np.intersect1d(*found)
+    rows = np.intersect1d(found[0], found[1])
     if len(rows) < len(source):
         log.warning(
             "%d of %d records of %s lack %s (view %r, languages %s)",
@@ -169,7 +174,8 @@ def eval_split(
         )
     if len(rows) == 0:
         raise UserError(
-            f"{data_dir}: split {split!r} has no record with {' and '.join(pair)} (view {view!r}, languages {cfg.languages})."
+            f"{data_dir}: split {split!r} has no record with {' and '.join(pair)} "
+            f"(view {view!r}, languages {cfg.languages})."
         )
     names = source.card.label_names
     left, right = (_side(readers[field], field, own, rows, view) for field, own in zip(pair, found, strict=True))
@@ -200,9 +206,8 @@ def _side(reader: Reader, field: str, found: np.ndarray, rows: np.ndarray, view:
 def _numbers(reader: Reader, rows: np.ndarray, view: str) -> np.ndarray:
     """Return int32 [m], equal for inputs of the rows int [m] with the same key."""
     found = [Row(reader.split, int(row)) for row in rows]
-    return np.unique([reader.key(row, reader.chosen(row, view)) for row in found], return_inverse=True)[1].astype(
-        np.int32
-    )
+    keys = [reader.key(row, reader.chosen(row, view)) for row in found]
+    return np.unique(keys, return_inverse=True)[1].astype(np.int32)
 
 
 def _readable(read: Callable[[], Any], where: str) -> Any:

@@ -40,7 +40,7 @@ from xmodal_jax.errors import UserError
 Encoder = Callable[[np.ndarray], np.ndarray]
 
 PLAN_FILE = "plan.json"
-LARGEST = 4096  # px
+LARGEST = 4096  # px, the longest side of an input
 
 
 def write_features(
@@ -62,8 +62,8 @@ def write_features(
       tower: names the tower that made the tokens.
 
     Raises:
-      UserError: as `refuse_misfit`; the name is taken by another tower, size or set of views; another process writes the
-        same cache; a record cannot be read; a token does not fit float16.
+      UserError: as `refuse_misfit`; the name is taken by another tower, size or set of views; another process writes
+        the same cache; a record cannot be read; a token does not fit float16.
     """
     data_dir = pathlib.Path(data_dir)
     refuse_misfit(data_dir, name, size, batch)
@@ -82,6 +82,7 @@ def write_features(
                     count = Sidecar(data_dir, card, split).pictures
                     _write_split(records, count, writer, encode_fn, plan, batch, f"features {name} {split}")
             shape = _checked_shape(partial, split, entry["records"], shape)
+        assert shape is not None  # `refuse_misfit`: there are pictures
         files = {split: [path.name for path in shard_files(partial, split)] for split in card.splits}
         os.replace(partial, folder)
         entry = plan | {"tokens": shape[0], "width": shape[1], "dtype": "float16", "files": files}
@@ -104,8 +105,7 @@ def refuse_misfit(data_dir: os.PathLike | str, name: str, size: int, batch: int)
 
 def refuse_bad_name(name: str, what: str) -> None:
     """Raise `UserError` for a name that is not a plain file name."""
-    plain = is_split_name(name)
-    if not plain:
+    if not is_split_name(name):
         raise UserError(f"{what} name {name!r}: use a plain word of letters, digits, '.', '_', '-'.")
 
 
@@ -127,8 +127,7 @@ def add_to_card(data_dir: pathlib.Path, field: str, name: str, entry: dict[str, 
     """
     with changing_card(data_dir):
         card = Card.load(data_dir)
-        there = (data_dir / field / name).is_dir()
-        if not there:
+        if not (data_dir / field / name).is_dir():
             raise UserError(f"{data_dir} was prepared again while {name!r} was made for it; start this command again.")
         card = dataclasses.replace(card, **{field: getattr(card, field) | {name: entry}})
         card.save(data_dir)

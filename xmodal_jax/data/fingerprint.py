@@ -47,8 +47,7 @@ class Digests:
 
 
 def load_digests(folder: os.PathLike | str, split: str, records: int) -> np.ndarray:
-    """Read uint64 [n], the digests of the `records` of a split. Raises `UserError` if they are missing or do not fit.
-    """
+    """Read uint64 [n], the digests of the `records` of a split. Raises `UserError` if they are missing or misfit."""
     path = pathlib.Path(folder) / FOLDER / f"{split}.npy"
     try:
         own = np.load(path)

@@ -54,8 +54,7 @@ FROM_TABLE = (
 
 
 def wrong_format(path: pathlib.Path, wanted: str) -> UserError:
-    """Return the error for a path that is not `wanted`: what it is instead, if that is known, and what to do with it.
-    """
+    """Return the error for a path that is not `wanted`: what it is instead, if known, and what to do with it."""
     what = _folder(path) if path.is_dir() else _archive(path) or _text(path)
     return UserError(f"{path} is not {wanted}" + (f" but {what}" if what else "; give another file"))
 

@@ -181,7 +181,7 @@ def happens(rng: np.random.Generator, probability: float) -> bool:
 
 def quarter_turn(image: np.ndarray, rng: np.random.Generator, probability: float) -> np.ndarray:
     """Turn a square [S,S,3] by 90, 180 or 270 degrees, each as likely, with the given probability."""
-    return np.rot90(image, rng.integers(1, 4)) if happens(rng, probability) else image
+    return np.rot90(image, int(rng.integers(1, 4))) if happens(rng, probability) else image
 
 
 def flip_vertical(image: np.ndarray, rng: np.random.Generator, probability: float) -> np.ndarray:
@@ -219,6 +219,8 @@ def train_image(size: int, augment: AugmentConfig) -> Callable[[bytes, np.random
 
 
 def eval_image(size: int) -> Callable[[bytes], np.ndarray]:
-    """Return a function encoded bytes -> uint8 [size,size,3] that squashes the whole picture. It raises `CorruptImage`.
+    """Return a function encoded bytes -> uint8 [size,size,3] that squashes the whole picture to a square.
+
+    It raises `CorruptImage`.
     """
     return lambda data: resize(decode(data, size), size)

@@ -79,8 +79,8 @@ class Loader:
 
     Attributes:
       cursor: the example that the next batch begins with.
-      wait_seconds: seconds spent waiting for data so far (the stall meter). A wait of `config.data.stall_seconds` gives a
-        warning that tells what each thread is doing.
+      wait_seconds: seconds spent waiting for data so far (the stall meter). A wait of `config.data.stall_seconds` logs
+        a warning that tells what each thread is doing.
       poll: called each second of a wait, if it is set; an exception it raises ends the wait.
       stuck: whether a thread was left where it hung.
     """

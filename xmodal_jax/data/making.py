@@ -22,13 +22,8 @@ log = logging.getLogger(__name__)
 
 PART, LOCK = ".prepare.part", ".prepare.lock"
 CARD_LOCK = ".card.lock"
-NOTHING = {
-    PART,
-    LOCK,
-    CARD_LOCK,
-    "lost+found",
-}  # what a folder may hold and still be empty; the last is in a fresh file system
-OF_A_SET = (
+NOTHING = {PART, LOCK, CARD_LOCK, "lost+found"}  # a folder with these counts as empty; the last is in a new file system
+OF_A_SET = (  # the parts of a data set beside its card and shards
     "digests",
     "sidecar",
     "features",
@@ -79,10 +74,9 @@ def holds_set(out: pathlib.Path) -> bool:
 
 def refuse_foreign(out: pathlib.Path) -> None:
     """Raise `UserError` if `out` is a file, or a folder with content that is not a data set."""
-    foreign = out.exists() and not out.is_dir()
-    if out.is_dir() and not ((out / CARD_FILE).is_file() or (out / PART / CARD_FILE).is_file()):
-        foreign = bool(set(os.listdir(out)) - NOTHING)
-    if foreign:
+    if (out / CARD_FILE).is_file() or (out / PART / CARD_FILE).is_file() or not out.exists():
+        return
+    if not out.is_dir() or set(os.listdir(out)) - NOTHING:
         raise UserError(f"{out} exists and is not a data set: choose another --out; nothing was overwritten.")
 
 
@@ -106,7 +100,7 @@ def being_made(out: pathlib.Path) -> Iterator[pathlib.Path]:
             try:
                 yield part
             finally:
-                if not (part / CARD_FILE).is_file():  # else it is whole, and the next one puts it in place
+                if not (part / CARD_FILE).is_file():  # otherwise it is complete, and the next process moves it
                     _removed(part)
     except OSError as error:
         if error.filename or isinstance(error, BrokenPipeError):
@@ -114,7 +108,7 @@ def being_made(out: pathlib.Path) -> Iterator[pathlib.Path]:
         raise UserError(f"'{out}' cannot be written ({error}); make room, or choose another --out") from error
     finally:
         if new:
-            with contextlib.suppress(OSError):  # it is not empty: the data set is there
+            with contextlib.suppress(OSError):  # the data set is in it
                 out.rmdir()
 
 
@@ -124,9 +118,8 @@ def changing_card(folder: pathlib.Path) -> contextlib.AbstractContextManager[Non
 
 
 def move_up(part: pathlib.Path, out: pathlib.Path) -> None:
-    """Move a complete data set into `out`, replacing the one that is there; it can be called again after it was killed.
-    """
-    if (out / CARD_FILE).is_file():  # the old one's; the new one's comes last
+    """Move a complete data set into `out`, replacing the one that is there; after a kill it can be called again."""
+    if (out / CARD_FILE).is_file():  # the old card, since the new one is moved last
         for name in ("*.arrayrecord", *OF_A_SET):
             for path in out.glob(name):
                 if name in OF_A_SET or SHARD_NAME.fullmatch(path.name):

@@ -45,7 +45,7 @@ class DigestSet:
             self._grow()
         return True
 
-    def _place(self, own: bytes) -> int:
+    def _place(self, own: bytes | bytearray) -> int:
         """Return the place of a digest in the table, or the free place where it belongs."""
         place = int.from_bytes(own[:8], "little") * SIZE % len(self._table)
         while (found := self._table[place : place + SIZE]) != EMPTY and found != own:
@@ -83,7 +83,7 @@ def text_numbers(digests: Sequence[np.ndarray], texts: Sequence[Texts], at_once:
             np.concatenate([own[mine, word] for own, mine in zip(digests, rows, strict=True)]) for word in (0, 1)
         )
         order = np.lexsort((second, first))
-        again = np.zeros(len(order), bool)  # whether a digest, in this order, is that of the one before
+        again = np.zeros(len(order), bool)  # True where a digest, in this order, equals the one before
         again[1:] = (np.diff(first[order]) == 0) & (np.diff(second[order]) == 0)
         del first, second
         _refuse_collisions(texts, rows, order, again)
@@ -102,7 +102,7 @@ def _refuse_collisions(
     split = np.repeat(np.arange(len(rows), dtype=np.int16), [len(mine) for mine in rows])[order]
     row = np.concatenate(rows)[order]
     for first in range(0, len(order) - 1, COMPARED):
-        here = slice(first, first + COMPARED + 1)  # one more, the first of the next block
+        here = slice(first, first + COMPARED + 1)  # with the first of the next block
         same = again[here].copy()
         same[0] = False
         needed = same.copy()
@@ -115,5 +115,6 @@ def _refuse_collisions(
             one, other = data[place].decode(), data[place + 1].decode()
             if normal_caption(one) != normal_caption(other):
                 raise UserError(
-                    f"the captions {one!r} and {other!r} have the same 128 bits by chance; change a letter of one of them"
+                    f"the captions {one!r} and {other!r} have the same 128 bits by chance; "
+                    "change a letter of one of them"
                 )

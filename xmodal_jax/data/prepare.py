@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 NAMED_SKIPS = 10
 BAD_SHARE = 0.01
-COPY = "copy of a held-out picture"  # left out on request: nothing is wrong with it
+COPY = "copy of a held-out picture"  # left out on request, not for a fault
 
 
 class Build(contextlib.AbstractContextManager):
@@ -115,8 +115,8 @@ def prepare(
       max_size: re-encode pictures with a longer side (px); 0: none.
       allow_bad: go on if more than 1 % of the source cannot be used.
       shard_bytes: size of a shard.
-      force: make the data set anew, without the features and embeddings of the old one, which stays until the new one is
-        complete.
+      force: make the data set anew, without the features and embeddings of the old one, which stays until the new one
+        is complete.
       drop_copies: leave out train records with a picture that is in another split too; the source is read twice then.
 
     Raises:
@@ -132,7 +132,7 @@ def prepare(
     if making.holds_set(out) and not force:
         return _prepared_before(out, arguments, source.licence)
     with making.being_made(out) as part:
-        if (out / making.CARD_FILE).is_file() and not force:  # one that a killed process had finished but for moving it
+        if (out / making.CARD_FILE).is_file() and not force:  # a killed process had made it, and not moved it
             return _prepared_before(out, arguments, source.licence)
         held_out = _held_out_pictures(source) if drop_copies else frozenset()
         with Build(part, shard_bytes) as build, kept_states(part) as keep:
@@ -166,7 +166,7 @@ def _prepared_before(out: pathlib.Path, arguments: dict[str, Any], licence: str)
             f"--force to replace it; nothing was overwritten."
         )
     for split in card.splits:
-        shard_files(out, split)  # refuses where one is missing
+        shard_files(out, split)  # raises if one is missing
         Sidecar(out, card, split)
     files = changed_files(out)
     if files:
@@ -219,7 +219,8 @@ def _sound(item: Item | Skip, name: str) -> Item | Skip:
     for medium, place in ((PICTURES, "images"), (WORDS, "captions")):
         if medium in item.media:
             raise UserError(
-                f"source {name}: {item.key!r} has '{medium}' among its media; give it as `{place}`, or call it otherwise"
+                f"source {name}: {item.key!r} has '{medium}' among its media; give it as `{place}`, "
+                "or call it otherwise"
             )
     without = [
         f"{medium}/{view}"

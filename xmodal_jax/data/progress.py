@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ def progress_line(title: str, unit: str, done: int, total: int, seconds: float) 
     return f"{title} [{bar}] {done}/{total} {unit}, {speed}, {int(left) // 60}:{int(left) % 60:02d} left"
 
 
-class Progress:
+class Progress(Generic[T]):
     """Iterate over `items` and show the progress on stderr: in place on a terminal, a line every 15 s in a log.
 
     `total` 0 means unknown. With `size`, an item counts for `size(item)` units. With `late`, nothing is shown if the
@@ -61,5 +61,5 @@ class Progress:
         """Print one line."""
         line = progress_line(self.title, self.unit, done, self.total, seconds)
         # on a terminal the next line overwrites this one; blanks cover a longer line that was there before
-        with contextlib.suppress(BrokenPipeError):  # nobody reads it; the work goes on
+        with contextlib.suppress(BrokenPipeError):  # the reader of stderr is gone; the work goes on
             print(line.ljust(80), end=end, file=sys.stderr, flush=True)

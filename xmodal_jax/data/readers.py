@@ -14,7 +14,7 @@ import numpy as np
 from xmodal_jax.data.config import FieldConfig
 from xmodal_jax.data.image import CorruptImage, eval_image, train_image
 from xmodal_jax.data.media import UnreadableFile, find_file, read_file
-from xmodal_jax.data.records import PICTURES, WORDS, CorruptRecord
+from xmodal_jax.data.records import PICTURES, WORDS, CorruptRecord, Record
 from xmodal_jax.data.split import Split
 from xmodal_jax.data.text import Tokenizer
 from xmodal_jax.errors import UserError
@@ -32,14 +32,15 @@ class InputSpec(NamedTuple):
     """Whether the encoder takes the tokens of feature caches in place of the medium itself."""
 
 
-Specs = dict[str, InputSpec]  # of each encoder
+Specs = dict[str, InputSpec]  # by encoder
 
 
 class Row:
     """One row of a split; its record is unpacked at most once, when a reader asks for it."""
 
     def __init__(self, split: Split, number: int):
-        self.split, self.number, self._record = split, number, None
+        self.split, self.number = split, number
+        self._record: Record | None = None
 
     def media(self, medium: str) -> dict[str, bytes]:
         """Return the record's part of a medium, {view: bytes}. Raises `CorruptRecord`."""
@@ -51,17 +52,15 @@ class Row:
 class Reader(abc.ABC):
     """Reader of one field. A user's own derives from it and writes `empty`, `choose` and `read`."""
 
-    keyed: ClassVar[bool] = False  # whether what it reads has a number, equal for equal inputs: `key`
+    keyed: ClassVar[bool] = False
     """Whether inputs have a number that is equal for equal inputs: `key`."""
-    worded: ClassVar[bool] = False  # whether its inputs are the captions of the data set
+    worded: ClassVar[bool] = False
     """Whether the inputs are captions of the data set: `ids`."""
-    viewed: ClassVar[bool] = (
-        False  # whether it takes views of pictures, which evaluation goes through one after the other
-    )
+    viewed: ClassVar[bool] = False
     """Whether it takes views of pictures, which evaluation goes through one after the other."""
-    mirrored: ClassVar[bool] = False  # whether `flipped` gives another input
+    mirrored: ClassVar[bool] = False
     """Whether `flipped` gives another input."""
-    embedded: ClassVar[bool] = False  # whether `xmodal data embed` stores embeddings of it: `stored_inputs`, `stored`
+    embedded: ClassVar[bool] = False
     """Whether `xmodal data embed` stores embeddings of the inputs: `stored_inputs`, `stored`."""
 
     def __init__(self, split: Split, own: FieldConfig, spec: InputSpec):
@@ -91,7 +90,9 @@ class Reader(abc.ABC):
         return self.read(row, choice, np.random.default_rng(0))
 
     def rows(self, view: str) -> np.ndarray:
-        """Return int [m], the row of each input that evaluation reads (of pictures: in a view), from the sidecar alone.
+        """Return int [m], the row of each input that evaluation reads, from the sidecar alone.
+
+        Of pictures, these are the rows that have the view.
         """
         viewed = view and self.own.medium == PICTURES
         return np.flatnonzero(self.split.sidecar.having(view) if viewed else self.split.having(self.own.medium))
@@ -110,6 +111,10 @@ class Reader(abc.ABC):
 
     def key(self, row: Row, choice: Any) -> int:
         """Return the number of the chosen input; for readers that are `keyed`."""
+        raise NotImplementedError
+
+    def ids(self, captions: Sequence[str]) -> np.ndarray:
+        """Return the token ids int32 [n,L] of captions; for readers that are `worded`."""
         raise NotImplementedError
 
     def stored_inputs(self, row: Row) -> dict[str, list[np.ndarray]]:
@@ -232,6 +237,7 @@ class CaptionReader(Reader):
 
     def ids(self, captions: Sequence[str]) -> np.ndarray:
         """Return the token ids int32 [n,L] of captions."""
+        assert self.spec.tokenizer is not None  # an encoder of words has one
         return self.spec.tokenizer.encode(captions, self.spec.size)
 
     def choose(self, row: Row, rng: np.random.Generator) -> int | None:

@@ -24,15 +24,14 @@ Record = dict[str, Any]
 SHARD_BYTES = 256 * 2**20
 SUFFIX = ".arrayrecord"
 FIELDS = {"key": str, "media": dict}
-PICTURES = "image"  # the medium of pictures, which nearly every record has
-WORDS = "text"  # that of captions, which are in the sidecar
+PICTURES = "image"  # medium of pictures, which nearly every record has
+WORDS = "text"  # medium of captions, which are in the sidecar
 SPLIT_NAME = re.compile(r"\w[\w.-]*")
 SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.arrayrecord")
 
 
 def is_split_name(text: str) -> bool:
-    """Return True if a split may have this name: a plain file name of at most 100 bytes, which any file system takes.
-    """
+    """Return True if a split may have this name: a plain file name of at most 100 bytes, which any system takes."""
     return bool(SPLIT_NAME.fullmatch(text)) and len(text.encode()) <= 100
 
 
@@ -48,9 +47,11 @@ def pack(value: Any) -> bytes:
     import msgpack
 
     try:
-        return msgpack.packb(value, use_bin_type=True)
+        packed = msgpack.packb(value, use_bin_type=True)
     except UnicodeEncodeError as error:
         raise CorruptRecord(f"a text has half a surrogate pair: {error.object[:40]!a}") from error
+    assert packed is not None  # only a packer that keeps its buffer returns None
+    return packed
 
 
 def unpack(data: bytes) -> Any:
@@ -103,17 +104,20 @@ class RecordWriter(contextlib.AbstractContextManager):
         if not is_split_name(split):
             raise UserError(f"split {split!r}: write a name of letters, digits, '.', '_', '-'.")
         self.folder, self.split, self.shard_bytes = pathlib.Path(folder), split, shard_bytes
-        self.records, self.files = 0, []
+        self.records = 0
+        self.files: list[str] = []
         self._parts: list[pathlib.Path] = []
-        self._shard, self._room = None, 0
+        self._shard: Any = None
+        self._room = 0
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, data: bytes) -> None:
         """Append one row."""
-        if self._shard is None or self._room < len(data):
-            self._next_shard()
+        shard = self._shard
+        if shard is None or self._room < len(data):
+            shard = self._next_shard()
         with self._told():
-            self._shard.write(data)
+            shard.write(data)
         self._room -= len(data)
         self.records += 1
 
@@ -131,7 +135,7 @@ class RecordWriter(contextlib.AbstractContextManager):
 
     def abort(self) -> None:
         """Remove the unfinished shards."""
-        with contextlib.suppress(UserError):  # what cannot be finished is removed all the same
+        with contextlib.suppress(UserError):  # a shard that cannot be finished is removed all the same
             self._finish_shard()
         for part in self._parts:
             part.unlink(missing_ok=True)
@@ -142,10 +146,10 @@ class RecordWriter(contextlib.AbstractContextManager):
             if kind is None:
                 self.close()
         finally:
-            self.abort()  # what close() could not finish; nothing after it has
+            self.abort()  # removes shards that close() could not finish, if any
 
-    def _next_shard(self) -> None:
-        """Open the next shard under a temporary name."""
+    def _next_shard(self) -> Any:
+        """Open the next shard under a temporary name, and return its writer."""
         from array_record.python.array_record_module import ArrayRecordWriter
 
         self._finish_shard()
@@ -153,10 +157,11 @@ class RecordWriter(contextlib.AbstractContextManager):
         with self._told():
             self._shard = ArrayRecordWriter(str(self._parts[-1]), "group_size:1,uncompressed")
         self._room = self.shard_bytes
+        return self._shard
 
     def _finish_shard(self) -> None:
         """Close the shard that is open."""
-        shard, self._shard = self._shard, None  # also when closing fails, or it would fail again
+        shard, self._shard = self._shard, None  # before closing, which would fail again
         if shard is not None:
             with self._told():
                 shard.close()
@@ -201,7 +206,7 @@ class Records(contextlib.AbstractContextManager):
             data = self._source[row]
         except (RuntimeError, ValueError, OSError) as error:  # the reader's own checksum, or a file that is gone
             raise CorruptRecord(f"row {row} in {self.files[0].parent}: {error}") from error
-        if not data:  # what the reader gives for a row behind the end of a file that was cut while it was open
+        if not data:  # the reader returns this for a row behind the end of a file that was cut while it was open
             raise CorruptRecord(f"row {row} in {self.files[0].parent}: its shard was cut short")
         return unpack(data), len(data)
 
@@ -278,7 +283,7 @@ def shard_files(folder: os.PathLike | str, split: str) -> list[pathlib.Path]:
         raise UserError(
             f"{folder} has no split {split!r}: use one of {', '.join(names) or '(it has no shards at all)'}."
         )
-    found = {}
+    found: dict[int, dict[int, pathlib.Path]] = {}
     for path in folder.glob(f"{split}-*{SUFFIX}"):
         match = SHARD_NAME.fullmatch(path.name)
         if match and match["split"] == split:

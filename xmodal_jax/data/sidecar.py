@@ -24,18 +24,18 @@ from xmodal_jax.data.source import Item
 from xmodal_jax.errors import UserError
 
 FOLDER = "sidecar"
-LISTS = {
+LISTS = {  # columns that come with a column of starts each
     "keys": "u1",
     "groups": "u1",
     "views": "<i2",
     "media": "<i2",
     "labels": "<i4",
     "texts": "u1",
-}  # with a column of starts each
+}
 COLUMNS = LISTS | {f"{name}_starts": "<i8" for name in (*LISTS, "captions")}
 COLUMNS |= {"label_set": "<i4", "owner": "<i4", "language": "<i2", "number": "<i4"}
-LATE = {"language": "<i2", "digest": "u1"}  # kept aside until all items are known
-REMAPPED = 1 << 20  # languages rewritten at once
+LATE = {"language": "<i2", "digest": "u1"}  # kept in files of their own until all items are known
+REMAPPED = 1 << 20  # captions whose languages are rewritten at once
 
 
 class Sidecars:
@@ -48,7 +48,8 @@ class Sidecars:
         self.languages: collections.Counter[str] = collections.Counter()  # records that have captions in each
         self.views, self.media, self.labels = Numbers(), Numbers(), Numbers()
         self._codes, self._label_sets = Numbers(), Numbers()
-        self._folder, self._writers = pathlib.Path(folder) / FOLDER, {}
+        self._folder = pathlib.Path(folder) / FOLDER
+        self._writers: dict[str, SplitWriter] = {}
 
     def add(self, item: Item) -> None:
         """Write the next record of its split."""
@@ -131,8 +132,7 @@ class SplitWriter:
         self._out[f"{name}_starts"].put(self._out[name].count)
 
     def close(self) -> dict[str, Any]:
-        """Finish the columns that are known by now; return the counts of records, captions and groups, and `columns`.
-        """
+        """Finish the columns that are known by now; return the numbers of records, captions, groups, and `columns`."""
         counts = {"records": self._out["label_set"].count, "captions": self._out["owner"].count}
         columns = {name: column.close() for name, column in self._out.items()}
         for column in self._late.values():
@@ -293,6 +293,6 @@ def _refuse_misfit(found: dict[str, np.ndarray], card: Card, entry: dict[str, An
     fits = fits and all(len(found[name]) == 0 or found[name].max() < len(own) for name, own in names.items())
     if not fits:
         raise UserError(
-            f"'{place}' does not have the {records} records and {captions} captions, languages, views and labels that the "
-            f"card says; prepare the data set again (--force)"
+            f"'{place}' does not have the {records} records and {captions} captions, languages, views and labels "
+            "that the card says; prepare the data set again (--force)"
         )

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from xmodal_jax.data.captions import says_something
@@ -175,7 +175,9 @@ def split_groups(groups: Sequence[str], held_out: int, usable: Callable[[int], b
     return ["test" if group in held else "train" for group in groups]
 
 
-def shared_out(groups: Sequence[str], held_out: int, what: str, items_of: Callable[[int, str], Iterable[Item | Skip]]):
+def shared_out(
+    groups: Sequence[str], held_out: int, what: str, items_of: Callable[[int, str], Iterable[Item | Skip]]
+) -> Callable[[], Iterator[Item | Skip]]:
     """Return the function `items` of a source with a row for each of `groups`.
 
     `split_groups` puts `held_out` of the rows into "test"; `items_of` returns what a row has, for its split; `what`
@@ -224,18 +226,18 @@ def clean_captions(captions: Any, key: str) -> tuple[Captions, list[Skip]]:
     return kept, skips
 
 
-def file_item(key: str, paths: dict[str, os.PathLike | str], captions: Any, **fields) -> Iterator[Item | Skip]:
+def file_item(key: str, paths: Mapping[str, os.PathLike | str], captions: Any, **fields) -> Iterator[Item | Skip]:
     """Yield the item of a row whose pictures are files, or the reason why there is none."""
     kept, skips = clean_captions(captions, key)
     yield from skips
-    paths = {view: find_file(path) for view, path in paths.items()}
+    found = {view: find_file(path) for view, path in paths.items()}
     try:
-        images = {view: read_file(path) for view, path in paths.items()}
+        images = {view: read_file(path) for view, path in found.items()}
     except UnreadableFile as error:
         why = "" if error.reason == MISSING else f": {error}"
-        yield Skip(error.reason, f"{key}: {error.name}{why}", tuple(map(file_state, paths.values())))
+        yield Skip(error.reason, f"{key}: {error.name}{why}", tuple(map(file_state, found.values())))
         return
-    files = tuple(file_state(path, images[view]) for view, path in paths.items())
+    files = tuple(file_state(path, images[view]) for view, path in found.items())
     if kept:
         yield Item(key, images, kept, **fields, files=files)
     elif not skips:
@@ -244,14 +246,16 @@ def file_item(key: str, paths: dict[str, os.PathLike | str], captions: Any, **fi
 
 def existing(path: os.PathLike | str, what: str, folder: bool = False) -> pathlib.Path:
     """Return `path`, if it is a file (or a folder). Raises `UserError`, calling it `what`, otherwise."""
-    path, kinds = pathlib.Path(path), ("file", "folder")
-    found = path.is_dir() if folder else path.is_file()
-    there = "is a folder" if path.is_dir() else "is no folder" if folder else "is no file"
-    if not found:
-        raise UserError(
-            f"{what} {path} {there if path.exists() else 'does not exist'}: give the path of an existing {kinds[folder]}."
-        )
-    return path
+    path = pathlib.Path(path)
+    if path.is_dir() if folder else path.is_file():
+        return path
+    if not path.exists():
+        there = "does not exist"
+    elif path.is_dir():
+        there = "is a folder"
+    else:
+        there = "is no folder" if folder else "is no file"
+    raise UserError(f"{what} {path} {there}: give the path of an existing {'folder' if folder else 'file'}.")
 
 
 def digest(path: pathlib.Path) -> str:

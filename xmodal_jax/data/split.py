@@ -1,6 +1,7 @@
 """One split of a prepared data set, opened: the records' pictures and sidecar, and feature caches."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,17 @@ from xmodal_jax.data.card import Card
 from xmodal_jax.data.columns import Texts
 from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.embeddings import Embeddings
-from xmodal_jax.data.records import PICTURES, WORDS, CorruptRecord, check_record, open_records, pictures
+from xmodal_jax.data.records import (
+    PICTURES,
+    WORDS,
+    CorruptRecord,
+    KeptRecords,
+    Records,
+    Room,
+    check_record,
+    open_records,
+    pictures,
+)
 from xmodal_jax.data.sidecar import Sidecar
 from xmodal_jax.data.stall import Activity
 from xmodal_jax.errors import UserError
@@ -47,11 +58,13 @@ class Split:
                 f"{data_dir}: split {split!r} has {len(self.records)} records and a sidecar of {len(self.sidecar)}; "
                 f"prepare the data set again."
             )
-        self.caches = [open_records(pathlib.Path(data_dir) / "features" / name, split) for name in cfg.features]
-        for name, cache in zip(cfg.features, self.caches, strict=True):
+        self._cached = [open_records(self.folder / "features" / name, split) for name in cfg.features]
+        self.caches: Sequence[Records | KeptRecords] = self._cached
+        for name, cache in zip(cfg.features, self._cached, strict=True):
             if len(cache) != len(self.records):
                 raise UserError(
-                    f"cache {name!r} of {data_dir} has {len(cache)} rows for {len(self.records)} records; write it again."
+                    f"cache {name!r} of {data_dir} has {len(cache)} rows for {len(self.records)} records; "
+                    "write it again."
                 )
 
     def __len__(self) -> int:
@@ -85,6 +98,10 @@ class Split:
             except (KeyError, TypeError, ValueError) as error:
                 raise CorruptRecord(f"row {row} of cache {name!r} has no tokens of view {view!r} ({error})") from error
         return np.concatenate(parts)
+
+    def keep_rows(self, room: Room) -> None:
+        """Keep rows of the feature caches in memory once they are read, while `room` lasts."""
+        self.caches = [KeptRecords(cache, room) for cache in self._cached]
 
     def pairs(self, row: int) -> list[int]:
         """Return the numbers, in the split, of the captions of a row in the config's languages."""
@@ -136,14 +153,13 @@ class Split:
 def refuse_unknown(field: str, asked: Sequence[str], known: Sequence[str], data_dir: Any) -> None:
     """Raise `UserError` for views or languages of the config's `field` that the data set does not have."""
     unknown = [name for name in asked if name not in known]
-    hint = (
-        f"write some of {', '.join(known)}" if known else "it has none at all, so leave out the fields that are of them"
-    )
     if unknown:
+        none = "it has none at all, so leave out the fields that are of them"
+        hint = f"write some of {', '.join(known)}" if known else none
         raise UserError(f"{field}: {data_dir} has no {unknown[:1]}; {hint}.")
 
 
-def split_captions(data_dir: str | pathlib.Path, split: str, languages: Sequence[str] = ("en",)) -> Texts:
+def split_captions(data_dir: os.PathLike | str, split: str, languages: Sequence[str] = ("en",)) -> Texts:
     """Return all captions of a split in the given languages, in row order, read when they are asked for."""
     own = Sidecar(data_dir, Card.load(data_dir), split)
     return own.texts.take(own.all_pairs(tuple(dict.fromkeys(languages))))

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,8 @@ class Taxonomy:
 
         A taxon is its whole path: a plant genus and a bird genus of one name differ.
         """
-        depth, numbers = self.ranks.index(rank) + 1, {}
+        depth = self.ranks.index(rank) + 1
+        numbers: dict[tuple[str, ...], int] = {}
         paths = [self.lineage.get(label, ("",) * depth)[:depth] for label in labels]
         return np.array([numbers.setdefault(path, len(numbers)) if path[-1] else -1 for path in paths], np.int32)
 
@@ -68,7 +69,7 @@ def _checked(content: Any) -> Taxonomy:
     return Taxonomy(str(content["leaf"]), tuple(content["ranks"]), lineage, dict(content["common"]))
 
 
-def folder_taxonomy(paths: dict[str, Sequence[str]], leaf: str) -> Taxonomy:
+def folder_taxonomy(paths: Mapping[str, Sequence[str]], leaf: str) -> Taxonomy:
     """Return the taxonomy of labels in folders, {label: (outer folder, inner folder, ...)}.
 
     The ranks are "folder 1", "folder 2", ... Raises `UserError` without any label.

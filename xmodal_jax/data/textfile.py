@@ -15,8 +15,7 @@ from xmodal_jax.errors import UserError
 
 
 def wide_encoding(data: bytes) -> str:
-    """Return the name, as `iconv` writes it, of the UTF-16 or UTF-32 that `data` begins in; "" for any other beginning.
-    """
+    """Return the name, as `iconv` writes it, of the UTF-16 or UTF-32 that `data` begins in; "" for any other text."""
     found = json.detect_encoding(data) if any(data) else ""  # zeros alone tell nothing
     return found.upper().replace("-LE", "LE").replace("-BE", "BE") if found.startswith(("utf-16", "utf-32")) else ""
 
@@ -75,8 +74,7 @@ def read_json(path: os.PathLike | str) -> Any:
 
 
 def mended(text: str) -> str:
-    """Return `text` with U+FFFD for each half of a surrogate pair, such as an emoji cut in two: UTF-8 cannot hold one.
-    """
+    """Return `text` with U+FFFD for each half of a surrogate pair, such as an emoji cut in two: UTF-8 has none."""
     try:
         text.encode()
     except UnicodeEncodeError:

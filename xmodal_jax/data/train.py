@@ -17,7 +17,7 @@ import numpy as np
 from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.image import CorruptImage
 from xmodal_jax.data.readers import Row, Specs, readers_of
-from xmodal_jax.data.records import CorruptRecord, KeptRecords, Room
+from xmodal_jax.data.records import CorruptRecord, Room
 from xmodal_jax.data.split import Arrays, Split, multi_hot
 from xmodal_jax.data.text import cut
 from xmodal_jax.errors import UserError
@@ -27,14 +27,15 @@ log = logging.getLogger(__name__)
 
 BAD_SHARE = 0.01
 NAMED_SKIPS = 10
-SAMPLED = 2000  # records whose captions say how many are cut
+SAMPLED = 2000  # records whose captions `TrainDataset.cut` measures
 
 
 class BadRows:
     """Counter of the rows of a split that cannot be read; it stops the run when they are over 1 %."""
 
     def __init__(self, total: int, where: str):
-        self.total, self.where, self.rows = total, where, set()
+        self.total, self.where = total, where
+        self.rows: set[int] = set()
         self._lock = threading.Lock()
 
     def add(self, row: int, why: Exception) -> None:
@@ -45,8 +46,8 @@ class BadRows:
             self.rows.add(row)
         if len(self.rows) > BAD_SHARE * self.total:
             raise UserError(
-                f"{len(self.rows)} of {self.total} rows of {self.where} cannot be read (row {row}: {why}), more than 1 %: "
-                f"copy or prepare the data set again."
+                f"{len(self.rows)} of {self.total} rows of {self.where} cannot be read (row {row}: {why}), "
+                "more than 1 %: copy or prepare the data set again."
             )
 
 
@@ -71,12 +72,11 @@ class TrainDataset:
             raise UserError(f"config.data.positives is 'labels', and {split.folder} has none; write 'record'")
         self.split, self.batch_size, self.complete = split, batch_size, complete
         self.bad = BadRows(len(split), f"split {split.name!r}")
-        room = Room(int(split.cfg.keep_gb * 1e9))
-        split.caches = [KeptRecords(cache, room) for cache in split.caches]
+        split.keep_rows(Room(int(split.cfg.keep_gb * 1e9)))
         self.readers = readers_of(split, specs)
         self._teacher = split.embeddings() if split.cfg.embeddings else None
         rows = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat(None)
-        self.examples = rows.random_map(self._example)
+        self.examples: Any = rows.random_map(self._example)  # an endless sequence of Arrays
 
     @property
     def steps_per_epoch(self) -> float:
@@ -101,13 +101,16 @@ class TrainDataset:
             self.split.activity.done()
 
     def cut(self) -> dict[str, dict[str, float]]:
-        """Measure how many captions each encoder of words cuts (`text.cut`), on up to 2,000 records all over the split.
-        """
-        captions = []
+        """Measure how many captions each encoder of words cuts (`text.cut`), on up to 2,000 records of the split."""
+        captions: list[str] = []
         for row in np.linspace(0, len(self.split) - 1, min(len(self.split), SAMPLED)).astype(int):
             captions += self.split.captions(int(row))
         reads = {reader.own.encoder: reader for reader in self.readers.values() if reader.worded}
-        return {name: cut(reader.spec.tokenizer, captions, reader.ids(captions)) for name, reader in reads.items()}
+        return {
+            name: cut(reader.spec.tokenizer, captions, reader.ids(captions))
+            for name, reader in reads.items()
+            if reader.spec.tokenizer is not None
+        }
 
     def close(self) -> None:
         """Close all files."""
@@ -126,10 +129,10 @@ class TrainDataset:
                 continue
             if fields is not None:
                 return fields
+        required = ", ".join(name for name, own in self.split.cfg.fields.items() if own.required)
         raise UserError(
-            f"{self.split.cfg.path}: no record of split {self.split.name!r} has all required fields "
-            f"({', '.join(name for name, own in self.split.cfg.fields.items() if own.required)}; views {self.split.views}, "
-            f"languages {self.split.cfg.languages}); write others in config.data."
+            f"{self.split.cfg.path}: no record of split {self.split.name!r} has all required fields ({required}; "
+            f"views {self.split.views}, languages {self.split.cfg.languages}); write others in config.data."
         )
 
     def _fields(self, number: int, rng: np.random.Generator) -> Arrays | None:
@@ -154,8 +157,9 @@ class TrainDataset:
 
     def _row(self, number: int) -> Arrays:
         """Return the fields of a batch that belong to a whole row."""
-        row = np.int32(number)
-        fields = {"id": row if self.split.cfg.positives == "record" else self.split.label_key(number), "index": row}
+        row = np.asarray(number, np.int32)
+        key = row if self.split.cfg.positives == "record" else np.asarray(self.split.label_key(number))
+        fields = {"id": key, "index": row}
         names = self.split.card.label_names
         return fields | ({"labels": multi_hot([self.split.labels(number)], len(names))[0]} if names else {})
 
@@ -165,8 +169,8 @@ class TrainDataset:
         there = choice is not None
         fields = {name: reader.read(row, choice, rng) if there else reader.empty()}
         if reader.keyed:
-            fields[f"{name}/key"] = np.int32(reader.key(row, choice) if there else NEVER)
-        return fields if own.required else fields | {f"{name}/valid": np.bool_(there)}
+            fields[f"{name}/key"] = np.asarray(reader.key(row, choice) if there else NEVER, np.int32)
+        return fields if own.required else fields | {f"{name}/valid": np.asarray(there)}
 
     def _stored(self, number: int, chosen: dict[str, Any]) -> Arrays:
         """Return the stored embeddings of the chosen inputs, zeros for a missing field."""

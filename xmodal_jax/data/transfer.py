@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from xmodal_jax.data.loader import Loader
 from xmodal_jax.types import Batch
 
 
@@ -27,7 +28,7 @@ class Prefetch(contextlib.AbstractContextManager):
     `cursor` counts the examples handed out, not those in flight: a checkpoint stores it. Closing it closes the loader.
     """
 
-    def __init__(self, loader: Any, sharding: Any, depth: int = 2):
+    def __init__(self, loader: Loader, sharding: Any, depth: int = 2):
         self.loader, self.sharding, self.depth = loader, sharding, depth
         self.cursor = loader.cursor
         self._ready: collections.deque[Batch] = collections.deque()

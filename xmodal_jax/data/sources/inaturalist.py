@@ -40,7 +40,7 @@ KINDS = {
     "Bacteria": "a bacterium",
 }
 
-# By split and level. A sentence speaks of its level and of coarser ones only, so one text belongs to one taxon.
+# By split and level. A sentence names its level and coarser ones only, so that a text belongs to one taxon.
 TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
     "train": {
         "name": ("a photo of {name}.", "{name} in the wild.", "this is {name}, {kind}."),
@@ -120,8 +120,8 @@ def read_categories(path: pathlib.Path) -> dict[Any, Species]:
     """
     if not path.is_file():
         raise UserError(
-            f"{path} does not exist: the names in train2018.json are hidden; put the competition's later categories.json, "
-            f"which has the real ones, beside it."
+            f"{path} does not exist: the names in train2018.json are hidden; put the competition's later "
+            "categories.json, which has the real ones, beside it."
         )
     rows = read_json(path)
     if not isinstance(rows, list):
@@ -160,8 +160,7 @@ def taxonomy(species: dict[Any, Species]) -> Taxonomy:
 
 
 def captions(one: Species, split: str, key: str) -> dict[str, list[str]]:
-    """Return {"en": sentences with the species, "en-taxa": sentences about coarser taxa}, leaving
-    out levels without a name.
+    """Return {"en": sentences with the species, "en-taxa": sentences about coarser taxa}; unknown levels are left out.
 
     The phrasing is drawn by a hash: of `key` in "train", else of the words that any phrasing of the level could use.
     """
@@ -194,8 +193,7 @@ def _hash(text: str) -> int:
 def _items(
     table: dict[str, list], species: dict[Any, Species], root: pathlib.Path, split: str
 ) -> Iterator[Item | Skip]:
-    """Yield the items of one split in the order of its images, after a `Skip` for each annotation that leads nowhere.
-    """
+    """Yield the items of one split in the order of its images, after a `Skip` for each annotation without either."""
     labels: dict[Any, Any] = {}
     known = {_id(row, "id") for row in table["images"]} - {None}
     for number, row in enumerate(table["annotations"]):

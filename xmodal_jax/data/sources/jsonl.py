@@ -51,7 +51,7 @@ def jsonl_source(
         )
 
     def items() -> Iterator[Item | Skip]:
-        def usable(number):
+        def usable(number: int) -> bool:
             return usable_item(_item(open_rows[number], root, ""))
 
         drawn = iter(split_groups([row["group"] for row in open_rows], held_out, usable))
@@ -92,7 +92,7 @@ def _row(line: bytes, number: int) -> dict[str, Any] | Skip:
         return Skip("broken JSON line", where)
     if not isinstance(row, dict):
         return Skip("broken JSON line", f"{where}: not an object")
-    views = row.get("views") or {"image": row.get("image")}
+    views: Any = row.get("views") or {"image": row.get("image")}
     if not isinstance(views, dict) or not all(isinstance(value, str) and value for value in views.values()):
         return Skip("no image named", where)
     if "caption" not in row:
@@ -124,9 +124,12 @@ def _merged(rows: list[dict[str, Any] | Skip]) -> list[dict[str, Any] | Skip]:
     A row with the id of another item becomes a `Skip`.
     """
     first: dict[str, dict[str, Any]] = {}
-    kept = []
+    kept: list[dict[str, Any] | Skip] = []
     for row in rows:
-        same = row if isinstance(row, Skip) else first.setdefault(row["id"], row)
+        if isinstance(row, Skip):
+            kept.append(row)
+            continue
+        same = first.setdefault(row["id"], row)
         if same is row:
             kept.append(row)
         elif all(same[name] == row[name] for name in ("views", "group", "split")):

@@ -43,8 +43,7 @@ def _rows(path: pathlib.Path) -> list[Any]:
     except (ValueError, RecursionError):
         raise wrong_format(path, WANTED) from None
     rows = content.get("images") if isinstance(content, dict) else None
-    good = isinstance(rows, list) and (not rows or any(isinstance(row, dict) and "sentences" in row for row in rows))
-    if not good:
+    if not isinstance(rows, list) or (rows and not any(isinstance(row, dict) and "sentences" in row for row in rows)):
         raise wrong_format(path, WANTED)
     return rows
 

@@ -5,6 +5,7 @@ out and counted, as for every source.
 """
 
 import html
+import itertools
 import os
 import pathlib
 import re
@@ -25,7 +26,7 @@ from xmodal_jax.data.source import (
 from xmodal_jax.data.textfile import read_lines, read_text
 from xmodal_jax.errors import UserError
 
-HELD_OUT = 2000  # MIRFlickr's queries in the literature; a tenth of a smaller set
+HELD_OUT = 2000  # MIRFlickr's queries in the literature; of a smaller set a tenth
 
 Row = tuple[str, str | pathlib.Path, str, tuple[str, ...]]  # key, picture, caption, labels
 Whole = Callable[[int], bool]
@@ -73,19 +74,20 @@ def draw_splits(
     train: int,
     whole: Whole = lambda row: True,
 ) -> list[str]:
-    """Return the split of each record: `splits`, or if that is None "test" and "train", further
-    divided by `divide_train`.
+    """Return the split of each record.
 
-    `queries` records (default: 2,000, or a tenth of fewer) are "test", by the hash of their names. They are drawn among
-    records that are `worded` (have a text) and `whole` (their picture can be read), so that the prepared set has the
-    numbers asked for. Raises `UserError`.
+    This is `splits`, or if that is None "test" and "train", further divided by `divide_train`. `queries` records
+    (default: 2,000, or a tenth of fewer) are "test", by the hash of their names. They are drawn among records that
+    are `worded` (have a text) and `whole` (their picture can be read), so that the prepared set has the numbers
+    asked for. Raises `UserError`.
     """
     if splits is None:
         able = [row for row, good in enumerate(worded) if good]
         count = min(HELD_OUT, len(able) // 10) if queries is None else queries
         if not 0 <= count < max(1, len(able)):
             raise UserError(
-                f"--queries is {count}, but there are {len(able)} records to draw them from; write fewer, and at least 0."
+                f"--queries is {count}, but there are {len(able)} records to draw them from; "
+                "write fewer, and at least 0."
             )
         test = _drawn(names, able, count, whole)
         splits = ["test" if name in test else "train" for name in names]
@@ -104,7 +106,7 @@ def _source(
 ) -> Source:
     """Return a source of `rows`; `files` tell what the rows are, the other arguments are those of `draw_splits`."""
     given = [row[0] for row in rows], splits, [bool(row[2].strip()) for row in rows], queries, train
-    draw_splits(*given)  # numbers that are impossible are refused now; the pictures are looked at later
+    draw_splits(*given)  # refuse impossible numbers now; the pictures are read later
 
     def items() -> Iterator[Item | Skip]:
         drawn = draw_splits(*given, whole=lambda row: usable_item(_items_of(rows[row], "")))
@@ -173,8 +175,7 @@ def _annotations(folder: pathlib.Path, narrow: bool) -> list[pathlib.Path]:
 
 def _number(text: str, file: pathlib.Path) -> int:
     """Return the number of a picture. Raises `UserError` for any other text."""
-    good = text.isdecimal() and len(text) < 20
-    if not good:
+    if not text.isdecimal() or len(text) >= 20:
         raise UserError(f"{file} says '{text[:40]}' where the number of a picture must be; download it again.")
     return int(text)
 
@@ -230,7 +231,9 @@ def _photo(name: str) -> str:
     return pathlib.PurePosixPath(name).stem.split("_")[-1]
 
 
-def _concepts(folder: pathlib.Path, names: list[str], splits: dict[str, str]) -> tuple[dict[str, list[str]], list]:
+def _concepts(
+    folder: pathlib.Path, names: list[str], splits: dict[str, str]
+) -> tuple[dict[str, list[str]], list[pathlib.Path]]:
     """Return {picture: concepts}, and the files it is from: line n of a concept's file is "1" if picture n shows it."""
     parts = folder / "Groundtruth" / "TrainTestLabels"
     if parts.is_dir():
@@ -256,8 +259,7 @@ def _concepts(folder: pathlib.Path, names: list[str], splits: dict[str, str]) ->
 
 
 def _tags(folder: pathlib.Path) -> tuple[dict[str, str], list[pathlib.Path]]:
-    """Return {photo id: tags} from the first tag file found: `All_Tags.txt`, or `AllTags1k.txt` with `TagList1k.txt`.
-    """
+    """Return {photo id: tags} from the first tag file, `All_Tags.txt`, or `AllTags1k.txt` with `TagList1k.txt`."""
     places = (folder, folder / "NUS_WID_Tags", folder / "Tags")
     for place in places:
         file, matrix = place / "All_Tags.txt", place / "AllTags1k.txt"
@@ -278,14 +280,12 @@ def _matrix_tags(folder: pathlib.Path, matrix: pathlib.Path) -> dict[str, str]:
     rows = [line.split() for line in lines_of(matrix)]
     if len(rows) != len(names) or not all(len(row) == len(words) for row in rows):
         raise UserError(
-            f"{matrix} is not {len(names)} rows of {len(words)} marks, as Imagelist.txt and TagList1k.txt ask; download it "
-            "again."
+            f"{matrix} is not {len(names)} rows of {len(words)} marks, as Imagelist.txt and TagList1k.txt ask; "
+            "download it again."
         )
 
-    def tagged(row):
-        return " ".join(word for word, mark in zip(words, row, strict=True) if mark == "1")
-
-    return {_photo(name): tagged(row) for name, row in zip(names, rows, strict=True)}
+    tags = (" ".join(itertools.compress(words, (mark == "1" for mark in row))) for row in rows)
+    return dict(zip(map(_photo, names), tags, strict=True))
 
 
 # --- Wikipedia ------------------------------------------------------------------------------------------------------
@@ -324,7 +324,6 @@ def _article(path: pathlib.Path) -> str:
     content = re.sub(r"<text\b[^>]*/>", " ", read_text(existing(path, "article"), lenient=True))
     content = re.sub(r"<!\[CDATA\[(.*?)\]\]>", r"\1", content, flags=re.DOTALL)
     texts = re.findall(r"<text\b[^>]*>(.*?)</text\s*>", content, re.DOTALL)
-    whole = len(texts) == len(re.findall(r"<text\b", content))
-    if not whole:
+    if len(texts) != len(re.findall(r"<text\b", content)):
         raise UserError(f"{path} ends inside its text; download it again.")
     return " ".join(html.unescape(re.sub(r"<[a-zA-Z/!?][^>]*>", " ", " ".join(texts or [content]))).split())

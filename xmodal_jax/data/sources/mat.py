@@ -38,13 +38,16 @@ VOCABULARIES = ("vocabulary.txt", "taglist.txt", "taglist1k.txt")  # the last is
 LABEL_LISTS = ("label_names.txt",)
 
 
+Captions = list[str] | list[list[str]]  # the text of each row, or its texts
+
+
 @dataclasses.dataclass(frozen=True)
 class Rows:
     """What is known of all rows, but their pictures."""
 
     keys: list[str]
     """Key of each row."""
-    captions: list[str | list[str]]
+    captions: Captions
     """Text of each row, or its texts."""
     labels: list[tuple[str, ...]]
     """Labels of each row."""
@@ -90,14 +93,13 @@ def mat_source(
     pictures = found.get("arrays") or found["names"]
     by_path = "names" in found
     names = _names(pictures) if by_path else []
-    axes = () if by_path else _axes(pictures)
-    count = len(names) if by_path else pictures.shape[axes[0]]
+    count = len(names) if by_path else pictures.shape[_axes(pictures)[0]]
     captions = _captions(found["texts"], count, folder, vocabulary)
     labels = _labels(found["labels"], count, folder, label_names)
     keys = _keys(names) if by_path else [str(number) for number in range(count)]
     rows = Rows(keys, captions, labels, queries, train)
-    rows.splits()  # numbers that are impossible are refused now; the pictures are looked at later
-    options = {"queries": queries, "train": train or None}
+    rows.splits()  # refuse impossible numbers now; the pictures are read later
+    options: dict[str, Any] = {"queries": queries, "train": train or None}
     if by_path:
         root = existing(images or folder / "images", "image folder", folder=True)
         options["images"] = str(root.resolve())
@@ -105,7 +107,7 @@ def mat_source(
     else:
         if images is not None:
             raise UserError(f"--images goes with paths of pictures, and {pictures} holds the pictures.")
-        items = functools.partial(_array_items, pictures, axes, rows)
+        items = functools.partial(_array_items, pictures, rows)
     arguments = {"path": str(pathlib.Path(path).resolve()), "content": _digest(rows, pictures)}
     arguments |= {name: value for name, value in options.items() if value is not None}
     return Source("mat", pathlib.Path(path).name, licence or TERMS, items, arguments, count)
@@ -121,9 +123,7 @@ def _digest(rows: Rows, pictures: Variable) -> str:
 
 
 def _found(path: pathlib.Path, prefer_names: bool) -> tuple[pathlib.Path, dict[str, Any]]:
-    """Return the folder and {"arrays" or "names", "texts", "labels": variable}; texts may be
-    the path of a `caption.txt`.
-    """
+    """Return the folder and {"arrays" or "names", "texts", "labels": variable}; texts may be the path of a text file."""
     folder = path if path.is_dir() else existing(path, "MATLAB file or folder").parent
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".mat") if path.is_dir() else [path]
     if not files:
@@ -132,17 +132,15 @@ def _found(path: pathlib.Path, prefer_names: bool) -> tuple[pathlib.Path, dict[s
     found: dict[str, Any] = {}
     for what, names in KNOWN.items():
         own = [variable for variable in held if variable.name.lower() in names]
-        several = f"{' and '.join(map(str, own))} are both {what}; give the file or the folder of one set."
         if len(own) >= 2:
-            raise UserError(several)
+            raise UserError(f"{' and '.join(map(str, own))} are both {what}; give the file or the folder of one set.")
         found |= {what: own[0]} if own else {}
     lines = _beside(folder, ("caption.txt",))
     found |= {"texts": lines} if lines and "texts" not in found else {}
     if "arrays" in found and "names" in found:
         del found["arrays" if prefer_names else "names"]
-    whole = len(found) == 3 and {"texts", "labels"} < set(found)
-    names = ", ".join(variable.name for variable in held) or "nothing"
-    if not whole:
+    if len(found) != 3 or not {"texts", "labels"} < set(found):
+        names = ", ".join(variable.name for variable in held) or "nothing"
         raise UserError(
             f"{path} holds {names}, and a set needs {EXPECTED}; give the file, or the folder of files, that has all."
         )
@@ -166,13 +164,13 @@ def _marks(variable: Variable, count: int) -> np.ndarray:
     return marks
 
 
-def _refuse_other(what: Any, rows: int, count: int) -> None:
+def _refuse_other(what: Variable | pathlib.Path, rows: int, count: int) -> None:
     """Raise `UserError` if there are not as many rows as pictures."""
     if rows != count:
         raise UserError(f"{what} has {rows} rows for {count} pictures; give files of the same set.")
 
 
-def _captions(texts: Any, count: int, folder: pathlib.Path, vocabulary: Any) -> list[str | list[str]]:
+def _captions(texts: Variable | pathlib.Path, count: int, folder: pathlib.Path, vocabulary: Any) -> Captions:
     """Return the text or texts of each row."""
     if isinstance(texts, Variable) and texts.kind != "text":
         marks = _marks(texts, count)
@@ -212,8 +210,9 @@ def _column_names(
 
 
 def _axes(pictures: Variable) -> tuple[int, ...]:
-    """Return the axes of [n,height,width,3] in the array: [height,width,3,n] in MATLAB, or rows
-    first, as Python writes it.
+    """Return the axes of [n,height,width,3] in the array.
+
+    They are [height,width,3,n] in MATLAB, or rows first, as Python writes it.
     """
     orders = {2: (3, 0, 1, 2), 1: (0, 2, 3, 1), 3: (0, 1, 2, 3)}
     shape = pictures.shape
@@ -225,14 +224,14 @@ def _axes(pictures: Variable) -> tuple[int, ...]:
     return orders[channel]
 
 
-def _array_items(pictures: Variable, axes: tuple[int, ...], rows: Rows) -> Iterator[Item | Skip]:
+def _array_items(pictures: Variable, rows: Rows) -> Iterator[Item | Skip]:
     """Yield the items of an array of pictures, one block of rows at a time."""
     number, splits = 0, rows.splits()
-    for block in pictures.blocks(axes):
+    for block in pictures.blocks(_axes(pictures)):
         for image in _bytes(block, pictures):
             key = rows.keys[number]
             kept, skips = clean_captions(rows.captions[number], key)
-            files = () if number else (file_state(pictures.file),)  # of gigabytes: its time and size must do
+            files = () if number else (file_state(pictures.file),)  # its time and size alone, as it may have gigabytes
             yield from skips
             if kept:
                 yield Item(key, {"image": _png(image)}, kept, **rows.fields(number, splits[number]), files=files)
@@ -275,7 +274,7 @@ def _foreign_parts(names: list[tuple[str, ...]], root: pathlib.Path) -> int:
     It is the number by which most files are found, the same for all, so that no two rows take one file for theirs.
     """
 
-    def found(start):
+    def found(start: int) -> int:
         return sum(root.joinpath(*parts[start:]).is_file() for parts in names if start < len(parts))
 
     return max(range(max(map(len, names), default=1)), key=lambda start: (found(start), -start))

@@ -215,9 +215,7 @@ def _hdf5_cell(file: Any, data: Any) -> np.ndarray:
 
 
 def _block_rows(data: Any, axis: int) -> int:
-    """Return how many rows to read at once: a few dozen, or as many as are compressed
-    together, if that is not too much.
-    """
+    """Return how many rows to read at once: a few dozen, or as many as are compressed together, if not too many."""
     row_bytes = data.dtype.itemsize * int(np.prod(data.shape)) // max(1, data.shape[axis])
     together = data.chunks[axis] if data.chunks else 1
     return max(BLOCK_ROWS, min(together, SLICE_BYTES // max(1, row_bytes)))

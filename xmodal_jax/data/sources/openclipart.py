@@ -58,8 +58,9 @@ class Drawing:
 
 
 def clean_title(title: str) -> str:
-    """Return a title in words, without author's prefix, file suffix, underscores and final
-    numbers; "" if it says nothing.
+    """Return a title in words, "" for one that says nothing.
+
+    The author's prefix, file suffix, underscores and final numbers are removed.
     """
     title = PREFIX.sub("", " ".join(title.replace("_", " ").split()))
     title = NUMBER.sub("", title.removesuffix(".svg")).strip(" .-")
@@ -136,9 +137,7 @@ def openclipart_source(
 
 
 def worth_keeping(read: list[Drawing]) -> list[Drawing]:
-    """Return one drawing of each file, without those whose title says nothing or is shared by
-    `SERIES` drawings or more.
-    """
+    """Return one drawing of each file, if its title says something and fewer than `SERIES` drawings share it."""
     counts = collections.Counter(group_key(one.title) for one in read)
     first = {one.same: one for one in reversed(read)}
     return [one for one in read if one is first[one.same] and one.title and counts[group_key(one.title)] < SERIES]

@@ -6,7 +6,7 @@ RSITMD's training list has 20 empty captions: they are dropped and counted like 
 
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from xmodal_jax.data.formats import wrong_format
@@ -51,10 +51,10 @@ def _paired(caps: pathlib.Path, names: pathlib.Path) -> list[Row]:
     """Return the pictures of one split with their captions."""
     captions, files = read_lines(caps), read_lines(existing(names, "list of file names"))
     whole = len(captions) == PER_IMAGE * len(files)
-    if not files or not whole and len(captions) != len(files):
+    if not files or not (whole or len(captions) == len(files)):
         raise UserError(
-            f"{caps} has {len(captions)} lines and {names.name} {len(files)}; a name must be there once for {PER_IMAGE} "
-            f"captions or once for each caption."
+            f"{caps} has {len(captions)} lines and {names.name} {len(files)}; a name must be there once for "
+            f"{PER_IMAGE} captions or once for each caption."
         )
     merged: dict[str, list[Any]] = {}
     for number, caption in enumerate(captions):
@@ -118,11 +118,12 @@ def _source(
     kind: str,
     folder: pathlib.Path,
     root: pathlib.Path,
-    rows: dict[str, list[Row | Skip]],
-    files: list[pathlib.Path],
+    rows: Mapping[str, Sequence[Row | Skip]],
+    files: Sequence[pathlib.Path],
     licence: str,
 ) -> Source:
     """Return a source of rows by split."""
+
     def items() -> Iterator[Item | Skip]:
         for split, own in rows.items():
             for row in own:
@@ -133,6 +134,8 @@ def _source(
     return Source(kind, folder.name, licence or TERMS, items, arguments, sum(map(len, rows.values())))
 
 
-def _item(name: str, captions: list[Any], labels: tuple[str, ...], root: pathlib.Path, split: str) -> Iterator:
+def _item(
+    name: str, captions: list[Any], labels: tuple[str, ...], root: pathlib.Path, split: str
+) -> Iterator[Item | Skip]:
     """Yield the item of a row, or the reason why there is none."""
     return file_item(name, {"image": os.path.join(root, name)}, captions, labels=labels, group=name, split=split)

@@ -37,8 +37,7 @@ def read_captions(path: pathlib.Path) -> dict[str, list[str]]:
 
 
 def group_key(caption: str) -> str:
-    """Return the English caption without article, digits and punctuation: six stamps called "A flower." are one group.
-    """
+    """Return the English caption without article, digits and punctuation: six stamps called "A flower." are a group."""
     return ARTICLE.sub("", re.sub(r"[^\w\s]|\d", "", normal_caption(caption))).strip()
 
 

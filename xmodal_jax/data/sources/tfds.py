@@ -34,11 +34,13 @@ def tfds_source(
                 captions = _texts(_nested(example, text_key, f"{name}: example lacks"))
                 kept, skips = clean_captions({language: captions}, f"{split}[{number}]")
                 yield from skips
-                label = int(_nested(example, label_key, "")) if namer else -1  # TFDS marks a hidden label by -1
+                label = (
+                    int(_nested(example, label_key, "")) if namer else -1
+                )  # -1 is also TFDS's mark of a hidden label
                 image = bytes(_nested(example, image_key, f"{name}: example lacks"))
                 if kept:
                     key = f"{split}-{number}"
-                    labels = (namer(label),) if label >= 0 else ()
+                    labels = (namer(label),) if namer and label >= 0 else ()
                     yield Item(key, {"image": image}, kept, labels, key, "val" if split == "validation" else split)
 
     keys = {"image_key": image_key, "text_key": text_key, "label_key": label_key}
