@@ -1,5 +1,6 @@
 """A source of a user's own file or package, by its place on the command line."""
 
+import doctest
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 
 import pytest
 
+import xmodal_jax.data.source
 from xmodal_jax.cli import main
 from xmodal_jax.data.card import Card
 
@@ -53,6 +55,11 @@ def own(tmp_path, tiny_items, monkeypatch):
         (tmp_path / "pictures" / f"{item.key}.png").write_bytes(item.images["png"])
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def test_the_examples_of_items_and_sources_are_right():
+    done = doctest.testmod(xmodal_jax.data.source)
+    assert done.attempted >= 5 and done.failed == 0
 
 
 def prepared(*more, source="mine.py:captioned"):

@@ -7,8 +7,7 @@ from collections.abc import Hashable, Iterable, Mapping
 
 import numpy as np
 
-# letters of scripts that write no spaces between words: Chinese, Japanese, Thai and Lao, Burmese, Khmer
-UNSPACED = (
+UNSPACED = (  # scripts without spaces between words: Chinese, Japanese, Thai and Lao, Burmese, Khmer
     r"[\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
     r"\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff]"
 )
@@ -46,7 +45,7 @@ def says_something(caption: str) -> bool:
 
 @functools.cache
 def marks() -> str:
-    """Return all combining marks, such as Hindi's vowel signs, which Python's `\\w` does not count as part of a word."""
+    """Return all combining marks, such as Hindi's vowel signs; Python's `\\w` does not count them as part of a word."""
     planes = (range(0x300, 0x20000), range(0xE0100, 0xE01F0))
     return "".join(char for plane in planes for char in map(chr, plane) if unicodedata.category(char)[0] == "M")
 

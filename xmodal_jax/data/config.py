@@ -41,7 +41,7 @@ def complete(fields: dict[str, FieldConfig]) -> dict[str, FieldConfig]:
     return filled
 
 
-PAIR = ("image", "text")  # the fields of a config that names none
+PAIR = ("image", "text")  # the default fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ class DataConfig:
     match each other's captions.
     """
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "fields", complete(self.fields))
         for name in ("threads", "prefetch"):
             value = getattr(self, name)

@@ -12,8 +12,12 @@ import math
 import re
 import warnings
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM")
 ORIENTATION = 0x0112  # the EXIF tag
@@ -26,7 +30,7 @@ class CorruptImage(ValueError):
     """Bytes that are no picture, only the beginning of one, or samples whose range is unknown."""
 
 
-def opened(data: bytes):
+def opened(data: bytes) -> "Picture":
     """Open an encoded picture without decoding its pixels. Raises `CorruptImage`."""
     from PIL import Image
 
@@ -37,7 +41,7 @@ def opened(data: bytes):
         raise CorruptImage(_unidentified(data, error)) from error
 
 
-def loaded(picture, shrink_to: float | None = None):
+def loaded(picture: "Picture", shrink_to: float | None = None) -> "Picture":
     """Load the pixels as upright RGB on white; a JPEG is decoded at 1/2, 1/4 or 1/8 if that leaves `shrink_to` px.
 
     Raises `CorruptImage`.
@@ -108,7 +112,7 @@ def _reason(error: Exception) -> str:
     return text if " " in text else f"{type(error).__name__} {text}".strip()  # a single word tells nothing
 
 
-def _orientation(picture) -> int:
+def _orientation(picture: "Picture") -> int:
     """Return the EXIF orientation, 1 if there is none that can be read; the other EXIF values need not be readable."""
     try:
         found = picture.getexif().get(ORIENTATION, 1)
@@ -117,7 +121,7 @@ def _orientation(picture) -> int:
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
-def _upright(picture):
+def _upright(picture: "Picture") -> "Picture":
     """Turn a picture as its EXIF orientation asks."""
     from PIL.Image import Transpose as To
 
@@ -127,7 +131,7 @@ def _upright(picture):
     return picture if turn is None else picture.transpose(turn)
 
 
-def _eight_bits(picture):
+def _eight_bits(picture: "Picture") -> "Picture":
     """Convert grey pictures of 16 and 32 bits to 8 bits; the transparent grey of a 16-bit PNG becomes white."""
     from PIL import Image
 
@@ -157,7 +161,7 @@ def _grey_scale(samples: np.ndarray, sixteen: bool) -> np.ndarray:
     raise CorruptImage(f"its 32-bit {kind} samples go from {least:g} to {most:g}; only {ranges} are known")
 
 
-def _on_white(picture):
+def _on_white(picture: "Picture") -> "Picture":
     """Put a picture on white, as RGB."""
     from PIL import Image
 

@@ -15,9 +15,8 @@ from xmodal_jax.data.records import PICTURES, WORDS, CorruptRecord, open_records
 from xmodal_jax.errors import UserError
 
 FOLDER = "embeddings"
-Pick = tuple[
-    str, Callable[[dict[str, list[bytes]], Any], bytes], Any
-]  # medium, the reader's method `stored`, its choice
+Stored = Callable[[dict[str, list[bytes]], Any], bytes]  # the method `stored` of a reader
+Pick = tuple[str, Stored, Any]  # medium, how its reader finds a choice, the choice
 
 
 class Embeddings:

@@ -40,7 +40,7 @@ from xmodal_jax.errors import UserError
 Encoder = Callable[[np.ndarray], np.ndarray]
 
 PLAN_FILE = "plan.json"
-LARGEST = 4096  # px, the longest side of an input
+LARGEST = 4096  # px, the largest side that is asked of a tower
 
 
 def write_features(
@@ -136,7 +136,7 @@ def add_to_card(data_dir: pathlib.Path, field: str, name: str, entry: dict[str, 
 
 def start_partial(folder: pathlib.Path, partial: pathlib.Path, plan: dict[str, Any]) -> None:
     """Make the folder of unfinished work, or continue the one that an interrupted run of the same plan left."""
-    if folder.exists() and not partial.exists():  # it died between the last split and the card
+    if folder.exists() and not partial.exists():  # a run was killed between the last split and the card
         os.replace(folder, partial)
     path = partial / PLAN_FILE
     if not path.is_file():

@@ -14,7 +14,7 @@ LINE = '{"image": PATH, "caption": TEXT}'
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 BY_HAND = f"write a file with one line {LINE} for each caption, and give that to `jsonl`"
 UNPACK = "unpack it, and give what was in it"
-MAGIC = (
+MAGIC = (  # place of the mark in the file, mark, kind of file, advice
     (0, b"PAR1", "a Parquet table", BY_HAND),
     (0, b"ARROW1", "an Arrow table", BY_HAND),
     (257, b"ustar", "a tar archive, as WebDataset and img2dataset write", f"unpack it, {BY_HAND}"),
@@ -28,7 +28,7 @@ MAGIC = (
     (0, b"\x89PNG", "a picture", BY_HAND),
     (0, b"\xff\xd8\xff", "a picture", BY_HAND),
 )
-FOLDERS = (  # a pattern of its files, what it is, what reads it
+FOLDERS = (  # pattern of a file in it, kind of folder, advice
     ("*.jsonl", "a folder that holds JSON Lines", "give the file in it"),
     ("*.tar", "a folder of tar archives, as WebDataset and img2dataset write", f"unpack them, {BY_HAND}"),
     ("*.parquet", "a folder of Parquet tables", BY_HAND),

@@ -8,11 +8,15 @@ import dataclasses
 import io
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from xmodal_jax.data.decoding import CorruptImage, loaded, opened
 from xmodal_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's "L"
 PNG_LEVEL = 6
@@ -42,7 +46,7 @@ class AugmentConfig:
     gray: float = 0.0
     """Probability of removing the colours."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         where, area = "config.data.augment", self.crop_min_area
         if not 0 < area <= 1:
             raise UserError(f"{where}.crop_min_area is {area}; write a share above 0, at most 1 (1: no crop)")
@@ -123,7 +127,7 @@ def render_svg(data: str, size: int) -> bytes:
         )
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # pyo3's PanicException derives from BaseException only
+    except BaseException as error:  # pyo3's PanicException is no Exception
         raise CorruptImage(f"cannot render: {error}") from error
     return bytes(picture)
 
@@ -145,7 +149,7 @@ def random_box(rng: np.random.Generator, min_area: float, ratio: float) -> tuple
     return left, top, min(1.0, left + wide), min(1.0, top + high)
 
 
-def rotate(picture, rng: np.random.Generator, degrees: float):
+def rotate(picture: "Picture", rng: np.random.Generator, degrees: float) -> "Picture":
     """Turn a Pillow picture about its centre by up to `degrees` either way; the corners become white."""
     from PIL import Image
 
@@ -206,7 +210,7 @@ def train_image(size: int, augment: AugmentConfig) -> Callable[[bytes, np.random
 
     def example(data: bytes, rng: np.random.Generator) -> np.ndarray:
         left, top, right, bottom = random_box(rng, augment.crop_min_area, augment.crop_ratio)
-        # the scale that draft() may take is set by the crop: its pixels, not the picture's, must not fall below `size`
+        # the scale is chosen for the crop: its pixels, not the picture's, must not fall below `size`
         picture = loaded(opened(data), max(size / (right - left), size / (bottom - top)))
         picture = rotate(picture, rng, augment.rotate)
         box = (left * picture.width, top * picture.height, right * picture.width, bottom * picture.height)

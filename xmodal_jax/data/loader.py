@@ -13,7 +13,7 @@ from xmodal_jax.data.split import Arrays
 from xmodal_jax.data.stall import Watch
 from xmodal_jax.data.train import TrainDataset
 
-LEAVE = 3.0  # seconds that closing waits for the batches that are being made
+LEAVE = 3.0  # seconds that closing waits for the batches under way
 _left: list[threading.Thread] = []
 
 
@@ -53,7 +53,7 @@ class Threads:
                 continue
             try:
                 future.set_result(call(*args))
-            except BaseException as error:  # whatever it is, who asks for the result gets it
+            except BaseException as error:  # raised where the result is asked for
                 future.set_exception(error)
 
     def close(self, seconds: float) -> bool:
@@ -100,8 +100,8 @@ class Loader:
         self.watch = Watch(dataset.split.activity, cfg.stall_seconds)
         self._threads = Threads(threads or cfg.threads, "batch")
         self._waiting: collections.deque[concurrent.futures.Future] = collections.deque()
-        self.poll: Callable[[], None] | None = None  # called each second of a wait; what it raises ends the wait
-        self.stuck = False  # whether a thread was left where it hung
+        self.poll: Callable[[], None] | None = None
+        self.stuck = False
 
     @property
     def bad_rows(self) -> int:
@@ -146,5 +146,5 @@ class Loader:
     def __enter__(self) -> "Loader":
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()

@@ -16,7 +16,7 @@ from xmodal_jax.errors import UserError
 SIZE = 16  # bytes of a digest
 EMPTY = bytes(SIZE)
 AT_ONCE = 1 << 22  # digests sorted at a time: 200 MB with their order
-COMPARED = 1 << 16  # texts in memory while those of one number are compared
+COMPARED = 1 << 16  # texts kept in memory while equal digests are compared
 
 
 def digest(text: str) -> bytes:

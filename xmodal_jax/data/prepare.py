@@ -74,7 +74,7 @@ class Build(contextlib.AbstractContextManager):
             log.warning("left out: %s: %s", skip.reason, mended(skip.where))
         self.skipped[skip.reason] += 1
 
-    def __exit__(self, kind, value, trace) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is not None:
             for writer in self.writers.values():
                 writer.abort()
@@ -145,7 +145,7 @@ def prepare(
             card = _card(build, source, name or out.resolve().name, arguments)
         if source.taxonomy:
             source.taxonomy.save(part)
-        card.save(part)  # the last file: with it the folder is whole
+        card.save(part)  # the last file, which makes the folder complete
         with making.changing_card(out):
             making.move_up(part, out)
     return card
@@ -157,7 +157,7 @@ def _prepared_before(out: pathlib.Path, arguments: dict[str, Any], licence: str)
     Raises `UserError` if it was made with other arguments, or is older than its source's files.
     """
     card = Card.load(out)
-    asked = json.loads(mended(json.dumps(arguments | {"licence": licence}, ensure_ascii=False)))  # as a card keeps them
+    asked = json.loads(mended(json.dumps(arguments | {"licence": licence}, ensure_ascii=False)))  # JSON, as in a card
     there = card.arguments | {"licence": card.licence}
     changed = sorted(key for key in {**there, **asked} if there.get(key) != asked.get(key))
     if changed:

@@ -116,7 +116,7 @@ class RecordWriter(contextlib.AbstractContextManager):
         shard = self._shard
         if shard is None or self._room < len(data):
             shard = self._next_shard()
-        with self._told():
+        with self._errors_named():
             shard.write(data)
         self._room -= len(data)
         self.records += 1
@@ -141,7 +141,7 @@ class RecordWriter(contextlib.AbstractContextManager):
             part.unlink(missing_ok=True)
         self._parts = []
 
-    def __exit__(self, kind, value, trace) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         try:
             if kind is None:
                 self.close()
@@ -154,7 +154,7 @@ class RecordWriter(contextlib.AbstractContextManager):
 
         self._finish_shard()
         self._parts.append(self.folder / f".{self.split}-{len(self._parts):05d}.part")
-        with self._told():
+        with self._errors_named():
             self._shard = ArrayRecordWriter(str(self._parts[-1]), "group_size:1,uncompressed")
         self._room = self.shard_bytes
         return self._shard
@@ -163,12 +163,12 @@ class RecordWriter(contextlib.AbstractContextManager):
         """Close the shard that is open."""
         shard, self._shard = self._shard, None  # before closing, which would fail again
         if shard is not None:
-            with self._told():
+            with self._errors_named():
                 shard.close()
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """Raise an error of the shard writer as a `UserError`."""
+    def _errors_named(self) -> Iterator[None]:
+        """Raise an error of the shard writer as a `UserError` that names the folder and the split."""
         try:
             yield
         except (RuntimeError, ValueError, OSError) as error:  # "write() failed: No space left on device; writing ..."
@@ -220,7 +220,7 @@ class Records(contextlib.AbstractContextManager):
         except (RuntimeError, ValueError, OSError) as error:
             log.debug("closing %s: %s", self.files[0].parent, error)
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

@@ -150,7 +150,7 @@ class Split:
             records.close()
 
 
-def refuse_unknown(field: str, asked: Sequence[str], known: Sequence[str], data_dir: Any) -> None:
+def refuse_unknown(field: str, asked: Sequence[str], known: Sequence[str], data_dir: os.PathLike | str) -> None:
     """Raise `UserError` for views or languages of the config's `field` that the data set does not have."""
     unknown = [name for name in asked if name not in known]
     if unknown:

@@ -284,7 +284,7 @@ class Pairs:
             heapq.heappush(self._heap, (-self.counts[pair], pair))
 
     def most_frequent(self, min_count: int) -> tuple[str, str] | None:
-        """Return the pair of the highest count, the alphabetically first of several; None if it is below `min_count`."""
+        """Return the pair of the highest count, alphabetically first among equals; None if it is below `min_count`."""
         while self._heap:
             count, pair = heapq.heappop(self._heap)
             if self.counts[pair] == -count:  # entries of older counts are stale

@@ -3,16 +3,16 @@
 import collections
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Sharding
 
 from xmodal_jax.data.loader import Loader
 from xmodal_jax.types import Batch
 
 
-def to_device(batch: dict[str, np.ndarray], sharding: Any) -> Batch:
+def to_device(batch: dict[str, np.ndarray], sharding: Sharding | dict[str, Sharding]) -> Batch:
     """Return global arrays made of this process's rows of each field.
 
     `sharding` is one `jax.sharding.Sharding` for all fields or a dict with one per field; a batch's leading axis is the
@@ -28,7 +28,7 @@ class Prefetch(contextlib.AbstractContextManager):
     `cursor` counts the examples handed out, not those in flight: a checkpoint stores it. Closing it closes the loader.
     """
 
-    def __init__(self, loader: Loader, sharding: Any, depth: int = 2):
+    def __init__(self, loader: Loader, sharding: Sharding | dict[str, Sharding], depth: int = 2):
         self.loader, self.sharding, self.depth = loader, sharding, depth
         self.cursor = loader.cursor
         self._ready: collections.deque[Batch] = collections.deque()
@@ -68,5 +68,5 @@ class Prefetch(contextlib.AbstractContextManager):
         self._ready.clear()
         self.loader.close()
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()

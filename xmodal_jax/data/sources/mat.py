@@ -34,7 +34,7 @@ EXPECTED = (
     "pictures (images or IAll as an array; index, FAll or imgs as paths), texts (YAll, TAll, tags or caption) and "
     "labels (LAll, category, labels or label)"
 )
-VOCABULARIES = ("vocabulary.txt", "taglist.txt", "taglist1k.txt")  # the last is NUS-WIDE's
+VOCABULARIES = ("vocabulary.txt", "taglist.txt", "taglist1k.txt")  # the last one is NUS-WIDE's
 LABEL_LISTS = ("label_names.txt",)
 
 
@@ -123,7 +123,10 @@ def _digest(rows: Rows, pictures: Variable) -> str:
 
 
 def _found(path: pathlib.Path, prefer_names: bool) -> tuple[pathlib.Path, dict[str, Any]]:
-    """Return the folder and {"arrays" or "names", "texts", "labels": variable}; texts may be the path of a text file."""
+    """Return the folder and its variables: {"arrays" or "names", "texts", "labels": variable}.
+
+    The texts may also be the path of a `caption.txt`.
+    """
     folder = path if path.is_dir() else existing(path, "MATLAB file or folder").parent
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".mat") if path.is_dir() else [path]
     if not files:
@@ -170,7 +173,9 @@ def _refuse_other(what: Variable | pathlib.Path, rows: int, count: int) -> None:
         raise UserError(f"{what} has {rows} rows for {count} pictures; give files of the same set.")
 
 
-def _captions(texts: Variable | pathlib.Path, count: int, folder: pathlib.Path, vocabulary: Any) -> Captions:
+def _captions(
+    texts: Variable | pathlib.Path, count: int, folder: pathlib.Path, vocabulary: os.PathLike | str | None
+) -> Captions:
     """Return the text or texts of each row."""
     if isinstance(texts, Variable) and texts.kind != "text":
         marks = _marks(texts, count)
@@ -183,7 +188,9 @@ def _captions(texts: Variable | pathlib.Path, count: int, folder: pathlib.Path, 
     return rows
 
 
-def _labels(variable: Variable, count: int, folder: pathlib.Path, given: Any) -> list[tuple[str, ...]]:
+def _labels(
+    variable: Variable, count: int, folder: pathlib.Path, given: os.PathLike | str | None
+) -> list[tuple[str, ...]]:
     """Return the labels of each row."""
     marks = _marks(variable, count)
     names = _column_names(given, folder, LABEL_LISTS, "label", variable, marks.shape[1])
@@ -191,7 +198,12 @@ def _labels(variable: Variable, count: int, folder: pathlib.Path, given: Any) ->
 
 
 def _column_names(
-    given: Any, folder: pathlib.Path, known: Sequence[str], start: str, variable: Variable, count: int
+    given: os.PathLike | str | None,
+    folder: pathlib.Path,
+    known: Sequence[str],
+    start: str,
+    variable: Variable,
+    count: int,
 ) -> list[str]:
     """Return the names of the columns: the lines of the file given or beside, else `start` and a number."""
     path = existing(given, "list of names") if given else _beside(folder, known)

@@ -17,9 +17,9 @@ import numpy as np
 from xmodal_jax.errors import UserError
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
-SLICE_BYTES = 1 << 25  # what is read at once
+SLICE_BYTES = 1 << 25  # bytes read at once
 BLOCK_ROWS = 32
-MOST_VALUES = 1032  # that a byte of a file can stand for: the best that zlib does with one byte a value
+MOST_VALUES = 1032  # values that one byte of a file can stand for: zlib's best with values of one byte
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,11 +111,11 @@ def variables(path: pathlib.Path) -> list[Variable]:
 def _readable(path: pathlib.Path) -> Iterator[None]:
     """Raise any error of a reader as a `UserError`: SciPy, zlib and h5py raise a dozen kinds for damaged files."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of what is odd in a file; what cannot be read is an error
+        with warnings.catch_warnings(action="ignore"):  # they are of odd files; unreadable ones raise
             yield
     except UserError:
         raise
-    except Exception as error:  # MemoryError too: a damaged size asks for more than there is
+    except Exception as error:  # even MemoryError, if a damaged size asks for too much
         raise UserError(f"{path} cannot be read ({error}); download it again.") from error
 
 

@@ -20,7 +20,7 @@ from xmodal_jax.data.textfile import hashed
 from xmodal_jax.errors import UserError
 
 ROOT = "/usr/share/openclipart/svg"
-LEFT_OUT = (  # themes and series that differ in what their titles do not say
+LEFT_OUT = (  # themes and series whose titles do not tell the drawings apart
     "computer/icons",
     "recreation/games/cards",
     "shapes/stars",
@@ -37,8 +37,8 @@ PREFIX = re.compile(r"^(clip ?art|drawing) (by|from) [^-]+ - ", re.I)
 NOISE = re.compile(r"\b(svg|clip ?art|collection|untitled|unknown|theme|part of|open clip)\b", re.I)
 NUMBER = re.compile(r"[\s_\-#(]*\d+\)?$")  # "Chair 03" and "chair (2)" are drawings of a chair
 NO_KEYWORDS = {"hash", "clip art", "clipart", "svg", "unsorted", ""}
-SERIES = 20  # drawings of one title: the title is that of a series ("AIGA Symbol Signs") and says nothing
-KEYWORD_AT_LEAST = 10  # drawings that a keyword needs to be a label
+SERIES = 20  # drawings that share a title: it names the series ("AIGA Symbol Signs"), not the drawing
+KEYWORD_AT_LEAST = 10  # drawings that must have a keyword to make it a label
 
 
 @dataclass(frozen=True)

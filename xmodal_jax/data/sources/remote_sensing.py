@@ -15,7 +15,7 @@ from xmodal_jax.data.textfile import read_json, read_lines
 from xmodal_jax.errors import UserError
 
 SPLITS = ("train", "val", "test")
-PER_IMAGE = 5  # caption lines of a name that is listed once
+PER_IMAGE = 5  # captions of a name that is listed once
 
 Row = tuple[str, list[Any], tuple[str, ...]]  # picture, captions, labels
 
@@ -111,7 +111,7 @@ def _grouped(path: pathlib.Path) -> list[Row | Skip]:
 def _is_row(row: Any) -> bool:
     """Return True if a row has a picture and captions, and a label that can be written as text."""
     good = isinstance(row, dict) and isinstance(row.get("image"), str) and "caption" in row
-    return good and type(row.get("label_name") or "") in (str, int, float)  # and no bool
+    return good and type(row.get("label_name") or "") in (str, int, float)  # a bool is none of these
 
 
 def _source(

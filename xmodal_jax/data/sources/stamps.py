@@ -21,7 +21,7 @@ from xmodal_jax.errors import UserError
 ROOT = "/usr/share/tuxpaint/stamps"
 LETTERS = {"alphabets", "letters", "numbers"}  # a caption "The letter A" says nothing about a picture
 TRANSLATION = re.compile(r"(?P<language>[\w@.-]+?)\.utf8=(?P<caption>.*)")
-STYLES = {"cartoon", "toys", "plastic"}  # folders that say how a thing is drawn, not what it is
+STYLES = {"cartoon", "toys", "plastic"}  # folders named after a style of drawing, not a thing
 ASIDE = re.compile(r"\s*([(,\u2014]|\s-\s).*")  # "A peacock (a male peafowl)." is called "peacock"
 ARTICLE = re.compile(r"^(a|an|the|some)\s+")
 

@@ -34,9 +34,7 @@ def tfds_source(
                 captions = _texts(_nested(example, text_key, f"{name}: example lacks"))
                 kept, skips = clean_captions({language: captions}, f"{split}[{number}]")
                 yield from skips
-                label = (
-                    int(_nested(example, label_key, "")) if namer else -1
-                )  # -1 is also TFDS's mark of a hidden label
+                label = int(_nested(example, label_key, "")) if namer else -1  # TFDS, too, hides a label by -1
                 image = bytes(_nested(example, image_key, f"{name}: example lacks"))
                 if kept:
                     key = f"{split}-{number}"
