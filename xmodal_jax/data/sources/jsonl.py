@@ -35,8 +35,9 @@ def jsonl_source(
     A row has {"image": path} or {"views": {name: path}}, "caption": str | [str] | {language: str | [str]}, and
     optionally "id" (default: the path), "labels" (a name or a list), "group" and "split". Rows with the same id, group
     and split that name the same pictures are one item with all their captions. Items without a split are drawn by
-    group: `held_out` of those that can be read (default: a tenth of the rows, at most 1,000) are the test split. Raises
-    `UserError` for a file of another format or encoding.
+    group: `held_out` of those that can be read (default: a tenth of the rows, at most 1,000) are the test split.
+
+    Raises `UserError` for a file of another format or encoding.
     """
     path = pathlib.Path(path)
     refuse_archive(path, WANTED)
