@@ -129,7 +129,7 @@ class Reader(abc.ABC):
 class PictureReader(Reader):
     """Reader of pictures, augmented, or of the cached tokens of their views, flipped at random.
 
-    A choice is [view, flip], flip being None until a picture for training is read.
+    A choice is [view, flip], flip being None until cached tokens are read for training; pixels draw their own flip.
     """
 
     viewed: ClassVar[bool] = True

@@ -193,7 +193,7 @@ def _hash(text: str) -> int:
 def _items(
     table: dict[str, list], species: dict[Any, Species], root: pathlib.Path, split: str
 ) -> Iterator[Item | Skip]:
-    """Yield the items of one split in the order of its images, after a `Skip` for each annotation without either."""
+    """Yield a `Skip` for each annotation that leads nowhere, then the items of a split in the order of its images."""
     labels: dict[Any, Any] = {}
     known = {_id(row, "id") for row in table["images"]} - {None}
     for number, row in enumerate(table["annotations"]):
