@@ -1,4 +1,4 @@
-"""The section `config.data`: what is read, and how."""
+"""The section `config.data`: the data to read, and how batches are made of it."""
 
 import dataclasses
 
@@ -46,7 +46,7 @@ PAIR = ("image", "text")  # the default fields
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What is read, and how. Raises `UserError` for impossible values."""
+    """The data to read, and how batches are made of it. Raises `UserError` for impossible values."""
 
     path: str = ""
     """Folder of the prepared data set."""

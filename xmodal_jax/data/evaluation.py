@@ -211,7 +211,7 @@ def _numbers(reader: Reader, rows: np.ndarray, view: str) -> np.ndarray:
 
 
 def _readable(read: Callable[[], Any], where: str) -> Any:
-    """Return what `read` returns, and name the row in the error if it cannot be read."""
+    """Call `read`, and name the row in the error if its data cannot be read."""
     try:
         return read()
     except (CorruptRecord, CorruptImage) as error:

@@ -17,7 +17,7 @@ KINDS = {"d": "folder", "p": "pipe", "s": "socket", "c": "device", "b": "device"
 
 
 class FileState(NamedTuple):
-    """What is known of a file: enough to notice that it was replaced, created or removed."""
+    """State of a file: enough to notice that it was replaced, created or removed."""
 
     path: str
     """Absolute path."""

@@ -63,10 +63,10 @@ class Sidecars:
         self._writers[item.split].add(item.key, item.group, views, media, labels, label_set, captions)
 
     def finish(self, languages: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Number the texts and return, for each split, what the card says of it.
+        """Number the texts and return the card's entry of each split.
 
-        These are the counts of records, captions and groups, the captions of each language, and the columns.
-        `languages` are those of the card, in its order.
+        It has the numbers of records, captions and groups, the captions of each language, and the columns. `languages`
+        are those of the card, in its order.
         """
         splits = sorted(self._writers)
         found = {split: self._writers[split].close() for split in splits}

@@ -103,7 +103,7 @@ class Source:
     items: Callable[[], Iterator[Item | Skip]]
     """Function that returns an iterator over the items."""
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What it was made with, as JSON; other arguments make another data set."""
+    """Arguments it was made with, as JSON; other arguments make another data set."""
     total: int = 0
     """Number of items; 0 if unknown."""
     taxonomy: Taxonomy | None = None
@@ -210,9 +210,9 @@ def _whole(item: Item) -> bool:
 
 
 def clean_captions(captions: Any, key: str) -> tuple[Captions, list[Skip]]:
-    """Return {language: [caption, ...]} from a string, a list or a dict of either, and what was left out.
+    """Return captions by language from a string, a list or a dict of either, and a `Skip` for each one left out.
 
-    A caption is left out, with a `Skip`, if it is empty, or has only combining marks and control codes.
+    A caption is left out if it is empty, or has only combining marks and control codes.
     """
     by_language = captions if isinstance(captions, dict) else {"en": captions}
     kept, skips = {}, []

@@ -58,7 +58,7 @@ class Tokenizer:
         self._whole(lambda: self.decode(self.encode([PROBE], 64)[0]))
 
     def _whole(self, use: Callable[[], Any]) -> Any:
-        """Return what `use` returns; raise an error of the library, even a panic, as one of the file."""
+        """Call `use`, and raise an error of the library, even a panic, as one of the file."""
         try:
             return use()
         except (KeyboardInterrupt, SystemExit, UserError):
@@ -158,7 +158,7 @@ def cut(tokenizer: Tokenizer, captions: Sequence[str], ids: np.ndarray) -> dict[
 
 
 def cut_words(found: dict[str, float], encoder: str, what: str = "captions") -> str:
-    """Say in a sentence what `cut` found of the captions that an encoder reads; "" if every caption is whole."""
+    """Describe the result of `cut`, for an encoder's captions, in a sentence; "" if every caption is whole."""
     if not found["share"]:
         return ""
     more = f"{found['enough']} would keep 99 % of them whole, and " if found["enough"] > found["length"] else ""

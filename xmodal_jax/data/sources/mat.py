@@ -43,7 +43,7 @@ Captions = list[str] | list[list[str]]  # the text of each row, or its texts
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """What is known of all rows, but their pictures."""
+    """All rows of a set, without their pictures."""
 
     keys: list[str]
     """Key of each row."""
