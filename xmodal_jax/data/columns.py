@@ -49,6 +49,7 @@ class ColumnWriter:
             self._flush()
 
     def _flush(self) -> None:
+        """Write the values in memory to the file."""
         data = self._values.tobytes()
         self._crc, self._bytes = zlib.crc32(data, self._crc), self._bytes + len(data)
         self._file.write(data)
