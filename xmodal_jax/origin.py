@@ -1,4 +1,4 @@
-"""What a run was trained on: its data set's fingerprint and places in run.json, the digests of its records in trained.npy.
+"""What a run was trained on: fingerprint and places of its data in run.json, digests of its records in trained.npy.
 
 By these a run finds its data again from another folder, refuses to go on with other records, and knows which records of
 a split it has seen.
@@ -54,8 +54,8 @@ class Origin:
             seen = np.load(self.workdir / TRAINED_FILE)
         except (OSError, ValueError, EOFError) as error:
             raise UserError(
-                f"'{self.workdir / TRAINED_FILE}' cannot be read ({error}), and only it tells which records the run was "
-                "trained on; copy it from where the run was trained"
+                f"'{self.workdir / TRAINED_FILE}' cannot be read ({error}), and only it tells which records the run "
+                "was trained on; copy it from where the run was trained"
             ) from error
         return int(np.isin(load_digests(path, split, records), seen).sum())
 
@@ -95,8 +95,8 @@ def keep_trained(config: Config, workdir: pathlib.Path, fresh: bool) -> None:
             own = np.union1d(own, np.load(path))
         except (OSError, ValueError, EOFError) as error:
             raise UserError(
-                f"'{path}' cannot be read ({error}), and it alone tells which records the run was trained on; put a good "
-                "copy there"
+                f"'{path}' cannot be read ({error}), and it alone tells which records the run was trained on; put a "
+                "good copy there"
             ) from error
     write_whole(path, lambda file: np.save(file, own))
 
@@ -107,7 +107,8 @@ def refuse_other_data(config: Config, workdir: pathlib.Path, before: Mapping[str
     if known["fingerprint"] != card.fingerprint:
         raise UserError(
             f"the data set '{config.data.path}' is not the one that '{workdir}' was trained on"
-            f"{changes(known['splits'], card.splits)}; write the config.data.path it was trained on, or another --workdir"
+            f"{changes(known['splits'], card.splits)}; "
+            "write the config.data.path it was trained on, or another --workdir"
         )
 
 

@@ -29,7 +29,7 @@ def frozen_towers(config: ConfigDict) -> ConfigDict:
 
 
 def emoji_views(config: ConfigDict) -> ConfigDict:
-    """Set emoji by five vendors, asked with one of them and with a sixth (benchmarks/emoji_views.py makes the data set).
+    """Set emoji by five vendors, asked with one of them and with a sixth (data of benchmarks/emoji_views.py).
 
     Captions are the name and its tags: a name alone has two or three words, too few to mask one and read the others.
     """
@@ -53,10 +53,10 @@ def flickr8k(config: ConfigDict) -> ConfigDict:
 
 
 def gentle_heads(config: ConfigDict) -> ConfigDict:
-    """Make the heads fit for small batches: slower, and with dropout low enough for the teacher's keys to resemble the student's.
+    """Set heads for small batches: slower, with dropout low enough for the teacher's keys to resemble the student's.
 
-    At 64 rows, 60 steps and the settings of `frozen_towers` ITC alone took 13 rSum from a CCA start on held-out training
-    records of Flickr8k; with these it adds 5 (benchmarks/results/fusion.md).
+    At 64 rows, 60 steps and the settings of `frozen_towers` ITC alone took 13 rSum from a CCA start on held-out
+    training records of Flickr8k; with these it adds 5 (benchmarks/results/fusion.md).
     """
     config.encoders.image.head_dropout, config.encoders.text.head_dropout = 0.3, 0.2
     config.optimizer.groups = (("[/_]head/", 0.1),)
@@ -67,8 +67,8 @@ def pair_codes(config: ConfigDict) -> ConfigDict:
     """Set what makes codes of pairs lose little when they are binarised (`hash_quality`); call it when `steps` is set.
 
     Quantisation grows from 0.1 to 1 over the run: at first what the codes say counts, at the end that they are near ±1.
-    The line ends at `config.steps`; a run of other steps wants `objectives.hash_quality.quantization` too. Decorrelation
-    is 0: DCMH, DCHMT and UCCH do without.
+    The line ends at `config.steps`; a run of other steps wants `objectives.hash_quality.quantization` too.
+    Decorrelation is 0: DCMH, DCHMT and UCCH do without.
     """
     config.objectives.hash_quality.quantization = ((0, 0.1), (config.steps, 1.0))
     return config
