@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import draw_shape
 from ml_collections import ConfigDict
 
 from xmodal_jax import api
@@ -58,8 +57,10 @@ def test_pictures_are_the_same_as_paths_as_pillow_pictures_and_as_arrays(run, fi
 
 
 def test_modes_of_pictures_in_memory_are_those_of_files(tmp_path):
+    from PIL import Image
+
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "F"):
-        picture = draw_shape("red", "circle", 20, False).convert("L" if mode == "F" else "RGB").convert(mode)
+        picture = Image.new("RGB", (20, 20), "red").convert("L" if mode == "F" else "RGB").convert(mode)
         assert picture_bytes(picture).startswith(b"\x89PNG"), mode
     for shape in ((20, 20), (20, 20, 3), (20, 20, 4)):
         assert picture_bytes(np.zeros(shape, np.uint8))

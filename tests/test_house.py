@@ -10,6 +10,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "xmodal_jax"
 FLOORS = (  # rooms of the package, the lowest first; a room imports from lower ones and from itself
     ("types", "errors", "presets"),
+    ("atomic",),
     ("whole", "plugins"),
     ("data",),
     ("drawing", "config"),

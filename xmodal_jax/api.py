@@ -48,6 +48,11 @@ def config(name: str, variant: str = "", changes: Mapping[str, Any] | None = Non
 
     Raises:
       UserError: no such config, variant or field.
+
+    Examples:
+      >>> found = config("quickstart", "tiny", {"optimizer.lr": 1e-4}, batch_size=32)
+      >>> found.batch_size, found.optimizer.lr
+      (32, 0.0001)
     """
     found = config_file.load(f"{name}:{variant}" if variant else name)
     for path, value in {**(changes or {}), **fields}.items():
@@ -188,7 +193,13 @@ class TrainedRun:
 
     @staticmethod
     def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Return the cosines float32 [n,m] of unit rows [n,E] and [m,E]."""
+        """Return the cosines float32 [n,m] of unit rows [n,E] and [m,E].
+
+        Examples:
+          >>> TrainedRun.similarity(np.eye(2), np.array([[0.6, 0.8]]))
+          array([[0.6],
+                 [0.8]], dtype=float32)
+        """
         return np.asarray(a, np.float32) @ np.asarray(b, np.float32).T
 
     def score(self, left: Sequence[Any], right: Sequence[Any], fields: tuple[str, str] | None = None) -> np.ndarray:
@@ -331,6 +342,20 @@ def open_index(path: PATH, **options: Any) -> Any:
     from xmodal_jax.retrieve.query import Searcher, SearchTarget
 
     return Searcher(SearchTarget(path, **options))
+
+
+def plan(config: ConfigDict | Config, topology: str = "local", chip: str = "", explain: bool = False) -> str:
+    """Compile the train step of a config for devices that need not exist; return memory, time and verdict as text.
+
+    Args:
+      topology: "local", or a TPU slice such as "v5e:16x16" (needs the extra `plan`).
+      chip: judge the local devices as this chip.
+      explain: say which sharding rule took which parameter instead; nothing is compiled.
+    """
+    from xmodal_jax.plan.command import plan_text
+
+    frozen = config if isinstance(config, Config) else config_file.freeze(config)
+    return plan_text(frozen, topology, chip, explain)
 
 
 def use_compile_cache(folder: PATH = "") -> None:

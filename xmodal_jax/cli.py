@@ -219,14 +219,14 @@ def _query_parsers(top: Any) -> None:
 
 
 def _data_flags(command: argparse.ArgumentParser) -> None:
-    """Which records a command measures on."""
+    """Add the options that say which records a command measures on."""
     command.add_argument("--data", default="", help=DATA_HELP)
     command.add_argument("--split", default="", help="split (default: the run's evaluation split)")
     command.add_argument("--allow-trained", action="store_true", help="also records that the run was trained on")
 
 
 def _process_flags(command: argparse.ArgumentParser) -> None:
-    """The flags of one process of several; launch/ has scripts that write them."""
+    """Add the options of one process of several; launch/ has scripts that write them."""
     group = command.add_argument_group("several processes")
     group.add_argument("--coordinator", default="", metavar="HOST:PORT", help="process 0's address")
     group.add_argument("--processes", type=int, default=0, metavar="N", help="how many there are")
@@ -278,8 +278,11 @@ def _run_parsers(verbs: Any) -> None:
 
 
 def parser(source: str | None = None) -> argparse.ArgumentParser:
-    """The command line of `xmodal`; the options of `data prepare`, whose sources are slow to import, only where
-    `source` says which is asked for ("": none yet)."""
+    """Return the parser of `xmodal`.
+
+    `source`: the source that `data prepare` is asked for, "" for none yet; None leaves its options out, as the sources
+    are slow to import.
+    """
     top = argparse.ArgumentParser(prog="xmodal", description="Cross-modal pretraining and retrieval in JAX.")
     top.add_argument("--version", action="version", version=__version__)
     verbs = top.add_subparsers(dest="command", required=True)

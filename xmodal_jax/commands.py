@@ -102,7 +102,7 @@ def train(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def steps_of(text: str) -> tuple[int, int] | None:
-    """`10:15` as (10, 15); None for nothing."""
+    """Return "10:15" as (10, 15); None for ""."""
     if not text:
         return None
     first, _, last = text.partition(":")
@@ -141,7 +141,7 @@ def section_overrides(overrides: list[str], allowed: tuple[str, ...]) -> dict[st
 
 
 def with_data(overrides: dict[str, dict], path: str) -> dict[str, dict]:
-    """The overrides of a run, with the data set that --data names."""
+    """Add the data set that --data names to the overrides of a run."""
     if not path:
         return overrides
     if "path" in overrides.get("data", {}):

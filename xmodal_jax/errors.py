@@ -10,7 +10,7 @@ class UserError(Exception):
 
 
 def output_file(text: str) -> pathlib.Path:
-    """A path to write to at the end, as an argparse `type`: refused before the work where its folder is not there."""
+    """Return a path to write to, as an argparse `type`; refuse it before the work where its folder is not there."""
     path = pathlib.Path(text)
     if not path.parent.is_dir():
         raise UserError(f"'{path}': there is no folder '{path.parent}'; make it, or write another path")

@@ -1,4 +1,4 @@
-"""The passes of one step: every encoder pass runs at most once, and one that nobody asks for is never traced.
+"""The encoder passes of one step: each runs at most once, and a pass that nobody asks for is never traced.
 
 Objectives do not run encoders; they ask a `Forward` for what they need. XLA does not merge identical scanned towers by
 itself, so this memo is what makes several objectives over the same towers cheap (benchmarks/composed_step.py).
@@ -6,6 +6,7 @@ itself, so this memo is what makes several objectives over the same towers cheap
 
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -13,47 +14,65 @@ import jax.numpy as jnp
 from flax import struct
 from jax.extend.core import get_opaque_trace_state
 
+from xmodal_jax.models.crossmodal import CrossModal
 from xmodal_jax.models.layers import every_row, pick_rows
+from xmodal_jax.models.scorer import Side
 from xmodal_jax.types import Array, Batch, Params
 
 
 @struct.dataclass
 class Encoded:
-    """One encoder pass: tokens [B,N,D], unit embedding [B,E], ids [B,L] of words.
+    """The result of one encoder pass over a batch.
 
-    `mask` bool [B,N] tells real tokens (None: all are), `valid` bool [B] which rows have the field (None: all have); what is
-    made of a row without it is a number, and nobody may read it. `name` is the key of the pass, and None for rows picked from it (derived features are never cached).
+    A row without the field (`valid` False) holds arbitrary finite numbers, which nobody may use.
     """
 
     tokens: Array
+    """Tokens [B,N,D]."""
     embed: Array | None = None
+    """Unit embeddings [B,E]; None after fusion (`unit` raises then)."""
     mask: Array | None = None
+    """True for real tokens, bool [B,N]; None if all are real."""
     ids: Array | None = None
+    """Token ids int32 [B,L] of words; None for other inputs."""
     valid: Array | None = None
+    """True for rows that have the field, bool [B]; None if all have it."""
     name: str | None = struct.field(pytree_node=False, default=None)
+    """Key of the pass in the memo; None for rows picked from a pass, which are never memoised."""
+
+    @property
+    def unit(self) -> Array:
+        """Unit embeddings [B,E]; raises ValueError for fused tokens, which have none."""
+        if self.embed is None:
+            raise ValueError("these tokens are fused and have no unit embedding; take that of a pass of one field")
+        return self.embed
 
     def rows(self, index: Array) -> "Encoded":
-        """The rows `index` of this pass (see `pick_rows`); rows are gathered, nothing runs again."""
+        """Return the rows `index` of this pass (see `pick_rows`); rows are gathered, nothing runs again."""
         return self._taken(lambda x: pick_rows(x, index))
 
     def every(self, step: int) -> "Encoded":
-        """Rows 0, step, 2 * step ... of this pass; the pass itself for 1."""
+        """Return rows 0, step, 2 * step ... of this pass, or the pass itself for step 1."""
         return self if step == 1 else self._taken(lambda x: every_row(x, step))
 
     def _taken(self, take: Callable[[Array], Array]) -> "Encoded":
-        def some(x):
-            return None if x is None else take(x)
+        """Return a nameless pass with `take` applied to every array."""
 
-        return Encoded(some(self.tokens), some(self.embed), some(self.mask), some(self.ids), some(self.valid))
+        others = (self.embed, self.mask, self.ids, self.valid)
+        embed, mask, ids, valid = (None if x is None else take(x) for x in others)
+        return Encoded(take(self.tokens), embed, mask, ids, valid)
 
 
 def named_key(key: Array, name: str) -> Array:
-    """A key that depends on `name` only, so that adding or reordering objectives changes nobody's randomness."""
+    """Derive a key that depends on `name` only, so that adding or reordering objectives changes nobody's randomness."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
 
 
 def _pieces(batch: Batch, chunk: int) -> int:
-    """How many chunks a batch makes; 1 without chunks."""
+    """Return the number of chunks of `chunk` rows in a batch, 1 without chunks.
+
+    Raises ValueError if the chunks do not divide the batch.
+    """
     rows = next(iter(batch.values())).shape[0] if batch else 0
     if chunk and rows % chunk:
         raise ValueError(f"config.chunk={chunk} does not divide the batch of {rows} rows; write a divisor")
@@ -61,29 +80,32 @@ def _pieces(batch: Batch, chunk: int) -> int:
 
 
 def split_rows(x: Array, pieces: int) -> Array:
-    """x [R, ...] -> [pieces, R / pieces, ...], piece k the rows k, k + pieces, ...: rows stay on their devices."""
+    """Split x [R, ...] into [pieces, R / pieces, ...].
+
+    Piece k holds rows k, k + pieces, ..., so that rows stay on their devices.
+    """
     return jnp.swapaxes(x.reshape(-1, pieces, *x.shape[1:]), 0, 1)
 
 
 def merge_rows(x: Array) -> Array:
-    """The inverse of `split_rows`: [pieces, r, ...] -> [pieces * r, ...]."""
+    """Undo `split_rows`: [pieces, r, ...] -> [pieces * r, ...]."""
     return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
 
 
 class Forward:
-    """The passes over one batch under one tree of parameters, memoised by name for the length of one trace.
+    """The passes over one batch with one tree of parameters, memoised by name for the length of one trace.
 
     `teacher` is a second Forward on the EMA parameters: no gradient, no dropout. `memory` holds the rings and tables of
     the train state, `step` the step number (for ramps). `passes` lists the names of the passes that were traced.
 
-    With `chunk` every pass runs in pieces of so many rows, one after the other, each recomputed in the backward pass
-    (GradCache, Gao et al. 2021, by autodiff): activations of one piece at a time, while every loss still sees the whole
-    batch. Piece k holds the rows k, k + K, k + 2K ..., so that a batch split over devices stays where it is.
+    With `chunk` every pass runs in pieces of `chunk` rows, one after the other, each recomputed in the backward pass
+    (GradCache, Gao et al. 2021, by autodiff): activations of one piece exist at a time, while every loss still sees the
+    whole batch. Piece k of K holds the rows k, k + K, k + 2K ..., so that a batch split over devices stays where it is.
     """
 
     def __init__(
         self,
-        model: Any,
+        model: CrossModal,
         params: Params,
         batch: Batch,
         key: Array | None,
@@ -94,16 +116,30 @@ class Forward:
         chunk: int = 0,
     ) -> None:
         self.model, self.params, self.batch, self.key = model, params, batch, key
-        self.memory, self.step, self.teacher = memory or {}, step, teacher
-        self.towers: dict[str, Forward] = {}  # encoder -> whose tower pass to take instead of one's own
-        self.lent: frozenset[str] = frozenset()  # encoders whose tower pass another Forward takes
+        self.memory, self.step, self._teacher = memory or {}, step, teacher
+        self.towers: dict[str, Forward] = {}  # encoder -> the Forward whose tower pass replaces this one's
+        self.lent: frozenset[str] = frozenset()  # encoders whose tower passes another Forward takes
         self.passes: list[str] = []
         self.pieces = _pieces(batch, chunk)
         self._memo: dict[str, Any] | None = {} if cache else None
         self._trace = get_opaque_trace_state()
 
+    @property
+    def teacher(self) -> "Forward":
+        """The Forward on the EMA parameters; raises ValueError if this one has none."""
+        if self._teacher is None:
+            raise ValueError("the teacher's passes were asked for, and this Forward has no teacher; give it one")
+        return self._teacher
+
+    @teacher.setter
+    def teacher(self, teacher: "Forward | None") -> None:
+        self._teacher = teacher
+
     def _once(self, name: str, run: Callable[[Array | None], Any]) -> Any:
-        """Run the pass `name`, or return what it gave before in this trace."""
+        """Run the pass `name`, or return its result from earlier in this trace.
+
+        Raises RuntimeError inside another trace (cond, scan, checkpoint, grad), where a memoised tracer would leak.
+        """
         if self._trace != get_opaque_trace_state():
             raise RuntimeError(
                 f"the pass '{name}' was asked for inside cond, scan, checkpoint or grad; "
@@ -118,10 +154,10 @@ class Forward:
         return result
 
     def rowwise(self, run: Callable[..., Any], key: Array | None, *arrays: Array) -> Any:
-        """run(key, *arrays), which maps rows to rows; with `chunk` in pieces, recomputed in the backward pass.
+        """Call run(key, *arrays), which must map rows to rows; with `chunk`, in pieces recomputed by the backward pass.
 
-        arrays have one leading axis, and so has every array of the result. It is for passes, and for heads whose output
-        is much larger than their input (token logits).
+        `arrays` share one leading axis, and every array of the result has it too. Meant for passes, and for heads whose
+        output is much larger than their input (token logits).
         """
         if self.pieces == 1:
             return run(key, *arrays)
@@ -131,18 +167,18 @@ class Forward:
         return jax.tree.map(merge_rows, out)
 
     def call(self, method: str, *inputs: Any, **options: Any) -> Any:
-        """A head or any other method of the model; never memoised."""
+        """Apply a head or any other method of the model; the result is never memoised."""
         return self.model.apply({"params": self.params}, *inputs, method=method, **options)
 
     def encoder_of(self, field: str) -> str:
-        """The name of the encoder that reads a field."""
+        """Return the name of the encoder that reads `field`."""
         return self.model.config.data.fields[field].encoder
 
     def raw(self, field: str, encoder: str = "") -> Array:
-        """The tower's own tokens [B,N,D'] of the batch's `field`, by its own encoder or another.
+        """Return the tower's own tokens [B,N,D'] of the batch's `field`, by its own encoder or by `encoder`.
 
-        A batch that holds the tokens of a frozen tower spares the pass; a teacher whose tower is the student's (wholly frozen,
-        without dropout) takes the student's pass: see `reuse_student_passes`.
+        No pass runs if the batch already holds the tokens of a frozen tower. A teacher whose tower equals the student's
+        (wholly frozen, without dropout) takes the student's pass; see `reuse_student_passes`.
         """
         encoder = encoder or self.encoder_of(field)
         if kept_field(field) in self.batch:
@@ -156,7 +192,7 @@ class Forward:
         return self._once(f"tower:{encoder}:{field}", lambda key: self.rowwise(run, key, self.batch[field]))
 
     def _joint(self, encoder: str, field: str, joint: Callable, key: Array | None, *more: Array) -> Any:
-        """joint(key, raw tokens, field's rows, *more) over the tower's pass; in pieces, tower and joint are one piece."""
+        """Call joint(key, raw tokens, field's rows, *more) on the tower's pass; in pieces, both run in one piece."""
         if self.pieces == 1 or encoder in self.towers or encoder in self.lent or kept_field(field) in self.batch:
             return self.rowwise(joint, key, self.raw(field, encoder), self.batch[field], *more)
 
@@ -167,7 +203,7 @@ class Forward:
         return self.rowwise(both, key, self.batch[field], *more)
 
     def encode(self, field: str, encoder: str = "") -> Encoded:
-        """The field's encoder, or another for a field that an objective derived: tower, neck and head."""
+        """Run tower, neck and head of the field's encoder, or of `encoder` for a field that an objective derived."""
         encoder = encoder or self.encoder_of(field)
         name, x, own = f"{encoder}:{field}", self.batch[field], self.model.config.encoders[encoder]
 
@@ -176,7 +212,7 @@ class Forward:
 
         def run(key: Array | None) -> Encoded:
             tokens, embed = self._joint(encoder, field, joint, key)
-            mask = widened(own.mask(x), tokens)
+            mask = widen_mask(own.mask(x), tokens)
             return Encoded(
                 tokens, embed, mask, x if own.reads == "words" else None, self.batch.get(f"{field}/valid"), name
             )
@@ -184,22 +220,24 @@ class Forward:
         return self._once(name, run)
 
     def codes(self, field: str) -> tuple[Array, ...]:
-        """Relaxed codes [B,k] of one field from its hash head, for every length k of `config.joint.nested` and the whole."""
+        """Return relaxed codes [B,k] of a field from its hash head, for each k of `joint.nested` and all bits."""
         whole = self._once(
-            f"codes:{field}", lambda _: self.call("codes", self.encoder_of(field), self.encode(field).embed)
+            f"codes:{field}", lambda _: self.call("codes", self.encoder_of(field), self.encode(field).unit)
         )
         return tuple(whole[:, :bits] for bits in self.model.config.joint.lengths)
 
     def bridge(self, field: str) -> tuple[Encoded, Encoded]:
-        """The residual attention between student and teacher, the one pass that reads both (ReCap; models/bridge.py).
+        """Run the residual attention of student and teacher, the only pass that reads both (ReCap; models/bridge.py).
 
-        Returns the key, the teacher's tokens plus what the bridge adds and their embedding by the teacher's head, all
-        constants; and what the captioner reads, the student's tokens plus the same, which trains bridge and student
-        (without the student's own tokens it would, at gamma 0, give them no gradient).
+        Returns:
+            The key, without gradient: the teacher's tokens plus the bridge's delta, and their embedding by its head.
+            The captioner's input: the student's tokens plus the same delta, which trains bridge and student (without
+            the student's own tokens the bridge, whose gamma starts at 0, would pass them no gradient).
         """
         return self._once(f"bridge:{field}", lambda _: self._bridge(field))
 
     def _bridge(self, field: str) -> tuple[Encoded, Encoded]:
+        """Compute both results of `bridge`, without the memo."""
         own, other, encoder = self.encode(field), self.teacher.encode(field), self.encoder_of(field)
         arrays = (own.tokens, other.tokens, *([] if other.mask is None else [other.mask]))
         delta = self.rowwise(lambda _, *x: self.call("bridge_delta", *x), None, *arrays)
@@ -209,26 +247,28 @@ class Forward:
             return self.teacher.call("embed", encoder, raw, tokens, section.mask(x))
 
         unit = stop(self.teacher._joint(encoder, field, embed, None, tokens))
-        key = other.replace(tokens=tokens, embed=unit, name=f"bridge:{field}")
-        return key, own.replace(tokens=own.tokens + delta.astype(own.tokens.dtype), name=f"read:{field}")
+        key = replace(other, tokens=tokens, embed=unit, name=f"bridge:{field}")
+        return key, replace(own, tokens=own.tokens + delta.astype(own.tokens.dtype), name=f"read:{field}")
 
     def fuse(self, memory: Encoded, query: Encoded, rows: Array | None = None) -> Encoded:
-        """Fused tokens of the query's, each row reading the row of `memory` that `rows` names (see `pick_rows`; default: its own).
+        """Fuse the tokens of `query` with those of `memory` -> [b,L,D]; row i reads row `rows[i]` (default: row i).
 
-        Memoised when both sides are whole passes; rows picked from a pass are fused anew each time.
+        Memoised when both sides are whole passes; rows picked from a pass are fused anew each time. See
+        `pick_rows` for `rows`.
         """
         name = f"fuse:{memory.name}:{query.name}"
         if memory.name is None or query.name is None or rows is not None:
             key = None if self.key is None else named_key(self.key, f"{name}:rows")
             return Encoded(self._fuse(key, memory, query, rows), None, query.mask, query.ids)
 
-        def run(key):
-            return Encoded(self._fuse(key, memory, query, rows), None, query.mask, query.ids)
+        def run(key: Array | None) -> Encoded:
+            return Encoded(self._fuse(key, memory, query, None), None, query.mask, query.ids)
 
         return self._once(name, run)
 
     def _fuse(self, key: Array | None, memory: Encoded, query: Encoded, rows: Array | None) -> Array:
-        """The fused tokens [b,L,D]; in pieces of whole groups where `rows` picks from groups."""
+        """Return fused tokens [b,L,D]; with chunks and grouped `rows`, each piece holds whole groups."""
+        assert query.mask is not None, "fusion's query has a mask, as all words do"
         arrays = (memory.tokens, query.tokens, query.mask, *([] if memory.mask is None else [memory.mask]))
 
         def fuse(
@@ -246,10 +286,10 @@ class Forward:
                 "set config.objectives.itm.group to a divisor of config.chunk"
             )
 
-        def grouped(x):
+        def grouped(x: Array) -> Array:
             return x.reshape(rows.shape[0], -1, *x.shape[1:])
 
-        def flat(x):
+        def flat(x: Array) -> Array:
             return x.reshape(-1, *x.shape[2:])
 
         def groups(key: Array | None, rows: Array, *parts: Array) -> Array:
@@ -258,11 +298,14 @@ class Forward:
         return flat(self.rowwise(groups, key, rows, *map(grouped, arrays)))
 
     def score(self, one: Encoded, two: Encoded) -> Array:
-        """Scores [b] of aligned rows by `config.scorer`."""
-        return self.call("score", *(side(x) for x in (one, two)))
+        """Return the scores [b] of aligned rows by `config.scorer`."""
+        return self.call("score", *(Side(x.tokens, x.unit, x.mask) for x in (one, two)))
 
     def scores(self, one: Encoded, two: Encoded, block: int) -> Array:
-        """Scores [B,M] of all pairs by `config.scorer`, `block` rows of `one` at a time, recomputed in the backward pass."""
+        """Return the scores [B,M] of all pairs by `config.scorer`, `block` rows of `one` at a time.
+
+        Each block is recomputed in the backward pass. Raises ValueError if the blocks do not divide the rows.
+        """
         rows, columns = one.tokens.shape[0], two.tokens.shape[0]
         if rows % block:
             raise ValueError(f"blocks of {block} rows do not divide a batch of {rows} rows; write a divisor")
@@ -276,7 +319,7 @@ class Forward:
         return jax.lax.map(some, jnp.arange(0, rows, block)).reshape(rows, columns)
 
     def decode(self, memory: Encoded, field: str) -> Array:
-        """Hidden states [B,L,D] of the captioning decoder over `memory` for the ids in the batch's `field`.
+        """Return the captioning decoder's hidden states [B,L,D] over `memory` for the ids in the batch's `field`.
 
         Memoised when `memory` is a whole pass.
         """
@@ -286,15 +329,18 @@ class Forward:
         def write(key: Array | None, read: Array, ids: Array, *read_mask: Array) -> Array:
             return self.call("decode", read, ids, None, key, *read_mask)
 
-        def run(key):
+        def run(key: Array | None) -> Array:
             return self.rowwise(write, key, *arrays)
 
-        if memory.name is None:  # rows picked from a pass: another pick would meet the same name
+        if memory.name is None:  # rows picked from a pass: another pick would have the same name
             return run(None if self.key is None else named_key(self.key, f"decode:rows:{field}"))
         return self._once(name, run)
 
     def temperature(self) -> Array:
-        """The model's temperature, a float32 scalar, for an objective that trains it."""
+        """Return the model's temperature, a float32 scalar, for an objective that trains it.
+
+        Raises ValueError if no objective has "temperature" in its parts, so that the model has no such parameter.
+        """
         if "log_temperature" not in self.params:
             raise ValueError(
                 "an objective reads the temperature, and none has 'temperature' in its parts; add it there"
@@ -302,38 +348,33 @@ class Forward:
         return self.call("temperature")
 
 
-def side(encoded: Encoded) -> tuple[Array, Array, Array | None]:
-    """A pass as scorers take one side of pairs (models/scorer.py)."""
-    return encoded.tokens, encoded.embed, encoded.mask
-
-
 def kept_field(field: str) -> str:
-    """Where a batch has a frozen tower's own tokens of `field` [B,N,D'], so that no pass is needed (encode/token_cache.py)."""
+    """Return the batch's name for a frozen tower's own tokens of `field` [B,N,D'] (encode/token_cache.py)."""
     return f"{field}/tokens"
 
 
-def widened(mask: Array | None, tokens: Array) -> Array | None:
-    """The mask [B,N] of a tower's tokens as one of `tokens` [B,M,D], where an embedding may stand behind them."""
+def widen_mask(mask: Array | None, tokens: Array) -> Array | None:
+    """Extend the mask [B,N] of a tower's tokens to `tokens` [B,M,D], which may have an embedding behind them."""
     if mask is None or mask.shape[1] == tokens.shape[1]:
         return mask
     return jnp.pad(mask, ((0, 0), (0, tokens.shape[1] - mask.shape[1])), constant_values=True)
 
 
 def stop(tree: Any) -> Any:
-    """No gradient flows into any leaf of `tree`."""
+    """Stop the gradient at every leaf of `tree`."""
     return jax.tree.map(jax.lax.stop_gradient, tree)
 
 
 def teacher_forward(
-    model: Any, params: Params, batch: Batch, dtype: str = "float32", cache: bool = True, chunk: int = 0
+    model: CrossModal, params: Params, batch: Batch, dtype: str = "float32", cache: bool = True, chunk: int = 0
 ) -> Forward:
-    """The teacher's Forward: gradient stopped, dropout off, weights cast to the compute dtype as a view."""
+    """Build the teacher's Forward: gradient stopped, dropout off, weights cast to the compute dtype as a view."""
     view = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)) if dtype != "float32" else x, stop(params))
     return Forward(model, view, batch, None, cache=cache, chunk=chunk)
 
 
 def reuse_student_passes(student: Forward, towers: frozenset[str]) -> None:
-    """Let the teacher of `student` take the student's pass of the towers that are the same for both."""
-    if student.teacher is not None:
-        student.teacher.towers = dict.fromkeys(towers, student)
+    """Let the teacher of `student` take the student's passes of `towers`, which must be identical in both."""
+    if student._teacher is not None:
+        student._teacher.towers = dict.fromkeys(towers, student)
         student.lent = towers

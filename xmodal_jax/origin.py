@@ -1,4 +1,4 @@
-"""What a run was trained on: its data set's fingerprint and places in run.json, the digests of its records in trained.npy.
+"""What a run was trained on: fingerprint and places of its data in run.json, digests of its records in trained.npy.
 
 By these a run finds its data again from another folder, refuses to go on with other records, and knows which records of
 a split it has seen.
@@ -30,37 +30,37 @@ class Origin:
     data: Mapping[str, Any]
 
     def places(self) -> list[pathlib.Path]:
-        """Where the data set may be: its path as it was written, from the run's folder, and the absolute one."""
+        """List where the data set may be: its path as written, from the run's folder, and the absolute one."""
         beside = os.path.realpath(self.workdir / self.data["from_workdir"])
         found = (self.data["path"], beside, self.data["absolute"])
         return list({os.path.realpath(path): pathlib.Path(path) for path in reversed(found)}.values())[::-1]
 
     def locate(self) -> pathlib.Path | None:
-        """The place that has the run's own data set, else the first that has any, else None."""
+        """Return the place of the run's own data set, else the first that holds any, else None."""
         have = [path for path in self.places() if (path / CARD_FILE).is_file()]
         return next((path for path in have if self.is_own(path)), have[0] if have else None)
 
     def is_own(self, path: os.PathLike | str) -> bool:
-        """Whether the data set at `path` has the records that the run was trained on, in the same splits."""
+        """Return True if the data set at `path` has the records and splits that the run was trained on."""
         try:
             return Card.load(path).fingerprint == self.data["fingerprint"]
         except UserError:
             return False
 
     def trained(self, path: os.PathLike | str, split: str) -> int:
-        """How many records of a split of the data set at `path` the run was trained on."""
+        """Count the records of a split of the data set at `path` that the run was trained on."""
         records = Card.load(path).split(split)["records"]
         try:
             seen = np.load(self.workdir / TRAINED_FILE)
         except (OSError, ValueError, EOFError) as error:
             raise UserError(
-                f"'{self.workdir / TRAINED_FILE}' cannot be read ({error}), and only it tells which records the run was "
-                "trained on; copy it from where the run was trained"
+                f"'{self.workdir / TRAINED_FILE}' cannot be read ({error}), and only it tells which records the run "
+                "was trained on; copy it from where the run was trained"
             ) from error
         return int(np.isin(load_digests(path, split, records), seen).sum())
 
     def refuse_missing(self, path: str) -> None:
-        """Raise UserError when there is no data set at `path`, the config's, with where it was looked for."""
+        """Raise UserError, with the places that were looked at, where `path` holds no data set."""
         looked = dict.fromkeys([str(path), *map(str, self.places())])
         if not (pathlib.Path(path) / CARD_FILE).is_file():
             raise UserError(
@@ -70,7 +70,7 @@ class Origin:
 
 
 def describe(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
-    """What run.json keeps of the data set in `config.data.path`."""
+    """Return what run.json keeps about the data set in `config.data.path`."""
     card, path = Card.load(config.data.path), os.path.realpath(config.data.path)
     splits = {name: {key: own[key] for key in ("records", "digest")} for name, own in card.splits.items()}
     return {
@@ -95,24 +95,25 @@ def keep_trained(config: Config, workdir: pathlib.Path, fresh: bool) -> None:
             own = np.union1d(own, np.load(path))
         except (OSError, ValueError, EOFError) as error:
             raise UserError(
-                f"'{path}' cannot be read ({error}), and it alone tells which records the run was trained on; put a good "
-                "copy there"
+                f"'{path}' cannot be read ({error}), and it alone tells which records the run was trained on; put a "
+                "good copy there"
             ) from error
     write_whole(path, lambda file: np.save(file, own))
 
 
 def refuse_other_data(config: Config, workdir: pathlib.Path, before: Mapping[str, Any]) -> None:
-    """Going on with other records would train on former test records without a word. `before`: run.json."""
+    """Raise UserError where a run would go on with other records, perhaps former test records; `before`: run.json."""
     known, card = before["data"], Card.load(config.data.path)
     if known["fingerprint"] != card.fingerprint:
         raise UserError(
             f"the data set '{config.data.path}' is not the one that '{workdir}' was trained on"
-            f"{changes(known['splits'], card.splits)}; write the config.data.path it was trained on, or another --workdir"
+            f"{changes(known['splits'], card.splits)}; "
+            "write the config.data.path it was trained on, or another --workdir"
         )
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What is other in the splits of a card than it was, in words."""
+    """Say how the splits of a card differ from what they were, in words."""
     said = [f"split '{name}' is new" for name in now if name not in before]
     for name, own in before.items():
         if name not in now:
@@ -125,7 +126,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def refuse_trained(origin: Origin | None, path: str, split: str, allowed: bool) -> dict[str, Any]:
-    """What a result keeps of the records it was made with, for `notes`; nothing for a run that is still in training.
+    """Return what a result keeps about its records, for `notes`; nothing for a run that is still in training.
 
     Raises UserError where the run was trained on some of them, unless that is `allowed`.
     """
@@ -136,8 +137,8 @@ def refuse_trained(origin: Origin | None, path: str, split: str, allowed: bool) 
     seen, records = origin.trained(path, split), card.split(split)["records"]
     if not allowed and seen:
         raise UserError(
-            f"the run was trained on {seen} of the {records} records of split '{split}' of '{path}', so the numbers would not "
-            "tell how it does on new ones; evaluate another split, or add --allow-trained"
+            f"the run was trained on {seen} of the {records} records of split '{split}' of '{path}', "
+            "so the numbers would not tell how it does on new ones; evaluate another split, or add --allow-trained"
         )
     return {
         "fingerprint": card.fingerprint,
@@ -147,7 +148,7 @@ def refuse_trained(origin: Origin | None, path: str, split: str, allowed: bool) 
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:
-    """What must be said beside numbers: records that were trained on, and another data set than the run's."""
+    """Return the sentences that belong beside numbers: on records trained on, or a data set not the run's."""
     said = []
     if result.get("trained"):
         said.append(f"The run was trained on {result['trained']} of these records.")
@@ -157,8 +158,11 @@ def notes(result: Mapping[str, Any]) -> list[str]:
 
 
 def result_file(origin: Origin, kind: str, split: str, fingerprint: str, languages: Sequence[str] = ()) -> pathlib.Path:
-    """Where a result is kept: KIND-SPLIT.json, with the languages where they are not the run's, and the first digits of
-    the fingerprint where the data set is not: tables of the run's own data are never replaced by others."""
+    """Return the file of a result: KIND-SPLIT.json, with other languages or another data set in its name.
+
+    The languages are added where they are not the run's, the first digits of the fingerprint where the data set is not:
+    tables of the run's own data are never replaced by others.
+    """
     own = list(languages) in ([], origin.data["languages"])
     parts = [kind, split] + ([] if own else ["+".join(languages)])
     parts += [] if fingerprint == origin.data["fingerprint"] else [fingerprint[:8]]

@@ -16,15 +16,15 @@ from xmodal_jax.errors import UserError
 
 
 def absolute(spec: str, folder: pathlib.Path) -> str:
-    """A place with its file's path taken from `folder`, so that it holds from any other; that in a package as it is."""
+    """Return a place with its file's path made absolute from `folder`; the place of a package stays as it is."""
     place, _, name = spec.rpartition(":")
     return f"{os.path.abspath(folder / place)}:{name}" if place.endswith(".py") else spec
 
 
 def load(spec: str, where: str, what: str, good: Callable[[Any], bool]) -> Any:
-    """The thing that `spec` names: a `what`, such as "class", that is `good`.
+    """Import what `spec` names: a `what`, such as "class", for which `good` returns True.
 
-    Raises UserError, naming the field `where`, for one that cannot be had.
+    Raises UserError, naming the field `where`, where it cannot be imported or is no such thing.
     """
     place, _, name = spec.rpartition(":")
     try:
@@ -43,15 +43,15 @@ def load(spec: str, where: str, what: str, good: Callable[[Any], bool]) -> Any:
 
 
 def file_of(spec: str) -> str:
-    """The file of a class or a function that was loaded; "" where its module has none."""
+    """Return the file of a class or a function that was loaded; "" where its module has none."""
     place = spec.rpartition(":")[0]
     return place if place.endswith(".py") else getattr(sys.modules[place], "__file__", None) or ""
 
 
 def find_class(kind: str, where: str, known: dict[str, type], base: type) -> type:
-    """The class of a kind: one of `known`, or a user's own by its place, such as "my_file.py:MyClass".
+    """Return the class of a kind: one of `known`, or a user's own by its place, such as "my_file.py:MyClass".
 
-    Raises UserError, naming the field `where`, for a kind that is neither, and for a class that is not derived from `base`.
+    Raises UserError, naming the field `where`, for an unknown kind, and for a class not derived from `base`.
     """
     if ":" not in kind:
         if kind not in known:
@@ -64,20 +64,21 @@ def find_class(kind: str, where: str, known: dict[str, type], base: type) -> typ
 
 
 def unknown_kind(kind: str, where: str, known: dict[str, type], base: type) -> UserError:
-    """The error for a kind that does not exist, with those that do and the nearest of them."""
+    """Return the error for an unknown kind, with the known ones and the nearest of them."""
     near = difflib.get_close_matches(kind, known, n=1)
     hint = f" (did you mean '{near[0]}'?)" if near else ""
     return UserError(
-        f"{where} is '{kind}'; write one of {', '.join(known)}{hint}, or FILE.py:CLASS with a class of your own, derived from "
-        f"{base.__module__}.{base.__name__}"
+        f"{where} is '{kind}'; write one of {', '.join(known)}{hint}, or FILE.py:CLASS with a class of your own, "
+        f"derived from {base.__module__}.{base.__name__}"
     )
 
 
 def _of_file(path: str) -> types.ModuleType:
-    """The module of a file, run once in a process: its classes stay the same."""
+    """Import a file, once in a process, so that its classes stay the same."""
     name = "xmodal_plugin_" + hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None  # a .py file has both
         sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their own module up
         try:
             spec.loader.exec_module(sys.modules[name])

@@ -4,6 +4,8 @@ Each function changes the ConfigDict it is given and returns it. What makes a me
 makes a data set small or large, and which weights it starts from, is here.
 """
 
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
+# (fields of a ConfigDict have no types)
 from ml_collections import ConfigDict
 
 TRAIN_VIEWS = ("noto", "openmoji", "fluent-3d", "fluent-flat", "emojione")  # Twemoji is never trained on
@@ -11,7 +13,7 @@ TEST_VIEWS = ("openmoji", "twemoji")
 
 
 def frozen_towers(config: ConfigDict) -> ConfigDict:
-    """Cached pictures and a frozen MiniLM; the heads start from CCA and move slowly under heavy dropout.
+    """Set cached pictures and a frozen MiniLM; the heads start from CCA and move slowly under heavy dropout.
 
     Few pairs: without these the heads forget CCA within fifty steps (benchmarks/results/README.md).
     """
@@ -27,7 +29,7 @@ def frozen_towers(config: ConfigDict) -> ConfigDict:
 
 
 def emoji_views(config: ConfigDict) -> ConfigDict:
-    """Emoji by five vendors, asked with one of them and with a sixth (benchmarks/emoji_views.py makes the data set).
+    """Set emoji by five vendors, asked with one of them and with a sixth (data of benchmarks/emoji_views.py).
 
     Captions are the name and its tags: a name alone has two or three words, too few to mask one and read the others.
     """
@@ -40,7 +42,7 @@ def emoji_views(config: ConfigDict) -> ConfigDict:
 
 
 def flickr8k(config: ConfigDict) -> ConfigDict:
-    """Flickr8k, train -> val, on cached tokens at two input sizes, plain and mirrored (configs/flickr8k.py)."""
+    """Set Flickr8k, train -> val, on cached tokens at two input sizes, plain and mirrored (configs/flickr8k.py)."""
     config.data.path, config.data.eval_split, config.encoders.text.length = "data/flickr8k", "val", 24
     config.data.features, config.data.augment.flip, config.eval.rerank = ("lite0-160", "lite0-224"), 0.5, (16,)
     config.batch_size, config.steps, config.eval.flip = 256, 200, True
@@ -51,10 +53,10 @@ def flickr8k(config: ConfigDict) -> ConfigDict:
 
 
 def gentle_heads(config: ConfigDict) -> ConfigDict:
-    """Heads for small batches: slower, and with dropout low enough for the teacher's keys to resemble the student's.
+    """Set heads for small batches: slower, with dropout low enough for the teacher's keys to resemble the student's.
 
-    At 64 rows, 60 steps and the settings of `frozen_towers` ITC alone took 13 rSum from a CCA start on held-out training
-    records of Flickr8k; with these it adds 5 (benchmarks/results/fusion.md).
+    At 64 rows, 60 steps and the settings of `frozen_towers` ITC alone took 13 rSum from a CCA start on held-out
+    training records of Flickr8k; with these it adds 5 (benchmarks/results/fusion.md).
     """
     config.encoders.image.head_dropout, config.encoders.text.head_dropout = 0.3, 0.2
     config.optimizer.groups = (("[/_]head/", 0.1),)
@@ -62,11 +64,11 @@ def gentle_heads(config: ConfigDict) -> ConfigDict:
 
 
 def pair_codes(config: ConfigDict) -> ConfigDict:
-    """Sets what makes codes of pairs lose little when they are binarised (`hash_quality`); call it when `steps` is set.
+    """Set what makes codes of pairs lose little when they are binarised (`hash_quality`); call it when `steps` is set.
 
     Quantisation grows from 0.1 to 1 over the run: at first what the codes say counts, at the end that they are near ±1.
-    The line ends at `config.steps`; a run of other steps wants `objectives.hash_quality.quantization` too. Decorrelation
-    is 0: DCMH, DCHMT and UCCH do without.
+    The line ends at `config.steps`; a run of other steps wants `objectives.hash_quality.quantization` too.
+    Decorrelation is 0: DCMH, DCHMT and UCCH do without.
     """
     config.objectives.hash_quality.quantization = ((0, 0.1), (config.steps, 1.0))
     return config
@@ -78,14 +80,14 @@ TABLE = (*DATA_SETS, *(f"{name}_finetune" for name in DATA_SETS))  # the variant
 
 
 def data_set(config: ConfigDict, variant: str) -> ConfigDict:
-    """One of `TABLE`: a data set on frozen towers, or with "_finetune" from pixels, both towers trained."""
+    """Set one of `TABLE`: a data set on frozen towers, or with "_finetune" both towers trained from pixels."""
     name = variant.removesuffix("_finetune")
     DATA_SETS[name](config)
     return config if variant == name else finetuned(config, SIZES[name])
 
 
 def finetuned(config: ConfigDict, size: int, batch_size: int = 64) -> ConfigDict:
-    """Both towers trained from pixels of `size` px, from the weights that `frozen_towers` only reads.
+    """Train both towers from pixels of `size` px, from the weights that `frozen_towers` only reads.
 
     The rates are those of pretrained towers. A text tower from scratch wants the whole rate and other heads than CCA's:
     `--config.encoders.text.init= --config.encoders.text.tokenizer=data --config.optimizer.freeze=
@@ -100,7 +102,7 @@ def finetuned(config: ConfigDict, size: int, batch_size: int = 64) -> ConfigDict
 
 
 def base_towers(config: ConfigDict) -> ConfigDict:
-    """ViT-B/16 at 224 px and BERT-base, both trained, from the weights you name in the encoders' `init`."""
+    """Set ViT-B/16 at 224 px and BERT-base, both trained, from the weights you name in the encoders' `init`."""
     config.encoders.image.size, config.encoders.text.tokenizer = 224, "minilm"  # MiniLM's words are BERT's
     for own in config.encoders.values():
         own.update(width=768, layers=12, heads=12, hidden=3072)
@@ -109,7 +111,7 @@ def base_towers(config: ConfigDict) -> ConfigDict:
 
 
 def tiny(config: ConfigDict) -> ConfigDict:
-    """Small towers from scratch, a ViT on 32 pixels and a BERT of two layers: for tests on any machine."""
+    """Set small towers from scratch, a ViT on 32 pixels and a BERT of two layers: for tests on any machine."""
     config.batch_size, config.steps, config.log_every, config.optimizer.warmup = 16, 20, 5, 5
     config.teacher.warmup = True  # in 20 steps the teacher would be the start
     config.encoders.image.size, config.encoders.text.length = 32, 12

@@ -1,4 +1,4 @@
-"""Names shared by the whole package.
+"""Types and constants that the whole package shares.
 
 Axis letters used in every docstring:
 
@@ -15,20 +15,20 @@ Axis letters used in every docstring:
 | C | labels |
 | T | frames |
 
-A `Batch` is a dict of arrays, all with leading axis B. Each field of `config.data.fields` is there by its name, as its
-encoder takes it: pixels uint8 [B,H,W,3], cached tokens float16 [B,N,D], words int32 [B,L] (0 is padding). What more is said
-of a field is its name, a slash and what:
+A `Batch` is a dict of arrays, all with leading axis B. It holds each field of `config.data.fields` under the field's
+name, in the form that its encoder takes: pixels uint8 [B,H,W,3], cached tokens float16 [B,N,D], words int32 [B,L] (0 is
+padding). Further entries of a field are named with the field, a slash and a suffix:
 
-| name | what |
+| name | contents |
 | --- | --- |
-| `text/key` | int32 [B], the number of the caption: equal keys are the same text (`NEVER`: missing) |
-| `audio/valid` | bool [B], which rows have it; only of fields that are not `required` |
-| `text/tokens` | float16 [B,L,D], a frozen tower's own tokens (`cache_tokens` of the encoder) |
-| `text/teacher` | float32 [B,E], a frozen teacher's unit embedding of just this input (`data.embeddings`) |
-| `mlm/ids` | what an objective derives, under its own name |
+| `text/key` | int32 [B], number of the caption: equal keys are the same text (`NEVER`: missing) |
+| `audio/valid` | bool [B], True for rows that have the field; only for fields that are not `required` |
+| `text/tokens` | float16 [B,L,D], tokens of a frozen tower, computed once (`cache_tokens` of the encoder) |
+| `text/teacher` | float32 [B,E], a frozen teacher's unit embedding of this very input (`data.embeddings`) |
+| `mlm/ids` | an input that an objective derives, under the objective's own name |
 
-Of a whole row: `id` int32 [B] (equal ids are the same thing), `index` int32 [B] (row in the training split) and, where the
-data set has labels, `labels` float32 [B,C].
+Entries of a whole row: `id` int32 [B] (equal ids are the same thing), `index` int32 [B] (row in the training split)
+and, where the data set has labels, `labels` float32 [B,C].
 """
 
 from dataclasses import dataclass, field
@@ -40,7 +40,7 @@ Array = jax.Array
 Batch = dict[str, jax.Array]
 Params = dict[str, Any]
 Metrics = dict[str, jax.Array]
-Schedule = float | tuple  # a number, or ((step, value), ...) joined by straight lines; a step may be "2 epochs"
+Schedule = float | tuple  # a number, or ((step, value), ...) joined by straight lines, where a step may be "2 epochs"
 Steps = int | str  # a number of steps, or "2 epochs"
 
 NEVER = -1  # id of an empty row, caption key of a row without a caption
@@ -48,27 +48,46 @@ NEVER = -1  # id of an empty row, caption key of a row without a caption
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a program needs to know of a tokenizer: how many ids, and the special ones."""
+    """The size and the special ids of a tokenizer.
+
+    Example:
+        >>> Vocabulary(vocab_size=30522, cls_id=101, mask_id=103, bos_id=1).mask_id
+        103
+    """
 
     vocab_size: int
+    """Number of ids."""
     cls_id: int = 2
+    """Id of [CLS], the first token of a text."""
     mask_id: int = 4
+    """Id of [MASK], which masked language modelling writes over a token."""
     bos_id: int = 5
+    """Id of the start token of a caption that is to be written."""
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a config's program needs to know of the data set; zeros where there is none yet.
+    """What a program must know of the data set before it reads any of it; fields are empty or 0 while nothing is known.
 
-    `tokens`: (N, D) of the feature caches, `groups`: how many of them are pooled together. `teacher`: width of the stored embeddings,
-    `teacher_media`: the media that they are of. `vocabularies`: of the fields of words.
+    Example:
+        >>> facts = DataFacts(records=1000, steps_per_epoch=31.25)
+        >>> facts.records, facts.labels
+        (1000, 0)
     """
 
     records: int = 0
+    """Number of training records."""
     labels: int = 0
+    """Number of labels C."""
     steps_per_epoch: float = 0.0
+    """Steps in one pass over the training records; a fraction where the batch does not divide them."""
     tokens: tuple[int, int] = (0, 0)
+    """Tokens (N, D) that all feature caches together give for one picture."""
     groups: tuple[int, ...] = ()
+    """Numbers of consecutive tokens that are pooled together, summing to N."""
     teacher: int = 0
+    """Width of the stored embeddings of a frozen teacher."""
     teacher_media: tuple[str, ...] = ()
+    """Media that the stored embeddings are of."""
     vocabularies: dict[str, Vocabulary] = field(default_factory=dict)
+    """Vocabulary of each field of words, by the field's name."""

@@ -36,7 +36,8 @@ def written(folder, **changes):
 
 def test_a_card_comes_back_as_it_was(tmp_path):
     entry = {"tower": "t", "size": 8, "tokens": 4, "width": 2, "views": ["plain"], "dtype": "float16", "files": {}}
-    old = {"teacher": "t", "weights": "0", "width": 2, "views": [], "languages": [], "dtype": "float32", "files": {}}
+    old = {"teacher": "t", "weights": "0", "width": 2, "media": [], "views": [], "languages": [], "dtype": "float32"}
+    old["files"] = {}
     full = card(
         features={"grid": entry}, embeddings={"old": old}, skipped={"corrupt image": 1}, languages=["en", "日本"]
     )
@@ -55,6 +56,7 @@ def test_a_folder_without_a_card_says_what_to_write(tmp_path):
     [
         ({"format": 1}, "'format' is 1, this version reads 4"),
         ({"licence": None}, "field 'licence' is missing"),
+        ({"copies": None}, "field 'copies' is missing"),
         ({"languages": "en"}, "field 'languages' must be a list"),
         ({"splits": {"train": {"records": "2"}}}, "field 'splits.train.records' must be a int"),
         ({"features": {"grid": {"tower": "t"}}}, "field 'features.grid.size' must be a int"),
@@ -186,6 +188,5 @@ def test_the_report_says_what_can_be_reached():
         "  'en' captions: 3, 2 different, 1.00 different per picture, 66.7 % shared by pictures",
         "skipped: 2 x torn",
     ]
-    words = {"en": {"median": 3, "99 %": 9, "longest": 40}}
-    assert report(card(words=words))[-1] == "words of a caption in 'en': half have 3 or fewer, 99 % 9, the longest 40"
-    assert report(card()) == ["train: 2 records, 4 captions, 2 groups"]  # a card of before
+    worded = dataclasses.replace(made, words={"en": {"median": 3, "99 %": 9, "longest": 40}}, skipped={})
+    assert report(worded)[-1] == "words of a caption in 'en': half have 3 or fewer, 99 % 9, the longest 40"

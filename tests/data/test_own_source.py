@@ -1,5 +1,7 @@
 """A source of a user's own file or package, by its place on the command line."""
 
+import doctest
+import inspect
 import json
 import os
 import subprocess
@@ -7,8 +9,10 @@ import sys
 
 import pytest
 
+import xmodal_jax.data.source
 from xmodal_jax.cli import main
 from xmodal_jax.data.card import Card
+from xmodal_jax.data.sources import SOURCES
 
 MINE = '''
 import pathlib
@@ -55,6 +59,11 @@ def own(tmp_path, tiny_items, monkeypatch):
     return tmp_path
 
 
+def test_the_examples_of_items_and_sources_are_right():
+    done = doctest.testmod(xmodal_jax.data.source)
+    assert done.attempted >= 5 and done.failed == 0
+
+
 def prepared(*more, source="mine.py:captioned"):
     return main(["data", "prepare", source, "--path", "pictures", "--out", "set", "--allow-bad", *more])
 
@@ -91,6 +100,14 @@ def test_its_help_is_that_of_the_function(own, capsys):
     with pytest.raises(SystemExit):
         main(["data", "prepare", "--help"])
     assert "FILE.py:FUNCTION" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_help_of_a_source_is_its_docstring_without_errors(capsys, name):
+    with pytest.raises(SystemExit):
+        main(["data", "prepare", name, "--help"])
+    said = capsys.readouterr().out
+    assert inspect.getdoc(SOURCES[name]).partition("\n")[0] in said and "UserError" not in said
 
 
 def test_the_same_again_is_already_prepared_and_changed_files_are_named(own, capsys):

@@ -1,14 +1,24 @@
 """Further evaluations as entries of `config.evals`: built in, and of a file of a user's own."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from xmodal_jax.cli import main
+from xmodal_jax.data.card import Card
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.captioning import caption_split
-from xmodal_jax.eval.evaluations import Captioning, Classification, build_evaluations, numbers_of
+from xmodal_jax.eval.evaluate import Evaluator
+from xmodal_jax.eval.evaluations import (
+    Captioning,
+    Classification,
+    build_evaluations,
+    checked_once,
+    further,
+    numbers_of,
+)
 from xmodal_jax.eval.zeroshot import TEMPLATES, classify
 from xmodal_jax.train.log import METRICS_FILE
 from xmodal_jax.workdir import open_run
@@ -88,3 +98,19 @@ def test_what_cannot_be_evaluated_is_refused_before_training(train_tiny, tmp_pat
         assert main(train_tiny(tmp_path / "run", entry, objectives)) == 2
         assert sentence in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_trains_checks_its_entries_once(opened_run, monkeypatch):
+    def with_templates(*templates: str) -> Evaluator:
+        config = dataclasses.replace(opened_run[0].config, evals={"classification": {"templates": templates}})
+        return Evaluator(dataclasses.replace(opened_run[0], config=config), opened_run[1])
+
+    opened = []
+    monkeypatch.setattr(Card, "load", lambda path, load=Card.load: opened.append(path) or load(path))
+    checked_once.cache_clear()
+    for _ in range(3):
+        assert further(with_templates("a {}"), "test", True, print) == {}
+    assert len(opened) == 1
+    for _ in range(2):
+        with pytest.raises(UserError, match="must have one {} for the name"):
+            further(with_templates("a"), "test", True, print)

@@ -98,7 +98,7 @@ def test_bad_input_is_one_sentence_and_code_2(given, words, capsys):
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
 def test_without_the_compiler_the_command_to_install_it_is_told(capsys):
     assert main([*CONFIG, "--topology", "v5e:4x4"]) == 2
-    assert "needs the TPU compiler" in (said := capsys.readouterr().err) and "pip install 'xmodal_jax[plan]'" in said
+    assert "needs the TPU compiler" in (said := capsys.readouterr().err) and "pip install -e '.[plan]'" in said
 
 
 def test_the_child_gets_the_same_question_and_an_environment_of_its_own():

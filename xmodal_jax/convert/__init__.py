@@ -1,0 +1,1 @@
+"""Convert weights of other libraries to our parameter trees and back."""

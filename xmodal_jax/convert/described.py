@@ -1,7 +1,7 @@
-"""What a folder of weights says of itself: its architecture (config.json) and its pixels (preprocessor_config.json).
+"""Compare the files beside a checkpoint with the config: config.json (architecture), preprocessor_config.json (pixels).
 
-Both are Hugging Face's files. A tower of the wrong number of heads, or one that reads pixels by other statistics, runs
-without a word and gives wrong numbers, so what the files say is compared with the config before weights are used.
+Both are Hugging Face's files. A tower with the wrong number of heads, or one that reads pixels by other statistics,
+runs without an error and gives wrong numbers, so the config is compared with these files before weights are used.
 """
 
 import json
@@ -13,17 +13,17 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.models.resnet import STAGES
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the names that Hugging Face gives, first choice first
-EPS_LIMIT = 1e-6  # below it a LayerNorm's epsilon changes no token by more than half of it, where the variance is one
+EPS_LIMIT = 1e-6  # a smaller epsilon of LayerNorm changes a token by at most its half, if the variance is one
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class Described(NamedTuple):
-    """How one kind of tower is described: its model types, our field of each key of config.json, and fixed values."""
+    """The description of one kind of tower: its model types, our field of each key of config.json, and fixed values."""
 
     types: tuple[str, ...]
     fields: dict[str, str]  # key of config.json -> field of the encoder's config
-    fixed: dict[str, Any]  # key of config.json -> what the tower of this package does
+    fixed: dict[str, Any]  # key of config.json -> the only value that the tower of this package has
 
 
 _TRANSFORMER = {
@@ -58,10 +58,10 @@ KINDS = {
 
 
 def read_description(weights: str | pathlib.Path, name: str) -> tuple[pathlib.Path, dict[str, Any]]:
-    """Path and content of the JSON file `name` beside `weights` (a file or a folder); {} where there is none.
+    """Read the JSON file `name` beside `weights` (a file or a folder): its path and content, {} if there is none.
 
-    Beside a file with a name of its own nothing is read: other weights may lie there too.
-    Raises UserError for a file that holds no JSON object.
+    Beside a weights file with a name of its own nothing is read: other weights may lie there too. Raises UserError for
+    a file that holds no JSON object.
     """
     weights = pathlib.Path(weights)
     path = (weights if weights.is_dir() else weights.parent) / name
@@ -78,15 +78,16 @@ def read_description(weights: str | pathlib.Path, name: str) -> tuple[pathlib.Pa
 
 
 def _number(value: Any) -> bool:
+    """Return True for a finite number that is no bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def read_statistics(weights: str | pathlib.Path, standard: Statistics) -> Statistics | None:
-    """Mean and standard deviation of pixels in 0..1 that the weights were trained with; None where no file says so.
+    """Read the mean and standard deviation of pixels in 0..1 used in training; None if no file tells.
 
     A picture is read as (value * rescale_factor - image_mean) / image_std, value in 0..255; a part that do_rescale or
-    do_normalize turns off is left out. `standard` (mean, std) stands where the file names neither.
-    Raises UserError for values that are no statistics.
+    do_normalize turns off is left out. `standard` (mean, std) is used if the file names neither. Raises UserError for
+    values that are no statistics.
     """
     path, found = read_description(weights, "preprocessor_config.json")
     if not found:
@@ -100,8 +101,9 @@ def read_statistics(weights: str | pathlib.Path, standard: Statistics) -> Statis
         least = -math.inf if name == "image_mean" else 0.0
         if len(values) != 3 or not all(_number(value) and value > least for value in values):
             raise UserError(
-                f"'{path}' has {name} {values[0] if name == 'rescale_factor' else list(values)!r}; this is no statistic of "
-                "three colours, so restore the file, or delete it and write the encoder's pixel_mean and pixel_std"
+                f"'{path}' has {name} {values[0] if name == 'rescale_factor' else list(values)!r}; this is no "
+                "statistic of three colours, so restore the file, "
+                "or delete it and write the encoder's pixel_mean and pixel_std"
             )
     if not found.get("do_normalize", True):
         mean, std = (0.0,) * 3, (1.0,) * 3
@@ -110,10 +112,9 @@ def read_statistics(weights: str | pathlib.Path, standard: Statistics) -> Statis
 
 
 def refuse_contradiction(where: str, own: Any, weights: str | pathlib.Path) -> bool:
-    """Hold the architecture that config.json beside `weights` describes against the encoder `own`, config's `where`.
+    """Compare config.json beside `weights` with the encoder `own`, at the config's `where`.
 
-    Returns whether there is such a file. Raises UserError with the key,
-    what it says and what to write.
+    Returns True if there is a config.json. Raises UserError with the key, its value and what to write.
     """
     path, found = read_description(weights, "config.json")
     described = KINDS[own.kind]
@@ -135,8 +136,8 @@ def refuse_contradiction(where: str, own: Any, weights: str | pathlib.Path) -> b
         small = key.endswith("_eps") and _number(theirs) and max(theirs, ours) <= EPS_LIMIT
         if theirs is not None and theirs != ours and not small:
             raise UserError(
-                f"{key} of '{path}' is {theirs!r}, and the tower '{own.kind}' has {ours!r}, which no field of the config "
-                f"changes; name other weights in {where}.init"
+                f"{key} of '{path}' is {theirs!r}, and the tower '{own.kind}' has {ours!r}, which no field of the "
+                f"config changes; name other weights in {where}.init"
             )
     if own.kind == "resnet":
         _refuse_other_stages(where, path, found, own.depth, own.width)
@@ -144,17 +145,17 @@ def refuse_contradiction(where: str, own: Any, weights: str | pathlib.Path) -> b
 
 
 def _write(where: str, field: str, theirs: Any, path: pathlib.Path) -> str:
-    """What to write where a field contradicts the checkpoint."""
+    """Return the advice for a field that contradicts the checkpoint."""
     if field == "vocab_size":
         return f"write --{where}.tokenizer={path.parent / 'tokenizer.json'}"
     return f"write --{where}.{field}={theirs}"
 
 
 def _refuse_other_stages(where: str, path: pathlib.Path, found: dict[str, Any], depth: int, width: int) -> None:
-    """A ResNet's depth and width stand in lists: blocks and channels of the stages."""
+    """Compare a ResNet's depth and width with the lists of a checkpoint: blocks and channels of the stages."""
     blocks, sizes = found.get("depths"), found.get("hidden_sizes")
-    known = {list(value) == blocks: number for number, value in STAGES.items()} if isinstance(blocks, list) else {}
-    hint = f"write --{where}.depth={known[True]}" if True in known else "no depth of this package has these"
+    known = next((number for number, value in STAGES.items() if list(value) == blocks), None)
+    hint = "no depth of this package has these" if known is None else f"write --{where}.depth={known}"
     if blocks is not None and blocks != list(STAGES[depth]):
         raise UserError(
             f"{where}.depth is {depth}, stages of {list(STAGES[depth])} blocks, and depths of '{path}' is {blocks!r}; "
@@ -170,7 +171,7 @@ def _refuse_other_stages(where: str, path: pathlib.Path, found: dict[str, Any], 
 
 
 def descriptions(own: Any) -> dict[str, dict[str, Any]]:
-    """{file: JSON object}: what Hugging Face needs beside the weights of a ViT or a BERT, by its resolved config."""
+    """Return {file: JSON object} that Hugging Face needs beside the weights of a ViT or a BERT, by its config."""
     described = KINDS[own.kind]
     fields = {key: getattr(own, field) for key, field in described.fields.items()}
     name = {"vit": "ViTModel", "bert": "BertModel"}[own.kind]

@@ -1,7 +1,8 @@
-"""Weights of other libraries <-> our parameter trees: BERT and ViT both ways (Hugging Face), EfficientNet-Lite0 one way.
+"""Convert weights of other libraries: BERT and ViT both ways (Hugging Face), EfficientNet-Lite0 to ours only.
 
-Each architecture is one table: a path in our tree -> the names in `model.safetensors` that are stacked there, one per
-layer, and the rule that turns one array into the other. Reading and writing walk the same table, so they cannot disagree.
+Each architecture is one table: a path in our tree -> the names in `model.safetensors` that are stacked there, one
+per layer, and the rule that turns one array into the other. Reading and writing use the same table, so they
+cannot disagree.
 """
 
 import importlib.metadata
@@ -23,7 +24,7 @@ State = dict[str, np.ndarray]
 
 
 class Row(NamedTuple):
-    """Where one of our arrays comes from: names in the checkpoint (several when layers are stacked) and the rule."""
+    """The source of one of our arrays: names in the checkpoint (several if layers are stacked) and the rule."""
 
     names: tuple[str, ...]
     rule: str = "same"
@@ -38,14 +39,17 @@ BATCH_NORM_EPS = 1e-3  # TensorFlow's default, with which Lite0 was trained
 
 
 def take(state: State, name: str, where: str) -> np.ndarray:
-    """state[name], or a UserError that names the checkpoint."""
+    """Return state[name]; raise a UserError that names the checkpoint if it is missing."""
     if name not in state:
         raise UserError(f"{where}: weight '{name}' is missing; it is another architecture or an old file.")
     return state[name]
 
 
 def package_file(package: str, suffix: str, install: str) -> pathlib.Path:
-    """The first file of an installed distribution that ends with `suffix`; UserError with the pip command when absent."""
+    """Find the first file of an installed distribution that ends with `suffix`.
+
+    Raises UserError with the pip command if there is none.
+    """
     try:
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:
@@ -57,7 +61,7 @@ def package_file(package: str, suffix: str, install: str) -> pathlib.Path:
 
 
 def _pair(path: str, names: list[str]) -> Table:
-    """The two rows of a dense layer (theirs [out,in], ours [in,out]) or a norm, stacked in the layers."""
+    """Return the two rows of a dense layer (theirs [out,in], ours [in,out]) or a norm, stacked in the layers."""
     weight, rule = ("scale", "same") if path.endswith("norm") else ("kernel", "transpose")
     stacked = path.startswith("layers/")
     return {
@@ -67,7 +71,7 @@ def _pair(path: str, names: list[str]) -> Table:
 
 
 def _layers(names: dict[str, str], layers: int) -> Table:
-    """The rows of all layers: {our path in a layer: the name there}."""
+    """Return the rows of all layers, from {our path in a layer: their name in it}."""
     table: Table = {}
     for ours, theirs in names.items():
         table |= _pair(f"layers/{ours}", [f"encoder.layer.{i}.{theirs}" for i in range(layers)])
@@ -75,7 +79,7 @@ def _layers(names: dict[str, str], layers: int) -> Table:
 
 
 def bert_table(layers: int) -> Table:
-    """Our paths in `Bert` -> Hugging Face's names in `BertModel`."""
+    """Map our paths in `Bert` to Hugging Face's names in `BertModel`."""
     names = {
         "attention/query": "attention.self.query",
         "attention/key": "attention.self.key",
@@ -96,7 +100,7 @@ def bert_table(layers: int) -> Table:
 
 
 def vit_table(layers: int) -> Table:
-    """Our paths in `ViT` -> Hugging Face's names in `ViTModel` (without its pooler)."""
+    """Map our paths in `ViT` to Hugging Face's names in `ViTModel` (without its pooler)."""
     names = {
         "attention/query": "attention.attention.query",
         "attention/key": "attention.attention.key",
@@ -121,14 +125,17 @@ TABLES = {"bert": bert_table, "vit": vit_table}
 
 
 def _to_ours(rule: str, array: np.ndarray) -> np.ndarray:
-    """One checkpoint array in our layout; patch kernels [D,3,P,P] become [P*P*3,D] in (row, column, channel) order."""
+    """Bring one checkpoint array into our layout.
+
+    Patch kernels [D,3,P,P] become [P*P*3,D] in (row, column, channel) order.
+    """
     if rule == "patches":
         return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
     return array.T if rule == "transpose" else array
 
 
 def _to_theirs(rule: str, array: np.ndarray) -> np.ndarray:
-    """The inverse of `_to_ours`."""
+    """Invert `_to_ours`."""
     if rule == "patches":
         side = math.isqrt(array.shape[0] // 3)
         array = array.reshape(side, side, 3, array.shape[1]).transpose(3, 2, 0, 1)
@@ -136,7 +143,7 @@ def _to_theirs(rule: str, array: np.ndarray) -> np.ndarray:
 
 
 def read_table(table: Table, state: State, where: str) -> Params:
-    """The tree that `table` describes, float32, from the arrays of a checkpoint; UserError names what is missing."""
+    """Build the float32 tree that `table` describes from the arrays of a checkpoint; a UserError names missing ones."""
     params: Params = {}
     for path, row in table.items():
         arrays = [take(state, name, where) for name in row.names]
@@ -157,7 +164,7 @@ def read_table(table: Table, state: State, where: str) -> Params:
 
 
 def write_table(table: Table, params: Params) -> State:
-    """The checkpoint arrays of a tree, by their names; entries of the tree that the table does not know are left out."""
+    """Return the checkpoint arrays of a tree by their names; entries that the table does not know are left out."""
     state: State = {}
     for path, row in table.items():
         node = params
@@ -169,7 +176,7 @@ def write_table(table: Table, params: Params) -> State:
 
 
 def _depth(state: State, where: str) -> int:
-    """How many encoder layers a checkpoint holds."""
+    """Count the encoder layers of a checkpoint."""
     found = {int(match[1]) for name in state if (match := re.match(r"encoder\.layer\.(\d+)\.", name))}
     if not found:
         raise UserError(f"{where}: has no 'encoder.layer.0...' weights; it is neither a BERT nor a ViT checkpoint.")
@@ -177,22 +184,25 @@ def _depth(state: State, where: str) -> int:
 
 
 def from_huggingface(kind: str, state: State, where: str = "checkpoint") -> Params:
-    """The weights of a `BertModel` or `ViTModel`, or of a task model around one -> the tower's tree; no pooler."""
+    """Convert the weights of a `BertModel` or `ViTModel`, or of a task model around one, to the tower's tree.
+
+    The pooler is dropped.
+    """
     state = {name.removeprefix(f"{kind}."): array for name, array in state.items()}
     return read_table(TABLES[kind](_depth(state, where)), state, where)
 
 
 def to_huggingface(kind: str, params: Params) -> State:
-    """The tree of `Bert` or `ViT` -> the weights of a `BertModel` or `ViTModel` without pooler."""
+    """Convert the tree of `Bert` or `ViT` to the weights of a `BertModel` or `ViTModel` without pooler."""
     return write_table(TABLES[kind](params["layers"]["mlp"]["up"]["bias"].shape[0]), params)
 
 
 def save_tower(folder: str | pathlib.Path, params: Params, own: Any) -> None:
-    """Write the ViT of `params` to `folder` as Hugging Face's `ViTModel.from_pretrained` reads it, or the BERT.
+    """Write the ViT or BERT of `params` to `folder`, as Hugging Face's `from_pretrained` reads it.
 
-    `params` is the tree of one tower, `own` the resolved config of its encoder. Beside the weights lie config.json, which
-    tells the heads, and for a ViT preprocessor_config.json, which tells how it reads pixels: both are lost in the weights
-    alone.
+    `params` is the tree of one tower, `own` the resolved config of its encoder. Beside the weights lie config.json,
+    which tells the heads, and for a ViT preprocessor_config.json, which tells how it reads pixels: the weights alone
+    tell neither.
     """
     from safetensors.numpy import save_file
 
@@ -204,7 +214,7 @@ def save_tower(folder: str | pathlib.Path, params: Params, own: Any) -> None:
 
 
 def weights_file(path: pathlib.Path) -> pathlib.Path:
-    """The file of weights that `path` names: itself, or the one in a folder."""
+    """Return the file of weights that `path` names: itself, or the one in a folder."""
     if not path.is_dir():
         return path
     found = next((path / name for name in WEIGHTS if (path / name).is_file()), path / WEIGHTS[0])
@@ -217,7 +227,7 @@ def weights_file(path: pathlib.Path) -> pathlib.Path:
 
 
 def read_weights(path: str | pathlib.Path) -> State:
-    """The arrays of a .safetensors, .bin, .pth or .pt file, or of the weights in a folder.
+    """Read the arrays of a .safetensors, .bin, .pth or .pt file, or of the weights in a folder.
 
     Raises UserError for a file that is missing, cut short or of another format.
     """
@@ -236,12 +246,12 @@ def read_weights(path: str | pathlib.Path) -> State:
 
 
 def minilm_path() -> pathlib.Path:
-    """The weights of the installed all-MiniLM-L6-v2."""
+    """Return the weights file of the installed all-MiniLM-L6-v2."""
     return package_file(MINILM_PACKAGE, "model.safetensors", f"--no-deps {MINILM_PACKAGE}")
 
 
 def load_minilm(path: str | pathlib.Path | None = None) -> Params:
-    """The 6-layer BERT of all-MiniLM-L6-v2 (width 384) from the installed package, or any BERT from `path`.
+    """Load the 6-layer BERT of all-MiniLM-L6-v2 (width 384) from the installed package, or any BERT from `path`.
 
     `path` is a file of weights, or a folder with model.safetensors.
     """
@@ -250,12 +260,15 @@ def load_minilm(path: str | pathlib.Path | None = None) -> Params:
 
 
 def load_vit(path: str | pathlib.Path) -> Params:
-    """A ViT from a file of weights, or a folder with model.safetensors."""
+    """Load a ViT from a file of weights, or a folder with model.safetensors."""
     return from_huggingface("vit", read_weights(path), str(path))
 
 
 def fold_batch_norm(state: State, kernel: np.ndarray, norm: str, where: str, eps: float = BATCH_NORM_EPS) -> Params:
-    """Kernel [..., D] and inference batch norm -> kernel and bias: y = (Wx - m) * s + b with s = gamma / sqrt(var + eps)."""
+    """Fold inference batch norm into a kernel [...,D]: y = (Wx - m) * s + b with s = gamma / sqrt(var + eps).
+
+    Returns the new kernel and its bias.
+    """
     gamma, beta, mean, variance = (
         take(state, f"{norm}.{part}", where) for part in ("weight", "bias", "running_mean", "running_var")
     )
@@ -264,7 +277,7 @@ def fold_batch_norm(state: State, kernel: np.ndarray, norm: str, where: str, eps
 
 
 def lite0_from_torch(state: State, where: str = "checkpoint") -> Params:
-    """EfficientNet-Lite0 in the names of efficientnet_pytorch -> the tree of models/efficientnet.py, batch norm folded.
+    """Convert EfficientNet-Lite0 from efficientnet_pytorch's names to models/efficientnet.py's tree, batch norm folded.
 
     The classifier (`_fc`) is dropped.
     """
@@ -287,6 +300,6 @@ def lite0_from_torch(state: State, where: str = "checkpoint") -> Params:
 
 
 def load_lite0(path: str | pathlib.Path | None = None) -> Params:
-    """EfficientNet-Lite0 trained on ImageNet-1k, from `path` or the installed package; float32 NumPy arrays."""
+    """Load EfficientNet-Lite0 trained on ImageNet-1k, from `path` or the installed package; float32 NumPy arrays."""
     path = pathlib.Path(path) if path else package_file(LITE0_PACKAGE, ".pth", LITE0_PACKAGE)
     return lite0_from_torch(read_checkpoint(path), str(path))

@@ -1,4 +1,4 @@
-"""ResNet weights of Hugging Face (`ResNetModel`) and torchvision -> the tree of models/resnet.py, batch norm folded."""
+"""Convert ResNet weights of Hugging Face (`ResNetModel`) and torchvision to ours, batch norm folded."""
 
 import pathlib
 import re
@@ -23,7 +23,7 @@ PARTS = (("reduce", "layer.0"), ("spatial", "layer.1"), ("expand", "layer.2"))
 
 
 def from_torchvision_names(state: State) -> State:
-    """The arrays under Hugging Face's names; stages and convolutions count from 1 in torchvision, from 0 there."""
+    """Rename torchvision's arrays to Hugging Face's names; torchvision counts stages and convolutions from 1, not 0."""
     renamed = {}
     for name, array in state.items():
         for pattern, place in NAMES:
@@ -36,7 +36,7 @@ def from_torchvision_names(state: State) -> State:
 
 
 def conv(state: State, at: str, where: str) -> Params:
-    """A convolution and its norm as one kernel and bias; theirs [D,C,k,k], ours [k,k,C,D], of 1x1 [C,D]."""
+    """Convert a convolution and its norm to one kernel and bias; theirs [D,C,k,k], ours [k,k,C,D], of 1x1 [C,D]."""
     kernel = take(state, f"{at}.convolution.weight", where).transpose(2, 3, 1, 0)
     kernel = kernel[0, 0] if kernel.shape[:2] == (1, 1) else kernel
     folded = fold_batch_norm(state, kernel, f"{at}.normalization", where, EPS)
@@ -44,7 +44,7 @@ def conv(state: State, at: str, where: str) -> Params:
 
 
 def block(state: State, at: str, where: str) -> Params:
-    """One bottleneck block."""
+    """Convert one bottleneck block."""
     params = {ours: conv(state, f"{at}.{theirs}", where) for ours, theirs in PARTS}
     if f"{at}.shortcut.convolution.weight" in state:
         params["shortcut"] = conv(state, f"{at}.shortcut", where)
@@ -52,7 +52,7 @@ def block(state: State, at: str, where: str) -> Params:
 
 
 def resnet_from_torch(state: State, where: str = "checkpoint") -> Params:
-    """The weights of a ResNet with bottleneck blocks, by either library's names; the classifier is dropped."""
+    """Convert the weights of a ResNet with bottleneck blocks, by either library's names; the classifier is dropped."""
     state = {name.removeprefix("resnet."): array for name, array in state.items()}
     state = from_torchvision_names(state)
     found = [
@@ -75,5 +75,5 @@ def resnet_from_torch(state: State, where: str = "checkpoint") -> Params:
 
 
 def load_resnet(path: str | pathlib.Path) -> Params:
-    """A ResNet from a .pth or .pt file, a .safetensors file, or a folder with model.safetensors; float32."""
+    """Load a ResNet from a .pth or .pt file, a .safetensors file, or a folder with model.safetensors; float32."""
     return resnet_from_torch(read_weights(path), str(path))

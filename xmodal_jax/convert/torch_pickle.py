@@ -1,8 +1,8 @@
 """Read PyTorch checkpoints without PyTorch and without running what is inside them.
 
-A `.pth` file is a pickle, and a pickle is a program: loading one from a stranger runs the stranger's code. The unpickler
-here knows tensors, storages and `OrderedDict`; any other name stops the load. Both containers are read: the legacy one
-(PyTorch < 1.6: five pickles, then the raw storages) and the zip archive of today.
+A `.pth` file is a pickle, and a pickle is a program: loading one from a stranger runs the stranger's code. The
+unpickler here knows tensors, storages and `OrderedDict`; any other name stops the load. Both containers are read: the
+legacy one (PyTorch < 1.6: five pickles, then the raw storages) and the zip archive of today.
 """
 
 import io
@@ -54,10 +54,10 @@ class View(NamedTuple):
 
 
 def read_checkpoint(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """The tensors of a PyTorch checkpoint by name; nested dicts give names joined by dots, other plain values are dropped.
+    """Read the tensors of a PyTorch checkpoint by name.
 
-    Raises UserError for a missing file, a file that is no checkpoint, and for any pickled object other than tensors and
-    dicts, by its name.
+    Nested dicts give names joined by dots; other plain values are dropped. Raises UserError for a missing file, a file
+    that is no checkpoint, and for any pickled object other than tensors and dicts, by its name.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -70,15 +70,15 @@ def read_checkpoint(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """A pickle machine whose only names are the ones that tensors need."""
+    """A pickle machine that knows only the names that tensors need."""
 
-    def __init__(self, stream: BinaryIO, path: pathlib.Path):
+    def __init__(self, stream: BinaryIO, path: pathlib.Path) -> None:
         super().__init__(stream, encoding="utf-8")
         self.path = path
         self.storages: dict[str, Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Ours in place of PyTorch's; a UserError for every other name."""
+        """Return our stand-in for one of PyTorch's names; raise a UserError for every other name."""
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module == "torch" and name in STORAGE_DTYPES:
@@ -91,19 +91,19 @@ class _Unpickler(pickle.Unpickler):
         )
 
     def persistent_load(self, pid: Any) -> Storage:
-        """A reference ('storage', type, key, device, count[, view]) to numbers that lie outside the pickle."""
-        known = isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage" and isinstance(pid[1], np.dtype)
-        if not known:
+        """Note a reference ('storage', type, key, device, count[, view]) to numbers that lie outside the pickle."""
+        if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[1], np.dtype):
             raise UserError(f"{self.path}: unknown reference in the checkpoint; save it again with a current PyTorch.")
-        if len(pid) != 5 and pid[5] is not None:
+        _, dtype, key, _, count, *view = pid
+        if view and view[0] is not None:
             raise UserError(f"{self.path}: storage views are not read; save the file again.")
-        storage = Storage(str(pid[2]), pid[1], int(pid[4]))
+        storage = Storage(str(key), dtype, int(count))
         self.storages[storage.key] = storage
         return storage
 
 
-def _tensor_rebuilder() -> Callable:
-    """A fresh stand-in for torch._utils._rebuild_tensor_v2 (fresh: the pickle may write attributes on it)."""
+def _tensor_rebuilder() -> Callable[..., View]:
+    """Return a fresh stand-in for torch._utils._rebuild_tensor_v2 (fresh: the pickle may write attributes on it)."""
 
     def rebuild(storage: Storage, offset: int, shape: tuple, strides: tuple, *_: Any) -> View:
         return View(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
@@ -111,8 +111,8 @@ def _tensor_rebuilder() -> Callable:
     return rebuild
 
 
-def _parameter_rebuilder() -> Callable:
-    """A fresh stand-in for torch._utils._rebuild_parameter: the tensor it wraps."""
+def _parameter_rebuilder() -> Callable[..., View]:
+    """Return a fresh stand-in for torch._utils._rebuild_parameter: it gives the tensor that it wraps."""
     return lambda view, *_: view
 
 
@@ -124,7 +124,7 @@ _REBUILD = {
 
 
 def _load(stream: BinaryIO, path: pathlib.Path) -> tuple[Any, dict[str, Storage]]:
-    """One pickle from the stream, and the storages it named."""
+    """Read one pickle from the stream, and the storages it names."""
     machine = _Unpickler(stream, path)
     try:
         return machine.load(), machine.storages
@@ -135,7 +135,11 @@ def _load(stream: BinaryIO, path: pathlib.Path) -> tuple[Any, dict[str, Storage]
 
 
 def _read_legacy(stream: BinaryIO, path: pathlib.Path) -> tuple[Any, dict[str, np.ndarray]]:
-    """Magic number, protocol, machine facts, the object, the keys in file order; then count and bytes of each storage."""
+    """Read the legacy container.
+
+    It holds a magic number, the protocol, facts of the machine, the object, the keys in file order; then count and
+    bytes of each storage.
+    """
     stream.seek(0)
     magic, protocol, facts = (_load(stream, path)[0] for _ in range(3))
     if magic != LEGACY_MAGIC or protocol != LEGACY_PROTOCOL:
@@ -158,7 +162,7 @@ def _read_legacy(stream: BinaryIO, path: pathlib.Path) -> tuple[Any, dict[str, n
 
 
 def _read_zip(stream: BinaryIO, path: pathlib.Path) -> tuple[Any, dict[str, np.ndarray]]:
-    """The object in <name>/data.pkl, each storage in <name>/data/<key>."""
+    """Read the zip container: the object in <name>/data.pkl, each storage in <name>/data/<key>."""
     with zipfile.ZipFile(stream) as archive:
         names = archive.namelist()
         root = next((name[: -len("data.pkl")] for name in names if name.endswith("/data.pkl")), None)
@@ -170,12 +174,12 @@ def _read_zip(stream: BinaryIO, path: pathlib.Path) -> tuple[Any, dict[str, np.n
         tree, storages = _load(io.BytesIO(archive.read(f"{root}data.pkl")), path)
         missing = [key for key in storages if f"{root}data/{key}" not in names]
         if missing:
-            raise UserError(f"{path}: the checkpoint is cut short, storage {missing[:1]} is missing.")
+            raise UserError(f"{path}: the checkpoint is cut short, storage '{missing[0]}' is missing.")
         return tree, {k: _block(archive.read(f"{root}data/{k}"), s, path) for k, s in storages.items()}
 
 
 def _block(data: bytes, storage: Storage, path: pathlib.Path) -> np.ndarray:
-    """The numbers of one storage, flat."""
+    """Return the numbers of one storage, flat."""
     whole = len(data) == storage.count * storage.dtype.itemsize
     if not whole:
         raise UserError(f"{path}: the checkpoint is cut short at storage '{storage.key}'; download it again.")
@@ -183,7 +187,7 @@ def _block(data: bytes, storage: Storage, path: pathlib.Path) -> np.ndarray:
 
 
 def _flatten(tree: dict, prefix: str = "") -> list[tuple[str, View]]:
-    """(dotted name, tensor) of every tensor in nested dicts."""
+    """List (dotted name, tensor) of every tensor in nested dicts."""
     found = []
     for name, value in tree.items():
         if isinstance(value, View):
@@ -194,7 +198,7 @@ def _flatten(tree: dict, prefix: str = "") -> list[tuple[str, View]]:
 
 
 def _gather(view: View, storages: dict[str, np.ndarray], path: pathlib.Path) -> np.ndarray:
-    """A contiguous copy of the tensor; strides that leave the storage are refused (they would read foreign memory)."""
+    """Copy a tensor out of its storage; strides that leave it are refused, as they would read foreign memory."""
     block, shape, strides = storages[view.storage.key], view.shape, view.strides
     sane = len(shape) == len(strides) and min((view.offset, *shape, *strides)) >= 0
     inside = sane and view.offset <= block.size and math.prod(shape) <= block.size

@@ -1,4 +1,4 @@
-"""The card of a data set: what is in the folder, where it comes from, and how high recall can get on it."""
+"""The card of a data set: what the folder holds, where it comes from, and how high recall can get on it."""
 
 import dataclasses
 import json
@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from xmodal_jax.atomic import write_file
 from xmodal_jax.data.fingerprint import fingerprint
 from xmodal_jax.data.textfile import mended
 from xmodal_jax.errors import UserError
-from xmodal_jax.whole import write_whole
 
 FORMAT = 4
 CARD_FILE = "card.json"
 RECALL_AT = (1, 5, 10)
-ANY = "*"  # any name
+ANY = "*"  # in SHAPES: any name
 RECALLS = {f"R@{k}": float for k in RECALL_AT}
 FILES = {ANY: [str]}
-SHAPES: dict[str, Any] = {  # of the fields: a type, [what a list holds], {name: what it has}
+SHAPES: dict[str, Any] = {  # shape of each field: a type, [shape of the entries] or {name: shape}
     "name": str,
     "source": str,
     "licence": str,
@@ -55,6 +55,7 @@ SHAPES: dict[str, Any] = {  # of the fields: a type, [what a list holds], {name:
             "teacher": str,
             "weights": str,
             "width": int,
+            "media": [str],
             "views": [str],
             "languages": [str],
             "dtype": str,
@@ -66,53 +67,57 @@ SHAPES: dict[str, Any] = {  # of the fields: a type, [what a list holds], {name:
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """What `card.json` says.
-
-    `splits`: {split: {records, captions, groups, files, digest, languages, columns}}; `captions` counts all languages,
-    `languages` each of them; for the `digest` see data/fingerprint.py, for the `columns`, whose size and checksum are here,
-    data/sidecar.py.
-    `fingerprint`: of all splits; made from their digests where it is left out.
-    `ceiling`: {split: {"i2t" | "t2i": {"R@1", "R@5", "R@10"}}} in %, see `ceiling`.
-    `duplicates`: {split: {"captions", "unique", "unique_per_image", "shared"}}, see `duplicates`. Both are of the
-    captions in the first language.
-    `media`: what records have beside pictures and captions.
-    `words`: {language: {"median", "99 %", "longest"}} words of a caption.
-    `skipped`: {reason: count} of what the source held and the data set does not.
-    `copies`: {split: records with a picture that is in the train split too}, as `copies.Copies` counts them.
-    `features`: {name: {tower, size, tokens, width, views, dtype, files: {split: [...]}}}, see
-    `features.write_features`.
-    `embeddings`: {name: {teacher, weights, width, media, views, languages, dtype, files: {split: [...]}}}, see
-    `embeddings.write_embeddings`.
-    `arguments`: what `prepare` was called with; the same arguments again mean "already prepared".
-    """
+    """The content of `card.json`."""
 
     name: str
+    """Name of the data set."""
     source: str
+    """Where the data comes from, in words."""
     licence: str
+    """Licence of the data, in words."""
     languages: list[str]
+    """Languages of the captions, the one of most records first."""
     views: list[str]
+    """Views of the pictures, in the order in which the source gave them first."""
     label_names: list[str]
+    """Names of the labels; records refer to them by their place in this list."""
     splits: dict[str, dict[str, Any]]
+    """{split: {records, captions, groups, files, digest, languages, columns}}.
+
+    `captions` counts all languages, `languages` each of them; `digest` is described in data/fingerprint.py; `columns`
+    has the size and the checksum of each column of data/sidecar.py.
+    """
     ceiling: dict[str, dict[str, dict[str, float]]] = dataclasses.field(default_factory=dict)
+    """{split: {"i2t" | "t2i": {"R@1", "R@5", "R@10"}}} in %, of the first language; see `ceiling`."""
     duplicates: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    """{split: {"captions", "unique", "unique_per_image", "shared"}} of the first language; see `duplicates`."""
     words: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+    """{language: {"median", "99 %", "longest"}}: words of a caption."""
     skipped: dict[str, int] = dataclasses.field(default_factory=dict)
+    """{reason: count} of what the source has and the data set leaves out."""
     copies: dict[str, int] = dataclasses.field(default_factory=dict)
+    """{split: records with a picture that the train split has too}; see `copies.Copies`."""
     features: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    """{name: {tower, size, tokens, width, views, dtype, files: {split: [...]}}}; see `features.write_features`."""
     embeddings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    """{name: {teacher, weights, width, media, views, languages, dtype, files: {split: [...]}}} of frozen teachers."""
     media: list[str] = dataclasses.field(default_factory=list)
+    """Media that records have beside pictures and captions."""
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Arguments that `prepare` was called with; called with them again, it keeps the data set as it is."""
     fingerprint: str = ""
+    """Digest of all splits, computed from their own digests; 32 hex digits."""
     format: int = FORMAT
+    """Version of this format; `load` refuses any other."""
 
     def __post_init__(self) -> None:
-        """Fill the fingerprint in: the splits alone decide it."""
+        """Compute the fingerprint, which depends on the splits alone."""
         known = all("digest" in numbers for numbers in self.splits.values())
         object.__setattr__(self, "fingerprint", fingerprint(self.splits) if known else "")
 
     @classmethod
     def load(cls, folder: os.PathLike | str) -> "Card":
-        """Read and check `folder/card.json`. Raises `UserError` that names the file and the field."""
+        """Read and check `folder/card.json`. Raises `UserError` naming the file and the field."""
         path = pathlib.Path(folder) / CARD_FILE
         if not path.is_file():
             raise UserError(f"no data set at {folder}: write one with `xmodal data prepare ... --out {folder}`.")
@@ -126,83 +131,87 @@ class Card:
         """Write `folder/card.json` in one step: a reader sees the old card or the new one."""
         _checked(dataclasses.asdict(self), pathlib.Path(folder) / CARD_FILE)
         path = pathlib.Path(folder) / CARD_FILE
-        write_whole(path, mended(json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)) + "\n")
+        write_file(path, mended(json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)) + "\n")
 
     def split(self, name: str) -> dict[str, Any]:
-        """The numbers of one split. Raises `UserError` with the splits there are."""
+        """Return the numbers of one split. Raises `UserError` listing the splits that exist."""
         if name not in self.splits:
             raise UserError(f"data set {self.name!r} has no split {name!r}: use one of {_listed(self.splits)}.")
         return self.splits[name]
 
     def feature(self, name: str) -> dict[str, Any]:
-        """The entry of one feature cache. Raises `UserError` with the caches there are."""
+        """Return the entry of a feature cache. Raises `UserError` listing the caches that exist."""
         return self._made("features", name, "features")
 
     def embedding(self, name: str) -> dict[str, Any]:
-        """The entry of one teacher's embeddings. Raises `UserError` with those there are."""
-        found = self._made("embeddings", name, "embed")
-        if "media" not in found:
-            raise UserError(f"the embeddings {name!r} are of an earlier form; embed again under another name.")
-        return found
+        """Return the entry of a teacher's embeddings. Raises `UserError` listing those that exist."""
+        return self._made("embeddings", name, "embed")
 
     def _made(self, what: str, name: str, command: str) -> dict[str, Any]:
+        """Return the entry `name` of the field `what`, which `xmodal data COMMAND` writes."""
         there = getattr(self, what)
         if name not in there:
             raise UserError(
-                f"data set {self.name!r} has no {what} {name!r}: it has {_listed(there)}; write them with `xmodal data {command}`."
+                f"data set {self.name!r} has no {what} {name!r}: it has {_listed(there)}; write them with "
+                f"`xmodal data {command}`."
             )
         return there[name]
 
 
 def _listed(names: Iterable[str]) -> str:
+    """Return the names sorted, as a part of a sentence."""
     return ", ".join(sorted(names)) or "(none)"
 
 
 def _checked(content: Any, path: pathlib.Path) -> Card:
-    """The card in `content`, or a `UserError` naming the field that is missing, unknown or of the wrong type."""
+    """Return the card in `content`. Raises `UserError` naming a field that is missing, unknown or of the wrong type."""
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object; prepare the data set again.")
     if content.get("format") != FORMAT:
         raise UserError(
-            f"{path}: field 'format' is {content.get('format')!r}, this version reads {FORMAT}; prepare the set again (--force)."
+            f"{path}: field 'format' is {content.get('format')!r}, this version reads {FORMAT}; "
+            "prepare the set again (--force)."
         )
-    for field in dataclasses.fields(Card):
-        needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if field.name not in content and needed:
-            raise UserError(f"{path}: field {field.name!r} is missing.")
-    unknown = set(content) - {field.name for field in dataclasses.fields(Card)}
+    known = [field.name for field in dataclasses.fields(Card)]
+    missing = [name for name in known if name not in content]
+    if missing:
+        raise UserError(f"{path}: field {missing[0]!r} is missing.")
+    unknown = set(content) - set(known)
     if unknown:
         raise UserError(f"{path}: unknown field {_listed(unknown)}; was it written by a newer version?")
     for name, shape in SHAPES.items():
-        if name in content:
-            _refuse_misshapen(content[name], shape, name, path)
+        _refuse_misshapen(content[name], shape, name, path)
     return Card(**content)
 
 
 def _refuse_misshapen(value: Any, shape: Any, where: str, path: pathlib.Path) -> None:
-    """Raise UserError unless a field's value, and all that it holds, has the shape that `SHAPES` says."""
+    """Raise `UserError` unless a field's value, and everything in it, has the shape given in `SHAPES`."""
     kind = shape if isinstance(shape, type) else type(shape)
-    good = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-    good = good and (kind not in (int, float) or 0 <= value < 2**63)  # also no NaN
-    if not good:
+    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
         raise UserError(f"{path}: field '{where}' must be a {kind.__name__}.")
-    if kind is list:
+    if kind in (int, float) and not 0 <= value < 2**63:  # also NaN
+        raise UserError(f"{path}: field '{where}' must be a {kind.__name__}.")
+    if isinstance(shape, list):
         for number, entry in enumerate(value):
             _refuse_misshapen(entry, shape[0], f"{where}[{number}]", path)
-    elif kind is dict:
+    elif isinstance(shape, dict):
         for name in value if ANY in shape else shape:
             _refuse_misshapen(value.get(name), shape.get(ANY, shape.get(name)), f"{where}.{name}", path)
 
 
 def ceiling(owner: np.ndarray, number: np.ndarray, ks: Sequence[int] = RECALL_AT) -> dict[str, dict[str, float]]:
-    """Best R@k, in %, when only an image's own captions count (and a caption's own image), expected over ties.
+    """Return the best possible R@k, in %, if only an image's own captions (and a caption's own image) count as right.
 
-    `owner` int [M] is the image of each caption, `number` int [M] the number of its text. Identical captions are one query
-    and one candidate to a model:
-    - text to image: it can put k images first, best those that have the text most often;
-    - image to text: an image puts one of its texts first, whose c copies in the gallery, o of them its own, tie: one of its
-      own is among the first k with probability 1 - C(c-o, j) / C(c, j), j = min(k, c). The best of its texts counts; two of
-      them mixed are worth less, for each copy that is not its own makes the next one of the same text likelier to be.
+    Ties are counted by their expected value. Identical captions are one query and one candidate to a model:
+    - text to image: the model can put k images first, at best those that have the text most often;
+    - image to text: an image puts one of its texts first. Of its c copies in the gallery, o belong to the image, and
+      all tie: one of these o is among the first k with probability 1 - C(c-o, j) / C(c, j), j = min(k, c). The best
+      text of the image counts. Mixing two texts is worth less, since each foreign copy makes the next copy of the same
+      text likelier to be right.
+
+    Args:
+      owner: int [M], the image of each caption.
+      number: int [M], the number of each caption's text.
     """
     if len(owner) == 0:
         return {side: {f"R@{k}": 0.0 for k in ks} for side in ("i2t", "t2i")}
@@ -213,11 +222,12 @@ def ceiling(owner: np.ndarray, number: np.ndarray, ks: Sequence[int] = RECALL_AT
     length = np.diff(first, append=len(text))
     place = np.arange(len(text)) - np.repeat(first, length)
     copies = np.repeat(np.add.reduceat(own, first), length)
-    chances, which = np.unique(copies * (own.max() + 1) + own, return_inverse=True)
+    base = int(own.max()) + 1  # a pair (copies, own) as one number: copies * base + own
+    chances, which = np.unique(copies * base + own, return_inverse=True)
     known, t2i, i2t = np.unique(image), {}, {}
     for k in ks:
         t2i[f"R@{k}"] = round(100.0 * int(own[place < k].sum()) / len(owner), 2)
-        drawn = np.array([_drawn(*divmod(chance, int(own.max()) + 1), k) for chance in chances.tolist()])
+        drawn = np.array([_drawn(chance // base, chance % base, k) for chance in chances.tolist()])
         best = np.zeros(int(known[-1]) + 1)
         np.maximum.at(best, image, drawn[which])
         i2t[f"R@{k}"] = round(100.0 * float(best[known].mean()), 2)
@@ -225,23 +235,29 @@ def ceiling(owner: np.ndarray, number: np.ndarray, ks: Sequence[int] = RECALL_AT
 
 
 def _counted(owner: np.ndarray, number: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image, text and how often the image has the text, int64 [P] each, of all P that occur."""
+    """Return image, text, and how often the image has the text, int64 [P] each, for all P pairs that occur."""
     images = int(owner.max(initial=-1)) + 1
     pairs, own = np.unique(number.astype(np.int64) * images + owner, return_counts=True)
     return pairs % max(images, 1), pairs // max(images, 1), own
 
 
 def _drawn(copies: int, own: int, k: int) -> float:
-    """Probability that one of `own` is among the first `k` of `copies` in random order."""
+    """Return the probability that one of `own` is among the first `k` of `copies` in random order."""
     first = min(k, copies)
     return 1.0 - math.comb(copies - own, first) / math.comb(copies, first)
 
 
 def duplicates(owner: np.ndarray, number: np.ndarray, images: int) -> dict[str, float]:
-    """How often captions repeat: `owner` int [M] is the image of each, of so many, `number` int [M] that of its text.
+    """Count how often captions repeat.
 
-    "captions": all of them; "unique": different ones; "unique_per_image": different ones of an image, on average;
-    "shared": % of the captions whose text belongs to more than one image.
+    Args:
+      owner: int [M], the image of each caption.
+      number: int [M], the number of each caption's text.
+      images: the number of images.
+
+    Returns:
+      "captions": all captions; "unique": different texts; "unique_per_image": different texts of an image, on average;
+      "shared": % of the captions whose text belongs to more than one image.
     """
     image, text, own = _counted(owner, number)
     _, which, owners = np.unique(text, return_inverse=True, return_counts=True)
@@ -254,7 +270,7 @@ def duplicates(owner: np.ndarray, number: np.ndarray, images: int) -> dict[str, 
 
 
 def report(card: Card) -> list[str]:
-    """What `xmodal data prepare` prints: the size of every split, its ceiling and its repeated captions."""
+    """Return the lines that `xmodal data prepare` prints: size, ceiling and repeated captions of every split."""
     lines = [f"beside pictures and captions: {', '.join(card.media)}"] if card.media else []
     for split, numbers in card.splits.items():
         lines.append(
@@ -263,32 +279,31 @@ def report(card: Card) -> list[str]:
         lines += _captions_report(card, split) if numbers["captions"] else []
         if split in card.copies:
             lines.append(
-                f"  {card.copies[split]} of its records have a picture that is in train too; --drop-copies leaves those "
-                f"out of train"
+                f"  {card.copies[split]} of its records have a picture that is in train too; "
+                "--drop-copies leaves those out of train"
             )
     for language, words in card.words.items():
         lines.append(
-            f"words of a caption in '{language}': half have {words['median']} or fewer, 99 % {words['99 %']}, the longest "
-            f"{words['longest']}"
+            f"words of a caption in '{language}': half have {words['median']} or fewer, 99 % {words['99 %']}, "
+            f"the longest {words['longest']}"
         )
     lines += [f"skipped: {count} x {reason}" for reason, count in card.skipped.items()]
     return lines
 
 
 def _captions_report(card: Card, split: str) -> list[str]:
-    """The ceiling of a split with pictures and captions, and the repeated captions in the first language."""
-    lines, found = [], card.duplicates.get(split)
-    if split in card.ceiling and card.views and (found is None or found["captions"]):
+    """Return lines on the ceiling of a split, if it has pictures, and on repeated captions in the first language."""
+    lines, found = [], card.duplicates[split]
+    if card.views and found["captions"]:
         best = {side: " / ".join(f"{value:.1f}" for value in row.values()) for side, row in card.ceiling[split].items()}
         ks = "/".join(name.removeprefix("R@") for name in card.ceiling[split]["i2t"])
         lines.append(
             f"  best possible R@{ks} where its own captions alone are right: image to text {best['i2t']}, "
             f"text to image {best['t2i']}"
         )
-    if found:
-        thing = "picture" if card.views else "record"
-        lines.append(
-            f"  '{card.languages[0]}' captions: {found['captions']}, {found['unique']} different, "
-            f"{found['unique_per_image']:.2f} different per {thing}, {found['shared']:.1f} % shared by {thing}s"
-        )
+    thing = "picture" if card.views else "record"
+    lines.append(
+        f"  '{card.languages[0]}' captions: {found['captions']}, {found['unique']} different, "
+        f"{found['unique_per_image']:.2f} different per {thing}, {found['shared']:.1f} % shared by {thing}s"
+    )
     return lines

@@ -1,4 +1,4 @@
-"""Whether the files that a data set was made of are as they were: `DIR/files.jsonl.gz` has the state of each."""
+"""Find the files that changed since a data set was made from them; `DIR/files.jsonl.gz` has the state of each."""
 
 import collections
 import contextlib
@@ -17,16 +17,16 @@ STATES_FILE = "files.jsonl.gz"
 
 @contextlib.contextmanager
 def kept_states(folder: os.PathLike | str) -> Iterator[Callable[[Iterable[FileState]], None]]:
-    """A function that writes the states of files as they come, until the `with` block ends."""
+    """Yield a function that appends the states of files to the list, which is closed after the `with` block."""
     with gzip.open(pathlib.Path(folder) / STATES_FILE, "wt", compresslevel=3, encoding="utf-8") as file:
         yield lambda states: file.writelines(json.dumps(state) + "\n" for state in states)
 
 
 def changed_files(folder: os.PathLike | str) -> dict[str, list[str]]:
-    """{"replaced" | "new" | "gone": paths} of the files that are not as they were when the data set was made.
+    """Return {"replaced" | "new" | "gone": paths} of the files that changed since the data set was made.
 
-    A file of the same size and another time is read: it is only replaced if its content is another. Raises `UserError`
-    where the list of files cannot be read.
+    A file with the same size and another time is read, and counts as replaced only if its content differs. Raises
+    `UserError` if the list of files cannot be read.
     """
     found = collections.defaultdict(list)
     path = pathlib.Path(folder) / STATES_FILE
@@ -42,6 +42,7 @@ def changed_files(folder: os.PathLike | str) -> dict[str, list[str]]:
 
 
 def _change(before: FileState) -> str:
+    """Return the kind of change of one file, "" if there is none."""
     now = file_state(before.path)
     if now[:3] == before[:3] or now.size == before.size == ABSENT:
         return ""
@@ -56,6 +57,6 @@ def _change(before: FileState) -> str:
 
 
 def as_sentence(found: dict[str, list[str]]) -> str:
-    """Such as "31 files replaced (/data/1.png first), 2 gone (/data/7.png first)"."""
+    """Return a clause such as "files of its source are 31 replaced (/data/1.png first), 2 gone (/data/7.png first)"."""
     parts = [f"{len(paths)} {kind} ({paths[0]}{' first' if paths[1:] else ''})" for kind, paths in found.items()]
     return "files of its source are " + ", ".join(parts)

@@ -1,7 +1,7 @@
 """Columns: files of values of one type, written as they come and read as arrays that the system pages in.
 
-The card keeps the size and the checksum of each, so that a file that was cut, or changed since, is refused when it is
-opened. Texts are a column of UTF-8 bytes, one text after the other, and a column of where each begins.
+The card keeps the size and the checksum of each column, so that a file that was cut or changed is refused when it is
+opened. Texts are two columns: their UTF-8 bytes, one text after the other, and the place where each text begins.
 """
 
 import array
@@ -18,14 +18,14 @@ import numpy as np
 
 from xmodal_jax.errors import UserError
 
-TYPECODES = {"u1": "B", "i2": "h", "i4": "i", "i8": "q"}  # of the types of columns, as `array` calls them
-BUFFER = 1 << 16  # values in memory before they go to their file
-READ = 1 << 20  # bytes at a time of a file whose checksum is taken
+TYPECODES = {"u1": "B", "i2": "h", "i4": "i", "i8": "q"}  # types of columns, as `array` calls them
+BUFFER = 1 << 16  # values kept in memory before they are written
+READ = 1 << 20  # bytes read at a time for a checksum
 BLOCK = 4096  # texts whose places are looked up at once
 
 
 class ColumnWriter:
-    """Writes one column."""
+    """Writer of one column."""
 
     def __init__(self, path: pathlib.Path, dtype: str):
         self._file, self._values = path.open("wb"), array.array(TYPECODES[np.dtype(dtype).str[1:]])
@@ -33,49 +33,53 @@ class ColumnWriter:
 
     @property
     def count(self) -> int:
-        """Values so far."""
+        """Number of values written so far."""
         return self._bytes // self._values.itemsize + len(self._values)
 
     def put(self, value: int) -> None:
-        """Append a value."""
+        """Append one value."""
         self._values.append(value)
         if len(self._values) >= BUFFER:
             self._flush()
 
     def write(self, data: bytes) -> None:
-        """Append values as the bytes they are in memory."""
+        """Append values, given by their bytes in memory."""
         self._values.frombytes(data)
         if len(self._values) >= BUFFER:
             self._flush()
 
     def _flush(self) -> None:
+        """Write the values in memory to the file."""
         data = self._values.tobytes()
         self._crc, self._bytes = zlib.crc32(data, self._crc), self._bytes + len(data)
         self._file.write(data)
         del self._values[:]
 
     def close(self) -> dict[str, int]:
-        """End the file; returns what the card keeps of it: {"bytes", "crc"}."""
+        """Finish the file and return the facts that the card keeps of it, {"bytes", "crc"}."""
         with self._file:
             self._flush()
         return {"bytes": self._bytes, "crc": self._crc}
 
     def abort(self) -> None:
-        """Close the file, whatever is in it."""
+        """Close the file without finishing it."""
         self._file.close()
 
 
 def open_column(path: pathlib.Path, dtype: str, facts: Mapping[str, int] | None) -> np.ndarray:
-    """A column as an array [n], mapped from its file, read-only.
+    """Map a column from its file, as a read-only array [n].
 
-    Raises `UserError` for a file that is missing, or other than the `facts` that the card keeps of it say (None: it has
-    none). The checksum is taken once in a process, as long as the file's size and time stay.
+    Raises `UserError` if the file is missing or does not match the card's `facts` (None: the card has no such column).
+    The checksum is computed once in a process, as long as the file's size and time stay.
     """
     try:
         with path.open("rb") as file:
             state = os.fstat(file.fileno())
-            whole = facts is not None and state.st_size == facts["bytes"]
-            whole = whole and _checksum(str(path), state.st_size, state.st_mtime_ns) == facts["crc"]
+            whole = (
+                facts is not None
+                and state.st_size == facts["bytes"]
+                and _checksum(str(path), state.st_size, state.st_mtime_ns) == facts["crc"]
+            )
             if not whole or state.st_size % np.dtype(dtype).itemsize != 0:
                 raise UserError(
                     f"'{path}' is damaged: it is not what the card says of it; prepare the data set again (--force)"
@@ -88,7 +92,7 @@ def open_column(path: pathlib.Path, dtype: str, facts: Mapping[str, int] | None)
 
 @functools.lru_cache(maxsize=1024)
 def _checksum(path: str, size: int, changed: int) -> int:
-    """CRC-32 of a file of this size and time of change."""
+    """Return the CRC-32 of a file; its size and time of change only make the cached value invalid."""
     crc = 0
     with open(path, "rb") as file:
         while block := file.read(READ):
@@ -97,21 +101,21 @@ def _checksum(path: str, size: int, changed: int) -> int:
 
 
 class Texts(Sequence[str]):
-    """The texts of a column, decoded when they are asked for: all of them, or those numbered `rows` int64 [n].
+    """The texts of a column, or those with the numbers `rows` int64 [n], decoded when they are asked for.
 
-    `data` uint8 [T] has their bytes, `starts` int64 [m+1] where each begins. Equal to any sequence of the same texts.
+    `data` uint8 [T] holds the bytes, `starts` int64 [m+1] the place where each text begins. Equal to any
+    sequence of the same texts.
     """
 
-    __hash__ = None
-
-    def __init__(self, data: np.ndarray, starts: np.ndarray, rows: np.ndarray | None = None):
-        self._data, self._starts, self._rows = memoryview(data), starts, rows
+    def __init__(self, data: np.ndarray | memoryview, starts: np.ndarray, rows: np.ndarray | None = None):
+        self._data = data if isinstance(data, memoryview) else memoryview(data.data)
+        self._starts, self._rows = starts, rows
 
     def __len__(self) -> int:
         return len(self._starts) - 1 if self._rows is None else len(self._rows)
 
     def __getitem__(self, number: Any) -> Any:
-        """The text of a number, or the `Texts` of a slice."""
+        """Return the text with a number, or the `Texts` of a slice."""
         if isinstance(number, slice):
             return self.take(np.arange(*number.indices(len(self))))
         at = operator.index(number)
@@ -122,11 +126,11 @@ class Texts(Sequence[str]):
         return str(self._data[self._starts[row] : self._starts[row + 1]], "utf-8")
 
     def take(self, numbers: np.ndarray) -> "Texts":
-        """Those of these numbers [k], in this order."""
+        """Return the texts with these numbers [k], in this order."""
         return Texts(self._data, self._starts, numbers if self._rows is None else self._rows[numbers])
 
     def encoded(self, numbers: np.ndarray) -> Iterator[bytes]:
-        """The UTF-8 bytes of the texts of these numbers [k]."""
+        """Yield the UTF-8 bytes of the texts with these numbers [k]."""
         rows = numbers if self._rows is None else self._rows[numbers]
         for start, stop in zip(self._starts[rows].tolist(), self._starts[rows + 1].tolist(), strict=True):
             yield bytes(self._data[start:stop])

@@ -1,4 +1,4 @@
-"""The section `config.data`: what is read and how."""
+"""The section `config.data`: the data to read, and how batches are made of it."""
 
 import dataclasses
 
@@ -8,22 +8,25 @@ from xmodal_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class FieldConfig:
-    """A field of the batch: who reads it, and what the loader puts there.
-
-    `encoder`: the row of `config.encoders` that takes it ("": the one of the field's own name). `medium`: under which name
-    records keep it ("": that of `of`, or the field's own name). `reader`: what makes an input of it (data/readers.py; "": the
-    medium's own). `of`: another field, of whose record this one shows another view. `required`: False keeps records without it, whose rows are then masked; a view of a field that is not required is not either.
-    """
+    """A field of the batch: the encoder that takes it, and what the loader puts there."""
 
     encoder: str = ""
+    """Row of `config.encoders` that takes the field; "": the one with the field's own name."""
     medium: str = ""
+    """Name under which records keep the medium; "": the medium of the field `of`, or the field's own name."""
     reader: str = ""
+    """Reader that makes an input of the medium (data/readers.py, or PACKAGE.MODULE:CLASS); "": the medium's own."""
     of: str = ""
+    """Another field, of whose record this one shows another view, such as "image"; "": none."""
     required: bool = True
+    """Whether records without the field are left out; False keeps them, with their rows masked.
+
+    A view of a field that is not required is not required either.
+    """
 
 
 def complete(fields: dict[str, FieldConfig]) -> dict[str, FieldConfig]:
-    """The fields with `encoder` and `medium` filled in. Raises UserError for an `of` that is no other field."""
+    """Return the fields with all names filled in. Raises `UserError` if `of` names no other field, or a view itself."""
     filled = {}
     for name, own in fields.items():
         if own.of and (own.of not in fields or fields[own.of].of or own.of == name):
@@ -38,40 +41,52 @@ def complete(fields: dict[str, FieldConfig]) -> dict[str, FieldConfig]:
     return filled
 
 
-PAIR = ("image", "text")  # the fields of a config that names none
+PAIR = ("image", "text")  # the default fields
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What is read and how. Raises `UserError` for impossible values.
-
-    `path`: the data set's folder. `fields`: those of the batch. `languages`: those of the captions. `views`: those of the pictures, () for all. `features`: names of cached tokens
-    to read in place of pictures. `embeddings`: name of a frozen teacher's embeddings that batches carry (`xmodal data embed`).
-    `threads`, `prefetch`: threads that make batches, and how many batches ahead. `keep_gb`: rows of feature caches stay
-    in memory after their first reading, up to so many GB in each process.
-    `stall_seconds`: how long to wait for a batch before a warning names what each thread is at.
-    `labels`: batches carry the labels as float32 [B,C]; False leaves them out (thousands of species that no loss reads).
-    `positives`: training pairs with the same `id` are never negatives of each other; "record" numbers the records, "labels" the
-    sets of labels, so that two pictures of one species match each other's captions.
-    """
+    """The data to read, and how batches are made of it. Raises `UserError` for impossible values."""
 
     path: str = ""
+    """Folder of the prepared data set."""
     split: str = "train"
+    """Split to train on."""
     eval_split: str = "test"
+    """Split to evaluate on."""
     fields: dict[str, FieldConfig] = dataclasses.field(default_factory=lambda: dict.fromkeys(PAIR, FieldConfig()))
+    """Fields of the batch, by name."""
     languages: tuple[str, ...] = ("en",)
+    """Languages of the captions."""
     views: tuple[str, ...] = ()
+    """Views of the pictures; (): all views of the data set."""
     features: tuple[str, ...] = ()
+    """Names of feature caches whose tokens are read in place of pictures (`xmodal data features`); (): none."""
     embeddings: str = ""
+    """Name of a frozen teacher's embeddings that batches carry (`xmodal data embed`); "": none."""
     augment: AugmentConfig = AugmentConfig()
+    """Random changes of training pictures."""
     threads: int = 4
+    """Threads that make batches."""
     prefetch: int = 4
+    """Batches that are made ahead of the step."""
     keep_gb: float = 1.0
+    """GB of memory in each process for rows of feature caches, which stay there once they are read; 0: none."""
     stall_seconds: float = 60.0
+    """Seconds to wait for a batch before a warning tells what each thread is doing."""
     labels: bool = True
-    positives: str = "record"
+    """Whether batches carry the labels, float32 [B,C].
 
-    def __post_init__(self):
+    False saves memory if there are thousands of labels that no loss reads.
+    """
+    positives: str = "record"
+    """Which pairs have the same `id`, and so are never negatives of each other in training.
+
+    "record": those of the same record. "labels": those with the same set of labels, so that two pictures of one species
+    match each other's captions.
+    """
+
+    def __post_init__(self) -> None:
         object.__setattr__(self, "fields", complete(self.fields))
         for name in ("threads", "prefetch"):
             value = getattr(self, name)
@@ -87,13 +102,13 @@ class DataConfig:
             raise UserError(f"config.data.positives is '{self.positives}'; write 'record' or 'labels'")
 
     def __hash__(self) -> int:
-        """Equal sections have equal hashes; the fields are left out."""
+        """Return a hash that is equal for equal sections; it leaves out the fields, which cannot be hashed."""
         return hash((self.path, self.split, self.languages, self.features))
 
     def other_view(self, field: str) -> str:
-        """The first field that shows another view of the records of `field`; "" for none."""
+        """Return the first field that shows another view of the records of `field`; "" if there is none."""
         return next((name for name, own in self.fields.items() if own.of == field), "")
 
     def fields_of(self, encoder: str) -> tuple[str, ...]:
-        """The fields that an encoder reads."""
+        """Return the names of the fields that an encoder takes."""
         return tuple(name for name, own in self.fields.items() if own.encoder == encoder)

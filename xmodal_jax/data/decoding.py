@@ -1,7 +1,7 @@
-"""Encoded pictures -> Pillow pictures as a viewer shows them: upright, RGB, on white.
+"""Decode pictures with Pillow as a viewer shows them: upright, RGB, on white.
 
-Whatever a decoder does with a damaged file, the caller sees `CorruptImage` and nothing else: no other exception, no
-warning. Which formats are read is `FORMATS`; Pillow's other ones (documents, textures, scientific data) are not tried.
+Whatever a decoder does with a damaged file, the caller sees `CorruptImage`, no other exception and no warning. The
+formats in `FORMATS` are read; Pillow's others (documents, textures, scientific data) are not tried.
 """
 
 import functools
@@ -12,22 +12,26 @@ import math
 import re
 import warnings
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM")
 ORIENTATION = 0x0112  # the EXIF tag
 OBJECT = re.compile(r"<[\w.]+ object at 0x[0-9a-fA-F]+>")
 QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
-METADATA = frozenset({0xFE, *range(0xE0, 0xEE), 0xEF})  # comment, APP0 to APP15; not APP14, which says what colours are
+METADATA = frozenset({0xFE, *range(0xE0, 0xEE), 0xEF})  # comment, APP0 to APP15 but APP14, which defines the colours
 
 
 class CorruptImage(ValueError):
-    """Bytes that are no picture, only the beginning of one, or samples of which nobody can say what they show."""
+    """Bytes that are no picture, only the beginning of one, or samples whose range is unknown."""
 
 
-def opened(data: bytes):
-    """Encoded picture -> Pillow picture whose pixels are not decoded yet. Raises `CorruptImage`."""
+def opened(data: bytes) -> "Picture":
+    """Open an encoded picture without decoding its pixels. Raises `CorruptImage`."""
     from PIL import Image
 
     _ignore_warnings()
@@ -37,7 +41,7 @@ def opened(data: bytes):
         raise CorruptImage(_unidentified(data, error)) from error
 
 
-def loaded(picture, shrink_to: float | None = None):
+def loaded(picture: "Picture", shrink_to: float | None = None) -> "Picture":
     """Load the pixels as upright RGB on white; a JPEG is decoded at 1/2, 1/4 or 1/8 if that leaves `shrink_to` px.
 
     Raises `CorruptImage`.
@@ -53,10 +57,11 @@ def loaded(picture, shrink_to: float | None = None):
 
 
 def content_digest(data: bytes) -> bytes:
-    """Decode everything, and return a digest of what the picture shows. Raises `CorruptImage`.
+    """Decode the whole picture and return a digest of what it shows. Raises `CorruptImage`.
 
-    Copies with other metadata share it. It is of the upright RGB pixels; of a JPEG, which is decoded at the lowest scale,
-    it is of the compressed pixels, their tables and the orientation. The same picture in two formats has two.
+    Copies with other metadata have the same digest. It is computed from the upright RGB pixels; for a JPEG, which
+    is decoded at the lowest scale, from the compressed pixels, their tables and the orientation. The same picture
+    in two formats has two digests.
     """
     picture = opened(data)
     jpeg, orientation = picture.format in ("JPEG", "MPO"), _orientation(picture)
@@ -69,7 +74,7 @@ def content_digest(data: bytes) -> bytes:
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """`FORMATS`, without those that this Pillow was built without; its log of odd files is turned off."""
+    """Return those of `FORMATS` that this Pillow supports, and silence its log of odd files."""
     from PIL import Image
 
     Image.init()
@@ -78,18 +83,19 @@ def _formats() -> tuple[str, ...]:
 
 
 def _ignore_warnings() -> None:
-    """Pillow's warnings are of metadata and of large pictures; both are used, and a line for each would be noise.
+    """Ignore Pillow's warnings, which are of metadata and large pictures; both are used, and a line for each is noise.
 
-    The filter stays: to set and restore one around each picture is not safe in threads.
+    The filter stays, since setting and restoring it around each picture is not safe in threads.
     """
     if QUIET not in warnings.filters:
         warnings.filterwarnings("ignore", module=QUIET[3].pattern)
 
 
 def _unidentified(data: bytes, error: Exception) -> str:
+    """Return why a picture could not be opened."""
     from PIL import Image, UnidentifiedImageError
 
-    if isinstance(error, Image.DecompressionBombError):
+    if isinstance(error, Image.DecompressionBombError) and Image.MAX_IMAGE_PIXELS:
         return f"it has more than {2 * Image.MAX_IMAGE_PIXELS // 10**6} million pixels"
     if not isinstance(error, UnidentifiedImageError):
         return _reason(error)
@@ -101,21 +107,22 @@ def _unidentified(data: bytes, error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What an exception of a decoder says, without the addresses of Python objects."""
+    """Return the message of a decoder's exception, without the addresses of Python objects."""
     text = " ".join(OBJECT.sub("the data", str(error)).split())
-    return text if " " in text else f"{type(error).__name__} {text}".strip()  # a word alone says nothing
+    return text if " " in text else f"{type(error).__name__} {text}".strip()  # a single word tells nothing
 
 
-def _orientation(picture) -> int:
-    """EXIF orientation, 1 where there is none or none that can be read; the other values need not be readable."""
+def _orientation(picture: "Picture") -> int:
+    """Return the EXIF orientation, 1 if there is none that can be read; the other EXIF values need not be readable."""
     try:
         found = picture.getexif().get(ORIENTATION, 1)
-    except Exception:  # a damaged EXIF block says nothing about the pixels
+    except Exception:  # the pixels may be whole though the EXIF block is damaged
         return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
-def _upright(picture):
+def _upright(picture: "Picture") -> "Picture":
+    """Turn a picture as its EXIF orientation asks."""
     from PIL.Image import Transpose as To
 
     turns = (None, To.FLIP_LEFT_RIGHT, To.ROTATE_180, To.FLIP_TOP_BOTTOM)
@@ -124,8 +131,8 @@ def _upright(picture):
     return picture if turn is None else picture.transpose(turn)
 
 
-def _eight_bits(picture):
-    """Grey pictures of 16 and 32 bits as 8 bits, see `_grey_scale`; a clear 16-bit grey (PNG) becomes white."""
+def _eight_bits(picture: "Picture") -> "Picture":
+    """Convert grey pictures of 16 and 32 bits to 8 bits; the transparent grey of a 16-bit PNG becomes white."""
     from PIL import Image
 
     if not picture.mode.startswith(("I", "F")):
@@ -137,11 +144,11 @@ def _eight_bits(picture):
 
 
 def _grey_scale(samples: np.ndarray, sixteen: bool) -> np.ndarray:
-    """Samples [H,W] -> uint8 [H,W].
+    """Convert grey samples [H,W] to uint8 [H,W].
 
-    16-bit ones (`sixteen`) keep their upper byte. The file does not say what 32-bit ones reach to, so it is taken from
-    the largest: floats up to 1 reach to 1, others up to 255 to 255, integers above that to 65535. Raises `CorruptImage`
-    for any that fit none of these.
+    16-bit samples (`sixteen`) keep their upper byte. The range of 32-bit samples is not in the file, so the largest
+    sample decides: floats up to 1 have the range 1, others up to 255 the range 255, larger integers 65535. Raises
+    `CorruptImage` for samples that fit none of these.
     """
     least, most = samples.min(), samples.max()
     if sixteen:
@@ -154,7 +161,8 @@ def _grey_scale(samples: np.ndarray, sixteen: bool) -> np.ndarray:
     raise CorruptImage(f"its 32-bit {kind} samples go from {least:g} to {most:g}; only {ranges} are known")
 
 
-def _on_white(picture):
+def _on_white(picture: "Picture") -> "Picture":
+    """Put a picture on white, as RGB."""
     from PIL import Image
 
     if picture.has_transparency_data:
@@ -164,7 +172,7 @@ def _on_white(picture):
 
 
 def _jpeg_segments(data: bytes) -> Iterator[bytes]:
-    """The segments of a JPEG but for its metadata; from the first scan on, all bytes."""
+    """Yield the segments of a JPEG without its metadata, and all bytes from the first scan on."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")

@@ -1,7 +1,7 @@
 """A frozen teacher's embeddings of all inputs of a data set, such as pictures and captions, stored beside it.
 
-They are `DIR/embeddings/<name>/<split>-*.arrayrecord`; row i belongs to record i. A row is {"width": E, medium: {view or
-language: [bytes, ...]}}, the bytes being [E] of the card's dtype, captions in the record's order.
+They are `DIR/embeddings/<name>/<split>-*.arrayrecord`; row i belongs to record i. A row is {"width": E, medium: {view
+or language: [bytes, ...]}}, the bytes being [E] of the card's dtype, captions in the record's order.
 """
 
 import pathlib
@@ -15,14 +15,15 @@ from xmodal_jax.data.records import PICTURES, WORDS, CorruptRecord, open_records
 from xmodal_jax.errors import UserError
 
 FOLDER = "embeddings"
-Pick = tuple[str, Callable[[dict[str, list[bytes]], Any], bytes], Any]  # medium, reader's `stored`, what was chosen
+Stored = Callable[[dict[str, list[bytes]], Any], bytes]  # the method `stored` of a reader
+Pick = tuple[str, Stored, Any]  # medium, how its reader finds a choice, the choice
 
 
 class Embeddings:
     """The embeddings `name` of one split, for batches.
 
-    Raises `UserError` for a name that the card does not have, for a view or language that was not embedded, and for
-    another number of rows than the split has records.
+    Raises `UserError` for a name that the card does not have, for a view or language that was not embedded, and if the
+    number of rows is not the split's number of records.
     """
 
     def __init__(
@@ -34,8 +35,8 @@ class Embeddings:
             missing = [one for one in asked if one not in entry[what] and medium in self.media]
             if missing:
                 raise UserError(
-                    f"config.data.embeddings: {name!r} of {folder} has no {missing[:1]}; write config.data.{what} with some "
-                    f"of {', '.join(entry[what])}, or embed the data set again under another name."
+                    f"config.data.embeddings: {name!r} of {folder} has no {missing[:1]}; write config.data.{what} with "
+                    f"some of {', '.join(entry[what])}, or embed the data set again under another name."
                 )
         self.name, self.width, self._dtype = name, entry["width"], entry["dtype"]
         self._rows = open_records(folder / FOLDER / name, split)
@@ -46,7 +47,7 @@ class Embeddings:
             )
 
     def vectors(self, row: int, picks: dict[str, Pick]) -> dict[str, np.ndarray]:
-        """Unit embeddings float32 [E] of what was chosen of a row, by the names of `picks`; zeros where that is None.
+        """Return unit embeddings float32 [E] of a row, by the names of `picks`; zeros if nothing was chosen.
 
         Raises `CorruptRecord`.
         """
@@ -61,7 +62,7 @@ class Embeddings:
             raise CorruptRecord(f"row {row} of embeddings {self.name!r} has no vector of {chosen} ({error})") from error
 
     def _unit(self, data: bytes) -> np.ndarray:
-        """Float16 rounds, and a distillation loss wants cosines."""
+        """Decode a stored vector and normalise it: float16 rounds, and a distillation loss needs cosines."""
         vector = np.frombuffer(data, self._dtype).reshape(self.width).astype(np.float32)
         return vector / max(float(np.linalg.norm(vector)), 1e-12)
 

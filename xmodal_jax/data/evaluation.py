@@ -21,31 +21,34 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One field of a split as evaluation reads it: m inputs, each once, those of a record one after the other.
-
-    `field`, and the `encoder` that takes it; `owner` int32 [m]: the place in `EvalSplit.keys` of each one's record, never
-    falling; `numbers` int32 [m]: the same for the same text and no other, of other media one for each; of captions `words` [m],
-    read from disk when they are asked for, `language` int16 [m], their places in the card's list, and `ids` int32 [m,L].
-    `read`: (place, flip) -> what the encoder takes; `mirrored`: whether `flip` gives a mirror image.
-    """
+    """One field of a split as evaluation reads it: m inputs, each once, those of a record one after the other."""
 
     field: str
+    """Name of the field."""
     encoder: str
+    """Encoder that takes it."""
     owner: np.ndarray
+    """int32 [m]: the place in `EvalSplit.keys` of each input's record, never falling."""
     numbers: np.ndarray
+    """int32 [m]: equal for equal texts, and for other media one number for each input."""
     read: Callable[[int, bool], np.ndarray]
+    """Function (place, flip) -> the input of the encoder."""
     words: Texts | None = None
+    """Captions [m], read from disk when they are asked for; None for other media."""
     language: np.ndarray | None = None
+    """int16 [m]: the place of each caption's language in the card's list; None for other media."""
     ids: np.ndarray | None = None
+    """int32 [m,L]: the token ids of the captions; None for other media."""
     mirrored: bool = False
+    """Whether `read` with `flip` gives a mirror image."""
 
     def __len__(self) -> int:
         return len(self.owner)
 
     def part(self, places: np.ndarray, records: np.ndarray) -> "Side":
-        """Some inputs int [p], of some records int [r] in increasing order."""
+        """Return the side with some inputs int [p] only, of some records int [r] in increasing order."""
 
-        def take(rows):
+        def take(rows: np.ndarray | None) -> np.ndarray | None:
             return None if rows is None else rows[places]
 
         return dataclasses.replace(
@@ -59,40 +62,53 @@ class Side:
         )
 
     def blocks(self, batch: int, flip: bool = False) -> Iterator[Arrays]:
-        """Batches {field: [batch, ...], "id": int32 [batch], the places}; the last is padded with zeros and id -1."""
+        """Yield batches {field: [batch, ...], "id": int32 [batch]}.
+
+        The ids are the places of the inputs; the last batch is padded with zeros and the id -1.
+        """
         for start in range(0, len(self), batch):
             places = np.arange(start, min(start + batch, len(self)), dtype=np.int32)
-            rows = self.ids[places] if self.ids is not None else np.stack([self.read(place, flip) for place in places])
+            rows = (
+                self.ids[places]
+                if self.ids is not None
+                else np.stack([self.read(place, flip) for place in places.tolist()])
+            )
             yield _padded({self.field: rows, "id": places}, batch)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalSplit:
-    """A split as evaluation reads it: the records that have both fields of a pair, and all their inputs.
-
-    n records: `keys` and `rows` (row in the split) [n], `labels` float32 [n,C] or None; `view`: that of the pictures, ""
-    without any; `left`, `right`: the two sides; `own`: only inputs of the same record are right, whatever captions repeat.
-    """
+    """The n records of a split that have both fields of a pair, and all inputs of these fields."""
 
     view: str
+    """View of the pictures; "" without pictures."""
     keys: Texts
+    """Keys [n] of the records."""
     rows: np.ndarray
+    """int32 [n]: the records' rows in the split."""
     left: Side
+    """First field of the pair."""
     right: Side
+    """Second field of the pair."""
     labels: np.ndarray | None
+    """float32 [n,C], None without labels."""
     own: bool = False
+    """Whether only inputs of the same record are right, even if their captions repeat in other records."""
 
     @property
     def pair(self) -> tuple[str, str]:
-        """The two fields."""
+        """Names of the two fields."""
         return self.left.field, self.right.field
 
     def matches(self, side: Side) -> np.ndarray:
-        """int32 [m]: the same for inputs of a side that are right for the same: the numbers, or one for each."""
+        """Return int32 [m], equal for inputs of a side that have the same right answers.
+
+        These are the numbers, or one number for each input if `own`.
+        """
         return np.arange(len(side), dtype=np.int32) if self.own else side.numbers
 
     def part(self, records: np.ndarray, left: np.ndarray, right: np.ndarray) -> "EvalSplit":
-        """Some records int [r], in increasing order, and some of their inputs int, by their places in these."""
+        """Return the split with some records int [r], in increasing order, and with some inputs of each side."""
         return dataclasses.replace(
             self,
             keys=self.keys.take(records),
@@ -103,16 +119,18 @@ class EvalSplit:
         )
 
     def of_records(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The places on both sides of the inputs of some records int [r]."""
-        return tuple(np.flatnonzero(np.isin(side.owner, records)) for side in (self.left, self.right))
+        """Return the places on both sides of the inputs of some records int [r]."""
+        left, right = (np.flatnonzero(np.isin(side.owner, records)) for side in (self.left, self.right))
+        return left, right
 
     def words_of(self, number: int) -> list[str]:
-        """The captions of the record at a place in `keys`, of the side that has any."""
+        """Return the captions of the record at a place in `keys`, from the side that has captions; [] without any."""
         side = self.right if self.right.words is not None else self.left
         return [] if side.words is None else list(side.words[slice(*np.searchsorted(side.owner, [number, number + 1]))])
 
 
 def _padded(batch: Arrays, size: int) -> Arrays:
+    """Pad a batch to `size` rows with zeros, its ids with -1."""
     missing = size - len(batch["id"])
     return {
         name: np.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1), constant_values=-1 if name == "id" else 0)
@@ -128,11 +146,12 @@ def eval_split(
     view: str = "",
     pair: tuple[str, str] = PAIR,
 ) -> EvalSplit:
-    """All inputs of two fields of a split, as encoders of `specs` take them; of pictures those of one view (default: the first of the config, else of the card).
+    """Open all inputs of two fields of a split, as the encoders of `specs` take them.
 
-    Records that lack one of the fields are left out and counted in the log. Raises `UserError` for a split, view or language
-    that does not exist, and, when it is asked for, for an input that cannot be read: a score on part of a test set would not be
-    comparable. No record is read before.
+    Of the pictures one view is read, by default the first of the config, else of the card. Records that lack one of the
+    fields are left out and counted in the log. No input is read before it is asked for. Raises `UserError` for a split,
+    view or language that does not exist and, when it is read, for an input that cannot be: a score on part of a test
+    set could not be compared.
     """
     source = Split(data_dir, split, cfg)
     readers = readers_of(source, specs)
@@ -142,7 +161,7 @@ def eval_split(
     else:
         view = ""
     found = [readers[field].rows(view) for field in pair]
-    rows = np.intersect1d(*found)
+    rows = np.intersect1d(found[0], found[1])
     if len(rows) < len(source):
         log.warning(
             "%d of %d records of %s lack %s (view %r, languages %s)",
@@ -155,7 +174,8 @@ def eval_split(
         )
     if len(rows) == 0:
         raise UserError(
-            f"{data_dir}: split {split!r} has no record with {' and '.join(pair)} (view {view!r}, languages {cfg.languages})."
+            f"{data_dir}: split {split!r} has no record with {' and '.join(pair)} "
+            f"(view {view!r}, languages {cfg.languages})."
         )
     names = source.card.label_names
     left, right = (_side(readers[field], field, own, rows, view) for field, own in zip(pair, found, strict=True))
@@ -164,7 +184,7 @@ def eval_split(
 
 
 def _side(reader: Reader, field: str, found: np.ndarray, rows: np.ndarray, view: str) -> Side:
-    """One side: of the inputs, whose rows are `found`, those of the records `rows`."""
+    """Return one side: of the inputs, whose rows are `found`, those that belong to the records `rows`."""
     places = np.flatnonzero(np.isin(found, rows))
     owner, source = np.searchsorted(rows, found[places]).astype(np.int32), reader.split
 
@@ -184,14 +204,14 @@ def _side(reader: Reader, field: str, found: np.ndarray, rows: np.ndarray, view:
 
 
 def _numbers(reader: Reader, rows: np.ndarray, view: str) -> np.ndarray:
-    """int32 [m]: the same for inputs of the rows int [m] that the reader gives the same key."""
+    """Return int32 [m], equal for inputs of the rows int [m] with the same key."""
     found = [Row(reader.split, int(row)) for row in rows]
-    return np.unique([reader.key(row, reader.chosen(row, view)) for row in found], return_inverse=True)[1].astype(
-        np.int32
-    )
+    keys = [reader.key(row, reader.chosen(row, view)) for row in found]
+    return np.unique(keys, return_inverse=True)[1].astype(np.int32)
 
 
 def _readable(read: Callable[[], Any], where: str) -> Any:
+    """Call `read`, and name the row in the error if its data cannot be read."""
     try:
         return read()
     except (CorruptRecord, CorruptImage) as error:

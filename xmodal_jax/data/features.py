@@ -1,8 +1,8 @@
 """Feature caches: the tokens of a frozen tower for every picture of a data set, stored beside it.
 
 A cache is `DIR/features/<name>/<split>-*.arrayrecord`; row i belongs to record i. A row is {"shape": [N, D],
-"tokens": {view: {"plain": bytes, "flip": bytes}}}, the bytes being float16 [N,D]; of a record without pictures {"shape": [],
-"tokens": {}}.
+"tokens": {view: {"plain": bytes, "flip": bytes}}}, the bytes being float16 [N,D]; of a record without pictures it is
+{"shape": [], "tokens": {}}.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from xmodal_jax.atomic import write_file
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.image import CorruptImage, eval_image
 from xmodal_jax.data.making import changing_card, only_process
@@ -35,12 +36,11 @@ from xmodal_jax.data.records import (
 )
 from xmodal_jax.data.sidecar import Sidecar
 from xmodal_jax.errors import UserError
-from xmodal_jax.whole import write_whole
 
 Encoder = Callable[[np.ndarray], np.ndarray]
 
 PLAN_FILE = "plan.json"
-LARGEST = 4096  # px
+LARGEST = 4096  # px, the largest side that is asked of a tower
 
 
 def write_features(
@@ -52,13 +52,18 @@ def write_features(
     batch: int = 64,
     tower: str = "",
 ) -> Card:
-    """Encode every picture of every split and add the tokens to the data set under `name`; returns the new card.
+    """Encode every picture of every split, add the tokens to the data set under `name`, and return the new card.
 
-    `encode_fn`: uint8 [batch,size,size,3] -> float [batch,N,D], stored as float16; with `flip` also the mirrored
-    pictures.
-    `tower` says whose tokens they are. Finished splits are kept when it is interrupted and not encoded again. Raises
-    `UserError` as `refuse_misfit`, if the name is taken by another tower, size or set of views, if another process is
-    at it, if a record cannot be read and if a token does not fit float16. The card changes last, in one step.
+    Finished splits are kept if it is interrupted and not encoded again. The card changes last, in one step.
+
+    Args:
+      encode_fn: uint8 [batch,size,size,3] -> float [batch,N,D], stored as float16.
+      flip: encode the mirrored pictures too.
+      tower: names the tower that made the tokens.
+
+    Raises:
+      UserError: as `refuse_misfit`; the name is taken by another tower, size or set of views; another process writes
+        the same cache; a record cannot be read; a token does not fit float16.
     """
     data_dir = pathlib.Path(data_dir)
     refuse_misfit(data_dir, name, size, batch)
@@ -77,6 +82,7 @@ def write_features(
                     count = Sidecar(data_dir, card, split).pictures
                     _write_split(records, count, writer, encode_fn, plan, batch, f"features {name} {split}")
             shape = _checked_shape(partial, split, entry["records"], shape)
+        assert shape is not None  # `refuse_misfit`: there are pictures
         files = {split: [path.name for path in shard_files(partial, split)] for split in card.splits}
         os.replace(partial, folder)
         entry = plan | {"tokens": shape[0], "width": shape[1], "dtype": "float16", "files": files}
@@ -84,7 +90,10 @@ def write_features(
 
 
 def refuse_misfit(data_dir: os.PathLike | str, name: str, size: int, batch: int) -> None:
-    """Raise `UserError` for what can be seen to be wrong before a tower is loaded: data set, name, size (px), batch."""
+    """Raise `UserError` for faults that show before a tower is loaded.
+
+    They are those of the data set, the name, the size (px) and the batch.
+    """
     if not Card.load(data_dir).views:
         raise UserError(f"{data_dir} has no pictures; features are made of them alone.")
     refuse_bad_name(name, "features")
@@ -95,29 +104,30 @@ def refuse_misfit(data_dir: os.PathLike | str, name: str, size: int, batch: int)
 
 
 def refuse_bad_name(name: str, what: str) -> None:
-    """Raise `UserError` for a name that is no plain file name."""
-    plain = is_split_name(name)
-    if not plain:
+    """Raise `UserError` for a name that is not a plain file name."""
+    if not is_split_name(name):
         raise UserError(f"{what} name {name!r}: use a plain word of letters, digits, '.', '_', '-'.")
 
 
 @contextlib.contextmanager
 def being_added(folder: pathlib.Path, name: str, what: str) -> Iterator[None]:
-    """Keep other processes from adding the same; its folder is made. Raises `UserError` at once where one is at it."""
+    """Make the folder, and keep other processes from adding the same.
+
+    Raises `UserError` at once if another process does.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with only_process(folder / f".{name}.lock", f"adding {what}"):
         yield
 
 
 def add_to_card(data_dir: pathlib.Path, field: str, name: str, entry: dict[str, Any]) -> Card:
-    """Write an entry into the card as it is now: while this one was made, others may have been added.
+    """Write an entry into the card as it is now, since others may have been added while this one was made.
 
-    Raises `UserError` where the data set was made anew meanwhile: what was added went with the old one.
+    Raises `UserError` if the data set was made anew meanwhile: what was added went with the old one.
     """
     with changing_card(data_dir):
         card = Card.load(data_dir)
-        there = (data_dir / field / name).is_dir()
-        if not there:
+        if not (data_dir / field / name).is_dir():
             raise UserError(f"{data_dir} was prepared again while {name!r} was made for it; start this command again.")
         card = dataclasses.replace(card, **{field: getattr(card, field) | {name: entry}})
         card.save(data_dir)
@@ -125,13 +135,13 @@ def add_to_card(data_dir: pathlib.Path, field: str, name: str, entry: dict[str, 
 
 
 def start_partial(folder: pathlib.Path, partial: pathlib.Path, plan: dict[str, Any]) -> None:
-    """Make the folder of unfinished work, or go on with the one an interrupted run of the same plan left."""
-    if folder.exists() and not partial.exists():  # it died between the last split and the card
+    """Make the folder of unfinished work, or continue the one that an interrupted run of the same plan left."""
+    if folder.exists() and not partial.exists():  # a run was killed between the last split and the card
         os.replace(folder, partial)
     path = partial / PLAN_FILE
     if not path.is_file():
         partial.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(plan))
+        write_file(path, json.dumps(plan))
         return
     try:
         found = json.loads(path.read_text("utf-8"))
@@ -141,7 +151,7 @@ def start_partial(folder: pathlib.Path, partial: pathlib.Path, plan: dict[str, A
 
 
 def refuse_other(found: dict[str, Any], plan: dict[str, Any], where: str) -> None:
-    """Refuse to go on under a name whose tokens were made in another way, and say how."""
+    """Raise `UserError` if `found`, under the same name, was made in another way than `plan`, and say how."""
     other = [f"{key} {found.get(key)!r}" for key in plan if found.get(key) != plan[key]]
     if other:
         raise UserError(f"{where} made with {', '.join(other)}: choose another name; nothing was overwritten.")
@@ -166,7 +176,7 @@ def _write_split(
 
 
 def _pictures(records: Records, size: int, sides: list[str]) -> Iterator[tuple[int, str, str, np.ndarray]]:
-    """(row, view, side, uint8 [size,size,3]) of all records in order."""
+    """Yield (row, view, side, uint8 [size,size,3]) of all records in order."""
     decode = eval_image(size)
     for number in range(len(records)):
         try:
@@ -180,7 +190,7 @@ def _pictures(records: Records, size: int, sides: list[str]) -> Iterator[tuple[i
 
 
 def _encoded(pictures: Iterator[tuple], encode_fn: Encoder, batch: int) -> Iterator[list[tuple]]:
-    """Replace the images of `pictures` by their tokens [N,D], `batch` at a time; the last one is padded."""
+    """Replace the images of `pictures` by their tokens [N,D], `batch` at a time; the last batch is padded."""
     while chunk := list(itertools.islice(pictures, batch)):
         images = np.stack([image for *_, image in chunk])
         images = np.pad(images, [(0, batch - len(chunk)), (0, 0), (0, 0), (0, 0)])
@@ -191,6 +201,7 @@ def _encoded(pictures: Iterator[tuple], encode_fn: Encoder, batch: int) -> Itera
 
 
 def _float16(tokens: np.ndarray, title: str) -> np.ndarray:
+    """Convert tokens to float16. Raises `UserError` for those that do not fit."""
     with np.errstate(over="ignore"):
         small = tokens.astype(np.float16)
     if not np.isfinite(small).all():
@@ -199,7 +210,10 @@ def _float16(tokens: np.ndarray, title: str) -> np.ndarray:
 
 
 def _checked_shape(folder: pathlib.Path, split: str, count: int, shape: list[int] | None) -> list[int] | None:
-    """[N, D] of a finished split, `shape` if it has no pictures. Raises `UserError` if its rows are not `count` or another split has another shape."""
+    """Return [N, D] of a finished split, or `shape` if it has no pictures.
+
+    Raises `UserError` if it does not have `count` rows, or if another split has another shape.
+    """
     with open_records(folder, split) as rows:
         if len(rows) != count:
             raise UserError(f"{folder}: split {split!r} has {len(rows)} rows for {count}; remove the folder.")

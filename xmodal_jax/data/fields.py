@@ -1,4 +1,4 @@
-"""The fields of a training batch: one description for the loader, the plan and the checks."""
+"""The fields of a training batch: one description for the loader, the memory plan and the checks."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ Shape = tuple[tuple[int, ...], str]
 
 
 def batch_fields(config: Any, facts: DataFacts) -> dict[str, Shape]:
-    """{name: (shape of one row, dtype)} of every field of the training batches of `config`, by the names of types.py."""
+    """Return {name: (shape of one row, dtype)} for each field of the training batches, named as in types.py."""
     data, readers = config.data, reader_classes(config.data.fields)
     found: dict[str, Shape] = {"id": ((), "int32"), "index": ((), "int32")}
     for name, own in data.fields.items():

@@ -1,4 +1,4 @@
-"""Which records a data set holds, as digests: a run knows its data by them, and what of it was trained on.
+"""Digests of the records of a data set, by which a run knows its data and what it was trained on.
 
 `DIR/digests/<split>.npy` uint64 [n] has the digest of each record's key and captions, in row order; the card has one of
 each split, over these and the names of the views.
@@ -20,25 +20,25 @@ FOLDER = "digests"
 
 
 def record_digest(key: str, captions: Mapping[str, Sequence[str]]) -> int:
-    """64 bits of a record's key and captions, in whatever split and with whatever pictures it stands."""
+    """Return 64 bits of a record's key and captions, which do not depend on its split and pictures."""
     words = json.dumps([key, captions], sort_keys=True).encode()
     return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little")
 
 
 class Digests:
-    """The digests of one split while its records stream by."""
+    """The digests of one split, collected while its records stream by."""
 
     def __init__(self) -> None:
         self._own = array.array("Q")
         self._views = hashlib.blake2b(digest_size=16)
 
     def add(self, key: str, captions: Mapping[str, Sequence[str]], views: Iterable[str]) -> None:
-        """Count one record in."""
+        """Add one record."""
         self._own.append(record_digest(key, captions))
         self._views.update(json.dumps(sorted(views)).encode())
 
     def save(self, folder: os.PathLike | str, split: str) -> str:
-        """Write the digests of the records beside the split; returns the digest of the whole split."""
+        """Write the digests of the records beside the split, and return the digest of the whole split."""
         place = pathlib.Path(folder) / FOLDER
         place.mkdir(parents=True, exist_ok=True)
         own = np.frombuffer(self._own, np.uint64)
@@ -47,7 +47,7 @@ class Digests:
 
 
 def load_digests(folder: os.PathLike | str, split: str, records: int) -> np.ndarray:
-    """uint64 [n] of the `records` of a split. Raises UserError where they are missing or of another split."""
+    """Read uint64 [n], the digests of the `records` of a split. Raises `UserError` if they are missing or misfit."""
     path = pathlib.Path(folder) / FOLDER / f"{split}.npy"
     try:
         own = np.load(path)
@@ -59,6 +59,6 @@ def load_digests(folder: os.PathLike | str, split: str, records: int) -> np.ndar
 
 
 def fingerprint(splits: Mapping[str, Mapping[str, Any]]) -> str:
-    """The digest of all splits of a card: 32 hex digits, the same for the same records in the same splits."""
+    """Return the digest of all splits of a card: 32 hex digits, equal for the same records in the same splits."""
     said = json.dumps({name: numbers["digest"] for name, numbers in splits.items()}, sort_keys=True)
     return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()

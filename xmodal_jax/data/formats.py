@@ -1,4 +1,4 @@
-"""Says what a file or a folder is that a source was given in place of its own kind, and how to have it read."""
+"""Describe a file or folder that a source cannot read, and say how to have it read."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ LINE = '{"image": PATH, "caption": TEXT}'
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 BY_HAND = f"write a file with one line {LINE} for each caption, and give that to `jsonl`"
 UNPACK = "unpack it, and give what was in it"
-MAGIC = (
+MAGIC = (  # place of the mark in the file, mark, kind of file, advice
     (0, b"PAR1", "a Parquet table", BY_HAND),
     (0, b"ARROW1", "an Arrow table", BY_HAND),
     (257, b"ustar", "a tar archive, as WebDataset and img2dataset write", f"unpack it, {BY_HAND}"),
@@ -28,7 +28,7 @@ MAGIC = (
     (0, b"\x89PNG", "a picture", BY_HAND),
     (0, b"\xff\xd8\xff", "a picture", BY_HAND),
 )
-FOLDERS = (  # a pattern of its files, what it is, what reads it
+FOLDERS = (  # pattern of a file in it, kind of folder, advice
     ("*.jsonl", "a folder that holds JSON Lines", "give the file in it"),
     ("*.tar", "a folder of tar archives, as WebDataset and img2dataset write", f"unpack them, {BY_HAND}"),
     ("*.parquet", "a folder of Parquet tables", BY_HAND),
@@ -54,18 +54,19 @@ FROM_TABLE = (
 
 
 def wrong_format(path: pathlib.Path, wanted: str) -> UserError:
-    """The error for a path that is not `wanted`: what it is instead, where that is known, and what to do with it."""
+    """Return the error for a path that is not `wanted`: what it is instead, if known, and what to do with it."""
     what = _folder(path) if path.is_dir() else _archive(path) or _text(path)
     return UserError(f"{path} is not {wanted}" + (f" but {what}" if what else "; give another file"))
 
 
 def refuse_archive(path: pathlib.Path, wanted: str) -> None:
-    """Raise `UserError` for a folder and for what the first bytes show to be a table, an archive or a picture."""
+    """Raise `UserError` for a folder, and for a file whose first bytes show a table, an archive or a picture."""
     if path.is_dir() or (path.is_file() and _archive(path)):
         raise wrong_format(path, wanted)
 
 
 def _folder(path: pathlib.Path) -> str:
+    """Describe a folder by the files in it."""
     for pattern, what, advice in FOLDERS:
         if next(path.glob(pattern), None):
             return f"{what}; {advice}"
@@ -74,6 +75,7 @@ def _folder(path: pathlib.Path) -> str:
 
 
 def _archive(path: pathlib.Path) -> str:
+    """Describe a file by its first bytes; "" if they are unknown."""
     with path.open("rb") as file:
         head = file.read(264)
     found = (f"{what}; {advice}" for at, mark, what, advice in MAGIC if head[at:].startswith(mark))
@@ -81,6 +83,7 @@ def _archive(path: pathlib.Path) -> str:
 
 
 def _text(path: pathlib.Path) -> str:
+    """Describe a text file by its content; "" if it is unknown."""
     text = read_text(path, lenient=True)
     first = next((line for line in text.split("\n") if line.strip()), "")
     try:
@@ -94,6 +97,7 @@ def _text(path: pathlib.Path) -> str:
 
 
 def _json(content: Any, path: pathlib.Path) -> str:
+    """Describe the content of a JSON file by the keys of its rows; "" without any."""
     rows = content if isinstance(content, list) else [content]
     keys = _keys(rows)
     if isinstance(content, list) and {"image", "caption"} <= keys:
@@ -111,6 +115,7 @@ def _json(content: Any, path: pathlib.Path) -> str:
 
 
 def _with_images(content: dict[str, Any], path: pathlib.Path) -> str:
+    """Describe a JSON object that has a list 'images'."""
     annotated, sentences = _keys(content.get("annotations")), "sentences" in _keys(content["images"])
     if sentences:
         return "a Karpathy file; source `karpathy` reads it"
@@ -123,7 +128,7 @@ def _with_images(content: dict[str, Any], path: pathlib.Path) -> str:
 
 
 def _table(header: str, path: pathlib.Path) -> str:
-    """What a table is that has columns, by its first line."""
+    """Describe a table with columns by its first line; "" if it has fewer than two columns."""
     kind, dialect = ("TSV", "excel-tab") if "\t" in header else ("CSV", "excel")
     try:
         names = next(csv.reader([header], dialect=dialect))
@@ -135,21 +140,22 @@ def _table(header: str, path: pathlib.Path) -> str:
 
 
 def _known(names: list[str], wanted: Iterable[str], otherwise: str) -> str:
+    """Return the first of the names that is `wanted`, or the word `otherwise`."""
     return next((name for name in names if name.strip().lower() in wanted), otherwise)
 
 
 def _keys(rows: Any) -> set[str]:
-    """The keys of the first of `rows` that is an object."""
+    """Return the keys of the first of `rows` that is an object."""
     found = (row for row in rows if isinstance(row, dict)) if isinstance(rows, list) else iter(())
     return set(next(found, {}))
 
 
 def _listed(names: Iterable[str]) -> str:
-    """Some of the names, not so many that the sentence is lost."""
+    """Join up to eight names, each cut to 40 letters."""
     names = sorted(names) if isinstance(names, set) else list(names)
     return ", ".join(name[:40] for name in names[:8]) + (", ..." if len(names) > 8 else "")
 
 
 def _command(code: str, path: pathlib.Path, *more: str) -> str:
-    """A shell command; `code` has neither double quotes nor anything that a shell expands in them."""
+    """Return a shell command; `code` has neither double quotes nor anything that a shell expands in them."""
     return f'python -c "{code}" {shlex.join([str(path), *more])} > {shlex.quote(path.stem)}.jsonl'

@@ -1,18 +1,22 @@
-"""Pictures: encoded bytes -> uint8 [H,W,3], and the random changes of training.
+"""Decode pictures to uint8 [H,W,3], and change training pictures at random.
 
-Pixels stay uint8 in [0, 255] until they are on the device; the towers normalise. Everything with an alpha channel is
-put on white. Resizing is Pillow's (antialiased, bicubic), crop and resize in one call.
+Pixels stay uint8 in [0, 255] until they are on the device; the towers normalise. Pictures with an alpha channel are put
+on white. Resizing is Pillow's (antialiased, bicubic), crop and resize in one call.
 """
 
 import dataclasses
 import io
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from xmodal_jax.data.decoding import CorruptImage, loaded, opened
 from xmodal_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's "L"
 PNG_LEVEL = 6
@@ -22,23 +26,27 @@ PNG_LEVEL = 6
 class AugmentConfig:
     """Random changes of a training picture. Raises `UserError` for impossible values.
 
-    `crop_min_area`: smallest share of the picture's area that the random crop keeps (1: no cropping).
-    `crop_ratio`: largest change of the crop's aspect ratio, either way. `flip`: probability of mirroring left to right.
-    `jitter`: largest relative change of brightness, contrast and saturation. `rotate`: largest angle in degrees.
-    `quarter_turns`: probability of a turn by 90, 180 or 270 degrees, and `flip_vertical` of mirroring top to bottom,
-    for pictures from above. `gray`: probability of a grey picture. Of all these only `flip` works on cached tokens.
+    Cached tokens know only `flip`; all other changes need pixels.
     """
 
     crop_min_area: float = 0.5
+    """Smallest share of the picture's area that the random crop keeps, above 0; 1: no cropping."""
     crop_ratio: float = 4 / 3
+    """Largest factor by which the crop's aspect ratio changes, either way; 1 or more."""
     flip: float = 0.5
+    """Probability of mirroring left to right; also chooses cached tokens of the mirror image."""
     jitter: float = 0.0
+    """Largest relative change of brightness, contrast and saturation, below 1; 0: none."""
     rotate: float = 0.0
+    """Largest angle of a random rotation, either way, in degrees; 0: none."""
     quarter_turns: float = 0.0
+    """Probability of a turn by 90, 180 or 270 degrees, for pictures taken from above."""
     flip_vertical: float = 0.0
+    """Probability of mirroring top to bottom, for pictures taken from above."""
     gray: float = 0.0
+    """Probability of removing the colours."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         where, area = "config.data.augment", self.crop_min_area
         if not 0 < area <= 1:
             raise UserError(f"{where}.crop_min_area is {area}; write a share above 0, at most 1 (1: no crop)")
@@ -55,16 +63,19 @@ class AugmentConfig:
 
 
 def decode(data: bytes, size: int = 0) -> np.ndarray:
-    """Encoded picture -> uint8 [H,W,3], alpha on white, upright.
+    """Decode a picture to uint8 [H,W,3], upright and with alpha on white.
 
-    With `size`, a JPEG whose shorter side is at least twice that may come at a half, a quarter or an eighth (never
-    below `size`), which saves most of the decoding. Raises `CorruptImage`.
+    With `size`, a JPEG whose shorter side is at least twice as long may be decoded at a half, a quarter or an eighth
+    (never below `size`), which saves most of the time. Raises `CorruptImage`.
     """
     return np.asarray(loaded(opened(data), size or None))
 
 
 def verify(data: bytes) -> tuple[int, int]:
-    """Decode everything, at the lowest scale the format offers, and return (width, height). Raises `CorruptImage`."""
+    """Decode the whole picture, at the lowest scale its format offers, and return (width, height).
+
+    Raises `CorruptImage`.
+    """
     picture = opened(data)
     size = picture.size
     loaded(picture, 8)
@@ -72,14 +83,14 @@ def verify(data: bytes) -> tuple[int, int]:
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [H,W,3] -> [size,size,3], squashed to a square."""
+    """Squash uint8 [H,W,3] to a square, [size,size,3]."""
     from PIL import Image
 
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """uint8 [H,W,3] -> PNG bytes."""
+    """Encode uint8 [H,W,3] as PNG."""
     from PIL import Image
 
     file = io.BytesIO()
@@ -88,7 +99,7 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def limit_size(data: bytes, longest: int, quality: int = 90) -> bytes:
-    """Re-encode a picture whose longer side exceeds `longest` px: JPEG stays JPEG, all else becomes PNG."""
+    """Re-encode a picture whose longer side exceeds `longest` px; a JPEG stays one, any other format becomes PNG."""
     from PIL import Image
 
     picture = opened(data)
@@ -104,9 +115,9 @@ def limit_size(data: bytes, longest: int, quality: int = 90) -> bytes:
 
 
 def render_svg(data: str, size: int) -> bytes:
-    """SVG text -> PNG bytes, `size` px wide, on white.
+    """Render the text of an SVG drawing as PNG, `size` px wide, on white.
 
-    Raises `CorruptImage`; the renderer signals broken files by ValueError or by a panic that is no `Exception`.
+    Raises `CorruptImage`; the renderer reports a broken file by ValueError or by a panic that is not an `Exception`.
     """
     import resvg_py
 
@@ -116,16 +127,17 @@ def render_svg(data: str, size: int) -> bytes:
         )
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # pyo3's PanicException derives from BaseException only
+    except BaseException as error:  # pyo3's PanicException is no Exception
         raise CorruptImage(f"cannot render: {error}") from error
     return bytes(picture)
 
 
 def random_box(rng: np.random.Generator, min_area: float, ratio: float) -> tuple[float, ...]:
-    """A crop (left, top, right, bottom) in shares of the sides: uniform area of at least `min_area`, log-uniform ratio.
+    """Draw a crop (left, top, right, bottom), in shares of the sides, with an area of at least `min_area`.
 
-    As in Inception's training, but the ratio is relative to the picture's own shape; a large area allows smaller
-    changes of it than `ratio`, since no side is longer than the picture's. `min_area` 1 is the whole picture.
+    The area is uniform and the ratio log-uniform, as in Inception's training, but the ratio is relative to the
+    picture's own shape. A large area allows smaller changes of the shape than `ratio`, since no side may be longer than
+    the picture's. `min_area` 1 returns the whole picture.
     """
     if min_area >= 1:
         return 0.0, 0.0, 1.0, 1.0
@@ -137,7 +149,7 @@ def random_box(rng: np.random.Generator, min_area: float, ratio: float) -> tuple
     return left, top, min(1.0, left + wide), min(1.0, top + high)
 
 
-def rotate(picture, rng: np.random.Generator, degrees: float):
+def rotate(picture: "Picture", rng: np.random.Generator, degrees: float) -> "Picture":
     """Turn a Pillow picture about its centre by up to `degrees` either way; the corners become white."""
     from PIL import Image
 
@@ -164,13 +176,16 @@ def jitter(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.n
 
 
 def happens(rng: np.random.Generator, probability: float) -> bool:
-    """True with this probability; nothing is drawn for 0, so that what is off changes no other draw."""
+    """Return True with this probability.
+
+    Nothing is drawn for 0, so that a change that is off leaves all other draws as they are.
+    """
     return probability > 0 and rng.random() < probability
 
 
 def quarter_turn(image: np.ndarray, rng: np.random.Generator, probability: float) -> np.ndarray:
     """Turn a square [S,S,3] by 90, 180 or 270 degrees, each as likely, with the given probability."""
-    return np.rot90(image, rng.integers(1, 4)) if happens(rng, probability) else image
+    return np.rot90(image, int(rng.integers(1, 4))) if happens(rng, probability) else image
 
 
 def flip_vertical(image: np.ndarray, rng: np.random.Generator, probability: float) -> np.ndarray:
@@ -179,23 +194,23 @@ def flip_vertical(image: np.ndarray, rng: np.random.Generator, probability: floa
 
 
 def gray(image: np.ndarray, rng: np.random.Generator, probability: float) -> np.ndarray:
-    """uint8 [H,W,3] without its colours with the given probability."""
+    """Remove the colours of uint8 [H,W,3] with the given probability."""
     if not happens(rng, probability):
         return image
     return np.repeat(np.rint(image.astype(np.float32) @ LUMA).astype(np.uint8)[..., None], 3, axis=-1)
 
 
 def train_image(size: int, augment: AugmentConfig) -> Callable[[bytes, np.random.Generator], np.ndarray]:
-    """A function (encoded bytes, rng) -> uint8 [size,size,3]: rotation, random crop, flip, jitter, each as configured,
-    then quarter turns, the vertical flip and grey.
+    """Return a function (encoded bytes, rng) -> uint8 [size,size,3] that decodes a picture and changes it at random.
 
-    It raises `CorruptImage`.
+    It applies the rotation, the crop, the flip, the jitter, the quarter turn, the vertical flip and the grey, in this
+    order. The function raises `CorruptImage`.
     """
     from PIL import Image
 
     def example(data: bytes, rng: np.random.Generator) -> np.ndarray:
         left, top, right, bottom = random_box(rng, augment.crop_min_area, augment.crop_ratio)
-        # the scale that draft() may take is set by the crop: its pixels, not the picture's, must not fall below `size`
+        # the scale is chosen for the crop: its pixels, not the picture's, must not fall below `size`
         picture = loaded(opened(data), max(size / (right - left), size / (bottom - top)))
         picture = rotate(picture, rng, augment.rotate)
         box = (left * picture.width, top * picture.height, right * picture.width, bottom * picture.height)
@@ -208,5 +223,8 @@ def train_image(size: int, augment: AugmentConfig) -> Callable[[bytes, np.random
 
 
 def eval_image(size: int) -> Callable[[bytes], np.ndarray]:
-    """A function encoded bytes -> uint8 [size,size,3]: all of it, squashed to a square. Raises `CorruptImage`."""
+    """Return a function encoded bytes -> uint8 [size,size,3] that squashes the whole picture to a square.
+
+    It raises `CorruptImage`.
+    """
     return lambda data: resize(decode(data, size), size)

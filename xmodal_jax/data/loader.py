@@ -1,4 +1,4 @@
-"""The batches of a `TrainDataset` one after the other, made ahead of time by threads."""
+"""The batches of a `TrainDataset`, one after the other, made ahead of time by threads."""
 
 import collections
 import concurrent.futures
@@ -13,17 +13,23 @@ from xmodal_jax.data.split import Arrays
 from xmodal_jax.data.stall import Watch
 from xmodal_jax.data.train import TrainDataset
 
-LEAVE = 3.0  # seconds that closing waits for the batches that are being made
+LEAVE = 3.0  # seconds that closing waits for the batches under way
 _left: list[threading.Thread] = []
 
 
 def threads_left() -> bool:
-    """Whether a thread of a closed loader still hangs: such a process must end without Python's own exit, which may abort."""
+    """Return True if a thread of a closed loader still hangs.
+
+    Such a process must end without Python's own exit, which may abort.
+    """
     return any(thread.is_alive() for thread in _left)
 
 
 class Threads:
-    """Daemon threads that run calls in their order. Those of Python's own pool are waited for at exit, also one that hangs."""
+    """Daemon threads that run calls in their order.
+
+    The threads of Python's own pool are waited for at exit, even if one hangs.
+    """
 
     def __init__(self, count: int, name: str) -> None:
         self._calls: queue.SimpleQueue = queue.SimpleQueue()
@@ -34,23 +40,24 @@ class Threads:
             thread.start()
 
     def submit(self, call: Callable, *args: Any) -> concurrent.futures.Future:
-        """The future result of `call(*args)`."""
+        """Return the future result of `call(*args)`."""
         future: concurrent.futures.Future = concurrent.futures.Future()
         self._calls.put((future, call, args))
         return future
 
     def _run(self) -> None:
+        """Run calls until the end is queued."""
         while (item := self._calls.get()) is not None:
             future, call, args = item
             if not future.set_running_or_notify_cancel():
                 continue
             try:
                 future.set_result(call(*args))
-            except BaseException as error:  # whatever it is, who asks for the result gets it
+            except BaseException as error:  # raised where the result is asked for
                 future.set_exception(error)
 
     def close(self, seconds: float) -> bool:
-        """End the threads after the calls under way, and drop the others; whether they ended within `seconds`."""
+        """End the threads after the calls under way, and drop the others; return True if they end within `seconds`."""
         until = time.monotonic() + seconds
         with contextlib.suppress(queue.Empty):
             while item := self._calls.get_nowait():
@@ -65,12 +72,17 @@ class Threads:
 
 
 class Loader:
-    """Iterates over the batches of a `TrainDataset` from a cursor, made ahead of time by threads.
+    """Iterator over the batches of a `TrainDataset` from a cursor, made ahead of time by threads.
 
-    `cursor`: the example that the next batch begins with. `wait_seconds`: time spent waiting for data so far (the stall
-    meter); a wait of `config.data.stall_seconds` is a warning that names what each thread is at. `bad_rows`: rows that
-    could not be read. `threads` and `prefetch` are the config's unless given; threads are enough, for decoders and the
-    tokenizer release the interpreter lock. Close it, or use it in `with`.
+    Close it, or use it in `with`. Threads are enough, since decoders and the tokenizer release the interpreter lock.
+    Their number, and that of the batches made ahead, are the config's unless given.
+
+    Attributes:
+      cursor: the example that the next batch begins with.
+      wait_seconds: seconds spent waiting for data so far (the stall meter). A wait of `config.data.stall_seconds` logs
+        a warning that tells what each thread is doing.
+      poll: called each second of a wait, if it is set; an exception it raises ends the wait.
+      stuck: whether a thread was left where it hung.
     """
 
     def __init__(
@@ -88,12 +100,12 @@ class Loader:
         self.watch = Watch(dataset.split.activity, cfg.stall_seconds)
         self._threads = Threads(threads or cfg.threads, "batch")
         self._waiting: collections.deque[concurrent.futures.Future] = collections.deque()
-        self.poll: Callable[[], None] | None = None  # called each second of a wait; what it raises ends the wait
-        self.stuck = False  # whether a thread was left where it hung
+        self.poll: Callable[[], None] | None = None
+        self.stuck = False
 
     @property
     def bad_rows(self) -> int:
-        """Rows that could not be read so far, by this process; each was replaced by the next one."""
+        """Rows that this process could not read so far; each was replaced by the next one."""
         return len(self.dataset.bad.rows)
 
     def __iter__(self) -> "Loader":
@@ -114,6 +126,7 @@ class Loader:
         return batch
 
     def _result(self, future: concurrent.futures.Future) -> Arrays:
+        """Wait for a batch, polling meanwhile."""
         if self.poll is None:
             return future.result()
         while not concurrent.futures.wait([future], timeout=1.0).done:
@@ -125,7 +138,7 @@ class Loader:
         return future.result()
 
     def close(self) -> None:
-        """Stop the threads; batches made ahead are dropped. A thread that hangs is left behind (`stuck`)."""
+        """Stop the threads and drop the batches made ahead; a thread that hangs is left behind (`stuck`)."""
         self.stuck = not self._threads.close(0.0 if self.stuck else LEAVE) or self.stuck
         self._waiting.clear()
         self.watch.close()
@@ -133,5 +146,5 @@ class Loader:
     def __enter__(self) -> "Loader":
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()

@@ -1,7 +1,8 @@
-"""The folder of a data set while a process makes it: one process at a time, and whole or not there.
+"""The folder of a data set while a process makes it: one process at a time, and complete or absent.
 
-A data set is built in the folder PART inside its own folder, which may be the current one or a mount point, and moved
-up with the card last. What a killed process left is removed by the next one, or put in place if it was whole.
+A data set is built in the folder PART inside its own folder, which may be the current one or a mount point,
+and moved up with the card last. The remains of a killed process are removed by the next one, or put in
+place if they are complete.
 """
 
 import contextlib
@@ -21,13 +22,8 @@ log = logging.getLogger(__name__)
 
 PART, LOCK = ".prepare.part", ".prepare.lock"
 CARD_LOCK = ".card.lock"
-NOTHING = {
-    PART,
-    LOCK,
-    CARD_LOCK,
-    "lost+found",
-}  # what a folder may hold and still be empty; the last is in a fresh file system
-OF_A_SET = (
+NOTHING = {PART, LOCK, CARD_LOCK, "lost+found"}  # a folder with these counts as empty; the last is in a new file system
+OF_A_SET = (  # the parts of a data set beside its card and shards
     "digests",
     "sidecar",
     "features",
@@ -42,8 +38,10 @@ OF_A_SET = (
 
 @contextlib.contextmanager
 def only_process(lock: pathlib.Path, doing: str, wait: bool = False) -> Iterator[None]:
-    """Hold the file `lock`, which is there only meanwhile. Raises `UserError` at once if another process holds it,
-    unless it is worth to `wait`."""
+    """Hold the file `lock`, which exists only meanwhile.
+
+    If another process holds it, wait with `wait`; otherwise raise `UserError` at once.
+    """
     with contextlib.closing(_locked(lock, doing, 0 if wait else fcntl.LOCK_NB)):
         try:
             yield
@@ -52,6 +50,7 @@ def only_process(lock: pathlib.Path, doing: str, wait: bool = False) -> Iterator
 
 
 def _locked(lock: pathlib.Path, doing: str, blocking: int) -> IO:
+    """Open and lock a file that is still there once it is locked."""
     while True:
         file = lock.open("a", encoding="utf-8")
         try:
@@ -69,24 +68,24 @@ def _locked(lock: pathlib.Path, doing: str, blocking: int) -> IO:
 
 
 def holds_set(out: pathlib.Path) -> bool:
-    """Whether there is a data set in `out`, and none that a killed process did not put in place."""
+    """Return True if `out` has a data set, and none that a killed process had not yet put in place."""
     return (out / CARD_FILE).is_file() and not (out / PART).exists()
 
 
 def refuse_foreign(out: pathlib.Path) -> None:
-    """Raise `UserError` if `out` is a file, or a folder with something in it that is no data set."""
-    foreign = out.exists() and not out.is_dir()
-    if out.is_dir() and not ((out / CARD_FILE).is_file() or (out / PART / CARD_FILE).is_file()):
-        foreign = bool(set(os.listdir(out)) - NOTHING)
-    if foreign:
+    """Raise `UserError` if `out` is a file, or a folder with content that is not a data set."""
+    if (out / CARD_FILE).is_file() or (out / PART / CARD_FILE).is_file() or not out.exists():
+        return
+    if not out.is_dir() or set(os.listdir(out)) - NOTHING:
         raise UserError(f"{out} exists and is not a data set: choose another --out; nothing was overwritten.")
 
 
 @contextlib.contextmanager
 def being_made(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The folder to build in, while no other process can; it is gone afterwards, and so is `out` if new and empty.
+    """Yield the folder to build in, and keep other processes out.
 
-    Raises `UserError` if another process is at it, and where `out` cannot be written.
+    It is removed afterwards, and so is `out` if it is new and empty. Raises `UserError` if another process is at work
+    there, and if `out` cannot be written.
     """
     new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
@@ -101,7 +100,7 @@ def being_made(out: pathlib.Path) -> Iterator[pathlib.Path]:
             try:
                 yield part
             finally:
-                if not (part / CARD_FILE).is_file():  # else it is whole, and the next one puts it in place
+                if not (part / CARD_FILE).is_file():  # otherwise it is complete, and the next process moves it
                     _removed(part)
     except OSError as error:
         if error.filename or isinstance(error, BrokenPipeError):
@@ -109,7 +108,7 @@ def being_made(out: pathlib.Path) -> Iterator[pathlib.Path]:
         raise UserError(f"'{out}' cannot be written ({error}); make room, or choose another --out") from error
     finally:
         if new:
-            with contextlib.suppress(OSError):  # it is not empty: the data set is there
+            with contextlib.suppress(OSError):  # the data set is in it
                 out.rmdir()
 
 
@@ -119,8 +118,8 @@ def changing_card(folder: pathlib.Path) -> contextlib.AbstractContextManager[Non
 
 
 def move_up(part: pathlib.Path, out: pathlib.Path) -> None:
-    """Put a whole data set in the place of the one, if any, that is in `out`; when it dies, it can be called again."""
-    if (out / CARD_FILE).is_file():  # the old one's; the new one's comes last
+    """Move a complete data set into `out`, replacing the one that is there; after a kill it can be called again."""
+    if (out / CARD_FILE).is_file():  # the old card, since the new one is moved last
         for name in ("*.arrayrecord", *OF_A_SET):
             for path in out.glob(name):
                 if name in OF_A_SET or SHARD_NAME.fullmatch(path.name):
@@ -131,6 +130,7 @@ def move_up(part: pathlib.Path, out: pathlib.Path) -> None:
 
 
 def _removed(path: pathlib.Path) -> None:
+    """Remove a file or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

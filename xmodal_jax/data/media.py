@@ -1,4 +1,4 @@
-"""Picture files that a list or a command line names: found in spite of their spelling, read only if they are files."""
+"""Files that a list or a command line names: found despite their spelling, and read only if they are files."""
 
 import hashlib
 import os
@@ -17,20 +17,20 @@ KINDS = {"d": "folder", "p": "pipe", "s": "socket", "c": "device", "b": "device"
 
 
 class FileState(NamedTuple):
-    """What is known of a file: enough to notice that it was replaced, or has come or gone.
-
-    Absolute path, bytes (`ABSENT`: no such file), time of its last change in ns, and a digest of its content, "" if
-    unknown.
-    """
+    """State of a file: enough to notice that it was replaced, created or removed."""
 
     path: str
+    """Absolute path."""
     size: int
+    """Size in bytes; `ABSENT` if there is no such file."""
     changed: int
+    """Time of the last change in ns."""
     digest: str = ""
+    """Digest of the content; "" if unknown."""
 
 
 class UnreadableFile(Exception):
-    """A picture file that is not read: `name` is its path or URL, `reason` is short for counting, the text says why."""
+    """A file that is not read: `name` is its path or URL, `reason` a short text for counting; the message says why."""
 
     def __init__(self, name: os.PathLike | str, reason: str, text: str):
         super().__init__(text)
@@ -38,10 +38,10 @@ class UnreadableFile(Exception):
 
 
 def find_file(path: os.PathLike | str) -> pathlib.Path:
-    """`path`, or the one file that is there under another spelling of it; `path` again where there is none or several.
+    """Return `path`, or the one file that exists under another spelling of it; `path` again if none or several do.
 
-    Other spellings of a name are its percent-encoding undone ("a%20b" for "a b"), composed or decomposed accents (NFC,
-    NFD) and slashes for backslashes: a list and the files that it names may have passed through different systems.
+    Other spellings undo percent-encoding ("a%20b" for "a b"), compose or decompose accents (NFC, NFD), or have slashes
+    for backslashes: a list and the files it names may have passed through different systems.
     """
     path = pathlib.Path(path)
     try:
@@ -60,12 +60,16 @@ def find_file(path: os.PathLike | str) -> pathlib.Path:
 
 
 def _spellings(name: str) -> set[str]:
+    """Return all spellings of one part of a path."""
     plain = {name, urllib.parse.unquote(name), name.replace("\\", "/")}
     return {unicodedata.normalize(form, one) for one in plain for form in ("NFC", "NFD")} | plain
 
 
 def read_file(path: os.PathLike | str) -> bytes:
-    """All bytes of a file. Raises `UnreadableFile`: a pipe, a socket or a device is not opened, as it may never end."""
+    """Return the bytes of a file. Raises `UnreadableFile`.
+
+    A pipe, a socket or a device is not opened, as reading it may never end.
+    """
     try:
         if kind := KINDS.get(stat.filemode(os.stat(path).st_mode)[0]):
             raise UnreadableFile(path, "image is no file", f"it is a {kind}, not a file")
@@ -79,7 +83,7 @@ def read_file(path: os.PathLike | str) -> bytes:
 
 
 def file_state(path: os.PathLike | str, data: bytes | None = None) -> FileState:
-    """The state of a file, whose content is `data` if that was read."""
+    """Return the state of a file; `data` is its content, if it was read."""
     digest = "" if data is None else hashlib.blake2b(data, digest_size=8).hexdigest()
     try:
         found = os.stat(path)
@@ -89,11 +93,12 @@ def file_state(path: os.PathLike | str, data: bytes | None = None) -> FileState:
 
 
 def read_states(*paths: os.PathLike | str) -> tuple[FileState, ...]:
-    """The states of files, with the digests of those that can be read."""
+    """Return the states of files, with the digests of those that can be read."""
     return tuple(file_state(path, _content(path)) for path in paths)
 
 
 def _content(path: os.PathLike | str) -> bytes | None:
+    """Return the bytes of a file, None if it cannot be read."""
     try:
         return read_file(path)
     except UnreadableFile:

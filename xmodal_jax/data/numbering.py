@@ -1,7 +1,7 @@
-"""Numbers for texts and sets of keys without the texts themselves: by 128 bits of each, in arrays.
+"""Number texts, and keep sets of keys, by 128 bits of each text, in arrays.
 
-Two of n texts share their 128 bits by chance with probability n^2 / 2^129: 1e-25 for ten million. Texts that get one
-number are compared all the same.
+Two of n texts share their 128 bits by chance with probability n^2 / 2^129: 1e-25 for ten million. Texts that get the
+same number are compared all the same.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ from xmodal_jax.errors import UserError
 SIZE = 16  # bytes of a digest
 EMPTY = bytes(SIZE)
 AT_ONCE = 1 << 22  # digests sorted at a time: 200 MB with their order
-COMPARED = 1 << 16  # texts in memory while those of one number are compared
+COMPARED = 1 << 16  # texts kept in memory while equal digests are compared
 
 
 def digest(text: str) -> bytes:
-    """128 bits of a text."""
+    """Return 128 bits of a text."""
     return hashlib.blake2b(text.encode(), digest_size=SIZE).digest()
 
 
@@ -34,7 +34,7 @@ class DigestSet:
         return self._count
 
     def add(self, text: str) -> bool:
-        """Put a text in; returns whether it is new."""
+        """Add a text; return True if it is new."""
         own = digest(text)
         place = self._place(own)
         if self._table[place : place + SIZE] == own:
@@ -45,14 +45,15 @@ class DigestSet:
             self._grow()
         return True
 
-    def _place(self, own: bytes) -> int:
-        """Where a digest is in the table, or the free place where it belongs."""
+    def _place(self, own: bytes | bytearray) -> int:
+        """Return the place of a digest in the table, or the free place where it belongs."""
         place = int.from_bytes(own[:8], "little") * SIZE % len(self._table)
         while (found := self._table[place : place + SIZE]) != EMPTY and found != own:
             place = (place + SIZE) % len(self._table)
         return place
 
     def _grow(self) -> None:
+        """Double the table."""
         before, self._table = self._table, bytearray(2 * len(self._table))
         for start in range(0, len(before), SIZE):
             if (own := before[start : start + SIZE]) != EMPTY:
@@ -61,12 +62,14 @@ class DigestSet:
 
 
 def text_numbers(digests: Sequence[np.ndarray], texts: Sequence[Texts], at_once: int = AT_ONCE) -> list[np.ndarray]:
-    """int32 [M] for each of several splits: equal numbers, in all of them, for the same text and no other.
+    """Number the texts of several splits: int32 [M] for each, equal numbers, across splits, for the same text only.
 
-    `digests` uint64 [M,2] of `normal_caption` of each text, `texts` the captions [M]. Numbers are 0, 1, ... in the
-    order of the digests. About `at_once` digests are sorted at a time, one range of their first word after the other.
+    The numbers are 0, 1, ... in the order of the digests. About `at_once` digests are sorted at a time, one range of
+    their first word after the other. Raises `UserError` if two texts have the same digest.
 
-    Raises `UserError` for two texts of one digest.
+    Args:
+      digests: uint64 [M,2] of each split, the digests of `normal_caption` of each text.
+      texts: the captions [M] of each split.
     """
     total = sum(map(len, digests))
     bits = max(0, (total - 1) // at_once).bit_length()
@@ -80,7 +83,7 @@ def text_numbers(digests: Sequence[np.ndarray], texts: Sequence[Texts], at_once:
             np.concatenate([own[mine, word] for own, mine in zip(digests, rows, strict=True)]) for word in (0, 1)
         )
         order = np.lexsort((second, first))
-        again = np.zeros(len(order), bool)  # whether a digest, in this order, is that of the one before
+        again = np.zeros(len(order), bool)  # True where a digest, in this order, equals the one before
         again[1:] = (np.diff(first[order]) == 0) & (np.diff(second[order]) == 0)
         del first, second
         _refuse_collisions(texts, rows, order, again)
@@ -95,11 +98,11 @@ def text_numbers(digests: Sequence[np.ndarray], texts: Sequence[Texts], at_once:
 def _refuse_collisions(
     texts: Sequence[Texts], rows: Sequence[np.ndarray], order: np.ndarray, again: np.ndarray
 ) -> None:
-    """Raise `UserError` where a text, in this order, has the digest of the one before and is another text."""
+    """Raise `UserError` if a text, in this order, has the digest of the text before but differs from it."""
     split = np.repeat(np.arange(len(rows), dtype=np.int16), [len(mine) for mine in rows])[order]
     row = np.concatenate(rows)[order]
     for first in range(0, len(order) - 1, COMPARED):
-        here = slice(first, first + COMPARED + 1)  # one more, the first of the next block
+        here = slice(first, first + COMPARED + 1)  # with the first of the next block
         same = again[here].copy()
         same[0] = False
         needed = same.copy()
@@ -112,5 +115,6 @@ def _refuse_collisions(
             one, other = data[place].decode(), data[place + 1].decode()
             if normal_caption(one) != normal_caption(other):
                 raise UserError(
-                    f"the captions {one!r} and {other!r} have the same 128 bits by chance; change a letter of one of them"
+                    f"the captions {one!r} and {other!r} have the same 128 bits by chance; "
+                    "change a letter of one of them"
                 )

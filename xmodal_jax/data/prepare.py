@@ -1,4 +1,4 @@
-"""Builds a data set folder from a source: shards, card, and a count of everything that was left out."""
+"""Build the folder of a data set from a source: shards, card, and counts of everything that was left out."""
 
 import collections
 import contextlib
@@ -38,11 +38,11 @@ log = logging.getLogger(__name__)
 
 NAMED_SKIPS = 10
 BAD_SHARE = 0.01
-COPY = "copy of a held-out picture"  # left out on request: nothing is wrong with it
+COPY = "copy of a held-out picture"  # left out on request, not for a fault
 
 
 class Build(contextlib.AbstractContextManager):
-    """What is known of a data set while its items stream by; as a context it closes unfinished shards when it fails."""
+    """A data set while its items stream by; as a context it closes unfinished shards if it fails."""
 
     def __init__(self, folder: pathlib.Path, shard_bytes: int):
         self.folder, self.shard_bytes = folder, shard_bytes
@@ -55,7 +55,7 @@ class Build(contextlib.AbstractContextManager):
 
     @property
     def records(self) -> int:
-        """Items written."""
+        """Number of items written."""
         return sum(writer.records for writer in self.writers.values())
 
     def add(self, item: Item) -> None:
@@ -69,24 +69,24 @@ class Build(contextlib.AbstractContextManager):
             self.words[language].update(map(count_words, own))
 
     def skip(self, skip: Skip) -> None:
-        """Count one thing left out; the first few are named in the log."""
+        """Count one thing that is left out, and name the first few in the log."""
         if self.skipped.total() < NAMED_SKIPS:
             log.warning("left out: %s: %s", skip.reason, mended(skip.where))
         self.skipped[skip.reason] += 1
 
-    def __exit__(self, kind, value, trace) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is not None:
             for writer in self.writers.values():
                 writer.abort()
             self.sidecars.abort()
 
     def languages(self) -> list[str]:
-        """All languages, that of the most records first ("en" before others of as many)."""
+        """Return all languages, the one of most records first ("en" before others of as many)."""
         found = self.sidecars.languages
         return sorted(found, key=lambda code: (-found[code], code != "en", code))
 
     def splits(self) -> dict[str, dict[str, Any]]:
-        """Finish the shards and sidecars; the card's entry of each split."""
+        """Finish the shards and sidecars, and return the card's entry of each split."""
         told = self.sidecars.finish(self.languages())
         for split, writer in self.writers.items():
             told[split] |= {"files": writer.close(), "digest": self.digests[split].save(self.folder, split)}
@@ -106,14 +106,21 @@ def prepare(
 ) -> Card:
     """Write the data set of `source` to the folder `out` and return its card.
 
-    Pictures are stored as they come; with `max_size` those with a longer side (px) are re-encoded. Each picture is
-    decoded once to see that it is whole. What cannot be used is counted by reason in the card and the first ten are
-    named in the log; more than 1 % of it stops the build unless `allow_bad`. With `drop_copies` train records with a
-    picture that is in another split too are left out; the source is read twice then.
+    Pictures are stored as they come, and each is decoded once to check that it is complete. Whatever cannot be used is
+    counted by reason in the card, and the first ten are named in the log. The data set appears complete or not at all.
+    Called again with the same arguments, it returns the card that is there, if the source's files have not changed.
 
-    Calling it again with the same arguments returns the card that is there, if the source's files are as they were.
-    `force` makes the data set anew, without the features and embeddings of the old one, which stays until the new one
-    is whole. The data set appears complete or not at all. Raises `UserError`.
+    Args:
+      name: name of the data set (default: that of the folder).
+      max_size: re-encode pictures with a longer side (px); 0: none.
+      allow_bad: go on if more than 1 % of the source cannot be used.
+      shard_bytes: size of a shard.
+      force: make the data set anew, without the features and embeddings of the old one, which stays until the new one
+        is complete.
+      drop_copies: leave out train records with a picture that is in another split too; the source is read twice then.
+
+    Raises:
+      UserError: the source cannot be used, `out` cannot be written, or it holds something else.
     """
     out = pathlib.Path(out)
     if max_size < 0:
@@ -125,7 +132,7 @@ def prepare(
     if making.holds_set(out) and not force:
         return _prepared_before(out, arguments, source.licence)
     with making.being_made(out) as part:
-        if (out / making.CARD_FILE).is_file() and not force:  # one that a killed process had finished but for moving it
+        if (out / making.CARD_FILE).is_file() and not force:  # a killed process had made it, and not moved it
             return _prepared_before(out, arguments, source.licence)
         held_out = _held_out_pictures(source) if drop_copies else frozenset()
         with Build(part, shard_bytes) as build, kept_states(part) as keep:
@@ -138,16 +145,19 @@ def prepare(
             card = _card(build, source, name or out.resolve().name, arguments)
         if source.taxonomy:
             source.taxonomy.save(part)
-        card.save(part)  # the last file: with it the folder is whole
+        card.save(part)  # the last file, which makes the folder complete
         with making.changing_card(out):
             making.move_up(part, out)
     return card
 
 
 def _prepared_before(out: pathlib.Path, arguments: dict[str, Any], licence: str) -> Card:
-    """The card that is there. Raises `UserError` where it is of other arguments, or older than its source's files."""
+    """Return the card that is there.
+
+    Raises `UserError` if it was made with other arguments, or is older than its source's files.
+    """
     card = Card.load(out)
-    asked = json.loads(mended(json.dumps(arguments | {"licence": licence}, ensure_ascii=False)))  # as a card keeps them
+    asked = json.loads(mended(json.dumps(arguments | {"licence": licence}, ensure_ascii=False)))  # JSON, as in a card
     there = card.arguments | {"licence": card.licence}
     changed = sorted(key for key in {**there, **asked} if there.get(key) != asked.get(key))
     if changed:
@@ -156,7 +166,7 @@ def _prepared_before(out: pathlib.Path, arguments: dict[str, Any], licence: str)
             f"--force to replace it; nothing was overwritten."
         )
     for split in card.splits:
-        shard_files(out, split)  # refuses where one is missing
+        shard_files(out, split)  # raises if one is missing
         Sidecar(out, card, split)
     files = changed_files(out)
     if files:
@@ -168,7 +178,7 @@ def _prepared_before(out: pathlib.Path, arguments: dict[str, Any], licence: str)
 
 
 def _held_out_pictures(source: Source) -> frozenset[bytes]:
-    """The digests of all pictures that are in another split than train."""
+    """Return the digests of all pictures in other splits than train."""
     found: set[bytes] = set()
     for item in Progress(source.items(), "held-out pictures", "records", source.total):
         item = _sound(item, source.name)
@@ -180,8 +190,10 @@ def _held_out_pictures(source: Source) -> frozenset[bytes]:
 
 
 def _usable(source: Source, max_size: int, copies: Copies, held_out: frozenset[bytes]) -> Iterator[Item | Skip]:
-    """The items of `source` whose pictures are whole and whose keys are new; a `Skip` for each of the others, and for
-    train items with a picture in `held_out`. The digests of the pictures go to `copies`."""
+    """Yield the items of `source` with whole pictures and new keys, and a `Skip` for every other one.
+
+    Train items with a picture in `held_out` are skipped too. The digests of the pictures go to `copies`.
+    """
     keys = DigestSet()
     for item in source.items():
         item = _sound(item, source.name)
@@ -191,9 +203,9 @@ def _usable(source: Source, max_size: int, copies: Copies, held_out: frozenset[b
 
 
 def _sound(item: Item | Skip, name: str) -> Item | Skip:
-    """An item of the source of a name, mended; a `Skip` for one that could not be kept or has too little.
+    """Return an item of the source `name` with its texts mended, or a `Skip` if it cannot be kept or has too little.
 
-    Raises `UserError` for what is no item, and for pictures and captions where other media must be.
+    Raises `UserError` for anything that is not an item, and for pictures or captions among the other media.
     """
     if isinstance(item, Skip):
         return item
@@ -207,7 +219,8 @@ def _sound(item: Item | Skip, name: str) -> Item | Skip:
     for medium, place in ((PICTURES, "images"), (WORDS, "captions")):
         if medium in item.media:
             raise UserError(
-                f"source {name}: {item.key!r} has '{medium}' among its media; give it as `{place}`, or call it otherwise"
+                f"source {name}: {item.key!r} has '{medium}' among its media; give it as `{place}`, "
+                "or call it otherwise"
             )
     without = [
         f"{medium}/{view}"
@@ -227,6 +240,7 @@ def _sound(item: Item | Skip, name: str) -> Item | Skip:
 
 
 def _with_whole_images(item: Item, max_size: int, copies: Copies, held_out: frozenset[bytes]) -> Item | Skip:
+    """Return the item with its pictures limited to `max_size`, or a `Skip` if one is corrupt or a held-out copy."""
     images, digests = {}, []
     for view, data in item.images.items():
         try:
@@ -241,6 +255,7 @@ def _with_whole_images(item: Item, max_size: int, copies: Copies, held_out: froz
 
 
 def _refuse_bad(build: Build, allow_bad: bool, source: Source) -> None:
+    """Raise `UserError` if nothing was written, or too much left out."""
     reasons = ", ".join(f"{count} x {reason}" for reason, count in build.skipped.most_common())
     bad, good = build.skipped.total() - build.skipped[COPY], build.records
     if good <= 0:
@@ -255,7 +270,7 @@ def _refuse_bad(build: Build, allow_bad: bool, source: Source) -> None:
 
 
 def _card(build: Build, source: Source, name: str, arguments: dict[str, Any]) -> Card:
-    """The card of a finished build."""
+    """Return the card of a finished build."""
     languages = build.languages()
     card = Card(
         name=name,
@@ -275,7 +290,7 @@ def _card(build: Build, source: Source, name: str, arguments: dict[str, Any]) ->
 
 
 def repeated(sidecars: Iterable[Sidecar]) -> dict[str, dict[str, Any]]:
-    """{"ceiling" | "duplicates": {split: numbers}} of a card, by the captions in the first language."""
+    """Return {"ceiling" | "duplicates": {split: numbers}} for a card, by the captions in the first language."""
     found: dict[str, dict[str, Any]] = {"ceiling": {}, "duplicates": {}}
     for own in sidecars:
         pairs = own.all_pairs(own.languages[:1])

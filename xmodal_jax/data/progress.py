@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -13,7 +13,7 @@ BAR_WIDTH = 24
 
 
 def progress_line(title: str, unit: str, done: int, total: int, seconds: float) -> str:
-    """A line such as "prepare [######    ] 40/80 records, 20/s, 0:02 left"; without a total only count and rate."""
+    """Return a line such as "prepare [###### ] 40/80 records, 20/s, 0:02 left"; without a total only count and rate."""
     rate = done / seconds if seconds > 0 else 0.0
     speed = f"{rate:.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
     if not total:
@@ -24,11 +24,11 @@ def progress_line(title: str, unit: str, done: int, total: int, seconds: float) 
     return f"{title} [{bar}] {done}/{total} {unit}, {speed}, {int(left) // 60}:{int(left) % 60:02d} left"
 
 
-class Progress:
-    """Iterate over `items` and show how far it is on stderr: in place on a terminal, a line every 15 s in a log.
+class Progress(Generic[T]):
+    """Iterate over `items` and show the progress on stderr: in place on a terminal, a line every 15 s in a log.
 
-    `total` 0 means unknown. With `size`, an item counts for `size(item)` units. With `late` nothing is shown of what ends
-    before the first line would be due in a log.
+    `total` 0 means unknown. With `size`, an item counts for `size(item)` units. With `late`, nothing is shown if the
+    work ends before the first line would be due in a log.
     """
 
     def __init__(
@@ -58,7 +58,8 @@ class Progress:
             self._show(done, time.perf_counter() - started, "\n")
 
     def _show(self, done: int, seconds: float, end: str) -> None:
+        """Print one line."""
         line = progress_line(self.title, self.unit, done, self.total, seconds)
         # on a terminal the next line overwrites this one; blanks cover a longer line that was there before
-        with contextlib.suppress(BrokenPipeError):  # nobody reads it; the work goes on
+        with contextlib.suppress(BrokenPipeError):  # the reader of stderr is gone; the work goes on
             print(line.ljust(80), end=end, file=sys.stderr, flush=True)

@@ -1,10 +1,11 @@
-"""The sidecar of a split: all about its records but their pictures, so that nobody unpacks pictures for captions.
+"""The sidecar of a split: all of its records but their pictures, so that nobody unpacks pictures for captions.
 
-`DIR/sidecar/<split>/NAME.bin` are the columns `COLUMNS`, little-endian. Of the n records of a split, in row order:
-their keys, groups, views, other media, labels and the number of their set of labels. Of its M captions, those of a record one after
-the other: their texts, the record that owns each, its language, and the number of its text, which two captions of the
-data set share if and only if they are the same text (`captions.normal_caption`). Views, languages and labels are places
-in the card's lists. The row of a caption in these columns is the number of its pair.
+`DIR/sidecar/<split>/NAME.bin` are the columns `COLUMNS`, little-endian. Those of the n records of a split, in row
+order, are their keys, groups, views, other media, labels and the number of their set of labels. Those of its M
+captions, the captions of a record one after the other, are the texts, the record that owns each, its language, and the
+number of its text, which two captions of the data set share if and only if they are the same text
+(`captions.normal_caption`). Views, languages and labels are places in the card's lists. The row of a caption in these
+columns is the number of its pair.
 """
 
 import collections
@@ -23,28 +24,32 @@ from xmodal_jax.data.source import Item
 from xmodal_jax.errors import UserError
 
 FOLDER = "sidecar"
-LISTS = {
+LISTS = {  # columns that come with a column of starts each
     "keys": "u1",
     "groups": "u1",
     "views": "<i2",
     "media": "<i2",
     "labels": "<i4",
     "texts": "u1",
-}  # with a column of starts each
+}
 COLUMNS = LISTS | {f"{name}_starts": "<i8" for name in (*LISTS, "captions")}
 COLUMNS |= {"label_set": "<i4", "owner": "<i4", "language": "<i2", "number": "<i4"}
-LATE = {"language": "<i2", "digest": "u1"}  # kept aside until all items are known
-REMAPPED = 1 << 20  # languages rewritten at once
+LATE = {"language": "<i2", "digest": "u1"}  # kept in files of their own until all items are known
+REMAPPED = 1 << 20  # captions whose languages are rewritten at once
 
 
 class Sidecars:
-    """Writes the sidecars of a data set while its items stream by; what grows is on disk, or 64 bytes a group."""
+    """Writer of the sidecars of a data set while its items stream by.
+
+    All that grows is on disk, but for 64 bytes of each group.
+    """
 
     def __init__(self, folder: os.PathLike | str):
         self.languages: collections.Counter[str] = collections.Counter()  # records that have captions in each
         self.views, self.media, self.labels = Numbers(), Numbers(), Numbers()
         self._codes, self._label_sets = Numbers(), Numbers()
-        self._folder, self._writers = pathlib.Path(folder) / FOLDER, {}
+        self._folder = pathlib.Path(folder) / FOLDER
+        self._writers: dict[str, SplitWriter] = {}
 
     def add(self, item: Item) -> None:
         """Write the next record of its split."""
@@ -58,8 +63,11 @@ class Sidecars:
         self._writers[item.split].add(item.key, item.group, views, media, labels, label_set, captions)
 
     def finish(self, languages: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Number the texts; returns, for each split, what the card says of it: records, captions, groups, the captions
-        of each language, columns. `languages`: those of the card, in its order."""
+        """Number the texts and return the card's entry of each split.
+
+        It has the numbers of records, captions and groups, the captions of each language, and the columns. `languages`
+        are those of the card, in its order.
+        """
         splits = sorted(self._writers)
         found = {split: self._writers[split].close() for split in splits}
         digests = [self._writers[split].digests() for split in splits]
@@ -77,7 +85,7 @@ class Sidecars:
 
 
 class SplitWriter:
-    """Writes the columns of one split."""
+    """Writer of the columns of one split."""
 
     def __init__(self, folder: pathlib.Path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,11 +127,12 @@ class SplitWriter:
         self._out["captions_starts"].put(self._out["owner"].count)
 
     def _text(self, name: str, text: str) -> None:
+        """Append a text to a column of texts."""
         self._out[name].write(text.encode())
         self._out[f"{name}_starts"].put(self._out[name].count)
 
     def close(self) -> dict[str, Any]:
-        """End the columns that are known by now; returns the counts of records, captions and groups, and `columns`."""
+        """Finish the columns that are known by now; return the numbers of records, captions, groups, and `columns`."""
         counts = {"records": self._out["label_set"].count, "captions": self._out["owner"].count}
         columns = {name: column.close() for name, column in self._out.items()}
         for column in self._late.values():
@@ -136,18 +145,21 @@ class SplitWriter:
             column.abort()
 
     def digests(self) -> np.ndarray:
-        """uint64 [M,2] of the normal form of each text."""
+        """Return uint64 [M,2], the digest of the normal form of each text."""
         return self._column("digest.late", "<u8").reshape(-1, SIZE // 8)
 
     def texts(self, columns: dict[str, dict[str, int]]) -> Texts:
-        """The captions [M], of closed columns."""
+        """Return the captions [M], from closed columns."""
         names = ("texts", "texts_starts")
         return Texts(*(open_column(self._path(name), COLUMNS[name], columns[name]) for name in names))
 
     def finish(self, numbers: np.ndarray, code: np.ndarray, columns: dict[str, dict[str, int]]) -> dict[int, int]:
-        """Write the last two columns, and what is kept of them into `columns`; returns the captions of each language.
+        """Write the last two columns, add their facts to `columns`, and return the captions of each language.
 
-        `numbers` int32 [M] of the texts; `code` int16 [languages]: the place of a language in the card, by its code.
+        Args:
+          numbers: int32 [M], the number of each text.
+          code: int16 [languages], the place of each language in the card, by its code.
+          columns: the card's facts on the columns so far.
         """
         out = {name: ColumnWriter(self._path(name), COLUMNS[name]) for name in ("language", "number")}
         codes, counts = self._column("language.late", LATE["language"]), collections.Counter()
@@ -162,23 +174,32 @@ class SplitWriter:
         return {place: count for place, count in counts.items() if count}
 
     def _column(self, name: str, dtype: str) -> np.ndarray:
+        """Map a closed column that this process wrote."""
         path = self._path(name)
         return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
 
     def _path(self, name: str) -> pathlib.Path:
+        """Return the file of a column."""
         return column_path(self._folder, name)
 
 
 def column_path(folder: pathlib.Path, name: str) -> pathlib.Path:
-    """The file of a column of the sidecar in `folder`."""
+    """Return the file of a column of the sidecar in `folder`."""
     return folder / f"{name}.bin"
 
 
 class Sidecar:
-    """The sidecar of one `split`, opened: `keys`, `groups` [n], `texts` [M]; `label_set` int32 [n]; `owner` int32 [M],
-    the record of each caption; `language` int16 [M], its place in `languages`; `number` int32 [M], that of its text.
+    """The sidecar of one `split`, opened.
 
-    Raises `UserError` where a column is missing, or the columns are not those that the card describes.
+    Raises `UserError` if a column is missing, or the columns are not those that the card describes.
+
+    Attributes:
+      keys, groups: texts [n] of the records.
+      label_set: int32 [n], the number of each record's set of labels.
+      texts: the captions [M].
+      owner: int32 [M], the record of each caption.
+      language: int16 [M], the place of its language in `languages`.
+      number: int32 [M], the number of its text.
     """
 
     def __init__(self, folder: os.PathLike | str, card: Card, split: str):
@@ -197,38 +218,38 @@ class Sidecar:
         self._found = found
 
     def __len__(self) -> int:
-        """Records."""
+        """Return the number of records."""
         return len(self.label_set)
 
     @property
     def pictures(self) -> int:
-        """Pictures of all records."""
+        """Number of pictures of all records."""
         return len(self._found["views"])
 
     def views(self, row: int) -> list[str]:
-        """The views of a record's pictures."""
+        """Return the views of a record's pictures."""
         return [self._views[code] for code in self._list("views", row)]
 
     def labels(self, row: int) -> list[int]:
-        """A record's labels, as places in the card's list."""
+        """Return a record's labels, as places in the card's list."""
         return self._list("labels", row)
 
     def captions(self, row: int) -> dict[str, list[str]]:
-        """A record's captions by language."""
+        """Return a record's captions by language."""
         found: dict[str, list[str]] = {}
         for pair in range(*self._span("captions", row)):
             found.setdefault(self.languages[self.language[pair]], []).append(self.texts[pair])
         return found
 
     def pairs(self, row: int, languages: Sequence[str]) -> list[int]:
-        """The numbers of a record's captions in some languages, one language after the other."""
+        """Return the numbers of a record's captions in some languages, one language after the other."""
         start, stop = self._span("captions", row)
         own = self.language[start:stop].tolist()
         codes = [self.languages.index(name) for name in languages if name in self.languages]
         return [start + place for code in codes for place, other in enumerate(own) if other == code]
 
     def all_pairs(self, languages: Sequence[str]) -> np.ndarray:
-        """int64 [m]: `pairs` of all records, one record after the other."""
+        """Return int64 [m]: `pairs` of all records, one record after the other."""
         rank = np.full(len(self.languages), -1, np.int16)
         for place, name in enumerate(name for name in languages if name in self.languages):
             rank[self.languages.index(name)] = place
@@ -236,30 +257,32 @@ class Sidecar:
         return rows[np.lexsort((rank[self.language[rows]], self.owner[rows]))] if len(languages) > 1 else rows
 
     def having(self, view: str) -> np.ndarray:
-        """bool [n]: which records have a picture of a view."""
+        """Return bool [n], True for records that have a picture of a view."""
         return self._listing("views", self._views.index(view))
 
     def having_medium(self, medium: str) -> np.ndarray:
-        """bool [n]: which records have something of a medium other than pictures and captions."""
+        """Return bool [n], True for records that have anything of a medium other than pictures and captions."""
         return self._listing("media", self._media.index(medium)) if medium in self._media else np.zeros(len(self), bool)
 
     def _listing(self, name: str, code: int) -> np.ndarray:
-        """bool [n]: which records have `code` in the lists of a column."""
+        """Return bool [n], True for records that have `code` in their lists in a column."""
         has = np.zeros(len(self), bool)
         owners = np.repeat(np.arange(len(self)), np.diff(self._found[f"{name}_starts"]))
         has[owners[self._found[name] == code]] = True
         return has
 
     def _span(self, name: str, row: int) -> tuple[int, int]:
+        """Return the first and the last row, exclusive, of a record's entries in a column."""
         starts = self._found[f"{name}_starts"]
         return int(starts[row]), int(starts[row + 1])
 
     def _list(self, name: str, row: int) -> list[int]:
+        """Return a record's entries in a column."""
         return self._found[name][slice(*self._span(name, row))].tolist()
 
 
 def _refuse_misfit(found: dict[str, np.ndarray], card: Card, entry: dict[str, Any], place: pathlib.Path) -> None:
-    """Raise `UserError` unless there are as many records and captions, and names, as the card says."""
+    """Raise `UserError` unless the numbers of records, captions and names fit the card."""
     records, captions = entry["records"], entry["captions"]
     wanted = {"label_set": records, "texts_starts": captions + 1}
     wanted |= dict.fromkeys(("owner", "language", "number"), captions)
@@ -270,6 +293,6 @@ def _refuse_misfit(found: dict[str, np.ndarray], card: Card, entry: dict[str, An
     fits = fits and all(len(found[name]) == 0 or found[name].max() < len(own) for name, own in names.items())
     if not fits:
         raise UserError(
-            f"'{place}' does not have the {records} records and {captions} captions, languages, views and labels that the "
-            f"card says; prepare the data set again (--force)"
+            f"'{place}' does not have the {records} records and {captions} captions, languages, views and labels "
+            "that the card says; prepare the data set again (--force)"
         )

@@ -1,4 +1,4 @@
-"""What a source of pairs is: it yields `Item`s, and a `Skip` for everything it had to leave out.
+"""Sources of pairs: a source yields `Item`s, and a `Skip` for everything it had to leave out.
 
 A source is cheap to make and checks its input then; its items are produced by iterating, in a fixed order.
 """
@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from xmodal_jax.data.captions import says_something
@@ -29,24 +29,34 @@ TERMS = "see the data set's own terms"
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One thing: encoded pictures by view, captions by language, label names; `group` keeps relatives in one split.
+    """One thing with its pictures and captions.
 
-    `media`: what it has of other media, {medium: {view: bytes}}, as their readers take it; their names have no "/".
-    `files`: the state of the files that it was read from.
+    Examples:
+      >>> cat = Item("cat-7", {"front": b"(a PNG file)"}, {"en": ["A cat."], "de": ["Eine Katze."]}, labels=("cat",))
+      >>> cat.split, list(cat.every_view)
+      ('train', ['front'])
     """
 
     key: str
+    """Name that no other item has."""
     images: dict[str, bytes]
+    """Encoded pictures by view, {view: bytes}."""
     captions: Captions
+    """Captions by language, {language: [text, ...]}."""
     labels: tuple[str, ...] = ()
+    """Names of its labels."""
     group: str = ""
+    """Name shared by relatives, such as drawings of one thing, which belong in the same split."""
     split: str = "train"
+    """Split that it belongs to."""
     files: tuple[FileState, ...] = dataclasses.field(default=(), compare=False, repr=False)
+    """States of the files that it was read from; `prepare` notices if they change."""
     media: dict[str, dict[str, bytes]] = dataclasses.field(default_factory=dict)
+    """Its other media, {medium: {view: bytes}}, as their readers take them; a medium's name has no "/"."""
 
     @property
     def stored(self) -> dict[str, dict[str, bytes]]:
-        """All that its record keeps, pictures among it: {medium: {view: bytes}}."""
+        """Everything that its record keeps, pictures included: {medium: {view: bytes}}."""
         return ({PICTURES: self.images} if self.images else {}) | self.media
 
     @property
@@ -59,36 +69,53 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Skip:
-    """What was left out: `reason` is counted in the card, `where` names the row or the file; `files` as of an item."""
+    """One thing that a source leaves out."""
 
     reason: str
+    """Short reason, counted in the card."""
     where: str
+    """Name of the row or the file."""
     files: tuple[FileState, ...] = dataclasses.field(default=(), compare=False, repr=False)
+    """States of the files that it was read from."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A named stream of items, the same each time `items` is called.
 
-    `arguments` is what it was made with, in JSON's types: other ones are another data set. `total` is the number of
-    items, 0 if unknown; `taxonomy` what its labels belong to, if that is known; `files` the state of the files that it
-    was made from, beside those of its items.
+    Examples:
+      >>> def items():
+      ...     for number, word in enumerate(["cat", "dog"]):
+      ...         picture = {"front": b"(a PNG file)"}
+      ...         yield Item(word, picture, {"en": [f"A {word}."]}, split="test" if number == 0 else "train")
+      ...     yield Skip("no caption", "row 2")
+      >>> source = Source("pets", "my own photographs", "CC0", items, total=3)
+      >>> [item.split for item in source.items() if isinstance(item, Item)]
+      ['test', 'train']
     """
 
     name: str
+    """Name of the source."""
     origin: str
+    """Where the data comes from, in words."""
     licence: str
+    """Licence of the data, in words."""
     items: Callable[[], Iterator[Item | Skip]]
+    """Function that returns an iterator over the items."""
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Arguments it was made with, as JSON; other arguments make another data set."""
     total: int = 0
+    """Number of items; 0 if unknown."""
     taxonomy: Taxonomy | None = None
+    """Taxonomy of the labels, if it is known."""
     files: tuple[FileState, ...] = ()
+    """States of the files that it was made from, beside those of its items."""
 
 
 def mended_item(item: Item) -> Item:
-    """`item` with all its texts `mended`, and without media of which it has nothing.
+    """Return `item` with all its texts `mended`, and without media that are empty.
 
-    Raises `TypeError` or `AttributeError` for one that is not as `Item` says.
+    Raises `TypeError` or `AttributeError` if it is not as `Item` says.
     """
     for own in (item.labels, *item.captions.values()):
         if not isinstance(own, (list, tuple)):
@@ -108,7 +135,7 @@ def mended_item(item: Item) -> Item:
 
 
 def plain_text(value: Any) -> str:
-    """A text, or a number as one (1.0 is "1"); "" for null and NaN, which is how tables write that nothing is there.
+    """Return a text, or a number as one (1.0 is "1"); "" for null and NaN, which tables write for nothing.
 
     Raises `TypeError` for anything else.
     """
@@ -124,11 +151,12 @@ def plain_text(value: Any) -> str:
 
 
 def split_groups(groups: Sequence[str], held_out: int, usable: Callable[[int], bool] = lambda row: True) -> list[str]:
-    """Split of each row, "train" or "test": whole groups in the order of their hash until `held_out` rows are test.
+    """Return the split of each row, "train" or "test", putting whole groups into "test" until it has `held_out` rows.
 
-    Only rows that are `usable` count; it is called for rows of groups that are drawn and no others. A group that no
-    longer fits is passed over, so the number is met exactly whenever enough small groups are left; a warning says so if
-    it is not. Deterministic: it depends on the names of the groups and on what is usable.
+    Groups are drawn in the order of their hash. Only rows that are `usable` count; it is called for the rows of
+    groups that are drawn, and no others. A group that no longer fits is passed over, so the number is met exactly as
+    long as enough small groups are left; otherwise a warning says so. The result depends on the names of the groups
+    and on what is usable, nothing else.
     """
     members = collections.defaultdict(list)
     for row, group in enumerate(groups):
@@ -147,10 +175,13 @@ def split_groups(groups: Sequence[str], held_out: int, usable: Callable[[int], b
     return ["test" if group in held else "train" for group in groups]
 
 
-def shared_out(groups: Sequence[str], held_out: int, what: str, items_of: Callable[[int, str], Iterable[Item | Skip]]):
-    """The function `items` of a source with a row for each of `groups`: `split_groups` makes `held_out` of them "test".
+def shared_out(
+    groups: Sequence[str], held_out: int, what: str, items_of: Callable[[int, str], Iterable[Item | Skip]]
+) -> Callable[[], Iterator[Item | Skip]]:
+    """Return the function `items` of a source with a row for each of `groups`.
 
-    `items_of` gives what a row has, for its split; `what` are the rows, in the `UserError` for an impossible number.
+    `split_groups` puts `held_out` of the rows into "test"; `items_of` returns what a row has, for its split; `what`
+    names the rows in the `UserError` for an impossible number.
     """
     if not 0 <= held_out < len(groups):
         raise UserError(f"--held-out is {held_out}, but there are {len(groups)} {what}; write fewer, and at least 0.")
@@ -164,11 +195,12 @@ def shared_out(groups: Sequence[str], held_out: int, what: str, items_of: Callab
 
 
 def usable_item(found: Iterable[Item | Skip]) -> bool:
-    """Whether there is an item among what a row gives, with pictures that can be decoded."""
+    """Return True if a row gives an item whose pictures can all be decoded."""
     return any(isinstance(one, Item) and _whole(one) for one in found)
 
 
 def _whole(item: Item) -> bool:
+    """Return True if all pictures of an item can be decoded."""
     try:
         for data in item.images.values():
             verify(data)
@@ -178,8 +210,10 @@ def _whole(item: Item) -> bool:
 
 
 def clean_captions(captions: Any, key: str) -> tuple[Captions, list[Skip]]:
-    """{language: [caption, ...]} from a string, a list or a dict of either; a `Skip` for each that is empty, or has
-    combining marks and control codes alone."""
+    """Return captions by language from a string, a list or a dict of either, and a `Skip` for each one left out.
+
+    A caption is left out if it is empty, or has only combining marks and control codes.
+    """
     by_language = captions if isinstance(captions, dict) else {"en": captions}
     kept, skips = {}, []
     for language, texts in by_language.items():
@@ -192,18 +226,18 @@ def clean_captions(captions: Any, key: str) -> tuple[Captions, list[Skip]]:
     return kept, skips
 
 
-def file_item(key: str, paths: dict[str, os.PathLike | str], captions: Any, **fields) -> Iterator[Item | Skip]:
-    """The item of a row whose pictures are files, or the reason why there is none."""
+def file_item(key: str, paths: Mapping[str, os.PathLike | str], captions: Any, **fields) -> Iterator[Item | Skip]:
+    """Yield the item of a row whose pictures are files, or the reason why there is none."""
     kept, skips = clean_captions(captions, key)
     yield from skips
-    paths = {view: find_file(path) for view, path in paths.items()}
+    found = {view: find_file(path) for view, path in paths.items()}
     try:
-        images = {view: read_file(path) for view, path in paths.items()}
+        images = {view: read_file(path) for view, path in found.items()}
     except UnreadableFile as error:
         why = "" if error.reason == MISSING else f": {error}"
-        yield Skip(error.reason, f"{key}: {error.name}{why}", tuple(map(file_state, paths.values())))
+        yield Skip(error.reason, f"{key}: {error.name}{why}", tuple(map(file_state, found.values())))
         return
-    files = tuple(file_state(path, images[view]) for view, path in paths.items())
+    files = tuple(file_state(path, images[view]) for view, path in found.items())
     if kept:
         yield Item(key, images, kept, **fields, files=files)
     elif not skips:
@@ -211,28 +245,30 @@ def file_item(key: str, paths: dict[str, os.PathLike | str], captions: Any, **fi
 
 
 def existing(path: os.PathLike | str, what: str, folder: bool = False) -> pathlib.Path:
-    """`path`, if it is a file (or a folder); `what` names it in the `UserError` raised otherwise."""
-    path, kinds = pathlib.Path(path), ("file", "folder")
-    found = path.is_dir() if folder else path.is_file()
-    there = "is a folder" if path.is_dir() else "is no folder" if folder else "is no file"
-    if not found:
-        raise UserError(
-            f"{what} {path} {there if path.exists() else 'does not exist'}: give the path of an existing {kinds[folder]}."
-        )
-    return path
+    """Return `path`, if it is a file (or a folder). Raises `UserError`, calling it `what`, otherwise."""
+    path = pathlib.Path(path)
+    if path.is_dir() if folder else path.is_file():
+        return path
+    if not path.exists():
+        there = "does not exist"
+    elif path.is_dir():
+        there = "is a folder"
+    else:
+        there = "is no folder" if folder else "is no file"
+    raise UserError(f"{what} {path} {there}: give the path of an existing {'folder' if folder else 'file'}.")
 
 
 def digest(path: pathlib.Path) -> str:
-    """Of the content, so that a changed file is not taken for one that is already prepared."""
+    """Return a digest of a file, so that a changed file is not taken for one that is already prepared."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def digest_of_all(paths: Iterable[pathlib.Path]) -> str:
-    """Of the content of several files, in their order."""
+    """Return a digest of several files, in their order."""
     return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in paths)).hexdigest()
 
 
 def memory_source(items: Iterable[Item | Skip], name: str = "memory", licence: str = "") -> Source:
-    """A source of items that are already there; for tests and for one's own scripts."""
+    """Return a source of items that are already in memory, for tests and scripts of one's own."""
     items = list(items)
     return Source(name, "memory", licence, lambda: iter(items), {"content": hashed(repr(items))}, len(items))

@@ -1,6 +1,7 @@
 """One split of a prepared data set, opened: the records' pictures and sidecar, and feature caches."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,17 @@ from xmodal_jax.data.card import Card
 from xmodal_jax.data.columns import Texts
 from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.embeddings import Embeddings
-from xmodal_jax.data.records import PICTURES, WORDS, CorruptRecord, check_record, open_records, pictures
+from xmodal_jax.data.records import (
+    PICTURES,
+    WORDS,
+    CorruptRecord,
+    KeptRecords,
+    Records,
+    Room,
+    check_record,
+    open_records,
+    pictures,
+)
 from xmodal_jax.data.sidecar import Sidecar
 from xmodal_jax.data.stall import Activity
 from xmodal_jax.errors import UserError
@@ -47,20 +58,22 @@ class Split:
                 f"{data_dir}: split {split!r} has {len(self.records)} records and a sidecar of {len(self.sidecar)}; "
                 f"prepare the data set again."
             )
-        self.caches = [open_records(pathlib.Path(data_dir) / "features" / name, split) for name in cfg.features]
-        for name, cache in zip(cfg.features, self.caches, strict=True):
+        self._cached = [open_records(self.folder / "features" / name, split) for name in cfg.features]
+        self.caches: Sequence[Records | KeptRecords] = self._cached
+        for name, cache in zip(cfg.features, self._cached, strict=True):
             if len(cache) != len(self.records):
                 raise UserError(
-                    f"cache {name!r} of {data_dir} has {len(cache)} rows for {len(self.records)} records; write it again."
+                    f"cache {name!r} of {data_dir} has {len(cache)} rows for {len(self.records)} records; "
+                    "write it again."
                 )
 
     def __len__(self) -> int:
         return len(self.records)
 
     def record(self, row: int) -> dict[str, Any]:
-        """The stored part of a row, {"key", "media": {medium: {view: bytes}}}.
+        """Return the stored part of a row, {"key", "media": {medium: {view: bytes}}}.
 
-        Raises `CorruptRecord`, also for one that has another key or other views than the sidecar says.
+        Raises `CorruptRecord`, also if its key or its views are not those of the sidecar.
         """
         self.activity.note("reading row", row, f"split {self.name!r}")
         record, own = check_record(self.records[row]), self.sidecar
@@ -70,7 +83,7 @@ class Split:
         return record
 
     def tokens(self, row: int, view: str, flip: bool) -> np.ndarray:
-        """Cached tokens float16 [N,D] of one picture: all caches of the config, one after the other on N.
+        """Return the cached tokens float16 [N,D] of one picture: all caches of the config, one after the other on N.
 
         Raises `CorruptRecord`.
         """
@@ -86,20 +99,24 @@ class Split:
                 raise CorruptRecord(f"row {row} of cache {name!r} has no tokens of view {view!r} ({error})") from error
         return np.concatenate(parts)
 
+    def keep_rows(self, room: Room) -> None:
+        """Keep rows of the feature caches in memory once they are read, while `room` lasts."""
+        self.caches = [KeptRecords(cache, room) for cache in self._cached]
+
     def pairs(self, row: int) -> list[int]:
-        """The numbers, in the split, of the captions of a row in the config's languages."""
+        """Return the numbers, in the split, of the captions of a row in the config's languages."""
         return self.sidecar.pairs(row, self.languages)
 
     def captions(self, row: int) -> list[str]:
-        """The captions of a row in the config's languages."""
+        """Return the captions of a row in the config's languages."""
         return [self.sidecar.texts[pair] for pair in self.pairs(row)]
 
     def caption_numbers(self, row: int) -> list[int]:
-        """The numbers of `captions(row)`: two captions of the data set have the same if they are the same text."""
+        """Return the numbers of `captions(row)`: captions of the data set have the same if they are the same text."""
         return self.sidecar.number[self.pairs(row)].tolist()
 
     def having(self, medium: str) -> np.ndarray:
-        """bool [n]: which rows have anything of a medium; of captions, in the config's languages."""
+        """Return bool [n], True for rows that have anything of a medium; of captions, in the config's languages."""
         if medium == PICTURES:
             return np.any([self.sidecar.having(view) for view in self.views] or [np.zeros(len(self), bool)], axis=0)
         if medium == WORDS:
@@ -107,21 +124,23 @@ class Split:
         return self.sidecar.having_medium(medium)
 
     def views_of(self, row: int) -> list[str]:
-        """The views that a row has of those of the config."""
+        """Return the views of a row that are among those of the config."""
         own = self.sidecar.views(row)
         return [view for view in self.views if view in own]
 
     def labels(self, row: int) -> list[int]:
-        """The labels of a row, as places in the card's list."""
+        """Return the labels of a row, as places in the card's list."""
         return self.sidecar.labels(row)
 
     def label_key(self, row: int) -> np.int32:
-        """The number of a row's set of labels; a row without labels has one of its own, below -1 (an empty place of a
-        queue)."""
+        """Return the number of a row's set of labels.
+
+        A row without labels has a number of its own, below -1 (which marks an empty place of a queue).
+        """
         return np.int32(self.sidecar.label_set[row] if self.labels(row) else -2 - row)
 
     def embeddings(self) -> Embeddings:
-        """The teacher's embeddings that the config names. Raises `UserError` where they do not cover this split."""
+        """Return the teacher's embeddings that the config names. Raises `UserError` if they do not cover this split."""
         cfg = self.cfg
         return Embeddings(self.folder, self.card, cfg.embeddings, self.name, self.views, cfg.languages)
 
@@ -131,24 +150,23 @@ class Split:
             records.close()
 
 
-def refuse_unknown(field: str, asked: Sequence[str], known: Sequence[str], data_dir: Any) -> None:
-    """Refuse views or languages of the config's `field` that the data set does not have."""
+def refuse_unknown(field: str, asked: Sequence[str], known: Sequence[str], data_dir: os.PathLike | str) -> None:
+    """Raise `UserError` for views or languages of the config's `field` that the data set does not have."""
     unknown = [name for name in asked if name not in known]
-    hint = (
-        f"write some of {', '.join(known)}" if known else "it has none at all, so leave out the fields that are of them"
-    )
     if unknown:
+        none = "it has none at all, so leave out the fields that are of them"
+        hint = f"write some of {', '.join(known)}" if known else none
         raise UserError(f"{field}: {data_dir} has no {unknown[:1]}; {hint}.")
 
 
-def split_captions(data_dir: str | pathlib.Path, split: str, languages: Sequence[str] = ("en",)) -> Texts:
-    """All captions of a split in the given languages, in row order, read when they are asked for."""
+def split_captions(data_dir: os.PathLike | str, split: str, languages: Sequence[str] = ("en",)) -> Texts:
+    """Return all captions of a split in the given languages, in row order, read when they are asked for."""
     own = Sidecar(data_dir, Card.load(data_dir), split)
     return own.texts.take(own.all_pairs(tuple(dict.fromkeys(languages))))
 
 
 def multi_hot(labels: Sequence[Sequence[int]], count: int) -> np.ndarray:
-    """Lists of label numbers -> float32 [n, C]."""
+    """Return float32 [n,C] with a 1 for each label number of each row."""
     table = np.zeros((len(labels), count), np.float32)
     for row, own in enumerate(labels):
         table[row, list(own)] = 1

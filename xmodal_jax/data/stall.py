@@ -1,4 +1,4 @@
-"""What the threads of a loader are at, and a watch that says so when a batch does not come.
+"""A record of what the threads of a loader are doing, and a watch that logs it when a batch does not come.
 
 A disk that hangs, a mount that is gone or a slow tokenizer all look the same from the train step: it waits. The threads
 therefore note what they begin, which costs a dictionary write, and a watch reads it when a wait has been long.
@@ -12,21 +12,24 @@ log = logging.getLogger(__name__)
 
 
 class Activity:
-    """{thread: (what, row, where, since)} of the threads that are busy. No locks: a thread writes its own entry only."""
+    """{thread: (what, row, where, since)} of the threads that are busy.
+
+    There are no locks, since a thread writes only its own entry.
+    """
 
     def __init__(self) -> None:
         self._at: dict[str, tuple[str, int, str, float]] = {}
 
     def note(self, what: str, row: int, where: str = "") -> None:
-        """This thread begins `what` ("reading") with number `row` ("row 7") of `where`."""
+        """Note that this thread begins `what` ("reading") with number `row` ("row 7") of `where`."""
         self._at[threading.current_thread().name] = (what, row, where, time.monotonic())
 
     def done(self) -> None:
-        """This thread is not busy any more."""
+        """Note that this thread is no longer busy."""
         self._at.pop(threading.current_thread().name, None)
 
     def described(self) -> str:
-        """One clause per busy thread: name, stage, and for how long."""
+        """Return one clause for each busy thread: its name, what it does, and for how long."""
         now, at = time.monotonic(), dict(self._at)
         return "; ".join(
             f"thread {name} is {what} {row}{f' of {where}' if where else ''} for {now - since:.1f} s"
@@ -35,9 +38,10 @@ class Activity:
 
 
 class Watch:
-    """Warns in the log when a wait lasts `seconds`, and again after twice, four times ... as long. A context manager.
+    """A watch that warns in the log when a wait lasts `seconds`, and again after twice, four times ... as long.
 
-    `begin` and `end` mark a wait and nest (the outermost counts); the watch itself is a thread that mostly sleeps.
+    `begin` and `end` mark a wait and may be nested (the outermost counts); the watch itself is a
+    thread that mostly sleeps.
     """
 
     def __init__(self, activity: Activity, seconds: float) -> None:
@@ -48,13 +52,13 @@ class Watch:
         self._thread.start()
 
     def begin(self) -> None:
-        """A wait begins (or a wait inside it)."""
+        """Begin a wait, or a wait inside one."""
         self._depth += 1
         if self._depth == 1:
             self._since = time.monotonic()
 
     def end(self) -> None:
-        """It is over."""
+        """End the wait that began last."""
         self._depth -= 1
         if not self._depth:
             self._since = None
@@ -65,6 +69,7 @@ class Watch:
         self._thread.join()
 
     def _watch(self) -> None:
+        """Sleep, and warn when a wait has been too long."""
         seen, limit = None, self.seconds
         while not self._closed.wait(self.seconds / 4):
             since = self._since

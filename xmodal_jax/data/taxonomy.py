@@ -1,10 +1,10 @@
-"""What a data set's labels belong to: the lineage of each label, written as `taxonomy.json` beside the card."""
+"""The taxonomy of a data set's labels: the lineage of each label, written as `taxonomy.json` beside the card."""
 
 import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,16 @@ TAXONOMY_FILE = "taxonomy.json"
 
 @dataclasses.dataclass(frozen=True)
 class Taxonomy:
-    """Labels and the taxa above them.
-
-    `leaf`: what a label is, such as "species" or "folder". `ranks`: the levels above it, the coarsest first.
-    `lineage`: {label: its taxon at each rank}, "" where it has none. `common`: {label: another name of it}.
-    """
+    """Labels and the taxa above them."""
 
     leaf: str
+    """Kind of the labels, such as "species" or "folder"."""
     ranks: tuple[str, ...]
+    """Names of the levels above the labels, the coarsest first."""
     lineage: dict[str, tuple[str, ...]]
+    """{label: its taxon at each rank}, "" where it has none."""
     common: dict[str, str] = dataclasses.field(default_factory=dict)
+    """{label: another name of it}."""
 
     @property
     def labels(self) -> list[str]:
@@ -34,11 +34,12 @@ class Taxonomy:
         return list(self.lineage)
 
     def taxa(self, labels: Sequence[str], rank: str) -> np.ndarray:
-        """int32 [C], equal for labels of one taxon at `rank`, -1 where a label has none or is unknown.
+        """Return int32 [C], equal for labels of one taxon at `rank`; -1 for a label that has none or is unknown.
 
         A taxon is its whole path: a plant genus and a bird genus of one name differ.
         """
-        depth, numbers = self.ranks.index(rank) + 1, {}
+        depth = self.ranks.index(rank) + 1
+        numbers: dict[tuple[str, ...], int] = {}
         paths = [self.lineage.get(label, ("",) * depth)[:depth] for label in labels]
         return np.array([numbers.setdefault(path, len(numbers)) if path[-1] else -1 for path in paths], np.int32)
 
@@ -49,7 +50,7 @@ class Taxonomy:
 
     @classmethod
     def load(cls, folder: os.PathLike | str) -> "Taxonomy | None":
-        """Read `folder/taxonomy.json`; None where the data set has none. Raises `UserError` for a broken file."""
+        """Read `folder/taxonomy.json`; None if the data set has none. Raises `UserError` for a broken file."""
         path = pathlib.Path(folder) / TAXONOMY_FILE
         if not path.is_file():
             return None
@@ -60,17 +61,18 @@ class Taxonomy:
 
 
 def _checked(content: Any) -> Taxonomy:
+    """Return the taxonomy in a JSON object. Raises the errors that `load` expects if it is none."""
     lineage = {label: tuple(taxa) for label, taxa in content["lineage"].items()}
     short = [label for label, taxa in lineage.items() if len(taxa) != len(content["ranks"])]
     if short:
         raise ValueError(f"{short[0]!r} has another number of taxa than there are ranks")
-    return Taxonomy(str(content["leaf"]), tuple(content["ranks"]), lineage, dict(content.get("common", {})))
+    return Taxonomy(str(content["leaf"]), tuple(content["ranks"]), lineage, dict(content["common"]))
 
 
-def folder_taxonomy(paths: dict[str, Sequence[str]], leaf: str) -> Taxonomy:
-    """The taxonomy of labels in folders: {label: (outer folder, inner folder, ...)}; ranks "folder 1", "folder 2", ...
+def folder_taxonomy(paths: Mapping[str, Sequence[str]], leaf: str) -> Taxonomy:
+    """Return the taxonomy of labels in folders, {label: (outer folder, inner folder, ...)}.
 
-    Raises `UserError` without any label.
+    The ranks are "folder 1", "folder 2", ... Raises `UserError` without any label.
     """
     if not paths:
         raise UserError("a taxonomy needs at least one label; the source gave none.")

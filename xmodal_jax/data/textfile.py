@@ -1,6 +1,8 @@
 """Text that files hold or can hold.
 
-Files are read as UTF-8, with or without a byte order mark; of another encoding it says which, and what to run."""
+Files are read as UTF-8, with or without a byte order mark; the error for another encoding names it, and the
+command that converts the file.
+"""
 
 import hashlib
 import json
@@ -13,20 +15,20 @@ from xmodal_jax.errors import UserError
 
 
 def wide_encoding(data: bytes) -> str:
-    """The name of a UTF-16 or UTF-32 that `data` begins in, as `iconv` writes it; "" for any other beginning."""
+    """Return the name, as `iconv` writes it, of the UTF-16 or UTF-32 that `data` begins in; "" for any other text."""
     found = json.detect_encoding(data) if any(data) else ""  # zeros alone tell nothing
     return found.upper().replace("-LE", "LE").replace("-BE", "BE") if found.startswith(("utf-16", "utf-32")) else ""
 
 
 def refuse_wide(data: bytes, path: os.PathLike | str) -> None:
-    """Raise `UserError` with the command that converts it where `data`, the start of a file, is UTF-16 or UTF-32."""
+    """Raise `UserError` with the command that converts the file if `data`, its start, is UTF-16 or UTF-32."""
     name = wide_encoding(data)
     if name:
         raise UserError(f"{path} is {name} text and must be UTF-8; convert it: {_command(path, name)}")
 
 
 def not_utf8(path: os.PathLike | str, where: str) -> UserError:
-    """The error of a file that has bytes that are not UTF-8; `where` says which."""
+    """Return the error for a file with bytes that are not UTF-8; `where` tells which."""
     return UserError(
         f"{path} is not UTF-8 text ({where}); convert it from its own encoding, such as Windows-1252 "
         f"(Latin-1): {_command(path, 'WINDOWS-1252')}"
@@ -34,12 +36,13 @@ def not_utf8(path: os.PathLike | str, where: str) -> UserError:
 
 
 def _command(path: os.PathLike | str, encoding: str) -> str:
+    """Return the command that converts a file from an encoding."""
     path = pathlib.Path(path)
     return f"iconv -f {encoding} -t UTF-8 {shlex.quote(str(path))} > {shlex.quote(f'{path.stem}-utf8{path.suffix}')}"
 
 
 def read_text(path: os.PathLike | str, lenient: bool = False) -> str:
-    """The text of a UTF-8 file with "\\n" as its line ends; `lenient` puts U+FFFD for bytes that are not UTF-8.
+    """Return the text of a UTF-8 file with "\\n" as its line ends; `lenient` puts U+FFFD for bytes that are not UTF-8.
 
     Raises `UserError` for UTF-16, UTF-32 and, unless `lenient`, any other encoding, with the command that converts it.
     """
@@ -54,13 +57,16 @@ def read_text(path: os.PathLike | str, lenient: bool = False) -> str:
 
 
 def read_lines(path: os.PathLike | str, lenient: bool = False) -> list[str]:
-    """All lines of a text file, empty ones too: the n-th belongs to the n-th of something. Raises as `read_text`."""
+    """Return all lines of a text file, empty ones too, since the n-th belongs to the n-th of something else.
+
+    Raises `UserError` as `read_text`.
+    """
     lines = read_text(path, lenient).split("\n")
     return lines[:-1] if lines[-1] == "" else lines
 
 
 def read_json(path: os.PathLike | str) -> Any:
-    """The content of a JSON file. Raises `UserError` for another encoding or what is no JSON."""
+    """Return the content of a JSON file. Raises `UserError` for another encoding and for content that is not JSON."""
     try:
         return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:  # RecursionError: brackets in brackets, a thousand deep
@@ -68,7 +74,7 @@ def read_json(path: os.PathLike | str) -> Any:
 
 
 def mended(text: str) -> str:
-    """`text` with U+FFFD for each half of a surrogate pair, such as of an emoji cut in two: UTF-8 cannot hold one."""
+    """Return `text` with U+FFFD for each half of a surrogate pair, such as an emoji cut in two: UTF-8 has none."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -77,5 +83,5 @@ def mended(text: str) -> str:
 
 
 def hashed(text: str) -> str:
-    """SHA-256 of any text, also of one with half a surrogate pair."""
+    """Return the SHA-256 of any text, even one with half a surrogate pair."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,4 +1,4 @@
-"""Prepared data -> batches.
+"""Training batches from a prepared data set.
 
 A training example is a pure function of (seed, its number): rows are shuffled anew each epoch, a global batch is
 `batch_size` consecutive examples of that endless sequence, and each process takes a contiguous part of it. So one
@@ -17,7 +17,7 @@ import numpy as np
 from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.image import CorruptImage
 from xmodal_jax.data.readers import Row, Specs, readers_of
-from xmodal_jax.data.records import CorruptRecord, KeptRecords, Room
+from xmodal_jax.data.records import CorruptRecord, Room
 from xmodal_jax.data.split import Arrays, Split, multi_hot
 from xmodal_jax.data.text import cut
 from xmodal_jax.errors import UserError
@@ -27,26 +27,27 @@ log = logging.getLogger(__name__)
 
 BAD_SHARE = 0.01
 NAMED_SKIPS = 10
-SAMPLED = 2000  # records whose captions say how many are cut
+SAMPLED = 2000  # records whose captions `TrainDataset.cut` measures
 
 
 class BadRows:
-    """Counts the rows of a split that cannot be read, and stops the run when they are over 1 %."""
+    """Counter of the rows of a split that cannot be read; it stops the run when they are over 1 %."""
 
     def __init__(self, total: int, where: str):
-        self.total, self.where, self.rows = total, where, set()
+        self.total, self.where = total, where
+        self.rows: set[int] = set()
         self._lock = threading.Lock()
 
     def add(self, row: int, why: Exception) -> None:
-        """Note one unreadable row; the first ten are named in the log. Raises `UserError` over the limit."""
+        """Count one unreadable row; the first ten are named in the log. Raises `UserError` over the limit."""
         with self._lock:
             if row not in self.rows and len(self.rows) < NAMED_SKIPS:
                 log.warning("unreadable row %d of %s replaced by the next one: %s", row, self.where, why)
             self.rows.add(row)
         if len(self.rows) > BAD_SHARE * self.total:
             raise UserError(
-                f"{len(self.rows)} of {self.total} rows of {self.where} cannot be read (row {row}: {why}), more than 1 %: "
-                f"copy or prepare the data set again."
+                f"{len(self.rows)} of {self.total} rows of {self.where} cannot be read (row {row}: {why}), "
+                "more than 1 %: copy or prepare the data set again."
             )
 
 
@@ -71,24 +72,23 @@ class TrainDataset:
             raise UserError(f"config.data.positives is 'labels', and {split.folder} has none; write 'record'")
         self.split, self.batch_size, self.complete = split, batch_size, complete
         self.bad = BadRows(len(split), f"split {split.name!r}")
-        room = Room(int(split.cfg.keep_gb * 1e9))
-        split.caches = [KeptRecords(cache, room) for cache in split.caches]
+        split.keep_rows(Room(int(split.cfg.keep_gb * 1e9)))
         self.readers = readers_of(split, specs)
         self._teacher = split.embeddings() if split.cfg.embeddings else None
         rows = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat(None)
-        self.examples = rows.random_map(self._example)
+        self.examples: Any = rows.random_map(self._example)  # an endless sequence of Arrays
 
     @property
     def steps_per_epoch(self) -> float:
-        """Batches in which every record comes once."""
+        """Number of batches in which every record comes once."""
         return len(self.split) / self.batch_size
 
     def batch_at(self, number: int, process: int = 0, count: int = 1) -> Arrays:
-        """The part of global batch `number` that belongs to `process` of `count`; fields as in `types.Batch`."""
+        """Return the part of global batch `number` that belongs to `process` of `count`; fields as in `types.Batch`."""
         return self.batch_from(number * self.batch_size, process, count)
 
     def batch_from(self, first: int, process: int = 0, count: int = 1) -> Arrays:
-        """`batch_at` of the global batch that begins with example `first` of the endless sequence."""
+        """Return the part, as in `batch_at`, of the global batch that begins with example `first`."""
         if self.batch_size % count != 0:
             raise UserError(f"batch_size {self.batch_size} must be a multiple of the {count} processes.")
         size = self.batch_size // count
@@ -101,12 +101,16 @@ class TrainDataset:
             self.split.activity.done()
 
     def cut(self) -> dict[str, dict[str, float]]:
-        """How many captions each encoder of words cuts (`text.cut`), counted on up to 2,000 records all over the split."""
-        captions = []
+        """Measure how many captions each encoder of words cuts (`text.cut`), on up to 2,000 records of the split."""
+        captions: list[str] = []
         for row in np.linspace(0, len(self.split) - 1, min(len(self.split), SAMPLED)).astype(int):
             captions += self.split.captions(int(row))
         reads = {reader.own.encoder: reader for reader in self.readers.values() if reader.worded}
-        return {name: cut(reader.spec.tokenizer, captions, reader.ids(captions)) for name, reader in reads.items()}
+        return {
+            name: cut(reader.spec.tokenizer, captions, reader.ids(captions))
+            for name, reader in reads.items()
+            if reader.spec.tokenizer is not None
+        }
 
     def close(self) -> None:
         """Close all files."""
@@ -115,7 +119,7 @@ class TrainDataset:
             self._teacher.close()
 
     def _example(self, row: int, rng: np.random.Generator) -> Arrays:
-        """One example of a row, or of the next one that can be read."""
+        """Return one example of a row, or of the next row that can be read."""
         for offset in range(len(self.split)):
             number = (int(row) + offset) % len(self.split)
             try:
@@ -125,16 +129,17 @@ class TrainDataset:
                 continue
             if fields is not None:
                 return fields
+        required = ", ".join(name for name, own in self.split.cfg.fields.items() if own.required)
         raise UserError(
-            f"{self.split.cfg.path}: no record of split {self.split.name!r} has all required fields "
-            f"({', '.join(name for name, own in self.split.cfg.fields.items() if own.required)}; views {self.split.views}, "
-            f"languages {self.split.cfg.languages}); write others in config.data."
+            f"{self.split.cfg.path}: no record of split {self.split.name!r} has all required fields ({required}; "
+            f"views {self.split.views}, languages {self.split.cfg.languages}); write others in config.data."
         )
 
     def _fields(self, number: int, rng: np.random.Generator) -> Arrays | None:
-        """The fields of a row, None where it lacks one that is required.
+        """Return the fields of a row, None if it lacks one that is required.
 
-        First each field's choice is drawn, then each is read, and views of others come last: a field more changes none before.
+        Each field's choice is drawn first, then each is read, and fields that are views of others come last, so that
+        adding a field changes the draws of none before it.
         """
         row, table = Row(self.split, number), self.split.cfg.fields
         chosen = {name: self.readers[name].choose(row, rng) for name, own in table.items() if not own.of}
@@ -151,23 +156,24 @@ class TrainDataset:
         return fields | self._stored(number, chosen)
 
     def _row(self, number: int) -> Arrays:
-        """What a batch has of a whole row."""
-        row = np.int32(number)
-        fields = {"id": row if self.split.cfg.positives == "record" else self.split.label_key(number), "index": row}
+        """Return the fields of a batch that belong to a whole row."""
+        row = np.asarray(number, np.int32)
+        key = row if self.split.cfg.positives == "record" else np.asarray(self.split.label_key(number))
+        fields = {"id": key, "index": row}
         names = self.split.card.label_names
         return fields | ({"labels": multi_hot([self.split.labels(number)], len(names))[0]} if names else {})
 
     def _field(self, name: str, row: Row, choice: Any, rng: np.random.Generator) -> Arrays:
-        """One field of a row, and what is said of it; zeros where it is missing."""
+        """Return one field of a row and its attributes (types.py); zeros if it is missing."""
         reader, own = self.readers[name], self.split.cfg.fields[name]
         there = choice is not None
         fields = {name: reader.read(row, choice, rng) if there else reader.empty()}
         if reader.keyed:
-            fields[f"{name}/key"] = np.int32(reader.key(row, choice) if there else NEVER)
-        return fields if own.required else fields | {f"{name}/valid": np.bool_(there)}
+            fields[f"{name}/key"] = np.asarray(reader.key(row, choice) if there else NEVER, np.int32)
+        return fields if own.required else fields | {f"{name}/valid": np.asarray(there)}
 
     def _stored(self, number: int, chosen: dict[str, Any]) -> Arrays:
-        """The stored embeddings of what was chosen, zeros where a field is missing."""
+        """Return the stored embeddings of the chosen inputs, zeros for a missing field."""
         if self._teacher is None:
             return {}
         self.split.activity.note("reading row", number, f"embeddings {self.split.cfg.embeddings!r}")
@@ -186,11 +192,15 @@ def train_dataset(
     batch_size: int,
     complete: Callable[[Arrays], Arrays] = lambda batch: batch,
 ) -> TrainDataset:
-    """Training batches as a pure function of their number.
+    """Open a split for training: batches are a pure function of their number.
 
-    Each example is one record: of every field of `cfg.fields` a random view or caption (of `cfg.languages`), as its reader
-    reads it for training (`specs`: what the encoders take), and what the table of types.py says of it. A record without a field that is required is replaced by
-    the next; so is one that cannot be read, and over 1 % of those raise `UserError`, as do the faults of `Split`. `id` is the
-    row or, with `cfg.positives` "labels", what its labels make. `complete` adds fields to a whole batch.
+    Each example is one record: of every field of `cfg.fields` a random view or caption (in `cfg.languages`), as its
+    reader reads it for training, with the attributes in the table of types.py. A record that lacks a required field is
+    replaced by the next one. So is one that cannot be read; over 1 % of those raise `UserError`, as do the faults of
+    `Split`. `id` is the row or, with `cfg.positives` "labels", the number of its set of labels.
+
+    Args:
+      specs: the inputs of the encoders, by encoder.
+      complete: adds fields to a whole batch.
     """
     return TrainDataset(Split(data_dir, split, cfg), specs, seed, batch_size, complete)

@@ -1,18 +1,19 @@
-"""Host batches -> sharded device arrays, one step ahead of the computation."""
+"""Move host batches to sharded device arrays, one step ahead of the computation."""
 
 import collections
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Sharding
 
+from xmodal_jax.data.loader import Loader
 from xmodal_jax.types import Batch
 
 
-def to_device(batch: dict[str, np.ndarray], sharding: Any) -> Batch:
-    """This process's rows of each field -> global arrays.
+def to_device(batch: dict[str, np.ndarray], sharding: Sharding | dict[str, Sharding]) -> Batch:
+    """Return global arrays made of this process's rows of each field.
 
     `sharding` is one `jax.sharding.Sharding` for all fields or a dict with one per field; a batch's leading axis is the
     global batch, of which every process passes its own contiguous part. The copy is asynchronous.
@@ -24,18 +25,17 @@ def to_device(batch: dict[str, np.ndarray], sharding: Any) -> Batch:
 class Prefetch(contextlib.AbstractContextManager):
     """Device batches of a loader, `depth` of them in flight, so that copies overlap with the step.
 
-    `cursor` counts the examples handed out, not those in flight: it is what a checkpoint stores. `wait_seconds` is the
-    loader's stall meter, `bad_rows` its count of unreadable rows. Closing it closes the loader.
+    `cursor` counts the examples handed out, not those in flight: a checkpoint stores it. Closing it closes the loader.
     """
 
-    def __init__(self, loader: Any, sharding: Any, depth: int = 2):
+    def __init__(self, loader: Loader, sharding: Sharding | dict[str, Sharding], depth: int = 2):
         self.loader, self.sharding, self.depth = loader, sharding, depth
         self.cursor = loader.cursor
         self._ready: collections.deque[Batch] = collections.deque()
 
     @property
     def wait_seconds(self) -> float:
-        """Time spent waiting for the loader so far."""
+        """Seconds spent waiting for the loader so far."""
         return self.loader.wait_seconds
 
     @property
@@ -53,6 +53,7 @@ class Prefetch(contextlib.AbstractContextManager):
         return self._ready.popleft()
 
     def _copied(self, batch: dict[str, np.ndarray]) -> Batch:
+        """Start the copy of a batch to the devices."""
         watch = self.loader.watch
         watch.begin()
         watch.activity.note("copying to the devices the batch before example", self.loader.cursor)
@@ -67,5 +68,5 @@ class Prefetch(contextlib.AbstractContextManager):
         self._ready.clear()
         self.loader.close()
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()

@@ -1,4 +1,4 @@
-"""A run, or what a config starts from, as a teacher: its embeddings of all inputs of a data set, kept beside it."""
+"""Use a run, or the weights that a config starts from, as a teacher: store its embeddings of a data set's inputs."""
 
 import contextlib
 import dataclasses
@@ -36,7 +36,7 @@ DTYPES = ("float32", "float16")
 
 
 def encoders(assembly: Assembly, params: Params, name: str) -> "Encoders":
-    """The encoders and heads of a run as plain functions, of the first field of each medium."""
+    """Return the encoders and heads of a run as plain functions, one for the first field of each medium."""
     embedder, config = Embedder(assembly.model, params), assembly.config
     fields = {
         own.medium: field
@@ -53,7 +53,7 @@ def encoders(assembly: Assembly, params: Params, name: str) -> "Encoders":
 
 
 def encoder_of(embedder: Embedder, encoder: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Inputs of an encoder [b,...] -> embeddings [b,E]."""
+    """Return a function from inputs of an encoder [b,...] to embeddings [b,E]."""
     return lambda rows: embedder.rows(encoder, rows, keep_tokens=False).embed
 
 
@@ -68,9 +68,10 @@ def embed_data(
 ) -> Card:
     """Write the embeddings of the data set at `data_dir` under `name`: all its views, the config's languages.
 
-    `teacher` says in words whose they are. Raises UserError, besides what `write_embeddings` does, for a data set
-    without the languages or the feature caches that the towers read.
+    `teacher` describes in words whose they are. Raises UserError, besides the cases of `write_embeddings`, for a data
+    set without the languages or the feature caches that the towers read.
     """
+    data_dir = pathlib.Path(data_dir)
     data = dataclasses.replace(assembly.config.data, path=str(data_dir), views=(), embeddings="")
     refuse_other_caches(assembly, Card.load(data_dir))
 
@@ -83,23 +84,24 @@ def embed_data(
 
 def refuse_other_caches(assembly: Assembly, card: Card) -> None:
     """Refuse feature caches of another tower or picture size than those the image head was made for."""
-    for name, cache in zip(assembly.config.data.features, assembly.caches, strict=True):
+    features, caches = assembly.config.data.features, assembly.caches
+    for name, cache in zip(features, caches, strict=False):  # a run may not say which towers made its caches
         entry = card.feature(name)
         if (entry["tower"], entry["size"]) != (cache["tower"], cache["size"]):
             raise UserError(
-                f"features '{name}' of data set '{card.name}' are of {entry['tower']} at {entry['size']} px, and the teacher "
-                f"reads {cache['tower']} at {cache['size']} px; write them with `xmodal data features` under another name "
-                "and name that one in config.data.features"
+                f"features '{name}' of data set '{card.name}' are of {entry['tower']} at {entry['size']} px, and the "
+                f"teacher reads {cache['tower']} at {cache['size']} px; write them with `xmodal data features` under "
+                "another name and name that one in config.data.features"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoders:
-    """A frozen teacher: who it is, and plain functions from blocks of one size to embeddings [b,E].
+    """A frozen teacher: its name, and plain functions from blocks of one size to embeddings [b,E].
 
-    `encode`: of each medium, a function of what the field's reader gives for evaluation, stacked: uint8 [b,H,W,3], tokens
-    float16 [b,N,D], ids int32 [b,L]. `fields`: the field that reads each medium. `weights` changes when any weight does,
-    `reads` says what the towers are given.
+    `encode` maps each medium to a function of the inputs that the field's reader gives for evaluation, stacked: uint8
+    [b,H,W,3], tokens float16 [b,N,D], ids int32 [b,L]. `fields` maps each medium to the field that reads it. `weights`
+    changes when any weight does; `reads` describes the inputs of the towers.
     """
 
     name: str
@@ -118,12 +120,14 @@ def write_embeddings(
     batch: int = 64,
     dtype: str = "float32",
 ) -> Card:
-    """Encode every picture and, in the languages of the splits' config, every caption; returns the new card.
+    """Encode every picture and, in the languages of the splits' config, every caption; return the new card.
 
-    `open_split` opens the split of a name and its readers, as the teacher's config says. Pictures are encoded as evaluation
-    reads them, whole and not mirrored. Finished splits are kept when it is
-    interrupted and not encoded again. Raises `UserError` if the name is taken by another teacher, if a record cannot be
-    read and if an embedding is not finite. The card changes last, in one step.
+    `open_split` opens the split of a name and its readers by the teacher's config. Pictures are encoded as evaluation
+    reads them, whole and not mirrored. Splits finished before an interruption are kept and not encoded again. The card
+    changes last, in one step.
+
+    Raises `UserError` if the name is taken by another teacher, if a record cannot be read and if an embedding is
+    not finite.
     """
     data_dir = pathlib.Path(data_dir)
     refuse_misfit(data_dir, name, batch, dtype)
@@ -150,7 +154,7 @@ def write_embeddings(
 
 
 def refuse_misfit(data_dir: os.PathLike | str, name: str, batch: int, dtype: str = "float32") -> None:
-    """Raise `UserError` for what can be seen to be wrong before a teacher is loaded: data set, name, batch, dtype."""
+    """Refuse a wrong data set, name, batch or dtype before a teacher is loaded."""
     Card.load(data_dir)
     if batch < 1:
         raise UserError(f"the batch is {batch}; write 1 or more")
@@ -160,7 +164,7 @@ def refuse_misfit(data_dir: os.PathLike | str, name: str, batch: int, dtype: str
 
 
 def _plan(teacher: Encoders, views: Sequence[str], languages: Sequence[str], dtype: str) -> dict[str, Any]:
-    """What the embeddings are made of: anything else under the same name is refused."""
+    """Describe how the embeddings are made; others under the same name are refused."""
     own = {field: getattr(teacher, field) for field in ("name", "weights", "reads", "width")}
     said = {
         "views": list(views) if PICTURES in teacher.encode else [],
@@ -170,6 +174,7 @@ def _plan(teacher: Encoders, views: Sequence[str], languages: Sequence[str], dty
 
 
 def _write(writer: RecordWriter, rows: list[dict[str, Any]]) -> None:
+    """Write rows to the records of a split."""
     for row in rows:
         writer.write(pack(row))
 
@@ -177,7 +182,7 @@ def _write(writer: RecordWriter, rows: list[dict[str, Any]]) -> None:
 def _rows(
     source: Split, readers: dict[str, Reader], teacher: Encoders, batch: int, dtype: str
 ) -> Iterator[list[dict[str, Any]]]:
-    """The rows of a split, `batch` records at a time: their inputs of a medium fill blocks of one compiled shape."""
+    """Yield the rows of a split, `batch` records at a time; a medium's inputs fill blocks of one compiled shape."""
     for first in range(0, len(source), batch):
         numbers = range(first, min(first + batch, len(source)))
         rows: list[dict[str, Any]] = [{"width": teacher.width} for _ in numbers]
@@ -191,19 +196,20 @@ def _rows(
 
 
 def _read(reader: Reader, row: Row) -> dict[str, list[np.ndarray]]:
-    """The inputs of a record, by view or language."""
+    """Read the inputs of a record, by view or language."""
     try:
         return reader.stored_inputs(row)
     except (CorruptRecord, CorruptImage) as error:
         raise UserError(
-            f"row {row.number} of split {row.split.name!r} cannot be read ({error}); copy or prepare the data set again."
+            f"row {row.number} of split {row.split.name!r} cannot be read ({error}); "
+            "copy or prepare the data set again."
         ) from error
 
 
 def _encoded(
     items: list[np.ndarray], encode: Callable[[np.ndarray], np.ndarray], batch: int, width: int, dtype: str
 ) -> list[bytes]:
-    """The bytes of the embedding of each item; the last block is filled with copies of its last item."""
+    """Return the bytes of each item's embedding; the last block is padded with copies of its last item."""
     done = []
     for start in range(0, len(items), batch):
         block = items[start : start + batch]

@@ -1,4 +1,4 @@
-"""Files that are in no data set -> what the encoders of a run take."""
+"""Read files of no data set into inputs of a run's encoders."""
 
 import os
 import pathlib
@@ -13,11 +13,12 @@ from xmodal_jax.errors import UserError
 
 
 def read_files(assembly: Assembly, field: str, paths: Sequence[str | os.PathLike]) -> np.ndarray:
-    """Files -> the inputs [n,...] of a field, by its reader: of pictures uint8 [n,S,S,3], or float16 [n,N,D] with `features`.
+    """Read files into the inputs [n,...] of a field: of pictures uint8 [n,S,S,3], or float16 [n,N,D] with `features`.
 
-    An encoder of cached tokens takes those of the frozen tower behind each cache, at that cache's size. Raises UserError
-    naming the file that is missing or cannot be read, and where the frozen tower of a cache is not known here (features that
-    another program computed can only be read from the data set).
+    An encoder of cached tokens takes those of the frozen tower behind each cache, at that cache's size.
+
+    Raises UserError naming the file that is missing or cannot be read, and if the frozen tower of a cache is not known
+    here (features that another program computed can only be read from the data set).
     """
     own, files = assembly.config.data.fields[field], [pathlib.Path(path) for path in paths]
     spec, reader = assembly.specs[own.encoder], reader_classes({field: own})[field]
@@ -27,14 +28,15 @@ def read_files(assembly: Assembly, field: str, paths: Sequence[str | os.PathLike
 
 
 def _towers(assembly: Assembly) -> list[tuple[Callable[[np.ndarray], np.ndarray], int]]:
-    """The frozen tower behind each feature cache of a run, and the size of its pictures in pixels."""
+    """Load the frozen tower behind each feature cache of a run, with the size of its pictures in pixels."""
     if not assembly.caches:
         raise UserError(
-            "run.json does not say which frozen towers made its feature caches; run `xmodal train` on that --workdir again"
+            "run.json does not say which frozen towers made its feature caches; "
+            "run `xmodal train` on that --workdir again"
         )
     return [(tower_encoder(cache["tower"]), cache["size"]) for cache in assembly.caches]
 
 
 def _tokens(encode: Callable[[np.ndarray], np.ndarray], size: int, files: Sequence[pathlib.Path]) -> np.ndarray:
-    """float16 [n,N,D] of one frozen tower, as `data.features.write_features` stores them."""
+    """Compute float16 tokens [n,N,D] of one frozen tower, as `data.features.write_features` stores them."""
     return encode(np.stack([picture_of_file(path, size) for path in files])).astype(np.float16)

@@ -1,0 +1,1 @@
+"""Evaluate runs: retrieval, re-ranking, hash codes, zero-shot classification and captions."""

@@ -1,8 +1,8 @@
-"""Caption quality as the COCO tool measures it: corpus BLEU, CIDEr, and a tokenizer close to its Penn Treebank one.
+"""Measure caption quality as the COCO tool does: corpus BLEU, CIDEr, and a tokenizer close to its Penn Treebank one.
 
 The tool runs Stanford's PTBTokenizer in Java and drops punctuation; `tokenize` does the same with one regular
 expression, without Java. Scores agree with pycocoevalcap on equal tokens. Scripts that write no spaces between words
-count by letter, where the tool would take a whole sentence for one word.
+count by letter; the tool would take a whole sentence for one word.
 """
 
 import collections
@@ -11,6 +11,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -42,12 +43,17 @@ ASCII_TOKEN = re.compile(TOKEN, re.VERBOSE | re.ASCII)
 
 @functools.cache
 def _foreign_token() -> re.Pattern[str]:
-    """A token whose words may have combining marks."""
+    """Return the pattern of a token whose words may have combining marks."""
     return re.compile(TOKEN.replace(r"\w", rf"[\w{marks()}{JOINERS}]"), re.VERBOSE)
 
 
 def tokenize(caption: str) -> list[str]:
-    """Lower-case Penn Treebank tokens without punctuation: "The dog's ball, isn't it?" -> the dog 's ball is n't it."""
+    """Split a caption into lower-case Penn Treebank tokens without punctuation.
+
+    Examples:
+      >>> " ".join(tokenize("The dog's ball, isn't it?"))
+      "the dog 's ball is n't it"
+    """
     tokens, caption = [], normal_caption(caption).translate(TYPOGRAPHY)
     pattern = ASCII_TOKEN if caption.isascii() else _foreign_token()
     for token in pattern.findall(spaced(caption)):
@@ -57,41 +63,44 @@ def tokenize(caption: str) -> list[str]:
 
 
 def is_foreign_punctuation(token: str) -> bool:
-    """Whether a token is punctuation of other scripts, such as a Chinese full stop, or what is left of a symbol."""
+    """Return True for punctuation of other scripts, such as a Chinese full stop, or the remains of a symbol."""
     return not token.isascii() and all(unicodedata.category(char)[0] in "PM" for char in token)
 
 
 def ngrams(tokens: Sequence[str], order: int = 4) -> list[Ngrams]:
-    """Counts of the 1-grams .. `order`-grams of a caption, one counter per length."""
+    """Count the 1-grams .. `order`-grams of a caption, one counter per length."""
     return [
         collections.Counter(tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1))
         for size in range(1, order + 1)
     ]
 
 
-def _refuse_bad_captions(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+def _refuse_bad_captions(candidates: Sequence[Any], references: Sequence[Sequence[Any]]) -> None:
+    """Refuse no captions, lists that do not match, and a caption without a reference."""
     if len(candidates) == 0:
         raise UserError("There are no captions to score; generate some first.")
     if len(candidates) != len(references):
         raise UserError(
-            f"There are {len(candidates)} captions and {len(references)} lists of references; write one list per caption."
+            f"There are {len(candidates)} captions and {len(references)} lists of references; "
+            "write one list per caption."
         )
     bare = [i for i, captions in enumerate(references) if not captions]
     if bare:
-        raise UserError(f"Caption {bare[:1]} has no reference; leave it out or give it one.")
+        raise UserError(f"Caption {bare[0]} has no reference; leave it out or give it one.")
 
 
 def bleu(
     candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]], order: int = 4
 ) -> list[float]:
-    """Corpus BLEU-1 .. BLEU-`order` (Papineni et al., 2002), each between 0 and 1.
+    """Compute corpus BLEU-1 .. BLEU-`order` (Papineni et al., 2002), each between 0 and 1.
 
-    n-gram matches are clipped by the largest count in any one reference and summed over the corpus before dividing;
-    the brevity penalty uses each caption's reference of the closest length (the shorter one of two).
+    n-gram matches are clipped by the largest count in any one reference and summed over the corpus before dividing; the
+    brevity penalty uses each caption's reference of the closest length (the shorter one of two).
 
     Args:
       candidates: tokens of one caption per image.
       references: tokens of the true captions of each image.
+      order: length of the longest n-grams.
 
     Raises:
       UserError: nothing to score, or lists that do not match.
@@ -116,7 +125,7 @@ def bleu(
 
 
 def _idf(references: Sequence[Sequence[list[Ngrams]]]) -> dict[tuple, float]:
-    """log(images / images whose references hold the n-gram), of every n-gram of the references."""
+    """Return log(images / images whose references hold the n-gram), of every n-gram of the references."""
     seen = collections.Counter()
     for truths in references:
         seen.update({gram for truth in truths for counts in truth for gram in counts})
@@ -124,13 +133,13 @@ def _idf(references: Sequence[Sequence[list[Ngrams]]]) -> dict[tuple, float]:
 
 
 def _weigh(counts: list[Ngrams], idf: dict[tuple, float], unseen: float) -> tuple[list[dict], list[float]]:
-    """TF-IDF vectors per n-gram length, and their norms."""
+    """Return TF-IDF vectors per n-gram length, and their norms."""
     vectors = [{gram: count * idf.get(gram, unseen) for gram, count in of_length.items()} for of_length in counts]
     return vectors, [math.sqrt(sum(value * value for value in vector.values())) for vector in vectors]
 
 
 def _similarity(caption: tuple[list[dict], list[float]], truth: tuple[list[dict], list[float]]) -> float:
-    """Mean over n of the clipped cosine: repeating an n-gram more often than the reference gains nothing."""
+    """Average the clipped cosine over n: repeating an n-gram more often than the reference gains nothing."""
     cosines = []
     for mine, my_norm, theirs, their_norm in zip(*caption, *truth, strict=True):
         shared = sum(min(value, theirs[gram]) * theirs[gram] for gram, value in mine.items() if gram in theirs)
@@ -144,12 +153,14 @@ def cider(
     order: int = 4,
     sigma: float = 6.0,
 ) -> tuple[float, np.ndarray]:
-    """CIDEr-D (Vedantam et al., 2015) with the factor 10 of the COCO tool; papers print 100 times this.
+    """Compute CIDEr-D (Vedantam et al., 2015) with the factor 10 of the COCO tool; papers print 100 times this.
 
     The n-gram weights come from these references, so the score of one image alone is 0 (every idf is log 1).
 
     Args:
-      candidates, references: tokens, as in `bleu`.
+      candidates: tokens, as in `bleu`.
+      references: tokens, as in `bleu`.
+      order: length of the longest n-grams.
       sigma: width in bigrams of the penalty exp(-(length difference)^2 / 2 sigma^2).
 
     Returns:
@@ -174,10 +185,15 @@ def cider(
 
 
 def caption_scores(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """{"BLEU-4" (0 to 1), "CIDEr" (COCO tool's scale)} of raw captions: one per image against its true ones.
+    """Score raw captions, one per image against its true ones: {"BLEU-4" (0 to 1), "CIDEr" (COCO tool's scale)}.
 
     Raises:
       UserError: nothing to score, or lists that do not match.
+
+    Examples:
+      >>> found = caption_scores(["A dog runs.", "Two cats on a mat."], [["A dog runs fast."], ["Two cats on a mat!"]])
+      >>> {name: round(value, 2) for name, value in found.items()}
+      {'BLEU-4': 0.88, 'CIDEr': 7.88}
     """
     _refuse_bad_captions(candidates, references)
     captions = [tokenize(caption) for caption in candidates]

@@ -1,4 +1,4 @@
-"""Captions for picture files, or for a whole split with their scores against the true ones."""
+"""Write captions for picture files, or for a whole split with their scores against the true ones."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ BLOCK = 32  # pictures encoded and captioned together
 
 
 def refuse_uncaptioned(params: Params, beam: int) -> None:
-    """Raise UserError for a run without a decoder or an impossible beam, before any picture is read."""
+    """Refuse a run without a decoder or an impossible beam, before any picture is read."""
     if "decoder" not in params:
         raise UserError("this run has no captioning decoder; train it with the objective 'lm' in its config")
     if beam < 1:
@@ -29,17 +29,23 @@ def refuse_uncaptioned(params: Params, beam: int) -> None:
 
 
 def decoded_pair(config: Config) -> tuple[str, str]:
-    """The fields whose encoders the decoder reads and writes with: the first of each encoder of `config.fusion.pair`."""
-    return tuple(config.data.fields_of(encoder)[0] for encoder in config.fusion.pair)
+    """Return the fields that the decoder reads and writes: the first of each encoder of `config.fusion.pair`."""
+    read, written = (config.data.fields_of(encoder)[0] for encoder in config.fusion.pair)
+    return read, written
 
 
 def caption_files(assembly: Assembly, params: Params, paths: Sequence[str | os.PathLike], beam: int = 3) -> list[str]:
-    """One caption per picture file. Raises UserError for a run without a decoder and an unreadable file, by name."""
+    """Write one caption per picture file.
+
+    Raises UserError for a run without a decoder and, by name, for an unreadable file.
+    """
     refuse_uncaptioned(params, beam)
     embedder, captions = Embedder(assembly.model, params), []
     for start in range(0, len(paths), BLOCK):
         inputs = read_files(assembly, decoded_pair(assembly.config)[0], paths[start : start + BLOCK])
-        captions += write_captions(assembly, params, embedder.rows(assembly.config.fusion.pair[0], inputs).tokens, beam)
+        tokens = embedder.rows(assembly.config.fusion.pair[0], inputs).tokens
+        assert tokens is not None, "rows keep their tokens unless told otherwise"
+        captions += write_captions(assembly, params, tokens, beam)
     return captions
 
 
@@ -55,8 +61,8 @@ def caption_split(
     """Caption the first `limit` (0: all) pictures of a split, in its first view.
 
     Returns:
-      rows {"key", "caption", "references": the true captions}, and {"BLEU-4" (0 to 1), "CIDEr" (COCO tool's scale)}; where
-      the data set has a taxonomy also the shares of captions that name a label and a right one (`naming_accuracy`).
+      Rows {"key", "caption", "references": the true captions}, and {"BLEU-4" (0 to 1), "CIDEr" (COCO tool's scale)}; if
+        the data set has a taxonomy also the shares of captions that name a label and a right one (`naming_accuracy`).
 
     Raises:
       UserError: a run without a decoder, a negative limit, a split that is not there, records that the run was trained
@@ -80,11 +86,13 @@ def caption_split(
 
 
 def caption_records(embedder: Embedder, assembly: Assembly, found: EvalSplit, count: int, beam: int) -> list[str]:
-    """Captions of the first `count` pictures of an opened split; tokens live for one block only."""
+    """Caption the first `count` pictures of an opened split; tokens live for one block only."""
     captions: list[str] = []
     for block in found.left.blocks(min(BLOCK, count)):
         embedder.poll()
-        real = embedder.rows(found.left.encoder, block[found.left.field]).tokens[block["id"] >= 0]
+        tokens = embedder.rows(found.left.encoder, block[found.left.field]).tokens
+        assert tokens is not None, "rows keep their tokens unless told otherwise"
+        real = tokens[block["id"] >= 0]
         captions += write_captions(assembly, embedder.params, real[: count - len(captions)], beam)
         if len(captions) == count:
             break

@@ -1,6 +1,6 @@
-"""The tables of hash codes: recall, precision, curves and MAP at every length of the code, chance beside all of them."""
+"""Tabulate hash codes: recall, precision, curves and MAP at every length of the code, each beside chance."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,55 +14,58 @@ from xmodal_jax.search.writer import as_int8
 PRECISION_AT = (1, 10, 50, 100, 500)
 DIRECTIONS = ("i2t", "t2i")
 
+Pair = tuple[np.ndarray, np.ndarray]  # queries and gallery
+
 
 def all_tables(
     image: Embedded, text: Embedded, split: EvalSplit, lengths: Sequence[int], gallery: hashing.Labelled | None = None
 ) -> dict[str, Any]:
-    """The tables of the whole codes, and under "nested" {bits: the same} those of the shorter `lengths`, the first bits.
+    """Tabulate the whole codes and, under "nested" {bits: tables}, the first bits of the shorter `lengths`.
 
-    Tables are "codes", "relaxed" (the cosine of codes before their signs are taken; none of a head that gives signs),
-    where the split has labels "labels" and "label_curves", and for all lengths once "int8": that of the embeddings
-    where the gallery is kept in a quarter of the bytes, as an index keeps it; queries stay float32. `gallery`: what is
-    asked for a shared label in place of the split itself.
+    Tables are "codes", "relaxed" (the cosine of codes before their signs are taken; absent for a head that gives
+    signs), "labels" and "label_curves" if the split has labels, and "int8" once for all lengths: the embeddings with a
+    gallery in a quarter of the bytes, as an index keeps it, and float32 queries.
+
+    `gallery` holds the items that queries rank by shared labels, instead of the split itself.
     """
     *short, whole = lengths
     tables = tables_of(image, text, split, whole, gallery) | {"int8": int8_table(image.embed, text.embed, split)}
-    return tables | (
-        {"nested": {str(bits): tables_of(image, text, split, bits, gallery) for bits in short}} if short else {}
-    )
+    nested = {str(bits): tables_of(image, text, split, bits, gallery) for bits in short}
+    return tables | ({"nested": nested} if nested else {})
 
 
 def cosine_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[str, Any]:
-    """Retrieval by embeddings [n,E] and [M,E] in both directions: `retrieval.summary`."""
+    """Summarise retrieval by embeddings [n,E] and [M,E] in both directions (`retrieval.summary`)."""
     return _two_ways((image, text), (text, image), split)
 
 
 def int8_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[str, Any]:
-    """`cosine_table` where what is searched, text or images, is int8 on disk (`store.as_int8`), and what asks is not."""
-    kept = [unit_rows(as_int8(unit_rows(side))) for side in (text, image)]
-    return _two_ways((image, kept[0]), (text, kept[1]), split)
+    """Summarise retrieval as `cosine_table` does, with int8 galleries (`writer.as_int8`) and float32 queries."""
+    texts, images = (unit_rows(as_int8(unit_rows(side))) for side in (text, image))
+    return _two_ways((image, texts), (text, images), split)
 
 
-def _two_ways(to_text: tuple, to_image: tuple, split: EvalSplit) -> dict[str, Any]:
-    """The summary of (query, gallery) of each direction."""
-    ks, ways = fitting_recall(split), zip((to_text, to_image), retrieval.positives(split), strict=True)
-    return retrieval.summary(*(retrieval.recall(*way, right, ks) for way, right in ways))
+def _two_ways(to_text: Pair, to_image: Pair, split: EvalSplit) -> dict[str, Any]:
+    """Summarise retrieval from the (query, gallery) of each direction."""
+    ks, (texts, images) = fitting_recall(split), retrieval.positives(split)
+    return retrieval.summary(retrieval.recall(*to_text, texts, ks), retrieval.recall(*to_image, images, ks))
 
 
 def fitting_recall(split: EvalSplit) -> tuple[int, ...]:
-    """The k of R@k that both galleries have."""
+    """Return the k of R@k that both galleries can have."""
     return tuple(k for k in (1, 5, 10) if k <= min(len(split.left), len(split.right)))
 
 
 def tables_of(
     image: Embedded, text: Embedded, split: EvalSplit, bits: int, gallery: hashing.Labelled | None = None
 ) -> dict[str, Any]:
-    """The tables of the first `bits` bits."""
-    sides = image.codes[:, :bits], text.codes[:, :bits]
-    tables = {"codes": codes_table(*sides, split) | {"float_bytes": 4 * image.embed.shape[1]}}
+    """Tabulate the first `bits` bits."""
+    assert image.codes is not None and text.codes is not None, "the model has a hash head"
+    one, two = image.codes[:, :bits], text.codes[:, :bits]
+    tables = {"codes": codes_table(one, two, split) | {"float_bytes": 4 * image.embed.shape[1]}}
     # a head that gives signs has nothing before them
-    if not all(np.isin(np.abs(side), (0, 1)).all() for side in sides):
-        tables["relaxed"] = cosine_table(*map(unit_rows, sides), split)
+    if not all(np.isin(np.abs(side), (0, 1)).all() for side in (one, two)):
+        tables["relaxed"] = cosine_table(unit_rows(one), unit_rows(two), split)
     if split.labels is None or not split.labels.any():
         return tables
     asked = labelled(image, text, split).first(bits)
@@ -70,16 +73,18 @@ def tables_of(
 
 
 def labelled(image: Embedded, text: Embedded, split: EvalSplit) -> hashing.Labelled:
-    """The codes of a split with its labels."""
-    return hashing.Labelled(image.codes, text.codes, *(split.labels[side.owner] for side in (split.left, split.right)))
+    """Return the codes of a split with its labels."""
+    assert image.codes is not None and text.codes is not None and split.labels is not None, "codes are asked for labels"
+    return hashing.Labelled(image.codes, text.codes, split.labels[split.left.owner], split.labels[split.right.owner])
 
 
 def label_tables(asked: hashing.Labelled, gallery: hashing.Labelled) -> dict[str, Any]:
-    """MAP and precision ("labels") and curves ("label_curves") of what shares a label with the queries, both directions."""
+    """Tabulate MAP and precision ("labels") and curves ("label_curves") by shared labels, in both directions."""
     smaller = min(len(gallery.image), len(gallery.text))
-    table, drawn = hashing.label_table(asked, gallery, min(50, smaller)), {}
-    for side, (*rows, ours, theirs) in asked.ways(gallery).items():
-        counted = curves.counts(*rows, curves.by_labels(ours, theirs))
+    table: dict[str, dict[str, Any]] = hashing.label_table(asked, gallery, min(50, smaller))
+    drawn = {}
+    for side, (queries, items, ours, theirs) in asked.ways(gallery).items():
+        counted = curves.counts(queries, items, curves.by_labels(ours, theirs))
         table[side] |= curves.precision_at(counted, fitting_precision(smaller))
         table[side] |= {"P random": curves.chance_precision(counted)}
         drawn[side] = curves.curve(counted)
@@ -87,23 +92,24 @@ def label_tables(asked: hashing.Labelled, gallery: hashing.Labelled) -> dict[str
 
 
 def fitting_precision(smaller: int) -> tuple[int, ...]:
-    """The N of P@N that galleries of at least `smaller` rows have."""
+    """Return the N of P@N that galleries of at least `smaller` rows can have."""
     return tuple(n for n in PRECISION_AT if n <= smaller)
 
 
 def codes_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[str, Any]:
-    """Retrieval of the very pair by Hamming distance over the signs of codes [n,K] and [M,K], in both directions.
+    """Tabulate retrieval of the very pair by Hamming distance over the signs of codes [n,K] and [M,K], both directions.
 
     Returns:
-      `retrieval.summary` with "bits", "bytes" of an item, and for each direction "optimistic" and "pessimistic" recall (ties
-      all won, all lost), "chance" recall, "precision" {"P@N", "P random"} and "curves"; and "alike" of the worse side (`alike`).
+      `retrieval.summary` with "bits", "bytes" of an item, and for each direction "optimistic" and "pessimistic" recall
+        (ties all won, all lost), "chance" recall, "precision" {"P@N", "P random"} and "curves"; and "alike" of the
+        worse side (`alike`).
     """
     ks = fitting_recall(split)
     positives = retrieval.positives(split)
     pairs = list(zip(DIRECTIONS, ((image, text), (text, image)), positives, strict=True))
     found = {side: hashing.hamming_places(*pair, right) for side, pair, right in pairs}
 
-    def recall(of):
+    def recall(of: Callable[[retrieval.Places], retrieval.Places]) -> dict[str, dict[str, float]]:
         return {side: retrieval.recall_of_places(of(place), ks) for side, place in found.items()}
 
     table = retrieval.summary(**recall(lambda place: place))
@@ -112,7 +118,7 @@ def codes_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[s
     counted = {side: curves.counts(*pair, curves.by_positives(right, len(pair[1]))) for side, pair, right in pairs}
     ns = fitting_precision(min(len(split.left), len(split.right)))
 
-    def precision(own):
+    def precision(own: curves.Counts) -> dict[str, float]:
         return curves.precision_at(own, ns) | {"P random": curves.chance_precision(own)}
 
     table |= {"precision": {side: precision(own) for side, own in counted.items()}}
@@ -121,9 +127,9 @@ def codes_table(image: np.ndarray, text: np.ndarray, split: EvalSplit) -> dict[s
 
 
 def alike(values: np.ndarray) -> float:
-    """How much the signs of codes [n,K] are one code: the mean square of the bits' means, 1 where all are equal.
+    """Measure how nearly the signs of codes [n,K] are one code: mean square of the bits' means, 1 if all are equal.
 
-    Without bias: 0 is what n random codes are expected to have, however few they are; 0 of a single one.
+    The estimate has no bias: n random codes are expected to give 0, however few they are. A single code gives 0.
     """
     count, means = len(values), np.where(values > 0, 1.0, -1.0).mean(axis=0)
     return float((count * np.square(means).mean() - 1) / (count - 1)) if count > 1 else 0.0

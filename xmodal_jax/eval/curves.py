@@ -1,10 +1,10 @@
-"""What a search by Hamming distance returns: precision@N and precision-recall curves, exact whatever the ties.
+"""Compute precision@N and precision-recall curves of a search by Hamming distance, exact whatever the ties.
 
-All is counted from two histograms of each query, gallery items and relevant ones at each distance 0..K. A curve's points
-are the sets within a radius r, which no tie can change. precision@N is the expectation over random orders of equal
-distances: of a distance with n items, r of them relevant, that is cut after j of n, j r / n count.
+Everything is counted from two histograms of each query: gallery items and relevant ones at each distance 0..K. A
+curve's points are the sets within a radius r, which no tie can change. precision@N is the expectation over random
+orders of equal distances: a distance with n items, r of them relevant, that is cut after j of n counts j r / n.
 
-All means are over the queries that have anything relevant in the gallery, as that of MAP is.
+All means are over the queries that have anything relevant in the gallery, as for MAP.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ from xmodal_jax.eval import retrieval
 from xmodal_jax.search import codes
 
 BLOCK = 1 << 22  # distances, or places of histograms, of one block of queries
-POINTS = 33  # at most so many radii in a curve
+POINTS = 33  # the most radii of a curve
 Relevant = Callable[[slice], np.ndarray]  # rows of queries -> bool [b,m]
 
 
@@ -28,7 +28,7 @@ class Counts(NamedTuple):
     right: np.ndarray
 
     def kept(self) -> Iterator["Counts"]:
-        """The queries that have anything relevant, a block at a time. Raises UserError where none has."""
+        """Yield blocks of the queries that have anything relevant. Raises UserError if none has."""
         kept = np.flatnonzero(self.right.any(axis=1))
         if len(kept) == 0:
             raise UserError("No query has anything relevant in the gallery, so its tables mean nothing.")
@@ -39,7 +39,7 @@ class Counts(NamedTuple):
 
 
 def by_positives(positives: np.ndarray, gallery: int) -> Relevant:
-    """Relevance from rows of the gallery, int [n,P] padded with -1."""
+    """Define relevance by rows of the gallery, int [n,P] padded with -1."""
 
     def rows(block: slice) -> np.ndarray:
         own = positives[block]
@@ -51,12 +51,12 @@ def by_positives(positives: np.ndarray, gallery: int) -> Relevant:
 
 
 def by_labels(query: np.ndarray, gallery: np.ndarray) -> Relevant:
-    """Relevance from multi-hot labels [n,C] and [m,C]: a label in common."""
+    """Define relevance by multi-hot labels [n,C] and [m,C]: a label in common."""
     return lambda block: query[block] @ gallery.T > 0
 
 
 def counts(query: np.ndarray, gallery: np.ndarray, relevant: Relevant, chunk: int | None = None) -> Counts:
-    """The histograms of hash values query [n,K] and gallery [m,K] of any real type, signs taken here.
+    """Count the histograms of hash values query [n,K] and gallery [m,K] of any real type; signs are taken here.
 
     Raises:
       UserError: an empty side, different lengths, K not a multiple of 8, values that are not numbers.
@@ -65,7 +65,8 @@ def counts(query: np.ndarray, gallery: np.ndarray, relevant: Relevant, chunk: in
         raise UserError("There is nothing to evaluate: a side has no codes.")
     if query.shape[1] != gallery.shape[1]:
         raise UserError(
-            f"The query codes have {query.shape[1]} bits and the gallery's {gallery.shape[1]}; make both with one model."
+            f"The query codes have {query.shape[1]} bits and the gallery's {gallery.shape[1]}; "
+            "make both with one model."
         )
     asked, rows = (codes.unpack(codes.pack(side)).astype(np.float32) for side in (query, gallery))
     bits, size, found = asked.shape[1], chunk or max(1, BLOCK // len(rows)), []
@@ -75,7 +76,7 @@ def counts(query: np.ndarray, gallery: np.ndarray, relevant: Relevant, chunk: in
         place = (distance + np.arange(len(distance))[:, None] * (bits + 1)).ravel()
         shape, right = (len(distance), bits + 1), relevant(block).ravel()
 
-        def histogram(x, shape=shape):
+        def histogram(x: np.ndarray, shape: tuple[int, int] = shape) -> np.ndarray:
             return np.bincount(x, minlength=shape[0] * shape[1]).reshape(shape).astype(np.int32)
 
         found.append([histogram(place), histogram(place[right])])
@@ -83,14 +84,15 @@ def counts(query: np.ndarray, gallery: np.ndarray, relevant: Relevant, chunk: in
 
 
 def precision_at(found: Counts, ns: Sequence[int]) -> dict[str, float]:
-    """{"P@N": mean over queries of the share of relevant items among the first N, expected over ties}.
+    """Compute {"P@N": mean over queries of the share of relevant items among the first N, expected over ties}.
 
     Raises UserError for an N outside the gallery.
     """
     gallery = int(found.items[0].sum())
     if not all(1 <= n <= gallery for n in ns):
         raise UserError(
-            f"P@N with N = {', '.join(map(str, ns))} does not fit a gallery of {gallery}; write N between 1 and {gallery}."
+            f"P@N with N = {', '.join(map(str, ns))} does not fit a gallery of {gallery}; "
+            f"write N between 1 and {gallery}."
         )
     sums, queries = np.zeros(len(ns)), 0
     for part in found.kept():
@@ -102,15 +104,15 @@ def precision_at(found: Counts, ns: Sequence[int]) -> dict[str, float]:
 
 
 def chance_precision(found: Counts) -> float:
-    """The share of relevant items, mean over queries: P@N of a random order for any N, and its precision anywhere."""
+    """Average the share of relevant items over queries: P@N of a random order for any N."""
     shares = [part.right.sum(1) / part.items.sum(1) for part in found.kept()]
     return float(np.concatenate(shares).mean())
 
 
 def curve(found: Counts, points: int = POINTS) -> dict[str, list[Any]]:
-    """Precision and recall of the sets within radius r: {"radius", "precision", "recall"}, evenly spaced radii 0..K.
+    """Compute precision and recall within radius r: {"radius", "precision", "recall"}, evenly spaced radii 0..K.
 
-    Precision is the mean over those of the queries that find anything within r, None where none does.
+    Precision is the mean over the queries that find anything within r, None if none does.
     """
     radii = np.unique(np.linspace(0, found.items.shape[1] - 1, points).round().astype(int))
     recall, precision, finding, queries = np.zeros(len(radii)), np.zeros(len(radii)), np.zeros(len(radii)), 0
@@ -125,9 +127,7 @@ def curve(found: Counts, points: int = POINTS) -> dict[str, list[Any]]:
 
 
 def random_recall(positives: np.ndarray, gallery: int, ks: Sequence[int]) -> dict[str, float]:
-    """{"R@k"} in percent of a random order of the gallery, every right answer counted: positives [n,P] padded with -1."""
+    """Compute {"R@k"} in percent of a random order of the gallery, for positives [n,P] padded with -1."""
     right = (np.asarray(positives) >= 0).sum(1)
-    found = retrieval.Places(
-        np.zeros_like(right), np.full_like(right, gallery), right
-    )  # as of codes that are all alike
+    found = retrieval.Places(np.zeros_like(right), np.full_like(right, gallery), right)  # as if all codes were alike
     return {f"R@{k}": 100.0 * float(np.mean(found.hits(k))) for k in ks}

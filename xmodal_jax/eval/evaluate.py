@@ -1,4 +1,4 @@
-"""The evaluation of a run: retrieval by embeddings, re-ranked by ITM, by codes, and MAP where there are labels."""
+"""Evaluate a run: retrieval by embeddings, re-ranked by ITM, by codes, and MAP if there are labels."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -11,11 +11,13 @@ from xmodal_jax.assemble import Assembly
 from xmodal_jax.checks import refuse_few_pictures, refuse_unfit_evaluation
 from xmodal_jax.config import EvalConfig
 from xmodal_jax.data.card import Card, ceiling
+from xmodal_jax.data.columns import Texts
 from xmodal_jax.data.evaluation import EvalSplit, eval_split
 from xmodal_jax.data.readers import has_views
 from xmodal_jax.data.split import Split
 from xmodal_jax.data.text import cut
-from xmodal_jax.encode.embed import Embedded, Embedder, PairScorer
+from xmodal_jax.encode.apply import apply
+from xmodal_jax.encode.embed import Embedded, Embedder, PairScorer, scorer_of
 from xmodal_jax.encode.token_cache import token_caches
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval import code_tables, folds, rerank, retrieval
@@ -24,12 +26,12 @@ from xmodal_jax.origin import refuse_trained
 from xmodal_jax.search.numpy_engine import unit_rows
 from xmodal_jax.types import Params
 
-TRAIN_RECORDS = 1000  # of the training split, for choosing the weight of the ITM score
+TRAIN_RECORDS = 1000  # of the training split, to choose the weight of the ITM score on
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Weights of a run and how to encode with them."""
+    """Weights of a run, and how to encode and open splits with them."""
 
     assembly: Assembly
     params: Params
@@ -37,11 +39,14 @@ class Evaluator:
 
     @property
     def embedder(self) -> Embedder:
-        """Both encoders."""
+        """The encoders on these weights."""
         return Embedder(self.assembly.model, self.params, self.poll, token_caches(self.assembly, self.params, False))
 
-    def views(self, name: str, pair: tuple[str, str] = ()) -> tuple[str, ...]:
-        """The views of a split that the config evaluates a pair of fields in (default: its first); ("",) of a pair without any."""
+    def views(self, name: str, pair: tuple[str, str] | None = None) -> tuple[str, ...]:
+        """Return the views of a split that the config evaluates a pair of fields in; ("",) for a pair without views.
+
+        `pair` defaults to the config's first, and the config's views to the first of the split.
+        """
         data, pair = self.assembly.config.eval_data, pair or self.assembly.config.eval.pairs[0]
         refuse_unfit_evaluation(self.assembly.config, Card.load(data.path))
         if not any(has_views(data.fields, field) for field in pair):
@@ -52,8 +57,11 @@ class Evaluator:
             raise UserError(f"config.eval.pairs has {pair}, and the data set '{data.path}' has no pictures")
         return split.views
 
-    def open(self, name: str, view: str, right: str = "", pair: tuple[str, str] = ()) -> EvalSplit:
-        """One view of a split, of a pair of fields (default: the config's first); see `config.eval.relevance`."""
+    def open(self, name: str, view: str, right: str = "", pair: tuple[str, str] | None = None) -> EvalSplit:
+        """Open one view of a split for a pair of fields (default: the config's first).
+
+        `right` overrides `config.eval.relevance`.
+        """
         config = self.assembly.config
         pair = pair or config.eval.pairs[0]
         found = eval_split(config.data.path, name, self.assembly.specs, config.eval_data, view, pair)
@@ -69,16 +77,21 @@ def evaluate(
     poll: Callable[[], None] = lambda: None,
     allow_trained: bool = False,
 ) -> dict[str, Any]:
-    """All tables of one split.
+    """Compute all tables of one split.
 
-    `quick` leaves re-ranking, codes, labels and all pairs but the first out (for use while training). `say` hears what is
-    under way; `poll` is called before every block that is encoded, and what it raises ends the evaluation. Records that the run
-    was trained on are refused unless `allow_trained` (`origin.refuse_trained`).
+    Args:
+      assembly: the run.
+      params: its weights.
+      split: name of the split (default: the config's).
+      quick: leave out re-ranking, codes, labels and all pairs but the first (for use while training).
+      say: hears what is under way.
+      poll: called before each block that is encoded; an exception it raises aborts the evaluation.
+      allow_trained: evaluate even records that the run was trained on (`origin.refuse_trained`).
 
     Returns:
-      {"split", "data", "languages", "rerank_score", "weight", "relevance", "gallery", "rerank": the lengths asked for, "folds": (how
-      many, of how many records)} and the tables of `pair_tables` of the first of `config.eval.pairs`; under "pairs" those of
-      the others, {"depth-text": tables}.
+      {"split", "data", "languages", "rerank_score", "weight", "relevance", "gallery", "rerank": the lengths asked for,
+        "folds": (how many, of how many records)} and the tables of `pair_tables` of the first of `config.eval.pairs`;
+        under "pairs" those of the others, {"depth-text": tables}.
     """
     config = assembly.config
     split = split or config.data.eval_split
@@ -95,25 +108,27 @@ def evaluate(
 
 
 class _Work:
-    """One evaluation: the encoders, how pairs are scored, and which tables are made."""
+    """One evaluation: the encoders, the way pairs are scored, and the choice of tables."""
 
-    def __init__(self, evaluator: Evaluator, split: str, quick: bool, say: Callable[[str], None]):
+    def __init__(self, evaluator: Evaluator, split: str, quick: bool, say: Callable[[str], None]) -> None:
         self.evaluator, self.split, self.quick, self.say = evaluator, split, quick, say
         config, params = evaluator.assembly.config, evaluator.params
         self.embedder = evaluator.embedder
-        encoders = tuple(config.data.fields[field].encoder for field in config.eval.pairs[0])
-        scored = config.scorer.part in params and config.scorer.serves(encoders, config.fusion.pair)
+        one, two = config.eval.pairs[0]
+        encoders = config.data.fields[one].encoder, config.data.fields[two].encoder
+        scorer, (left, right) = scorer_of(config), config.fusion.pair
+        scored = scorer.part in params and scorer.serves(encoders, (left, right))
         self.ks = tuple(config.eval.rerank) if scored and not quick else ()
         add = self.ks and config.eval.rerank_score == "add"
         self.weight = ensure_weight(evaluator, self.embedder, say) if add else 1.0
 
     def pair_tables(self, pair: tuple[str, str]) -> dict[str, Any]:
-        """The tables of one pair of fields.
+        """Compute the tables of one pair of fields.
 
         Returns:
-          {"pair", "records", "captions": inputs of the second field, "cut" (`text.cut`, where it has words), "views": {view:
-          `view_tables`}, "mean": the mean over the views; with several views of the same records also "ensemble"
-          (`averaged`)}.
+          {"pair", "records", "captions": inputs of the second field, "cut" (`text.cut`, if it has words), "views":
+            {view: `view_tables`}, "mean": the mean over the views; with several views of the same records also
+            "ensemble" (`averaged`)}.
         """
         config, embedder = self.evaluator.assembly.config, self.embedder
         size, first = config.eval.batch_size, pair == config.eval.pairs[0]
@@ -127,7 +142,7 @@ class _Work:
                 refuse_few_pictures(config.eval, self.split, len(found.keys))
             self.say(f"encoding {len(found.left)} x {pair[0]} ({view}) and {len(found.right)} x {pair[1]}")
             left = embedder.side(found.left, size, bool(ks))
-            if right is None or words is None or words != found.right.words:  # records without a view are left out
+            if right is None or words is None or words != found.right.words:  # a view leaves out records that lack it
                 right, words = embedder.side(found.right, size, bool(ks)), found.right.words
             keys.append(found.keys)
             asked = gallery and gallery.of(view)
@@ -139,41 +154,42 @@ class _Work:
         result = {"pair": list(pair), "records": len(found.keys), "captions": len(found.right)}
         result |= {"views": tables, "mean": mean_tables(list(tables.values()))} | self._cut(found)
         if len(lefts) > 1 and has_views(config.data.fields, pair[0]) and all(own == keys[0] for own in keys):
+            assert right is not None, "a split has a view"
             result["ensemble"] = code_tables.cosine_table(averaged(lefts), right.embed, found)
         return result
 
     def _ranking(self, left: Embedded, right: Embedded, ks: Sequence[int]) -> "Ranking":
-        """How the inputs of one view are ranked."""
+        """Return the way to rank the inputs of one view."""
         own = self.evaluator
         score = PairScorer(own.assembly.model, own.params, left, right) if ks else None
         return Ranking(own.assembly.config.eval, score, ks, self.weight, self.say)
 
     def _cut(self, found: EvalSplit) -> dict[str, Any]:
-        """How many texts lose their end."""
+        """Count the texts that lose their end."""
         side = found.right if found.right.words is not None else found.left
-        if side.words is None:
+        if side.words is None or side.ids is None:
             return {}
         tokenizer = self.evaluator.assembly.tokenizers[side.encoder]
         return {"cut": cut(tokenizer, side.words, side.ids) | {"encoder": side.encoder}}
 
 
 class Gallery:
-    """What codes are asked for a shared label: all records of the splits `config.eval.gallery`, one after the other."""
+    """Codes that queries rank by shared labels: all records of the splits `config.eval.gallery`, in their order."""
 
-    def __init__(self, evaluator: Evaluator, embedder: Embedder, say: Callable[[str], None]):
+    def __init__(self, evaluator: Evaluator, embedder: Embedder, say: Callable[[str], None]) -> None:
         self.evaluator, self.embedder, self.say = evaluator, embedder, say
-        self._texts: dict[str, tuple[Sequence[str], Embedded]] = {}  # of each split, encoded for the view before
+        self._texts: dict[str, tuple[Texts | None, Embedded]] = {}  # by split, as encoded for the last view
 
     def of(self, view: str) -> Labelled | None:
-        """Codes and labels with the pictures of one view; None without a gallery."""
+        """Return codes and labels with the pictures of one view; None without a gallery."""
         parts = [self._split(name, view) for name in self.evaluator.assembly.config.eval.gallery]
         return Labelled(*map(np.concatenate, zip(*parts, strict=True))) if parts else None
 
     def _split(self, name: str, view: str) -> Labelled:
+        """Encode one split of the gallery, its texts once for all views that share them."""
         found, size = self.evaluator.open(name, view), self.evaluator.assembly.config.eval.batch_size
-        self.say(
-            f"encoding the gallery {name}: {len(found.left)} x {found.pair[0]} ({view}) and {len(found.right)} x {found.pair[1]}"
-        )
+        sides = f"{len(found.left)} x {found.pair[0]} ({view}) and {len(found.right)} x {found.pair[1]}"
+        self.say(f"encoding the gallery {name}: {sides}")
         words, text = self._texts.get(name, (None, None))
         if text is None or words is None or words != found.right.words:
             text = self.embedder.side(found.right, size)
@@ -182,15 +198,15 @@ class Gallery:
 
 
 def averaged(views: Sequence[np.ndarray]) -> np.ndarray:
-    """The mean over views of unit embeddings [n,E], of unit length as each of them is.
+    """Average unit embeddings [n,E] over views, and normalise the mean.
 
-    The mean of two that disagree is short: its picture would be further from every caption than the others.
+    The mean of two that disagree is short: unnormalised, its picture would be further from every caption than others.
     """
     return unit_rows(np.mean(views, axis=0))
 
 
 def best_possible(split: EvalSplit) -> dict[str, Any]:
-    """The best `retrieval.summary` that any model can reach where own captions alone are right (`card.ceiling`)."""
+    """Compute the best `retrieval.summary` that any model reaches if own captions alone are right (`card.ceiling`)."""
     best = ceiling(split.right.owner, split.right.numbers, code_tables.fitting_recall(split))
     return retrieval.summary(best["i2t"], best["t2i"])
 
@@ -204,10 +220,11 @@ def view_tables(
     quick: bool,
     gallery: Labelled | None = None,
 ) -> dict[str, Any]:
-    """The tables of one view: "itc", "rerank" {k: summary}, "ceiling" (see `Ranking.tables`), those of
-    `code_tables.all_tables`, "folds", and "languages" {code: tables of a fold} where captions are in several.
+    """Compute the tables of one view.
 
-    `gallery`: what codes are asked for a shared label (`Gallery.of`).
+    These are "itc", "rerank" {k: summary}, "ceiling" (see `Ranking.tables`), those of `code_tables.all_tables`,
+    "folds", and "languages" {code: tables of a fold} if captions are in several. `gallery` holds the codes that queries
+    rank by shared labels (`Gallery.of`).
     """
     config = assembly.config.eval
     tables = rank.tables(split, left, right, rank.score)
@@ -228,7 +245,7 @@ def view_tables(
 
 @dataclass(frozen=True)
 class Ranking:
-    """How pictures and captions are ranked: by embeddings, and the `ks` best again by the pairs' `score` (None: not)."""
+    """A way to rank pictures and captions: by embeddings, and the `ks` best again by the pairs' `score` (None: not)."""
 
     config: EvalConfig
     score: PairScorer | None
@@ -237,7 +254,7 @@ class Ranking:
     say: Callable[[str], None]
 
     def tables(self, split: EvalSplit, image: Embedded, text: Embedded, score: rerank.Score | None) -> dict[str, Any]:
-        """ "itc", "rerank" where pairs are scored, and "ceiling" where own captions alone are right; see `evaluate`."""
+        """Compute "itc", "rerank" if pairs are scored, and "ceiling" if own captions alone are right."""
         tables: dict[str, Any] = {"itc": code_tables.cosine_table(image.embed, text.embed, split)}
         if split.own and split.right.words is not None:
             tables["ceiling"] = best_possible(split)
@@ -250,51 +267,47 @@ class Ranking:
         return tables | {"rerank": rerank.rerank(score, image.embed, text.embed, *positives, ks, *how)}
 
     def fold_tables(self, fold: folds.Fold, image: Embedded, text: Embedded) -> dict[str, Any]:
-        """The same of one fold, and "codes" where there are any."""
+        """Compute the tables of one fold, with "codes" if there are any."""
         tables = self.tables(fold.split, image, text, self.score and folds.FoldScorer(self.score, fold))
-        return (
-            tables
-            if image.codes is None
-            else tables | {"codes": code_tables.codes_table(image.codes, text.codes, fold.split)}
-        )
+        if image.codes is None or text.codes is None:
+            return tables
+        return tables | {"codes": code_tables.codes_table(image.codes, text.codes, fold.split)}
 
 
 def mean_tables(tables: list[Any]) -> Any:
-    """The mean of tables, number by number; texts stay. What some of them lack (a key, or None) is the mean of the others."""
+    """Average tables number by number; texts stay.
+
+    A value that some tables lack (no key, or None) is averaged over the others.
+    """
     known = [table for table in tables if table is not None]
     first = known[0] if known else None
     if isinstance(first, dict):
         keys = dict.fromkeys(key for table in known for key in table)
         return {key: mean_tables([table[key] for table in known if key in table]) for key in keys}
     if isinstance(first, list):
-        return (
-            [mean_tables(list(items)) for items in zip(*known, strict=True)]
-            if len(set(map(len, known))) == 1
-            else first
-        )
+        alike = len(set(map(len, known))) == 1
+        return [mean_tables(list(items)) for items in zip(*known, strict=True)] if alike else first
     return float(np.mean(known)) if isinstance(first, (int, float)) else first
 
 
 def ensure_weight(evaluator: Evaluator, embedder: Embedder, say: Callable[[str], None]) -> float:
-    """The weight of the ITM log-odds beside the cosine.
+    """Return the weight of the ITM log-odds beside the cosine.
 
-    `config.eval.weight` above 0 is taken as it is; 0 is the learned temperature over the hardness of ITM's negatives, which
-    makes the sum a log-posterior (see objectives/matching.py); below 0 the best on a grid, on the first records of the training split.
+    `config.eval.weight` above 0 is taken as it is. 0 stands for the learned temperature over the hardness of ITM's
+    negatives, which makes the sum a log-posterior (see objectives/matching.py); below 0 for the best on a grid, on the
+    first records of the training split.
     """
     config = evaluator.assembly.config
     if config.eval.weight > 0:
         return config.eval.weight
     if config.eval.weight == 0:
-        temperature = float(evaluator.assembly.model.apply({"params": evaluator.params}, method="temperature"))
+        temperature = float(apply(evaluator.assembly.model, evaluator.params, method="temperature"))
         return temperature / evaluator.assembly.hardness
-    origin, data = (
-        evaluator.assembly.origin,
-        config.data,
-    )  # as it was trained, whatever views and languages are evaluated
+    origin, data = evaluator.assembly.origin, config.data  # not `eval_data`: views and languages as trained
     if origin is not None and not origin.is_own(data.path):
         raise UserError(
-            f"config.eval.weight is {config.eval.weight:g}: it is chosen on the run's own training records, and {data.path} is "
-            "another data set; write a weight, or 0"
+            f"config.eval.weight is {config.eval.weight:g}: it is chosen on the run's own training records, "
+            f"and {data.path} is another data set; write a weight, or 0"
         )
     pair = config.eval.pairs[0]
     split = head(eval_split(data.path, data.split, evaluator.assembly.specs, data, pair=pair), TRAIN_RECORDS)
@@ -311,7 +324,7 @@ def ensure_weight(evaluator: Evaluator, embedder: Embedder, say: Callable[[str],
 
 
 def head(split: EvalSplit, records: int) -> EvalSplit:
-    """The first `records` of a split with one input each on both sides (the first)."""
+    """Take the first `records` of a split with one input each on both sides (the first)."""
     count = min(records, len(split.keys))
     first = [np.unique(side.owner, return_index=True)[1][:count] for side in (split.left, split.right)]
     return split.part(np.arange(count), *first)

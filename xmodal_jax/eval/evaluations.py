@@ -1,6 +1,7 @@
-"""Further evaluations of a run beside retrieval: `config.evals`. `EVALUATIONS` is the one place where a kind gets its name."""
+"""Evaluate a run by more than retrieval: `config.evals`. `EVALUATIONS` is the one place that names the kinds."""
 
 import abc
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,18 +20,19 @@ Numbers = dict[str, Any]  # numbers, or numbers by name, however deep
 
 @dataclass(frozen=True)
 class Evaluation(abc.ABC):
-    """One entry of `config.evals`: a frozen dataclass whose fields are those of the entry. Subclasses write `__call__`."""
+    """One entry of `config.evals`, a frozen dataclass whose fields are the entry's. Subclasses write `__call__`."""
 
     kind: str = ""
     training: bool = False
-    """Also at the quick evaluations of a run that trains (`config.eval.every`)."""
+    """Whether it also runs at the quick evaluations of a run that trains (`config.eval.every`)."""
 
     def check_fit(self, where: str, config: Config, card: Card, parts: frozenset[str]) -> None:
-        """Refuse what the config, the data set or the trained `parts` of the model cannot serve."""
+        """Refuse what the config, the data set or the trained `parts` of the model cannot serve (default: nothing)."""
+        return
 
     @abc.abstractmethod
     def __call__(self, evaluator: Evaluator, split: str, say: Callable[[str], None]) -> Numbers:
-        """Evaluate a split, whose records were checked to be none that the run was trained on."""
+        """Evaluate a split whose records were checked to be none that the run was trained on."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Classification(Evaluation):
         classes_of(card, None)
 
     def __call__(self, evaluator: Evaluator, split: str, say: Callable[[str], None]) -> Numbers:
-        """{measure: {"right", "chance"}} in %."""
+        """Classify the split: {measure: {"right", "chance"}} in %."""
         own = evaluator.assembly, evaluator.params
         return classify(*own, split, self.templates, self.classes, say, True, evaluator.poll)["mean"]
 
@@ -66,7 +68,7 @@ class Captioning(Evaluation):
             raise UserError(f"{where} writes captions, and no objective trains a decoder; add the objective 'lm'")
 
     def __call__(self, evaluator: Evaluator, split: str, say: Callable[[str], None]) -> Numbers:
-        """{score: value}."""
+        """Caption the split: {score: value}."""
         say("writing captions")
         own = evaluator.assembly, evaluator.params
         return caption_split(*own, split, self.limit, self.beam, True, evaluator.poll)[1]
@@ -76,7 +78,7 @@ EVALUATIONS: dict[str, type[Evaluation]] = {"classification": Classification, "c
 
 
 def build_evaluations(section: dict[str, Any]) -> dict[str, Evaluation]:
-    """`config.evals` -> {name: evaluation}. Each entry has a `kind` (default: its name) and the kind's fields.
+    """Build `config.evals`: {name: evaluation}. Each entry has a `kind` (default: its name) and the kind's fields.
 
     Raises UserError for an unknown kind or field.
     """
@@ -91,26 +93,41 @@ def build_evaluations(section: dict[str, Any]) -> dict[str, Evaluation]:
 
 
 def check_evaluations(config: Config, parts: frozenset[str]) -> None:
-    """Raise UserError for entries of `config.evals` that cannot be evaluated, before a run trains for hours."""
-    card = Card.load(config.data.path) if config.evals else None
-    for name, own in build_evaluations(config.evals).items():
+    """Refuse entries of `config.evals` that cannot be evaluated, before a run trains for hours."""
+    checked_evaluations(config, parts)
+
+
+def checked_evaluations(config: Config, parts: frozenset[str]) -> dict[str, Evaluation]:
+    """Build `config.evals`, and refuse entries that cannot be evaluated."""
+    if not config.evals:
+        return {}
+    card = Card.load(config.data.path)
+    entries = build_evaluations(config.evals)
+    for name, own in entries.items():
         own.check_fit(f"config.evals.{name}", config, card, parts)
+    return entries
 
 
-def further(evaluator: Evaluator, split: str, quick: bool, say: Callable[[str], None]) -> dict[str, Numbers]:
-    """{name: numbers} of the entries of `config.evals`, `quick`: of those for training alone."""
+checked_once = functools.lru_cache(maxsize=1)(checked_evaluations)  # of a run that evaluates again and again
+
+
+def further(evaluator: Evaluator, split: str, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """Evaluate the entries of `config.evals`, or with `quick` those for training alone: {name: numbers}.
+
+    Quick evaluations of a run check the entries once, all others anew.
+    """
     config = evaluator.assembly.config
-    check_evaluations(config, frozenset(evaluator.params))
+    entries = (checked_once if quick else checked_evaluations)(config, frozenset(evaluator.params))
     found = {}
-    for name, own in build_evaluations(config.evals).items():
+    for name, own in entries.items():
         if own.training or not quick:
             say(f"evaluating {name}")
             found[name] = numbers_of(own(evaluator, split or config.data.eval_split, say), f"config.evals.{name}")
     return found
 
 
-def numbers_of(found: Any, where: str) -> Numbers:
-    """What an evaluation gave as plain numbers. Raises UserError, which names the entry, for what is none."""
+def numbers_of(found: Any, where: str) -> Numbers | float:
+    """Convert the result of an evaluation to plain numbers. Raises UserError, naming the entry, for anything else."""
     if isinstance(found, dict):
         return {str(name): numbers_of(own, where) for name, own in found.items()}
     try:

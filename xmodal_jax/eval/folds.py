@@ -1,16 +1,16 @@
-"""Retrieval in folds: a split cut into groups of pictures, each ranked by itself, and the mean over them.
+"""Evaluate retrieval in folds: a split cut into groups of pictures, each ranked by itself, and the mean over them.
 
 COCO's "1K test" is the mean over five folds of 1,000 pictures of its 5,000 test pictures, in the order of the split.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 
-from xmodal_jax.data.evaluation import EvalSplit
-from xmodal_jax.encode.embed import Embedded
+from xmodal_jax.data.evaluation import EvalSplit, Side
+from xmodal_jax.encode.embed import Embedded, PairScorer
 from xmodal_jax.types import Array
 
 
@@ -23,30 +23,32 @@ class Fold:
     split: EvalSplit
 
     def sides(self, left: Embedded, right: Embedded) -> tuple[Embedded, Embedded]:
-        """The fold's inputs of both sides, of those of the whole split."""
+        """Select the fold's inputs from both sides of the whole split."""
         return _taken(left, self.left), _taken(right, self.right)
 
 
 def _taken(whole: Embedded, rows: np.ndarray) -> Embedded:
+    """Select rows of a side, without its tokens and mask."""
     return Embedded(**jax.tree.map(lambda x: x[rows], vars(dataclasses.replace(whole, tokens=None, mask=None))))
 
 
 def folds_of(split: EvalSplit, count: int, pictures: int) -> Iterator[Fold]:
-    """The first `count` times `pictures` records in their order; an input is in the fold of its record."""
+    """Yield the first `count` times `pictures` records in their order; an input is in the fold of its record."""
     for first in range(0, count * pictures, pictures):
         yield fold_of(split, np.arange(first, first + pictures))
 
 
 def fold_of(split: EvalSplit, records: np.ndarray) -> Fold:
-    """The fold of some records int [r]."""
+    """Return the fold of some records int [r]."""
     places = split.of_records(records)
     return Fold(*places, split.part(records, *places))
 
 
 def languages_of(split: EvalSplit) -> dict[int, Fold]:
-    """A fold for each language of the captions of a split, by its place in the card's list; none of one language alone.
+    """Return a fold for each language of a split's captions, by its place in the card's list.
 
-    A fold has the captions of its language, and the other side's inputs of the records that have any.
+    There is none if all are of one language. A fold has the captions of its language, and the other side's inputs of
+    the records that have any.
     """
     sides = [side.language for side in (split.left, split.right) if side.language is not None]
     codes = np.unique(np.concatenate(sides)) if sides else ()
@@ -54,30 +56,29 @@ def languages_of(split: EvalSplit) -> dict[int, Fold]:
 
 
 def _of_language(split: EvalSplit, code: int) -> Fold:
-    def speaks(side):
+    """Return the fold of one language."""
+
+    def speaks(side: Side) -> np.ndarray:
         return np.ones(len(side), bool) if side.language is None else side.language == code
 
-    kept = [speaks(side) for side in (split.left, split.right)]
-    owners = [side.owner[own] for side, own in zip((split.left, split.right), kept, strict=True)]
-    records = np.intersect1d(*owners)
-    places = [
-        np.flatnonzero(own & np.isin(side.owner, records))
-        for side, own in zip((split.left, split.right), kept, strict=True)
-    ]
-    return Fold(*places, split.part(records, *places))
+    left, right = speaks(split.left), speaks(split.right)
+    records = np.intersect1d(split.left.owner[left], split.right.owner[right])
+    left = np.flatnonzero(left & np.isin(split.left.owner, records))
+    right = np.flatnonzero(right & np.isin(split.right.owner, records))
+    return Fold(left, right, split.part(records, left, right))
 
 
 class FoldScorer:
-    """A pair scorer of the whole split, asked by the rows of a fold: what it keeps and has compiled serves every fold."""
+    """A pair scorer of the whole split, asked by the rows of a fold: its caches and programs serve every fold."""
 
-    def __init__(self, whole: Callable[[np.ndarray, np.ndarray], Array], fold: Fold) -> None:
+    def __init__(self, whole: PairScorer, fold: Fold) -> None:
         self.whole, self.fold = whole, fold
         self.lengths = whole.lengths[fold.right]
 
     def length_of(self, text_rows: np.ndarray) -> int:
-        """The length at which these texts of the fold are scored."""
+        """Return the length at which these texts of the fold are scored."""
         return self.whole.length_of(self.fold.right[text_rows])
 
     def __call__(self, image_rows: np.ndarray, text_rows: np.ndarray) -> Array:
-        """Log-odds of one block of the fold's pairs."""
+        """Score one block of the fold's pairs by their log-odds."""
         return self.whole(self.fold.left[image_rows].astype(np.int32), self.fold.right[text_rows].astype(np.int32))

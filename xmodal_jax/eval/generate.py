@@ -4,40 +4,45 @@ The whole prefix is decoded again at each position: captions are short, and the 
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.assemble import Assembly
+from xmodal_jax.encode.apply import apply
 from xmodal_jax.errors import UserError
+from xmodal_jax.models.crossmodal import CrossModal
 from xmodal_jax.models.layers import real_tokens
 from xmodal_jax.parallel.mesh import filled, put_like, to_host
 from xmodal_jax.types import Array, Params
 
 
-def next_log_probs(model: Any, params: Params, tokens: Array, rows: Array, ids: Array, position: Array) -> Array:
-    """Log-probabilities [b,V] of the token after `position`, for ids [b,L] that read the image tokens' `rows` [b]."""
-    hidden = model.apply({"params": params}, tokens, ids, rows, method="decode")
-    logits = model.apply({"params": params}, hidden[:, position], method="token_logits")
+def next_log_probs(model: CrossModal, params: Params, tokens: Array, rows: Array, ids: Array, position: Array) -> Array:
+    """Compute log-probabilities [b,V] of the token after `position`.
+
+    The ids [b,L] read the image tokens' `rows` [b].
+    """
+    hidden = apply(model, params, tokens, ids, rows, method="decode")
+    logits = apply(model, params, hidden[:, position], method="token_logits")
     return jax.nn.log_softmax(logits)
 
 
 def forbid(log_probs: Array, columns: tuple[int, ...], when: Array) -> Array:
-    """Log-probabilities [b,V] with some columns impossible where `when` (a boolean scalar)."""
+    """Make some columns of log-probabilities [b,V] impossible if `when` (a boolean scalar)."""
     if not columns:
         return log_probs
     return jnp.where(when, log_probs.at[:, jnp.asarray(columns)].set(-jnp.inf), log_probs)
 
 
-PASSES = 16  # the most beams that are found one after the other
+PASSES = 16  # more beams than this are found at once
 
 
 def largest(x: Array, count: int) -> tuple[Array, Array]:
-    """The `count` largest of x [n] and their places, descending; of equal ones the first.
+    """Return the `count` largest of x [n] and their places, descending; of equal ones the first.
 
-    Few of them by a pass for each: XLA (jax 0.10.2) gathers from all devices what `lax.top_k` reads, and splits these passes.
+    A small `count` takes one pass each: XLA (jax 0.10.2) gathers the input of `lax.top_k` from all devices, but splits
+    these passes.
     """
     if count > PASSES:
         return jax.lax.top_k(x, count)
@@ -52,7 +57,7 @@ def largest(x: Array, count: int) -> tuple[Array, Array]:
 
 @partial(jax.jit, static_argnums=(0, 3, 4, 5, 6, 7, 8))
 def beam_search(
-    model: Any,
+    model: CrossModal,
     params: Params,
     tokens: Array,
     length: int,
@@ -62,18 +67,18 @@ def beam_search(
     output_ids: tuple[int, ...],
     bridged: bool = False,
 ) -> tuple[Array, Array]:
-    """Image tokens [B,N,D] -> the best ids [B,L] and their mean log-probability [B] (Li et al. 2022: beam 3).
+    """Search the best ids [B,L] for image tokens [B,N,D], with their mean log-probability [B] (Li et al. 2022: beam 3).
 
-    `special` is (start id, [SEP] id, ids never written...); `bridged` says that the captioner was trained to read through the
-    bridge. Finished captions keep their score and add padding. Under `vmap` each picture has a search of its own: what its
-    beams read is on its device.
+    `special` is (start id, [SEP] id, ids never written...); `bridged` says that the captioner was trained to read
+    through the bridge. Finished captions keep their score and add padding. Under `vmap` each picture has a search of
+    its own, whose beams read only data on the picture's device.
     """
-    tokens = model.apply({"params": params}, tokens, method="bridged_tokens") if bridged else tokens
+    tokens = apply(model, params, tokens, method="bridged_tokens") if bridged else tokens
     return jax.vmap(lambda own: _search(model, params, own, length, beam, min_length, special, output_ids))(tokens)
 
 
 def _search(
-    model: Any,
+    model: CrossModal,
     params: Params,
     tokens: Array,
     length: int,
@@ -82,7 +87,7 @@ def _search(
     special: tuple[int, ...],
     output_ids: tuple[int, ...],
 ) -> tuple[Array, Array]:
-    """`beam_search` for one picture: tokens [N,D] -> ids [L] and their mean log-probability."""
+    """Run `beam_search` for one picture: tokens [N,D] -> ids [L] and their mean log-probability."""
     tokens = tokens[None]
     bos, sep, *never = special
     table = np.asarray(output_ids or range(model.config.asking.vocab_size), np.int32)
@@ -110,13 +115,13 @@ def _search(
     return ids[best], mean[best]
 
 
-BLOCK = 32  # pictures whose captions are written at once; fewer are not padded to it
+BLOCK = 32  # the most pictures whose captions are written at once
 
 
 def write_captions(
     assembly: Assembly, params: Params, tokens: np.ndarray, beam: int = 3, min_length: int = 1
 ) -> list[str]:
-    """Captions of image tokens [n,N,D], in blocks of one compiled shape.
+    """Write captions of image tokens [n,N,D], in blocks of one compiled shape.
 
     A block is split over the devices that have the parameters. Raises UserError when the run has no decoder (its config
     has no `lm` objective).

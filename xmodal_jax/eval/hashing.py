@@ -1,9 +1,9 @@
-"""Hash codes under test: MAP with shared labels, its value for random codes, and recall by Hamming distance.
+"""Evaluate hash codes: MAP with shared labels, its value for random codes, and recall by Hamming distance.
 
-Hamming distances take K + 1 values, so most ranks are ties. Average precision here is its exact expectation over
-random orders of equal scores (McSherry and Najork, 2008), the same rule as that of `retrieval`.
-"MAP@ALL" ranks the whole gallery; "mAP@k" cuts the ranked list at k and divides by min(k, relevant items), which is
-the textbook definition (some hashing code cuts the number of relevant items instead, and its numbers are higher).
+Hamming distances take K + 1 values, so most ranks are ties. Average precision here is its exact expectation over random
+orders of equal scores (McSherry and Najork, 2008), the same rule as that of `retrieval`. "MAP@ALL" ranks the whole
+gallery; "mAP@k" cuts the ranked list at k and divides by min(k, relevant items), which is the textbook definition (some
+hashing code cuts the number of relevant items instead, and its numbers are higher).
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from xmodal_jax.search import codes, dense
 
 
 def _runs(ordered: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Float32 [b,m] -> int32 [b,m] twice: first column of the run of equal values each entry is in, and its end."""
+    """Find the first column of each entry's run of equal values in [b,m], and the run's end: int32 [b,m] twice."""
     rows, count = ordered.shape
     column = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32)[None], ordered.shape)
     edge = jnp.ones((rows, 1), bool)
@@ -33,7 +33,7 @@ def _runs(ordered: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @jax.jit
 def expected_average_precision(scores: jax.Array, relevant: jax.Array, k: int) -> jax.Array:
-    """Average precision of the first `k` places, expected over random orders of equal scores.
+    """Compute average precision of the first `k` places, expected over random orders of equal scores.
 
     A place in a run of n equal scores with r relevant items, j places into it, after N items of which R are relevant,
     is relevant with probability r/n and then has a precision of (R + 1 + j (r-1)/(n-1)) / (N + j + 1).
@@ -60,8 +60,11 @@ def expected_average_precision(scores: jax.Array, relevant: jax.Array, k: int) -
     return jnp.where(column < k, terms, 0.0).sum(axis=1) / jnp.where(possible > 0, possible, jnp.nan)
 
 
-@jax.jit  # apart from the sort, which is so compiled once for all lengths of codes and all k
-def _scores_block(query: jax.Array, gallery: jax.Array, labels: jax.Array, gallery_labels: jax.Array):
+@jax.jit  # apart from the sort, which is then compiled once for all lengths of codes and all k
+def _scores_block(
+    query: jax.Array, gallery: jax.Array, labels: jax.Array, gallery_labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Compute scores [b,m] and relevance bool [b,m] of a block of queries."""
     return dense.inner_product(query, gallery), dense.inner_product(labels, gallery_labels) > 0
 
 
@@ -73,7 +76,7 @@ def mean_average_precision(
     k: int | None = None,
     chunk: int | None = None,
 ) -> float:
-    """MAP@ALL (or textbook mAP@k) between 0 and 1; an item is relevant when it shares at least one label.
+    """Compute MAP@ALL (or textbook mAP@k) between 0 and 1; an item is relevant if it shares at least one label.
 
     Args:
       query: [n,K] hash values ±1 (ranked by Hamming distance) or [n,E] embeddings (ranked by inner product).
@@ -108,6 +111,7 @@ def mean_average_precision(
 
 
 def _refuse_bad_labels(query: np.ndarray, labels: np.ndarray, gallery: np.ndarray, gallery_labels: np.ndarray) -> None:
+    """Refuse an empty side, rows without labels, and values that are not finite."""
     if len(query) == 0 or len(gallery) == 0:
         raise UserError("There is nothing to evaluate: the query or gallery side is empty.")
     for side, rows, multi_hot in (("query", query, labels), ("gallery", gallery, gallery_labels)):
@@ -131,7 +135,7 @@ def random_code_value(
     k: int | None = None,
     seeds: Sequence[int] = (0, 1, 2),
 ) -> float:
-    """What `mean_average_precision` says of random codes of this length, the floor of any MAP: mean over seeded draws.
+    """Compute `mean_average_precision` of random codes of this length, the floor of any MAP: mean over seeded draws.
 
     Raises:
       UserError: `bits` is not a multiple of 8, or as `mean_average_precision`.
@@ -140,8 +144,8 @@ def random_code_value(
 
     def draw(seed: int) -> float:
         rng = np.random.default_rng(seed)
-        sides = [2 * rng.integers(0, 2, (len(labels), bits)) - 1 for labels in (query_labels, gallery_labels)]
-        return mean_average_precision(*sides, query_labels, gallery_labels, k)
+        query, gallery = (2 * rng.integers(0, 2, (len(own), bits)) - 1 for own in (query_labels, gallery_labels))
+        return mean_average_precision(query, gallery, query_labels, gallery_labels, k)
 
     return float(np.mean([draw(seed) for seed in seeds]))
 
@@ -153,9 +157,10 @@ def hamming_recall(
     ks: Sequence[int] = (1, 5, 10),
     chunk: int | None = None,
 ) -> dict[str, float]:
-    """`retrieval.recall` by Hamming distance: hash values of any real type, [n,K] and [m,K], signs taken here.
+    """Compute `retrieval.recall` by Hamming distance over hash values of any real type, [n,K] and [m,K].
 
-    The inner product of ±1 codes is K - 2 x distance, an exact integer in float32, so ties are exact.
+    Signs are taken here. The inner product of ±1 codes is K minus twice the distance, an exact integer in float32, so
+    ties are exact.
     """
     retrieval.refuse_large_k(ks, len(gallery))
     return retrieval.recall_of_places(hamming_places(query, gallery, positives, chunk), ks)
@@ -164,13 +169,13 @@ def hamming_recall(
 def hamming_places(
     query: np.ndarray, gallery: np.ndarray, positives: np.ndarray, chunk: int | None = None
 ) -> retrieval.Places:
-    """`retrieval.places` by Hamming distance, arguments as in `hamming_recall`."""
-    signs = [codes.unpack(codes.pack(side)) for side in (query, gallery)]
-    return retrieval.places(*signs, positives, chunk)
+    """Compute `retrieval.places` by Hamming distance, with arguments as in `hamming_recall`."""
+    query, gallery = (codes.unpack(codes.pack(side)) for side in (query, gallery))
+    return retrieval.places(query, gallery, positives, chunk)
 
 
 class Labelled(NamedTuple):
-    """Codes of pictures [n,K] and captions [m,K], signs or what they are the signs of, and multi-hot labels [n,C], [m,C]."""
+    """Codes of pictures [n,K] and captions [m,K], signs or values before them, and multi-hot labels [n,C], [m,C]."""
 
     image: np.ndarray
     text: np.ndarray
@@ -178,16 +183,16 @@ class Labelled(NamedTuple):
     text_labels: np.ndarray
 
     def first(self, bits: int) -> "Labelled":
-        """The same with the first `bits` bits of the codes."""
+        """Keep the first `bits` bits of the codes."""
         return self._replace(image=self.image[:, :bits], text=self.text[:, :bits])
 
     def signs(self) -> "Labelled":
-        """The same with codes of -1 and 1."""
+        """Replace the codes by -1 and 1."""
         image, text = (codes.unpack(codes.pack(side)) for side in (self.image, self.text))
         return self._replace(image=image, text=text)
 
-    def ways(self, gallery: "Labelled") -> dict[str, tuple[np.ndarray, ...]]:
-        """Queries, rows of the gallery and the labels of both, for each direction."""
+    def ways(self, gallery: "Labelled") -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+        """Return queries, rows of the gallery and the labels of both, for each direction."""
         return {
             "i2t": (self.image, gallery.text, self.image_labels, gallery.text_labels),
             "t2i": (self.text, gallery.image, self.text_labels, gallery.image_labels),
@@ -195,10 +200,11 @@ class Labelled(NamedTuple):
 
 
 def label_table(asked: Labelled, gallery: Labelled, k: int = 50) -> dict[str, dict[str, float]]:
-    """MAP@ALL and mAP@k of the codes in both directions, each with the value of random codes beside it.
+    """Compute MAP@ALL and mAP@k of the codes in both directions, each with the value of random codes beside it.
 
     Args:
-      asked: the queries; gallery: what they rank, the same or a retrieval database of other records.
+      asked: the queries.
+      gallery: the items that they rank: the same, or a retrieval database of other records.
       k: cut of mAP@k; at most the smaller side of the gallery.
 
     Returns:
@@ -207,7 +213,10 @@ def label_table(asked: Labelled, gallery: Labelled, k: int = 50) -> dict[str, di
     return {name: _label_row(*side, k) for name, side in asked.signs().ways(gallery.signs()).items()}
 
 
-def _label_row(query: np.ndarray, gallery: np.ndarray, query_labels: np.ndarray, gallery_labels: np.ndarray, k: int):
+def _label_row(
+    query: np.ndarray, gallery: np.ndarray, query_labels: np.ndarray, gallery_labels: np.ndarray, k: int
+) -> dict[str, float]:
+    """Compute the row of one direction of `label_table`."""
     row = {}
     for name, cut in (("MAP@ALL", None), (f"mAP@{k}", k)):
         row[name] = mean_average_precision(query, gallery, query_labels, gallery_labels, cut)

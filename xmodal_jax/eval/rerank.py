@@ -1,10 +1,12 @@
-"""Two-stage retrieval: the contrastive embeddings shortlist, the matching head re-ranks the shortlist.
+"""Retrieve in two stages: contrastive embeddings make a shortlist, and the matching head re-ranks it.
 
-ALBEF (Li et al., 2021) lets the matching score replace the contrastive one, BLIP (Li et al., 2022) adds the two. Their score
-is the logit l1 of "a match"; here it is the log-odds l1 - l0, and what is added to the cosine is scaled by a weight.
-All cut-offs k come from one scoring pass at the largest: the candidates of k = 16 are the first 16 columns of k = 64.
-Items outside the shortlist keep their contrastive order behind it. Of items that tie at its end those of the lower rows are in
-it; what ties after that, inside or behind, is in random order as everywhere (`retrieval`).
+ALBEF (Li et al., 2021) lets the matching score replace the contrastive one, BLIP (Li et al., 2022) adds the two.
+Their score is the logit l1 of "a match"; here it is the log-odds l1 - l0, and a weight scales it before it is added
+to the cosine.
+
+All cut-offs k come from one scoring pass at the largest: the candidates of k=16 are the first 16 columns of k=64. Items
+outside the shortlist keep their contrastive order behind it. Of items that tie at its end those of the lower rows are
+in it; later ties, inside or behind, are in random order as everywhere (`retrieval`).
 """
 
 import dataclasses
@@ -27,9 +29,9 @@ Score = Callable[[np.ndarray, np.ndarray], jax.Array]
 class Shortlist:
     """The k best candidates of each query by contrastive score, and what is known about them.
 
-    rows: int32 [n,k] gallery rows, best first; itc: float32 [n,k] their contrastive scores;
-    relevant: bool [n,k]; places: standing of the best positive in the whole gallery (contrastive);
-    itm: float32 [n,k] matching logits once scored, and seconds: {k: wall time until the first k columns were scored}.
+    rows: int32 [n,k] gallery rows, best first; itc: float32 [n,k] their contrastive scores; relevant: bool [n,k];
+    places: standing of the best positive in the whole gallery (contrastive); itm: float32 [n,k] matching logits once
+    scored, and seconds: {k: wall time until the first k columns were scored}.
     """
 
     rows: np.ndarray
@@ -43,7 +45,7 @@ class Shortlist:
 def shortlist(
     query: np.ndarray, gallery: np.ndarray, positives: np.ndarray, k: int, chunk: int | None = None
 ) -> Shortlist:
-    """First stage: the `k` best of [m,E] for each of [n,E], positives int [n,P] (-1 padded) as in `retrieval.recall`.
+    """Rank by the first stage: the `k` best of [m,E] for each of [n,E]; positives int [n,P] as in `retrieval.recall`.
 
     Raises:
       UserError: k larger than the gallery, or as `retrieval.places`.
@@ -55,7 +57,7 @@ def shortlist(
 
 
 def _score_columns(score: Score, candidates: Shortlist, columns: slice, images_ask: bool, block: int) -> np.ndarray:
-    """Scores of some columns of a shortlist in blocks of one shape: float32 [n,c]."""
+    """Score some columns of a shortlist in blocks of one shape: float32 [n,c]."""
     rows = candidates.rows[:, columns]
     asks = np.repeat(np.arange(len(rows), dtype=np.int32), rows.shape[1])
     image, text = (asks, rows.ravel()) if images_ask else (rows.ravel(), asks)
@@ -64,9 +66,10 @@ def _score_columns(score: Score, candidates: Shortlist, columns: slice, images_a
 
 
 def score_pairs(score: Score, image: np.ndarray, text: np.ndarray, block: int = 256, title: str = "") -> np.ndarray:
-    """Scores float32 [n] of the pairs (image [n], text [n]) in blocks of `block` pairs; a `title` shows how far it is.
+    """Score the pairs (image [n], text [n]) in blocks of `block` pairs: float32 [n]; a `title` shows the progress.
 
-    A scorer with `lengths` of the texts gets pairs of similar length together, for it pads a block to its longest text.
+    A scorer with `lengths` of the texts gets pairs of similar length together, because it pads a block to its
+    longest text.
     """
     lengths = getattr(score, "lengths", None)
     order = np.arange(len(text)) if lengths is None else np.argsort(lengths[text], kind="stable")
@@ -81,7 +84,7 @@ def score_pairs(score: Score, image: np.ndarray, text: np.ndarray, block: int = 
 
 
 def compile_lengths(score: Score, image: int, texts: np.ndarray, block: int) -> None:
-    """One block at each length of the texts int [n], so that no compilation is timed later."""
+    """Score one block at each length of the texts int [n], so that no compilation is timed later."""
     lengths = getattr(score, "lengths", None)
     rows = texts[:1] if lengths is None else texts[np.unique(lengths[texts], return_index=True)[1]]
     seen = set()
@@ -96,7 +99,7 @@ def compile_lengths(score: Score, image: int, texts: np.ndarray, block: int) -> 
 def score_shortlist(
     score: Score, candidates: Shortlist, images_ask: bool, ks: Sequence[int] | None = None, block: int = 256
 ) -> Shortlist:
-    """Second stage: the matching logits of every candidate, in blocks of `block` pairs of one compiled shape.
+    """Score the second stage: the matching logits of every candidate, in blocks of `block` pairs of one compiled shape.
 
     Args:
       score: (image_rows int32 [b], text_rows int32 [b]) -> logits float32 [b], more = a better match. Jit it with the
@@ -121,7 +124,7 @@ def score_shortlist(
 
 
 def combined(itc: np.ndarray, itm: np.ndarray, combine: str, weight: float) -> np.ndarray:
-    """Scores [n,k] of the second stage: `itm` ("replace") or itc + weight * itm ("add").
+    """Combine the scores [n,k] of the second stage: `itm` ("replace") or itc + weight * itm ("add").
 
     Raises:
       UserError: another word, or logits that are not finite.
@@ -134,7 +137,7 @@ def combined(itc: np.ndarray, itm: np.ndarray, combine: str, weight: float) -> n
 
 
 def reranked(candidates: Shortlist, k: int, combine: str = "add", weight: float = 1.0) -> retrieval.Places:
-    """Where the best relevant item of each query stands after re-ranking the first `k` candidates.
+    """Find where the best relevant item of each query stands after re-ranking the first `k` candidates.
 
     Raises:
       UserError: k larger than the shortlist, an unscored shortlist, or as `combined`.
@@ -154,7 +157,10 @@ def reranked(candidates: Shortlist, k: int, combine: str = "add", weight: float 
 
 
 def _places_behind(found: retrieval.Places, k: int) -> retrieval.Places:
-    """Those of queries whose positives all missed the shortlist; items tied with the best one that got in are ahead."""
+    """Return the places of queries whose positives all missed the shortlist.
+
+    Items that tie with the best positive and got into the shortlist stand before it.
+    """
     got_in = np.clip(k - found.above, 0, found.tied - found.relevant)
     return retrieval.Places(found.above + got_in, found.tied - got_in, found.relevant)
 
@@ -171,19 +177,23 @@ def rerank(
     recall_ks: Sequence[int] = (1, 5, 10),
     block: int = 256,
 ) -> dict[int, dict[str, object]]:
-    """Re-ranked retrieval in both directions for several shortlist lengths, from one scoring pass per direction.
+    """Re-rank retrieval in both directions for several shortlist lengths, from one scoring pass per direction.
 
     Args:
       score: pair scorer as in `score_shortlist`.
-      image: contrastive embeddings [n,E]; text: [m,E].
-      image_to_text: positives int [n,P]; text_to_image: int [m,P'] (-1 padded).
+      image: contrastive embeddings [n,E].
+      text: contrastive embeddings [m,E].
+      image_to_text: positives int [n,P], -1 padded.
+      text_to_image: positives int [m,P'], -1 padded.
       ks: lengths of the shortlist; 0 is the contrastive result alone.
-      combine, weight: as in `combined`.
+      combine: as in `combined`.
+      weight: as in `combined`.
       recall_ks: the k of R@k.
+      block: pairs per call of `score`.
 
     Returns:
-      {k: `retrieval.summary` with "seconds" (both directions, scoring only) and "pairs" scored; with "add" also "alone",
-      the summary of the matching score by itself}.
+      {k: `retrieval.summary` with "seconds" (both directions, scoring only) and "pairs" scored; with "add" also
+        "alone", the summary of the matching score by itself}.
 
     Raises:
       UserError: a k larger than either gallery, or as `retrieval.recall` and `combined`.
@@ -201,17 +211,22 @@ def rerank(
 
 
 def fitting(ks: Sequence[int], gallery: int) -> tuple[int, ...]:
-    """Lengths of shortlists cut to a gallery of so many items, ascending, each once."""
+    """Cut lengths of shortlists to a gallery of this many items, ascending, each once."""
     return tuple(sorted({min(k, gallery) for k in ks}))
 
 
-def _summary_at(sides: list[Shortlist], k: int, combine: str, weight: float, recall_ks: Sequence[int]) -> dict:
-    def recalls(found):
-        return retrieval.summary(*(retrieval.recall_of_places(own, recall_ks) for own in found))
+def _summary_at(
+    sides: list[Shortlist], k: int, combine: str, weight: float, recall_ks: Sequence[int]
+) -> dict[str, object]:
+    """Summarise both scored directions at one shortlist length."""
 
-    table = recalls([reranked(side, k, combine, weight) if k else side.places for side in sides])
+    def recalls(one: retrieval.Places, two: retrieval.Places) -> dict[str, object]:
+        i2t, t2i = (retrieval.recall_of_places(own, recall_ks) for own in (one, two))
+        return retrieval.summary(i2t, t2i)
+
+    table = recalls(*(reranked(side, k, combine, weight) if k else side.places for side in sides))
     if k and combine == "add":
-        table["alone"] = recalls([reranked(side, k, "replace") for side in sides])
+        table["alone"] = recalls(*(reranked(side, k, "replace") for side in sides))
     seconds = sum(side.seconds.get(k, 0.0) for side in sides)
     return {**table, "seconds": seconds, "pairs": k * sum(len(side.rows) for side in sides)}
 
@@ -219,7 +234,7 @@ def _summary_at(sides: list[Shortlist], k: int, combine: str, weight: float, rec
 def choose_weight(
     sides: Sequence[Shortlist], weights: Sequence[float] = WEIGHTS, recall_ks: Sequence[int] = (1, 5, 10)
 ) -> tuple[float, dict[float, float]]:
-    """The weight of "add" with the highest mean R@k over the scored shortlists `sides`. Give it training data only.
+    """Choose the weight of "add" with the highest mean R@k over scored shortlists. Give it training data only.
 
     Equal recalls (a training set is often saturated) are settled by the mean reciprocal of the expected rank, then the
     smaller weight.

@@ -1,10 +1,10 @@
-"""Retrieval: recall@k, exact and in blocks of queries, with one tie rule.
+"""Compute recall@k of retrieval, exactly and in blocks of queries, with one tie rule.
 
-The tie rule, everywhere in this package: what is measured is its expectation when items with equal scores are put in random
-order. With a items scoring more than the best relevant one, t items at its score and r of those relevant, a query's R@k is
-1 - C(t-r, j) / C(t, j) with j = clip(k - a, 0, t), and its rank, of which the median is told, a + (t + 1) / (r + 1).
-Sorting instead lets the order of the files decide, which matters when hash codes tie at every distance. To ask whether the
-expected rank is within k would be wrong too: R@1 would then be that of a query which loses every tie.
+The tie rule, everywhere in this package: a measure is its expectation when items with equal scores are put in random
+order. With a items scoring more than the best relevant one, t items at its score and r of those relevant, a query's R@k
+is 1 - C(t-r, j) / C(t, j) with j = clip(k - a, 0, t), and its rank (the table gives the median) is a + (t + 1) / (r +
+1). Sorting instead lets the order of the files decide, which matters when hash codes tie at every distance. Asking
+whether the expected rank is within k would be wrong too: R@1 would then count a query as if it lost every tie.
 """
 
 import functools
@@ -22,12 +22,12 @@ from xmodal_jax.parallel.mesh import local_mesh, replicated, split_rows
 from xmodal_jax.search import dense
 
 TIE_RULE = "R@k is the expectation of a hit over random orders of tied items"
-NEGLIGIBLE = 1e-18  # of a probability: 1 minus it is 1
+NEGLIGIBLE = 1e-18  # a probability so small that 1 minus it is 1
 BLOCK_SCORES = 1 << 25  # scores of one block of queries: 128 MiB of float32, whatever the number of queries
 
 
 class Places(NamedTuple):
-    """Where the best relevant item of each query stands: int64 [n] each, counted over the whole gallery.
+    """Standing of the best relevant item of each query: int64 [n] each, counted over the whole gallery.
 
     above: items that score more; tied: items at its score, itself included; relevant: the relevant ones of those.
     """
@@ -37,13 +37,14 @@ class Places(NamedTuple):
     relevant: np.ndarray
 
     def ranks(self) -> np.ndarray:
-        """Expected rank of the first relevant item, float64 [n], 1 = first."""
+        """Return the expected rank of the first relevant item, float64 [n], 1 = first."""
         return self.above + (self.tied + 1) / (self.relevant + 1)
 
     def hits(self, k: int) -> np.ndarray:
-        """Probability that a relevant item is among the first `k`, float64 [n]: 1 - C(t-r, j) / C(t, j).
+        """Return the probability that a relevant item is among the first `k`, float64 [n]: 1 - C(t-r, j) / C(t, j).
 
-        C(t-r, j) / C(t, j) = C(t-j, r) / C(t, r) is a product of min(j, r) factors below 1, which no size makes overflow.
+        C(t-r, j) / C(t, j) = C(t-j, r) / C(t, r) is a product of min(j, r) factors below 1, which cannot overflow at
+        any size.
         """
         above, tied, relevant = (np.asarray(count, np.float64) for count in self)
         places = np.clip(k - above, 0, tied)
@@ -56,18 +57,18 @@ class Places(NamedTuple):
         return 1.0 - missed
 
     def won(self) -> "Places":
-        """The same with every tie won."""
+        """Return the places with every tie won."""
         return Places(self.above, *(np.ones_like(self.above) for _ in range(2)))
 
     def lost(self) -> "Places":
-        """The same with every tie lost to the items that are not relevant."""
+        """Return the places with every tie lost to the items that are not relevant."""
         return Places(self.above + self.tied - self.relevant, *(np.ones_like(self.above) for _ in range(2)))
 
 
 def query_blocks(arrays: Sequence[np.ndarray], size: int) -> Iterator[tuple[int, list[np.ndarray]]]:
     """Cut arrays [n,...] into blocks of `size` rows, the last one padded with copies of its last row.
 
-    Yields: the number of real rows and the blocks.
+    Yields the number of real rows and the blocks.
     """
     count = len(arrays[0])
     for start in range(0, count, size):
@@ -76,12 +77,16 @@ def query_blocks(arrays: Sequence[np.ndarray], size: int) -> Iterator[tuple[int,
 
 
 def block_size(queries: int, gallery: int, chunk: int | None, multiple: int = 1) -> int:
-    """Queries per block, at most all: `chunk`, or as many as keep its scores under `BLOCK_SCORES`; rounded up to a multiple."""
+    """Return the queries per block, at most all, rounded up to a multiple.
+
+    It is `chunk`, or as many as keep a block's scores under `BLOCK_SCORES`.
+    """
     wanted = min(queries, chunk or max(1, BLOCK_SCORES // gallery))
     return -(-wanted // multiple) * multiple
 
 
 def _refuse_bad_recall(query: np.ndarray, gallery: np.ndarray, positives: np.ndarray) -> None:
+    """Refuse empty or mismatched sides, values that are not finite, and positives outside the gallery or missing."""
     if len(query) == 0 or len(gallery) == 0:
         raise UserError("There is nothing to evaluate: the query or gallery side is empty.")
     if query.shape[1] != gallery.shape[1]:
@@ -90,7 +95,8 @@ def _refuse_bad_recall(query: np.ndarray, gallery: np.ndarray, positives: np.nda
         )
     if len(positives) != len(query):
         raise UserError(
-            f"There are {len(query)} queries and {len(positives)} rows of positives; write one row of positives per query."
+            f"There are {len(query)} queries and {len(positives)} rows of positives; "
+            "write one row of positives per query."
         )
     for side, rows in (("query", query), ("gallery", gallery)):
         # NaN compares false with everything, so a diverged model would score a perfect recall
@@ -98,7 +104,8 @@ def _refuse_bad_recall(query: np.ndarray, gallery: np.ndarray, positives: np.nda
             raise UserError(f"The {side} embeddings are not finite: the model has diverged.")
     if positives.max() >= len(gallery) or not positives.min() >= -1:
         raise UserError(
-            f"A positive is outside the gallery of {len(gallery)} rows; write 0 to {len(gallery) - 1}, or -1 as padding."
+            f"A positive is outside the gallery of {len(gallery)} rows; "
+            f"write 0 to {len(gallery) - 1}, or -1 as padding."
         )
     empty = np.flatnonzero((positives < 0).all(axis=1))
     if len(empty):
@@ -106,7 +113,7 @@ def _refuse_bad_recall(query: np.ndarray, gallery: np.ndarray, positives: np.nda
 
 
 def _unique_positives(positives: np.ndarray) -> np.ndarray:
-    """Positives [n,P] with repetitions replaced by -1, so that no relevant item is counted twice."""
+    """Replace repetitions in positives [n,P] by -1, so that no relevant item is counted twice."""
     ordered = np.sort(positives, axis=1)
     repeated = np.zeros(ordered.shape, bool)
     repeated[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
@@ -115,10 +122,10 @@ def _unique_positives(positives: np.ndarray) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def places_block(query: jax.Array, gallery: jax.Array, positives: jax.Array, mesh: Mesh) -> jax.Array:
-    """Query [b,E], gallery [m,E], positives int32 [b,P] -> above, tied, relevant as int32 [3,b].
+    """Count above, tied and relevant, int32 [3,b], for query [b,E], gallery [m,E] and positives int32 [b,P].
 
-    The positives' scores are read out of the same block of scores that is counted: computed apart, they would differ
-    in the last bit and ties would be lost.
+    The positives' scores are read out of the same block of scores that is counted: computed apart, they would differ in
+    the last bit and ties would be lost.
     """
     scores = dense.inner_product(query, gallery)
     found = jnp.take_along_axis(scores, jnp.maximum(positives, 0), axis=1)
@@ -132,7 +139,7 @@ def places_block(query: jax.Array, gallery: jax.Array, positives: jax.Array, mes
 def places(
     query: np.ndarray, gallery: np.ndarray, positives: np.ndarray, chunk: int | None = None, mesh: Mesh | None = None
 ) -> Places:
-    """Where each query's best relevant item stands, exactly, without the n x m matrix.
+    """Find where each query's best relevant item stands, exactly, without the n x m matrix.
 
     Args:
       query: [n,E] embeddings (normalised, or ±1 hash values), ranked by inner product.
@@ -157,16 +164,17 @@ def places(
 
 
 def recall_of_places(found: Places, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """{"R@k": percent, expected over ties, ..., "median_rank": the median of the expected ranks}."""
+    """Compute {"R@k": percent, expected over ties, ..., "median_rank": the median of the expected ranks}."""
     table = {f"R@{k}": 100.0 * float(np.mean(found.hits(k))) for k in ks}
     return {**table, "median_rank": float(np.median(found.ranks()))}
 
 
 def refuse_large_k(ks: Sequence[int], gallery: int) -> None:
-    """Raise `UserError` unless every k is between 1 and the number of items in the gallery."""
+    """Refuse a k that is not between 1 and the number of items in the gallery."""
     if not all(1 <= k <= gallery for k in ks):
         raise UserError(
-            f"R@k with k = {', '.join(map(str, ks))} does not fit a gallery of {gallery}; write k between 1 and {gallery}."
+            f"R@k with k = {', '.join(map(str, ks))} does not fit a gallery of {gallery}; "
+            f"write k between 1 and {gallery}."
         )
 
 
@@ -178,25 +186,30 @@ def recall(
     chunk: int | None = None,
     mesh: Mesh | None = None,
 ) -> dict[str, float]:
-    """Recall@k in percent (a query counts once if any of its positives is in the top k) and the median rank.
+    """Compute recall@k in percent and the median rank; a query counts once if any of its positives is in the top k.
 
     Arguments as in `places`; a hit is expected over ties (see the module's head).
 
     Raises:
       UserError: as in `places`, and a k larger than the gallery.
+
+    Examples:
+      >>> texts = np.eye(4)
+      >>> recall(texts[[0, 1, 2, 2]], texts, np.array([[0], [1], [2], [3]]), ks=(1,))
+      {'R@1': 75.0, 'median_rank': 1.0}
     """
     refuse_large_k(ks, len(gallery))
     return recall_of_places(places(query, gallery, positives, chunk, mesh), ks)
 
 
 def summary(i2t: dict[str, float], t2i: dict[str, float]) -> dict[str, object]:
-    """Both directions and their total: {"i2t", "t2i", "mR": mean of all R@k, "rSum": sum, "ties": the tie rule}."""
+    """Join both directions with totals: {"i2t", "t2i", "mR": mean of all R@k, "rSum": sum, "ties": the tie rule}."""
     values = [value for side in (i2t, t2i) for name, value in side.items() if name.startswith("R@")]
     return {"i2t": i2t, "t2i": t2i, "mR": sum(values) / len(values), "rSum": sum(values), "ties": TIE_RULE}
 
 
 def _padded(rows: list[np.ndarray]) -> np.ndarray:
-    """Rows of different length as one int32 matrix [n, longest], padded with -1."""
+    """Join rows of different length into one int32 matrix [n, longest], padded with -1."""
     table = np.full((len(rows), max(map(len, rows), default=0)), -1, np.int32)
     for line, row in zip(table, rows, strict=True):
         line[: len(row)] = row
@@ -206,7 +219,9 @@ def _padded(rows: list[np.ndarray]) -> np.ndarray:
 def positives_from_owners(
     caption_owner: np.ndarray, text_keys: np.ndarray, images: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Any matching caption is right, in both directions: an image owns a text when one of its captions is that text.
+    """Return the positives if any matching caption is right, in both directions.
+
+    An image owns a text when one of its captions is that text.
 
     Args:
       caption_owner: int [M], the image (0 .. images-1) of each caption.
@@ -214,7 +229,7 @@ def positives_from_owners(
       images: number of images; by default the largest owner + 1.
 
     Returns:
-      image to text int32 [images,P] and text to image int32 [M,P'], both -1 padded, for `recall`.
+      Image to text int32 [images,P] and text to image int32 [M,P'], both -1 padded, for `recall`.
     """
     count = int(images or np.max(caption_owner) + 1)
     image, text = (np.arange(count), np.arange(count)), (np.asarray(caption_owner), np.asarray(text_keys))
@@ -222,16 +237,17 @@ def positives_from_owners(
 
 
 def positives(split: EvalSplit) -> tuple[np.ndarray, np.ndarray]:
-    """What is right for each input of both sides of a split: `right_of` from left to right and from right to left."""
+    """Return the positives of both sides of a split: `right_of` from left to right and from right to left."""
     left, right = ((side.owner, split.matches(side)) for side in (split.left, split.right))
     return right_of(left, right, len(split.keys)), right_of(right, left, len(split.keys))
 
 
 def right_of(asks: tuple[np.ndarray, np.ndarray], gives: tuple[np.ndarray, np.ndarray], records: int) -> np.ndarray:
-    """What is right for each input of one side: int32 [m,P], places on the other side, -1 padded, for `recall`.
+    """Return the positives of each input of one side: int32 [m,P], places on the other side, -1 padded, for `recall`.
 
-    A side is (owner, key), int [m] each: the record of each input, and a number that is equal for identical inputs. Right are
-    the other side's inputs of any record that owns an identical input, and what is identical to those.
+    A side is (owner, key), int [m] each: the record of each input, and a number that is equal for identical inputs.
+    An input's positives are the other side's inputs of any record that owns an identical input, and inputs identical
+    to those.
     """
     keys, key = np.unique(asks[1], return_inverse=True)
     owners_of = [np.unique(own) for own in _groups(key, asks[0], len(keys))]
@@ -244,14 +260,14 @@ def right_of(asks: tuple[np.ndarray, np.ndarray], gives: tuple[np.ndarray, np.nd
 
 
 def _groups(group: np.ndarray, values: np.ndarray, count: int) -> list[np.ndarray]:
-    """Values of each group 0 .. count-1, in order."""
+    """Split values into the groups 0 .. count-1, in order."""
     order = np.argsort(group, kind="stable")
     return np.split(values[order], np.searchsorted(group[order], np.arange(1, count)))
 
 
 def topk(query: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` best gallery rows of each query by inner product, exactly: scores and rows, [n,k] each.
+    """Find the `k` best gallery rows of each query by inner product, exactly: scores and rows, [n,k] each.
 
-    In blocks of queries, each split over all devices of this process.
+    Works in blocks of queries, each split over all devices of this process.
     """
     return dense.dense_topk(query, gallery, k, cosine=False, mesh=local_mesh())

@@ -1,4 +1,4 @@
-"""The result of an evaluation as tables: aligned text for the terminal, and the same rows for the report."""
+"""Format the result of an evaluation as tables: aligned text for the terminal, and the same rows for the report."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
 
 @dataclass(frozen=True)
 class Row:
-    """One way to rank: which pictures, ranked by what, and its `retrieval.summary` (with "seconds" where measured)."""
+    """One way to rank: the pictures, the ranking's name, and its `retrieval.summary` (with "seconds" if measured)."""
 
     view: str
     name: str
@@ -38,7 +38,7 @@ class Grid:
     rows: list[list[str]]
 
     def __str__(self) -> str:
-        """Columns aligned: the texts of the first two to the left, numbers to the right."""
+        """Align the columns: the texts of the first two to the left, numbers to the right."""
         lines = [self.head, *self.rows]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.head))]
         cells = [
@@ -50,14 +50,14 @@ class Grid:
 
 
 def sections(result: Tables) -> Iterator[tuple[str, Tables]]:
-    """(name, tables) of each view, and of their mean where there are several."""
+    """Yield (name, tables) of each view, and of their mean if there are several."""
     yield from result["views"].items()
     if len(result["views"]) > 1:
         yield "mean of the views", result["mean"]
 
 
 def retrieval_rows(result: Tables) -> list[Row]:
-    """All rows of retrieval that `eval.evaluate.evaluate` measured, view by view."""
+    """List all rows of retrieval that `eval.evaluate.evaluate` measured, view by view."""
     rows = []
     for view, tables in sections(result):
         rows += rows_of(view, tables)
@@ -67,7 +67,7 @@ def retrieval_rows(result: Tables) -> list[Row]:
 
 
 def rows_of(view: str, tables: Tables) -> Iterator[Row]:
-    """The rows of retrieval of one view."""
+    """Yield the rows of retrieval of one view."""
     yield Row(view, "embeddings (ITC)", tables["itc"])
     for k, summary in sorted(tables.get("rerank", {}).items(), key=lambda entry: int(entry[0])):
         yield Row(view, f"ITM re-ranks the best {k}" if int(k) else "no re-ranking", summary)
@@ -78,7 +78,7 @@ def rows_of(view: str, tables: Tables) -> Iterator[Row]:
 
 
 def fold_rows(result: Tables) -> list[Row]:
-    """The same rows as means over folds of the split, and of each language of the captions, view by view; none of neither."""
+    """List the rows of means over folds, and of each language of the captions, view by view."""
     found = [
         (f"{view}, {result['folds'][0]} folds", tables["folds"])
         for view, tables in sections(result)
@@ -93,18 +93,18 @@ def fold_rows(result: Tables) -> list[Row]:
 
 
 def directions(result: Tables) -> dict[str, str]:
-    """What the two directions of a result are called: "i2t" and "t2i" of pictures and captions, else "depth>text"."""
+    """Name the two directions of a result: "i2t" and "t2i" of pictures and captions, else such as "depth>text"."""
     one, two = result.get("pair", PAIR)
     return {side: side for side in DIRECTIONS} if (one, two) == PAIR else {"i2t": f"{one}>{two}", "t2i": f"{two}>{one}"}
 
 
 def recall_names(result: Tables) -> list[str]:
-    """The measures "R@k" of a result, in its order."""
+    """List the measures "R@k" of a result, in its order."""
     return [name for name in result["mean"]["itc"]["i2t"] if name.startswith("R@")]
 
 
 def retrieval_grid(result: Tables) -> Grid:
-    """Recall in percent in both directions, mR, rSum, and the seconds of re-ranking."""
+    """Tabulate recall in percent in both directions, mR, rSum, and the seconds of re-ranking."""
     names = recall_names(result)
     head = [
         "pictures",
@@ -118,19 +118,19 @@ def retrieval_grid(result: Tables) -> Grid:
 
 
 def retrieval_cells(row: Row, names: list[str]) -> list[str]:
-    """One row of `retrieval_grid`."""
+    """Format one row of `retrieval_grid`."""
     seconds = f"{row.summary['seconds']:.2f}" if "seconds" in row.summary else ""
     totals = [f"{row.summary['mR']:.1f}", f"{row.summary['rSum']:.1f}"]
     return [row.view, row.name, *recall_cells(row.summary, names), *totals, seconds]
 
 
 def recall_cells(summary: Tables, names: list[str]) -> list[str]:
-    """Recall in percent in both directions; "" where a gallery is smaller than k, as one view's or a fold's may be."""
+    """Format recall in both directions; "" if a gallery is smaller than k, as one view's or a fold's may be."""
     return [f"{summary[side][name]:.1f}" if name in summary[side] else "" for side in DIRECTIONS for name in names]
 
 
 def label_grid(result: Tables) -> Grid | None:
-    """MAP of the codes by shared labels, each value with that of random codes beside it; None without labels."""
+    """Tabulate MAP of the codes by shared labels, each value beside that of random codes; None without labels."""
     found = [(view, tables["labels"]) for view, tables in sections(result) if "labels" in tables]
     if not found:
         return None
@@ -145,13 +145,13 @@ def label_grid(result: Tables) -> Grid | None:
 
 
 def by_length(tables: Tables) -> list[tuple[int, Tables]]:
-    """(bits, tables) of the codes of one view, the shortest first; the last are the view's own tables."""
+    """List (bits, tables) of the codes of one view, the shortest first; the last are the view's own tables."""
     short = sorted((int(bits), own) for bits, own in tables.get("nested", {}).items())
     return [*short, (round(tables.get("codes", {}).get("bits", 0)), tables)]
 
 
 def codes_grid(result: Tables) -> Grid | None:
-    """Bytes of an item against recall in percent: embeddings, codes of every length, a random order. None without codes."""
+    """Tabulate bytes of an item against recall: embeddings, codes of every length, chance. None without codes."""
     names, rows = recall_names(result), []
     for view, tables in sections(result):
         if "bytes" not in tables.get("codes", {}):
@@ -173,12 +173,13 @@ def codes_grid(result: Tables) -> Grid | None:
 
 
 def notes(result: Tables) -> list[str]:
-    """How the numbers were made: one sentence each."""
+    """Describe how the numbers were made, one sentence each."""
     first = result["mean"]["itc"]
     one, two = result.get("pair", PAIR)
     if (one, two) == PAIR:
         right = RIGHT[result.get("relevance", "same")]
-        over = f"i2t: image to text over {result['captions']} captions; t2i: text to image over {result['records']} pictures."
+        over = f"i2t: image to text over {result['captions']} captions; "
+        over += f"t2i: text to image over {result['records']} pictures."
     else:
         right = "Right is what belongs to the same record" + (", or has the same text." if "cut" in result else ".")
         over = f"{one}>{two}: over {result['captions']} of {two}, which belong to {result['records']} records."
@@ -211,7 +212,7 @@ def notes(result: Tables) -> list[str]:
 
 
 def collapsed(bits: int, alike: float) -> str:
-    """What to say of codes that tell nothing apart."""
+    """Write the warning for codes that tell nothing apart."""
     return (
         f"The codes of {bits} bits are nearly all one code on a side ({alike:.2f} of 1): training collapsed; "
         "give objectives.hash_quality.balance or hash.balance more weight."
@@ -219,29 +220,30 @@ def collapsed(bits: int, alike: float) -> str:
 
 
 def combination(result: Tables) -> str:
-    """The rule by which ITC and ITM scores were combined, in words, beside that of the papers."""
+    """Describe the rule that combined ITC and ITM scores, beside that of the papers."""
     if result["rerank_score"] == "replace":
         return "the ITM log-odds l1 - l0 alone order the shortlist (replace; ALBEF orders by l1, the logit of a match)"
-    return f"cosine + {result['weight']:.4g} x ITM log-odds l1 - l0 (add; BLIP adds l1, the logit of a match, with weight 1)"
+    weighted = f"cosine + {result['weight']:.4g} x ITM log-odds l1 - l0"
+    return f"{weighted} (add; BLIP adds l1, the logit of a match, with weight 1)"
 
 
 def cut_shortlists(result: Tables) -> list[str]:
-    """A sentence where shortlists were to be longer than the gallery."""
+    """Return a sentence if shortlists were to be longer than the gallery."""
     asked, longest = result.get("rerank", []), max(map(int, result["mean"]["rerank"]))
     above = [str(k) for k in asked if k > longest]
     return [f"Re-ranking the best {', '.join(above)} was asked for; the gallery ends at {longest}."] if above else []
 
 
 def folds_note(count: int, pictures: int) -> str:
-    """What a mean over folds is."""
+    """Describe the mean over folds."""
     return (
-        f"{count} folds: the mean over {count} groups of {pictures:,} pictures with their captions, in the order of the split, "
-        "each ranked by itself (COCO's 1K test: 5 of 1,000)."
+        f"{count} folds: the mean over {count} groups of {pictures:,} pictures with their captions, "
+        "in the order of the split, each ranked by itself (COCO's 1K test: 5 of 1,000)."
     )
 
 
 def further_grids(result: Tables) -> list[tuple[str, Grid]]:
-    """(name, its numbers) of each entry of `config.evals`."""
+    """List (name, its numbers) of each entry of `config.evals`."""
     return [
         (name, Grid(["measure", "value"], [[path, f"{value:.3f}"] for path, value in flat(own).items()]))
         for name, own in result.get("evals", {}).items()
@@ -249,17 +251,17 @@ def further_grids(result: Tables) -> list[tuple[str, Grid]]:
 
 
 def flat(tree: dict[str, Any]) -> dict[str, Any]:
-    """Leaves of nested dicts by path: {"itc/i2t/R@1": 12.3}."""
+    """Return the leaves of nested dicts by path: {"itc/i2t/R@1": 12.3}."""
     return flatten_dict(tree, sep="/")
 
 
 def pair_text(name: str, result: Tables) -> str:
-    """The table of one more pair of fields for a terminal."""
+    """Format the table of one more pair of fields for a terminal."""
     return f"{name}: {result['records']} records, {result['captions']} of {result['pair'][1]}\n{retrieval_grid(result)}"
 
 
 def as_text(result: Tables) -> str:
-    """The tables of one evaluation for a terminal."""
+    """Format the tables of one evaluation for a terminal."""
     labels = label_grid(result)
     title = f"split '{result['split']}': {result['records']} records, {result['captions']} captions"
     step = f", step {result['step']}" if "step" in result else ""

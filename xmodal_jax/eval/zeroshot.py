@@ -1,7 +1,7 @@
-"""Zero-shot classification: pictures against a class head that the text tower writes from the names of the labels.
+"""Classify pictures zero-shot, by a class head that the text tower writes from the names of the labels.
 
-A class is the normalised mean of its name in several templates (a prompt ensemble; Radford et al., 2021, section 3.1.4).
-Neither the texts of all classes nor the scores of all pictures are ever held at once.
+A class is the normalised mean of its name in several templates (a prompt ensemble; Radford et al., 2021, section
+3.1.4). Neither the texts of all classes nor the scores of all pictures are ever held at once.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ Tables = dict[str, dict[str, float]]
 
 
 def read_templates(path: str | pathlib.Path) -> tuple[str, ...]:
-    """One template a line, each with one `{}` for the name. Raises `UserError`, by line."""
+    """Read one template a line, each with one `{}` for the name. Raises `UserError`, by line."""
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"--templates: there is no file {path}; write one template a line, as: a photo of a {{}}.")
@@ -63,13 +63,13 @@ def read_templates(path: str | pathlib.Path) -> tuple[str, ...]:
 
 
 def refuse_odd_template(template: str, where: str) -> None:
-    """Raise `UserError`, which begins with `where`, for a template without one `{}`."""
+    """Refuse a template without exactly one `{}`; the sentence begins with `where`."""
     if template.count("{}") != 1:
         raise UserError(f"{where}, '{template}', must have one {{}} for the name.")
 
 
 def spoken(label: str) -> str:
-    """A label as words: "animals/birds" -> "animals birds", "Food: food-fruit" -> "Food food-fruit"."""
+    """Write a label as words: "animals/birds" -> "animals birds", "Food: food-fruit" -> "Food food-fruit"."""
     return " ".join(re.split(r"[/:_\s]+", label)).strip()
 
 
@@ -79,11 +79,12 @@ def class_head(
     templates: Sequence[str] = TEMPLATES,
     batch: int = 256,
 ) -> np.ndarray:
-    """The class head float32 [C,E], unit rows: of each name the mean embedding over the templates.
+    """Compute the class head float32 [C,E], unit rows: of each name the mean embedding over the templates.
 
     Args:
       encode: texts, always the same number of them, -> unit embeddings [b,E].
       names: C names, as they are put in place of `{}`.
+      templates: texts with one `{}` each.
       batch: texts encoded at once; memory does not grow with C besides the head.
 
     Raises:
@@ -105,34 +106,36 @@ def class_head(
 
 
 def text_encoder(assembly: Assembly, embedder: Embedder, encoder: str) -> Callable[[list[str]], np.ndarray]:
-    """Texts -> embeddings [b,E] of a run's encoder of words."""
-    spec = assembly.specs[encoder]
-    return lambda texts: embedder.rows(encoder, spec.tokenizer.encode(texts, spec.size), keep_tokens=False).embed
+    """Return a function from texts to embeddings [b,E] of a run's encoder of words."""
+    tokenizer, size = assembly.tokenizers[encoder], assembly.specs[encoder].size
+    return lambda texts: embedder.rows(encoder, tokenizer.encode(texts, size), keep_tokens=False).embed
 
 
 def classified_pair(config: Config) -> tuple[tuple[str, str], str, str]:
-    """The first evaluated pair with words on one side: the pair, the field that is classified, and the one of words."""
+    """Find the first evaluated pair with words on one side: the pair, its classified field, and its field of words."""
     reads = {name: cls.worded for name, cls in reader_classes(config.data.fields).items()}
     found = [pair for pair in config.eval.pairs if reads[pair[0]] != reads[pair[1]]]
     if not found:
         raise UserError(
-            f"config.eval.pairs is {config.eval.pairs}; classes are named in words: write a pair with one field of words"
+            f"config.eval.pairs is {config.eval.pairs}; classes are named in words: "
+            "write a pair with one field of words"
         )
     one, two = found[0]
     return found[0], *((two, one) if reads[one] else (one, two))
 
 
 def best_classes(image: np.ndarray, head: np.ndarray, k: int, block_scores: int = BLOCK_SCORES) -> np.ndarray:
-    """The `k` best classes int32 [n,k] of pictures [n,E] by cosine, exact, at most `block_scores` scores at a time.
+    """Find the `k` best classes int32 [n,k] of pictures [n,E] by cosine, exactly, `block_scores` scores at a time.
 
-    The head is padded to a power of two of classes; a block is at least one picture. Equal scores: the lower class first.
+    The head is padded to a power of two of classes; a block is at least one picture. Equal scores: the lower
+    class first.
     """
     refuse_unsearchable(image, head.shape, k)
     return topk.blocked_topk(inner_product, unit_rows(image), resident(head, local_mesh()), k, block_scores)[1]
 
 
 def standing(image: np.ndarray, head: np.ndarray, labels: Sequence[Sequence[int]]) -> Places:
-    """Where the best of each picture's classes `labels` stands among all, pictures [n,E] and classes [C,E] by cosine."""
+    """Find where the best of each picture's classes `labels` stands among all, by cosine: [n,E] and [C,E]."""
     right = np.full((len(labels), max(map(len, labels))), -1, np.int32)
     for row, own in zip(right, labels, strict=True):
         row[: len(own)] = own
@@ -140,18 +143,19 @@ def standing(image: np.ndarray, head: np.ndarray, labels: Sequence[Sequence[int]
 
 
 def accuracy(found: Places, labels: Sequence[Sequence[int]], classes: int) -> Tables:
-    """{"top-1", "top-3", "macro": {"right", "chance"}} in %, expected over ties.
+    """Compute {"top-1", "top-3", "macro": {"right", "chance"}} in %, expected over ties.
 
-    `found`: from `standing`; `labels`: those of each picture, at least one. With several labels any of them is
-    right. "macro": the mean over classes of the share of their pictures whose best class is right (a picture with two
-    labels counts in both), so that rare classes weigh as much as frequent ones. "chance": a random order of the classes.
+    `found` comes from `standing`; `labels` are those of each picture, at least one. With several labels any of them
+    is right. "macro" is the mean over classes of the share of their pictures whose best class is right (a picture
+    with two labels counts in both), so that rare classes weigh as much as frequent ones. "chance" is a random order
+    of the classes.
     """
     counts = np.array([len(set(own)) for own in labels])
     random = Places(np.zeros_like(counts), np.full_like(counts, classes), counts)
     tables = {f"top-{k}": _row(found.hits(k), random.hits(k)) for k in TOP if k <= classes}
     owners = np.array([(label, picture) for picture, own in enumerate(labels) for label in set(own)])
 
-    def per_class(values):
+    def per_class(values: np.ndarray) -> np.ndarray:
         return _class_means(owners[:, 0], values[owners[:, 1]])
 
     tables["macro"] = _row(per_class(found.hits(1)), per_class(counts / classes))
@@ -159,16 +163,18 @@ def accuracy(found: Places, labels: Sequence[Sequence[int]], classes: int) -> Ta
 
 
 def _class_means(classes: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Average values class by class."""
     _, place, count = np.unique(classes, return_inverse=True, return_counts=True)
     return np.bincount(place, values) / count
 
 
 def _row(right: Any, chance: Any) -> dict[str, float]:
+    """Return the means of right answers and of chance in %."""
     return {"right": 100 * float(np.mean(right)), "chance": 100 * float(np.mean(chance))}
 
 
 def alike(head: np.ndarray) -> list[np.ndarray]:
-    """For each class of a head [C,E] the classes that no picture tells from it, itself included."""
+    """List for each class of a head [C,E] the classes that no picture tells from it, itself included."""
     _, group = np.unique(head, axis=0, return_inverse=True)
     members = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
     return [members[own] for own in group]
@@ -177,10 +183,11 @@ def alike(head: np.ndarray) -> list[np.ndarray]:
 def rank_accuracy(
     best: Sequence[np.ndarray], labels: Sequence[Sequence[int]], names: Sequence[str], tree: Taxonomy
 ) -> Tables:
-    """{rank: {"right", "chance"}} in %, the finest rank first: the best class has the taxon of a true one there.
+    """Compute {rank: {"right", "chance"}} in %, the finest rank first: the best class has a true one's taxon there.
 
-    `best`: the classes that tie for the best of each picture; each is as likely. Pictures without a taxon at a rank do not count there; ranks of nobody are left out.
-    "chance": the share of the classes that have the taxon.
+    `best` holds the classes that tie for the best of each picture; each is as likely. Pictures without a taxon at a
+    rank do not count there; ranks that no picture has are left out. "chance" is the share of the classes that have
+    the taxon.
     """
     tables = {}
     for rank in reversed(tree.ranks):
@@ -198,14 +205,14 @@ def rank_accuracy(
 
 
 def classes_of(card: Card, tree: Taxonomy | None) -> list[str]:
-    """The names to choose from: all labels of the taxonomy, or those of the card. Raises `UserError` without any."""
+    """List the names to choose from: all labels of the taxonomy, or those of the card. Refuses a card without any."""
     if not card.label_names:
         raise UserError(f"data set '{card.name}' has no labels, so no classes; prepare one with labels.")
     return tree.labels if tree and set(card.label_names) <= set(tree.labels) else card.label_names
 
 
 def record_labels(data: DataConfig, split: str, rows: Iterable[int]) -> list[list[str]]:
-    """The label names of the records at `rows` of a split."""
+    """List the label names of the records at `rows` of a split."""
     card = Card.load(data.path)
     own = Sidecar(data.path, card, split)
     return [[card.label_names[number] for number in own.labels(int(row))] for row in rows]
@@ -221,13 +228,13 @@ def classify(
     allow_trained: bool = False,
     poll: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Zero-shot classification of a split over all labels of its data set, or (`classes` "split") those of the split.
+    """Classify a split zero-shot over all labels of its data set, or (`classes` "split") those of the split.
 
-    Where a split's labels were never trained on, "all" also measures how strongly a model prefers those it knows.
+    If a split's labels were never trained on, "all" also measures how strongly a model prefers those it knows.
 
     Returns:
-      {"split", "classes", "templates", "pictures", "unlabelled", "views": {view: tables}, "mean": over the views}; tables
-      are those of `accuracy` and, with a taxonomy, of `rank_accuracy`. Pictures without a label are left out.
+      {"split", "classes", "templates", "pictures", "unlabelled", "views": {view: tables}, "mean": over the views};
+        tables are those of `accuracy` and, with a taxonomy, of `rank_accuracy`. Pictures without a label are left out.
 
     Raises:
       UserError: a data set or a split without labels; records that were trained on, unless `allow_trained`.
@@ -263,7 +270,7 @@ def classify(
 def view_tables(
     image: np.ndarray, labels: list[list[str]], head: np.ndarray, names: list[str], tree: Taxonomy | None
 ) -> tuple[Tables, int]:
-    """The tables of pictures [n,E] with their label names, and how many of them have a label; ({}, 0) if none has."""
+    """Tabulate pictures [n,E] with their label names, and count those that have a label; ({}, 0) if none has."""
     number = {name: place for place, name in enumerate(names)}
     kept = [row for row, own in enumerate(labels) if own]
     if not kept:
@@ -278,7 +285,7 @@ def view_tables(
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """The tables of `classify` for a terminal."""
+    """Format the tables of `classify` for a terminal."""
     views = result["views"] | ({"mean of the views": result["mean"]} if len(result["views"]) > 1 else {})
     rows = [
         [view, measure, f"{row['right']:.2f}", f"{row['chance']:.2f}"]
@@ -292,11 +299,8 @@ def as_text(result: dict[str, Any]) -> str:
     return "\n\n".join([title, str(grid), "\n".join([note, *notes(result)])])
 
 
-# --- names in captions ----------------------------------------------------------------------------------------------
-
-
 def name_index(tree: Taxonomy) -> dict[tuple[str, ...], set[str]]:
-    """{words of a label or of its common name: the labels so called}."""
+    """Index the words of each label and of its common name: {words: the labels so called}."""
     index: dict[tuple[str, ...], set[str]] = {}
     for label in tree.labels:
         for name in (label, tree.common.get(label, "")):
@@ -306,7 +310,7 @@ def name_index(tree: Taxonomy) -> dict[tuple[str, ...], set[str]]:
 
 
 def named_labels(caption: str, index: dict[tuple[str, ...], set[str]]) -> set[str]:
-    """The labels that a caption names: those of the longest name in it, whole words; of two as long the first."""
+    """Find the labels that a caption names: those of the longest name in it, whole words; of two as long the first."""
     said = tuple(words(caption))
     for length in range(min(len(said), max(map(len, index), default=0)), 0, -1):
         for start in range(len(said) - length + 1):
@@ -316,9 +320,9 @@ def named_labels(caption: str, index: dict[tuple[str, ...], set[str]]) -> set[st
 
 
 def naming_accuracy(captions: Sequence[str], labels: Sequence[Sequence[str]], tree: Taxonomy) -> dict[str, float]:
-    """{"species named", "species right"}, shares of the captions (0 to 1): any label is named, a true one is.
+    """Compute {"species named", "species right"}, shares of the captions (0 to 1): any label is named, a true one is.
 
-    "species" stands for `tree.leaf`. `labels`: the true ones of each picture.
+    "species" stands for `tree.leaf`. `labels` are the true ones of each picture.
     """
     index = name_index(tree)
     found = [named_labels(caption, index) for caption in captions]

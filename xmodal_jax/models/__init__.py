@@ -1,4 +1,4 @@
-"""The networks. `ENCODERS` is the one place where a kind of encoder gets its name in the config."""
+"""The networks. `ENCODERS` is the only place that names the kinds of encoders for the config."""
 
 from typing import Any
 
@@ -27,7 +27,10 @@ ENCODERS: dict[str, type[EncoderConfig]] = {
 
 
 def build_encoders(section: dict[str, Any]) -> dict[str, EncoderConfig]:
-    """`config.encoders` -> {name: the kind's config}. Raises UserError for an unknown kind or field, and for odd values."""
+    """Build {name: config of its kind} from `config.encoders`.
+
+    Raises UserError for an unknown kind or field, or a bad value.
+    """
     built = {}
     for name, fields in section.items():
         where = f"config.encoders.{name}"
@@ -39,6 +42,9 @@ def build_encoders(section: dict[str, Any]) -> dict[str, EncoderConfig]:
 
 
 def build_scorer(section: dict[str, Any]) -> ScorerConfig:
-    """`config.scorer` -> the kind's config, "fusion" where it names none. Raises UserError as `build_encoders`."""
+    """Build the scorer's config from `config.scorer`, of kind "fusion" by default.
+
+    Raises UserError as `build_encoders`.
+    """
     fields = {"kind": "fusion"} | dict(section)
     return build(find_class(fields["kind"], "config.scorer.kind", SCORERS, ScorerConfig), fields, "config.scorer")

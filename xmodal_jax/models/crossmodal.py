@@ -1,7 +1,7 @@
-"""The assembled model: an encoder for each row of `config.encoders`, a joint space, fusion, a captioning decoder.
+"""The assembled model: an encoder for each entry of `config.encoders`, a joint space, fusion, a captioning decoder.
 
-Every method is a pure function through `model.apply({"params": p}, ..., method=name)`; the teacher is the same model on
-another tree of parameters.
+Every method is a pure function through `model.apply({"params": p}, ..., method=name)`; the teacher is the same model
+with another tree of parameters.
 """
 
 import flax.linen as nn
@@ -17,10 +17,10 @@ from xmodal_jax.models.heads import FusedHead, JoinedHead, LogitBias, MatchHead,
 from xmodal_jax.models.layers import real_tokens
 from xmodal_jax.models.pooling import parse_pool
 from xmodal_jax.models.reasoning import SharedEncoder
-from xmodal_jax.models.scorer import Side
+from xmodal_jax.models.scorer import ScorerConfig, Side
 from xmodal_jax.types import Array, Params
 
-READERS = frozenset({"fusion", "decoder", "bridge"})  # parts that read the tokens that the neck makes
+READERS = frozenset({"fusion", "decoder", "bridge"})  # parts that read the neck's tokens
 
 
 class CrossModal(nn.Module):
@@ -30,6 +30,7 @@ class CrossModal(nn.Module):
     output_ids: tuple[int, ...] = ()
 
     def setup(self) -> None:
+        """Create all submodules; flax makes parameters only of those that `init_all` runs."""
         encoders, fusion, joint = self.config.encoders, self.config.fusion, self.config.joint
         for name, own in encoders.items():
             setattr(self, name, Encoder(own, fusion, joint, self.config.dtype, name == fusion.pair[1]))
@@ -38,7 +39,9 @@ class CrossModal(nn.Module):
         self.decoder = Decoder(width, getattr(asks, "layers", 1), fusion.layers)
         self.match = MatchHead(fusion.head_dropout, fusion.agreement)
         self.vocabulary = TokenHead(width, len(self.output_ids) or asks.vocab_size)
-        self.scorer = self.config.scorer.built(width, joint.embed, self.fusion, self.match)
+        scorer = self.config.scorer
+        assert isinstance(scorer, ScorerConfig), "`build_scorer` has made the config's dict one"
+        self.scorer = scorer.built(width, joint.embed, self.fusion, self.match)
         self.shared = SharedEncoder(
             tuple(encoders), width, joint.shared_layers, joint.shared_heads, joint.shared_hidden, joint.shared_dropout
         )
@@ -50,11 +53,11 @@ class CrossModal(nn.Module):
             self.log_temperature = self.param("log_temperature", lambda _: jnp.log(jnp.float32(joint.temperature)))
 
     def raw(self, encoder: str, x: Array, key: Array | None = None) -> Array:
-        """The input x [B,...] of an encoder -> its tower's own tokens [B,N,D']."""
+        """Return the encoder's own tower tokens [B,N,D'] of the input x [B,...]."""
         return getattr(self, encoder).raw(x, key)
 
     def joint(self, encoder: str, raw: Array, x: Array, key: Array | None = None) -> tuple[Array, Array]:
-        """The tower's tokens [B,N,D'] of the input x -> tokens [B,N,D] for fusion, unit embedding [B,E].
+        """Map tower tokens [B,N,D'] of the input x to tokens [B,N,D] for fusion and unit embeddings [B,E].
 
         With `config.fusion.aggregated` the embedding is among the tokens.
         """
@@ -64,19 +67,19 @@ class CrossModal(nn.Module):
         return own.with_embedding(tokens, embed), embed
 
     def locals(self, encoder: str, raw: Array) -> Array:
-        """The tower's tokens [B,N,D'] -> unit local features [B,P,E]; see `Encoder.locals`."""
+        """Map tower tokens [B,N,D'] to unit local features [B,P,E]; see `Encoder.locals`."""
         return getattr(self, encoder).locals(raw)
 
     def encode(self, encoder: str, x: Array) -> tuple[Array, Array]:
-        """The input x [B,...] -> tokens [B,N,D] for fusion, unit embedding [B,E]; no dropout."""
+        """Encode the input x [B,...] as tokens [B,N,D] for fusion and unit embeddings [B,E], without dropout."""
         return self.joint(encoder, self.raw(encoder, x), x)
 
     def encode_cached(self, encoder: str, x: Array, tokens: Array) -> tuple[Array, Array]:
-        """`encode` of x from the tower's own tokens [B,N,D'], which were kept."""
+        """Encode x as `encode` does, from stored tower tokens [B,N,D']."""
         return self.joint(encoder, tokens.astype(jnp.dtype(self.config.dtype)), x)
 
     def codes(self, encoder: str, embed: Array) -> Array:
-        """Embeddings [B,E] -> relaxed codes [B,K]."""
+        """Map embeddings [B,E] to relaxed codes [B,K]."""
         return getattr(self, encoder).codes(embed)
 
     def fuse(
@@ -88,7 +91,7 @@ class CrossModal(nn.Module):
         key: Array | None = None,
         memory_mask: Array | None = None,
     ) -> Array:
-        """memory tokens [B,N,D], query tokens [b,L,D], masks [B,N] and [b,L], rows int [b] -> fused tokens [b,L,D]."""
+        """Fuse query tokens [b,L,D] with memory tokens [B,N,D] -> [b,L,D]; masks [b,L] and [B,N], `rows` int [b]."""
         return self.fusion(memory, query, mask, rows, key, memory_mask)
 
     def decode(
@@ -99,22 +102,22 @@ class CrossModal(nn.Module):
         key: Array | None = None,
         memory_mask: Array | None = None,
     ) -> Array:
-        """memory tokens [B,N,D] and their mask [B,N], ids [b,L] from the start token on -> hidden states [b,L,D]."""
+        """Return hidden states [b,L,D] for ids [b,L], start token first, over memory tokens [B,N,D], mask [B,N]."""
         tower = getattr(self, self.config.fusion.pair[1]).tower
         return self.decoder(tower, self.fusion, memory, ids, rows, key, memory_mask)
 
     def match_logits(self, fused: Array, mask: Array, image: Array, text: Array, key: Array | None = None) -> Array:
-        """fused [b,L,D], mask [b,L], unit embeddings of the pair [b,E] each -> ITM logits [b,2]."""
+        """Return ITM logits [b,2] from fused tokens [b,L,D], their mask [b,L] and both unit embeddings [b,E]."""
         return self.match(fused, mask, image, text, key)
 
     def bridge_delta(self, student: Array, teacher: Array, mask: Array | None = None) -> Array:
-        """student and teacher tokens [B,N,D], mask [B,N] -> what the residual attention adds, [B,N,D]."""
+        """Return the residual attention's addition [B,N,D] for student and teacher tokens [B,N,D], mask [B,N]."""
         return self.bridge(student, teacher, mask)
 
     def embed(self, encoder: str, raw: Array, tokens: Array, mask: Array | None, key: Array | None = None) -> Array:
-        """The encoder's head on the tower's raw tokens [B,N,D'] and fusion's [B,N,D] -> unit embedding [B,E].
+        """Apply the encoder's head to tower tokens [B,N,D'] and fusion's tokens [B,N,D] -> unit embeddings [B,E].
 
-        Where its pool asks for it, the transformer that all encoders share reads the tokens first.
+        A "+shared" pool first runs the transformer that all encoders share over the tokens.
         """
         read = None
         if parse_pool(self.config.encoders[encoder].pool)[1] == "shared":
@@ -122,58 +125,58 @@ class CrossModal(nn.Module):
         return getattr(self, encoder).embed(raw, tokens, mask, key, read)
 
     def fused_embed(self, fused: Array) -> Array:
-        """Fused tokens [b,L,D] of a pair -> unit joint embedding [b,E]."""
+        """Map fused tokens [b,L,D] of a pair to its unit joint embedding [b,E]."""
         return self.fused_head(fused)
 
     def joined_embed(self, fused: Array, image: Array, text: Array) -> Array:
-        """Fused tokens [b,L,D] of a pair and its unit embeddings [b,E] -> unit joint embedding [b,E] among these."""
+        """Map fused tokens [b,L,D] and a pair's unit embeddings [b,E] to a joint one [b,E] in the same space."""
         return self.joined_head(fused, image, text)
 
     def bridged_tokens(self, tokens: Array) -> Array:
-        """Tokens [B,N,D] -> those that a captioner trained through the bridge reads when captions are written.
+        """Return the tokens [B,N,D] that a captioner trained through the bridge reads when it writes captions.
 
         After training there is one encoder, so the bridge reads its tokens twice.
         """
         return tokens + self.bridge(tokens, tokens)
 
     def score(self, one: Side, two: Side) -> Array:
-        """Pair scores [b] of aligned rows by `config.scorer`."""
+        """Return pair scores [b] of aligned rows by `config.scorer`."""
         return self.scorer(Side(*one), Side(*two))
 
     def cache_memory(self, memory: Array) -> Params:
-        """Tokens [B,N,D] -> what fusion reads of them, for `score_cached`."""
+        """Return the keys and values that fusion computes from tokens [B,N,D], for `score_cached`."""
         return self.fusion.cache_memory(memory)
 
     def cache_query(self, query: Array, mask: Array) -> Array:
-        """Tokens [M,L,D], mask [M,L] -> what fusion starts from, for `score_cached`."""
+        """Return fusion's first self-attention over tokens [M,L,D] with mask [M,L], for `score_cached`."""
         return self.fusion.cache_query(query, mask)
 
     def score_cached(
         self, read: Params, begun: Array, mask: Array, one: Array, two: Array, read_mask: Array | None = None
     ) -> Array:
-        """`score` of aligned rows from what `cache_memory` and `cache_query` keep of each side, embeddings [b,E] and masks."""
+        """Score aligned rows as `score` does, from `cache_memory`, `cache_query`, embeddings [b,E] and masks."""
         return self.scorer.fuse_cached(read, begun, one, two, mask, read_mask)
 
     def token_logits(self, hidden: Array) -> Array:
-        """hidden [...,D] -> logits [...,V] over the output vocabulary (`output_ids`, or all word ids)."""
+        """Map hidden states [...,D] to logits [...,V] over the output vocabulary (`output_ids`, or all word ids)."""
         table = getattr(self, self.config.fusion.pair[1]).tower.embed["word"]
         return self.vocabulary(hidden, table[jnp.asarray(self.output_ids)] if self.output_ids else table)
 
     def temperature(self) -> Array:
-        """The learned temperature; each update ends inside the configured interval (`projected` in train/step.py).
+        """Return the learned temperature, or the config's if no objective trains it.
 
-        The config's where no objective trains it.
+        Each update keeps it inside the configured interval (`projected` in train/step.py).
         """
         if not self.has_variable("params", "log_temperature"):
             return jnp.float32(self.config.joint.temperature)
         return jnp.exp(self.log_temperature)
 
     def logit_bias(self) -> Array:
-        """The learned bias of the sigmoid loss, a float32 scalar."""
+        """Return the learned bias of the sigmoid loss, a float32 scalar."""
         return self.sigmoid()
 
     def init_all(self, inputs: dict[str, Array], parts: frozenset[str]) -> None:
-        """Run what the objectives use once, so that `init` makes exactly those parameters."""
+        """Run each module that the objectives use once, so that `init` creates exactly their parameters."""
         raws = {name: self.raw(name, x) for name, x in inputs.items()}
         for name, raw in raws.items():
             getattr(self, name).touch_readers(raw, bool(parts & READERS))
@@ -187,12 +190,12 @@ class CrossModal(nn.Module):
         self._touch_pairs(done[memory], done[asks], inputs[asks], parts)
 
     def _touch_pairs(self, memory: tuple, asks: tuple, ids: Array, parts: frozenset[str]) -> None:
-        """Run what reads two encoders, or one's words."""
+        """Run the modules in `parts` that read two encoders, or the words of one."""
         (tokens, embed), (words, caption) = memory, asks
         if "fusion" in parts:
             self.fuse(tokens, words, real_tokens(ids))
         if "scorer" in parts:
-            self.score((tokens, embed), (words, caption, real_tokens(ids)))
+            self.score(Side(tokens, embed), Side(words, caption, real_tokens(ids)))
         if "match" in parts:
             self.match_logits(words, real_tokens(ids), embed, caption)
         if "decoder" in parts:
@@ -210,14 +213,16 @@ class CrossModal(nn.Module):
 
 
 def init_params(model: CrossModal, key: Array, inputs: dict[str, Array], parts: frozenset[str]) -> Params:
-    """Fresh parameters of the encoders, whose `inputs` are batches of one, and of the modules named in `parts`.
+    """Draw parameters of the encoders, whose `inputs` are batches of one, and of the modules named in `parts`.
 
-    All hash heads start alike: they read one joint space, where what is near in it gets near codes from the first step on.
+    All hash heads start alike: they read one joint space, where neighbours then get similar codes from the
+    first step on.
     """
-    params = dict(model.init(key, inputs, parts, method="init_all")["params"])
-    if "temperature" not in parts:  # what reads it then, such as the draw of negatives, takes the config's
+    params: Params = dict(model.init(key, inputs, parts, method="init_all")["params"])
+    if "temperature" not in parts:  # its readers, such as the draw of negatives, then take the config's
         del params["log_temperature"]
     if "hash" in parts:
         first = params[next(iter(inputs))]["hash"]
-        params |= {name: params[name] | {"hash": jax.tree.map(jnp.copy, first)} for name in list(inputs)[1:]}
+        for name in list(inputs)[1:]:
+            params[name] = {**params[name], "hash": jax.tree.map(jnp.copy, first)}
     return params

@@ -15,13 +15,14 @@ from xmodal_jax.types import Array
 
 
 class Decoder(nn.Module):
-    """Token ids [b,L] and the tokens they read [B,N,D'] -> hidden states [b,L,D] that predict the next token."""
+    """A captioning decoder: ids [b,L] and memory tokens [B,N,D'] -> hidden states [b,L,D] for the next token."""
 
     width: int
     text_layers: int
     fusion_layers: int
 
     def setup(self) -> None:
+        """Create the self-attention of both stacks, the only parameters that are the decoder's own."""
         width = self.width
         self.text_attention = self.param(
             "text_attention", stack_params, self.text_layers, lambda key: attention_params(key, width)
@@ -40,7 +41,7 @@ class Decoder(nn.Module):
         key: Array | None = None,
         memory_mask: Array | None = None,
     ) -> Array:
-        """Run the shared layers causally. ids [b,L] start with the decoder's start token; memory_mask [B,N] tells real tokens."""
+        """Run the shared layers causally over ids [b,L], start token first; memory_mask [B,N] marks real tokens."""
         keys = jax.random.split(key, 3) if key is not None else (None, None, None)
         mask = causal_mask(real_tokens(ids))
         x = text.embed_tokens(ids, keys[0])

@@ -1,11 +1,11 @@
-"""One encoder: the tower, neck, head and hash head of one row of `config.encoders`.
+"""One encoder: the tower, neck, head and hash head of one entry of `config.encoders`.
 
-A kind of encoder is a frozen config class beside its module, derived from `EncoderConfig`; `models.ENCODERS` names them. Its
-fields are what a user may set, its methods what the rest of the package asks of it.
+A kind of encoder is a frozen config class beside its module, derived from `EncoderConfig`; `models.ENCODERS` names
+them. Its fields are what a user may set; its methods answer the questions of the rest of the package.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 
 from xmodal_jax.config import FusionConfig, JointConfig
 from xmodal_jax.config_build import limited
+from xmodal_jax.data.config import DataConfig
 from xmodal_jax.errors import UserError
 from xmodal_jax.models.fusion import EmbeddingToken
 from xmodal_jax.models.heads import HashHead, Projection, l2_normalize
@@ -36,62 +37,74 @@ REMAT = ("none", "dots", "full", "offload")
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """What all kinds of encoders share.
-
-    `init`: weights to start the tower from. `pool`: how tokens become the embedding (models/pooling.py); `token_hidden`:
-    width of an aggregator's MLP of each token, 0 for none. `head_hidden`, `head_dropout`: of the MLP beside the linear path.
-    `cache_tokens`: a frozen tower's tokens are computed once for each input and kept (encode/token_cache.py).
-    """
+    """The fields and methods that all kinds of encoders share."""
 
     kind: str = ""
+    """Kind of encoder: a name in `models.ENCODERS`, or a class of one's own such as "my_encoder.py:MyConfig"."""
     init: str = ""
+    """Weights to start the tower from: a name that the kind knows, or a folder; "" starts at random."""
     pool: str = limited("mean", among=POOL_CHOICES)
+    """How tokens become the embedding, such as "mean", "cls" or "mean+gpo" (models/pooling.py)."""
     token_hidden: int = limited(0, least=0)
+    """Units of the MLP that an aggregator applies to each token; 0: none."""
     head_hidden: int = limited(0, least=0)
+    """Units of the MLP beside the head's linear path; 0: none."""
     head_dropout: float = limited(0.0, least=0.0, most=0.99)
+    """Dropout rate in the head and the neck."""
     cache_tokens: bool = False
+    """True computes a frozen tower's tokens once per input and keeps them (encode/token_cache.py)."""
 
-    reads: ClassVar[str] = ""  # what the tower takes: "pixels", "tokens" (of a feature cache) or "words"
-    lacks: ClassVar[tuple[str, ...]] = ()  # parts of the model that it cannot serve, and why
+    reads: ClassVar[str] = ""
+    """Input of the tower: "pixels", "tokens" (of a feature cache) or "words"."""
+    lacks: ClassVar[tuple[str, ...]] = ()
+    """Parts of the model that the tower cannot serve."""
     why: ClassVar[str] = ""
-    dropout: ClassVar[float] = 0.0  # of the tower; a field where it has any
-    vocab_size: ClassVar[int] = 0  # ids that it reads; a field where it reads words
-    groups: ClassVar[tuple[int, ...]] = ()  # consecutive tokens that are pooled together
-    neck_layers: ClassVar[int] = 0  # transformer blocks over the tokens before fusion reads them
+    """The reason for `lacks`, as the end of a sentence."""
+    dropout: ClassVar[float] = 0.0
+    """Dropout rate of the tower; a field where it has dropout."""
+    vocab_size: ClassVar[int] = 0
+    """Number of ids that the tower reads; a field where it reads words."""
+    groups: ClassVar[tuple[int, ...]] = ()
+    """Numbers of consecutive tokens that are pooled together; (): all are."""
+    neck_layers: ClassVar[int] = 0
+    """Transformer blocks over the tokens before fusion reads them."""
 
     @property
     def token_width(self) -> int:
-        """The width D' of the tower's tokens; 0 where only the data tell."""
+        """Width D' of the tower's tokens; 0 if only the data tell."""
         return getattr(self, "width", 0)
 
     @property
     def extent(self) -> int:
-        """How large an input is made for it: pixels of a side, tokens of a text; 0 where that is fixed."""
+        """Size of an input: pixels of a side, or tokens of a text; 0 if it is fixed."""
         return 0
 
     @property
     def necked(self) -> bool:
-        """Whether a neck stands between the tower's tokens and those that fusion reads."""
+        """True if a neck stands between the tower's tokens and those that fusion reads."""
         return self.reads != "words"
 
-    def module(self, dtype: Any) -> nn.Module:
-        """The tower: (x [B,...], key) -> tokens [B,N,D']."""
+    def module(self, dtype: jnp.dtype) -> nn.Module:
+        """Build the tower: (x [B,...], key) -> tokens [B,N,D']."""
         raise NotImplementedError
 
     def input(self, facts: DataFacts) -> tuple[tuple[int, ...], str]:
-        """(shape, dtype) of one input, by what is known of the data set."""
+        """Return (shape, dtype) of one input, given what is known of the data set."""
         raise NotImplementedError
 
-    def filled(self, name: str, data: Any, facts: DataFacts) -> "EncoderConfig":
-        """The config of the encoder `name` with what the data decide; a contradiction is a UserError."""
+    def filled(self, name: str, data: DataConfig, facts: DataFacts) -> "EncoderConfig":
+        """Return the config of the encoder `name` completed from the data; raise UserError if they contradict it."""
         return self
 
     def mask(self, x: Array) -> Array | None:
-        """Which of the tower's tokens of the input x [B,...] are real, bool [B,N]; None where all are."""
+        """Return the mask bool [B,N] of the tower's real tokens for the input x [B,...], or None if all are real."""
         return None
 
     def local_map(self, tokens: int) -> np.ndarray | None:
-        """The averages that make local features of so many tokens, float32 [P,N]; None: each token but the first is one."""
+        """Return the averages [P,N] float32 that make local features of `tokens` tokens, or None.
+
+        None makes each token but the first a local feature.
+        """
         return None
 
     def check(self, where: str) -> None:
@@ -102,7 +115,7 @@ class EncoderConfig:
 
 
 class Neck(nn.Module):
-    """The tower's tokens [B,N,D'] -> what fusion reads [B,N,D]: norm, a dense layer, positions, optional blocks."""
+    """The layers between tower and fusion: [B,N,D'] -> norm, dense layer, positions, optional blocks -> [B,N,D]."""
 
     width: int
     layers: int
@@ -112,7 +125,7 @@ class Neck(nn.Module):
 
     @nn.compact
     def __call__(self, raw: Array, key: Array | None = None) -> Array:
-        """raw [B,N,D'] -> [B,N,D]."""
+        """Map the tower's tokens [B,N,D'] to fusion's [B,N,D]."""
         x = layer_norm(self.param("norm_in", lambda _: norm_params(raw.shape[-1])), raw)
         x = dense(self.param("project", dense_params, raw.shape[-1], self.width, raw.shape[-1] ** -0.5), x)
         position = self.param("position", lambda k: 0.02 * jax.random.normal(k, (raw.shape[1], self.width)))
@@ -125,19 +138,20 @@ class Neck(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Tower, neck, head and hash head of one row of `config.encoders`.
+    """The tower, neck, head and hash head of one entry of `config.encoders`.
 
-    `asks`: it is the side that fusion's query comes from, so an embedding is added to its first token; the embedding of the
-    others is a token more (`fusion.aggregated`).
+    `is_query` marks the encoder whose tokens are fusion's query. With `fusion.aggregated` its embedding is added to its
+    first token; other encoders get their embedding as one more token.
     """
 
     section: EncoderConfig
     fusion: FusionConfig
     joint: JointConfig
     dtype: str
-    asks: bool = False
+    is_query: bool = False
 
     def setup(self) -> None:
+        """Create the tower, neck, heads and embedding token."""
         own, fusion, joint = self.section, self.fusion, self.joint
         self.tower = own.module(jnp.dtype(self.dtype))
         self.neck = Neck(fusion.width, own.neck_layers, fusion.heads, fusion.hidden, own.head_dropout)
@@ -148,13 +162,13 @@ class Encoder(nn.Module):
         self.hash = HashHead(joint.bits, joint.hash_hidden, joint.hash_kind)
 
     def raw(self, x: Array, key: Array | None = None) -> Array:
-        """x [B,...] as the tower takes it -> its own tokens [B,N,D']."""
+        """Run the tower on x [B,...] -> its own tokens [B,N,D']."""
         return self.tower(x, key)
 
     def neck_tokens(self, raw: Array, key: Array | None = None) -> tuple[Array, Array | None]:
-        """The tower's tokens [B,N,D'] -> those that fusion reads [B,N,D], and the key that is left.
+        """Map the tower's tokens [B,N,D'] to fusion's [B,N,D]; return them with the key for what follows.
 
-        Where nothing reads tokens there is no neck, and they are the tower's own.
+        Without a neck, as where nothing reads tokens, they are the tower's own.
         """
         if not self.section.necked:
             return raw, key
@@ -164,21 +178,22 @@ class Encoder(nn.Module):
     def embed(
         self, raw: Array, tokens: Array, mask: Array | None, key: Array | None = None, read: Array | None = None
     ) -> Array:
-        """raw [B,N,D'], tokens [B,N,D], what the shared encoder read of them [B,D] -> unit embedding [B,E]."""
+        """Map tokens [B,N,D'] and [B,N,D], and the shared encoder's output `read` [B,D], to unit embeddings [B,E]."""
         return self.head(raw, tokens, mask, key, read)
 
     def with_embedding(self, tokens: Array, embed: Array) -> Array:
-        """Tokens [B,N,D] with the embedding [B,E] among them, where `fusion.aggregated` asks for it."""
+        """Add the embedding [B,E] to tokens [B,N,D], if `fusion.aggregated` asks for it."""
         if not self.has_variable("params", "aggregate"):
             return tokens
         own = self.aggregate(embed).astype(tokens.dtype)
-        parts = [tokens[:, :1] + own, tokens[:, 1:]] if self.asks else [tokens, own]
+        parts = [tokens[:, :1] + own, tokens[:, 1:]] if self.is_query else [tokens, own]
         return jnp.concatenate(parts, axis=1)
 
     def locals(self, raw: Array) -> Array:
-        """The tower's tokens [B,N,D'] -> unit local features [B,P,E]: of a grid at most 4 x 4, of words all but the first.
+        """Map the tower's tokens [B,N,D'] to unit local features [B,P,E].
 
-        Those of padding are there too (mask them).
+        A grid gives at most 4 x 4, a text all tokens but the first. Padding has local features too; the
+        caller masks them.
         """
         places = self.section.local_map(raw.shape[1])
         if places is None:
@@ -188,11 +203,11 @@ class Encoder(nn.Module):
         return l2_normalize(jnp.einsum("pn,bne->bpe", averages, features).astype(jnp.float32))
 
     def codes(self, embed: Array) -> Array:
-        """Embeddings [B,E] -> relaxed codes [B,K]."""
+        """Map embeddings [B,E] to relaxed codes [B,K]."""
         return self.hash(embed)
 
     def touch_readers(self, raw: Array, read: bool) -> None:
-        """Make what turns the tower's tokens into those that others read, where any do: the passes look for it."""
+        """Run the neck and the embedding token if any part reads them, so that `init` makes their parameters."""
         if self.section.necked and (read or parse_pool(self.section.pool)[1] in ("attention", "shared")):
             self.neck(raw)
         if read and self.fusion.aggregated:

@@ -1,13 +1,14 @@
-"""The tower that is already in the data: region or grid tokens computed once by a frozen network."""
+"""A tower whose tokens are already in the data: region or grid tokens computed once by a frozen network."""
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
 from xmodal_jax.config_build import limited
+from xmodal_jax.data.config import DataConfig
 from xmodal_jax.models.encoder import EncoderConfig
 from xmodal_jax.models.grid import group_parts, local_map
 from xmodal_jax.types import Array, DataFacts
@@ -15,37 +16,42 @@ from xmodal_jax.types import Array, DataFacts
 
 @dataclass(frozen=True)
 class FeaturesConfig(EncoderConfig):
-    """Tokens that are already in the data: the caches that `data.features` names."""
+    """An encoder of tokens that are already in the data: the caches that `data.features` names."""
 
     kind: str = "features"
+    """Kind of encoder: feature caches."""
     neck_layers: int = limited(0, least=0)
+    """Transformer blocks over the tokens before fusion reads them; 0: none."""
     groups: tuple[int, ...] = ()
     """Token counts of the feature caches; filled in from the data card."""
 
     reads: ClassVar[str] = "tokens"
 
-    def module(self, dtype: Any) -> "FeatureTokens":
-        """The tower, which has no parameters."""
+    def module(self, dtype: jnp.dtype) -> "FeatureTokens":
+        """Build the tower, which has no parameters."""
         return FeatureTokens()
 
     def input(self, facts: DataFacts) -> tuple[tuple[int, ...], str]:
-        """The tokens of all caches, [N,D]."""
+        """Return shape [N,D] and dtype of the tokens of all caches together."""
         return facts.tokens, "float16"
 
-    def filled(self, name: str, data: Any, facts: DataFacts) -> "FeaturesConfig":
-        """With the token counts of the caches."""
+    def filled(self, name: str, data: DataConfig, facts: DataFacts) -> "FeaturesConfig":
+        """Return the config with the token counts of the caches."""
         return replace(self, groups=facts.groups)
 
     def local_map(self, tokens: int) -> np.ndarray:
-        """Grids without their summaries; other groups are sets."""
+        """Return the averages that make local features: of grids without their summaries; other groups are sets."""
         return local_map(group_parts(self.groups, tokens))
 
 
 class FeatureTokens(nn.Module):
-    """Cached tokens float16 [B,N,D] -> float32 [B,N,D]. It has no parameters: SCAN's 36 x 2048 regions work alike."""
+    """A tower without parameters: cached tokens float16 [B,N,D] -> float32 [B,N,D].
+
+    SCAN's 36 x 2048 regions work alike.
+    """
 
     @nn.compact
     def __call__(self, tokens: Array, key: Array | None = None) -> Array:
-        """Cast; `key` is accepted as for every tower and unused."""
+        """Cast the tokens; `key` is unused."""
         del key
         return tokens.astype(jnp.float32)

@@ -1,8 +1,6 @@
-"""Fusion: the tokens of one encoder, the query, read those of another, the memory, in every layer (ALBEF, Li et al. 2021)."""
+"""Fusion: in every layer one encoder's tokens, the query, read another's, the memory (ALBEF, Li et al. 2021)."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,6 +8,7 @@ import jax.numpy as jnp
 
 from xmodal_jax.models.layers import (
     BlockStyle,
+    Reading,
     block_looking,
     block_params,
     block_reading,
@@ -24,7 +23,7 @@ from xmodal_jax.types import Array, Params
 
 
 class Fusion(nn.Module):
-    """Query tokens [b,L,D] and memory tokens [B,N,D'] -> fused tokens [b,L,D]."""
+    """Cross-attention blocks: query tokens [b,L,D] and memory tokens [B,N,D'] -> fused tokens [b,L,D]."""
 
     width: int
     layers: int
@@ -35,6 +34,7 @@ class Fusion(nn.Module):
     remat: str = "dots"
 
     def setup(self) -> None:
+        """Create the stack of blocks."""
         width, hidden, source = self.width, self.hidden, self.memory_width
         self.stack = self.param(
             "layers", stack_params, self.layers, lambda key: block_params(key, width, hidden, source)
@@ -42,14 +42,17 @@ class Fusion(nn.Module):
 
     @property
     def style(self) -> BlockStyle:
-        """The constants of the fusion blocks (the decoder runs the same blocks)."""
+        """Constants of the fusion blocks, which the decoder runs too."""
         return BlockStyle(self.heads, dropout=self.dropout, remat=self.remat)
 
-    def reader(self, memory: Array, rows: Array | None, mask: Array | None = None) -> Callable[[Params], Any]:
-        """Keys, values and mask of one layer: projected once per row of the memory, then gathered for any number of pairs."""
+    def reader(self, memory: Array, rows: Array | None, mask: Array | None = None) -> Callable[[Params], Reading]:
+        """Return a function from one layer's parameters to its keys, values and mask.
+
+        They are projected once per row of the memory, then gathered for any number of pairs.
+        """
         seen = None if mask is None else mask[:, None, None, :]
 
-        def read(cross: Params) -> Any:
+        def read(cross: Params) -> Reading:
             keys, values = (project_heads(cross[name], memory, self.heads) for name in ("key", "value"))
             if rows is None:
                 return keys, values, seen
@@ -58,23 +61,26 @@ class Fusion(nn.Module):
         return read
 
     def cache_memory(self, memory: Array) -> Params:
-        """What all layers read of memory tokens [B,N,D']: keys and values [layers,B,N,heads,d]. Once per row, for any query."""
+        """Project memory tokens [B,N,D'] for all layers: keys and values [layers,B,N,heads,d], for any query."""
 
-        def project(cross, name):
-            return project_heads(cross[name], memory, self.heads)
+        def project(layer: Params) -> Array:
+            return project_heads(layer, memory, self.heads)
 
-        return {name: jax.vmap(partial(project, name=name))(self.stack["cross"]) for name in ("key", "value")}
+        return {name: jax.vmap(project)(self.stack["cross"][name]) for name in ("key", "value")}
 
     def cache_query(self, query: Array, mask: Array) -> Array:
-        """The first layer's self-attention of the query [M,L,D], mask [M,L]: once per row, for any memory."""
+        """Run the first layer's self-attention on the query [M,L,D] with mask [M,L], once per row for any memory."""
         first = jax.tree.map(lambda leaf: leaf[0], self.stack)
         return block_looking(self.style, first, query, mask[:, None, None, :])
 
     def fuse_cached(self, read: Params, begun: Array, mask: Array, memory_mask: Array | None = None) -> Array:
-        """`self(memory, query, mask)` [b,L,D] from `cache_memory` (aligned rows [layers,b,N,heads,d]) and `cache_query` [b,L,D]."""
+        """Compute `self(memory, query, mask)` [b,L,D] from the two caches.
+
+        `read` is from `cache_memory`, aligned rows [layers,b,N,heads,d]; `begun` [b,L,D] is from `cache_query`.
+        """
         seen = None if memory_mask is None else memory_mask[:, None, None, :]
 
-        def memory(cross):
+        def memory(cross: Params) -> Reading:
             return (cross["read"]["key"], cross["read"]["value"], seen)
 
         stack = {**self.stack, "cross": {**self.stack["cross"], "read": read}}
@@ -91,8 +97,16 @@ class Fusion(nn.Module):
         key: Array | None = None,
         memory_mask: Array | None = None,
     ) -> Array:
-        """memory [B,N,D'] and its mask [B,N], query [b,L,D] and its mask [b,L], rows: which row of the memory each row of the
-        query reads (see `pick_rows`; default: its own)."""
+        """Fuse query tokens [b,L,D] with memory tokens [B,N,D'] -> [b,L,D].
+
+        Args:
+            memory: Tokens that are read [B,N,D'].
+            query: Tokens that read [b,L,D].
+            mask: True for real tokens of the query [b,L].
+            rows: Row of the memory that each row of the query reads (see `pick_rows`; default: its own).
+            key: Turns dropout on.
+            memory_mask: True for real tokens of the memory [B,N].
+        """
         read = self.reader(memory.astype(query.dtype), rows, memory_mask)
         return scan_blocks(self.style, self.stack, query, mask[:, None, None, :], read, key)
 
@@ -100,7 +114,7 @@ class Fusion(nn.Module):
 class EmbeddingToken(nn.Module):
     """A unit embedding [B,E] as one token of fusion [B,1,D]: a dense layer on the embedding scaled to order one.
 
-    With it fusion works on the aggregated features of both sides, as in Wang et al. 2023 ("Adequate alignment and
+    It lets fusion work on the aggregated features of both sides, as in Wang et al. 2023 ("Adequate alignment and
     interaction for cross-modal retrieval"), and not on local tokens alone.
     """
 
@@ -108,13 +122,13 @@ class EmbeddingToken(nn.Module):
 
     @nn.compact
     def __call__(self, embed: Array) -> Array:
-        """embed [B,E] -> [B,1,D], in the dtype of `embed`."""
+        """Map embed [B,E] to a token [B,1,D] in the dtype of `embed`."""
         size = embed.shape[-1]
         return dense(self.param("project", dense_params, size, self.width), embed * size**0.5)[:, None]
 
 
 def causal_mask(mask: Array) -> Array:
-    """mask [b,L] of real tokens -> boolean [b,1,L,L]: position l may look at positions <= l that are real."""
+    """Return bool [b,1,L,L] from the mask [b,L] of real tokens: position l may look at real positions <= l."""
     length = mask.shape[1]
     lower = jnp.tril(jnp.ones((length, length), bool))
     return lower[None, None] & mask[:, None, None, :]

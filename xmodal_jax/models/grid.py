@@ -1,16 +1,14 @@
-"""What the consecutive tokens of a picture are: grids, summaries and sets, and how they are pooled."""
+"""The structure of a picture's consecutive tokens (grids, summaries, sets) and how they are pooled."""
 
 import math
 
 import numpy as np
 
-SUMMARY_TOKENS = {
-    "lite0": 1
-}  # the last tokens of a tower that summarise the whole picture and are pooled for themselves
+SUMMARY_TOKENS = {"lite0": 1}  # a tower's last tokens that summarise the whole picture and are pooled separately
 
 
 def pooling_groups(tower: str, tokens: int) -> tuple[int, ...]:
-    """How many consecutive tokens of one picture are pooled together: the grid, then the summary."""
+    """Return the numbers of consecutive tokens of a picture that are pooled together: the grid, then the summary."""
     extra = SUMMARY_TOKENS.get(tower, 0)
     return (tokens - extra, extra) if extra else (tokens,)
 
@@ -19,9 +17,9 @@ LOCAL_GRID = 4  # local features of a picture: at most 4 x 4 cells of each grid 
 
 
 def grid_map(side: int, cells: int = LOCAL_GRID) -> np.ndarray:
-    """Adaptive average pooling of a square grid: float32 [c*c, side*side] with c = min(side, cells), rows sum to 1.
+    """Return adaptive average pooling of a square grid: float32 [c*c, side*side] with c = min(side, cells).
 
-    Cell i of an axis covers the rows floor(i * side / c) to ceil((i + 1) * side / c), as in PyTorch.
+    Rows sum to 1. Cell i of an axis covers the rows floor(i * side / c) to ceil((i + 1) * side / c), as in PyTorch.
     """
     count = min(side, cells)
     axis = np.zeros((count, side), np.float32)
@@ -32,10 +30,10 @@ def grid_map(side: int, cells: int = LOCAL_GRID) -> np.ndarray:
 
 
 def group_parts(groups: tuple[int, ...], tokens: int) -> list[tuple[str, int]]:
-    """What the consecutive `tokens` of a picture are, in `groups`: ("grid" | "set" | "summary", how many).
+    """Classify the groups of a picture's `tokens` as ("grid" | "set" | "summary", size), in order.
 
-    A tower of `SUMMARY_TOKENS` gives a grid and its summary for each input size; any other group of tokens is a set without
-    places, such as detected regions.
+    A tower of `SUMMARY_TOKENS` gives a grid and its summary for each input size; any other group of tokens is a set
+    without places, such as detected regions.
     """
     groups = groups or (tokens,)
     kinds = []
@@ -47,9 +45,9 @@ def group_parts(groups: tuple[int, ...], tokens: int) -> list[tuple[str, int]]:
 
 
 def local_map(parts: list[tuple[str, int]]) -> np.ndarray:
-    """The averages that make local features of a picture's tokens, float32 [P,N]; no summaries, grids at most 4 x 4.
+    """Return the averages float32 [P,N] that make local features of a picture's tokens.
 
-    `parts` says what consecutive tokens are, as `group_parts`.
+    Summaries give none, grids at most 4 x 4. `parts` lists kind and size of consecutive tokens, as from `group_parts`.
     """
     make = {
         "grid": lambda n: grid_map(math.isqrt(n)),

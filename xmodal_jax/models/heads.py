@@ -1,5 +1,8 @@
 """Small heads on pooled features: joint embedding, matching, token logits and hash codes."""
 
+from functools import reduce
+from operator import add
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,17 +24,23 @@ from xmodal_jax.types import Array, Params
 
 
 def l2_normalize(x: Array, eps: float = 1e-6) -> Array:
-    """Rows of x [..., E] scaled to unit length; a zero row stays zero and its gradient finite."""
+    """Scale the rows of x [..., E] to unit length; a zero row stays zero and its gradient finite.
+
+    Example:
+        >>> print(l2_normalize(jnp.array([[3.0, 4.0], [0.0, 0.0]])).round(3))
+        [[0.6 0.8]
+         [0.  0. ]]
+    """
     return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + eps * eps)
 
 
 def fan_in(inputs: int) -> float:
-    """Standard deviation that keeps the scale of a dense layer's output."""
+    """Return the standard deviation of weights that keeps the scale of a dense layer's output."""
     return inputs**-0.5
 
 
 def pooled_features(raw: Array, mask: Array | None, pool: str, groups: tuple[int, ...]) -> Array:
-    """What the linear path of a `Projection` reads: tokens [B,N,D] pooled over each of `groups` (all without any).
+    """Pool tokens [B,N,D] for the linear path of a `Projection`, over each of `groups` (over all without any).
 
     Each pooled vector is normalised for itself (LayerNorm without parameters), then they are joined -> [B, groups * D].
     """
@@ -41,11 +50,11 @@ def pooled_features(raw: Array, mask: Array | None, pool: str, groups: tuple[int
 
 
 class TokenMap(nn.Module):
-    """Each token for itself -> E features: a dense layer plus, with `hidden`, an MLP beside it (Chen et al. 2021).
+    """A map of each token by itself to E features: a dense layer and, with `hidden`, an MLP (Chen et al. 2021).
 
-    Tokens are normalised first (LayerNorm without parameters). `scale` is the dense layer's start in units of the usual
-    standard deviation. Dropout leaves out the same inputs for all tokens of a row: a pooled set averages over anything
-    less.
+    Tokens are normalised first (LayerNorm without parameters). `scale` is the dense layer's start in units of the
+    usual standard deviation. Dropout leaves out the same inputs for all tokens of a row:
+    a pooled set averages over anything less.
     """
 
     embed: int
@@ -55,7 +64,7 @@ class TokenMap(nn.Module):
 
     @nn.compact
     def __call__(self, raw: Array, key: Array | None = None) -> Array:
-        """raw [B,N,D'] -> [B,N,E]."""
+        """Map raw tokens [B,N,D'] to features [B,N,E]."""
         width = raw.shape[-1]
         x = layer_norm(norm_params(width), raw, 1e-6)
         keys = jax.random.split(key) if key is not None else (None, None)
@@ -69,13 +78,13 @@ class TokenMap(nn.Module):
 
 
 class Aggregator(nn.Module):
-    """Projected tokens [B,N,E] -> [B,E] by "gpo", "max" or "average"; with a key some tokens are left out."""
+    """Pooling of projected tokens [B,N,E] -> [B,E] by "gpo", "max" or "average"; a key leaves some tokens out."""
 
     kind: str
 
     @nn.compact
     def __call__(self, x: Array, mask: Array | None, key: Array | None = None) -> Array:
-        """x [B,N,E], mask [B,N] of real tokens (None: all) -> float32 [B,E]."""
+        """Pool x [B,N,E] over the real tokens of mask [B,N] (None: all) -> float32 [B,E]."""
         if key is not None:
             mask = dropped_tokens(key, jnp.ones(x.shape[:2], bool) if mask is None else mask)
         if self.kind == "gpo":
@@ -85,19 +94,20 @@ class Aggregator(nn.Module):
         return masked_max(x, jnp.ones(x.shape[:2], bool) if mask is None else mask)
 
 
-BESIDE = 0.1  # start of a token map beside a linear path: the embedding starts close to that path
+AGGREGATOR_START = 0.1  # scale of a token map beside a linear path: the embedding starts close to that path
 
 
 class Projection(nn.Module):
-    """Tokens -> unit embedding [B,E], by the paths that `pool` names (`pooling.parse_pool`).
+    """The embedding head: tokens -> unit embedding [B,E], by the paths that `pool` names (`pooling.parse_pool`).
 
-    "mean" or "cls": a linear map of pooled features plus, with `hidden`, a two-layer MLP beside it. The linear path is
-    what CCA solves for and may start from it (`train/cca.py`); the MLP starts at zero and adds to it. "+attention"
-    adds what a learned probe reads from `tokens`, "+shared" what an encoder outside reads (models/reasoning.py); both
-    start at zero. "+gpo", "+max" and "+average" add an aggregator of projected raw tokens, which starts small. "gpo", "max" and "average" are that aggregator alone (Chen et al. 2021, VSE-infinity).
+    "mean" or "cls" is a linear map of pooled features plus, with `hidden`, a two-layer MLP beside it. CCA solves for
+    the linear path, which may start from it (`train/cca.py`); the MLP starts at zero and adds to it. "+attention" adds
+    the output of a learned probe over `tokens`, "+shared" that of an encoder outside (models/reasoning.py); both start
+    at zero. "+gpo", "+max" and "+average" add an aggregator of projected raw tokens, which starts small. "gpo", "max"
+    and "average" are that aggregator alone (Chen et al. 2021, VSE-infinity).
 
-    `groups` splits the N tokens into consecutive parts (several input resolutions, a summary token), each pooled for itself
-    by the linear path. `token_hidden` is the width of the MLP of each token beside an aggregator's dense layer.
+    `groups` splits the N tokens into consecutive parts (several input resolutions, a summary token), each pooled for
+    itself by the linear path. `token_hidden` is the width of the MLP of each token beside an aggregator's dense layer.
     """
 
     embed: int
@@ -109,32 +119,32 @@ class Projection(nn.Module):
     token_hidden: int = 0
 
     def setup(self) -> None:
+        """Create the token map and the aggregator; flax makes their parameters only if they run."""
         base, extra = parse_pool(self.pool)
         pools = extra in AGGREGATORS
-        scale = BESIDE if base and pools else 1.0
+        scale = AGGREGATOR_START if base and pools else 1.0
         self.token = TokenMap(self.embed, self.token_hidden if pools else 0, self.dropout, scale)
         self.aggregator = Aggregator(extra)
 
     def __call__(
         self, raw: Array, tokens: Array, mask: Array | None, key: Array | None = None, read: Array | None = None
     ) -> Array:
-        """raw [B,N,D'] (the tower's output), tokens [B,N,D] (what fusion reads), mask [B,N] -> [B,E].
+        """Map the tower's tokens `raw` [B,N,D'] and fusion's `tokens` [B,N,D], mask [B,N], to unit embeddings [B,E].
 
-        `read` [B,D] is what the shared encoder read, for "+shared".
+        `read` [B,D] is the output of the shared encoder, for "+shared".
         """
         base, extra = parse_pool(self.pool)
-        out = self.base_path(raw, tokens, mask, key, read) if base else None
+        paths = [self.base_path(raw, tokens, mask, key, read)] if base else []
         if extra in AGGREGATORS:
             keys = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, 3))
-            pooled = self.aggregator(self.token(raw, keys[0]), mask, keys[1])
-            out = pooled if out is None else out + pooled
-        return l2_normalize(out)
+            paths.append(self.aggregator(self.token(raw, keys[0]), mask, keys[1]))
+        return l2_normalize(reduce(add, paths))
 
     @nn.compact
     def base_path(
         self, raw: Array, tokens: Array, mask: Array | None, key: Array | None, read: Array | None = None
     ) -> Array:
-        """The linear path with what stands beside it, but for an aggregator -> [B,E], not normalised."""
+        """Apply the linear path and all that stands beside it but an aggregator -> [B,E], not normalised."""
         base, extra = parse_pool(self.pool)
         keys = jax.random.split(key, 3) if key is not None else (None, None, None)
         x = pooled_features(raw, mask, base, self.groups)
@@ -150,12 +160,13 @@ class Projection(nn.Module):
             read = dropout(attention_pool(probe, tokens, mask, self.heads), self.dropout, keys[2])
             out = out + dense(self.param("attended", dense_params, read.shape[-1], self.embed, 0.0), read)
         if extra == "shared":
+            assert read is not None, "`CrossModal.embed` runs the shared encoder for this pool"
             read = dropout(read.astype(jnp.float32), self.dropout, keys[2])
             out = out + dense(self.param("reasoned", dense_params, read.shape[-1], self.embed, 0.0), read)
         return out
 
     def token_features(self, raw: Array) -> Array:
-        """What an aggregator pools, raw [B,N,D'] -> [B,N,E], not normalised, no dropout.
+        """Map raw tokens [B,N,D'] to the features [B,N,E] that an aggregator pools, not normalised, without dropout.
 
         A head without an aggregator has a dense layer for it, made only where this is called.
         """
@@ -163,14 +174,14 @@ class Projection(nn.Module):
 
 
 class TokenHead(nn.Module):
-    """Hidden states -> logits over the output vocabulary, with BERT's transform and the tied word table."""
+    """The vocabulary head: hidden states -> logits, with BERT's transform and tied word table."""
 
     width: int
     outputs: int
 
     @nn.compact
     def __call__(self, hidden: Array, table: Array) -> Array:
-        """hidden [..., D], table [V,D] (rows of the word embedding that may be predicted) -> logits [..., V], float32."""
+        """Map hidden [..., D] to float32 logits [..., V]; table [V,D] holds the word vectors that may be predicted."""
         x = jax.nn.gelu(dense(self.param("transform", dense_params, self.width, self.width), hidden), approximate=False)
         x = layer_norm(self.param("norm", lambda _: norm_params(self.width)), x)
         bias = self.param("bias", lambda _: jnp.zeros((self.outputs,)))
@@ -180,10 +191,10 @@ class TokenHead(nn.Module):
 
 
 class MatchHead(nn.Module):
-    """Fused tokens -> ITM logits [b,2] (not matching, matching), from [CLS] and the mean of the fused tokens.
+    """The matching head: fused tokens -> ITM logits [b,2] (not matching, matching), from [CLS] and the tokens' mean.
 
-    With `agreement` it starts from the contrastive towers: it also reads where the two unit embeddings agree, their
-    product by element (whose sum is the cosine), so that it need not find the joint space again from few pairs.
+    With `agreement` it starts from the contrastive towers: it also reads the product by element of the two unit
+    embeddings (whose sum is the cosine), so that it need not find the joint space again from few pairs.
     """
 
     dropout: float = 0.0
@@ -191,10 +202,10 @@ class MatchHead(nn.Module):
 
     @nn.compact
     def __call__(self, fused: Array, mask: Array, image: Array, text: Array, key: Array | None = None) -> Array:
-        """fused [b,L,D], mask [b,L], unit embeddings of the pair [b,E] each -> logits [b,2], float32."""
+        """Return float32 logits [b,2] from fused [b,L,D], mask [b,L] and the pair's unit embeddings, [b,E] each."""
         parts = [fused[:, 0].astype(jnp.float32), masked_mean(fused, mask)]
         if self.agreement:
-            parts.append(image * text * image.shape[-1])  # of order one, whatever the width
+            parts.append(image * text * image.shape[-1])  # scaled to order one, whatever the width
         pooled = dropout(jnp.concatenate(parts, axis=-1), self.dropout, key)
         width = pooled.shape[-1]
         x = jax.nn.gelu(dense(self.param("up", dense_params, width, width // 2, fan_in(width)), pooled))
@@ -202,13 +213,13 @@ class MatchHead(nn.Module):
 
 
 class FusedHead(nn.Module):
-    """The fused [CLS] of a pair -> its unit joint embedding, for contrast between fused representations."""
+    """A projection of a pair's fused [CLS] to a unit joint embedding, for contrast between fused representations."""
 
     embed: int
 
     @nn.compact
     def __call__(self, fused: Array) -> Array:
-        """fused [b,L,D] -> [b,E], float32."""
+        """Map fused [b,L,D] to float32 [b,E]."""
         first = fused[:, 0].astype(jnp.float32)
         return l2_normalize(
             dense(self.param("project", dense_params, first.shape[-1], self.embed, fan_in(first.shape[-1])), first)
@@ -224,7 +235,7 @@ class JoinedHead(nn.Module):
 
     @nn.compact
     def __call__(self, fused: Array, image: Array, text: Array) -> Array:
-        """fused [b,L,D], unit embeddings image and text [b,E] -> unit [b,E], float32."""
+        """Combine fused [b,L,D] with unit embeddings image and text [b,E] -> unit float32 [b,E]."""
         first = fused[:, 0].astype(jnp.float32)
         correct = self.param("correct", dense_params, first.shape[-1], image.shape[-1], 0.0)
         return l2_normalize(image.astype(jnp.float32) + text.astype(jnp.float32) + dense(correct, first))
@@ -235,12 +246,12 @@ class LogitBias(nn.Module):
 
     @nn.compact
     def __call__(self) -> Array:
-        """-> float32 scalar."""
+        """Return the bias, a float32 scalar."""
         return self.param("bias", lambda _: jnp.float32(-10.0)).astype(jnp.float32)
 
 
 def straight_through_sign(x: Array) -> Array:
-    """+1 where x > 0, else -1 (as codes are packed), with the gradient of x itself (Bengio et al. 2013)."""
+    """Return +1 where x > 0, else -1 (as codes are packed), with the gradient of x itself (Bengio et al. 2013)."""
     return jnp.where(x > 0, 1.0, -1.0).astype(x.dtype) + (x - jax.lax.stop_gradient(x))
 
 
@@ -248,16 +259,16 @@ HASH_KINDS = ("tanh", "sign", "select")
 
 
 class HashHead(nn.Module):
-    """Unit embeddings [B,E] -> relaxed codes [B,K]; the code is their sign (Jiang and Li 2017, DCMH).
+    """The hash head: unit embeddings [B,E] -> relaxed codes [B,K]; the code is their sign (Jiang and Li 2017, DCMH).
 
-    A layer of `hidden` units (0: none) and a linear one give what is binarised, by `kind`:
+    A layer of `hidden` units (0: none) and a linear one give the numbers that are binarised, by `kind`:
 
     - "tanh": tanh, in (-1, 1).
     - "sign": the sign of tanh, exactly -1 or +1, with the gradient of tanh; losses see the code that is searched.
-    - "select" (DCHMT, Tu et al. 2022): a softmax over two logits for each bit, p0 and p1; the relaxed code is p1 - p0, in
-      (-1, 1). DCHMT keeps the 2K numbers p side by side. As p0 = 1 - p1, two codes differ in both numbers of a bit by the
-      same amount, half of what p1 - p0 differs by: the squared distance of the 2K-vectors is that of the K-vectors
-      divided by 2, so every loss takes [B,K].
+    - "select" (DCHMT, Tu et al. 2022): a softmax over two logits for each bit, p0 and p1; the relaxed code is p1 - p0,
+      in (-1, 1). DCHMT keeps the 2K numbers p side by side. As p0 = 1 - p1, two codes differ in both numbers of a bit
+      by the same amount, half the difference of p1 - p0: the squared distance of the 2K-vectors is that of the
+      K-vectors divided by 2, so every loss takes [B,K].
 
     The hidden layer's activation is GELU, ReLU for "select" as in DCHMT.
     """
@@ -268,7 +279,7 @@ class HashHead(nn.Module):
 
     @nn.compact
     def __call__(self, embed: Array) -> Array:
-        """embed [B,E] -> relaxed codes [B,K], float32."""
+        """Map embed [B,E] to relaxed codes [B,K], float32."""
         outputs = 2 * self.bits if self.kind == "select" else self.bits
         x = self.logits(embed, outputs)
         if self.kind == "select":
@@ -278,7 +289,10 @@ class HashHead(nn.Module):
         return straight_through_sign(codes) if self.kind == "sign" else codes
 
     def logits(self, embed: Array, outputs: int) -> Array:
-        """embed [B,E] -> [B,outputs] before binarisation. First layers start at order one: embeddings have length one."""
+        """Map embed [B,E] to [B,outputs] before binarisation.
+
+        First layers start at order one, because embeddings have length one.
+        """
         width = embed.shape[-1]
         if not self.hidden:
             return dense(self.param("linear", dense_params, width, outputs, 1.0), embed)

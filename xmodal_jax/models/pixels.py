@@ -1,7 +1,9 @@
-"""What encoders that read pixels share: statistics of red, green and blue."""
+"""The base of encoders that read pixels: picture size, and statistics of red, green and blue."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+import jax.numpy as jnp
 
 from xmodal_jax.config_build import limited
 from xmodal_jax.errors import UserError
@@ -13,23 +15,26 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 @dataclass(frozen=True)
 class PixelConfig(EncoderConfig):
-    """An encoder of pictures uint8 [B,S,S,3] with `size` pixels a side; `pixel_mean`, `pixel_std` in 0..1, (): the weights'
-    own, or else the kind's."""
+    """An encoder of pictures uint8 [B,S,S,3]."""
 
     size: int = limited(128, least=8)
+    """Pixels of a side of the picture, S."""
     pixel_mean: tuple[float, ...] = ()
+    """Means of red, green and blue in 0..1; (): those of the weights, or else of the kind."""
     pixel_std: tuple[float, ...] = ()
+    """Standard deviations of red, green and blue in 0..1; (): as for `pixel_mean`."""
 
     reads: ClassVar[str] = "pixels"
-    standard: ClassVar[Statistics]  # mean and standard deviation that the kind's published weights were trained with
+    standard: ClassVar[Statistics]
+    """Mean and standard deviation that the kind's published weights were trained with."""
 
     @property
     def statistics(self) -> Statistics:
         """Mean and standard deviation of pixels in 0..1 as the tower reads them."""
         return self.pixel_mean or self.standard[0], self.pixel_std or self.standard[1]
 
-    def pixels(self, dtype: Any) -> dict[str, Any]:
-        """What every tower of pixels is built with."""
+    def pixels(self, dtype: jnp.dtype) -> dict[str, Any]:
+        """Return the arguments that every tower of pixels is built with."""
         return {"mean": self.statistics[0], "std": self.statistics[1], "dtype": dtype}
 
     @property
@@ -38,7 +43,7 @@ class PixelConfig(EncoderConfig):
         return self.size
 
     def input(self, facts: DataFacts) -> tuple[tuple[int, ...], str]:
-        """A picture [S,S,3]."""
+        """Return shape [S,S,3] and dtype of a picture."""
         return (self.size, self.size, 3), "uint8"
 
     def check(self, where: str) -> None:

@@ -1,7 +1,7 @@
-"""From a tower's tokens to one vector: mean, first token, learned attention, or a generalized pooling of sorted features.
+"""Pooling of a tower's tokens to one vector: mean, first token, learned attention, or weights of sorted features.
 
 A pool string is a base path ("mean" or "cls"), one of `EXTRAS` beside it ("mean+gpo"), or an aggregator alone ("gpo").
-"+shared" is what a transformer shared by both sides reads (models/reasoning.py).
+"+shared" adds the output of a transformer that both sides share (models/reasoning.py).
 """
 
 import flax.linen as nn
@@ -14,7 +14,7 @@ from xmodal_jax.types import Array, Params
 
 
 def masked_mean(tokens: Array, mask: Array | None) -> Array:
-    """Mean over the tokens [B,N,D] that `mask` [B,N] keeps (all without a mask) -> [B,D], in float32."""
+    """Average the tokens [B,N,D] that `mask` [B,N] keeps (all without a mask) -> [B,D], in float32."""
     tokens = tokens.astype(jnp.float32)
     if mask is None:
         return tokens.mean(1)
@@ -23,7 +23,7 @@ def masked_mean(tokens: Array, mask: Array | None) -> Array:
 
 
 def first_token(tokens: Array, mask: Array | None) -> Array:
-    """The [CLS] token: tokens [B,N,D] -> [B,D]."""
+    """Return the [CLS] token of tokens [B,N,D] -> [B,D]."""
     del mask
     return tokens[:, 0].astype(jnp.float32)
 
@@ -35,13 +35,18 @@ POOL_CHOICES = (*POOLS, *(f"{base}+{extra}" for base in POOLS for extra in EXTRA
 
 
 def parse_pool(pool: str) -> tuple[str, str]:
-    """A pool string -> (base, extra): "mean+gpo" -> ("mean", "gpo"), "cls" -> ("cls", ""), "gpo" -> ("", "gpo")."""
+    """Split a pool string into (base, extra), either of which may be "".
+
+    Example:
+        >>> parse_pool("mean+gpo"), parse_pool("cls"), parse_pool("gpo")
+        (('mean', 'gpo'), ('cls', ''), ('', 'gpo'))
+    """
     base, _, extra = pool.partition("+")
     return ("", base) if base in AGGREGATORS else (base, extra)
 
 
 def probe_params(key: Array, width: int) -> Params:
-    """Attention pooling: one learned query [1,1,D] and an attention layer (Lee et al. 2019, Set Transformer's PMA)."""
+    """Draw attention pooling: one learned query [1,1,D] and an attention layer (PMA of Lee et al. 2019)."""
     probe, attention = jax.random.split(key)
     return {
         "probe": 0.02 * jax.random.normal(probe, (1, 1, width)),
@@ -50,7 +55,7 @@ def probe_params(key: Array, width: int) -> Params:
 
 
 def attention_pool(params: Params, tokens: Array, mask: Array | None, heads: int) -> Array:
-    """tokens [B,N,D] -> [B,D]: what the learned probe reads from the tokens."""
+    """Pool tokens [B,N,D] by the attention of the learned probe -> [B,D]."""
     attention = params["attention"]
     x = layer_norm(attention["norm"], tokens)
     probe = jnp.broadcast_to(params["probe"].astype(x.dtype), (x.shape[0], 1, x.shape[2]))
@@ -67,14 +72,14 @@ def attention_pool(params: Params, tokens: Array, mask: Array | None, heads: int
 
 
 def masked_max(tokens: Array, mask: Array) -> Array:
-    """The largest value of each dimension over the tokens [B,N,E] that `mask` [B,N] keeps -> [B,E]; 0 without any."""
+    """Take the maximum in each dimension over the tokens [B,N,E] that `mask` [B,N] keeps -> [B,E]; 0 without any."""
     tokens = tokens.astype(jnp.float32)
     best = jnp.where(mask[:, :, None], tokens, jnp.finfo(jnp.float32).min).max(1)
     return jnp.where(mask.any(1)[:, None], best, 0.0)
 
 
 def dropped_tokens(key: Array, mask: Array, share: float = 0.2) -> Array:
-    """Size augmentation (Chen et al. 2021): mask [B,N] with some tokens left out, never all of a row's.
+    """Leave some tokens out of mask [B,N], never all of a row (size augmentation, Chen et al. 2021).
 
     With u ~ U(0, 1) for each row, a row with u above `share` loses each token with probability `share` * u.
     """
@@ -86,15 +91,15 @@ def dropped_tokens(key: Array, mask: Array, share: float = 0.2) -> Array:
 
 
 def position_encoding(count: int, width: int = 32) -> np.ndarray:
-    """Sines and cosines of the positions 0 ... count - 1, interleaved: float32 [count, width] (Vaswani et al. 2017)."""
+    """Return interleaved sines and cosines of positions 0 ... count - 1, [count, width] (Vaswani et al. 2017)."""
     angle = np.arange(count)[:, None] * np.exp(np.arange(0, width, 2) * (-np.log(10000.0) / width))[None, :]
     return np.stack([np.sin(angle), np.cos(angle)], axis=2).reshape(count, width).astype(np.float32)
 
 
 def descending_ranks(x: Array) -> Array:
-    """The place of each number of x [B,N,E] among its column's N, largest first: int32 [B,N,E]; ties in order of N.
+    """Rank each number of x [B,N,E] among its column's N, largest first: int32 [B,N,E]; ties in order of N.
 
-    By counting: N comparisons a number. XLA's sort of such columns and its gradient take ten times as long on a CPU.
+    By counting: N comparisons per number. XLA's sort of such columns and its gradient take ten times as long on a CPU.
     """
     x, order = jax.lax.stop_gradient(x), jnp.arange(x.shape[1])[None, :, None]
 
@@ -111,8 +116,9 @@ class GPO(nn.Module):
     """Generalized pooling operator (Chen et al. 2021, VSE-infinity, section 3): learned weights of sorted features.
 
     Features are sorted in each dimension, largest first, and the k-th of n gets the weight theta[n, k], which a
-    bidirectional GRU over the encoded positions 0 ... n - 1 generates, as in VSE-infinity's published code. The weights depend on the size of the set alone, so they are a
-    table with a row for each size, made once per pass and not per example.
+    bidirectional GRU over the encoded positions 0 ... n - 1 generates, as in VSE-infinity's published code. The
+    weights depend on the size of the set alone, so they are a table with a row for each size, made once per pass and
+    not per example.
     """
 
     hidden: int = 32
@@ -120,23 +126,22 @@ class GPO(nn.Module):
 
     @nn.compact
     def weights(self, sizes: tuple[int, ...]) -> Array:
-        """theta float32 [len(sizes), max(sizes)]: rows sum to 1 over the first n positions and are 0 behind them."""
+        """Return theta float32 [len(sizes), max(sizes)]: a row sums to 1 over n positions, and is 0 behind."""
         count, lengths = max(sizes), jnp.asarray(sizes, jnp.int32)
         encoded = jnp.asarray(position_encoding(count))
         encoded = jnp.broadcast_to(encoded[None], (len(sizes), *encoded.shape))
 
-        def run(name, back):
-            return nn.RNN(nn.GRUCell(self.hidden, name=name), reverse=back, keep_order=True)(
-                encoded, seq_lengths=lengths
-            )
-
-        both = 0.5 * (run("forward", False) + run("backward", True))
+        states = []
+        for name in ("forward", "backward"):
+            run = nn.RNN(nn.GRUCell(self.hidden, name=name), reverse=name == "backward", keep_order=True)
+            states.append(run(encoded, seq_lengths=lengths))
+        both = 0.5 * (states[0] + states[1])
         score = nn.Dense(1, use_bias=False, name="score")(both)[:, :, 0] / self.temperature
         real = jnp.arange(count)[None, :] < lengths[:, None]
         return jax.nn.softmax(jnp.where(real, score, jnp.finfo(jnp.float32).min), axis=1)
 
     def __call__(self, tokens: Array, mask: Array | None) -> Array:
-        """tokens [B,N,E] of which `mask` [B,N] keeps some (all without a mask) -> [B,E], float32."""
+        """Pool the tokens [B,N,E] that `mask` [B,N] keeps (all without a mask) -> float32 [B,E]."""
         x, count = tokens.astype(jnp.float32), tokens.shape[1]
         if mask is None:
             theta = self.weights((count,))[0]

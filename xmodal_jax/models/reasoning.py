@@ -1,7 +1,7 @@
-"""The transformer that both sides go through (Messina et al. 2021, TERN: transformer encoder reasoning network).
+"""A transformer that both sides go through (Messina et al. 2021, TERN: transformer encoder reasoning network).
 
-Picture tokens and words, each behind a learned first token of its own, pass the same blocks with the same parameters; what
-the first token has read is the side's global feature (I-CLS, T-CLS). Blocks are PyTorch's `TransformerEncoderLayer` as
+Picture tokens and words, each behind a learned first token of its own, pass the same blocks with the same parameters;
+the first token's output is the side's global feature (I-CLS, T-CLS). Blocks are PyTorch's `TransformerEncoderLayer` as
 TERN takes it: norm after the sum, ReLU.
 """
 
@@ -14,9 +14,10 @@ from xmodal_jax.types import Array
 
 
 class SharedEncoder(nn.Module):
-    """Tokens of either side [B,N,D] -> what that side's first token reads of them, [B,D]; one set of blocks for both."""
+    """One set of blocks for both sides: tokens [B,N,D] -> output [B,D] of the side's learned first token."""
 
-    names: tuple[str, ...]  # of the encoders
+    names: tuple[str, ...]
+    """Names of the encoders."""
     width: int
     layers: int = 2
     heads: int = 4
@@ -25,18 +26,17 @@ class SharedEncoder(nn.Module):
     remat: str = "dots"
 
     def setup(self) -> None:
-        def draw(key):
+        """Create a first token for each side and the stack of blocks."""
+
+        def draw(key: Array) -> Array:
             return 0.02 * jax.random.normal(key, (1, 1, self.width))
 
         self.first = {side: self.param(f"{side}_cls", draw) for side in self.names}
-
-        def make(key):
-            return block_params(key, self.width, self.hidden)
-
-        self.stack = self.param("layers", stack_params, self.layers, make)
+        width, hidden = self.width, self.hidden
+        self.stack = self.param("layers", stack_params, self.layers, lambda key: block_params(key, width, hidden))
 
     def __call__(self, side: str, tokens: Array, mask: Array | None, key: Array | None = None) -> Array:
-        """Tokens [B,N,D] of the encoder `side` of which `mask` [B,N] are real (None: all) -> [B,D]."""
+        """Encode tokens [B,N,D] of the encoder `side`, of which `mask` [B,N] are real (None: all) -> [B,D]."""
         first = jnp.broadcast_to(self.first[side].astype(tokens.dtype), (tokens.shape[0], 1, self.width))
         x, look = jnp.concatenate([first, tokens], axis=1), None
         if mask is not None:

@@ -1,14 +1,14 @@
-"""A bag-of-words text tower: TF-IDF weights of a caption's tokens, one fully connected layer, one token (CMHR-DRN, DCMH).
+"""A bag-of-words text tower: TF-IDF weights of a caption, one fully connected layer, one token (CMHR-DRN, DCMH).
 
-The vector has an entry for each word id: how often it occurs, times its inverse document frequency among the training
-captions, and length one. Ids that never count ([PAD], [CLS], [SEP] and the other special ones), and ids that no training
-caption has, have frequency 0 in the table, so nothing here needs to know them. The table is a parameter that gets no
-gradient: a checkpoint has it, and evaluation needs no data.
+The vector has an entry for each word id: the id's count times its inverse document frequency among the training
+captions, scaled to length one. Ids that never count ([PAD], [CLS], [SEP] and the other special ones), and ids that no
+training caption has, have frequency 0 in the table, so nothing here needs to know them. The table is a parameter that
+gets no gradient: a checkpoint has it, and evaluation needs no data.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -25,7 +25,7 @@ from xmodal_jax.types import Array
 
 
 def inverse_document_frequency(ids: np.ndarray, vocab_size: int, special: Sequence[int]) -> np.ndarray:
-    """ids int [n,L] of the training captions -> float32 [V]: ln((1 + n) / (1 + captions with the word)) + 1.
+    """Return float32 [V] ln((1 + n) / (1 + captions with the word)) + 1 from ids [n,L] of n training captions.
 
     0 for `special` ids, and for ids that occur in none (a weight that was never trained would only add noise).
     """
@@ -38,7 +38,7 @@ def inverse_document_frequency(ids: np.ndarray, vocab_size: int, special: Sequen
 
 
 def tfidf_weights(ids: Array, idf: Array) -> Array:
-    """What each position of ids [B,L] adds to its caption's TF-IDF vector of length one, float32 [B,L].
+    """Return each position's share float32 [B,L] in its caption's TF-IDF vector of length one, for ids [B,L].
 
     A word that occurs c times has the entry c * idf, spread over its c positions; so the squared length is the sum over
     positions of c * idf^2, and the vector itself, V wide, is never made. A caption without a counted word has zeros.
@@ -50,35 +50,38 @@ def tfidf_weights(ids: Array, idf: Array) -> Array:
 
 
 def tfidf_vectors(ids: Array, idf: Array) -> Array:
-    """The TF-IDF vectors themselves of ids [B,L], of length one, float32 [B,V]: for distances between few captions."""
+    """Return the TF-IDF vectors float32 [B,V] of ids [B,L], of length one, for distances between few captions."""
 
-    def row(words, weights):
+    def vector(words: Array, weights: Array) -> Array:
         return jnp.zeros(idf.shape, jnp.float32).at[words].add(weights)
 
-    return jax.vmap(row)(ids, tfidf_weights(ids, idf))
+    return jax.vmap(vector)(ids, tfidf_weights(ids, idf))
 
 
 @dataclass(frozen=True)
 class TfIdfConfig(WordConfig):
-    """TF-IDF of a caption and one layer of `width` units."""
+    """An encoder of words by TF-IDF and one dense layer."""
 
     kind: str = "tfidf"
+    """Kind of encoder: TF-IDF."""
     width: int = limited(1536, least=1)
+    """Units of the dense layer, the width D of its only token."""
     dropout: float = limited(0.0, least=0.0, most=0.99)
+    """Dropout rate on the layer's output."""
 
     lacks: ClassVar[tuple[str, ...]] = ("fusion", "decoder", "vocabulary", "locals")
     why: ClassVar[str] = "keeps no words to read"
 
-    def module(self, dtype: Any) -> "TfIdf":
-        """The tower."""
+    def module(self, dtype: jnp.dtype) -> "TfIdf":
+        """Build the tower."""
         return TfIdf(self.vocab_size, self.width, self.dropout, dtype)
 
     def mask(self, x: Array) -> None:
-        """A caption has one token."""
+        """Return None: a caption has one token, which is real."""
         return None
 
     def check(self, where: str) -> None:
-        """Refuse what is BERT's: weights, kept tokens, pools that read words."""
+        """Refuse BERT's options: weights, kept tokens, pools that read words."""
         super().check(where)
         if parse_pool(self.pool)[1] in ("shared", "attention"):
             raise UserError(
@@ -92,7 +95,7 @@ class TfIdfConfig(WordConfig):
 
 
 class TfIdf(nn.Module):
-    """Token ids [B,L] -> one token [B,1,D]: ReLU of a dense layer over the TF-IDF vector (Jiang and Li 2017's text net)."""
+    """A TF-IDF tower: token ids [B,L] -> one token [B,1,D], ReLU of a dense layer (Jiang and Li 2017's text net)."""
 
     vocab_size: int
     width: int
@@ -101,7 +104,7 @@ class TfIdf(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Array, key: Array | None = None) -> Array:
-        """ids [B,L] -> [B,1,D]; `key` turns dropout on."""
+        """Encode ids [B,L] as [B,1,D]; `key` turns dropout on."""
         idf = self.param("idf", lambda _: jnp.ones((self.vocab_size,)))
         params = self.param("words", dense_params, self.vocab_size, self.width)
         weights = tfidf_weights(ids, jax.lax.stop_gradient(idf).astype(jnp.float32)).astype(self.dtype)

@@ -1,7 +1,8 @@
-"""The losses. `OBJECTIVES` is the one place where a kind gets its name in the config."""
+"""The losses. `OBJECTIVES` is the only place that names the kinds for the config."""
 
 from typing import Any
 
+from xmodal_jax.config import Config
 from xmodal_jax.config_build import EPOCHS, build
 from xmodal_jax.data.fields import batch_fields
 from xmodal_jax.errors import UserError
@@ -19,7 +20,7 @@ from xmodal_jax.objectives.sigmoid import SigLIP
 from xmodal_jax.plugins import find_class
 from xmodal_jax.types import DataFacts
 
-OBJECTIVES: dict[str, type] = {
+OBJECTIVES: dict[str, type[Objective]] = {
     "itc": ITC,
     "siglip": SigLIP,
     "ims": IMS,
@@ -41,11 +42,11 @@ OBJECTIVES: dict[str, type] = {
 
 
 def build_objectives(section: dict[str, Any], rows: int = 0) -> dict[str, Objective]:
-    """`config.objectives` -> {name: objective}. Each entry has a `kind` (default: its name; a user's own class as "my_loss.py:MyLoss") and the
-    kind's fields.
+    """Build {name: objective} from `config.objectives`, where each entry has a `kind` and the fields of that kind.
 
-    Entries whose weight is 0 are left out: their passes are never traced. Raises UserError for an unknown kind or field, for
-    two entries that put different keys into one ring, and for a batch of `rows` (0: any) that does not serve one of them.
+    `kind` defaults to the entry's name; a user's own class is "my_loss.py:MyLoss". Entries of weight 0 are left out:
+    their passes are never traced. Raises UserError for an unknown kind or field, for two entries that put different
+    keys into one ring, and for a batch of `rows` (0: any) that does not suit one of them.
     """
     built = {}
     for name, fields in section.items():
@@ -55,7 +56,7 @@ def build_objectives(section: dict[str, Any], rows: int = 0) -> dict[str, Object
         fields = dict(fields)
         cls = find_class(fields.pop("kind", name), f"{where}.kind", OBJECTIVES, Objective)
         if "name" in fields:
-            raise UserError(f"{where}.name is {fields.get('name')!r}; the entry's own key is its name")
+            raise UserError(f"{where}.name is {fields['name']!r}; the entry's own key is its name")
         objective = build(cls, fields | {"name": name}, where)
         if objective.weight != 0:
             built[name] = objective
@@ -67,8 +68,8 @@ def build_objectives(section: dict[str, Any], rows: int = 0) -> dict[str, Object
     return built
 
 
-def fit_objectives(objectives: dict[str, Objective], config: Any, facts: DataFacts) -> dict[str, Objective]:
-    """The objectives with what the data tell filled in. Raises UserError for what does not fit the config or the data."""
+def fit_objectives(objectives: dict[str, Objective], config: Config, facts: DataFacts) -> dict[str, Objective]:
+    """Complete the objectives from the data; raise UserError if one does not fit the config or the data."""
     for name, item in objectives.items():
         where = f"config.objectives.{name}"
         refuse_unread(item, where, config, facts)
@@ -77,7 +78,7 @@ def fit_objectives(objectives: dict[str, Objective], config: Any, facts: DataFac
     return {name: in_steps(item, facts).fitted(facts) for name, item in objectives.items()}
 
 
-def refuse_unread(objective: Objective, where: str, config: Any, facts: DataFacts) -> None:
+def refuse_unread(objective: Objective, where: str, config: Config, facts: DataFacts) -> None:
     """Refuse an objective that reads a field which the batch does not have."""
     have = batch_fields(config, facts)
     for field in objective.reads:
@@ -86,43 +87,40 @@ def refuse_unread(objective: Objective, where: str, config: Any, facts: DataFact
 
 
 def refuse_period(objective: Objective, where: str) -> None:
-    """Refuse a `period`, which a class may say without a field, that is neither steps nor epochs."""
+    """Refuse a `period` that is neither steps nor epochs; a class may set one without a field."""
     period = objective.period
     if isinstance(period, str) and EPOCHS.fullmatch(period) is None:
         raise UserError(f"{where}.period is {period!r}; write a number of steps such as 1000, or '2 epochs'")
 
 
-def hint(field: str, config: Any) -> str:
-    """What to write in the config for a batch to have a field."""
+def hint(field: str, config: Config) -> str:
+    """Return advice on how the config can give a batch the missing `field`."""
     name, _, what = field.partition("/")
     if what == "teacher":
         return "write config.data.embeddings=NAME, made by `xmodal data embed`"
+    if field == "labels" and config.data.labels:
+        return "the data set has no labels: write by_label=False"
     if field == "labels":
-        known = (
-            "write config.data.labels=True"
-            if not config.data.labels
-            else "the data set has no labels: write by_label=False"
-        )
-        return known
-    seen = name.rstrip("2") if name.rstrip("2") in config.data.fields else next(iter(config.data.fields))
-    return (
-        f"add config.data.fields.{name}, such as {{'of': '{seen}'}}, or write some of {', '.join(config.data.fields)}"
-    )
+        return "write config.data.labels=True"
+    fields = config.data.fields
+    seen = name.rstrip("2") if name.rstrip("2") in fields else next(iter(fields))
+    return f"add config.data.fields.{name}, such as {{'of': '{seen}'}}, or write some of {', '.join(fields)}"
 
 
 def refuse_uneven(objective: Objective, rows: int, where: str) -> None:
     """Refuse an `every` that does not divide the batch of `rows` (0: any)."""
-    if rows and rows % objective.every != 0:
+    if rows and rows % objective.every:
         raise UserError(
-            f"{where}.every is {objective.every}, which does not divide the batch of {rows} rows; write a divisor, 1 for all rows"
+            f"{where}.every is {objective.every}, which does not divide the batch of {rows} rows; write a divisor, "
+            "1 for all rows"
         )
 
 
 def refuse_alone(objectives: dict[str, Objective], rows: int) -> None:
-    """Refuse a batch of `rows` (0: any) that leaves a loss one row and no queue: nothing would be a negative of it."""
+    """Refuse a batch of `rows` (0: any) that leaves a loss one row and no queue, and thus no negative."""
     for name in lonely(objectives):
         own = rows // objectives[name].every
-        if rows != 0 and own <= 1:
+        if rows and own <= 1:
             raise UserError(
                 f"config.objectives.{name} tells a row from others, and has {own} row of config.batch_size={rows}; "
                 "write a larger batch_size"
@@ -130,7 +128,7 @@ def refuse_alone(objectives: dict[str, Objective], rows: int) -> None:
 
 
 def lonely(objectives: dict[str, Objective]) -> tuple[str, ...]:
-    """The names of objectives that have no negatives but those of the batch."""
+    """Return the names of objectives that have no negatives but those of the batch."""
     filled = {ring for item in objectives.values() if item.queue or item.table for ring in item.more_negatives}
     return tuple(name for name, item in objectives.items() if item.contrasts and not item.more_negatives & filled)
 
@@ -143,11 +141,12 @@ def refuse_mixed_rings(objectives: dict[str, Objective]) -> None:
             other, theirs = first.setdefault(place, (name, how))
             if how != theirs:
                 raise UserError(
-                    f"config.objectives.{other} ({theirs}) and config.objectives.{name} ({how}) put different keys into one ring, "
-                    f"'{place}'; write config.objectives.{name}.keys='{name}' for a ring of its own, or queue=0"
+                    f"config.objectives.{other} ({theirs}) and config.objectives.{name} ({how}) put different keys "
+                    f"into one ring, '{place}'; write config.objectives.{name}.keys='{name}' for a ring of its own, "
+                    "or queue=0"
                 )
 
 
 def parts(objectives: dict[str, Objective]) -> frozenset[str]:
-    """The model's modules that these objectives use beyond the encoders."""
+    """Return the model's modules that these objectives use beyond the encoders."""
     return frozenset().union(*(item.parts for item in objectives.values()))

@@ -1,4 +1,4 @@
-"""What an objective is: rows, weights, metrics, and the memory it keeps.
+"""The interface of objectives: rows, weights, metrics, and the memory that they keep.
 
 The step reduces `sum(values * weight) / sum(weight)`, so tokens, missing modalities and any split of the batch are
 averaged as one batch. The config names objectives in a dict, and that dict is the method.
@@ -6,6 +6,7 @@ averaged as one batch. The config names objectives in a dict, and that dict is t
 
 import dataclasses
 import functools
+import operator
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,75 +15,108 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from xmodal_jax.config import Config
 from xmodal_jax.data.fields import batch_fields
 from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward
+from xmodal_jax.models.crossmodal import CrossModal
 from xmodal_jax.types import NEVER, Array, Batch, DataFacts, Metrics, Schedule, Steps
 
 
 @jax.tree_util.register_dataclass
 @dataclass
 class Term:
-    """What an objective returns for one batch.
+    """The result of an objective for one batch.
 
-    values [B] un-reduced losses, weight [B] how much each row counts, metrics {name: scalar}, `enqueue` {ring: {field:
-    rows [B,...]}} to append to the queues after the update, `write` {table: (index [B], {field: rows [B,...]})}.
+    Example:
+        >>> term = Term(values=jnp.array([1.0, 3.0, 9.0]), weight=jnp.array([1.0, 1.0, 0.0]))
+        >>> float(term.mean())
+        2.0
     """
 
     values: Array
+    """Losses of the rows [B], not reduced."""
     weight: Array
+    """How much each row counts, [B]."""
     metrics: Metrics = field(default_factory=dict)
+    """Scalars to report, by name."""
     enqueue: dict[str, dict[str, Array]] = field(default_factory=dict)
+    """Rows [B,...] to append to the rings after the update: {ring: {field: rows}}."""
     write: dict[str, tuple[Array, dict[str, Array]]] = field(default_factory=dict)
+    """Rows [B,...] to write into tables: {table: (row numbers [B], {field: rows})}."""
 
     def mean(self) -> Array:
-        """The weighted mean over rows, a float32 scalar."""
+        """Return the weighted mean over rows, a float32 scalar."""
         return (self.values * self.weight).sum() / jnp.maximum(self.weight.sum(), 1e-9)
 
 
 def positive(default: float) -> Any:
-    """A field of an objective whose value `Objective.check` holds above 0."""
+    """Declare a field of an objective whose value `Objective.check` keeps above 0."""
     return field(default=default, metadata={"positive": True})
 
 
 @dataclass(frozen=True)
 class Objective:
-    """One loss: a frozen dataclass whose fields are those of its entry in `config.objectives`. Subclasses write `__call__`.
+    """One loss: a frozen dataclass with the fields of its entry in `config.objectives`. Subclasses define `__call__`.
 
-    What the rest of the package asks an objective stands here, with its default; nobody asks for anything else.
+    Whatever the rest of the package asks an objective stands here with its default; nobody asks for anything else.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Apart(Objective):
+        ...     margin: float = positive(0.5)
+        ...
+        ...     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
+        ...         one, two = (fwd.encode(field).unit for field in ("image", "text"))
+        ...         return Term(jax.nn.relu(self.margin - (one * two).sum(1)), row_weight(batch, ("image", "text")))
+        >>> Apart(name="apart").weight, Apart(margin=0.2).margin
+        (1.0, 0.2)
+        >>> Apart(margin=-1.0).check("config.objectives.apart")
+        Traceback (most recent call last):
+        xmodal_jax.errors.UserError: config.objectives.apart.margin is -1.0; write a number above 0, such as 0.5
     """
 
     weight: Schedule = 1.0
+    """Factor on the loss in the total: a number, or a schedule ((step, value), ...); 0 leaves the entry out."""
     name: str = ""
     """Its key in `config.objectives`, filled in; the fields that it derives begin with it ("mlm/ids")."""
 
-    contrasts: ClassVar[bool] = False  # its loss says nothing about a row without a negative
-    by_label: ClassVar[bool] = False  # it reads the batch's `labels`
-    every: ClassVar[int] = 1  # it takes every n-th row only
-    group: ClassVar[int | None] = (
-        None  # rows it must see together, 0: all of the batch; None: it looks at each by itself
-    )
-    queue: ClassVar[int] = 0  # rows of its ring
-    table: ClassVar[int] = 0  # rows of its table, one for each training record
-    keys: ClassVar[str] = ""  # name of its ring or table
-    negatives: ClassVar[int] = 0  # of each row, drawn inside its group
-    ring: ClassVar[bool | None] = None  # whether its logits are made in blocks; None: it has none of all keys
-    hardness: ClassVar[float | None] = None  # of the negatives that a matching head is trained on
-    period: ClassVar[Steps] = 0  # steps between two calls of `refresh`; 0: none
+    contrasts: ClassVar[bool] = False
+    """True if its loss says nothing about a row without a negative."""
+    by_label: ClassVar[bool] = False
+    """True if it reads the batch's `labels`."""
+    every: ClassVar[int] = 1
+    """n: it takes every n-th row only."""
+    group: ClassVar[int | None] = None
+    """Rows that it must see together; 0: the whole batch; None: it looks at each row by itself."""
+    queue: ClassVar[int] = 0
+    """Rows of its ring."""
+    table: ClassVar[int] = 0
+    """Rows of its table, one for each training record."""
+    keys: ClassVar[str] = ""
+    """Name of its ring or table."""
+    negatives: ClassVar[int] = 0
+    """Negatives of each row, drawn inside its group."""
+    ring: ClassVar[bool | None] = None
+    """True if its logits are made in blocks, False if in one matrix; None: it has no logits over all keys."""
+    hardness: ClassVar[float | None] = None
+    """Hardness of the negatives that a matching head is trained on; None: it trains none."""
+    period: ClassVar[Steps] = 0
+    """Steps between two calls of `refresh`; 0: it is never called."""
 
     @property
     def parts(self) -> frozenset[str]:
-        """The model's modules it uses beyond the encoders, "temperature" among them where it trains that."""
+        """Modules of the model it uses beyond the encoders, with "temperature" if it trains that."""
         return frozenset()
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The fields of the batch it reads, such as ("image", "text", "text/teacher")."""
+        """Fields of the batch it reads, such as ("image", "text", "text/teacher")."""
         return ()
 
     @property
     def fills(self) -> dict[str, str]:
-        """What it puts into rings: {"ring/field": which passes make the rows}. Two that differ cannot share a ring."""
+        """Its entries in rings, as {"ring/field": description of its rows}; two that differ cannot share a ring."""
         return {}
 
     @property
@@ -91,33 +125,33 @@ class Objective:
         return frozenset({self.keys}) if self.keys and (self.queue or self.table) else frozenset()
 
     def check(self, where: str) -> None:
-        """Refuse values that are impossible whatever the rest of the config is; by default of `positive` fields."""
+        """Refuse values that are impossible whatever the rest of the config; by default those of `positive` fields."""
         for one in dataclasses.fields(self):
             value = getattr(self, one.name)
             if one.metadata.get("positive") and not value > 0:
                 raise UserError(f"{where}.{one.name} is {value}; write a number above 0, such as {one.default}")
 
-    def check_fit(self, where: str, config: Any, facts: DataFacts) -> None:
+    def check_fit(self, where: str, config: Config, facts: DataFacts) -> None:
         """Refuse values that do not fit the config or the data, of which `facts` may know nothing yet (zeros)."""
 
     def fitted(self, facts: DataFacts) -> "Objective":
-        """The objective with what only the data tell filled in, such as the ids of special tokens."""
+        """Return the objective completed from the data, such as with the ids of special tokens."""
         return self
 
-    def memory(self, model: Any, facts: DataFacts) -> dict[str, Any]:
-        """Rings and tables it needs in the train state: {name: {field: array with leading axis rows}}."""
+    def memory(self, model: CrossModal, facts: DataFacts) -> dict[str, Any]:
+        """Return the rings and tables it needs in the train state: {name: {field: array with leading axis rows}}."""
         return {}
 
     def refresh(self, memory: dict[str, Any], step: Array) -> dict[str, Any]:
-        """The memory anew from itself, every `period` steps, inside the compiled step."""
+        """Recompute the memory from itself; called every `period` steps, inside the compiled step."""
         return memory
 
     def prepare(self, batch: Batch, key: Array) -> Batch:
-        """Derived fields, made before any pass so that student and teacher see the same ones."""
+        """Derive fields before any pass, so that student and teacher see the same ones."""
         return {}
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
-        """The rows of the loss."""
+        """Compute the loss of each row."""
         raise NotImplementedError
 
 
@@ -126,25 +160,28 @@ class Paired(Objective):
     """An objective over two fields of the batch."""
 
     pair: tuple[str, str] = ("image", "text")
+    """The two fields of the batch that the loss relates."""
 
     @property
     def reads(self) -> tuple[str, ...]:
         """The fields of the pair."""
         return self.pair
 
-    def empty(self, model: Any, facts: DataFacts, rows: int, widths: dict[str, int]) -> dict[str, Any]:
-        """Its ring or table of `rows` empty places (0: none): features of these `widths`, and `ring_marks`."""
+    def empty(self, model: CrossModal, facts: DataFacts, rows: int, widths: dict[str, int]) -> dict[str, Any]:
+        """Return its ring or table of `rows` empty places (none for 0): features of `widths`, and `ring_marks`."""
         if not rows:
             return {}
-        there = batch_fields(model.config, facts)
+        available = batch_fields(model.config, facts)
         never, lacking = jnp.full((rows,), NEVER, jnp.int32), jnp.zeros((rows,), bool)
         features = {name: jnp.zeros((rows, width), jnp.float32) for name, width in widths.items()}
         own = {f"{field}/key": never for field in self.reads} | {f"{field}/valid": lacking for field in self.reads}
-        return {self.keys: features | {"id": never} | {name: values for name, values in own.items() if name in there}}
+        return {
+            self.keys: features | {"id": never} | {name: values for name, values in own.items() if name in available}
+        }
 
 
 def in_steps(objective: Objective, facts: DataFacts) -> Objective:
-    """The objective with every "2 epochs" of its schedules and numbers of steps as steps."""
+    """Return the objective with every "2 epochs" of its schedules and step counts converted to steps."""
     kinds = typing.get_type_hints(type(objective))
     found = {}
     for one in dataclasses.fields(objective):
@@ -157,58 +194,86 @@ def in_steps(objective: Objective, facts: DataFacts) -> Objective:
 
 
 def steps_of(value: float | str, facts: DataFacts) -> float:
-    """A number of steps, or "2 epochs" in steps (at least one), where an epoch is `facts.steps_per_epoch` long."""
+    """Convert "2 epochs" to steps (at least one); return a number unchanged.
+
+    Example:
+        >>> steps_of("2 epochs", DataFacts(steps_per_epoch=31.25))
+        62
+    """
     if not isinstance(value, str):
         return value
     return max(1, round(float(value.split()[0]) * facts.steps_per_epoch))
 
 
+def counted(steps: Steps) -> int:
+    """Return a number of steps; raise ValueError for epochs, which `in_steps` converts before training."""
+    if isinstance(steps, str):
+        raise ValueError(f"{steps!r} is not a number of steps; call `in_steps` on the objective first")
+    return steps
+
+
 def at(schedule: Schedule, step: Array | int) -> Array:
-    """The value of a schedule at `step`: a number, or straight lines between ((step, value), ...)."""
+    """Evaluate a schedule at `step`: a number, or straight lines between ((step, value), ...).
+
+    Example:
+        >>> float(at(((0, 0.0), (100, 1.0)), step=25))
+        0.25
+    """
     if isinstance(schedule, (int, float)):
         return jnp.float32(schedule)
     steps, values = (jnp.asarray(column, jnp.float32) for column in zip(*schedule, strict=True))
     return jnp.interp(jnp.asarray(step, jnp.float32), steps, values)
 
 
-def ramped(value: float, steps: int, step: Array | int) -> Array:
-    """`value` at `step`, climbing from 0 in a straight line over the first `steps` steps; 0: from the start."""
-    return jnp.float32(value) * (at(((0, 0.0), (steps, 1.0)), step) if steps else jnp.float32(1.0))
+def ramped(value: float, steps: Steps, step: Array | int) -> Array:
+    """Return `value` at `step` of a straight climb from 0 over the first `steps` steps; 0: no climb."""
+    return jnp.float32(value) * (at(((0, 0.0), (counted(steps), 1.0)), step) if steps else jnp.float32(1.0))
+
+
+def add_all(parts: Iterable[Array]) -> Array:
+    """Add at least one array; unlike `sum` the result is never a plain number."""
+    return functools.reduce(operator.add, parts)
 
 
 def products(left: Array, right: Array) -> Array:
-    """Inner products float32 [B,M] of rows [B,K] and [M,K], at full precision.
+    """Return inner products float32 [B,M] of rows [B,K] and [M,K], at full precision.
 
-    Accelerators round the factors of a float32 product (TF32, bfloat16) unless told otherwise: cosines divided by a small
-    temperature, and distances, which are differences of large numbers, would be wrong in the third digit.
+    Accelerators round the factors of a float32 product (TF32, bfloat16) unless told otherwise: cosines divided by a
+    small temperature, and distances, which are differences of large numbers, would be wrong in the third digit.
     """
     left, right = left.astype(jnp.float32), right.astype(jnp.float32)
     return jnp.matmul(left, right.T, precision=jax.lax.Precision.HIGHEST)
 
 
 def present(batch: Batch, fields: Iterable[str]) -> Array | None:
-    """Which rows have all of `fields`, bool [B]; None where none of them can be missing."""
+    """Return a mask bool [B] of rows that have all of `fields`, or None if none of them can be missing."""
     marks = [batch[f"{field}/valid"] for field in fields if f"{field}/valid" in batch]
     return functools.reduce(jnp.logical_and, marks) if marks else None
 
 
 def row_weight(batch: Batch, fields: Iterable[str]) -> Array:
-    """float32 [B]: 1 for rows that have all of `fields`, else 0."""
+    """Return float32 [B]: 1 for rows that have all of `fields`, else 0."""
     here = present(batch, fields)
     return jnp.ones(batch["id"].shape, jnp.float32) if here is None else here.astype(jnp.float32)
 
 
 def marks(batch: Batch, fields: Iterable[str]) -> Batch:
-    """What tells which rows match, [B] each: `id`, NEVER where one of `fields` is missing, and the fields' caption keys."""
+    """Return the entries [B] that decide which rows match: caption keys, and `id`, NEVER if a field is missing."""
     here, names = present(batch, fields), [f"{field}/key" for field in fields]
     ids = batch["id"] if here is None else jnp.where(here, batch["id"], NEVER)
     return {"id": ids} | {name: batch[name] for name in names if name in batch}
 
 
 def same(left: Batch, right: Batch) -> Array:
-    """Which rows are the same thing or carry the identical caption, by the `marks` [B] against [M] that both have -> bool [B,M].
+    """Return bool [B,M]: True for rows with the same id, or the same caption key of a field that both sides have.
 
-    Rows with something missing (id NEVER) look like one another; whoever asks leaves them out.
+    Rows with something missing (id NEVER) look like one another; the caller leaves them out.
+
+    Example:
+        >>> left = {"id": jnp.array([7, 8]), "text/key": jnp.array([0, 1])}
+        >>> right = {"id": jnp.array([7, 9]), "text/key": jnp.array([5, 1])}
+        >>> same(left, right).tolist()
+        [[True, False], [False, True]]
     """
     match = left["id"][:, None] == right["id"][None, :]
     for name in left:
@@ -218,11 +283,11 @@ def same(left: Batch, right: Batch) -> Array:
 
 
 def ring_marks(batch: Batch, fields: Iterable[str]) -> Batch:
-    """What a ring keeps of a row beside its keys: its id, and each field's caption key and validity, where there."""
+    """Return the entries that a ring keeps of a row beside its keys: id, and each field's caption key and validity."""
     names = [f"{field}/{what}" for field in fields for what in ("key", "valid")]
     return {"id": batch["id"]} | {name: batch[name] for name in names if name in batch}
 
 
 def mean_over(values: Array, weight: Array) -> Array:
-    """The mean of values [B] over rows by weight [B], a float32 scalar; 0 where nothing weighs."""
+    """Average values [B] over rows by weight [B], a float32 scalar; 0 where nothing weighs."""
     return (values.astype(jnp.float32) * weight).sum() / jnp.maximum(weight.sum(), 1.0)

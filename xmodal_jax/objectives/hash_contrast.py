@@ -1,7 +1,7 @@
-"""Contrast of codes.
+"""Contrastive losses on codes.
 
-`hash_contrast`: with a memory of binary codes, and by ranking (UCCH, Hu et al. 2022). `hash_supcon`: with all that
-matches as positives (Khosla et al. 2020).
+`hash_contrast`: with a memory of binary codes, and by ranking (UCCH, Hu et al. 2022). `hash_supcon`: with all matching
+rows as positives (Khosla et al. 2020).
 """
 
 from dataclasses import dataclass
@@ -10,21 +10,23 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from xmodal_jax.config import Config
 from xmodal_jax.config_build import limited
 from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward, stop
+from xmodal_jax.models.crossmodal import CrossModal
 from xmodal_jax.models.heads import l2_normalize
-from xmodal_jax.objectives.base import Steps, Term, marks, positive, products, ring_marks, same
+from xmodal_jax.objectives.base import Steps, Term, add_all, counted, marks, positive, products, ring_marks, same
 from xmodal_jax.objectives.codes import CodeLoss, Losses, Rows, signs
 from xmodal_jax.objectives.contrastive import hard_targets, masked
 from xmodal_jax.types import NEVER, Array, Batch, DataFacts
 
 
 def contrast(query: Array, own: Array, keys: Array, negative: Array, temperature: float) -> Array:
-    """Cross-entropy of each query's own key against other keys: L_c of one side -> [B].
+    """Return the cross-entropy [B] of each query's own key against other keys: L_c of one side.
 
-    query [B,K] relaxed codes, own [B,K] and keys [M,K] of -1 and +1, negative bool [B,M]; logits are unit query . key /
-    (T sqrt K).
+    query [B,K] relaxed codes, own [B,K] and keys [M,K] of -1 and +1, negative bool [B,M]; logits are unit query . key
+    / (T sqrt K).
     """
     unit, scale = l2_normalize(query), 1.0 / (temperature * query.shape[1] ** 0.5)
     positive = (unit * own).sum(1, keepdims=True) * scale
@@ -33,7 +35,7 @@ def contrast(query: Array, own: Array, keys: Array, negative: Array, temperature
 
 
 def ranking(scores: Array, negative: Array, margin: float, shift: float) -> Array:
-    """L_r of one direction: -s_ii + log sum_j exp(s'_ij) + margin -> [B]; scores are cosines [B,B].
+    """Return L_r [B] of one direction, -s_ii + log sum_j exp(s'_ij) + margin, from cosines `scores` [B,B].
 
     s' is s where s_ij >= s_ii - margin and s - shift elsewhere: a negative that is far enough counts less.
     """
@@ -44,32 +46,39 @@ def ranking(scores: Array, negative: Array, margin: float, shift: float) -> Arra
 
 
 def direction(image: Array, text: Array) -> Array:
-    """What a pair's two codes [B,K] point at together, of length one, a constant [B,K]; each side counts alike."""
+    """Return the normalised sum [B,K] of a pair's codes, each scaled to length one first, without gradient."""
     return stop(l2_normalize(l2_normalize(image) + l2_normalize(text)))
 
 
 @dataclass(frozen=True)
 class HashContrast(CodeLoss):
-    """alpha L_c + (1 - alpha) L_r, both sides' and both directions' sum.
+    """UCCH's loss alpha L_c + (1 - alpha) L_r, summed over both sides and both directions.
 
-    The memory u holds one code of length one a training record, u_i <- unit(delta u_i + (1 - delta) unit(h_image +
+    The memory u holds one code of length one per training record, u_i <- unit(delta u_i + (1 - delta) unit(h_image +
     h_text)) with h of length one too, and its signs are the keys. Before `warmup` steps delta is 0 and the batch's own
-    h_image + h_text are the keys; a record not seen yet has its own as well. The lengths are those of UCCH's published
+    h_image + h_text are the keys; so they are for a record not seen yet. The lengths are those of UCCH's published
     code: beside codes as long as sqrt(K) a row of length one would count next to nothing.
 
     Negatives are the other rows of the batch and `negatives` rows of the memory, drawn once a step for the whole batch
-    (UCCH draws them for each row); what matches a row is none. Without `table` there is no memory.
+    (UCCH draws them for each row), except those that match. Without `table` there is no memory.
     """
 
     alpha: float = limited(0.7, least=0, most=1)
+    """Share of L_c, from 0 to 1; L_r has the rest."""
     temperature: float = positive(0.9)
+    """Temperature T of L_c."""
     margin: float = limited(0.2, least=0)
+    """Margin of L_r, in units of the cosine."""
     shift: float = limited(0.1, least=0)
+    """Reduction of the cosines of negatives beyond the margin in L_r."""
     delta: float = limited(0.4, least=0, most=1)
+    """Share of the old code when a row of the memory is updated, from 0 to 1."""
     table: int = limited(0, least=0)
     """Rows of the memory: the training records; 0: negatives of the batch alone."""
     negatives: int = limited(4096, least=0)
+    """Rows of the memory drawn as negatives in each step."""
     warmup: Steps = limited(0, least=0)
+    """Steps, or epochs such as "2 epochs", before the memory is read."""
     keys: str = "codes"
     """Name of the memory."""
 
@@ -80,24 +89,27 @@ class HashContrast(CodeLoss):
         """Its codes: no two objectives have the same."""
         return {f"{self.keys}/codes": f"of {self.name}"} if self.table else {}
 
-    def check_fit(self, where: str, config: Any, facts: DataFacts) -> None:
+    def check_fit(self, where: str, config: Config, facts: DataFacts) -> None:
         """Refuse a memory without a row for each training record."""
         if self.table and self.table < facts.records:
             raise UserError(
-                f"{where}.table is {self.table}, and the data set '{config.data.path}' has {facts.records} training records; "
-                f"write {facts.records}, or 0 for no memory"
+                f"{where}.table is {self.table}, and the data set '{config.data.path}' has {facts.records} training "
+                f"records; write {facts.records}, or 0 for no memory"
             )
 
-    def memory(self, model: Any, facts: DataFacts) -> dict[str, Any]:
-        """One code and what it matches by for each training record."""
+    def memory(self, model: CrossModal, facts: DataFacts) -> dict[str, Any]:
+        """Return one code, and the marks that it matches by, for each training record."""
         return self.empty(model, facts, self.table, {"codes": model.config.joint.bits})
 
     def shared(self, fwd: Forward, batch: Batch, rows: Rows, key: Array) -> Batch:
-        """With a memory: own rows, whether they count, and the rows drawn [M] and whether they are negatives [B,M]."""
+        """Read the memory: own rows, whether they count, the rows drawn [M] and whether they are negatives [B,M].
+
+        Empty without a memory.
+        """
         if not self.table:
             return {}
         table, index = fwd.memory[self.keys], batch["index"]
-        ready = jnp.asarray(fwd.step) >= self.warmup
+        ready = jnp.asarray(fwd.step) >= counted(self.warmup)
         drawn = jax.random.randint(key, (min(self.negatives, self.table),), 0, self.table)
         known = marks(table, self.pair)
         theirs = {name: values[drawn] for name, values in known.items()}
@@ -106,7 +118,7 @@ class HashContrast(CodeLoss):
         return own | {"drawn": table["codes"][drawn], "drawn_negative": far}
 
     def values(self, shared: Batch, rows: Rows, one: Array, two: Array) -> Losses:
-        """L_c of both sides and L_r of both directions, [B]."""
+        """Compute alpha L_c of both sides + (1 - alpha) L_r of both directions, [B]."""
         bits = one.shape[1]
         batch_keys = signs(direction(one, two))
         own, keys, negative = batch_keys, batch_keys, rows.negative
@@ -114,20 +126,20 @@ class HashContrast(CodeLoss):
             own = jnp.where(shared["own_known"][:, None], signs(shared["own"][:, :bits]), batch_keys)
             keys = jnp.concatenate([batch_keys, signs(shared["drawn"][:, :bits])])
             negative = jnp.concatenate([negative, shared["drawn_negative"]], axis=1)
-        told = sum(contrast(codes, own, keys, negative, self.temperature) for codes in (one, two))
+        contrasted = add_all(contrast(codes, own, keys, negative, self.temperature) for codes in (one, two))
         cosine = products(l2_normalize(one), l2_normalize(two))
-        ranked = sum(ranking(x, rows.negative, self.margin, self.shift) for x in (cosine, cosine.T))
-        values = self.alpha * told + (1.0 - self.alpha) * ranked
-        return values, {"contrast": rows.mean(told), "ranking": rows.mean(ranked)}
+        ranked = add_all(ranking(x, rows.negative, self.margin, self.shift) for x in (cosine, cosine.T))
+        values = self.alpha * contrasted + (1.0 - self.alpha) * ranked
+        return values, {"contrast": rows.mean(contrasted), "ranking": rows.mean(ranked)}
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
-        """The loss, and the rows of the memory that this batch changes."""
+        """Compute the loss, and the rows of the memory that this batch changes."""
         term = super().__call__(fwd, batch, key)
         if self.table:
             index, fresh = batch["index"], direction(*(fwd.codes(field)[-1] for field in self.pair))
-            delta = jnp.where(jnp.asarray(fwd.step) >= self.warmup, jnp.float32(self.delta), 0.0)
+            delta = jnp.where(jnp.asarray(fwd.step) >= counted(self.warmup), jnp.float32(self.delta), 0.0)
             blended = delta * fwd.memory[self.keys]["codes"][index] + (1.0 - delta) * fresh
-            place = jnp.where(term.weight > 0, index, self.table)  # outside: rows with something missing write nothing
+            place = jnp.where(term.weight > 0, index, self.table)  # rows that lack a field write outside
             term.write[self.keys] = (place, {"codes": l2_normalize(blended)} | ring_marks(batch, self.pair))
         return term
 
@@ -136,23 +148,25 @@ class HashContrast(CodeLoss):
 class HashSupCon(CodeLoss):
     """Supervised contrastive loss across sides (Khosla et al. 2020, equation 2), both directions' mean.
 
-    -1/|P(i)| sum over p in P(i) of log softmax_j(s(i,j) / T), s the cosine of an image's and a text's code, P(i) the rows
-    of the other side that match i (`similarity`): the own pair and, `by_label`, all that share a label.
+    -1/|P(i)| sum over p in P(i) of log softmax_j(s(i,j) / T), s the cosine of an image's and a text's code, P(i) the
+    rows of the other side that match i (`batch_rows`): the own pair and, `by_label`, all that share a label.
     """
 
     temperature: float = positive(0.1)
+    """Temperature T of the softmax over cosines."""
     by_label: bool = True
+    """True makes rows with a shared label positives too."""
 
     contrasts: ClassVar[bool] = True
 
     def shared(self, fwd: Forward, batch: Batch, rows: Rows, key: Array) -> Array:
-        """Each row's share of positives, [B,B], rows sum to 1 (to 0 where there is none)."""
+        """Return each row's share of positives [B,B]; rows sum to 1, or to 0 where there is none."""
         return hard_targets(rows.match & (rows.real > 0)[None, :])
 
     def values(self, shared: Array, rows: Rows, one: Array, two: Array) -> Losses:
-        """Cross-entropy [B]; `matched` is the probability that the first field's code gives to its positives."""
+        """Return the cross-entropy [B]; `matched` is the first field's probability of its positives."""
         logits = products(l2_normalize(one), l2_normalize(two)) / self.temperature
-        told = [jax.nn.log_softmax(masked(scores, rows.real > 0), axis=1) for scores in (logits, logits.T)]
-        values = -0.5 * sum((shared * each).sum(1) for each in told)
-        right = jnp.exp(jnp.where(shared > 0, told[0], -jnp.inf)).sum(1)
+        log_shares = [jax.nn.log_softmax(masked(scores, rows.real > 0), axis=1) for scores in (logits, logits.T)]
+        values = -0.5 * add_all((shared * each).sum(1) for each in log_shares)
+        right = jnp.exp(jnp.where(shared > 0, log_shares[0], -jnp.inf)).sum(1)
         return values, {"matched": rows.mean(right)}

@@ -1,16 +1,16 @@
-"""Language objectives: masked tokens read with the image (MLM), and captions written from it (LM).
+"""Language objectives: masked tokens predicted with the image (MLM), and captions written from it (LM).
 
-MLM: Devlin et al. 2019 with ALBEF's soft targets from the momentum teacher (Li et al. 2021, equation 7).
-LM: BLIP's captioning loss (Li et al. 2022), label smoothing 0.1.
+MLM: Devlin et al. 2019 with ALBEF's soft targets from the momentum teacher (Li et al. 2021, equation 7). LM: BLIP's
+captioning loss (Li et al. 2022), label smoothing 0.1.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xmodal_jax.config import Config
 from xmodal_jax.config_build import limited
 from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward, stop
@@ -24,8 +24,8 @@ MASK, BOS, VOCAB = 103, 1, 30522  # bert-base-uncased; the run's tokenizer sets 
 def mask_tokens(key: Array, ids: Array, rate: float, vocab_size: int, mask_id: int) -> tuple[Array, Array, Array]:
     """Choose tokens to predict: ids [B,L] -> masked ids [B,L], positions int [B,M], chosen bool [B,M].
 
-    In each row `rate` of the tokens (at least one) except [CLS] and padding are chosen; of those 80 % become [MASK],
-    10 % a random id and 10 % stay. M is fixed by L, so the head runs on the chosen positions only.
+    In each row `rate` of the tokens (at least one) except [CLS] and padding are chosen; of those 80 % become [MASK], 10
+    % a random id and 10 % stay. M is fixed by L, so the head runs on the chosen positions only.
     """
     length = ids.shape[1]
     slots = max(1, int(np.ceil(rate * (length - 1))))
@@ -44,7 +44,7 @@ def mask_tokens(key: Array, ids: Array, rate: float, vocab_size: int, mask_id: i
 
 
 def output_index(ids: Array, output_ids: tuple[int, ...]) -> tuple[Array, Array]:
-    """Word ids -> their rows in the output vocabulary, and whether they have one (all do without `output_ids`)."""
+    """Map word ids to rows of the output vocabulary, with a mask of ids that are in it (all without `output_ids`)."""
     if not output_ids:
         return ids, jnp.ones(ids.shape, bool)
     table = jnp.asarray(output_ids, ids.dtype)
@@ -53,7 +53,7 @@ def output_index(ids: Array, output_ids: tuple[int, ...]) -> tuple[Array, Array]
 
 
 def cross_entropy(logits: Array, target: Array, smoothing: float = 0.0) -> Array:
-    """Cross-entropy of logits [...,V] at target [...], with label smoothing as in PyTorch -> [...]."""
+    """Return the cross-entropy [...] of logits [...,V] at target [...], with label smoothing as in PyTorch."""
     log_normaliser = jax.nn.logsumexp(logits, axis=-1)
     picked = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
     hard = log_normaliser - picked
@@ -63,7 +63,7 @@ def cross_entropy(logits: Array, target: Array, smoothing: float = 0.0) -> Array
 
 
 def row_term(losses: Array, right: Array, mask: Array) -> Term:
-    """Token losses [B,M] under `mask` as a Term whose weighted mean is the mean over all tokens of the batch."""
+    """Build a Term of token losses [B,M] whose weighted mean is the mean over all tokens of the batch under `mask`."""
     count = mask.sum(1)
     accuracy = (right * mask).sum() / jnp.maximum(mask.sum(), 1.0)
     return Term((losses * mask).sum(1) / jnp.maximum(count, 1.0), count, {"accuracy": accuracy})
@@ -71,34 +71,41 @@ def row_term(losses: Array, right: Array, mask: Array) -> Term:
 
 @dataclass(frozen=True)
 class Writing(Paired):
-    """What objectives that predict words share: the field that is read, and the field of words, of which every n-th row."""
+    """The base of objectives that predict words: the pair's first field is read, the second has the words."""
 
     every: int = limited(1, least=1)
+    """n: take every n-th row only."""
 
     def own(self, what: str) -> str:
-        """The name of a field that this objective derives."""
+        """Return the name of a field that this objective derives."""
         return f"{self.name}/{what}"
 
     def words(self, batch: Batch) -> Array:
-        """The ids [b,L] of every n-th row."""
+        """Return the ids [b,L] of every n-th row."""
         return every_row(batch[self.pair[1]], self.every)
 
-    def there(self, batch: Batch) -> Array:
-        """float32 [b,1]: 1 for rows that have both fields."""
+    def presence(self, batch: Batch) -> Array:
+        """Return float32 [b,1]: 1 for rows that have both fields."""
         return every_row(row_weight(batch, self.pair), self.every)[:, None]
 
 
 @dataclass(frozen=True)
 class MLM(Writing):
-    """Predict masked words from the text around them and the other field; `alpha` of the target is the teacher's softmax."""
+    """Prediction of masked words from the text around them and the other field.
+
+    `alpha` of the target is the teacher's softmax.
+    """
 
     rate: float = 0.15
+    """Share of the tokens that are masked, between 0 and 1."""
     alpha: float = limited(0.4, least=0, most=1)
-    """Share of the teacher's soft targets."""
+    """Share of the teacher's soft targets, from 0 to 1."""
     alpha_steps: Steps = limited(0, least=0)
-    """Ramp of alpha from 0 (ALBEF: "1 epoch", the same as ITC's)."""
+    """Steps, or epochs such as "1 epoch" (ALBEF, the same as ITC's), in which alpha climbs from 0; 0: none."""
     mask_id: int = MASK
+    """Id of [MASK]; filled in from the tokenizer."""
     vocab_size: int = VOCAB
+    """Number of ids that random words are drawn from; filled in from the tokenizer."""
 
     @property
     def parts(self) -> frozenset[str]:
@@ -111,24 +118,24 @@ class MLM(Writing):
             raise UserError(f"{where}.rate is {self.rate}; write a share such as 0.15")
 
     def fitted(self, facts: DataFacts) -> "MLM":
-        """With the ids of the tokenizer of its field's encoder."""
+        """Return the objective with the ids of the tokenizer of its field's encoder."""
         words = facts.vocabularies.get(self.pair[1])
         return self if words is None else replace(self, mask_id=words.mask_id, vocab_size=words.vocab_size)
 
     def prepare(self, batch: Batch, key: Array) -> Batch:
-        """Masked ids [b,L] (b = B / every rows) and where they are, the same for student and teacher."""
+        """Mask ids [b,L] (b = B / every rows) and record where, the same for student and teacher."""
         ids, positions, chosen = mask_tokens(key, self.words(batch), self.rate, self.vocab_size, self.mask_id)
         return {self.own("ids"): ids, self.own("positions"): positions, self.own("chosen"): chosen}
 
     def hidden(self, fwd: Forward, batch: Batch) -> Array:
-        """Hidden states [b,M,D] at the masked positions of the fused masked text."""
+        """Return hidden states [b,M,D] at the masked positions of the fused masked text."""
         memory, words = self.pair
         masked = fwd.encode(self.own("ids"), fwd.encoder_of(words))
         fused = fwd.fuse(fwd.encode(memory).every(self.every), masked)
         return jnp.take_along_axis(fused.tokens, batch[self.own("positions")][..., None], axis=1)
 
     def losses(self, fwd: Forward, hidden: Array, teacher: Array | None, target: Array) -> tuple[Array, Array]:
-        """Losses [B,M] and whether the best word is right, from hidden states [B,M,D] of student and teacher."""
+        """Return losses [B,M] and hits of the best word, from hidden states [B,M,D] of student and teacher."""
         logits = fwd.call("token_logits", hidden)
         losses = cross_entropy(logits, target)
         if teacher is not None:
@@ -139,31 +146,33 @@ class MLM(Writing):
         return losses, (logits.argmax(-1) == target).astype(jnp.float32)
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
-        """Mean over the masked tokens."""
+        """Average over the masked tokens."""
         original = jnp.take_along_axis(self.words(batch), batch[self.own("positions")], axis=1)
         target, known = output_index(original, fwd.model.output_ids)
         arrays = (self.hidden(fwd, batch), *([self.hidden(fwd.teacher, batch)] if self.alpha else []), target)
 
-        def each(_, hidden, *rest):
+        def each(_: None, hidden: Array, *rest: Array) -> tuple[Array, Array]:
             return self.losses(fwd, hidden, rest[0] if self.alpha else None, rest[-1])
 
         losses, right = fwd.rowwise(each, None, *arrays)
-        mask = (batch[self.own("chosen")] & known).astype(jnp.float32) * self.there(batch)
+        mask = (batch[self.own("chosen")] & known).astype(jnp.float32) * self.presence(batch)
         return row_term(losses, right, mask)
 
 
 @dataclass(frozen=True)
 class LM(Writing):
-    """Write the caption from the other field, left to right; the start token takes the place of [CLS]."""
+    """Writing of the caption from the other field, left to right; the start token takes the place of [CLS]."""
 
     smoothing: float = 0.1
+    """Label smoothing, from 0 to below 1."""
     bridge: bool = False
-    """Read the picture through the residual attention, which this trains (ReCap)."""
+    """True reads the picture through the residual attention, which this trains (ReCap)."""
     bos_id: int = BOS
+    """Id of the start token; filled in from the tokenizer."""
 
     @property
     def parts(self) -> frozenset[str]:
-        """The decoder, what it stands on, and the bridge where it reads through it."""
+        """The decoder, the parts it builds on, and the bridge if it reads through it."""
         return frozenset({"fusion", "decoder", "vocabulary"}) | (
             {"bridge", "bridged_decoder"} if self.bridge else set()
         )
@@ -173,8 +182,8 @@ class LM(Writing):
         if not 0.0 <= self.smoothing < 1.0:
             raise UserError(f"{where}.smoothing is {self.smoothing}; write 0 to below 1")
 
-    def check_fit(self, where: str, config: Any, facts: DataFacts) -> None:
-        """Refuse a bridge that what it reads does not cross."""
+    def check_fit(self, where: str, config: Config, facts: DataFacts) -> None:
+        """Refuse `bridge` if the tokens it reads do not cross the bridge."""
         encoder = config.data.fields[self.pair[0]].encoder
         if self.bridge and encoder not in config.bridge.sides:
             raise UserError(
@@ -182,23 +191,23 @@ class LM(Writing):
             )
 
     def fitted(self, facts: DataFacts) -> "LM":
-        """With the start token of the tokenizer of its field's encoder."""
+        """Return the objective with the start token of the tokenizer of its field's encoder."""
         words = facts.vocabularies.get(self.pair[1])
         return self if words is None else replace(self, bos_id=words.bos_id)
 
     def prepare(self, batch: Batch, key: Array) -> Batch:
-        """The decoder's input: the caption with its first token replaced by the start token, b = B / every rows."""
+        """Derive the decoder's input: the caption with the start token in place of its first, b = B / every rows."""
         ids = self.words(batch)
         return {self.own("ids"): ids.at[:, 0].set(jnp.asarray(self.bos_id, ids.dtype))}
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
-        """Mean over the predicted tokens ([SEP] included, padding not)."""
+        """Average over the predicted tokens ([SEP] included, padding not)."""
         memory = self.pair[0]
         read = fwd.bridge(memory)[1] if self.bridge else fwd.encode(memory)
         hidden = fwd.decode(read.every(self.every), self.own("ids"))[:, :-1]
         following = self.words(batch)[:, 1:]
         target, known = output_index(following, fwd.model.output_ids)
-        mask = (real_tokens(following) & known).astype(jnp.float32) * self.there(batch)
+        mask = (real_tokens(following) & known).astype(jnp.float32) * self.presence(batch)
 
         def each(_: None, hidden: Array, target: Array) -> tuple[Array, Array]:
             logits = fwd.call("token_logits", hidden)

@@ -20,13 +20,13 @@ from xmodal_jax.types import NEVER, Array, Batch
 
 
 def sigmoid_losses(logits: Array, positive: Array, valid: Array) -> Array:
-    """Sum over the valid columns of -log sigmoid(logit) for positives, -log sigmoid(-logit) for others -> [B]."""
+    """Return the sum [B] over valid columns of -log sigmoid(logit) for positives, -log sigmoid(-logit) for others."""
     wrong = jnp.where(positive, -logits, logits)
     return jnp.where(valid[None, :], jax.nn.softplus(wrong), 0.0).sum(1)
 
 
 def dense_sigmoid(rows: Batch, keys: Batch, queue: Batch | None, scalars: Scalars) -> tuple[Array, Array]:
-    """Losses [B] and hits [B] with the whole matrix of logits; records and scalars as in `parallel.ring.contrast`."""
+    """Return losses [B] and hits [B] by the whole matrix of logits, as `parallel.ring.contrast` takes its arguments."""
     columns = joined(keys, queue)
     positive, valid = same(rows, columns), columns["id"] != NEVER
     logits = products(rows["embed"], columns["embed"]) / scalars["temperature"] + scalars["bias"]
@@ -41,22 +41,24 @@ class SigLIP(Contrast):
     """
 
     queue: int = limited(0, least=0)
+    """Rows of the queue of earlier keys, further columns of the loss; 0: none."""
     student_keys: bool = True
+    """True contrasts with the student's own keys of the batch, False with the teacher's."""
 
     @property
     def parts(self) -> frozenset[str]:
-        """The logits' bias, and what its keys need."""
+        """The bias of the logits, and the parts that its keys need."""
         return super().parts | {"sigmoid"}
 
     def _direction(self, fwd: Forward, batch: Batch, scalars: Scalars, query: str, key: str) -> tuple[Array, Array]:
-        """Losses [B] and hits [B] of one direction."""
+        """Return losses [B] and hits [B] of one direction."""
         records = self.records(fwd, batch, query, key)
         if self.ring:
             return contrast(Sigmoid(), same, *records, scalars, self.student_keys)
         return dense_sigmoid(*records, scalars)
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
-        """Mean of both directions, [B]; where both are the same pairs (student keys, no queue) one is enough."""
+        """Average both directions, [B]; if both have the same pairs (student keys, no queue) one is enough."""
         scalars = {"temperature": fwd.temperature(), "bias": fwd.call("logit_bias")}
         one, two = self.pair
         values, hits = self._direction(fwd, batch, scalars, one, two)

@@ -1,0 +1,1 @@
+"""The device mesh, sharding rules, ring losses, and jobs of several processes."""

@@ -1,8 +1,8 @@
-"""The chips a plan can be made for, and the names of topologies.
+"""A table of accelerators that a plan can be made for, and the syntax of topologies.
 
-Figures per chip as Google publishes them (docs.cloud.google.com/tpu/docs/v5e, /v5p, /v6e) and NVIDIA's data sheets. Links
-are one direction of one link: a TPU's published interconnect (1,600 Gbit/s for v5e, 4,800 for v5p, 3,200 for v6e) over
-its 2 links per torus axis. `usable` is what XLA lets a program have of the memory, as its own messages say it.
+Figures per chip as published by Google (docs.cloud.google.com/tpu/docs/v5e, /v5p, /v6e) and in NVIDIA's data sheets.
+`link` is one direction of one link: a TPU's published interconnect (1,600 Gbit/s for v5e, 4,800 for v5p, 3,200 for v6e)
+divided by its 2 links per torus axis. `usable` is the memory that XLA lets a program have, read off its own messages.
 """
 
 import dataclasses
@@ -26,11 +26,11 @@ class Chip:
     hbm_bandwidth: float
     link: float  # one direction of one link, bytes/s
     dcn: float  # between slices or hosts, bytes/s and chip
-    axes: int = 1  # of the torus; 1: a switch that every chip reaches at `link`
-    topology: str = ""  # prefix of the compiler's topology name; "": not compiled ahead of time
+    axes: int = 1  # of the torus; 1: a switch that reaches every chip at `link`
+    topology: str = ""  # prefix of the compiler's topology name; "": no compilation ahead of time
     accelerator: str = ""  # prefix of TPU_ACCELERATOR_TYPE
-    cores: int = 1  # that TPU_ACCELERATOR_TYPE counts per chip
-    kinds: tuple[str, ...] = ()  # how jax's `device_kind` begins; the table goes from the longer to the shorter
+    cores: int = 1  # per chip, as TPU_ACCELERATOR_TYPE counts them
+    kinds: tuple[str, ...] = ()  # prefixes of jax's `device_kind`; in the table longer ones come first
 
 
 CHIPS = {
@@ -48,7 +48,10 @@ CHIPS = {
 
 @dataclass(frozen=True)
 class Topology:
-    """Which devices to plan for: a chip, the shape of one slice and how many slices; `local` are this machine's."""
+    """The devices to plan for: a chip, the shape of one slice and the number of slices.
+
+    The topology "local" stands for this machine's devices; it has no shape, and its chip may be unknown (None).
+    """
 
     text: str
     chip: Chip | None
@@ -57,50 +60,52 @@ class Topology:
 
     @property
     def local(self) -> bool:
-        """Whether these are the devices of this machine."""
+        """True if these are the devices of this machine."""
         return not self.shape
 
     @property
     def per_slice(self) -> int:
-        """Chips of one slice."""
+        """Number of chips in one slice."""
         return math.prod(self.shape)
 
     @property
     def compiler_name(self) -> str:
-        """The name the TPU compiler knows one slice by."""
+        """Name of one slice in the TPU compiler, such as v5e:4x4."""
+        assert self.chip is not None, "only a topology that is not local has a name"
         return f"{self.chip.topology}:{'x'.join(map(str, self.shape))}"
 
     @property
     def accelerator_type(self) -> str:
-        """The value of TPU_ACCELERATOR_TYPE."""
+        """Value of TPU_ACCELERATOR_TYPE for one slice."""
+        assert self.chip is not None, "only a topology that is not local has a type"
         return f"{self.chip.accelerator}-{self.per_slice * self.chip.cores}"
 
 
 def chip_of(kind: str) -> Chip | None:
-    """The chip behind jax's `device_kind`, None where the table has none (a CPU)."""
+    """Return the chip behind jax's `device_kind`, or None if the table has no such chip (a CPU)."""
     return next((chip for chip in CHIPS.values() if kind.startswith(chip.kinds)), None)
 
 
 def local_chip(kind: str, stats: Mapping[str, int] | None) -> Chip | None:
-    """The chip behind a device that is here, with the memory (bytes) that its `memory_stats()` lets a program have.
+    """Return the chip of a local device, with the memory (bytes) that its `memory_stats()` grants a program.
 
-    One `device_kind` is sold with several memories (A100: 40 and 80 GB), and the process may be given a share only.
+    One `device_kind` is sold with several memory sizes (A100: 40 and 80 GB), and the process may be given only a share.
     """
     chip, limit = chip_of(kind), (stats or {}).get("bytes_limit", 0)
     return dataclasses.replace(chip, usable=float(limit)) if chip and limit else chip
 
 
 def chip_named(name: str) -> Chip:
-    """The chip `name`. Raises UserError with the names there are."""
+    """Return the chip called `name`. Raises UserError with the known names."""
     if name not in CHIPS:
         raise UserError(f"there is no chip '{name}' in the table; write one of {', '.join(CHIPS)}")
     return CHIPS[name]
 
 
 def parse_topology(text: str, chip: str = "") -> Topology:
-    """`v5e:16x16`, `v6e:16x16x2slices` or `local` -> Topology; `chip` says what to judge local devices as.
+    """Parse `v5e:16x16`, `v6e:16x16x2slices` or `local`; `chip` names the chip to judge local devices as.
 
-    Raises UserError for a name that is no topology, an unknown chip, and a shape that the chip's torus does not have.
+    Raises UserError for a text that is no topology, an unknown chip, and a shape that does not fit the chip's torus.
     """
     if text == "local":
         return Topology(text, chip_named(chip) if chip else None)
@@ -108,8 +113,8 @@ def parse_topology(text: str, chip: str = "") -> Topology:
     form = re.fullmatch(r"(\w+):(\d+(?:x\d+)*?)(?:x(\d+)slices?)?", text)
     if form is None or chip:
         raise UserError(
-            f"--topology '{text}'{' with --chip' if chip else ''} is not a topology; write 'local' (with --chip NAME if you "
-            "like), or a chip and its shape such as v5e:16x16, v5p:8x8x8 or v6e:16x16x2slices"
+            f"--topology '{text}'{' with --chip' if chip else ''} is not a topology; write 'local' (with --chip NAME "
+            "if you like), or a chip and its shape such as v5e:16x16, v5p:8x8x8 or v6e:16x16x2slices"
         )
     name, shape, slices = form[1], tuple(map(int, form[2].split("x"))), int(form[3] or 1)
     if name not in known:

@@ -1,4 +1,8 @@
-"""Several processes as one job: starting, agreeing on the config, and leaving when a peer is gone or stuck."""
+"""Run several processes as one job: start them, compare their configs, and leave when a peer is gone or stuck.
+
+Nothing here touches the process on import. `initialize`, `leaving_at_once` and `watching` do, as they say; the command
+line and the train loop call them.
+"""
 
 import contextlib
 import ipaddress
@@ -24,26 +28,26 @@ from xmodal_jax.parallel import stuck
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT = 100  # seconds of silence after which jax itself gives a peer up, where no PeerWatch does it
-LAST = 3.0  # seconds that process 0, which holds jax's store, leaves after its peers: jax aborts those that are left
+HEARTBEAT = 100  # seconds of silence after which jax itself gives a peer up, if no PeerWatch does
+LAST = 3.0  # seconds by which process 0 leaves after its peers: it holds jax's store, without which jax aborts them
 GONE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong with the input, start again
-SLOTS = 64  # digests that `agree` exchanges: a fixed number, so that other versions of this package can be told apart
+SLOTS = 64  # digests that `agree` exchanges: the same number in every version, so that versions can be compared
 LOST = re.compile(
     r"gloo|connection (closed|reset|refused)|socket closed|broken pipe|heartbeat|coordination ?service"
     r"|unavailable|deadline.exceeded|barrier|nccl.*(remote|network)",
     re.IGNORECASE,
 )
-WIRE = re.compile(r"\bgloo \w+ failed|coordination ?service", re.IGNORECASE)  # also told by other errors, as of a save
+WIRE = re.compile(r"\bgloo \w+ failed|coordination ?service", re.IGNORECASE)  # in other errors too, such as a save's
 TIMED_OUT = re.compile(r"timed? ?out|deadline", re.IGNORECASE)
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes logs and prints."""
+    """Return True in the process that writes logs and prints."""
     return jax.process_index() == 0
 
 
 def first_says(value: int) -> int:
-    """The first process's number, in every process; all must ask at the same point."""
+    """Return process 0's number in every process; all of them must call this at the same point."""
     if jax.process_count() == 1:
         return value
     from jax.experimental.multihost_utils import broadcast_one_to_all
@@ -52,7 +56,7 @@ def first_says(value: int) -> int:
 
 
 def refuse_bad_flags(coordinator: str, processes: int, process: int, distributed: bool) -> None:
-    """Only nothing, --distributed alone, or --coordinator, --processes and --process together make sense."""
+    """Refuse flags other than none, --distributed alone, or --coordinator, --processes and --process together."""
     given = {"--coordinator": bool(coordinator), "--processes": processes != 0, "--process": process != -1}
     if distributed:
         extra = ", ".join(name for name, there in given.items() if there)
@@ -72,13 +76,14 @@ def refuse_bad_flags(coordinator: str, processes: int, process: int, distributed
 
 
 def refuse_loopback(coordinator: str, environment: Mapping[str, str]) -> None:
-    """Refuse an address that only one machine reaches where the launcher's `environment` tells of several.
+    """Refuse a loopback coordinator if the launcher's `environment` tells of several machines.
 
-    SLURM tells the nodes of a step (not those of an allocation: a part of them may be used), Open MPI the processes on this
-    machine, a TPU pod its hosts. Elsewhere nothing is known before the processes meet; see `_not_complete`.
+    SLURM tells the nodes of a step (not those of an allocation: only part of them may be used), Open MPI
+    the processes on this machine, a TPU pod its hosts. Elsewhere nothing is known before the processes
+    meet; see `_ending_if_incomplete`.
     """
 
-    def number(name):
+    def number(name: str) -> int:
         return int(value) if (value := environment.get(name, "")).isdecimal() else 0
 
     said = {
@@ -89,13 +94,13 @@ def refuse_loopback(coordinator: str, environment: Mapping[str, str]) -> None:
     several = [name for name, there in said.items() if there]
     if several and loopback(coordinator):
         raise UserError(
-            f"--coordinator {coordinator} is reached from one machine only, and {', '.join(several)} tells of several hosts; "
-            "write a name or address of process 0's machine that the others reach, or --distributed"
+            f"--coordinator {coordinator} is reached from one machine only, and {', '.join(several)} tells of several "
+            "hosts; write a name or address of process 0's machine that the others reach, or --distributed"
         )
 
 
 def loopback(coordinator: str) -> bool:
-    """Whether HOST of HOST:PORT is this very machine by definition: localhost, 127.x or ::1."""
+    """Return True if HOST of HOST:PORT means this very machine by definition: localhost, 127.x or ::1."""
     host = coordinator.rpartition(":")[0].strip("[]").lower().rstrip(".")
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -111,11 +116,22 @@ def initialize(
     heartbeat_seconds: int = HEARTBEAT,
     wait_seconds: int = 300,
 ) -> None:
-    """Join the job's other processes; nothing to do when no flag is given. Call it before anything touches a device.
+    """Join the job's other processes, or return when no flag is given. Call it before anything touches a device.
 
-    `coordinator` is host:port of process 0, `process` this one's number; or `distributed`: TPU pods, SLURM and Open MPI
-    know all three. A peer is dead after `heartbeat_seconds` of silence. Raises UserError for impossible flags and a port in
-    use. Ends the process with code 75 when the job is not complete after `wait_seconds`.
+    This is for programs that own their process: it starts jax's distributed runtime, on CPUs turns jax's compilation
+    cache off, and ends the process with code 75 when the job is not complete after `wait_seconds`, with code 2 when
+    jax's service cannot start.
+
+    Args:
+      coordinator: HOST:PORT of process 0.
+      processes: number of processes of the job.
+      process: number of this one.
+      distributed: find the three above on TPU pods, under SLURM and Open MPI.
+      heartbeat_seconds: silence after which jax takes a peer for dead.
+      wait_seconds: longest wait for the other processes.
+
+    Raises:
+      UserError: impossible flags, or a port in use.
     """
     refuse_bad_flags(coordinator, processes, process, distributed)
     if not (coordinator or distributed):
@@ -123,21 +139,22 @@ def initialize(
     refuse_loopback(coordinator, os.environ)
     if process == 0:
         _refuse_taken(coordinator)
-    explicit = {"cluster_detection_method": "deactivate"} if coordinator else {}
     place = (coordinator or None, processes or None, process if coordinator else None)
-    waiting = _not_complete(place, wait_seconds)
-    try:  # jax aborts at its own deadline without a Python exception: ours is earlier
-        jax.distributed.initialize(
-            *place, initialization_timeout=wait_seconds + 60, heartbeat_timeout_seconds=heartbeat_seconds, **explicit
-        )
-    except ValueError as error:
-        raise UserError(_not_started(coordinator, error)) from error
-    except RuntimeError as error:  # the service that did not start can crash the interpreter's own exit
-        end(2, f"xmodal: {_not_started(coordinator, error)}")
-    finally:
-        waiting.cancel()
+    with _ending_if_incomplete(place, wait_seconds):
+        try:
+            jax.distributed.initialize(
+                *place,
+                cluster_detection_method="deactivate" if coordinator else None,
+                # at its own deadline jax aborts without a Python exception, so ours is earlier
+                initialization_timeout=wait_seconds + 60,
+                heartbeat_timeout_seconds=heartbeat_seconds,
+            )
+        except ValueError as error:
+            raise UserError(_not_started(coordinator, error)) from error
+        except RuntimeError as error:  # a service that did not start can crash the interpreter's own exit
+            end(2, f"xmodal: {_not_started(coordinator, error)}")
     if jax.default_backend() == "cpu":
-        # Only process 0 would find its programs there, and Gloo gives the others 30 s to catch up.
+        # only process 0 would find its programs there, and Gloo gives the others 30 s to catch up
         jax.config.update("jax_enable_compilation_cache", False)
     log.info(
         "process %d of %d: when a peer dies, this one ends with code %d, or by jax's abort (134) after %d s of silence",
@@ -149,14 +166,13 @@ def initialize(
 
 
 def _refuse_taken(coordinator: str) -> None:
-    """A port in use is found here: jax's service that cannot start may crash the interpreter."""
+    """Refuse a port in use before jax tries it: its service may crash the interpreter when it cannot start."""
     port = int(coordinator.rpartition(":")[2])
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     with socket.socket(family) as probe:
         try:
-            probe.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # what an ended job leaves behind is no hindrance
+            # a port that an ended job left behind is free
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("", port))
         except OSError as error:
             raise UserError(
@@ -165,6 +181,7 @@ def _refuse_taken(coordinator: str) -> None:
 
 
 def _not_started(coordinator: str, error: Exception) -> str:
+    """Write the error sentence for a job that jax could not start."""
     if not coordinator:
         return (
             f"--distributed found no TPU pod, SLURM or Open MPI job ({error}); "
@@ -173,26 +190,31 @@ def _not_started(coordinator: str, error: Exception) -> str:
     return f"the job at --coordinator {coordinator} could not start ({error}); look at the logs of the other processes"
 
 
-def _not_complete(place: tuple, seconds: int) -> threading.Timer:
-    """A started timer that ends the process, as only a thread can: the main one waits inside jax."""
+@contextlib.contextmanager
+def _ending_if_incomplete(place: tuple[str | None, int | None, int | None], seconds: int) -> Iterator[None]:
+    """End the process if the body takes longer than `seconds`: a timer thread does it, as the main one waits in jax."""
     coordinator, processes, process = place
 
     def leave() -> None:
         what = f"process {process} of {processes}: the job at --coordinator {coordinator}" if coordinator else "the job"
-        near = " (which only processes on the same machine reach)" if loopback(coordinator) else ""
+        local = coordinator is not None and loopback(coordinator)
+        near = " (which only processes on the same machine reach)" if local else ""
         hint = f"check the address{near} and that all processes run"
         end(GONE, f"xmodal: {what} was not complete after {seconds} s; {hint}")
 
     timer = threading.Timer(seconds, leave)
     timer.daemon = True
     timer.start()
-    return timer
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def agree(values: dict[str, Any]) -> None:
     """Refuse to go on unless every process was started with the same `values` (names to JSON values).
 
-    Raises UserError on all processes, naming the first one that differs from process 0 and what differs.
+    Raises UserError on all processes, naming the first one that differs from process 0 and the values that differ.
     """
     if jax.process_count() == 1:
         return
@@ -202,8 +224,9 @@ def agree(values: dict[str, Any]) -> None:
     digests[: len(values)] = [zlib.crc32(json.dumps(value, sort_keys=True).encode()) for value in values.values()]
     table = multihost_utils.process_allgather(digests)
     for process, row in enumerate(table):
-        other = [name for name, differs in zip(values, row != table[0], strict=True) if differs]
-        if not (row == table[0]).all():
+        differs = row != table[0]
+        other = [name for name, own in zip(values, differs[: len(values)], strict=True) if own]
+        if differs.any():  # also where another version of this package has more values
             raise UserError(
                 f"process {process} was started with another {', '.join(other) or 'version'} than process 0; "
                 "start all processes of a job with the same command"
@@ -211,22 +234,22 @@ def agree(values: dict[str, Any]) -> None:
 
 
 def again(workdir: str | pathlib.Path) -> str:
-    """What is left in a work directory and what to do after code 75, in words."""
+    """Describe the last save in a work directory and how to go on after code 75."""
     steps = [int(path.name) for path in pathlib.Path(workdir).glob("checkpoints/*") if path.name.isdigit()]
     saved = f"the last save is step {max(steps)}" if steps else "nothing was saved yet"
     return f"{saved}; start all processes again with the same command"
 
 
 def heartbeat_for(stall: float) -> int:
-    """The seconds after which jax's own heartbeat may end a process, so that a watch of `stall` seconds is first."""
+    """Return the seconds of jax's own heartbeat, long enough for a watch of `stall` seconds to act first."""
     return int(stall) + 60 if stall else HEARTBEAT
 
 
 @contextlib.contextmanager
 def watching(stall: float, workdir: str | pathlib.Path) -> Iterator[None]:
-    """End this process with code 75 when another one, or this one, is stuck for `stall` seconds (parallel/stuck.py).
+    """End this process with code 75 when it or another one is stuck for `stall` seconds (parallel/stuck.py).
 
-    Nothing with one process, and nothing with 0 seconds.
+    Does nothing with one process, or with 0 seconds.
     """
     if not stall or jax.process_count() == 1:
         yield
@@ -245,7 +268,7 @@ def watching(stall: float, workdir: str | pathlib.Path) -> Iterator[None]:
 
 
 def with_causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and what is behind it, each once: its causes, and the errors of a group."""
+    """Yield an error and everything behind it, each once: causes, contexts, and the errors of a group."""
     seen: list[BaseException] = []
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -257,16 +280,17 @@ def with_causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def lost_peer(error: BaseException) -> bool:
-    """Whether an error of the runtime, or one behind it, is about a process that cannot be reached."""
+    """Return True if an error of the runtime, or one behind it, says that a process cannot be reached."""
 
-    def told(one):
-        return (isinstance(one, jax.errors.JaxRuntimeError) and LOST.search(str(one))) or WIRE.search(str(one))
+    def told(one: BaseException) -> bool:
+        runtime = isinstance(one, jax.errors.JaxRuntimeError)
+        return bool((runtime and LOST.search(str(one))) or WIRE.search(str(one)))
 
     return any(told(one) for one in with_causes(error))
 
 
 def verdict(error: BaseException, workdir: str | pathlib.Path) -> tuple[int, str]:
-    """The exit code that an error gives one process of several, and what it says."""
+    """Return the exit code and the message for an error in one process of several."""
     if lost_peer(error):
         where = f"process {jax.process_index()} of {jax.process_count()}"
         cause = str(error).rpartition("dispatching computation: ")[2].splitlines()[0]
@@ -281,7 +305,7 @@ def verdict(error: BaseException, workdir: str | pathlib.Path) -> tuple[int, str
 
 
 def end(code: int, text: str) -> None:
-    """Say `text` and leave at once: what Python does at exit waits for the peers."""
+    """Print `text` and leave at once, without Python's own exit, which would wait for the peers."""
     if text:
         print(text, file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
@@ -291,13 +315,14 @@ def end(code: int, text: str) -> None:
 
 @contextlib.contextmanager
 def leaving_at_once(workdir: str | pathlib.Path, hung: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """An error of one process of several ends it at once, so that its peers see it go instead of waiting for it.
+    """End a process of several at once when it fails, so that its peers see it go instead of waiting for it.
 
-    Process 0 tells the error at once and leaves `LAST` seconds later: peers that found the same error can tell it too.
+    Process 0 prints its error at once and leaves `LAST` seconds later, so that peers with the same error can print
+    it too.
 
     Exit codes: 75 when a peer died or is stuck (start again), 2 for bad input, 130 after Ctrl-C, 1 otherwise. With one
-    process errors pass through, unless `hung()` says that a thread would keep Python from ending; then it leaves also
-    without an error, with code 0.
+    process errors pass through, unless `hung()` says that a thread would keep Python from ending; then the process
+    leaves this way even without an error, with code 0.
     """
     try:
         yield

@@ -1,16 +1,16 @@
-"""What to change when a step does not fit: each change with an estimate of the bytes it saves on one device.
+"""Advise what to change when a step does not fit: each change with an estimate of the bytes it saves on one device.
 
-The estimates are arithmetic on shapes, not compiled; the next plan tells the truth. `cost` orders the changes: the share
-of a step's time that they take, roughly, 0 for those that are free. A change that the program would refuse is not
-advised; where other fields must change with it, its override names them too.
+The estimates are arithmetic on shapes, not compiled; only the next plan measures them. `cost` orders the changes:
+roughly the share of a step's time that a change takes, 0 for free ones. A change that the program would refuse is not
+advised; if other fields must change with it, its override names them too.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
+from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from xmodal_jax.checks import refuse_chunks
@@ -19,8 +19,8 @@ from xmodal_jax.config_file import freeze, override
 from xmodal_jax.errors import UserError
 from xmodal_jax.objectives import build_objectives
 from xmodal_jax.objectives.base import Objective
-from xmodal_jax.parallel.mesh import make_mesh
-from xmodal_jax.parallel.rules import axis_size, placements
+from xmodal_jax.parallel.mesh import AXES, make_mesh
+from xmodal_jax.parallel.rules import Placement, axis_size, placements
 from xmodal_jax.plan.program import PARTS, Facts
 from xmodal_jax.train.loop import Run
 
@@ -29,7 +29,7 @@ MORE = " --config."  # between the fields of one change
 
 @dataclass(frozen=True)
 class Change:
-    """`override` is what to write after `--config.`, `saves` the estimated bytes, `cost` the share of step time."""
+    """A change of the config: the text after `--config.`, estimated bytes saved, and cost as a share of step time."""
 
     override: str
     why: str
@@ -61,18 +61,18 @@ class Stack:
         return self.layers * self.tokens * per_token
 
     def full(self) -> float:
-        """The same with everything recomputed but the input of each layer."""
+        """Return the numbers kept when everything but each layer's input is recomputed."""
         return self.layers * self.tokens * self.width
 
 
 def _stack(name: str, own: Any, rows: float, tokens: int) -> Stack:
-    """The stack of a transformer encoder over `rows` rows of `tokens` tokens."""
+    """Describe the stack of a transformer encoder over `rows` rows of `tokens` tokens."""
     section = f"encoders.{name}"
     return Stack(section, own.layers, own.width, own.hidden, own.heads, rows * tokens, tokens, own.remat)
 
 
 def stacks(config: Config, rows: float) -> list[Stack]:
-    """The stacks that are trained, with `rows` pairs on a device; ITM fuses each pair with its negatives."""
+    """List the trained stacks, with `rows` pairs on a device; ITM fuses each pair with its negatives."""
     fusion, length = config.fusion, config.asking.extent
     kinds = [fields.get("kind", name) for name, fields in config.objectives.items()]
     found = []
@@ -94,22 +94,22 @@ def stacks(config: Config, rows: float) -> list[Stack]:
     return [stack for stack in found if stack.tokens and stack.layers]
 
 
-def state_with(run: Run, mesh: Any) -> float:
-    """Bytes of the state on one device if it lived on `mesh` (only its sizes matter)."""
+def state_with(run: Run, mesh: Mesh | AbstractMesh) -> float:
+    """Return the bytes of the state on one device if it lived on `mesh`, of which only the sizes matter."""
 
-    def parts(one):
+    def parts(one: Placement) -> int:
         return math.prod(axis_size(mesh, axis) for axis in one.spec)
 
     return sum(one.bytes / parts(one) for one in placements(run.abstract, mesh))
 
 
 def wider_fsdp(run: Run, facts: Facts) -> Iterator[Change]:
-    """Split the state over more devices: each power of two up to all of them."""
+    """Propose to split the state over more devices: each power of two up to all of them."""
     mesh, now = dict(run.mesh.shape), sum(facts.state[name] for name in PARTS)
     size = mesh["fsdp"] * 2
     while size <= mesh["fsdp"] * mesh["data"] and (mesh["data"] * mesh["fsdp"]) % size == 0:
         data = mesh["data"] * mesh["fsdp"] // size
-        saved = now - state_with(run, SimpleNamespace(shape={"data": data, "fsdp": size, "tensor": mesh["tensor"]}))
+        saved = now - state_with(run, AbstractMesh((data, size, mesh["tensor"]), AXES))
         yield Change(
             f"mesh.data={data}{MORE}mesh.fsdp={size}", "state split over more devices", saved, 0.01 * math.log2(size)
         )
@@ -117,7 +117,7 @@ def wider_fsdp(run: Run, facts: Facts) -> Iterator[Change]:
 
 
 def thriftier_layers(config: Config, rows: float) -> Iterator[Change]:
-    """Recompute more of a tower in the backward pass, or keep it in half the bytes."""
+    """Propose to recompute more of a tower in the backward pass, or to keep it in half the bytes."""
     width = 2 if config.dtype == "bfloat16" else 4
     for stack in stacks(config, rows):
         if stack.remat != "full":
@@ -129,33 +129,33 @@ def thriftier_layers(config: Config, rows: float) -> Iterator[Change]:
 
 
 def groupable(objective: Objective, group: int) -> bool:
-    """Whether matching can draw its negatives inside `group` rows."""
+    """Return True if matching can draw its negatives inside `group` rows."""
     return group % objective.every == 0 and objective.negatives < group // objective.every
 
 
 def fits_batch(objective: Objective, batch: int) -> bool:
-    """Whether the groups of matching, where the objective has any, divide a batch of so many rows."""
+    """Return True if the groups of matching, if the objective has any, divide a batch of this many rows."""
     group = objective.group or batch
     return objective.group is None or (batch % group == 0 and groupable(objective, group))
 
 
 def regrouped(objectives: dict[str, Objective], batch: int, chunk: int, shards: int) -> list[str] | None:
-    """The groups to write for a batch and chunk (0: none) of `shards` row shards; None: no group is possible."""
-    fields, rows = [], (chunk or batch) // shards  # of one pass on one device
+    """List the group overrides for a batch and chunk (0: none) of `shards` row shards; None if no group is possible."""
+    fields, rows = [], (chunk or batch) // shards  # rows of one pass on one device
     for name, objective in objectives.items():
         group = objective.group
         if group is None:
             continue
         if fits_batch(objective, batch) and (chunk in (0, batch) or (group and rows % group == 0)):
             continue
-        if not groupable(objective, rows):  # then no divisor of it is: all divisors are smaller
+        if not groupable(objective, rows):  # then no divisor of `rows` is, as they are all smaller
             return None
         fields.append(f"objectives.{name}.group={rows}")
     return fields
 
 
 def chunked(run: Run, rows: int) -> Iterator[Change]:
-    """Passes over fewer rows at a time: in 4 pieces for each of now, or as near as `rows` of a device divide."""
+    """Propose passes over fewer rows: 4 pieces for each present one, or as near as `rows` of a device divide."""
     config, shards = run.assembly.config, row_shards(run.mesh)
     now = config.batch_size // (config.chunk or config.batch_size)
     finer = (pieces for pieces in range(now + 1, rows + 1) if rows % pieces == 0)
@@ -171,7 +171,7 @@ def chunked(run: Run, rows: int) -> Iterator[Change]:
 
 
 def thriftier_objectives(run: Run, rows: int) -> Iterator[Change]:
-    """Matrices of the batch against itself, and tokens that cross devices for negatives."""
+    """Propose to keep no matrix of the batch against itself, and no tokens that cross devices for negatives."""
     config, pairs = run.assembly.config, run.assembly.config.batch_size
     width = 2 if config.dtype == "bfloat16" else 4
     own = (config.chunk or pairs) // row_shards(run.mesh)
@@ -190,7 +190,7 @@ def thriftier_objectives(run: Run, rows: int) -> Iterator[Change]:
 
 
 def smaller_batch(run: Run, facts: Facts, rows: int) -> Iterator[Change]:
-    """Half the pairs, or a quarter, with a chunk and groups that divide them."""
+    """Propose half the pairs, or a quarter, with a chunk and groups that divide them."""
     config, shards = run.assembly.config, row_shards(run.mesh)
     for part in (2, 4):
         batch = config.batch_size // part
@@ -203,13 +203,13 @@ def smaller_batch(run: Run, facts: Facts, rows: int) -> Iterator[Change]:
             yield Change(MORE.join(fields), "fewer pairs per step", saved, float(part))
 
 
-def row_shards(mesh: Any) -> int:
-    """How many devices share the rows of a batch."""
+def row_shards(mesh: Mesh) -> int:
+    """Return the number of devices that share the rows of a batch."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def accepted(run: Run, change: Change) -> bool:
-    """Whether the program takes the config with this change, by its checks of config, objectives, mesh and chunks."""
+    """Return True if the config with this change passes the checks of config, objectives, mesh and chunks."""
     values = ConfigDict(as_dict(run.assembly.config))
     try:
         for item in change.override.split(MORE):
@@ -224,7 +224,7 @@ def accepted(run: Run, change: Change) -> bool:
 
 
 def candidates(run: Run, facts: Facts) -> list[Change]:
-    """All changes that save something."""
+    """List all changes that save something."""
     rows = run.assembly.config.batch_size // row_shards(run.mesh)
     found = [
         *wider_fsdp(run, facts),
@@ -237,7 +237,7 @@ def candidates(run: Run, facts: Facts) -> list[Change]:
 
 
 def changes(run: Run, facts: Facts, missing: float) -> list[Change]:
-    """Three changes, cheapest first: those that alone free `missing` bytes by their estimate, then the largest others."""
+    """Choose three changes, cheapest first: those that alone free `missing` bytes, then the largest others."""
     found = candidates(run, facts)
     enough = sorted((one for one in found if one.saves >= missing), key=lambda one: one.cost)
     rest = sorted((one for one in found if one.saves < missing), key=lambda one: -one.saves)

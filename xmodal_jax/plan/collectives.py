@@ -1,4 +1,4 @@
-"""What a compiled step sends between devices: collectives by kind, how often, and how many bytes."""
+"""Read the collectives of a compiled step: their kinds, how often they run, and the bytes they send between devices."""
 
 import re
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 class Collective:
     """One collective of the program: it runs `times` a step among `group` devices.
 
-    `payload` is the bytes of the whole result on one device (of the whole operand for a reduce-scatter); `far` says that
-    a group spans slices.
+    `payload` is the bytes of the whole result on one device (of the whole operand for a reduce-scatter); `far` says
+    that a group spans slices.
     """
 
     kind: str
@@ -28,7 +28,7 @@ class Collective:
 
     @property
     def wire(self) -> float:
-        """Bytes that one device sends in one go of a ring over its group (both directions of the ring share them)."""
+        """Bytes that one device sends in one run of a ring over its group (both directions of the ring share them)."""
         share = (self.group - 1) / self.group
         factor = {"all-reduce": 2 * share, "all-to-all": self.group / 4, "collective-permute": 1.0}.get(
             self.kind, share
@@ -42,7 +42,7 @@ class Collective:
 
 
 def groups(rest: str, devices: int) -> list[list[int]]:
-    """The replica groups of a collective as lists of partition numbers (several spellings are in use)."""
+    """Parse the replica groups of a collective, in any of XLA's spellings, into lists of partition numbers."""
     if pairs := re.search(r"source_target_pairs=\{((?:\{[\d,]+\},?)*)\}", rest):
         return [[int(x) for x in pair.split(",")] for pair in re.findall(r"\{([\d,]+)\}", pairs[1])]
     if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
@@ -61,14 +61,14 @@ def groups(rest: str, devices: int) -> list[list[int]]:
 
 
 def _iota(sizes: str, order: str | None) -> np.ndarray:
-    """`[2,4]T(1,0)`: the numbers 0, 1, ... laid out in this shape and transposed."""
+    """Expand `[2,4]T(1,0)`: the numbers 0, 1, ... laid out in this shape and transposed."""
     shape = tuple(map(int, sizes.split(",")))
     numbers = np.arange(int(np.prod(shape))).reshape(shape)
     return numbers.transpose(tuple(map(int, order.split(",")))) if order else numbers
 
 
 def _payload(item: Instruction, kind: str, computation: Computation, group: int) -> float:
-    """Bytes of the whole array on one device; the result of an asynchronous start also lists its operands."""
+    """Return the bytes of the whole array on one device; the result of an async start also lists its operands."""
     size = shape_bytes(item.shape)
     if item.opcode.endswith("-start") and kind in ("all-gather", "collective-permute"):
         known = [computation.instructions[name] for name in item.operands if name in computation.instructions]
@@ -77,7 +77,7 @@ def _payload(item: Instruction, kind: str, computation: Computation, group: int)
 
 
 def collectives(module: dict[str, Computation], devices: int, per_slice: int = 0) -> list[Collective]:
-    """The collectives of a compiled module over `devices`, `per_slice` of them close together (0: all).
+    """List the collectives of a compiled module over `devices`, `per_slice` of them close together (0: all).
 
     A collective that the compiler spread over several fusions appears once in each, under one channel: it counts once.
     """
@@ -87,7 +87,7 @@ def collectives(module: dict[str, Computation], devices: int, per_slice: int = 0
             kind = item.opcode.removesuffix("-start")
             if kind not in KINDS:
                 continue
-            scattered = name.startswith("all-reduce-scatter")  # TPU: a reduce-scatter, spelled as a fusion of two
+            scattered = name.startswith("all-reduce-scatter")  # on TPU a reduce-scatter is spelled as a fusion of two
             members = groups(item.rest, devices)
             size = 2 if kind == "collective-permute" else len(members[0])
             if size < 2 or not members:
@@ -105,7 +105,7 @@ def collectives(module: dict[str, Computation], devices: int, per_slice: int = 0
 
 
 def by_kind(found: list[Collective]) -> dict[str, tuple[int, float]]:
-    """{kind: (how many in a step, payload bytes in a step)}, most bytes first."""
+    """Sum the collectives by kind: {kind: (runs in a step, payload bytes in a step)}, most bytes first."""
     table = {kind: [one for one in found if one.kind == kind] for kind in KINDS}
     rows = {kind: (sum(x.times for x in own), sum(x.total for x in own)) for kind, own in table.items() if own}
     return dict(sorted(rows.items(), key=lambda row: -row[1][1]))

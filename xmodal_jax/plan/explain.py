@@ -1,4 +1,4 @@
-"""Which rule took which leaf, what stayed replicated, and which axes did not divide (`xmodal plan --explain`)."""
+"""Explain which rule took which leaf, which leaves are replicated, and which axes did not divide (`--explain`)."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,7 @@ from xmodal_jax.parallel.rules import RULES, Rule, placements, unrolled
 
 
 def megabytes(size: float) -> str:
-    """Bytes as text in decimal units."""
+    """Format bytes in decimal units."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= scale:
             return f"{size / scale:.2f} {unit}"
@@ -17,12 +17,13 @@ def megabytes(size: float) -> str:
 
 
 def _axes(axes: tuple) -> str:
+    """Format the axes of a rule, such as "(fsdp, -)"."""
     named = [f"{'+'.join(axis) if isinstance(axis, tuple) else '...' if axis is ... else axis or '-'}" for axis in axes]
     return f"({', '.join(named)})" if named else "replicated"
 
 
 def explain(tree: Any, mesh: Mesh, rules: tuple[Rule, ...] = RULES, most: int = 20) -> Iterator[str]:
-    """Lines: leaves by rule, replicated leaves (largest first, `most` of them), and axes that did not divide."""
+    """Yield lines: leaves by rule, replicated leaves (the `most` largest first), and axes that did not divide."""
     found = placements(tree, mesh, rules)
     yield "rules (first match takes the leaf; axes of the trailing dimensions)"
     for pattern, axes in (*rules, ("", ())):

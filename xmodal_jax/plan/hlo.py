@@ -1,7 +1,7 @@
-"""Compiled HLO text as instructions, and how often each computation runs in one step.
+"""Parse compiled HLO text into instructions, and count how often each computation runs in one step.
 
-XLA's own cost analysis counts the body of a loop once, whatever its trips; the towers are loops over layers, so counts
-here are multiplied by the trips, which are read off the loop's annotation or its condition.
+XLA's own cost analysis counts the body of a loop once, whatever its trips. The towers are loops over layers, so counts
+here are multiplied by the trips, read off the loop's annotation or its condition.
 """
 
 import functools
@@ -32,6 +32,7 @@ BYTES = {
     "f8e5m2": 1,
 }
 ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
+_COMPUTATION = re.compile(r"(?:ENTRY\s+)?%?([\w.\-]+)")
 _HEAD = re.compile(r"^\s*(ROOT\s+)?%?([\w.\-]+) = ")
 _CALLED = re.compile(r"\b(calls|body|condition|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
@@ -50,7 +51,7 @@ class Instruction:
     root: bool = False
 
     def called(self, *kinds: str) -> list[str]:
-        """The computations it names under these attributes."""
+        """List the computations that it names under these attributes."""
         return [name for kind, name in _CALLED.findall(self.rest) if kind in kinds]
 
 
@@ -63,12 +64,12 @@ class Computation:
     instructions: dict[str, Instruction] = field(default_factory=dict)
 
     def root(self) -> Instruction:
-        """The instruction whose value the computation returns."""
+        """Return the instruction whose value the computation returns."""
         return next(item for item in self.instructions.values() if item.root)
 
 
 def shape_bytes(shape: str, everywhere: bool = True) -> float:
-    """Bytes of an array or tuple shape; without `everywhere` only of arrays in main memory (no layout `S(n)`)."""
+    """Count the bytes of an array or tuple shape; without `everywhere` only arrays in main memory (not `S(n)`)."""
     total = 0.0
     for kind, dimensions, layout in ARRAY.findall(shape):
         if kind in BYTES and (everywhere or "S(" not in (layout or "")):
@@ -77,7 +78,7 @@ def shape_bytes(shape: str, everywhere: bool = True) -> float:
 
 
 def _closing(text: str, start: int) -> int:
-    """The index of the parenthesis that closes the one at `start`."""
+    """Find the index of the parenthesis that closes the one at `start`."""
     depth = 0
     for index in range(start, len(text)):
         depth += {"(": 1, ")": -1}.get(text[index], 0)
@@ -87,7 +88,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def parse_instruction(line: str) -> Instruction | None:
-    """One line of HLO text, None for a line that holds no instruction."""
+    """Parse one line of HLO text; None for a line that holds no instruction."""
     head = _HEAD.match(line)
     if head is None:
         return None
@@ -102,13 +103,14 @@ def parse_instruction(line: str) -> Instruction | None:
 
 
 def parse_module(text: str) -> dict[str, Computation]:
-    """Compiled HLO text -> {name: computation}."""
+    """Parse compiled HLO text into {name: computation}."""
     module: dict[str, Computation] = {}
     current = None
     for line in text.splitlines():
         if line.endswith("{") and " -> " in line and not line.startswith(" "):
-            name = re.match(r"(?:ENTRY\s+)?%?([\w.\-]+)", line)[1]
-            current = module[name] = Computation(name, line.startswith("ENTRY"))
+            head = _COMPUTATION.match(line)
+            assert head is not None, "a line that opens a computation begins with its name"
+            current = module[head[1]] = Computation(head[1], line.startswith("ENTRY"))
         elif line.startswith("}"):
             current = None
         elif current is not None and (found := parse_instruction(line)) is not None:
@@ -117,13 +119,13 @@ def parse_module(text: str) -> dict[str, Computation]:
 
 
 def trips(module: dict[str, Computation], loop: Instruction) -> int:
-    """How often the body of a `while` runs: its annotation, else the bound its condition compares with; 0: unknown."""
+    """Return how often the body of a `while` runs, by its annotation or its condition's bound; 0 if unknown."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
     if known:
         return int(known[1])
     condition = module[loop.called("condition")[0]]
     test = condition.root()
-    if test.opcode == "fusion":  # the comparison alone, fused
+    if test.opcode == "fusion":  # of the comparison alone
         condition = Computation("", False, condition.instructions | module[test.called("calls")[0]].instructions)
         test = next((x for x in condition.instructions.values() if x.opcode == "compare"), test)
     bounds = [x for x in condition.instructions.values() if x.opcode == "constant" and re.fullmatch(r"\d+", x.inside)]
@@ -133,7 +135,7 @@ def trips(module: dict[str, Computation], loop: Instruction) -> int:
 
 
 def _calls(module: dict[str, Computation], item: Instruction) -> Iterator[tuple[str, int]]:
-    """(computation, times) that one instruction runs; reducers run per number and are left out."""
+    """Yield (computation, times) for each run by one instruction; reducers run per number and are left out."""
     if item.opcode == "while":
         for name in item.called("body"):
             yield name, max(1, trips(module, item))
@@ -146,7 +148,7 @@ def _calls(module: dict[str, Computation], item: Instruction) -> Iterator[tuple[
 
 
 def runs(module: dict[str, Computation]) -> dict[str, int]:
-    """{computation: how often it runs in one step}; those that never run are left out, all branches count."""
+    """Count the runs of each computation in one step; those that never run are left out, all branches count."""
     callers: dict[str, list[tuple[str, int]]] = {}
     for computation in module.values():
         for item in computation.instructions.values():
@@ -163,7 +165,7 @@ def runs(module: dict[str, Computation]) -> dict[str, int]:
 
 
 def unknown_loops(module: dict[str, Computation]) -> int:
-    """Loops that run in the step and whose trips are not known: their bodies count once."""
+    """Count the loops of the step with unknown trips: their bodies count once."""
     counted = runs(module)
     loops = [x for name in counted for x in module[name].instructions.values() if x.opcode == "while"]
     return sum(trips(module, loop) == 0 for loop in loops)

@@ -1,15 +1,16 @@
-"""The real train step of a config, compiled for devices that need not exist, and the facts of the compiled program."""
+"""Compile the real train step of a config for devices that need not exist, and read facts off the program."""
 
 import contextlib
 import dataclasses
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
+from jax.stages import Compiled, Lowered
 
 from xmodal_jax.data.fields import batch_fields
 from xmodal_jax.errors import UserError
@@ -20,6 +21,7 @@ from xmodal_jax.plan.hlo import parse_module, unknown_loops
 from xmodal_jax.plan.traffic import step_traffic
 from xmodal_jax.train.flops import executed_flops, step_flops
 from xmodal_jax.train.loop import Run
+from xmodal_jax.types import Batch
 
 UNITS = {"": 1, "B": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 PARTS = ("params", "teacher", "opt_state", "memory")
@@ -29,7 +31,7 @@ PARTS = ("params", "teacher", "opt_state", "memory")
 class Memory:
     """Bytes on one device: the arguments (state and batch), buffers of the step, results that are no argument, code.
 
-    `usable` is what the compiler said it may use (0: nothing); `largest` are the biggest buffers it named.
+    `usable` is the memory that the compiler says it may use (0: unknown); `largest` are the biggest buffers it named.
     """
 
     arguments: float
@@ -42,13 +44,13 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """Total bytes on one device."""
         return self.arguments + self.temporary + self.results + self.code
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a step once it is compiled (`compiled` False: refused for memory, and the HLO is not there)."""
+    """Facts of a compiled step. One that the compiler refused for memory (`compiled` False) has none of its HLO."""
 
     devices: int
     seconds: dict[str, float]
@@ -65,12 +67,15 @@ class Facts:
 
     @property
     def compiled(self) -> bool:
-        """Whether the compiler made a program."""
+        """True if the compiler made a program."""
         return not self.memory.refused
 
 
-def topology_devices(topology: Topology) -> list:
-    """The devices of a topology, which need not be here. Raises UserError without libtpu or for a shape it refuses."""
+def topology_devices(topology: Topology) -> list[Any]:
+    """Return the devices of a topology, which need not be here.
+
+    Raises UserError if the TPU compiler is missing or refuses the shape.
+    """
     if topology.local:
         return jax.devices()
     from jax.experimental import topologies
@@ -78,7 +83,7 @@ def topology_devices(topology: Topology) -> list:
     more = {"num_slices": topology.slices} if topology.slices > 1 else {}
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology.compiler_name, **more)
-    except Exception as error:  # the compiler raises what it likes
+    except Exception as error:  # the compiler's exceptions have no common class
         raise UserError(
             f"--topology '{topology.text}': the TPU compiler refuses it ({str(error).splitlines()[0]}); "
             "write a shape that is sold"
@@ -87,7 +92,7 @@ def topology_devices(topology: Topology) -> list:
 
 
 def batch_shapes(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
-    """The fields of a global batch as shapes on the mesh (`types.Batch`)."""
+    """Return the fields of a global batch as shapes on the mesh (`types.Batch`)."""
     config, rows = run.assembly.config, batch_sharding(run.mesh)
     fields = batch_fields(config, run.assembly.facts)
     size = config.batch_size
@@ -95,18 +100,20 @@ def batch_shapes(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def device_bytes(tree: Any) -> float:
-    """Bytes that one device holds of a tree of ShapeDtypeStructs with shardings."""
+    """Count the bytes that one device holds of a tree of ShapeDtypeStructs with shardings."""
     return float(sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)))
 
 
 class Phases:
-    """Seconds by phase; `say` hears of each as it starts and ends."""
+    """A stopwatch with seconds by phase; it calls `say` at the start and end of each."""
 
-    def __init__(self, say: Callable[[str], None]):
-        self.say, self.seconds = say, {}
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def __call__(self, name: str):
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time the body as the phase `name`."""
         self.say(f"{name} ...")
         started = time.perf_counter()
         try:
@@ -130,40 +137,43 @@ def compile_step(
     with phase("tracing"):
         traced = run.step.trace(run.abstract, batch)
         executed = executed_flops(traced.jaxpr, run.mesh.size)
-        useful = step_flops(run.recipe, run.abstract, batch)
+        useful = step_flops(run.recipe, run.abstract, cast(Batch, batch))  # shapes are enough
     with phase("lowering"):
         lowered = traced.lower()
     with phase("compiling"):
-        compiled, refusal = _compile(lowered, arguments)
+        compiled = _compile(lowered, arguments)
     facts = Facts(
         devices=run.mesh.size,
         seconds=phase.seconds,
         useful_flops=useful,
         executed_flops=executed,
         xla_flops=0.0,
-        memory=refusal or memory_of(compiled),
+        memory=compiled if isinstance(compiled, Memory) else memory_of(compiled),
         state=state,
         params=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(run.abstract.params)),
         batch_bytes=device_bytes(batch),
     )
-    return facts if compiled is None else _with_program(facts, compiled, topology, phase, keep)
+    return facts if isinstance(compiled, Memory) else _with_program(facts, compiled, topology, phase, keep)
 
 
-def _compile(lowered: Any, arguments: float) -> tuple[Any, Memory | None]:
-    """The compiled program, or the numbers of the compiler's refusal."""
+def _compile(lowered: Lowered, arguments: float) -> Compiled | Memory:
+    """Return the compiled program, or the numbers of the compiler's refusal."""
     try:
-        return lowered.compile(), None
+        return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         refusal = parse_refusal(str(error), arguments)
         if refusal is None:
             raise
-        return None, refusal
+        return refusal
 
 
-def _with_program(facts: Facts, compiled: Any, topology: Topology, phase: Phases, keep: Callable | None) -> Facts:
-    """The facts with what the text of the compiled program says."""
+def _with_program(
+    facts: Facts, compiled: Compiled, topology: Topology, phase: Phases, keep: Callable[[str], None] | None
+) -> Facts:
+    """Add the facts that the text of the compiled program gives."""
     with phase("reading the program"):
         text = compiled.as_text()
+        assert text is not None, "XLA's backends give a program's text"
         if keep is not None:
             keep(text)
         module = parse_module(text)
@@ -179,8 +189,8 @@ def _with_program(facts: Facts, compiled: Any, topology: Topology, phase: Phases
         )
 
 
-def memory_of(compiled: Any) -> Memory:
-    """The compiler's own account of a program's memory on one device."""
+def memory_of(compiled: Compiled) -> Memory:
+    """Read the compiler's own account of a program's memory on one device."""
     stats = compiled.memory_analysis()
     if stats is None:
         raise UserError("this backend does not say how much memory a program needs; plan for a TPU topology")
@@ -193,17 +203,23 @@ def memory_of(compiled: Any) -> Memory:
 
 
 def _amount(text: str, pattern: str) -> float:
-    """The first size such as 15.75G after `pattern`, in bytes; 0 without one."""
+    """Find the first size such as 15.75G after `pattern`, in bytes; 0 if there is none."""
     found = re.search(pattern + r"\s*([\d.]+)([KMGT]?)", text)
     return float(found[1]) * UNITS[found[2]] if found else 0.0
 
 
-def parse_refusal(message: str, arguments: float = 0.0) -> Memory | None:
-    """The numbers in XLA's RESOURCE_EXHAUSTED for device memory, None for any other error.
+def _first(pattern: str, text: str) -> str:
+    """Return the first group of the first match of `pattern`; "" if there is none."""
+    found = re.search(pattern, text)
+    return found[1] if found else ""
 
-    Two spellings are in use: one gives the total ("Used 20.7G of 15.75G hbm") with a table of arguments and buffers, the
-    other ("the total memory required for HLO temporaries (27.95G) exceeds available HBM (15.75G)") the temporaries alone;
-    `arguments` (bytes) stands in where the message has none.
+
+def parse_refusal(message: str, arguments: float = 0.0) -> Memory | None:
+    """Read the numbers in XLA's RESOURCE_EXHAUSTED for device memory; None for any other error.
+
+    Two spellings are in use: one gives the total ("Used 20.7G of 15.75G hbm") with a table of arguments and buffers,
+    the other ("the total memory required for HLO temporaries (27.95G) exceeds available HBM (15.75G)") the temporaries
+    alone; `arguments` (bytes) stands in where the message has none.
     """
     if "RESOURCE_EXHAUSTED" not in message or "hbm" not in message.lower():
         return None
@@ -216,7 +232,7 @@ def parse_refusal(message: str, arguments: float = 0.0) -> Memory | None:
         return None
     largest = []
     for entry in re.findall(r"\n\s+\d+\. Size: .*?(?=\n\s+=====|\Z)", message, re.DOTALL)[:8]:
-        size, shape = re.search(r"Size: (\S+)", entry)[1], re.search(r"Shape: (\S+)", entry)
-        source = re.search(r'op_name="([^"]*)"', entry)
-        largest.append(f"{size} {shape[1].split('{')[0] if shape else ''} {source[1] if source else ''}".rstrip())
+        size, shape = _first(r"Size: (\S+)", entry), _first(r"Shape: (\S+)", entry).split("{")[0]
+        source = _first(r'op_name="([^"]*)"', entry)
+        largest.append(f"{size} {shape} {source}".rstrip())
     return Memory(named, temporary, usable=usable, refused=True, largest=tuple(largest))

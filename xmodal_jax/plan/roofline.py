@@ -1,6 +1,6 @@
-"""The least time a step can take on a chip: by arithmetic, by memory traffic and by what it sends, and what that implies.
+"""Bound a step's time on a chip from below, by arithmetic, memory traffic and network, and derive rates from it.
 
-A bound, not a forecast: the three are taken to overlap perfectly, and every product to run at the chip's peak.
+It is a bound, not a forecast: the three are taken to overlap perfectly, and every product to run at the chip's peak.
 """
 
 import math
@@ -13,7 +13,7 @@ from xmodal_jax.plan.program import Facts
 
 @dataclass(frozen=True)
 class Roofline:
-    """Seconds per step by each limit, and what follows for a global batch of `pairs`."""
+    """Seconds per step by each limit, and the rates that follow for a global batch of `pairs`."""
 
     compute: float
     hbm: float
@@ -24,14 +24,14 @@ class Roofline:
 
     @property
     def seconds(self) -> float:
-        """The largest of the three."""
+        """The largest of the three times."""
         return max(self.compute, self.hbm, self.network)
 
     @property
     def bound(self) -> str:
-        """What the step waits for."""
+        """Name of the limit that the step waits for."""
         times = {"arithmetic": self.compute, "memory bandwidth": self.hbm, "the network": self.network}
-        return max(times, key=times.get)
+        return max(times, key=lambda name: times[name])
 
     @property
     def rate(self) -> float:
@@ -45,7 +45,7 @@ class Roofline:
 
 
 def torus_axes(group: int, shape: tuple[int, ...]) -> int:
-    """How many axes of a torus of this shape a group of so many chips must at least span."""
+    """Return the fewest axes of a torus of this shape that a group of this many chips can span."""
     reach = 1
     for number, size in enumerate(sorted(shape, reverse=True), start=1):
         reach *= size
@@ -55,10 +55,10 @@ def torus_axes(group: int, shape: tuple[int, ...]) -> int:
 
 
 def send_seconds(one: Collective, chip: Chip, topology: Topology) -> float:
-    """Seconds that one collective takes for all its times in a step.
+    """Return the seconds that all runs of one collective take in a step.
 
-    Inside a slice a ring uses both directions of each torus axis it spans. Between slices each chip sends its share over
-    the data-centre network, after the part inside its slice.
+    Inside a slice a ring uses both directions of each torus axis it spans. Between slices each chip sends its share
+    over the data-centre network, after the part inside its slice.
     """
     axes = torus_axes(one.group, topology.shape or (one.group,))
     seconds = one.wire / (2 * chip.link * axes if chip.topology else chip.link)
@@ -69,7 +69,7 @@ def send_seconds(one: Collective, chip: Chip, topology: Topology) -> float:
 
 
 def roofline(facts: Facts, chip: Chip, topology: Topology, pairs: int) -> Roofline:
-    """The roofline of a compiled step on `chip`."""
+    """Compute the roofline of a compiled step on `chip`."""
     peak = chip.peak * facts.devices
     network = sum(send_seconds(one, chip, topology) for one in facts.collectives)
     return Roofline(

@@ -1,4 +1,4 @@
-"""The printed plan."""
+"""Write a plan as lines of text: memory, work, network, roofline and verdict."""
 
 from collections.abc import Iterator
 
@@ -13,17 +13,17 @@ NAMES = {"params": "student", "teacher": "teacher", "opt_state": "optimizer", "m
 
 
 def gib(size: float) -> str:
-    """Bytes as text in GiB, or MiB below a tenth."""
+    """Format bytes in GiB, or in MiB below a tenth of one."""
     return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / 1024**2:.3g} MiB"
 
 
 def milliseconds(seconds: float) -> str:
-    """Seconds as text in ms."""
+    """Format seconds in ms."""
     return f"{1e3 * seconds:.3g} ms"
 
 
 def head_lines(run: Run, facts: Facts, topology: Topology, chip: Chip | None) -> Iterator[str]:
-    """Config, devices, model."""
+    """Yield the lines on config, devices and model."""
     config, mesh = run.assembly.config, dict(run.mesh.shape)
     yield f"plan of {config.name} on {topology.text}" + (f", judged as {chip.name}" if topology.local and chip else "")
     holders = mesh["data"] * mesh["fsdp"]
@@ -37,7 +37,7 @@ def head_lines(run: Run, facts: Facts, topology: Topology, chip: Chip | None) ->
 
 
 def memory_lines(facts: Facts, chip: Chip | None) -> Iterator[str]:
-    """Bytes of one device."""
+    """Yield the lines on the memory of one device."""
     memory = facts.memory
     yield "memory of one device"
     for name, size in facts.state.items():
@@ -53,7 +53,7 @@ def memory_lines(facts: Facts, chip: Chip | None) -> Iterator[str]:
 
 
 def work_lines(facts: Facts, pairs: int) -> Iterator[str]:
-    """FLOPs and what is sent."""
+    """Yield the lines on FLOPs, memory traffic and collectives."""
     useful, executed = (flops / pairs / 1e9 for flops in (facts.useful_flops, facts.executed_flops))
     yield f"work        {useful:.4g} GFLOP per pair useful; {executed:.4g} executed, recomputation included"
     if not facts.compiled:
@@ -73,7 +73,7 @@ def work_lines(facts: Facts, pairs: int) -> Iterator[str]:
 
 
 def roofline_lines(facts: Facts, chip: Chip, topology: Topology, pairs: int) -> Iterator[str]:
-    """The least step time."""
+    """Yield the lines on the least step time."""
     roof = roofline(facts, chip, topology, pairs)
     times = {"arithmetic": roof.compute, "memory": roof.hbm, "network": roof.network}
     yield "roofline    " + ", ".join(f"{name} {milliseconds(seconds)}" for name, seconds in times.items())
@@ -82,7 +82,7 @@ def roofline_lines(facts: Facts, chip: Chip, topology: Topology, pairs: int) -> 
 
 
 def verdict_lines(run: Run, facts: Facts, chip: Chip | None) -> Iterator[str]:
-    """Fits or not, and what would make it."""
+    """Yield whether the step fits, and if not, the changes that would make it."""
     memory = facts.memory
     limit = memory.usable or (chip.usable if chip else 0)
     if not limit:
@@ -99,7 +99,7 @@ def verdict_lines(run: Run, facts: Facts, chip: Chip | None) -> Iterator[str]:
 
 
 def sheet(run: Run, facts: Facts, topology: Topology, chip: Chip | None) -> Iterator[str]:
-    """All lines of a plan."""
+    """Yield all lines of a plan."""
     pairs = run.assembly.config.batch_size
     yield from head_lines(run, facts, topology, chip)
     yield from memory_lines(facts, chip)

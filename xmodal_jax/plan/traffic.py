@@ -1,7 +1,7 @@
-"""Bytes that a compiled step reads from and writes to main memory on one device: an estimate from the HLO text.
+"""Estimate, from the HLO text, the bytes that a compiled step reads from and writes to main memory on one device.
 
-Every scheduled instruction reads its operands and writes its result once; what lives in on-chip memory (layout `S(n)`)
-is free, and an instruction that takes a slice of an array, or writes one into it, moves the slice only.
+Every scheduled instruction reads its operands and writes its result once. Arrays in on-chip memory (layout `S(n)`) are
+free, and an instruction that takes a slice of an array, or writes one into it, moves the slice only.
 """
 
 from xmodal_jax.plan.hlo import ARRAY, Computation, Instruction, runs, shape_bytes
@@ -26,14 +26,9 @@ SLICES = ("dynamic-slice", "gather")
 
 
 def step_traffic(module: dict[str, Computation]) -> float:
-    """Bytes per device and step."""
-    inner = {
-        name
-        for c in module.values()
-        for x in c.instructions.values()
-        if x.opcode == "fusion"
-        for name in x.called("calls")
-    }
+    """Count the bytes moved per device and step."""
+    every = (item for computation in module.values() for item in computation.instructions.values())
+    inner = {name for item in every if item.opcode == "fusion" for name in item.called("calls")}
     total = 0.0
     for name, times in runs(module).items():
         if name not in inner:
@@ -43,11 +38,11 @@ def step_traffic(module: dict[str, Computation]) -> float:
 
 
 def moved(item: Instruction, computation: Computation, module: dict[str, Computation]) -> float:
-    """Bytes that one scheduled instruction reads and writes."""
+    """Count the bytes that one scheduled instruction reads and writes."""
     if item.opcode in FREE or item.opcode.endswith("-done"):
         return 0.0
 
-    def size(name):
+    def size(name: str) -> float:
         return _size(computation, name)
 
     if item.opcode in SLICES:
@@ -62,12 +57,13 @@ def moved(item: Instruction, computation: Computation, module: dict[str, Computa
 
 
 def _size(computation: Computation, name: str) -> float:
+    """Return the bytes of a named array in main memory, 0 for a name of another computation."""
     found = computation.instructions.get(name)
     return shape_bytes(found.shape, False) if found is not None else 0.0
 
 
 def _fused(item: Instruction, computation: Computation, module: dict[str, Computation]) -> float:
-    """Bytes of a fusion: each operand by how the fused code uses it, and what it writes."""
+    """Count the bytes of a fusion: each operand by how the fused code uses it, and each result."""
     body = module[item.called("calls")[0]]
     read = sum(
         _need(_parameter(body, number), body, module, _size(computation, operand))
@@ -84,12 +80,12 @@ def _fused(item: Instruction, computation: Computation, module: dict[str, Comput
 
 
 def _parameter(body: Computation, number: int) -> str:
-    """The name of a computation's parameter."""
+    """Find the name of a computation's parameter by its number."""
     return next(x.name for x in body.instructions.values() if x.opcode == "parameter" and int(x.inside) == number)
 
 
 def _written(part: Instruction, shape: str, body: Computation) -> float:
-    """Bytes that one result of a fusion writes: of an array updated in place the slice, of one passed through nothing."""
+    """Count the bytes that one result of a fusion writes: the slice if updated in place, 0 if passed through."""
     if part.opcode == "parameter":
         return 0.0
     size = shape_bytes(shape, False)
@@ -99,7 +95,7 @@ def _written(part: Instruction, shape: str, body: Computation) -> float:
 
 
 def _need(name: str, body: Computation, module: dict[str, Computation], whole: float) -> float:
-    """Bytes of `name` (`whole` in all) that the instructions of a fused computation need."""
+    """Count the bytes of `name` (`whole` in all) that the instructions of a fused computation need."""
     if not whole:
         return 0.0
     users = [x for x in body.instructions.values() if name in x.operands]
@@ -107,7 +103,7 @@ def _need(name: str, body: Computation, module: dict[str, Computation], whole: f
 
 
 def _use(user: Instruction, name: str, body: Computation, module: dict[str, Computation], whole: float) -> float:
-    """Bytes of `name` that one instruction inside a fusion needs."""
+    """Count the bytes of `name` that one instruction inside a fusion needs."""
     first = user.operands[0] == name
     if user.opcode in SLICES and first:
         return shape_bytes(user.shape)

@@ -1,6 +1,6 @@
 """The sources of pairs: `SOURCES` maps the names that `xmodal data prepare` takes to the functions that make them.
 
-The command line has a sub-command for each, and for a function of a user's own that it names by its place, such as
+The command line has a sub-command for each, and for a user's own function named by its place, such as
 "my_file.py:my_source"; the options are the parameters of the function.
 """
 
@@ -46,12 +46,18 @@ TAKEN = {"help", "out", "max_size", "allow_bad", "drop_copies", "force", "comman
 
 
 def source_function(name: str) -> Callable[..., Source]:
-    """The function of one of `SOURCES`, or a user's own by its place. Raises UserError for one that cannot be had."""
+    """Return the function of one of `SOURCES`, or a user's own by its place.
+
+    Raises `UserError` if it cannot be loaded.
+    """
     return SOURCES[name] if name in SOURCES else load(name, "the source", "function", callable)
 
 
 def source_options(name: str) -> list[inspect.Parameter]:
-    """The parameters that a source's function can be given by name, with their types. Raises UserError for others."""
+    """Return the parameters of a source's function that can be given by name, with their types.
+
+    Raises `UserError` for a parameter that the command line cannot give.
+    """
     try:
         options = inspect.signature(source_function(name), eval_str=True).parameters.values()
     except (TypeError, ValueError, NameError, AttributeError, SyntaxError) as error:
@@ -67,11 +73,11 @@ def source_options(name: str) -> list[inspect.Parameter]:
 
 
 def make_source(name: str, given: dict[str, Any]) -> Source:
-    """The source of a name, made with some options.
+    """Make the source `name` with some options.
 
-    A user's own is called by its place, whatever name it gives itself. Its arguments are the options too, each
-    `pathlib.Path` as an absolute one, and its file is one of those that the data set is made of. Raises UserError as
-    the function does, and where a user's own returns no `Source`.
+    A user's own is called by its place, whatever name it gives itself. Its arguments include the options, each
+    `pathlib.Path` as an absolute one, and its file is one of those that the data set is made of. Raises `UserError` as
+    the function does, and if a user's own returns no `Source`.
     """
     found = source_function(name)(**given)
     if name in SOURCES:
@@ -79,9 +85,9 @@ def make_source(name: str, given: dict[str, Any]) -> Source:
     if not isinstance(found, Source):
         raise UserError(f"the source '{name}' returned {type(found).__name__}; return a xmodal_jax.data.source.Source")
 
-    def plain(value):
+    def plain(value: Any) -> str:
         return os.path.abspath(value) if isinstance(value, os.PathLike) else str(value)
 
-    arguments = json.loads(json.dumps(given | found.arguments, default=plain))  # as a card keeps them
+    arguments = json.loads(json.dumps(given | found.arguments, default=plain))  # JSON, as in a card
     files = found.files + read_states(*filter(None, [file_of(name)]))
     return dataclasses.replace(found, name=absolute(name, pathlib.Path.cwd()), arguments=arguments, files=files)

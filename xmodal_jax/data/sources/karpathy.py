@@ -15,13 +15,12 @@ WANTED = "a Karpathy file (JSON with a list 'images' whose rows have 'filename',
 
 
 def karpathy_source(path: os.PathLike | str, images: os.PathLike | str | None = None, licence: str = "") -> Source:
-    """Karpathy's `dataset_*.json` (Flickr8k, Flickr30K, COCO; RSICD, UCM, Sydney, RSITMD) with its folder of images
-    (default: `images` beside it).
+    """Read Karpathy's `dataset_*.json` (Flickr8k, Flickr30K, COCO; RSICD, UCM, Sydney, RSITMD).
 
-    Its own splits are kept; "restval" (COCO) counts as "train". A picture is named by its file name, with its folder in
-    front where that name occurs in several folders. A sentence without "raw" is its tokens. Keywords, of the picture or
-    of its sentences (RSITMD), become one caption of the language "en-keywords". Raises `UserError` if a file is missing
-    or of another format.
+    Pictures are in the folder `images` (default: `images` beside the file). The file's splits are kept; "restval"
+    (COCO) counts as "train". A picture is named by its file name, with its folder in front if that name occurs in
+    several folders. A sentence without "raw" is its tokens. Keywords, of the picture or of its sentences (RSITMD),
+    become one caption of the language "en-keywords". Raises `UserError` if a file is missing or of another format.
     """
     path = pathlib.Path(path)
     refuse_archive(path, WANTED)
@@ -38,20 +37,19 @@ def karpathy_source(path: os.PathLike | str, images: os.PathLike | str | None = 
 
 
 def _rows(path: pathlib.Path) -> list[Any]:
-    """The list "images" of a Karpathy file; its rows are checked one by one later, but some must have sentences."""
+    """Return the list "images" of a file; some rows must have sentences, and each is checked when it is read."""
     try:
         content = json.loads(read_text(path))
     except (ValueError, RecursionError):
         raise wrong_format(path, WANTED) from None
     rows = content.get("images") if isinstance(content, dict) else None
-    good = isinstance(rows, list) and (not rows or any(isinstance(row, dict) and "sentences" in row for row in rows))
-    if not good:
+    if not isinstance(rows, list) or (rows and not any(isinstance(row, dict) and "sentences" in row for row in rows)):
         raise wrong_format(path, WANTED)
     return rows
 
 
 def _names_in_several_folders(rows: list[Any]) -> set[str]:
-    """File names that occur with more than one `filepath`: they name a picture only together with it."""
+    """Return the file names that occur with more than one `filepath`, and so name a picture only together with it."""
     folders = collections.defaultdict(set)
     for row in rows:
         if isinstance(row, dict) and isinstance(row.get("filename"), str):
@@ -61,6 +59,7 @@ def _names_in_several_folders(rows: list[Any]) -> set[str]:
 
 
 def _karpathy_item(row: Any, number: int, folder: pathlib.Path, several: set[str]) -> Iterator[Item | Skip]:
+    """Yield the item of a row, or the reason why there is none."""
     try:
         name, split = row["filename"], row["split"]
         captions = {"en": [_raw(sentence) for sentence in row["sentences"]], **_keywords(row)}
@@ -75,7 +74,7 @@ def _karpathy_item(row: Any, number: int, folder: pathlib.Path, several: set[str
 
 
 def _raw(sentence: Any) -> Any:
-    """The sentence as written, or its tokens where that is missing or empty."""
+    """Return the sentence as written, or its tokens if that is missing or empty."""
     raw, tokens = sentence.get("raw"), sentence.get("tokens")
     if (isinstance(raw, str) and raw.strip()) or not tokens:
         return sentence["raw"] if "raw" in sentence else " ".join(sentence["tokens"])
@@ -83,7 +82,7 @@ def _raw(sentence: Any) -> Any:
 
 
 def _keywords(row: dict[str, Any]) -> Captions:
-    """{"en-keywords": [all keywords, each once]} where there are any."""
+    """Return {"en-keywords": [all keywords, each once]}, {} without any."""
     found: dict[str, None] = {}
     for place in (row, *row["sentences"]):
         own = place.get("keywords") or []

@@ -1,10 +1,11 @@
-"""Labelled sets of cross-modal hashing in the layouts they are distributed in: MIRFlickr-25K, NUS-WIDE, Wikipedia.
+"""Labelled sets of cross-modal hashing in their usual layouts: MIRFlickr-25K, NUS-WIDE, Wikipedia.
 
 MIRFlickr and NUS-WIDE have tags, not sentences: the caption is the tags in their order. Records without a tag are left
 out and counted, as for every source.
 """
 
 import html
+import itertools
 import os
 import pathlib
 import re
@@ -25,25 +26,25 @@ from xmodal_jax.data.source import (
 from xmodal_jax.data.textfile import read_lines, read_text
 from xmodal_jax.errors import UserError
 
-HELD_OUT = 2000  # MIRFlickr's queries in the literature; a tenth of a smaller set
+HELD_OUT = 2000  # MIRFlickr's queries in the literature; of a smaller set a tenth
 
 Row = tuple[str, str | pathlib.Path, str, tuple[str, ...]]  # key, picture, caption, labels
 Whole = Callable[[int], bool]
 
 
 def lines_of(path: pathlib.Path) -> list[str]:
-    """The lines of a text file that hold something; tags of Flickr may hold bytes of any encoding."""
+    """Return the lines of a text file that are not blank; tags of Flickr may hold bytes of any encoding."""
     return [line for line in read_lines(path, lenient=True) if line.strip()]
 
 
 def divide_train(
     names: Sequence[str], splits: Sequence[str], worded: Sequence[bool], train: int, whole: Whole = lambda row: True
 ) -> list[str]:
-    """`splits` with `train` of the "train" records left there, drawn by the hash of their names, and the others "rest".
+    """Return `splits` with `train` of the "train" records left there, and the others in "rest".
 
-    That is the protocol of the literature: the retrieval database is "train" and "rest" together. Only records that are
-    `worded` (have a text) and `whole` (their picture can be read) are drawn; 0 leaves all where they are. Raises
-    `UserError`.
+    This is the protocol of the literature: the retrieval database is "train" and "rest" together. Records are drawn by
+    the hash of their names, among those that are `worded` (have a text) and `whole` (their picture can be read); 0
+    leaves all in their splits. Raises `UserError`.
     """
     able = [row for row, split in enumerate(splits) if split == "train" and worded[row]]
     if not 0 <= train <= len(able):
@@ -60,7 +61,7 @@ def divide_train(
 
 
 def _drawn(names: Sequence[str], able: Sequence[int], count: int, whole: Whole) -> set[str]:
-    """The names of `count` of the rows `able`."""
+    """Return the names of `count` of the rows `able`."""
     splits = split_groups([names[row] for row in able], count, lambda place: whole(able[place]))
     return {names[row] for row, split in zip(able, splits, strict=True) if split == "test"}
 
@@ -73,18 +74,20 @@ def draw_splits(
     train: int,
     whole: Whole = lambda row: True,
 ) -> list[str]:
-    """The split of each record: `splits`, or where that is None "test" and "train", and then as by `divide_train`.
+    """Return the split of each record.
 
-    `queries` records (default: 2,000, or a tenth of fewer) are "test", by the hash of their names. Only records that are
-    `worded` (have a text) and `whole` (their picture can be read) are drawn, so that the numbers asked for are those of
-    the prepared set. Raises `UserError`.
+    This is `splits`, or if that is None "test" and "train", further divided by `divide_train`. `queries` records
+    (default: 2,000, or a tenth of fewer) are "test", by the hash of their names. They are drawn among records that
+    are `worded` (have a text) and `whole` (their picture can be read), so that the prepared set has the numbers
+    asked for. Raises `UserError`.
     """
     if splits is None:
         able = [row for row, good in enumerate(worded) if good]
         count = min(HELD_OUT, len(able) // 10) if queries is None else queries
         if not 0 <= count < max(1, len(able)):
             raise UserError(
-                f"--queries is {count}, but there are {len(able)} records to draw them from; write fewer, and at least 0."
+                f"--queries is {count}, but there are {len(able)} records to draw them from; "
+                "write fewer, and at least 0."
             )
         test = _drawn(names, able, count, whole)
         splits = ["test" if name in test else "train" for name in names]
@@ -101,9 +104,9 @@ def _source(
     queries: int | None = None,
     train: int = 0,
 ) -> Source:
-    """A source of `rows`; `files` are those that say what the rows are, the rest is as for `draw_splits`."""
+    """Return a source of `rows`; `files` tell what the rows are, the other arguments are those of `draw_splits`."""
     given = [row[0] for row in rows], splits, [bool(row[2].strip()) for row in rows], queries, train
-    draw_splits(*given)  # numbers that are impossible are refused now; the pictures are looked at later
+    draw_splits(*given)  # refuse impossible numbers now; the pictures are read later
 
     def items() -> Iterator[Item | Skip]:
         drawn = draw_splits(*given, whole=lambda row: usable_item(_items_of(rows[row], "")))
@@ -117,6 +120,7 @@ def _source(
 
 
 def _items_of(row: Row, split: str) -> Iterator[Item | Skip]:
+    """Yield the item of a row, or the reason why there is none."""
     key, picture, caption, labels = row
     return file_item(key, {"image": picture}, caption, labels=labels, group=key, split=split)
 
@@ -127,11 +131,12 @@ def _items_of(row: Row, split: str) -> Iterator[Item | Skip]:
 def mirflickr_source(
     path: os.PathLike | str, narrow: bool = False, licence: str = "", queries: int | None = None, train: int = 0
 ) -> Source:
-    """`im*.jpg` and `meta/tags/tags*.txt` in the folder `path` (or its `mirflickr`), `annotations/*.txt` in or beside it.
+    """Read MIRFlickr-25K: `im*.jpg` and `meta/tags/tags*.txt` in the folder `path`, or in its folder `mirflickr`.
 
-    An annotation file lists the numbers of the pictures that have its name as a label: 24 potential labels, or with
-    `narrow` the 14 `*_r1` ones. `queries` records (default: 2,000, or a tenth of fewer) are the test split, by the hash
-    of their names; `train` as for `divide_train`. Raises `UserError`.
+    The folder `annotations` is in it or beside it. A file there lists the numbers of the pictures that have its name as
+    a label: 24 potential labels, or with `narrow` the 14 of `*_r1.txt`. `queries` records (default: 2,000, or a tenth
+    of fewer) are the test split, by the hash of their names. With `train`, so many others are the train split and the
+    rest is "rest"; the retrieval database of the literature is both together. Raises `UserError`.
     """
     folder = existing(path, "MIRFlickr folder", folder=True)
     folder = folder / "mirflickr" if (folder / "mirflickr").is_dir() else folder
@@ -154,7 +159,7 @@ def mirflickr_source(
 
 
 def _annotations(folder: pathlib.Path, narrow: bool) -> list[pathlib.Path]:
-    """The label files: `annotations` or `mirflickr25k_annotations_v080`, in the folder or beside it."""
+    """Return the label files in `annotations` or `mirflickr25k_annotations_v080`, in the folder or beside it."""
     places = [
         root / name for root in (folder, folder.parent) for name in ("annotations", "mirflickr25k_annotations_v080")
     ]
@@ -169,8 +174,8 @@ def _annotations(folder: pathlib.Path, narrow: bool) -> list[pathlib.Path]:
 
 
 def _number(text: str, file: pathlib.Path) -> int:
-    good = text.isdecimal() and len(text) < 20
-    if not good:
+    """Return the number of a picture. Raises `UserError` for any other text."""
+    if not text.isdecimal() or len(text) >= 20:
         raise UserError(f"{file} says '{text[:40]}' where the number of a picture must be; download it again.")
     return int(text)
 
@@ -185,11 +190,13 @@ def nuswide_source(
     licence: str = "",
     train: int = 0,
 ) -> Source:
-    """`ImageList/{Train,Test}Imagelist.txt`, `Groundtruth/` and `All_Tags.txt` (or `AllTags1k.txt`) under `path`.
+    """Read NUS-WIDE: `ImageList/{Train,Test}Imagelist.txt`, `Groundtruth/` and `All_Tags.txt` in the folder `path`.
 
-    Pictures are in `images` (default: `Flickr` in `path`). Only records with one of the `top` most frequent concepts are
-    part of the set, as in the literature. Labels are read from `Groundtruth/TrainTestLabels`, or from `AllLabels` with
-    `ImageList/Imagelist.txt`. `train` as for `divide_train`, of the records of its list. Raises `UserError`.
+    Pictures are in `images` (default: `Flickr` in `path`); `AllTags1k.txt` may stand for `All_Tags.txt`. Only records
+    with one of the `top` most frequent concepts are part of the set, as in the literature. Labels are read from
+    `Groundtruth/TrainTestLabels`, or from `AllLabels` with `ImageList/Imagelist.txt`. With `train`, so many records of
+    the training list are the train split and its others are "rest"; the retrieval database of the literature is both
+    together. Raises `UserError`.
     """
     folder = existing(path, "NUS-WIDE folder", folder=True)
     root = existing(images or folder / "Flickr", "image folder", folder=True)
@@ -215,17 +222,19 @@ def nuswide_source(
 
 
 def _listed(path: pathlib.Path) -> list[str]:
-    """The pictures that a list names."""
+    """Return the pictures that a list names."""
     return [line.strip().replace("\\", "/") for line in lines_of(path)]
 
 
 def _photo(name: str) -> str:
-    """The id of a Flickr photo: "actor/0001_2124494179.jpg" -> "2124494179"."""
+    """Return the id of a Flickr photo: "actor/0001_2124494179.jpg" -> "2124494179"."""
     return pathlib.PurePosixPath(name).stem.split("_")[-1]
 
 
-def _concepts(folder: pathlib.Path, names: list[str], splits: dict[str, str]) -> tuple[dict[str, list[str]], list]:
-    """{picture: concepts} and the files that said so; a line "1" of a concept's file is the picture of that line."""
+def _concepts(
+    folder: pathlib.Path, names: list[str], splits: dict[str, str]
+) -> tuple[dict[str, list[str]], list[pathlib.Path]]:
+    """Return {picture: concepts}, and the files it is from: line n of a concept's file is "1" if picture n shows it."""
     parts = folder / "Groundtruth" / "TrainTestLabels"
     if parts.is_dir():
         order = {f"_{split.title()}": [name for name in names if splits[name] == split] for split in ("train", "test")}
@@ -250,7 +259,7 @@ def _concepts(folder: pathlib.Path, names: list[str], splits: dict[str, str]) ->
 
 
 def _tags(folder: pathlib.Path) -> tuple[dict[str, str], list[pathlib.Path]]:
-    """{photo id: tags} from the first tag file there is: `All_Tags.txt`, or `AllTags1k.txt` with `TagList1k.txt`."""
+    """Return {photo id: tags} from the first tag file, `All_Tags.txt`, or `AllTags1k.txt` with `TagList1k.txt`."""
     places = (folder, folder / "NUS_WID_Tags", folder / "Tags")
     for place in places:
         file, matrix = place / "All_Tags.txt", place / "AllTags1k.txt"
@@ -265,29 +274,28 @@ def _tags(folder: pathlib.Path) -> tuple[dict[str, str], list[pathlib.Path]]:
 
 
 def _matrix_tags(folder: pathlib.Path, matrix: pathlib.Path) -> dict[str, str]:
-    """Tags from a matrix of 0 and 1 whose rows are those of `ImageList/Imagelist.txt`."""
+    """Return {photo id: tags} from a matrix of 0 and 1 whose rows are those of `ImageList/Imagelist.txt`."""
     words = [line.strip() for line in lines_of(existing(matrix.parent / "TagList1k.txt", "list of tags"))]
     names = _listed(existing(folder / "ImageList" / "Imagelist.txt", "list"))
     rows = [line.split() for line in lines_of(matrix)]
     if len(rows) != len(names) or not all(len(row) == len(words) for row in rows):
         raise UserError(
-            f"{matrix} is not {len(names)} rows of {len(words)} marks, as Imagelist.txt and TagList1k.txt ask; download it "
-            "again."
+            f"{matrix} is not {len(names)} rows of {len(words)} marks, as Imagelist.txt and TagList1k.txt ask; "
+            "download it again."
         )
 
-    def tagged(row):
-        return " ".join(word for word, mark in zip(words, row, strict=True) if mark == "1")
-
-    return {_photo(name): tagged(row) for name, row in zip(names, rows, strict=True)}
+    tags = (" ".join(itertools.compress(words, (mark == "1" for mark in row))) for row in rows)
+    return dict(zip(map(_photo, names), tags, strict=True))
 
 
 # --- Wikipedia ------------------------------------------------------------------------------------------------------
 
 
 def wikipedia_source(path: os.PathLike | str, licence: str = "") -> Source:
-    """`{train,test}set_txt_img_cat.list` ("text picture category" a line), `images/<category>/*.jpg` and `texts/*.xml`.
+    """Read the Wikipedia set: `{train,test}set_txt_img_cat.list`, `images/<category>/*.jpg` and `texts/*.xml`.
 
-    The caption is all text of the article's section, the label the folder of the picture. Raises `UserError`.
+    A line of the lists is "text picture category". The caption is all text of the article's section, the label the
+    folder of the picture. Raises `UserError`.
     """
     folder = existing(path, "Wikipedia folder", folder=True)
     pictures = existing(folder / "images", "image folder", folder=True)
@@ -309,14 +317,13 @@ def wikipedia_source(path: os.PathLike | str, licence: str = "") -> Source:
 
 
 def _article(path: pathlib.Path) -> str:
-    """All words of the `text` elements of an article, or of the whole where it has none.
+    """Return all words in the `text` elements of an article, or in the whole article if it has none.
 
-    No XML parser: the articles as distributed have "&" where XML wants "&amp;".
+    It uses no XML parser, since the articles as distributed have "&" where XML requires "&amp;".
     """
     content = re.sub(r"<text\b[^>]*/>", " ", read_text(existing(path, "article"), lenient=True))
     content = re.sub(r"<!\[CDATA\[(.*?)\]\]>", r"\1", content, flags=re.DOTALL)
     texts = re.findall(r"<text\b[^>]*>(.*?)</text\s*>", content, re.DOTALL)
-    whole = len(texts) == len(re.findall(r"<text\b", content))
-    if not whole:
+    if len(texts) != len(re.findall(r"<text\b", content)):
         raise UserError(f"{path} ends inside its text; download it again.")
     return " ".join(html.unescape(re.sub(r"<[a-zA-Z/!?][^>]*>", " ", " ".join(texts or [content]))).split())

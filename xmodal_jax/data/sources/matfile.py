@@ -1,7 +1,7 @@
-"""MATLAB files of both kinds: version 5 (read by SciPy) and version 7.3, which is HDF5 (read by h5py, row by row).
+"""Variables of MATLAB files: version 5 (read by SciPy) and version 7.3, which is HDF5 (read by h5py, row by row).
 
-HDF5 lists the axes of an array in reverse, so that MATLAB's [224,224,3,n] is [n,3,224,224] in h5py. All that is said
-here of axes is in MATLAB's order.
+HDF5 lists the axes of an array in reverse, so that MATLAB's [224,224,3,n] is [n,3,224,224] in h5py. All axes
+here are in MATLAB's order.
 """
 
 import contextlib
@@ -17,27 +17,31 @@ import numpy as np
 from xmodal_jax.errors import UserError
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
-SLICE_BYTES = 1 << 25  # what is read at once
+SLICE_BYTES = 1 << 25  # bytes read at once
 BLOCK_ROWS = 32
-MOST_VALUES = 1032  # that a byte of a file can stand for: the best that zlib does with one byte a value
+MOST_VALUES = 1032  # values that one byte of a file can stand for: zlib's best with values of one byte
 
 
 @dataclasses.dataclass(frozen=True)
 class Variable:
-    """A variable of a MATLAB file, not read yet. `kind` is "number", "text" (characters, or a cell of them) or "other"
-    (a structure, or a sparse matrix of version 7.3)."""
+    """A variable of a MATLAB file, not read yet."""
 
     file: pathlib.Path
+    """File that holds it."""
     name: str
+    """Its name in the file."""
     shape: tuple[int, ...]
+    """Its shape, in MATLAB's order."""
     kind: str
+    """"number", "text" (characters, or a cell of them) or "other" (a structure, or a sparse matrix of version 7.3)."""
     hdf5: bool
+    """Whether the file is of version 7.3."""
 
     def __str__(self) -> str:
         return f"'{self.name}' of {self.file}"
 
     def marks(self) -> np.ndarray:
-        """bool [rows,columns] of a matrix of 0 and 1. Raises `UserError` for anything else."""
+        """Read a matrix of 0 and 1 as bool [rows,columns]. Raises `UserError` for anything else."""
         if self.kind != "number" or len(self.shape) != 2:
             raise UserError(
                 f"{self} is no full matrix of numbers (its shape is {list(self.shape)}); save it as one of 0 and 1."
@@ -45,6 +49,7 @@ class Variable:
         return _hdf5_marks(self) if self.hdf5 else self._as_marks(_read_version5(self))
 
     def _as_marks(self, values: Any) -> np.ndarray:
+        """Convert numbers that are 0 or 1 to bool."""
         values = values.toarray() if hasattr(values, "toarray") else values  # SciPy keeps MATLAB's sparse matrices
         marks = values == 1
         if not (marks | (values == 0)).all():
@@ -52,8 +57,10 @@ class Variable:
         return marks
 
     def texts(self) -> list[list[str]]:
-        """The texts of each row of a cell or of characters, without the spaces that MATLAB pads them with; rows lie
-        along the longest axis. Raises `UserError`."""
+        """Read the texts of each row of a cell or of characters, without the spaces that MATLAB pads them with.
+
+        Rows lie along the longest axis. Raises `UserError`.
+        """
         if self.kind != "text":
             raise UserError(f"{self} is no list of texts; save it as a cell of character vectors.")
         cells = _hdf5_texts(self) if self.hdf5 else _read_version5(self)
@@ -61,8 +68,10 @@ class Variable:
         return [[text.strip() for text in _flat(row)] for row in cells]
 
     def blocks(self, axes: tuple[int, ...]) -> Iterator[np.ndarray]:
-        """The array with its axes in the order `axes`, a few dozen rows of the first of them at a time; of a version
-        7.3 file no more than that is in memory. Raises `UserError` where the file cannot be read."""
+        """Yield the array with its axes in the order `axes`, a few dozen rows of the first axis at a time.
+
+        Of a version 7.3 file, no more than that is in memory. Raises `UserError` if the file cannot be read.
+        """
         if not self.hdf5:
             whole = _read_version5(self).transpose(axes)
             yield from (whole[start : start + BLOCK_ROWS] for start in range(0, len(whole), BLOCK_ROWS))
@@ -77,7 +86,7 @@ class Variable:
 
 
 def variables(path: pathlib.Path) -> list[Variable]:
-    """What is in the MATLAB file `path`; its first bytes say how to read it. Raises `UserError`."""
+    """Return the variables of a MATLAB file; its first bytes tell how to read it. Raises `UserError`."""
     with path.open("rb") as file:
         head = file.read(520)
     if HDF5 in (head[:8], head[512:520]):
@@ -100,17 +109,18 @@ def variables(path: pathlib.Path) -> list[Variable]:
 
 @contextlib.contextmanager
 def _readable(path: pathlib.Path) -> Iterator[None]:
-    """Any error of a reader as a `UserError`: SciPy, zlib and h5py raise a dozen kinds for files that are torn."""
+    """Raise any error of a reader as a `UserError`: SciPy, zlib and h5py raise a dozen kinds for damaged files."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of what is odd in a file; what cannot be read is an error
+        with warnings.catch_warnings(action="ignore"):  # they are of odd files; unreadable ones raise
             yield
     except UserError:
         raise
-    except Exception as error:  # MemoryError too: a damaged size asks for more than there is
+    except Exception as error:  # even MemoryError, if a damaged size asks for too much
         raise UserError(f"{path} cannot be read ({error}); download it again.") from error
 
 
 def _flat(cell: Any) -> Iterator[str]:
+    """Yield all texts in a cell."""
     if isinstance(cell, np.ndarray):
         for part in cell.flat:
             yield from _flat(part)
@@ -124,6 +134,7 @@ def _flat(cell: Any) -> Iterator[str]:
 
 
 def _read_version5(variable: Variable) -> Any:
+    """Read a variable of a version 5 file."""
     import scipy.io
 
     with _readable(variable.file):
@@ -135,7 +146,7 @@ def _read_version5(variable: Variable) -> Any:
 
 @contextlib.contextmanager
 def _opened(path: pathlib.Path) -> Iterator[Any]:
-    """The open HDF5 file."""
+    """Open an HDF5 file."""
     try:
         import h5py
     except ImportError as error:
@@ -145,6 +156,7 @@ def _opened(path: pathlib.Path) -> Iterator[Any]:
 
 
 def _hdf5_variables(path: pathlib.Path) -> list[Variable]:
+    """Return the variables of a version 7.3 file."""
     with _opened(path) as file:
         names = [name for name in file if not name.startswith("#")]  # "#refs#" holds what the cells point to
         return [
@@ -154,6 +166,7 @@ def _hdf5_variables(path: pathlib.Path) -> list[Variable]:
 
 
 def _hdf5_kind(data: Any) -> str:
+    """Return the kind of an HDF5 data set, as in `Variable`."""
     import h5py
 
     if not isinstance(data, h5py.Dataset):
@@ -164,10 +177,12 @@ def _hdf5_kind(data: Any) -> str:
 
 
 def _is_char(data: Any) -> bool:
+    """Return True if an HDF5 data set holds characters."""
     return bytes(data.attrs.get("MATLAB_class", b"")) == b"char"
 
 
 def _hdf5_marks(variable: Variable) -> np.ndarray:
+    """Read a matrix of 0 and 1, a few rows at a time."""
     with _opened(variable.file) as file:
         data = file[variable.name]
         marks = np.empty(data.shape, bool)
@@ -178,12 +193,13 @@ def _hdf5_marks(variable: Variable) -> np.ndarray:
 
 
 def _hdf5_texts(variable: Variable) -> np.ndarray:
+    """Read a cell, or characters."""
     with _opened(variable.file) as file:
         return _hdf5_cell(file, file[variable.name])
 
 
 def _hdf5_cell(file: Any, data: Any) -> np.ndarray:
-    """An array of texts, or of such arrays where a cell holds cells."""
+    """Return an array of texts, or of such arrays if a cell holds cells."""
     if data.attrs.get("MATLAB_empty"):  # then the numbers stored are its shape
         return np.array([""], object)
     if data.dtype.kind == "O":
@@ -199,7 +215,7 @@ def _hdf5_cell(file: Any, data: Any) -> np.ndarray:
 
 
 def _block_rows(data: Any, axis: int) -> int:
-    """Rows to read at once: a few dozen, or as many as are compressed together where that is not too much."""
+    """Return how many rows to read at once: a few dozen, or as many as are compressed together, if not too many."""
     row_bytes = data.dtype.itemsize * int(np.prod(data.shape)) // max(1, data.shape[axis])
     together = data.chunks[axis] if data.chunks else 1
     return max(BLOCK_ROWS, min(together, SLICE_BYTES // max(1, row_bytes)))

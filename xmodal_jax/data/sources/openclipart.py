@@ -20,7 +20,7 @@ from xmodal_jax.data.textfile import hashed
 from xmodal_jax.errors import UserError
 
 ROOT = "/usr/share/openclipart/svg"
-LEFT_OUT = (  # themes and series that differ in what their titles do not say
+LEFT_OUT = (  # themes and series whose titles do not tell the drawings apart
     "computer/icons",
     "recreation/games/cards",
     "shapes/stars",
@@ -37,30 +37,38 @@ PREFIX = re.compile(r"^(clip ?art|drawing) (by|from) [^-]+ - ", re.I)
 NOISE = re.compile(r"\b(svg|clip ?art|collection|untitled|unknown|theme|part of|open clip)\b", re.I)
 NUMBER = re.compile(r"[\s_\-#(]*\d+\)?$")  # "Chair 03" and "chair (2)" are drawings of a chair
 NO_KEYWORDS = {"hash", "clip art", "clipart", "svg", "unsorted", ""}
-SERIES = 20  # drawings of one title: the title is that of a series ("AIGA Symbol Signs") and says nothing
-KEYWORD_AT_LEAST = 10  # drawings that a keyword needs to be a label
+SERIES = 20  # drawings that share a title: it names the series ("AIGA Symbol Signs"), not the drawing
+KEYWORD_AT_LEAST = 10  # drawings that must have a keyword to make it a label
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What a file says of itself. `same`: a digest of its bytes."""
+    """The metadata of a drawing."""
 
     key: str
+    """Path below the root, without its ending."""
     path: pathlib.Path
+    """File of the drawing."""
     title: str
+    """Title in words; "" if it says nothing."""
     keywords: tuple[str, ...]
+    """Keywords, in lower case."""
     same: str
+    """Digest of the file's bytes, equal for copies."""
 
 
 def clean_title(title: str) -> str:
-    """A title in words: author's prefix, file suffix, underscores and numbers at the end go; "" for one that says nothing."""
+    """Return a title in words, "" for one that says nothing.
+
+    The author's prefix, file suffix, underscores and final numbers are removed.
+    """
     title = PREFIX.sub("", " ".join(title.replace("_", " ").split()))
     title = NUMBER.sub("", title.removesuffix(".svg")).strip(" .-")
     return title if re.search(r"[^\W\d]{2}", title) and not NOISE.search(title) else ""
 
 
 def read_drawing(path: pathlib.Path, root: pathlib.Path) -> Drawing | Skip:
-    """Title and keywords of a file, or why it cannot be used."""
+    """Read the title and the keywords of a file, or return the reason why it cannot be used."""
     key = path.relative_to(root).with_suffix("").as_posix()
     try:
         data = path.read_bytes()
@@ -76,12 +84,12 @@ def read_drawing(path: pathlib.Path, root: pathlib.Path) -> Drawing | Skip:
 
 
 def folder_label(key: str) -> str:
-    """The first two folders of a drawing."""
+    """Return the first two folders of a drawing."""
     return "/".join(key.split("/")[:-1][:2]) or "openclipart"
 
 
 def captions_of(drawing: Drawing) -> dict[str, list[str]]:
-    """The title, and the title with the keywords that it does not say already."""
+    """Return the title, and the title with those keywords that are not in it."""
     said = drawing.title.lower()
     more = [word for word in drawing.keywords if word not in said]
     return {"en": [drawing.title], "en-tags": [", ".join([drawing.title, *more])]}
@@ -90,11 +98,12 @@ def captions_of(drawing: Drawing) -> dict[str, list[str]]:
 def openclipart_source(
     root: os.PathLike | str = ROOT, size: int = 256, held_out: int | None = None, label: str = "folder"
 ) -> Source:
-    """Drawings below `root` with a title of their own, icon themes, flags, cards and stars left out, one of each file.
+    """Read drawings of Open Clip Art below `root` that have a title of their own, one of each file.
 
-    Titles of a series say nothing and are left out too. Drawings are rendered `size` px wide; `held_out` of them are "test", by title (default: a sixth). Captions are "en", the
-    title, and "en-tags", with its keywords. Labels: the first two folders (`label` "folder"), or these and every keyword
-    of ten drawings or more ("keyword"). Raises `UserError` for a folder without drawings.
+    Icon themes, flags, cards and stars are left out, and so are the titles of a series, which say nothing. Drawings are
+    rendered `size` px wide; `held_out` of them (default: a sixth) are the test split, by title. Captions are "en", the
+    title, and "en-tags", the title with its keywords. Labels are the first two folders (`label` "folder"), or these and
+    every keyword of ten drawings or more ("keyword"). Raises `UserError` for a folder without drawings.
     """
     root = pathlib.Path(root)
     if not root.is_dir():
@@ -128,23 +137,25 @@ def openclipart_source(
 
 
 def worth_keeping(read: list[Drawing]) -> list[Drawing]:
-    """One drawing of each file, those with a title that says something: `SERIES` or more of one title share a series'."""
+    """Return one drawing of each file, if its title says something and fewer than `SERIES` drawings share it."""
     counts = collections.Counter(group_key(one.title) for one in read)
     first = {one.same: one for one in reversed(read)}
     return [one for one in read if one is first[one.same] and one.title and counts[group_key(one.title)] < SERIES]
 
 
 def group_key(title: str) -> str:
-    """Titles that differ in case, digits and punctuation only are one group."""
+    """Return the title without case, digits and punctuation, by which drawings are grouped."""
     return " ".join(re.sub(r"[\W\d_]+", " ", title.lower()).split())
 
 
 def _left_out(path: pathlib.Path, root: pathlib.Path) -> bool:
+    """Return True for a drawing in one of the folders `LEFT_OUT`."""
     folder = path.relative_to(root).parent.as_posix()
     return any(folder == name or folder.startswith(f"{name}/") for name in LEFT_OUT)
 
 
 def _labels(drawings: list[Drawing], label: str) -> dict[str, tuple[str, ...]]:
+    """Return the labels of each drawing."""
     if label == "folder":
         return {one.key: (folder_label(one.key),) for one in drawings}
     counts = collections.Counter(word for one in drawings for word in one.keywords)
@@ -155,6 +166,7 @@ def _labels(drawings: list[Drawing], label: str) -> dict[str, tuple[str, ...]]:
 
 
 def _item(drawing: Drawing, size: int, **fields) -> Item | Skip:
+    """Return the item of a drawing, rendered."""
     try:
         picture = render_svg(drawing.path.read_text("utf-8", "replace"), size)
     except CorruptImage as error:

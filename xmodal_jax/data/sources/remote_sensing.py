@@ -1,4 +1,4 @@
-"""Remote-sensing sets in the two layouts beside Karpathy's: text files ("precomp") and ALBEF-style JSON lists ("albef").
+"""Remote-sensing sets in two layouts beside Karpathy's: text files ("precomp") and ALBEF-style JSON lists ("albef").
 
 RSICD, UCM-captions, Sydney-captions and RSITMD come in either; their original JSON is Karpathy's (`karpathy_source`).
 RSITMD's training list has 20 empty captions: they are dropped and counted like all others.
@@ -6,7 +6,7 @@ RSITMD's training list has 20 empty captions: they are dropped and counted like 
 
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from xmodal_jax.data.formats import wrong_format
@@ -15,18 +15,19 @@ from xmodal_jax.data.textfile import read_json, read_lines
 from xmodal_jax.errors import UserError
 
 SPLITS = ("train", "val", "test")
-PER_IMAGE = 5  # caption lines of a name that is listed once
+PER_IMAGE = 5  # captions of a name that is listed once
 
 Row = tuple[str, list[Any], tuple[str, ...]]  # picture, captions, labels
 
 
 def precomp_source(path: os.PathLike | str, images: os.PathLike | str | None = None, licence: str = "") -> Source:
-    """`{train,val,test}_caps.txt` and `{...}_filename.txt` in the folder `path`, pictures in `images` beside them.
+    """Read `{train,val,test}_caps.txt` and `{train,val,test}_filename.txt` in the folder `path`.
 
-    Where a split also has `..._caps_verify.txt` and `..._filename_verify.txt`, these are it: AMFMN's folders hold out
-    validation pictures that way, and their plain training lists still have them. One caption a line. A name is listed
-    once for its five captions or once for each caption; the number of lines tells which. Raises `UserError` for any other
-    ratio, by file name, and for missing files.
+    Pictures are in `images` (default: `images` beside them). A split that also has `..._caps_verify.txt` and
+    `..._filename_verify.txt` is read from these: AMFMN's folders hold out validation pictures that way, and
+    their plain training lists still have them. Captions are one a line. A name is listed once for its five
+    captions or once for each caption; the number of lines tells which. Raises `UserError` for any other ratio,
+    by file name, and for missing files.
     """
     folder = existing(path, "precomp folder", folder=True)
     root = existing(images or folder / "images", "image folder", folder=True)
@@ -38,7 +39,7 @@ def precomp_source(path: os.PathLike | str, images: os.PathLike | str | None = N
 
 
 def _lists_of(folder: pathlib.Path, split: str) -> tuple[pathlib.Path, pathlib.Path] | None:
-    """Captions and file names of a split, None where it has no captions."""
+    """Return the files of captions and of file names of a split, None if it has no captions."""
     for end in ("_verify", ""):
         caps, names = (folder / f"{split}_{what}{end}.txt" for what in ("caps", "filename"))
         if caps.is_file():
@@ -47,13 +48,13 @@ def _lists_of(folder: pathlib.Path, split: str) -> tuple[pathlib.Path, pathlib.P
 
 
 def _paired(caps: pathlib.Path, names: pathlib.Path) -> list[Row]:
-    """Pictures with their captions, of one split."""
+    """Return the pictures of one split with their captions."""
     captions, files = read_lines(caps), read_lines(existing(names, "list of file names"))
     whole = len(captions) == PER_IMAGE * len(files)
-    if not files or not whole and len(captions) != len(files):
+    if not files or not (whole or len(captions) == len(files)):
         raise UserError(
-            f"{caps} has {len(captions)} lines and {names.name} {len(files)}; a name must be there once for {PER_IMAGE} "
-            f"captions or once for each caption."
+            f"{caps} has {len(captions)} lines and {names.name} {len(files)}; a name must be there once for "
+            f"{PER_IMAGE} captions or once for each caption."
         )
     merged: dict[str, list[Any]] = {}
     for number, caption in enumerate(captions):
@@ -64,11 +65,11 @@ def _paired(caps: pathlib.Path, names: pathlib.Path) -> list[Row]:
 def albef_source(
     path: os.PathLike | str, images: os.PathLike | str | None = None, name: str = "", licence: str = ""
 ) -> Source:
-    """`{NAME_}train.json`, `{NAME_}val.json`, `{NAME_}test.json` in the folder `path`, each a JSON list of
-    {"image": path, "caption": text or list, and maybe "label_name"}; rows of one image are one item.
+    """Read `{NAME_}train.json`, `{NAME_}val.json` and `{NAME_}test.json` in the folder `path` (BLIP, ALBEF).
 
-    Pictures are in `images` (default: `images` beside the lists). `name` is needed where the folder holds the lists of
-    several sets. Raises `UserError`.
+    Each is a JSON list of {"image": path, "caption": text or list, and maybe "label_name"}; rows of one image are one
+    item. Pictures are in `images` (default: `images` beside the lists). `name` is needed if the folder holds the lists
+    of several sets. Raises `UserError`.
     """
     folder = existing(path, "folder of JSON lists", folder=True)
     root = existing(images or folder / "images", "image folder", folder=True)
@@ -80,6 +81,7 @@ def albef_source(
 
 
 def _list_of(folder: pathlib.Path, name: str, split: str) -> pathlib.Path | None:
+    """Return the list of a split, None if there is none."""
     plain = [folder / f"{split}.json"] if (folder / f"{split}.json").is_file() else []
     files = sorted(folder.glob(f"{name}_{split}.json")) if name else plain + sorted(folder.glob(f"*_{split}.json"))
     if len(files) >= 2:
@@ -90,7 +92,7 @@ def _list_of(folder: pathlib.Path, name: str, split: str) -> pathlib.Path | None
 
 
 def _grouped(path: pathlib.Path) -> list[Row | Skip]:
-    """Pictures with all their captions and labels, in the order of their first rows; broken rows as `Skip`."""
+    """Return pictures with all their captions and labels, in the order of their first rows; broken rows as `Skip`."""
     content = read_json(path)
     if not isinstance(content, list) or (content and not any(map(_is_row, content))):
         raise wrong_format(path, "a JSON list of rows with 'image' and 'caption'")
@@ -107,18 +109,21 @@ def _grouped(path: pathlib.Path) -> list[Row | Skip]:
 
 
 def _is_row(row: Any) -> bool:
+    """Return True if a row has a picture and captions, and a label that can be written as text."""
     good = isinstance(row, dict) and isinstance(row.get("image"), str) and "caption" in row
-    return good and type(row.get("label_name") or "") in (str, int, float)  # and no bool
+    return good and type(row.get("label_name") or "") in (str, int, float)  # a bool is none of these
 
 
 def _source(
     kind: str,
     folder: pathlib.Path,
     root: pathlib.Path,
-    rows: dict[str, list[Row | Skip]],
-    files: list[pathlib.Path],
+    rows: Mapping[str, Sequence[Row | Skip]],
+    files: Sequence[pathlib.Path],
     licence: str,
 ) -> Source:
+    """Return a source of rows by split."""
+
     def items() -> Iterator[Item | Skip]:
         for split, own in rows.items():
             for row in own:
@@ -129,5 +134,8 @@ def _source(
     return Source(kind, folder.name, licence or TERMS, items, arguments, sum(map(len, rows.values())))
 
 
-def _item(name: str, captions: list[Any], labels: tuple[str, ...], root: pathlib.Path, split: str) -> Iterator:
+def _item(
+    name: str, captions: list[Any], labels: tuple[str, ...], root: pathlib.Path, split: str
+) -> Iterator[Item | Skip]:
+    """Yield the item of a row, or the reason why there is none."""
     return file_item(name, {"image": os.path.join(root, name)}, captions, labels=labels, group=name, split=split)

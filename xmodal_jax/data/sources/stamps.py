@@ -21,13 +21,13 @@ from xmodal_jax.errors import UserError
 ROOT = "/usr/share/tuxpaint/stamps"
 LETTERS = {"alphabets", "letters", "numbers"}  # a caption "The letter A" says nothing about a picture
 TRANSLATION = re.compile(r"(?P<language>[\w@.-]+?)\.utf8=(?P<caption>.*)")
-STYLES = {"cartoon", "toys", "plastic"}  # folders that say how a thing is drawn, not what it is
+STYLES = {"cartoon", "toys", "plastic"}  # folders named after a style of drawing, not a thing
 ASIDE = re.compile(r"\s*([(,\u2014]|\s-\s).*")  # "A peacock (a male peafowl)." is called "peacock"
 ARTICLE = re.compile(r"^(a|an|the|some)\s+")
 
 
 def read_captions(path: pathlib.Path) -> dict[str, list[str]]:
-    """{language: [caption]} of a stamp's text file; languages without a caption are left out."""
+    """Read {language: [caption]} from a stamp's text file, without languages that have no caption."""
     first, *rest = read_lines(path, lenient=True) or [""]
     captions = {"en": [first]}
     for match in map(TRANSLATION.fullmatch, rest):
@@ -37,29 +37,29 @@ def read_captions(path: pathlib.Path) -> dict[str, list[str]]:
 
 
 def group_key(caption: str) -> str:
-    """The English caption without article, digits and punctuation: six stamps called "A flower." are one group."""
+    """Return the English caption without article, digits and punctuation: six stamps called "A flower." are a group."""
     return ARTICLE.sub("", re.sub(r"[^\w\s]|\d", "", normal_caption(caption))).strip()
 
 
 def name_of(caption: str) -> str:
-    """What the English caption calls the stamp: its group key without asides, "an albino peahen (...)" -> the first."""
+    """Return what the English caption calls the stamp, without asides: "an albino peahen (...)" -> "albino peahen"."""
     return group_key(ASIDE.sub("", caption)) or group_key(caption)
 
 
 def folders_of(key: str) -> tuple[str, ...]:
-    """The folders of a stamp from the outermost on, those of a drawing style left out."""
+    """Return the folders of a stamp from the outermost on, without those of a drawing style."""
     return tuple(folder for folder in key.split("/")[:-1] if folder not in STYLES)
 
 
 def stamps_source(
     root: os.PathLike | str = ROOT, size: int = 256, held_out: int | None = None, only: str = "", label: str = "folder"
 ) -> Source:
-    """Stamps below `root` that have a text file, letters and numbers left out; `held_out` of them as "test", by group
-    (default: 200, of 400 or fewer a fifth).
+    """Read the Tux Paint stamps below `root` that have a text file, without letters and numbers.
 
-    SVG drawings are rendered `size` px wide. `only`: names of outermost folders, as "animals,plants". One label, and
-    the folders above it as its taxonomy: the first two folders (`label` "folder") or what the English caption names
-    ("name"; a test label is then one that training never saw). Raises `UserError` for a folder without stamps.
+    SVG drawings are rendered `size` px wide. `held_out` stamps (default: 200, of 400 or fewer a fifth) are the test
+    split, by group. `only`: names of outermost folders, as "animals,plants". There is one label, and the folders above
+    it are its taxonomy: the first two folders (`label` "folder") or what the English caption names ("name"; a test
+    label is then one that training never saw). Raises `UserError` for a folder without stamps.
     """
     root = pathlib.Path(root)
     if not root.is_dir():
@@ -92,7 +92,7 @@ def stamps_source(
 
 
 def _kept(files: list[pathlib.Path], root: pathlib.Path, only: str) -> list[pathlib.Path]:
-    """The text files of stamps, without letters, in the outermost folders that `only` names (all where it is "")."""
+    """Return the text files of stamps, without letters, in the outermost folders that `only` names (all for "")."""
     files = [path for path in files if not LETTERS & set(path.relative_to(root).parts)]
     if not files:
         raise UserError(f"{root} holds no stamp (a picture with a .txt beside it): give the folder named stamps.")
@@ -106,12 +106,13 @@ def _kept(files: list[pathlib.Path], root: pathlib.Path, only: str) -> list[path
 
 
 def _label(key: str, caption: str, label: str) -> str:
+    """Return the label of a stamp."""
     folder = "/".join(key.split("/")[:-1][:2]) or "stamps"
     return (name_of(caption) or folder) if label == "name" else folder
 
 
 def _taxonomy(keys: list[str], labels: list[str], label: str) -> Taxonomy:
-    """The folders above each label; of a name in several folders the deepest."""
+    """Return the folders above each label; for a name in several folders the deepest."""
     paths: dict[str, tuple[str, ...]] = {}
     for key, own in zip(keys, labels, strict=True):
         folders = folders_of(key) if label == "name" else tuple(own.split("/")[:1])
@@ -120,6 +121,7 @@ def _taxonomy(keys: list[str], labels: list[str], label: str) -> Taxonomy:
 
 
 def _item(key: str, path: pathlib.Path, captions: dict[str, list[str]], size: int, **fields) -> Item | Skip:
+    """Return the item of a stamp, or the reason why there is none."""
     png, svg = path.with_suffix(".png"), path.with_suffix(".svg")
     files = read_states(png if png.is_file() else svg)
     try:

@@ -17,10 +17,10 @@ def tfds_source(
     language: str = "en",
     licence: str = "",
 ) -> Source:
-    """A TensorFlow Datasets builder whose files are ArrayRecord, read by `tfds.data_source` (no TensorFlow needed).
+    """Read a TensorFlow Datasets builder whose files are ArrayRecord, by `tfds.data_source` (no TensorFlow needed).
 
     `name` is a TFDS name such as "my_set/config:1.0.0", already built in `data_dir`; keys are paths with dots into an
-    example ("captions.text"). The builder's splits are kept; "validation" is named "val". Raises `UserError` without
+    example ("captions.text"). The builder's splits are kept; "validation" becomes "val". Raises `UserError` without
     tensorflow-datasets, for an unknown builder, for one in another file format and for keys it does not have.
     """
     builder = _tfds_builder(name, data_dir)
@@ -34,11 +34,11 @@ def tfds_source(
                 captions = _texts(_nested(example, text_key, f"{name}: example lacks"))
                 kept, skips = clean_captions({language: captions}, f"{split}[{number}]")
                 yield from skips
-                label = int(_nested(example, label_key, "")) if namer else -1  # TFDS marks a hidden label by -1
+                label = int(_nested(example, label_key, "")) if namer else -1  # TFDS, too, hides a label by -1
                 image = bytes(_nested(example, image_key, f"{name}: example lacks"))
                 if kept:
                     key = f"{split}-{number}"
-                    labels = (namer(label),) if label >= 0 else ()
+                    labels = (namer(label),) if namer and label >= 0 else ()
                     yield Item(key, {"image": image}, kept, labels, key, "val" if split == "validation" else split)
 
     keys = {"image_key": image_key, "text_key": text_key, "label_key": label_key}
@@ -48,6 +48,7 @@ def tfds_source(
 
 
 def _tfds_builder(name: str, data_dir: os.PathLike | str | None) -> Any:
+    """Load a builder whose files can be read."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -65,6 +66,7 @@ def _tfds_builder(name: str, data_dir: os.PathLike | str | None) -> Any:
 
 
 def _tfds_examples(builder: Any, split: str, image_key: str) -> Any:
+    """Return the examples of a split, with encoded pictures."""
     import tensorflow_datasets as tfds
 
     decoders: Any = tfds.decode.SkipDecoding()  # keep the encoded bytes
@@ -74,6 +76,7 @@ def _tfds_examples(builder: Any, split: str, image_key: str) -> Any:
 
 
 def _nested(tree: Any, key: str, complaint: str) -> Any:
+    """Return the part of a tree at a key with dots."""
     for part in key.split("."):
         try:
             tree = tree[part]
@@ -83,5 +86,6 @@ def _nested(tree: Any, key: str, complaint: str) -> Any:
 
 
 def _texts(value: Any) -> list[str]:
+    """Return one text or several as a list."""
     values = [value] if isinstance(value, (bytes, str)) else list(value)
     return [text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text) for text in values]

@@ -1,4 +1,4 @@
-"""Files are replaced whole, or the old one stays; every text file is opened with its encoding named."""
+"""Files are replaced in one step, or the old one stays; every text file is opened with its encoding named."""
 
 import ast
 import pathlib
@@ -6,8 +6,8 @@ import resource
 
 import pytest
 
+from xmodal_jax.atomic import write_file
 from xmodal_jax.errors import UserError
-from xmodal_jax.whole import write_whole
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "xmodal_jax"
 
@@ -15,23 +15,23 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "xmodal_jax"
 def test_a_file_is_replaced_by_text_bytes_or_what_writes_them(tmp_path):
     path = tmp_path / "file"
     for content, written in (("ä犬", "ä犬".encode()), (b"\x00", b"\x00"), (lambda file: file.write(b"made"), b"made")):
-        write_whole(path, content)
+        write_file(path, content)
         assert path.read_bytes() == written
-    write_whole(path, b"path \xff".decode("utf-8", "surrogateescape"))
+    write_file(path, b"path \xff".decode("utf-8", "surrogateescape"))
     assert path.read_bytes() == b"path \xff"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path):
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
     path = tmp_path / "report.html"
     path.write_text("the old one", "utf-8")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(UserError, match=r"report.html' could not be written \(File too large\); the one that was"):
-            write_whole(path, "x" * 2000)
+            write_file(path, "x" * 2000)
         with pytest.raises(UserError, match=r"new' could not be written \(File too large\)$"):
-            write_whole(tmp_path / "new", "x" * 2000)
+            write_file(tmp_path / "new", "x" * 2000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_text("utf-8") == "the old one" and list(tmp_path.iterdir()) == [path]
@@ -42,10 +42,10 @@ def test_what_ends_the_writing_is_not_hidden_and_leaves_nothing(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_whole(tmp_path / "file", stopped)
+        write_file(tmp_path / "file", stopped)
     with pytest.raises(UserError, match="file/below' could not be written"):
-        write_whole(tmp_path / "file", b"1")
-        write_whole(tmp_path / "file" / "below", b"1")
+        write_file(tmp_path / "file", b"1")
+        write_file(tmp_path / "file" / "below", b"1")
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 

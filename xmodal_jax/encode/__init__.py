@@ -1,0 +1,1 @@
+"""Encode splits, files and whole data sets with the towers of a run."""
