@@ -255,10 +255,18 @@ def document_frequencies(assembly: Assembly) -> dict[str, np.ndarray]:
     return found
 
 
-def start_params(assembly: Assembly, key: Array, found: dict[str, Array]) -> Params:
-    """Fresh parameters with the pretrained leaves `found` in place; traceable, so it runs under jit with shardings.
+def start_params(
+    assembly: Assembly, key: Array, found: dict[str, Any], rows: dict[str, tuple[Any, Any]] | None = None
+) -> Params:
+    """Make fresh parameters with the pretrained leaves in place; traceable, so it runs under jit with shardings.
 
-    The decoder's self-attention starts as a copy of the text tower's when that is pretrained.
+    The decoder's self-attention starts as a copy of the text tower's when that is pretrained and the decoder is not.
+
+    Args:
+      assembly: what the parameters are for.
+      key: random key of the leaves that start anew.
+      found: {path: array} of pretrained leaves.
+      rows: {path: (ids int32 [N], rows [N,D])} of rows that are set in leaves [V,D].
     """
     params = init_params(assembly.model, key, assembly.example(), assembly.parts)
     flat, blocks = flatten_dict(params, sep="/"), f"{assembly.config.fusion.pair[1]}/tower/layers/attention/"
@@ -267,7 +275,7 @@ def start_params(assembly: Assembly, key: Array, found: dict[str, Array]) -> Par
         for path, leaf in found.items()
         if path.startswith(blocks)
     }
-    for path, leaf in (found | {path: leaf for path, leaf in copied.items() if path in flat}).items():
+    for path, leaf in ({path: leaf for path, leaf in copied.items() if path in flat} | found).items():
         if path not in flat or flat[path].shape != leaf.shape:
             have = flat[path].shape if path in flat else "nothing"
             raise UserError(
@@ -275,6 +283,8 @@ def start_params(assembly: Assembly, key: Array, found: dict[str, Array]) -> Par
                 "set the tower's width, layers, depth, hidden, positions and tokenizer as the weights need"
             )
         flat[path] = jnp.asarray(leaf, jnp.float32)
+    for path, (ids, own) in (rows or {}).items():
+        flat[path] = flat[path].at[ids].set(own)
     return unflatten_dict(flat, sep="/")
 
 

@@ -68,10 +68,11 @@ def refuse_impossible(config: Config, card: Card) -> None:
     if config.eval.every:
         card.split(config.data.eval_split)
     refuse_unfit_evaluation(config, card, config.data.eval_split)
-    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise UserError(
-            "config.tensorboard is True, but the package tensorboard is not installed; write pip install 'xmodal_jax[tensorboard]'"
-        )
+    for name in config.log.to:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"config.log.to names '{name}', and that package is not installed; write pip install -e '.[{name}]'"
+            )
 
 
 def refuse_chunks(config: Config, objectives: dict[str, Objective], rows: int) -> None:

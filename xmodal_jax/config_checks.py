@@ -23,6 +23,8 @@ LEAST = {  # what a whole number or a rate may be at least
         "chunk",
         "eval.every",
         "eval.folds",
+        "eval.patience",
+        "eval.average",
         "optimizer.warmup",
         "optimizer.weight_decay",
         "optimizer.clip",
@@ -61,6 +63,7 @@ PARTS = (  # of the model beside its encoders
     "joined_head",
     "log_temperature",
 )
+LOGS = ("tensorboard", "wandb")  # of `log.to`
 RATES = ("fusion.dropout", "fusion.head_dropout", "joint.shared_dropout")
 
 
@@ -125,6 +128,34 @@ def check_fit(config: "Config") -> None:
         )
 
 
+def check_best(config: "Config") -> None:
+    """Refuse a best checkpoint, a patience and an average that nothing serves, and a log to what is none."""
+    own = config.eval
+    if own.keep_best and own.every == 0:
+        raise UserError(
+            f"config.eval.keep_best is '{own.keep_best}', and config.eval.every=0 makes no quick evaluations; write the steps "
+            "between them"
+        )
+    if own.patience and not own.keep_best:
+        raise UserError(
+            f"config.eval.patience is {own.patience}, and config.eval.keep_best names no number that could get better; write "
+            "one such as rsum"
+        )
+    if own.average and own.step:
+        raise UserError(
+            f"config.eval.average is {own.average} and config.eval.step '{own.step}'; write one of them, as the average is of "
+            "the last checkpoints"
+        )
+    if config.init and config.joint.start == "cca":
+        raise UserError(
+            f"config.init is '{config.init}' and config.joint.start 'cca', and both start the heads; write "
+            "config.joint.start=random"
+        )
+    for name in config.log.to:
+        if name not in LOGS:
+            raise UserError(f"config.log.to has '{name}'; write some of {', '.join(LOGS)}, such as ('tensorboard',)")
+
+
 def check_codes(joint: "JointConfig") -> None:
     """Refuse lengths of codes that do not fill bytes, and nested ones that do not grow."""
     bits, nested = joint.bits, joint.nested
@@ -167,6 +198,7 @@ def check_choices(config: "Config") -> None:
         "eval.rerank_score": (config.eval.rerank_score, ("add", "replace")),
         "eval.relevance": (config.eval.relevance, ("same", "own")),
         "eval.params": (config.eval.params, ("teacher", "student")),
+        "eval.step": (config.eval.step, ("", "last", "best")),
         "dtype": (config.dtype, ("float32", "bfloat16")),
     }
     for name, (value, allowed) in choices.items():
@@ -301,6 +333,7 @@ def check(config: "Config") -> None:
     check_ranges(config)
     check_fit(config)
     check_choices(config)
+    check_best(config)
     check_codes(joint)
     check_variates(joint)
     check_encoders(config)

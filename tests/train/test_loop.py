@@ -135,7 +135,7 @@ def test_profile_events_and_numbers_of_the_log(shapes_data, tmp_path):
     """One run with everything on that looks at it."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    config = tiny(CONFIGS[-1], shapes_data, "steps=4", "tensorboard=True")
+    config = tiny(CONFIGS[-1], shapes_data, "steps=4", "log.to=('tensorboard',)")
     train(config, tmp_path, None, (2, 3))
     line = records(tmp_path)[-1]
     assert {"pairs", "teacher/drift", "itc/temperature", "skipped", "bad_rows", "loss/itc"} <= set(line)

@@ -25,8 +25,11 @@ def frozen_mask(params: Params, freeze: str) -> Any:
 
 
 def refuse_frozen_start(config: Config, params: Params) -> None:
-    """Refuse a frozen tower that starts at random; `params` may be abstract, and a tower without any is none."""
-    freeze = config.optimizer.freeze
+    """Refuse a frozen tower that starts at random; `params` may be abstract, and a tower without any is none.
+
+    With `config.init` the start of each frozen leaf is known only when it is read, see train/init.py.
+    """
+    freeze = "" if config.init else config.optimizer.freeze
     for name, own in config.encoders.items():
         where = f"config.encoders.{name}"
         still = params.get(name, {}).get("tower") and wholly_frozen(params, f"{name}/tower", freeze)
