@@ -64,7 +64,7 @@ def weights_of_run(assembly: Assembly, params: Params) -> tuple[dict[str, Array]
         whole = [path for path in whole if shapes[source[path]][path] == own[path].shape]
         tables = [path for path in bound if path in own and _table_fits(shapes[source[path]][path], own[path].shape)]
         tables = [path for path in tables if len(words.get(path.split("/")[0], ((), ()))[0])]
-        if not whole:
+        if not any(own[path].shape for path in whole):  # a scalar fits anywhere
             raise UserError(
                 f"config.init is '{config.init}', whose weights have no path and shape in common with this config's; write a "
                 "run of the same architecture, or '' to start without"
