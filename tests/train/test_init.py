@@ -58,7 +58,7 @@ def test_every_leaf_of_the_same_architecture_is_taken(before, weights, shapes_da
 
 def test_another_shape_starts_anew_and_is_counted(before, weights, shapes_data, caplog):
     caplog.set_level("INFO", "xmodal_jax")
-    found = flat(started(tiny(CONFIGS[-1], shapes_data, "joint.bits=16", f"init={before}")).params)
+    found = flat(started(tiny(CONFIGS[-1], shapes_data, "joint.bits=24", f"init={before}")).params)
     other = {path for path, leaf in found.items() if path not in weights or weights[path].shape != leaf.shape}
     assert other and all("/hash/" in path for path in other)
     assert f"; {len(other)} start anew (" in caplog.text and sorted(other)[0] in caplog.text
@@ -123,7 +123,7 @@ def test_what_cannot_start_is_refused(before, shapes_data, tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match=r"config.init is '.*' and config.joint.start 'cca', and both start the heads"):
         tiny(CONFIGS[-1], shapes_data, f"init={before}", "joint.start=cca")
-    wider = ("encoders.text.length=7", "optimizer.freeze=^text/tower/")
+    wider = ("encoders.text.positions=99", "optimizer.freeze=^text/tower/")
     with pytest.raises(
         UserError, match=r"freezes 'text/tower/embed/position', which config.init='.*' does not have in"
     ):

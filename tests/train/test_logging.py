@@ -72,14 +72,14 @@ def test_a_stream_shows_what_is_under_way(told):
     assert "evaluation at step 4: R@k i2t 0.7, t2i 0.7, rSum 4.0" in lines
 
 
-def test_nothing_is_printed_without_a_stream(told, shapes_data, capfd, caplog):
+def test_nothing_is_printed_without_a_stream(told, shapes_data, tmp_path, capfd, caplog):
     """The third start has nothing left to do but its words; those of training are seen through logging."""
     workdir, result, _ = told
     caplog.set_level(logging.INFO, "xmodal_jax")
     capfd.readouterr()
     with offline():
         again = run_training(tiny(CONFIGS[-1], shapes_data, "steps=9", "eval.every=4", "optimizer.warmup=2"), workdir)
-    log = TrainLog(workdir, 9, 8, 9)
+    log = TrainLog(tmp_path, 9, 8, 8)
     log.say("a line")
     log.step(9, {"loss/itc": 1.0}, 0.0)
     assert capfd.readouterr() == ("", "")
@@ -116,17 +116,29 @@ def test_wandb_has_losses_and_evaluations_of_one_run(told):
 def history(path: pathlib.Path) -> list[dict]:
     """The points of a run that Weights & Biases kept in a file."""
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
-    store, rows = DataStore(), []
-    store.open_for_scan(str(path))
-    while (data := store.scan_data()) is not None:
+    rows = []
+    for data in records_of(path.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         if record.WhichOneof("record_type") == "history":
             items = record.history.item
             rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
     return rows
+
+
+def records_of(data: bytes, block: int = 32768) -> list[bytes]:
+    """The records of a file in LevelDB's log format, behind a header of 7 bytes: parts (CRC, length, kind) of blocks."""
+    found, at, parts = [], 7, b""
+    while at + 7 <= len(data):
+        if block - at % block < 7:  # too little is left for a part
+            at += block - at % block
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            found, parts = [*found, parts], b""
+    return found
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
