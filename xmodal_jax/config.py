@@ -1,6 +1,7 @@
 """The configuration: frozen dataclasses, a section each, and the functions that a file of configs/ calls.
 
-A file calls `defaults()`, changes what its method needs and returns the ConfigDict; `config_file.freeze` checks and freezes it.
+A file calls `defaults()`, changes what its method needs and returns the ConfigDict; `config_file.freeze` checks and
+freezes it.
 """
 
 import dataclasses
@@ -19,7 +20,9 @@ class FusionConfig:
     """Cross-attention layers: the tokens of one encoder ask, those of another are read."""
 
     pair: tuple[str, ...] = ()
-    """Encoder that is read, and the one that asks; (): image and text, or those of the first of `eval.pairs`, words asking."""
+    """Encoder that is read, and the one that asks; (): image and
+    text, or those of the first of `eval.pairs`, words asking.
+    """
     width: int = 0
     """Width of the asking tokens; 0: filled in from their encoder."""
     layers: int = 2
@@ -50,7 +53,8 @@ class BridgeConfig:
     kind: str = "cross"
     """Kind of layer: "cross" or "gate"."""
     sides: tuple[str, ...] = ()
-    """Encoders whose keys cross it; (): the one that fusion reads. Tokens of another no objective trains by themselves."""
+    """Encoders whose keys cross it; (): the one that fusion reads. Tokens of another no objective trains by themselves.
+    """
     hidden: int = 768
     """Units of its MLP; its attention has fusion's heads."""
 
@@ -163,15 +167,18 @@ class EvalConfig:
     every: int = 0
     """Steps between quick evaluations while training, and one after the last step; 0: none."""
     keep_best: str = ""
-    """Number of the quick evaluation by which the best checkpoint is kept beside the last ones: its path in metrics.jsonl or
-    the end of it, such as "rsum" or "itc/i2t/R@1"; with a "-" in front the lowest is best. "": off.
+    """Number of the quick evaluation by which the best checkpoint is kept beside the last ones: its path in
+    metrics.jsonl or the end of it, such as "rsum" or "itc/i2t/R@1"; with a "-" in front the lowest is best. "": off.
     """
     patience: int = 0
     """Quick evaluations without a better `keep_best` before the run stops early; 0: never."""
     step: str = ""
-    """Checkpoint to use of a run: "last", "best" (see `keep_best`), or "": the best where one is kept, else the last."""
+    """Checkpoint to use of a run: "last", "best" (see `keep_best`), or "": the best where one is kept, else the last.
+    """
     average: int = 0
-    """Use the mean of the weights of so many last checkpoints in place of one (`checkpoint.keep` must be as many); 0: off."""
+    """Use the mean of the weights of so many last checkpoints in
+    place of one (`checkpoint.keep` must be as many); 0: off.
+    """
     batch_size: int = 256
     """Rows encoded at a time."""
     rerank: tuple[int, ...] = (16, 32)
@@ -193,8 +200,8 @@ class EvalConfig:
     flip: bool = False
     """Embed a picture as the mean of itself and its mirror image (twice the encoding)."""
     folds: int = 0
-    """Folds of the split; 5: COCO's "1K test", beside the whole split ("5K test") the mean over its first five groups of
-    `fold_pictures`, each ranked by itself; 0: none.
+    """Folds of the split; 5: COCO's "1K test", beside the whole split ("5K test") the mean over its first five groups
+    of `fold_pictures`, each ranked by itself; 0: none.
     """
     fold_pictures: int = 1000
     """Pictures of a fold."""
@@ -231,8 +238,8 @@ class Config:
     seed: int = 0
     """Seed of the parameters, the order of the records and every other random choice."""
     init: str = ""
-    """Work directory of another run to start from: its parameters are taken where path and shape agree, rows of word tables
-    by word; "": none.
+    """Work directory of another run to start from: its parameters are taken where path and shape agree, rows of word
+    tables by word; "": none.
     """
     batch_size: int = 128
     """Pairs a step, over all devices."""

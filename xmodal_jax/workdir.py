@@ -24,13 +24,13 @@ from xmodal_jax.types import Params
 def open_run(workdir: str | pathlib.Path, overrides: dict[str, dict] | None = None) -> tuple[Assembly, Params, int]:
     """Return the assembly, the weights to use on the mesh of all local devices, and their step.
 
-    `config.eval` says which: of the student or the teacher (`params`), of the last or the best checkpoint (`step`), or the
-    mean of several (`average`).
+    `config.eval` says which: of the student or the teacher (`params`), of the last or the best checkpoint (`step`), or
+    the mean of several (`average`).
 
-    `overrides` replaces fields of run.json's config, section by section ({"eval": {"rerank": [32]}}; for weights that one
-    device cannot hold {"mesh": {"data": 1, "fsdp": -1}}); the architecture stays the checkpoint's. Without a data set
-    among them the run's own is used, where it lies now (`Origin.locate`).
-    Raises UserError for a folder without a run or a checkpoint of another architecture.
+    `overrides` replaces fields of run.json's config, section by section ({"eval": {"rerank": [32]}}; for weights that
+    one device cannot hold {"mesh": {"data": 1, "fsdp": -1}}); the architecture stays the checkpoint's. Without a data
+    set among them the run's own is used, where it lies now (`Origin.locate`). Raises UserError for a folder without a
+    run or a checkpoint of another architecture.
     """
     workdir = pathlib.Path(workdir)
     description = read_run(workdir)

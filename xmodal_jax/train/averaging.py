@@ -20,8 +20,8 @@ def average_checkpoints(checkpoints: Checkpoints, wanted: dict[str, Any], count:
     steps = checkpoints.steps()
     if len(steps) < count:
         raise UserError(
-            f"config.eval.average is {count}, and '{checkpoints.folder}' has {len(steps)} checkpoints; write at most so many, "
-            f"or train with config.checkpoint.keep={count}"
+            f"config.eval.average is {count}, and '{checkpoints.folder}' has {len(steps)} checkpoints; write at most "
+            f"so many, or train with config.checkpoint.keep={count}"
         )
     return steps[-1], mean_of_steps(checkpoints, wanted, steps[-count:])
 

@@ -14,6 +14,7 @@ from xmodal_jax.config import Config, as_dict
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.tables import flat
 from xmodal_jax.models.encoder import EncoderConfig
+from xmodal_jax.models.pixels import PixelConfig
 from xmodal_jax.origin import describe
 from xmodal_jax.parallel.processes import is_first
 from xmodal_jax.train.checkpoint import read_run, write_run
@@ -58,8 +59,8 @@ def refuse_other_tokenizer(assembly: Assembly, workdir: pathlib.Path) -> None:
         kept = workdir / name
         if kept.is_file() and kept.read_bytes() != own.path.read_bytes():
             raise UserError(
-                f"the tokenizer '{own.path}' is not the one that '{workdir}' was trained with; write the config.data.path it was "
-                "trained on, or another --workdir"
+                f"the tokenizer '{own.path}' is not the one that '{workdir}' was trained with; write the "
+                "config.data.path it was trained on, or another --workdir"
             )
 
 
@@ -79,7 +80,9 @@ def is_new(workdir: pathlib.Path) -> bool:
 
 
 def with_kept_statistics(config: Config, workdir: pathlib.Path) -> Config:
-    """Fill empty statistics of pixels from the run in `workdir`, or a new run's from `config.init`: weights depend on them."""
+    """Fill empty statistics of pixels from the run in `workdir`, or a
+    new run's from `config.init`: weights depend on them.
+    """
     if not is_new(workdir):
         try:
             return _with_statistics_of(config, read_run(workdir))
@@ -101,7 +104,11 @@ def _with_statistics_of(config: Config, description: dict[str, Any]) -> Config:
 
 def _kept_pixels(own: EncoderConfig, kept: dict[str, Any]) -> Any:
     """Return an encoder's config with the statistics of pixels in `kept`, where it leaves its own empty."""
-    if own.reads != "pixels" or kept.get("kind") != own.kind or not (kept.get("pixel_mean") and kept.get("pixel_std")):
+    if (
+        not isinstance(own, PixelConfig)
+        or kept.get("kind") != own.kind
+        or not (kept.get("pixel_mean") and kept.get("pixel_std"))
+    ):
         return own
     mean, std = own.pixel_mean or tuple(kept["pixel_mean"]), own.pixel_std or tuple(kept["pixel_std"])
     return dataclasses.replace(own, pixel_mean=mean, pixel_std=std)

@@ -12,8 +12,8 @@ from xmodal_jax.eval.tables import flat
 class Standing:
     """The best evaluation so far, as a checkpoint keeps it.
 
-    asked: `config.eval.keep_best`; name: path of the number that it means ("itc/rSum"); step, value: of the best evaluation (step 0: none yet); looked: step of the last
-    evaluation; waited: evaluations since the best one.
+    asked: `config.eval.keep_best`; name: path of the number that it means ("itc/rSum"); step, value: of the best
+    evaluation (step 0: none yet); looked: step of the last evaluation; waited: evaluations since the best one.
     """
 
     asked: str = ""
@@ -68,8 +68,8 @@ class BestWatch:
         """Return what to say of a run that stops early at `step`."""
         found = self.standing
         return (
-            f"stopped early at step {step}: {found.name} was best at step {found.step} ({found.value:.4g}) and no better in "
-            f"{found.waited} evaluations since; a larger config.eval.patience goes on from here"
+            f"stopped early at step {step}: {found.name} was best at step {found.step} ({found.value:.4g}) and no "
+            f"better in {found.waited} evaluations since; a larger config.eval.patience goes on from here"
         )
 
 
@@ -88,5 +88,6 @@ def chosen(name: str, evaluation: dict[str, Any]) -> tuple[str, float]:
         if f"/{path}".lower().endswith(f"/{wanted}".lower()):
             return path, value
     raise UserError(
-        f"config.eval.keep_best is '{name}', and the quick evaluation has no such number; write one of {', '.join(numbers)}"
+        f"config.eval.keep_best is '{name}', and the quick evaluation has no such number; write one of "
+        f"{', '.join(numbers)}"
     )

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.processes import first_says, lost_peer, with_causes
@@ -101,8 +102,8 @@ class Checkpoints:
         found = first_says(found)
         if found == NO_GOOD:
             raise UserError(
-                f"'{self.folder}' has no good checkpoint left, only {', '.join(aside)}; put a copy of a good one there, "
-                "or start again in another --workdir"
+                f"'{self.folder}' has no good checkpoint left, only {', '.join(aside)}; put a copy of a good one "
+                "there, or start again in another --workdir"
             )
         return None if found == NONE else found
 
@@ -187,7 +188,7 @@ class Checkpoints:
         return self._newest(items, lambda folder: self._read(folder, items, wanted, part=True), among)
 
     def shapes(self, items: tuple[str, ...], among: Sequence[int] | None = None) -> tuple[int, dict[str, Any]]:
-        """Return the step of the newest checkpoint whose `items` are good, and {item: tree of array descriptions}."""
+        """Return the step of the newest checkpoint with good `items`, and {item: tree of array descriptions}."""
 
         def described(folder: pathlib.Path) -> dict[str, Any]:
             return {name: _described(folder / name) for name in items if (folder / name).is_dir()}
@@ -197,7 +198,7 @@ class Checkpoints:
     def _newest(
         self, items: tuple[str, ...], read: Callable[[pathlib.Path], Any], among: Sequence[int] | None = None
     ) -> tuple[int, Any]:
-        """Return (step, what `read` gives of its folder) of the newest checkpoint with good `items`; set others aside."""
+        """Read the newest checkpoint with good `items` by `read`, set damaged ones aside, and return (step, result)."""
         faults: dict[int, str] = {}
         step = self._newest_good(items, faults, among)
         folder = self.folder / str(step)
@@ -214,7 +215,7 @@ class Checkpoints:
         return step, found
 
     def _newest_good(self, items: tuple[str, ...], faults: dict[int, str], among: Sequence[int] | None = None) -> int:
-        """Return the newest step whose `items` have no fault, in all processes alike; add the faults found on the way."""
+        """Return the newest step whose `items` are good, the same in all processes, and add the faults of others."""
         found = NONE
         if jax.process_index() == 0:
             for step in sorted(self.steps() if among is None else among, reverse=True):
@@ -302,8 +303,9 @@ class Checkpoints:
         for name in sorted(set(saved) | set(wanted)):
             if saved.get(name) != wanted.get(name):
                 raise UserError(
-                    f"the checkpoint in '{self.folder}' is of another architecture: '{name}' is {saved.get(name)} there "
-                    f"and {wanted.get(name)} in this config; use the config it was trained with or another --workdir"
+                    f"the checkpoint in '{self.folder}' is of another architecture: '{name}' is {saved.get(name)} "
+                    f"there and {wanted.get(name)} in this config; use the config it was trained with or another "
+                    "--workdir"
                 )
 
 
@@ -338,7 +340,7 @@ def items_of(state: TrainState) -> dict[str, Any]:
 def _described(folder: pathlib.Path) -> dict[str, Any]:
     """Return the tree of an item of a checkpoint by its metadata: names, shapes and types; no array is read."""
     with store.plain_name(folder) as plain:
-        return ocp.StandardCheckpointHandler().metadata(plain).tree
+        return ocp.StandardCheckpointHandler().metadata(epath.Path(plain)).tree
 
 
 def named_shapes(tree: Any) -> Shapes:

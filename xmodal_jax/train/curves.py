@@ -22,7 +22,7 @@ COLOURS = (
     "#000000",
 )  # told apart by all (Okabe, Ito)
 SMOOTHED = 100  # lines of the log above which a loss is drawn as a running mean, with its points faint behind
-EVALUATIONS = ("rSum", "R@1")  # ends of the names of numbers that are drawn, where there are any
+EVALUATIONS = ("mR", "R@1")  # ends of the names of numbers in % that are drawn
 
 
 def plot_curves(workdir: str | pathlib.Path, path: str | os.PathLike) -> pathlib.Path:
@@ -43,9 +43,11 @@ def plot_curves(workdir: str | pathlib.Path, path: str | os.PathLike) -> pathlib
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for one, (title, points) in zip(axes, panels, strict=True):
         _draw(one, title, points)
-    best = [line["stopped_early"]["step"] for line in lines if "stopped_early" in line][-1:]
-    for step in best:
-        axes[-1].axvline(step, color="0.5", linestyle=":", linewidth=1)
+    for step in [line["stopped_early"]["step"] for line in lines if "stopped_early" in line][-1:]:
+        axes[-1].axvline(step, color="0.5", linestyle=":", linewidth=1.2, label="best, early stop" if scores else None)
+    for one in axes:
+        if one.get_legend_handles_labels()[1] != ["lr"]:
+            one.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)
     axes[-1].set_xlabel("step")
     figure.suptitle(f"Learning curves of {pathlib.Path(workdir).resolve().name}", fontsize=11)
     figure.savefig(path, dpi=150)
@@ -85,7 +87,7 @@ def loss_points(lines: list[dict[str, Any]]) -> Points:
 
 
 def evaluation_points(lines: list[dict[str, Any]]) -> Points:
-    """Return the points of the evaluations' main numbers: rSum and R@1 of the embeddings, and those of `config.evals`."""
+    """Return the points of the evaluations' main numbers: mR and R@1 of the embeddings, and those of `config.evals`."""
     rows = [{"step": line["step"], **flat(line["eval"])} for line in lines if isinstance(line.get("eval"), dict)]
     names = dict.fromkeys(name for row in rows for name in row if name.startswith(("itc/", "evals/")))
     shown = [name for name in names if name.startswith("evals/") or name.endswith(EVALUATIONS)]
@@ -123,5 +125,3 @@ def _draw(axis: Any, title: str, points: Points) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     if title == "loss" and all(value > 0 for _, values in points.values() for value in values):
         axis.set_yscale("log")
-    if len(points) > 1 or title == "evaluation":
-        axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)

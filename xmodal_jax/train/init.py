@@ -1,7 +1,7 @@
 """Start a run from the weights of another one (`config.init`): leaves by path and shape, rows of word tables by word.
 
-The weights are those that the other run's `eval.params` names, of its best checkpoint where it keeps one. They start the
-student, and the teacher is copied from it. A run that goes on does not read them again.
+The weights are those that the other run's `eval.params` names, of its best checkpoint where it keeps one. They start
+the student, and the teacher is copied from it. A run that goes on does not read them again.
 """
 
 import logging
@@ -36,8 +36,8 @@ def read_init(workdir: str) -> dict[str, Any]:
     """Return the description of the run that `config.init` names. Raises UserError for a folder without a run."""
     if not (pathlib.Path(workdir) / RUN_FILE).is_file():
         raise UserError(
-            f"config.init is '{workdir}', which holds no run ({RUN_FILE} is missing); write the --workdir of another run, or "
-            "'' to start without"
+            f"config.init is '{workdir}', which holds no run ({RUN_FILE} is missing); write the --workdir of another "
+            "run, or '' to start without"
         )
     return read_run(pathlib.Path(workdir))
 
@@ -51,7 +51,7 @@ def weights_of_run(assembly: Assembly, params: Params) -> tuple[dict[str, Array]
     """
     config = assembly.config
     workdir, description = pathlib.Path(config.init), read_init(config.init)
-    own = flatten_dict(params, sep="/")
+    own: dict[str, Any] = flatten_dict(params, sep="/")
     words = _common_words(assembly, description, workdir)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         used = eval_section(description)
@@ -66,8 +66,8 @@ def weights_of_run(assembly: Assembly, params: Params) -> tuple[dict[str, Array]
         tables = [path for path in tables if len(words.get(path.split("/")[0], ((), ()))[0])]
         if not any(own[path].shape for path in whole):  # a scalar fits anywhere
             raise UserError(
-                f"config.init is '{config.init}', whose weights have no path and shape in common with this config's; write a "
-                "run of the same architecture, or '' to start without"
+                f"config.init is '{config.init}', whose weights have no path and shape in common with this config's; "
+                "write a run of the same architecture, or '' to start without"
             )
         found = _read(checkpoints, step, own, shapes, source, whole, tables)
     rows = {path: _rows(found.pop(path), *words[path.split("/")[0]]) for path in tables}
@@ -164,7 +164,8 @@ def _read(
     if PARAMS in wanted:
         wanted[PARAMS] = unflatten_dict(wanted[PARAMS], sep="/")
     _, found = checkpoints.restore_some(wanted, [step])
-    return flatten_dict(found.get(PARAMS, {}), sep="/") | found.get(TEACHER, {})
+    own_leaves: dict[str, Any] = flatten_dict(found.get(PARAMS, {}), sep="/")
+    return own_leaves | found.get(TEACHER, {})
 
 
 def _replicated(place: Any) -> Any:
@@ -188,6 +189,6 @@ def _refuse_frozen(config: Config, left: list[str]) -> None:
         random = rest.startswith("tower/") and not config.encoders[encoder].init and not STATISTICS.search(path)
         if freeze and random and re.search(freeze, path):
             raise UserError(
-                f"config.optimizer.freeze '{freeze}' freezes '{path}', which config.init='{config.init}' does not have in this "
-                "shape; write a config.optimizer.freeze that leaves it to train"
+                f"config.optimizer.freeze '{freeze}' freezes '{path}', which config.init='{config.init}' does not have "
+                "in this shape; write a config.optimizer.freeze that leaves it to train"
             )

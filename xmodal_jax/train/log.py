@@ -38,7 +38,9 @@ def roughly(seconds: float) -> str:
 
 
 def memory_gb() -> float:
-    """Return the memory in use, 10^9 bytes: of the fullest local device, or of this process where devices do not tell (CPU)."""
+    """Return the memory in use, 10^9 bytes: of the fullest local
+    device, or of this process where devices do not tell (CPU).
+    """
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     used = max((one.get("bytes_in_use", 0) for one in stats), default=0)
     if not used:

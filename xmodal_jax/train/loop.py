@@ -4,7 +4,6 @@ import logging
 import pathlib
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -85,8 +84,9 @@ def run_training(
     Args:
       config: the run.
       workdir: folder of the checkpoints, metrics.jsonl and run.json; created where it is missing.
-      evaluate: called as `evaluate(run, state, poll)` every `config.eval.every` steps and after the last one. It returns
-        numbers for the log and calls `poll` now and then, which aborts it when the run must stop. None: `quick_evaluation`.
+      evaluate: called as `evaluate(run, state, poll)` every `config.eval.every` steps and after the last one. It
+        returns numbers for the log and calls `poll` now and then, which aborts it when the run must stop. None:
+        `quick_evaluation`.
       profile: (first, last) steps to trace to workdir/profile.
       handle_signals: stop in order at the first SIGTERM or SIGINT, in the main thread alone.
       progress: stream on which the progress is shown; None: it goes to the package's loggers at level INFO.
@@ -127,7 +127,7 @@ def run_training(
 
 
 def _first_state(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path) -> tuple[TrainState, bool]:
-    """Return the state that this start begins with, and whether the run is new. Raises UserError for what does not fit."""
+    """Return the state that this start begins with, and whether the run is new; refuse what does not fit."""
     config, fresh = run.assembly.config, checkpoints.latest() is None
     if not fresh:
         refuse_other_tokenizer(run.assembly, workdir)
@@ -135,8 +135,8 @@ def _first_state(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path) -> t
     state = run.fresh() if fresh else checkpoints.restore(run.abstract)
     if int(state.step) > config.steps:
         raise UserError(
-            f"'{workdir}' is at step {int(state.step)} already, and config.steps is {config.steps}; write more steps or another "
-            "--workdir"
+            f"'{workdir}' is at step {int(state.step)} already, and config.steps is {config.steps}; write more steps "
+            "or another --workdir"
         )
     refuse_other_momentum(config, state, workdir)
     return state, fresh

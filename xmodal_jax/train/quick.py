@@ -1,4 +1,4 @@
-"""The quick evaluation of a run that trains: retrieval by embeddings, and the entries of `config.evals` for training."""
+"""Evaluate a run that trains, quickly: retrieval by embeddings, and the entries of `config.evals` for training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from xmodal_jax.train.state import TrainState
 
 
 def refuse_unfit_quick(config: Config) -> None:
-    """Raise UserError for entries of `config.evals` that this config cannot be evaluated by, before hours of training."""
+    """Refuse entries of `config.evals` that this config cannot be evaluated by, before hours of training."""
     check_evaluations(config, parts(build_objectives(config.objectives)))
 
 

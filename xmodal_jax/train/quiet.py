@@ -1,4 +1,5 @@
-"""Keep orbax quiet about failed writes: the error that it raises becomes one sentence, so its tracebacks only repeat it.
+"""Keep orbax quiet about failed writes: the error that it raises
+becomes one sentence, so its tracebacks only repeat it.
 
 The filters and the hook are the whole process's, so a program enters them (`xmodal` does), never the library by itself.
 """
@@ -19,7 +20,9 @@ LOGGERS = ("absl", "asyncio")  # that tell of a write that failed
 
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[None]:
-    """Drop the log records and unraisable errors of orbax's abandoned writes; filters and hook go when the context ends."""
+    """Drop the log records and unraisable errors of orbax's abandoned
+    writes; filters and hook go when the context ends.
+    """
     before = sys.unraisablehook
     added = [logger for name in LOGGERS if _no_traceback not in (logger := logging.getLogger(name)).filters]
     for logger in added:
@@ -52,7 +55,8 @@ def _through_orbax(trace: Any) -> bool:
 def _without_orbax(hook: Callable[[Any], Any]) -> Callable[[Any], None]:
     """Return an unraisable hook that passes on to `hook` what does not come from orbax.
 
-    After the first file that fails, orbax leaves the others unfinished, or to call into an event loop that it has closed.
+    After the first file that fails, orbax leaves the others unfinished, or to call into an event loop that it has
+    closed.
     """
 
     def unraisable(info: Any) -> None:

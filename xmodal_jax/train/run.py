@@ -72,8 +72,8 @@ def make_run(assembly: Assembly, devices: list | None = None, cache: bool = True
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.batch_size % rows != 0:
         raise UserError(
-            f"config.batch_size is {config.batch_size}, which {rows} devices (data x fsdp) cannot share; write a multiple "
-            f"of {rows}"
+            f"config.batch_size is {config.batch_size}, which {rows} devices (data x fsdp) cannot share; write a "
+            f"multiple of {rows}"
         )
     refuse_chunks(config, assembly.objectives, rows)
     optimizer = make_optimizer(config.optimizer, abstract_params(assembly), config.steps)

@@ -37,7 +37,7 @@ from xmodal_jax.train.writers import open_writers
 Evaluate = Callable[[Run, TrainState, Callable[[], None]], dict[str, Any]]
 
 
-def peak_flops(devices: Iterable[jax.Device]) -> float:
+def peak_flops(devices: Iterable[Any]) -> float:
     """Return the FLOP/s of all devices together by their data sheets; a chip that is not in the list counts 0."""
     return sum(chip.peak if (chip := chip_of(device.device_kind)) else 0.0 for device in devices)
 
@@ -82,7 +82,7 @@ class Session:
     def __post_init__(self) -> None:
         config = self.run.assembly.config
         self.best = BestWatch(config.eval)
-        self._rate = learning_rate(config.optimizer, config.steps)
+        self._rate: Callable[[int], Any] = learning_rate(config.optimizer, config.steps)
 
     def _contrasting(self) -> tuple[str, ...]:
         """Return the objectives whose negatives are rows of the batch, all of which have their fields."""
@@ -95,7 +95,7 @@ class Session:
         return tuple(name for name in alone if whole(objectives[name]))
 
     def steps(self, state: TrainState) -> TrainState:
-        """Take steps until the end of the run, a stop signal or an early stop; return the state after the last of them."""
+        """Take steps until the end, a stop signal or an early stop; return the state after the last of them."""
         config, first = self.run.assembly.config, int(state.step)
         data = config.data
         texts = token_caches(self.run.assembly, state.params)
@@ -198,7 +198,7 @@ class Session:
         return every > 0 and step > 0 and (step % every == 0 or step == config.steps)
 
     def _ends_at_start(self, state: TrainState, step: int) -> bool:
-        """Make up for an evaluation that the start before this one was stopped in; return True if the run ends here."""
+        """Make up for an evaluation in which the last start was stopped; return True if the run ends here."""
         if self._due(step):
             known = self.report.evaluations.get(step)  # the first process has the log
             if first_says(known is None):
@@ -220,7 +220,7 @@ class Session:
         return self._compare(step, numbers)
 
     def _compare(self, step: int, numbers: dict[str, Any]) -> tuple[bool, bool]:
-        """Compare an evaluation with the best one; return (whether the run ends here, whether it is the best so far)."""
+        """Compare an evaluation with the best; return (whether the run ends here, whether it is the best)."""
         if not self.best.on:
             return False, False
         better = bool(first_says(is_first() and self.best.look(step, numbers)))

@@ -68,7 +68,9 @@ class StopSignal:
             raise Stopped
 
     def check_alone(self) -> None:
-        """Do as `check` with one process, and nothing with several, which must poll equally often: for waits of one alone."""
+        """Do as `check` with one process, and nothing with several,
+        which must poll equally often: for waits of one alone.
+        """
         if not self._together:
             self.check()
 

@@ -10,13 +10,14 @@ class EventWriter:
     """Writes scalars to an event file in `folder`; needs the package tensorboard (the extra of that name)."""
 
     def __init__(self, folder: pathlib.Path, first_step: int) -> None:
-        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.compat.proto import event_pb2, summary_pb2  # generated: its stubs have no names
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._event, self._summary = event_pb2, summary_pb2
         self._writer = EventFileWriter(str(folder))
         # TensorBoard drops what an earlier start wrote for later steps: after a crash those steps come again.
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        log: Any = event_pb2.SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+        start = log(status=log.START)
         self._add(first_step + 1, session_log=start)
 
     def _add(self, step: int, **what: Any) -> None:

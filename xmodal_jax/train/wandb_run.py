@@ -15,6 +15,7 @@ class WandbWriter:
 
     def __init__(self, workdir: pathlib.Path, project: str, name: str, config: dict[str, Any]) -> None:
         import wandb
+        from wandb.errors import Error
 
         path = workdir / ID_FILE
         known = path.read_text("utf-8").strip() if path.is_file() else ""
@@ -27,10 +28,10 @@ class WandbWriter:
                 id=known or None,
                 resume="allow" if known else None,
             )
-        except wandb.errors.Error as error:
+        except Error as error:
             raise UserError(
-                f"config.log.to names 'wandb', which does not start ({str(error).splitlines()[0]}); run `wandb login`, or set "
-                "WANDB_MODE=offline"
+                f"config.log.to names 'wandb', which does not start ({str(error).splitlines()[0]}); run `wandb login`, "
+                "or set WANDB_MODE=offline"
             ) from error
         if self._run.id != known:
             write_whole(path, f"{self._run.id}\n")

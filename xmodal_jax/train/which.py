@@ -20,13 +20,13 @@ def usable_steps(checkpoints: Checkpoints, config: EvalConfig) -> Sequence[int] 
     found = best_of(checkpoints).step
     if not found and config.step == "best" and checkpoints.steps():
         raise UserError(
-            f"config.eval.step is 'best', and '{checkpoints.folder}' has no best checkpoint; train with config.eval.keep_best, "
-            "or write config.eval.step=last"
+            f"config.eval.step is 'best', and '{checkpoints.folder}' has no best checkpoint; train with "
+            "config.eval.keep_best, or write config.eval.step=last"
         )
     if found and (fault := checkpoints.fault(found, ())):
         raise UserError(
-            f"the best checkpoint in '{checkpoints.folder}', of step {found}, is damaged ({fault}); put a copy of a good one "
-            "there, or write config.eval.step=last"
+            f"the best checkpoint in '{checkpoints.folder}', of step {found}, is damaged ({fault}); put a copy of a "
+            "good one there, or write config.eval.step=last"
         )
     return [found] if found else None
 
