@@ -30,9 +30,7 @@ def refuse_unbridged(config: Config, parts: dict[str, frozenset[str]]) -> None:
 
 
 def refuse_unserved(config: Config, objectives: dict[str, Objective]) -> None:
-    """Refuse objectives that need what an encoder of theirs cannot
-    serve: a TF-IDF vector has no tokens, only BERT writes.
-    """
+    """Refuse objectives that an encoder of theirs cannot serve: a TF-IDF vector has no tokens, only BERT writes."""
     for name, item in objectives.items():
         refuse_other_query(config, name, item)
         for field in item.reads:
@@ -49,9 +47,7 @@ def refuse_unserved(config: Config, objectives: dict[str, Objective]) -> None:
 
 
 def refuse_other_query(config: Config, name: str, objective: Objective) -> None:
-    """Refuse an objective over fusion whose second field is of an
-    encoder whose tokens do not ask (`config.fusion.pair`).
-    """
+    """Refuse an objective over fusion whose fields are not of the encoders of `config.fusion.pair`, in that order."""
     if "fusion" not in objective.parts or len(objective.reads) < 2:
         return
     pair, first, second = config.fusion.pair, *(config.data.fields[field].encoder for field in objective.reads[:2])
@@ -104,9 +100,7 @@ def refuse_chunks(config: Config, objectives: dict[str, Objective], rows: int) -
 
 
 def refuse_unfit_evaluation(config: Config, card: Card, split: str = "") -> None:
-    """Raise UserError for views, languages, a gallery or folds (of
-    `split`) of `config.eval` that the data set does not have.
-    """
+    """Refuse views, languages, a gallery or folds (of `split`) of `config.eval` that the data set does not have."""
     gallery, path = config.eval.gallery, config.data.path
     refuse_unknown("config.eval.views", config.eval.views, card.views, path)
     refuse_unknown("config.eval.languages", config.eval.languages, card.languages, path)

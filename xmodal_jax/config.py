@@ -20,9 +20,7 @@ class FusionConfig:
     """Cross-attention layers: the tokens of one encoder ask, those of another are read."""
 
     pair: tuple[str, ...] = ()
-    """Encoder that is read, and the one that asks; (): image and
-    text, or those of the first of `eval.pairs`, words asking.
-    """
+    """Encoder that is read, and the one that asks; (): image and text, or the first of `eval.pairs`, words asking."""
     width: int = 0
     """Width of the asking tokens; 0: filled in from their encoder."""
     layers: int = 2
@@ -53,8 +51,7 @@ class BridgeConfig:
     kind: str = "cross"
     """Kind of layer: "cross" or "gate"."""
     sides: tuple[str, ...] = ()
-    """Encoders whose keys cross it; (): the one that fusion reads. Tokens of another no objective trains by themselves.
-    """
+    """Encoders whose keys cross it; (): the one that fusion reads. No objective trains the tokens of another alone."""
     hidden: int = 768
     """Units of its MLP; its attention has fusion's heads."""
 
@@ -173,12 +170,9 @@ class EvalConfig:
     patience: int = 0
     """Quick evaluations without a better `keep_best` before the run stops early; 0: never."""
     step: str = ""
-    """Checkpoint to use of a run: "last", "best" (see `keep_best`), or "": the best where one is kept, else the last.
-    """
+    """Checkpoint to use of a run: "last", "best" (see `keep_best`), or "": the best where one is kept, else last."""
     average: int = 0
-    """Use the mean of the weights of so many last checkpoints in
-    place of one (`checkpoint.keep` must be as many); 0: off.
-    """
+    """Last checkpoints whose mean weights are used in place of one (at most `checkpoint.keep`); 0: off."""
     batch_size: int = 256
     """Rows encoded at a time."""
     rerank: tuple[int, ...] = (16, 32)

@@ -84,7 +84,7 @@ def test_a_run_in_parts_keeps_the_same_best(best_run, shapes_data, tmp_path):
 
 
 def test_an_evaluation_that_comes_after_the_save_counts(shapes_data, tmp_path):
-    """A run that was stopped in its evaluation makes up for it at the next start: notes of a saved step are replaced."""
+    """A run that was stopped in its evaluation makes up for it at the next start: the saved step's notes are new."""
     train(tiny(CONFIGS[-1], shapes_data, "steps=2", *FLAT, "eval.every=0", "eval.keep_best="), tmp_path)
     result = run_training(tiny(CONFIGS[-1], shapes_data, "steps=2", *FLAT), tmp_path, given)
     assert result.best_step == 2 and open_run(tmp_path, {"eval": {"step": "best"}})[2] == 2
@@ -119,7 +119,7 @@ def test_lowest_first_ties_and_other_numbers(shapes_data):
     [
         (("eval.keep_best=rsum",), "config.eval.every=0 makes no quick evaluations"),
         (("eval.patience=3",), "config.eval.keep_best names no number"),
-        (("eval.step=first",), "config.eval.step is 'first'; write one of , last, best"),
+        (("eval.step=first",), "config.eval.step is 'first'; write one of '', last, best"),
         (("eval.average=2", "eval.step=best"), "config.eval.average is 2 and config.eval.step 'best'; write one"),
     ],
 )

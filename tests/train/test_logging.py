@@ -1,4 +1,4 @@
-"""Training as a library: it prints nothing and hooks nothing by itself, and tells its numbers to the writers it is given."""
+"""Training as a library: it prints nothing and hooks nothing by itself; its numbers go to the writers it is given."""
 
 import contextlib
 import importlib.util
@@ -43,7 +43,7 @@ def offline():
 
 @pytest.fixture(scope="module")
 def told(shapes_data, tmp_path_factory):
-    """(workdir, result, stream) of a run of eight steps in two starts, with everything on; hooks are looked at inside."""
+    """(workdir, result, stream) of a run in two starts, with everything on; hooks are looked at inside."""
     workdir, stream = tmp_path_factory.mktemp("told") / "run", io.StringIO()
     before = hooks()
 
@@ -128,7 +128,7 @@ def history(path: pathlib.Path) -> list[dict]:
 
 
 def records_of(data: bytes, block: int = 32768) -> list[bytes]:
-    """The records of a file in LevelDB's log format, behind a header of 7 bytes: parts (CRC, length, kind) of blocks."""
+    """The records of a file in LevelDB's log format behind a header of 7 bytes: parts (CRC, length, kind) of blocks."""
     found, at, parts = [], 7, b""
     while at + 7 <= len(data):
         if block - at % block < 7:  # too little is left for a part

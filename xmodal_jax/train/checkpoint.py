@@ -238,7 +238,7 @@ class Checkpoints:
     def _read(
         self, folder: pathlib.Path, items: tuple[str, ...], wanted: dict[str, Any], part: bool = False
     ) -> dict[str, Any]:
-        """Return the trees `wanted` of a checkpoint, whose `items` have these leaves and, but for a `part`, no others."""
+        """Return the trees `wanted` of a checkpoint, whose `items` have these leaves and, but for a `part`, no more."""
         there = named_shapes({name: _described(folder / name) for name in items if (folder / name).is_dir()})
         asked = named_shapes(wanted)
         self._refuse_other_architecture({name: there[name] for name in there if name in asked or not part}, asked)
@@ -370,4 +370,7 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
             f"'{path}' is not of the format that this version of the program reads ({FORMAT}); train again in another "
             "--workdir"
         )
+    config = found["config"]
+    if isinstance(config, dict) and config.pop("tensorboard", False):  # the field's name before `log.to`
+        config.setdefault("log", {"to": ["tensorboard"]})
     return found

@@ -188,7 +188,7 @@ class Session:
         return f"stopped by a signal at step {step}; saved, the same command goes on from here"
 
     def last_evaluation(self) -> tuple[int, dict[str, Any]]:
-        """Return (step, numbers) of the last evaluation in the log; (0, {}) for none, and in processes without a log."""
+        """Return (step, numbers) of the last evaluation in the log; (0, {}) for none and in processes without one."""
         return max(self.report.evaluations.items(), key=lambda entry: entry[0], default=(0, {}))
 
     def _due(self, step: int) -> bool:
