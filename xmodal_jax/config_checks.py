@@ -204,7 +204,8 @@ def check_choices(config: "Config") -> None:
     }
     for name, (value, allowed) in choices.items():
         if value not in allowed:
-            raise UserError(f"config.{name} is '{value}'; write one of {', '.join(one or "''" for one in allowed)}")
+            known = ", ".join(one or "''" for one in allowed)
+            raise UserError(f"config.{name} is '{value}'; write one of {known}")
 
 
 def check_fields(config: "Config") -> None:
