@@ -105,6 +105,7 @@ def test_nothing_is_overwritten_unasked_and_nothing_half_made_stays(folder, tmp_
     with pytest.raises(UserError, match="already holds an index"):
         writer.write(folder, rows[0][:2], [{}, {}])
     (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").touch()
     with pytest.raises(UserError, match="is not an index"):
         writer.write(tmp_path / "notes", rows[0][:2], [{}, {}], overwrite=True)
     with pytest.raises(UserError, match="2 embeddings and 1 items"):

@@ -25,7 +25,7 @@ from xmodal_jax.encode.embed import Embedded, Embedder
 from xmodal_jax.encode.token_cache import token_caches
 from xmodal_jax.errors import UserError
 from xmodal_jax.retrieve.origin import remembered_run, remembered_set
-from xmodal_jax.search import atomic_folder, files, index, keys, writer
+from xmodal_jax.search import files, folder, index, keys, writer
 from xmodal_jax.types import Params
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class IndexOptions:
         if self.adds:
             self._refuse_misfit(out, model, hashes, kind)
         else:
-            atomic_folder.refuse_taken(out, self.overwrite)
+            folder.refuse_taken(out, self.overwrite)
 
     def _refuse_misfit(self, out: pathlib.Path, model: str, hashes: bool, kind: "Kind") -> None:
         header = files.read_header(out)
