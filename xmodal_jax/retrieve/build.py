@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import chain, islice
 from typing import Any
 
@@ -235,9 +235,9 @@ def encoded(
 ) -> Iterator[tuple[Embedded, list]]:
     """Embeddings, relaxed codes (None without a hash head) and items of the rows of opened views, `size` at a time."""
     for found in parts:
-        blocks, items = embedder.blocks(kind.of(found), size), items_of(source, split, found, kind)
+        items = items_of(source, split, found, kind)
         with contextlib.closing(items):
-            for coded in blocks:
+            for coded in embedder.blocks(kind.of(found), size):
                 yield coded, list(islice(items, len(coded.embed)))
 
 
@@ -267,7 +267,7 @@ def views_of(data: DataConfig, split: str) -> tuple[str, ...]:
     return source.views
 
 
-def record_items(data: DataConfig, split: str, found: EvalSplit) -> Iterator[dict[str, Any]]:
+def record_items(data: DataConfig, split: str, found: EvalSplit) -> Generator[dict[str, Any]]:
     """What a hit shows of each record of one opened view, with a small picture where it has any."""
     with contextlib.closing(Split(data.path, split, dataclasses.replace(data, features=()))) as source:
         for number, (key, row) in enumerate(zip(found.keys, found.rows, strict=True)):
@@ -287,7 +287,7 @@ def thumbnail_of(picture: bytes, key: str) -> dict[str, str]:
         return {}
 
 
-def items_of(data: DataConfig, split: str, found: EvalSplit, kind: Kind) -> Iterator[dict[str, Any]]:
+def items_of(data: DataConfig, split: str, found: EvalSplit, kind: Kind) -> Generator[dict[str, Any]]:
     """What a hit shows of each row: its record and a picture of it; of a caption itself alone."""
     side = kind.of(found)
     counts = np.bincount(side.owner, minlength=len(found.keys))

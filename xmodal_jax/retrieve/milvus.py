@@ -37,7 +37,7 @@ STRONG = "Strong"  # a search sees everything written before it
 def load_milvus() -> Any:
     """The pymilvus package. Raises `UserError` with the command that installs it."""
     try:
-        import pymilvus
+        import pymilvus  # pyright: ignore[reportMissingImports]  # the extra `index`
     except ImportError:
         raise UserError(
             "pymilvus is not installed; run pip install -e '.[index]' in the clone of xmodal_jax."

@@ -53,15 +53,17 @@ def resident(gallery: np.ndarray) -> Resident:
     return Resident(jnp.asarray(tiled(gallery)), len(gallery))
 
 
+def _step_distances(query: jax.Array, words: jax.Array, step: int) -> jax.Array:
+    """Return the distances to one step of each tile: query uint32 [b,W], words [t,S,W,L] -> uint32 [t,b,L]."""
+    parts = (query[None, :, word, None] ^ words[:, None, step, word] for word in range(words.shape[2]))
+    return functools.reduce(jnp.add, map(jax.lax.population_count, parts))
+
+
 def tile_minima(query: jax.Array, words: jax.Array) -> jax.Array:
     """The smallest distance in each tile: query uint32 [b,W], words [t,S,W,L] -> uint16 [t,b]."""
-    best = None
-    for step in range(words.shape[1]):
-        distance = sum(
-            jax.lax.population_count(query[None, :, word, None] ^ words[:, None, step, word])
-            for word in range(words.shape[2])
-        )
-        best = distance if best is None else jnp.minimum(best, distance)
+    best = _step_distances(query, words, 0)
+    for step in range(1, words.shape[1]):
+        best = jnp.minimum(best, _step_distances(query, words, step))
     # apart from the reduction: fused with it, the loop over the lanes would not become vector instructions
     return jax.lax.optimization_barrier(best.astype(jnp.uint16)).min(axis=2)
 

@@ -1,14 +1,12 @@
 """The answers of a search, which a notebook shows as cards."""
 
 import base64
-import binascii
 import dataclasses
 from html import escape
 
 FRAME = "width:9rem;margin:0;font:12px/1.35 system-ui,sans-serif;overflow-wrap:anywhere"
 PICTURE = "width:100%;aspect-ratio:1;object-fit:contain;background:#fff;border:1px solid #8886;border-radius:4px"
 ROW = "display:flex;flex-wrap:wrap;gap:.75rem"
-KINDS = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif", b"RIFF": "image/webp"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +54,10 @@ class Hits(list[Hit]):
 
 
 def _thumbnail_url(thumbnail: object) -> str:
-    """Return a data: URI of a thumbnail in base64, "" where it is none that a browser shows."""
-    if not isinstance(thumbnail, str):
-        return ""
+    """Return a data: URI of a thumbnail in base64, "" where it is no picture."""
+    from xmodal_jax.drawing import data_url
+
     try:
-        data = base64.b64decode(thumbnail, validate=True)
-    except (ValueError, binascii.Error):
+        return data_url(base64.b64decode(str(thumbnail), validate=True))
+    except ValueError:  # no base64, or a picture that cannot be read
         return ""
-    kind = next((kind for start, kind in KINDS.items() if data.startswith(start)), "")
-    return f"data:{kind};base64,{thumbnail}" if kind else ""
