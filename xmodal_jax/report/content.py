@@ -260,7 +260,7 @@ def evaluations(lines: list[dict[str, Any]]) -> list[tuple[int, dict[str, dict[s
 def provenance(config: Config, step: int, lines: list[dict[str, Any]]) -> dict[str, str]:
     """Return what made the weights and the report, {name: words}."""
     devices = jax.local_devices()
-    found = {"config": config.name, "seed": str(config.seed), "step": f"step {step} of {config.steps}"}
+    found = {"config": config.name, "seed": str(config.seed), "step": f"{step} of {config.steps}"}
     trained = [line for line in lines if "pairs" in line]
     if trained:
         seen = [line["pairs"] for line in trained]

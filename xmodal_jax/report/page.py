@@ -103,10 +103,10 @@ def tiles(content: Content) -> str:
 
 def overview(content: Content) -> str:
     """Return the bars, the evaluations while training, and how run and report were made, side by side."""
-    bars = chart(lambda axes: draw_bars(axes, content), 4.6, bars_height(content))
+    bars = chart(lambda axes: draw_bars(axes, content), 3.9, bars_height(content))
     cards = [chart_tag(bars, f"{content.measure} beside the floors")]
     if content.evaluations:
-        curve = chart(lambda axes: draw_evaluations(axes, content), 4.2, 2.6)
+        curve = chart(lambda axes: draw_evaluations(axes, content), 3.9, 2.7)
         cards.append(chart_tag(curve, f"{content.measure} while training"))
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(words)}</dd>" for name, words in content.facts.items())
     made = "".join(f"<div>{card}</div>" for card in cards)

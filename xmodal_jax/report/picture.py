@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
 WIDTH, DPI = 11.0, 120  # inches, and pixels of an inch
-ROW = 1.45  # inches of a query
+ROW = 1.25  # inches of a query
 QUERIES = 4
 RIGHT, EDGE = "#1a9641", "#c5ccd6"  # frames of right answers, and of all others
 
@@ -23,7 +23,9 @@ def picture(content: Content) -> bytes:
     queries = content.to_left[:QUERIES]
     charts, shown = max(3.2, bars_height(content)), ROW * len(queries)
     figure, file = new_figure(WIDTH, charts + shown + 0.4), io.BytesIO()
-    figure.suptitle(f"{content.run}: {content.facts['step']}, {content.facts['data']}", x=0.01, ha="left", fontsize=13)
+    figure.suptitle(
+        f"{content.run}: step {content.facts['step']}, {content.facts['data']}", x=0.01, ha="left", fontsize=13
+    )
     parts = figure.subfigures(2 if queries else 1, 1, squeeze=False, height_ratios=[charts, shown] if queries else None)
     bars, lines = parts[0, 0].subplots(1, 2)
     draw_bars(bars, content)
