@@ -147,10 +147,10 @@ def bars_height(content: Content) -> float:
 
 
 def draw_precision(axes: Axes, tables: dict[str, Any], named: dict[str, str]) -> None:
-    """Draw precision over recall of the codes within each Hamming radius, for each length of code; dotted: random order.
+    """Draw precision over recall of the codes within each Hamming radius, for each length of code.
 
-    `tables` are those of one view (or the mean of views), `named` the words for each direction. Relevant is a shared
-    label where there are labels, else the pair.
+    Dotted is a random order. `tables` are those of one view (or the mean of views), `named` the words for each
+    direction. Relevant is a shared label where there are labels, else the pair.
     """
     labelled, lengths = "label_curves" in tables, by_length(tables)
     for number, (bits, own) in enumerate(lengths, 1):
@@ -175,7 +175,10 @@ def draw_precision(axes: Axes, tables: dict[str, Any], named: dict[str, str]) ->
 
 
 def draw_bits(axes: Axes, tables: dict[str, Any], named: dict[str, str], measure: str) -> None:
-    """Draw recall of the codes over their length; dashed: the embeddings, dotted: random order. See `draw_precision`."""
+    """Draw recall of the codes over their length, with the embeddings dashed and a random order dotted.
+
+    Arguments as in `draw_precision`.
+    """
     lengths = by_length(tables)
     for side, words in named.items():
         recalls = [own["codes"][side][measure] for _, own in lengths]

@@ -134,7 +134,7 @@ def gather(workdir: pathlib.Path, data: str = "", say: Callable[[str], None] = u
     """Open the run and compute what its report shows, with the data set `data` (default: the run's own).
 
     Where the run's data set is gone, the report says so and has no queries and captions. `say` is called before each
-    part of the work. Raises UserError for a folder without a run or without an evaluation of the run's evaluation split.
+    part of the work. Raises UserError for a folder without a run, or without an evaluation of its evaluation split.
     """
     say("opening the run")
     assembly, params, step = open_run(workdir, {"data": {"path": data}} if data else None)

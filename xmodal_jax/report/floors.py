@@ -70,8 +70,8 @@ def floors_of(
 ) -> list[Floor]:
     """Return the floors of a split: chance, the published table, and `floors.jsonl` of the work directory.
 
-    A pair other than pictures and captions has chance alone. `benchmarks/cca_floor.py` prints the file; lines of another
-    split and torn lines are passed over. `right` as in `chance`.
+    A pair other than pictures and captions has chance alone. `benchmarks/cca_floor.py` prints the file; lines of
+    another split and torn lines are skipped. `right` as in `chance`.
     """
     random = chance(right, names)
     if pair != PAIR:

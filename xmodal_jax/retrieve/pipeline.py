@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 class SearchPipeline:
     """The stages of a search; 0 leaves one out.
 
-    Rows are found by `kind`; with `shortlist` N the best N codes are ordered by cosine; with `rerank` K the matching head
-    orders the best K of that.
+    Rows are found by `kind`; with `shortlist` N the best N codes are ordered by cosine; with `rerank` K the matching
+    head orders the best K of that.
     """
 
     kind: str = "dense"
@@ -49,7 +49,8 @@ class SearchPipeline:
         """
         if self.shortlist != 0 and self.kind != "codes":
             raise UserError(
-                f"--shortlist {self.shortlist} takes the best by hash codes; write --kind codes with it, or leave it out"
+                f"--shortlist {self.shortlist} takes the best by hash codes; write --kind codes with it, or leave it "
+                "out"
             )
         sizes = {"-k": k, "--rerank": self.rerank, "--shortlist": self.shortlist}
         asked = [(name, size) for name, size in sizes.items() if name == "-k" or size != 0]

@@ -243,7 +243,8 @@ def warn_of(opened: Index) -> None:
         log.warning("searching the first %d of %d rows: %s", opened.count, opened.total, opened.damage)
     if opened.extra.get("repeated"):
         log.warning(
-            "%d rows of %s were added under keys that were there (--allow-duplicates; %d data sets): a hit may come twice",
+            "%d rows of %s were added under keys that were there (--allow-duplicates; %d data sets): "
+            "a hit may come twice",
             opened.extra["repeated"],
             opened.path,
             len(opened.extra.get("sets", [])) or 1,
@@ -253,8 +254,8 @@ def warn_of(opened: Index) -> None:
 def asked_field(config: Config, rows: str, what: str, field: str = "") -> str:
     """Return the field that a query is for, `field` if it is given.
 
-    Of "words" or "pictures", fields that are evaluated with the field `rows` of the index come first; of "files", `rows`
-    itself. Raises UserError where the config has no such field.
+    For "words" and "pictures", fields that are evaluated with the field `rows` of the index come first; for "files" it
+    is `rows` itself. Raises UserError where the config has no such field.
     """
     fields = config.data.fields
     worded = {name for name, cls in reader_classes(fields).items() if cls.worded}
@@ -275,7 +276,7 @@ def asked_field(config: Config, rows: str, what: str, field: str = "") -> str:
 def encoded_queries(
     assembly: Assembly, params: Params, field: str, queries: Sequence[Query], keep_tokens: bool = True
 ) -> Embedded:
-    """Encode queries as inputs of a field, in blocks of one compiled shape. Warns of words that the model does not read."""
+    """Encode queries as inputs of a field, in blocks of one compiled shape; warn of unknown words."""
     encoder, embedder = assembly.config.data.fields[field].encoder, Embedder(assembly.model, params)
     size, parts = min(BLOCK, 1 << max(len(queries) - 1, 0).bit_length()), []
     for start in range(0, len(queries), size):
@@ -291,7 +292,7 @@ def _first(count: int, rows: np.ndarray) -> np.ndarray:
 
 
 def query_inputs(assembly: Assembly, field: str, queries: Sequence[Query]) -> np.ndarray:
-    """Return queries as their encoder takes them, [n,...]: token ids of words, or what the field's reader makes of files."""
+    """Return queries as their encoder takes them, [n,...]: token ids of words, or files read by the field's reader."""
     encoder = assembly.config.data.fields[field].encoder
     texts = [query for query in queries if isinstance(query, str)]
     if texts:
@@ -336,8 +337,8 @@ def contact_sheet(
 ) -> pathlib.Path:
     """Write a picture of the answers: the query on top, the hits with rank, score and caption below.
 
-    `image`: the file of the picture that was the query, shown beside the title. A hit without a readable thumbnail is an
-    empty frame. Raises UserError where `path` cannot be written, or no hit has a thumbnail.
+    `image`: the file of the picture that was the query, shown beside the title. A hit without a readable thumbnail is
+    an empty frame. Raises UserError where `path` cannot be written, or no hit has a thumbnail.
     """
     path = pathlib.Path(path)
     if not any("thumbnail" in hit.item for hit in hits):

@@ -10,8 +10,8 @@
 Blocks of all kinds are cut at the same rows; the header has the rows, bytes and sha256 of each file. The size of a file
 is compared whenever an index is opened. Its checksum is compared the first time, and again when its size or one of its
 two times (of its content, of its inode) has changed; a file is remembered as compared only when it had been left alone
-for `SETTLED` seconds, so that no change can hide in the grain of the clock. Bits that rot on the disk without a write are
-found by comparing everything again (`xmodal search --verify`).
+for `SETTLED` seconds, so that no change can hide in the grain of the clock. Bits that rot on the disk without a write
+are found by comparing everything again (`xmodal search --verify`).
 
 The id is random and stays with the rows when others are appended. `header` checks a header.
 """
@@ -53,7 +53,8 @@ def allow_open(count: int, path: pathlib.Path) -> None:
         wanted = min(wanted, hard)
         if count > hard:
             raise UserError(
-                f"{path} has {count} files and a process may open {hard}; raise that limit (ulimit -Hn), or index again."
+                f"{path} has {count} files and a process may open {hard}; raise that limit (ulimit -Hn), or index "
+                "again."
             )
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 

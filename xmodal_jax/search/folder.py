@@ -1,10 +1,10 @@
 """The folder of an index while it is written: one writer at a time, and which files may be deleted.
 
-A writer locks the file .NAME.lock beside the index at NAME from its first look to its last write; the lock ends with the
-process. Files of blocks are never written over: new ones are numbered behind all that are there, and belong to the index
-from the moment a header that names them takes the old header's place in one step. So a writer that is killed leaves the
-old index or the new one. Files that no header names are left by such a writer, or belonged to an index that was replaced;
-the next writer deletes them. A reader keeps the files that it has mapped, also when they are deleted.
+A writer locks the file .NAME.lock beside the index at NAME from its first look to its last write; the lock ends with
+the process. Files of blocks are never written over: new ones are numbered behind all that are there, and belong to the
+index from the moment a header that names them takes the old header's place in one step. So a writer that is killed
+leaves the old index or the new one. Files that no header names are left by such a writer, or belonged to an index that
+was replaced; the next writer deletes them. A reader keeps the files that it has mapped, also when they are deleted.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ def resolved(path: str | os.PathLike) -> pathlib.Path:
 def refuse_taken(path: str | os.PathLike, overwrite: bool) -> None:
     """Raise `UserError` if no index may be written at `path`.
 
-    A new one may be written where nothing is, in an empty folder, and over what a killed writer left of its first index;
-    with `overwrite` also over an index, unless there are files that no index writes.
+    A new one may be written where nothing is, in an empty folder, and over what a killed writer left of its first
+    index; with `overwrite` also over an index, unless there are files that no index writes.
     """
     path = resolved(path)
     if not path.exists():

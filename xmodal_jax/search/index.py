@@ -1,4 +1,4 @@
-"""A search index on disk, opened memory-mapped: exact search over it, on the device or with NumPy alone."""
+"""Open a search index on disk, memory-mapped, and search it exactly, on the device or with NumPy alone."""
 
 import hashlib
 import os
@@ -34,12 +34,12 @@ def fingerprint(params: dict[str, Any]) -> str:
 class Index(Backend):
     """An opened index. `Index.open(path)`, then `search` (hits with their items) or `nearest` (arrays).
 
-    Rows and items stay those that were opened, whatever happens at `path` afterwards. Files are memory-mapped, at most 4
-    for a block; the system limits mappings (65,530 in a process on Linux).
+    Rows and items stay those that were opened, whatever happens at `path` afterwards. Files are memory-mapped, at most
+    4 for a block; the system limits mappings (65,530 in a process on Linux).
 
     Attributes: path, id (stays with the rows when others are appended, changes when the index is replaced), model
-    (fingerprint), width (E), bits (K), dtype (of the embeddings on disk), count (n), total (rows in the header; more than
-    `count` in a prefix), damage (the sentence about the first bad file, or ""), extra (as `write` got it).
+    (fingerprint), width (E), bits (K), dtype (of the embeddings on disk), count (n), total (rows in the header; more
+    than `count` in a prefix), damage (the sentence about the first bad file, or ""), extra (as `write` got it).
     """
 
     def __init__(self, path: pathlib.Path, header: dict, count: int, damage: str = "", engine: str = "jax"):

@@ -49,14 +49,15 @@ def note_repeated(path: str | os.PathLike, extra: dict, names: Names, words: boo
     Raises UserError for any unless they are `allowed`.
     """
     again = set(names).intersection(digests_in(Index.open(path, verify=False), words))
-    key, what = names[min(again)] if again else ("", "")
-    if not allowed and again:
+    if not again:
+        return
+    if not allowed:
+        key, what = names[min(again)]
         raise UserError(
-            f"{len(again)} of the {len(names)} new rows are in {path} already (such as '{key}', '{what}'); write --upsert to "
-            "replace them, --allow-duplicates to have them twice, or index other data"
+            f"{len(again)} of the {len(names)} new rows are in {path} already (such as '{key}', '{what}'); write "
+            "--upsert to replace them, --allow-duplicates to have them twice, or index other data"
         )
-    if again:
-        extra["repeated"] = extra.get("repeated", 0) + len(again)
+    extra["repeated"] = extra.get("repeated", 0) + len(again)
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ def as_int8(rows: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """The rows of one call: embeddings [n,E] or None, codes [n,K] of hash values or bytes (`packed`) or None, items or None.
+    """The rows of one call: embeddings [n,E], codes [n,K] of hash values or bytes (`packed`) and items, each or None.
 
     `stored`: embeddings have length 1 and are of the index's dtype already.
     """
@@ -114,9 +114,9 @@ def write(
       packed: codes are uint8 [n,K/8] from `codes.pack` already.
 
     Raises:
-      UserError: no rows, rows that do not match, K not a multiple of 8, embeddings that are not finite, items that are no
-        JSON, an unknown dtype, something else (or, without `overwrite`, an index) at `path`; with `overwrite`, files in
-        the index folder that no index writes.
+      UserError: no rows, rows that do not match, K not a multiple of 8, embeddings that are not finite, items that are
+        no JSON, an unknown dtype, something else (or, without `overwrite`, an index) at `path`; with `overwrite`, files
+        in the index folder that no index writes.
     """
     Rows(embeddings, items, codes, packed).refuse_bad()
     with writing(path, model, block_rows, overwrite, extra, dtype) as out:
@@ -159,7 +159,10 @@ def writing(
     extra: dict | None = None,
     dtype: str = "float32",
 ) -> Iterator["Writer"]:
-    """Yield a `Writer` for `write` with rows that come in parts; the index is at `path` when the body has ended well."""
+    """Yield a `Writer` for rows that come in parts; the index is at `path` when the body has ended well.
+
+    Arguments and errors as in `write`.
+    """
     if dtype not in DTYPES:
         raise UserError(f'dtype = "{dtype}" is not a type of stored embeddings; write {" or ".join(DTYPES)}.')
     path = folder.resolved(path)
@@ -180,7 +183,10 @@ def fresh(model: str, dtype: str, extra: dict) -> dict:
 
 @contextlib.contextmanager
 def appending(path: str | os.PathLike, model: str = "", block_rows: int = BLOCK_ROWS) -> Iterator["Writer"]:
-    """Yield a `Writer` for `append` with rows that come in parts; they are in the index when the body has ended well."""
+    """Yield a `Writer` for more rows that come in parts; they are in the index when the body has ended well.
+
+    Arguments and errors as in `append`.
+    """
     path = folder.resolved(path)
     files.read_header(path)
     with folder.alone(path):
@@ -219,13 +225,13 @@ def refuse_other_model(path: pathlib.Path, header: dict, model: str) -> None:
     """Raise `UserError` unless new rows are of the model that made those of the index."""
     if model != header["model"]:
         raise UserError(
-            f"The index {path} was made by model {header['model'] or '(none)'} and the new rows by {model or '(none)'}; "
-            "encode both with the same checkpoint."
+            f"The index {path} was made by model {header['model'] or '(none)'} and the new rows by "
+            f"{model or '(none)'}; encode both with the same checkpoint."
         )
 
 
 def refuse_damaged(path: pathlib.Path, header: dict) -> None:
-    """Raise `UserError` when a file of the index is missing or has another size: rows behind it would be out of reach."""
+    """Raise `UserError` if a file of the index is missing or has another size: rows behind it would be out of reach."""
     _, damage = files.usable(path, header, verify=False)
     if damage:
         raise UserError(damage.replace(", or open the rows before it with --prefix", " before you append"))
@@ -430,8 +436,8 @@ def wrote(path: str | os.PathLike) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror or error}); the index is as it was: make room, or write another "
-            "folder name."
+            f"{path} cannot be written ({error.strerror or error}); the index is as it was: make room, or write "
+            "another folder name."
         ) from error
 
 
