@@ -132,6 +132,25 @@ def test_bad_rows_are_refused(tmp_path, embeddings, bits, words):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_index_that_is_replaced_while_it_is_opened_is_read_again(folder, rows, monkeypatch):
+    """Even with `prefix`, which would take the files that a writer deleted for damaged ones."""
+    usable, calls = index.files.usable, []
+
+    def replaced(*given):
+        calls.append(given)
+        if len(calls) <= times:
+            writer.write(folder, rows[0][: len(calls)], None, overwrite=True)
+        return usable(*given)
+
+    monkeypatch.setattr(index.files, "usable", replaced)
+    times = 2
+    opened = index.Index.open(folder, prefix=True)
+    assert (len(opened), opened.damage, len(calls)) == (2, "", 3)
+    times = len(calls) + index.TRIES
+    with pytest.raises(UserError, match="is replaced all the time"):
+        index.Index.open(folder)
+
+
 def test_an_index_without_codes_says_so(tmp_path):
     path = writer.write(tmp_path / "index", np.eye(4), [{}] * 4)
     with pytest.raises(UserError, match="no hash codes"):

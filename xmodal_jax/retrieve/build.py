@@ -169,11 +169,11 @@ def build_index(
     split: str = "",
     how: IndexOptions = IndexOptions(),
 ) -> tuple[pathlib.Path, int]:
-    """Index the inputs of a field of a split, a row each, of pictures all views; with hash codes if the model has them.
+    """Index the inputs of a field of a split, of pictures all views, with hash codes if the model has them.
 
     Records without one of the fields of the first pair of `eval.pairs` with the field are left out. An item has "key",
     "view", "split", "row" (in the split), "captions" (the first few; for a caption's row itself alone), "thumbnail"
-    (base64 of a small PNG or JPEG; for a caption of the first view of its record) and "data" if that is not the header's.
+    (base64 of a small PNG or JPEG; for a caption of the first view of its record) and "data" if the header's is another.
     The header remembers the work directory and the field. Rows are written as they are encoded, a block at a time.
 
     Args:
