@@ -72,7 +72,7 @@ def test_blocks_never_overlap():
 def test_a_data_url_holds_the_picture():
     kind, _, text = drawing.data_url(png(3, 2)).partition(";base64,")
     assert kind == "data:image/png"
-    assert drawing.opened(base64.b64decode(text)).size == (3, 2)
+    assert Image.open(io.BytesIO(base64.b64decode(text))).size == (3, 2)
 
 
 def test_a_data_url_of_what_no_browser_shows_is_a_png():
@@ -80,4 +80,4 @@ def test_a_data_url_of_what_no_browser_shows_is_a_png():
     Image.new("RGB", (3, 2), (7, 8, 9)).save(file, "TIFF")
     kind, _, text = drawing.data_url(file.getvalue()).partition(";base64,")
     assert kind == "data:image/png"
-    assert drawing.opened(base64.b64decode(text)).getpixel((2, 1)) == (7, 8, 9)
+    assert Image.open(io.BytesIO(base64.b64decode(text))).getpixel((2, 1)) == (7, 8, 9)

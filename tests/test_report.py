@@ -1,7 +1,10 @@
 import dataclasses
+import datetime
 import html.parser
+import io
 import json
 import pathlib
+from types import SimpleNamespace
 
 import hypothesis
 import numpy as np
@@ -14,9 +17,9 @@ from xmodal_jax.cli import main
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.prepare import prepare
 from xmodal_jax.data.source import memory_source
-from xmodal_jax.drawing import RIGHT
 from xmodal_jax.errors import UserError
-from xmodal_jax.report import charts, content, figure, floors, write_report
+from xmodal_jax.report import charts, content, floors, page, write_report
+from xmodal_jax.report import picture as report_picture
 from xmodal_jax.train.loop import train
 
 
@@ -52,10 +55,10 @@ class Page(html.parser.HTMLParser):
 
 def test_the_page_needs_no_other_file(written, tiny_run):
     assert [path.name for path in written] == ["report.html", "report.png"]
-    page = Page(written[0].read_text("utf-8"))
-    assert page.links and all(link.startswith("data:image/") for link in page.links)
-    assert not {"script", "link", "iframe"} & set(page.tags)
-    words = " ".join(page.words)
+    found = Page(written[0].read_text("utf-8"))
+    assert found.links and all(link.startswith("data:image/") for link in found.links)
+    assert not {"script", "link", "iframe"} & set(found.tags)
+    words = " ".join(found.words)
     for expected in (
         "quickstart-tiny",
         "chance",
@@ -68,21 +71,67 @@ def test_the_page_needs_no_other_file(written, tiny_run):
 
 
 def test_right_answers_are_marked(written, gathered):
-    page = Page(written[0].read_text("utf-8"))
+    found = Page(written[0].read_text("utf-8"))
     right = sum(answer.right for query in gathered.to_left for answer in query.answers)
-    assert page.classes.count(("figure", "right")) == right > 0
+    assert found.classes.count(("figure", "right")) == right > 0
     listed = sum(answer.right for query in gathered.to_right for answer in query.answers)
-    assert page.classes.count(("li", "right")) == listed
+    assert found.classes.count(("li", "right")) == listed
 
 
 def test_the_picture_frames_right_answers_in_green(written, gathered):
-    sheet = Image.open(written[1])
-    assert sheet.width == figure.WIDTH + 48
-    green = tuple(int(RIGHT[i : i + 2], 16) for i in (1, 3, 5))
-    count = (np.asarray(sheet.convert("RGB")) == green).all(axis=2).sum()
-    right = sum(answer.right for query in gathered.to_left for answer in query.answers)
-    frame = figure.TILE**2 - (figure.TILE - 10) ** 2
-    assert count == right * frame
+    sheet = np.asarray(Image.open(written[1]).convert("RGB")).astype(int)
+    assert sheet.shape[1] == report_picture.WIDTH * report_picture.DPI
+    green = np.array([int(report_picture.RIGHT[i : i + 2], 16) for i in (1, 3, 5)])
+    right = sum(answer.right for query in gathered.to_left[: report_picture.QUERIES] for answer in query.answers)
+    assert right > 0 and (abs(sheet - green).max(axis=2) < 8).sum() > 500 * right
+    none = [dataclasses.replace(query, answers=[]) for query in gathered.to_left]
+    bare = Image.open(io.BytesIO(report_picture.picture(dataclasses.replace(gathered, to_left=none))))
+    assert not (abs(np.asarray(bare.convert("RGB")).astype(int) - green).max(axis=2) < 8).any()
+
+
+def test_the_page_tells_how_run_and_report_were_made(gathered, written, tiny_run):
+    assert gathered.run == "tiny" and gathered.facts["config"] == "quickstart-tiny"
+    assert {"seed", "step", "training", "weights", "report", "device", "data", "licence", "test"} < set(gathered.facts)
+    assert gathered.facts["report"].startswith(datetime.date.today().isoformat()[:4])
+    words = written[0].read_text("utf-8")
+    assert "<title>tiny</title>" in words and "<h1>tiny</h1>" in words and "prefers-color-scheme:dark" in words
+    assert all(html.escape(fact) in words for fact in gathered.facts.values())
+    assert "while training" not in words  # it was not evaluated then
+
+
+def test_evaluations_while_training_are_a_curve(gathered, tmp_path):
+    def line(step, recall):
+        both = {"i2t": {"R@1": recall, "R@5": 50.0, "median_rank": 3.0}, "t2i": {"R@1": recall}}
+        return json.dumps({"step": step, "eval": {"itc": both | {"rSum": 1.0}}})
+
+    (tmp_path / "metrics.jsonl").write_text(
+        "\n".join([line(5, 10.0), line(10, 20.0), '{"step": 10, "pairs": 8}', "[]"])
+    )
+    lines = content.read_metrics(tmp_path)
+    found = content.evaluations(lines)
+    assert [step for step, _ in found] == [5, 10] and found[1][1]["i2t"] == {"R@1": 20.0, "R@5": 50.0}
+    evaluated = dataclasses.replace(gathered, evaluations=found)
+    assert 'alt="R@1 while training"' in page.page(evaluated)
+    assert report_picture.picture(evaluated) != report_picture.picture(gathered)
+
+
+def test_what_is_done_is_said_on_the_way(tiny_run):
+    said = []
+    content.gather(tiny_run[0], "", said.append)
+    assert said == [
+        "opening the run",
+        "embedding split 'test'",
+        "answering queries",
+        "captions 0 of 8",
+        "captions 4 of 8",
+    ]
+
+
+def test_captions_are_written_where_a_decoder_was_trained(opened_run, gathered):
+    assembly, params = opened_run
+    untrained = dataclasses.replace(assembly, parts=assembly.parts - {"decoder"})
+    assert "decoder" in assembly.parts and gathered.samples
+    assert content.samples(untrained, params, *[SimpleNamespace(left=SimpleNamespace(encoder="image"))] * 3) == []
 
 
 def test_queries_are_answered_as_the_evaluation_ranks(gathered):
@@ -100,29 +149,24 @@ def test_curves_are_the_losses_of_the_log(gathered, tiny_run):
     assert sorted(curve.name for curve in gathered.curves) == ["hash", "itc", "itm", "lm", "mlm"]
     for curve in gathered.curves:
         assert curve.values == [line[f"loss/{curve.name}"] for line in lines]
-    assert gathered.facts[0] == "step 4" and gathered.facts[1].startswith("32 pairs in ")
+    assert gathered.facts["step"] == "4 of 4" and gathered.facts["training"].startswith("32 pairs in ")
 
 
 def test_charts_of_the_codes_are_those_of_the_tables(gathered):
-    import dataclasses
-
-    from xmodal_jax.report.charts import code_charts
-    from xmodal_jax.report.page import codes_section
-
     def words(content):
-        return [said for said, _ in code_charts(content, "svg")]
+        return [said for said, _ in charts.code_charts(content)]
 
     assert words(gathered) == ["precision over recall of the codes"]
-    assert codes_section(gathered).count("<img") == 1 and "16-bit code" in codes_section(gathered)
+    assert page.codes_section(gathered).count("<img") == 1 and "16-bit code" in page.codes_section(gathered)
     mean = gathered.result["mean"]
     short = {name: mean[name] for name in ("codes", "labels", "label_curves")}
     nested = dataclasses.replace(gathered, result=gathered.result | {"mean": mean | {"nested": {"8": short}}})
     assert words(nested) == ["precision over recall of the codes", "R@10 over bits"]
-    assert codes_section(nested).count("<img") == 2
-    assert code_charts(nested, "png")[0][1] != code_charts(gathered, "png")[0][1]  # a curve for each length
+    assert page.codes_section(nested).count("<img") == 2
+    assert charts.code_charts(nested)[0][1] != charts.code_charts(gathered)[0][1]  # a curve for each length
     without = {name: value for name, value in mean.items() if name in ("itc", "rerank")}
     bare = dataclasses.replace(gathered, result=gathered.result | {"mean": without, "views": {"filled": without}})
-    assert code_charts(bare, "svg") == [] and codes_section(bare) == ""
+    assert charts.code_charts(bare) == [] and page.codes_section(bare) == ""
 
 
 def test_the_best_possible_is_a_floor_and_not_a_result_of_the_run(gathered):
@@ -215,25 +259,20 @@ def test_a_run_without_an_evaluation_is_refused(tiny_run, tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
-def test_a_run_without_decoder_and_log_still_has_a_report(gathered, tmp_path):
-    import dataclasses
-
-    from xmodal_jax.report.page import page
-
-    bare = dataclasses.replace(gathered, samples=[], curves=[], floors=gathered.floors[:1])
-    text = page(bare)
-    assert "no metrics.jsonl" in text and "<h2>Captions</h2>" not in text
-    assert figure.picture(bare).height < figure.picture(gathered).height - 300
+def test_a_run_without_decoder_and_log_still_has_a_report(gathered):
+    bare = dataclasses.replace(gathered, samples=[], curves=[], evaluations=[], to_left=[], floors=gathered.floors[:1])
+    text = page.page(bare)
+    assert "no metrics.jsonl" in text and "<h2>Captions</h2>" not in text and "Words to pictures" not in text
+    heights = [Image.open(io.BytesIO(report_picture.picture(shown))).height for shown in (bare, gathered)]
+    assert heights[0] < heights[1] - 300
 
 
-def test_texts_are_escaped(gathered):
-    import dataclasses
-
-    from xmodal_jax.report.page import page
-
-    query = dataclasses.replace(gathered.to_left[0], text="<b onclick='x'>&\"")
-    text = page(dataclasses.replace(gathered, to_left=[query]))
+def test_texts_are_escaped_and_are_no_mathematics(gathered):
+    query = dataclasses.replace(gathered.to_left[0], text="<b onclick='x'>&\" $\\frac{$")
+    shown = dataclasses.replace(gathered, to_left=[query])
+    text = page.page(shown)
     assert "<b onclick" not in text and "&lt;b onclick=&#x27;x&#x27;&gt;&amp;&quot;" in text
+    assert report_picture.picture(shown).startswith(b"\x89PNG")
 
 
 # --- other pairs of fields --------------------------------------------------------------------------------------------
@@ -257,7 +296,7 @@ def report_of(tmp_path_factory):
         assert main(["eval", "--workdir", str(folder / "run")]) == 0
         written, drawn = write_report(folder / "run")
         with Image.open(drawn) as sheet:
-            assert sheet.width == figure.WIDTH + 48
+            assert sheet.width == report_picture.WIDTH * report_picture.DPI
         return content.gather(folder / "run"), " ".join(Page(written.read_text("utf-8")).words)
 
     return made
@@ -265,7 +304,7 @@ def report_of(tmp_path_factory):
 
 def test_the_report_of_depth_and_captions_has_their_names_and_no_pictures(report_of):
     shown, words = report_of("depth", "text")
-    assert [floor.name for floor in shown.floors] == ["chance"] and not any("unlike" in fact for fact in shown.facts)
+    assert [floor.name for floor in shown.floors] == ["chance"] and shown.remarks == []
     assert "Text to depth" in words and "Depth to text" in words and "among its depth, ranked" in words
     assert "depth>text R@1" in words
     for of_pictures in ("picture", "image to text", "i2t:", "frozen towers"):

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pathlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ class Assembly:
     """A resolved config and the objects it names."""
 
     config: Config
-    tokenizers: dict[str, Tokenizer]  # of each encoder of words
+    tokenizers: Mapping[str, Tokenizer]  # of each encoder of words
     model: CrossModal
     objectives: dict[str, Objective]
     facts: DataFacts
@@ -48,12 +49,12 @@ class Assembly:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """That of the encoder that asks in fusion, in whose words captions are written."""
+        """The tokenizer of the encoder that asks in fusion, in whose words captions are written."""
         return self.tokenizers[self.config.fusion.pair[1]]
 
     @property
     def specs(self) -> Specs:
-        """What each encoder takes."""
+        """The input of each encoder."""
         encoders = self.config.encoders
         return {
             name: InputSpec(own.extent, self.tokenizers.get(name), own.reads == "tokens")
@@ -61,16 +62,17 @@ class Assembly:
         }
 
     def example(self) -> dict[str, Array]:
-        """A batch of one for each encoder, zeros, as `init` wants them."""
+        """Return a batch of one for each encoder, zeros, as `init` wants them."""
         return {name: self._example(name, own) for name, own in self.config.encoders.items()}
 
     def _example(self, name: str, own: EncoderConfig) -> Array:
+        """Return a batch of one for an encoder."""
         shape, dtype = own.input(self.facts)
         zeros = jnp.zeros((1, *shape), dtype)
         return zeros.at[0, 0].set(self.tokenizers[name].cls_id) if own.reads == "words" else zeros
 
     def describe(self) -> dict[str, Any]:
-        """What run.json keeps, so that the weights can be used without the training data."""
+        """Return the description that run.json keeps, so that the weights can be used without the training data."""
         return {
             "config": as_dict(self.config),
             "output_ids": list(self.model.output_ids),
@@ -82,7 +84,7 @@ class Assembly:
 
     @property
     def own_tokenizers(self) -> dict[str, Tokenizer]:
-        """Those of no installed package, by the names of their files in a run's folder: the weights need them."""
+        """Tokenizers of no installed package, by the names of their files in a run's folder: the weights need them."""
         return {
             tokenizer_file(name): own
             for name, own in self.tokenizers.items()
@@ -91,12 +93,12 @@ class Assembly:
 
 
 def tokenizer_file(encoder: str) -> str:
-    """The name of the file that a run keeps the tokenizer of an encoder in."""
+    """Return the name of the file that a run keeps the tokenizer of an encoder in."""
     return f"tokenizer-{encoder}.json"
 
 
 def words_of(config: Config) -> dict[str, WordConfig]:
-    """The encoders of words."""
+    """Return the encoders of words."""
     return {name: own for name, own in config.encoders.items() if own.reads == "words"}
 
 
@@ -104,12 +106,13 @@ Vocabularies = dict[str, Vocabulary]  # of each encoder of words
 
 
 def data_facts(config: Config, card: "Card | NamedCaches", vocabularies: Vocabularies, **more: Any) -> DataFacts:
-    """What the program of `config` needs to know of a data set with this card."""
+    """Return the facts of a data set with this card that the program of `config` depends on."""
     caches = [card.feature(name) for name in config.data.features]
     widths = sorted({cache["width"] for cache in caches})
     if len(widths) >= 2:
         raise UserError(
-            f"the caches {', '.join(config.data.features)} have widths {widths}; name caches of one tower in config.data.features"
+            f"the caches {', '.join(config.data.features)} have widths {widths}; name caches of one tower in "
+            "config.data.features"
         )
     groups = [pooling_groups(cache["tower"], cache["tokens"]) for cache in caches]
     fields = config.data.fields.items()
@@ -122,7 +125,7 @@ def data_facts(config: Config, card: "Card | NamedCaches", vocabularies: Vocabul
 
 
 def facts_of(config: Config, card: Card, vocabularies: Vocabularies) -> DataFacts:
-    """The facts of a data set that is there."""
+    """Return the facts of a data set that is there."""
     records = card.split(config.data.split)["records"]
     stored = card.embedding(config.data.embeddings) if config.data.embeddings else {"width": 0, "media": []}
     return data_facts(
@@ -138,13 +141,13 @@ def facts_of(config: Config, card: Card, vocabularies: Vocabularies) -> DataFact
 
 
 def resolve(config: Config, facts: DataFacts) -> Config:
-    """The config with what the tokenizer and the data card decide filled in; a contradiction is a UserError."""
+    """Return the config with what the tokenizer and the data card decide filled in; a contradiction is a UserError."""
     filled = {name: own.filled(name, config.data, facts) for name, own in config.encoders.items()}
     return dataclasses.replace(config, encoders=filled)
 
 
 def assemble(config: Config) -> Assembly:
-    """Everything that a training run of `config` needs besides batches."""
+    """Return everything that a training run of `config` needs besides batches."""
     if not config.data.path:
         raise UserError("config.data.path is empty; write the folder made by `xmodal data prepare`")
     card = Card.load(config.data.path)
@@ -164,7 +167,7 @@ def assemble(config: Config) -> Assembly:
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
-    """What a program needs to know of a tokenizer."""
+    """Return the size and the special ids of a tokenizer."""
     return Vocabulary(tokenizer.vocab_size, tokenizer.cls_id, tokenizer.mask_id, tokenizer.bos_id)
 
 
@@ -173,11 +176,11 @@ PLANNED_LABELS = 32  # label names, where an objective reads them and no data se
 
 
 def assemble_without_data(config: Config) -> Assembly:
-    """The assembly for planning: the same program as `assemble` gives, without a data set, tokenizer or weights.
+    """Return the assembly for planning: the same program as `assemble` gives, without a data set, tokenizer or weights.
 
-    A data card that exists is used. Else the vocabulary is the encoder's `vocab_size`, or BERT's for "minilm", or the largest
-    that "data" builds; the feature caches are those of the tower that their names tell. Language heads take the whole
-    vocabulary, which is the most they can need.
+    A data card that exists is used. Else the vocabulary is the encoder's `vocab_size`, or BERT's for "minilm", or the
+    largest that "data" builds; the feature caches are those of the tower that their names tell. Language heads take the
+    whole vocabulary, which is the most they can need.
     """
     path, sizes = pathlib.Path(config.data.path or ".") / CARD_FILE, {"minilm": BERT_VOCABULARY, "data": VOCABULARY}
     vocabularies = {
@@ -198,7 +201,7 @@ class NamedCaches:
     """Stands in for a data card: `xmodal data features` names a cache after its tower and input size."""
 
     def feature(self, name: str) -> dict[str, Any]:
-        """The entry of the cache `name`, such as "lite0-224"."""
+        """Return the entry of the cache `name`, such as "lite0-224"."""
         tower, _, size = name.rpartition("-")
         if tower != "lite0" or not size.isdigit():
             raise UserError(
@@ -209,7 +212,7 @@ class NamedCaches:
 
 
 def reassemble(description: dict[str, Any], workdir: pathlib.Path) -> Assembly:
-    """The assembly of a finished run from its run.json (see `Assembly.describe`); it has no objectives.
+    """Return the assembly of a finished run from its run.json (see `Assembly.describe`); it has no objectives.
 
     They may be a user's own, of a file that is gone: what is trained is used without them.
     """
@@ -229,11 +232,12 @@ def reassemble(description: dict[str, Any], workdir: pathlib.Path) -> Assembly:
 
 def _assembly(
     config: Config,
-    tokenizers: "dict[str, Tokenizer | Vocabulary]",
+    tokenizers: Mapping[str, Any],
     output: tuple[int, ...],
     facts: DataFacts,
     caches: tuple[dict[str, Any], ...],
 ) -> Assembly:
+    """Return the assembly of a resolved config; for planning `tokenizers` holds vocabularies."""
     objectives = fit_objectives(build_objectives(config.objectives, config.batch_size), config, facts)
     refuse_unbridged(config, {name: item.parts for name, item in objectives.items()})
     refuse_unserved(config, objectives)
@@ -244,7 +248,7 @@ def _assembly(
 
 
 def document_frequencies(assembly: Assembly) -> dict[str, np.ndarray]:
-    """{"text/tower/idf": float32 [V]} of the captions of the training split, where the text tower is TF-IDF; else nothing."""
+    """Return {"text/tower/idf": float32 [V]} of the training captions where the text tower is TF-IDF; else {}."""
     config, found = assembly.config, {}
     for name, own in config.encoders.items():
         if own.kind == "tfidf":
@@ -255,19 +259,28 @@ def document_frequencies(assembly: Assembly) -> dict[str, np.ndarray]:
     return found
 
 
-def start_params(assembly: Assembly, key: Array, found: dict[str, Array]) -> Params:
-    """Fresh parameters with the pretrained leaves `found` in place; traceable, so it runs under jit with shardings.
+def start_params(
+    assembly: Assembly, key: Array, found: dict[str, Any], rows: dict[str, tuple[Any, Any]] | None = None
+) -> Params:
+    """Make fresh parameters with the pretrained leaves in place; traceable, so it runs under jit with shardings.
 
-    The decoder's self-attention starts as a copy of the text tower's when that is pretrained.
+    The decoder's self-attention starts as a copy of the text tower's when that is pretrained and the decoder is not.
+
+    Args:
+      assembly: what the parameters are for.
+      key: random key of the leaves that start anew.
+      found: {path: array} of pretrained leaves.
+      rows: {path: (ids int32 [N], rows [N,D])} of rows that are set in leaves [V,D].
     """
     params = init_params(assembly.model, key, assembly.example(), assembly.parts)
-    flat, blocks = flatten_dict(params, sep="/"), f"{assembly.config.fusion.pair[1]}/tower/layers/attention/"
+    flat: dict[str, Any] = flatten_dict(params, sep="/")
+    blocks = f"{assembly.config.fusion.pair[1]}/tower/layers/attention/"
     copied = {
         f"decoder/text_attention/{path.removeprefix(blocks)}": leaf
         for path, leaf in found.items()
         if path.startswith(blocks)
     }
-    for path, leaf in (found | {path: leaf for path, leaf in copied.items() if path in flat}).items():
+    for path, leaf in ({path: leaf for path, leaf in copied.items() if path in flat} | found).items():
         if path not in flat or flat[path].shape != leaf.shape:
             have = flat[path].shape if path in flat else "nothing"
             raise UserError(
@@ -275,11 +288,13 @@ def start_params(assembly: Assembly, key: Array, found: dict[str, Array]) -> Par
                 "set the tower's width, layers, depth, hidden, positions and tokenizer as the weights need"
             )
         flat[path] = jnp.asarray(leaf, jnp.float32)
+    for path, (ids, own) in (rows or {}).items():
+        flat[path] = flat[path].at[ids].set(own)
     return unflatten_dict(flat, sep="/")
 
 
 def abstract_params(assembly: Assembly) -> Params:
-    """Shapes of the parameters, nothing allocated."""
+    """Return the shapes of the parameters; nothing is allocated."""
     return jax.eval_shape(
         lambda key: init_params(assembly.model, key, assembly.example(), assembly.parts), jax.random.key(0)
     )

@@ -1,6 +1,6 @@
-"""What only the config, the objectives and the facts of the data together can refuse.
+"""Refuse what only the config, the objectives and the facts of the data together tell to be impossible.
 
-What the values of a config alone tell is in `config_checks`.
+Checks of the values of a config alone are in `config_checks`.
 """
 
 import importlib.util
@@ -13,24 +13,24 @@ from xmodal_jax.objectives.base import Objective
 
 
 def refuse_unbridged(config: Config, parts: dict[str, frozenset[str]]) -> None:
-    """A bridge changes tokens, so the embeddings of its encoders must read tokens, and no embedding may be among them."""
+    """Refuse a bridge, which changes tokens, where embeddings of its encoders read none or are among them."""
     bridged = [name for name, used in parts.items() if "bridge" in used]
     for encoder in config.bridge.sides if bridged else ():
         pool = config.encoders[encoder].pool
         if not pool.endswith(("+attention", "+shared")):
             raise UserError(
-                f"config.objectives.{bridged[0]}.bridge is True, but config.encoders.{encoder}.pool='{pool}' does not read the "
-                f"tokens that the bridge changes; write config.encoders.{encoder}.pool=mean+attention"
+                f"config.objectives.{bridged[0]}.bridge is True, but config.encoders.{encoder}.pool='{pool}' does not "
+                f"read the tokens that the bridge changes; write config.encoders.{encoder}.pool=mean+attention"
             )
     if bridged and config.fusion.aggregated:
         raise UserError(
-            f"config.objectives.{bridged[0] if bridged else ''}.bridge is True, and config.fusion.aggregated adds embeddings to the "
+            f"config.objectives.{bridged[0]}.bridge is True, and config.fusion.aggregated adds embeddings to the "
             "tokens that the bridge's keys are made of; write config.fusion.aggregated=False"
         )
 
 
 def refuse_unserved(config: Config, objectives: dict[str, Objective]) -> None:
-    """Refuse objectives that need what an encoder of theirs cannot serve: a TF-IDF vector has no tokens, only BERT writes."""
+    """Refuse objectives that an encoder of theirs cannot serve: a TF-IDF vector has no tokens, only BERT writes."""
     for name, item in objectives.items():
         refuse_other_query(config, name, item)
         for field in item.reads:
@@ -41,62 +41,66 @@ def refuse_unserved(config: Config, objectives: dict[str, Objective]) -> None:
             asked = sorted(item.parts.intersection(own.lacks))
             if asked:
                 raise UserError(
-                    f"config.objectives.{name} needs {', '.join(asked)} of config.encoders.{encoder}, whose kind '{own.kind}' "
-                    f"{own.why}; write config.encoders.{encoder}.kind=bert, or leave the objective out"
+                    f"config.objectives.{name} needs {', '.join(asked)} of config.encoders.{encoder}, whose kind "
+                    f"'{own.kind}' {own.why}; write config.encoders.{encoder}.kind=bert, or leave the objective out"
                 )
 
 
 def refuse_other_query(config: Config, name: str, objective: Objective) -> None:
-    """Refuse an objective over fusion whose second field is of an encoder whose tokens do not ask (`config.fusion.pair`)."""
+    """Refuse an objective over fusion whose fields are not of the encoders of `config.fusion.pair`, in that order."""
     if "fusion" not in objective.parts or len(objective.reads) < 2:
         return
     pair, first, second = config.fusion.pair, *(config.data.fields[field].encoder for field in objective.reads[:2])
     if config.asking.necked or pair[0] == pair[1]:
         raise UserError(
-            f"config.objectives.{name} fuses two encoders, and config.fusion.pair is {pair}, whose second must be another one, of words; "
-            f"write config.fusion.pair={(first, second)}"
+            f"config.objectives.{name} fuses two encoders, and config.fusion.pair is {pair}, whose second must be "
+            f"another one, of words; write config.fusion.pair={(first, second)}"
         )
     if (first, second) != pair:
         raise UserError(
-            f"config.objectives.{name} reads {objective.reads[:2]}, of the encoders {(first, second)}, and fusion is of {pair} "
-            "(config.fusion.pair), the one that is read and the one that asks; write fields of these in this order"
+            f"config.objectives.{name} reads {objective.reads[:2]}, of the encoders {(first, second)}, and fusion is "
+            f"of {pair} (config.fusion.pair), the one that is read and the one that asks; write fields of these in "
+            "this order"
         )
 
 
 def refuse_impossible(config: Config, card: Card) -> None:
-    """Values that only the config and the data together can tell to be impossible."""
+    """Refuse values that only the config and the data together can tell to be impossible."""
     if config.eval.every:
         card.split(config.data.eval_split)
     refuse_unfit_evaluation(config, card, config.data.eval_split)
-    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise UserError(
-            "config.tensorboard is True, but the package tensorboard is not installed; write pip install 'xmodal_jax[tensorboard]'"
-        )
+    for name in config.log.to:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"config.log.to names '{name}', and that package is not installed; write pip install -e '.[{name}]'"
+            )
 
 
 def refuse_chunks(config: Config, objectives: dict[str, Objective], rows: int) -> None:
-    """A chunk must give every one of `rows` devices as many rows, and whole groups of matching."""
+    """Refuse a chunk that does not give each of `rows` devices as many rows, and whole groups of matching."""
     if not config.chunk:
         return
     if config.chunk % rows != 0:
         raise UserError(
-            f"config.chunk is {config.chunk}, which {rows} devices (data x fsdp) cannot share; write a multiple of {rows}"
+            f"config.chunk is {config.chunk}, which {rows} devices (data x fsdp) cannot share; write a multiple of "
+            f"{rows}"
         )
     for name, objective in objectives.items():
         group, every = objective.group, objective.every
         if group is not None and config.chunk != config.batch_size and (group <= 0 or config.chunk % group != 0):
             raise UserError(
-                f"config.objectives.{name}.group is {group}, and passes take {config.chunk} rows at a time (config.chunk); "
-                f"write a group that divides {config.chunk}"
+                f"config.objectives.{name}.group is {group}, and passes take {config.chunk} rows at a time "
+                f"(config.chunk); write a group that divides {config.chunk}"
             )
         if group is None and config.chunk % every != 0:
             raise UserError(
-                f"config.objectives.{name}.every is {every}, which does not divide config.chunk={config.chunk}; write a divisor"
+                f"config.objectives.{name}.every is {every}, which does not divide config.chunk={config.chunk}; write "
+                "a divisor"
             )
 
 
 def refuse_unfit_evaluation(config: Config, card: Card, split: str = "") -> None:
-    """Raise UserError for views, languages, a gallery or folds (of `split`) of `config.eval` that the data set does not have."""
+    """Refuse views, languages, a gallery or folds (of `split`) of `config.eval` that the data set does not have."""
     gallery, path = config.eval.gallery, config.data.path
     refuse_unknown("config.eval.views", config.eval.views, card.views, path)
     refuse_unknown("config.eval.languages", config.eval.languages, card.languages, path)
@@ -105,8 +109,8 @@ def refuse_unfit_evaluation(config: Config, card: Card, split: str = "") -> None
         raise UserError(f"config.eval.gallery is {gallery}; write each split once")
     if gallery and (not config.data.labels or not card.label_names):
         raise UserError(
-            f"config.eval.gallery is {gallery}, which asks for shared labels, and {path} has none, or config.data.labels is "
-            "False; write () for no gallery"
+            f"config.eval.gallery is {gallery}, which asks for shared labels, and {path} has none, or "
+            "config.data.labels is False; write () for no gallery"
         )
     if split in card.splits:
         refuse_few_pictures(config.eval, split, card.splits[split]["records"])
@@ -117,6 +121,7 @@ def refuse_few_pictures(config: EvalConfig, split: str, pictures: int) -> None:
     needed = config.folds * config.fold_pictures
     if pictures < needed:
         raise UserError(
-            f"config.eval.folds is {config.folds}, each of config.eval.fold_pictures={config.fold_pictures} pictures, and split "
-            f"'{split}' has {pictures}, not {needed}; write fewer or smaller folds, or config.eval.folds=0 for none"
+            f"config.eval.folds is {config.folds}, each of config.eval.fold_pictures={config.fold_pictures} pictures, "
+            f"and split '{split}' has {pictures}, not {needed}; write fewer or smaller folds, or config.eval.folds=0 "
+            "for none"
         )

@@ -1,6 +1,7 @@
-"""The configuration: frozen dataclasses, a section each, and what a file of configs/ calls.
+"""The configuration: frozen dataclasses, a section each, and the functions that a file of configs/ calls.
 
-A file calls `defaults()`, changes what its method needs and returns the ConfigDict; `config_file.freeze` checks and freezes it.
+A file calls `defaults()`, changes what its method needs and returns the ConfigDict; `config_file.freeze` checks and
+freezes it.
 """
 
 import dataclasses
@@ -16,40 +17,43 @@ from xmodal_jax.errors import UserError
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """Cross-attention layers: the tokens of one encoder ask, those of another are read.
-
-    `pair`: the encoder that is read, and the one that asks (by default image and text, or those of the first of
-    `eval.pairs`, words asking), whose tokens are `width` wide (0: filled in). The captioning decoder shares the blocks of the one that asks.
-    """
+    """Cross-attention layers: the tokens of one encoder ask, those of another are read."""
 
     pair: tuple[str, ...] = ()
+    """Encoder that is read, and the one that asks; (): image and text, or the first of `eval.pairs`, words asking."""
     width: int = 0
+    """Width of the asking tokens; 0: filled in from their encoder."""
     layers: int = 2
+    """Cross-attention blocks; the captioning decoder shares those of the encoder that asks."""
     heads: int = 6
+    """Attention heads of a block; they divide `width`."""
     hidden: int = 1536
+    """Units of a block's MLP."""
     dropout: float = 0.1
+    """Dropout rate in the blocks."""
     remat: str = "dots"
+    """What the backward pass keeps in memory: a policy of rematerialisation (models/encoder.py)."""
     head_dropout: float = 0.0
-    """Dropout rate on what the matching head reads."""
+    """Dropout rate on the inputs of the matching head."""
     agreement: bool = True
-    """The matching head also reads the product of the two embeddings."""
+    """Let the matching head also read the product of the two embeddings."""
     aggregated: bool = False
-    """Fusion reads the embeddings too: a token more of the image, added to the text's first."""
+    """Let fusion read the embeddings too: a token more of the image, added to the text's first."""
 
 
 @dataclass(frozen=True)
 class BridgeConfig:
     """The residual attention between student and teacher tokens (models/bridge.py); objectives ask for it by `bridge`.
 
-    The captioner trains it through the tokens that fusion reads; keys that leave it are constants. `sides` says which
-    encoders' keys cross it (by default the one that fusion reads); tokens of the other no objective trains by themselves.
+    The captioner trains it through the tokens that fusion reads; keys that leave it are constants.
     """
 
     kind: str = "cross"
     """Kind of layer: "cross" or "gate"."""
     sides: tuple[str, ...] = ()
+    """Encoders whose keys cross it; (): the one that fusion reads. No objective trains the tokens of another alone."""
     hidden: int = 768
-    """Of its MLP; its attention has fusion's heads."""
+    """Units of its MLP; its attention has fusion's heads."""
 
 
 @dataclass(frozen=True)
@@ -57,27 +61,35 @@ class JointConfig:
     """The joint space: width of the embeddings, bits of the codes, temperature."""
 
     embed: int = 256
+    """Width of the embeddings."""
     bits: int = 64
+    """Bits of the codes, a multiple of 8."""
     nested: tuple[int, ...] = ()
     """Shorter codes that the first bits are to be as well, such as (16, 32); (): none."""
     temperature: float = 0.07
+    """Temperature of the softmax at the start; it is learned."""
     temperature_min: float = 0.01
+    """Least temperature."""
     temperature_max: float = 0.5
+    """Greatest temperature."""
     start: str = "random"
-    """Of the heads' linear paths: "random", or "cca" on the training split (train/cca.py)."""
+    """Start of the heads' linear paths: "random", or "cca" on the training split (train/cca.py)."""
     start_ridge: float = 1.0
-    """CCA's regularisation, in units of the mean variance."""
+    """Regularisation of CCA, in units of the mean variance."""
     hash_kind: str = "tanh"
-    """Of the hash heads: "tanh", "sign" (straight through) or "select" (models/heads.py)."""
+    """Kind of the hash heads: "tanh", "sign" (straight through) or "select" (models/heads.py)."""
     hash_hidden: int = 512
     """Units between embedding and code; 0: a single linear layer."""
     hash_variates: int = 0
     """First bits that start as the signs of the strongest canonical variates (train/cca.py)."""
     shared_layers: int = 2
-    """Of the transformer that both sides go through where their pools end with "+shared"."""
+    """Layers of the transformer that both sides go through where their pools end with "+shared"."""
     shared_heads: int = 4
+    """Attention heads of that transformer; they divide `fusion.width`."""
     shared_hidden: int = 2048
+    """Units of its MLPs."""
     shared_dropout: float = 0.1
+    """Dropout rate in it."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -90,6 +102,7 @@ class TeacherConfig:
     """The momentum teacher: a float32 EMA of the student (MoCo, ALBEF)."""
 
     momentum: float = 0.995
+    """Share of the old average in the new one, each step."""
     warmup: bool = False
     """A ramp for short runs: min(momentum, (1 + step) / (10 + step)) forgets the first steps quickly, and hides the
     momentum until it gets there: 0.98 at step 440, 0.995 at 1,790, 0.999 at 8,990. Off, as in MoCo, ALBEF and BLIP.
@@ -103,25 +116,29 @@ class OptimizerConfig:
     """AdamW with groups by regex over the parameter path ("image/layers/mlp/up/kernel")."""
 
     lr: float = 1e-3
+    """Learning rate after the warm-up; a cosine takes it down to `end_lr`."""
     warmup: int = 100
     """Updates until the rate is `lr`; a run of fewer only climbs (train/optimizer.py)."""
     end_lr: float = 0.01
     """Share of `lr` at the last update, the end of the cosine."""
     b1: float = 0.9
+    """Decay of Adam's mean of gradients."""
     b2: float = 0.98
+    """Decay of Adam's mean of squared gradients."""
     weight_decay: float = 0.05
+    """Decoupled weight decay, in units of the learning rate."""
     decay: str = "kernel$"
-    """Which parameters weight decay applies to."""
+    """Regex of the parameters that weight decay applies to."""
     groups: tuple[tuple[str, float], ...] = ()
-    """(regex, factor on the learning rate); the first match counts."""
+    """(regex, factor on the learning rate) of groups of parameters; the first match counts."""
     freeze: str = ""
-    """Regex of what is not trained ("" nothing)."""
+    """Regex of parameters that are not trained; "": none."""
     clip: float = 1.0
-    """Global norm; 0: off."""
+    """Global norm that gradients are clipped to; 0: off."""
     sgd_after: int = 0
     """Updates by Adam before SGD with momentum 0.9 takes over; 0: Adam to the end."""
     sgd_lr: float = 0.01
-    """Its learning rate, held; `groups` scale it too."""
+    """Learning rate of SGD, held; `groups` scale it too."""
     max_skips: int = 10
     """Non-finite steps in a row before the run stops."""
 
@@ -131,19 +148,33 @@ class MeshConfig:
     """Devices per axis; -1 once means "all that are left"."""
 
     data: int = -1
+    """Devices that share the rows of a batch, each with all parameters."""
     fsdp: int = 1
+    """Devices that share the rows of a batch and the parameters."""
     tensor: int = 1
+    """Devices that share each layer's width."""
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What `xmodal eval` computes."""
+    """Numbers of `xmodal eval` and of the quick evaluations while training."""
 
     pairs: tuple[tuple[str, str], ...] = (PAIR,)
     """Fields, each asking the other; the first has all the tables."""
     every: int = 0
-    """Steps between quick evaluations while training, and one after the last step (0: none)."""
+    """Steps between quick evaluations while training, and one after the last step; 0: none."""
+    keep_best: str = ""
+    """Number of the quick evaluation by which the best checkpoint is kept beside the last ones: its path in
+    metrics.jsonl or the end of it, such as "rsum" or "itc/i2t/R@1"; with a "-" in front the lowest is best. "": off.
+    """
+    patience: int = 0
+    """Quick evaluations without a better `keep_best` before the run stops early; 0: never."""
+    step: str = ""
+    """Checkpoint to use of a run: "last", "best" (see `keep_best`), or "": the best where one is kept, else last."""
+    average: int = 0
+    """Last checkpoints whose mean weights are used in place of one (at most `checkpoint.keep`); 0: off."""
     batch_size: int = 256
+    """Rows encoded at a time."""
     rerank: tuple[int, ...] = (16, 32)
     """Shortlist lengths for ITM re-ranking, cut to the gallery's; empty: none."""
     rerank_score: str = "add"
@@ -151,22 +182,23 @@ class EvalConfig:
     "replace" by l1 - l0 alone, where ALBEF takes l1.
     """
     weight: float = 0.0
-    """Of the log-odds; 0: the learned temperature (eval/evaluate.py); -1: the best on training data."""
+    """Weight of the log-odds; 0: the learned temperature (eval/evaluate.py); -1: the best on training data."""
     params: str = "teacher"
-    """Which weights to evaluate: "teacher" (EMA) or "student"."""
+    """Weights to use: "teacher" (EMA) or "student"."""
     views: tuple[str, ...] = ()
-    """Of the pictures, in place of data.views; (): the same."""
+    """Views of the pictures, in place of data.views; (): the same."""
     languages: tuple[str, ...] = ()
-    """Of the captions, in place of data.languages; (): the same."""
+    """Languages of the captions, in place of data.languages; (): the same."""
     relevance: str = "same"
-    """What counts: "same", any record whose captions hold the same text; "own", a record's own."""
+    """Records that count as right: "same", any whose captions hold the same text; "own", a record's own."""
     flip: bool = False
     """Embed a picture as the mean of itself and its mirror image (twice the encoding)."""
     folds: int = 0
-    """5: COCO's "1K test", beside the whole split ("5K test") the mean over its first five groups of `fold_pictures`,
-    each ranked by itself; 0: none.
+    """Folds of the split; 5: COCO's "1K test", beside the whole split ("5K test") the mean over its first five groups
+    of `fold_pictures`, each ranked by itself; 0: none.
     """
     fold_pictures: int = 1000
+    """Pictures of a fold."""
     gallery: tuple[str, ...] = ()
     """Splits that the codes of the split ask for a shared label; (): the split itself."""
 
@@ -176,8 +208,19 @@ class CheckpointConfig:
     """When to save and what to keep."""
 
     every: int = 500
-    """Steps."""
+    """Steps between saves; the last step is always saved."""
     keep: int = 2
+    """Last checkpoints that stay on disk, 2 or more: a damaged one needs another to fall back to."""
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """Where the numbers of a run go beside metrics.jsonl."""
+
+    to: tuple[str, ...] = ()
+    """Any of "tensorboard" (events in workdir/tensorboard) and "wandb" (Weights & Biases); each needs the package."""
+    project: str = "xmodal"
+    """Project at Weights & Biases; the run there has the config's `name`."""
 
 
 @dataclass(frozen=True)
@@ -185,34 +228,51 @@ class Config:
     """One run."""
 
     name: str = "run"
+    """Name of the run in reports and logs."""
     seed: int = 0
+    """Seed of the parameters, the order of the records and every other random choice."""
+    init: str = ""
+    """Work directory of another run to start from: its parameters are taken where path and shape agree, rows of word
+    tables by word; "": none.
+    """
     batch_size: int = 128
+    """Pairs a step, over all devices."""
     steps: int = 1000
+    """Steps of the whole run."""
     log_every: int = 10
-    tensorboard: bool = False
-    """Write the log as TensorBoard events too (workdir/tensorboard)."""
+    """Steps between lines of the log."""
+    log: LogConfig = LogConfig()
+    """Where the log goes."""
     dtype: str = "float32"
-    """Compute dtype; parameters and losses stay float32."""
-    chunk: int = (
-        0  # rows an encoder pass takes at a time: a large contrastive batch in small memory; 0: all (forward.py)
-    )
+    """Compute dtype, "float32" or "bfloat16"; parameters and losses stay float32."""
+    chunk: int = 0
+    """Rows that an encoder pass takes at a time: a large contrastive batch in small memory (forward.py); 0: all."""
     data: DataConfig = DataConfig()
+    """What is read and how."""
     encoders: dict[str, Any] = field(default_factory=dict)
-    """Name -> {"kind": ..., fields}; see models/."""
+    """Encoders by name, each {"kind": ..., fields}; see models/."""
     fusion: FusionConfig = FusionConfig()
+    """Cross-attention between two encoders."""
     scorer: dict[str, Any] = field(default_factory=dict)
-    """{"kind": ..., fields} of the pair score; see models/scorer.py."""
+    """Pair score, {"kind": ..., fields}; see models/scorer.py."""
     bridge: BridgeConfig = BridgeConfig()
+    """Attention between student and teacher tokens."""
     joint: JointConfig = JointConfig()
+    """Embeddings and codes."""
     objectives: dict[str, Any] = field(default_factory=dict)
-    """Name -> {"kind": ..., fields}; see objectives/."""
+    """Losses by name, each {"kind": ..., fields}; see objectives/."""
     teacher: TeacherConfig = TeacherConfig()
+    """Average of the weights."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """Updates of the weights."""
     mesh: MeshConfig = MeshConfig()
+    """Devices and what they share."""
     eval: EvalConfig = EvalConfig()
+    """Evaluation, and which weights of a run are used."""
     evals: dict[str, Any] = field(default_factory=dict)
-    """Further evaluations, as objectives; see eval/evaluations.py."""
+    """Further evaluations by name, as objectives; see eval/evaluations.py."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """Saves."""
 
     @property
     def asking(self) -> Any:
@@ -226,12 +286,12 @@ class Config:
         return dataclasses.replace(self.data, views=views, languages=languages)
 
     def __hash__(self) -> int:
-        """Configs are compared and hashed by content, so that a model can be a static argument of `jax.jit`."""
+        """Hash by content, so that a model can be a static argument of `jax.jit`."""
         return hash(json.dumps(as_dict(self), sort_keys=True))
 
 
 def as_dict(value: Any) -> Any:
-    """Nested dataclasses as nested plain dicts (JSON-ready)."""
+    """Return nested dataclasses as nested plain dicts (JSON-ready)."""
     if dataclasses.is_dataclass(value):
         return {f.name: as_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -240,13 +300,13 @@ def as_dict(value: Any) -> Any:
 
 
 def defaults() -> ConfigDict:
-    """A ConfigDict with every field at its default, for the files in configs/ to change."""
+    """Return a ConfigDict with every field at its default, for the files in configs/ to change."""
     encoders = dict(zip(PAIR, ({"kind": "vit"}, {"kind": "bert"}), strict=True))
     return ConfigDict(as_dict(Config()) | {"encoders": encoders, "scorer": {"kind": "fusion"}})
 
 
 def variant_of(variant: str, known: tuple[str, ...], name: str) -> str:
-    """The variant of a config file, checked: `configs/name.py:variant`."""
+    """Return the variant of a config file (`configs/name.py:variant`), which must be a known one."""
     if variant not in known:
         raise UserError(f"'{variant}' is not a variant of {name}; write one of {', '.join(known)}")
     return variant

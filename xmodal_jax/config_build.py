@@ -1,4 +1,4 @@
-"""Builds a frozen dataclass from a dict: every key and type is checked, and a fault says what to write instead."""
+"""Build a frozen dataclass from a dict: every key and type is checked, and a fault says what to write instead."""
 
 import dataclasses
 import difflib
@@ -14,15 +14,15 @@ EPOCHS = re.compile(r"\d+(\.\d+)? epochs?")
 
 
 def unknown_key(key: str, where: str, known: list[str]) -> UserError:
-    """The error for a key that does not exist, with the nearest one that does."""
+    """Return the error for a key that does not exist, with the nearest one that does."""
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean '{near[0]}'?" if near else "known: " + ", ".join(sorted(known))
     return UserError(f"'{key}' is not a field of {where}; {hint}")
 
 
 def _value(value: Any, kind: Any, where: str) -> Any:
-    """`value` as the annotated type `kind`, or a UserError that names the field."""
-    if dataclasses.is_dataclass(kind):
+    """Return `value` as the annotated type `kind`, or a UserError that names the field."""
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not hasattr(value, "items"):
             raise UserError(f"{where} is {value!r}; write a dict with its fields")
         return build(kind, dict(value.items()), where)
@@ -46,14 +46,14 @@ def _value(value: Any, kind: Any, where: str) -> Any:
 
 
 def _tupled(value: Any) -> Any:
-    """Lists, as JSON gives them, as tuples, however deep: a config read from run.json equals the one that was written."""
+    """Return lists, as JSON gives them, as tuples, however deep: a config read from run.json equals the written one."""
     return tuple(map(_tupled, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _tuple(value: Any, kind: Any, where: str) -> tuple:
-    """`value` as the tuple type `kind`; the sentence of a UserError shows a tuple of that type."""
+    """Return `value` as the tuple type `kind`; the sentence of a UserError shows a tuple of that type."""
 
-    def listed(x):
+    def listed(x: Any) -> bool:
         return isinstance(x, (list, tuple))
 
     inner = typing.get_args(kind)
@@ -67,7 +67,7 @@ def _tuple(value: Any, kind: Any, where: str) -> tuple:
 
 
 def _example(kind: Any) -> tuple:
-    """A tuple of the type `kind`, to show in a sentence: (1, 2), ('a', 'b') or (('regex', 0.1),)."""
+    """Return a tuple of the type `kind`, to show in a sentence: (1, 2), ('a', 'b') or (('regex', 0.1),)."""
     inner = typing.get_args(kind)
     if inner[-1] is Ellipsis:
         listed = {int: (1, 2), str: ("a", "b"), float: (0.1, 0.2)}
@@ -76,22 +76,24 @@ def _example(kind: Any) -> tuple:
 
 
 def _number(value: Any) -> bool:
+    """Return True for a number that is no bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _epochs(value: Any) -> bool:
+    """Return True for a text such as "2 epochs"."""
     return isinstance(value, str) and EPOCHS.fullmatch(value) is not None
 
 
 def _steps(value: Any, where: str) -> int | str:
-    """A number of steps, or epochs such as "2 epochs"; anything else is a UserError that names the field."""
+    """Return a number of steps, or epochs such as "2 epochs"; anything else is a UserError that names the field."""
     if not _epochs(value) and (not isinstance(value, int) or isinstance(value, bool)):
         raise UserError(f"{where} is {value!r}; write a number of steps such as 1000, or '2 epochs'")
     return value
 
 
 def _schedule(value: Any, where: str) -> float | tuple:
-    """A number, or points ((step, value), ...) as tuples; anything else is a UserError that names the field."""
+    """Return a number, or points ((step, value), ...) as tuples; anything else is a UserError that names the field."""
     if _number(value):
         return value
     points = isinstance(value, (list, tuple)) and len(value) > 0
@@ -110,16 +112,17 @@ def _schedule(value: Any, where: str) -> float | tuple:
     steps = [point[0] for point in value]
     if not all(_before(first, second) for first, second in itertools.pairwise(steps)):
         raise UserError(
-            f"{where} is {value!r}, whose steps do not ascend; write the points in the order of their steps, each step once"
+            f"{where} is {value!r}, whose steps do not ascend; write the points in the order of their steps, each step "
+            "once"
         )
     return tuple(tuple(point) for point in value)
 
 
 def _before(first: float | str, second: float | str) -> bool:
-    """Whether a step comes before another, as far as steps and epochs can be compared; step 0 comes before any epoch."""
+    """Return True if a step comes before another, as far as steps and epochs compare; step 0 comes before any epoch."""
     if isinstance(first, str) == isinstance(second, str):
 
-        def amount(step):
+        def amount(step: Any) -> float:
             return float(step.split()[0]) if isinstance(step, str) else step
 
         return amount(first) < amount(second)
@@ -127,7 +130,7 @@ def _before(first: float | str, second: float | str) -> bool:
 
 
 def limited(default: Any, *, least: float | None = None, most: float | None = None, among: tuple = ()) -> Any:
-    """A dataclass field whose value `build` holds to a range, or to a choice."""
+    """Return a dataclass field whose value `build` holds to a range, or to a choice."""
     return dataclasses.field(default=default, metadata={"least": least, "most": most, "among": among})
 
 
@@ -140,14 +143,14 @@ def _refuse_outside(built: Any, where: str) -> None:
         least, most, among = limits.get("least"), limits.get("most"), limits.get("among")
         if among and value not in among:
             raise UserError(f"{where}.{one.name} is {value!r}; write one of {', '.join(map(str, among))}")
-        if most is not None and not least <= value <= most:
+        if least is not None and most is not None and not least <= value <= most:
             raise UserError(f"{where}.{one.name} is {value}; write a rate from {least:g} to {most:g}")
         if least is not None and value < least:
             raise UserError(f"{where}.{one.name} is {value}; write {least:g} or more")
 
 
 def build(cls: type, values: dict[str, Any], where: str) -> Any:
-    """A frozen dataclass from a dict: unknown keys and wrong types are refused with what to write instead."""
+    """Return a frozen dataclass from a dict: unknown keys and wrong types are refused with what to write instead."""
     kinds = typing.get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls) if f.init]
     for key in values:

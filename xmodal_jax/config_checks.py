@@ -23,6 +23,8 @@ LEAST = {  # what a whole number or a rate may be at least
         "chunk",
         "eval.every",
         "eval.folds",
+        "eval.patience",
+        "eval.average",
         "optimizer.warmup",
         "optimizer.weight_decay",
         "optimizer.clip",
@@ -61,6 +63,7 @@ PARTS = (  # of the model beside its encoders
     "joined_head",
     "log_temperature",
 )
+LOGS = ("tensorboard", "wandb")  # of `log.to`
 RATES = ("fusion.dropout", "fusion.head_dropout", "joint.shared_dropout")
 
 
@@ -89,8 +92,8 @@ def check_ranges(config: "Config") -> None:
         )
     if optimizer.sgd_after != 0 and optimizer.sgd_after >= config.steps:
         raise UserError(
-            f"config.optimizer.sgd_after is {optimizer.sgd_after}, but config.steps is {config.steps}: SGD would never take "
-            "over; write fewer, or 0 for Adam to the end"
+            f"config.optimizer.sgd_after is {optimizer.sgd_after}, but config.steps is {config.steps}: SGD would never "
+            "take over; write fewer, or 0 for Adam to the end"
         )
     if any(count <= 0 for count in rerank):
         raise UserError(
@@ -102,27 +105,56 @@ def check_fit(config: "Config") -> None:
     """Refuse sizes that do not fit each other, and a regex that is none."""
     if config.chunk and config.batch_size % config.chunk != 0:
         raise UserError(
-            f"config.chunk is {config.chunk}, which does not divide config.batch_size={config.batch_size}; write a divisor"
+            f"config.chunk is {config.chunk}, which does not divide config.batch_size={config.batch_size}; write a "
+            "divisor"
         )
     started = [config.data.fields[field].encoder for field in config.eval.pairs[0]]
     if config.joint.start == "cca" and started[0] == started[1]:
         raise UserError(
-            f"config.joint.start is 'cca', but both fields of config.eval.pairs[0]={config.eval.pairs[0]} are of one encoder; write "
-            "a first pair of two encoders, or config.joint.start='random'"
+            f"config.joint.start is 'cca', but both fields of config.eval.pairs[0]={config.eval.pairs[0]} are of one "
+            "encoder; write a first pair of two encoders, or config.joint.start='random'"
         )
     for name in started:
         own = config.encoders[name]
         if config.joint.start == "cca" and parse_pool(own.pool)[0] == "":
             raise UserError(
-                f"config.joint.start is 'cca', but config.encoders.{name}.pool='{own.pool}' has no linear path to start; "
-                f"write config.encoders.{name}.pool='mean+{own.pool}', or config.joint.start='random'"
+                f"config.joint.start is 'cca', but config.encoders.{name}.pool='{own.pool}' has no linear path to "
+                f"start; write config.encoders.{name}.pool='mean+{own.pool}', or config.joint.start='random'"
             )
     try:
         re.compile(config.teacher.exclude)
     except re.error as error:
         raise UserError(
             f"config.teacher.exclude '{config.teacher.exclude}' is not a regex ({error}); write one such as '^decoder'"
+        ) from error
+
+
+def check_best(config: "Config") -> None:
+    """Refuse a best checkpoint, a patience and an average that nothing serves, and a log to what is none."""
+    own = config.eval
+    if own.keep_best and own.every == 0:
+        raise UserError(
+            f"config.eval.keep_best is '{own.keep_best}', and config.eval.every=0 makes no quick evaluations; write "
+            "the steps between them"
         )
+    if own.patience and not own.keep_best:
+        raise UserError(
+            f"config.eval.patience is {own.patience}, and config.eval.keep_best names no number that could get better; "
+            "write one such as rsum"
+        )
+    if own.average and own.step:
+        raise UserError(
+            f"config.eval.average is {own.average} and config.eval.step '{own.step}'; write one of them, as the "
+            "average is of the last checkpoints"
+        )
+    if config.init and config.joint.start == "cca":
+        raise UserError(
+            f"config.init is '{config.init}' and config.joint.start 'cca', and both start the heads; write "
+            "config.joint.start=random"
+        )
+    for name in config.log.to:
+        if name not in LOGS:
+            raise UserError(f"config.log.to has '{name}'; write some of {', '.join(LOGS)}, such as ('tensorboard',)")
 
 
 def check_codes(joint: "JointConfig") -> None:
@@ -145,13 +177,13 @@ def check_variates(joint: "JointConfig") -> None:
     """Refuse bits that are to start from CCA where nothing does, or where a layer or a softmax lies between."""
     if joint.hash_variates != 0 and (joint.start != "cca" or joint.hash_hidden != 0 or joint.hash_kind == "select"):
         raise UserError(
-            f"config.joint.hash_variates is {joint.hash_variates}, which wants joint.start='cca', joint.hash_hidden=0 and a "
-            "joint.hash_kind other than 'select'; write these, or hash_variates=0"
+            f"config.joint.hash_variates is {joint.hash_variates}, which wants joint.start='cca', joint.hash_hidden=0 "
+            "and a joint.hash_kind other than 'select'; write these, or hash_variates=0"
         )
 
 
 def field_of(config: Any, name: str) -> Any:
-    """The value of a dotted field."""
+    """Return the value of a dotted field."""
     for part in name.split("."):
         config = getattr(config, part)
     return config
@@ -167,11 +199,13 @@ def check_choices(config: "Config") -> None:
         "eval.rerank_score": (config.eval.rerank_score, ("add", "replace")),
         "eval.relevance": (config.eval.relevance, ("same", "own")),
         "eval.params": (config.eval.params, ("teacher", "student")),
+        "eval.step": (config.eval.step, ("", "last", "best")),
         "dtype": (config.dtype, ("float32", "bfloat16")),
     }
     for name, (value, allowed) in choices.items():
         if value not in allowed:
-            raise UserError(f"config.{name} is '{value}'; write one of {', '.join(allowed)}")
+            known = ", ".join(one or "''" for one in allowed)
+            raise UserError(f"config.{name} is '{value}'; write one of {known}")
 
 
 def check_fields(config: "Config") -> None:
@@ -180,8 +214,8 @@ def check_fields(config: "Config") -> None:
     for name, own in fields.items():
         if own.encoder not in config.encoders:
             raise UserError(
-                f"config.data.fields.{name}.encoder is '{own.encoder}', and config.encoders has none of that name; write one of "
-                f"{', '.join(config.encoders)}"
+                f"config.data.fields.{name}.encoder is '{own.encoder}', and config.encoders has none of that name; "
+                f"write one of {', '.join(config.encoders)}"
             )
         if "/" in name:
             raise UserError(f"config.data.fields has '{name}'; write a name without '/'")
@@ -190,7 +224,8 @@ def check_fields(config: "Config") -> None:
     for name, own in config.encoders.items():
         if not name.isidentifier() or hasattr(CrossModal, name) or name in PARTS:
             raise UserError(
-                f"config.encoders has '{name}', which is no name or that of another part of the model; write another name"
+                f"config.encoders has '{name}', which is no name or that of another part of the model; write another "
+                "name"
             )
         if own.cache_tokens is not False and own.reads != "words":
             raise UserError(
@@ -198,7 +233,8 @@ def check_fields(config: "Config") -> None:
             )
         if not config.data.fields_of(name):
             raise UserError(
-                f"config.encoders.{name} is for no field; write config.data.fields.{name}={{}}, or leave the encoder out"
+                f"config.encoders.{name} is for no field; write config.data.fields.{name}={{}}, or leave the encoder "
+                "out"
             )
 
 
@@ -217,16 +253,17 @@ def check_pairs(config: "Config") -> None:
 
 def check_order(config: "Config") -> None:
     """Refuse a pair of evaluation whose fields `config.scorer` takes in the other order alone."""
+    scorer: Any = config.scorer  # built from its section
     for pair in config.eval.pairs:
         order = tuple(config.data.fields[field].encoder for field in pair)
 
-        def serves(order):
-            return config.scorer.serves(order, config.fusion.pair)
+        def serves(order: tuple[str, ...]) -> bool:
+            return scorer.serves(order, config.fusion.pair)
 
         if not serves(order) and serves(order[::-1]):
             raise UserError(
-                f"config.eval.pairs has {pair}, and config.scorer takes {pair[::-1]}; write the fields in that order (each asks the "
-                "other either way)"
+                f"config.eval.pairs has {pair}, and config.scorer takes {pair[::-1]}; write the fields in that order "
+                "(each asks the other either way)"
             )
 
 
@@ -236,12 +273,14 @@ def check_encoders(config: "Config") -> None:
         where, data = f"config.encoders.{name}", config.data
         if own.reads == "tokens" and not data.features:
             raise UserError(
-                f"{where}.kind is '{own.kind}' but config.data.features is empty; name the caches made by `xmodal data features`"
+                f"{where}.kind is '{own.kind}' but config.data.features is empty; name the caches made by `xmodal data "
+                "features`"
             )
         media = {data.fields[field].medium for field in data.fields_of(name)} - {PICTURES}
         if own.reads == "tokens" and media:
             raise UserError(
-                f"{where}.kind is '{own.kind}', which reads feature caches of pictures, and it takes the medium {sorted(media)}"
+                f"{where}.kind is '{own.kind}', which reads feature caches of pictures, and it takes the medium "
+                f"{sorted(media)}"
             )
     check_shared(config)
 
@@ -252,8 +291,9 @@ def check_shared(config: "Config") -> None:
     shared = [name for name, pool in pools.items() if parse_pool(pool)[1] == "shared"]
     for name in set(pools) - set(shared) if shared else ():
         raise UserError(
-            f"config.encoders.{shared[0]}.pool is '{pools[shared[0]]}', but config.encoders.{name}.pool='{pools[name]}' does "
-            f"not go through the shared transformer; write config.encoders.{name}.pool='mean+shared'"
+            f"config.encoders.{shared[0]}.pool is '{pools[shared[0]]}', but "
+            f"config.encoders.{name}.pool='{pools[name]}' does not go through the shared transformer; write "
+            f"config.encoders.{name}.pool='mean+shared'"
         )
     heads, width = config.joint.shared_heads, config.fusion.width
     if shared and width % heads:
@@ -271,8 +311,8 @@ def check_fused(encoders: dict[str, Any], fusion: "FusionConfig", bridge: "Bridg
     for name in (*fusion.pair, *bridge.sides):
         if name not in encoders:
             raise UserError(
-                f"config.fusion.pair is {fusion.pair} and config.bridge.sides {bridge.sides}, and config.encoders has no "
-                f"'{name}'; write some of {', '.join(encoders)}"
+                f"config.fusion.pair is {fusion.pair} and config.bridge.sides {bridge.sides}, and config.encoders has "
+                f"no '{name}'; write some of {', '.join(encoders)}"
             )
     if not fusion.width and not encoders[fusion.pair[1]].token_width:
         raise UserError(
@@ -286,7 +326,8 @@ def check_fusion(config: "Config") -> None:
     pools = {parse_pool(own.pool)[1] for own in config.encoders.values()}
     if fusion.width % fusion.heads and ("fusion" not in asks.lacks or pools & {"attention", "shared"}):
         raise UserError(
-            f"config.fusion.heads is {fusion.heads}, which does not divide config.fusion.width={fusion.width}; write a divisor"
+            f"config.fusion.heads is {fusion.heads}, which does not divide config.fusion.width={fusion.width}; write a "
+            "divisor"
         )
     if not asks.necked and "fusion" not in asks.lacks and asks.token_width != fusion.width:
         raise UserError(
@@ -301,6 +342,7 @@ def check(config: "Config") -> None:
     check_ranges(config)
     check_fit(config)
     check_choices(config)
+    check_best(config)
     check_codes(joint)
     check_variates(joint)
     check_encoders(config)
@@ -308,8 +350,8 @@ def check(config: "Config") -> None:
     check_fusion(config)
     if not 0.0 < joint.temperature_min <= joint.temperature <= joint.temperature_max:
         raise UserError(
-            f"config.joint.temperature is {joint.temperature}, outside {joint.temperature_min} to {joint.temperature_max}; "
-            "write a number between temperature_min and temperature_max, such as 0.07"
+            f"config.joint.temperature is {joint.temperature}, outside {joint.temperature_min} to "
+            f"{joint.temperature_max}; write a number between temperature_min and temperature_max, such as 0.07"
         )
     if not 0.0 <= config.teacher.momentum <= 1.0:
         raise UserError(f"config.teacher.momentum is {config.teacher.momentum}; write 0 to 1")

@@ -1,9 +1,10 @@
-"""Pretrained weights that a config names: read, held against the config, and how their towers read pixels."""
+"""Read the pretrained weights that a config names, hold them against it, and tell how their towers read pixels."""
 
 import dataclasses
 import logging
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -33,20 +34,22 @@ INSTALLED_PATHS: dict[str, Callable] = {
 
 
 def pretrained(config: Config) -> dict[str, np.ndarray]:
-    """{path: array} of the pretrained starts that the config names; empty from scratch.
+    """Return {path: array} of the pretrained starts that the config names; empty from scratch.
 
     Raises UserError for weights of another architecture than the config's, or that read pixels by other statistics.
     """
     found: dict[str, np.ndarray] = {}
     for name, own in config.encoders.items():
         if own.init:
-            tower = flatten_dict(tower_weights(f"config.encoders.{name}", own), sep="/")
+            tower: dict[str, Any] = flatten_dict(tower_weights(f"config.encoders.{name}", own), sep="/")
             found |= {f"{name}/tower/{path}": leaf for path, leaf in tower.items()}
     return found
 
 
 def tower_weights(where: str, own: EncoderConfig) -> Params:
-    """The weights that an encoder's `init` names; UserError where there can be none, and for those of another tower."""
+    """Return the weights that an encoder's `init` names; UserError
+    where there can be none, and for those of another tower.
+    """
     kind = INSTALLED.get(own.init, own.kind)
     if kind != own.kind or own.kind not in LOADERS:
         raise UserError(
@@ -64,19 +67,22 @@ def refuse_other_architecture(where: str, own: EncoderConfig, weights: str | pat
     """Refuse weights whose config.json contradicts the config; where there is none, say what is taken for granted."""
     if own.kind not in KINDS or weights is None or not pathlib.Path(weights).exists():
         return  # what is missing is told by who reads it
-    if not refuse_contradiction(where, own, weights) and hasattr(own, "heads"):  # shapes tell all the rest
-        log.warning("no config.json tells how '%s' was made: %s.heads=%d is assumed", weights, where, own.heads)
+    heads = getattr(own, "heads", None)
+    if not refuse_contradiction(where, own, weights) and heads is not None:  # shapes tell all the rest
+        log.warning("no config.json tells how '%s' was made: %s.heads=%d is assumed", weights, where, heads)
 
 
 def weights_statistics(own: PixelConfig) -> Statistics | None:
-    """What the weights of an encoder's `init` say of pixels; None where they say nothing."""
+    """Return the statistics of pixels that the weights of an encoder's `init` tell; None where they tell none."""
     if own.init in INSTALLED:
         return own.standard
     return read_statistics(own.init, own.standard) if own.init else None
 
 
 def with_pixel_statistics(config: Config) -> Config:
-    """Fill in the statistics of pixels that the config leaves empty: those of the weights, or else of the kind of tower."""
+    """Fill in the statistics of pixels that the config leaves empty:
+    those of the weights, or else of the kind of tower.
+    """
     return dataclasses.replace(
         config,
         encoders={name: _with_statistics(f"config.encoders.{name}", own) for name, own in config.encoders.items()},
@@ -84,7 +90,8 @@ def with_pixel_statistics(config: Config) -> Config:
 
 
 def _with_statistics(where: str, own: EncoderConfig) -> EncoderConfig:
-    if own.reads != "pixels" or (own.pixel_mean and own.pixel_std):
+    """Return an encoder's config with its statistics of pixels filled in; others as they are."""
+    if not isinstance(own, PixelConfig) or (own.pixel_mean and own.pixel_std):
         return own
     found = weights_statistics(own)
     mean, std = found or own.standard
@@ -102,12 +109,12 @@ def _with_statistics(where: str, own: EncoderConfig) -> EncoderConfig:
 
 def refuse_other_statistics(where: str, own: EncoderConfig) -> None:
     """Refuse statistics of pixels that are not those of the weights."""
-    found = weights_statistics(own) if own.reads == "pixels" else None
-    if found is None:
+    found = weights_statistics(own) if isinstance(own, PixelConfig) else None
+    if found is None or not isinstance(own, PixelConfig):
         return
     for name, ours, theirs in zip(("pixel_mean", "pixel_std"), own.statistics, found, strict=True):
         if max(abs(one - other) for one, other in zip(ours, theirs, strict=True)) >= 1e-5:
             raise UserError(
-                f"{where}.{name} is {ours}, and the weights of {where}.init='{own.init}' were trained with {tuple(theirs)}; "
-                f"write '--{where}.{name}=()' to take theirs"
+                f"{where}.{name} is {ours}, and the weights of {where}.init='{own.init}' were trained with "
+                f"{tuple(theirs)}; write '--{where}.{name}=()' to take theirs"
             )

@@ -13,19 +13,24 @@ from xmodal_jax.config import Config, MeshConfig, as_dict
 from xmodal_jax.origin import Origin
 from xmodal_jax.parallel.mesh import make_mesh
 from xmodal_jax.parallel.rules import shardings
+from xmodal_jax.train.averaging import average_checkpoints
 from xmodal_jax.train.checkpoint import PARAMS, TEACHER, Checkpoints, read_run
-from xmodal_jax.train.loop import make_run
+from xmodal_jax.train.run import make_run
 from xmodal_jax.train.teacher import start, view
+from xmodal_jax.train.which import usable_steps
 from xmodal_jax.types import Params
 
 
 def open_run(workdir: str | pathlib.Path, overrides: dict[str, dict] | None = None) -> tuple[Assembly, Params, int]:
-    """The assembly, the weights that `config.eval.params` names on the mesh of all local devices, and their step.
+    """Return the assembly, the weights to use on the mesh of all local devices, and their step.
 
-    `overrides` replaces fields of run.json's config, section by section ({"eval": {"rerank": [32]}}; for weights that one
-    device cannot hold {"mesh": {"data": 1, "fsdp": -1}}); the architecture stays the checkpoint's. Without a data set
-    among them the run's own is used, where it lies now (`Origin.locate`).
-    Raises UserError for a folder without a run or a checkpoint of another architecture.
+    `config.eval` says which: of the student or the teacher (`params`), of the last or the best checkpoint (`step`), or
+    the mean of several (`average`).
+
+    `overrides` replaces fields of run.json's config, section by section ({"eval": {"rerank": [32]}}; for weights that
+    one device cannot hold {"mesh": {"data": 1, "fsdp": -1}}); the architecture stays the checkpoint's. Without a data
+    set among them the run's own is used, where it lies now (`Origin.locate`). Raises UserError for a folder without a
+    run or a checkpoint of another architecture.
     """
     workdir = pathlib.Path(workdir)
     description = read_run(workdir)
@@ -38,13 +43,17 @@ def open_run(workdir: str | pathlib.Path, overrides: dict[str, dict] | None = No
             description["config"][section] = description["config"][section] | fields
     assembly = dataclasses.replace(reassemble(description, workdir), origin=origin)
     mesh = make_mesh(assembly.config.mesh, jax.local_devices())
+    wanted = used_weights(assembly, mesh)
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        step, found = checkpoints.restore_some(used_weights(assembly, mesh))
+        if assembly.config.eval.average:
+            step, found = average_checkpoints(checkpoints, wanted, assembly.config.eval.average)
+        else:
+            step, found = checkpoints.restore_some(wanted, usable_steps(checkpoints, assembly.config.eval))
     return assembly, view(found.get(PARAMS, {}), found.get(TEACHER, {})), step
 
 
 def used_weights(assembly: Assembly, mesh: Mesh) -> dict[str, Any]:
-    """The leaves that `config.eval.params` names, as ShapeDtypeStructs on the mesh, by the item of a checkpoint.
+    """Return the leaves that `config.eval.params` names, as ShapeDtypeStructs on the mesh, by the item of a checkpoint.
 
     The teacher's are its own and, where it leaves some out, the student's.
     """
@@ -61,7 +70,7 @@ def used_weights(assembly: Assembly, mesh: Mesh) -> dict[str, Any]:
 
 
 def open_start(config: Config) -> tuple[Assembly, Params]:
-    """What a run of `config` starts from, without training: pretrained towers, and the heads from CCA where it says so.
+    """Return the start of a run of `config`, untrained: pretrained towers, another run's weights, heads from CCA.
 
     Embeddings that the config's batches would carry are not asked for: this is how they are made.
     """

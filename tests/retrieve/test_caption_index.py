@@ -67,7 +67,7 @@ def _model(opened_run):
 @pytest.mark.parametrize("kind", ["dense", "codes"])
 def test_a_picture_asks_for_words(caption_index, opened_run, split, picture, kind):
     hits = query.answer(caption_index, image=picture, k=5, stages=SearchPipeline(kind))
-    asked = query.encoded_query(*opened_run, "image", file=picture)
+    asked = query.encoded_queries(*opened_run, "image", [picture])
     texts = Embedder(*_model(opened_run)).side(split.right, 64)
     if kind == "dense":
         want = np.sort(texts.embed @ asked.embed[0])[::-1][:5]
@@ -82,7 +82,7 @@ def test_the_matching_head_orders_the_best_captions(caption_index, opened_run, s
     """Its score of the picture with each caption, from the tokens of both sides, added to the cosine."""
     assembly, params = opened_run
     hits = query.answer(caption_index, image=picture, k=8, stages=given)
-    asked, encode = query.encoded_query(assembly, params, "image", file=picture), Embedder(assembly.model, params)
+    asked, encode = query.encoded_queries(assembly, params, "image", [picture]), Embedder(assembly.model, params)
     weight, text = ensure_weight(Evaluator(assembly, params), encode, print), encode.side(split.right, 64, True)
 
     def many(x):

@@ -11,7 +11,7 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.retrieve import query
 from xmodal_jax.retrieve.pipeline import SearchPipeline
 from xmodal_jax.search import writer
-from xmodal_jax.search.backend import Hit
+from xmodal_jax.search.hits import Hit, Hits
 from xmodal_jax.search.index import Index
 
 
@@ -114,6 +114,111 @@ def test_an_index_of_another_checkpoint_is_refused(tiny_index, tmp_path):
     nameless = writer.write(tmp_path / "nameless", rows.vectors(), [{"key": "x"}] * 24)
     with pytest.raises(UserError, match="names no work directory"):
         query.answer(nameless, "a red circle")
+
+
+# --- many queries of one opening -------------------------------------------------------------------------------------
+
+
+def rows_of(hits):
+    return [hit.row for hit in hits]
+
+
+def test_many_queries_are_answered_as_each_alone(tiny_index, query_file):
+    asked = ["a red circle", query_file, "the bar is blue", Image.open(query_file), "a green square"]
+    with query.Searcher(tiny_index) as searcher:
+        found = searcher.search_many(asked, k=5)
+        alone = [searcher.search(one, k=5) for one in asked]
+        assert len(searcher) == 24 and searcher.search_many([]) == []
+    want = [query.answer(tiny_index, "a red circle", k=5), query.answer(tiny_index, image=query_file, k=5)]
+    for some, others in ((found, alone), (found[:2], want), (found[1:2], found[3:4])):
+        for one, other in zip(some, others, strict=True):
+            assert isinstance(one, Hits) and sorted(rows_of(one)) == sorted(rows_of(other))
+            np.testing.assert_allclose([hit.score for hit in one], [hit.score for hit in other], atol=1e-5)
+
+
+def test_index_run_and_backend_are_opened_once(tiny_index, monkeypatch):
+    opened, origin = [], query.open_origin
+    monkeypatch.setattr(query, "open_origin", lambda *given: (opened.append("open_origin"), origin(*given))[1])
+    real_open, real_backend = query.SearchTarget.open, query.SearchTarget.searcher
+    monkeypatch.setattr(query.SearchTarget, "open", lambda own: (opened.append("index"), real_open(own))[1])
+    monkeypatch.setattr(
+        query.SearchTarget, "searcher", lambda own, index: (opened.append("backend"), real_backend(own, index))[1]
+    )
+    with query.Searcher(query.SearchTarget(tiny_index, "numpy")) as searcher:
+        for words in ("a red circle", "a blue bar"):
+            searcher.search(words, k=1)
+        searcher.search_many(["a red circle"] * 3, k=1, stages=SearchPipeline("codes"))
+    assert opened == ["index", "open_origin", "backend"]
+
+
+def test_queries_are_encoded_in_blocks_of_one_shape(opened_run, monkeypatch):
+    monkeypatch.setattr(query, "BLOCK", 4)
+    shapes = []
+    real = Embedder.rows
+    monkeypatch.setattr(
+        Embedder, "rows", lambda own, side, rows, *more: shapes.append(rows.shape) or real(own, side, rows, *more)
+    )
+    asked = [f"a {colour} {shape}" for colour in ("red", "blue", "green") for shape in ("bar", "circle", "square")]
+    coded = query.encoded_queries(*opened_run, "text", asked)
+    assert len(set(shapes)) == 1 and len(shapes) == 3 and shapes[0][0] == 4
+    assert len(coded.embed) == len(coded.codes) == len(coded.tokens) == 9
+    one = query.encoded_queries(*opened_run, "text", asked[8:], keep_tokens=False)
+    np.testing.assert_allclose(one.embed[0], coded.embed[8], atol=1e-5)
+    assert one.tokens is None
+
+
+@pytest.mark.parametrize(
+    "stages", [SearchPipeline("codes", 12, 6), SearchPipeline("codes", 0, 6), SearchPipeline("codes", 12)]
+)
+def test_stages_rank_many_queries_as_one(tiny_index, stages):
+    asked = ["a red circle", "the bar is blue", "a green square"]
+    with query.Searcher(tiny_index) as searcher:
+        for words, hits in zip(asked, searcher.search_many(asked, 4, stages), strict=True):
+            alone = searcher.search(words, 4, stages)
+            assert [hit.kind for hit in hits] == ["match" if stages.rerank else "dense"] * 4
+            np.testing.assert_allclose([hit.score for hit in hits], [hit.score for hit in alone], atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "CMYK", "array", "grey"])
+def test_a_picture_in_memory_is_read_as_its_file(tiny_index, query_file, mode):
+    picture = Image.open(query_file).convert("RGB")
+    if mode in ("array", "grey"):
+        picture = np.asarray(picture if mode == "array" else picture.convert("L"))
+    else:
+        picture = picture.convert(mode)
+    with query.Searcher(tiny_index) as searcher:
+        found = searcher.search(picture, k=24)
+        if mode not in ("grey", "CMYK"):
+            want = searcher.search(query_file, k=24)
+            np.testing.assert_allclose([hit.score for hit in found], [hit.score for hit in want], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (np.zeros((4, 4, 3)), r"a picture is float64 \[4, 4, 3\]"),
+        (np.zeros((4, 4, 5), np.uint8), r"a picture is uint8 \[4, 4, 5\]"),
+        (np.zeros(4, np.uint8), "give uint8"),
+        (7, "a query is a int; give words, the path of a file, or a picture"),
+        ("giraffe zebra", "knows no word of 'giraffe zebra'"),
+    ],
+)
+def test_queries_that_are_none_are_refused(tiny_index, bad, words):
+    with query.Searcher(tiny_index) as searcher, pytest.raises(UserError, match=words):
+        searcher.search_many(["a red circle", bad], k=1)
+
+
+def test_hits_are_cards_in_a_notebook(tiny_index):
+    hits = hits_of(tiny_index, ["a <b>cat</b>", 'a "dog"'])
+    hits[1].item["thumbnail"] = "no base64!"
+    shown = Hits(hits)._repr_html_()
+    assert shown.count("<figure") == 2 and shown.count('src="data:image/png;base64,') == 1
+    assert "a &lt;b&gt;cat&lt;/b&gt;" in shown and "<b>cat" not in shown and "a &quot;dog&quot;" in shown
+    assert "<b>0.500</b> k0" in hits[0]._repr_html_()
+    assert Hit(3, 12.0, {}, "codes")._repr_html_().count("12 bits") == 1 and Hits()._repr_html_()
+    odd = Hit(0, 0.5, {"key": "<i>", "captions": ["x"], "thumbnail": "PHNjcmlwdD4="})._repr_html_()
+    assert "<img" not in odd and "&lt;i&gt;" in odd
+    assert isinstance(query.answer(tiny_index, "a red circle", k=2), Hits)
 
 
 def hits_of(tiny_index, captions, kind="dense"):

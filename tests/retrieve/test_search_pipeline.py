@@ -77,7 +77,7 @@ def test_the_matching_head_orders_the_best(tiny_index, opened_run, given):
     """Its score of each picture with the words, from the tokens of both sides, added to the cosine."""
     assembly, params = opened_run
     hits = query.answer(tiny_index, WORDS, k=8, stages=given)
-    text = query.encoded_query(assembly, params, "text", WORDS)
+    text = query.encoded_queries(assembly, params, "text", [WORDS])
     encode = Embedder(assembly.model, params)
     weight = ensure_weight(Evaluator(assembly, params), encode, print)
     opened = Index.open(tiny_index)

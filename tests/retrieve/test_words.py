@@ -28,7 +28,10 @@ def test_the_end_that_is_not_read_is_named(tokenizer, caplog):
     assert not caplog.records and tokenizer.decode(ids[0, 1:]) == "the circle is red"
     ids = words.encoded_words(InputSpec(6, tokenizer), "text", "  the circle is red a blue square")
     assert tokenizer.decode(ids[0, 1:]) == "the circle is red"
-    told = "the model reads 6 tokens of a text (config.encoders.text.length) and the query has 9: not read is the end, 'a blue square'"
+    told = (
+        "the model reads 6 tokens of a text (config.encoders.text.length) and the query has 9: "
+        "not read is the end, 'a blue square'"
+    )
     assert caplog.messages == [told]
 
 

@@ -46,6 +46,13 @@ def test_more_blocks_than_descriptors(tmp_path, rng):
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+def test_an_index_with_more_files_than_the_system_allows_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(files.resource, "getrlimit", lambda _: (10, 12))
+    monkeypatch.setattr(files, "FEW", 4)
+    with pytest.raises(UserError, match="has 16 files and a process may open 12; raise that limit"):
+        Index.open(folder)
+
+
 def test_no_descriptor_left_is_not_said_to_be_a_torn_file(folder):
     before, taken = resource.getrlimit(resource.RLIMIT_NOFILE), []
     entry = files.read_header(folder)["blocks"]["dense"][0]

@@ -18,7 +18,8 @@ def whole(tmp_path_factory):
     """An index of two blocks with embeddings, codes and items."""
     draw = np.random.default_rng(0)
     items = [{"key": f"k{i}", "view": "image", "captions": ["ein é"], "thumbnail": "x"} for i in range(12)]
-    extra = {"workdir": "run", "workdir_from_index": "run", "side": "image", "data": "set", "sets": {"set": {}}}
+    extra = {"workdir": "run", "workdir_from_index": "run", "data": "set", "sets": {"set": {}}}
+    extra |= {"field": "image", "noun": "pictures", "words": False}
     path = tmp_path_factory.mktemp("whole") / "index"
     return writer.write(path, draw.normal(size=(12, 6)), items, draw.normal(size=(12, 16)), "abc", 8, extra=extra)
 

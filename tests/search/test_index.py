@@ -105,6 +105,7 @@ def test_nothing_is_overwritten_unasked_and_nothing_half_made_stays(folder, tmp_
     with pytest.raises(UserError, match="already holds an index"):
         writer.write(folder, rows[0][:2], [{}, {}])
     (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").touch()
     with pytest.raises(UserError, match="is not an index"):
         writer.write(tmp_path / "notes", rows[0][:2], [{}, {}], overwrite=True)
     with pytest.raises(UserError, match="2 embeddings and 1 items"):
@@ -129,6 +130,25 @@ def test_bad_rows_are_refused(tmp_path, embeddings, bits, words):
     with pytest.raises(UserError, match=words):
         writer.write(tmp_path / "index", embeddings, [{}] * len(embeddings), bits)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_index_that_is_replaced_while_it_is_opened_is_read_again(folder, rows, monkeypatch):
+    """Even with `prefix`, which would take the files that a writer deleted for damaged ones."""
+    usable, calls = index.files.usable, []
+
+    def replaced(*given):
+        calls.append(given)
+        if len(calls) <= times:
+            writer.write(folder, rows[0][: len(calls)], None, overwrite=True)
+        return usable(*given)
+
+    monkeypatch.setattr(index.files, "usable", replaced)
+    times = 2
+    opened = index.Index.open(folder, prefix=True)
+    assert (len(opened), opened.damage, len(calls)) == (2, "", 3)
+    times = len(calls) + index.TRIES
+    with pytest.raises(UserError, match="is replaced all the time"):
+        index.Index.open(folder)
 
 
 def test_an_index_without_codes_says_so(tmp_path):

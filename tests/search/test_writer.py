@@ -199,7 +199,6 @@ def test_rows_that_come_in_parts_are_written_as_blocks_fill(folder, rows, tmp_pa
         for number, part in enumerate(parts(0, COUNT)):
             out.add(*part)
             if number == 3:  # 12 rows: one block is whole
-                (hidden,) = tmp_path.glob(".parts.xmodal-*")
                 names = [
                     "codes-00000.npy",
                     "dense-00000.npy",
@@ -207,7 +206,7 @@ def test_rows_that_come_in_parts_are_written_as_blocks_fill(folder, rows, tmp_pa
                     "items-00001.jsonl",
                     "lines-00000.npy",
                 ]
-                assert sorted(path.name for path in hidden.iterdir()) == names
+                assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == names
     assert out.count == COUNT
     with writer.appending(tmp_path / "parts", model="abc", block_rows=8) as out:
         for part in parts(COUNT, 2 * COUNT):

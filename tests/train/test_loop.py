@@ -52,7 +52,7 @@ def test_a_run_stopped_while_evaluating_goes_on_and_equals_a_whole_one(shapes_da
         return EMPTY
 
     handler = signal.getsignal(signal.SIGTERM)
-    halfway = train(config, tmp_path / "stopped", stop)
+    halfway = train(config, tmp_path / "stopped", stop, handle_signals=True)
     assert int(halfway.step) == 2 and signal.getsignal(signal.SIGTERM) is handler and not seen
     resumed = train(config, tmp_path / "stopped", lambda run, state, poll: EMPTY)
     assert int(resumed.step) == 4
@@ -62,7 +62,7 @@ def test_a_run_stopped_while_evaluating_goes_on_and_equals_a_whole_one(shapes_da
     assert [line["step"] for line in both[0]] == [1, 2, 2, 3, 4, 4] and both[0] == both[1]  # the evaluation came later
 
 
-def test_a_real_evaluation_polls_between_its_blocks(shapes_data, tmp_path, capsys):
+def test_a_real_evaluation_polls_between_its_blocks(shapes_data, tmp_path, caplog):
     """A signal that comes while the weights are evaluated ends the run there, and the state is saved."""
     from xmodal_jax.eval.evaluate import evaluate
 
@@ -78,8 +78,9 @@ def test_a_real_evaluation_polls_between_its_blocks(shapes_data, tmp_path, capsy
         return evaluate(run.assembly, state.params, quick=True, poll=count)["mean"]
 
     config = tiny(CONFIGS[-1], shapes_data, "steps=4", "eval.every=2", "eval.batch_size=4")
-    assert int(train(config, tmp_path, quick).step) == 2
-    assert len(polls) == 2 and "stopped by a signal at step 2; saved" in capsys.readouterr().out
+    caplog.set_level("INFO", "xmodal_jax")
+    assert int(train(config, tmp_path, quick, handle_signals=True).step) == 2
+    assert len(polls) == 2 and "stopped by a signal at step 2; saved" in caplog.text
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -110,7 +111,8 @@ def test_a_second_signal_ends_the_process_at_once():
         signal.signal(signal.SIGINT, before)
 
 
-def test_nan_in_the_parameters_stops_a_real_run(shapes_data, tmp_path, capsys):
+def test_nan_in_the_parameters_stops_a_real_run(shapes_data, tmp_path, caplog):
+    caplog.set_level("INFO", "xmodal_jax")
     config = tiny(
         CONFIGS[-1],
         shapes_data,
@@ -122,7 +124,7 @@ def test_nan_in_the_parameters_stops_a_real_run(shapes_data, tmp_path, capsys):
     )
     with pytest.raises(UserError, match=r"2 steps in a row were skipped: .* \(of log_temperature\)"):
         train(config, tmp_path)
-    said = capsys.readouterr().err
+    said = caplog.text
     # "a red circle" is whole, "the circle is red" is not
     assert (
         "50 % of the training captions lose their end: config.encoders.text.length is 5 tokens; 6 would keep 99 %"
@@ -135,7 +137,7 @@ def test_profile_events_and_numbers_of_the_log(shapes_data, tmp_path):
     """One run with everything on that looks at it."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    config = tiny(CONFIGS[-1], shapes_data, "steps=4", "tensorboard=True")
+    config = tiny(CONFIGS[-1], shapes_data, "steps=4", "log.to=('tensorboard',)")
     train(config, tmp_path, None, (2, 3))
     line = records(tmp_path)[-1]
     assert {"pairs", "teacher/drift", "itc/temperature", "skipped", "bad_rows", "loss/itc"} <= set(line)

@@ -31,9 +31,10 @@ def workdir(begun, tmp_path):
     return shutil.copytree(begun, tmp_path / "run")
 
 
-def test_what_changed_since_the_last_start_is_said(workdir, shapes_data, capsys):
+def test_what_changed_since_the_last_start_is_said(workdir, shapes_data, caplog):
+    caplog.set_level("INFO", "xmodal_jax")
     train(tiny(CONFIGS[-1], shapes_data, "steps=3", "optimizer.lr=0.002"), workdir)
-    said = capsys.readouterr().out
+    said = caplog.text
     assert f"resuming '{workdir}' at step 2 of 3; changed since its last start: " in said
     assert "steps 2 -> 3" in said and "optimizer.lr 0.001 -> 0.002" in said and "vocab_size" not in said
     assert json.loads((workdir / "run.json").read_text())["config"]["steps"] == 3

@@ -177,7 +177,7 @@ def test_a_damaged_checkpoint_and_a_full_disk_cost_the_steps_since_the_last_good
         assert main(arguments) == 2
     gc.collect()  # tasks that orbax forgot would speak now
     assert not [record for record in caplog.records if record.name in ("asyncio", "absl") and record.exc_info]
-    (warning,) = [record.getMessage() for record in caplog.records if "damaged" in record.getMessage()]
+    (warning,) = [record.getMessage() for record in caplog.records if "is damaged" in record.getMessage()]
     name = data.relative_to(tmp_path / "run" / "checkpoints" / "4").as_posix()
     assert warning.startswith(f"checkpoint 4 is damaged ({name} has 1000 bytes") and warning.endswith(
         "going on from step 2"

@@ -1,14 +1,18 @@
-"""What a report shows, computed from a work directory: curves, tables, queries with their answers, captions."""
+"""Compute what a report shows from a work directory: curves, tables, queries with their answers, captions."""
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import pathlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
+from xmodal_jax import __version__
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.config import Config
 from xmodal_jax.data.card import Card
@@ -31,6 +35,7 @@ from xmodal_jax.types import Params
 from xmodal_jax.workdir import open_run
 
 TO_LEFT, TO_RIGHT, CAPTIONED = 12, 4, 8
+AT_ONCE = 4  # captions, all written in blocks of this shape
 TOP = 5
 THUMBNAIL = 128  # px of the longer side
 
@@ -74,15 +79,19 @@ class Curve:
 
 @dataclass(frozen=True)
 class Content:
-    """Everything that `page` and `figure` draw, of the first pair of fields that was evaluated.
+    """Everything that `page` and `picture` draw, of the first pair of fields that was evaluated.
 
-    `view` is that of the pictures where the pair's left side is pictures; `to_left` has queries of its right side, such
-    as captions for pictures, `to_right` those of its left side.
+    `run` is the name of the work directory, `facts` say how the run and the report were made, `evaluations` are (step,
+    {direction: {"R@k": percent}}) of the quick evaluations while training. `view` is that of the pictures where the
+    pair's left side is pictures; `to_left` has queries of its right side, such as captions for pictures, `to_right`
+    those of its left side.
     """
 
-    name: str
-    facts: list[str]
+    run: str
+    facts: dict[str, str]
+    remarks: list[str]
     curves: list[Curve]
+    evaluations: list[tuple[int, dict[str, dict[str, float]]]]
     result: dict[str, Any]
     floors: list[Floor]
     view: str
@@ -91,88 +100,113 @@ class Content:
     samples: list[Sample]
 
     @property
+    def measure(self) -> str:
+        """The recall that charts show, of the smallest k: "R@1" unless the config asks for others."""
+        return recall_names(self.result)[0]
+
+    @property
     def names(self) -> tuple[str, str]:
-        """What the two sides of the pair are called."""
+        """The names of the two sides of the pair."""
         return names_of(self.result)
 
     @property
     def gallery(self) -> str:
-        """What `to_left` is ranked over, in words."""
+        """The name of the gallery that `to_left` is ranked over."""
         return self.names[0] if self.view in ("", PICTURES) else f"{self.names[0]} ({self.view})"
 
 
 def pair_of(result: dict[str, Any]) -> tuple[str, str]:
-    """The two fields that a result is of."""
-    return tuple(result.get("pair", PAIR))
+    """Return the two fields that a result is of."""
+    one, two = result.get("pair", PAIR)
+    return one, two
 
 
 def names_of(result: dict[str, Any]) -> tuple[str, str]:
-    """What the two fields that a result is of are called: by their names, where they are not pictures and captions."""
+    """Return the names of the two sides of a result: those of the fields, or "pictures" and "words"."""
     return ("pictures", "words") if pair_of(result) == PAIR else pair_of(result)
 
 
-def gather(workdir: pathlib.Path, data: str = "") -> Content:
+def unheard(_: str) -> None:
+    """Say nothing about progress."""
+
+
+def gather(workdir: pathlib.Path, data: str = "", say: Callable[[str], None] = unheard) -> Content:
     """Open the run and compute what its report shows, with the data set `data` (default: the run's own).
 
-    Where the run's data set is gone, what needs its pictures and captions is left out, and said to be.
-    Raises UserError for a folder without a run or without an evaluation of the run's evaluation split.
+    Where the run's data set is gone, the report says so and has no queries and captions. `say` is called before each
+    part of the work. Raises UserError for a folder without a run, or without an evaluation of its evaluation split.
     """
+    say("opening the run")
     assembly, params, step = open_run(workdir, {"data": {"path": data}} if data else None)
-    config = assembly.config
-    split, origin = config.data.eval_split, assembly.origin
+    config, origin = assembly.config, assembly.origin
+    if origin is None:
+        raise UserError(f"'{workdir}' does not say what it was trained on; train it again")
+    split, lines = config.data.eval_split, read_metrics(workdir)
+    facts = provenance(config, step, lines)
     if not data and origin.locate() is None:
-        return without_data(workdir, config.name, split, origin, step)
+        return without_data(workdir, facts, split, origin, lines)
     card = Card.load(config.data.path)
     result = read_result(result_file(origin, "eval", split, card.fingerprint), workdir)
     found = Evaluator(assembly, params).open(split, "", result.get("relevance", "same"), pair_of(result))
     embedder, right = Embedder(assembly.model, params), retrieval.positives(found)
+    say(f"embedding split '{split}'")
     left_rows, right_rows = (embedder.side(side, config.eval.batch_size).embed for side in (found.left, found.right))
-    lines = read_metrics(workdir)
     source = Split(config.data.path, split, dataclasses.replace(config.data, features=()))
     with contextlib.closing(source):
         left, asks = (Shown(found, side, source) for side in (found.left, found.right))
+        say("answering queries")
         return Content(
-            name=config.name,
-            facts=facts(card.name, card.source, card.licence, card.split(split)["records"], split, step, lines)
-            + other_settings(config, card, result),
+            run=workdir.resolve().name,
+            facts=facts | tested_on(card.name, card.source, card.licence, card.split(split)["records"], split),
+            remarks=other_settings(config, card, result),
             curves=curves(lines),
+            evaluations=evaluations(lines),
             result=result,
             floors=floors_of(card, split, recall_names(result), workdir, right, found.pair),
             view=found.view if left.pictured else "",
             to_left=queries(asks, right_rows, left, left_rows, right[1], TO_LEFT),
             to_right=queries(left, left_rows, asks, right_rows, right[0], TO_RIGHT),
-            samples=samples(assembly, params, embedder, found, left),
+            samples=samples(assembly, params, embedder, found, left, say),
         )
 
 
-def without_data(workdir: pathlib.Path, name: str, split: str, origin: Origin, step: int) -> Content:
-    """What a report can show of a run whose data set is gone: what was measured while it was there."""
-    result, lines = (
-        read_result(result_file(origin, "eval", split, origin.data["fingerprint"]), workdir),
-        read_metrics(workdir),
-    )
+def without_data(
+    workdir: pathlib.Path, facts: dict[str, str], split: str, origin: Origin, lines: list[dict[str, Any]]
+) -> Content:
+    """Return what a report can show of a run whose data set is gone: what was measured while it was there."""
     own = origin.data
-    said = facts(own["name"], own["source"], own["licence"], own["splits"][split]["records"], split, step, lines)
-    said.append(f"the data set is not at {own['path']!r} now, so there are no queries (--data names another place)")
-    return Content(name, said, curves(lines), result, [], next(iter(result["views"])), [], [], [])
+    result = read_result(result_file(origin, "eval", split, own["fingerprint"]), workdir)
+    return Content(
+        run=workdir.resolve().name,
+        facts=facts | tested_on(own["name"], own["source"], own["licence"], own["splits"][split]["records"], split),
+        remarks=[f"the data set is not at {own['path']!r} now, so there are no queries (--data names another place)"],
+        curves=curves(lines),
+        evaluations=evaluations(lines),
+        result=result,
+        floors=[],
+        view=next(iter(result["views"])),
+        to_left=[],
+        to_right=[],
+        samples=[],
+    )
 
 
 class Shown:
-    """How the inputs of one side are shown: the small picture of one, where the side has pictures, and its words."""
+    """The inputs of one side as they are shown: a small picture, where the side has pictures, and words."""
 
     def __init__(self, found: EvalSplit, side: Side, source: Split) -> None:
         self.pictured = has_views(source.cfg.fields, side.field)
         self.side, self._found, self._source = side, found, source
 
     def picture(self, place: int) -> bytes | None:
-        """The picture at a place of the side, in the view that is evaluated."""
+        """Return the picture at a place of the side, in the view that is evaluated; None where the side has none."""
         if not self.pictured:
             return None
         row = int(self._found.rows[self.side.owner[place]])
         return limit_size(pictures(self._source.record(row))[self._found.view], THUMBNAIL)
 
     def words(self, place: int) -> str:
-        """The caption at a place of the side; of another medium its record's first caption, or its key."""
+        """Return the caption at a place of the side; of another medium its record's first caption, or its key."""
         if self.side.words is not None:
             return self.side.words[place]
         record = int(self.side.owner[place])
@@ -180,7 +214,7 @@ class Shown:
 
 
 def read_result(path: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:
-    """What `xmodal eval` kept in a file of a run. Raises UserError when it has not been run, or the file is damaged."""
+    """Read a result of `xmodal eval`. Raises UserError when it has not been run, or the file is damaged."""
     if not path.is_file():
         raise UserError(f"'{path}' is missing; run `xmodal eval --workdir {workdir}` first")
     try:
@@ -190,20 +224,20 @@ def read_result(path: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that hold losses; none where there is no such file."""
+    """Read the lines of metrics.jsonl that hold losses or evaluations; none where there is no such file."""
     path, found = workdir / METRICS_FILE, []
     for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
         try:
             row = json.loads(line)
         except ValueError:
             continue  # torn by a crash
-        if "pairs" in row:
+        if isinstance(row, dict) and ("pairs" in row or "eval" in row):
             found.append(row)
     return found
 
 
 def curves(lines: list[dict[str, Any]]) -> list[Curve]:
-    """One curve per objective; steps with a loss that is not finite (null) are left out."""
+    """Return a curve for each objective; steps with a loss that is not finite (null) are left out."""
     names = dict.fromkeys(name for line in lines for name in line if name.startswith("loss/"))
     found = []
     for name in names:
@@ -212,26 +246,45 @@ def curves(lines: list[dict[str, Any]]) -> list[Curve]:
     return found
 
 
-def facts(
-    name: str, source: str, licence: str, records: int, split: str, step: int, lines: list[dict[str, Any]]
-) -> list[str]:
-    """What was trained and tested on, for how long: one phrase each."""
-    found = [f"step {step}", f"data: {name} ({source})", f"licence: {licence}"]
-    found.append(f"tested on the {records} records of split '{split}'")
-    if lines:
-        seen = [line["pairs"] for line in lines]
-        seconds = sum(
-            (after - before) / line["pairs_per_s"]
-            for before, after, line in zip([0, *seen[:-1]], seen, lines, strict=True)
-        )
-        found.insert(1, f"{seen[-1]:,} pairs in {duration(seconds)} ({seen[-1] / max(seconds, 1e-9):.3g} pairs/s)")
+def evaluations(lines: list[dict[str, Any]]) -> list[tuple[int, dict[str, dict[str, float]]]]:
+    """Return the steps that were evaluated while training, with the recall of the embeddings in both directions."""
+    found = []
+    for line in lines:
+        table = line.get("eval", {}).get("itc")
+        if table:
+            recall = {side: {k: v for k, v in table[side].items() if k.startswith("R@")} for side in ("i2t", "t2i")}
+            found.append((line["step"], recall))
     return found
 
 
-def other_settings(config: Config, card: Card, result: dict[str, Any]) -> list[str]:
-    """A phrase where the tables were made with other data, views or languages than the run's config names.
+def provenance(config: Config, step: int, lines: list[dict[str, Any]]) -> dict[str, str]:
+    """Return what made the weights and the report, {name: words}."""
+    devices = jax.local_devices()
+    found = {"config": config.name, "seed": str(config.seed), "step": f"{step} of {config.steps}"}
+    trained = [line for line in lines if "pairs" in line]
+    if trained:
+        seen = [line["pairs"] for line in trained]
+        seconds = sum(
+            (after - before) / line["pairs_per_s"]
+            for before, after, line in zip([0, *seen[:-1]], seen, trained, strict=True)
+        )
+        rate = seen[-1] / max(seconds, 1e-9)
+        found["training"] = f"{seen[-1]:,} pairs in {duration(seconds)} ({rate:.3g} pairs/s)"
+    found["weights"] = config.eval.params
+    found["report"] = f"{datetime.date.today().isoformat()}, xmodal_jax {__version__}"
+    found["device"] = f"{len(devices)} x {devices[0].device_kind}"
+    return found
 
-    Views are told of pairs with pictures alone, languages of those with captions.
+
+def tested_on(name: str, source: str, licence: str, records: int, split: str) -> dict[str, str]:
+    """Return what the run was trained and tested on, {name: words}."""
+    return {"data": f"{name} ({source})", "licence": licence, "test": f"{records} records of split '{split}'"}
+
+
+def other_settings(config: Config, card: Card, result: dict[str, Any]) -> list[str]:
+    """Return a phrase where the tables were made with other data, views or languages than the run's config names.
+
+    Views matter for pairs with pictures, languages for those with captions.
     """
     own, fields, found = config.eval_data, config.data.fields, {}
     if any(has_views(fields, field) for field in pair_of(result)):
@@ -248,14 +301,14 @@ def other_settings(config: Config, card: Card, result: dict[str, Any]) -> list[s
 
 
 def spaced(total: int, count: int) -> list[int]:
-    """At most `count` numbers below `total`, evenly spaced: the same ones each time, whatever the scores."""
+    """Return at most `count` numbers below `total`, evenly spaced: the same ones whatever the scores are."""
     return sorted({int(i) for i in np.linspace(0, total - 1, min(count, total)).round()})
 
 
 def queries(
     asks: Shown, rows: np.ndarray, gives: Shown, gallery: np.ndarray, right: np.ndarray, count: int
 ) -> list[Query]:
-    """At most `count` inputs of one side [n,E] as queries for the other [m,E], whose `right` answers are [n,P]."""
+    """Answer at most `count` inputs of one side [n,E] from the other [m,E]; `right` answers are [n,P]."""
     made = []
     for number, best, rank in ranked(rows, gallery, right, spaced(len(rows), count)):
         answers = [Answer(gives.picture(row), gives.words(row), row in right[number]) for row in best]
@@ -266,7 +319,7 @@ def queries(
 def ranked(
     query: np.ndarray, gallery: np.ndarray, right: np.ndarray, chosen: list[int]
 ) -> list[tuple[int, list[int], float]]:
-    """(query, its best gallery rows, expected rank of its first right one) for the `chosen` of queries [n,E]."""
+    """Return (query, its best rows, expected rank of its first right one) for the `chosen` of queries [n,E]."""
     _, rows = retrieval.topk(query[chosen], gallery, min(TOP, len(gallery)))
     ranks = retrieval.places(query[chosen], gallery, right[chosen]).ranks()
     return [
@@ -275,18 +328,30 @@ def ranked(
     ]
 
 
-def samples(assembly: Assembly, params: Params, embedder: Embedder, found: EvalSplit, shown: Shown) -> list[Sample]:
-    """Captions written for evenly spaced pictures, beside the true ones.
+def samples(
+    assembly: Assembly,
+    params: Params,
+    embedder: Embedder,
+    found: EvalSplit,
+    shown: Shown,
+    say: Callable[[str], None] = unheard,
+) -> list[Sample]:
+    """Write captions for evenly spaced pictures, a few at a time; return them with the true ones.
 
-    None of a run without a decoder, and of a pair that has not the pictures that it reads on its left, or no captions.
+    There are none where the run trained no decoder, or the pair lacks captions or the pictures that the decoder reads.
     """
+    trained = "decoder" in assembly.parts and "decoder" in params
     reads = found.left.encoder == assembly.config.fusion.pair[0]
-    if "decoder" not in params or not (reads and shown.pictured) or found.right.words is None:
+    if not trained or not (reads and shown.pictured) or found.right.words is None:
         return []
-    chosen = spaced(len(found.left), CAPTIONED)
-    tokens = embedder.rows(found.left.encoder, np.stack([found.left.read(number, False) for number in chosen])).tokens
-    written = write_captions(assembly, params, tokens)
-    return [
-        Sample(shown.picture(number), caption, found.words_of(int(found.left.owner[number])))
-        for number, caption in zip(chosen, written, strict=True)
-    ]
+    chosen, made = spaced(len(found.left), CAPTIONED), []
+    for start in range(0, len(chosen), AT_ONCE):
+        say(f"captions {start} of {len(chosen)}")
+        some = chosen[start : start + AT_ONCE]
+        tokens = embedder.rows(found.left.encoder, np.stack([found.left.read(number, False) for number in some])).tokens
+        assert tokens is not None  # rows() keeps them unless told otherwise
+        for number, caption in zip(some, write_captions(assembly, params, tokens), strict=True):
+            picture = shown.picture(number)
+            assert picture is not None  # the side is pictured
+            made.append(Sample(picture, caption, found.words_of(int(found.left.owner[number]))))
+    return made

@@ -1,4 +1,4 @@
-"""What simple methods reach on the same data: a run that stays below has learned little."""
+"""Floors: the recall of simple methods on the same data; a run that stays below has learned little."""
 
 import json
 import math
@@ -28,6 +28,7 @@ class Floor:
 
 
 def _floor(name: str, i2t: Sequence[float], t2i: Sequence[float], origin: str) -> Floor:
+    """Return a floor of some or all of `KS`."""
     return Floor(name, dict(zip(KS, i2t, strict=False)), dict(zip(KS, t2i, strict=False)), origin)
 
 
@@ -67,12 +68,10 @@ def floors_of(
     right: tuple[np.ndarray, np.ndarray],
     pair: tuple[str, str] = PAIR,
 ) -> list[Floor]:
-    """The floors of a data set's split: chance, the published table, and `floors.jsonl` of the work directory.
+    """Return the floors of a split: chance, the published table, and `floors.jsonl` of the work directory.
 
-    Of a pair other than pictures and captions it is chance alone.
-
-    The file is what `benchmarks/cca_floor.py` prints; lines of another split and torn lines are passed over. `right`: the
-    right answers, for the chance of a split whose captions are shared by pictures (see `chance`).
+    A pair other than pictures and captions has chance alone. `benchmarks/cca_floor.py` prints the file; lines of
+    another split and torn lines are skipped. `right` as in `chance`.
     """
     random = chance(right, names)
     if pair != PAIR:
@@ -85,7 +84,7 @@ def floors_of(
 
 
 def chance(right: tuple[np.ndarray, np.ndarray], names: Sequence[str]) -> Floor:
-    """Recall of a random order where a query may have several right answers: captions shared by pictures count for all.
+    """Return the recall of a random order; a caption shared by pictures is a right answer for each.
 
     `right`: gallery rows of the right answers, padded with -1, of pictures [n,A] and of captions [m,B].
     """
@@ -96,12 +95,13 @@ def chance(right: tuple[np.ndarray, np.ndarray], names: Sequence[str]) -> Floor:
 
 
 def _measured(line: str, split: str) -> Floor | None:
+    """Return the floor on a line of `floors.jsonl`, None for another split or a torn line."""
     try:
         row: Any = json.loads(line)
-        sides = [{k: float(v) for k, v in row[side].items() if k.startswith("R@")} for side in ("i2t", "t2i")]
-        if row["split"] != split or not all(math.isfinite(v) for side in sides for v in side.values()):
+        i2t, t2i = ({k: float(v) for k, v in row[side].items() if k.startswith("R@")} for side in ("i2t", "t2i"))
+        if row["split"] != split or not all(math.isfinite(v) for v in (*i2t.values(), *t2i.values())):
             return None
         name = f"CCA on {row['features']}, {row['view']}"
-        return Floor(name, *sides, f"benchmarks/cca_floor.py on this data, regularisation {row['regularisation']}")
+        return Floor(name, i2t, t2i, f"benchmarks/cca_floor.py on this data, regularisation {row['regularisation']}")
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -2,24 +2,33 @@
 
 import os
 import pathlib
+from collections.abc import Callable
 
-from xmodal_jax.report.content import gather
-from xmodal_jax.report.figure import picture
+from xmodal_jax.report.content import gather, unheard
 from xmodal_jax.report.page import page
+from xmodal_jax.report.picture import picture
 from xmodal_jax.whole import write_whole
 
 PAGE, PICTURE = "report.html", "report.png"
 
 
-def write_report(workdir: str | os.PathLike, data: str = "") -> list[pathlib.Path]:
-    """Write `report.html` (one file, works offline) and `report.png`; returns their paths.
+def write_report(
+    workdir: str | os.PathLike, data: str = "", say: Callable[[str], None] = unheard
+) -> list[pathlib.Path]:
+    """Write `report.html` (one file, works offline) and `report.png` (a picture of it); return their paths.
 
-    `data`: the data set, where it is not where the run finds it; without one there are no queries. Raises UserError for a folder without a run, without an evaluation, or
-    when matplotlib (extra `demo`) is missing.
+    Args:
+      workdir: folder of the run.
+      data: the data set, if it is not where the run finds it; without a data set there are no queries.
+      say: called with a few words before each part of the work.
+
+    Raises:
+      UserError: no run, no evaluation of it, or no matplotlib (extra `demo`).
     """
     workdir = pathlib.Path(workdir)
-    content = gather(workdir, data)
+    content = gather(workdir, data, say)
+    say("drawing")
     made, drawn = page(content), picture(content)
     write_whole(workdir / PAGE, made)
-    write_whole(workdir / PICTURE, lambda file: drawn.save(file, "PNG", optimize=True))
+    write_whole(workdir / PICTURE, drawn)
     return [workdir / PAGE, workdir / PICTURE]

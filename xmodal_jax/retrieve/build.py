@@ -1,11 +1,11 @@
-"""Embed the pictures or the captions of a split into a search index that can be shown without the data."""
+"""Embed a field of a split, such as pictures or captions, into a search index that can be shown without the data."""
 
 import base64
 import contextlib
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import chain, islice
 from typing import Any
 
@@ -25,7 +25,7 @@ from xmodal_jax.encode.embed import Embedded, Embedder
 from xmodal_jax.encode.token_cache import token_caches
 from xmodal_jax.errors import UserError
 from xmodal_jax.retrieve.origin import remembered_run, remembered_set
-from xmodal_jax.search import atomic_folder, files, index, keys, writer
+from xmodal_jax.search import files, folder, index, keys, writer
 from xmodal_jax.types import Params
 
 log = logging.getLogger(__name__)
@@ -36,10 +36,17 @@ PICTURES = "pictures"  # what rows with views are called
 
 @dataclasses.dataclass(frozen=True)
 class IndexOptions:
-    """How rows are written. overwrite: replace the index at the folder; append: add to it; codes_only: leave the embeddings
-    out; dtype: of the embeddings on disk, "float32" or "int8" ("": float32, or what the index has that is added to); field:
-    what the rows are ("": the first of the first pair that the run evaluates); upsert: add to the index, and take out the rows there that
-    are of the same things (`keys`); duplicates: append such rows and keep both."""
+    """How rows are written.
+
+    Attributes:
+      overwrite: replace the index at the folder.
+      append: add rows to it.
+      codes_only: leave the embeddings out.
+      dtype: of the embeddings on disk, "float32" or "int8" ("": float32, or the dtype of the index that grows).
+      field: of the rows ("": the first of the first pair that the run evaluates).
+      upsert: add rows to the index, and take out the rows there that are of the same things (`keys`).
+      duplicates: append such rows and keep both.
+    """
 
     overwrite: bool = False
     append: bool = False
@@ -51,11 +58,18 @@ class IndexOptions:
 
     @property
     def adds(self) -> bool:
-        """Whether there is an index that rows are added to."""
+        """True if rows are added to an index that is there."""
         return self.append or self.upsert
 
     def refuse_bad(self, out: pathlib.Path, model: str, hashes: bool, kind: "Kind") -> None:
-        """Raise `UserError` before minutes of encoding. model: the `fingerprint`; hashes: whether it makes codes; kind: of rows."""
+        """Raise `UserError` for options that do not fit, before minutes of encoding.
+
+        Args:
+          out: folder of the index.
+          model: `fingerprint` of the weights.
+          hashes: whether the model makes codes.
+          kind: of the rows.
+        """
         if self.adds and self.overwrite:
             raise UserError(
                 f"--{'append' if self.append else 'upsert'} keeps what --overwrite replaces; write one of them"
@@ -67,9 +81,10 @@ class IndexOptions:
         if self.adds:
             self._refuse_misfit(out, model, hashes, kind)
         else:
-            atomic_folder.refuse_taken(out, self.overwrite)
+            folder.refuse_taken(out, self.overwrite)
 
     def _refuse_misfit(self, out: pathlib.Path, model: str, hashes: bool, kind: "Kind") -> None:
+        """Raise `UserError` unless the index at `out` can take rows of this form."""
         header = files.read_header(out)
         writer.refuse_other_model(out, header, model)
         writer.refuse_damaged(out, header)
@@ -81,15 +96,18 @@ class IndexOptions:
             raise UserError(f"{out} has embeddings, and what is appended has them too; leave out --codes-only")
         if self.dtype not in ("", header["dtype"]):
             raise UserError(
-                f"{out} keeps embeddings as {header['dtype']}, and so does what is appended; leave out --dtype {self.dtype}"
+                f"{out} keeps embeddings as {header['dtype']}, and so does what is appended; leave out --dtype "
+                f"{self.dtype}"
             )
         kind.refuse_other(out, header["extra"])
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What the rows of an index are: inputs of a `field`, captions where it has `words`, pictures where it has views; `pair`:
-    the fields that are read together."""
+    """The kind of an index's rows: inputs of a `field`, called `noun`, captions where they are `words`.
+
+    `pair`: the fields that are read together.
+    """
 
     field: str
     noun: str
@@ -97,26 +115,29 @@ class Kind:
     pair: tuple[str, str]
 
     def of(self, found: EvalSplit) -> Side:
-        """The rows' side of a split."""
+        """Return the rows' side of a split."""
         return found.left if found.left.field == self.field else found.right
 
     def refuse_other(self, out: pathlib.Path, extra: dict[str, Any]) -> None:
-        """Raise `UserError` for rows of one field that are to go to those of another."""
+        """Raise `UserError` if the index at `out` has rows of another field."""
         there = kind_in(extra)
         if there["field"] != self.field:
             raise UserError(
-                f"{out} has {there['noun']}, and {self.noun} cannot be appended to them; write --field {there['field']}, or "
-                "another folder name"
+                f"{out} has {there['noun']}, and {self.noun} cannot be appended to them; write --field "
+                f"{there['field']}, or another folder name"
             )
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What an index's header keeps of it."""
+        """The facts that an index's header keeps."""
         return {"field": self.field, "noun": self.noun, "words": self.words}
 
 
 def kind_of(config: Config, field: str) -> Kind:
-    """The kind of rows that a field makes ("": the first of the first evaluated pair). Raises UserError for one that no pair has."""
+    """Return the kind of rows that a field makes ("": the first of the first evaluated pair).
+
+    Raises UserError for a field that no pair has.
+    """
     field = field or config.eval.pairs[0][0]
     pairs = [pair for pair in config.eval.pairs if field in pair]
     if not pairs:
@@ -130,7 +151,10 @@ def kind_of(config: Config, field: str) -> Kind:
 
 
 def kind_in(extra: dict[str, Any]) -> dict[str, Any]:
-    """What an index's header says of its rows: "field", "noun" and whether they are "words"."""
+    """Return the facts of an index that say what its rows are: "field", "noun" and whether they are "words".
+
+    Raises UserError where they are missing, as in an index that `xmodal index` did not make.
+    """
     if not all(name in extra for name in ("field", "noun", "words")):
         raise UserError("the index does not say what its rows are; index again")
     return extra
@@ -145,28 +169,30 @@ def build_index(
     split: str = "",
     how: IndexOptions = IndexOptions(),
 ) -> tuple[pathlib.Path, int]:
-    """Index the inputs of a field of a split, of pictures all views: a row each, with hash codes where the model has them.
+    """Index the inputs of a field of a split, of pictures all views, with hash codes if the model has them.
 
-    They are those of the records that have both fields of the first pair of `eval.pairs` with the field.
+    Records without one of the fields of the first pair of `eval.pairs` with the field are left out. An item has "key",
+    "view", "split", "row" (in the split), "captions" (the first few; for a caption's row itself alone), "thumbnail"
+    (base64 of a small PNG or JPEG; for a caption of the first view of its record) and "data" if the header's is another.
+    The header remembers the work directory and the field. Rows are written as they are encoded, a block at a time.
 
-    `data` and `split` default to the run's data set and its evaluation split. An item has "key", "view", "split", "row" (in
-    the split), "captions" (the first few; of a caption's row itself alone) and "thumbnail" (base64 of a small PNG or JPEG,
-    of its record's first view there is for a caption), and "data" where that is not the header's. The header remembers the work
-    directory and the field. Rows are written as they are encoded, a block in memory at most.
+    Args:
+      assembly, params: the run.
+      workdir: its folder, to be remembered.
+      out: folder of the index.
+      data, split: default to the run's data set and its evaluation split.
+      how: see `IndexOptions`.
 
     Returns:
       The folder and the number of rows it has now.
 
     Raises:
-      UserError: `out` is taken, or (to append) no whole index of this model, or one of another form than `how` asks for; no
-        such data set or split, features that the data set lacks.
+      UserError: `out` is taken, or (to append) no whole index of this model, or one of another form than `how` asks
+        for; no such data set or split, features that the data set lacks.
     """
     path, size = pathlib.Path(out), assembly.config.eval.batch_size
-    model, hashed, dense = (
-        index.fingerprint(params),
-        all("hash" in params[name] for name in assembly.config.encoders),
-        not how.codes_only,
-    )
+    model, dense = index.fingerprint(params), not how.codes_only
+    hashed = all("hash" in params[name] for name in assembly.config.encoders)
     kind = kind_of(assembly.config, how.field)
     how.refuse_bad(path, model, hashed, kind)
     source, split = data_of(assembly.config.data, data), split or assembly.config.data.eval_split
@@ -188,14 +214,14 @@ def build_index(
 
 
 def note_set(extra: dict[str, Any], told: dict[str, dict[str, str]]) -> dict[str, str]:
-    """Note the data set of new rows in an index's facts; returns what their items say of it, {} for the first one."""
+    """Add the data set of new rows to an index's facts; return what their items say of it, {} for the first one."""
     where = next(iter(told))
     extra["sets"] = extra.get("sets", {}) | told
     return {} if extra.setdefault("data", where) == where else {"data": where}
 
 
 def shown(blocks: Iterator[tuple[Embedded, list]], split: str, parts: list[EvalSplit], kind: Kind) -> Progress:
-    """The blocks of a split, and on the way how many of its rows are there."""
+    """Iterate over the blocks of a split, and show how many of its rows are done."""
     total = sum(len(kind.of(found)) for found in parts)
     return Progress(blocks, f"index split '{split}'", kind.noun, total, lambda block: len(block[0].embed), late=True)
 
@@ -203,7 +229,7 @@ def shown(blocks: Iterator[tuple[Embedded, list]], split: str, parts: list[EvalS
 def opened_writer(
     path: pathlib.Path, model: str, how: IndexOptions, names: keys.Names, extra: dict[str, Any]
 ) -> contextlib.AbstractContextManager[writer.Writer]:
-    """What takes the rows as `how` says. names: what they will be; extra: the facts of a new index."""
+    """Return the writer that `how` asks for. names: of the rows; extra: the facts of a new index."""
     if how.upsert:
         return keys.replacing(path, model, names, extra["words"])
     if how.append:
@@ -212,13 +238,13 @@ def opened_writer(
 
 
 def embedder_for(assembly: Assembly, params: Params, source: DataConfig, kind: Kind) -> Embedder:
-    """The encoders for the rows of a data set. Only captions of the run's own set may have kept tokens there."""
+    """Return the encoders for the rows of a data set; only captions of the run's own set may have kept tokens."""
     own = kind.words and source.path == assembly.config.data.path
     return Embedder(assembly.model, params, texts=token_caches(assembly, params, False) if own else None)
 
 
 def opened_views(assembly: Assembly, source: DataConfig, split: str, kind: Kind) -> list[EvalSplit]:
-    """A split as `eval_split` opens it, view by view; of rows without views each record in the first that it has."""
+    """Open a split view by view; for rows without views each record in the first view that it has."""
     views = views_of(source, split) or ("",)
     found = [eval_split(source.path, split, assembly.specs, source, view, kind.pair) for view in views]
     if has_views(source.fields, kind.field):
@@ -233,22 +259,22 @@ def opened_views(assembly: Assembly, source: DataConfig, split: str, kind: Kind)
 def encoded(
     embedder: Embedder, size: int, source: DataConfig, split: str, parts: list[EvalSplit], kind: Kind
 ) -> Iterator[tuple[Embedded, list]]:
-    """Embeddings, relaxed codes (None without a hash head) and items of the rows of opened views, `size` at a time."""
+    """Yield embeddings, relaxed codes (None without a hash head) and items of opened views, `size` rows at a time."""
     for found in parts:
-        blocks, items = embedder.blocks(kind.of(found), size), items_of(source, split, found, kind)
+        items = items_of(source, split, found, kind)
         with contextlib.closing(items):
-            for coded in blocks:
+            for coded in embedder.blocks(kind.of(found), size):
                 yield coded, list(islice(items, len(coded.embed)))
 
 
 def without(found: EvalSplit, rows: set[int]) -> EvalSplit:
-    """The records of a split that are in none of its `rows`, and their captions."""
+    """Return the records of a split that are not in `rows`, with their captions."""
     kept = np.flatnonzero(~np.isin(found.rows, list(rows)))
     return found.part(kept, *found.of_records(kept))
 
 
 def data_of(trained: DataConfig, path: str) -> DataConfig:
-    """The run's data section for the data set at `path` ("": its own): all views there, and the languages it shares."""
+    """Return the run's data section for the data set at `path` ("": its own): all views, shared languages."""
     if not path and not (pathlib.Path(trained.path) / CARD_FILE).is_file():
         raise UserError(
             f"the run's data set is not at '{trained.path}' (seen from here); write --data FOLDER with its place now"
@@ -261,14 +287,14 @@ def data_of(trained: DataConfig, path: str) -> DataConfig:
 
 
 def views_of(data: DataConfig, split: str) -> tuple[str, ...]:
-    """The views of a split, in order."""
+    """Return the views of a split, in order."""
     source = Split(data.path, split, data)
     source.close()
     return source.views
 
 
-def record_items(data: DataConfig, split: str, found: EvalSplit) -> Iterator[dict[str, Any]]:
-    """What a hit shows of each record of one opened view, with a small picture where it has any."""
+def record_items(data: DataConfig, split: str, found: EvalSplit) -> Generator[dict[str, Any]]:
+    """Yield the item of each record of one opened view, with a small picture if it has any."""
     with contextlib.closing(Split(data.path, split, dataclasses.replace(data, features=()))) as source:
         for number, (key, row) in enumerate(zip(found.keys, found.rows, strict=True)):
             captions = found.words_of(number)[:CAPTIONS]
@@ -279,7 +305,7 @@ def record_items(data: DataConfig, split: str, found: EvalSplit) -> Iterator[dic
 
 
 def thumbnail_of(picture: bytes, key: str) -> dict[str, str]:
-    """{"thumbnail": base64 of a small picture}; {} and a warning where it cannot be read, as behind cached features."""
+    """Return {"thumbnail": base64 of a small picture}; warn and return {} where it cannot be read."""
     try:
         return {"thumbnail": base64.b64encode(limit_size(picture, THUMBNAIL)).decode("ascii")}
     except CorruptImage as error:
@@ -287,8 +313,8 @@ def thumbnail_of(picture: bytes, key: str) -> dict[str, str]:
         return {}
 
 
-def items_of(data: DataConfig, split: str, found: EvalSplit, kind: Kind) -> Iterator[dict[str, Any]]:
-    """What a hit shows of each row: its record and a picture of it; of a caption itself alone."""
+def items_of(data: DataConfig, split: str, found: EvalSplit, kind: Kind) -> Generator[dict[str, Any]]:
+    """Yield the item of each row: that of its record; a caption's item has itself alone as caption."""
     side = kind.of(found)
     counts = np.bincount(side.owner, minlength=len(found.keys))
     unseen = {} if side.words is not None or has_views(data.fields, kind.field) else {"view": ""}
@@ -299,7 +325,7 @@ def items_of(data: DataConfig, split: str, found: EvalSplit, kind: Kind) -> Iter
 
 
 def names_of(parts: list[EvalSplit], kind: Kind) -> keys.Names:
-    """What the rows of all opened views will be (`keys.names_of`): a caption is its words, another row its view."""
+    """Return the names of the rows of all opened views (`keys.names_of`): a caption's words, another row's view."""
     rows = []
     for found in parts:
         side = kind.of(found)

@@ -1,4 +1,4 @@
-"""An index searched by faiss on the CPU: IndexBinaryFlat for codes, IndexFlatIP for embeddings. Exact, as our own search."""
+"""Search an index with faiss on the CPU, exactly: IndexBinaryFlat for codes, IndexFlatIP for embeddings."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from xmodal_jax.search.index import Index
 
 
 def load_faiss() -> Any:
-    """The faiss package. Raises `UserError` with the command that installs it."""
+    """Import the faiss package. Raises `UserError` with the command that installs it."""
     try:
         import faiss
     except ImportError:
@@ -32,7 +32,7 @@ class FaissIndex(Backend):
         self._made: dict[str, Any] = {}
 
     def item(self, row: int) -> dict:
-        """What the index keeps about record `row`."""
+        """Return the item of record `row`."""
         return self.index.item(row)
 
     def _find(self, asked: np.ndarray, k: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
@@ -40,6 +40,7 @@ class FaissIndex(Backend):
         return in_order(value if kind == "dense" else value.astype(np.int32), row.astype(np.int64), kind)
 
     def _index(self, kind: str) -> Any:
+        """Return the faiss index of a kind, filled at the first call."""
         if kind not in self._made:
             made = self.faiss.IndexFlatIP(self.width) if kind == "dense" else self.faiss.IndexBinaryFlat(self.bits)
             for rows in self.index.parts(kind):
@@ -49,6 +50,6 @@ class FaissIndex(Backend):
 
 
 def in_order(value: np.ndarray, row: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Answers [q,k] best first, equal values by ascending row."""
+    """Sort answers [q,k] best first, equal values by ascending row."""
     order = np.lexsort((row, -value if kind == "dense" else value), axis=1)
     return np.take_along_axis(value, order, axis=1), np.take_along_axis(row, order, axis=1)

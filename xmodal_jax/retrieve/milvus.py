@@ -1,9 +1,9 @@
-"""An index in Milvus, for more rows than one machine holds: the same questions over a server, or over a local file.
+"""Search an index in Milvus, for more rows than one machine holds: on a server, or in a local file.
 
-`fill` copies an `Index` into two collections, NAME_codes (BINARY_VECTOR, HAMMING, BIN_FLAT) and NAME_dense (FLOAT_VECTOR,
-COSINE, FLAT); the primary key is the row. A fill that was stopped goes on where it stopped: rows are upserted in order,
-so what is missing is everything from the number of rows that are there. A collection says in its description which index
-its rows are of, by the id that an index keeps when it grows and changes when it is replaced; another index is refused.
+`fill` copies an `Index` into two collections, NAME_codes (BINARY_VECTOR, HAMMING, BIN_FLAT) and NAME_dense
+(FLOAT_VECTOR, COSINE, FLAT); the primary key is the row. A fill that was stopped goes on where it stopped: rows are
+upserted in order, so all rows from the number that are there are missing. A collection's description has the id of the
+index, which stays when the index grows and changes when it is replaced; another index is refused.
 """
 
 import contextlib
@@ -35,9 +35,9 @@ STRONG = "Strong"  # a search sees everything written before it
 
 
 def load_milvus() -> Any:
-    """The pymilvus package. Raises `UserError` with the command that installs it."""
+    """Import the pymilvus package. Raises `UserError` with the command that installs it."""
     try:
-        import pymilvus
+        import pymilvus  # pyright: ignore[reportMissingImports]  # the extra `index`
     except ImportError:
         raise UserError(
             "pymilvus is not installed; run pip install -e '.[index]' in the clone of xmodal_jax."
@@ -46,15 +46,15 @@ def load_milvus() -> Any:
 
 
 def refuse_bad_uri(uri: str) -> None:
-    """Raise `UserError` for what is neither a server's address nor a file that milvus-lite can open."""
+    """Raise `UserError` for neither a server's address nor a file that milvus-lite can open."""
     if "://" in uri:
         _refuse_bad_address(uri)
         return
     path = pathlib.Path(uri).resolve()  # as milvus-lite opens it
     if LOCAL_NAME.fullmatch(path.name) is None:
         raise UserError(
-            f"--uri '{uri}' is no address and no name that milvus-lite takes; write http://HOST:19530, or a file name of at most "
-            "36 letters, digits and . _ - that ends in .db"
+            f"--uri '{uri}' is no address and no name that milvus-lite takes; write http://HOST:19530, or a file name "
+            "of at most 36 letters, digits and . _ - that ends in .db"
         )
     if not path.parent.is_dir():
         raise UserError(f"--uri '{uri}': there is no folder '{path.parent}'; make it, or write another path")
@@ -71,6 +71,7 @@ def refuse_bad_uri(uri: str) -> None:
 
 
 def _refuse_bad_address(uri: str) -> None:
+    """Raise `UserError` for an address that no server can have."""
     try:
         address = urllib.parse.urlsplit(uri)
         good = address.scheme in ("http", "https", "tcp", "unix") and (address.port or 1) > 0
@@ -81,11 +82,12 @@ def _refuse_bad_address(uri: str) -> None:
 
 
 def _in_use(uri: str, who: str = "") -> str:
+    """Return the sentence about a file that another process holds."""
     return f"--uri '{uri}' is open in another process{who}; wait until it ends, or write another .db file"
 
 
 def _holder(lock: pathlib.Path) -> int:
-    """The process that holds a lock on a file, 0 for none (or where the system does not tell, which is not Linux).
+    """Return the process that holds a lock on a file, 0 for none and on systems other than Linux.
 
     The file is not opened: to close it again would end a lock that this process has.
     """
@@ -99,7 +101,7 @@ def _holder(lock: pathlib.Path) -> int:
 
 @contextlib.contextmanager
 def _milvus_lite_quiet() -> Iterator[None]:
-    """Without the lines that milvus-lite writes to the root logger beside its exceptions."""
+    """Drop the lines that milvus-lite writes to the root logger beside its exceptions."""
     root, other = logging.getLogger(), lambda record: "milvus_lite" not in record.pathname
     root.addFilter(other)
     try:
@@ -112,12 +114,12 @@ class MilvusIndex(Backend):
     """The rows of `index` in Milvus.
 
     Args:
-      index: where items come from, and what `fill` copies.
+      index: has the items, and the rows that `fill` copies.
       uri: a server, as "http://localhost:19530", or a path that ends in .db (milvus-lite).
       name: starts the names of the collections; one for each index.
       token: "user:password" or an API key for a server that wants one.
 
-    Equal distances come by ascending row within an answer; which rows of a tie over the k-th place are in it is Milvus's.
+    Equal distances come by ascending row within an answer; where a tie reaches over the k-th place, Milvus chooses.
     """
 
     def __init__(self, index: Index, uri: str, name: str = COLLECTION, token: str = ""):
@@ -136,7 +138,7 @@ class MilvusIndex(Backend):
     def _asking(
         self, what: str = "did not answer", then: str = "see that it runs, and start again", also: tuple = ()
     ) -> Iterator[None]:
-        """What goes wrong inside, with the server or on the way to it, as one sentence with its address."""
+        """Turn an error of the server, or on the way to it, into one sentence with its address."""
         try:
             yield
         except (self.milvus.MilvusException, *also) as error:
@@ -146,16 +148,16 @@ class MilvusIndex(Backend):
             raise UserError(f"Milvus at {self.uri} {what} ({message}); {then}.") from error
 
     def item(self, row: int) -> dict:
-        """What the index keeps about record `row`."""
+        """Return the item of record `row`."""
         return self.index.item(row)
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         with self._asking():
             self.client.close()
 
     def fill(self, batch: int = BATCH) -> dict[str, int]:
-        """Copy what is missing of the index; {kind: rows written now}. Nothing is written twice.
+        """Copy the missing rows of the index, none twice; return {kind: rows written now}.
 
         Raises:
           UserError: a collection of that name holds rows of another index, or more rows than the index; the server
@@ -165,7 +167,7 @@ class MilvusIndex(Backend):
             return {kind: self._fill(kind, batch) for kind in KINDS if (self.width if kind == "dense" else self.bits)}
 
     def rows_in(self, kind: str) -> int:
-        """How many rows the collection of a kind has, 0 where there is none."""
+        """Return the number of rows in the collection of a kind, 0 where there is none."""
         name = self._collection(kind)
         with self._asking():
             if not self.client.has_collection(name):
@@ -174,16 +176,18 @@ class MilvusIndex(Backend):
             return int(found[0]["count(*)"])
 
     def _collection(self, kind: str) -> str:
+        """Return the name of the collection of a kind."""
         return f"{self.collection}_{kind}"
 
     def _fill(self, kind: str, batch: int) -> int:
+        """Copy the missing rows of a kind; return how many."""
         name = self._collection(kind)
         self._ensure(name, kind)
         there = self.rows_in(kind)
         if there > self.count:
             raise UserError(
-                f"{name} at {self.uri} has {there} rows and {self.index.name} {self.count}; write another collection name "
-                "(--collection)."
+                f"{name} at {self.uri} has {there} rows and {self.index.name} {self.count}; write another collection "
+                "name (--collection)."
             )
         for start in range(there, self.count, batch):
             rows = np.arange(start, min(start + batch, self.count))
@@ -195,7 +199,7 @@ class MilvusIndex(Backend):
         return self.count - there
 
     def _ensure(self, name: str, kind: str) -> None:
-        """Make the collection, or refuse one that holds something else."""
+        """Create the collection, or refuse one that holds something else."""
         told = f"xmodal {self.index.model} {kind} {self.width if kind == 'dense' else self.bits} {self.index.id}"
         if self.client.has_collection(name):
             found = self.client.describe_collection(name).get("description", "")

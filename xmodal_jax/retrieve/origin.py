@@ -1,8 +1,8 @@
-"""What an index was made from, found again: its run, and the data sets of its rows, also after they have moved.
+"""Find the run that made an index and the data sets of its rows again, also after they have moved.
 
-The header's `extra` names both as absolute paths and as they lie from the index, which stays right when all move together:
-"workdir" and "workdir_from_index"; "data", the set of rows that do not name another, and
-"sets", {path: {"from_index", "fingerprint"}}. A folder that is there but holds another run or data set is not taken.
+The header's `extra` names both as absolute paths and relative to the index, which stays right when all move together:
+"workdir" and "workdir_from_index"; "data", the set of rows that do not name another, and "sets", {path: {"from_index",
+"fingerprint"}}. A folder that holds another run or data set is not taken.
 """
 
 import os
@@ -18,25 +18,25 @@ from xmodal_jax.types import Params
 
 
 def remembered_run(workdir: str | os.PathLike, index: str | os.PathLike) -> dict[str, str]:
-    """The facts about a run that an index at `index` keeps."""
+    """Return the facts about a run that an index at `index` keeps."""
     return {"workdir": os.path.abspath(workdir), "workdir_from_index": from_index(workdir, index)}
 
 
 def remembered_set(data: str | os.PathLike, index: str | os.PathLike) -> dict[str, dict[str, str]]:
-    """The facts about a data set that an index at `index` keeps: one entry of "sets"."""
+    """Return the facts about a data set that an index at `index` keeps: one entry of "sets"."""
     told = {"from_index": from_index(data, index), "fingerprint": Card.load(data).fingerprint}
     return {os.path.abspath(data): told}
 
 
 def from_index(path: str | os.PathLike, index: str | os.PathLike) -> str:
-    """Where a folder lies from the index, links resolved: those of the index may be others when it is asked."""
+    """Return the path of a folder relative to the index, links resolved: later the index may be reached by others."""
     return os.path.relpath(os.path.realpath(path), os.path.realpath(index))
 
 
 def open_origin(opened: Index, workdir: str | os.PathLike = "") -> tuple[Assembly, Params]:
-    """The run whose weights made an index: at `workdir`, else where it lies from the index, else where it was then.
+    """Open the run whose weights made an index: at `workdir`, else relative to the index, else where it was then.
 
-    Raises UserError where none of these is that run, with what each of them is.
+    Raises UserError where none of these is that run, and says what each of them is.
     """
     from xmodal_jax.workdir import open_run
 
@@ -51,13 +51,13 @@ def open_origin(opened: Index, workdir: str | os.PathLike = "") -> tuple[Assembl
             return found
         seen.append(f"'{place}' {other}")
     raise UserError(
-        f"the index {opened.path} was made by model {opened.model}, and {'; '.join(seen)}: name the run that made it with "
-        "--workdir RUN, or index again"
+        f"the index {opened.path} was made by model {opened.model}, and {'; '.join(seen)}: name the run that made it "
+        "with --workdir RUN, or index again"
     )
 
 
 def _run_at(place: pathlib.Path, open_run: Any, model: str) -> tuple[tuple[Assembly, Params] | None, str]:
-    """The run at a folder where it is that of `model`; else None and what the folder is."""
+    """Open the run at a folder if it is that of `model`; else return None and what the folder is."""
     if not (place / RUN_FILE).is_file():
         return None, "is gone" if not place.exists() else f"holds no run (no {RUN_FILE})"
     try:
@@ -71,7 +71,7 @@ def _run_at(place: pathlib.Path, open_run: Any, model: str) -> tuple[tuple[Assem
 
 
 def open_set(opened: Index, told: str, given: str | os.PathLike = "") -> str:
-    """The folder of the data set that rows of an index call `told`: `given`, where it lies from the index, or as told.
+    """Return the folder of the data set that rows of an index call `told`: `given`, relative to the index, or as told.
 
     Raises UserError where none of these is that data set.
     """
@@ -86,12 +86,12 @@ def open_set(opened: Index, told: str, given: str | os.PathLike = "") -> str:
             return str(place)
         seen.append(f"'{place}' is another data set, or was prepared again with other records")
     raise UserError(
-        f"the pictures of the index {opened.path} are needed again, and {'; '.join(seen)}: write --data FOLDER with the "
-        "place of the data set that was indexed, leave out --rerank, or index again"
+        f"the pictures of the index {opened.path} are needed again, and {'; '.join(seen)}: write --data FOLDER with "
+        "the place of the data set that was indexed, leave out --rerank, or index again"
     )
 
 
 def _places(opened: Index, beside: str | None, told: str) -> list[str]:
-    """Where to look, each folder once: from the index, and as it was told."""
+    """Return the folders to look in, each once: relative to the index, and as told."""
     first = [] if beside is None else [os.path.normpath(os.path.join(os.path.realpath(opened.path), beside))]
     return first if told and os.path.realpath(told) in first else [*first, told]

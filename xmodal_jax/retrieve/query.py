@@ -1,14 +1,21 @@
-"""Ask an index with words or with a picture, and show the answers: a table, a contact sheet."""
+"""Ask an index with words, files or pictures, and show the answers: a table, a contact sheet."""
+
+from __future__ import annotations
 
 import base64
 import contextlib
 import dataclasses
+import functools
 import io
 import logging
 import os
 import pathlib
+import tempfile
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
 
 from xmodal_jax import drawing
 from xmodal_jax.assemble import Assembly
@@ -19,17 +26,30 @@ from xmodal_jax.data.records import PICTURES
 from xmodal_jax.encode.embed import Embedded, Embedder
 from xmodal_jax.encode.files import read_files
 from xmodal_jax.errors import UserError
-from xmodal_jax.parallel.mesh import make_mesh
+from xmodal_jax.parallel.mesh import filled, make_mesh
 from xmodal_jax.retrieve.build import kind_in
 from xmodal_jax.retrieve.faiss_backend import FaissIndex, load_faiss
 from xmodal_jax.retrieve.milvus import COLLECTION, MilvusIndex, load_milvus, refuse_bad_uri
 from xmodal_jax.retrieve.origin import open_origin
-from xmodal_jax.retrieve.pipeline import SearchPipeline, matched, refuse_unmatchable, staged
+from xmodal_jax.retrieve.pipeline import (
+    RowInputs,
+    SearchPipeline,
+    matched,
+    pair_weight,
+    refuse_unmatchable,
+    staged,
+)
 from xmodal_jax.retrieve.words import encoded_words
-from xmodal_jax.search.backend import Backend, Hit
+from xmodal_jax.search.backend import Backend
+from xmodal_jax.search.hits import Hit, Hits
 from xmodal_jax.search.index import Index
 from xmodal_jax.search.sharded import ShardedIndex
 from xmodal_jax.types import Params
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    Query = str | os.PathLike | np.ndarray | Image.Image
 
 log = logging.getLogger(__name__)
 COSINE = SearchPipeline()
@@ -37,13 +57,22 @@ BACKENDS = ("jax", "numpy", "sharded", "faiss", "milvus")  # sharded: jax, the r
 SCORES = {"dense": "cosine", "codes": "distance", "match": "match"}
 COLUMNS = 5  # pictures in a row of a contact sheet
 TILE = 168  # px
+BLOCK = 32  # queries that are encoded at once
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchTarget:
-    """What is searched. backend: one of `BACKENDS`; prefix: the rows before a damaged file; verify: compare all checksums
-    again; milvus: at `uri`, with `token` ("user:password" or an API key), in the collections `collection`_*; workdir: the run
-    that made the index, data: the data set of its pictures, where they are not found as the index remembers them."""
+    """An index and how it is searched.
+
+    Attributes:
+      index: its folder.
+      backend: one of `BACKENDS`.
+      uri, collection, token: for Milvus: server or file, start of the collections' names, "user:password" or API key.
+      prefix: search the rows before a damaged file.
+      verify: compare all checksums again.
+      workdir, data: the run that made the index and the data set of its pictures, if they moved away from it.
+    """
 
     index: str | os.PathLike
     backend: str = "jax"
@@ -72,13 +101,13 @@ class SearchTarget:
             refuse_bad_uri(self.uri)
 
     def open(self) -> Index:
-        """The index itself. Raises `UserError` as `refuse_bad` and `Index.open`."""
+        """Open the index itself. Raises `UserError` as `refuse_bad` and `Index.open`."""
         self.refuse_bad()
         engine = "numpy" if self.backend == "numpy" else "jax"
         return Index.open(self.index, prefix=self.prefix, engine=engine, again=self.verify)
 
     def searcher(self, opened: Index) -> Backend:
-        """What finds the rows: the index, or a copy of it elsewhere (filled first, where it is Milvus). To be closed."""
+        """Return the backend that answers queries, filled from the index if needed; the caller closes it."""
         self.refuse_bad()
         if self.backend == "faiss":
             return FaissIndex(opened)
@@ -95,6 +124,100 @@ class SearchTarget:
         return opened
 
 
+class Searcher:
+    """An index with the run that made it, opened once for many queries; a context manager, or call `close`.
+
+    A query is words (str), a file (a path object), or a picture (a Pillow image, or an array uint8 [H,W] or [H,W,3]).
+    The run and the backend are opened by the first search. Raises UserError as `SearchTarget.open`.
+
+    Attributes: target, index.
+    """
+
+    def __init__(self, target: SearchTarget | str | os.PathLike):
+        self.target = target if isinstance(target, SearchTarget) else SearchTarget(target)
+        self.index = self.target.open()
+        self._opened = contextlib.ExitStack()
+        warn_of(self.index)
+
+    def __enter__(self) -> Searcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self.index.count
+
+    def close(self) -> None:
+        """Close the backend's connections."""
+        self._opened.close()
+
+    @functools.cached_property
+    def run(self) -> tuple[Assembly, Params]:
+        """The run that made the index, and its weights."""
+        return open_origin(self.index, self.target.workdir)
+
+    @functools.cached_property
+    def backend(self) -> Backend:
+        """The backend that answers queries, filled from the index if needed."""
+        return self._opened.enter_context(contextlib.closing(self.target.searcher(self.index)))
+
+    @functools.cached_property
+    def weight(self) -> float:
+        """The weight of the pair score beside the cosine."""
+        return pair_weight(*self.run)
+
+    def search(self, query: Query, k: int = 10, stages: SearchPipeline = COSINE, field: str = "") -> Hits:
+        """Return the `k` best rows for one query. Arguments and errors as in `search_many`."""
+        return self.search_many([query], k, stages, field)[0]
+
+    def search_many(
+        self, queries: Sequence[Query], k: int = 10, stages: SearchPipeline = COSINE, field: str = ""
+    ) -> list[Hits]:
+        """Return the `k` best rows for each query, which are encoded in blocks of one compiled shape.
+
+        Args:
+          queries: words, files and pictures, in any order.
+          k: hits per query; more than there are rows gives all of them, with a warning.
+          stages: how rows are ranked: cosine, Hamming distance of the hash codes, a shortlist by codes ordered by
+            cosine, the matching head on the best.
+          field: what the queries are inputs of; default: words are read as a field of words, pictures as one of
+            pictures, and a file as the rows are, or if these are words as what is evaluated with them.
+
+        Raises:
+          UserError: k below 1, stages that do not follow each other, a run that is gone or has changed since, no codes,
+            an unreadable file, a query that means nothing to the model.
+        """
+        stages, k = stages.fitted(k, self.index.count, f"{self.index.extra.get('noun', 'rows')} of {self.index.path}")
+        fields, found = [self._field_of(query, field) for query in queries], [Hits()] * len(queries)
+        for name in dict.fromkeys(fields):
+            places = [place for place, own in enumerate(fields) if own == name]
+            answers = self._answers(name, [queries[place] for place in places], stages, k)
+            for place, hits in zip(places, answers, strict=True):
+                found[place] = hits
+        return found
+
+    def _field_of(self, query: Query, field: str) -> str:
+        """Return the field that a query is an input of."""
+        what = "words" if isinstance(query, str) else "files" if isinstance(query, os.PathLike) else "pictures"
+        return asked_field(self.run[0].config, kind_in(self.index.extra)["field"], what, field)
+
+    def _answers(self, field: str, queries: list[Query], stages: SearchPipeline, k: int) -> list[Hits]:
+        """Return the hits of queries of one field."""
+        assembly, params = self.run
+        if stages.rerank:
+            refuse_unmatchable(self.index, assembly, params, field)
+        coded = encoded_queries(assembly, params, field, queries, keep_tokens=stages.rerank > 0)
+        if stages.kind != "dense" and coded.codes is None:
+            raise UserError(f"the run behind {self.index.path} has no hash codes; write --kind dense")
+        found = staged(self.backend, self.index, coded, stages, k)
+        if not stages.rerank:
+            return found
+        how, rows = self.weight, RowInputs(assembly, self.index, self.target.data)
+        asked = [(field, Embedded(**jax.tree.map(lambda x, i=i: x[i : i + 1], vars(coded)))) for i in range(len(found))]
+        return [matched(assembly, params, rows, one, hits, k, how) for one, hits in zip(asked, found, strict=True)]
+
+
 def answer(
     where: SearchTarget | str | os.PathLike,
     query: str = "",
@@ -103,50 +226,36 @@ def answer(
     stages: SearchPipeline = COSINE,
     file: str | os.PathLike = "",
     field: str = "",
-) -> list[Hit]:
-    """The `k` rows of an index that fit `query` (words), the picture file `image`, or the `file` of a `field` best.
+) -> Hits:
+    """Open an index and its run for one query: words, the picture file `image`, or the `file` of a `field`.
 
-    Without `field` a file is read as the rows are, or where these are words as what is evaluated with them.
-
-    Opens the run that made the index. `stages` says what ranks them: cosine, Hamming distance of the hash codes, a
-    shortlist by codes ordered by cosine, the matching head on the best. More than there are is all there are, with a warning.
-    Raises UserError for a k below 1, stages that do not follow each other, a run that is gone or has changed since, no
-    codes, an unreadable picture, a query that means nothing to the model.
+    Other arguments and errors as in `Searcher.search_many`.
     """
-    where = where if isinstance(where, SearchTarget) else SearchTarget(where)
-    opened = where.open()
-    stages, k = stages.fitted(k, opened.count, f"{opened.extra.get('noun', 'rows')} of {opened.path}")
-    warn_of(opened)
-    assembly, params = open_origin(opened, where.workdir)
-    asked = asked_field(assembly.config, kind_in(opened.extra)["field"], query, image, field)
-    if stages.rerank:
-        refuse_unmatchable(opened, assembly, params, asked)
-    coded = encoded_query(assembly, params, asked, words=query, file=image or file)
-    dense = stages.kind == "dense"
-    if not dense and coded.codes is None:
-        raise UserError(f"the run behind {opened.path} has no hash codes; write --kind dense")
-    with contextlib.closing(where.searcher(opened)) as backend:
-        hits = staged(backend, opened, coded, stages, k)
-    return matched(assembly, params, opened, (asked, coded), hits, k, where.data) if stages.rerank else hits
+    with Searcher(where) as searcher:
+        if image and not field:
+            field = asked_field(searcher.run[0].config, kind_in(searcher.index.extra)["field"], "pictures")
+        return searcher.search(pathlib.Path(image or file) if image or file else query, k, stages, field)
 
 
 def warn_of(opened: Index) -> None:
-    """Say what an answer of this index may lack, or have twice."""
+    """Warn about rows that an answer of this index may lack, or have twice."""
     if opened.damage:
         log.warning("searching the first %d of %d rows: %s", opened.count, opened.total, opened.damage)
     if opened.extra.get("repeated"):
         log.warning(
-            "%d rows of %s were added under keys that were there (--allow-duplicates; %d data sets): a hit may come twice",
+            "%d rows of %s were added under keys that were there (--allow-duplicates; %d data sets): "
+            "a hit may come twice",
             opened.extra["repeated"],
             opened.path,
             len(opened.extra.get("sets", [])) or 1,
         )
 
 
-def asked_field(config: Config, rows: str, query: str, image: str | os.PathLike, field: str = "") -> str:
-    """The field that a query is for: of `query` words, of `image` pictures, else `field`; those evaluated with `rows` first.
+def asked_field(config: Config, rows: str, what: str, field: str = "") -> str:
+    """Return the field that a query is for, `field` if it is given.
 
-    Raises UserError where the config has no such field.
+    For "words" and "pictures", fields that are evaluated with the field `rows` of the index come first; for "files" it
+    is `rows` itself. Raises UserError where the config has no such field.
     """
     fields = config.data.fields
     worded = {name for name, cls in reader_classes(fields).items() if cls.worded}
@@ -155,35 +264,65 @@ def asked_field(config: Config, rows: str, query: str, image: str | os.PathLike,
     if field:
         return field
     partners = [other for pair in config.eval.pairs if rows in pair for other in pair if other != rows]
-    order = [*partners, rows, *fields] if query or image else [rows, *partners, *fields]
-    suits = {name for name in fields if has_views(fields, name)} if image else worded if query else set(fields) - worded
+    order = [rows, *partners, *fields] if what == "files" else [*partners, rows, *fields]
+    pictured = {name for name in fields if has_views(fields, name)}
+    suits = {"pictures": pictured, "words": worded, "files": set(fields) - worded}[what]
     found = [name for name in order if name in suits]
-    what = "pictures" if image else "words" if query else "files"
     if not found:
         raise UserError(f"the run has no field of {what}; it has {', '.join(fields)}")
     return found[0]
 
 
-def encoded_query(
-    assembly: Assembly, params: Params, field: str, words: str = "", file: str | os.PathLike = ""
+def encoded_queries(
+    assembly: Assembly, params: Params, field: str, queries: Sequence[Query], keep_tokens: bool = True
 ) -> Embedded:
-    """One query as the model sees it: `words`, or a `file` of the field. Warns of words it does not read."""
+    """Encode queries as inputs of a field, in blocks of one compiled shape; warn of unknown words."""
     encoder, embedder = assembly.config.data.fields[field].encoder, Embedder(assembly.model, params)
-    if file:
-        return embedder.rows(encoder, read_files(assembly, field, [file]))
-    return embedder.rows(encoder, encoded_words(assembly.specs[encoder], encoder, words))
+    size, parts = min(BLOCK, 1 << max(len(queries) - 1, 0).bit_length()), []
+    for start in range(0, len(queries), size):
+        rows = query_inputs(assembly, field, queries[start : start + size])
+        coded = embedder.rows(encoder, filled(rows, size), keep_tokens)
+        parts.append(jax.tree.map(functools.partial(_first, len(rows)), vars(coded)))
+    return Embedded(**jax.tree.map(lambda *x: np.concatenate(x), *parts))
 
 
-def score_text(hit: Hit) -> str:
-    """The score of a hit, for people: a cosine, a matching score, or a number of bits."""
-    return f"{hit.score:.0f} bits" if hit.kind == "codes" else f"{hit.score:.3f}"
+def _first(count: int, rows: np.ndarray) -> np.ndarray:
+    """Return the first rows."""
+    return rows[:count]
+
+
+def query_inputs(assembly: Assembly, field: str, queries: Sequence[Query]) -> np.ndarray:
+    """Return queries as their encoder takes them, [n,...]: token ids of words, or files read by the field's reader."""
+    encoder = assembly.config.data.fields[field].encoder
+    texts = [query for query in queries if isinstance(query, str)]
+    if texts:
+        return np.concatenate([encoded_words(assembly.specs[encoder], encoder, text) for text in texts])
+    with tempfile.TemporaryDirectory() as folder:
+        return read_files(assembly, field, [_file_of(query, folder, i) for i, query in enumerate(queries)])
+
+
+def _file_of(query: Query, folder: str, number: int) -> str | os.PathLike:
+    """Return the file of a query; a picture in memory is written to the folder, so that it is read as a file is."""
+    from PIL import Image, ImageOps
+
+    if isinstance(query, str | os.PathLike):
+        return query
+    if isinstance(query, np.ndarray):
+        if query.dtype != np.uint8 or query.ndim not in (2, 3) or query.shape[2:] not in ((), (3,), (4,)):
+            raise UserError(f"a picture is {query.dtype} {list(query.shape)}; give uint8 [height, width, 3]")
+        query = Image.fromarray(query)
+    if not isinstance(query, Image.Image):
+        raise UserError(f"a query is a {type(query).__name__}; give words, the path of a file, or a picture")
+    picture, path = ImageOps.exif_transpose(query), pathlib.Path(folder, f"{number}.png")
+    (picture if picture.mode in PNG_MODES else picture.convert("RGB")).save(path)
+    return path
 
 
 def as_table(hits: Sequence[Hit]) -> str:
-    """Rank, score, key, view and first caption of each hit, aligned; empty where an index does not keep them."""
+    """Return rank, score, key, view and first caption of each hit, aligned; "" where an index does not keep them."""
     head = ("rank", SCORES[hits[0].kind], "key", "view", "caption")
     rows = [
-        (str(rank), score_text(hit), str(hit.item.get("key", "")), str(hit.item.get("view", "")), first_caption(hit))
+        (str(rank), hit.score_text, hit.key, str(hit.item.get("view", "")), hit.caption)
         for rank, hit in enumerate(hits, 1)
     ]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
@@ -193,18 +332,13 @@ def as_table(hits: Sequence[Hit]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def first_caption(hit: Hit) -> str:
-    """The caption that is shown of a hit, "" where there is none."""
-    return next(iter(hit.item.get("captions") or []), "")
-
-
 def contact_sheet(
     hits: Sequence[Hit], path: str | os.PathLike, title: str, image: str | os.PathLike = ""
 ) -> pathlib.Path:
     """Write a picture of the answers: the query on top, the hits with rank, score and caption below.
 
-    `image`: the picture that was the query, shown beside the title. A hit without a thumbnail that can be read is an empty
-    frame. Raises UserError where `path` cannot be written, or no hit has a thumbnail.
+    `image`: the file of the picture that was the query, shown beside the title. A hit without a readable thumbnail is
+    an empty frame. Raises UserError where `path` cannot be written, or no hit has a thumbnail.
     """
     path = pathlib.Path(path)
     if not any("thumbnail" in hit.item for hit in hits):
@@ -237,18 +371,17 @@ def refuse_unshowable(path: str | os.PathLike) -> None:
     if path.is_dir():
         raise UserError(f"'{path}' is a folder; {PICTURE}")
     there = path if path.exists() else next(folder for folder in path.absolute().parents if folder.exists())
-    good = os.access(there, os.W_OK) and (there == path or there.is_dir())
-    if not good:
+    if not os.access(there, os.W_OK) or (there != path and not there.is_dir()):
         raise UserError(f"'{path}' cannot be written, because of '{there}'; {PICTURE}")
 
 
 def hit_tile(rank: int, hit: Hit) -> Any:
-    """One hit: its thumbnail, with rank, score, first caption and view below."""
+    """Draw one hit: its thumbnail, with rank, score, first caption and view below."""
     item = hit.item
     blocks = [
         thumbnail(item),
-        drawing.text_block(f"{rank}.  {score_text(hit)}", TILE, 14, drawing.GREY, lines=1),
-        drawing.text_block(first_caption(hit), TILE, 15, lines=3),
+        drawing.text_block(f"{rank}.  {hit.score_text}", TILE, 14, drawing.GREY, lines=1),
+        drawing.text_block(hit.caption, TILE, 15, lines=3),
     ]
     if item.get("view", PICTURES) not in ("", PICTURES):  # the name of the only view of a set says nothing
         blocks.append(drawing.text_block(item["view"], TILE, 12, drawing.GREY, lines=1))
@@ -256,7 +389,7 @@ def hit_tile(rank: int, hit: Hit) -> Any:
 
 
 def thumbnail(item: dict[str, Any]) -> Any:
-    """The thumbnail of a hit in its frame, the frame alone where it has none that can be read."""
+    """Draw the thumbnail of a hit in its frame, the frame alone where it has none that can be read."""
     from PIL import Image
 
     try:

@@ -1,0 +1,1 @@
+"""Exact search: the mathematics, and the files of an index."""

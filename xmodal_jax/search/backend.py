@@ -1,28 +1,16 @@
-"""One way to ask for neighbours, whatever finds them: an index folder, the devices of a mesh, faiss, Milvus."""
-
-import dataclasses
-from collections.abc import Sequence
+"""Search by one interface: an index folder, the devices of a mesh, faiss or Milvus behind it."""
 
 import numpy as np
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.search import codes
 from xmodal_jax.search.files import KINDS
+from xmodal_jax.search.hits import Hit, Hits
 from xmodal_jax.search.numpy_engine import refuse_unsearchable, unit_rows
 
 
-@dataclasses.dataclass(frozen=True)
-class Hit:
-    """One answer. score: cosine ("dense", more is better) or Hamming distance in bits ("codes", less is better)."""
-
-    row: int
-    score: float
-    item: dict
-    kind: str = "dense"
-
-
 class Backend:
-    """What can be searched. Subclasses have the attributes and `_find`.
+    """A searchable set of rows. Subclasses have the attributes and `_find`.
 
     Attributes: name (what a message calls it), width (E, 0 without embeddings), bits (K, 0 without codes), count (n).
     """
@@ -36,18 +24,18 @@ class Backend:
         return self.count
 
     def item(self, row: int) -> dict:
-        """What was kept about record `row`."""
+        """Return the item of record `row`."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Let go of what is held outside this process; nothing by default."""
+        """Close connections; nothing by default."""
 
     def _find(self, asked: np.ndarray, k: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
-        """`nearest` for queries that were checked: unit rows float32 [q,E], or packed codes uint8 [q,K/8]."""
+        """Find the `k` best rows for checked queries: unit rows float32 [q,E], or packed codes uint8 [q,K/8]."""
         raise NotImplementedError
 
     def nearest(self, query: np.ndarray, k: int, kind: str = "dense") -> tuple[np.ndarray, np.ndarray]:
-        """The `k` best rows of each query.
+        """Find the `k` best rows for each query.
 
         Args:
           query: "dense": embeddings [q,E] or [E]; "codes": hash values [q,K] or [K] of any real type (signs are taken).
@@ -55,9 +43,9 @@ class Backend:
           kind: "dense" or "codes".
 
         Returns:
-          cosines float32 [q,k] (descending) or distances int32 [q,k] (ascending), and rows int64 [q,k]. Equal values come
-          by ascending row; two equal rows have equal distances everywhere and equal cosines with the NumPy engine (on a
-          device a product's last bits may depend on where a row stands).
+          Cosines float32 [q,k] (descending) or distances int32 [q,k] (ascending), and rows int64 [q,k]. Equal values
+          come by ascending row; two equal rows have equal distances everywhere and equal cosines with the NumPy engine
+          (on a device a product's last bits may depend on where a row stands).
 
         Raises:
           UserError: an unknown kind, an index without it, a query of another width, k outside 1..count.
@@ -78,11 +66,12 @@ class Backend:
         if has <= 0:
             raise UserError(f"The index {self.name} has no {what}; search kind={other}, or index again.")
 
-    def search(self, query: np.ndarray, k: int = 10, kind: str = "dense") -> list[list[Hit]]:
-        """As `nearest`, as one list of hits per query, best first."""
+    def search(self, query: np.ndarray, k: int = 10, kind: str = "dense") -> list[Hits]:
+        """Find the `k` best rows as `nearest`; return one list of hits per query, best first."""
         values, rows = self.nearest(query, k, kind)
         return [self.hits(value, row, kind) for value, row in zip(values, rows, strict=True)]
 
-    def hits(self, values: Sequence[float], rows: Sequence[int], kind: str) -> list[Hit]:
-        """One hit per score and row."""
-        return [Hit(int(row), float(value), self.item(int(row)), kind) for value, row in zip(values, rows, strict=True)]
+    def hits(self, values: np.ndarray, rows: np.ndarray, kind: str) -> Hits:
+        """Return one hit per score and row."""
+        found = zip(values.tolist(), rows.tolist(), strict=True)
+        return Hits(Hit(row, float(value), self.item(row), kind) for value, row in found)

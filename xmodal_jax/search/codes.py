@@ -39,12 +39,12 @@ def pack(signs: np.ndarray) -> np.ndarray:
 
 
 def unpack(codes: np.ndarray) -> np.ndarray:
-    """The inverse of `pack`: uint8 [n,K/8] -> int8 [n,K] of -1 and +1."""
+    """Invert `pack`: uint8 [n,K/8] -> int8 [n,K] of -1 and +1."""
     return np.unpackbits(codes, axis=1).astype(np.int8) * np.int8(2) - np.int8(1)
 
 
 def words(codes: np.ndarray, size: int = 4) -> np.ndarray:
-    """Packed codes uint8 [n,K/8] as unsigned words [n,W] of `size` bytes; zero bytes fill up, no distance changes.
+    """View packed codes uint8 [n,K/8] as unsigned words [n,W] of `size` bytes, filled with zero bytes.
 
     Raises UserError for more than `MOST_BITS` bits.
     """

@@ -1,4 +1,4 @@
-"""Exact search by cosine (or plain inner product) over embeddings, on the device."""
+"""Search exactly by cosine (or plain inner product) over embeddings, on the device."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from xmodal_jax.search.numpy_engine import refuse_not_finite, refuse_unsearchabl
 
 
 def inner_product(query: jax.Array, rows: jax.Array) -> jax.Array:
-    """Inner products in full float32: query [b,E], rows [n,E] -> [b,n] (accelerators would round to bfloat16)."""
+    """Multiply query [b,E] with rows [n,E] in full float32 -> [b,n] (accelerators would round to bfloat16)."""
     return jnp.matmul(query, rows.T, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -20,14 +20,14 @@ def resident(gallery: np.ndarray, mesh: Mesh | None = None) -> topk.Resident:
 
 
 def resident_topk(query: np.ndarray, gallery: topk.Resident, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Top-k by inner product with a gallery already on the device (from `resident`)."""
+    """Find the top k by inner product with a gallery already on the device (from `resident`)."""
     return topk.blocked_topk(inner_product, np.asarray(query, np.float32), gallery, k)
 
 
 def dense_topk(
     query: np.ndarray, gallery: np.ndarray, k: int, cosine: bool = True, mesh: Mesh | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` most similar rows of each query.
+    """Find the `k` most similar rows for each query.
 
     Args:
       query: [q,E].
@@ -37,7 +37,7 @@ def dense_topk(
       mesh: split each block of queries over it; the gallery is on each of its devices.
 
     Returns:
-      scores float32 [q,k] (descending) and rows int32 [q,k]; equal scores by ascending row.
+      Scores float32 [q,k] (descending) and rows int32 [q,k]; equal scores by ascending row.
 
     Raises:
       UserError: an empty gallery, different widths, k outside 1..n, or a row that is not finite.

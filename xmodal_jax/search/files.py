@@ -1,33 +1,29 @@
 """The files of a search index, and how they are read.
 
     index.json            version, id, model fingerprint, width, bits, dtype, count, extra, blocks, checksum of all that
-    dense-00000.npy       float32 [rows, E] of unit length, or int8 (see `store.as_int8`); absent in an index of codes alone
+    dense-00000.npy       float32 [rows, E] of unit length, or int8 (see `writer.as_int8`); absent in an index of codes
     codes-00000.npy       uint8 [rows, K/8]; absent when the model has no hash head
-    items-00000.jsonl     line i describes the block's record i; absent when nobody wants anything back with a hit
+    items-00000.jsonl     line i describes the block's record i; absent when hits need no description
     lines-00000.npy       int64 [rows], where each of these lines ends
     verified.json         which files a reader compared with their checksum, and how they were dated then
 
-Blocks of all kinds are cut at the same rows; the header has the rows, bytes and sha256 of each file. The size of a file is
-looked at whenever an index is opened. Its checksum is compared the first time, and again when its size or one of its two
-times (of its content, of its inode) has changed; a file is remembered as compared only when it had been left alone for
-`SETTLED` seconds, so that no change can hide in the grain of the clock. Bits that rot on the disk without a write are
-found by comparing everything again (`xmodal search --verify`).
+Blocks of all kinds are cut at the same rows; the header has the rows, bytes and sha256 of each file. The size of a file
+is compared whenever an index is opened. Its checksum is compared the first time, and again when its size or one of its
+two times (of its content, of its inode) has changed; a file is remembered as compared only when it had been left alone
+for `SETTLED` seconds, so that no change can hide in the grain of the clock. Bits that rot on the disk without a write
+are found by comparing everything again (`xmodal search --verify`).
 
-The id is random and stays with the rows that are there when others are appended. What a header must be: `header`.
+The id is random and stays with the rows when others are appended. `header` checks a header.
 """
 
-import ctypes
-import glob
 import hashlib
 import json
-import math
-import mmap
 import os
 import pathlib
 import re
+import resource
 import tempfile
 import time
-import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -41,48 +37,34 @@ VERIFIED = "verified.json"
 OWN = re.compile(r"index\.json(\.new)?|verified\.json(\.\w+)?|(dense|codes|lines)-\d{5,}\.npy|items-\d{5,}\.jsonl")
 KINDS = ("dense", "codes")
 SETTLED = 2  # seconds
-
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_LIBC.mmap.restype = ctypes.c_void_p
-_LIBC.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_longlong)
-_LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_FAILED = ctypes.c_void_p(-1).value
+FEW = 64  # files that every process can open
 
 
-class _Mapping:
-    """Mapped memory as NumPy sees it; unmapped when the last array over it is gone."""
+def allow_open(count: int, path: pathlib.Path) -> None:
+    """Raise this process's limit of open files by the `count` files of an index: a mapped file keeps a descriptor.
 
-    def __init__(self, address: int, size: int):
-        self.__array_interface__ = {"data": (address, True), "shape": (size,), "typestr": "|u1", "version": 3}
-        weakref.finalize(self, _LIBC.munmap, address, size).atexit = False
-
-
-def mapped(file: str | os.PathLike) -> np.ndarray:
-    """The bytes of a file, uint8 [n], mapped for reading. What is mapped stays readable when the file is deleted.
-
-    Python's own `mmap` keeps a descriptor for each file, and an index may have thousands of blocks; this keeps none.
+    Raises UserError where the limit that the system sets is below that.
     """
-    with open(file, "rb") as handle:
-        size = os.fstat(handle.fileno()).st_size
-        if size == 0:
-            return np.zeros(0, np.uint8)
-        address = _LIBC.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, handle.fileno(), 0)
-    if address == _FAILED:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(file))
-    return np.asarray(_Mapping(address, size))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or count <= FEW:
+        return
+    wanted = soft + count
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+        if count > hard:
+            raise UserError(
+                f"{path} has {count} files and a process may open {hard}; raise that limit (ulimit -Hn), or index "
+                "again."
+            )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def read_header(path: pathlib.Path) -> dict:
-    """The header of the index at `path`.
+    """Read the header of the index at `path`.
 
     Raises:
-      UserError: not an index, a damaged header, another version, an index whose replacement was stopped halfway.
+      UserError: not an index, a damaged header, another version.
     """
-    left = None if path.exists() else stepped_aside(path)
-    if left is not None:
-        raise UserError(
-            f"{path} is being replaced, or that was stopped halfway; if no process writes it: mv {left} {path}"
-        )
     if not (path / HEADER).is_file():
         raise UserError(f"{path} is not an index (no {HEADER} in it); make one with `xmodal index`.")
     try:
@@ -101,26 +83,24 @@ def read_header(path: pathlib.Path) -> dict:
     return header
 
 
-def stepped_aside(path: pathlib.Path) -> pathlib.Path | None:
-    """The index that a writer moved out of the way of `path` before it was killed, None where there is none."""
-    found = path.parent.glob(glob.escape(f".{path.name}.xmodal-") + "*.old")
-    found = [folder for folder in found if (folder / HEADER).exists()]
-    return max(found, key=lambda folder: folder.stat().st_mtime_ns, default=None)
+def named_files(header: dict) -> set[str]:
+    """Return the names of all files that a header names."""
+    return {part["file"] for entries in header["blocks"].values() for entry in entries for part in _parts(entry)}
 
 
 def header_sum(header: dict) -> str:
-    """The checksum of a header: of what JSON gives back of it."""
+    """Return the checksum of a header, as JSON gives it back."""
     return hashlib.sha256(json.dumps(json.loads(json.dumps(header)), sort_keys=True).encode()).hexdigest()
 
 
 def sha256(file: pathlib.Path) -> str:
-    """The checksum of a file."""
+    """Return the sha256 of a file."""
     with open(file, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 class Verified:
-    """The files of an index that were compared with their checksum (see above). again: whatever was compared before."""
+    """The files of an index that were compared with their checksum (see above). again: trust no earlier comparison."""
 
     def __init__(self, path: pathlib.Path, again: bool = False):
         self.path = path
@@ -129,6 +109,7 @@ class Verified:
         self._now: dict[str, list] = {}
 
     def _read(self) -> dict[str, list]:
+        """Read what earlier readers noted; nothing where that is damaged."""
         try:
             found = json.loads((self.path / VERIFIED).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -136,24 +117,23 @@ class Verified:
         return found if isinstance(found, dict) else {}
 
     def whole(self, file: pathlib.Path, told: str) -> bool:
-        """Whether the file has the checksum `told`."""
+        """Return True if the file has the checksum `told`."""
         stat = file.stat()
         stamp = [told, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-        if self._known.get(file.name) == stamp:
-            return True
-        if sha256(file) != told:
+        same = self._known.get(file.name) == stamp
+        if not same and sha256(file) != told:
             return False
-        if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > SETTLED * 10**9:
+        if same or time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > SETTLED * 10**9:
             self._now[file.name] = stamp
         return True
 
     def keep(self) -> None:
-        """Write down what was compared now; nothing where the folder cannot be written."""
-        if not self._now or self._now.items() <= self._before.items():
+        """Write down the files compared now, and no others; nothing where the folder cannot be written."""
+        if not self._now or self._now == self._before:
             return
         try:
             with tempfile.NamedTemporaryFile("w", dir=self.path, prefix=f"{VERIFIED}.", delete=False) as file:
-                json.dump(self._before | self._now, file)
+                json.dump(self._now, file)
             os.chmod(file.name, (self.path / HEADER).stat().st_mode & 0o666)
             os.replace(file.name, self.path / VERIFIED)
         except OSError:
@@ -161,7 +141,7 @@ class Verified:
 
 
 def usable(path: pathlib.Path, header: dict, verify: bool = True, again: bool = False) -> tuple[int, str]:
-    """Rows before the first damaged file of any kind, and the sentence about that file ("" when all are whole).
+    """Return the rows before the first damaged file, and the sentence about that file ("" when all are whole).
 
     Sizes are always compared; with `verify` checksums too, with `again` also those of files that were compared before.
     """
@@ -181,13 +161,14 @@ def usable(path: pathlib.Path, header: dict, verify: bool = True, again: bool = 
 
 
 def _parts(entry: dict) -> Iterator[dict]:
+    """Yield the entry of a file, and that of its lines where it has them."""
     yield entry
     if "lines" in entry:
         yield entry["lines"]
 
 
 def damage(path: pathlib.Path, entry: dict, verified: Verified | None) -> str:
-    """What is wrong with one file of an index: a sentence, "" when nothing is."""
+    """Return a sentence about what is wrong with one file of an index, "" when nothing is."""
     file = path / entry["file"]
     if not file.is_file():
         return f"{file} is missing from its index; index again, or open the rows before it with --prefix."
@@ -198,7 +179,7 @@ def damage(path: pathlib.Path, entry: dict, verified: Verified | None) -> str:
 
 
 def open_array(path: pathlib.Path, entry: dict, width: int, dtype: str) -> np.ndarray:
-    """The rows of one block, [rows, width], memory-mapped. Raises `UserError` where the file is anything else."""
+    """Map the rows of one block, [rows, width]. Raises `UserError` where the file is anything else."""
     array = _npy(path / entry["file"], (entry["rows"], width), dtype)
     if array is None:
         raise UserError(f"{path / entry['file']} is torn; index again, or open the rows before it with --prefix.")
@@ -206,31 +187,27 @@ def open_array(path: pathlib.Path, entry: dict, width: int, dtype: str) -> np.nd
 
 
 def _npy(file: pathlib.Path, shape: tuple[int, ...], dtype: str) -> np.ndarray | None:
-    """An array of this shape that an index has, memory-mapped; None where the file is no such array, or not all of it."""
-    with open(file, "rb") as handle:
-        try:
-            np.lib.format.read_magic(handle)
-            found = np.lib.format.read_array_header_1_0(handle)
-        except OSError:
-            raise
-        except Exception:  # the parser of a torn header raises what Python's own parser does
-            return None
-        start = handle.tell()
-    data = mapped(file)[start:]
-    if found != (shape, False, np.dtype(dtype)) or data.size != math.prod(shape) * np.dtype(dtype).itemsize:
+    """Map a .npy file; return None unless it holds an array of this shape and dtype, all of it."""
+    try:
+        found = np.load(file, mmap_mode="r")
+    except OSError:
+        raise
+    except Exception:  # the parser of a torn header raises what Python's own parser does
         return None
-    return data.view(dtype).reshape(shape)
+    if not isinstance(found, np.memmap) or (found.shape, found.dtype) != (shape, np.dtype(dtype)):
+        return None
+    return np.asarray(found) if found.flags.c_contiguous else None
 
 
 class Lines:
-    """The items of one block, memory-mapped when made: line i of a JSON lines file by its place."""
+    """The items of one block, mapped when made: line i of a JSON lines file by its place."""
 
     def __init__(self, path: pathlib.Path, entry: dict):
         self.file = path / entry["file"]
-        self._text = mapped(self.file)
-        self._ends = _npy(path / entry["lines"]["file"], (entry["rows"],), "int64")
-        if self._ends is None:
+        ends = _npy(path / entry["lines"]["file"], (entry["rows"],), "int64")
+        if ends is None or self.file.stat().st_size == 0:  # an empty file cannot be mapped
             raise UserError(f"{self.file} has torn lines; index again, or open the rows before it with --prefix.")
+        self._text, self._ends = np.asarray(np.memmap(self.file, np.uint8, "r")), ends
 
     def __getitem__(self, line: int) -> dict:
         start = 0 if line == 0 else int(self._ends[line - 1])

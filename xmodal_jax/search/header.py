@@ -1,4 +1,4 @@
-"""What a header of an index must be, so that whoever reads one may use it without a look at each value."""
+"""Check the header of an index, so that its values can be used without another look."""
 
 import re
 from typing import Any
@@ -25,7 +25,9 @@ EXTRA = {
     "workdir": str,
     "workdir_from_index": str,
     "split": str,
-    "side": str,
+    "field": str,
+    "noun": str,
+    "words": bool,
     "data": str,
     "sets": dict,
     "repeated": int,
@@ -33,7 +35,7 @@ EXTRA = {
 
 
 def is_whole(header: dict[str, Any]) -> bool:
-    """Whether a header has all fields, each of its type, and blocks that hold its rows."""
+    """Return True if a header has all fields, each of its type, and blocks that hold its rows."""
     if header.keys() != FIELDS.keys() or not _typed(header, FIELDS) or not _typed(header["extra"], EXTRA):
         return False
     sets, blocks = header["extra"].get("sets", {}).values(), header["blocks"]
@@ -46,7 +48,7 @@ def is_whole(header: dict[str, Any]) -> bool:
 
 
 def _hold(blocks: dict[str, Any], count: int) -> bool:
-    """Whether the blocks of every kind are files cut at the same rows, `count` in all."""
+    """Return True if the blocks of every kind are files cut at the same rows, `count` in all."""
     if not all(
         isinstance(entries, list) and all(_is_entry(own, kind) for own in entries) for kind, entries in blocks.items()
     ):
@@ -56,16 +58,18 @@ def _hold(blocks: dict[str, Any], count: int) -> bool:
 
 
 def _is_entry(entry: Any, kind: str) -> bool:
-    """Whether this tells of a file of a kind; of items, whether it also tells of their lines."""
+    """Return True if `entry` describes a file of a kind, and for items the file of their lines too."""
     fields = {"file": str, "rows": int, "bytes": int, "sha256": str}
     if not isinstance(entry, dict) or not fields.keys() <= entry.keys() or not _typed(entry, fields):
         return False
     if FILES[kind].fullmatch(entry["file"]) is None or entry["rows"] < 1:
         return False
-    lines = entry.get("lines")
-    return kind != "items" or (_is_entry(lines, "lines") and lines["rows"] == entry["rows"])
+    if kind != "items":
+        return True
+    lines = entry.get("lines", {})
+    return _is_entry(lines, "lines") and lines["rows"] == entry["rows"]
 
 
 def _typed(found: dict[str, Any], types: dict[str, type]) -> bool:
-    """Whether what is there of `types` is of its type (True is no number)."""
+    """Return True if each value that `types` names has its type (True is no number)."""
     return all(type(found[name]) is kind for name, kind in types.items() if name in found)

@@ -1,14 +1,15 @@
-"""A search index on disk, opened memory-mapped: exact search over it, on the device or with NumPy alone."""
+"""Open a search index on disk, memory-mapped, and search it exactly, on the device or with NumPy alone."""
 
 import hashlib
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.search import atomic_folder, files, numpy_engine
+from xmodal_jax.search import files, numpy_engine
 from xmodal_jax.search.backend import Backend
 
 ENGINES = ("jax", "numpy")
@@ -18,8 +19,8 @@ CODE_ROWS = 1 << 22
 TRIES = 20  # to open an index that others replace
 
 
-def fingerprint(params) -> str:
-    """16 hex digits that change when any parameter does: ties an index to the model that can query it."""
+def fingerprint(params: dict[str, Any]) -> str:
+    """Return 16 hex digits that change when any parameter does: they tie an index to the model that can query it."""
     import jax  # here, so that an index opens without it
 
     digest = hashlib.sha256()
@@ -33,11 +34,11 @@ def fingerprint(params) -> str:
 class Index(Backend):
     """An opened index. `Index.open(path)`, then `search` (hits with their items) or `nearest` (arrays).
 
-    Rows and items stay those that were opened, whatever happens at `path` afterwards. Blocks are memory-mapped and keep no
-    descriptor; the system's limit is on mappings (65,530 in a process on Linux, at most 4 a block).
+    Rows and items stay those that were opened, whatever happens at `path` afterwards. Files are memory-mapped, at most
+    4 for a block; the system limits mappings (65,530 in a process on Linux).
 
     Attributes: path, id (stays with the rows when others are appended, changes when the index is replaced), model
-    (fingerprint), width (E), bits (K), dtype (of the embeddings on disk), count (n), total (rows the header tells of; more
+    (fingerprint), width (E), bits (K), dtype (of the embeddings on disk), count (n), total (rows in the header; more
     than `count` in a prefix), damage (the sentence about the first bad file, or ""), extra (as `write` got it).
     """
 
@@ -47,6 +48,7 @@ class Index(Backend):
         self.width, self.bits = header["width"], header["bits"]
         self.count, self.total, self.damage = count, header["count"], damage
         self.extra: dict = header["extra"]
+        files.allow_open(len(files.named_files(header)), path)
         forms = {"dense": (self.width, self.dtype), "codes": (self.bits // 8, "uint8")}
         self._blocks = {kind: self._opened(header["blocks"].get(kind, []), *form) for kind, form in forms.items()}
         items = list(self._within(header["blocks"].get("items", [])))
@@ -67,10 +69,10 @@ class Index(Backend):
         """Open the folder at `path`, memory-mapped.
 
         Args:
-          path: what `store.write` made.
+          path: made by `writer.write`.
           model: the `fingerprint` of the model that will ask; another one than the index's is refused.
-          verify: compare every file with its sha256, but for those that were compared before and were not touched since
-            (see `files`). Without it only sizes are compared.
+          verify: compare each file with its sha256 unless that was done before and the file was not touched since (see
+            `files`). Without it only sizes are compared.
           prefix: open the rows before the first damaged file instead of refusing it.
           engine: "jax" searches on the device; "numpy" on the host, without jax.
           again: compare the files that were compared before, too.
@@ -81,35 +83,34 @@ class Index(Backend):
         path = pathlib.Path(path)
         if engine not in ENGINES:
             raise UserError(f'engine = "{engine}" does not search; write "jax" or "numpy".')
-        found = None
         for _ in range(TRIES):
-            files.read_header(path)  # says what a folder is that is no index
-            with atomic_folder.opened(atomic_folder.resolved(path)) as folder:
-                try:
-                    found = cls._open(path, verify, prefix, engine, again)
-                except (UserError, FileNotFoundError) as error:
-                    found = error
-                if atomic_folder.is_still(
-                    folder, path
-                ):  # if not, its files may be of two indexes: one replaced the other
-                    break
-            found = UserError(f"{path} is replaced all the time; open it when that is over.")
-        if not isinstance(found, cls):
-            raise found
+            header, found, failure = files.read_header(path), None, None
+            try:
+                found = cls._open(path, header, verify, prefix, engine, again)
+            except (UserError, FileNotFoundError) as error:
+                failure = error
+            if found is not None and not found.damage:
+                break
+            if files.read_header(path) == header:  # else a writer has deleted files: see the header that it wrote
+                break
+        else:
+            raise UserError(f"{path} is replaced all the time; open it when that is over.")
+        if found is None:
+            raise failure or UserError(f"{path} cannot be opened; index again.")
         if model is not None:
             found.refuse_other_model(model)
         return found
 
     @classmethod
-    def _open(cls, path: pathlib.Path, verify: bool, prefix: bool, engine: str, again: bool) -> "Index":
-        header = files.read_header(path)
+    def _open(cls, path: pathlib.Path, header: dict, verify: bool, prefix: bool, engine: str, again: bool) -> "Index":
+        """Open the files that a header names."""
         count, damage = files.usable(path, header, verify, again)
         if damage and (not prefix or count <= 0):
             raise UserError(damage)
         return cls(path, header, count, damage, engine)
 
     def _within(self, entries: list[dict]) -> Iterator[tuple[int, int, dict]]:
-        """(first row, rows, entry) of the files that hold usable rows."""
+        """Yield (first row, rows, entry) of the files that hold usable rows."""
         start = 0
         for entry in entries:
             if start >= self.count:
@@ -118,6 +119,7 @@ class Index(Backend):
             start += entry["rows"]
 
     def _opened(self, entries: list[dict], width: int, dtype: str) -> list[np.ndarray]:
+        """Map the blocks of a kind as far as their rows are usable."""
         return [files.open_array(self.path, entry, width, dtype)[:rows] for _, rows, entry in self._within(entries)]
 
     def refuse_other_model(self, model: str) -> None:
@@ -129,7 +131,10 @@ class Index(Backend):
             )
 
     def item(self, row: int) -> dict:
-        """What `write` was told about record `row`; {} in an index without items. Raises UserError for a row not there."""
+        """Return the item of record `row` as it was written; {} in an index without items.
+
+        Raises UserError for a row that is not there.
+        """
         if not 0 <= row < self.count:
             raise UserError(f"Row {row} is not one of the {self.count} rows of {self.name}.")
         if not self._lines:
@@ -138,24 +143,24 @@ class Index(Backend):
         return self._lines[number][row - self._starts[number]]
 
     def blocks(self, kind: str = "dense") -> list[np.ndarray]:
-        """The memory-mapped blocks: [rows,E] as stored, or codes uint8 [rows,K/8]."""
+        """Return the memory-mapped blocks: [rows,E] as stored, or codes uint8 [rows,K/8]."""
         self.refuse_without(kind)
         return self._blocks[kind]
 
     def parts(self, kind: str = "dense") -> Iterator[np.ndarray]:
-        """A block after the other: float32 [rows,E] of unit length, or codes uint8 [rows,K/8]."""
+        """Iterate over the blocks: float32 [rows,E] of unit length, or codes uint8 [rows,K/8]."""
         return map(_floats, self.blocks(kind))
 
     def vectors(self, kind: str = "dense") -> np.ndarray:
-        """All rows in memory: float32 [n,E], or codes uint8 [n,K/8]."""
+        """Read all rows into memory: float32 [n,E], or codes uint8 [n,K/8]."""
         return np.concatenate(list(self.parts(kind)))
 
     def vectors_of(self, rows: np.ndarray, kind: str = "dense") -> np.ndarray:
-        """Some rows [m] in memory, in the order asked: float32 [m,E], or codes uint8 [m,K/8]."""
+        """Read some rows [m] into memory, in the order asked: float32 [m,E], or codes uint8 [m,K/8]."""
         return _floats(self.stored(rows, kind))
 
     def stored(self, rows: np.ndarray, kind: str = "dense") -> np.ndarray:
-        """As `vectors_of`, in the type that they have on disk."""
+        """Read some rows [m] into memory, in the type that they have on disk."""
         blocks, rows = self.blocks(kind), np.asarray(rows)
         starts = np.cumsum([0, *(len(block) for block in blocks)])
         found = np.empty((len(rows), blocks[0].shape[1]), blocks[0].dtype)
@@ -178,7 +183,7 @@ class Index(Backend):
         return (value, row) if kind == "dense" else (-value, row)
 
     def _groups(self, kind: str) -> Iterator[list[np.ndarray]]:
-        """Consecutive blocks that one program searches."""
+        """Yield groups of consecutive blocks, each searched by one program."""
         limit = CODE_ROWS if kind == "codes" else max(1, DENSE_BYTES // (4 * self.width))
         group, size = [], 0
         for block in self._blocks[kind]:
@@ -190,6 +195,7 @@ class Index(Backend):
         yield group
 
     def _on_host(self, asked: np.ndarray, k: int, kind: str, _: int, group: list) -> tuple[np.ndarray, np.ndarray]:
+        """Search one group of blocks with NumPy."""
         rows = group[0] if len(group) == 1 else np.concatenate(group)
         return (
             numpy_engine.dense_topk(asked, _floats(rows), k)
@@ -197,7 +203,10 @@ class Index(Backend):
             else numpy_engine.hamming_topk(asked, rows, k)
         )
 
-    def _on_device(self, asked: np.ndarray, k: int, kind: str, number: int, group: list):
+    def _on_device(
+        self, asked: np.ndarray, k: int, kind: str, number: int, group: list
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Search one group of blocks on the device, where it stays if there is room."""
         from xmodal_jax.search import dense, hamming
 
         engine = {"dense": dense, "codes": hamming}[kind]
@@ -210,5 +219,5 @@ class Index(Backend):
 
 
 def _floats(rows: np.ndarray) -> np.ndarray:
-    """Stored rows as they are searched: int8 ones stand for themselves over their length."""
+    """Return stored rows as they are searched: an int8 row stands for itself divided by its length."""
     return numpy_engine.unit_rows(rows) if rows.dtype == np.int8 else rows

@@ -1,4 +1,4 @@
-"""Exact search on the host with NumPy alone: what every backend checks, the merge of lists, and both kinds of top-k.
+"""Search exactly on the host with NumPy alone: the checks of every backend, the merge of lists, both kinds of top-k.
 
 Nothing here imports jax, so an index can be asked where jax is not installed.
 """
@@ -31,8 +31,8 @@ def refuse_not_finite(rows: np.ndarray, first: int = 0) -> None:
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
         raise UserError(
-            f"Embedding {first + bad[0] if len(bad) else 0} is not finite ({len(bad)} of {len(rows)} rows); the model that "
-            "made it has diverged: take an earlier checkpoint."
+            f"Embedding {first + bad[0]} is not finite ({len(bad)} of {len(rows)} rows); the model that made it has "
+            "diverged: take an earlier checkpoint."
         )
 
 
@@ -45,10 +45,10 @@ def refuse_spoiled(values: np.ndarray, name: str) -> None:
 
 
 def unit_rows(embeddings: np.ndarray, first: int = 0) -> np.ndarray:
-    """Rows [n,E] divided by their length, float32; a row of zeros stays zero, so its cosine to anything is 0.
+    """Divide rows [n,E] by their length, float32; a row of zeros stays zero, so its cosine to anything is 0.
 
-    Rows of any length that float32 or float64 holds: those whose squares leave float32 are divided by their largest value
-    first. `first` is the number of the first row, for the sentence.
+    Rows may have any length that float32 or float64 holds: those whose squares leave float32 are divided by their
+    largest value first. `first` is the number of the first row, for the sentence.
 
     Raises:
       UserError: a row is not finite.
@@ -69,14 +69,14 @@ def unit_rows(embeddings: np.ndarray, first: int = 0) -> np.ndarray:
 
 
 def merge_topk(values: list[np.ndarray], rows: list[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Merge the top-k lists of consecutive blocks of one gallery: each [q,k_i] in, [q,k] out, ties by ascending row."""
+    """Merge the top-k lists of consecutive blocks of one gallery, each [q,k_i], into [q,k]; ties by ascending row."""
     value, row = np.concatenate(values, axis=1), np.concatenate(rows, axis=1)
     order = np.argsort(-value, axis=1, kind="stable")[:, :k]  # earlier blocks hold lower rows
     return np.take_along_axis(value, order, axis=1), np.take_along_axis(row, order, axis=1)
 
 
 def hamming_topk(query: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` nearest codes of each query, one query at a time with `np.bitwise_count`.
+    """Find the `k` nearest codes of each query, one query at a time with `np.bitwise_count`.
 
     Args:
       query: uint8 [q,K/8] from `codes.pack`.
@@ -84,7 +84,7 @@ def hamming_topk(query: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.nda
       k: at most n.
 
     Returns:
-      distances int32 [q,k] (bits, ascending) and rows int32 [q,k]; equal distances by ascending row.
+      Distances int32 [q,k] (bits, ascending) and rows int32 [q,k]; equal distances by ascending row.
 
     Raises:
       UserError: an empty gallery, codes of different length, or k outside 1..n.
@@ -97,14 +97,14 @@ def hamming_topk(query: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.nda
         for one, best in zip(asked, found, strict=True):
             best.take(_distances(one, rows), start)
 
-    def shaped(parts):
+    def shaped(parts: list[np.ndarray]) -> np.ndarray:
         return np.asarray(parts, np.int32).reshape(len(query), k)
 
     return shaped([best.distances for best in found]), shaped([best.rows for best in found])
 
 
 def _distances(one: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Bits that differ: one code [W], rows [n,W] of words -> uint16 [n] (uint8 for one word)."""
+    """Count the bits that differ: one code [W], rows [n,W] of words -> uint16 [n] (uint8 for one word)."""
     # repeated rather than broadcast, so that NumPy's inner loop is over all words and not over the few of a row
     counts = np.bitwise_count(rows.reshape(-1) ^ np.tile(one, len(rows))).reshape(rows.shape)
     if rows.shape[1] == 1:
@@ -116,14 +116,14 @@ def _distances(one: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 class _NearestSoFar:
-    """The `k` nearest of one query over the blocks seen so far, in order; later ones need only what is nearer."""
+    """The `k` nearest of one query over the blocks seen so far, in order; a later row must be nearer."""
 
     def __init__(self, k: int):
         self.k = k
         self.distances, self.rows = np.zeros(0, np.int64), np.zeros(0, np.int64)
 
     def take(self, distance: np.ndarray, start: int) -> None:
-        """Look at the distances [n] of the rows from `start` on."""
+        """Merge the distances [n] of the rows from `start` on."""
         if len(self.rows) >= self.k:  # a row as far as the k-th loses to it: it is later
             near = np.flatnonzero(distance < self.distances[-1])
         elif len(distance) > self.k:
@@ -137,10 +137,10 @@ class _NearestSoFar:
 
 
 def dense_topk(query: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` largest inner products of each query [q,E] with rows [n,E]: float32 [q,k] and int32 [q,k], ties by row.
+    """Find the `k` largest inner products of each query [q,E] with rows [n,E]: float32 [q,k] and int32 [q,k].
 
-    Equal rows have equal scores: the products of a matrix product depend on where a row stands in it, so the rows that come
-    near the k-th place are multiplied again, each by itself.
+    Ties come by row, and equal rows have equal scores: the last bits of a matrix product depend on where a row stands
+    in it, so the rows that come near the k-th place are multiplied again, each by itself.
 
     Raises UserError as `hamming_topk`.
     """
@@ -149,7 +149,7 @@ def dense_topk(query: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarr
     with np.errstate(over="ignore", invalid="ignore"):
         longest = np.sqrt(np.einsum("ne,ne->n", gallery, gallery).max())
     refuse_spoiled(longest, "the gallery")
-    # both products are within E / 2 units of float32's last place of the true one, times the lengths; and both sides move
+    # both products are within E / 2 units of float32's last place of the true one, times the lengths; both sides move
     margin = 4 * gallery.shape[1] * 2.0**-24 * longest * np.linalg.norm(query, axis=1)
     values, rows = np.empty((len(query), k), np.float32), np.empty((len(query), k), np.int32)
     size = max(1, BLOCK_SCORES // len(gallery))
@@ -164,7 +164,7 @@ def dense_topk(query: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarr
 
 
 def _products(one: np.ndarray, gallery: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Inner products of one [E] with some rows [m] of [n,E], each summed in the same order: float32 [m]."""
+    """Multiply one [E] with some rows [m] of [n,E], each summed in the same order: float32 [m]."""
     step = max(1, BLOCK_SCORES // gallery.shape[1])
     parts = [(gallery[rows[at : at + step]] * one).sum(axis=1) for at in range(0, len(rows), step)]
     return np.concatenate(parts)

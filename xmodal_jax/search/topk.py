@@ -1,4 +1,4 @@
-"""Exact top-k over many rows: the best tiles first, then the best rows inside them.
+"""Find the top k of many rows exactly: the best tiles first, then the best rows inside them.
 
 `jax.lax.top_k` over a million scores sorts far more than it has to. The k best rows lie in the k tiles with the best
 maxima, so one maximum per tile, a top-k over the tiles and a top-k inside k tiles give the same answer for a
@@ -9,7 +9,7 @@ above the k-th score is taken, then tiles that tie with it in row order, and the
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -24,7 +24,7 @@ BLOCK_SCORES = 1 << 24  # scores held at once by one block of queries: 64 MiB of
 
 
 def tiled_topk(scores: jax.Array, k: int, tile: int = TILE) -> tuple[jax.Array, jax.Array]:
-    """The `k` largest of each row, exactly.
+    """Find the `k` largest of each row, exactly.
 
     Args:
       scores: float32 [b,n].
@@ -32,7 +32,7 @@ def tiled_topk(scores: jax.Array, k: int, tile: int = TILE) -> tuple[jax.Array, 
       tile: static, rows per tile.
 
     Returns:
-      values float32 [b,k] in descending order and their columns int32 [b,k]; equal values by ascending column.
+      Values float32 [b,k] in descending order and their columns int32 [b,k]; equal values by ascending column.
     """
     rows, count = scores.shape
     if count <= 4 * k * tile or count <= 8 * tile:  # too few tiles to skip any worthwhile share
@@ -64,8 +64,15 @@ def resident(gallery: np.ndarray, mesh: Mesh | None = None) -> Resident:
 
 
 @functools.partial(jax.jit, static_argnames=("score", "k", "mesh"))
-def topk_block(score: Callable, query: jax.Array, rows: jax.Array, count: jax.Array, k: int, mesh: Mesh):
-    """Top-k of one block of queries over a mesh: `score(query, rows)` -> float32 [b,n], padding never wins.
+def topk_block(
+    score: Callable[[jax.Array, jax.Array], jax.Array],
+    query: jax.Array,
+    rows: jax.Array,
+    count: jax.Array,
+    k: int,
+    mesh: Mesh,
+) -> tuple[jax.Array, jax.Array]:
+    """Find the top k of one block of queries over a mesh: `score(query, rows)` -> float32 [b,n], padding never wins.
 
     Each device sorts the scores of its own queries: left to itself, XLA (jax 0.10.2) gathers all scores for `top_k`.
     """
@@ -83,7 +90,7 @@ def topk_block(score: Callable, query: jax.Array, rows: jax.Array, count: jax.Ar
 def blocked_topk(
     score: Callable, query: np.ndarray, gallery: Resident, k: int, block_scores: int = BLOCK_SCORES
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Top-k of any number of queries, a block at a time, which is split over the devices that have the gallery.
+    """Find the top k of any number of queries, in blocks that are split over the devices which have the gallery.
 
     Args:
       score: module-level function (it is a static argument) of query [b,X] and rows [n,X] -> float32 [b,n].
@@ -93,7 +100,7 @@ def blocked_topk(
       block_scores: scores held at once; bounds the memory whatever the number of queries.
 
     Returns:
-      values float32 [q,k], rows int32 [q,k], best first, ties by ascending row.
+      Values float32 [q,k], rows int32 [q,k], best first, ties by ascending row.
     """
     mesh, block = mesh_of(gallery.rows), query_block(len(query), block_scores // gallery.rows.shape[0])
 
@@ -105,12 +112,14 @@ def blocked_topk(
 
 
 def query_block(queries: int, most: int) -> int:
-    """How many queries one program takes: a power of two, so that few shapes are compiled, or `most` where that is less."""
+    """Return how many queries one program takes: `most`, or less: a power of two, so that few shapes are compiled."""
     return max(1, min(1 << max(queries - 1, 0).bit_length(), most))
 
 
-def in_blocks(nearest: Callable, query: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both results [q,k] of `nearest([block,X])`, called for a block of query [q,X] after the other, zeros behind the last."""
+def in_blocks(
+    nearest: Callable[[np.ndarray], Sequence], query: np.ndarray, block: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Call `nearest([block,X])` for each block of query [q,X], filled with zeros; join both of its results, [q,k]."""
     parts = [query[start : start + block] for start in range(0, max(len(query), 1), block)]
     found = [nearest(np.pad(part, ((0, block - len(part)), (0, 0)))) for part in parts]
     value, row = (np.concatenate([np.asarray(part[i]) for part in found])[: len(query)] for i in (0, 1))

@@ -29,14 +29,18 @@ from xmodal_jax.types import Array, Params
 
 
 def factor(x: np.ndarray, ridge: float) -> np.ndarray:
-    """x [n,D], centred -> lower Cholesky factor [D,D] of its covariance plus `ridge` times the mean variance."""
+    """Return the lower Cholesky factor [D,D] of the covariance of x
+    [n,D], centred, plus `ridge` times the mean variance.
+    """
     covariance = (x.T @ x / len(x)).astype(np.float64)
     covariance += ridge * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
     return np.linalg.cholesky(covariance)
 
 
 def cca(left: np.ndarray, right: np.ndarray, ridge: float, dims: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Regularised CCA of aligned rows [n,D] and [n,F], both centred -> maps [D,dims], [F,dims] and correlations [dims]."""
+    """Return regularised CCA's maps [D,dims], [F,dims] and
+    correlations [dims] of aligned rows [n,D] and [n,F], both centred.
+    """
     from scipy.linalg import solve_triangular
 
     lower = [factor(side, ridge) for side in (left, right)]
@@ -44,14 +48,15 @@ def cca(left: np.ndarray, right: np.ndarray, ridge: float, dims: int) -> tuple[n
     whitened = solve_triangular(lower[1], solve_triangular(lower[0], between, lower=True).T, lower=True).T
     u, correlations, v = np.linalg.svd(whitened, full_matrices=False)
     maps = [
-        solve_triangular(low, side, lower=True, trans="T")
+        solve_triangular(low, side, lower=True, trans=1)
         for low, side in zip(lower, (u[:, :dims], v[:dims].T), strict=True)
     ]
     return maps[0], maps[1], correlations[:dims]
 
 
 def linear_start(left: np.ndarray, right: np.ndarray, ridge: float, dims: int) -> tuple[Params, Params]:
-    """Dense parameters of both heads: canonical variates scaled by their correlations, so that strong ones weigh more.
+    """Return dense parameters of both heads: canonical variates
+    scaled by their correlations, so that strong ones weigh more.
 
     left [n,D] and right [n,F] are aligned rows. Columns beyond what CCA gives (`dims` above the ranks) are zero.
     """
@@ -66,18 +71,19 @@ def linear_start(left: np.ndarray, right: np.ndarray, ridge: float, dims: int) -
 
 
 def pair_encoders(config: Config) -> dict[str, str]:
-    """{encoder: field} of the pair of fields that the heads start from, the first that is evaluated."""
+    """Return {encoder: field} of the pair of fields that the heads start from, the first that is evaluated."""
     return {config.data.fields[field].encoder: field for field in config.eval.pairs[0]}
 
 
 def training_pairs(assembly: Assembly, view: str = "") -> EvalSplit:
-    """The training split as evaluation reads it, of the pair that the heads start from."""
+    """Return the training split as evaluation reads it, of the pair that the heads start from."""
     data = assembly.config.data
     return eval_split(data.path, data.split, assembly.specs, data, view, assembly.config.eval.pairs[0])
 
 
 def head_inputs(assembly: Assembly, params: Params) -> tuple[np.ndarray, np.ndarray]:
-    """Pooled features of all pairs of the training split, such as (picture, caption), [n,D] and [n,F], without augmentation.
+    """Return pooled features of all pairs of the training split, such
+    as (picture, caption), [n,D] and [n,F], without augmentation.
 
     A record with v views and c captions gives v * c rows.
     """
@@ -87,13 +93,16 @@ def head_inputs(assembly: Assembly, params: Params) -> tuple[np.ndarray, np.ndar
     splits = [training_pairs(assembly, view) for view in views]
     pairs = [aligned(split.left.owner, split.right.owner) for split in splits]
     sides = ([split.left for split in splits], [split.right for split in splits])
-    return tuple(
+    left, right = (
         np.concatenate(_rows_of(assembly, params, own, [pair[i] for pair in pairs])) for i, own in enumerate(sides)
     )
+    return left, right
 
 
 def aligned(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The places int [n] of all pairs of inputs of one record, owners int [m] and [k], the right ones in their order."""
+    """Return the places int [n] of all pairs of inputs of one record,
+    owners int [m] and [k], the right ones in their order.
+    """
     first, last = np.searchsorted(left, right), np.searchsorted(left, right, "right")
     counts = last - first
     places = np.repeat(first, counts) + np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -101,55 +110,64 @@ def aligned(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _rows_of(assembly: Assembly, params: Params, sides: list[Side], places: list[np.ndarray]) -> list[np.ndarray]:
-    """Pooled features [n,D] of one side of each view, at its `places`; of captions, which views share, each text once."""
+    """Return pooled features [n,D] of one side of each view, at its
+    `places`; of captions, which views share, each text once.
+    """
     pooled = jax.jit(partial(pool, assembly, sides[0].encoder))
     if sides[0].ids is None:
         return [_collect(assembly, pooled, params, side)[own] for side, own in zip(sides, places, strict=True)]
-    texts, rows = np.unique(np.concatenate([side.ids for side in sides]), axis=0, return_inverse=True)
+    words = [side.ids for side in sides if side.ids is not None]
+    texts, rows = np.unique(np.concatenate(words), axis=0, return_inverse=True)
     found = _collect(assembly, pooled, params, dataclasses.replace(sides[0], owner=np.arange(len(texts)), ids=texts))
     ends = np.cumsum([len(side) for side in sides])[:-1]
     return [found[own][at] for own, at in zip(np.split(rows.ravel(), ends), places, strict=True)]
 
 
 def pool(assembly: Assembly, name: str, params: Params, x: Array) -> Array:
-    """Inputs [B,...] of an encoder -> what the linear path of its head reads [B,D]."""
+    """Return the features [B,D] that the linear path of an encoder's head reads, of inputs [B,...]."""
     own = assembly.config.encoders[name]
-    raw = assembly.model.apply({"params": params}, name, x, method="raw")
+    raw: Any = assembly.model.apply({"params": params}, name, x, method="raw")
     return pooled_features(raw, own.mask(x), parse_pool(own.pool)[0], own.groups)
 
 
 def _collect(assembly: Assembly, pooled: Callable, params: Params, side: Side) -> np.ndarray:
+    """Return the pooled features [n,D] of one side, a block at a time."""
     blocks = side.blocks(assembly.config.eval.batch_size)
     made = ((block["id"], pooled(params, put_like(params, block[side.field]))) for block in blocks)
     return np.concatenate([to_host(rows, len(ids))[ids >= 0] for ids, rows in made])
 
 
 def token_mean(assembly: Assembly, params: Params, name: str) -> np.ndarray:
-    """Mean over the real tokens [D'] of one block of training records, each normalised as a `TokenMap` reads it."""
+    """Return the mean over the real tokens [D'] of one block of
+    training records, each normalised as a `TokenMap` reads it.
+    """
     model, block = assembly.model, first_block(assembly)[name]
     x = block["x"]
 
-    def tower(p, x):
+    def tower(p: Params, x: Array) -> Any:
         return model.apply({"params": p}, name, x, method="raw")
 
     tokens = to_host(jax.jit(tower)(params, put_like(params, x)), len(x))
     mask = assembly.config.encoders[name].mask(x)
     real = block["id"] >= 0 if mask is None else np.asarray(mask) & (block["id"] >= 0)[:, None]
     return (
-        np.asarray(layer_norm(norm_params(tokens.shape[-1]), tokens, 1e-6))[real].reshape(-1, tokens.shape[-1]).mean(0)
+        np.asarray(layer_norm(norm_params(tokens.shape[-1]), jnp.asarray(tokens), 1e-6))[real]
+        .reshape(-1, tokens.shape[-1])
+        .mean(0)
     )
 
 
 def first_block(assembly: Assembly) -> dict[str, dict[str, np.ndarray]]:
-    """{encoder: {"x": inputs of the first training records, "id"}} of both encoders that start from pairs."""
+    """Return {encoder: {"x": inputs of the first training records, "id"}} of both encoders that start from pairs."""
     split, size = training_pairs(assembly), assembly.config.eval.batch_size
     blocks = {side.encoder: (side.field, next(iter(side.blocks(size)))) for side in (split.left, split.right)}
     return {name: {"x": block[field], "id": block["id"]} for name, (field, block) in blocks.items()}
 
 
 def starts(assembly: Assembly, params: Params) -> Params:
-    """What replaces parts of fresh `params`: `ENCODER/head/linear` of a pair's encoders from CCA, `token_starts` and
-    `hash_starts`."""
+    """Return replacements for parts of fresh `params`: `ENCODER/head/linear` of a pair's encoders from CCA,
+    `token_starts` and `hash_starts`.
+    """
     config = assembly.config
 
     def solve() -> Heads:
@@ -163,14 +181,15 @@ def starts(assembly: Assembly, params: Params) -> Params:
 
 
 def replaced(tree: Params, start: Params) -> Params:
-    """The tree with the leaves that `start` has taken from it, where the old ones lie."""
+    """Return the tree with the leaves that `start` has taken from it, where the old ones lie."""
     if not isinstance(start, dict):
         return jax.device_put(np.asarray(start), tree.sharding)
     return dict(tree) | {name: replaced(tree[name], own) for name, own in start.items()}
 
 
 def token_starts(assembly: Assembly, params: Params) -> Params:
-    """Starts of the maps of single tokens beside linear paths: the part of the linear path that reads the first tokens.
+    """Return starts of the maps of single tokens beside linear paths:
+    the part of the linear path that reads the first tokens.
 
     Local features then lie where the embeddings do from the first step on: told from random ones (LMIM), an embedding
     leaves CCA's space for theirs. The scale is that of a fresh map; the bias takes the mean over training tokens away.
@@ -189,11 +208,12 @@ def token_starts(assembly: Assembly, params: Params) -> Params:
 
 
 def hash_starts(assembly: Assembly, params: Params) -> Params:
-    """Kernels [E,K] of both hash heads whose first `joint.hash_variates` bits are the signs of the embedding's first numbers.
+    """Return kernels [E,K] of both hash heads whose first
+    `joint.hash_variates` bits are the signs of the embedding's first numbers.
 
-    After CCA those are the strongest canonical variates, so short codes start at "CCA signs", the linear floor; a random
-    projection, which the other bits stay, spreads the strong variates over all bits and needs many of them. The scale is
-    that of a fresh kernel: logits of order one.
+    After CCA those are the strongest canonical variates, so short codes start at "CCA signs", the linear floor; a
+    random projection, which the other bits stay, spreads the strong variates over all bits and needs many of them. The
+    scale is that of a fresh kernel: logits of order one.
     """
     joint, model, encoders = assembly.config.joint, assembly.model, pair_encoders(assembly.config)
     first = next(iter(encoders))
@@ -214,7 +234,7 @@ def hash_starts(assembly: Assembly, params: Params) -> Params:
 
 
 def start_state(assembly: Assembly, state: Any) -> Any:
-    """The train state with `starts` in the student and, where it has these leaves, in the teacher."""
+    """Return the train state with `starts` in the student and, where it has these leaves, in the teacher."""
     found, teacher = starts(assembly, state.params), dict(state.teacher)
     for path, value in flatten_dict(found, sep="/").items():
         if path in teacher:

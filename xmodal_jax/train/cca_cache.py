@@ -29,7 +29,7 @@ DATA_FIELDS = ("split", "fields", "languages", "views", "features")
 
 
 def settings(config: Config) -> dict:
-    """What of the config and the data card the start depends on."""
+    """Return the fields of the config and the data card that the start depends on."""
     card, data = Card.load(config.data.path), as_dict(config.data)
     joint = config.joint
     return {
@@ -48,19 +48,19 @@ def settings(config: Config) -> dict:
 
 
 def digest(assembly: Assembly, params: Params) -> str:
-    """A name for the start of these towers on this data."""
+    """Return a name for the start of these towers on this data."""
     sha = hashlib.sha256(json.dumps(settings(assembly.config), sort_keys=True, default=list).encode())
     for own in assembly.tokenizers.values():
         sha.update(own.path.read_bytes())
     towers = {name: params[name].get("tower", {}) for name in assembly.config.encoders}
     for path, leaf in jax.tree_util.tree_leaves_with_path(towers):
         sha.update(jax.tree_util.keystr(path).encode())
-        sha.update(np.ascontiguousarray(leaf))
+        sha.update(np.ascontiguousarray(leaf).data)
     return sha.hexdigest()[:32]
 
 
 def kept_start(assembly: Assembly, params: Params, solve: Callable[[], Heads]) -> Heads:
-    """The start of an earlier run if there is one for exactly this, else `solve()`, which is then kept.
+    """Return the start of an earlier run if there is one for exactly this, else `solve()`, which is then kept.
 
     A folder that cannot be written only means that nothing is kept, a file that cannot be read that it is solved again.
     With several processes each solves for itself: all must take the same.

@@ -12,22 +12,21 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
 import pathlib
 import re
 import shutil
-import sys
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.processes import first_says, lost_peer, with_causes
 from xmodal_jax.parallel.rules import path_name
 from xmodal_jax.train import checksums, store
+from xmodal_jax.train.quiet import TEMPORARY
 from xmodal_jax.train.state import TrainState
 from xmodal_jax.whole import write_whole
 
@@ -38,10 +37,9 @@ Shapes = dict[str, tuple[int, ...]]
 FOLDER = "checkpoints"
 PARAMS, TEACHER, REST = ITEMS = ("params", "teacher", "rest")  # of a checkpoint; one without arrays is left out
 RUN_FILE = "run.json"
+NOTES_FILE = "notes.json"  # of a checkpoint; written anew at times, so that it is in no checksum
 FORMAT = 1  # of run.json and the checkpoints beside it
 DAMAGED = "damaged-"
-TEMPORARY = ".orbax-checkpoint-tmp"
-OF_ORBAX = f"orbax{os.sep}checkpoint"  # in the path of each of its files
 NONE, NO_GOOD = -1, -2  # what the first process tells the others in place of a step
 FAILURES = (OSError, ValueError, RuntimeError)  # what orbax and the array store raise when the disk does not take it
 KNOWN = re.compile(
@@ -64,7 +62,8 @@ class Checkpoints:
         self._manager: ocp.CheckpointManager | None = None  # made by the first save, when the folder is in order
         self._names = contextlib.ExitStack()  # holds the name that the manager has for the folder
         self._saved = self._pending = NONE  # the last step known to be on disk, and the one being written
-        _quiet()
+        self._notes: dict[str, Any] = {}  # of the step being written
+        self._kept = NONE  # a step that stays beside the last ones
         if not read_only:
             store.refuse_unwritable_name(self.folder)
         if not read_only and jax.process_index() == 0:
@@ -88,13 +87,13 @@ class Checkpoints:
             self._names.close()
 
     def steps(self) -> list[int]:
-        """The steps that have a finished checkpoint on disk, oldest first; nothing is read."""
+        """Return the steps that have a finished checkpoint on disk, oldest first; nothing is read."""
         if not self.folder.is_dir():
             return []
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal() and path.is_dir())
 
     def latest(self) -> int | None:
-        """The step of the newest checkpoint, None when the run has not saved yet.
+        """Return the step of the newest checkpoint, None when the run has not saved yet.
 
         Raises UserError when the only ones left are damaged: such a run must not start again from nothing.
         """
@@ -103,13 +102,33 @@ class Checkpoints:
         found = first_says(found)
         if found == NO_GOOD:
             raise UserError(
-                f"'{self.folder}' has no good checkpoint left, only {', '.join(aside)}; put a copy of a good one there, "
-                "or start again in another --workdir"
+                f"'{self.folder}' has no good checkpoint left, only {', '.join(aside)}; put a copy of a good one "
+                "there, or start again in another --workdir"
             )
         return None if found == NONE else found
 
-    def save(self, state: TrainState) -> None:
+    def notes(self, step: int) -> dict[str, Any]:
+        """Return the notes that a checkpoint was saved with; {} for one without, or whose notes cannot be read."""
+        try:
+            found = json.loads((self.folder / str(step) / NOTES_FILE).read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def fault(self, step: int, items: Sequence[str]) -> str:
+        """Return what is wrong with the checkpoint of `step` in these items; "" for a good one."""
+        folder = self.folder / str(step)
+        if not folder.is_dir():
+            return "it is not there"
+        return checksums.fault(folder, items) or store.unmerged(folder, items)
+
+    def save(self, state: TrainState, notes: dict[str, Any] | None = None, keep: int = NONE) -> None:
         """Start an asynchronous save; it counts once `wait` returns.
+
+        Args:
+          state: the state to save; where its step is on disk already, only the notes are written.
+          notes: kept beside it as JSON, see `notes`.
+          keep: a step whose checkpoint stays, however old it is.
 
         Raises UserError when this or an earlier save failed, naming the last step that is on disk.
         """
@@ -117,7 +136,9 @@ class Checkpoints:
             raise UserError(f"'{self.folder}' was opened for reading only; open it without read_only")
         self.wait()
         step = int(state.step)
+        self._notes, self._kept = notes or {}, keep
         if step == self._saved:
+            self._write_notes(self.folder / str(step))
             return
         self._pending = step
         with self._told():
@@ -136,7 +157,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
-        """What the disk does not take of the pending save as a `UserError`."""
+        """Turn an error of the pending save, such as a full disk, into a `UserError`."""
         try:
             yield
         except FAILURES as error:
@@ -154,18 +175,32 @@ class Checkpoints:
         self._saved, found = self._newest(ITEMS, lambda folder: self._read(folder, ITEMS, items_of(abstract)))
         return TrainState(params=found[PARAMS], teacher=found.get(TEACHER, {}), **found[REST])
 
-    def restore_some(self, wanted: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    def restore_some(self, wanted: dict[str, Any], among: Sequence[int] | None = None) -> tuple[int, dict[str, Any]]:
         """Return the step of the newest checkpoint whose items of these names are good, and the leaves asked for.
 
-        `wanted`: {item: tree of ShapeDtypeStructs with shardings}, a part of what the item has. Other items may be
-        damaged or gone: nothing of them is read. Faults of those that are read are as in `restore`.
-        """
-        return self._newest(tuple(wanted), lambda folder: self._read(folder, tuple(wanted), wanted, part=True))
+        Other items may be damaged or gone: nothing of them is read. Faults of those that are read are as in `restore`.
 
-    def _newest(self, items: tuple[str, ...], read: Callable[[pathlib.Path], Any]) -> tuple[int, Any]:
-        """(step, what `read` gives of its folder) of the newest checkpoint whose `items` are good; set others aside."""
+        Args:
+          wanted: {item: tree of ShapeDtypeStructs with shardings}, a part of what the item has.
+          among: the steps to look at; None for all.
+        """
+        items = tuple(wanted)
+        return self._newest(items, lambda folder: self._read(folder, items, wanted, part=True), among)
+
+    def shapes(self, items: tuple[str, ...], among: Sequence[int] | None = None) -> tuple[int, dict[str, Any]]:
+        """Return the step of the newest checkpoint with good `items`, and {item: tree of array descriptions}."""
+
+        def described(folder: pathlib.Path) -> dict[str, Any]:
+            return {name: _described(folder / name) for name in items if (folder / name).is_dir()}
+
+        return self._newest(items, described, among)
+
+    def _newest(
+        self, items: tuple[str, ...], read: Callable[[pathlib.Path], Any], among: Sequence[int] | None = None
+    ) -> tuple[int, Any]:
+        """Read the newest checkpoint with good `items` by `read`, set damaged ones aside, and return (step, result)."""
         faults: dict[int, str] = {}
-        step = self._newest_good(items, faults)
+        step = self._newest_good(items, faults, among)
         folder = self.folder / str(step)
         try:
             found = read(folder)
@@ -179,13 +214,12 @@ class Checkpoints:
         self._set_aside(faults, step)
         return step, found
 
-    def _newest_good(self, items: tuple[str, ...], faults: dict[int, str]) -> int:
-        """The newest step whose `items` have no fault, the same in all processes; adds the faults found on the way."""
+    def _newest_good(self, items: tuple[str, ...], faults: dict[int, str], among: Sequence[int] | None = None) -> int:
+        """Return the newest step whose `items` are good, the same in all processes, and add the faults of others."""
         found = NONE
         if jax.process_index() == 0:
-            for step in reversed(self.steps()):
-                folder = self.folder / str(step)
-                fault = checksums.fault(folder, items) or store.unmerged(folder, items)
+            for step in sorted(self.steps() if among is None else among, reverse=True):
+                fault = self.fault(step, items)
                 if not fault:
                     found = step
                     break
@@ -204,7 +238,7 @@ class Checkpoints:
     def _read(
         self, folder: pathlib.Path, items: tuple[str, ...], wanted: dict[str, Any], part: bool = False
     ) -> dict[str, Any]:
-        """The trees `wanted` of a checkpoint, whose `items` have these leaves and, but for a `part`, no others."""
+        """Return the trees `wanted` of a checkpoint, whose `items` have these leaves and, but for a `part`, no more."""
         there = named_shapes({name: _described(folder / name) for name in items if (folder / name).is_dir()})
         asked = named_shapes(wanted)
         self._refuse_other_architecture({name: there[name] for name in there if name in asked or not part}, asked)
@@ -230,23 +264,32 @@ class Checkpoints:
             log.warning("checkpoint %d is damaged (%s): %s; going on from step %d", step, fault, place, good)
 
     def _new_manager(self) -> ocp.CheckpointManager:
-        """Orbax's manager: all processes of a job make it at the same point."""
+        """Return orbax's manager; all processes of a job make it at the same point."""
         asynchronous = ocp.options.AsyncOptions(
             post_finalization_callback=self._record,
             create_directories_asynchronously=False,  # else a read-only disk leaves threads that wait for five minutes
         )
-        options = ocp.CheckpointManagerOptions(max_to_keep=self.keep, create=True, async_options=asynchronous)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_LastAndOne(self), create=True, async_options=asynchronous
+        )
         return ocp.CheckpointManager(self._names.enter_context(store.plain_name(self.folder)), options=options)
 
     def _record(self) -> None:
-        """Called in the first process when all have written and the folder still has its temporary name."""
+        """Check and sum a written checkpoint: called in the first process, while its folder has a temporary name."""
         (folder,) = self.folder.glob(f"{self._pending}{TEMPORARY}*")
         fault = store.unmerged(folder, ITEMS)
         if fault:
             raise ValueError(fault)
         checksums.write(folder)
+        self._write_notes(folder)
+
+    def _write_notes(self, folder: pathlib.Path) -> None:
+        """Write the notes of a checkpoint into its folder, in the first process, where they are new."""
+        if jax.process_index() == 0 and self._notes and self._notes != self.notes(int(folder.name.split(".")[0])):
+            write_whole(folder / NOTES_FILE, json.dumps(self._notes))
 
     def _failure(self, error: Exception) -> UserError:
+        """Return the sentence for the pending save that failed with `error`."""
         step, self._pending = self._pending, NONE
         good = max((other for other in self.steps() if other != step), default=None)
         last = f"the last good one is step {good}" if good is not None else "there is no earlier one"
@@ -256,16 +299,30 @@ class Checkpoints:
         )
 
     def _refuse_other_architecture(self, saved: Shapes, wanted: Shapes) -> None:
+        """Raise UserError for the first leaf whose shape differs or that only one side has."""
         for name in sorted(set(saved) | set(wanted)):
             if saved.get(name) != wanted.get(name):
                 raise UserError(
-                    f"the checkpoint in '{self.folder}' is of another architecture: '{name}' is {saved.get(name)} there "
-                    f"and {wanted.get(name)} in this config; use the config it was trained with or another --workdir"
+                    f"the checkpoint in '{self.folder}' is of another architecture: '{name}' is {saved.get(name)} "
+                    f"there and {wanted.get(name)} in this config; use the config it was trained with or another "
+                    "--workdir"
                 )
 
 
+class _LastAndOne:
+    """Orbax's policy for what stays: the last `keep` checkpoints, and the one that the latest save named."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._of = checkpoints
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Return for each checkpoint, oldest first, whether it stays."""
+        steps = [one.step for one in checkpoints]
+        return [step in steps[-self._of.keep :] or step == self._of._kept for step in steps]
+
+
 def reason(error: BaseException) -> str:
-    """Why a file operation failed, in the system's words where they are somewhere in the (chained, nested) error."""
+    """Return why a file operation failed, in the system's words where some (chained, nested) error has them."""
     known = next((match for part in with_causes(error) if (match := KNOWN.search(str(part)))), None)
     while type(error) is Exception and error.__cause__:  # orbax wraps what the array store said
         error = error.__cause__
@@ -273,7 +330,7 @@ def reason(error: BaseException) -> str:
 
 
 def items_of(state: TrainState) -> dict[str, Any]:
-    """The items of a checkpoint of `state` (arrays, or their shapes); without the teacher where none is kept."""
+    """Return the items of a checkpoint of `state` (arrays, or their shapes); no teacher where none is kept."""
     names = [field.name for field in dataclasses.fields(state)]
     rest = {name: getattr(state, name) for name in names if name not in (PARAMS, TEACHER)}
     items = {PARAMS: state.params, TEACHER: state.teacher, REST: rest}
@@ -281,56 +338,24 @@ def items_of(state: TrainState) -> dict[str, Any]:
 
 
 def _described(folder: pathlib.Path) -> dict[str, Any]:
-    """An item of a checkpoint as its metadata has it: names, shapes and types, nothing read."""
+    """Return the tree of an item of a checkpoint by its metadata: names, shapes and types; no array is read."""
     with store.plain_name(folder) as plain:
-        return ocp.StandardCheckpointHandler().metadata(plain).tree
-
-
-def _quiet() -> None:
-    """What orbax says besides raising when it fails: a traceback per array. Here all of it is one sentence."""
-    for name in ("absl", "asyncio"):
-        logger = logging.getLogger(name)
-        if _no_orbax_traceback not in logger.filters:
-            logger.addFilter(_no_orbax_traceback)
-    if getattr(sys.unraisablehook, "__module__", "") != __name__:
-        sys.unraisablehook = _no_closed_loop(sys.unraisablehook)
-
-
-def _no_orbax_traceback(record: logging.LogRecord) -> bool:
-    if not record.exc_info:
-        return True
-    if TEMPORARY in str(record.exc_info[1]):  # of a write that nobody waited for: it names a file and has no frames
-        return False
-    return not (OF_ORBAX in record.pathname or _through_orbax(record.exc_info[2]))
-
-
-def _through_orbax(trace: Any) -> bool:
-    return any(OF_ORBAX in frame.filename for frame in traceback.extract_tb(trace))
-
-
-def _no_closed_loop(hook: Callable[[Any], None]) -> Callable[[Any], None]:
-    """After the first file that fails, orbax leaves the others unfinished, or to call into an event loop that it has closed."""
-
-    def unraisable(info: Any) -> None:
-        if str(info.exc_value) != "Event loop is closed" and not _through_orbax(info.exc_traceback):
-            hook(info)
-
-    return unraisable
+        return ocp.StandardCheckpointHandler().metadata(epath.Path(plain)).tree
 
 
 def named_shapes(tree: Any) -> Shapes:
-    """{path: shape} of every array leaf (empty containers have none)."""
+    """Return {path: shape} of every array leaf (empty containers have none)."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_name(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
 
 
 def write_run(workdir: pathlib.Path, description: dict[str, Any]) -> None:
-    """run.json: the resolved config and what else is needed to use the weights without the training data."""
+    """Write run.json: the resolved config and what else is needed to use the weights without the training data."""
     write_whole(workdir / RUN_FILE, json.dumps({"format": FORMAT} | description, indent=1, ensure_ascii=False))
 
 
 def read_run(workdir: pathlib.Path) -> dict[str, Any]:
-    """What `write_run` wrote. Raises UserError when the folder holds no run, or one of another format."""
+    """Return what `write_run` wrote. Raises UserError when the folder holds no run, or one of another format."""
     path = pathlib.Path(workdir) / RUN_FILE
     if not path.is_file():
         raise UserError(f"'{workdir}' holds no run ({RUN_FILE} is missing); name the --workdir of `xmodal train`")
@@ -345,4 +370,7 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
             f"'{path}' is not of the format that this version of the program reads ({FORMAT}); train again in another "
             "--workdir"
         )
+    config = found["config"]
+    if isinstance(config, dict) and config.pop("tensorboard", False):  # the field's name before `log.to`
+        config.setdefault("log", {"to": ["tensorboard"]})
     return found

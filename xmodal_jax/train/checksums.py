@@ -19,7 +19,7 @@ THREADS = 4  # zlib.crc32 and reading release the interpreter lock
 
 
 def _sum(path: pathlib.Path, to_disk: bool) -> tuple[int, int]:
-    """(bytes, CRC-32) of a file; `to_disk` also waits until the disk has it."""
+    """Return (bytes, CRC-32) of a file; with `to_disk` wait until the disk has it."""
     size = crc = 0
     with path.open("rb") as file:
         try:
@@ -33,11 +33,13 @@ def _sum(path: pathlib.Path, to_disk: bool) -> tuple[int, int]:
 
 
 def _sums(folder: pathlib.Path, names: list[str], to_disk: bool = False) -> dict[str, tuple[int, int]]:
+    """Return {name: `_sum`} of files of a folder, several at a time."""
     with concurrent.futures.ThreadPoolExecutor(THREADS, "checksums") as threads:
         return dict(zip(names, threads.map(lambda name: _sum(folder / name, to_disk), names), strict=True))
 
 
 def _body(files: dict[str, tuple[int, int]]) -> bytes:
+    """Return the bytes that the record's own sum is of."""
     return json.dumps(files, sort_keys=True).encode()
 
 
@@ -52,7 +54,8 @@ def write(folder: pathlib.Path) -> None:
 
 
 def fault(folder: pathlib.Path, items: Sequence[str]) -> str:
-    """What is wrong with the files of a checkpoint `folder` and its `items`, "" when all are as they were written.
+    """Return what is wrong with the files of a checkpoint `folder`
+    and its `items`, "" when all are as they were written.
 
     Names and sizes are compared first, so that what is plainly broken costs no reading; files of other items cost none.
     """

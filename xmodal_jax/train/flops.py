@@ -1,13 +1,13 @@
 """FLOPs of a traced program, counted over its jaxpr, for any model.
 
 Products only (2 per multiply-add), for the whole mesh: a loop counts once per trip, and of a branch the dearer side.
-`step_flops` is the useful work of a step, that of the loss and its gradient without what rematerialisation and chunks repeat;
-`executed_flops` of the step itself counts that too.
+`step_flops` is the useful work of a step, that of the loss and its gradient without what rematerialisation and chunks
+repeat; `executed_flops` of the step itself counts that too.
 """
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,11 +16,10 @@ from jax.interpreters import partial_eval
 
 from xmodal_jax.config import Config
 from xmodal_jax.train.step import Recipe, total_loss
-from xmodal_jax.types import Batch
 
 
 def executed_flops(jaxpr: Any, devices: int = 1) -> float:
-    """FLOPs of a (closed) jaxpr; shapes inside a shard_map are those of one of `devices`."""
+    """Return the FLOPs of a (closed) jaxpr; shapes inside a shard_map are those of one of `devices`."""
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     return sum(_equation(equation, devices) for equation in jaxpr.eqns)
 
@@ -38,7 +37,7 @@ def _equation(equation: Any, devices: int) -> float:
 
 
 def _inner(parameters: dict[str, Any]) -> Iterator[Any]:
-    """The jaxprs among an equation's parameters."""
+    """Return the jaxprs among an equation's parameters."""
     for value in parameters.values():
         yield from (
             x for x in (value if isinstance(value, (tuple, list)) else (value,)) if isinstance(x, (ClosedJaxpr, Jaxpr))
@@ -59,7 +58,7 @@ def _convolution(equation: Any) -> float:
 
 
 def _without_repeats(config: Config) -> Config:
-    """The config of the same step with nothing recomputed: no rematerialisation, no chunks."""
+    """Return the config of the same step with nothing recomputed: no rematerialisation, no chunks."""
     plain = {
         name: dataclasses.replace(own, remat="none") if hasattr(own, "remat") else own
         for name, own in config.encoders.items()
@@ -67,13 +66,13 @@ def _without_repeats(config: Config) -> Config:
     return dataclasses.replace(config, chunk=0, encoders=plain, fusion=dataclasses.replace(config.fusion, remat="none"))
 
 
-def step_flops(recipe: Recipe, state: Any, batch: Batch) -> float:
-    """FLOPs that the loss of one step and its gradient need, on a batch (shapes are enough: nothing runs)."""
+def step_flops(recipe: Recipe, state: Any, batch: Mapping[str, Any]) -> float:
+    """Return the FLOPs of one step's loss and gradient on a batch (shapes are enough: nothing runs)."""
     config = _without_repeats(recipe.config)
     plain = dataclasses.replace(recipe, config=config, model=dataclasses.replace(recipe.model, config=config))
 
-    def gradient(params: Any, state: Any, batch: Batch) -> Any:
-        def loss(params):
+    def gradient(params: Any, state: Any, batch: Any) -> Any:
+        def loss(params: Any) -> Any:
             return total_loss(plain, params, state, batch, jax.random.key(0))[0]
 
         return jax.value_and_grad(loss)(params)

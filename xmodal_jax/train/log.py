@@ -1,31 +1,46 @@
-"""What a run says while it runs: metrics.jsonl for programs, one line at a time for people."""
+"""Log a run while it runs: metrics.jsonl for programs, one line at a time for people."""
 
 import io
 import json
+import logging
 import math
 import pathlib
-import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 
 from xmodal_jax.eval.tables import flat
+from xmodal_jax.train.writers import Writer
 from xmodal_jax.whole import write_whole
 
+log = logging.getLogger(__name__)
+
 METRICS_FILE = "metrics.jsonl"
+PACE_STEPS = 5  # steps after the first one by which the time that a run takes is told
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 1:02:03 or 2:03."""
+    """Return seconds as 1:02:03 or 2:03."""
     whole = int(max(0, seconds))
     hours, rest = divmod(whole, 3600)
     minutes, left = divmod(rest, 60)
     return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes}:{left:02d}"
 
 
+def roughly(seconds: float) -> str:
+    """Return seconds in words, as a person would say them: "40 seconds", "12 minutes", "3.5 hours", "2.1 days"."""
+    if seconds < 100:
+        return f"{max(round(seconds), 1)} second{'' if round(seconds) <= 1 else 's'}"
+    if seconds < 100 * 60:
+        return f"{round(seconds / 60)} minutes"
+    return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
 def memory_gb() -> float:
-    """Memory in use, 10^9 bytes: of the fullest local device, or of this process where devices do not tell (CPU)."""
+    """Return the memory in use, 10^9 bytes: of the fullest local
+    device, or of this process where devices do not tell (CPU).
+    """
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     used = max((one.get("bytes_in_use", 0) for one in stats), default=0)
     if not used:
@@ -38,7 +53,8 @@ def memory_gb() -> float:
 class TrainLog:
     """Appends one JSON line per logged step and shows progress with pairs/s and time left.
 
-    flops: of one pair in training; peak: FLOP/s of all devices together (0: unknown), for MFU; seen: pairs before
+    stream: shows progress, on a terminal as a line that is rewritten; None: lines go to this module's logger. flops: of
+    one pair in training; peak: FLOP/s of all devices together (0: unknown), for MFU; seen: pairs before
     `first_step`, whatever the batch size was then. Of several processes only the first (`active`) writes anything.
     """
 
@@ -48,10 +64,10 @@ class TrainLog:
         steps: int,
         batch_size: int,
         first_step: int,
-        stream: Any = None,
+        stream: TextIO | None = None,
         flops: float = 0.0,
         peak: float = 0.0,
-        events: Any = None,
+        events: Writer | None = None,
         active: bool = True,
         seen: int = 0,
     ) -> None:
@@ -59,25 +75,43 @@ class TrainLog:
         self.steps, self.batch_size, self.flops, self.peak = steps, batch_size, flops, peak
         self.events, self.active = events, active
         self.first_step, self.seen = first_step, seen
-        self.stream = stream if stream is not None else sys.stderr
-        if not active:
-            self.stream = io.StringIO()
+        self.stream = stream if active else io.StringIO()
         self.last_step, self.last_time, self.last_wait = first_step, time.perf_counter(), 0.0
         self.rate = self.first_seconds = 0.0
         self._open_line = False  # a progress line that the next one overwrites
-        self.evaluations: set[int] = set()  # steps that have one
+        self.evaluations: dict[int, dict[str, Any]] = {}  # by step
+        self._ends: set[int] = set()  # steps at which the run stopped early
+        self._pace = (first_step, self.last_time)  # step and time of the last step that counts no rate
         if active:
             self._drop_after(first_step)
 
     def compiled(self, step: int, wait_seconds: float = 0.0) -> None:
-        """The first step is done: its time, mostly compilation, does not count in the rates, nor the wait before it."""
+        """Note that the first step is done: its time, mostly compilation, does not count in the rates, nor the wait."""
         now = time.perf_counter()
         self.say(f"first step, compilation included: {duration(now - self.last_time)}")
         self.first_seconds = max(now - self.last_time, 1e-9)
         self.last_step, self.last_time, self.last_wait = step, now, wait_seconds
+        self._pace = (step, now)
+
+    def pace(self, step: int) -> None:
+        """Say how long the run takes from here, by the steps since the first one."""
+        first, began = self._pace
+        rate = (step - first) / max(time.perf_counter() - began, 1e-9)
+        if step < self.steps:
+            left = roughly((self.steps - step) / rate)
+            self.say(f"about {left} to go ({rate:.3g} steps/s, {rate * self.batch_size:.3g} pairs/s)")
+
+    def stopped_early(self, step: int, standing: dict[str, Any]) -> None:
+        """Keep that the run stopped at `step` because its evaluations got no better, once for each step."""
+        if step not in self._ends:
+            self.write({"step": step, "stopped_early": standing})
+        self._ends.add(step)
 
     def say(self, text: str) -> None:
-        """One line for people."""
+        """Show one line."""
+        if self.stream is None:
+            log.info("%s", text)
+            return
         self.stream.write(("\n" if self._open_line else "") + text + "\n")
         self._open_line = False
         self.stream.flush()
@@ -85,11 +119,12 @@ class TrainLog:
     def evaluated(self, step: int, mean: dict[str, Any], seconds: float) -> None:
         """Keep the quick evaluation at `step` and say its recalls; its `seconds` do not count in the rates."""
         self.write({"step": step, "eval": mean})
+        self.evaluations[step] = mean
         if self.events is not None:
             self.events.write(step, {f"eval/{name}": value for name, value in flat(mean).items()})
         table = mean["itc"]
 
-        def shown(side):
+        def shown(side: str) -> str:
             return " ".join(f"{value:.1f}" for name, value in table[side].items() if name.startswith("R@"))
 
         sides = (f"{side} {shown(side)}" for side in ("i2t", "t2i"))
@@ -97,9 +132,10 @@ class TrainLog:
         for name, own in mean.get("evals", {}).items():
             self.say(f"{name} at step {step}: " + ", ".join(f"{path} {value:.3g}" for path, value in flat(own).items()))
         self.last_time += seconds
+        self._pace = (self._pace[0], self._pace[1] + seconds)
 
     def _drop_after(self, step: int) -> None:
-        """Lines of steps after the checkpoint this run starts from are of a past that did not happen."""
+        """Drop lines of steps after the checkpoint that this run starts from: they come again."""
         if not self.path.exists():
             return
         kept = []
@@ -108,7 +144,8 @@ class TrainLog:
                 record = json.loads(line)
                 if record["step"] <= step:
                     kept.append(line + "\n")
-                    self.evaluations |= {record["step"]} if "eval" in record else set()
+                    self.evaluations |= {record["step"]: record["eval"]} if "eval" in record else {}
+                    self._ends |= {record["step"]} if "stopped_early" in record else set()
             except (ValueError, KeyError, TypeError):
                 continue  # a line torn by a crash
         write_whole(self.path, "".join(kept))  # killed here, the old lines are still all there
@@ -126,7 +163,7 @@ class TrainLog:
     def step(self, step: int, metrics: dict[str, float], wait_seconds: float, **counts: float) -> None:
         """Log the mean rate since the last call, MFU, the share of time spent waiting for data, memory and the losses.
 
-        counts: more numbers for the record, such as bad_rows.
+        counts: more numbers for the record, such as bad_rows and lr.
         """
         now = time.perf_counter()
         passed, count = max(now - self.last_time, 1e-9), step - self.last_step
@@ -151,6 +188,7 @@ class TrainLog:
         self._show(record)
 
     def _show(self, record: dict[str, Any]) -> None:
+        """Show the line of a logged step."""
         step = record["step"]
         left = duration((self.steps - step) * self.batch_size / max(self.rate, 1e-9))
         parts = [f"[{'#' * round(20 * step / self.steps):<20}] {step}/{self.steps}"]
@@ -161,6 +199,9 @@ class TrainLog:
         parts.append(" ".join(losses))
         parts += [f"{text} {record[name]:.2g}" for text, name in SHOWN if record.get(name) is not None]
         parts += [f"{text} {record[name]:.0f}" for text, name in COUNTED if record.get(name)]
+        if self.stream is None:
+            log.info("%s", "  ".join(parts))
+            return
         end = "\n" if not self.stream.isatty() or step >= self.steps else ""
         self._open_line = not end
         self.stream.write(("\r\x1b[K" if self.stream.isatty() else "") + "  ".join(parts) + end)
@@ -168,7 +209,7 @@ class TrainLog:
 
     def close(self) -> None:
         """Write what is buffered, and end the progress line."""
-        if self._open_line:
+        if self._open_line and self.stream is not None:
             self.stream.write("\n")
         if self.events is not None:
             self.events.close()
@@ -179,4 +220,5 @@ COUNTED = (("skipped", "skipped"), ("bad rows", "bad_rows"))  # said when there 
 
 
 def _short(value: float | None) -> str:
+    """Return a loss as text."""
     return "not finite" if value is None else f"{value:.3f}"

@@ -14,30 +14,36 @@ from xmodal_jax.types import Array, DataFacts
 
 Ring = dict[str, Array]
 
+NO_FACTS = DataFacts()
 
-def start(objectives: dict[str, Objective], model: Any, facts: DataFacts = DataFacts()) -> dict[str, Ring]:
-    """The memory of all objectives. Those that name one ring share it, with the fields of all; two lengths are a UserError."""
+
+def start(objectives: dict[str, Objective], model: Any, facts: DataFacts = NO_FACTS) -> dict[str, Ring]:
+    """Return the memory of all objectives. Those that name one ring share it, with the fields of all.
+
+    Raises UserError for two lengths of one ring.
+    """
     memory: dict[str, Ring] = {}
     owner: dict[str, str] = {}
     for key, objective in objectives.items():
         for name, fields in objective.memory(model, facts).items():
             first = owner.setdefault(name, key)
-            own = memory.setdefault(name, {"cursor": jnp.zeros((), jnp.int32)})
+            own: dict[str, Any] = memory.setdefault(name, {"cursor": jnp.zeros((), jnp.int32)})
             for field, rows in fields.items():
                 if (
                     rows.shape[:1] != next((x.shape[:1] for x in own.values() if x.ndim), rows.shape[:1])
                     or own.get(field, rows).shape != rows.shape
                 ):
                     raise UserError(
-                        f"config.objectives.{first} and config.objectives.{key} ask for a ring '{name}' of different shapes; "
-                        f"write the same queue in both, or config.objectives.{key}.keys='{key}' for a ring of its own"
+                        f"config.objectives.{first} and config.objectives.{key} ask for a ring '{name}' of different "
+                        f"shapes; write the same queue in both, or config.objectives.{key}.keys='{key}' for a ring of "
+                        "its own"
                     )
                 own.setdefault(field, rows)
     return memory
 
 
 def put(array: Array, place: Array, rows: Array, good: Array | bool) -> Array:
-    """The array with `rows` at `place` where `good`; else the places lie outside, where writing does nothing.
+    """Return the array with `rows` at `place` where `good`; else the places lie outside, where writing does nothing.
 
     A choice between the array before and after would read and write all of it, and keep both.
     """
@@ -55,20 +61,23 @@ def enqueue(ring: Ring, rows: Ring, good: Array | bool = True) -> Ring:
 
 
 def last_of_each(index: Array, length: int) -> Array:
-    """index [B], with `length` (outside) where a later row has the same one: XLA leaves open which of two writes stays."""
+    """Return index [B], with `length` (outside) where a later row has
+    the same one: XLA leaves open which of two writes stays.
+    """
     order = jnp.arange(len(index))
     again = (index[:, None] == index[None, :]) & (order[:, None] < order[None, :])
     return jnp.where(again.any(1), length, index)
 
 
 def overwrite(table: Ring, index: Array, rows: Ring, good: Array | bool = True) -> Ring:
-    """The table with `rows` at `index`; of a record that is in the batch twice the last row stays."""
+    """Return the table with `rows` at `index`; of a record that is in the batch twice the last row stays."""
     place = last_of_each(index, len(table[next(iter(rows))]))
     return table | {name: put(table[name], place, rows[name], good) for name in rows}
 
 
 def update_memory(memory: dict[str, Ring], terms: dict[str, Term], good: Array | bool = True) -> dict[str, Ring]:
-    """The memory after a step: what the losses saw goes into the rings, once each, and tables, in the order of the objectives.
+    """Return the memory after a step: what the losses saw goes into
+    the rings, once each, and tables, in the order of the objectives.
 
     `good`, a boolean scalar, says whether the step counts; where it does not, nothing changes.
     """
@@ -86,12 +95,13 @@ def refresh(
     memory: dict[str, Ring],
     step: Array,
     good: Array | bool = True,
-    facts: DataFacts = DataFacts(),
+    facts: DataFacts = NO_FACTS,
 ) -> dict[str, Ring]:
-    """The memory after each objective whose period ends with `step` (the steps done) has made it anew, in their order.
+    """Return the memory after each objective whose period ends with
+    `step` (the steps done) has made it anew, in their order.
 
-    After a step that is not `good` it stays as it is. A period in epochs, which a class may say without a field, is that of
-    the data set of `facts`.
+    After a step that is not `good` it stays as it is. A period in epochs, which a class may say without a field, is
+    that of the data set of `facts`.
     """
     for item in objectives.values():
         if item.period:

@@ -15,7 +15,7 @@ from xmodal_jax.types import Params
 
 
 def by_path(params: Params, choose: Any) -> Any:
-    """A tree like `params` with `choose(path)` at each leaf."""
+    """Return a tree like `params` with `choose(path)` at each leaf."""
     return unflatten_dict({path: choose(path) for path in flatten_dict(params, sep="/")}, sep="/")
 
 
@@ -25,64 +25,74 @@ def frozen_mask(params: Params, freeze: str) -> Any:
 
 
 def refuse_frozen_start(config: Config, params: Params) -> None:
-    """Refuse a frozen tower that starts at random; `params` may be abstract, and a tower without any is none."""
-    freeze = config.optimizer.freeze
+    """Refuse a frozen tower that starts at random; `params` may be abstract, and a tower without any is none.
+
+    With `config.init` the start of each frozen leaf is known only when it is read, see train/init.py.
+    """
+    freeze = "" if config.init else config.optimizer.freeze
     for name, own in config.encoders.items():
         where = f"config.encoders.{name}"
         still = params.get(name, {}).get("tower") and wholly_frozen(params, f"{name}/tower", freeze)
         kept = f" with {where}.cache_tokens=False" if own.cache_tokens else ""
         if not own.init and still:
             raise UserError(
-                f"config.optimizer.freeze '{freeze}' freezes the tower of {where}, which would stay random as {where}.init is "
-                f"empty; write the weights to start from there, or a config.optimizer.freeze that leaves it to train{kept}"
+                f"config.optimizer.freeze '{freeze}' freezes the tower of {where}, which would stay random as "
+                f"{where}.init is empty; write the weights to start from there, or a config.optimizer.freeze that "
+                f"leaves it to train{kept}"
             )
 
 
 def split_frozen(params: Params, freeze: str) -> Params:
-    """The parameters with gradients stopped at the frozen ones: their backward pass is never built."""
+    """Return the parameters with gradients stopped at the frozen ones: their backward pass is never built."""
     if not freeze:
         return params
     return jax.tree.map(lambda x, off: jax.lax.stop_gradient(x) if off else x, params, frozen_mask(params, freeze))
 
 
 def factor_for(path: str, groups: tuple[tuple[str, float], ...]) -> float:
-    """The learning-rate factor of the first group whose regex matches."""
+    """Return the learning-rate factor of the first group whose regex matches."""
     return next((factor for pattern, factor in groups if re.search(pattern, path)), 1.0)
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Linear warm-up, then cosine down to `end_lr * lr`; `sgd_lr` from the update `sgd_after` on.
 
-    Update i, from 0, has the rate lr * (i + 1) / warmup up to i = warmup - 1 (without a warm-up the first one has lr), and the
-    last one, i = steps - 1, exactly `end_lr * lr`. A run of no more steps than its warm-up takes the first updates of a
-    longer one: it never has a higher rate than that, and neither reaches `lr` before its end nor comes down.
+    Update i, from 0, has the rate lr * (i + 1) / warmup up to i = warmup - 1 (without a warm-up the first one has lr),
+    and the last one, i = steps - 1, exactly `end_lr * lr`. A run of no more steps than its warm-up takes the first
+    updates of a longer one: it never has a higher rate than that, and neither reaches `lr` before its end nor comes
+    down.
     """
     warmup = max(1, config.warmup)
     end = max(steps, warmup + 1)  # never reached by a run that only climbs
     cosine = optax.warmup_cosine_decay_schedule(0.0, config.lr, warmup, end, config.lr * config.end_lr)
 
-    def adam(update):
+    def adam(update: Any) -> Any:
         return cosine(update + 1)
 
     if not config.sgd_after:
         return adam
-    return lambda step: jnp.where(step < config.sgd_after, adam(step), jnp.float32(config.sgd_lr))
+
+    def then_sgd(step: Any) -> Any:
+        return jnp.where(step < config.sgd_after, adam(step), jnp.float32(config.sgd_lr))
+
+    return then_sgd
 
 
 def adam_then_sgd(config: OptimizerConfig, momentum: float = 0.9) -> optax.GradientTransformation:
     """Adam for the first `sgd_after` updates, then SGD with momentum that starts at rest (Keskar and Socher 2017).
 
-    The momentum lives where Adam's first moment was, so the state is Adam's own: nothing to allocate at the switch, and a
-    run may go on with another `sgd_after`, but for those that `refuse_mixed_momentum` names.
+    The momentum lives where Adam's first moment was, so the state is Adam's own: nothing to allocate at the switch, and
+    a run may go on with another `sgd_after`, but for those that `refuse_mixed_momentum` names.
     """
-    adam = optax.scale_by_adam(config.b1, config.b2)
+    adam: Any = optax.scale_by_adam(config.b1, config.b2)
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        grads = updates
         updates, moved = adam.update(grads, state, params)
         kept = jnp.where(state.count == config.sgd_after, 0.0, momentum)
         rolled = jax.tree.map(lambda grad, before: grad + kept * before, grads, state.mu)
 
-        def pick(ours, theirs):
+        def pick(ours: Any, theirs: Any) -> Any:
             return jax.tree.map(lambda x, y: jnp.where(state.count >= config.sgd_after, x, y), ours, theirs)
 
         return pick(rolled, updates), moved._replace(mu=pick(rolled, moved.mu))
@@ -107,7 +117,7 @@ def refuse_mixed_momentum(before: int, after: int, updates: int, workdir: str) -
 
 
 def make_optimizer(config: OptimizerConfig, params: Params, steps: int) -> optax.GradientTransformation:
-    """The optimizer for this tree of (possibly abstract) parameters.
+    """Return the optimizer for this tree of (possibly abstract) parameters.
 
     Frozen parameters have no slots and do not enter the clip norm. Raises UserError for a regex that matches nothing.
     """
@@ -131,7 +141,7 @@ def scale_by_factor(factors: Any) -> optax.GradientTransformation:
     """Multiply each leaf's update by its learning-rate factor."""
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        def scale(update, factor):
+        def scale(update: Any, factor: float) -> Any:
             return update if isinstance(update, optax.MaskedNode) else update * jnp.float32(factor)
 
         return jax.tree.map(scale, updates, factors, is_leaf=lambda x: isinstance(x, optax.MaskedNode)), state
@@ -140,7 +150,7 @@ def scale_by_factor(factors: Any) -> optax.GradientTransformation:
 
 
 def check_patterns(config: OptimizerConfig, params: Params) -> None:
-    """A regex that is broken or matches no parameter is a mistake the run would hide: refuse it."""
+    """Refuse a regex that is broken or matches no parameter, a mistake that the run would hide."""
     paths = list(flatten_dict(params, sep="/"))
     named = [("freeze", config.freeze), ("decay", config.decay)] + [("groups", pattern) for pattern, _ in config.groups]
     for name, pattern in named:

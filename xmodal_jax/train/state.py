@@ -12,13 +12,15 @@ WORD = 2**30  # examples that the low number of a cursor counts to
 
 
 def advanced(cursor: Array, examples: int) -> Array:
-    """The cursor int32 [2] after `examples` (below 2^30) more: an int32 alone would overflow at 2^31, and JAX has no int64."""
+    """Return the cursor int32 [2] after `examples` (below 2^30) more: an int32 alone would overflow at 2^31, and JAX
+    has no int64.
+    """
     low = cursor[1] + examples
     return jnp.stack([cursor[0] + low // WORD, low % WORD])
 
 
 def examples_seen(cursor: Array) -> int:
-    """How many examples of the endless training sequence a cursor int32 [2] has behind it."""
+    """Return how many examples of the endless training sequence a cursor int32 [2] has behind it."""
     high, low = np.asarray(cursor).tolist()
     return high * WORD + low
 

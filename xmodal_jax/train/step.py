@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +32,9 @@ class Recipe:
 
 
 def create_state(recipe: Recipe, params: Params, seed: int) -> TrainState:
-    """The state before the first step."""
+    """Return the state before the first step."""
 
-    def zero():
+    def zero() -> Array:
         return jnp.zeros((), jnp.int32)
 
     config = recipe.config
@@ -52,7 +52,7 @@ def create_state(recipe: Recipe, params: Params, seed: int) -> TrainState:
 
 
 def prepared(objectives: dict[str, Objective], batch: Batch, key: Array) -> Batch:
-    """The batch with the derived fields of all objectives (an objective's randomness hangs on its own name)."""
+    """Return the batch with the derived fields of all objectives (an objective's randomness hangs on its own name)."""
     for name, objective in objectives.items():
         batch = batch | objective.prepare(batch, named_key(key, f"prepare:{name}"))
     return batch
@@ -61,7 +61,9 @@ def prepared(objectives: dict[str, Objective], batch: Batch, key: Array) -> Batc
 def run_objectives(
     recipe: Recipe, params: Params, state: TrainState, batch: Batch, key: Array
 ) -> tuple[dict[str, Term], Forward]:
-    """All terms of one batch, and the student's Forward (its `passes` and those of its teacher say what was traced)."""
+    """Return all terms of one batch, and the student's Forward (its
+    `passes` and those of its teacher say what was traced).
+    """
     config = recipe.config
     batch = prepared(recipe.objectives, batch, key)
     teacher = teacher_forward(
@@ -78,7 +80,7 @@ def run_objectives(
 
 
 def same_towers(config: Config, params: Params) -> frozenset[str]:
-    """Towers that are the same function for student and teacher: wholly frozen, and without dropout."""
+    """Return the towers that are the same function for student and teacher: wholly frozen, and without dropout."""
     still = [name for name, own in config.encoders.items() if own.dropout == 0.0]
     return frozenset(name for name in still if wholly_frozen(params, f"{name}/tower", config.optimizer.freeze))
 
@@ -86,14 +88,14 @@ def same_towers(config: Config, params: Params) -> frozenset[str]:
 def total_loss(
     recipe: Recipe, params: Params, state: TrainState, batch: Batch, key: Array
 ) -> tuple[Array, dict[str, Term]]:
-    """The weighted sum of the objectives' means, and their terms."""
+    """Return the weighted sum of the objectives' means, and their terms."""
     terms, _ = run_objectives(recipe, split_frozen(params, recipe.config.optimizer.freeze), state, batch, key)
     weighted = [at(recipe.objectives[name].weight, state.step) * term.mean() for name, term in terms.items()]
     return sum(weighted[1:], weighted[0]), terms
 
 
 def term_metrics(terms: dict[str, Term]) -> Metrics:
-    """Scalars to log: each objective's mean loss and its own metrics."""
+    """Return scalars to log: each objective's mean loss and its own metrics."""
     metrics = {f"loss/{name}": term.mean() for name, term in terms.items()}
     for name, term in terms.items():
         metrics |= {f"{name}/{key}": value for key, value in term.metrics.items()}
@@ -101,23 +103,23 @@ def term_metrics(terms: dict[str, Term]) -> Metrics:
 
 
 def negatives(batch: Batch) -> Array:
-    """How many rows of the batch are negatives of its first row, a float32 scalar; 0 where all are one thing."""
+    """Return how many rows of the batch are negatives of its first row, a float32 scalar; 0 where all are one thing."""
     own = {name: rows for name, rows in batch.items() if name == "id" or name.endswith("/key")}
     return (~same({name: rows[:1] for name, rows in own.items()}, own)).sum(dtype=jnp.float32)
 
 
 def finite(*trees: Any) -> Array:
-    """Whether every number of the trees is finite, a boolean scalar."""
+    """Return True if every number of the trees is finite, a boolean scalar."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trees)]).all()
 
 
 def choose(good: Array, new: Any, old: Any) -> Any:
-    """`new` where `good` (a boolean scalar), else `old`, leaf by leaf."""
+    """Return `new` where `good` (a boolean scalar), else `old`, leaf by leaf."""
     return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
 
 
 def projected(joint: JointConfig, params: Params) -> Params:
-    """`params` after an update, with the temperature put back into its interval.
+    """Return `params` after an update, with the temperature put back into its interval.
 
     Clipped where it is read instead, a temperature outside would have no gradient and stay there for good.
     """
@@ -128,7 +130,9 @@ def projected(joint: JointConfig, params: Params) -> Params:
 
 
 def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    """One update. A non-finite loss or gradient changes nothing but the counters (and the batch is not tried again)."""
+    """Make one update. A non-finite loss or gradient changes nothing
+    but the counters (and the batch is not tried again).
+    """
     config = recipe.config
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     compute = jax.value_and_grad(lambda params: total_loss(recipe, params, state, batch, key), has_aux=True)
@@ -136,7 +140,7 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
     good = finite(loss, grads)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts with floats
         updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params)
-    params = projected(config.joint, optax.apply_updates(state.params, updates))
+    params = projected(config.joint, cast("Params", optax.apply_updates(state.params, updates)))
     teacher = teachers.update(state.teacher, params, teachers.momentum_at(config.teacher, state.step))
     new = (params, teacher, opt_state)
     params, teacher, opt_state = choose(good, new, (state.params, state.teacher, state.opt_state))
@@ -165,7 +169,7 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
 
 
 def jit_step(recipe: Recipe, state_shardings: Any, batch_sharding: Any, replicated: Any) -> Callable:
-    """The compiled step: state donated, shardings fixed on both sides, the mesh known to what is traced."""
+    """Return the compiled step: state donated, shardings fixed on both sides, the mesh known to what is traced."""
     mesh = replicated.mesh.abstract_mesh
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

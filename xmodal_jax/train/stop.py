@@ -13,11 +13,14 @@ class Stopped(Exception):
 class StopSignal:
     """Turns the first SIGTERM or SIGINT into a flag, so that the loop saves before it leaves.
 
+    Signals are handled only inside its context, in the main thread, and unless `handle` is False.
+
     With several processes the signal may come to any of them: jax's preemption service then names a poll, the same for
     all, at which every process sees it. So all must poll equally often.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, handle: bool = True) -> None:
+        self.handle = handle
         self.seen = 0  # the number of the signal
         self._polls = 0
         self._interrupted = False
@@ -25,6 +28,8 @@ class StopSignal:
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
+        if not self.handle:
+            return self
         # With several processes the service has a handler for SIGTERM of its own, which Python's would replace.
         handlers = (
             {signal.SIGINT: self._to_all} if self._together else {signal.SIGTERM: self._note, signal.SIGINT: self._note}
@@ -37,16 +42,18 @@ class StopSignal:
         return self
 
     def _note(self, number: int, _: Any) -> None:
+        """Keep the signal's number and let a second one end the process."""
         self.seen = number
         signal.signal(number, self._old[number])  # a second one ends the process at once
 
     def _to_all(self, number: int, _: Any) -> None:
+        """Turn SIGINT into SIGTERM, of which jax's service tells the other processes."""
         self._interrupted = True
         signal.signal(number, self._old[number])
-        signal.raise_signal(signal.SIGTERM)  # the service tells the other processes
+        signal.raise_signal(signal.SIGTERM)
 
     def poll(self) -> bool:
-        """Whether to stop here."""
+        """Return True if it is time to stop."""
         if self._together and not self.seen:
             from jax.experimental.multihost_utils import reached_preemption_sync_point
 
@@ -61,7 +68,9 @@ class StopSignal:
             raise Stopped
 
     def check_alone(self) -> None:
-        """`check` for a wait of this process only, where several must go on polling equally often: nothing there."""
+        """Do as `check` with one process, and nothing with several,
+        which must poll equally often: for waits of one alone.
+        """
         if not self._together:
             self.check()
 

@@ -1,8 +1,8 @@
-"""What orbax needs of a folder, and whether what it wrote can be read: paths without glob characters, merged parts.
+"""Give orbax folders that it can write, and check what it wrote: paths without glob characters, merged parts.
 
-Orbax 0.12 looks for the parts of a checkpoint with a glob over the whole, unescaped path (merge_ocdbt_per_process_files,
-array_metadata_store), so below a folder with `[`, `*` or `?` in its name it finds none, says so in a log line, and leaves
-a checkpoint that nothing can read.
+Orbax 0.12 looks for the parts of a checkpoint with a glob over the whole, unescaped path
+(merge_ocdbt_per_process_files, array_metadata_store), so below a folder with `[`, `*` or `?` in its name it finds none,
+says so in a log line, and leaves a checkpoint that nothing can read.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 import orbax.checkpoint as ocp
+from etils import epath
 
 from xmodal_jax.errors import UserError
 
@@ -23,14 +24,14 @@ def refuse_unwritable_name(folder: pathlib.Path) -> None:
     """Raise UserError for a path that orbax would take for a pattern on a system where it has no other name."""
     if glob.has_magic(str(folder)) and not OPEN_FILES.is_dir():
         raise UserError(
-            f"checkpoints cannot be kept in '{folder}', because a folder there has one of the characters [ * ? in its name; "
-            "write another --workdir"
+            f"checkpoints cannot be kept in '{folder}', because a folder there has one of the characters [ * ? in its "
+            "name; write another --workdir"
         )
 
 
 @contextlib.contextmanager
 def plain_name(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A path to `folder` that is no pattern: itself, or by way of its open parent. Good until the context ends."""
+    """Give a path to `folder` that is no pattern, itself or by way of its open parent, until the context ends."""
     if not glob.has_magic(str(folder)):
         yield folder
         return
@@ -42,7 +43,7 @@ def plain_name(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def unmerged(folder: pathlib.Path, items: Sequence[str]) -> str:
-    """Why the arrays of a checkpoint's `items` cannot be found, "" when the description of each is read back.
+    """Return why the arrays of a checkpoint's `items` cannot be found, "" when the description of each is read back.
 
     An item that is not there has no arrays.
     """
@@ -50,11 +51,12 @@ def unmerged(folder: pathlib.Path, items: Sequence[str]) -> str:
 
 
 def _unlisted(item: pathlib.Path) -> str:
+    """Return why the arrays of one item cannot be listed; "" where they can."""
     manifest = item / MANIFEST
     if not manifest.is_file():
         return f"{item.name}/{MANIFEST} is missing: its parts were not merged"
     try:
-        ocp.StandardCheckpointHandler().metadata(item)  # opens every array that it names
+        ocp.StandardCheckpointHandler().metadata(epath.Path(item))  # opens every array that it names
     except (OSError, ValueError, KeyError) as error:
         return f"{item.name} cannot be listed: {(str(error).splitlines() or [type(error).__name__])[0][:200]}"
     return ""

@@ -5,6 +5,7 @@ asks of the teacher have none: the teacher reads the student's, so they cost no 
 """
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,9 @@ Teacher = dict[str, Array]
 
 
 def start(params: Params, exclude: str, frozen: str = "") -> Teacher:
-    """A float32 copy (not an alias: the state is donated) of every leaf that is neither excluded nor frozen."""
+    """Return a float32 copy (not an alias: the state is donated) of every leaf that is neither excluded nor frozen."""
 
-    def left_out(path):
+    def left_out(path: str) -> bool:
         return any(pattern and re.search(pattern, path) for pattern in (exclude, frozen))
 
     own = {path: leaf for path, leaf in flatten_dict(params, sep="/").items() if not left_out(path)}
@@ -27,12 +28,12 @@ def start(params: Params, exclude: str, frozen: str = "") -> Teacher:
 
 
 def view(params: Params, teacher: Teacher) -> Params:
-    """The teacher's full parameter tree: its own leaves, and the student's where it has none."""
+    """Return the teacher's full parameter tree: its own leaves, and the student's where it has none."""
     return unflatten_dict(flatten_dict(params, sep="/") | teacher, sep="/")
 
 
 def momentum_at(config: TeacherConfig, step: Array) -> Array:
-    """The EMA's momentum at `step`; with `config.warmup` at most (1 + step) / (10 + step)."""
+    """Return the EMA's momentum at `step`; with `config.warmup` at most (1 + step) / (10 + step)."""
     momentum = jnp.float32(config.momentum)
     if not config.warmup:
         return momentum
@@ -41,14 +42,14 @@ def momentum_at(config: TeacherConfig, step: Array) -> Array:
 
 
 def update(teacher: Teacher, params: Params, momentum: Array) -> Teacher:
-    """m * teacher + (1 - m) * student, leaf by leaf."""
-    student = flatten_dict(params, sep="/")
+    """Return m * teacher + (1 - m) * student, leaf by leaf."""
+    student: dict[str, Any] = flatten_dict(params, sep="/")
     return {path: momentum * old + (1.0 - momentum) * student[path] for path, old in teacher.items()}
 
 
 def drift(teacher: Teacher, params: Params) -> Array:
-    """How far the student has left its teacher: 1 - cosine of all their parameters."""
-    student = flatten_dict(params, sep="/")
+    """Return how far the student has left its teacher: 1 - cosine of all their parameters."""
+    student: dict[str, Any] = flatten_dict(params, sep="/")
     dot = sum((jnp.vdot(old, student[path]) for path, old in teacher.items()), jnp.float32(0))
     norms = [
         sum((jnp.vdot(x, x) for x in leaves), jnp.float32(1e-12))

@@ -1,6 +1,7 @@
 """Look at each step: updates that were skipped because something was not finite, and batches without a negative."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ LOSS, GRADIENT = "loss/", "nonfinite/"
 
 
 def cause(metrics: dict[str, float]) -> str:
-    """What was not finite in a skipped step: objectives by name, or else the modules whose gradient was not."""
+    """Return what was not finite in a skipped step: objectives by name, or else the modules whose gradient was not."""
     bad = [name.removeprefix(LOSS) for name, x in metrics.items() if name.startswith(LOSS) and not np.isfinite(x)]
     if bad:
         return f"the loss of {', '.join(bad)} is not finite"
@@ -31,7 +32,7 @@ class SkipWatch:
     none in any of the first batches ends the run.
     """
 
-    def __init__(self, limit: int, say: Any = log.warning, contrasting: tuple[str, ...] = ()) -> None:
+    def __init__(self, limit: int, say: Callable[[str], None] = log.warning, contrasting: tuple[str, ...] = ()) -> None:
         self.limit, self.say, self.contrasting = limit, say, contrasting
         self._waiting: tuple[int, dict[str, Any]] | None = None
         self._said: set[str] = set()
@@ -39,7 +40,10 @@ class SkipWatch:
         self._looked = 0
 
     def sent(self, step: int, metrics: dict[str, Any]) -> None:
-        """`step` is under way, with these metrics; the one before is looked at. Raises UserError after too many skips."""
+        """Note that `step` is under way with these metrics, and look at the one before.
+
+        Raises UserError after too many skips.
+        """
         self.finish()
         self._waiting = (step, metrics)
 
@@ -60,7 +64,9 @@ class SkipWatch:
             )
 
     def _look_for_negatives(self, step: int, metrics: dict[str, Any]) -> None:
-        """Say which objectives have no negative in this batch. Raises UserError where none of the first batches has one."""
+        """Say which objectives have no negative in this batch. Raises
+        UserError where none of the first batches has one.
+        """
         if not self.contrasting:
             return
         rows = {name: metrics.get(f"{name}/rows", metrics["negatives"]) for name in self.contrasting}
@@ -71,11 +77,12 @@ class SkipWatch:
         self._looked += 1
         if new:
             self.say(
-                f"step {step}: {', '.join(new)}: no negative in this batch, for all rows show the same thing or carry the "
-                "same caption; its loss says nothing (this is said once)"
+                f"step {step}: {', '.join(new)}: no negative in this batch, for all rows show the same thing or carry "
+                "the same caption; its loss says nothing (this is said once)"
             )
         if self._alone and self._looked == FIRST_BATCHES:
             raise UserError(
-                f"none of the first {FIRST_BATCHES} batches has a negative for {', '.join(sorted(self._alone))}: all rows "
-                "show the same thing or carry the same caption; write a larger config.batch_size, or look at the data"
+                f"none of the first {FIRST_BATCHES} batches has a negative for {', '.join(sorted(self._alone))}: all "
+                "rows show the same thing or carry the same caption; write a larger config.batch_size, or look at the "
+                "data"
             )

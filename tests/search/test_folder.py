@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.search import atomic_folder, writer
+from xmodal_jax.search import files, folder, writer
 from xmodal_jax.search.index import Index
 
 START = """
@@ -47,6 +47,11 @@ def written(folder, count, of, **options):
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+def of_header(folder):
+    """The files of an index without any that its header does not name."""
+    return sorted(files.named_files(files.read_header(folder)) | {files.HEADER, files.VERIFIED} & set(names(folder)))
 
 
 def test_an_index_that_is_replaced_while_rows_are_appended(tmp_path, child):
@@ -96,13 +101,19 @@ def test_a_second_append_waits_for_the_first(tmp_path, child):
     assert [opened.item(row)["of"] for row in range(9)] == ["first"] * 4 + ["child"] * 4 + ["last"]
 
 
-def test_what_appeared_meanwhile_is_kept(tmp_path, child):
+def test_a_second_new_index_waits_for_the_first_and_does_not_replace_it(tmp_path, child):
     folder = tmp_path / "index"
-    late = child('writer.write(folder, np.eye(4), held(4), model="late")', folder)
+    first = child('writer.write(folder, np.eye(4), held(4), model="first")', folder)
+    assert first.stdout.readline() == "in\n"
+    late = child('print("in", flush=True); writer.write(folder, np.eye(4)[:3], None, model="late")', folder)
     assert late.stdout.readline() == "in\n"
-    written(folder, 3, "first")
-    said = late.communicate("go\n")[1]
-    assert late.returncode == 1 and "already holds an index" in said
+    with pytest.raises(subprocess.TimeoutExpired):
+        late.wait(0.5)
+    with pytest.raises(UserError, match="is not an index"):
+        Index.open(folder)
+    assert first.communicate("go\n")[1] == ""
+    said = late.communicate()[1]
+    assert late.returncode == 1 and "waiting for another process" in said and "already holds an index" in said
     assert Index.open(folder).model == "first" and names(tmp_path) == ["index"]
 
 
@@ -142,9 +153,9 @@ def test_kill_9_while_replacing_leaves_the_old_index_or_the_new_one(tmp_path, ch
         told = [0, *map(int, writer.communicate()[0].split())][-1]
         opened = Index.open(folder)
         assert int(opened.model) in (told, told + 1) and len(opened) == 2 + int(opened.model) % 3
-        assert len(names(tmp_path)) <= 3  # the index, a lock, the folder of the one that was killed
+        assert set(names(tmp_path)) <= {"index", ".index.lock"}
     written(folder, 4, "last", overwrite=True)
-    assert names(tmp_path) == ["index"]
+    assert names(tmp_path) == ["index"] and names(folder) == of_header(folder)
 
 
 def test_a_reader_sees_one_index_or_the_other(tmp_path, child):
@@ -156,48 +167,38 @@ def test_a_reader_sees_one_index_or_the_other(tmp_path, child):
         assert len(opened) == 2 + int(opened.model) % 3 and len(opened.vectors()) == len(opened)
 
 
-WITHOUT_EXCHANGE = """
-from xmodal_jax.search import atomic_folder
-atomic_folder.exchange = lambda *_: False  # as on a system that has none
-rename = os.rename
+KILLED = """
+replace = os.replace
 def killed(one, other):
-    rename(one, other)
-    if str(other).endswith(".old"): os.kill(os.getpid(), 9)
-os.rename = killed
-writer.write(folder, np.eye(4)[:3], [{}] * 3, model="second", overwrite=True)
+    if {after}: replace(one, other)
+    os.kill(os.getpid(), 9)
+os.replace = killed
+writer.write(folder, np.eye(4)[:3], [{{}}] * 3, model="second", overwrite=True)
 """
 
 
-def test_kill_9_between_two_renames_is_named_and_mended(tmp_path, child):
+@pytest.mark.parametrize("after", [False, True])
+def test_kill_9_just_before_and_after_the_header_is_replaced(tmp_path, child, after):
     folder = written(tmp_path / "index", 4, "first")
-    assert child(WITHOUT_EXCHANGE, folder).wait() == -9
-    assert not folder.exists()
-    with pytest.raises(UserError, match=r"stopped halfway; if no process writes it: mv .*/\.index\.xmodal-\w{8}\.old"):
+    assert child(KILLED.format(after=after), folder).wait() == -9
+    opened = Index.open(folder)
+    assert (opened.model, len(opened)) == (("second", 3) if after else ("first", 4))
+    assert names(folder) != of_header(folder)
+    writer.append(folder, np.eye(4)[:1], [{}], model=opened.model)
+    assert len(Index.open(folder)) == len(opened) + 1
+    assert names(tmp_path) == ["index"] and names(folder) == of_header(folder)
+
+
+def test_what_a_killed_writer_left_of_a_new_index_is_written_over(tmp_path, child):
+    folder = tmp_path / "index"
+    half = child('writer.write(folder, np.eye(4), held(4), model="half", block_rows=2)', folder)
+    assert half.stdout.readline() == "in\n"
+    half.kill()
+    half.communicate()
+    with pytest.raises(UserError, match="is not an index"):
         Index.open(folder)
-    with pytest.raises(UserError, match="already holds an index"):
-        written(folder, 2, "third")
-    assert Index.open(folder).model == "first" and names(tmp_path) == ["index"]
-
-
-def test_what_a_living_writer_has_is_left_alone(tmp_path, child):
-    folder = written(tmp_path / "index", 4, "first")
-    slow = child('writer.write(folder, np.eye(4), held(4), model="slow", overwrite=True)', folder)
-    assert slow.stdout.readline() == "in\n"
-    written(folder, 3, "quick", overwrite=True)
-    slow.communicate("go\n")
-    assert slow.returncode == 0 and Index.open(folder).model == "slow" and names(tmp_path) == ["index"]
-
-
-def test_exchange_swaps_two_folders_or_says_that_it_cannot(tmp_path):
-    for name in "ab":
-        (tmp_path / name).mkdir()
-        (tmp_path / name / name).touch()
-    done = atomic_folder.exchange(tmp_path / "a", tmp_path / "b")
-    assert names(tmp_path / "a") == (["b"] if done else ["a"])
-    assert done or sys.platform != "linux"
-    if done:
-        with pytest.raises(FileNotFoundError):
-            atomic_folder.exchange(tmp_path / "a", tmp_path / "none")
+    assert Index.open(written(folder, 3, "whole")).model == "whole"
+    assert names(tmp_path) == ["index"] and names(folder) == of_header(folder)
 
 
 def test_a_link_stays_a_link_and_the_umask_holds(tmp_path):
@@ -217,9 +218,9 @@ def test_a_file_system_without_locks_is_written_with_a_warning(tmp_path, monkeyp
     def flock(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(atomic_folder.fcntl, "flock", flock)
-    folder = written(written(tmp_path / "index", 2, "a"), 3, "b", overwrite=True)
-    assert len(Index.open(folder)) == 3 and names(tmp_path) == ["index"]
+    monkeypatch.setattr(folder.fcntl, "flock", flock)
+    path = written(written(tmp_path / "index", 2, "a"), 3, "b", overwrite=True)
+    assert len(Index.open(path)) == 3 and names(tmp_path) == ["index"]
     assert "let no other process write it" in caplog.text
 
 
