@@ -18,7 +18,7 @@ FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 FILE = re.compile(r"# ([\w/]+\.py)\n")  # the first line of a block that is a file
-QUOTED = re.compile(r"# xmodal_jax/\S+\.py: \S+\n")  # a block that the site fills with a function of the source
+QUOTED = re.compile(r"# xmodal_jax/\S+\.py: \S+\n|--8<-- .*\n")  # a block that the site fills from the source
 
 
 class Block(NamedTuple):
@@ -77,7 +77,7 @@ def run_python(text: str, place: str, namespace: dict[str, Any]) -> None:
 def run_bash(text: str) -> None:
     """Run a block of Bash; one of `xmodal` commands alone inside this process, which keeps what was imported."""
     found = commands(text)
-    if all(words[0] == "xmodal" for words in found):
+    if "$" not in text and all(words[0] == "xmodal" for words in found):
         for words in found:
             code = main(words[1:])
             assert code == 0, f"{shlex.join(words)} ended with code {code}"
