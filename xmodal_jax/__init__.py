@@ -6,6 +6,8 @@ The names of `__all__` are loaded from `xmodal_jax.api` when they are first used
 """
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,3 +27,15 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """List the names of the front door."""
     return sorted([*globals(), *__all__])
+
+
+class _Front(ModuleType):
+    """The package, whose `config` and `plan` stay functions when the submodules of these names are imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute, but for a submodule that has the name of a function of the front door."""
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Front
