@@ -84,21 +84,23 @@ def data_embed(args: argparse.Namespace, overrides: list[str]) -> None:
 
 def train(args: argparse.Namespace, overrides: list[str]) -> None:
     """Train a config in a work directory, or go on with it."""
-    from xmodal_jax import api
     from xmodal_jax import config_file as configs
     from xmodal_jax.config import as_dict
     from xmodal_jax.data.loader import threads_left
     from xmodal_jax.parallel import processes
+    from xmodal_jax.train.loop import run_training
+    from xmodal_jax.train.quiet import quiet_orbax
 
     config, profile = configs.freeze(configs.load(args.config, overrides)), steps_of(args.profile)
     if args.stall != 0 and not 1 <= args.stall <= 86400:
         raise UserError(f"--stall is {args.stall}; write seconds from 1 to 86400 (a day), or 0 for off")
     silence = processes.heartbeat_for(args.stall)
     processes.initialize(args.coordinator, args.processes, args.process, args.distributed, silence, args.wait)
-    with processes.leaving_at_once(args.workdir, threads_left), processes.watching(args.stall, args.workdir):
+    leaving = processes.leaving_at_once(args.workdir, threads_left)
+    with quiet_orbax(), leaving, processes.watching(args.stall, args.workdir):
         same = {f"config.{name}": value for name, value in as_dict(config).items()}
         processes.agree({"version": __version__, "--workdir": args.workdir, "--stall": args.stall, **same})
-        api.train(config, args.workdir, evaluate=False, profile=profile)
+        run_training(config, args.workdir, profile=profile, handle_signals=True, progress=sys.stdout)
 
 
 def steps_of(text: str) -> tuple[int, int] | None:

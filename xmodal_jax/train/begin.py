@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from xmodal_jax.assemble import Assembly
+from xmodal_jax.assemble import Assembly, describe_weights
 from xmodal_jax.config import Config, as_dict
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.tables import flat
@@ -21,6 +21,7 @@ from xmodal_jax.train.checkpoint import read_run, write_run
 from xmodal_jax.train.init import read_init
 from xmodal_jax.train.optimizer import refuse_mixed_momentum
 from xmodal_jax.train.state import TrainState
+from xmodal_jax.types import Params
 from xmodal_jax.whole import write_whole
 
 log = logging.getLogger(__name__)
@@ -142,9 +143,10 @@ def changed_fields(config: Config, workdir: pathlib.Path) -> str:
     return f"; changed since its last start: {', '.join(other)}" if other else ""
 
 
-def keep_description(assembly: Assembly, workdir: pathlib.Path) -> None:
+def keep_description(assembly: Assembly, params: Params, workdir: pathlib.Path) -> None:
     """Write run.json and the tokenizers of no installed package, so that the weights can be used without the data."""
     for name, own in assembly.own_tokenizers.items():
         if own.path.resolve() != (workdir / name).resolve():
             write_whole(workdir / name, own.path.read_bytes())
-    write_run(workdir, assembly.describe() | {"data": describe(assembly.config, workdir)})
+    weights = {"weights": describe_weights(assembly, params)}
+    write_run(workdir, assembly.describe() | weights | {"data": describe(assembly.config, workdir)})

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from xmodal_jax.assemble import Assembly, assemble
+from xmodal_jax.assemble import assemble
 from xmodal_jax.checks import refuse_impossible
 from xmodal_jax.config import Config
 from xmodal_jax.data.card import Card
@@ -108,7 +108,7 @@ def run_training(
         trace = Profile(workdir / "profile", *(profile or (0, 0)))
         trace.check(int(state.step), config.steps)
         if is_first():
-            _describe(assembly, workdir, int(state.step), fresh)
+            _describe(run, workdir, int(state.step), fresh)
         session = Session(run, workdir, checkpoints, stop, evaluate or quick_evaluation, trace, progress)
         with leaving_at_once(workdir):  # here, because the checkpoints wait for all processes when they close
             state = session.steps(state)
@@ -142,11 +142,11 @@ def _first_state(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path) -> t
     return state, fresh
 
 
-def _describe(assembly: Assembly, workdir: pathlib.Path, step: int, fresh: bool) -> None:
+def _describe(run: Run, workdir: pathlib.Path, step: int, fresh: bool) -> None:
     """Say what goes on, and write what the work directory keeps of the run beside its checkpoints."""
-    config = assembly.config
+    config = run.assembly.config
     if not fresh:
         log.info("resuming '%s' at step %d of %d%s", workdir, step, config.steps, changed_fields(config, workdir))
     say_short_run(config)
-    keep_description(assembly, workdir)
+    keep_description(run.assembly, run.abstract.params, workdir)
     keep_trained(config, workdir, fresh)

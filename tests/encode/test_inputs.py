@@ -11,7 +11,7 @@ from xmodal_jax.assemble import assemble, reassemble
 from xmodal_jax.cli import main
 from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.data.split import Split
-from xmodal_jax.encode.files import read_files
+from xmodal_jax.encode.inputs import read_inputs
 from xmodal_jax.errors import UserError
 from xmodal_jax.models.features import FeaturesConfig
 
@@ -31,7 +31,7 @@ def first_file(assembly, folder):
 def test_pixels_are_those_of_the_evaluation(opened_run, tmp_path):
     assembly = opened_run[0]
     found = eval_split(assembly.config.data.path, "test", assembly.specs, assembly.config.data)
-    read = read_files(assembly, "image", [first_file(assembly, tmp_path)] * 2)
+    read = read_inputs(assembly, "image", [first_file(assembly, tmp_path)] * 2)
     assert read.dtype == np.uint8 and read.shape == (2, 16, 16, 3)
     np.testing.assert_array_equal(read[1], found.left.read(0))
 
@@ -54,7 +54,7 @@ def test_tokens_of_a_file_are_those_of_the_caches(features_assembly, tmp_path):
     source = Split(data.path, "test", data)
     cached = source.tokens(0, source.views[0], False)
     source.close()
-    (read,) = read_files(features_assembly, "image", [first_file(features_assembly, tmp_path)])
+    (read,) = read_inputs(features_assembly, "image", [first_file(features_assembly, tmp_path)])
     assert read.dtype == np.float16 and read.shape == features_assembly.facts.tokens
     np.testing.assert_allclose(read.astype(np.float32), cached.astype(np.float32), rtol=2e-3, atol=2e-3)
 
@@ -65,23 +65,23 @@ def test_run_json_keeps_the_towers_of_the_caches(features_assembly, tmp_path):
     again = reassemble(description, tmp_path)
     assert again.caches == tuple({"tower": "lite0", "size": size} for size in SIZES)
     with pytest.raises(UserError, match="does not say which frozen towers"):
-        read_files(dataclasses.replace(again, caches=()), "image", ["any.png"])
+        read_inputs(dataclasses.replace(again, caches=()), "image", ["any.png"])
     other = dataclasses.replace(again, caches=({"tower": "regions", "size": 32},))
     with pytest.raises(UserError, match="no tower 'regions'"):
-        read_files(other, "image", ["any.png"])
+        read_inputs(other, "image", ["any.png"])
 
 
 def test_files_that_are_missing_or_no_pictures_are_named(opened_run, tmp_path):
     with pytest.raises(UserError, match="gone.png' cannot be opened"):
-        read_files(opened_run[0], "image", [tmp_path / "gone.png"])
+        read_inputs(opened_run[0], "image", [tmp_path / "gone.png"])
     os.mkfifo(tmp_path / "pipe")
     for name, kind in (("pipe", "pipe"), ("", "folder")):
         with pytest.raises(UserError, match=rf"cannot be opened \(it is a {kind}, not a file\)"):
-            read_files(opened_run[0], "image", [tmp_path / name])
+            read_inputs(opened_run[0], "image", [tmp_path / name])
     with pytest.raises(UserError, match="'https://x.org/a.png' cannot be opened .*download it"):
-        read_files(opened_run[0], "image", ["https://x.org/a.png"])
+        read_inputs(opened_run[0], "image", ["https://x.org/a.png"])
     whole = first_file(opened_run[0], tmp_path).read_bytes()
     torn = tmp_path / "torn.png"
     torn.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="torn.png' is no picture"):
-        read_files(opened_run[0], "image", [torn])
+        read_inputs(opened_run[0], "image", [torn])
