@@ -39,7 +39,9 @@ def quiet_orbax() -> Iterator[None]:
 
 
 def _no_traceback(record: logging.LogRecord) -> bool:
-    """Return False for a record with a traceback through orbax, or of a write into an unfinished checkpoint."""
+    """Return False for a record of an error in orbax, or of a write into an unfinished checkpoint."""
+    if OF_ORBAX in record.pathname and any(isinstance(part, BaseException) for part in record.args or ()):
+        return False  # a kept record would also keep the error's frames, with the tasks that speak when they go
     if not record.exc_info:
         return True
     if TEMPORARY in str(record.exc_info[1]):  # of a write that nobody waited for: it names a file and has no frames
