@@ -173,7 +173,7 @@ def build_index(
 
     Records without one of the fields of the first pair of `eval.pairs` with the field are left out. An item has "key",
     "view", "split", "row" (in the split), "captions" (the first few; for a caption's row itself alone), "thumbnail"
-    (base64 of a small PNG or JPEG; for a caption of the first view of its record) and "data" if it is not the header's.
+    (base64 of a small PNG or JPEG; for a caption of its record's first view) and "data" if that is not the header's.
     The header remembers the work directory and the field. Rows are written as they are encoded, a block at a time.
 
     Args:
