@@ -100,7 +100,8 @@ def test_the_floor_agrees_with_the_eigenproblem_on_explicit_pairs(sides):
         for j in np.flatnonzero(train.owner == record)
     ]
     assert len(pairs) == rows["filled"]["train_pairs"] == 48
-    of_image, of_text = cca_by_hand(*map(np.array, zip(*pairs, strict=True)), 4, 0.3)
+    images, texts = (np.array(side) for side in zip(*pairs, strict=True))
+    of_image, of_text = cca_by_hand(images, texts, 4, 0.3)
     text = of_text(test.text.astype(float))
     for view in VIEWS[:2]:
         image, own = of_image(test.image[view].astype(float)), [np.flatnonzero(test.owner == i) for i in range(12)]
@@ -148,7 +149,7 @@ def test_rows_are_written_and_read(data):
     assert floor.floor_rows(folder, "train") == []
     cells = tables.retrieval_cells(found[0], ["R@1"])
     assert cells[:3] == ["filled", "CCA on hand features", f"{rows[0]['i2t']['R@1']:.1f}"] and cells[-1] == ""
-    right = (np.arange(12)[:, None],) * 2
+    right = np.arange(12)[:, None], np.arange(12)[:, None]
     reported = floors_of(Card.load(folder), "test", ["R@1"], folder, right)[1:]
     assert [own.name for own in reported] == [row["name"] for row in rows], "the report reads the same lines"
     assert reported[0].i2t["R@1"] == rows[0]["i2t"]["R@1"]
@@ -249,6 +250,9 @@ def test_what_cannot_be_measured_is_refused(shapes_data, sides, monkeypatch, tmp
         floor.measure("hand", train.subset(few), test)
     with pytest.raises(UserError, match="1 words occur in two or more training captions"):
         floor.measure("hand", dataclasses.replace(train, text=train.text[:, :1]), test)
+    alike = dataclasses.replace(train, text=np.ones_like(train.text))
+    with pytest.raises(UserError, match="nothing that training pictures and captions have in common"):
+        floor.measure("hand", alike, test)
     with pytest.raises(UserError, match="No record of the split has both"):
         floor.measure("hand", train, dataclasses.replace(test, owner=test.owner + 100))
     assert not (shapes_data / "floors.jsonl").exists()

@@ -77,12 +77,20 @@ def _root(covariance: np.ndarray, regularisation: float) -> np.ndarray:
 
 
 def solve_cca(found: Moments, dim: int, regularisation: float) -> Cca:
-    """Solve regularised canonical correlation analysis for the moments of pairs; see `fit_cca`."""
+    """Solve regularised canonical correlation analysis for the moments of pairs; see `fit_cca`.
+
+    Raises UserError where all pictures or all captions are the same, so that nothing varies together.
+    """
     image_root, text_root = _root(found.image, regularisation), _root(found.text, regularisation)
     cross = scipy.linalg.solve_triangular(image_root, found.cross, lower=True)
     cross = scipy.linalg.solve_triangular(text_root, cross.T, lower=True).T
     rank = min(cross.shape)  # the solver finds fewer than all: a tenth of the time of a full decomposition
-    left, correlations, right = scipy.sparse.linalg.svds(cross, min(dim, rank - 1), v0=np.ones(rank))
+    try:
+        left, correlations, right = scipy.sparse.linalg.svds(cross, min(dim, rank - 1), v0=np.ones(rank))
+    except scipy.sparse.linalg.ArpackError as error:
+        raise UserError(
+            f"CCA finds nothing that training pictures and captions have in common ({error}); do all of a side look alike?"
+        ) from error
     assert left is not None and right is not None  # both are asked for
     # trans=1 solves for the transposed root
     image_matrix = scipy.linalg.solve_triangular(image_root, left, lower=True, trans=1) * correlations
