@@ -38,6 +38,7 @@ FEWEST = 10  # training records
 MOST = 10_000  # training records: a minute and 2.3 GB on two cores where each has five captions
 DIM = 128
 KS = (1, 5, 10)
+SAME = 1e-9  # variance of float32 features of about unit length that is rounding alone
 
 Projection = tuple[np.ndarray, np.ndarray]  # mean [D] and matrix [D,dim]
 Cca = tuple[Projection, Projection, np.ndarray]  # of pictures, of captions, and the correlations [dim]
@@ -81,16 +82,13 @@ def solve_cca(found: Moments, dim: int, regularisation: float) -> Cca:
 
     Raises UserError where all pictures or all captions are the same, so that nothing varies together.
     """
+    if min(np.trace(found.image), np.trace(found.text)) < SAME or not found.cross.any():
+        raise UserError("CCA finds nothing in common: all training pictures, or all training captions, look the same.")
     image_root, text_root = _root(found.image, regularisation), _root(found.text, regularisation)
     cross = scipy.linalg.solve_triangular(image_root, found.cross, lower=True)
     cross = scipy.linalg.solve_triangular(text_root, cross.T, lower=True).T
     rank = min(cross.shape)  # the solver finds fewer than all: a tenth of the time of a full decomposition
-    try:
-        left, correlations, right = scipy.sparse.linalg.svds(cross, min(dim, rank - 1), v0=np.ones(rank))
-    except scipy.sparse.linalg.ArpackError as error:
-        raise UserError(
-            f"CCA finds nothing that training pictures and captions have in common ({error}); do all of a side look alike?"
-        ) from error
+    left, correlations, right = scipy.sparse.linalg.svds(cross, min(dim, rank - 1), v0=np.ones(rank))
     assert left is not None and right is not None  # both are asked for
     # trans=1 solves for the transposed root
     image_matrix = scipy.linalg.solve_triangular(image_root, left, lower=True, trans=1) * correlations
