@@ -63,7 +63,7 @@ class Features:
     keys: np.ndarray
 
     def subset(self, records: np.ndarray) -> "Features":
-        """The part whose records are True in `records` bool [n]."""
+        """Select the records that are True in `records` bool [n]."""
         image = {view: rows[records[self.rows[view]]] for view, rows in self.image.items()}
         rows = {view: rows[records[rows]] for view, rows in self.rows.items()}
         mine = records[self.owner]
@@ -74,7 +74,7 @@ class Features:
 
 
 def read_side(folder: str, split: str, language: str, size: int) -> Side:
-    """All pictures of a split at `size` x `size` and all captions of one language."""
+    """Read all pictures of a split at `size` x `size` and all captions of one language."""
     pixels, rows = collections.defaultdict(list), collections.defaultdict(list)
     own = Sidecar(folder, Card.load(folder), split)
     pairs = own.all_pairs((language,))
@@ -94,7 +94,7 @@ def read_side(folder: str, split: str, language: str, size: int) -> Side:
 
 
 def colour_histogram(images: np.ndarray, levels: int = 5) -> np.ndarray:
-    """Square root of the joint RGB histogram: uint8 [n,S,S,3] -> [n, levels^3]."""
+    """Return the square root of the joint RGB histogram: uint8 [n,S,S,3] -> [n, levels^3]."""
     level = images.astype(np.int64) * levels // 256
     cell = (level @ [levels * levels, levels, 1]).reshape(len(images), -1)
     cell += levels**3 * np.arange(len(images))[:, None]
@@ -103,7 +103,7 @@ def colour_histogram(images: np.ndarray, levels: int = 5) -> np.ndarray:
 
 
 def gradient_histogram(images: np.ndarray, cell: int = 8, bins: int = 9) -> np.ndarray:
-    """HOG (Dalal and Triggs, 2005): uint8 [n,S,S,3] -> [n, (S/cell)^2 bins], each cell over its 3 x 3 cells."""
+    """Compute HOG (Dalal and Triggs, 2005): uint8 [n,S,S,3] -> [n, (S/cell)^2 bins], each cell over its 3 x 3 cells."""
     down, across = np.gradient(images.mean(axis=3), axis=(1, 2))
     place = np.arctan2(down, across) % np.pi / np.pi * bins
     energy, low = np.hypot(down, across), np.floor(place).astype(int)
@@ -118,13 +118,13 @@ def gradient_histogram(images: np.ndarray, cell: int = 8, bins: int = 9) -> np.n
 
 
 def thumbnail(images: np.ndarray, side: int = 8) -> np.ndarray:
-    """Mean colours of side x side areas, between 0 and 1: uint8 [n,S,S,3] -> [n, 3 side^2]."""
+    """Return the mean colours of side x side areas, between 0 and 1: uint8 [n,S,S,3] -> [n, 3 side^2]."""
     area = images.shape[1] // side
     return images.reshape(len(images), side, area, side, area, 3).mean(axis=(2, 4)).reshape(len(images), -1) / 255
 
 
 def hand_image_features(images: np.ndarray, block: int = 500) -> list[np.ndarray]:
-    """The three feature blocks of uint8 [n,S,S,3], float32 [n,*] each."""
+    """Compute the three feature blocks of uint8 [n,S,S,3], float32 [n,*] each."""
     makers = (colour_histogram, gradient_histogram, thumbnail)
     return [
         np.concatenate([make(images[i : i + block]).astype(np.float32) for i in range(0, len(images), block)])
@@ -142,7 +142,7 @@ class TfIdf:
         self.weight = np.log((1 + len(captions)) / (1 + np.array([count[word] for word in kept]))) + 1
 
     def __call__(self, captions: Sequence[str]) -> np.ndarray:
-        """[M] -> float32 [M,V]."""
+        """Count words: captions [M] -> float32 [M,V]."""
         table = np.zeros((len(captions), len(self.column)), np.float32)
         for row, caption in zip(table, captions, strict=True):
             for word in texts.words(caption):
@@ -152,7 +152,7 @@ class TfIdf:
 
 
 def hand_features(train: Side, test: Side) -> tuple[Features, Features]:
-    """Hand features of both splits; image blocks brought to equal variance by the training split."""
+    """Compute hand features of both splits; image blocks are brought to equal variance by the training split."""
     blocks = {side is test: {view: hand_image_features(x) for view, x in side.pixels.items()} for side in (train, test)}
     scales = [
         np.sqrt(np.concatenate([parts[i] for parts in blocks[False].values()]).var(axis=0).sum()) for i in range(3)
@@ -172,7 +172,7 @@ def hand_features(train: Side, test: Side) -> tuple[Features, Features]:
 
 
 def tower_features(path: str, train: Side, test: Side, names: tuple[str, str]) -> tuple[Features, Features]:
-    """Pooled features from an .npz (see the head of this file), rows to unit length.
+    """Read pooled features from an .npz (see the head of this file), rows to unit length.
 
     Raises:
       UserError: an array is missing or has another number of rows than the data.
@@ -204,7 +204,10 @@ def tower_features(path: str, train: Side, test: Side, names: tuple[str, str]) -
 
 
 def _whitener(rows: np.ndarray, weight: np.ndarray, regularisation: float) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted mean [D] and lower Cholesky factor of the covariance + regularisation x its mean variance x I."""
+    """Return the weighted mean [D] and the lower Cholesky factor of the regularised covariance.
+
+    `regularisation` x its mean variance x I is added to the covariance.
+    """
     weight = (weight / weight.sum()).astype(rows.dtype)  # float32 features: half the time of the largest product
     mean = weight @ rows
     centred = (rows - mean) * np.sqrt(weight)[:, None]
@@ -214,7 +217,7 @@ def _whitener(rows: np.ndarray, weight: np.ndarray, regularisation: float) -> tu
 
 
 def fit_cca(image: np.ndarray, text: np.ndarray, pairs: scipy.sparse.csr_array, dim: int, regularisation: float):
-    """Regularised canonical correlation analysis over weighted pairs.
+    """Fit a regularised canonical correlation analysis over weighted pairs.
 
     Maximises the correlation of image and text projections, with covariances C + r tr(C)/D I (Vinod, 1976): the
     singular vectors of Lx^-1 Cxy Ly^-T, where L L^T are the regularised covariances. Each dimension is weighted by its
@@ -242,13 +245,13 @@ def fit_cca(image: np.ndarray, text: np.ndarray, pairs: scipy.sparse.csr_array, 
 
 
 def project(rows: np.ndarray, side: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Rows [n,D] in the shared space, unit length, float32 [n,dim]."""
+    """Map rows [n,D] to unit length in the shared space, float32 [n,dim]."""
     shared = (rows - side[0]) @ side[1]
     return (shared / np.maximum(np.linalg.norm(shared, axis=1, keepdims=True), 1e-9)).astype(np.float32)
 
 
 def pair_weights(features: Features) -> tuple[np.ndarray, scipy.sparse.csr_array]:
-    """All pictures of all views [n,D] and the matrix [n,M] that pairs each with its record's captions."""
+    """Return the pictures of all views [n,D] and the matrix [n,M] that pairs each with its record's captions."""
     image = np.concatenate(list(features.image.values()))
     record = np.concatenate(list(features.rows.values()))
     order = np.argsort(features.owner, kind="stable")
@@ -264,7 +267,7 @@ def pair_weights(features: Features) -> tuple[np.ndarray, scipy.sparse.csr_array
 
 
 def retrieval_of(view: str, test: Features, cca) -> dict:
-    """`retrieval.summary` with the pictures of one view on the image side."""
+    """Call `retrieval.summary` with the pictures of one view on the image side."""
     records, owner = np.unique(test.rows[view], return_inverse=True)
     mine = np.isin(test.owner, records)
     to_text, to_image = retrieval.positives_from_owners(
@@ -278,7 +281,7 @@ def retrieval_of(view: str, test: Features, cca) -> dict:
 
 
 def choose_regularisation(train: Features, dim: int) -> float:
-    """The value of REGULARISATIONS with the highest rSum on every fifth training record, fitted on the others."""
+    """Choose from REGULARISATIONS by the rSum on every fifth training record, fitted on the others."""
     last = max(rows.max() for rows in train.rows.values())
     held_out = np.arange(last + 1) % HELD_OUT == 0
     fitted, asked = train.subset(~held_out), train.subset(held_out)
@@ -292,7 +295,7 @@ def choose_regularisation(train: Features, dim: int) -> float:
 
 
 def mean_row(rows: list[dict]) -> dict:
-    """The mean of several summaries (the views of the pictures)."""
+    """Average several summaries (the views of the pictures)."""
     mean = {
         side: {name: float(np.mean([row[side][name] for row in rows])) for name in rows[0][side]}
         for side in ("i2t", "t2i")
@@ -301,14 +304,14 @@ def mean_row(rows: list[dict]) -> dict:
 
 
 def rounded(row):
-    """The same tree with its floats to four decimals: what a JSON line should show."""
+    """Round all floats of the tree to four decimals, as a JSON line shows them."""
     if isinstance(row, dict):
         return {name: rounded(value) for name, value in row.items()}
     return round(row, 4) if isinstance(row, float) else row
 
 
 def floor(name: str, train: Features, test: Features, dim: int, regularisation: str) -> list[dict]:
-    """The rows of one kind of features: one per view, and their mean."""
+    """Return the rows of one kind of features: one per view, and their mean."""
     begin = time.perf_counter()
     value = choose_regularisation(train, dim) if regularisation == "auto" else float(regularisation)
     image, pairs = pair_weights(train)
@@ -322,7 +325,7 @@ def floor(name: str, train: Features, test: Features, dim: int, regularisation: 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: see the head of this file."""
+    """Run the command line: see the head of this file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", help="folder of a prepared data set")
     parser.add_argument("--split", default="train")

@@ -1,4 +1,7 @@
-"""Every test sees 8 host devices, warnings as errors and exact float32 matmuls; compiled programs are kept between runs."""
+"""Every test sees 8 host devices, warnings as errors and exact float32 matmuls.
+
+Compiled programs are kept, for the other worker, for the processes that tests start and for the next run.
+"""
 
 import os
 import pathlib
@@ -11,18 +14,19 @@ os.environ.setdefault(
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
 )
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".cache" / "jax"))
 
 import jax
 import pytest
 
-CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax"
+from xmodal_jax import cli
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+cli.set_up_jax = lambda: None  # a command called in this process keeps these settings
 
 
 @pytest.fixture
