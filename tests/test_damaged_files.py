@@ -135,7 +135,7 @@ def test_damaged_records(count, shapes_data, opened_run, tmp_path):
         restore(path, originals[path])
 
 
-@pytest.mark.parametrize("count", counts())
+@pytest.mark.parametrize("count", counts(40))
 def test_a_damaged_run(count, tiny_run, tmp_path):
     """A file of the last checkpoint, or run.json, that was changed: the run is opened whole, or a sentence names it."""
     folder = tmp_path / "run"
