@@ -28,7 +28,6 @@ class Spread(Evaluation):
         return {"spread": {"left": self.times * float(evaluator.embedder.side(found.left, 8).embed.std())}}
 """
 ENTRIES = (
-    "objectives={'itc': {'queue': 8}, 'lm': {}}",
     "evals.names={'kind':'classification','templates':('a {}',),'training':True}",
     "evals.captioning={'beam':1,'limit':3}",
 )
