@@ -24,7 +24,7 @@ from xmodal_jax.train.loop import make_run
 
 
 def stepper(config, batch, names: tuple[str, ...], cache: bool = True):
-    """() -> None, one step of `config` with the objectives `names` only, and its FLOPs."""
+    """Return a function that runs one step of `config` with the objectives `names` only, and the step's FLOPs."""
     kept = {name: config.objectives[name] for name in names}
     assembly = assemble(dataclasses.replace(config, objectives=kept))
     run = make_run(assembly, cache=cache)

@@ -120,7 +120,8 @@ def test_unknown_keys_and_wrong_types_are_refused(path, value, sentence):
         (
             "encoders.image.kind",
             "alexnet",
-            "config.encoders.image.kind is 'alexnet'; write one of vit, resnet, efficientnet, features, bert, gru, tfidf",
+            "config.encoders.image.kind is 'alexnet'; "
+            "write one of vit, resnet, efficientnet, features, bert, gru, tfidf",
         ),
         (
             "encoders.text.kind",
@@ -133,7 +134,8 @@ def test_unknown_keys_and_wrong_types_are_refused(path, value, sentence):
         (
             "fusion.width",
             96,
-            "config.fusion.width is 96, and config.encoders.text.width, whose tokens ask, is 384; write config.fusion.width=0",
+            "config.fusion.width is 96, and config.encoders.text.width, whose tokens ask, is 384; "
+            "write config.fusion.width=0",
         ),
         ("joint.hash_kind", "step", "config.joint.hash_kind is 'step'; write one of tanh, sign, select"),
         ("joint.hash_hidden", -1, "config.joint.hash_hidden is -1; write 0 or more"),
@@ -181,7 +183,8 @@ def test_unknown_keys_and_wrong_types_are_refused(path, value, sentence):
         (
             "joint.temperature",
             0.9,
-            "config.joint.temperature is 0.9, outside 0.01 to 0.5; write a number between temperature_min and temperature_max",
+            "config.joint.temperature is 0.9, outside 0.01 to 0.5; "
+            "write a number between temperature_min and temperature_max",
         ),
         ("teacher.momentum", 1.5, "config.teacher.momentum is 1.5; write 0 to 1"),
         (
@@ -210,7 +213,8 @@ def test_impossible_values_are_refused(path, value, sentence):
         ),
         (
             {"image": {"pool": "mean+shared"}},
-            "config.encoders.text.pool='mean' does not go through the shared transformer; write config.encoders.text.pool='mean+shared'",
+            "config.encoders.text.pool='mean' does not go through the shared transformer; "
+            "write config.encoders.text.pool='mean+shared'",
         ),
         (
             {"text": {"pool": "cls+shared"}},

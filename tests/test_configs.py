@@ -126,7 +126,7 @@ def abstract_batch(run):
 
 
 def untrained(spec, *overrides):
-    """Leaves whose gradient depends on nothing: it is zero whatever the weights and the batch are. Nothing is compiled."""
+    """Find the leaves whose gradient is zero whatever the weights and the batch are. Nothing is compiled."""
     run = make_run(
         assemble_without_data(freeze(load(spec, ["encoders.text.vocab_size=64", *overrides]))), jax.devices()[:1]
     )

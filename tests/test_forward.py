@@ -314,7 +314,10 @@ def test_chunks_change_no_bridged_loss_or_gradient():
     losses = []
     for chunk in (0, 4):
         recipe, state, batch = bridged(chunk=chunk)
-        run = jax.jit(jax.value_and_grad(lambda p: total_loss(recipe, p, state, batch, jax.random.key(0))[0]))
-        losses.append(run(state.params))
+
+        def loss(params, recipe=recipe, state=state, batch=batch):
+            return total_loss(recipe, params, state, batch, jax.random.key(0))[0]
+
+        losses.append(jax.jit(jax.value_and_grad(loss))(state.params))
     for first, second in zip(*map(jax.tree.leaves, losses), strict=True):
         np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The smallest model with every part, its batches and its objectives: what the tests of passes, losses and steps share."""
+"""The smallest model with every part, its batches and its objectives, for the tests of passes, losses and steps."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The fusion table: its rows are valid configs, a run becomes a line, a second start skips it, and the table adds up."""
+"""The fusion table: rows are valid configs, a run becomes a line, a second start skips it, and the table adds up."""
 
 import copy
 import dataclasses
@@ -7,16 +7,12 @@ import pathlib
 import sys
 import types
 
-import jax
-import numpy as np
-import pytest
-
-BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
 import ablate
 import fusion_rows
 import fusion_table
+import jax
+import numpy as np
+import pytest
 import runs
 from fusion_rows import ROWS, command
 from runs import Row
@@ -26,6 +22,8 @@ from xmodal_jax.config_file import freeze, load
 from xmodal_jax.errors import UserError, run_script
 from xmodal_jax.models.vit import ViTConfig
 from xmodal_jax.train.optimizer import check_patterns
+
+BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(autouse=True)

@@ -5,15 +5,11 @@ import json
 import pathlib
 import sys
 
-import numpy as np
-import pytest
-
-BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
 import hashing
 import hashing_rows
 import hashing_table
+import numpy as np
+import pytest
 import report
 import runs
 from hashing_rows import ROWS, command
@@ -25,6 +21,8 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.eval.retrieval import TIE_RULE
 from xmodal_jax.objectives import build_objectives
 from xmodal_jax.workdir import open_run
+
+BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(autouse=True)

@@ -77,7 +77,7 @@ def test_they_are_made_once_and_are_the_towers(make, monkeypatch):
 
 
 def test_a_step_is_the_same_and_the_tower_does_not_run(make):
-    run, state = make(*FROZEN, objectives={"itc": {"queue": 8}, "itm": {}, "mlm": {}})
+    run, state = make(*FROZEN, objectives={"itc": {"queue": 8}, "mlm": {}})
     config = run.assembly.config
     texts = encode_all(run.assembly, state.params, "text", distinct_captions(run.assembly, "text"))
     plain, more = (

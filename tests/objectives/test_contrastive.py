@@ -22,7 +22,7 @@ EMBED, QUEUE, FILLED = 6, 10, 7
 
 @pytest.fixture(scope="module")
 def arrays():
-    """Embeddings of student, teacher and a queue of 10 rows of which 7 are filled, two with an id or caption of the batch."""
+    """Embeddings of student, teacher and a queue of 10 rows, 7 filled, two with an id or caption of the batch."""
     draw = np.random.default_rng(3)
     batch = tiny_batch()
     ring = {"image": unit(draw, QUEUE, EMBED), "text": unit(draw, QUEUE, EMBED)}

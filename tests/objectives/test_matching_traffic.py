@@ -1,4 +1,4 @@
-"""Negatives inside groups: on eight devices no token leaves its device, by the compiled program, and the loss is the same."""
+"""Negatives inside groups: no token leaves its device in the compiled program of eight, and the loss is the same."""
 
 import jax
 import numpy as np

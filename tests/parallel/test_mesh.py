@@ -121,7 +121,8 @@ def test_meshes_that_split_a_torus_axis_and_span_slices():
 
     two = parse_topology("v6e:4x4x2slices")
     program = (
-        "from xmodal_jax.parallel.chips import parse_topology as p; from xmodal_jax.plan.program import topology_devices as d\n"
+        "from xmodal_jax.parallel.chips import parse_topology as p\n"
+        "from xmodal_jax.plan.program import topology_devices as d\n"
         "from xmodal_jax.parallel.mesh import make_mesh; from xmodal_jax.config import MeshConfig\n"
         "mesh = make_mesh(MeshConfig(4, 8, 1), d(p('v6e:4x4x2slices'))).devices\n"
         "print([sorted({x.slice_index for x in row.flat}) for row in mesh])"

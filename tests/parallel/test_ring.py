@@ -47,7 +47,7 @@ SMALL = {"image": {"kind": "features", "neck_layers": 0}, "text": {"layers": 1}}
 
 
 def records(case, dtype=np.float32):
-    """Rows, keys and queue of a case; ids and captions repeat across devices and in the queue, 5 queue rows are empty."""
+    """Draw rows, keys and a queue; ids and captions repeat across devices and in the queue, 5 queue rows are empty."""
     _, soft, size, _ = CASES[case]
     draw = np.random.default_rng(7)
 
@@ -65,7 +65,7 @@ def records(case, dtype=np.float32):
 
 
 def value_and_grads(case, run, given):
-    """Per-row losses, hits, and gradients for query, keys, teacher, queue and scalars of a weighted sum of the losses."""
+    """Return row losses, hits and the gradients of a weighted sum for query, keys, teacher, queue and scalars."""
     rows, keys, queue = given
     weight = np.random.default_rng(1).normal(size=ROWS).astype(np.float32)
     second = {"alpha": jnp.float32(0.4)} if CASES[case][0] == Softmax() else {"bias": jnp.float32(-1.5)}

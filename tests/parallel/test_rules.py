@@ -1,4 +1,4 @@
-"""Rules on paths: trailing axes, indivisible axes stay whole, and one rule for a parameter, its teacher and its slots."""
+"""Rules on paths: trailing axes, indivisible axes stay whole, one rule for a parameter, its teacher and its slots."""
 
 import functools
 import re

@@ -1,4 +1,4 @@
-"""A start is solved once for the same data, towers and settings, and again for any other; nothing depends on the file."""
+"""A start is solved once for the same data, towers and settings, and again for others; nothing depends on the file."""
 
 import dataclasses
 import pathlib

@@ -1,4 +1,4 @@
-"""The fusion family's objectives in one step: the same on eight devices as on one, and the queues hold what they should."""
+"""The fusion family's objectives in one step: eight devices equal one, and the queues hold what they should."""
 
 import dataclasses
 

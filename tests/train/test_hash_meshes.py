@@ -1,6 +1,7 @@
 """A step over hash heads is the same on one device and on eight, data, fsdp and tensor all above 1.
 
-Once over ResNet and TF-IDF with heads of two layers, once over the shared encoder with linear heads and a memory of codes.
+Once over ResNet and TF-IDF with heads of two layers, once over the shared encoder with linear heads and a memory of
+codes.
 """
 
 import jax

@@ -83,7 +83,17 @@ def test_a_real_evaluation_polls_between_its_blocks(shapes_data, tmp_path, caplo
     assert len(polls) == 2 and "stopped by a signal at step 2; saved" in caplog.text
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def losses_of(workdir):
+    """Return all losses in metrics.jsonl."""
+    lines = [json.loads(line) for line in (workdir / METRICS_FILE).read_text().splitlines()]
+    return [value for line in lines for name, value in line.items() if name.startswith("loss")]
+
+
+OWN = [path for path in CONFIGS if path.stem not in ("quickstart", "flickr8k")]
+LIKE_QUICKSTART = pytest.param(CONFIGS[0].with_name("flickr8k.py"), marks=pytest.mark.slow, id="flickr8k")
+
+
+@pytest.mark.parametrize("path", [*OWN, LIKE_QUICKSTART], ids=lambda path: path.stem)
 def test_every_config_trains_and_evaluates(path, shapes_data, tmp_path):
     changed = [f"--config.{item}" for item in (f"data.path={shapes_data}", *SMALL, "steps=2", "eval.rerank=(4,)")]
     assert main(["train", "--config", f"{path}:tiny", "--workdir", str(tmp_path), *changed]) == 0
@@ -91,9 +101,15 @@ def test_every_config_trains_and_evaluates(path, shapes_data, tmp_path):
     found = json.loads((tmp_path / "eval-test.json").read_text())
     matched = "itm" in configs.load(f"{path}:tiny").objectives
     assert set(found["mean"].get("rerank", ())) == ({"4"} if matched else set()) and found["step"] == 2
-    lines = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
-    losses = [value for line in lines for name, value in line.items() if name.startswith("loss")]
+    losses = losses_of(tmp_path)
     assert len(losses) > 1 and all(map(math.isfinite, losses))
+
+
+def test_the_quickstart_trains_and_evaluates(tiny_run):
+    found = json.loads((tiny_run[0] / "eval-test.json").read_text())
+    assert set(found["mean"]["rerank"]) == {"4", "8"} and found["step"] == 4
+    losses = losses_of(tiny_run[0])
+    assert len(losses) == 2 * 6 and all(map(math.isfinite, losses))  # the sum and five objectives, twice
 
 
 def test_a_second_signal_ends_the_process_at_once():
@@ -169,11 +185,13 @@ def test_chunks_that_do_not_fit_are_refused(shapes_data, tmp_path):
     [
         (
             ("optimizer.freeze=^text/tower/",),
-            "freeze '\\^text/tower/' freezes the tower of config.encoders.text, .* random as config.encoders.text.init is empty",
+            "freeze '\\^text/tower/' freezes the tower of config.encoders.text, "
+            ".* random as config.encoders.text.init is empty",
         ),
         (
             ("optimizer.freeze=^image/tower/",),
-            "freeze '\\^image/tower/' freezes the tower of config.encoders.image, .* config.encoders.image.init is empty; write",
+            "freeze '\\^image/tower/' freezes the tower of config.encoders.image, "
+            ".* config.encoders.image.init is empty; write",
         ),
         (
             ("encoders.text={'kind': 'gru', 'width': 32, 'cache_tokens': True}", "optimizer.freeze=^text/tower/"),

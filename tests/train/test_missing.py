@@ -1,4 +1,4 @@
-"""Rows in which a field is missing: they count nowhere, in one compiled program, whatever share of the batch they are."""
+"""Rows in which a field is missing count nowhere, in one compiled program, whatever share of the batch they are."""
 
 import functools
 
@@ -85,7 +85,7 @@ SHARES = [
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_missing_rows_count_nowhere_in_one_program(name):
-    """Losses and gradients are finite, do not depend on what stands in a missing row, and one program serves all shares."""
+    """Losses and gradients are finite, do not depend on a missing row, and one program serves all shares."""
     recipe, state = made(VARIANTS[name])
     traced = []
 

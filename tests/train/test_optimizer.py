@@ -159,7 +159,7 @@ def test_frozen_gradients_do_not_enter_the_clip_norm(params):
     optimizer = make_optimizer(OptimizerConfig(**PLAIN | {"clip": 1.0}, freeze="^image/"), params, 3)
     grads = slopes(params, 0)
     for factor in (1.0, 1e6):
-        huge = grads | {"image": jax.tree.map(lambda g: g * factor, grads["image"])}
+        huge = grads | {"image": jax.tree.map(lambda g, factor=factor: g * factor, grads["image"])}
         with jax.numpy_dtype_promotion("standard"):
             _, state = optimizer.update(huge, optimizer.init(params), params)
         np.testing.assert_allclose(optax.tree.norm(optax.tree.get(state, "mu")), 0.1, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Going on with a run: what must be the same, what may change and is said, and one run at a time in a work directory."""
+"""Going on with a run: what must be the same, what may change and is said, and one run at a time in a folder."""
 
 import fcntl
 import io
@@ -120,7 +120,7 @@ FLAT = ("optimizer.warmup=0", "optimizer.end_lr=1.0")  # a learning rate that do
 
 
 def test_a_run_goes_on_at_every_boundary_with_the_steps_that_are_left(shapes_data, tmp_path):
-    """Ends at an epoch's end (3: 24 examples of 12 records), a save and an evaluation (4) and the last step (5, not due)."""
+    """Ends at an epoch's end (3: 24 examples of 12 records), a save and an evaluation (4) and the last step (5)."""
 
     def config(steps):
         return tiny(CONFIGS[-1], shapes_data, f"steps={steps}", "eval.every=2", "checkpoint.every=2", *FLAT)

@@ -12,10 +12,11 @@ from tiny import ROWS, tiny_batch, tiny_config, tiny_recipe
 from xmodal_jax.config import JointConfig
 from xmodal_jax.objectives.base import Term
 from xmodal_jax.parallel.rules import path_name
+from xmodal_jax.train.checkpoint import Checkpoints
 from xmodal_jax.train.state import advanced, examples_seen
 from xmodal_jax.train.step import choose, finite, projected, same_towers, term_metrics
 
-MESHES = [(8, 1, 1), (2, 4, 1), (2, 2, 2)]
+OTHERS = [pytest.param(shape, marks=pytest.mark.slow) for shape in ((8, 1, 1), (2, 4, 1))]  # compiled for 30 s each
 
 
 def compare(left, right, rtol=1e-4, atol=1e-6):
@@ -24,7 +25,7 @@ def compare(left, right, rtol=1e-4, atol=1e-6):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, err_msg=path_name(path))
 
 
-@pytest.mark.parametrize("shape", MESHES, ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize("shape", [*OTHERS, (2, 2, 2)], ids=lambda shape: "x".join(map(str, shape)))
 def test_eight_devices_equal_one(machine, after_one, shape):
     here = machine(*shape)
     state, metrics = here.run(tiny_batch())
@@ -43,6 +44,26 @@ def test_eight_devices_equal_one(machine, after_one, shape):
     compare(pick(state.params), pick(one.params), rtol=1e-3, atol=1e-5)
     for placed, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(here.places), strict=True):
         assert placed.sharding.is_equivalent_to(wanted, placed.ndim)
+
+
+@pytest.mark.parametrize("after", [(1, 1, 1), OTHERS[0]])
+def test_a_run_goes_on_on_another_number_of_devices(machine, after, tmp_path):
+    before = machine(2, 2, 2)
+    state, _ = before.run(tiny_batch(0))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state)
+    batch = tiny_batch(1)
+    _, want = before.step(state, before.put(batch))
+    other = machine(*after)
+    abstract = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), other.start, other.places
+    )
+    with Checkpoints(tmp_path) as checkpoints:
+        state = checkpoints.restore(abstract)
+    assert jax.tree.all(jax.tree.map(lambda leaf, place: leaf.sharding == place, state, other.places))
+    _, got = other.step(state, other.put(batch))
+    for name in ("loss", *(name for name in want if name.startswith("loss/"))):
+        np.testing.assert_allclose(float(got[name]), float(want[name]), rtol=1e-6, err_msg=name)
 
 
 def test_nothing_of_the_teacher_moves_between_devices(machine):
@@ -111,7 +132,7 @@ def test_a_cursor_counts_beyond_32_bits():
 EDGE = np.log(np.float32(0.01))
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (8, 1, 1)], ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)], ids=lambda shape: "x".join(map(str, shape)))
 def test_the_temperature_leaves_its_edge(machine, shape):
     """At and below temperature_min the loss pulls it up, where it would stay if it were clipped as it is read."""
     here = machine(*shape)

@@ -51,7 +51,7 @@ def test_excluded_and_frozen_leaves_are_absent_and_read_from_the_student(params)
 def test_three_updates_by_hand(params):
     teacher, expected, student = start(params, ""), PARAMS["text"]["kernel"].astype(np.float64), params
     for number in range(1, 4):
-        student = jax.tree.map(lambda x: x * 2.0 + number, student)
+        student = jax.tree.map(lambda x, number=number: x * 2.0 + number, student)
         teacher = update(teacher, student, jnp.float32(0.9))
         expected = 0.9 * expected + 0.1 * np.asarray(student["text"]["kernel"], np.float64)
     np.testing.assert_allclose(teacher["text/kernel"], expected, rtol=1e-6)
