@@ -23,7 +23,7 @@ from runs import Line, Table, last_metrics, table_main
 
 from xmodal_jax.errors import run_script
 from xmodal_jax.eval.evaluate import Evaluator, evaluate, head
-from xmodal_jax.train.teacher import view
+from xmodal_jax.training.teacher import view
 
 DRIFT_RECORDS = 500  # of the evaluation split, one caption each
 

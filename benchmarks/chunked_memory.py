@@ -17,10 +17,10 @@ from report import machine, publish
 
 from xmodal_jax import config_file as configs
 from xmodal_jax.assemble import assemble_without_data
-from xmodal_jax.config import Config, defaults
 from xmodal_jax.errors import output_file, run_script
-from xmodal_jax.train.loop import make_run
-from xmodal_jax.train.step import total_loss
+from xmodal_jax.settings import Config, defaults
+from xmodal_jax.training.loop import make_run
+from xmodal_jax.training.step import total_loss
 
 MIB = 1024**2
 

@@ -25,13 +25,13 @@ import numpy as np
 from jax.sharding import Mesh
 from report import machine, publish
 
-from xmodal_jax.config import MeshConfig
 from xmodal_jax.errors import output_file, run_script
 from xmodal_jax.objectives.base import same
 from xmodal_jax.objectives.contrastive import dense_softmax
 from xmodal_jax.objectives.sigmoid import dense_sigmoid
 from xmodal_jax.parallel.mesh import BATCH, batch_sharding, make_mesh, replicated
 from xmodal_jax.parallel.ring import Sigmoid, Softmax, contrast
+from xmodal_jax.settings import MeshConfig
 from xmodal_jax.types import Array, Batch
 
 LOSSES: dict[str, tuple[Callable, Any, str, int]] = {

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from report import keep, machine
 
-from xmodal_jax.cli import set_up_jax
+from xmodal_jax.api import use_compile_cache
 from xmodal_jax.data.progress import Progress
 from xmodal_jax.encode.embed import PairScorer
 from xmodal_jax.errors import UserError, output_file, run_script
@@ -123,7 +123,7 @@ def main() -> None:
         raise UserError("--backwards helps with --all; write --all FOLDER too")
     if args.block <= 0 or min(args.ks) <= 0:
         raise UserError("--block and --ks are 1 or more; write such numbers")
-    set_up_jax()
+    use_compile_cache()
     assembly, params, step = open_run(args.workdir)
     if "match" not in params:
         raise UserError(f"the run {args.workdir} was not trained to match (ITM); name one that was")

@@ -24,7 +24,6 @@ from jax.sharding import Mesh
 from report import machine, publish
 
 from xmodal_jax.assemble import Assembly, assemble_without_data, start_params
-from xmodal_jax.config import MeshConfig
 from xmodal_jax.config_file import freeze, load
 from xmodal_jax.encode.embed import Embedded, Embedder, PairScorer, encode_rows, score_rows
 from xmodal_jax.errors import output_file, run_script
@@ -33,10 +32,11 @@ from xmodal_jax.eval.hashing import expected_average_precision
 from xmodal_jax.eval.retrieval import places_block
 from xmodal_jax.parallel.mesh import make_mesh, replicated, split_rows
 from xmodal_jax.parallel.rules import shardings
-from xmodal_jax.plan.collectives import collectives
-from xmodal_jax.plan.hlo import parse_module
+from xmodal_jax.planning.collectives import collectives
+from xmodal_jax.planning.hlo import parse_module
 from xmodal_jax.search.dense import inner_product
 from xmodal_jax.search.topk import topk_block
+from xmodal_jax.settings import MeshConfig
 from xmodal_jax.types import Array, Params
 
 GALLERY, WIDTH, NEAREST, BEAM = 4096, 256, 16, 3

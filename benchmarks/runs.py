@@ -27,10 +27,10 @@ import jax
 from report import machine
 
 from xmodal_jax import config_file as configs
-from xmodal_jax.cli import set_up_jax
-from xmodal_jax.config import Config, as_dict
+from xmodal_jax.api import use_compile_cache
 from xmodal_jax.errors import UserError, output_file
-from xmodal_jax.train.loop import train
+from xmodal_jax.settings import Config, as_dict
+from xmodal_jax.training.loop import train
 from xmodal_jax.workdir import open_run
 
 Line = dict[str, Any]
@@ -257,5 +257,5 @@ def table_main(table: Table, description: str, out: str, seeds: int) -> None:
         raise UserError(f"--only {args.only!r} is no row; write one of {', '.join(known)}")
     if args.seeds <= 0:
         raise UserError(f"--seeds is {args.seeds}; write 1 or more")
-    set_up_jax()
+    use_compile_cache()
     run_all(table, data_folders(args.data, sets), args.seeds, args.only, args.out, args.keep)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from report import keep, machine
 
-from xmodal_jax.cli import set_up_jax
+from xmodal_jax.api import use_compile_cache
 from xmodal_jax.encode.embed import Embedded
 from xmodal_jax.errors import UserError, output_file, run_script
 from xmodal_jax.eval.evaluate import Evaluator
@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     refuse_bad(args)
-    set_up_jax()
+    use_compile_cache()
     load_before, (assembly, params, step) = os.getloadavg()[0], open_run(args.workdir)
     if "hash" not in params["image"]:
         raise UserError(f"the run {args.workdir} makes no hash codes; name one that does")

@@ -29,7 +29,7 @@ def step_seconds(root: str, data: str, rows: int) -> list[float]:
     from xmodal_jax.config_file import freeze, load
     from xmodal_jax.data.train import train_dataset
     from xmodal_jax.encode import token_cache
-    from xmodal_jax.train.loop import make_run
+    from xmodal_jax.training.loop import make_run
 
     config = freeze(
         load(f"{root}/configs/quickstart.py", [f"data.path={data}", "joint.start=random", f"batch_size={rows}"])

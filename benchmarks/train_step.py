@@ -16,12 +16,12 @@ import numpy as np
 from report import machine, publish
 
 from xmodal_jax import config_file as configs
-from xmodal_jax.config import defaults
 from xmodal_jax.errors import output_file, run_script
 from xmodal_jax.models.crossmodal import CrossModal, init_params
 from xmodal_jax.objectives import build_objectives, parts
-from xmodal_jax.train.optimizer import make_optimizer
-from xmodal_jax.train.step import Recipe, create_state, train_step
+from xmodal_jax.settings import defaults
+from xmodal_jax.training.optimizer import make_optimizer
+from xmodal_jax.training.step import Recipe, create_state, train_step
 
 VOCAB, LENGTH, PIXELS, WIDTH, EMBED = 30522, 32, 224, 384, 256
 

@@ -20,7 +20,6 @@ from report import machine, publish
 
 from xmodal_jax import config_file as configs
 from xmodal_jax.assemble import Assembly, resolve, start_params, vocabulary_of
-from xmodal_jax.config import defaults
 from xmodal_jax.data.text import Tokenizer, build_vocabulary, load_tokenizer, save_tokenizer
 from xmodal_jax.encode.embed import Embedder
 from xmodal_jax.errors import output_file, run_script
@@ -28,6 +27,7 @@ from xmodal_jax.eval.zeroshot import BLOCK_SCORES, TEMPLATES, best_classes, clas
 from xmodal_jax.models.crossmodal import CrossModal
 from xmodal_jax.search.dense import inner_product, resident
 from xmodal_jax.search.topk import blocked_topk
+from xmodal_jax.settings import defaults
 from xmodal_jax.types import DataFacts
 from xmodal_jax.weights import pretrained
 

@@ -15,7 +15,7 @@ the rest is chosen here, by what trains well on few pairs:
 """
 
 from xmodal_jax import presets
-from xmodal_jax.config import defaults, variant_of
+from xmodal_jax.settings import defaults, variant_of
 
 ALIGNED = 1 / 3
 OBJECTIVES = {

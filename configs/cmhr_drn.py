@@ -23,7 +23,7 @@ keyword` and the caches with `xmodal data features`.
 """
 
 from xmodal_jax import presets
-from xmodal_jax.config import defaults, variant_of
+from xmodal_jax.settings import defaults, variant_of
 
 OBJECTIVES = {"hash": {"by_label": True}, "hash_distance": {"weight": 0.5}, "hash_supcon": {"weight": 0.0}}
 

@@ -12,7 +12,7 @@ the weights for evaluation. ITM sees every fourth row of a batch, which keeps la
 """
 
 from xmodal_jax import presets
-from xmodal_jax.config import defaults, variant_of
+from xmodal_jax.settings import defaults, variant_of
 
 
 def get_config(variant: str = "features"):

@@ -19,7 +19,7 @@ Only the abstract is public, so these are choices:
 """
 
 from xmodal_jax import presets
-from xmodal_jax.config import defaults, variant_of
+from xmodal_jax.settings import defaults, variant_of
 
 VARIANTS = (*presets.TABLE, "emoji_views_plain", "flickr8k_plain", "remote_sensing", "tiny")
 OBJECTIVES = {

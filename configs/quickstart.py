@@ -6,7 +6,7 @@ train over the frozen text tower. `finetune` trains both towers, from pixels.
 """
 
 from xmodal_jax import presets
-from xmodal_jax.config import defaults, variant_of
+from xmodal_jax.settings import defaults, variant_of
 
 OBJECTIVES = {
     "itc": {"queue": 1024, "alpha": 0.4, "alpha_steps": 100},

@@ -20,7 +20,7 @@ Only the abstract and a preprint's first page are public. What follows is a read
 """
 
 from xmodal_jax import presets
-from xmodal_jax.config import defaults, variant_of
+from xmodal_jax.settings import defaults, variant_of
 
 VARIANTS = (*presets.TABLE, "stamps", "start", "start_flickr8k", "inaturalist", "start_inaturalist", "tiny")
 OBJECTIVES = {

@@ -21,7 +21,7 @@ blocks (4 heads, 2,048 inside; models/reasoning.py), and both [CLS] give the emb
 """
 
 from xmodal_jax import presets
-from xmodal_jax.config import defaults, variant_of
+from xmodal_jax.settings import defaults, variant_of
 
 OBJECTIVES = {
     "itc": {"queue": 1024, "alpha": 0.4, "alpha_steps": 100},

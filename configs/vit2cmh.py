@@ -26,7 +26,7 @@ refused), `--config.encoders.text.kind=gru --config.encoders.text.init= --config
 """
 
 from xmodal_jax import presets
-from xmodal_jax.config import defaults, variant_of
+from xmodal_jax.settings import defaults, variant_of
 
 OBJECTIVES = {
     "itc": {"queue": 1024, "alpha": 0.4, "alpha_steps": 100},

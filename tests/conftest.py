@@ -19,7 +19,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).pa
 import jax
 import pytest
 
-from xmodal_jax import cli
+from xmodal_jax import api
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -27,7 +27,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-cli.set_up_jax = lambda: None  # a command called in this process keeps these settings
+api.use_compile_cache = lambda folder="": None  # a command called in this process keeps these settings
 
 
 # Files that take half a minute or more go first, so that the workers of a parallel run end together.

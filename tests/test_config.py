@@ -7,13 +7,13 @@ import re
 
 import pytest
 
-from xmodal_jax.config import BridgeConfig, Config, FusionConfig, as_dict, defaults
 from xmodal_jax.config_build import unknown_key
 from xmodal_jax.config_file import freeze, load, override
 from xmodal_jax.errors import UserError
 from xmodal_jax.models import BertConfig, ViTConfig
 from xmodal_jax.models.scorer import FusionScorerConfig
 from xmodal_jax.objectives import build_objectives
+from xmodal_jax.settings import BridgeConfig, Config, FusionConfig, as_dict, defaults
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -338,7 +338,7 @@ def test_an_override_of_the_wrong_type_is_refused_at_the_door():
 def test_load_applies_overrides_and_refuses_a_missing_file(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from xmodal_jax.config import defaults\n\ndef get_config(variant='a'):\n"
+        "from xmodal_jax.settings import defaults\n\ndef get_config(variant='a'):\n"
         "    config = defaults()\n    config.name = variant\n    return config\n"
     )
     assert load(str(path)).name == "a"
@@ -399,7 +399,7 @@ def test_a_config_file_that_fails_is_refused_in_one_sentence(tmp_path, text, spe
 def test_a_mistyped_field_in_a_config_file_is_one_sentence_and_its_own_refusals_stay(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from xmodal_jax.config import defaults, variant_of\n\ndef get_config(variant='a'):\n"
+        "from xmodal_jax.settings import defaults, variant_of\n\ndef get_config(variant='a'):\n"
         "    variant_of(variant, ('a',), 'mine.py')\n    config = defaults()\n"
         "    config.imgae.width = 3\n    return config\n"
     )

@@ -26,7 +26,6 @@ from tiny import changed, input_specs
 
 from xmodal_jax.assemble import assemble, assemble_without_data
 from xmodal_jax.cli import main
-from xmodal_jax.config import defaults
 from xmodal_jax.config_build import limited
 from xmodal_jax.config_file import freeze
 from xmodal_jax.data.card import Card
@@ -46,7 +45,8 @@ from xmodal_jax.models.scorer import ScorerConfig
 from xmodal_jax.objectives.base import Objective, Term, mean_over, row_weight
 from xmodal_jax.retrieve.pipeline import SearchPipeline
 from xmodal_jax.retrieve.query import answer
-from xmodal_jax.train.loop import train
+from xmodal_jax.settings import defaults
+from xmodal_jax.training.loop import train
 from xmodal_jax.workdir import open_run
 
 SHAPES, COLOURS = ("circle", "square", "star", "moon"), ("red", "green", "blue", "gold", "grey", "pink")
@@ -310,7 +310,7 @@ import os, pathlib, signal, sys, time
 
 import conftest  # the devices and the exactness of the tests
 import test_depth
-from xmodal_jax.train.loop import train
+from xmodal_jax.training.loop import train
 
 
 def kill(run, state, poll):
@@ -345,8 +345,8 @@ def test_it_is_killed_and_goes_on_bit_for_bit(depth_set, tmp_path):
 
 
 def test_the_plan_knows_its_fields(depth_set):
-    from xmodal_jax.plan.program import batch_shapes
-    from xmodal_jax.train.loop import make_run
+    from xmodal_jax.planning.program import batch_shapes
+    from xmodal_jax.training.loop import make_run
 
     for assembly in (assemble(depth_config(depth_set)), assemble_without_data(depth_config(""))):
         shapes = batch_shapes(make_run(assembly))

@@ -10,7 +10,7 @@ from tiny import FIVE, tiny_batch, tiny_config, tiny_model, tiny_objectives, tin
 
 from xmodal_jax.forward import Encoded, Forward, named_key, reuse_student_passes, stop, teacher_forward
 from xmodal_jax.objectives import parts
-from xmodal_jax.train.step import create_state, run_objectives, total_loss
+from xmodal_jax.training.step import create_state, run_objectives, total_loss
 
 
 class Fusing:

@@ -19,14 +19,14 @@ from ml_collections import ConfigDict
 
 from xmodal_jax import config_file
 from xmodal_jax.assemble import Assembly
-from xmodal_jax.config import Config
+from xmodal_jax.atomic import write_file
 from xmodal_jax.data.readers import has_views, reader_classes
 from xmodal_jax.encode.embed import Embedded, Embedder, PairScorer
 from xmodal_jax.encode.inputs import BLOCK, encode_blocks
 from xmodal_jax.errors import UserError
 from xmodal_jax.origin import Origin, result_file
+from xmodal_jax.settings import Config
 from xmodal_jax.types import Params
-from xmodal_jax.whole import write_whole
 from xmodal_jax.workdir import open_run
 
 Say = Callable[[str], None]
@@ -87,7 +87,7 @@ def train(config: ConfigDict | Config, workdir: PATH, evaluate: bool = True, **o
       evaluate: write the tables of the evaluation split to WORKDIR/eval-SPLIT.json at the end.
       **options: of `run_training`, such as `profile` and `progress`.
     """
-    from xmodal_jax.train.loop import run_training
+    from xmodal_jax.training.loop import run_training
 
     run_training(_frozen(config), pathlib.Path(workdir), **options)
     found = load(workdir)
@@ -262,7 +262,7 @@ class TrainedRun:
         """Write a result of `evaluate` ("eval") or `classify` ("classify") to the work directory; return the file."""
         languages = result.get("languages", ())
         path = result_file(self.origin, kind, result["split"], result["fingerprint"], languages)
-        write_whole(path, json.dumps(result, indent=1))
+        write_file(path, json.dumps(result, indent=1))
         return path
 
     def index(self, out: PATH, data: PATH = "", split: str = "", **options: Any) -> Any:
@@ -346,9 +346,16 @@ def plan(config: ConfigDict | Config, topology: str = "local", chip: str = "", e
       chip: judge the local devices as this chip.
       explain: say which sharding rule took which parameter instead; nothing is compiled.
     """
-    from xmodal_jax.plan.command import plan_text
+    from xmodal_jax.planning.command import plan_text
 
     return plan_text(_frozen(config), topology, chip, explain)
+
+
+def plot_curves(workdir: PATH, path: PATH) -> pathlib.Path:
+    """Draw the losses, learning rate and evaluations of a run over its steps as a picture; return its path."""
+    from xmodal_jax.training.curves import plot_curves
+
+    return plot_curves(pathlib.Path(workdir), pathlib.Path(path))
 
 
 def use_compile_cache(folder: PATH = "") -> None:

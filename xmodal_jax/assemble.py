@@ -16,7 +16,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from xmodal_jax import __version__
 from xmodal_jax.checks import refuse_unbridged, refuse_unserved
-from xmodal_jax.config import Config, as_dict
 from xmodal_jax.config_file import freeze
 from xmodal_jax.data.card import CARD_FILE, Card
 from xmodal_jax.data.readers import InputSpec, Specs
@@ -32,6 +31,7 @@ from xmodal_jax.models.words import WordConfig
 from xmodal_jax.objectives import build_objectives, fit_objectives, parts
 from xmodal_jax.objectives.base import Objective
 from xmodal_jax.origin import Origin
+from xmodal_jax.settings import Config, as_dict
 from xmodal_jax.types import Array, DataFacts, Params, Vocabulary
 from xmodal_jax.weights import with_pixel_statistics
 

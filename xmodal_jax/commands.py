@@ -85,11 +85,11 @@ def data_embed(args: argparse.Namespace, overrides: list[str]) -> None:
 def train(args: argparse.Namespace, overrides: list[str]) -> None:
     """Train a config in a work directory, or go on with it."""
     from xmodal_jax import config_file as configs
-    from xmodal_jax.config import as_dict
     from xmodal_jax.data.loader import threads_left
     from xmodal_jax.parallel import processes
-    from xmodal_jax.train.loop import run_training
-    from xmodal_jax.train.quiet import quiet_orbax
+    from xmodal_jax.settings import as_dict
+    from xmodal_jax.training.loop import run_training
+    from xmodal_jax.training.quiet import quiet_orbax
 
     config, profile = configs.freeze(configs.load(args.config, overrides)), steps_of(args.profile)
     if args.stall != 0 and not 1 <= args.stall <= 86400:
@@ -117,7 +117,7 @@ def steps_of(text: str) -> tuple[int, int] | None:
 def section_overrides(overrides: list[str], allowed: tuple[str, ...]) -> dict[str, dict]:
     """Overrides for a run that is already trained: only the sections that do not change its weights."""
     from xmodal_jax import config_file as configs
-    from xmodal_jax.config import defaults
+    from xmodal_jax.settings import defaults
 
     values: Any = defaults()
     found: dict[str, dict] = {}
@@ -270,6 +270,13 @@ def search(args: argparse.Namespace, _: list[str]) -> None:
     if args.show:
         contact_sheet(hits, args.show, args.query or pathlib.Path(asked[0]).name, args.image)
         print(f"wrote {args.show}")
+
+
+def curves(args: argparse.Namespace, _: list[str]) -> None:
+    """Draw the learning curves of a run."""
+    from xmodal_jax.api import plot_curves
+
+    print(f"wrote {plot_curves(args.workdir, args.out)}")
 
 
 def report(args: argparse.Namespace, _: list[str]) -> None:

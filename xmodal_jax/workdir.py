@@ -9,15 +9,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from xmodal_jax.assemble import Assembly, assemble, known_shapes, reassemble
-from xmodal_jax.config import Config, MeshConfig, as_dict
 from xmodal_jax.origin import Origin
 from xmodal_jax.parallel.mesh import make_mesh
 from xmodal_jax.parallel.rules import shardings
-from xmodal_jax.train.averaging import average_checkpoints
-from xmodal_jax.train.checkpoint import PARAMS, TEACHER, Checkpoints, read_run
-from xmodal_jax.train.run import make_run
-from xmodal_jax.train.teacher import start, view
-from xmodal_jax.train.which import usable_steps
+from xmodal_jax.settings import Config, MeshConfig, as_dict
+from xmodal_jax.training.averaging import average_checkpoints
+from xmodal_jax.training.checkpoint import PARAMS, TEACHER, Checkpoints, read_run
+from xmodal_jax.training.run import make_run
+from xmodal_jax.training.teacher import start, view
+from xmodal_jax.training.which import usable_steps
 from xmodal_jax.types import Params
 
 

@@ -66,7 +66,7 @@ def few(shapes_data, tmp_path_factory):
         patch.setattr(hashing_table, "BUDGET", hashing_rows.BUDGET)
         patch.setattr(hashing_table, "ROWS", FEW)
         patch.setattr(hashing, "TABLE", dataclasses.replace(hashing.TABLE, rows=FEW))
-        patch.setattr(runs, "set_up_jax", lambda: None)  # the tests have a compilation cache of their own
+        patch.setattr(runs, "use_compile_cache", lambda: None)  # the tests have a compilation cache of their own
         patch.setattr(sys, "argv", ["hashing.py", *data, "--out", str(out / "table"), "--keep", str(out / "kept")])
         hashing.main()
         yield out / "table.jsonl"

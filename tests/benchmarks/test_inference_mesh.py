@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xmodal_jax.config import MeshConfig
 from xmodal_jax.parallel.mesh import make_mesh, replicated, split_rows
+from xmodal_jax.settings import MeshConfig
 
 
 @pytest.fixture(scope="module")

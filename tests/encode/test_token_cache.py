@@ -26,8 +26,8 @@ from xmodal_jax.encode.token_cache import (
     with_tokens,
 )
 from xmodal_jax.errors import UserError
-from xmodal_jax.train.flops import step_flops
-from xmodal_jax.train.loop import make_run
+from xmodal_jax.training.flops import step_flops
+from xmodal_jax.training.loop import make_run
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py"
 FROZEN = ("optimizer.freeze=^text/tower/", "encoders.text.cache_tokens=True")

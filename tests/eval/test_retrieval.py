@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xmodal_jax.config import MeshConfig
 from xmodal_jax.data.card import ceiling
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval import curves, retrieval
 from xmodal_jax.parallel.mesh import make_mesh
+from xmodal_jax.settings import MeshConfig
 
 
 def first_relevant(scores, positives, rng):

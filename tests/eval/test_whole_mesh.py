@@ -13,7 +13,7 @@ from xmodal_jax.eval.captioning import caption_split
 from xmodal_jax.eval.evaluate import Evaluator, evaluate
 from xmodal_jax.eval.rerank import score_pairs
 from xmodal_jax.parallel.mesh import mesh_of
-from xmodal_jax.train.loop import train
+from xmodal_jax.training.loop import train
 
 
 @pytest.fixture(scope="module")

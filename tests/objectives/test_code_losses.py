@@ -14,8 +14,8 @@ from xmodal_jax.objectives import build_objectives, parts
 from xmodal_jax.objectives.codes import batch_rows
 from xmodal_jax.objectives.hash_contrast import HashContrast, HashSupCon
 from xmodal_jax.objectives.hashing import HashDistance, HashEuclidean, HashQuality, HashTriplet, euclidean
-from xmodal_jax.train.memory import update_memory
-from xmodal_jax.train.step import create_state, train_step
+from xmodal_jax.training.memory import update_memory
+from xmodal_jax.training.step import create_state, train_step
 
 BITS, RECORDS, SEEN = 8, 12, 9
 LABELS = np.eye(4, dtype=np.float32)[[0, 1, 2, 0, 3, 3, 1, 2]] + np.eye(4, dtype=np.float32)[[0, 1, 2, 1, 3, 3, 1, 2]]

@@ -16,8 +16,8 @@ from xmodal_jax.config_file import freeze
 from xmodal_jax.errors import UserError
 from xmodal_jax.objectives import build_objectives, fit_objectives, parts
 from xmodal_jax.objectives.base import Objective, Steps, Term, row_weight, steps_of
-from xmodal_jax.train.memory import refresh
-from xmodal_jax.train.step import create_state, run_objectives, term_metrics, train_step
+from xmodal_jax.training.memory import refresh
+from xmodal_jax.training.step import create_state, run_objectives, term_metrics, train_step
 from xmodal_jax.types import DataFacts
 
 PACKAGE = pathlib.Path(xmodal_jax.__file__).parent
@@ -250,8 +250,8 @@ def test_a_field_that_is_a_view_of_none_is_refused():
 
 
 def test_a_field_may_be_added_from_the_command_line():
-    from xmodal_jax.config import defaults
     from xmodal_jax.config_file import override
+    from xmodal_jax.settings import defaults
 
     config = defaults()
     config.objectives = FIVE

@@ -10,10 +10,10 @@ import torch
 from given import Given, unit
 from tiny import ROWS, tiny_batch, tiny_config, tiny_model, tiny_objectives, tiny_params
 
-from xmodal_jax.config import MeshConfig
 from xmodal_jax.objectives import parts
 from xmodal_jax.objectives.sigmoid import SigLIP
 from xmodal_jax.parallel.mesh import make_mesh
+from xmodal_jax.settings import MeshConfig
 from xmodal_jax.types import NEVER
 
 EMBED, QUEUE, FILLED = 6, 8, 5

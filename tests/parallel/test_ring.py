@@ -18,7 +18,6 @@ import pytest
 from given import unit
 from tiny import tiny_batch, tiny_config, tiny_objectives, tiny_params, tiny_recipe
 
-from xmodal_jax.config import MeshConfig
 from xmodal_jax.errors import UserError
 from xmodal_jax.objectives import parts
 from xmodal_jax.objectives.base import same
@@ -28,8 +27,9 @@ from xmodal_jax.parallel import ring
 from xmodal_jax.parallel.mesh import batch_sharding, make_mesh
 from xmodal_jax.parallel.ring import Sigmoid, Softmax, contrast
 from xmodal_jax.parallel.rules import shardings
-from xmodal_jax.train.memory import update_memory
-from xmodal_jax.train.step import create_state, total_loss
+from xmodal_jax.settings import MeshConfig
+from xmodal_jax.training.memory import update_memory
+from xmodal_jax.training.step import create_state, total_loss
 from xmodal_jax.types import NEVER
 
 BENCHMARK = pathlib.Path(__file__).parents[2] / "benchmarks" / "contrastive_memory.py"

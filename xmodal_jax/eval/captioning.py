@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from xmodal_jax.assemble import Assembly
-from xmodal_jax.config import Config
 from xmodal_jax.data.evaluation import EvalSplit, eval_split
 from xmodal_jax.data.taxonomy import Taxonomy
 from xmodal_jax.encode.embed import Embedder
@@ -14,6 +13,7 @@ from xmodal_jax.eval.caption import caption_scores
 from xmodal_jax.eval.generate import write_captions
 from xmodal_jax.eval.zeroshot import naming_accuracy, record_labels
 from xmodal_jax.origin import refuse_trained
+from xmodal_jax.settings import Config
 from xmodal_jax.types import Params
 
 BLOCK = 32  # pictures encoded and captioned together

@@ -20,13 +20,13 @@ import scipy.linalg
 import scipy.sparse
 import scipy.sparse.linalg
 
+from xmodal_jax.atomic import write_file
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.config import PAIR
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval import retrieval
 from xmodal_jax.eval.hand_features import Features, hand_features, read_side
 from xmodal_jax.eval.tables import DIRECTIONS, Row, sections
-from xmodal_jax.whole import write_whole
 
 FLOORS_FILE = "floors.jsonl"
 FEATURES = "hand features"
@@ -274,7 +274,7 @@ def _replace_rows(path: pathlib.Path, rows: Sequence[Tables], card: Card) -> Non
         return (old.get("name"), old.get("split")) not in new and old.get("fingerprint", mark) == mark
 
     kept = [line for line in _lines(path) if line.strip() and stays(line)]
-    write_whole(path, "".join(f"{line}\n" for line in [*kept, *map(json.dumps, rows)]))
+    write_file(path, "".join(f"{line}\n" for line in [*kept, *map(json.dumps, rows)]))
 
 
 def _lines(path: pathlib.Path) -> list[str]:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.assemble import Assembly
-from xmodal_jax.config import Config
 from xmodal_jax.data.card import CARD_FILE, Card
 from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.evaluation import EvalSplit, Side, eval_split
@@ -26,6 +25,7 @@ from xmodal_jax.encode.token_cache import token_caches
 from xmodal_jax.errors import UserError
 from xmodal_jax.retrieve.origin import remembered_run, remembered_set
 from xmodal_jax.search import files, folder, index, keys, writer
+from xmodal_jax.settings import Config
 from xmodal_jax.types import Params
 
 log = logging.getLogger(__name__)

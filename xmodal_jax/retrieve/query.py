@@ -18,7 +18,6 @@ import numpy as np
 
 from xmodal_jax import drawing
 from xmodal_jax.assemble import Assembly
-from xmodal_jax.config import Config, MeshConfig
 from xmodal_jax.data.media import find_file, read_file
 from xmodal_jax.data.readers import has_views, reader_classes
 from xmodal_jax.data.records import PICTURES
@@ -43,6 +42,7 @@ from xmodal_jax.search.backend import Backend
 from xmodal_jax.search.hits import Hit, Hits
 from xmodal_jax.search.index import Index
 from xmodal_jax.search.sharded import ShardedIndex
+from xmodal_jax.settings import Config, MeshConfig
 from xmodal_jax.types import Params
 
 if TYPE_CHECKING:
