@@ -34,7 +34,7 @@ def test_the_numbers_that_are_drawn(workdir):
     losses, scores = loss_points(lines), evaluation_points(lines)
     assert list(losses) == ["sum, weighted", "itc", "hash"] and losses["itc"][1][:2] == [2.0, 1.0]
     assert len(losses["itc"][0]) == 40 and 3 not in losses["hash"][0]
-    assert list(scores) == ["i2t/R@1", "t2i/R@1", "rSum", "labels/right"] and scores["rSum"] == (
+    assert list(scores) == ["i2t/R@1", "t2i/R@1", "mR", "labels/right"] and scores["mR"] == (
         [10, 20, 30, 40],
         [20.0, 40.0, 60.0, 80.0],
     )
