@@ -19,7 +19,7 @@ def workdir(tmp_path):
         if step % 10 == 0:
             sides = {side: {"R@1": 1.0 * step, "median_rank": 3.0} for side in ("i2t", "t2i")}
             numbers = {
-                "itc": {**sides, "rSum": 2.0 * step},
+                "itc": {**sides, "mR": 2.0 * step},
                 "ceiling": {"rSum": 600.0},
                 "evals": {"labels": {"right": 5.0}},
             }
