@@ -19,7 +19,7 @@ def workdir(tmp_path):
         if step % 10 == 0:
             sides = {side: {"R@1": 1.0 * step, "median_rank": 3.0} for side in ("i2t", "t2i")}
             numbers = {
-                "itc": {**sides, "rSum": 2.0 * step},
+                "itc": {**sides, "mR": 2.0 * step},
                 "ceiling": {"rSum": 600.0},
                 "evals": {"labels": {"right": 5.0}},
             }
@@ -34,7 +34,7 @@ def test_the_numbers_that_are_drawn(workdir):
     losses, scores = loss_points(lines), evaluation_points(lines)
     assert list(losses) == ["sum, weighted", "itc", "hash"] and losses["itc"][1][:2] == [2.0, 1.0]
     assert len(losses["itc"][0]) == 40 and 3 not in losses["hash"][0]
-    assert list(scores) == ["i2t/R@1", "t2i/R@1", "rSum", "labels/right"] and scores["rSum"] == (
+    assert list(scores) == ["i2t/R@1", "t2i/R@1", "mR", "labels/right"] and scores["mR"] == (
         [10, 20, 30, 40],
         [20.0, 40.0, 60.0, 80.0],
     )
