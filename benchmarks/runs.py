@@ -97,7 +97,8 @@ class Table:
         spec, overrides = self.command(row, name, data, seed)
         config = frozen(spec, overrides)
         started = time.perf_counter()
-        state = train(config, workdir)
+        quiet = dataclasses.replace(config, eval=dataclasses.replace(config.eval, every=0))  # seconds of training alone
+        state = train(quiet, workdir, handle_signals=True, progress=sys.stderr)
         trained = time.perf_counter() - started
         if int(state.step) < config.steps:  # training ends in order when it gets SIGTERM or SIGINT
             raise SystemExit(

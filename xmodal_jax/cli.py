@@ -15,6 +15,7 @@ from typing import Any
 
 from xmodal_jax import __version__, commands
 from xmodal_jax.errors import UserError, output_file
+from xmodal_jax.training.quiet import quiet_orbax
 
 DATA_HELP = "data set (default: the run's own, where it was or beside the run)"
 EXAMPLES = {  # shown below the options of each command
@@ -348,10 +349,10 @@ def refuse_extra(args: argparse.Namespace, extra: list[str]) -> None:
 
 @contextlib.contextmanager
 def logging_to_terminal() -> Iterator[None]:
-    """Show what the package logs: news of training on stdout, with its numbers, everything else on stderr."""
+    """Show what the package logs: how training begins and ends on stdout, everything else on stderr."""
 
     def is_news(record: logging.LogRecord) -> bool:
-        return record.levelno <= logging.INFO and record.name.startswith("xmodal_jax.training")
+        return record.levelno <= logging.INFO and record.name == "xmodal_jax.training.loop"
 
     root, package, form = logging.getLogger(), logging.getLogger("xmodal_jax"), logging.Formatter("%(message)s")
     package.setLevel(logging.INFO)
@@ -376,7 +377,7 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # whatever the terminal can show, words do not end a command
-    with logging_to_terminal():
+    with logging_to_terminal(), quiet_orbax():
         return _run(arguments)
 
 

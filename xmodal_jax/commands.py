@@ -89,18 +89,19 @@ def train(args: argparse.Namespace, overrides: list[str]) -> None:
     from xmodal_jax.parallel import processes
     from xmodal_jax.settings import as_dict
     from xmodal_jax.training.loop import run_training
-    from xmodal_jax.training.quiet import quiet_orbax
+    from xmodal_jax.training.quick import refuse_unfit_quick
 
     config, profile = configs.freeze(configs.load(args.config, overrides)), steps_of(args.profile)
+    refuse_unfit_quick(config)
     if args.stall != 0 and not 1 <= args.stall <= 86400:
         raise UserError(f"--stall is {args.stall}; write seconds from 1 to 86400 (a day), or 0 for off")
     silence = processes.heartbeat_for(args.stall)
     processes.initialize(args.coordinator, args.processes, args.process, args.distributed, silence, args.wait)
     leaving = processes.leaving_at_once(args.workdir, threads_left)
-    with quiet_orbax(), leaving, processes.watching(args.stall, args.workdir):
+    with leaving, processes.watching(args.stall, args.workdir):
         same = {f"config.{name}": value for name, value in as_dict(config).items()}
         processes.agree({"version": __version__, "--workdir": args.workdir, "--stall": args.stall, **same})
-        run_training(config, args.workdir, profile=profile, handle_signals=True, progress=sys.stdout)
+        run_training(config, args.workdir, profile=profile, handle_signals=True, progress=sys.stderr)
 
 
 def steps_of(text: str) -> tuple[int, int] | None:
@@ -283,5 +284,5 @@ def report(args: argparse.Namespace, _: list[str]) -> None:
     """Write the report of a run: page and picture."""
     from xmodal_jax.report import write_report
 
-    for path in write_report(args.workdir, args.data):
+    for path in write_report(args.workdir, args.data, say):
         print(f"wrote {path}")
