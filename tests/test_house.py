@@ -67,6 +67,24 @@ def functions() -> list[tuple[int, str]]:
     return found
 
 
+NO_VERBS = frozenset("a an the what which who whose whether when where why how".split())
+
+
+def test_docstrings_of_public_functions_start_with_a_verb():
+    """At least not with an article or a question; properties, which are things, may."""
+    found = []
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("_"):
+                continue
+            if any("property" in ast.unparse(decorator) for decorator in node.decorator_list):
+                continue
+            first, *_ = (ast.get_docstring(node) or "-").split()
+            if first.lower() in NO_VERBS:
+                found.append(f"{name}:{node.lineno} {node.name}")
+    assert found == []
+
+
 MEDIA = ("data/records.py",)  # the names of the media that every source has
 COLUMNS = ("data/formats.py", "drawing.py")  # columns of users' own lists; types of files, such as image/png
 MODALITY = re.compile(r"(image|text)\d*(/.*)?")
