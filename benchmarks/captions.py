@@ -36,8 +36,10 @@ READ = 100_000  # random records whose captions are read
 
 
 def made_up(captions: int, seed: int = 0) -> Iterator[Item]:
-    """Records with `captions` captions in all: a third of `SHARED` texts, a third of these in another case, and a third
-    of texts of their own."""
+    """Make records with `captions` captions in all.
+
+    A third has texts of `SHARED`, a third these in another case, and a third texts of its own.
+    """
     rng, left, number = np.random.default_rng(seed), captions, 0
     while left:
         counts = rng.integers(1, 6, 4096)
@@ -56,13 +58,13 @@ def made_up(captions: int, seed: int = 0) -> Iterator[Item]:
 
 
 def sentence(text: int, own: str) -> str:
-    """A caption of one text."""
+    """Return a caption of one text."""
     one, other = NOUNS[text % 10], NOUNS[text // 10 % 10]
     return f"a {one} {DOINGS[text // 100 % 6]} the {other} number {spaced(text)}{own and ' of ' + own}"
 
 
 def spaced(number: int) -> str:
-    """A number as a few words of three digits: millions of captions do not have millions of words."""
+    """Write a number as a few words of three digits: millions of captions do not have millions of words."""
     return f"{number:_}".replace("_", " ")
 
 
@@ -73,7 +75,7 @@ class Stages:
         self.start, self.found = peak(), {}
 
     def run(self, name: str, work: Callable[[], Any]) -> Any:
-        """What `work` gives, measured."""
+        """Call `work`, measure it and return its result."""
         started = time.perf_counter()
         result = work()
         taken = {"seconds": round(time.perf_counter() - started, 1), "peak_mb": round(peak() - self.start)}
@@ -83,13 +85,13 @@ class Stages:
 
 
 def peak() -> float:
-    """MB of the largest resident set of this program (`ru_maxrss` is also of the one that started it)."""
+    """Return the largest resident set of this program in MB (`ru_maxrss` is also of the one that started it)."""
     status = pathlib.Path("/proc/self/status").read_text("utf-8")
     return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
 
 
 def written(folder: pathlib.Path, captions: int) -> Sidecars:
-    """The sidecars of made-up records, not finished."""
+    """Write the sidecars of made-up records and return them, not finished."""
     sidecars = Sidecars(folder)
     for item in made_up(captions):
         sidecars.add(item)
@@ -97,7 +99,7 @@ def written(folder: pathlib.Path, captions: int) -> Sidecars:
 
 
 def finished(folder: pathlib.Path, sidecars: Sidecars) -> Card:
-    """The card of a data set of these sidecars, written to its folder."""
+    """Finish a data set of these sidecars and return its card, written to its folder."""
     told = sidecars.finish(LANGUAGES)
     splits = {split: own | {"files": [], "digest": ""} for split, own in told.items()}
     card = Card("captions", "made up", "none", list(LANGUAGES), ["image"], [], splits)
@@ -115,7 +117,7 @@ def random_captions(opened: Sidecar, count: int) -> int:
 
 
 def measure(folder: pathlib.Path, captions: int) -> dict[str, Any]:
-    """All stages on so many captions, in an empty folder."""
+    """Measure all stages on so many captions, in an empty folder."""
     stages = Stages()
     sidecars = stages.run("write", lambda: written(folder, captions))
     card = stages.run("number", lambda: finished(folder, sidecars))
@@ -142,7 +144,7 @@ def measure(folder: pathlib.Path, captions: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Command line: see the head of this file."""
+    """Run the command line: see the head of this file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--captions", type=int, default=10_000_000)
     parser.add_argument("--limit", type=float, default=2.0, help="GB over the interpreter's own")

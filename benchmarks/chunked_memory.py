@@ -17,16 +17,16 @@ from report import machine, publish
 
 from xmodal_jax import config_file as configs
 from xmodal_jax.assemble import assemble_without_data
-from xmodal_jax.config import Config, defaults
 from xmodal_jax.errors import output_file, run_script
-from xmodal_jax.train.loop import make_run
-from xmodal_jax.train.step import total_loss
+from xmodal_jax.settings import Config, defaults
+from xmodal_jax.training.loop import make_run
+from xmodal_jax.training.step import total_loss
 
 MIB = 1024**2
 
 
 def settings(rows: int, chunk: int) -> Config:
-    """The config of one row of the table."""
+    """Return the config of one row of the table."""
     config = defaults()
     config.batch_size, config.chunk = rows, chunk
     config.encoders.image.size, config.encoders.text.vocab_size = 224, 30522
@@ -35,7 +35,7 @@ def settings(rows: int, chunk: int) -> Config:
 
 
 def temporary(rows: int, chunk: int) -> float:
-    """MiB of temporary memory of one gradient."""
+    """Return the temporary memory of one gradient in MiB."""
     run = make_run(assemble_without_data(settings(rows, chunk)), jax.devices()[:1])
     batch = {"image": jax.ShapeDtypeStruct((rows, 224, 224, 3), jnp.uint8)}
     batch["text"] = jax.ShapeDtypeStruct((rows, run.assembly.config.encoders["text"].length), jnp.int32)

@@ -3,8 +3,9 @@
     python benchmarks/composed_step.py --data DATA [--config configs/quickstart.py:finetune] [--rounds 3] [--out FILE]
 
 Every step is the real one (forward, backward, AdamW, EMA, queues) on a real batch; alternating runs in one process, the
-order rotated. "share" is the composed step's median time over the sum of the five; "predicted" is what train/flops.py
-counts for that share. "no_cache" is the composed step with the pass cache off over the same with it on.
+order rotated. "share" is the composed step's median time over the sum of the five; "predicted" is what
+training/flops.py counts for that share. "no_cache" is the composed step with the pass cache off over the same with it
+on.
 """
 
 import argparse
@@ -19,12 +20,12 @@ from xmodal_jax import config_file as configs
 from xmodal_jax.assemble import assemble
 from xmodal_jax.data.train import train_dataset
 from xmodal_jax.errors import output_file, run_script
-from xmodal_jax.train.flops import step_flops
-from xmodal_jax.train.loop import make_run
+from xmodal_jax.training.flops import step_flops
+from xmodal_jax.training.loop import make_run
 
 
 def stepper(config, batch, names: tuple[str, ...], cache: bool = True):
-    """() -> None, one step of `config` with the objectives `names` only, and its FLOPs."""
+    """Return a function that runs one step of `config` with the objectives `names` only, and the step's FLOPs."""
     kept = {name: config.objectives[name] for name in names}
     assembly = assemble(dataclasses.replace(config, objectives=kept))
     run = make_run(assembly, cache=cache)

@@ -3,11 +3,11 @@
     python benchmarks/contrastive_memory.py [--devices 2 8 32] [--rows 2048] [--embed 512] [--rounds 5] [--out FILE]
 
 Value and gradient (both towers, temperature, bias), float32, `--rows` pairs a device, student keys, positives by id and
-caption. "dense" is the plain matrix of logits, split by XLA; "gathered" is each device's rows against all gathered keys;
-"ring" is parallel/ring.py. Softmax is both directions, the sigmoid one (they are the same pairs). Nothing of that size is
-run: the programs are compiled for forced host devices and asked by `memory_analysis()`. `--rounds` above 0 also times ring
-against dense, alternating, at 256 pairs on each of 8 forced devices of one CPU: a ratio of work, not of a network.
-Prints one JSON line: MiB by loss, form and devices.
+caption. "dense" is the plain matrix of logits, split by XLA; "gathered" is each device's rows against all gathered
+keys; "ring" is parallel/ring.py. Softmax is both directions, the sigmoid one (they are the same pairs). Nothing of that
+size is run: the programs are compiled for forced host devices and asked by `memory_analysis()`. `--rounds` above 0 also
+times ring against dense, alternating, at 256 pairs on each of 8 forced devices of one CPU: a ratio of work, not of a
+network. Prints one JSON line: MiB by loss, form and devices.
 """
 
 import argparse
@@ -25,13 +25,13 @@ import numpy as np
 from jax.sharding import Mesh
 from report import machine, publish
 
-from xmodal_jax.config import MeshConfig
 from xmodal_jax.errors import output_file, run_script
 from xmodal_jax.objectives.base import same
 from xmodal_jax.objectives.contrastive import dense_softmax
 from xmodal_jax.objectives.sigmoid import dense_sigmoid
 from xmodal_jax.parallel.mesh import BATCH, batch_sharding, make_mesh, replicated
 from xmodal_jax.parallel.ring import Sigmoid, Softmax, contrast
+from xmodal_jax.settings import MeshConfig
 from xmodal_jax.types import Array, Batch
 
 LOSSES: dict[str, tuple[Callable, Any, str, int]] = {
@@ -43,7 +43,7 @@ TIMED = {"devices": 8, "rows": 256, "embed": 512}
 
 
 def one_direction(loss: str, form: str) -> Callable:
-    """(rows, keys, scalars) -> losses [B] of the form."""
+    """Return a function (rows, keys, scalars) -> losses [B] of the form."""
     dense, ring, _, _ = LOSSES[loss]
     if form == "dense":
         return lambda rows, keys, scalars: dense(rows, keys, None, scalars)[0]
@@ -59,7 +59,10 @@ def one_direction(loss: str, form: str) -> Callable:
 
 
 def value_and_grad(loss: str, form: str) -> Callable:
-    """(image [B,E], text [B,E], scalars, id [B], caption key [B]) -> the mean loss and its gradients."""
+    """Return a function that computes the mean loss and its gradients.
+
+    It takes (image [B,E], text [B,E], scalars, id [B], caption key [B]).
+    """
     run, directions = one_direction(loss, form), LOSSES[loss][3]
 
     def mean(image: Array, text: Array, scalars: dict[str, Array], ids: Array, captions: Array) -> Array:
@@ -71,12 +74,12 @@ def value_and_grad(loss: str, form: str) -> Callable:
 
 
 def mesh_of(devices: int) -> Mesh:
-    """The first devices as one data axis."""
+    """Return a mesh of the first devices, all on the data axis."""
     return make_mesh(MeshConfig(devices, 1, 1), jax.devices()[:devices])
 
 
 def compiled(loss: str, form: str, mesh: Mesh, rows: int, embed: int) -> Any:
-    """The compiled program for `rows` pairs on each device of the mesh."""
+    """Compile the program for `rows` pairs on each device of the mesh."""
     row, scalar = batch_sharding(mesh), replicated(mesh)
     size = rows * mesh.size
     features = jax.ShapeDtypeStruct((size, embed), jnp.float32, sharding=row)
@@ -90,13 +93,13 @@ def compiled(loss: str, form: str, mesh: Mesh, rows: int, embed: int) -> Any:
 
 
 def temp_mib(loss: str, form: str, devices: int, rows: int, embed: int) -> float:
-    """MiB of temporaries on each device."""
+    """Return the temporary memory on each device in MiB."""
     program = compiled(loss, form, mesh_of(devices), rows, embed)
     return round(program.memory_analysis().temp_size_in_bytes / 2**20, 1)
 
 
 def inputs(loss: str, mesh: Mesh, rows: int, embed: int) -> tuple:
-    """Random unit features and ids, placed on the mesh."""
+    """Draw random unit features and ids, placed on the mesh."""
     draw, size = np.random.default_rng(0), rows * mesh.size
     features = draw.normal(size=(2, size, embed)).astype(np.float32)
     features /= np.linalg.norm(features, axis=-1, keepdims=True)
@@ -107,7 +110,7 @@ def inputs(loss: str, mesh: Mesh, rows: int, embed: int) -> tuple:
 
 
 def time_ratio(loss: str, rounds: int) -> dict[str, Any]:
-    """Median seconds of ring and dense, alternating, and their ratio."""
+    """Time ring and dense in turns; return their median seconds and the ratio."""
     mesh = mesh_of(TIMED["devices"])
     given = inputs(loss, mesh, TIMED["rows"], TIMED["embed"])
     programs = {form: compiled(loss, form, mesh, TIMED["rows"], TIMED["embed"]) for form in ("dense", "ring")}

@@ -24,7 +24,7 @@ FIELDS = ("id", "views", "caption", "tags", "labels")
 
 
 def converted(row: dict[str, Any]) -> dict[str, Any]:
-    """One row of pairs.jsonl as a row of the JSONL source."""
+    """Convert one row of pairs.jsonl to a row of the JSONL source."""
     name = row["caption"]
     tags = [tag for tag in row["tags"] if tag != name]
     captions = {"en": name, "en-tags": f"{name}, {', '.join(tags)}" if tags else name}
@@ -33,7 +33,10 @@ def converted(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of pairs.jsonl. Raises UserError for a missing file and, by line, for a row without its fields."""
+    """Read the rows of pairs.jsonl.
+
+    Raises UserError for a missing file and, by line, for a row without its fields.
+    """
     if not path.is_file():
         raise UserError(f"'{path}' does not exist; give the folder that holds pairs.jsonl.")
     rows = []
@@ -50,7 +53,7 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: see the head of this file."""
+    """Run the command line: see the head of this file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=pathlib.Path, help="holds pairs.jsonl and the pictures")
     parser.add_argument("--out", type=output_file, required=True, help="JSON lines to write")

@@ -2,13 +2,13 @@
 
     python benchmarks/filtering.py --workdir RUN [--ks 16 32 64 128] [--all FOLDER] [--out FILE]
 
-The run's evaluation split, all its pictures against all its captions. The cheap score is the embeddings' cosine. Encoding
-(embeddings, fusion's keys and values of each picture, the first layer's self-attention of each text) is done once and
-timed apart; "seconds" is pair scoring, compilation left out. `--all` scores every pair once and ranks both directions by
-it: this is what filtering is compared with, and takes hours on a CPU; scores and seconds are kept in FOLDER as they come,
-and the same command goes on after the last. A second process may help from the other end (`--backwards`); for seconds that
-can be compared bind each to a core of its own (`taskset -c 0`), which also does more in all than one process on two cores.
-Combined as the run's config says.
+The run's evaluation split, all its pictures against all its captions. The cheap score is the embeddings' cosine.
+Encoding (embeddings, fusion's keys and values of each picture, the first layer's self-attention of each text) is done
+once and timed apart; "seconds" is pair scoring, compilation left out. `--all` scores every pair once and ranks both
+directions by it: this is what filtering is compared with, and takes hours on a CPU; scores and seconds are kept in
+FOLDER as they come, and the same command goes on after the last. A second process may help from the other end
+(`--backwards`); for seconds that can be compared bind each to a core of its own (`taskset -c 0`), which also does more
+in all than one process on two cores. Combined as the run's config says.
 
 One JSON line; with `--out` also to a file, before all pairs and after, which keeps an "all" measured before.
 """
@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from report import keep, machine
 
-from xmodal_jax.cli import set_up_jax
+from xmodal_jax.api import use_compile_cache
 from xmodal_jax.data.progress import Progress
 from xmodal_jax.encode.embed import PairScorer
 from xmodal_jax.errors import UserError, output_file, run_script
@@ -40,8 +40,10 @@ IMAGES_AT_ONCE = 10
 def exhaustive(
     score: PairScorer, images: int, texts: int, block: int, folder: pathlib.Path, backwards: bool = False
 ) -> tuple[np.ndarray, float]:
-    """Fusion's score of every pair, float32 [images, texts], and the seconds it took; what is in `folder` already is read,
-    also when another process puts it there meanwhile."""
+    """Score every pair by fusion, float32 [images, texts], and return that and the seconds it took.
+
+    Scores that lie in `folder` already are read, also when another process puts them there meanwhile.
+    """
     rows = np.arange(texts, dtype=np.int32)
     rerank.compile_lengths(score, 0, rows, block)
     firsts = range(0, images, IMAGES_AT_ONCE)
@@ -61,23 +63,23 @@ def exhaustive(
 
 
 def taken_in_turn(left: Callable[[], list[np.ndarray]], backwards: bool) -> Iterator[np.ndarray]:
-    """The first (or last) of what is left, until nothing is."""
+    """Yield the first (or last) group left, until none is."""
     while groups := left():
         yield groups[-1 if backwards else 0]
 
 
 def write_part(path: pathlib.Path, scores: np.ndarray, seconds: float) -> None:
-    """One group's scores, whole or not at all."""
+    """Write one group's scores, whole or not at all."""
     new = path.with_suffix(f".{os.getpid()}.npz")  # two processes may meet at a group
     np.savez(new, scores=scores, seconds=seconds)
     new.replace(path)
 
 
 def open_folder(folder: pathlib.Path, model: str, shape: tuple[int, int]) -> pathlib.Path:
-    """The folder of one model's scores of one split's pairs; made if it is not there.
+    """Open the folder of one model's scores of one split's pairs, made if needed.
 
     Raises:
-      UserError: it holds those of other parameters or another split.
+        UserError: it holds those of other parameters or another split.
     """
     told, facts = folder / "pairs.json", {"model": model, "shape": list(shape)}
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +96,7 @@ def open_folder(folder: pathlib.Path, model: str, shape: tuple[int, int]) -> pat
 
 
 def ranked(matrix: np.ndarray, positives: tuple[np.ndarray, np.ndarray]) -> dict:
-    """Recall of a whole matrix of scores [n,m] in both directions."""
+    """Compute the recall of a whole matrix of scores [n,m] in both directions."""
     sides = []
     for scores, right in zip((matrix, matrix.T), positives, strict=True):
         relevant = np.zeros(scores.shape, bool)
@@ -121,7 +123,7 @@ def main() -> None:
         raise UserError("--backwards helps with --all; write --all FOLDER too")
     if args.block <= 0 or min(args.ks) <= 0:
         raise UserError("--block and --ks are 1 or more; write such numbers")
-    set_up_jax()
+    use_compile_cache()
     assembly, params, step = open_run(args.workdir)
     if "match" not in params:
         raise UserError(f"the run {args.workdir} was not trained to match (ITM); name one that was")
@@ -161,10 +163,10 @@ def main() -> None:
 
 
 def earlier(path: pathlib.Path | None) -> dict:
-    """What an older run wrote to `path`; {"k": {}} without.
+    """Read the file that an older run wrote to `path`; {"k": {}} without one.
 
     Raises:
-      UserError: something else is there.
+        UserError: something else is there.
     """
     if path is None or not path.exists():
         return {"k": {}}
@@ -179,7 +181,7 @@ def earlier(path: pathlib.Path | None) -> dict:
 
 
 def same_model(before: dict, found: dict) -> bool:
-    """Whether two results are of one model on one split: a name and a step may be those of another seed."""
+    """Return True if two results are of one model on one split; name and step may be those of another seed."""
 
     def recalls(result):
         return {name: own for name, own in result["k"]["0"].items() if name not in ("seconds", "pairs")}
@@ -189,7 +191,7 @@ def same_model(before: dict, found: dict) -> bool:
 
 
 def report(tables: dict) -> None:
-    """Speed-up and loss of each k against all pairs, on stderr."""
+    """Print the speed-up and the loss of each k against all pairs, on stderr."""
     whole = tables["all"]
     for k, own in tables.items():
         times = f"{whole['seconds'] / own['seconds']:.1f} times faster" if own["seconds"] else "embeddings alone"

@@ -28,7 +28,7 @@ EVERY = 4  # which see every 4th row of a batch, 16 rows; ITC sees all
 
 
 def without(*names: str) -> tuple[str, ...]:
-    """Overrides that leave objectives out."""
+    """Return the overrides that leave objectives out."""
     return tuple(f"objectives.{name}.weight=0.0" for name in names)
 
 
@@ -43,13 +43,16 @@ RECAP, MTGFE, ALIGNED = "configs/recap.py:{set}", "configs/mtgfe.py:{set}", "con
 
 
 def finetuned(name: str, config: str, *overrides: str, sets: tuple[str, ...] = tuple(BUDGET)) -> Row:
-    """A full system from pixels with both towers trained, once: what frozen towers hide."""
+    """Return the row of a full system from pixels with both towers trained, run once: frozen towers hide a lot."""
     pixels = ("data.features=()", "encoders.text.cache_tokens=False")
     return Row("fine-tuned towers", name, config + "_finetune", (*pixels, *overrides), sets, seeds=1)
 
 
 def fixed_momentum(value: float) -> tuple[str, ...]:
-    """An EMA of one momentum from the first step on (its ramp would hide 0.99 from 0.995 in a short run)."""
+    """Return the overrides for one EMA momentum from the first step on.
+
+    Its ramp would hide 0.99 from 0.995 in a short run.
+    """
     return (f"teacher.momentum={value}", "teacher.warmup=False")
 
 
@@ -57,12 +60,12 @@ STUDENT = ("eval.params=student",)  # a slow teacher still holds much of its sta
 
 
 def pools(pool: str) -> tuple[str, ...]:
-    """Overrides that pool both sides so."""
+    """Return the overrides that pool both sides by `pool`."""
     return tuple(f"encoders.{side}.pool={pool}" for side in ("image", "text"))
 
 
 def alone(pool: str) -> Row:
-    """One aggregator and no linear path beside it, so there is no CCA to start from (VSE-infinity's own form)."""
+    """Return the row of one aggregator without a linear path (VSE-infinity's own form), so without a start from CCA."""
     own = *pools(pool), *(f"encoders.{side}.token_hidden=256" for side in ("image", "text"))
     words = {"average": "mean", "gpo": "GPO", "max": "max"}[pool]
     return Row("Adequate Alignment", f"{words} alone, from a random start", ALIGNED, (*own, *RANDOM), FLICKR, seeds=1)
@@ -119,7 +122,7 @@ ROWS = (
 
 
 def command(row: Row, name: str, data: str, seed: int) -> tuple[str, list[str]]:
-    """The config and the overrides of one run, as `xmodal train` takes them."""
+    """Return the config and the overrides of one run, as `xmodal train` takes them."""
     spec = row.config.format(set=name)
     objectives = configs.load(spec).objectives
     used = [kind for kind in objectives if without(kind)[0] not in row.overrides]

@@ -12,14 +12,17 @@ from runs import replace
 Line = dict[str, Any]
 MARK = "<!-- below: written by hand -->"
 UNSEEN = {"emoji_views": "twemoji"}  # the view of a set that no row trains on
-HEAD = "| row | seeds | R@1 i2t | R@1 t2i | R@10 i2t | R@10 t2i | rSum | re-ranked: R@1 | rSum | ITM alone on the shortlist: rSum | {extra}drift |"
+HEAD = (
+    "| row | seeds | R@1 i2t | R@1 t2i | R@10 i2t | R@10 t2i | rSum | re-ranked: R@1 | rSum "
+    "| ITM alone on the shortlist: rSum | {extra}drift |"
+)
 INTRO = """# The fusion family: what each part is worth
 
-Written by `benchmarks/ablate.py` from the runs in the .jsonl beside it (config, overrides, seconds, machine and all recalls
-of every run are there). Mean ± standard deviation over seeds, in %; every row of a set has the same budget of steps and
-pairs. Cached tokens of a frozen EfficientNet-Lite0, frozen MiniLM, heads from CCA; the rows "fine-tuned towers" train both
-towers from pixels of the same size, with random crops. Drift: 1 - cosine of the student's and
-the teacher's embeddings of the evaluation pictures after training, without dropout.
+Written by `benchmarks/ablate.py` from the runs in the .jsonl beside it (config, overrides, seconds, machine and all
+recalls of every run are there). Mean ± standard deviation over seeds, in %; every row of a set has the same budget of
+steps and pairs. Cached tokens of a frozen EfficientNet-Lite0, frozen MiniLM, heads from CCA; the rows "fine-tuned
+towers" train both towers from pixels of the same size, with random crops. Drift: 1 - cosine of the student's and the
+teacher's embeddings of the evaluation pictures after training, without dropout.
 """
 QUICKSTART = ("quickstart", "quickstart at this budget")
 FULL = {
@@ -93,34 +96,34 @@ COMPARED = (  # (in words, a row, the row it is compared with)
 
 
 def spread(values: Iterable[float], places: int = 1) -> str:
-    """ "mean ± standard deviation" of a list of numbers; the mean alone for one."""
+    """Format a list of numbers as "mean ± standard deviation"; the mean alone for one number."""
     values = list(values)
     numbers = [statistics.fmean(values), *([statistics.stdev(values)] if len(values) > 1 else [])]
     return " ± ".join(f"{number:.{places}f}" for number in numbers)
 
 
 def kept_text(path: pathlib.Path) -> str:
-    """What stands below the marker line of an older file."""
+    """Return the text below the marker line of an older file."""
     return path.read_text("utf-8").partition(MARK)[2] if path.is_file() else "\n"
 
 
 def recalls(lines: list[Line], kind: str, view: str = "") -> list[dict[str, Any]]:
-    """One summary per seed: of a view, or the mean over the views."""
+    """Return one summary per seed: of a view, or the mean over the views."""
     return [(line["views"][view] if view else line["mean"]).get(kind) for line in lines]
 
 
 def cell(tables: list[dict | None], pick: Any) -> str:
-    """A cell over seeds; "" where the row has no such table."""
+    """Format a cell over seeds; "" where the row has no such table."""
     return spread(pick(table) for table in tables) if all(tables) else ""
 
 
 def both(tables: list[dict | None], k: str = "R@1") -> str:
-    """R@k in both directions."""
+    """Format R@k in both directions."""
     return " / ".join(cell(tables, lambda t, d=d: t[d][k]) for d in ("i2t", "t2i")) if all(tables) else ""
 
 
 def row_cells(lines: list[Line], unseen: str) -> list[str]:
-    """The cells behind a row's name."""
+    """Format the cells behind a row's name."""
     itc, rerank = recalls(lines, "itc"), recalls(lines, "rerank")
     cells = [
         str(len(lines)),
@@ -136,7 +139,7 @@ def row_cells(lines: list[Line], unseen: str) -> list[str]:
 
 
 def section(name: str, lines: list[Line]) -> list[str]:
-    """The table of one data set."""
+    """Format the table of one data set."""
     unseen = UNSEEN.get(name, "")
     head = HEAD.format(extra=f"{unseen} (never trained on): R@1 (re-ranked, if the row is) | " if unseen else "")
     found = collections.defaultdict(list)
@@ -152,7 +155,7 @@ def section(name: str, lines: list[Line]) -> list[str]:
 
 
 def paired(lines: list[Line], kind: str) -> dict[tuple[str, str], dict[int, float]]:
-    """rSum of every row by seed, of the embeddings ("itc") or re-ranked."""
+    """Return the rSum of every row by seed, of the embeddings ("itc") or re-ranked."""
     found: dict[tuple[str, str], dict[int, float]] = collections.defaultdict(dict)
     for line in lines:
         if line["mean"].get(kind):
@@ -161,14 +164,17 @@ def paired(lines: list[Line], kind: str) -> dict[tuple[str, str], dict[int, floa
 
 
 def difference(tables: dict, one: tuple[str, str], other: tuple[str, str]) -> str:
-    """Mean and spread of one row minus another over the seeds that both have, "" without any; a sign before the mean."""
+    """Format the mean and spread of one row minus another, with a sign before the mean.
+
+    Over the seeds that both have; "" without any.
+    """
     mine, theirs = tables.get(one, {}), tables.get(other, {})
     found = [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
     return f"{'+' if statistics.fmean(found) > 0 else ''}{spread(found)}" if found else ""
 
 
 def differences(lines: list[Line]) -> list[str]:
-    """Each comparison of `COMPARED`, seed by seed: runs of one seed see the same batches, so noise is less than above."""
+    """Format each comparison of `COMPARED`, paired by seed: runs of one seed see the same batches, so noise is less."""
     tables = [paired(lines, kind) for kind in ("itc", "rerank")]
     rows = []
     for says, one, other in COMPARED:

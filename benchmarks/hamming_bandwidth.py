@@ -2,11 +2,11 @@
 
     python benchmarks/hamming_bandwidth.py --out FILE [--rows 1000000 100000000] [--bits 64 512] [--queries 1 64]
 
-A search must read every code once, so no search of one query is faster than that: "read" is the exclusive or of all words
-of the same arrays, a program that reads them and does hardly anything else. Both take turns, `--repeats` times, on random
-codes; medians of whole calls, a search from NumPy queries to NumPy answers, merged over its blocks of 4 million rows.
-"of_limit" is read over search: 1 is a search at the memory's speed. Codes are put on the device once, which is not timed.
-For a GPU; on a CPU it tells the same of the CPU.
+A search must read every code once, so no search of one query is faster than that: "read" is the exclusive or of all
+words of the same arrays, a program that reads them and does hardly anything else. Both take turns, `--repeats` times,
+on random codes; medians of whole calls, a search from NumPy queries to NumPy answers, merged over its blocks of 4
+million rows. "of_limit" is read over search: 1 is a search at the memory's speed. Codes are put on the device once,
+which is not timed. For a GPU; on a CPU it tells the same of the CPU.
 """
 
 import argparse
@@ -27,19 +27,19 @@ K = 10
 
 @jax.jit
 def folded(words: jax.Array) -> jax.Array:
-    """The exclusive or of all words [t,S,W,L] -> a number: reads everything, keeps nothing."""
+    """Fold all words [t,S,W,L] into a number by exclusive or: it reads everything and keeps nothing."""
     return jax.lax.reduce(words, jnp.uint32(0), jax.lax.bitwise_xor, tuple(range(words.ndim)))
 
 
 def seconds(call) -> float:
-    """Of one call, until its answer is there."""
+    """Return the seconds of one call, until its answer is there."""
     started = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - started
 
 
 def placed(rows: int, bits: int) -> list[hamming.Resident]:
-    """Random codes on the device, in the blocks that a search takes."""
+    """Draw random codes on the device, in the blocks that a search takes."""
     rng, found = np.random.default_rng(0), []
     for start in range(0, rows, hamming.BLOCK_ROWS):
         count = min(hamming.BLOCK_ROWS, rows - start)
@@ -48,7 +48,7 @@ def placed(rows: int, bits: int) -> list[hamming.Resident]:
 
 
 def nearest(query: np.ndarray, blocks: list[hamming.Resident]) -> tuple[np.ndarray, np.ndarray]:
-    """Distances and rows [q,10] of the whole gallery, as `hamming.hamming_topk` gives them."""
+    """Return distances and rows [q,10] of the whole gallery, as `hamming.hamming_topk` does."""
     values, rows, start = [], [], 0
     for block in blocks:
         value, row = hamming.resident_topk(query, block, min(K, block.count))
@@ -60,7 +60,7 @@ def nearest(query: np.ndarray, blocks: list[hamming.Resident]) -> tuple[np.ndarr
 
 
 def measure(rows: int, bits: int, queries: list[int], repeats: int) -> list[dict]:
-    """One line for each number of queries."""
+    """Return one line for each number of queries."""
     blocks, lines = placed(rows, bits), []
 
     def read():

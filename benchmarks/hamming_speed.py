@@ -1,11 +1,13 @@
 """Exact top-10 over packed codes: ours on the CPU (jax, and NumPy alone) against faiss IndexBinaryFlat.
 
-    python benchmarks/hamming_speed.py --out FILE [--rows 1000000 100000000] [--bits 64 512] [--queries 1 64] [--threads 1 2]
+    python benchmarks/hamming_speed.py --out FILE [--rows 1000000 100000000] [--bits 64 512] [--queries 1 64] \\
+      [--threads 1 2]
 
-Each number of threads is a process of its own, bound to that many cores (XLA sizes its thread pool by them; faiss and BLAS
-are told). In it all searchers take turns, a run each, `--repeats` times, on the same codes and queries; the medians and
-their ratio to faiss go into FILE as JSON. Answers are compared: distances must be equal. Random codes are the hardest
-case for a threshold: most rows are equally far. Building (copying the rows into each searcher) is not timed.
+Each number of threads is a process of its own, bound to that many cores (XLA sizes its thread pool by them; faiss and
+BLAS are told). In it all searchers take turns, a run each, `--repeats` times, on the same codes and queries; the
+medians and their ratio to faiss go into FILE as JSON. Answers are compared: distances must be equal. Random codes are
+the hardest case for a threshold: most rows are equally far. Building (copying the rows into each searcher) is not
+timed.
 
 faiss: pip install 'xmodal_jax[index]'. NumPy alone is left out above `--numpy-rows` rows x queries.
 """
@@ -26,7 +28,7 @@ from xmodal_jax.errors import UserError, output_file, run_script
 
 
 def searchers(gallery: np.ndarray, threads: int, with_numpy: bool) -> dict:
-    """Name -> function (packed queries) -> distances int32 [q,10]; only NumPy's keeps the gallery itself."""
+    """Return {name: function (packed queries) -> distances int32 [q,10]}; only NumPy's keeps the gallery itself."""
     from xmodal_jax.retrieve.faiss_backend import load_faiss
     from xmodal_jax.search import hamming, numpy_engine
 
@@ -42,7 +44,7 @@ def searchers(gallery: np.ndarray, threads: int, with_numpy: bool) -> dict:
 
 
 def measure(rows: int, bits: int, queries: tuple[int, ...], threads: int, repeats: int, numpy_rows: int) -> list[dict]:
-    """One line per number of queries: median and fastest milliseconds of each searcher, runs taken in turns."""
+    """Return one line per number of queries: median and fastest milliseconds of each searcher, taken in turns."""
     rng = np.random.default_rng(0)
     gallery = rng.integers(0, 256, (rows, bits // 8), dtype=np.uint8)
     found, lines = searchers(gallery, threads, rows * min(queries) <= numpy_rows), []
@@ -67,8 +69,11 @@ def measure(rows: int, bits: int, queries: tuple[int, ...], threads: int, repeat
 
 
 def summary(times: dict[str, list[tuple[float, float]]]) -> dict:
-    """Medians in ms of a whole call by the clock ("ms") and of processor time ("cpu_ms", which other work on the machine
-    hardly moves; waiting threads count), the fastest by the clock, and each over faiss's."""
+    """Summarise the times of a searcher's calls in ms: medians, the fastest, and each over faiss's.
+
+    "ms" is by the clock, "cpu_ms" is processor time, which other work on the machine hardly moves (waiting threads
+    count); the fastest is by the clock.
+    """
     tables = {
         "ms": {name: float(np.median([wall for wall, _ in own])) for name, own in times.items()},
         "fastest_ms": {name: min(wall for wall, _ in own) for name, own in times.items()},
@@ -82,7 +87,7 @@ def summary(times: dict[str, list[tuple[float, float]]]) -> dict:
 
 
 def bound(threads: int) -> list[dict]:
-    """This command again in a process bound to `threads` cores."""
+    """Run this command again in a process bound to `threads` cores and return its lines."""
     cores = sorted(os.sched_getaffinity(0))
     if threads > len(cores):
         raise UserError(f"--threads {threads}: this machine lends {len(cores)} cores; write fewer")

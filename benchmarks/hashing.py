@@ -1,11 +1,12 @@
 """Train and evaluate every row of the hashing table, and write the table and the plot of storage against recall.
 
-    python benchmarks/hashing.py --data flickr8k=DIR [--data emoji_views=DIR] [--data openclipart=DIR] [--seeds 1] [--only TECMH] [--keep RUNS]
+    python benchmarks/hashing.py --data flickr8k=DIR [--data emoji_views=DIR] [--data openclipart=DIR] [--seeds 1] \\
+      [--only TECMH] [--keep RUNS]
 
-Rows and budgets are in benchmarks/hashing_rows.py. Each run is one line of `--out`.jsonl; the same command goes on after the
-last line, and `--out`.md and `--out`.png are written anew after each run. The floors of the label-level sets are read from
-`hashing_floors-SET.json` beside it, which benchmarks/hashing_floors.py makes. One process for each set, a core each, may
-share `--out`.
+Rows and budgets are in benchmarks/hashing_rows.py. Each run is one line of `--out`.jsonl; the same command goes on
+after the last line, and `--out`.md and `--out`.png are written anew after each run. The floors of the label-level sets
+are read from `hashing_floors-SET.json` beside it, which benchmarks/hashing_floors.py makes. One process for each set, a
+core each, may share `--out`.
 """
 
 import pathlib
@@ -26,7 +27,10 @@ LENGTHY = ("curves", "precision", "optimistic", "pessimistic")  # hundreds of nu
 
 
 def result(assembly: Any, params: Any, state: Any, workdir: pathlib.Path) -> Line:
-    """Losses and the tables of one run, the mean over the views: "itc", "int8", and by length "codes", "relaxed", "labels"."""
+    """Return the losses and the tables of one run, the mean over the views.
+
+    The tables are "itc", "int8", and by length "codes", "relaxed" and "labels".
+    """
     tables = evaluate(assembly, params)["mean"]
     found = {"itc": tables["itc"], "int8": tables["int8"], "codes": {}, "relaxed": {}, "labels": {}}
     found["data"] = data_facts(Card.load(assembly.config.data.path))
@@ -40,7 +44,7 @@ def result(assembly: Any, params: Any, state: Any, workdir: pathlib.Path) -> Lin
 
 
 def of_this_tie_rule(line: Line) -> bool:
-    """Whether recall of codes was measured by the rule for ties that holds now; MAP was never by another."""
+    """Return True if recall of codes was measured by the rule for ties that holds now; MAP has had one rule only."""
     return line["set"] not in PAIRS or all(own["ties"] == TIE_RULE for own in line["codes"].values())
 
 

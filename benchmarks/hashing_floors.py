@@ -2,13 +2,14 @@
 
     python benchmarks/pooled_towers.py DATA --features lite0-128 --language en-tags --out pooled.npz
     python benchmarks/hashing_floors.py DATA --towers pooled.npz --language en-tags \\
-      --train-views noto openmoji --views openmoji twemoji --no-flip --out benchmarks/results/hashing_floors-emoji_views.json
+      --train-views noto openmoji --views openmoji twemoji --no-flip \\
+      --out benchmarks/results/hashing_floors-emoji_views.json
 
 CCA signs: the first K canonical variates of `cca_floor.fit_cca`, centred, by their sign. CMFH (Ding et al. 2014, CVPR):
 one latent factor for both sides of a pair, min l |X1 - U1 V|^2 + (1 - l) |X2 - U2 V|^2 + m sum |V - P X|^2 + g R, by
-alternating ridge regressions; codes are the signs of P X. Both are linear and see pairs only. "Label codes" sees labels:
-every label gets K random signs, an item's target is the sum over its labels, and each side's codes are the signs of a ridge
-regression to the targets; what a linear map does with the supervision that CMHR-DRN has.
+alternating ridge regressions; codes are the signs of P X. Both are linear and see pairs only. "Label codes" sees
+labels: every label gets K random signs, an item's target is the sum over its labels, and each side's codes are the
+signs of a ridge regression to the targets; what a linear map does with the supervision that CMHR-DRN has.
 
 The ridges of CCA, CMFH's projections and the regression are chosen on every fifth training record, at 64 bits, by mean
 recall (CCA, CMFH) or MAP (label codes); the linear maps are then made of all of them.
@@ -56,12 +57,12 @@ class Labelled:
     labels: np.ndarray
 
     def subset(self, records: np.ndarray) -> "Labelled":
-        """The part whose records are True in `records` bool [n] (rows keep their numbers)."""
+        """Select the records that are True in `records` bool [n] (rows keep their numbers)."""
         return Labelled(self.features.subset(records), self.labels)
 
 
 def cca_codes(train: Labelled, bits: int, ridge: float) -> Codes:
-    """Canonical variates; their means over the training pairs are zero already."""
+    """Return codes by canonical variates; their means over the training pairs are zero already."""
     image, pairs = pair_weights(train.features)
     left, right, _ = fit_cca(image, train.features.text, pairs, bits, ridge)
     sides = {"image": left, "text": right}
@@ -75,7 +76,10 @@ def cca_codes(train: Labelled, bits: int, ridge: float) -> Codes:
 
 
 def ridge_inverse(x: np.ndarray, ridge: float) -> np.ndarray:
-    """(X X' + r tr(X X')/D I)^-1 X of columns [D,n]: times targets [K,n], transposed, it is their regression on X."""
+    """Compute (X X' + r tr(X X')/D I)^-1 X of columns [D,n].
+
+    Times transposed targets [K,n] it is their regression on X.
+    """
     gram = x @ x.T
     gram[np.diag_indices_from(gram)] += ridge * np.trace(gram) / len(gram)
     return np.linalg.solve(gram, x).astype(np.float32)
@@ -92,10 +96,11 @@ def cmfh(
     rounds: int = 200,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Projections [bits,D] and [bits,D'] of centred aligned rows [n,D], [n,D'] (names as in the paper: l = `share`).
+    """Compute CMFH's projections [bits,D] and [bits,D'] of centred aligned rows [n,D], [n,D'].
 
-    The ridge of P is `ridge` times the mean variance, not g / m, which for rows of unit length is next to none. Stops
-    after `rounds`, or when V moves by less than a thousandth of its length in a round.
+    Names are as in the paper: l = `share`. The ridge of P is `ridge` times the mean variance, not g / m, which for rows
+    of unit length is next to none. Stops after `rounds`, or when V moves by less than a thousandth of its length in a
+    round.
     """
     xs, weights = (left.T, right.T), (share, 1.0 - share)
     v = np.random.default_rng(seed).normal(size=(bits, left.shape[0])).astype(np.float32)
@@ -116,14 +121,14 @@ def cmfh(
 
 
 def paired(train: Labelled) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Rows of both sides of every (picture, caption) pair, and each pair's record."""
+    """Return the rows of both sides of every (picture, caption) pair, and each pair's record."""
     image, pairs = pair_weights(train.features)
     rows, columns = pairs.nonzero()
     return {"image": image[rows], "text": train.features.text[columns]}, train.features.owner[columns]
 
 
 def linear(sides: dict[str, np.ndarray], fit: Callable[..., Sequence[np.ndarray]]) -> Codes:
-    """Codes by one matrix a side, [K,D], which `fit` makes of the centred rows."""
+    """Return codes by one matrix a side, [K,D], made by `fit` from the centred rows."""
     means = {name: own.mean(0) for name, own in sides.items()}
     found = fit(*(sides[name] - means[name] for name in ("image", "text")))
     maps = dict(zip(("image", "text"), found, strict=True))
@@ -131,12 +136,12 @@ def linear(sides: dict[str, np.ndarray], fit: Callable[..., Sequence[np.ndarray]
 
 
 def cmfh_codes(train: Labelled, bits: int, ridge: float) -> Codes:
-    """CMFH on every (picture, caption) pair of the training split."""
+    """Fit CMFH on every (picture, caption) pair of the training split."""
     return linear(paired(train)[0], lambda image, text: cmfh(image, text, bits, ridge))
 
 
 def label_codes(train: Labelled, bits: int, ridge: float) -> Codes:
-    """Ridge regression to the sum of random signs of a record's labels."""
+    """Fit a ridge regression to the sum of random signs of a record's labels."""
     sides, record = paired(train)
     signs = np.random.default_rng(0).choice(np.float32([-1.0, 1.0]), (train.labels.shape[1], bits))
     targets = (train.labels[record] @ signs).T
@@ -153,7 +158,7 @@ METHODS: dict[str, Callable[[Labelled, int, float], Codes]] = {
 
 
 def choose_ridge(name: str, train: Labelled, bits: int = 64) -> float:
-    """The ridge of `RIDGES` that is best on every fifth training record, fitted on the others."""
+    """Choose from `RIDGES` by the result on every fifth training record, fitted on the others."""
     held_out = np.arange(len(train.labels)) % HELD_OUT == 0
     fitted, asked = train.subset(~held_out), train.subset(held_out)
 
@@ -167,14 +172,14 @@ def choose_ridge(name: str, train: Labelled, bits: int = 64) -> float:
 
 
 def read_labels(folder: str, split: str) -> np.ndarray:
-    """Multi-hot labels [n,C] of a split's records."""
+    """Read the multi-hot labels [n,C] of a split's records."""
     card = Card.load(folder)
     own = Sidecar(folder, card, split)
     return multi_hot([own.labels(row) for row in range(len(own))], len(card.label_names))
 
 
 def tables_of(view: str, split: Labelled, code: Codes) -> dict[str, Any]:
-    """Recall of the codes with one view of the pictures on the image side, and MAP where there are labels."""
+    """Measure the codes with one view on the image side: recall, and MAP if there are labels."""
     test, labels = split.features, split.labels
     records, owner = np.unique(test.rows[view], return_inverse=True)
     mine = np.isin(test.owner, records)
@@ -193,7 +198,7 @@ def tables_of(view: str, split: Labelled, code: Codes) -> dict[str, Any]:
 
 
 def mean_tables(tables: list[dict[str, Any]]) -> dict[str, Any]:
-    """The mean over the views."""
+    """Average tables over the views."""
     mean = mean_row(tables)
     if all("labels" in table for table in tables):
         sides = tables[0]["labels"]
@@ -206,7 +211,7 @@ def mean_tables(tables: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def with_views(features: Features, views: Sequence[str], flip: bool) -> Features:
-    """The pictures of `views` (none: all) alone, with or without their mirrored copies."""
+    """Select the pictures of `views` (none: all), with or without their mirrored copies."""
     known = [view for view in features.image if not view.endswith(".flip")]
     for view in views:
         if view not in known:
@@ -221,7 +226,7 @@ def with_views(features: Features, views: Sequence[str], flip: bool) -> Features
 
 
 def read(args: argparse.Namespace) -> tuple[Labelled, Labelled]:
-    """Features and labels of the training and the evaluation split."""
+    """Read features and labels of the training and the evaluation split."""
     names = (args.train_split, args.eval_split)
     train, test = (read_side(args.data, name, args.language, args.size) for name in names)
     sides: tuple[Side, Side] = (train, test)
@@ -231,7 +236,7 @@ def read(args: argparse.Namespace) -> tuple[Labelled, Labelled]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """One JSON line for each method and number of bits; all of them, and what they were made of, to `--out`."""
+    """Print one JSON line for each method and number of bits; write all, with the settings, to `--out`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data")
     parser.add_argument("--towers", default="", help="pooled features (pooled_towers.py); without: hand features")

@@ -20,18 +20,21 @@ TECMH, VIT2CMH, CMHR = (f"configs/{name}.py:{{set}}" for name in ("tecmh", "vit2
 
 
 def at(bits: int, nested: tuple[int, ...] = ()) -> tuple[str, ...]:
-    """Overrides for codes of `bits` bits, the first of which are codes of the shorter lengths too."""
+    """Return the overrides for codes of `bits` bits, the first of which are codes of the shorter lengths too."""
     return (f"joint.bits={bits}", f"joint.nested={nested}")
 
 
 def lengths(system: str, config: str, own: tuple[int, ...] = BITS) -> tuple[Row, ...]:
-    """One model for all lengths, then a model for each of `own`."""
+    """Return the row of one model for all lengths, then a row for each of `own`."""
     nested = Row(system, "nested: one model for all lengths", config, at(BITS[-1], BITS[:-1]), PAIRS)
     return nested, *(Row(system, f"{bits} bits alone", config, at(bits), PAIRS, seeds=1) for bits in own)
 
 
 def towers(system: str, name: str, *overrides: str, rates: tuple[float, ...] = (1e-3, 3e-4)) -> tuple[Row, ...]:
-    """ViT2CMH, nested, with heads that start at random and what `overrides` change of its towers; a row for each rate."""
+    """Return ViT2CMH's nested rows with other towers, one for each learning rate.
+
+    Heads start at random; `overrides` change the towers.
+    """
     given = [(rate, (*NESTED, *RANDOM, *overrides, f"optimizer.lr={rate}")) for rate in rates]
     return tuple(Row(system, f"{name}, rate {rate:g}", VIT2CMH, own, PAIRS) for rate, own in given)
 
@@ -152,5 +155,5 @@ ROWS = (
 
 
 def command(row: Row, name: str, data: str, seed: int) -> tuple[str, list[str]]:
-    """The config and the overrides of one run, as `xmodal train` takes them."""
+    """Return the config and the overrides of one run, as `xmodal train` takes them."""
     return row.config.format(set=name), [f"data.path={data}", f"seed={seed}", *BUDGET[name], *row.overrides]

@@ -19,16 +19,16 @@ Line = dict[str, Any]
 SIDES = ("i2t", "t2i")
 INTRO = """# Hashing: recall and MAP of codes, and what they cost
 
-Written by `benchmarks/hashing.py` from the runs in the .jsonl beside it (config, overrides, seconds and machine of every run
-are there). Frozen towers, cached tokens of an EfficientNet-Lite0 and MiniLM, unless the row says otherwise. Recall and mR in
-%, by Hamming distance, expected over ties; mean ± standard deviation where there are several seeds. "Text towers" and
-"picture towers" from scratch learn from the training pairs alone, beside the frozen tower of the other side. CCA signs and
-CMFH see pairs alone; label codes (ridge regression) and CMHR-DRN see the labels.
+Written by `benchmarks/hashing.py` from the runs in the .jsonl beside it (config, overrides, seconds and machine of
+every run are there). Frozen towers, cached tokens of an EfficientNet-Lite0 and MiniLM, unless the row says otherwise.
+Recall and mR in %, by Hamming distance, expected over ties; mean ± standard deviation where there are several seeds.
+"Text towers" and "picture towers" from scratch learn from the training pairs alone, beside the frozen tower of the
+other side. CCA signs and CMFH see pairs alone; label codes (ridge regression) and CMHR-DRN see the labels.
 """
 
 
 def by_row(lines: Iterable[Line]) -> dict[tuple[str, str], list[Line]]:
-    """The lines of each (system, row), in the order of `ROWS`."""
+    """Group the lines by (system, row), in the order of `ROWS`."""
     found = collections.defaultdict(list)
     for line in lines:
         found[line["system"], line["row"]].append(line)
@@ -36,18 +36,21 @@ def by_row(lines: Iterable[Line]) -> dict[tuple[str, str], list[Line]]:
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Markdown lines."""
+    """Format a table as Markdown lines."""
     return ["", *("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)), ""]
 
 
 def recalls(tables: list[Line]) -> list[str]:
-    """Cells R@1, 5, 10 of both directions and mR."""
+    """Format the cells R@1, 5, 10 of both directions and mR."""
     cells = [spread(own[side][f"R@{k}"] for own in tables) for side in SIDES for k in (1, 5, 10)]
     return [*cells, spread(own["mR"] for own in tables)]
 
 
 def code_cells(lines: list[Line], bits: str) -> list[str]:
-    """A row of codes: bytes, recall, and mR of the same numbers before their signs, where there are such, and of the embedding."""
+    """Format a row of codes: bytes, recall, and mR before the signs and of the embedding.
+
+    The numbers before their signs are there for some codes only.
+    """
     before = [line["relaxed"][bits]["mR"] for line in lines if bits in line["relaxed"]]
     floats = [spread(before) if before else "", spread(line["itc"]["mR"] for line in lines)]
     return [f"{bits} bits", str(int(bits) // 8), *recalls([line["codes"][bits] for line in lines]), *floats]
@@ -58,7 +61,10 @@ HEAD = ["stored as", "bytes", *RECALLS, "mR before the sign", "mR of the embeddi
 
 
 def stored(lines: list[Line]) -> list[tuple[str, int, list[Line]]]:
-    """(words, bytes of an item, tables) of what a row's models can be stored as: embeddings, then codes, longest first."""
+    """List the ways to store the items of a row's models, as (words, bytes of an item, tables).
+
+    Embeddings come first, then codes, longest first.
+    """
     first = lines[0]
     lengths = sorted(first["codes"], key=int, reverse=True)
     size = int(first["codes"][lengths[0]]["float_bytes"])
@@ -67,8 +73,10 @@ def stored(lines: list[Line]) -> list[tuple[str, int, list[Line]]]:
 
 
 def pair_section(name: str, lines: list[Line], folder: pathlib.Path) -> list[str]:
-    """Instance-level tables of one data set: each model of several lengths at all of them, then models of one length, then
-    the linear floors."""
+    """Format the instance-level tables of one data set.
+
+    Each model of several lengths at all of them, then models of one length, then the linear floors.
+    """
     rows, text = by_row(lines), [f"\n## {name}, the very pair: {', '.join(BUDGET[name])}"]
     for (system, row), own in rows.items():
         if len(own[0]["codes"]) > 1:
@@ -89,17 +97,20 @@ def pair_section(name: str, lines: list[Line], folder: pathlib.Path) -> list[str
 
 
 def chance_cells(line: Line) -> list[str]:
-    """The row of a random order."""
+    """Format the row of a random order."""
     chance = next(iter(line["codes"].values()))["chance"]
     found = [chance[side][f"R@{k}"] for side in SIDES for k in (1, 5, 10)]
     return ["chance", "0", *(f"{value:.1f}" for value in [*found, statistics.fmean(found)]), "", ""]
 
 
 def floors(folder: pathlib.Path, name: str, line: Line) -> dict[str, dict[str, Any]]:
-    """{method: {bits: table}}, where a set has labels their table, of `hashing_floors-NAME.json`; empty without the file.
+    """Read {method: {bits: table}} from `hashing_floors-NAME.json`; empty without the file.
+
+    Where a set has labels the tables are theirs.
 
     Raises:
-      UserError: the file is of other pictures, captions or labels than the run of `line`, or of another rule for ties.
+        UserError: the file is of other pictures, captions or labels than the run of `line`, or of another rule for
+            ties.
     """
     path, found = folder / f"hashing_floors-{name}.json", collections.defaultdict(dict)
     if not path.is_file():
@@ -124,7 +135,7 @@ def floors(folder: pathlib.Path, name: str, line: Line) -> dict[str, dict[str, A
 
 
 def label_section(name: str, lines: list[Line], folder: pathlib.Path) -> list[str]:
-    """MAP@ALL of one data set: the floors, then the rows, and how often a row has the value of CCA's signs."""
+    """Format MAP@ALL of one data set: the floors, then the rows, and how often a row has the value of CCA's signs."""
     linear, cells = floors(folder, name, lines[0]), []
 
     def means(tables):
@@ -150,12 +161,12 @@ def label_section(name: str, lines: list[Line], folder: pathlib.Path) -> list[st
 
 
 def random_of(own: dict[str, Any]) -> list[str]:
-    """MAP of random codes in both directions."""
+    """Format MAP of random codes in both directions."""
     return [f"{own[side]['MAP@ALL random']:.3f}" for side in SIDES]
 
 
 def times(tables: list[dict[str, Any]], floor: dict[str, Any] | None) -> str:
-    """How many times the floor's MAP, both directions."""
+    """Format MAP as a multiple of the floor's, both directions."""
     if floor is None:
         return ""
 
@@ -166,7 +177,10 @@ def times(tables: list[dict[str, Any]], floor: dict[str, Any] | None) -> str:
 
 
 def write_all(lines: list[Line], path: pathlib.Path) -> None:
-    """Write the tables of all sets that have lines, and the plot; text below the marker line of an older file is kept."""
+    """Write the tables of all sets that have lines, and the plot.
+
+    Text below the marker line of an older file is kept.
+    """
     text = [INTRO]
     for name in BUDGET:
         own = [line for line in lines if line["set"] == name]
@@ -182,7 +196,7 @@ def write_all(lines: list[Line], path: pathlib.Path) -> None:
 
 
 def curve(lines: list[Line], pick: Callable[[str], bool]) -> list[tuple[int, float]]:
-    """(bytes, mean R@10 of both directions in %) of what is stored as words that `pick` takes."""
+    """Return (bytes, mean R@10 of both directions in %) of the stored items whose words `pick` takes."""
 
     def mean(tables):
         return statistics.fmean(own[side]["R@10"] for own in tables for side in SIDES)
@@ -191,7 +205,7 @@ def curve(lines: list[Line], pick: Callable[[str], bool]) -> list[tuple[int, flo
 
 
 def storage_plot(lines: list[Line], path: pathlib.Path) -> None:
-    """Bytes of an item against R@10: float32 and int8 embeddings, codes of one nested model, and of a model each."""
+    """Plot R@10 by the bytes of an item: float32 and int8 embeddings, codes of a nested model, and of a model each."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")

@@ -25,7 +25,7 @@ from xmodal_jax.errors import UserError, run_script
 
 
 def held_out_groups(groups: Sequence[str], records: int, seed: int) -> set[str]:
-    """Whole groups in random order until they hold at least `records` records."""
+    """Draw whole groups in random order until they hold at least `records` records."""
     sizes = collections.Counter(groups)
     order = sorted(sizes)
     random.Random(seed).shuffle(order)
@@ -68,7 +68,7 @@ def describe(source: pathlib.Path, target: pathlib.Path, card: Card, names: Sequ
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: see the head of this file."""
+    """Run the command line: see the head of this file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=pathlib.Path, help="folder of a prepared data set")
     parser.add_argument("--records", type=int, required=True, help="how many to hold out")

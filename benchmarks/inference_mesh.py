@@ -24,7 +24,6 @@ from jax.sharding import Mesh
 from report import machine, publish
 
 from xmodal_jax.assemble import Assembly, assemble_without_data, start_params
-from xmodal_jax.config import MeshConfig
 from xmodal_jax.config_file import freeze, load
 from xmodal_jax.encode.embed import Embedded, Embedder, PairScorer, encode_rows, score_rows
 from xmodal_jax.errors import output_file, run_script
@@ -33,10 +32,11 @@ from xmodal_jax.eval.hashing import expected_average_precision
 from xmodal_jax.eval.retrieval import places_block
 from xmodal_jax.parallel.mesh import make_mesh, replicated, split_rows
 from xmodal_jax.parallel.rules import shardings
-from xmodal_jax.plan.collectives import collectives
-from xmodal_jax.plan.hlo import parse_module
+from xmodal_jax.planning.collectives import collectives
+from xmodal_jax.planning.hlo import parse_module
 from xmodal_jax.search.dense import inner_product
 from xmodal_jax.search.topk import topk_block
+from xmodal_jax.settings import MeshConfig
 from xmodal_jax.types import Array, Params
 
 GALLERY, WIDTH, NEAREST, BEAM = 4096, 256, 16, 3
@@ -51,19 +51,19 @@ class Program:
     rows: tuple[Array, ...]
 
     def compiled(self) -> Any:
-        """The program for where the arrays lie."""
+        """Compile the program for the places of its arrays."""
         return self.run.lower(*self.given, *self.rows).compile()
 
 
 def weights(assembly: Assembly, mesh: Mesh) -> Params:
-    """Fresh parameters, placed on the mesh by the rules of training."""
+    """Make fresh parameters, placed on the mesh by the rules of training."""
     make = partial(start_params, assembly, found={})
     places = shardings(jax.eval_shape(make, jax.random.key(0)), mesh)
     return jax.jit(make, out_shardings=places)(jax.random.key(0))
 
 
 def inputs(assembly: Assembly, rows: int) -> dict[str, np.ndarray]:
-    """Random rows for each encoder, the same on every call."""
+    """Draw random rows for each encoder, the same on every call."""
     draw, found = np.random.default_rng(0), {}
     for name, one in assembly.example().items():
         shape = (rows, *one.shape[1:])
@@ -72,7 +72,7 @@ def inputs(assembly: Assembly, rows: int) -> dict[str, np.ndarray]:
 
 
 def programs(assembly: Assembly, mesh: Mesh, rows: int) -> dict[str, Program]:
-    """The programs of an evaluation by name, with `rows` rows each, on a mesh."""
+    """Return the programs of an evaluation by name, with `rows` rows each, on a mesh."""
     model, params, batch = assembly.model, weights(assembly, mesh), inputs(assembly, rows)
     found, coded = {}, {}
     embedder = Embedder(model, params)
@@ -87,14 +87,14 @@ def programs(assembly: Assembly, mesh: Mesh, rows: int) -> dict[str, Program]:
 
 
 def scoring(score: PairScorer, mesh: Mesh, rows: int) -> Program:
-    """Re-ranking's scores of `rows` pairs at full length."""
+    """Return the program that re-ranks `rows` pairs at full length."""
     pairs = tuple(split_rows(mesh, np.random.default_rng(i).integers(0, rows, rows, dtype=np.int32)) for i in range(2))
     given = (score.model, score.projected, score.length_of(np.arange(rows)), score.params, score.arrays)
     return Program(score_rows, given, pairs)
 
 
 def captioning(assembly: Assembly, params: Params, memory: Embedded, mesh: Mesh) -> Program:
-    """A beam search for all pictures."""
+    """Return the program of a beam search for all pictures."""
     vocabulary, model = assembly.tokenizer, assembly.model
     special = (vocabulary.bos_id, vocabulary.mask_id)
     run = jax.jit(
@@ -106,7 +106,7 @@ def captioning(assembly: Assembly, params: Params, memory: Embedded, mesh: Mesh)
 
 
 def ranking(mesh: Mesh, rows: int) -> dict[str, Program]:
-    """Recall's places and the nearest rows of `rows` queries in a gallery."""
+    """Return the programs of recall's places and of the nearest rows of `rows` queries in a gallery."""
     draw = np.random.default_rng(0)
     query, gallery = (draw.normal(size=(n, WIDTH)).astype(np.float32) for n in (rows, GALLERY))
     there, asked = jax.device_put(gallery, replicated(mesh)), split_rows(mesh, query)
@@ -123,7 +123,7 @@ def ranking(mesh: Mesh, rows: int) -> dict[str, Program]:
 
 
 def share(one: Program, many: Program) -> dict[str, Any]:
-    """What each device has of the rows of `many`, and does of the operations of `one`, the same on one device."""
+    """Return each device's share of the rows of `many`, and of the operations of `one`, the same on one device."""
     whole, part = (program.compiled() for program in (one, many))
     flops = [program.cost_analysis()["flops"] for program in (whole, part)]
     shards = [x.addressable_shards for x in many.rows]
@@ -139,13 +139,13 @@ def share(one: Program, many: Program) -> dict[str, Any]:
 
 
 def sent(program: Any, devices: int) -> int:
-    """Bytes of all collectives of a compiled program."""
+    """Return the bytes of all collectives of a compiled program."""
     module = parse_module(program.as_text())
     return int(sum(item.total for item in collectives(module, devices)))
 
 
 def measure(config: str, devices: int, rows: int) -> dict[str, dict[str, Any]]:
-    """{program: what each of `devices` devices does of it}."""
+    """Return {program: the share of each of `devices` devices}."""
     assembly = assemble_without_data(freeze(load(config, ["data.path="])))
     meshes = [make_mesh(MeshConfig(), jax.devices()[:count]) for count in (1, devices)]
     one, many = (programs(assembly, mesh, rows) for mesh in meshes)

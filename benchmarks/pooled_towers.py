@@ -3,8 +3,9 @@
     python benchmarks/pooled_towers.py DATA --features lite0-160 --splits train val --out pooled.npz
     python benchmarks/cca_floor.py DATA --eval-split val --towers pooled.npz
 
-Pictures: the mean over the grid of each cache that `xmodal data features` wrote (the summary token is left out), several
-caches side by side; mirrored copies of the training pictures where the cache has them. Captions: all-MiniLM-L6-v2.
+Pictures: the mean over the grid of each cache that `xmodal data features` wrote (the summary token is left out),
+several caches side by side; mirrored copies of the training pictures where the cache has them. Captions:
+all-MiniLM-L6-v2.
 """
 
 import argparse
@@ -28,7 +29,7 @@ BLOCK = 500
 
 
 def pooled_pictures(split: Split, view: str, flip: bool) -> np.ndarray:
-    """The grid means [n, caches x D] of the records that have the view, in their order."""
+    """Return the grid means [n, caches x D] of the records that have the view, in their order."""
     entries = [split.card.feature(name) for name in split.cfg.features]
     ends = list(itertools.accumulate(entry["tokens"] for entry in entries))
     grids = [
@@ -41,7 +42,7 @@ def pooled_pictures(split: Split, view: str, flip: bool) -> np.ndarray:
 
 
 def pooled_captions(captions: Sequence[str], length: int) -> np.ndarray:
-    """Mean over the real tokens of the frozen MiniLM, [M,D]."""
+    """Average the real tokens of the frozen MiniLM, [M,D]."""
     params, tokenizer = jax.tree.map(jnp.asarray, load_minilm()), load_tokenizer("minilm")
     table = params["embed"]["word"].shape
     tower = Bert(vocab_size=table[0], width=table[1], layers=6, heads=12, hidden=4 * table[1])
@@ -52,7 +53,7 @@ def pooled_captions(captions: Sequence[str], length: int) -> np.ndarray:
 
 
 def arrays(args: argparse.Namespace) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and rows of every array that cca_floor.py asks for."""
+    """Yield name and rows of every array that cca_floor.py asks for."""
     for number, name in enumerate(args.splits):
         split = Split(args.data, name, DataConfig(path=args.data, features=tuple(args.features)))
         for view in split.views:
@@ -64,7 +65,7 @@ def arrays(args: argparse.Namespace) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: see the head of this file."""
+    """Run the command line: see the head of this file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", help="folder of a prepared data set")
     parser.add_argument("--features", nargs="+", required=True, help="names of feature caches")

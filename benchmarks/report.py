@@ -14,7 +14,7 @@ from xmodal_jax.data.card import Card
 
 
 def machine() -> dict[str, Any]:
-    """Where and when it ran; cores are those that the process may use."""
+    """Describe where and when it ran; cores are those that the process may use."""
     return {
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "processor": processor(),
@@ -26,14 +26,17 @@ def machine() -> dict[str, Any]:
 
 
 def data_facts(card: Card) -> dict[str, Any]:
-    """What tells two preparations of one data set apart: records of each split, how many labels, and a digest of their names."""
+    """Describe what tells two preparations of one data set apart.
+
+    Records of each split, how many labels, and a digest of their names.
+    """
     names = "\n".join(card.label_names).encode()
     records = {name: split["records"] for name, split in sorted(card.splits.items())}
     return {"records": records, "labels": len(card.label_names), "label_names": hashlib.sha256(names).hexdigest()[:16]}
 
 
 def processor() -> str:
-    """The processor's name where the system tells."""
+    """Return the processor's name where the system tells it."""
     told = pathlib.Path("/proc/cpuinfo")
     lines = told.read_text("utf-8").splitlines() if told.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

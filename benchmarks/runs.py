@@ -1,7 +1,9 @@
-"""A table of training runs: rows, data sets and seeds; a run is a line of a .jsonl, and a second start goes on after the last.
+"""A table of training runs: rows, data sets and seeds.
 
-`fusion_rows.py` and `hashing_rows.py` say which rows there are; `ablate.py` and `hashing.py` what is kept of a run and how
-the table is written.
+A run is a line of a .jsonl, and a second start goes on after the last one.
+
+`fusion_rows.py` and `hashing_rows.py` say which rows there are; `ablate.py` and `hashing.py` what is kept of a run and
+how the table is written.
 """
 
 import argparse
@@ -25,10 +27,10 @@ import jax
 from report import machine
 
 from xmodal_jax import config_file as configs
-from xmodal_jax.cli import set_up_jax
-from xmodal_jax.config import Config, as_dict
+from xmodal_jax.api import use_compile_cache
 from xmodal_jax.errors import UserError, output_file
-from xmodal_jax.train.loop import train
+from xmodal_jax.settings import Config, as_dict
+from xmodal_jax.training.loop import train
 from xmodal_jax.workdir import open_run
 
 Line = dict[str, Any]
@@ -66,7 +68,7 @@ class Table:
     current: Callable[[Line], bool] = lambda line: True
 
     def jobs(self, sets: Iterable[str], seeds: int, only: str) -> Iterator[Job]:
-        """(set, row, seed) of every run, seed by seed, so that an unfinished table has all its rows."""
+        """Yield (set, row, seed) of every run, seed by seed, so that an unfinished table has all its rows."""
         sets = list(sets)
         for seed in range(seeds):
             for name in sets:
@@ -74,7 +76,7 @@ class Table:
                 yield from ((name, row, seed) for row in chosen if not only or only in (row.system, row.name))
 
     def is_current(self, line: Line) -> bool:
-        """Whether a line is of a row as it is now: an older budget or weight is another experiment."""
+        """Return True if a line is of a row as it is now: an older budget or weight is another experiment."""
         if not self.current(line):
             return False
         for row in (row for row in self.rows if (row.system, row.name) == (line["system"], line["row"])):
@@ -85,17 +87,18 @@ class Table:
         return False
 
     def current_lines(self, path: pathlib.Path) -> list[Line]:
-        """The lines of rows as they are now."""
+        """Read the lines of rows as they are now."""
         lines = [json.loads(line) for line in whole_lines(path).splitlines()]
         return [line for line in lines if self.is_current(line)]
 
     def measure(self, job: Job, data: str, workdir: pathlib.Path) -> Line:
-        """Train one row and evaluate it -> its line."""
+        """Train one row, evaluate it and return its line."""
         name, row, seed = job
         spec, overrides = self.command(row, name, data, seed)
         config = frozen(spec, overrides)
         started = time.perf_counter()
-        state = train(config, workdir)
+        quiet = dataclasses.replace(config, eval=dataclasses.replace(config.eval, every=0))  # seconds of training alone
+        state = train(quiet, workdir, handle_signals=True, progress=sys.stderr)
         trained = time.perf_counter() - started
         if int(state.step) < config.steps:  # training ends in order when it gets SIGTERM or SIGINT
             raise SystemExit(
@@ -109,15 +112,15 @@ class Table:
 
 
 def frozen(spec: str, overrides: list[str]) -> Config:
-    """The config of a command."""
+    """Load and freeze the config of a command."""
     return configs.freeze(configs.load(spec, overrides))
 
 
 def digest(config: Config) -> str:
-    """16 hex digits of what a config sets, wherever its data lies: 0.02 in place of 0.03 in a config file is another run.
+    """Return 16 hex digits of the values that a config sets, wherever its data lies.
 
-    Fields at their default are left out, so that a field that is new in the package makes no line old; an encoder's at those
-    of its kind.
+    0.02 in place of 0.03 in a config file is another run. Fields at their default are left out, so that a field that is
+    new in the package makes no line old; an encoder's at those of its kind.
     """
     plain = dataclasses.replace(config, data=dataclasses.replace(config.data, path=""))
     encoders = {name: dataclasses.replace(type(own)(), kind="") for name, own in config.encoders.items()}
@@ -127,7 +130,7 @@ def digest(config: Config) -> str:
 
 
 def unlike(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
-    """The entries of nested dicts that others do not have or have with another value."""
+    """Return the entries of nested dicts that others do not have or have with another value."""
 
     def deep(key):
         return isinstance(values[key], dict) and isinstance(others.get(key), dict)
@@ -137,7 +140,7 @@ def unlike(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
 
 
 def whole_lines(path: pathlib.Path) -> str:
-    """The text of a .jsonl without a last line that a kill tore off."""
+    """Read a .jsonl without a last line that a kill tore off."""
     text = path.read_text("utf-8") if path.is_file() else ""
     return text[: text.rfind("\n") + 1]
 
@@ -151,7 +154,7 @@ def replace(path: pathlib.Path, text: str) -> None:
 
 @contextlib.contextmanager
 def alone(folder: pathlib.Path) -> Iterator[None]:
-    """One process at a time changes the tables of a folder: a lock on it, which ends with the process."""
+    """Lock a folder: one process at a time changes its tables. The lock ends with the process."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -161,13 +164,13 @@ def alone(folder: pathlib.Path) -> Iterator[None]:
 
 
 def label(job: Job) -> Line:
-    """What identifies a run in the file."""
+    """Return the fields that identify a run in the file."""
     name, row, seed = job
     return {"set": name, "system": row.system, "row": row.name, "seed": seed}
 
 
 def last_metrics(workdir: pathlib.Path) -> dict[str, float]:
-    """Numbers of the last logged step that a table shows or that tell a row that went wrong."""
+    """Return the numbers of the last logged step that a table shows or that tell a row that went wrong."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text("utf-8").splitlines()]
     steps = [line for line in lines if "loss" in line]
     kept = ("loss", "teacher/drift", "skipped")
@@ -175,10 +178,10 @@ def last_metrics(workdir: pathlib.Path) -> dict[str, float]:
 
 
 def data_folders(given: list[str], sets: Iterable[str]) -> dict[str, str]:
-    """The folders of `--data SET=FOLDER`, given once for each set.
+    """Parse `--data SET=FOLDER`, given once for each set.
 
     Raises:
-      UserError: no such set, no folder, or a set twice.
+        UserError: no such set, no folder, or a set twice.
     """
     sets = tuple(sets)
     for item in given:
@@ -193,9 +196,10 @@ def data_folders(given: list[str], sets: Iterable[str]) -> dict[str, str]:
 
 
 def one_run(table: Table, job: Job, data: str, keep: pathlib.Path | None = None) -> Line:
-    """`Table.measure` in a folder that is gone afterwards, or stays under `keep` by the words of its label and its digest.
+    """Call `Table.measure` in a folder that is gone afterwards, or kept under `keep`.
 
-    A row that sets something else has another folder: in its old one a finished run would be taken for it.
+    There it is named by the words of its label and its digest: in the folder of a row that sets something else a
+    finished run would be taken for it.
     """
     if keep:
         name, row, seed = job
@@ -209,7 +213,7 @@ def one_run(table: Table, job: Job, data: str, keep: pathlib.Path | None = None)
 
 
 def missing(table: Table, jobs: Iterable[Job], path: pathlib.Path) -> list[Job]:
-    """The jobs that have no current line in the file."""
+    """Return the jobs that have no current line in the file."""
     done = [{k: line[k] for k in ("set", "system", "row", "seed")} for line in table.current_lines(path)]
     return [job for job in jobs if label(job) not in done]
 
@@ -240,7 +244,7 @@ def run_all(
 
 
 def table_main(table: Table, description: str, out: str, seeds: int) -> None:
-    """The command line of a table."""
+    """Run the command line of a table."""
     sets = tuple(dict.fromkeys(name for row in table.rows for name in row.sets))
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", action="append", required=True, help="SET=FOLDER, SET one of " + ", ".join(sets))
@@ -254,5 +258,5 @@ def table_main(table: Table, description: str, out: str, seeds: int) -> None:
         raise UserError(f"--only {args.only!r} is no row; write one of {', '.join(known)}")
     if args.seeds <= 0:
         raise UserError(f"--seeds is {args.seeds}; write 1 or more")
-    set_up_jax()
+    use_compile_cache()
     run_all(table, data_folders(args.data, sets), args.seeds, args.only, args.out, args.keep)

@@ -4,10 +4,10 @@
 
 RUN makes hash codes (configs/tecmh.py with `joint.nested`, say). Recall: pictures of its evaluation split ask for their
 captions among the captions of that split and of the training split, and the other way round; at every length of
-`joint.lengths`. Rows lie in a random order, so equal distances favour nobody; a hit is right when it is of the same record.
-Time: an index of `--rows` rows on disk, the gallery's own again and again, each with noise in its embedding (0.05 of its
-length) and one bit in twenty turned; no model made those, so only their time is told. All ways take turns, `--repeats`
-times, with one query and with 64; medians.
+`joint.lengths`. Rows lie in a random order, so equal distances favour nobody; a hit is right when it is of the same
+record. Time: an index of `--rows` rows on disk, the gallery's own again and again, each with noise in its embedding
+(0.05 of its length) and one bit in twenty turned; no model made those, so only their time is told. All ways take turns,
+`--repeats` times, with one query and with 64; medians.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from report import keep, machine
 
-from xmodal_jax.cli import set_up_jax
+from xmodal_jax.api import use_compile_cache
 from xmodal_jax.encode.embed import Embedded
 from xmodal_jax.errors import UserError, output_file, run_script
 from xmodal_jax.eval.evaluate import Evaluator
@@ -48,14 +48,14 @@ class Side:
 
 
 def encoded(evaluator: Evaluator, name: str) -> tuple[Embedded, Embedded, np.ndarray]:
-    """Pictures, captions, and the picture's row of each caption of a split."""
+    """Encode the pictures and captions of a split; return them and the picture's row of each caption."""
     split, size = evaluator.open(name, evaluator.views(name)[0]), evaluator.assembly.config.eval.batch_size
     image, text = (evaluator.embedder.side(side, size) for side in (split.left, split.right))
     return image, text, np.asarray(split.right.owner)
 
 
 def sides(evaluator: Evaluator, seed: int = 0) -> dict[str, Side]:
-    """Both directions, with the training split's rows in the gallery."""
+    """Return both directions, with the training split's rows in the gallery."""
     image, text, owner = encoded(evaluator, evaluator.assembly.config.data.eval_split)
     others, own = encoded(evaluator, "train"), np.arange(len(image.embed))
     draw = np.random.default_rng(seed)
@@ -68,7 +68,7 @@ def sides(evaluator: Evaluator, seed: int = 0) -> dict[str, Side]:
 def mixed(
     draw: np.random.Generator, parts: tuple[Embedded, Embedded], asked: np.ndarray, owner: np.ndarray
 ) -> tuple[Embedded, np.ndarray, np.ndarray]:
-    """The rows of both parts in a random order, `asked`, and the record of each row."""
+    """Shuffle the rows of both parts; return them, `asked`, and the record of each row."""
     owner = np.concatenate([owner, np.full(len(parts[1].embed), -1)])
     order = draw.permutation(len(owner))
     embed, codes = (np.concatenate([getattr(part, name) for part in parts])[order] for name in ("embed", "codes"))
@@ -76,14 +76,16 @@ def mixed(
 
 
 def recall(rows: np.ndarray, side: Side) -> dict[str, float]:
-    """R@k in % of rows [q,k], best first."""
+    """Return R@k in % of rows [q,k], best first."""
     right = side.owner[rows] == side.asked[:, None]
     return {f"R@{k}": 100 * float(right[:, :k].any(1).mean()) for k in KS}
 
 
 def recalls(side: Side, folder: pathlib.Path, lengths: tuple[int, ...], shortlists: list[int]) -> dict:
-    """R@k of the cosine of all rows, and at each length of the codes alone and of each shortlist, and how many of the ten
-    best by cosine each has kept."""
+    """Return R@k of the cosine of all rows, of the codes at each length, and of each shortlist.
+
+    With the share of the ten best by cosine that each has kept.
+    """
     best, found = None, {"rows": len(side.owner), "queries": len(side.asked), "bits": {}}
     for bits in lengths:
         writer.write(folder / str(bits), side.gallery.embed, None, side.gallery.codes[:, :bits])
@@ -100,12 +102,12 @@ def recalls(side: Side, folder: pathlib.Path, lengths: tuple[int, ...], shortlis
 
 
 def kept(rows: np.ndarray, best: np.ndarray) -> float:
-    """The share in % of `best` [q,k] that is among `rows` [q,k]."""
+    """Return the share in % of `best` [q,k] that is among `rows` [q,k]."""
     return 100 * float(np.mean([np.isin(own, row).mean() for own, row in zip(best, rows, strict=True)]))
 
 
 def enlarged(side: Side, rows: int, folder: pathlib.Path, bits: int) -> Index:
-    """An index of `rows` rows like the gallery's, written a gallery at a time."""
+    """Write an index of `rows` rows like the gallery's, a gallery at a time."""
     draw, packed = np.random.default_rng(1), side.gallery.codes[:, :bits] > 0
     with writer.writing(folder, "", writer.BLOCK_ROWS) as out:
         for start in range(0, rows, len(packed)):
@@ -117,7 +119,7 @@ def enlarged(side: Side, rows: int, folder: pathlib.Path, bits: int) -> Index:
 
 
 def times(side: Side, index: Index, shortlists: list[int], repeats: int) -> list[dict]:
-    """Median ms of a call, all ways in turns, for one query and for `BATCH`."""
+    """Return the median ms of a call, all ways in turns, for one query and for `BATCH`."""
     lines = []
     for count in (1, BATCH):
         embed, codes = side.query.embed[:count], side.query.codes[:count, : index.bits]
@@ -163,7 +165,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     refuse_bad(args)
-    set_up_jax()
+    use_compile_cache()
     load_before, (assembly, params, step) = os.getloadavg()[0], open_run(args.workdir)
     if "hash" not in params["image"]:
         raise UserError(f"the run {args.workdir} makes no hash codes; name one that does")

@@ -5,8 +5,8 @@
       python benchmarks/step_time.py --root . --data data/emoji
     done
 
-The step is that of configs/quickstart.py (five objectives on cached tokens, 64 pairs, random heads) on one device. Each run is
-a process of its own: two versions of one package cannot live in one. Prints one JSON line.
+The step is that of configs/quickstart.py (five objectives on cached tokens, 64 pairs, random heads) on one device. Each
+run is a process of its own: two versions of one package cannot live in one. Prints one JSON line.
 """
 
 import argparse
@@ -21,7 +21,7 @@ WARM, STEPS = 2, 6
 
 
 def step_seconds(root: str, data: str, rows: int) -> list[float]:
-    """Seconds of each step after the first ones, by the package at `root` on the prepared set `data`."""
+    """Time each step after the first ones, in seconds, by the package at `root` on the prepared set `data`."""
     sys.path.insert(0, root)
     import jax
 
@@ -29,7 +29,7 @@ def step_seconds(root: str, data: str, rows: int) -> list[float]:
     from xmodal_jax.config_file import freeze, load
     from xmodal_jax.data.train import train_dataset
     from xmodal_jax.encode import token_cache
-    from xmodal_jax.train.loop import make_run
+    from xmodal_jax.training.loop import make_run
 
     config = freeze(
         load(f"{root}/configs/quickstart.py", [f"data.path={data}", "joint.start=random", f"batch_size={rows}"])

@@ -16,18 +16,18 @@ import numpy as np
 from report import machine, publish
 
 from xmodal_jax import config_file as configs
-from xmodal_jax.config import defaults
 from xmodal_jax.errors import output_file, run_script
 from xmodal_jax.models.crossmodal import CrossModal, init_params
 from xmodal_jax.objectives import build_objectives, parts
-from xmodal_jax.train.optimizer import make_optimizer
-from xmodal_jax.train.step import Recipe, create_state, train_step
+from xmodal_jax.settings import defaults
+from xmodal_jax.training.optimizer import make_optimizer
+from xmodal_jax.training.step import Recipe, create_state, train_step
 
 VOCAB, LENGTH, PIXELS, WIDTH, EMBED = 30522, 32, 224, 384, 256
 
 
 def our_config(batch: int):
-    """The two towers with CLIP's loss (student keys, no queue, no soft targets)."""
+    """Return the config of two towers with CLIP's loss (student keys, no queue, no soft targets)."""
     config = defaults()
     config.batch_size, config.encoders.image.size, config.encoders.text.length = batch, PIXELS, LENGTH
     config.encoders.text.vocab_size = VOCAB
@@ -39,7 +39,7 @@ def our_config(batch: int):
 
 
 def random_batch(batch: int) -> dict[str, np.ndarray]:
-    """Noise in the fields of a batch: the numbers do not matter to the time."""
+    """Draw noise for the fields of a batch: the numbers do not matter to the time."""
     rng = np.random.default_rng(0)
     rows = np.arange(batch, dtype=np.int32)
     text = rng.integers(1000, VOCAB, (batch, LENGTH)).astype(np.int32)
@@ -48,7 +48,7 @@ def random_batch(batch: int) -> dict[str, np.ndarray]:
 
 
 def our_step(batch: int):
-    """() -> None, one step of this library, and its number of parameters."""
+    """Return a function that runs one step of this library, and its number of parameters."""
     config, fields = our_config(batch), random_batch(batch)
     objectives = build_objectives(config.objectives)
     model = CrossModal(config)
@@ -70,7 +70,7 @@ def our_step(batch: int):
 
 
 def torch_step(batch: int):
-    """() -> None, the same step in PyTorch eager on Hugging Face's modules, and its number of parameters."""
+    """Return a function that runs the same step in PyTorch eager on Hugging Face's modules, and its parameter count."""
     import torch
     from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
@@ -114,7 +114,7 @@ def torch_step(batch: int):
 
 
 def alternate(steps: dict, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each step in each round, the order rotated, after one untimed call each."""
+    """Time each step in each round, in seconds, the order rotated, after one untimed call each."""
     for run in steps.values():
         run()
     seconds = {name: [] for name in steps}

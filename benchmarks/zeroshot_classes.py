@@ -2,9 +2,9 @@
 
     python benchmarks/zeroshot_classes.py [--classes 8142] [--pictures 2000] [--tower minilm|small] [--out FILE]
 
-The names are made-up binomials, each in the 7 templates of eval/zeroshot.py, through a text tower with random heads: the
-6-layer MiniLM where its package is installed, else 2 narrow layers. The picture embeddings are random: classification
-does not read pictures. Prints one JSON line.
+The names are made-up binomials, each in the 7 templates of eval/zeroshot.py, through a text tower with random heads:
+the 6-layer MiniLM where its package is installed, else 2 narrow layers. The picture embeddings are random:
+classification does not read pictures. Prints one JSON line.
 """
 
 import argparse
@@ -20,7 +20,6 @@ from report import machine, publish
 
 from xmodal_jax import config_file as configs
 from xmodal_jax.assemble import Assembly, resolve, start_params, vocabulary_of
-from xmodal_jax.config import defaults
 from xmodal_jax.data.text import Tokenizer, build_vocabulary, load_tokenizer, save_tokenizer
 from xmodal_jax.encode.embed import Embedder
 from xmodal_jax.errors import output_file, run_script
@@ -28,6 +27,7 @@ from xmodal_jax.eval.zeroshot import BLOCK_SCORES, TEMPLATES, best_classes, clas
 from xmodal_jax.models.crossmodal import CrossModal
 from xmodal_jax.search.dense import inner_product, resident
 from xmodal_jax.search.topk import blocked_topk
+from xmodal_jax.settings import defaults
 from xmodal_jax.types import DataFacts
 from xmodal_jax.weights import pretrained
 
@@ -56,7 +56,7 @@ LENGTH = 20  # tokens; the longest text has 19 of MiniLM's
 
 
 def binomials(count: int, seed: int = 0) -> list[str]:
-    """`count` different made-up species names."""
+    """Make up `count` different species names."""
     draw, names = np.random.default_rng(seed), {}
     while len(names) < count:
         genus, species = ("".join(draw.choice(SYLLABLES, draw.integers(2, 5))) for _ in range(2))
@@ -65,14 +65,14 @@ def binomials(count: int, seed: int = 0) -> list[str]:
 
 
 def small_tokenizer(names: list[str], folder: str) -> Tokenizer:
-    """A vocabulary built from the names themselves."""
+    """Build a vocabulary from the names themselves."""
     path = os.path.join(folder, "tokenizer.json")
     save_tokenizer(build_vocabulary([template.format(name) for name in names[:200] for template in TEMPLATES]), path)
     return Tokenizer(path)
 
 
 def assembled(tower: str, names: list[str], folder: str) -> tuple[Assembly, dict]:
-    """An assembly of the text tower (and the least image side), and its parameters."""
+    """Assemble the text tower (and the least image side) and return the assembly and its parameters."""
     config = defaults()
     config.encoders.image.kind, config.data.features, config.encoders.text.length = "features", ("none",), LENGTH
     if tower == "minilm":
@@ -92,7 +92,7 @@ def assembled(tower: str, names: list[str], folder: str) -> tuple[Assembly, dict
 
 
 def measure(args: argparse.Namespace, folder: str) -> dict:
-    """The numbers of one run."""
+    """Return the numbers of one run."""
     names, start = binomials(args.classes), time.perf_counter()
     assembly, params = assembled(args.tower, names, folder)
     loaded, before = time.perf_counter() - start, peak()
@@ -128,12 +128,12 @@ def measure(args: argparse.Namespace, folder: str) -> dict:
 
 
 def padded_classes(classes: int) -> int:
-    """Rows of the head on the device."""
+    """Return the number of rows of the head on the device."""
     return resident(np.zeros((classes, 1), np.float32)).rows.shape[0]
 
 
 def block_rows(pictures: int, classes: int) -> int:
-    """Pictures whose scores `best_classes` holds at once."""
+    """Return the number of pictures whose scores `best_classes` holds at once."""
     seen = []
 
     def score(query: jax.Array, rows: jax.Array) -> jax.Array:
@@ -146,7 +146,7 @@ def block_rows(pictures: int, classes: int) -> int:
 
 
 def peak() -> float:
-    """Peak resident memory of this process in MiB."""
+    """Return the peak resident memory of this process in MiB."""
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
 

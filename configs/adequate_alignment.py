@@ -1,8 +1,8 @@
 """Adequate alignment and interaction (Wang et al. 2023): ITC, IMS and LMIM on GPO-aggregated features, then fusion.
 
 Only the paper's abstract was at hand: momentum encoders and aggregators, the three alignment objectives and a fusion
-encoder over aggregated features are its; formulas are TCL's (Yang et al. 2022) and VSE-infinity's (Chen et al. 2021), the
-rest is chosen here, by what trains well on few pairs:
+encoder over aggregated features are its; formulas are TCL's (Yang et al. 2022) and VSE-infinity's (Chen et al. 2021),
+the rest is chosen here, by what trains well on few pairs:
 
 - `encoders.image.pool` = "mean+gpo": GPO beside a linear path that starts from CCA. The papers' own form is
   `--config.encoders.image.pool=gpo --config.encoders.text.pool=gpo --config.joint.start=random`, with `token_hidden` =
@@ -10,11 +10,12 @@ rest is chosen here, by what trains well on few pairs:
 - the weights 1/3 are TCL's mean of six losses; `objectives.lmim.momentum` = True takes the teacher's local features.
 - IMS contrasts two views of a picture: two vendors' drawings, or the picture and its mirror image.
 - `fusion.aggregated`: fusion reads the two embeddings besides all tokens; ITM is its only loss.
-- retrieval: cosine first, then ITM on a shortlist, added to the cosine (`eval.rerank_score`; "replace" orders by ITM alone, as ALBEF does).
+- retrieval: cosine first, then ITM on a shortlist, added to the cosine (`eval.rerank_score`; "replace" orders by ITM
+  alone, as ALBEF does).
 """
 
 from xmodal_jax import presets
-from xmodal_jax.config import defaults, variant_of
+from xmodal_jax.settings import defaults, variant_of
 
 ALIGNED = 1 / 3
 OBJECTIVES = {
@@ -26,7 +27,10 @@ OBJECTIVES = {
 
 
 def get_config(variant: str = "emoji_views"):
-    """Emoji or Flickr8k on frozen towers; with `_finetune` from pixels, both towers trained; `tiny`: for tests."""
+    """Return the config of a variant.
+
+    Emoji or Flickr8k on frozen towers; with `_finetune` from pixels, both towers trained; `tiny`: for tests.
+    """
     variant_of(variant, (*presets.TABLE, "tiny"), "configs/adequate_alignment.py")
     config = defaults()
     config.name, config.objectives = f"adequate_alignment-{variant}", OBJECTIVES

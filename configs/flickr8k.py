@@ -1,7 +1,7 @@
 """Flickr8k (Karpathy layout), train -> val: 6,000 photographs with five captions each.
 
-`features` (default) trains on cached grid tokens of the frozen EfficientNet-Lite0 at two input sizes, plain and mirrored,
-and on the frozen MiniLM; `finetune` trains both towers from pixels; `tiny` is for tests. Before training:
+`features` (default) trains on cached grid tokens of the frozen EfficientNet-Lite0 at two input sizes, plain and
+mirrored, and on the frozen MiniLM; `finetune` trains both towers from pixels; `tiny` is for tests. Before training:
 
     xmodal data prepare karpathy --path dataset_flickr8k.json --images images --out data/flickr8k
     xmodal data features --data data/flickr8k --size 160
@@ -12,11 +12,11 @@ the weights for evaluation. ITM sees every fourth row of a batch, which keeps la
 """
 
 from xmodal_jax import presets
-from xmodal_jax.config import defaults, variant_of
+from xmodal_jax.settings import defaults, variant_of
 
 
 def get_config(variant: str = "features"):
-    """One of the variants above."""
+    """Return the config of one of the variants above."""
     variant_of(variant, ("features", "finetune", "tiny"), "configs/flickr8k.py")
     config = defaults()
     config.name = f"flickr8k-{variant}"

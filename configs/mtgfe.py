@@ -2,13 +2,14 @@
 
 Half of a text encoder reads the text, fusion layers on top read the picture (ALBEF's shape). Three tasks train fusion:
 matching, masked words, and contrast between the joint representations of two views of a picture with the same text
-(objectives/multiview.py). At retrieval a cheap score, the embeddings' cosine, keeps k candidates and fusion scores those
-(`eval.rerank`).
+(objectives/multiview.py). At retrieval a cheap score, the embeddings' cosine, keeps k candidates and fusion scores
+those (`eval.rerank`).
 
 Only the abstract is public, so these are choices:
 
-- `objectives.itc.weight`: the abstract lists no contrastive task, yet the filter and the hard negatives need embeddings.
-  At 0 (variants ending in `_plain`) they are the frozen towers aligned by CCA and nothing trains them; at 1 they are.
+- `objectives.itc.weight`: the abstract lists no contrastive task, yet the filter and the hard negatives need
+  embeddings. At 0 (variants ending in `_plain`) they are the frozen towers aligned by CCA and nothing trains them; at 1
+  they are.
 - views: for drawings, another vendor's drawing of the thing; for photographs, the mirrored or augmented picture; from
   above (`remote_sensing`) crops of 0.5 to 1 (resolution), jitter and grey (colour), flips and quarter turns (angle).
 - `mlm.weight` 0.1: over a frozen text tower its gradient is ten times the others' and would take the clip.
@@ -18,7 +19,7 @@ Only the abstract is public, so these are choices:
 """
 
 from xmodal_jax import presets
-from xmodal_jax.config import defaults, variant_of
+from xmodal_jax.settings import defaults, variant_of
 
 VARIANTS = (*presets.TABLE, "emoji_views_plain", "flickr8k_plain", "remote_sensing", "tiny")
 OBJECTIVES = {
@@ -30,7 +31,10 @@ OBJECTIVES = {
 
 
 def get_config(variant: str = "emoji_views"):
-    """Emoji or Flickr8k on frozen towers (`_plain`: the abstract's three tasks), with `_finetune` from pixels."""
+    """Return the config of a variant.
+
+    Emoji or Flickr8k on frozen towers (`_plain`: the abstract's three tasks), with `_finetune` from pixels.
+    """
     variant_of(variant, VARIANTS, "configs/mtgfe.py")
     config = defaults()
     config.name, config.objectives = f"mtgfe-{variant}", OBJECTIVES
@@ -47,7 +51,7 @@ def get_config(variant: str = "emoji_views"):
 
 
 def remote_sensing(config):
-    """RSICD and its kin from pixels (`xmodal data prepare`): Lite0 and MiniLM trained, 224 px, 47 tokens as in PIR."""
+    """Set up RSICD and its kin from pixels: Lite0 and MiniLM trained, 224 px, 47 tokens as in PIR."""
     config.data.path, config.encoders.text.length, config.eval.rerank = "data/rsicd", 47, (16, 32, 64, 128)
     config.eval.relevance = (
         "own"  # as published; captions repeat, so the best possible recall stands beside every table

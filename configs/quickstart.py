@@ -1,12 +1,12 @@
 """The quickstart: emoji names and drawings, all five objectives in one step, both towers from pretrained starts.
 
-Few pairs (1,244 concepts) and a short budget: the picture tower is frozen and cached at two input sizes, the heads start
-from CCA and move slowly under heavy dropout (else they forget it within 50 steps), and fusion, decoder and heads train
-over the frozen text tower. `finetune` trains both towers, from pixels.
+Few pairs (1,244 concepts) and a short budget: the picture tower is frozen and cached at two input sizes, the heads
+start from CCA and move slowly under heavy dropout (else they forget it within 50 steps), and fusion, decoder and heads
+train over the frozen text tower. `finetune` trains both towers, from pixels.
 """
 
 from xmodal_jax import presets
-from xmodal_jax.config import defaults, variant_of
+from xmodal_jax.settings import defaults, variant_of
 
 OBJECTIVES = {
     "itc": {"queue": 1024, "alpha": 0.4, "alpha_steps": 100},
@@ -18,8 +18,9 @@ OBJECTIVES = {
 
 
 def get_config(variant: str = "full"):
-    """`full`: the run of the README; `finetune`: from pixels; `tiny`: small random towers, for tests on any machine;
+    """Return the config of a variant.
 
+    `full`: the run of the README; `finetune`: from pixels; `tiny`: small random towers, for tests on any machine;
     `large`: two towers of 24 layers on 256 or 512 chips (see `large`); or a data set of `presets.TABLE`.
     """
     variant_of(variant, ("full", "finetune", "tiny", "large", *presets.TABLE), "configs/quickstart.py")
@@ -40,10 +41,10 @@ def get_config(variant: str = "full"):
 
 
 def large(config):
-    """ViT-L/16 and a text tower of its size, fusion of 6 layers, the five objectives, 16,384 pairs on 256 or 512 chips.
+    """Set up ViT-L/16, a text tower of its size, fusion of 6 layers, the five objectives and 16,384 pairs.
 
-    Plans: benchmarks/results/plan-v5e-256.txt and plan-v5p-512.txt. The data set is yours (`--config.data.path`), with a
-    BERT vocabulary.
+    For 256 or 512 chips; plans: benchmarks/results/plan-v5e-256.txt and plan-v5p-512.txt. The data set is yours
+    (`--config.data.path`), with a BERT vocabulary.
     """
     config.data.path, config.encoders.image.size, config.encoders.text.length = "data/large", 224, 32
     config.batch_size, config.steps, config.dtype, config.log_every = 16384, 100_000, "bfloat16", 50

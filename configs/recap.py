@@ -20,7 +20,7 @@ Only the abstract and a preprint's first page are public. What follows is a read
 """
 
 from xmodal_jax import presets
-from xmodal_jax.config import defaults, variant_of
+from xmodal_jax.settings import defaults, variant_of
 
 VARIANTS = (*presets.TABLE, "stamps", "start", "start_flickr8k", "inaturalist", "start_inaturalist", "tiny")
 OBJECTIVES = {
@@ -36,7 +36,10 @@ GATES = (("^bridge/gamma", 30.0), ("^image/head/(attended|probe)", 1.0))
 
 
 def get_config(variant: str = "emoji_views"):
-    """A data set on frozen towers, with `_finetune` from pixels; `start`: the distillation's teacher; `tiny`: tests."""
+    """Return the config of a variant.
+
+    A data set on frozen towers, with `_finetune` from pixels; `start`: the distillation's teacher; `tiny`: tests.
+    """
     variant_of(variant, VARIANTS, "configs/recap.py")
     config = defaults()
     config.name, config.objectives = f"recap-{variant}", OBJECTIVES
@@ -66,10 +69,11 @@ def get_config(variant: str = "emoji_views"):
 
 
 def inaturalist(config, start: bool):
-    """iNaturalist 2018 as the paper's 8,142 species: ViT-B/16 and BERT-base from the weights you name in `init`.
+    """Set up iNaturalist 2018 as the paper's 8,142 species: ViT-B/16 and BERT-base from the weights you name in `init`.
 
-    Captions name the species, and pictures of a species match each other's (`data.positives`); those of "en-taxa" would be true
-    of pictures that the losses push away. Distillation's teacher: CCA of the towers as loaded (`start_inaturalist`).
+    Captions name the species, and pictures of a species match each other's (`data.positives`); those of "en-taxa" would
+    be true of pictures that the losses push away. Distillation's teacher: CCA of the towers as loaded
+    (`start_inaturalist`).
     """
     presets.base_towers(config)
     config.data.path, config.data.eval_split = "data/inaturalist", "val"

@@ -1,4 +1,7 @@
-"""Every test sees 8 host devices, warnings as errors and exact float32 matmuls; compiled programs are kept between runs."""
+"""Every test sees 8 host devices, warnings as errors and exact float32 matmuls.
+
+Compiled programs are kept, for the other worker, for the processes that tests start and for the next run.
+"""
 
 import os
 import pathlib
@@ -11,18 +14,34 @@ os.environ.setdefault(
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
 )
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".cache" / "jax"))
 
 import jax
 import pytest
 
-CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax"
+from xmodal_jax import api
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+api.use_compile_cache = lambda folder="": None  # a command called in this process keeps these settings
+
+
+# Files that take half a minute or more go first, so that the workers of a parallel run end together.
+LONG = (
+    *("test_loop", "test_survival", "test_training", "test_depth", "test_step", "test_checkpoint", "test_cli"),
+    *("test_resume", "test_family", "test_missing", "test_workdir", "test_hash_meshes", "test_damaged_files"),
+    *("test_token_cache", "test_ablate", "test_protocol", "test_forward", "test_two_readings", "test_report"),
+    *("test_across_processes", "test_step_time", "test_chunk", "test_whole_mesh", "test_evaluations"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Put the tests of long files first; the order is kept otherwise."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from xmodal_jax.models.layers import pick_rows
 
 
 class Given:
-    """Stands in for `Forward` where no encoder matters: embeddings [B,E], heads as functions, temperature, memory, towers.
+    """Stands in for `Forward` where no encoder matters: embeddings [B,E], heads, temperature, memory, towers.
 
     `batch` is there for objectives that read the rows of the Forward itself; `config` tells fields and encoders.
     """

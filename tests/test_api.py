@@ -133,7 +133,7 @@ def test_tables_print_and_are_kept(run, tiny_run, capsys):
         (lambda run: run.encode_images([]), "there is nothing to encode"),
         (lambda run: run.encode_images("a.png"), r"write a list of inputs, such as \['a.jpg'\]"),
         (lambda run: run.encode_images(["nowhere.png"]), "'nowhere.png' cannot be opened"),
-        (lambda run: run.encode_images([3]), "takes paths of files here, and one input is int"),
+        (lambda run: run.encode_images([3]), "takes paths of files, and one input is int"),
         (lambda run: run.encode_texts([b"a"]), "takes strings, and one input is bytes"),
         (lambda run: run.encode_texts(["ein Kreis"], language="de"), "trained on captions in en, not in 'de'"),
         (lambda run: run.encode("sound", ["a.wav"]), "the run has no field 'sound'; write one of image"),
@@ -165,7 +165,7 @@ def test_the_command_prints_every_field_with_its_meaning(capsys):
     assert main(["config", "quickstart:tiny", "--config.batch_size=24"]) == 0
     out = capsys.readouterr().out
     assert "\nconfig.batch_size = 24  # default: 128\n" in out
-    assert "# Which weights to evaluate:" in out and "config.objectives.itc.alpha = 0.4" in out
+    assert '# Weights to use: "teacher"' in out and "config.objectives.itc.alpha = 0.4" in out
 
 
 def test_the_front_door_is_lazy_and_prints_nothing():

@@ -75,7 +75,10 @@ def opened_without_encoding(tree: ast.AST) -> list[int]:
 
 def test_the_check_of_encodings_finds_what_it_should():
     wrong = "p.read_text()\np.write_text(t)\nopen(p)\np.open('w')\nopen(p, 'a')"
-    right = "p.read_text('utf-8')\np.write_text(t, encoding='utf-8')\nopen(p, 'rb')\np.open('w', encoding='utf-8')\nImage.open(p)"
+    right = (
+        "p.read_text('utf-8')\np.write_text(t, encoding='utf-8')\n"
+        "open(p, 'rb')\np.open('w', encoding='utf-8')\nImage.open(p)"
+    )
     assert opened_without_encoding(ast.parse(wrong)) == [1, 2, 3, 4, 5]
     assert opened_without_encoding(ast.parse(right)) == []
 

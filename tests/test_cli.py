@@ -202,7 +202,8 @@ def test_a_workdir_of_another_architecture_is_refused_and_left_alone(tiny_run, t
 def test_only_evaluation_and_data_can_be_changed_later(tiny_run, refused):
     refused(["eval", "--workdir", tiny_run[0], "--config.encoders.text.layers=3"], "would change a trained model")
     refused(
-        ["caption", "--workdir", tiny_run[0], "--config.eval.rerank=(2,)"], "`classify`, `config`, `plan` and `data embed` only"
+        ["caption", "--workdir", tiny_run[0], "--config.eval.rerank=(2,)"],
+        "`classify`, `config`, `plan` and `data embed` only",
     )
     refused(["eval", "--workdir", tiny_run[0], "--split", "none"], "has no split 'none'")
     refused(["eval", "--workdir", tiny_run[0], "--config.eval=3"], "names a section")

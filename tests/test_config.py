@@ -7,13 +7,13 @@ import re
 
 import pytest
 
-from xmodal_jax.config import BridgeConfig, Config, FusionConfig, as_dict, defaults
 from xmodal_jax.config_build import unknown_key
 from xmodal_jax.config_file import freeze, load, override
 from xmodal_jax.errors import UserError
 from xmodal_jax.models import BertConfig, ViTConfig
 from xmodal_jax.models.scorer import FusionScorerConfig
 from xmodal_jax.objectives import build_objectives
+from xmodal_jax.settings import BridgeConfig, Config, FusionConfig, as_dict, defaults
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -120,7 +120,8 @@ def test_unknown_keys_and_wrong_types_are_refused(path, value, sentence):
         (
             "encoders.image.kind",
             "alexnet",
-            "config.encoders.image.kind is 'alexnet'; write one of vit, resnet, efficientnet, features, bert, gru, tfidf",
+            "config.encoders.image.kind is 'alexnet'; "
+            "write one of vit, resnet, efficientnet, features, bert, gru, tfidf",
         ),
         (
             "encoders.text.kind",
@@ -133,7 +134,8 @@ def test_unknown_keys_and_wrong_types_are_refused(path, value, sentence):
         (
             "fusion.width",
             96,
-            "config.fusion.width is 96, and config.encoders.text.width, whose tokens ask, is 384; write config.fusion.width=0",
+            "config.fusion.width is 96, and config.encoders.text.width, whose tokens ask, is 384; "
+            "write config.fusion.width=0",
         ),
         ("joint.hash_kind", "step", "config.joint.hash_kind is 'step'; write one of tanh, sign, select"),
         ("joint.hash_hidden", -1, "config.joint.hash_hidden is -1; write 0 or more"),
@@ -181,7 +183,8 @@ def test_unknown_keys_and_wrong_types_are_refused(path, value, sentence):
         (
             "joint.temperature",
             0.9,
-            "config.joint.temperature is 0.9, outside 0.01 to 0.5; write a number between temperature_min and temperature_max",
+            "config.joint.temperature is 0.9, outside 0.01 to 0.5; "
+            "write a number between temperature_min and temperature_max",
         ),
         ("teacher.momentum", 1.5, "config.teacher.momentum is 1.5; write 0 to 1"),
         (
@@ -210,7 +213,8 @@ def test_impossible_values_are_refused(path, value, sentence):
         ),
         (
             {"image": {"pool": "mean+shared"}},
-            "config.encoders.text.pool='mean' does not go through the shared transformer; write config.encoders.text.pool='mean+shared'",
+            "config.encoders.text.pool='mean' does not go through the shared transformer; "
+            "write config.encoders.text.pool='mean+shared'",
         ),
         (
             {"text": {"pool": "cls+shared"}},
@@ -334,7 +338,7 @@ def test_an_override_of_the_wrong_type_is_refused_at_the_door():
 def test_load_applies_overrides_and_refuses_a_missing_file(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from xmodal_jax.config import defaults\n\ndef get_config(variant='a'):\n"
+        "from xmodal_jax.settings import defaults\n\ndef get_config(variant='a'):\n"
         "    config = defaults()\n    config.name = variant\n    return config\n"
     )
     assert load(str(path)).name == "a"
@@ -395,7 +399,7 @@ def test_a_config_file_that_fails_is_refused_in_one_sentence(tmp_path, text, spe
 def test_a_mistyped_field_in_a_config_file_is_one_sentence_and_its_own_refusals_stay(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from xmodal_jax.config import defaults, variant_of\n\ndef get_config(variant='a'):\n"
+        "from xmodal_jax.settings import defaults, variant_of\n\ndef get_config(variant='a'):\n"
         "    variant_of(variant, ('a',), 'mine.py')\n    config = defaults()\n"
         "    config.imgae.width = 3\n    return config\n"
     )

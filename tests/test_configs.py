@@ -1,4 +1,4 @@
-"""The methods' configs: every variant is valid and its sizes fit (the tiny ones train in train/test_loop.py)."""
+"""The methods' configs: every variant is valid and its sizes fit (the tiny ones train in training/test_loop.py)."""
 
 import pathlib
 import re
@@ -14,11 +14,11 @@ from xmodal_jax.models import crossmodal
 from xmodal_jax.objectives import build_objectives
 from xmodal_jax.objectives.base import at
 from xmodal_jax.parallel.rules import path_name
-from xmodal_jax.plan.program import batch_shapes
+from xmodal_jax.planning.program import batch_shapes
 from xmodal_jax.presets import TABLE, finetuned
-from xmodal_jax.train.loop import make_run
-from xmodal_jax.train.optimizer import factor_for
-from xmodal_jax.train.step import total_loss
+from xmodal_jax.training.loop import make_run
+from xmodal_jax.training.optimizer import factor_for
+from xmodal_jax.training.step import total_loss
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 VARIANTS = {
@@ -126,7 +126,7 @@ def abstract_batch(run):
 
 
 def untrained(spec, *overrides):
-    """Leaves whose gradient depends on nothing: it is zero whatever the weights and the batch are. Nothing is compiled."""
+    """Find the leaves whose gradient is zero whatever the weights and the batch are. Nothing is compiled."""
     run = make_run(
         assemble_without_data(freeze(load(spec, ["encoders.text.vocab_size=64", *overrides]))), jax.devices()[:1]
     )

@@ -118,7 +118,7 @@ def test_a_damaged_card(count, shapes_files, shapes_data, opened_run, tmp_path, 
 
 @pytest.mark.parametrize("count", counts())
 def test_damaged_records(count, shapes_data, opened_run, tmp_path):
-    """A shard, a column of a sidecar or another file that was changed: the split is read, or a sentence says what not."""
+    """A shard, a column of a sidecar or another file is changed: the split is read, or one sentence says why not."""
     folder = tmp_path / "set"
     shutil.copytree(shapes_data, folder)
     draw, config = np.random.default_rng(4), opened_run[0].config
@@ -135,7 +135,7 @@ def test_damaged_records(count, shapes_data, opened_run, tmp_path):
         restore(path, originals[path])
 
 
-@pytest.mark.parametrize("count", counts())
+@pytest.mark.parametrize("count", counts(40))
 def test_a_damaged_run(count, tiny_run, tmp_path):
     """A file of the last checkpoint, or run.json, that was changed: the run is opened whole, or a sentence names it."""
     folder = tmp_path / "run"

@@ -1,6 +1,7 @@
 """A third modality of a user's own: a small float array for each record, which a third of the records lack.
 
-Encoder, reader, objective and scorer are this file's; the package is not touched. What is tested is the outline of the house.
+Encoder, reader, objective and scorer are this file's; the package is not touched. What is tested is the outline of the
+house.
 """
 
 import dataclasses
@@ -25,7 +26,6 @@ from tiny import changed, input_specs
 
 from xmodal_jax.assemble import assemble, assemble_without_data
 from xmodal_jax.cli import main
-from xmodal_jax.config import defaults
 from xmodal_jax.config_build import limited
 from xmodal_jax.config_file import freeze
 from xmodal_jax.data.card import Card
@@ -45,7 +45,8 @@ from xmodal_jax.models.scorer import ScorerConfig
 from xmodal_jax.objectives.base import Objective, Term, mean_over, row_weight
 from xmodal_jax.retrieve.pipeline import SearchPipeline
 from xmodal_jax.retrieve.query import answer
-from xmodal_jax.train.loop import train
+from xmodal_jax.settings import defaults
+from xmodal_jax.training.loop import train
 from xmodal_jax.workdir import open_run
 
 SHAPES, COLOURS = ("circle", "square", "star", "moon"), ("red", "green", "blue", "gold", "grey", "pink")
@@ -198,7 +199,7 @@ def depth_specs(tokenizer):
 def depth_config(path, **changes):
     """Image, text and depth in one space; the depth's classes are of this file."""
     config, here = defaults(), __name__
-    config.name, config.batch_size, config.steps, config.log_every = "depth", 16, 8, 1
+    config.name, config.batch_size, config.steps, config.log_every = "depth", 16, 40, 20  # all runs have one program
     config.data.path = str(path)
     small = {"width": 24, "layers": 1, "heads": 2, "hidden": 32}
     config.encoders = {
@@ -309,21 +310,21 @@ import os, pathlib, signal, sys, time
 
 import conftest  # the devices and the exactness of the tests
 import test_depth
-from xmodal_jax.train.loop import train
+from xmodal_jax.training.loop import train
 
 
 def kill(run, state, poll):
-    while not (pathlib.Path(sys.argv[2]) / "checkpoints" / "4").is_dir():
+    while not (pathlib.Path(sys.argv[2]) / "checkpoints" / "20").is_dir():
         time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-train(test_depth.depth_config(sys.argv[1], eval={"every": 6}), sys.argv[2], kill)
+train(test_depth.depth_config(sys.argv[1], eval={"every": 30}), sys.argv[2], kill)
 """
 
 
 def test_it_is_killed_and_goes_on_bit_for_bit(depth_set, tmp_path):
-    """Eight steps with a third of the depth maps missing equal those of a process killed after six and one that goes on."""
+    """A run with a third of the depth maps missing equals one that was killed after 30 steps and went on."""
     config = depth_config(depth_set)
     whole = train(config, tmp_path / "whole")
     here = pathlib.Path(__file__).parent
@@ -331,9 +332,9 @@ def test_it_is_killed_and_goes_on_bit_for_bit(depth_set, tmp_path):
     place = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
     killed = subprocess.run(command, env={**os.environ, "PYTHONPATH": place}, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert [path.name for path in (tmp_path / "again" / "checkpoints").glob("[0-9]")] == ["4"]
+    assert [path.name for path in (tmp_path / "again" / "checkpoints").glob("[0-9]*")] == ["20"]
     again = train(config, tmp_path / "again")
-    assert int(whole.step) == int(again.step) == 8 and int(whole.skipped) == 0
+    assert int(whole.step) == int(again.step) == 40 and int(whole.skipped) == 0
     assert {"image", "text", "depth", "id", "text/key", "image/valid", "depth/valid", "cursor"} == set(
         whole.memory["keys"]
     )
@@ -344,8 +345,8 @@ def test_it_is_killed_and_goes_on_bit_for_bit(depth_set, tmp_path):
 
 
 def test_the_plan_knows_its_fields(depth_set):
-    from xmodal_jax.plan.program import batch_shapes
-    from xmodal_jax.train.loop import make_run
+    from xmodal_jax.planning.program import batch_shapes
+    from xmodal_jax.training.loop import make_run
 
     for assembly in (assemble(depth_config(depth_set)), assemble_without_data(depth_config(""))):
         shapes = batch_shapes(make_run(assembly))
@@ -358,7 +359,7 @@ def depth_run(depth_set, tmp_path_factory):
     """A run that trains until depth maps find their captions."""
     workdir = tmp_path_factory.mktemp("run") / "depth"
     pairs = (("depth", "text"), ("depth", "image"))
-    train(depth_config(depth_set, steps=40, log_every=20, eval={"pairs": pairs}), workdir)
+    train(depth_config(depth_set, eval={"pairs": pairs}), workdir)
     return workdir
 
 

@@ -10,7 +10,7 @@ from tiny import FIVE, tiny_batch, tiny_config, tiny_model, tiny_objectives, tin
 
 from xmodal_jax.forward import Encoded, Forward, named_key, reuse_student_passes, stop, teacher_forward
 from xmodal_jax.objectives import parts
-from xmodal_jax.train.step import create_state, run_objectives, total_loss
+from xmodal_jax.training.step import create_state, run_objectives, total_loss
 
 
 class Fusing:
@@ -314,7 +314,10 @@ def test_chunks_change_no_bridged_loss_or_gradient():
     losses = []
     for chunk in (0, 4):
         recipe, state, batch = bridged(chunk=chunk)
-        run = jax.jit(jax.value_and_grad(lambda p: total_loss(recipe, p, state, batch, jax.random.key(0))[0]))
-        losses.append(run(state.params))
+
+        def loss(params, recipe=recipe, state=state, batch=batch):
+            return total_loss(recipe, params, state, batch, jax.random.key(0))[0]
+
+        losses.append(jax.jit(jax.value_and_grad(loss))(state.params))
     for first, second in zip(*map(jax.tree.leaves, losses), strict=True):
         np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5)

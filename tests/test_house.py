@@ -11,9 +11,9 @@ PACKAGE = ROOT / "xmodal_jax"
 FLOORS = (  # rooms of the package, the lowest first; a room imports from lower ones and from itself
     ("types", "errors", "presets"),
     ("atomic",),
-    ("whole", "plugins"),
+    ("plugins",),
     ("data",),
-    ("drawing", "config"),
+    ("drawing", "settings"),
     ("config_build",),
     ("parallel",),
     ("models",),
@@ -25,9 +25,9 @@ FLOORS = (  # rooms of the package, the lowest first; a room imports from lower 
     ("search",),
     ("encode",),
     ("eval",),
-    ("train",),
+    ("training",),
     ("workdir",),
-    ("plan", "retrieve"),
+    ("planning", "retrieve"),
     ("report",),
     ("api",),
     ("commands",),
@@ -65,6 +65,24 @@ def functions() -> list[tuple[int, str]]:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 found.append((node.end_lineno - node.lineno + 1, f"{name}:{node.name}"))
     return found
+
+
+NO_VERBS = frozenset("a an the what which who whose whether when where why how".split())
+
+
+def test_docstrings_of_public_functions_start_with_a_verb():
+    """At least not with an article or a question; properties, which are things, may."""
+    found = []
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("_"):
+                continue
+            if any("property" in ast.unparse(decorator) for decorator in node.decorator_list):
+                continue
+            first, *_ = (ast.get_docstring(node) or "-").split()
+            if first.lower() in NO_VERBS:
+                found.append(f"{name}:{node.lineno} {node.name}")
+    assert found == []
 
 
 MEDIA = ("data/records.py",)  # the names of the media that every source has

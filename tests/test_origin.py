@@ -113,7 +113,8 @@ def test_other_records_are_not_gone_on_with(opened_run, other_data):
     other = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(other_data)))
     with pytest.raises(
         UserError,
-        match=r"is not the one that 'runs/mine' was trained on \(split 'test' has other keys, captions or views, split 't",
+        match=r"is not the one that 'runs/mine' was trained on "
+        r"\(split 'test' has other keys, captions or views, split 't",
     ):
         refuse_other_data(other, pathlib.Path("runs/mine"), before)
     one = {"records": 2, "digest": "a"}

@@ -26,7 +26,7 @@ class Loose:
     pass
 """
 CONFIG = """
-from xmodal_jax.config import defaults
+from xmodal_jax.settings import defaults
 
 def get_config():
     config = defaults()

@@ -20,7 +20,7 @@ from xmodal_jax.data.source import memory_source
 from xmodal_jax.errors import UserError
 from xmodal_jax.report import charts, content, floors, page, write_report
 from xmodal_jax.report import picture as report_picture
-from xmodal_jax.train.loop import train
+from xmodal_jax.training.loop import train
 
 
 @pytest.fixture(scope="module")

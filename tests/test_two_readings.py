@@ -7,14 +7,14 @@ import pytest
 
 from xmodal_jax.assemble import assemble
 from xmodal_jax.cli import main
-from xmodal_jax.config import defaults
 from xmodal_jax.config_file import freeze
 from xmodal_jax.data.split import split_captions
 from xmodal_jax.data.text import build_vocabulary, save_tokenizer
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.evaluate import Evaluator, evaluate
 from xmodal_jax.retrieve.query import answer
-from xmodal_jax.train.loop import train
+from xmodal_jax.settings import defaults
+from xmodal_jax.training.loop import train
 from xmodal_jax.workdir import open_run
 
 SMALL = {"width": 16, "layers": 1, "heads": 2, "hidden": 16}

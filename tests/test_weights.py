@@ -13,15 +13,15 @@ import torch
 from safetensors.numpy import save_file
 
 from xmodal_jax.assemble import assemble, reassemble
-from xmodal_jax.config import as_dict
 from xmodal_jax.config_file import freeze, load
 from xmodal_jax.convert.described import read_statistics
 from xmodal_jax.convert.huggingface import load_minilm, load_vit, read_weights, save_tower
 from xmodal_jax.errors import UserError
 from xmodal_jax.models import ENCODERS
-from xmodal_jax.train.cca_cache import settings
-from xmodal_jax.train.checkpoint import write_run
-from xmodal_jax.train.loop import with_kept_statistics
+from xmodal_jax.settings import as_dict
+from xmodal_jax.training.cca_cache import settings
+from xmodal_jax.training.checkpoint import write_run
+from xmodal_jax.training.loop import with_kept_statistics
 from xmodal_jax.weights import pretrained, with_pixel_statistics
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "quickstart.py"

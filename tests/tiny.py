@@ -1,4 +1,4 @@
-"""The smallest model with every part, its batches and its objectives: what the tests of passes, losses and steps share."""
+"""The smallest model with every part, its batches and its objectives, for the tests of passes, losses and steps."""
 
 import dataclasses
 
@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmodal_jax.config import Config, defaults
 from xmodal_jax.config_file import freeze
 from xmodal_jax.data.readers import InputSpec
 from xmodal_jax.models import ENCODERS
 from xmodal_jax.models.crossmodal import CrossModal, init_params
 from xmodal_jax.objectives import build_objectives, fit_objectives, parts
-from xmodal_jax.train.optimizer import make_optimizer
-from xmodal_jax.train.step import Recipe
+from xmodal_jax.settings import Config, defaults
+from xmodal_jax.training.optimizer import make_optimizer
+from xmodal_jax.training.step import Recipe
 from xmodal_jax.types import DataFacts, Vocabulary
 
 ROWS, LENGTH, TOKENS, WIDTH, VOCAB = 8, 8, 5, 16, 32

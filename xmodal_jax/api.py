@@ -19,14 +19,14 @@ from ml_collections import ConfigDict
 
 from xmodal_jax import config_file
 from xmodal_jax.assemble import Assembly
-from xmodal_jax.config import Config
+from xmodal_jax.atomic import write_file
 from xmodal_jax.data.readers import has_views, reader_classes
 from xmodal_jax.encode.embed import Embedded, Embedder, PairScorer
 from xmodal_jax.encode.inputs import BLOCK, encode_blocks
 from xmodal_jax.errors import UserError
 from xmodal_jax.origin import Origin, result_file
+from xmodal_jax.settings import Config
 from xmodal_jax.types import Params
-from xmodal_jax.whole import write_whole
 from xmodal_jax.workdir import open_run
 
 Say = Callable[[str], None]
@@ -79,34 +79,26 @@ def prepare(
 def train(config: ConfigDict | Config, workdir: PATH, evaluate: bool = True, **options: Any) -> "TrainedRun":
     """Train a config in a work directory, or go on with it; evaluate it and return the run.
 
+    It prints nothing: its messages go to the logger "xmodal_jax" at level INFO, such as by `logging.basicConfig`.
+
     Args:
       config: from `config(...)`, or a frozen one.
       workdir: a folder of its own; a run that is there goes on where it stopped.
       evaluate: write the tables of the evaluation split to WORKDIR/eval-SPLIT.json at the end.
-      **options: of `train.loop.train`, such as `profile`.
+      **options: of `run_training`, such as `profile` and `progress`.
     """
-    from xmodal_jax.eval.evaluate import Evaluator
-    from xmodal_jax.eval.evaluate import evaluate as tables
-    from xmodal_jax.eval.evaluations import check_evaluations, further
-    from xmodal_jax.objectives import build_objectives, parts
-    from xmodal_jax.train import teacher
-    from xmodal_jax.train.loop import train as run_training
+    from xmodal_jax.training.loop import run_training
 
-    frozen = config if isinstance(config, Config) else config_file.freeze(config)
-    check_evaluations(frozen, parts(build_objectives(frozen.objectives)))
-
-    def quick(run: Any, state: Any, poll: Any) -> dict:
-        averaged = frozen.eval.params == "teacher"
-        params = teacher.view(state.params, state.teacher) if averaged else state.params
-        mean, split = tables(run.assembly, params, quick=True, poll=poll)["mean"], frozen.data.eval_split
-        more = further(Evaluator(run.assembly, params, poll), split, True, _silent)
-        return mean | ({"evals": more} if more else {})
-
-    run_training(frozen, pathlib.Path(workdir), quick, **options)
-    found = load(workdir) if evaluate else None
-    if found is not None:
+    run_training(_frozen(config), pathlib.Path(workdir), **options)
+    found = load(workdir)
+    if evaluate:
         found.evaluate()
-    return found  # type: ignore[return-value]
+    return found
+
+
+def _frozen(config: ConfigDict | Config) -> Config:
+    """Check a config that is not frozen yet."""
+    return config if isinstance(config, Config) else config_file.freeze(config)
 
 
 def load(workdir: PATH, overrides: dict[str, dict[str, Any]] | None = None) -> "TrainedRun":
@@ -210,7 +202,8 @@ class TrainedRun:
         from xmodal_jax.retrieve.pipeline import scored_order
 
         fields = fields or (self.picture_field, self.text_field)
-        order = scored_order(self.assembly, *fields) if self.config.scorer.part in self.params else None
+        scorer: Any = self.config.scorer
+        order = scored_order(self.assembly, *fields) if scorer.part in self.params else None
         if order is None:
             raise UserError(f"the run was not trained to score pairs of {fields[0]} and {fields[1]}")
         sides = {name: self._encoded(name, own, False, True) for name, own in zip(fields, (left, right), strict=True)}
@@ -221,13 +214,9 @@ class TrainedRun:
 
     def caption(self, images: Sequence[Any], beam: int = 3) -> list[str]:
         """Write a caption for each picture. Raises UserError for a run that was trained without the objective `lm`."""
-        from xmodal_jax.eval.captioning import refuse_uncaptioned
-        from xmodal_jax.eval.generate import write_captions
+        from xmodal_jax.eval.captioning import caption_files
 
-        refuse_uncaptioned(self.params, beam)
-        field = self.config.data.fields_of(self.config.fusion.pair[0])[0]
-        parts = encode_blocks(self.assembly, self.embedder, field, images, tokens=True)
-        return [text for part in parts for text in write_captions(self.assembly, self.params, part.tokens, beam)]  # pyright: ignore[reportArgumentType]
+        return list(caption_files(self.assembly, self.params, _listed(images), beam))
 
     def evaluate(self, split: str = "", allow_trained: bool = False, say: Say = _silent, keep: bool = True) -> Tables:
         """Return all tables of a split, and keep them as JSON in the work directory.
@@ -273,7 +262,7 @@ class TrainedRun:
         """Write a result of `evaluate` ("eval") or `classify` ("classify") to the work directory; return the file."""
         languages = result.get("languages", ())
         path = result_file(self.origin, kind, result["split"], result["fingerprint"], languages)
-        write_whole(path, json.dumps(result, indent=1))
+        write_file(path, json.dumps(result, indent=1))
         return path
 
     def index(self, out: PATH, data: PATH = "", split: str = "", **options: Any) -> Any:
@@ -304,12 +293,17 @@ class TrainedRun:
 
     def _encoded(self, field: str, inputs: Sequence[Any], progress: bool | None, tokens: bool = False) -> Embedded:
         """Encode inputs of a field, with hash values where the run has them."""
-        if isinstance(inputs, (str, os.PathLike)):
-            raise UserError("write a list of inputs, such as ['a.jpg']")
-        if not len(inputs):
-            raise UserError(f"there is nothing to encode: the list of inputs of '{field}' is empty")
-        parts = encode_blocks(self.assembly, self.embedder, field, inputs, tokens)
+        parts = encode_blocks(self.assembly, self.embedder, field, _listed(inputs), tokens)
         return _joined(_shown(parts, -(-len(inputs) // BLOCK), field, progress))
+
+
+def _listed(inputs: Any) -> Sequence[Any]:
+    """Return inputs that are a list; raise UserError for a single one, and for none."""
+    if isinstance(inputs, (str, os.PathLike)):
+        raise UserError("write a list of inputs, such as ['a.jpg']")
+    if not len(inputs):
+        raise UserError("there is nothing to encode: the list of inputs is empty")
+    return inputs
 
 
 def _joined(parts: Iterable[Embedded]) -> Embedded:
@@ -352,10 +346,16 @@ def plan(config: ConfigDict | Config, topology: str = "local", chip: str = "", e
       chip: judge the local devices as this chip.
       explain: say which sharding rule took which parameter instead; nothing is compiled.
     """
-    from xmodal_jax.plan.command import plan_text
+    from xmodal_jax.planning.command import plan_text
 
-    frozen = config if isinstance(config, Config) else config_file.freeze(config)
-    return plan_text(frozen, topology, chip, explain)
+    return plan_text(_frozen(config), topology, chip, explain)
+
+
+def plot_curves(workdir: PATH, path: PATH) -> pathlib.Path:
+    """Draw the losses, learning rate and evaluations of a run over its steps as a picture; return its path."""
+    from xmodal_jax.training.curves import plot_curves
+
+    return plot_curves(pathlib.Path(workdir), pathlib.Path(path))
 
 
 def use_compile_cache(folder: PATH = "") -> None:

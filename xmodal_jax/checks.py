@@ -5,11 +5,11 @@ Checks of the values of a config alone are in `config_checks`.
 
 import importlib.util
 
-from xmodal_jax.config import Config, EvalConfig
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.split import refuse_unknown
 from xmodal_jax.errors import UserError
 from xmodal_jax.objectives.base import Objective
+from xmodal_jax.settings import Config, EvalConfig
 
 
 def refuse_unbridged(config: Config, parts: dict[str, frozenset[str]]) -> None:

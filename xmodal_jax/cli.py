@@ -1,6 +1,7 @@
 """The command line: parse -> config -> one call. Bad input is one sentence and exit code 2."""
 
 import argparse
+import contextlib
 import inspect
 import io
 import logging
@@ -9,10 +10,12 @@ import pathlib
 import re
 import sys
 import typing
+from collections.abc import Iterator
 from typing import Any
 
 from xmodal_jax import __version__, commands
 from xmodal_jax.errors import UserError, output_file
+from xmodal_jax.training.quiet import quiet_orbax
 
 DATA_HELP = "data set (default: the run's own, where it was or beside the run)"
 EXAMPLES = {  # shown below the options of each command
@@ -50,6 +53,9 @@ examples:
 examples:
   xmodal config quickstart
   xmodal config configs/recap.py:inaturalist --config.batch_size=64""",
+    "curves": """
+example:
+  xmodal curves --workdir runs/tiny --out curves.png""",
     "report": """
 example:
   xmodal report --workdir runs/tiny""",
@@ -289,12 +295,15 @@ def parser(source: str | None = None) -> argparse.ArgumentParser:
     _data_parser(verbs, source)
     _run_parsers(verbs)
     _query_parsers(verbs)
-    from xmodal_jax.plan.command import add_parser as plan_parser
+    from xmodal_jax.planning.command import add_parser as plan_parser
 
     plan_parser(verbs)
     page = _command(verbs, "report", "write a page about a run: numbers, curves, pictures and answers", commands.report)
     page.add_argument("--workdir", required=True, help=WORKDIR_HELP)
     page.add_argument("--data", default="", help=DATA_HELP)
+    draw = _command(verbs, "curves", "draw losses, learning rate and evaluations over the steps", commands.curves)
+    draw.add_argument("--workdir", required=True, help=WORKDIR_HELP)
+    draw.add_argument("--out", required=True, type=output_file, help="the picture to write: .png, .svg or .pdf")
     tell = _command(verbs, "config", "print every field of a config with its value and meaning", commands.show_config)
     tell.add_argument("config", help="NAME[:variant], or a file.py[:variant]")
     return top
@@ -313,8 +322,8 @@ def in_utf8_mode() -> None:
 
 def refuse_extra(args: argparse.Namespace, extra: list[str]) -> None:
     """Raise UserError for arguments that no option takes, with what was probably meant."""
-    from xmodal_jax.config import Config, as_dict
     from xmodal_jax.eval.tables import flat
+    from xmodal_jax.settings import Config, as_dict
 
     if not extra:
         return
@@ -338,6 +347,29 @@ def refuse_extra(args: argparse.Namespace, extra: list[str]) -> None:
     )
 
 
+@contextlib.contextmanager
+def logging_to_terminal() -> Iterator[None]:
+    """Show what the package logs: how training begins and ends on stdout, everything else on stderr."""
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return record.levelno <= logging.INFO and record.name == "xmodal_jax.training.loop"
+
+    root, package, form = logging.getLogger(), logging.getLogger("xmodal_jax"), logging.Formatter("%(message)s")
+    package.setLevel(logging.INFO)
+    news, rest = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
+    news.addFilter(is_news)
+    rest.addFilter(lambda record: not is_news(record))
+    added = [(package, news)] + ([] if root.handlers else [(root, rest)])  # a program around it has its own
+    for logger, handler in added:
+        handler.setFormatter(form)
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger, handler in added:
+            logger.removeHandler(handler)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0, or 2 for bad input with one sentence on stderr."""
     if arguments is None:
@@ -345,8 +377,12 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # whatever the terminal can show, words do not end a command
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("xmodal_jax").setLevel(logging.INFO)
+    with logging_to_terminal(), quiet_orbax():
+        return _run(arguments)
+
+
+def _run(arguments: list[str] | None) -> int:
+    """Run one command of arguments; return its exit code."""
     try:
         rest, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
         try:

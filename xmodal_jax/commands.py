@@ -84,21 +84,24 @@ def data_embed(args: argparse.Namespace, overrides: list[str]) -> None:
 
 def train(args: argparse.Namespace, overrides: list[str]) -> None:
     """Train a config in a work directory, or go on with it."""
-    from xmodal_jax import api
     from xmodal_jax import config_file as configs
-    from xmodal_jax.config import as_dict
     from xmodal_jax.data.loader import threads_left
     from xmodal_jax.parallel import processes
+    from xmodal_jax.settings import as_dict
+    from xmodal_jax.training.loop import run_training
+    from xmodal_jax.training.quick import refuse_unfit_quick
 
     config, profile = configs.freeze(configs.load(args.config, overrides)), steps_of(args.profile)
+    refuse_unfit_quick(config)
     if args.stall != 0 and not 1 <= args.stall <= 86400:
         raise UserError(f"--stall is {args.stall}; write seconds from 1 to 86400 (a day), or 0 for off")
     silence = processes.heartbeat_for(args.stall)
     processes.initialize(args.coordinator, args.processes, args.process, args.distributed, silence, args.wait)
-    with processes.leaving_at_once(args.workdir, threads_left), processes.watching(args.stall, args.workdir):
+    leaving = processes.leaving_at_once(args.workdir, threads_left)
+    with leaving, processes.watching(args.stall, args.workdir):
         same = {f"config.{name}": value for name, value in as_dict(config).items()}
         processes.agree({"version": __version__, "--workdir": args.workdir, "--stall": args.stall, **same})
-        api.train(config, args.workdir, evaluate=False, profile=profile)
+        run_training(config, args.workdir, profile=profile, handle_signals=True, progress=sys.stderr)
 
 
 def steps_of(text: str) -> tuple[int, int] | None:
@@ -115,7 +118,7 @@ def steps_of(text: str) -> tuple[int, int] | None:
 def section_overrides(overrides: list[str], allowed: tuple[str, ...]) -> dict[str, dict]:
     """Overrides for a run that is already trained: only the sections that do not change its weights."""
     from xmodal_jax import config_file as configs
-    from xmodal_jax.config import defaults
+    from xmodal_jax.settings import defaults
 
     values: Any = defaults()
     found: dict[str, dict] = {}
@@ -270,9 +273,16 @@ def search(args: argparse.Namespace, _: list[str]) -> None:
         print(f"wrote {args.show}")
 
 
+def curves(args: argparse.Namespace, _: list[str]) -> None:
+    """Draw the learning curves of a run."""
+    from xmodal_jax.api import plot_curves
+
+    print(f"wrote {plot_curves(args.workdir, args.out)}")
+
+
 def report(args: argparse.Namespace, _: list[str]) -> None:
     """Write the report of a run: page and picture."""
     from xmodal_jax.report import write_report
 
-    for path in write_report(args.workdir, args.data):
+    for path in write_report(args.workdir, args.data, say):
         print(f"wrote {path}")

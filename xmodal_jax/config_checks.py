@@ -13,7 +13,7 @@ from xmodal_jax.models.heads import HASH_KINDS
 from xmodal_jax.models.pooling import parse_pool
 
 if TYPE_CHECKING:
-    from xmodal_jax.config import BridgeConfig, Config, FusionConfig, JointConfig
+    from xmodal_jax.settings import BridgeConfig, Config, FusionConfig, JointConfig
 
 LEAST = {  # what a whole number or a rate may be at least
     2: ("checkpoint.keep",),  # with 1 a damaged checkpoint has nothing to fall back to

@@ -16,13 +16,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from xmodal_jax.config import Config, defaults
 from xmodal_jax.config_build import build, unknown_key
 from xmodal_jax.config_checks import check, check_fields, check_fused, check_pairs
 from xmodal_jax.data.config import PAIR
 from xmodal_jax.errors import UserError
 from xmodal_jax.models import build_encoders, build_scorer
 from xmodal_jax.plugins import absolute
+from xmodal_jax.settings import Config, defaults
 
 OPEN = (
     "config.objectives.",

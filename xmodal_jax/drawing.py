@@ -130,7 +130,9 @@ def data_url(data: bytes) -> str:
 
     Raises `CorruptImage`.
     """
-    kind = decoding.opened(data).get_format_mimetype()
+    from PIL import Image
+
+    kind = Image.MIME.get(decoding.opened(data).format or "", "")
     if kind not in SHOWN:
         kind, data = "image/png", encode_png(decode(data))
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"

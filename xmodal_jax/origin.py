@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from xmodal_jax.config import Config
+from xmodal_jax.atomic import write_file
 from xmodal_jax.data.card import CARD_FILE, Card
 from xmodal_jax.data.fingerprint import load_digests
 from xmodal_jax.errors import UserError
-from xmodal_jax.whole import write_whole
+from xmodal_jax.settings import Config
 
 TRAINED_FILE = "trained.npy"
 
@@ -98,7 +98,7 @@ def keep_trained(config: Config, workdir: pathlib.Path, fresh: bool) -> None:
                 f"'{path}' cannot be read ({error}), and it alone tells which records the run was trained on; put a "
                 "good copy there"
             ) from error
-    write_whole(path, lambda file: np.save(file, own))
+    write_file(path, lambda file: np.save(file, own))
 
 
 def refuse_other_data(config: Config, workdir: pathlib.Path, before: Mapping[str, Any]) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from xmodal_jax.config import Config
 from xmodal_jax.convert import huggingface, resnet
 from xmodal_jax.convert.described import KINDS, Statistics, read_statistics, refuse_contradiction
 from xmodal_jax.errors import UserError
 from xmodal_jax.models.encoder import EncoderConfig
 from xmodal_jax.models.pixels import PixelConfig
+from xmodal_jax.settings import Config
 from xmodal_jax.types import Params
 
 log = logging.getLogger(__name__)

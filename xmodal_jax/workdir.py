@@ -8,16 +8,16 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from xmodal_jax.assemble import Assembly, abstract_params, assemble, reassemble
-from xmodal_jax.config import Config, MeshConfig, as_dict
+from xmodal_jax.assemble import Assembly, assemble, known_shapes, reassemble
 from xmodal_jax.origin import Origin
 from xmodal_jax.parallel.mesh import make_mesh
 from xmodal_jax.parallel.rules import shardings
-from xmodal_jax.train.averaging import average_checkpoints
-from xmodal_jax.train.checkpoint import PARAMS, TEACHER, Checkpoints, read_run
-from xmodal_jax.train.run import make_run
-from xmodal_jax.train.teacher import start, view
-from xmodal_jax.train.which import usable_steps
+from xmodal_jax.settings import Config, MeshConfig, as_dict
+from xmodal_jax.training.averaging import average_checkpoints
+from xmodal_jax.training.checkpoint import PARAMS, TEACHER, Checkpoints, read_run
+from xmodal_jax.training.run import make_run
+from xmodal_jax.training.teacher import start, view
+from xmodal_jax.training.which import usable_steps
 from xmodal_jax.types import Params
 
 
@@ -43,7 +43,7 @@ def open_run(workdir: str | pathlib.Path, overrides: dict[str, dict] | None = No
             description["config"][section] = description["config"][section] | fields
     assembly = dataclasses.replace(reassemble(description, workdir), origin=origin)
     mesh = make_mesh(assembly.config.mesh, jax.local_devices())
-    wanted = used_weights(assembly, mesh)
+    wanted = used_weights(assembly, mesh, known_shapes(assembly, description.get("weights", {})))
     with Checkpoints(workdir, read_only=True) as checkpoints:
         if assembly.config.eval.average:
             step, found = average_checkpoints(checkpoints, wanted, assembly.config.eval.average)
@@ -52,12 +52,12 @@ def open_run(workdir: str | pathlib.Path, overrides: dict[str, dict] | None = No
     return assembly, view(found.get(PARAMS, {}), found.get(TEACHER, {})), step
 
 
-def used_weights(assembly: Assembly, mesh: Mesh) -> dict[str, Any]:
+def used_weights(assembly: Assembly, mesh: Mesh, shapes: Params) -> dict[str, Any]:
     """Return the leaves that `config.eval.params` names, as ShapeDtypeStructs on the mesh, by the item of a checkpoint.
 
     The teacher's are its own and, where it leaves some out, the student's.
     """
-    config, shapes = assembly.config, abstract_params(assembly)
+    config = assembly.config
     places = shardings(shapes, mesh)
     leaves = jax.tree.map(lambda leaf, own: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=own), shapes, places)
     if config.eval.params != "teacher":

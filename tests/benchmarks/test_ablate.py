@@ -1,4 +1,4 @@
-"""The fusion table: its rows are valid configs, a run becomes a line, a second start skips it, and the table adds up."""
+"""The fusion table: rows are valid configs, a run becomes a line, a second start skips it, and the table adds up."""
 
 import copy
 import dataclasses
@@ -7,16 +7,12 @@ import pathlib
 import sys
 import types
 
-import jax
-import numpy as np
-import pytest
-
-BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
 import ablate
 import fusion_rows
 import fusion_table
+import jax
+import numpy as np
+import pytest
 import runs
 from fusion_rows import ROWS, command
 from runs import Row
@@ -25,7 +21,9 @@ from xmodal_jax.assemble import abstract_params, assemble_without_data
 from xmodal_jax.config_file import freeze, load
 from xmodal_jax.errors import UserError, run_script
 from xmodal_jax.models.vit import ViTConfig
-from xmodal_jax.train.optimizer import check_patterns
+from xmodal_jax.training.optimizer import check_patterns
+
+BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +62,7 @@ def one_row(monkeypatch, tmp_path, shapes_data):
     monkeypatch.setattr(fusion_rows, "EVERY", 1)
     monkeypatch.setattr(fusion_table, "BUDGET", {"emoji_views": budget})
     monkeypatch.setattr(fusion_table, "UNSEEN", {})
-    monkeypatch.setattr(runs, "set_up_jax", lambda: None)  # the tests have a compilation cache of their own
+    monkeypatch.setattr(runs, "use_compile_cache", lambda: None)  # the tests have a compilation cache of their own
     out = tmp_path / "table"
 
     def run(seeds):
@@ -261,7 +259,7 @@ def test_rows_are_compared_at_the_list_that_all_have():
 
 @pytest.mark.parametrize("given", ["flickr", "emoji_views", "emoji_views="])
 def test_an_unknown_set_is_one_sentence(given, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(runs, "set_up_jax", lambda: None)
+    monkeypatch.setattr(runs, "use_compile_cache", lambda: None)
     monkeypatch.setattr(sys, "argv", ["ablate.py", "--data", given, "--out", str(tmp_path / "x")])
     with pytest.raises(SystemExit) as stopped:
         run_script(ablate.main)

@@ -6,11 +6,8 @@ import pathlib
 import subprocess
 import sys
 
-import pytest
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "benchmarks"))
-
 import captions
+import pytest
 
 from xmodal_jax.data.captions import normal_caption
 

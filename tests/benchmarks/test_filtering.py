@@ -2,15 +2,10 @@
 
 import copy
 import json
-import pathlib
-import sys
-
-import numpy as np
-import pytest
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "benchmarks"))
 
 import filtering
+import numpy as np
+import pytest
 from filtering import ranked, same_model
 
 from xmodal_jax.errors import UserError

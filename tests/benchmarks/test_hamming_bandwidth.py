@@ -1,14 +1,10 @@
 """The time of a search against that of reading its codes: the read reads all, the limit is their ratio."""
 
-import pathlib
 import sys
 
+import hamming_bandwidth
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "benchmarks"))
-
-import hamming_bandwidth
 
 from xmodal_jax.search import hamming, numpy_engine
 

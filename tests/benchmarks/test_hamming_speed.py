@@ -1,14 +1,8 @@
 """The benchmark against faiss: every searcher gives faiss's distances, and the table says whose time is whose."""
 
-import pathlib
-import sys
-
+import hamming_speed
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "benchmarks"))
-
-import hamming_speed
 
 
 @pytest.mark.parametrize("bits", [64, 96])

@@ -2,15 +2,10 @@
 
 import argparse
 import json
-import pathlib
-import sys
-
-import numpy as np
-import pytest
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "benchmarks"))
 
 import hashing_floors
+import numpy as np
+import pytest
 
 from xmodal_jax.data.card import Card
 from xmodal_jax.errors import UserError

@@ -5,15 +5,11 @@ import json
 import pathlib
 import sys
 
-import numpy as np
-import pytest
-
-BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
 import hashing
 import hashing_rows
 import hashing_table
+import numpy as np
+import pytest
 import report
 import runs
 from hashing_rows import ROWS, command
@@ -25,6 +21,8 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.eval.retrieval import TIE_RULE
 from xmodal_jax.objectives import build_objectives
 from xmodal_jax.workdir import open_run
+
+BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +66,7 @@ def few(shapes_data, tmp_path_factory):
         patch.setattr(hashing_table, "BUDGET", hashing_rows.BUDGET)
         patch.setattr(hashing_table, "ROWS", FEW)
         patch.setattr(hashing, "TABLE", dataclasses.replace(hashing.TABLE, rows=FEW))
-        patch.setattr(runs, "set_up_jax", lambda: None)  # the tests have a compilation cache of their own
+        patch.setattr(runs, "use_compile_cache", lambda: None)  # the tests have a compilation cache of their own
         patch.setattr(sys, "argv", ["hashing.py", *data, "--out", str(out / "table"), "--keep", str(out / "kept")])
         hashing.main()
         yield out / "table.jsonl"

@@ -1,19 +1,15 @@
 """Each device does its share of an evaluation: what the benchmark counts, on small numbers."""
 
 import pathlib
-import sys
 
+import inference_mesh
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "benchmarks"))
-
-import inference_mesh
-
-from xmodal_jax.config import MeshConfig
 from xmodal_jax.parallel.mesh import make_mesh, replicated, split_rows
+from xmodal_jax.settings import MeshConfig
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,7 @@
 """The shortlist benchmark: whose rows are whose after mixing, and what a shortlist keeps."""
 
-import pathlib
-import sys
-
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "benchmarks"))
-
 import shortlist
 
 from xmodal_jax.encode.embed import Embedded

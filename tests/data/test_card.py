@@ -111,7 +111,7 @@ def test_an_image_with_one_unique_caption_is_found_by_it():
 
 def test_a_caption_that_an_image_has_twice_is_still_one_image():
     assert ceiling(*owned([["a", "a"], ["b"]]), (1,)) == {"i2t": {"R@1": 100.0}, "t2i": {"R@1": 100.0}}
-    # three queries and candidates that tie, two of them the first image's: the image that answers most queries goes first
+    # three queries and candidates that tie, two of them the first image's: the one that answers most queries goes first
     tied = owned([["a", "a"], ["a"]])
     assert ceiling(*tied, (1,)) == {"i2t": {"R@1": 50.0}, "t2i": {"R@1": 66.67}}  # (2/3 + 1/3) / 2
     assert ceiling(*tied, (2,)) == {"i2t": {"R@2": 83.33}, "t2i": {"R@2": 100.0}}  # (1 + 2/3) / 2
@@ -147,7 +147,7 @@ def best_of_all_orders(captions, k):
 
 
 def share_of_hits(rows, image, level, k):
-    """How many of all orders of the captions, sorted by the level of their text, have one of the image's own in the first k."""
+    """Count orders of the captions, sorted by the level of their text, with one of the image's own in the first k."""
     orders = np.array(list(itertools.permutations(range(len(rows)))))
     scores, own = np.array([level[text] for text, _ in rows]), np.array([owner == image for _, owner in rows])
     ranked = np.take_along_axis(orders, np.argsort(scores[orders], axis=1, kind="stable"), axis=1)

@@ -1,4 +1,4 @@
-"""iNaturalist on a small made-up folder in its format: captions from the taxonomy, phrasings held out, bad rows counted."""
+"""iNaturalist on a small made-up folder: captions from the taxonomy, phrasings held out, bad rows counted."""
 
 import json
 import re

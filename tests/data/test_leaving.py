@@ -1,4 +1,4 @@
-"""A process whose loader hangs ends within seconds, whatever ended it: a real process, with threads that never return."""
+"""A process whose loader hangs ends within seconds, whatever ended it: a real one, with threads that never return."""
 
 import pathlib
 import signal

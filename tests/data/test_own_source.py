@@ -21,7 +21,10 @@ from xmodal_jax.data.source import Item, Skip, Source
 
 NUMBER = 3
 
-def captioned(path: str, ending: str = ".png", held_out: int = 1, share: float = 0.5, loud: bool = False, root: pathlib.Path | None = None, *, unset=7):
+def captioned(
+    path: str, ending: str = ".png", held_out: int = 1, share: float = 0.5, loud: bool = False,
+    root: pathlib.Path | None = None, *, unset=7,
+):
     """Pictures of a folder, 100 % of them, each with its name as the caption.
 
     More of it. Raises `UserError` never.

@@ -1,4 +1,4 @@
-"""The text layout and the ALBEF-style lists of remote-sensing sets, on made-up files; Karpathy JSON with their quirks."""
+"""Text layout and ALBEF-style lists of remote-sensing sets, on made-up files; Karpathy JSON with their quirks."""
 
 import json
 

@@ -217,7 +217,8 @@ def test_cut_captions_are_counted(small):
     found = cut(small, captions, small.encode(captions, 8))
     assert found == {"share": 40.0, "length": 8, "enough": 12, "longest": 12}
     assert cut_words(found, "text") == (
-        "40 % of the captions lose their end: config.encoders.text.length is 8 tokens; 12 would keep 99 % of them whole, and the "
+        "40 % of the captions lose their end: config.encoders.text.length is 8 tokens; "
+        "12 would keep 99 % of them whole, and the "
         "longest has 12."
     )
     captions = ["low"] * 999 + ["low " * 38]

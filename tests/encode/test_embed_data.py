@@ -60,7 +60,7 @@ def test_a_run_embeds_every_picture_and_caption(by_the_run, own_shapes, opened_r
 
 
 def test_a_start_is_a_teacher_that_its_own_run_agrees_with(own_shapes, train_tiny, tmp_path, capsys):
-    """A run's first loss after its own start is nothing: the very pictures and captions that were embedded come again."""
+    """A run's first loss after its own start is zero: the pictures and captions that were embedded come again."""
     own = (
         "encoders.text.dropout=0.0",
         "joint.temperature=0.07",

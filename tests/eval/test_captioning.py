@@ -35,7 +35,7 @@ def test_files_get_the_captions_of_the_same_pictures_in_the_data_set(written, op
         paths.append(tmp_path / f"{row}.png")
         paths[-1].write_bytes(source.record(row)["media"]["image"][source.views[0]])
     source.close()
-    assert captioning.caption_files(*opened_run, paths, 2) == [row["caption"] for row in written[0]]
+    assert list(captioning.caption_files(*opened_run, paths, 2)) == [row["caption"] for row in written[0]]
 
 
 def test_what_cannot_be_captioned_is_refused(opened_run, tmp_path):
@@ -44,7 +44,7 @@ def test_what_cannot_be_captioned_is_refused(opened_run, tmp_path):
     with pytest.raises(UserError, match="no captioning decoder"):
         captioning.caption_split(assembly, bare, "test", 1, 1)
     with pytest.raises(UserError, match="--beam is 0"):
-        captioning.caption_files(assembly, params, [], 0)
+        list(captioning.caption_files(assembly, params, [], 0))
     with pytest.raises(UserError, match="--limit is -1"):
         captioning.caption_split(assembly, params, "test", -1, 1)
     with pytest.raises(UserError, match="has no split 'none'"):
@@ -52,7 +52,7 @@ def test_what_cannot_be_captioned_is_refused(opened_run, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     with pytest.raises(UserError, match="broken.png' is no picture"):
-        captioning.caption_files(assembly, params, [broken], 1)
+        list(captioning.caption_files(assembly, params, [broken], 1))
 
 
 @pytest.mark.parametrize("count", [1, 3, 7])

@@ -20,7 +20,7 @@ from xmodal_jax.eval.evaluations import (
     numbers_of,
 )
 from xmodal_jax.eval.zeroshot import TEMPLATES, classify
-from xmodal_jax.train.log import METRICS_FILE
+from xmodal_jax.training.log import METRICS_FILE
 from xmodal_jax.workdir import open_run
 
 OWN = """

@@ -19,7 +19,7 @@ from xmodal_jax.eval.tables import as_text, notes, retrieval_grid
 
 @pytest.fixture(scope="module")
 def in_folds(opened_run):
-    """The tiny run's 12 pictures in three folds of four, with re-ranking of 2 and, cut to a fold, of 8; and their tables."""
+    """Evaluate the tiny run's 12 pictures in three folds of four, with re-ranking of 2 and, cut to a fold, of 8."""
     assembly, params = opened_run
     asked = changed(assembly, eval={"folds": 3, "fold_pictures": 4, "rerank": (2, 8), "views": ("filled",)})
     return asked, params, evaluate(asked, params)

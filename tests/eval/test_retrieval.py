@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xmodal_jax.config import MeshConfig
 from xmodal_jax.data.card import ceiling
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval import curves, retrieval
 from xmodal_jax.parallel.mesh import make_mesh
+from xmodal_jax.settings import MeshConfig
 
 
 def first_relevant(scores, positives, rng):
@@ -141,7 +141,7 @@ def test_hits_of_many_queries_with_large_ties():
 
 
 def test_a_constant_model_gets_chance_and_not_everything():
-    """Sorting would put every positive where the file order has it, and an expected rank within k gives R@1 to nobody."""
+    """Sorting would leave every positive in file order, and an expected rank within k gives R@1 to nobody."""
     table = retrieval.recall(np.ones((10, 4)), np.ones((10, 4)), np.arange(10)[:, None], ks=(1, 5, 10))
     assert table == pytest.approx({"R@1": 10.0, "R@5": 50.0, "R@10": 100.0, "median_rank": 5.5})
 

@@ -13,7 +13,7 @@ from xmodal_jax.eval.captioning import caption_split
 from xmodal_jax.eval.evaluate import Evaluator, evaluate
 from xmodal_jax.eval.rerank import score_pairs
 from xmodal_jax.parallel.mesh import mesh_of
-from xmodal_jax.train.loop import train
+from xmodal_jax.training.loop import train
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,8 @@ def compiled(caplog) -> list[str]:
 
 def test_a_run_compiles_its_encoders_once_for_all_evaluations(train_tiny, tmp_path, caplog):
     """The second evaluation of a run finds all programs of the first one, and so does re-ranking with other weights."""
-    arguments = train_tiny(tmp_path, "eval.every=2")  # no other test has this config, so nothing is compiled yet
+    light = "objectives={'itc': {'queue': 8}, 'itm': {}}"
+    arguments = train_tiny(tmp_path, light, "eval.every=2")  # no other test has this config, so nothing is compiled yet
     overrides = [item.removeprefix("--config.") for item in arguments if item.startswith("--config.")]
     counts = []
 

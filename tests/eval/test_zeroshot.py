@@ -118,7 +118,7 @@ def test_a_rank_that_no_picture_has_is_left_out():
 
 
 def test_classes_that_are_alike_are_drawn_from(rng):
-    """Two of four classes have one embedding, and are the best of both pictures: neither the first nor both are right."""
+    """Two of four classes share an embedding and are the best of both pictures: neither the first nor both count."""
     head = letters(["a", "b", "a", "c"])
     image, names = head[[0, 0, 1]] * 2, ["avis prima", "avis secunda", "herba viridis", "avis"]
     tables, pictures = zeroshot.view_tables(image, [["avis prima"], ["herba viridis"], ["avis"]], head, names, TREE)

@@ -117,7 +117,7 @@ def moment_of(moment: str, workdir: pathlib.Path, job: subprocess.Popen) -> None
     [("step", "(step|the batch of step|the save of step)"), ("loader", "the batch of step"), ("save", "(the|step)")],
 )
 def test_a_stopped_process_is_named_and_ends_the_job(environment, arguments, tmp_path, moment, stage):
-    """One of four processes is stopped; the others name it within `--stall` seconds, and the launcher ends what is left."""
+    """One of four processes is stopped; the others name it within `--stall` seconds, and the launcher ends the rest."""
     command = [
         "bash",
         ROOT / "launch" / "local.sh",

@@ -1,4 +1,4 @@
-"""The assembled model: its parts on demand, unit embeddings, pair scores, the output vocabulary, and the temperature."""
+"""The assembled model: parts on demand, unit embeddings, pair scores, the output vocabulary, and the temperature."""
 
 import jax
 import jax.numpy as jnp

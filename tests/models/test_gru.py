@@ -124,7 +124,8 @@ def test_fusion_reads_its_tokens_in_a_whole_model():
 def test_writing_is_refused(objective, asked):
     config = tiny_config(text={"kind": "gru"}, objectives={"itc": {}, objective: {}})
     sentence = (
-        f"config.objectives.{objective} needs {asked} of config.encoders.text, whose kind 'gru' has no blocks that write"
+        f"config.objectives.{objective} needs {asked} of config.encoders.text, "
+        "whose kind 'gru' has no blocks that write"
         ".*; write config.encoders.text.kind=bert"
     )
     with pytest.raises(UserError, match=sentence):

@@ -1,5 +1,7 @@
 """Layers against PyTorch's, dropout's scale, and scanning against a loop under every remat policy."""
 
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,14 +159,14 @@ def test_scanning_is_a_loop_under_every_remat_policy(stack, x):
     def loop(stack):
         y = x
         for number in range(layer_count(stack)):
-            params = jax.tree.map(lambda leaf: leaf[number], stack)
+            params = jax.tree.map(operator.itemgetter(number), stack)
             y = block(BlockStyle(HEADS), params, y, None, read(image)(params["cross"]))
         return jnp.square(y).sum()
 
     expected = jax.jit(jax.value_and_grad(loop))(stack)
     for remat in ("none", "full", "dots", "offload"):
 
-        def scan(stack):
+        def scan(stack, remat=remat):
             return jnp.square(scan_blocks(BlockStyle(HEADS, remat=remat), stack, x, None, read(image))).sum()
 
         got = jax.jit(jax.value_and_grad(scan))(stack)

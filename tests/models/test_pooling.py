@@ -1,4 +1,4 @@
-"""GPO against PyTorch's GRU and sort: value and gradient; one row of weights a set size; what is left out while training."""
+"""GPO against PyTorch's GRU and sort: value and gradient; one row of weights a set size; dropout while training."""
 
 import jax
 import jax.numpy as jnp

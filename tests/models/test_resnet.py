@@ -1,4 +1,4 @@
-"""ResNet against Hugging Face's: random weights and statistics, by both libraries' names; gradients; rows for themselves."""
+"""ResNet against Hugging Face's: random weights and statistics, by both libraries' names; gradients; single rows."""
 
 import re
 

@@ -81,7 +81,7 @@ def test_word_order_and_special_ids_change_nothing(rng):
 
 def test_a_run_keeps_the_frequencies_of_its_training_captions(shapes_data, tmp_path):
     """What evaluation reads of the checkpoint is what the training captions give, after steps of both optimizers."""
-    from xmodal_jax.train.loop import train
+    from xmodal_jax.training.loop import train
     from xmodal_jax.workdir import open_run
 
     path = pathlib.Path(__file__).parents[2] / "configs" / "cmhr_drn.py"

@@ -140,7 +140,10 @@ def test_two_objectives_share_a_ring_of_the_same_keys_only():
     rings = [item.memory(tiny_model(tiny_config()), FACTS) for item in build_objectives(shared).values()]
     assert [set(ring) for ring in rings] == [{KEYS}, {KEYS}]
     again = {"itc": {"queue": 8}, "again": {"kind": "itc", "queue": 8, "bridge": True}}
-    sentence = r"itc \(queue=8, bridge=False\) and .*again \(queue=8, bridge=True\) put different keys .*objectives.again.keys='again'"
+    sentence = (
+        r"itc \(queue=8, bridge=False\) and .*again \(queue=8, bridge=True\) put different keys .*"
+        r"objectives.again.keys='again'"
+    )
     with pytest.raises(UserError, match=sentence):
         build_objectives(again)
     again["again"]["keys"] = "again"

@@ -14,8 +14,8 @@ from xmodal_jax.objectives import build_objectives, parts
 from xmodal_jax.objectives.codes import batch_rows
 from xmodal_jax.objectives.hash_contrast import HashContrast, HashSupCon
 from xmodal_jax.objectives.hashing import HashDistance, HashEuclidean, HashQuality, HashTriplet, euclidean
-from xmodal_jax.train.memory import update_memory
-from xmodal_jax.train.step import create_state, train_step
+from xmodal_jax.training.memory import update_memory
+from xmodal_jax.training.step import create_state, train_step
 
 BITS, RECORDS, SEEN = 8, 12, 9
 LABELS = np.eye(4, dtype=np.float32)[[0, 1, 2, 0, 3, 3, 1, 2]] + np.eye(4, dtype=np.float32)[[0, 1, 2, 1, 3, 3, 1, 2]]
@@ -251,7 +251,7 @@ def test_contrast_and_ranking(arrays, records, step):
 
 
 def ucch_memory(arrays, momentum):
-    """The batch's rows of UCCH's memory after a step, row by row: its networks' outputs and its memory have length one."""
+    """Compute the batch's rows of UCCH's memory after a step: its networks' outputs and its memory have length one."""
     rows = []
     for image, text, index in zip(*np.tanh(arrays["sides"].astype(np.float64)), arrays["batch"]["index"], strict=True):
         fresh = image / np.sqrt(image @ image) + text / np.sqrt(text @ text)
@@ -341,7 +341,7 @@ def test_eight_devices_equal_one(arrays):
 
 
 def test_a_step_of_all_of_them_fits_the_state_and_writes_the_memory(arrays):
-    """Traced, not compiled: the state after a step has the shapes of the one before. The table is as `update_memory` leaves it."""
+    """Traced, not compiled: the state after a step has the shapes of the one before; the table is left as it is."""
     section = HASHING | {"hash_contrast": {"table": FACTS.records, "negatives": 5}}
     recipe = tiny_recipe(tiny_config(joint={"bits": 16, "nested": (8,)}, objectives=section))
     used = parts(recipe.objectives)

@@ -10,11 +10,11 @@ import torch
 from given import Given, unit
 from tiny import FACTS, ROWS, tiny_batch, tiny_config, tiny_model
 
-from xmodal_jax.config import MeshConfig
 from xmodal_jax.errors import UserError
 from xmodal_jax.objectives import build_objectives
 from xmodal_jax.objectives.contrastive import ITC, KEYS, direction, hard_targets, soft_cross_entropy
 from xmodal_jax.parallel.mesh import make_mesh
+from xmodal_jax.settings import MeshConfig
 from xmodal_jax.types import NEVER
 
 EMBED, QUEUE, FILLED = 6, 10, 7
@@ -22,7 +22,7 @@ EMBED, QUEUE, FILLED = 6, 10, 7
 
 @pytest.fixture(scope="module")
 def arrays():
-    """Embeddings of student, teacher and a queue of 10 rows of which 7 are filled, two with an id or caption of the batch."""
+    """Embeddings of student, teacher and a queue of 10 rows, 7 filled, two with an id or caption of the batch."""
     draw = np.random.default_rng(3)
     batch = tiny_batch()
     ring = {"image": unit(draw, QUEUE, EMBED), "text": unit(draw, QUEUE, EMBED)}

@@ -13,7 +13,7 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.objectives import build_objectives
 from xmodal_jax.objectives.fused import Fused
 from xmodal_jax.objectives.multiview import MVJRC
-from xmodal_jax.train.memory import start
+from xmodal_jax.training.memory import start
 from xmodal_jax.types import NEVER
 
 EMBED, QUEUE, FILLED, HEAT = 6, 7, 5, 0.2

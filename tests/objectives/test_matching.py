@@ -104,7 +104,7 @@ def computed(sides):
     for name in ("binary", "listwise"):
         objective = ITM(negatives=2, loss=name)
 
-        def loss(image, text):
+        def loss(image, text, objective=objective):
             term = objective(forward(image, text), batch, key)
             return term.mean(), term
 

@@ -1,17 +1,17 @@
-"""Negatives inside groups: on eight devices no token leaves its device, by the compiled program, and the loss is the same."""
+"""Negatives inside groups: no token leaves its device in the compiled program of eight, and the loss is the same."""
 
 import jax
 import numpy as np
 import pytest
 from tiny import TOKENS, WIDTH, tiny_batch, tiny_config, tiny_params, tiny_recipe
 
-from xmodal_jax.config import MeshConfig
 from xmodal_jax.objectives import parts
 from xmodal_jax.parallel.mesh import batch_sharding, make_mesh
 from xmodal_jax.parallel.rules import shardings
-from xmodal_jax.plan.collectives import collectives
-from xmodal_jax.plan.hlo import parse_module
-from xmodal_jax.train.step import create_state, total_loss
+from xmodal_jax.planning.collectives import collectives
+from xmodal_jax.planning.hlo import parse_module
+from xmodal_jax.settings import MeshConfig
+from xmodal_jax.training.step import create_state, total_loss
 
 ROWS = 32
 

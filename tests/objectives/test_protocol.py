@@ -16,8 +16,8 @@ from xmodal_jax.config_file import freeze
 from xmodal_jax.errors import UserError
 from xmodal_jax.objectives import build_objectives, fit_objectives, parts
 from xmodal_jax.objectives.base import Objective, Steps, Term, row_weight, steps_of
-from xmodal_jax.train.memory import refresh
-from xmodal_jax.train.step import create_state, train_step
+from xmodal_jax.training.memory import refresh
+from xmodal_jax.training.step import create_state, run_objectives, term_metrics, train_step
 from xmodal_jax.types import DataFacts
 
 PACKAGE = pathlib.Path(xmodal_jax.__file__).parent
@@ -175,12 +175,20 @@ def test_two_entries_of_one_kind_keep_their_fields_apart():
     config = tiny_config(objectives=two, text={"dropout": 0.0})
     recipe = tiny_recipe(config)
     state = create_state(recipe, tiny_params(recipe.model, 0, parts(recipe.objectives)), 0)
-    _, metrics = jax.jit(functools.partial(train_step, recipe))(state, tiny_batch())
+
+    def losses_of(objectives):
+        own = type(recipe)(config, recipe.model, objectives, recipe.optimizer, facts=FACTS)
+
+        def losses(params, state, batch):
+            return term_metrics(run_objectives(own, params, state, batch, jax.random.key(3))[0])
+
+        return jax.jit(losses)(state.params, state, tiny_batch())
+
+    together = losses_of(recipe.objectives)
     for name in two:
-        alone = type(recipe)(config, recipe.model, {name: recipe.objectives[name]}, recipe.optimizer, facts=FACTS)
-        _, own = jax.jit(functools.partial(train_step, alone))(state, tiny_batch())
-        np.testing.assert_allclose(metrics[f"loss/{name}"], own[f"loss/{name}"], rtol=1e-6)
-    assert len({float(metrics[f"loss/{name}"]) for name in two}) == len(two)
+        alone = losses_of({name: recipe.objectives[name]})
+        np.testing.assert_allclose(together[f"loss/{name}"], alone[f"loss/{name}"], rtol=1e-6)
+    assert len({float(together[f"loss/{name}"]) for name in two}) == len(two)
 
 
 @pytest.mark.parametrize(
@@ -242,8 +250,8 @@ def test_a_field_that_is_a_view_of_none_is_refused():
 
 
 def test_a_field_may_be_added_from_the_command_line():
-    from xmodal_jax.config import defaults
     from xmodal_jax.config_file import override
+    from xmodal_jax.settings import defaults
 
     config = defaults()
     config.objectives = FIVE

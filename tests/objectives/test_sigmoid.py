@@ -1,4 +1,4 @@
-"""SigLIP against its formula in PyTorch: value and gradient, several positives, a queue; the ring; the bias parameter."""
+"""SigLIP against its formula in PyTorch: value and gradient, several positives, a queue; the ring; the bias."""
 
 import functools
 
@@ -10,10 +10,10 @@ import torch
 from given import Given, unit
 from tiny import ROWS, tiny_batch, tiny_config, tiny_model, tiny_objectives, tiny_params
 
-from xmodal_jax.config import MeshConfig
 from xmodal_jax.objectives import parts
 from xmodal_jax.objectives.sigmoid import SigLIP
 from xmodal_jax.parallel.mesh import make_mesh
+from xmodal_jax.settings import MeshConfig
 from xmodal_jax.types import NEVER
 
 EMBED, QUEUE, FILLED = 6, 8, 5
@@ -22,7 +22,7 @@ CASES = {"paper": {}, "queue": {"queue": QUEUE}, "teacher keys and queue": {"que
 
 @pytest.fixture(scope="module")
 def arrays():
-    """Embeddings of student, teacher and a queue of 8 rows of which 5 are filled, two with an id or caption of the batch."""
+    """Embeddings of student, teacher and a queue of 8 rows, 5 filled, two with an id or caption of the batch."""
     draw = np.random.default_rng(4)
     batch = tiny_batch()  # rows 0 and 1 have one caption
     ring = {"image": unit(draw, QUEUE, EMBED), "text": unit(draw, QUEUE, EMBED)}
@@ -34,7 +34,7 @@ def arrays():
 
 
 def reference(image, text, temperature, bias, arrays, queue=0, student_keys=True):
-    """-sum log sigmoid(z (t x.y + b)) / B in PyTorch (Zhai et al. 2023, algorithm 1), both directions; empty rows left out."""
+    """Compute -sum log sigmoid(z (t x.y + b)) / B (Zhai et al. 2023, algorithm 1) both ways, without empty rows."""
     count = FILLED if queue else 0
     match = False
     for name in ("id", "text/key"):

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from xmodal_jax.config import MeshConfig
 from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.mesh import AXES, batch_sharding, make_mesh, mesh_of, put_like, replicated, split_rows, to_host
+from xmodal_jax.settings import MeshConfig
 
 
 @pytest.mark.parametrize(
@@ -117,12 +117,13 @@ def test_meshes_that_split_a_torus_axis_and_span_slices():
     """On TPU topologies that are not here; in a process of its own, for libtpu reads its environment when it starts."""
     pytest.importorskip("libtpu")
     from xmodal_jax.parallel.chips import parse_topology
-    from xmodal_jax.plan.command import child_environment
+    from xmodal_jax.planning.command import child_environment
 
     two = parse_topology("v6e:4x4x2slices")
     program = (
-        "from xmodal_jax.parallel.chips import parse_topology as p; from xmodal_jax.plan.program import topology_devices as d\n"
-        "from xmodal_jax.parallel.mesh import make_mesh; from xmodal_jax.config import MeshConfig\n"
+        "from xmodal_jax.parallel.chips import parse_topology as p\n"
+        "from xmodal_jax.planning.program import topology_devices as d\n"
+        "from xmodal_jax.parallel.mesh import make_mesh; from xmodal_jax.settings import MeshConfig\n"
         "mesh = make_mesh(MeshConfig(4, 8, 1), d(p('v6e:4x4x2slices'))).devices\n"
         "print([sorted({x.slice_index for x in row.flat}) for row in mesh])"
     )

@@ -1,4 +1,4 @@
-"""Joining and leaving a job of several processes. Their losses: tests/train/test_across_processes.py."""
+"""Joining and leaving a job of several processes. Their losses: tests/training/test_across_processes.py."""
 
 import os
 import pathlib

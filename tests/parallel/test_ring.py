@@ -18,7 +18,6 @@ import pytest
 from given import unit
 from tiny import tiny_batch, tiny_config, tiny_objectives, tiny_params, tiny_recipe
 
-from xmodal_jax.config import MeshConfig
 from xmodal_jax.errors import UserError
 from xmodal_jax.objectives import parts
 from xmodal_jax.objectives.base import same
@@ -28,8 +27,9 @@ from xmodal_jax.parallel import ring
 from xmodal_jax.parallel.mesh import batch_sharding, make_mesh
 from xmodal_jax.parallel.ring import Sigmoid, Softmax, contrast
 from xmodal_jax.parallel.rules import shardings
-from xmodal_jax.train.memory import update_memory
-from xmodal_jax.train.step import create_state, total_loss
+from xmodal_jax.settings import MeshConfig
+from xmodal_jax.training.memory import update_memory
+from xmodal_jax.training.step import create_state, total_loss
 from xmodal_jax.types import NEVER
 
 BENCHMARK = pathlib.Path(__file__).parents[2] / "benchmarks" / "contrastive_memory.py"
@@ -47,7 +47,7 @@ SMALL = {"image": {"kind": "features", "neck_layers": 0}, "text": {"layers": 1}}
 
 
 def records(case, dtype=np.float32):
-    """Rows, keys and queue of a case; ids and captions repeat across devices and in the queue, 5 queue rows are empty."""
+    """Draw rows, keys and a queue; ids and captions repeat across devices and in the queue, 5 queue rows are empty."""
     _, soft, size, _ = CASES[case]
     draw = np.random.default_rng(7)
 
@@ -65,7 +65,7 @@ def records(case, dtype=np.float32):
 
 
 def value_and_grads(case, run, given):
-    """Per-row losses, hits, and gradients for query, keys, teacher, queue and scalars of a weighted sum of the losses."""
+    """Return row losses, hits and the gradients of a weighted sum for query, keys, teacher, queue and scalars."""
     rows, keys, queue = given
     weight = np.random.default_rng(1).normal(size=ROWS).astype(np.float32)
     second = {"alpha": jnp.float32(0.4)} if CASES[case][0] == Softmax() else {"bias": jnp.float32(-1.5)}

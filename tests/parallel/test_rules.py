@@ -1,4 +1,4 @@
-"""Rules on paths: trailing axes, indivisible axes stay whole, and one rule for a parameter, its teacher and its slots."""
+"""Rules on paths: trailing axes, indivisible axes stay whole, one rule for a parameter, its teacher and its slots."""
 
 import functools
 import re
@@ -10,10 +10,10 @@ import pytest
 from jax.sharding import PartitionSpec
 from tiny import tiny_config, tiny_params, tiny_recipe
 
-from xmodal_jax.config import MeshConfig
 from xmodal_jax.parallel.mesh import make_mesh
 from xmodal_jax.parallel.rules import path_name, pin_rows, place, placements, shardings, whole
-from xmodal_jax.train.step import create_state
+from xmodal_jax.settings import MeshConfig
+from xmodal_jax.training.step import create_state
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def run_of():
     """The abstract run of a config on 2 x 2 x 2 devices, made once."""
     from xmodal_jax.assemble import assemble_without_data
     from xmodal_jax.config_file import freeze, load
-    from xmodal_jax.train.loop import make_run
+    from xmodal_jax.training.loop import make_run
 
     @functools.cache
     def make(config: str):

@@ -70,7 +70,7 @@ def members(tmp_path):
 @pytest.mark.slow  # its times are those of a machine that is not overloaded
 @pytest.mark.parametrize("stopped", [True, False], ids=["stopped", "hangs"])
 def test_a_stuck_process_is_named_with_its_stage_and_ends_the_job(members, stopped):
-    """Process 2 of 4 is stopped, all its threads with it, or hangs in one thread; the latter it finds out by itself too."""
+    """Process 2 of 4 is stopped with all its threads, or hangs in one thread, which it finds out by itself too."""
     processes = members()
     while (line := processes[2].stderr.readline()) != "here\n":
         assert line, "process 2 ended"

@@ -215,6 +215,7 @@ def test_hits_are_cards_in_a_notebook(tiny_index):
     assert shown.count("<figure") == 2 and shown.count('src="data:image/png;base64,') == 1
     assert "a &lt;b&gt;cat&lt;/b&gt;" in shown and "<b>cat" not in shown and "a &quot;dog&quot;" in shown
     assert "<b>0.500</b> k0" in hits[0]._repr_html_()
+    assert isinstance(Hits(hits)[:1], Hits) and Hits(hits)[1] is hits[1]
     assert Hit(3, 12.0, {}, "codes")._repr_html_().count("12 bits") == 1 and Hits()._repr_html_()
     odd = Hit(0, 0.5, {"key": "<i>", "captions": ["x"], "thumbnail": "PHNjcmlwdD4="})._repr_html_()
     assert "<img" not in odd and "&lt;i&gt;" in odd

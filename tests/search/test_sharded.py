@@ -3,12 +3,12 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from xmodal_jax.config import MeshConfig
 from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.mesh import make_mesh
 from xmodal_jax.search import codes, writer
 from xmodal_jax.search.index import Index
 from xmodal_jax.search.sharded import ShardedIndex
+from xmodal_jax.settings import MeshConfig
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmodal_jax.config import Config
 from xmodal_jax.data.evaluation import Side
 from xmodal_jax.encode.apply import apply
 from xmodal_jax.encode.token_cache import TokenCaches
@@ -18,6 +17,7 @@ from xmodal_jax.models.crossmodal import CrossModal
 from xmodal_jax.models.heads import l2_normalize
 from xmodal_jax.models.scorer import ScorerConfig
 from xmodal_jax.parallel.mesh import filled, mesh_of, replicated, split_rows, to_host
+from xmodal_jax.settings import Config
 from xmodal_jax.types import Array, Params
 
 

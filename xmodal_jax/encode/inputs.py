@@ -1,9 +1,10 @@
-"""What a user has in hand (paths, Pillow pictures, arrays, strings) -> what the encoders of a run take."""
+"""Read what a user has in hand (paths, Pillow pictures, arrays, strings) as inputs of a run's encoders; encode it."""
 
+import functools
 import io
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,14 +13,16 @@ import numpy as np
 
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.image import eval_image
-from xmodal_jax.data.readers import InputSpec, Reader, reader_classes
+from xmodal_jax.data.readers import InputSpec, Reader, picture_of_file, reader_classes
 from xmodal_jax.encode.embed import Embedded, Embedder
-from xmodal_jax.encode.files import read_files
+from xmodal_jax.encode.towers import tower_encoder
 from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.mesh import filled
 
-BLOCK = 32  # inputs encoded together: one compiled shape for any number of them
+BLOCK = 32  # inputs encoded together
 THREADS = 4  # that decode pictures
+loaded_tower = functools.cache(tower_encoder)  # once in a process: its program is compiled for each that is made
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
 def reader_of(assembly: Assembly, field: str) -> tuple[type[Reader], InputSpec]:
@@ -31,20 +34,25 @@ def reader_of(assembly: Assembly, field: str) -> tuple[type[Reader], InputSpec]:
 
 
 def read_inputs(assembly: Assembly, field: str, inputs: Sequence[Any]) -> np.ndarray:
-    """Turn inputs into what the encoder of a field takes, [n,...].
+    """Read inputs of a field as its encoder takes them, [n,...].
+
+    Words become token ids int32 [n,L], pictures uint8 [n,S,S,3]. An encoder of cached tokens takes those of the frozen
+    tower behind each cache, float16 [n,N,D], at that cache's size.
 
     Args:
       inputs: strings of a field of words; paths of files; of a field of pictures also Pillow pictures and arrays uint8
         [H,W], [H,W,3] or [H,W,4].
 
     Raises:
-      UserError: an input that cannot be read, or that is of another kind.
+      UserError: an input that cannot be read or is of another kind, or a cache whose frozen tower is not known here
+        (features that another program computed can only be read from the data set).
     """
     reader, spec = reader_of(assembly, field)
     if reader.worded:
         return _token_ids(spec, field, inputs)
-    if spec.cached or not any(map(_is_picture, inputs)):
-        return read_files(assembly, field, [_as_path(one, field) for one in inputs])
+    if spec.cached:
+        made = [_tokens(encode, size, inputs) for encode, size in _towers(assembly)]
+        return np.concatenate(made, axis=1)
     with ThreadPoolExecutor(THREADS) as pool:
         return np.stack(list(pool.map(lambda one: _one(reader, spec, field, one), inputs)))
 
@@ -60,31 +68,35 @@ def _token_ids(spec: InputSpec, field: str, inputs: Sequence[Any]) -> np.ndarray
     return spec.tokenizer.encode(list(inputs), spec.size)
 
 
-def _is_picture(value: Any) -> bool:
+def _one(reader: type[Reader], spec: InputSpec, field: str, value: Any) -> np.ndarray:
+    """Read one input of a field that has no words."""
+    if is_picture(value) and reader.mirrored:
+        return picture_of(value, spec.size)
+    if not isinstance(value, (str, os.PathLike)):
+        raise UserError(f"the field '{field}' takes paths of files, and one input is {type(value).__name__}")
+    return reader.of_file(pathlib.Path(value), spec)
+
+
+def is_picture(value: Any) -> bool:
     """Return True for a picture in memory: an array, or a Pillow picture."""
     return isinstance(value, np.ndarray) or hasattr(value, "convert")
 
 
-def _as_path(value: Any, field: str) -> pathlib.Path:
-    """Return a path. Raises UserError for anything else."""
+def picture_of(value: Any, size: int) -> np.ndarray:
+    """Read a picture, in memory or in a file, as evaluation does, uint8 [S,S,3]."""
+    if is_picture(value):
+        return eval_image(size)(picture_bytes(value))
     if not isinstance(value, (str, os.PathLike)):
-        raise UserError(f"the field '{field}' takes paths of files here, and one input is {type(value).__name__}")
-    return pathlib.Path(value)
-
-
-def _one(reader: type[Reader], spec: InputSpec, field: str, value: Any) -> np.ndarray:
-    """Return one picture, in memory or in a file, as the encoder takes it."""
-    if _is_picture(value) and reader.mirrored:
-        return eval_image(spec.size)(picture_bytes(value))
-    return reader.of_file(_as_path(value, field), spec)
+        raise UserError(f"a picture is a path, a Pillow picture or an array, and one input is {type(value).__name__}")
+    return picture_of_file(pathlib.Path(value), size)
 
 
 def picture_bytes(value: Any) -> bytes:
     """Return a Pillow picture, or an array uint8 [H,W], [H,W,3] or [H,W,4], as a PNG without compression.
 
-    So a picture in memory goes through the same decoding, background and resizing as one in a file.
+    So a picture in memory goes through the same decoding, turning, background and resizing as one in a file.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     if isinstance(value, np.ndarray):
         if value.dtype != np.uint8 or value.ndim not in (2, 3) or value.ndim == 3 and value.shape[2] not in (3, 4):
@@ -93,22 +105,53 @@ def picture_bytes(value: Any) -> bytes:
             )
         value = Image.fromarray(value)
     out = io.BytesIO()
-    try:
-        (value if value.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else value.convert("RGB")).save(
-            out, "PNG", compress_level=0
-        )
-    except (OSError, ValueError) as error:  # a Pillow picture decodes its file when it is first used
+    try:  # a Pillow picture decodes its file when it is first used
+        upright = ImageOps.exif_transpose(value)
+        (upright if upright.mode in PNG_MODES else upright.convert("RGB")).save(out, "PNG", compress_level=0)
+    except (OSError, ValueError, SyntaxError) as error:
         raise UserError(f"a picture cannot be read ({error}); open it anew, or write its path") from error
     return out.getvalue()
+
+
+def _towers(assembly: Assembly) -> list[tuple[Callable[[np.ndarray], np.ndarray], int]]:
+    """Load the frozen tower behind each feature cache of a run, with the size of its pictures in pixels."""
+    if not assembly.caches:
+        raise UserError(
+            "run.json does not say which frozen towers made its feature caches; "
+            "run `xmodal train` on that --workdir again"
+        )
+    return [(loaded_tower(cache["tower"]), cache["size"]) for cache in assembly.caches]
+
+
+def _tokens(encode: Callable[[np.ndarray], np.ndarray], size: int, pictures: Sequence[Any]) -> np.ndarray:
+    """Compute float16 tokens [n,N,D] of one frozen tower, as `data.features.write_features` stores them."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        pixels = np.stack(list(pool.map(lambda one: picture_of(one, size), pictures)))
+    return encode(filled(pixels, block_size(len(pixels))))[: len(pixels)].astype(np.float16)
+
+
+def block_size(count: int) -> int:
+    """Return the rows that so many inputs are encoded with: a power of two, at most `BLOCK`.
+
+    So any number of inputs needs few compiled programs, and a single query does not pay for a whole block.
+    """
+    return min(BLOCK, 1 << max(count - 1, 0).bit_length())
 
 
 def encode_blocks(
     assembly: Assembly, embedder: Embedder, field: str, inputs: Sequence[Any], tokens: bool = False
 ) -> Iterator[Embedded]:
-    """Encode inputs of a field, `BLOCK` at a time; the last block is filled up, so that one program serves all."""
+    """Encode inputs of a field in blocks; the last is filled up, so that one program serves all."""
     reader_of(assembly, field)  # refuses a field that is not there
-    encoder = assembly.config.data.fields[field].encoder
-    for start in range(0, len(inputs), BLOCK):
-        rows = read_inputs(assembly, field, inputs[start : start + BLOCK])
-        real, found = len(rows), embedder.rows(encoder, filled(rows, BLOCK), tokens)
-        yield Embedded(**jax.tree.map(lambda x, real=real: x[:real], vars(found)))
+    size = block_size(len(inputs))
+    for start in range(0, len(inputs), size):
+        rows = read_inputs(assembly, field, inputs[start : start + size])
+        yield encode_rows_of(assembly, embedder, field, rows, size, tokens)
+
+
+def encode_rows_of(
+    assembly: Assembly, embedder: Embedder, field: str, rows: np.ndarray, size: int, tokens: bool = False
+) -> Embedded:
+    """Encode rows that were read for a field, filled up to `size` rows."""
+    real, found = len(rows), embedder.rows(assembly.config.data.fields[field].encoder, filled(rows, size), tokens)
+    return Embedded(**jax.tree.map(lambda x: x[:real], vars(found)))

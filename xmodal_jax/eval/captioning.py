@@ -1,20 +1,19 @@
 """Write captions for picture files, or for a whole split with their scores against the true ones."""
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from xmodal_jax.assemble import Assembly
-from xmodal_jax.config import Config
 from xmodal_jax.data.evaluation import EvalSplit, eval_split
 from xmodal_jax.data.taxonomy import Taxonomy
 from xmodal_jax.encode.embed import Embedder
-from xmodal_jax.encode.files import read_files
+from xmodal_jax.encode.inputs import encode_blocks
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.caption import caption_scores
 from xmodal_jax.eval.generate import write_captions
 from xmodal_jax.eval.zeroshot import naming_accuracy, record_labels
 from xmodal_jax.origin import refuse_trained
+from xmodal_jax.settings import Config
 from xmodal_jax.types import Params
 
 BLOCK = 32  # pictures encoded and captioned together
@@ -34,19 +33,16 @@ def decoded_pair(config: Config) -> tuple[str, str]:
     return read, written
 
 
-def caption_files(assembly: Assembly, params: Params, paths: Sequence[str | os.PathLike], beam: int = 3) -> list[str]:
-    """Write one caption per picture file.
+def caption_files(assembly: Assembly, params: Params, pictures: Sequence[Any], beam: int = 3) -> Iterator[str]:
+    """Yield one caption for each picture: a path, a Pillow picture or an array.
 
-    Raises UserError for a run without a decoder and, by name, for an unreadable file.
+    Raises UserError for a run without a decoder and for a picture that cannot be read, by name.
     """
     refuse_uncaptioned(params, beam)
-    embedder, captions = Embedder(assembly.model, params), []
-    for start in range(0, len(paths), BLOCK):
-        inputs = read_files(assembly, decoded_pair(assembly.config)[0], paths[start : start + BLOCK])
-        tokens = embedder.rows(assembly.config.fusion.pair[0], inputs).tokens
-        assert tokens is not None, "rows keep their tokens unless told otherwise"
-        captions += write_captions(assembly, params, tokens, beam)
-    return captions
+    field = decoded_pair(assembly.config)[0]
+    for part in encode_blocks(assembly, Embedder(assembly.model, params), field, pictures, tokens=True):
+        assert part.tokens is not None  # they were asked for
+        yield from write_captions(assembly, params, part.tokens, beam)
 
 
 def caption_split(

@@ -9,7 +9,6 @@ import numpy as np
 
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.checks import refuse_few_pictures, refuse_unfit_evaluation
-from xmodal_jax.config import EvalConfig
 from xmodal_jax.data.card import Card, ceiling
 from xmodal_jax.data.columns import Texts
 from xmodal_jax.data.evaluation import EvalSplit, eval_split
@@ -24,6 +23,7 @@ from xmodal_jax.eval import code_tables, folds, rerank, retrieval
 from xmodal_jax.eval.hashing import Labelled
 from xmodal_jax.origin import refuse_trained
 from xmodal_jax.search.numpy_engine import unit_rows
+from xmodal_jax.settings import EvalConfig
 from xmodal_jax.types import Params
 
 TRAIN_RECORDS = 1000  # of the training split, to choose the weight of the ITM score on

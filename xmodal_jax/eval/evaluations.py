@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from xmodal_jax.config import Config
 from xmodal_jax.config_build import build, limited
 from xmodal_jax.data.card import Card
 from xmodal_jax.errors import UserError
@@ -14,6 +13,7 @@ from xmodal_jax.eval.captioning import caption_split
 from xmodal_jax.eval.evaluate import Evaluator
 from xmodal_jax.eval.zeroshot import TEMPLATES, classes_of, classified_pair, classify, refuse_odd_template
 from xmodal_jax.plugins import find_class
+from xmodal_jax.settings import Config
 
 Numbers = dict[str, Any]  # numbers, or numbers by name, however deep
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.assemble import Assembly
-from xmodal_jax.config import Config
 from xmodal_jax.data.captions import words
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.config import DataConfig
@@ -31,6 +30,7 @@ from xmodal_jax.parallel.mesh import local_mesh
 from xmodal_jax.search import topk
 from xmodal_jax.search.dense import inner_product, resident, unit_rows
 from xmodal_jax.search.numpy_engine import refuse_unsearchable
+from xmodal_jax.settings import Config
 from xmodal_jax.types import Params
 
 TEMPLATES = (

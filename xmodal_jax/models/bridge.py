@@ -56,9 +56,12 @@ class Bridge(nn.Module):
         if self.kind == "gate":
             return self._gamma("gamma").astype(dtype) * jax.nn.sigmoid(self._mlp(teacher)) * teacher
         params: Params = self.param("attention", attention_params, self.width)
-        asks = layer_norm(params["norm"], teacher)
-        both = jnp.concatenate([layer_norm(params["norm"], student.astype(dtype)), asks], axis=1)
+
+        def norm(tokens: Array) -> Array:
+            return layer_norm(params["norm"], tokens)
+
+        both = jnp.concatenate([norm(student.astype(dtype)), norm(teacher)], axis=1)
         look = None if mask is None else jnp.concatenate([mask, mask], axis=1)[:, None, None, :]
         keys, values = (project_heads(params[name], both, self.heads) for name in ("key", "value"))
-        read = self._gamma("gamma").astype(dtype) * attend(params, asks, keys, values, look, self.heads)
+        read = self._gamma("gamma").astype(dtype) * attend(params, norm(teacher), keys, values, look, self.heads)
         return read + self._gamma("gamma_mlp").astype(dtype) * self._mlp(teacher + read)

@@ -8,7 +8,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from xmodal_jax.config import Config
 from xmodal_jax.models.bridge import Bridge
 from xmodal_jax.models.decoder import Decoder
 from xmodal_jax.models.encoder import Encoder
@@ -18,6 +17,7 @@ from xmodal_jax.models.layers import real_tokens
 from xmodal_jax.models.pooling import parse_pool
 from xmodal_jax.models.reasoning import SharedEncoder
 from xmodal_jax.models.scorer import ScorerConfig, Side
+from xmodal_jax.settings import Config
 from xmodal_jax.types import Array, Params
 
 READERS = frozenset({"fusion", "decoder", "bridge"})  # parts that read the neck's tokens
@@ -165,7 +165,7 @@ class CrossModal(nn.Module):
     def temperature(self) -> Array:
         """Return the learned temperature, or the config's if no objective trains it.
 
-        Each update keeps it inside the configured interval (`projected` in train/step.py).
+        Each update keeps it inside the configured interval (`projected` in training/step.py).
         """
         if not self.has_variable("params", "log_temperature"):
             return jnp.float32(self.config.joint.temperature)

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmodal_jax.config import FusionConfig, JointConfig
 from xmodal_jax.config_build import limited
 from xmodal_jax.data.config import DataConfig
 from xmodal_jax.errors import UserError
@@ -30,6 +29,7 @@ from xmodal_jax.models.layers import (
     stack_params,
 )
 from xmodal_jax.models.pooling import POOL_CHOICES, parse_pool
+from xmodal_jax.settings import FusionConfig, JointConfig
 from xmodal_jax.types import Array, DataFacts
 
 REMAT = ("none", "dots", "full", "offload")

@@ -101,10 +101,10 @@ class Projection(nn.Module):
     """The embedding head: tokens -> unit embedding [B,E], by the paths that `pool` names (`pooling.parse_pool`).
 
     "mean" or "cls" is a linear map of pooled features plus, with `hidden`, a two-layer MLP beside it. CCA solves for
-    the linear path, which may start from it (`train/cca.py`); the MLP starts at zero and adds to it. "+attention" adds
-    the output of a learned probe over `tokens`, "+shared" that of an encoder outside (models/reasoning.py); both start
-    at zero. "+gpo", "+max" and "+average" add an aggregator of projected raw tokens, which starts small. "gpo", "max"
-    and "average" are that aggregator alone (Chen et al. 2021, VSE-infinity).
+    the linear path, which may start from it (`training/cca.py`); the MLP starts at zero and adds to it. "+attention"
+    adds the output of a learned probe over `tokens`, "+shared" that of an encoder outside (models/reasoning.py); both
+    start at zero. "+gpo", "+max" and "+average" add an aggregator of projected raw tokens, which starts small. "gpo",
+    "max" and "average" are that aggregator alone (Chen et al. 2021, VSE-infinity).
 
     `groups` splits the N tokens into consecutive parts (several input resolutions, a summary token), each pooled for
     itself by the linear path. `token_hidden` is the width of the MLP of each token beside an aggregator's dense layer.

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from xmodal_jax.config import Config
 from xmodal_jax.config_build import EPOCHS, build
 from xmodal_jax.data.fields import batch_fields
 from xmodal_jax.errors import UserError
@@ -18,6 +17,7 @@ from xmodal_jax.objectives.matching import ITM
 from xmodal_jax.objectives.multiview import MVJRC
 from xmodal_jax.objectives.sigmoid import SigLIP
 from xmodal_jax.plugins import find_class
+from xmodal_jax.settings import Config
 from xmodal_jax.types import DataFacts
 
 OBJECTIVES: dict[str, type[Objective]] = {

@@ -15,13 +15,13 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from xmodal_jax.config import Config
 from xmodal_jax.data.config import PAIR
 from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward, stop
 from xmodal_jax.models.pooling import AGGREGATORS, parse_pool
 from xmodal_jax.objectives.base import Objective, Term, add_all, marks, mean_over, row_weight, same
 from xmodal_jax.objectives.contrastive import KEYS, dense_softmax
+from xmodal_jax.settings import Config
 from xmodal_jax.types import NEVER, Array, Batch, DataFacts
 
 

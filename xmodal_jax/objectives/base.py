@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from xmodal_jax.config import Config
 from xmodal_jax.data.fields import batch_fields
 from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward
 from xmodal_jax.models.crossmodal import CrossModal
+from xmodal_jax.settings import Config
 from xmodal_jax.types import NEVER, Array, Batch, DataFacts, Metrics, Schedule, Steps
 
 

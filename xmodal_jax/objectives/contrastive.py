@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from xmodal_jax.config import Config
 from xmodal_jax.config_build import limited
 from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward, stop
@@ -27,6 +26,7 @@ from xmodal_jax.objectives.base import (
     same,
 )
 from xmodal_jax.parallel.ring import Scalars, Softmax, contrast
+from xmodal_jax.settings import Config
 from xmodal_jax.types import NEVER, Array, Batch, DataFacts
 
 KEYS = "keys"  # name of the ring of the teacher's keys

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from xmodal_jax.config import Config
 from xmodal_jax.config_build import limited
 from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward, stop
@@ -19,6 +18,7 @@ from xmodal_jax.models.heads import l2_normalize
 from xmodal_jax.objectives.base import Steps, Term, add_all, counted, marks, positive, products, ring_marks, same
 from xmodal_jax.objectives.codes import CodeLoss, Losses, Rows, signs
 from xmodal_jax.objectives.contrastive import hard_targets, masked
+from xmodal_jax.settings import Config
 from xmodal_jax.types import NEVER, Array, Batch, DataFacts
 
 

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmodal_jax.config import Config
 from xmodal_jax.config_build import limited
 from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward, stop
 from xmodal_jax.models.layers import every_row, real_tokens
 from xmodal_jax.objectives.base import Paired, Steps, Term, ramped, row_weight
+from xmodal_jax.settings import Config
 from xmodal_jax.types import Array, Batch, DataFacts
 
 MASK, BOS, VOCAB = 103, 1, 30522  # bert-base-uncased; the run's tokenizer sets the fields below

@@ -14,12 +14,12 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from xmodal_jax.config import Config
 from xmodal_jax.config_build import limited
 from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward, named_key, stop
 from xmodal_jax.models.layers import every_row, pick_rows
 from xmodal_jax.objectives.base import Paired, Term, marks, mean_over, products, same
+from xmodal_jax.settings import Config
 from xmodal_jax.types import NEVER, Array, Batch, DataFacts
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from xmodal_jax.config import MeshConfig
 from xmodal_jax.errors import UserError
+from xmodal_jax.settings import MeshConfig
 from xmodal_jax.types import Array
 
 AXES = ("data", "fsdp", "tensor")

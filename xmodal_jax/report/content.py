@@ -14,7 +14,6 @@ import numpy as np
 
 from xmodal_jax import __version__
 from xmodal_jax.assemble import Assembly
-from xmodal_jax.config import Config
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.config import PAIR
 from xmodal_jax.data.evaluation import EvalSplit, Side
@@ -30,7 +29,8 @@ from xmodal_jax.eval.generate import write_captions
 from xmodal_jax.eval.tables import recall_names
 from xmodal_jax.origin import Origin, result_file
 from xmodal_jax.report.floors import Floor, floors_of
-from xmodal_jax.train.log import METRICS_FILE, duration
+from xmodal_jax.settings import Config
+from xmodal_jax.training.log import METRICS_FILE, duration
 from xmodal_jax.types import Params
 from xmodal_jax.workdir import open_run
 

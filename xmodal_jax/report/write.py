@@ -4,10 +4,10 @@ import os
 import pathlib
 from collections.abc import Callable
 
+from xmodal_jax.atomic import write_file
 from xmodal_jax.report.content import gather, unheard
 from xmodal_jax.report.page import page
 from xmodal_jax.report.picture import picture
-from xmodal_jax.whole import write_whole
 
 PAGE, PICTURE = "report.html", "report.png"
 
@@ -29,6 +29,6 @@ def write_report(
     content = gather(workdir, data, say)
     say("drawing")
     made, drawn = page(content), picture(content)
-    write_whole(workdir / PAGE, made)
-    write_whole(workdir / PICTURE, drawn)
+    write_file(workdir / PAGE, made)
+    write_file(workdir / PICTURE, drawn)
     return [workdir / PAGE, workdir / PICTURE]

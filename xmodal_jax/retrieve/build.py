@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.assemble import Assembly
-from xmodal_jax.config import Config
 from xmodal_jax.data.card import CARD_FILE, Card
 from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.evaluation import EvalSplit, Side, eval_split
@@ -26,6 +25,7 @@ from xmodal_jax.encode.token_cache import token_caches
 from xmodal_jax.errors import UserError
 from xmodal_jax.retrieve.origin import remembered_run, remembered_set
 from xmodal_jax.search import files, folder, index, keys, writer
+from xmodal_jax.settings import Config
 from xmodal_jax.types import Params
 
 log = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ def build_index(
 
     Records without one of the fields of the first pair of `eval.pairs` with the field are left out. An item has "key",
     "view", "split", "row" (in the split), "captions" (the first few; for a caption's row itself alone), "thumbnail"
-    (base64 of a small PNG or JPEG; for a caption of the first view of its record) and "data" if the header's is another.
+    (base64 of a small PNG or JPEG; for a caption of its record's first view) and "data" if that is not the header's.
     The header remembers the work directory and the field. Rows are written as they are encoded, a block at a time.
 
     Args:

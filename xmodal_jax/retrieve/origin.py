@@ -13,7 +13,7 @@ from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.card import CARD_FILE, Card
 from xmodal_jax.errors import UserError
 from xmodal_jax.search.index import Index, fingerprint
-from xmodal_jax.train.checkpoint import RUN_FILE
+from xmodal_jax.training.checkpoint import RUN_FILE
 from xmodal_jax.types import Params
 
 

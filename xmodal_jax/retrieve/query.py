@@ -10,7 +10,6 @@ import io
 import logging
 import os
 import pathlib
-import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +18,13 @@ import numpy as np
 
 from xmodal_jax import drawing
 from xmodal_jax.assemble import Assembly
-from xmodal_jax.config import Config, MeshConfig
 from xmodal_jax.data.media import find_file, read_file
 from xmodal_jax.data.readers import has_views, reader_classes
 from xmodal_jax.data.records import PICTURES
 from xmodal_jax.encode.embed import Embedded, Embedder
-from xmodal_jax.encode.files import read_files
+from xmodal_jax.encode.inputs import block_size, encode_rows_of, read_inputs
 from xmodal_jax.errors import UserError
-from xmodal_jax.parallel.mesh import filled, make_mesh
+from xmodal_jax.parallel.mesh import make_mesh
 from xmodal_jax.retrieve.build import kind_in
 from xmodal_jax.retrieve.faiss_backend import FaissIndex, load_faiss
 from xmodal_jax.retrieve.milvus import COLLECTION, MilvusIndex, load_milvus, refuse_bad_uri
@@ -44,6 +42,7 @@ from xmodal_jax.search.backend import Backend
 from xmodal_jax.search.hits import Hit, Hits
 from xmodal_jax.search.index import Index
 from xmodal_jax.search.sharded import ShardedIndex
+from xmodal_jax.settings import Config, MeshConfig
 from xmodal_jax.types import Params
 
 if TYPE_CHECKING:
@@ -57,8 +56,6 @@ BACKENDS = ("jax", "numpy", "sharded", "faiss", "milvus")  # sharded: jax, the r
 SCORES = {"dense": "cosine", "codes": "distance", "match": "match"}
 COLUMNS = 5  # pictures in a row of a contact sheet
 TILE = 168  # px
-BLOCK = 32  # queries that are encoded at once
-PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,45 +274,20 @@ def encoded_queries(
     assembly: Assembly, params: Params, field: str, queries: Sequence[Query], keep_tokens: bool = True
 ) -> Embedded:
     """Encode queries as inputs of a field, in blocks of one compiled shape; warn of unknown words."""
-    encoder, embedder = assembly.config.data.fields[field].encoder, Embedder(assembly.model, params)
-    size, parts = min(BLOCK, 1 << max(len(queries) - 1, 0).bit_length()), []
+    embedder, size, parts = Embedder(assembly.model, params), block_size(len(queries)), []
     for start in range(0, len(queries), size):
         rows = query_inputs(assembly, field, queries[start : start + size])
-        coded = embedder.rows(encoder, filled(rows, size), keep_tokens)
-        parts.append(jax.tree.map(functools.partial(_first, len(rows)), vars(coded)))
-    return Embedded(**jax.tree.map(lambda *x: np.concatenate(x), *parts))
-
-
-def _first(count: int, rows: np.ndarray) -> np.ndarray:
-    """Return the first rows."""
-    return rows[:count]
+        parts.append(encode_rows_of(assembly, embedder, field, rows, size, keep_tokens))
+    return Embedded(**jax.tree.map(lambda *x: np.concatenate(x), *map(vars, parts)))
 
 
 def query_inputs(assembly: Assembly, field: str, queries: Sequence[Query]) -> np.ndarray:
-    """Return queries as their encoder takes them, [n,...]: token ids of words, or files read by the field's reader."""
+    """Return queries as their encoder takes them, [n,...]: token ids of words, or what the field's reader reads."""
     encoder = assembly.config.data.fields[field].encoder
     texts = [query for query in queries if isinstance(query, str)]
     if texts:
         return np.concatenate([encoded_words(assembly.specs[encoder], encoder, text) for text in texts])
-    with tempfile.TemporaryDirectory() as folder:
-        return read_files(assembly, field, [_file_of(query, folder, i) for i, query in enumerate(queries)])
-
-
-def _file_of(query: Query, folder: str, number: int) -> str | os.PathLike:
-    """Return the file of a query; a picture in memory is written to the folder, so that it is read as a file is."""
-    from PIL import Image, ImageOps
-
-    if isinstance(query, str | os.PathLike):
-        return query
-    if isinstance(query, np.ndarray):
-        if query.dtype != np.uint8 or query.ndim not in (2, 3) or query.shape[2:] not in ((), (3,), (4,)):
-            raise UserError(f"a picture is {query.dtype} {list(query.shape)}; give uint8 [height, width, 3]")
-        query = Image.fromarray(query)
-    if not isinstance(query, Image.Image):
-        raise UserError(f"a query is a {type(query).__name__}; give words, the path of a file, or a picture")
-    picture, path = ImageOps.exif_transpose(query), pathlib.Path(folder, f"{number}.png")
-    (picture if picture.mode in PNG_MODES else picture.convert("RGB")).save(path)
-    return path
+    return read_inputs(assembly, field, queries)
 
 
 def as_table(hits: Sequence[Hit]) -> str:

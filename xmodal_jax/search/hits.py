@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 from html import escape
+from typing import SupportsIndex, overload
 
 FRAME = "width:9rem;margin:0;font:12px/1.35 system-ui,sans-serif;overflow-wrap:anywhere"
 PICTURE = "width:100%;aspect-ratio:1;object-fit:contain;background:#fff;border:1px solid #8886;border-radius:4px"
@@ -30,7 +31,7 @@ class Hit:
     @property
     def caption(self) -> str:
         """The first caption of the record, "" where it has none."""
-        return next(iter(self.item.get("captions") or []), "")
+        return str(next(iter(self.item.get("captions") or []), ""))
 
     @property
     def score_text(self) -> str:
@@ -46,7 +47,16 @@ class Hit:
 
 
 class Hits(list[Hit]):
-    """The answers to one query, best first."""
+    """The answers to one query, best first; a slice of them is shown as all are."""
+
+    @overload
+    def __getitem__(self, place: SupportsIndex) -> Hit: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> "Hits": ...
+
+    def __getitem__(self, place: SupportsIndex | slice) -> "Hit | Hits":
+        return Hits(super().__getitem__(place)) if isinstance(place, slice) else super().__getitem__(place)
 
     def _repr_html_(self) -> str:
         """Return the cards of all hits, side by side."""

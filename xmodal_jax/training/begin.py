@@ -1,0 +1,152 @@
+"""Begin in a work directory: hold it, refuse what does not fit the run in it, and describe the run."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import logging
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from xmodal_jax.assemble import Assembly, describe_weights
+from xmodal_jax.atomic import write_file
+from xmodal_jax.errors import UserError
+from xmodal_jax.eval.tables import flat
+from xmodal_jax.models.encoder import EncoderConfig
+from xmodal_jax.models.pixels import PixelConfig
+from xmodal_jax.origin import describe
+from xmodal_jax.parallel.processes import is_first
+from xmodal_jax.settings import Config, as_dict
+from xmodal_jax.training.checkpoint import read_run, write_run
+from xmodal_jax.training.init import read_init
+from xmodal_jax.training.optimizer import refuse_mixed_momentum
+from xmodal_jax.training.state import TrainState
+from xmodal_jax.types import Params
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def only_run(workdir: pathlib.Path) -> Iterator[None]:
+    """Lock the work directory: a second run in it, say of a job that was queued again too early, is refused.
+
+    The lock ends with the process, however it ends. A file system without locks has none.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"'{workdir}' cannot be a work directory ({error.strerror}); write another --workdir"
+        ) from error
+    if not is_first():
+        yield
+        return
+    with (workdir / "lock").open("a", encoding="utf-8") as file:  # not "w": a refused start changes nothing
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is training in '{workdir}'; stop it first, or write another --workdir"
+            ) from None
+        except OSError as error:
+            log.warning("'%s' cannot be locked (%s); see that no other run uses it", workdir, error)
+        yield
+
+
+def refuse_other_tokenizer(assembly: Assembly, workdir: pathlib.Path) -> None:
+    """Refuse to go on with other word ids under the same weights, which nothing else would notice."""
+    for name, own in assembly.own_tokenizers.items():
+        kept = workdir / name
+        if kept.is_file() and kept.read_bytes() != own.path.read_bytes():
+            raise UserError(
+                f"the tokenizer '{own.path}' is not the one that '{workdir}' was trained with; write the "
+                "config.data.path it was trained on, or another --workdir"
+            )
+
+
+def refuse_other_momentum(config: Config, state: TrainState, workdir: pathlib.Path) -> None:
+    """Hold `optimizer.sgd_after` against what the run was last started with; see `refuse_mixed_momentum`."""
+    updates = int(state.step) - int(state.skipped)
+    try:
+        before = flat(read_run(workdir)["config"]).get("optimizer/sgd_after", 0) if updates else 0
+    except UserError:
+        return
+    refuse_mixed_momentum(before, config.optimizer.sgd_after, updates, str(workdir))
+
+
+def is_new(workdir: pathlib.Path) -> bool:
+    """Return True where no checkpoint lies in `workdir`; nothing is created."""
+    return not any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*"))
+
+
+def with_kept_statistics(config: Config, workdir: pathlib.Path) -> Config:
+    """Fill empty statistics of pixels from the run in `workdir`, or a
+    new run's from `config.init`: weights depend on them.
+    """
+    if not is_new(workdir):
+        try:
+            return _with_statistics_of(config, read_run(workdir))
+        except UserError:
+            return config
+    return _with_statistics_of(config, read_init(config.init)) if config.init else config
+
+
+def _with_statistics_of(config: Config, description: dict[str, Any]) -> Config:
+    """Return the config with the statistics of another run's description where it leaves them empty."""
+    try:
+        kept: dict[str, Any] = description["config"]["encoders"]
+        return dataclasses.replace(
+            config, encoders={name: _kept_pixels(own, kept.get(name, {})) for name, own in config.encoders.items()}
+        )
+    except (KeyError, TypeError, AttributeError):
+        return config
+
+
+def _kept_pixels(own: EncoderConfig, kept: dict[str, Any]) -> Any:
+    """Return an encoder's config with the statistics of pixels in `kept`, where it leaves its own empty."""
+    if (
+        not isinstance(own, PixelConfig)
+        or kept.get("kind") != own.kind
+        or not (kept.get("pixel_mean") and kept.get("pixel_std"))
+    ):
+        return own
+    mean, std = own.pixel_mean or tuple(kept["pixel_mean"]), own.pixel_std or tuple(kept["pixel_std"])
+    return dataclasses.replace(own, pixel_mean=mean, pixel_std=std)
+
+
+def say_short_run(config: Config) -> None:
+    """Say that a run ends inside its warm-up: its learning rate never reaches `lr`."""
+    warmup = config.optimizer.warmup
+    if config.steps < warmup:
+        log.warning(
+            "config.optimizer.warmup is %d and config.steps %d: the learning rate only climbs, to %.2g %% of "
+            "config.optimizer.lr; write a shorter warm-up to reach it",
+            warmup,
+            config.steps,
+            100 * config.steps / warmup,
+        )
+
+
+def changed_fields(config: Config, workdir: pathlib.Path) -> str:
+    """Return in words what this start changes of the config that the run was last started with; "" for nothing."""
+    try:
+        before = flat(read_run(workdir)["config"])
+    except UserError:
+        return ""
+    now = flat(json.loads(json.dumps(as_dict(config))))
+    other = [
+        f"{name.replace('/', '.')} {before.get(name)} -> {value}"
+        for name, value in now.items()
+        if before.get(name) != value
+    ]
+    return f"; changed since its last start: {', '.join(other)}" if other else ""
+
+
+def keep_description(assembly: Assembly, params: Params, workdir: pathlib.Path) -> None:
+    """Write run.json and the tokenizers of no installed package, so that the weights can be used without the data."""
+    for name, own in assembly.own_tokenizers.items():
+        if own.path.resolve() != (workdir / name).resolve():
+            write_file(workdir / name, own.path.read_bytes())
+    weights = {"weights": describe_weights(assembly, params)}
+    write_run(workdir, assembly.describe() | weights | {"data": describe(assembly.config, workdir)})
