@@ -9,7 +9,7 @@ import pytest
 from blocks import ROOT
 
 from xmodal_jax.cli import parser
-from xmodal_jax.config import Config
+from xmodal_jax.settings import Config
 from xmodal_jax.eval.evaluations import EVALUATIONS
 from xmodal_jax.models import ENCODERS
 from xmodal_jax.models.scorer import SCORERS
