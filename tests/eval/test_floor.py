@@ -152,8 +152,6 @@ def test_rows_are_written_and_read(data):
     reported = floors_of(folder, "test", ["R@1"], right)[1:]
     wanted = [f"CCA on hand features, {row['view']}" for row in rows]
     assert [own.name for own in reported] == wanted, "the report reads the same lines"
-        "the report reads the same lines"
-    )
     assert reported[0].i2t["R@1"] == rows[0]["i2t"]["R@1"]
 
 
