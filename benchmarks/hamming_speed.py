@@ -9,7 +9,7 @@ medians and their ratio to faiss go into FILE as JSON. Answers are compared: dis
 the hardest case for a threshold: most rows are equally far. Building (copying the rows into each searcher) is not
 timed.
 
-faiss: pip install 'xmodal_jax[index]'. NumPy alone is left out above `--numpy-rows` rows x queries.
+faiss: pip install -e '.[index]'. NumPy alone is left out above `--numpy-rows` rows x queries.
 """
 
 import argparse

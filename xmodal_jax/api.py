@@ -114,9 +114,10 @@ class Tables(dict):
     """The numbers of an evaluation; printed, they are the tables of `xmodal eval`."""
 
     def __str__(self) -> str:
+        from xmodal_jax.eval.floor import floor_lines, floor_rows
         from xmodal_jax.eval.tables import as_text
 
-        return as_text(self)
+        return "\n".join([as_text(self), *floor_lines(self, floor_rows(self["data"], self["split"]))])
 
 
 @dataclass(frozen=True)
@@ -257,6 +258,16 @@ class TrainedRun:
         if keep:
             self.write_result("classify", result)
         return result
+
+    def measure_floor(self, split: str = "", say: Say = _silent) -> None:
+        """Measure linear CCA between hand features on the run's data set, for `evaluate` and the report to show.
+
+        Written to DATA/floors.jsonl, for a split and the run's languages; half a minute for two thousand pictures.
+        """
+        from xmodal_jax.eval.floor import write_floor
+
+        data = self.config.eval_data
+        write_floor(data.path, split or data.eval_split, data.languages, say, data.split)
 
     def write_result(self, kind: str, result: Mapping[str, Any]) -> pathlib.Path:
         """Write a result of `evaluate` ("eval") or `classify` ("classify") to the work directory; return the file."""

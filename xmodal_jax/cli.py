@@ -259,6 +259,8 @@ def _run_parsers(verbs: Any) -> None:
     test = _command(verbs, "eval", "print and keep retrieval, re-ranking, codes and MAP", commands.evaluate_run)
     test.add_argument("--workdir", required=True, help=WORKDIR_HELP)
     _data_flags(test)
+    said = "measure linear CCA between hand features on this data first, and show it beside the run"
+    test.add_argument("--floor", action="store_true", help=said)
     said = "zero-shot classification over the labels of the data set"
     sort = _command(verbs, "classify", said, commands.classify_run)
     sort.add_argument("--workdir", required=True, help=WORKDIR_HELP)

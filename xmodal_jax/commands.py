@@ -167,6 +167,8 @@ def say(text: str) -> None:
 def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Print and keep the tables of a run."""
     run = opened(args, overrides)
+    if args.floor:
+        run.measure_floor(args.split, say)
     result = run.evaluate(args.split, args.allow_trained, say, keep=False)
     print(result)  # before it is written: a folder that cannot be written does not lose it
     print(f"wrote {run.write_result('eval', result)}")

@@ -288,7 +288,7 @@ def test_torn_and_foreign_files_are_refused(dcmh, dcmht, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="--images goes with paths of pictures"):
         mat_source(dcmh, images=folder)
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(UserError, match=r"version 7.3 and needs h5py: pip install 'xmodal_jax\[mat\]'"):
+    with pytest.raises(UserError, match=r"version 7.3 and needs h5py: pip install -e '.\[mat\]'"):
         mat_source(dcmh)
 
 

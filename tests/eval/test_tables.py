@@ -139,3 +139,12 @@ def test_a_real_result_reads_the_same_from_its_file(tiny_run):
     assert "12 records, 24 captions" in text and "16-bit codes" in text and "MAP@ALL random" in text
     assert text.count("ITM re-ranks the best 8") == 3  # two views and their mean
     assert max(len(line) for line in text.splitlines()) < 160
+
+
+def test_a_set_that_re_ranking_makes_worse_is_told():
+    result = result_of()
+    assert tables.worse_reranked(result) == []
+    for row in result["mean"]["rerank"].values():
+        row["rSum"] = result["mean"]["itc"]["rSum"] - 5.0
+    (said,) = tables.worse_reranked(result)
+    assert "Re-ranking makes this set worse" in said and said in tables.notes(result)

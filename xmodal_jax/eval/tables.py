@@ -191,7 +191,7 @@ def notes(result: Tables) -> list[str]:
     said += origin.notes(result)
     if result["mean"].get("rerank"):
         said.append(f"Re-ranking: {combination(result)}.")
-        said += ["Seconds: scoring the pairs of both directions.", *cut_shortlists(result)]
+        said += ["Seconds: scoring the pairs of both directions.", *cut_shortlists(result), *worse_reranked(result)]
     if result.get("folds", [0])[0]:
         said.append(folds_note(*result["folds"]))
     if any("labels" in tables for _, tables in sections(result)):
@@ -232,6 +232,14 @@ def cut_shortlists(result: Tables) -> list[str]:
     asked, longest = result.get("rerank", []), max(map(int, result["mean"]["rerank"]))
     above = [str(k) for k in asked if k > longest]
     return [f"Re-ranking the best {', '.join(above)} was asked for; the gallery ends at {longest}."] if above else []
+
+
+def worse_reranked(result: Tables) -> list[str]:
+    """Return a sentence if no shortlist that was re-ranked is better than the embeddings alone."""
+    alone, best = result["mean"]["itc"]["rSum"], max(own["rSum"] for own in result["mean"]["rerank"].values())
+    if best >= alone:
+        return []
+    return [f"Re-ranking makes this set worse (rSum {alone:.1f} -> {best:.1f} at best): search it without --rerank."]
 
 
 def folds_note(count: int, pictures: int) -> str:

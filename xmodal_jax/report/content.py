@@ -162,7 +162,7 @@ def gather(workdir: pathlib.Path, data: str = "", say: Callable[[str], None] = u
             curves=curves(lines),
             evaluations=evaluations(lines),
             result=result,
-            floors=floors_of(card, split, recall_names(result), workdir, right, found.pair),
+            floors=floors_of(config.data.path, split, recall_names(result), right, found.pair),
             view=found.view if left.pictured else "",
             to_left=queries(asks, right_rows, left, left_rows, right[1], TO_LEFT),
             to_right=queries(left, left_rows, asks, right_rows, right[0], TO_RIGHT),

@@ -33,7 +33,7 @@ def plot_curves(workdir: str | pathlib.Path, path: str | os.PathLike) -> pathlib
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("learning curves need the package matplotlib; write pip install matplotlib") from None
+        raise UserError("learning curves need the package matplotlib; write pip install -e '.[report]'") from None
     lines = read_lines(pathlib.Path(workdir))
     losses, rate, scores = loss_points(lines), points_of(lines, ("lr",)), evaluation_points(lines)
     panels = [panel for panel in (("loss", losses), ("learning rate", rate), ("evaluation", scores)) if panel[1]]

@@ -150,7 +150,7 @@ def _opened(path: pathlib.Path) -> Iterator[Any]:
     try:
         import h5py
     except ImportError as error:
-        raise UserError(f"{path} is of MATLAB's version 7.3 and needs h5py: pip install 'xmodal_jax[mat]'.") from error
+        raise UserError(f"{path} is of MATLAB's version 7.3 and needs h5py: pip install -e '.[mat]'.") from error
     with _readable(path), h5py.File(path, "r") as file:
         yield file
 
