@@ -9,11 +9,11 @@ import pytest
 from blocks import ROOT
 
 from xmodal_jax.cli import parser
-from xmodal_jax.settings import Config
 from xmodal_jax.eval.evaluations import EVALUATIONS
 from xmodal_jax.models import ENCODERS
 from xmodal_jax.models.scorer import SCORERS
 from xmodal_jax.objectives import OBJECTIVES
+from xmodal_jax.settings import Config
 
 TABLES = {"encoders": ENCODERS, "scorer": SCORERS, "objectives": OBJECTIVES, "evals": EVALUATIONS}
 
