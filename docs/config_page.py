@@ -188,8 +188,9 @@ def kinds(package: pathlib.Path, file: str, name: str) -> dict[str, str]:
     """Return {name of a kind: class} of a table such as `ENCODERS`."""
     for node in ast.parse((package / file).read_text("utf-8")).body:
         if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == name:
-            table = node.value
-            return {key.value: value.id for key, value in zip(table.keys, table.values, strict=True)}
+            assert isinstance(node.value, ast.Dict)
+            pairs = zip(node.value.keys, node.value.values, strict=True)
+            return {ast.literal_eval(key): ast.unparse(value) for key, value in pairs if key is not None}
     raise LookupError(f"{file} has no table {name}")
 
 

@@ -62,5 +62,6 @@ def quoted(match: re.Match) -> str:
     node: ast.AST = ast.parse(text)
     for part in name.split("."):
         node = next(child for child in ast.iter_child_nodes(node) if getattr(child, "name", "") == part)
+    assert isinstance(node, ast.FunctionDef | ast.ClassDef)
     code = "\n".join(text.splitlines()[node.lineno - 1 : node.end_lineno])
     return f'```python title="{path}"\n{textwrap.dedent(code)}\n```'
