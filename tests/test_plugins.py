@@ -74,3 +74,11 @@ def test_a_class_that_cannot_be_had_is_one_sentence(own, kind, words):
     config = load(str(own / "config.py"), [f"objectives.mine={fields}"])
     with pytest.raises(UserError, match=words):
         build_objectives(freeze(config).objectives)
+
+
+def test_an_override_names_a_file_of_the_current_folder(own, monkeypatch):
+    """A config that comes with the package has no file beside it."""
+    monkeypatch.chdir(own)
+    fields = "{'kind': 'losses/mine.py:Mine'}"
+    config = load("quickstart:tiny", [f"objectives.mine={fields}"])
+    assert config.objectives.mine.kind == f"{own / 'losses/mine.py'}:Mine"

@@ -90,7 +90,8 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Read `NAME[:variant]` or `path/to/config.py[:variant]`, and apply overrides `a.b=value`.
 
     NAME is a config that comes with the package; a .json file holds a whole config, as `config` in run.json does. The
-    file of a class of one's own is looked for in the folder of the config file.
+    file of a class of one's own is looked for in the folder of the config file, and that of an override in the current
+    folder first.
 
     Raises:
       UserError: a file that is missing, fails or has no such variant, or an override of a field that is not there.
@@ -98,16 +99,24 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     path, _, variant = spec.partition(":")
     file = find_config(path)
     config: Any = _read_json(file) if file.suffix == ".json" else _call(file, path, variant)
+    _place_classes(config, [file.parent])
     for item in overrides:
         override(config, item)
+    _place_classes(config, [pathlib.Path.cwd(), file.parent])
+    return config
+
+
+def _place_classes(config: Any, folders: Sequence[pathlib.Path]) -> None:
+    """Make the files of one's own classes absolute: taken from the first folder that has them, or the last."""
     kinds = [
         (fields, "kind")
         for fields in (*config.objectives.values(), *config.encoders.values(), *config.evals.values(), config.scorer)
     ]
     for fields, key in kinds + [(fields, "reader") for fields in config.data.fields.values()]:
         if hasattr(fields, "items") and isinstance(fields.get(key), str):
-            fields[key] = absolute(fields[key], file.parent)
-    return config
+            place = fields[key].rpartition(":")[0]
+            folder = next((own for own in folders if place and (own / place).is_file()), folders[-1])
+            fields[key] = absolute(fields[key], folder)
 
 
 def _read_json(file: pathlib.Path) -> ConfigDict:

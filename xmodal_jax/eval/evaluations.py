@@ -40,7 +40,9 @@ class Classification(Evaluation):
     """Zero-shot classification over the labels of the data set (eval/zeroshot.py), the mean over the views."""
 
     templates: tuple[str, ...] = TEMPLATES
+    """Sentences with {} for the name of a class, whose embeddings are averaged."""
     classes: str = limited("all", among=("all", "split"))
+    """Classes to choose from: those of the whole data set ("all"), or of the split alone."""
 
     def check_fit(self, where: str, config: Config, card: Card, parts: frozenset[str]) -> None:
         """Refuse a data set without labels, and templates without a place for the name."""

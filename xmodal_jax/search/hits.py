@@ -23,6 +23,9 @@ class Hit:
     item: dict
     kind: str = "dense"
 
+    def __repr__(self) -> str:
+        return f"<Hit {self.score_text} {self.key!r} {self.caption!r}>"
+
     @property
     def key(self) -> str:
         """The key of the record, "" in an index without keys."""
