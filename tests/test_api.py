@@ -131,7 +131,18 @@ def test_tables_print_and_are_kept(run, tiny_run, capsys):
     ("call", "words"),
     [
         (lambda run: run.encode_images([]), "there is nothing to encode"),
-        (lambda run: run.encode_images("a.png"), r"write a list of inputs, such as \['a.jpg'\]"),
+        (lambda run: run.encode_images("a.png"), r"are one str; write a list of inputs, such as \['a.jpg'\]"),
+        (
+            lambda run: run.encode_texts("a red square"),
+            r"are one str; write a list of inputs, such as \['a red square'\]",
+        ),
+        (lambda run: run.encode_images(x for x in "ab"), "are one generator; write a list of inputs"),
+        (lambda run: api.train(3, "nowhere"), r"the config is int; write xmodal.config\('quickstart'\), or its name"),
+        (lambda run: api.prepare("josnl", "nowhere"), "there is no source 'josnl'; did you mean 'jsonl'"),
+        (
+            lambda run: api.prepare("jsonl", "nowhere", heldout=2),
+            "'heldout' is not a field of the source 'jsonl'; did you",
+        ),
         (lambda run: run.encode_images(["nowhere.png"]), "'nowhere.png' cannot be opened"),
         (lambda run: run.encode_images([3]), "takes paths of files, and one input is int"),
         (lambda run: run.encode_texts([b"a"]), "takes strings, and one input is bytes"),

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "xmodal_jax"
 FLOORS = (  # rooms of the package, the lowest first; a room imports from lower ones and from itself
-    ("types", "errors", "presets"),
+    ("types", "errors", "presets", "terminal"),
     ("atomic",),
     ("plugins",),
     ("data",),

@@ -5,10 +5,12 @@ images, texts = run.encode_images(["a.jpg", "b.jpg"]), run.encode_texts(["a red 
 run.similarity(images, texts)
 """
 
+import contextlib
 import functools
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +22,14 @@ from ml_collections import ConfigDict
 from xmodal_jax import config_file
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.atomic import write_file
+from xmodal_jax.config_build import unknown_key
 from xmodal_jax.data.readers import has_views, reader_classes
 from xmodal_jax.encode.embed import Embedded, Embedder, PairScorer
-from xmodal_jax.encode.inputs import BLOCK, encode_blocks
+from xmodal_jax.encode.inputs import BLOCK, encode_blocks, reader_of
 from xmodal_jax.errors import UserError
 from xmodal_jax.origin import Origin, result_file
 from xmodal_jax.settings import Config
+from xmodal_jax.terminal import logging_to_terminal
 from xmodal_jax.types import Params
 from xmodal_jax.workdir import open_run
 
@@ -68,37 +72,48 @@ def prepare(
     `options` are the parameters of the source, those of `xmodal data prepare SOURCE --help` with "_" for "-".
     """
     from xmodal_jax.data.prepare import prepare as write
-    from xmodal_jax.data.sources import make_source
+    from xmodal_jax.data.sources import make_source, source_options
 
-    drop = options.pop("drop_copies", False)
+    drop, known = options.pop("drop_copies", False), [option.name for option in source_options(source)]
+    for name in options:
+        if name not in known:
+            raise unknown_key(name, f"the source '{source}'", known)
     return write(
         make_source(source, options), out, max_size=max_size, allow_bad=allow_bad, force=force, drop_copies=drop
     )
 
 
-def train(config: ConfigDict | Config, workdir: PATH, evaluate: bool = True, **options: Any) -> "TrainedRun":
+def train(
+    config: ConfigDict | Config | str, workdir: PATH, evaluate: bool = True, quiet: bool = False, **options: Any
+) -> "TrainedRun":
     """Train a config in a work directory, or go on with it; evaluate it and return the run.
 
-    It prints nothing: its messages go to the logger "xmodal_jax" at level INFO, such as by `logging.basicConfig`.
-
     Args:
-      config: from `config(...)`, or a frozen one.
+      config: from `config(...)`, a frozen one, or a name such as "quickstart:tiny".
       workdir: a folder of its own; a run that is there goes on where it stopped.
       evaluate: write the tables of the evaluation split to WORKDIR/eval-SPLIT.json at the end.
-      **options: of `run_training`, such as `profile` and `progress`.
+      quiet: show no progress on stderr; messages go to the logger "xmodal_jax" alone.
+      **options: of `training.loop.run_training`, such as `profile`.
     """
     from xmodal_jax.training.loop import run_training
 
-    run_training(_frozen(config), pathlib.Path(workdir), **options)
+    shown = contextlib.nullcontext() if quiet else logging_to_terminal(sys.stderr)
+    shown_on: dict[str, Any] = {"progress": None if quiet else sys.stderr} | options
+    with shown:
+        run_training(_frozen(config), pathlib.Path(workdir), **shown_on)
     found = load(workdir)
     if evaluate:
         found.evaluate()
     return found
 
 
-def _frozen(config: ConfigDict | Config) -> Config:
-    """Check a config that is not frozen yet."""
-    return config if isinstance(config, Config) else config_file.freeze(config)
+def _frozen(config: ConfigDict | Config | str) -> Config:
+    """Check a config that is not frozen yet, or load one by its name."""
+    if isinstance(config, Config):
+        return config
+    if not isinstance(config, (ConfigDict, str)):
+        raise UserError(f"the config is {type(config).__name__}; write xmodal.config('quickstart'), or its name")
+    return config_file.freeze(config_file.load(config) if isinstance(config, str) else config)
 
 
 def load(workdir: PATH, overrides: dict[str, dict[str, Any]] | None = None) -> "TrainedRun":
@@ -304,14 +319,16 @@ class TrainedRun:
 
     def _encoded(self, field: str, inputs: Sequence[Any], progress: bool | None, tokens: bool = False) -> Embedded:
         """Encode inputs of a field, with hash values where the run has them."""
-        parts = encode_blocks(self.assembly, self.embedder, field, _listed(inputs), tokens)
+        worded = field in self.config.data.fields and reader_of(self.assembly, field)[0].worded
+        parts = encode_blocks(self.assembly, self.embedder, field, _listed(inputs, worded), tokens)
         return _joined(_shown(parts, -(-len(inputs) // BLOCK), field, progress))
 
 
-def _listed(inputs: Any) -> Sequence[Any]:
+def _listed(inputs: Any, words: bool = False) -> Sequence[Any]:
     """Return inputs that are a list; raise UserError for a single one, and for none."""
-    if isinstance(inputs, (str, os.PathLike)):
-        raise UserError("write a list of inputs, such as ['a.jpg']")
+    if isinstance(inputs, (str, os.PathLike)) or not hasattr(inputs, "__len__"):
+        such = "['a red square']" if words else "['a.jpg']"
+        raise UserError(f"the inputs are one {type(inputs).__name__}; write a list of inputs, such as {such}")
     if not len(inputs):
         raise UserError("there is nothing to encode: the list of inputs is empty")
     return inputs
@@ -349,7 +366,7 @@ def open_index(path: PATH, **options: Any) -> Any:
     return Searcher(SearchTarget(path, **options))
 
 
-def plan(config: ConfigDict | Config, topology: str = "local", chip: str = "", explain: bool = False) -> str:
+def plan(config: ConfigDict | Config | str, topology: str = "local", chip: str = "", explain: bool = False) -> str:
     """Compile the train step of a config for devices that need not exist; return memory, time and verdict as text.
 
     Args:

@@ -1,20 +1,18 @@
 """The command line: parse -> config -> one call. Bad input is one sentence and exit code 2."""
 
 import argparse
-import contextlib
 import inspect
 import io
-import logging
 import os
 import pathlib
 import re
 import sys
 import typing
-from collections.abc import Iterator
 from typing import Any
 
 from xmodal_jax import __version__, commands
 from xmodal_jax.errors import UserError, output_file
+from xmodal_jax.terminal import logging_to_terminal
 from xmodal_jax.training.quiet import quiet_orbax
 
 DATA_HELP = "data set (default: the run's own, where it was or beside the run)"
@@ -347,29 +345,6 @@ def refuse_extra(args: argparse.Namespace, extra: list[str]) -> None:
     raise UserError(
         f"'{' '.join(extra)}' is not known to `xmodal {args.command}`; `xmodal {args.command} --help` lists its options"
     )
-
-
-@contextlib.contextmanager
-def logging_to_terminal() -> Iterator[None]:
-    """Show what the package logs: how training begins and ends on stdout, everything else on stderr."""
-
-    def is_news(record: logging.LogRecord) -> bool:
-        return record.levelno <= logging.INFO and record.name == "xmodal_jax.training.loop"
-
-    root, package, form = logging.getLogger(), logging.getLogger("xmodal_jax"), logging.Formatter("%(message)s")
-    package.setLevel(logging.INFO)
-    news, rest = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
-    news.addFilter(is_news)
-    rest.addFilter(lambda record: not is_news(record))
-    added = [(package, news)] + ([] if root.handlers else [(root, rest)])  # a program around it has its own
-    for logger, handler in added:
-        handler.setFormatter(form)
-        logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        for logger, handler in added:
-            logger.removeHandler(handler)
 
 
 def main(arguments: list[str] | None = None) -> int:

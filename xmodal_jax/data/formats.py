@@ -158,4 +158,5 @@ def _listed(names: Iterable[str]) -> str:
 
 def _command(code: str, path: pathlib.Path, *more: str) -> str:
     """Return a shell command; `code` has neither double quotes nor anything that a shell expands in them."""
-    return f'python -c "{code}" {shlex.join([str(path), *more])} > {shlex.quote(path.stem)}.jsonl'
+    name = f"{path.stem}-rows" if path.suffix == ".jsonl" else path.stem  # never the file that is read
+    return f'python -c "{code}" {shlex.join([str(path), *more])} > {shlex.quote(name)}.jsonl'

@@ -184,7 +184,9 @@ def shared_out(
     names the rows in the `UserError` for an impossible number.
     """
     if not 0 <= held_out < len(groups):
-        raise UserError(f"--held-out is {held_out}, but there are {len(groups)} {what}; write fewer, and at least 0.")
+        raise UserError(
+            f"--held-out is {held_out}, but there are {len(groups)} {what}; write fewer (0: none), or leave it out."
+        )
 
     def items() -> Iterator[Item | Skip]:
         splits = split_groups(groups, held_out, lambda row: usable_item(items_of(row, "")))

@@ -101,7 +101,8 @@ def picture_bytes(value: Any) -> bytes:
     if isinstance(value, np.ndarray):
         if value.dtype != np.uint8 or value.ndim not in (2, 3) or value.ndim == 3 and value.shape[2] not in (3, 4):
             raise UserError(
-                f"a picture is an array {value.dtype} {list(value.shape)}; write uint8 [H,W], [H,W,3] or [H,W,4]"
+                f"a picture is an array {value.dtype} {list(value.shape)}; write uint8 [H,W], [H,W,3] or [H,W,4] "
+                "(of shares from 0 to 1: (255 * x).astype('uint8'))"
             )
         value = Image.fromarray(value)
     out = io.BytesIO()

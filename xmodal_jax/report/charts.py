@@ -43,7 +43,7 @@ def new_figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UserError("the report needs matplotlib; install it with: pip install -e '.[report]'") from error
+        raise UserError("the report needs matplotlib; install it with: pip install matplotlib") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

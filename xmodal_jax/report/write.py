@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable
 
 from xmodal_jax.atomic import write_file
+from xmodal_jax.report.charts import new_figure
 from xmodal_jax.report.content import gather, unheard
 from xmodal_jax.report.page import page
 from xmodal_jax.report.picture import picture
@@ -26,6 +27,7 @@ def write_report(
       UserError: no run, no evaluation of it, or no matplotlib (extra `demo`).
     """
     workdir = pathlib.Path(workdir)
+    new_figure(1, 1)  # refused before the work where matplotlib is not installed
     content = gather(workdir, data, say)
     say("drawing")
     made, drawn = page(content), picture(content)

@@ -52,6 +52,9 @@ class Hit:
 class Hits(list[Hit]):
     """The answers to one query, best first; a slice of them is shown as all are."""
 
+    def __repr__(self) -> str:
+        return "\n".join(f"{rank}. {hit.score_text}  {hit.key}  {hit.caption}" for rank, hit in enumerate(self, 1))
+
     @overload
     def __getitem__(self, place: SupportsIndex) -> Hit: ...
 

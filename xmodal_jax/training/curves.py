@@ -33,7 +33,7 @@ def plot_curves(workdir: str | pathlib.Path, path: str | os.PathLike) -> pathlib
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("learning curves need the package matplotlib; write pip install -e '.[report]'") from None
+        raise UserError("learning curves need the package matplotlib; write pip install matplotlib") from None
     lines = read_lines(pathlib.Path(workdir))
     losses, rate, scores = loss_points(lines), points_of(lines, ("lr",)), evaluation_points(lines)
     panels = [panel for panel in (("loss", losses), ("learning rate", rate), ("evaluation", scores)) if panel[1]]
@@ -50,7 +50,12 @@ def plot_curves(workdir: str | pathlib.Path, path: str | os.PathLike) -> pathlib
             one.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)
     axes[-1].set_xlabel("step")
     figure.suptitle(f"Learning curves of {pathlib.Path(workdir).resolve().name}", fontsize=11)
-    figure.savefig(path, dpi=150)
+    try:
+        figure.savefig(path, dpi=150)
+    except ValueError as error:  # of a format that matplotlib does not write
+        raise UserError(
+            f"'{path}' cannot be written ({error}); write a path that ends in .png, .svg or .pdf"
+        ) from error
     return pathlib.Path(path)
 
 

@@ -5,6 +5,7 @@ The command line has a sub-command for each, and for a user's own function named
 """
 
 import dataclasses
+import difflib
 import inspect
 import json
 import os
@@ -50,7 +51,13 @@ def source_function(name: str) -> Callable[..., Source]:
 
     Raises `UserError` if it cannot be loaded.
     """
-    return SOURCES[name] if name in SOURCES else load(name, "the source", "function", callable)
+    if name in SOURCES:
+        return SOURCES[name]
+    if ":" not in name:
+        near = difflib.get_close_matches(name, SOURCES, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"write one of {', '.join(SOURCES)}, or FILE.py:FUNCTION"
+        raise UserError(f"there is no source '{name}'; {hint}")
+    return load(name, "the source", "function", callable)
 
 
 def source_options(name: str) -> list[inspect.Parameter]:

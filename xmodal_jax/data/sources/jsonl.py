@@ -48,7 +48,7 @@ def jsonl_source(
     if not 0 <= held_out < max(1, len(open_rows)):
         raise UserError(
             f"--held-out is {held_out}, but {path} has {len(open_rows)} pictures without a split; "
-            "write fewer, and at least 0."
+            "write fewer (0: none), or leave it out."
         )
 
     def items() -> Iterator[Item | Skip]:
