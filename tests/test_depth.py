@@ -422,7 +422,10 @@ def test_a_file_of_it_asks_for_its_like_and_for_words(depth_run, depth_set, tmp_
         (["--file", "map.bin", "--as", "deep"], "--as is 'deep'; write one of depth, image, text"),
         (["words", "--as", "depth"], "--as says what --file is; leave it out"),
         (["--file", str(tmp_path / "gone")], "No such file"),
-        (["--file", str(tmp_path / "map.bin"), "--as", "text"], "CaptionReader reads no files of its own"),
+        (
+            ["--file", str(tmp_path / "map.bin"), "--as", "text"],
+            "takes strings, and one input is PosixPath",
+        ),
     ):
         assert main([*ask, *wrong]) == 2
         assert sentence in capsys.readouterr().err

@@ -100,7 +100,7 @@ def test_a_second_start_goes_on_after_the_last_line(one_row, capsys):
 
 def test_a_stopped_run_is_no_line(one_row, monkeypatch):
     run, lines, table = one_row
-    monkeypatch.setattr(runs, "train", lambda config, folder: types.SimpleNamespace(step=1))
+    monkeypatch.setattr(runs, "train", lambda config, folder, **_: types.SimpleNamespace(step=1))
     with pytest.raises(SystemExit, match="stopped at step 1 of 2"):
         run(1)  # what a signal after the first step leaves
     assert not lines.exists() and not table.exists()

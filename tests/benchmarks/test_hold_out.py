@@ -23,6 +23,7 @@ EMBEDDINGS = {
     "teacher": "t",
     "weights": "w",
     "width": 4,
+    "media": ["depth"],
     "views": ["photo"],
     "languages": ["en"],
     "dtype": "float32",

@@ -40,10 +40,10 @@ def blocks(path: pathlib.Path) -> list[Block]:
     found = []
     for match in FENCE.finditer(text):
         indent, code = match["indent"], match["text"]
-        lines = (line.removeprefix(indent) for line in code.splitlines(keepends=True))
-        if match["language"] in ("python", "bash") and not QUOTED.fullmatch(code):
+        plain = "".join(line.removeprefix(indent) for line in code.splitlines(keepends=True))
+        if match["language"] in ("python", "bash") and not QUOTED.fullmatch(plain):
             line = text.count("\n", 0, match.start()) + 1
-            found.append(Block(line, match["language"], "".join(lines), match["mark"] or "", match["why"] or ""))
+            found.append(Block(line, match["language"], plain, match["mark"] or "", match["why"] or ""))
     return found
 
 

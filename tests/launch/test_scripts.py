@@ -133,7 +133,7 @@ def test_slurm_passes_the_warning_before_the_limit_on_and_queues_again(environme
     )
     assert job.stdout.readline() == "ready\n"
     os.kill(job.pid, 15)
-    said, _ = job.communicate(timeout=15)
+    said, _ = job.communicate(timeout=120)
     assert job.returncode == 0 and said == "saved\nscontrol requeue 7\n"
 
 

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from xmodal_jax.data.evaluation import eval_split
+from xmodal_jax.encode import inputs
 from xmodal_jax.encode.embed import Embedder
 from xmodal_jax.errors import UserError
 from xmodal_jax.retrieve import query
@@ -152,7 +153,7 @@ def test_index_run_and_backend_are_opened_once(tiny_index, monkeypatch):
 
 
 def test_queries_are_encoded_in_blocks_of_one_shape(opened_run, monkeypatch):
-    monkeypatch.setattr(query, "BLOCK", 4)
+    monkeypatch.setattr(inputs, "BLOCK", 4)
     shapes = []
     real = Embedder.rows
     monkeypatch.setattr(
@@ -196,10 +197,10 @@ def test_a_picture_in_memory_is_read_as_its_file(tiny_index, query_file, mode):
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        (np.zeros((4, 4, 3)), r"a picture is float64 \[4, 4, 3\]"),
-        (np.zeros((4, 4, 5), np.uint8), r"a picture is uint8 \[4, 4, 5\]"),
-        (np.zeros(4, np.uint8), "give uint8"),
-        (7, "a query is a int; give words, the path of a file, or a picture"),
+        (np.zeros((4, 4, 3)), r"a picture is an array float64 \[4, 4, 3\]"),
+        (np.zeros((4, 4, 5), np.uint8), r"a picture is an array uint8 \[4, 4, 5\]"),
+        (np.zeros(4, np.uint8), "write uint8"),
+        (7, "takes paths of files, and one input is int"),
         ("giraffe zebra", "knows no word of 'giraffe zebra'"),
     ],
 )
