@@ -148,6 +148,7 @@ def test_tables_print_and_are_kept(run, tiny_run, capsys):
         (lambda run: run.encode_texts([b"a"]), "takes strings, and one input is bytes"),
         (lambda run: run.encode_texts(["ein Kreis"], language="de"), "trained on captions in en, not in 'de'"),
         (lambda run: run.encode("sound", ["a.wav"]), "the run has no field 'sound'; write one of image"),
+        (lambda run: api.prepare("jsonl", "nowhere", path="x", held_out=0.2), "held_out is 0.2; write a whole number"),
         (lambda run: run.caption(["a.png"], beam=0), "beam is 0"),
     ],
 )
@@ -191,3 +192,16 @@ def test_the_front_door_is_lazy_and_prints_nothing():
         import xmodal_jax
 
         xmodal_jax.nothing  # noqa: B018
+
+
+def test_a_set_with_nothing_held_out_trains_and_is_not_evaluated(shapes_files, tmp_path, monkeypatch):
+    rows = [json.loads(line) | {"split": "train"} for line in shapes_files.read_text().splitlines()]
+    path = shapes_files.parent / "all.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    api.prepare("jsonl", tmp_path / "data", path=path)
+    changes = {"data.path": str(tmp_path / "data"), "encoders.image.size": 16, "eval.rerank": (4,)}
+    objectives = {"itc": {"queue": 8}}
+    config = api.config("quickstart", "tiny", changes, steps=2, batch_size=8, objectives=objectives)
+    run = api.train(config, tmp_path / "run", quiet=True)
+    assert run.step == 2 and not list((tmp_path / "run").glob("eval-*.json"))
+    assert run.encode_texts(["a red circle"]).shape == (1, 16)

@@ -23,6 +23,7 @@ from xmodal_jax import config_file
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.atomic import write_file
 from xmodal_jax.config_build import unknown_key
+from xmodal_jax.data.card import Card
 from xmodal_jax.data.readers import has_views, reader_classes
 from xmodal_jax.encode.embed import Embedded, Embedder, PairScorer
 from xmodal_jax.encode.inputs import BLOCK, encode_blocks, reader_of
@@ -74,10 +75,12 @@ def prepare(
     from xmodal_jax.data.prepare import prepare as write
     from xmodal_jax.data.sources import make_source, source_options
 
-    drop, known = options.pop("drop_copies", False), [option.name for option in source_options(source)]
-    for name in options:
+    drop, known = options.pop("drop_copies", False), {option.name: option for option in source_options(source)}
+    for name, value in options.items():
         if name not in known:
-            raise unknown_key(name, f"the source '{source}'", known)
+            raise unknown_key(name, f"the source '{source}'", list(known))
+        if isinstance(value, float) and known[name].annotation in (int, int | None):
+            raise UserError(f"{name} is {value}; write a whole number")
     return write(
         make_source(source, options), out, max_size=max_size, allow_bad=allow_bad, force=force, drop_copies=drop
     )
@@ -91,7 +94,7 @@ def train(
     Args:
       config: from `config(...)`, a frozen one, or a name such as "quickstart:tiny".
       workdir: a folder of its own; a run that is there goes on where it stopped.
-      evaluate: write the tables of the evaluation split to WORKDIR/eval-SPLIT.json at the end.
+      evaluate: write the tables of the evaluation split, if there is one, to WORKDIR/eval-SPLIT.json at the end.
       quiet: show no progress on stderr; messages go to the logger "xmodal_jax" alone.
       **options: of `training.loop.run_training`, such as `profile`.
     """
@@ -102,7 +105,8 @@ def train(
     with shown:
         run_training(_frozen(config), pathlib.Path(workdir), **shown_on)
     found = load(workdir)
-    if evaluate:
+    data = found.config.data
+    if evaluate and data.eval_split in Card.load(data.path).splits:  # a set may have nothing held out
         found.evaluate()
     return found
 
