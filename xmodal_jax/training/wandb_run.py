@@ -14,8 +14,8 @@ class WandbWriter:
     """Sends scalars to a run of Weights & Biases; where and whether it sends them is up to WANDB_MODE and its like."""
 
     def __init__(self, workdir: pathlib.Path, project: str, name: str, config: dict[str, Any]) -> None:
-        import wandb
-        from wandb.errors import Error
+        import wandb  # pyright: ignore[reportMissingImports]: an extra
+        from wandb.errors import Error  # pyright: ignore[reportMissingImports]
 
         path = workdir / ID_FILE
         known = path.read_text("utf-8").strip() if path.is_file() else ""
