@@ -44,6 +44,15 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quiet():
+    """As the command line: a write that orbax abandoned may speak up long after the test that made it fail."""
+    from xmodal_jax.training.quiet import quiet_orbax
+
+    with quiet_orbax():
+        yield
+
+
 @pytest.fixture
 def rng():
     """A seeded NumPy generator."""

@@ -416,13 +416,6 @@ def refuse_silence(checkpoints: Checkpoints, cause: str, size: int) -> None:
     same(checkpoints.restore(shapes_of(state_at(1))), state_at(1))
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    """As the command line, keep orbax's threads from telling what the error says already."""
-    with quiet_orbax():
-        yield
-
-
 def test_a_full_disk_ends_the_save_and_spares_the_one_before(tmp_path):
     with small_disk(tmp_path / "disk", "2m"), Checkpoints(tmp_path / "disk") as checkpoints:
         checkpoints.save(state_at(1))

@@ -19,7 +19,7 @@ from xmodal_jax.data.card import Card
 from xmodal_jax.errors import UserError
 from xmodal_jax.training.log import TrainLog, roughly
 from xmodal_jax.training.loop import run_training
-from xmodal_jax.training.quiet import quiet_orbax
+from xmodal_jax.training.quiet import LOGGERS, quiet_orbax
 
 WANDB = importlib.util.find_spec("wandb") is not None
 PLACES = "('tensorboard', 'wandb')" if WANDB else "('tensorboard',)"
@@ -155,7 +155,10 @@ def test_another_place_for_the_log_is_refused(shapes_data):
         tiny(CONFIGS[-1], shapes_data, "log.to=('disk',)")
 
 
-def test_hooks_of_a_program_end_with_their_context():
+def test_hooks_of_a_program_end_with_their_context(monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)  # the tests themselves are in such a context
+    for name in LOGGERS:
+        monkeypatch.setattr(logging.getLogger(name), "filters", [])
     before = hooks()
     with quiet_orbax():
         assert hooks() != before

@@ -27,7 +27,7 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.processes import first_says, lost_peer, with_causes
 from xmodal_jax.parallel.rules import path_name
 from xmodal_jax.training import checksums, store
-from xmodal_jax.training.quiet import TEMPORARY
+from xmodal_jax.training.quiet import TEMPORARY, note_abandoned
 from xmodal_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -161,6 +161,7 @@ class Checkpoints:
         try:
             yield
         except FAILURES as error:
+            note_abandoned()
             if lost_peer(error):  # the disk is well: the same command goes on
                 raise
             raise self._failure(error) from error
@@ -205,6 +206,7 @@ class Checkpoints:
         try:
             found = read(folder)
         except Exception as error:  # orbax raises the bare class too
+            note_abandoned()
             if isinstance(error, UserError) or lost_peer(error):
                 raise
             raise UserError(

@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +17,12 @@ from typing import Any
 TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a checkpoint's folder until it is whole
 OF_ORBAX = f"orbax{os.sep}checkpoint"  # in the path of each of its files
 LOGGERS = ("absl", "asyncio")  # that tell of a write that failed
+_abandoned = threading.Event()  # whether orbax has left reads or writes unfinished
+
+
+def note_abandoned() -> None:
+    """Note that orbax failed, and has left tasks behind that would speak when they are collected."""
+    _abandoned.set()
 
 
 @contextlib.contextmanager
@@ -31,8 +38,9 @@ def quiet_orbax() -> Iterator[None]:
     try:
         yield
     finally:
-        if "orbax.checkpoint" in sys.modules:
-            gc.collect()  # tasks that orbax forgot would speak later
+        if _abandoned.is_set():
+            gc.collect()  # its tasks would speak later; half a second in a process with a compiled model
+            _abandoned.clear()
         sys.unraisablehook = before
         for logger in added:
             logger.removeFilter(_no_traceback)
