@@ -1,4 +1,4 @@
-"""Every test sees 8 host devices, warnings as errors and exact float32 matmuls.
+"""Every test sees 8 host devices, or with `--devices 1` one, warnings as errors and exact float32 matmuls.
 
 Compiled programs are kept, for the other worker, for the processes that tests start and for the next run.
 """
@@ -21,7 +21,6 @@ import pytest
 
 from xmodal_jax import api
 
-jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -39,8 +38,34 @@ LONG = (
 )
 
 
-def pytest_collection_modifyitems(items):
-    """Put the tests of long files first; the order is kept otherwise."""
+# Files that train and evaluate whole runs and say nothing of devices: `launch/test.sh` runs them on one, where programs
+# compile in two thirds of the time, and the others on eight.
+ONE_DEVICE = (
+    *("test_loop", "test_survival", "test_depth", "test_checkpoint", "test_cli", "test_missing", "test_damaged_files"),
+    *("test_resume", "test_forward", "test_two_readings", "test_report", "test_evaluations", "test_docs", "test_api"),
+    *("test_search_pipeline", "test_caption_index", "test_query", "test_build", "test_origin", "test_keep_best"),
+    *("test_early_stop", "test_init", "test_logging", "test_averaging", "test_configs", "test_tables"),
+    *("test_captioning", "test_zeroshot", "test_evaluate", "test_folds", "test_embed", "test_embed_data"),
+    *("test_inputs", "test_keys", "test_own_source", "test_plugins"),
+)
+
+
+def pytest_addoption(parser):
+    """Add the number of host devices."""
+    parser.addoption("--devices", type=int, help="1: the files of ONE_DEVICE, on one device; 8: the others, on eight")
+
+
+def pytest_configure(config):
+    """Make the host devices."""
+    jax.config.update("jax_num_cpu_devices", config.getoption("--devices") or 8)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Put the tests of long files first, and leave out those of another number of devices; the order is kept."""
+    if devices := config.getoption("--devices"):
+        other = [item for item in items if (item.path.stem in ONE_DEVICE) != (devices == 1)]
+        config.hook.pytest_deselected(items=other)
+        items[:] = [item for item in items if (item.path.stem in ONE_DEVICE) == (devices == 1)]
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 

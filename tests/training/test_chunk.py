@@ -4,13 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_loop import CONFIGS, tiny
 from tiny import FIVE, tiny_batch, tiny_config, tiny_model, tiny_objectives, tiny_params, tiny_recipe
 
+from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward, merge_rows, named_key, split_rows
 from xmodal_jax.models.crossmodal import init_params
 from xmodal_jax.objectives import parts
 from xmodal_jax.parallel.rules import path_name
 from xmodal_jax.training.flops import step_flops
+from xmodal_jax.training.loop import train
 from xmodal_jax.training.optimizer import make_optimizer
 from xmodal_jax.training.step import Recipe, create_state, total_loss
 
@@ -144,3 +147,16 @@ def test_pairs_from_the_whole_batch_do_not_chunk():
     state = jax.eval_shape(lambda: started(recipe))
     with pytest.raises(ValueError, match="set config.objectives.itm.group to a divisor of config.chunk"):
         jax.eval_shape(lambda state: losses(recipe, state), state)
+
+
+def test_chunks_that_do_not_fit_are_refused(shapes_data, tmp_path):
+    cases = {
+        "chunk=3": "does not divide config.batch_size=16",
+        "chunk=4": "which 8 devices .* cannot share",
+        "chunk=8": "group is 0, and passes take 8 rows at a time",
+    }
+    for override, sentence in cases.items():
+        with pytest.raises(UserError, match=sentence):
+            train(
+                tiny(CONFIGS[-1], shapes_data, "objectives={'itc': {}, 'itm': {}}", "batch_size=16", override), tmp_path
+            )

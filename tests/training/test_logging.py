@@ -9,6 +9,7 @@ import math
 import pathlib
 import signal
 import sys
+import threading
 
 import pytest
 from test_keep_best import numbers
@@ -17,6 +18,7 @@ from test_loop import CONFIGS, tiny
 from xmodal_jax.checks import refuse_impossible
 from xmodal_jax.data.card import Card
 from xmodal_jax.errors import UserError
+from xmodal_jax.training import quiet
 from xmodal_jax.training.log import TrainLog, roughly
 from xmodal_jax.training.loop import run_training
 from xmodal_jax.training.quiet import LOGGERS, quiet_orbax
@@ -159,6 +161,7 @@ def test_hooks_of_a_program_end_with_their_context(monkeypatch):
     monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)  # the tests themselves are in such a context
     for name in LOGGERS:
         monkeypatch.setattr(logging.getLogger(name), "filters", [])
+    monkeypatch.setattr(quiet, "_abandoned", threading.Event())  # other tests of this process made orbax fail
     before = hooks()
     with quiet_orbax():
         assert hooks() != before

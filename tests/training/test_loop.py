@@ -167,19 +167,6 @@ def test_profile_events_and_numbers_of_the_log(shapes_data, tmp_path):
     assert points[-1].value == pytest.approx(line["loss/itc"], rel=1e-5)
 
 
-def test_chunks_that_do_not_fit_are_refused(shapes_data, tmp_path):
-    cases = {
-        "chunk=3": "does not divide config.batch_size=16",
-        "chunk=4": "which 8 devices .* cannot share",
-        "chunk=8": "group is 0, and passes take 8 rows at a time",
-    }
-    for override, sentence in cases.items():
-        with pytest.raises(UserError, match=sentence):
-            train(
-                tiny(CONFIGS[-1], shapes_data, "objectives={'itc': {}, 'itm': {}}", "batch_size=16", override), tmp_path
-            )
-
-
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [

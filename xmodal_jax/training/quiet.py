@@ -5,7 +5,6 @@ The filters and the hook are the whole process's, so a program enters them (`xmo
 """
 
 import contextlib
-import gc
 import logging
 import os
 import sys
@@ -27,8 +26,9 @@ def note_abandoned() -> None:
 
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[None]:
-    """Drop the log records and unraisable errors of orbax's abandoned
-    writes; filters and hook go when the context ends.
+    """Drop the log records and unraisable errors of orbax's abandoned reads and writes.
+
+    Filters and hook go when the context ends, unless orbax has failed in this process.
     """
     before = sys.unraisablehook
     added = [logger for name in LOGGERS if _no_traceback not in (logger := logging.getLogger(name)).filters]
@@ -38,12 +38,10 @@ def quiet_orbax() -> Iterator[None]:
     try:
         yield
     finally:
-        if _abandoned.is_set():
-            gc.collect()  # its tasks would speak later; half a second in a process with a compiled model
-            _abandoned.clear()
-        sys.unraisablehook = before
-        for logger in added:
-            logger.removeFilter(_no_traceback)
+        if not _abandoned.is_set():  # else its tasks speak when they are collected, at the end of the process
+            sys.unraisablehook = before
+            for logger in added:
+                logger.removeFilter(_no_traceback)
 
 
 def _no_traceback(record: logging.LogRecord) -> bool:
