@@ -59,6 +59,7 @@ class Table:
     result: (assembly, evaluated parameters, training state, run folder) -> what is kept of a run.
     write: (all lines, path) writes the table.
     current: (a line's result) -> whether it was measured as it is now; another way to measure is another table.
+    quick: whether runs keep their quick evaluations, whose seconds then count as training.
     """
 
     rows: tuple[Row, ...]
@@ -66,6 +67,7 @@ class Table:
     result: Callable[[Any, Any, Any, pathlib.Path], Line]
     write: Callable[[list[Line], pathlib.Path], None]
     current: Callable[[Line], bool] = lambda line: True
+    quick: bool = False
 
     def jobs(self, sets: Iterable[str], seeds: int, only: str) -> Iterator[Job]:
         """Yield (set, row, seed) of every run, seed by seed, so that an unfinished table has all its rows."""
@@ -97,7 +99,8 @@ class Table:
         spec, overrides = self.command(row, name, data, seed)
         config = frozen(spec, overrides)
         started = time.perf_counter()
-        quiet = dataclasses.replace(config, eval=dataclasses.replace(config.eval, every=0))  # seconds of training alone
+        every = config.eval.every if self.quick else 0  # 0: seconds of training alone
+        quiet = dataclasses.replace(config, eval=dataclasses.replace(config.eval, every=every))
         state = train(quiet, workdir, handle_signals=True, progress=sys.stderr)
         trained = time.perf_counter() - started
         if int(state.step) < config.steps:  # training ends in order when it gets SIGTERM or SIGINT

@@ -28,6 +28,9 @@ VARIANTS = {
     "tecmh": (*TABLE, "pixels", "tiny"),
     "vit2cmh": (*TABLE, "pixels", "tiny"),
     "cmhr_drn": ("emoji_views", "openclipart", "pixels", "tiny"),
+    "vse_infinity": ("features", "finetune", "regions", "tiny"),
+    "rcar": ("features", "two", "tiny"),
+    "mvsen": ("features", "regions", "sgr", "tiny"),
 }
 
 

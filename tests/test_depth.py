@@ -41,7 +41,7 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.eval.evaluate import Evaluator, ensure_weight, evaluate
 from xmodal_jax.eval.tables import as_text
 from xmodal_jax.models.encoder import EncoderConfig
-from xmodal_jax.models.scorer import ScorerConfig
+from xmodal_jax.models.pair_score import ScorerConfig
 from xmodal_jax.objectives.base import Objective, Term, mean_over, row_weight
 from xmodal_jax.retrieve.pipeline import SearchPipeline
 from xmodal_jax.retrieve.query import answer
@@ -120,6 +120,8 @@ class PlainScorer(ScorerConfig):
     """The pair score of this file."""
 
     kind: str = ""
+
+    reads_tokens: ClassVar[bool] = False
 
     def module(self, width, embed):
         """The network."""

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xmodal_jax.assemble import classes_of
 from xmodal_jax.config_file import freeze
 from xmodal_jax.data.readers import InputSpec
 from xmodal_jax.models import ENCODERS
@@ -106,6 +107,7 @@ def tiny_params(model: CrossModal, seed: int = 0, used: frozenset[str] = ALL) ->
 FACTS = DataFacts(
     teacher_media=("image", "text"),
     records=64,
+    pairs=64,
     labels=3,
     steps_per_epoch=8.0,
     tokens=(TOKENS, 6),
@@ -121,7 +123,8 @@ def tiny_objectives(section: dict, config: Config | None = None) -> dict:
 
 def tiny_recipe(config: Config, output_ids: tuple[int, ...] = ()) -> Recipe:
     """Everything a step of `config` needs."""
-    model, objectives = tiny_model(config, output_ids), tiny_objectives(config.objectives, config)
+    objectives = tiny_objectives(config.objectives, config)
+    model = CrossModal(config, output_ids, classes_of(parts(objectives), FACTS))
     abstract = jax.eval_shape(lambda: tiny_params(model, 0, parts(objectives)))
     return Recipe(config, model, objectives, make_optimizer(config.optimizer, abstract, config.steps), facts=FACTS)
 

@@ -390,6 +390,16 @@ def plot_curves(workdir: PATH, path: PATH) -> pathlib.Path:
     return plot_curves(pathlib.Path(workdir), pathlib.Path(path))
 
 
+def plot_pair_losses(workdir: PATH, path: PATH, entry: str = "") -> pathlib.Path:
+    """Draw the losses of training pairs that an entry of kind "refurbish" keeps, over the evaluations; return the path.
+
+    entry: its name in config.objectives; "": the first in the log.
+    """
+    from xmodal_jax.training.pair_curves import plot_pair_losses
+
+    return plot_pair_losses(pathlib.Path(workdir), pathlib.Path(path), entry)
+
+
 def use_compile_cache(folder: PATH = "") -> None:
     """Keep compiled programs in a folder, so that the next process starts in seconds; the command line does so.
 

@@ -22,7 +22,7 @@ from xmodal_jax.data.readers import InputSpec, Specs
 from xmodal_jax.data.split import split_captions
 from xmodal_jax.data.text import VOCABULARY, Tokenizer, load_tokenizer, used_ids
 from xmodal_jax.errors import UserError
-from xmodal_jax.models.crossmodal import CrossModal, init_params
+from xmodal_jax.models.crossmodal import CrossModal, classified, init_params
 from xmodal_jax.models.efficientnet import STRIDE, WIDTH
 from xmodal_jax.models.encoder import EncoderConfig
 from xmodal_jax.models.grid import pooling_groups
@@ -79,6 +79,7 @@ class Assembly:
         return {
             "config": as_dict(self.config),
             "output_ids": list(self.model.output_ids),
+            "classes": [list(own) for own in self.model.classes],
             "tokens": list(self.facts.tokens),
             "caches": list(self.caches),
             "parts": sorted(self.parts),
@@ -129,17 +130,21 @@ def data_facts(config: Config, card: "Card | NamedCaches", vocabularies: Vocabul
 
 def facts_of(config: Config, card: Card, vocabularies: Vocabularies) -> DataFacts:
     """Return the facts of a data set that is there."""
-    records = card.split(config.data.split)["records"]
+    entry = card.split(config.data.split)
+    records, spoken = entry["records"], set(config.data.languages)
+    own = sum(count for language, count in entry["languages"].items() if language in spoken)
     stored = card.embedding(config.data.embeddings) if config.data.embeddings else {"width": 0, "media": []}
     return data_facts(
         config,
         card,
         vocabularies,
         records=records,
+        pairs=entry["captions"],
         labels=len(card.label_names),
+        concepts=len(card.concept(config.data.concepts)["names"]) if config.data.concepts else 0,
         teacher=stored["width"],
         teacher_media=tuple(stored["media"]),
-        steps_per_epoch=records / config.batch_size,
+        steps_per_epoch=(own if config.data.unit == "pair" else records) / config.batch_size,
     )
 
 
@@ -176,6 +181,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
 
 BERT_VOCABULARY = 30522
 PLANNED_LABELS = 32  # label names, where an objective reads them and no data set says how many there are
+PLANNED_CONCEPTS = 300  # those of `xmodal data concepts` unless told otherwise
 
 
 def assemble_without_data(config: Config) -> Assembly:
@@ -195,16 +201,25 @@ def assemble_without_data(config: Config) -> Assembly:
     else:
         labelled = any("labels" in item.reads for item in build_objectives(config.objectives).values())
         media = tuple({own.medium for own in config.data.fields.values()})
-        labels = PLANNED_LABELS if labelled else 0
-        facts = data_facts(config, NamedCaches(), vocabularies, labels=labels, teacher_media=media)
+        counts = {"labels": PLANNED_LABELS if labelled else 0}
+        counts["concepts"] = PLANNED_CONCEPTS if config.data.concepts else 0
+        facts = data_facts(config, NamedCaches(), vocabularies, **counts, teacher_media=media)
     return _assembly(resolve(config, facts), vocabularies, (), facts, ())
 
 
+REGIONS: dict[str, Any] = {"tower": "regions", "size": 0, "tokens": 36, "width": 2048}  # as published with SCAN
+
+
 class NamedCaches:
-    """Stands in for a data card: `xmodal data features` names a cache after its tower and input size."""
+    """Stands in for a data card: `xmodal data features` names a cache after its tower and input size.
+
+    `xmodal data prepare scan` calls its one "regions".
+    """
 
     def feature(self, name: str) -> dict[str, Any]:
         """Return the entry of the cache `name`, such as "lite0-224"."""
+        if name == REGIONS["tower"]:
+            return REGIONS
         tower, _, size = name.rpartition("-")
         if tower != "lite0" or not size.isdigit():
             raise UserError(
@@ -227,7 +242,8 @@ def reassemble(description: dict[str, Any], workdir: pathlib.Path) -> Assembly:
         found = tokenizers[name].vocab_size
         if found != own.vocab_size:
             raise UserError(f"'{kept}' has {found} ids and the model {own.vocab_size}; restore the file")
-    model = CrossModal(config, tuple(description["output_ids"]))
+    classes = tuple((target, count) for target, count in description.get("classes", ()))
+    model = CrossModal(config, tuple(description["output_ids"]), classes)
     facts = DataFacts(tokens=tuple(description["tokens"]))
     used, hardness = frozenset(description["parts"]), description["hardness"]
     return Assembly(config, tokenizers, model, {}, facts, tuple(description["caches"]), used, hardness)
@@ -246,8 +262,15 @@ def _assembly(
     refuse_unserved(config, objectives)
     drawn = [item.hardness for item in objectives.values() if item.hardness is not None]
     hardness = drawn[0] if drawn and drawn[0] else 1.0
-    model = CrossModal(config, output)
-    return Assembly(config, tokenizers, model, objectives, facts, caches, parts(objectives), hardness)
+    used = parts(objectives)
+    model = CrossModal(config, output, classes_of(used, facts))
+    return Assembly(config, tokenizers, model, objectives, facts, caches, used, hardness)
+
+
+def classes_of(used: frozenset[str], facts: DataFacts) -> tuple[tuple[str, int], ...]:
+    """Return (target, C) of each target that the classifiers among the parts of a model tell."""
+    counts = {"labels": facts.labels, "concepts": facts.concepts}
+    return tuple((target, counts[target]) for target in sorted({target for target, _ in classified(used)}))
 
 
 def document_frequencies(assembly: Assembly) -> dict[str, np.ndarray]:
@@ -309,7 +332,8 @@ WEIGHTS = ("encoders", "fusion", "scorer", "bridge", "joint")  # sections of the
 def weights_digest(assembly: Assembly) -> str:
     """Return a digest of what decides which parameters there are, and of their shapes."""
     told = assembly.describe()
-    own = {name: told["config"][name] for name in WEIGHTS} | {name: told[name] for name in ("output_ids", "parts")}
+    own = {name: told["config"][name] for name in WEIGHTS}
+    own |= {name: told[name] for name in ("output_ids", "classes", "parts")}
     return hashlib.sha256(json.dumps([__version__, own], sort_keys=True).encode()).hexdigest()
 
 

@@ -4,6 +4,7 @@ Checks of the values of a config alone are in `config_checks`.
 """
 
 import importlib.util
+from typing import Any
 
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.split import refuse_unknown
@@ -31,14 +32,17 @@ def refuse_unbridged(config: Config, parts: dict[str, frozenset[str]]) -> None:
 
 def refuse_unserved(config: Config, objectives: dict[str, Objective]) -> None:
     """Refuse objectives that an encoder of theirs cannot serve: a TF-IDF vector has no tokens, only BERT writes."""
+    scorer: Any = config.scorer  # built from its section
     for name, item in objectives.items():
         refuse_other_query(config, name, item)
+        refuse_unscored(config, name, item)
+        reads = item.parts | ({"fusion"} if "scorer" in item.parts and scorer.reads_tokens else set())
         for field in item.reads:
             if field not in config.data.fields:
                 continue
             encoder = config.data.fields[field].encoder
             own = config.encoders[encoder]
-            asked = sorted(item.parts.intersection(own.lacks))
+            asked = sorted(reads.intersection(own.lacks))
             if asked:
                 raise UserError(
                     f"config.objectives.{name} needs {', '.join(asked)} of config.encoders.{encoder}, whose kind "
@@ -61,6 +65,20 @@ def refuse_other_query(config: Config, name: str, objective: Objective) -> None:
             f"config.objectives.{name} reads {objective.reads[:2]}, of the encoders {(first, second)}, and fusion is "
             f"of {pair} (config.fusion.pair), the one that is read and the one that asks; write fields of these in "
             "this order"
+        )
+
+
+def refuse_unscored(config: Config, name: str, objective: Objective) -> None:
+    """Refuse an objective on the pair score whose fields `config.scorer` does not serve in that order."""
+    if "scorer" not in objective.parts or len(objective.reads) < 2:
+        return
+    scorer: Any = config.scorer  # built from its section
+    first, second = (config.data.fields[field].encoder for field in objective.reads[:2])
+    if not scorer.serves((first, second), config.fusion.pair):
+        raise UserError(
+            f"config.objectives.{name} scores {objective.reads[:2]}, of the encoders {(first, second)}, and "
+            f"config.scorer of kind '{scorer.kind}' scores {config.fusion.pair} (config.fusion.pair), regions first "
+            "and words second; write fields of these in this order"
         )
 
 

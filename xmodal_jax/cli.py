@@ -60,10 +60,22 @@ example:
     "features": """
 example:
   xmodal data features --data data/emoji --tower lite0 --size 128""",
+    "concepts": """
+examples:
+  xmodal data concepts --data data/flickr8k --count 300
+  xmodal data concepts --data data/flickr8k --name objects --words objects.txt
+A concept is a word in lower case (plurals are words of their own), not an English stop word, not in over half of the
+captions. `config.data.concepts=NAME` puts them into batches, for the objective `multilabel`.""",
     "embed": """
 examples:
   xmodal data embed --data data/emoji --name clip --workdir runs/teacher
   xmodal data embed --data data/emoji --name start --config quickstart""",
+    "noise": """
+examples:
+  xmodal data noise --data data/emoji --out data/emoji-noisy --kind complete --rate 0.4
+  xmodal data noise --data data/emoji --out data/emoji-words --kind partial --rate 0.4 --share 0.3 --words nouns.txt
+complete: captions of other records. partial: words of other captions, nouns first. captions: half of a record's
+captions are those of others. The column `changed` of the sidecar tells which are wrong; training never reads it.""",
 }
 WORKDIR_HELP = "folder of the run"
 
@@ -169,6 +181,7 @@ def _data_parser(top: Any, source: str | None) -> None:
     add.add_argument("--name", default="", help="name of the cache (default: tower-size)")
     add.add_argument("--batch", type=int, default=64, help="rows encoded together (default: 64)")
     add.add_argument("--no-flip", action="store_true", help="leave the mirrored pictures out")
+    _concepts_parser(data)
     embed = _command(data, "embed", "add a frozen teacher's embeddings, for distillation", commands.data_embed)
     embed.add_argument("--data", required=True, help="a prepared data set")
     embed.add_argument("--name", required=True, help="name of the embeddings, for config.data.embeddings")
@@ -176,6 +189,28 @@ def _data_parser(top: Any, source: str | None) -> None:
     embed.add_argument("--config", default="", help="the teacher: what this config starts from; --config.a.b=value")
     embed.add_argument("--batch", type=int, default=64, help="rows encoded together (default: 64)")
     embed.add_argument("--dtype", default="float32", choices=("float32", "float16"), help="of the stored embeddings")
+    said = "write a data set in which captions of one split are wrong, for research on noisy pairs"
+    wrong = _command(data, "noise", said, commands.data_noise)
+    wrong.add_argument("--data", required=True, help="a prepared data set")
+    wrong.add_argument("--out", required=True, help="folder to write")
+    wrong.add_argument("--kind", required=True, choices=("complete", "partial", "captions"), help="see below")
+    wrong.add_argument("--rate", required=True, type=float, help="share of the captions; captions: of the records")
+    wrong.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
+    wrong.add_argument("--split", default="train", help="split whose captions change (default: train)")
+    wrong.add_argument("--share", type=float, help="partial: share of a caption's words (default: 0.5)")
+    wrong.add_argument("--words", default="", help="partial: nouns, one a line (default: mined from the captions)")
+
+
+def _concepts_parser(data: Any) -> None:
+    """Add the command that mines concepts."""
+    said = "mine words from the training captions that tell what a record is of"
+    mine = _command(data, "concepts", said, commands.data_concepts)
+    mine.add_argument("--data", required=True, help="a prepared data set")
+    mine.add_argument("--name", default="concepts", help="for config.data.concepts (default: concepts)")
+    mine.add_argument("--count", type=int, default=300, help="words, those of most records first (default: 300)")
+    mine.add_argument("--split", default="train", help="split whose captions are mined (default: train)")
+    mine.add_argument("--words", default="", help="a file of your own concepts instead, one a line")
+    mine.add_argument("--languages", default="", help="of the captions, as en,de (default: the first of the data set)")
 
 
 def _query_parsers(top: Any) -> None:
@@ -304,6 +339,13 @@ def parser(source: str | None = None) -> argparse.ArgumentParser:
     draw = _command(verbs, "curves", "draw losses, learning rate and evaluations over the steps", commands.curves)
     draw.add_argument("--workdir", required=True, help=WORKDIR_HELP)
     draw.add_argument("--out", required=True, type=output_file, help="the picture to write: .png, .svg or .pdf")
+    draw.add_argument(
+        "--pairs",
+        nargs="?",
+        const="",
+        metavar="ENTRY",
+        help="draw the losses of training pairs instead, which an objective of kind refurbish keeps (its name)",
+    )
     tell = _command(verbs, "config", "print every field of a config with its value and meaning", commands.show_config)
     tell.add_argument("config", help="NAME[:variant], or a file.py[:variant]")
     return top

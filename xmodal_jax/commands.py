@@ -82,6 +82,27 @@ def data_embed(args: argparse.Namespace, overrides: list[str]) -> None:
     print(f"embeddings '{args.name}' of {teacher}: width {made['width']} {made['dtype']}, {what} in {args.data}")
 
 
+def data_noise(args: argparse.Namespace, _: list[str]) -> None:
+    """Write a data set in which part of a split's captions are wrong."""
+    from xmodal_jax.data.card import Card
+    from xmodal_jax.data.noise import add_noise, report
+
+    names = ("kind", "rate", "seed", "split", "share", "words")
+    summary = add_noise(args.data, args.out, **{name: getattr(args, name) for name in names})
+    print("\n".join(report(summary, (name for name in Card.load(args.out).splits if name != args.split))))
+    print(f"{args.out} is ready")
+
+
+def data_concepts(args: argparse.Namespace, _: list[str]) -> None:
+    """Mine concepts from the training captions of a prepared data set, and mark all records with them."""
+    from xmodal_jax.data.concepts import read_concepts, write_concepts
+
+    listed, languages = read_concepts(args.words) if args.words else (), [*filter(None, args.languages.split(","))]
+    card = write_concepts(args.data, args.name, args.count, args.split, languages, listed)
+    names = card.concept(args.name)["names"]
+    print(f"concepts '{args.name}': {len(names)} in {args.data} ({', '.join(names[:5])}, ...)")
+
+
 def train(args: argparse.Namespace, overrides: list[str]) -> None:
     """Train a config in a work directory, or go on with it."""
     from xmodal_jax import config_file as configs
@@ -276,10 +297,13 @@ def search(args: argparse.Namespace, _: list[str]) -> None:
 
 
 def curves(args: argparse.Namespace, _: list[str]) -> None:
-    """Draw the learning curves of a run."""
-    from xmodal_jax.api import plot_curves
+    """Draw the learning curves of a run, or the losses of its training pairs."""
+    from xmodal_jax.api import plot_curves, plot_pair_losses
 
-    print(f"wrote {plot_curves(args.workdir, args.out)}")
+    if args.pairs is None:
+        print(f"wrote {plot_curves(args.workdir, args.out)}")
+    else:
+        print(f"wrote {plot_pair_losses(args.workdir, args.out, args.pairs)}")
 
 
 def report(args: argparse.Namespace, _: list[str]) -> None:

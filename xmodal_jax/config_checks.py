@@ -58,6 +58,7 @@ PARTS = (  # of the model beside its encoders
     "scorer",
     "shared",
     "sigmoid",
+    "classifier",
     "bridge",
     "fused_head",
     "joined_head",
@@ -219,7 +220,7 @@ def check_fields(config: "Config") -> None:
             )
         if "/" in name:
             raise UserError(f"config.data.fields has '{name}'; write a name without '/'")
-        if name in ("id", "index", "labels"):
+        if name in ("id", "index", "pair", "labels", "concepts"):
             raise UserError(f"config.data.fields has '{name}', which every batch has of its own; write another name")
     for name, own in config.encoders.items():
         if not name.isidentifier() or hasattr(CrossModal, name) or name in PARTS:
@@ -348,6 +349,8 @@ def check(config: "Config") -> None:
     check_encoders(config)
     check_order(config)
     check_fusion(config)
+    scorer: Any = config.scorer  # built from its section
+    scorer.check_width("config.scorer", config.fusion.width)
     if not 0.0 < joint.temperature_min <= joint.temperature <= joint.temperature_max:
         raise UserError(
             f"config.joint.temperature is {joint.temperature}, outside {joint.temperature_min} to "

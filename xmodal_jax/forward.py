@@ -16,7 +16,7 @@ from jax.extend.core import get_opaque_trace_state
 
 from xmodal_jax.models.crossmodal import CrossModal
 from xmodal_jax.models.layers import every_row, pick_rows
-from xmodal_jax.models.scorer import Side
+from xmodal_jax.models.pair_score import Side
 from xmodal_jax.types import Array, Batch, Params
 
 
@@ -297,26 +297,61 @@ class Forward:
 
         return flat(self.rowwise(groups, key, rows, *map(grouped, arrays)))
 
-    def score(self, one: Encoded, two: Encoded) -> Array:
-        """Return the scores [b] of aligned rows by `config.scorer`."""
-        return self.call("score", *(Side(x.tokens, x.unit, x.mask) for x in (one, two)))
+    def _prepared(self, x: Encoded, first: bool) -> Any:
+        """Do the scorer's work on one side of pairs, once in this trace for a whole pass."""
+        name = f"side:{'first' if first else 'second'}:{x.name}"
+        arrays = (x.tokens, x.unit, *([] if x.mask is None else [x.mask]))
 
-    def scores(self, one: Encoded, two: Encoded, block: int) -> Array:
+        def prepare(key: Array | None, *side: Array) -> Any:
+            return self.call("prepare_side", Side(*side), first, key)
+
+        def run(key: Array | None) -> Any:
+            return self.rowwise(prepare, key, *arrays)
+
+        if x.name is None:  # rows picked from a pass: another pick would have the same name
+            return run(None if self.key is None else named_key(self.key, name))
+        return self._once(name, run)
+
+    def score(self, one: Encoded, two: Encoded, rows: tuple[Array, Array] | None = None) -> Array:
+        """Return the scores [b] of aligned rows by `config.scorer`, or of the pairs of `rows` of both sides.
+
+        With `rows`, two int [b] (see `pick_rows`), what the scorer computes of a side alone is computed once for all
+        pairs of an input, as in `scores`.
+        """
+        sides = [self._prepared(x, first) for x, first in ((one, True), (two, False))]
+        if rows is not None:
+            sides = [
+                jax.tree.map(lambda x, index=index: pick_rows(x, index), side)
+                for side, index in zip(sides, rows, strict=True)
+            ]
+        return self.call("score_prepared", *sides)
+
+    def scores(self, one: Encoded, two: Encoded, block: int, gradient: bool = True) -> Array:
         """Return the scores [B,M] of all pairs by `config.scorer`, `block` rows of `one` at a time.
 
-        Each block is recomputed in the backward pass. Raises ValueError if the blocks do not divide the rows.
+        Each block is recomputed in the backward pass, so that memory grows with `block` x M pairs, not with B x M. A
+        block of K = B / block holds the rows k, k + K, ..., which keeps rows on their devices. Raises ValueError if the
+        blocks do not divide the rows.
+
+        Without `gradient` scores are constants, for the choice of negatives: a hinge on the hardest of them then takes
+        `score` of their `rows` with a gradient, at a third of the cost of a gradient through all pairs.
         """
         rows, columns = one.tokens.shape[0], two.tokens.shape[0]
         if rows % block:
             raise ValueError(f"blocks of {block} rows do not divide a batch of {rows} rows; write a divisor")
+        left, right, params = self._prepared(one, True), self._prepared(two, False), self.params
+        if not gradient:
+            left, right, params = stop((left, right, params))
 
         @jax.checkpoint
-        def some(first: Array) -> Array:
-            left = one.rows(first + jnp.repeat(jnp.arange(block), columns))
-            right = two.rows(jnp.tile(jnp.arange(columns), block))
-            return self.score(left, right).reshape(block, columns)
+        def some(part: Any) -> Array:
+            found: Any = self.model.apply({"params": params}, part, right, method="score_pairwise")
+            return found
 
-        return jax.lax.map(some, jnp.arange(0, rows, block)).reshape(rows, columns)
+        if block == rows:
+            return some(left)
+        pieces = jax.tree.map(lambda x: split_rows(x, rows // block), left)
+        return merge_rows(jax.lax.map(some, pieces)).reshape(rows, columns)
 
     def decode(self, memory: Encoded, field: str) -> Array:
         """Return the captioning decoder's hidden states [B,L,D] over `memory` for the ids in the batch's `field`.

@@ -176,13 +176,16 @@ class EvalConfig:
     batch_size: int = 256
     """Rows encoded at a time."""
     rerank: tuple[int, ...] = (16, 32)
-    """Shortlist lengths for ITM re-ranking, cut to the gallery's; empty: none."""
+    """Shortlist lengths for re-ranking by the pair score, cut to the gallery's; empty: none."""
     rerank_score: str = "add"
-    """ITM's logits are l0 (no match) and l1: "add" orders by cosine + weight * (l1 - l0), where BLIP adds l1 itself;
-    "replace" by l1 - l0 alone, where ALBEF takes l1.
+    """"add" orders by cosine + weight * score, "replace" by the score alone. ITM's logits are l0 (no match) and l1, and
+    its score l1 - l0, where BLIP adds and ALBEF takes l1 itself.
     """
     weight: float = 0.0
-    """Weight of the log-odds; 0: the learned temperature (eval/evaluate.py); -1: the best on training data."""
+    """Weight of the pair score beside the cosine. 0: the scorer's own: for ITM's log-odds, and for kinds that name
+    none, the learned temperature, which makes the sum a log-posterior (eval/evaluate.py); 1 for "sgr" and "graph",
+    whose scores between 0 and 1 are as wide as cosines. -1: the best on training data.
+    """
     params: str = "teacher"
     """Weights to use: "teacher" (EMA) or "student"."""
     views: tuple[str, ...] = ()

@@ -12,7 +12,7 @@ Axis letters used in every docstring:
 | K | bits of a hash code |
 | V | vocabulary |
 | Q | rows of a queue |
-| C | labels |
+| C | labels or concepts |
 | T | frames |
 
 A `Batch` is a dict of arrays, all with leading axis B. It holds each field of `config.data.fields` under the field's
@@ -27,8 +27,10 @@ padding). Further entries of a field are named with the field, a slash and a suf
 | `text/teacher` | float32 [B,E], a frozen teacher's unit embedding of this very input (`data.embeddings`) |
 | `mlm/ids` | an input that an objective derives, under the objective's own name |
 
-Entries of a whole row: `id` int32 [B] (equal ids are the same thing), `index` int32 [B] (row in the training split)
-and, where the data set has labels, `labels` float32 [B,C].
+Entries of a whole row: `id` int32 [B] (equal ids are the same thing), `index` int32 [B] (row in the training split);
+with `config.data.unit` "pair" `pair` int32 [B] (number of the caption in the split); where the data set has labels,
+`labels` float32 [B,C]; with `data.concepts`, `concepts` float32 [B,C], the words mined from captions that the row has,
+and `concepts/valid` bool [B], False for rows without captions.
 """
 
 from dataclasses import dataclass, field
@@ -77,10 +79,15 @@ class DataFacts:
 
     records: int = 0
     """Number of training records."""
+    pairs: int = 0
+    """Number of captions of the training split, of all languages: the rows of a table by `pair`."""
     labels: int = 0
     """Number of labels C."""
+    concepts: int = 0
+    """Number of concepts C."""
     steps_per_epoch: float = 0.0
-    """Steps in one pass over the training records; a fraction where the batch does not divide them."""
+    """Steps in one pass over the training split by `config.data.unit`; a fraction where the batch does not divide it.
+    """
     tokens: tuple[int, int] = (0, 0)
     """Tokens (N, D) that all feature caches together give for one picture."""
     groups: tuple[int, ...] = ()

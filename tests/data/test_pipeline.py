@@ -64,6 +64,35 @@ def test_fields_have_the_shapes_and_types_of_a_batch(make):
     }
 
 
+def test_with_pairs_as_units_an_epoch_visits_each_caption_once(make, tiny_set, tokenizer):
+    own = Sidecar(tiny_set, Card.load(tiny_set), "train")
+    english = own.all_pairs(("en",)).tolist()
+    dataset = make(dataclasses.replace(PLAIN, unit="pair"), batch_size=len(english))
+    assert dataset.steps_per_epoch == 1.0
+    for number in range(3):
+        batch = dataset.batch_at(number)
+        assert sorted(batch["pair"].tolist()) == english
+        for row, pair in enumerate(batch["pair"]):
+            assert batch["index"][row] == batch["id"][row] == own.owner[pair]
+            assert tokenizer.decode(batch["text"][row]) == own.texts[pair]
+            assert batch["text/key"][row] == own.number[pair]
+    assert not np.array_equal(batch["pair"], dataset.batch_at(0)["pair"])  # another order
+
+
+def test_pairs_of_two_languages_are_all_visited(make, tiny_set):
+    own = Sidecar(tiny_set, Card.load(tiny_set), "train")
+    both = dataclasses.replace(PLAIN, unit="pair", languages=("fr", "en"))
+    batch = make(both, batch_size=len(own.owner)).batch_at(0)
+    assert sorted(batch["pair"].tolist()) == list(range(len(own.owner)))
+
+
+def test_units_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="config.data.unit is 'caption'; write 'record' or 'pair'"):
+        DataConfig(unit="caption")
+    with pytest.raises(UserError, match="config.data.fields has none of captions; write 'record'"):
+        DataConfig(unit="pair", fields={"image": FieldConfig()})
+
+
 def test_an_example_is_a_picture_and_a_caption_of_its_record(make, tiny_set, tokenizer):
     views, texts, numbers = set(), set(), collections.defaultdict(set)
     own = Sidecar(tiny_set, Card.load(tiny_set), "train")

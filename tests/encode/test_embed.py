@@ -72,7 +72,7 @@ def test_the_pair_scorer_is_the_models_score(opened_run, test_split, monkeypatch
     )
     expected = assembly.model.apply({"params": params}, *sides, method="score")
     score = PairScorer(assembly.model, params, image, text)
-    assert len(jax.tree.leaves(score.arrays[0])) == (2 if room else 1)  # keys and values, or tokens alone
+    assert len(jax.tree.leaves(score.arrays[0])) == (3 if room else 2)  # keys and values, or tokens; the embeddings
     np.testing.assert_allclose(score(*rows), expected, atol=1e-4)
     ends = [np.flatnonzero(row).max() + 1 for row in text.mask]
     np.testing.assert_array_equal(score.lengths, ends)

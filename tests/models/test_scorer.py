@@ -11,7 +11,7 @@ from tiny import ALL, ROWS, tiny_batch, tiny_config, tiny_model, tiny_params
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward
-from xmodal_jax.models.scorer import ScorerConfig
+from xmodal_jax.models.pair_score import ScorerConfig
 
 
 class BilinearScore(nn.Module):
@@ -85,8 +85,11 @@ def test_blocks_that_do_not_divide_are_refused():
 @pytest.mark.parametrize(
     ("kind", "sentence"),
     [
-        ("fusoin", "config.scorer.kind is 'fusoin'; write one of fusion .did you mean 'fusion'.., or FILE.py:CLASS"),
-        ("xmodal_jax.models.vit:ViTConfig", "derive the class from xmodal_jax.models.scorer.ScorerConfig"),
+        (
+            "fusoin",
+            "config.scorer.kind is 'fusoin'; write one of fusion, sgr, graph .did you mean 'fusion'.., or FILE",
+        ),
+        ("xmodal_jax.models.vit:ViTConfig", "derive the class from xmodal_jax.models.pair_score.ScorerConfig"),
     ],
 )
 def test_what_is_no_scorer_is_refused(kind, sentence):

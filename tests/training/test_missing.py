@@ -31,6 +31,10 @@ SECTIONS = {
     "fused": {"queue": 8},
     "mvjrc": {"queue": 8},
     "distill": {"feature": 1.0},
+    "hinge": {},
+    "complementary": {},
+    "refurbish": {},
+    "multilabel": {"target": "labels"},
 }
 VARIANTS = {name: {name: fields} for name, fields in SECTIONS.items()} | {
     "itc in a ring": {"itc": {"queue": 8, "ring": True}},
@@ -49,7 +53,9 @@ def test_every_kind_is_here():
 
 def made(section):
     """The recipe and a state of one variant."""
-    config = tiny_config(data={"fields": FIELDS, "embeddings": "made"}, objectives=section, batch_size=ROWS)
+    config = tiny_config(
+        data={"fields": FIELDS, "embeddings": "made", "unit": "pair"}, objectives=section, batch_size=ROWS
+    )
     recipe = tiny_recipe(config)
     return recipe, create_state(recipe, tiny_params(recipe.model, 0, parts(recipe.objectives)), 0)
 
@@ -61,6 +67,7 @@ def batch_of(missing, seed=0):
     teacher = draw.normal(size=(2, ROWS, 8)).astype(np.float32)
     teacher /= np.linalg.norm(teacher, axis=-1, keepdims=True)
     batch |= {"image/teacher": teacher[0], "text/teacher": teacher[1]}
+    batch["pair"] = np.arange(ROWS, dtype=np.int32)
     batch["labels"] = draw.integers(0, 2, (ROWS, 3)).astype(np.float32)
     for field in FIELDS:
         valid = ~np.isin(np.arange(ROWS), missing.get(field, ()))
@@ -114,7 +121,7 @@ def test_missing_rows_count_nowhere_in_one_program(name):
     assert len(traced) == 1
 
 
-@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in DRAWN | {"ims", "lmim"}])
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in DRAWN | {"ims", "lmim", "multilabel"}])
 def test_the_loss_is_that_of_the_rows_that_are_whole(name):
     recipe, state = made(VARIANTS[name])
 

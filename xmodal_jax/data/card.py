@@ -47,6 +47,7 @@ SHAPES: dict[str, Any] = {  # shape of each field: a type, [shape of the entries
     "words": {ANY: {"median": int, "99 %": int, "longest": int}},
     "skipped": {ANY: int},
     "copies": {ANY: int},
+    "noise": {},
     "features": {
         ANY: {"tower": str, "size": int, "tokens": int, "width": int, "views": [str], "dtype": str, "files": FILES}
     },
@@ -62,7 +63,22 @@ SHAPES: dict[str, Any] = {  # shape of each field: a type, [shape of the entries
             "files": FILES,
         }
     },
+    "concepts": {
+        ANY: {
+            "names": [str],
+            "split": str,
+            "languages": [str],
+            "fingerprint": str,
+            "columns": {ANY: {"bytes": int, "crc": int}},
+        }
+    },
+    "without_pixels": [str],
 }
+LATER: dict[str, Any] = {
+    "concepts": {},
+    "noise": {},
+    "without_pixels": [],
+}  # fields that older cards of this format lack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +117,12 @@ class Card:
     """{name: {tower, size, tokens, width, views, dtype, files: {split: [...]}}}; see `features.write_features`."""
     embeddings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     """{name: {teacher, weights, width, media, views, languages, dtype, files: {split: [...]}}} of frozen teachers."""
+    noise: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """{kind, split, rate, real_rate, seed, ...} of captions made wrong on purpose; see `noise.add_noise`."""
+    concepts: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    """{name: {names, split, languages, fingerprint, columns: {split: {bytes, crc}}}}; see `concepts.write_concepts`."""
+    without_pixels: list[str] = dataclasses.field(default_factory=list)
+    """Views of which there are cached features and no pictures."""
     media: list[str] = dataclasses.field(default_factory=list)
     """Media that records have beside pictures and captions."""
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -129,9 +151,11 @@ class Card:
 
     def save(self, folder: os.PathLike | str) -> None:
         """Write `folder/card.json` in one step: a reader sees the old card or the new one."""
-        _checked(dataclasses.asdict(self), pathlib.Path(folder) / CARD_FILE)
-        path = pathlib.Path(folder) / CARD_FILE
-        write_file(path, mended(json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)) + "\n")
+        path, content = pathlib.Path(folder) / CARD_FILE, dataclasses.asdict(self)
+        if not self.noise:
+            del content["noise"]
+        _checked(content, path)
+        write_file(path, mended(json.dumps(content, indent=1, ensure_ascii=False)) + "\n")
 
     def split(self, name: str) -> dict[str, Any]:
         """Return the numbers of one split. Raises `UserError` listing the splits that exist."""
@@ -146,6 +170,10 @@ class Card:
     def embedding(self, name: str) -> dict[str, Any]:
         """Return the entry of a teacher's embeddings. Raises `UserError` listing those that exist."""
         return self._made("embeddings", name, "embed")
+
+    def concept(self, name: str) -> dict[str, Any]:
+        """Return the entry of concepts. Raises `UserError` listing those that exist."""
+        return self._made("concepts", name, "concepts")
 
     def _made(self, what: str, name: str, command: str) -> dict[str, Any]:
         """Return the entry `name` of the field `what`, which `xmodal data COMMAND` writes."""
@@ -172,6 +200,7 @@ def _checked(content: Any, path: pathlib.Path) -> Card:
             f"{path}: field 'format' is {content.get('format')!r}, this version reads {FORMAT}; "
             "prepare the set again (--force)."
         )
+    content = LATER | content
     known = [field.name for field in dataclasses.fields(Card)]
     missing = [name for name in known if name not in content]
     if missing:
@@ -272,6 +301,9 @@ def duplicates(owner: np.ndarray, number: np.ndarray, images: int) -> dict[str, 
 def report(card: Card) -> list[str]:
     """Return the lines that `xmodal data prepare` prints: size, ceiling and repeated captions of every split."""
     lines = [f"beside pictures and captions: {', '.join(card.media)}"] if card.media else []
+    if card.without_pixels:
+        caches = "; ".join(f"'{name}' {own['tokens']} x {own['width']}" for name, own in card.features.items())
+        lines.append(f"no pictures of {', '.join(card.without_pixels)}, but features of them: {caches}")
     for split, numbers in card.splits.items():
         lines.append(
             f"{split}: {numbers['records']} records, {numbers['captions']} captions, {numbers['groups']} groups"

@@ -3,6 +3,7 @@
 import dataclasses
 
 from xmodal_jax.data.image import AugmentConfig
+from xmodal_jax.data.records import WORDS
 from xmodal_jax.errors import UserError
 
 
@@ -64,6 +65,8 @@ class DataConfig:
     """Names of feature caches whose tokens are read in place of pictures (`xmodal data features`); (): none."""
     embeddings: str = ""
     """Name of a frozen teacher's embeddings that batches carry (`xmodal data embed`); "": none."""
+    concepts: str = ""
+    """Name of the concepts mined from captions that batches carry, float32 [B,C] (`xmodal data concepts`); "": none."""
     augment: AugmentConfig = AugmentConfig()
     """Random changes of training pictures."""
     threads: int = 4
@@ -86,6 +89,11 @@ class DataConfig:
     match each other's captions.
     """
 
+    unit: str = "record"
+    """One example of an epoch: "record", a record with one of its captions, drawn; "pair", a record with one caption,
+    so that an epoch visits each caption once, and batches carry the number of the pair.
+    """
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "fields", complete(self.fields))
         for name in ("threads", "prefetch"):
@@ -100,6 +108,10 @@ class DataConfig:
             raise UserError("config.data.languages is empty; write one or more, such as ('en',)")
         if self.positives not in ("record", "labels"):
             raise UserError(f"config.data.positives is '{self.positives}'; write 'record' or 'labels'")
+        if self.unit not in ("record", "pair"):
+            raise UserError(f"config.data.unit is '{self.unit}'; write 'record' or 'pair'")
+        if self.unit == "pair" and not any(own.medium == WORDS and not own.of for own in self.fields.values()):
+            raise UserError("config.data.unit is 'pair', and config.data.fields has none of captions; write 'record'")
 
     def __hash__(self) -> int:
         """Return a hash that is equal for equal sections; it leaves out the fields, which cannot be hashed."""

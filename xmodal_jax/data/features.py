@@ -3,6 +3,10 @@
 A cache is `DIR/features/<name>/<split>-*.arrayrecord`; row i belongs to record i. A row is {"shape": [N, D],
 "tokens": {view: {"plain": bytes, "flip": bytes}}}, the bytes being float16 [N,D]; of a record without pictures it is
 {"shape": [], "tokens": {}}.
+
+A source may bring tokens of its own (`Item.features`), such as regions that a detector found: `GivenFeatures` writes
+them in the same form. Their "tower" is the name of the cache and their "size" 0, as nothing here makes them of a
+picture.
 """
 
 import contextlib
@@ -35,6 +39,7 @@ from xmodal_jax.data.records import (
     split_names,
 )
 from xmodal_jax.data.sidecar import Sidecar
+from xmodal_jax.data.source import Item
 from xmodal_jax.errors import UserError
 
 Encoder = Callable[[np.ndarray], np.ndarray]
@@ -94,8 +99,12 @@ def refuse_misfit(data_dir: os.PathLike | str, name: str, size: int, batch: int)
 
     They are those of the data set, the name, the size (px) and the batch.
     """
-    if not Card.load(data_dir).views:
-        raise UserError(f"{data_dir} has no pictures; features are made of them alone.")
+    card = Card.load(data_dir)
+    if set(card.views) <= set(card.without_pixels):
+        if not card.views:
+            raise UserError(f"{data_dir} has no pictures; features are made of them alone.")
+        there = ", ".join(card.features)
+        raise UserError(f"{data_dir} has no pictures, only features of them ({there}); others are made of pictures.")
     refuse_bad_name(name, "features")
     if not 1 <= size <= LARGEST:
         raise UserError(f"--size is {size}; write the side of the pictures in pixels, 1 to {LARGEST}")
@@ -221,3 +230,66 @@ def _checked_shape(folder: pathlib.Path, split: str, count: int, shape: list[int
     if shape not in (None, found):
         raise UserError(f"{folder}: splits differ in shape, {shape} and {found}; remove the folder.")
     return found
+
+
+class GivenFeatures:
+    """Writer of the feature caches that the items of a source bring along, while they stream by."""
+
+    def __init__(self, folder: pathlib.Path, shard_bytes: int):
+        self.views: dict[str, None] = {}  # of which some record has features alone
+        self._folder, self._shard_bytes = folder / "features", shard_bytes
+        self._shapes: dict[str, list[int]] = {}
+        self._writers: dict[tuple[str, str], RecordWriter] = {}
+
+    def add(self, item: Item, row: int) -> None:
+        """Write the features of an item, which is record `row` of its split.
+
+        Raises `UserError` for a cache whose name is no file's, and for tokens that are no numbers [N,D], not finite in
+        float16, or of another shape than those before.
+        """
+        self.views.update((view, None) for view, data in item.pictures.items() if not data)
+        for name, own in item.features.items():
+            tokens = {view: {"plain": self._checked(name, item.key, one).tobytes()} for view, one in own.items()}
+            self._write(name, item.split, row, {"tokens": tokens, "shape": self._shapes.get(name, [])})
+
+    def _checked(self, name: str, key: str, tokens: np.ndarray) -> np.ndarray:
+        """Return the tokens of one picture as float16 [N,D], if they fit."""
+        where, shape = f"features '{name}' of {key!r}", list(tokens.shape)
+        if tokens.ndim != 2 or not tokens.size or tokens.dtype.kind != "f":
+            raise UserError(f"{where} are {tokens.dtype} {shape}; give floating-point numbers [N,D].")
+        if self._shapes.setdefault(name, shape) != shape:
+            raise UserError(f"{where} have the shape {shape}, others {self._shapes[name]}; give all one shape [N,D].")
+        return _float16(tokens, where)
+
+    def _write(self, name: str, split: str, row: int, content: dict[str, Any]) -> None:
+        """Write a row, after empty ones for the records before it that had none."""
+        if (name, split) not in self._writers:
+            refuse_bad_name(name, "features")
+            self._writers[name, split] = RecordWriter(self._folder / name, split, self._shard_bytes)
+        writer = self._writers[name, split]
+        self._fill(writer, row)
+        writer.write(pack(content))
+
+    def _fill(self, writer: RecordWriter, rows: int) -> None:
+        """Write empty rows until there are `rows`."""
+        for _ in range(writer.records, rows):
+            writer.write(pack({"tokens": {}, "shape": []}))
+
+    def finish(self, records: dict[str, int]) -> dict[str, dict[str, Any]]:
+        """Finish all caches and return the card's entry of each; `records` are those of each split."""
+        found = {}
+        for name, (tokens, width) in self._shapes.items():
+            files = {}
+            for split, count in records.items():
+                if (name, split) not in self._writers:
+                    self._writers[name, split] = RecordWriter(self._folder / name, split, self._shard_bytes)
+                self._fill(self._writers[name, split], count)
+                files[split] = self._writers[name, split].close()
+            entry = {"tower": name, "size": 0, "tokens": tokens, "width": width, "views": ["plain"]}
+            found[name] = entry | {"dtype": "float16", "files": files}
+        return found
+
+    def abort(self) -> None:
+        """Remove unfinished files."""
+        for writer in self._writers.values():
+            writer.abort()

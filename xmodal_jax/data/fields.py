@@ -12,6 +12,8 @@ def batch_fields(config: Any, facts: DataFacts) -> dict[str, Shape]:
     """Return {name: (shape of one row, dtype)} for each field of the training batches, named as in types.py."""
     data, readers = config.data, reader_classes(config.data.fields)
     found: dict[str, Shape] = {"id": ((), "int32"), "index": ((), "int32")}
+    if data.unit == "pair":
+        found["pair"] = ((), "int32")
     for name, own in data.fields.items():
         encoder, reader = config.encoders[own.encoder], readers[name]
         found[name] = encoder.input(facts)
@@ -25,4 +27,6 @@ def batch_fields(config: Any, facts: DataFacts) -> dict[str, Shape]:
             found[f"{name}/teacher"] = ((facts.teacher or config.joint.embed,), "float32")
     if facts.labels and data.labels:
         found["labels"] = ((facts.labels,), "float32")
+    if facts.concepts and data.concepts:
+        found |= {"concepts": ((facts.concepts,), "float32"), "concepts/valid": ((), "bool")}
     return found

@@ -1,7 +1,8 @@
 """Digests of the records of a data set, by which a run knows its data and what it was trained on.
 
 `DIR/digests/<split>.npy` uint64 [n] has the digest of each record's key and captions, in row order; the card has one of
-each split, over these and the names of the views.
+each split, over these and the names of the views; of a split whose captions were changed (data/recaptioned.py), over
+these and the digest that it had before.
 """
 
 import array
@@ -39,11 +40,15 @@ class Digests:
 
     def save(self, folder: os.PathLike | str, split: str) -> str:
         """Write the digests of the records beside the split, and return the digest of the whole split."""
-        place = pathlib.Path(folder) / FOLDER
-        place.mkdir(parents=True, exist_ok=True)
-        own = np.frombuffer(self._own, np.uint64)
-        np.save(place / f"{split}.npy", own)
-        return hashlib.blake2b(own.astype("<u8").tobytes() + self._views.digest(), digest_size=16).hexdigest()
+        return save_digests(folder, split, np.frombuffer(self._own, np.uint64), self._views.digest())
+
+
+def save_digests(folder: os.PathLike | str, split: str, own: np.ndarray, rest: bytes) -> str:
+    """Write uint64 [n], the digests of a split's records; return that of the whole split, over these and `rest`."""
+    place = pathlib.Path(folder) / FOLDER
+    place.mkdir(parents=True, exist_ok=True)
+    np.save(place / f"{split}.npy", own)
+    return hashlib.blake2b(own.astype("<u8").tobytes() + rest, digest_size=16).hexdigest()
 
 
 def load_digests(folder: os.PathLike | str, split: str, records: int) -> np.ndarray:

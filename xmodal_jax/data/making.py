@@ -28,10 +28,12 @@ OF_A_SET = (  # the parts of a data set beside its card and shards
     "sidecar",
     "features",
     "embeddings",
+    "concepts",
     "texts",
     "starts",
     "tokenizer*.json",
     "taxonomy.json",
+    "noise-words.txt",
     "files.jsonl.gz",
 )
 

@@ -16,6 +16,7 @@ from xmodal_jax.data.card import Card, ceiling, duplicates
 from xmodal_jax.data.changes import as_sentence, changed_files, kept_states
 from xmodal_jax.data.copies import TRAIN, Copies
 from xmodal_jax.data.decoding import CorruptImage, content_digest
+from xmodal_jax.data.features import GivenFeatures
 from xmodal_jax.data.fingerprint import Digests
 from xmodal_jax.data.image import limit_size
 from xmodal_jax.data.numbering import DigestSet
@@ -48,6 +49,7 @@ class Build(contextlib.AbstractContextManager):
         self.folder, self.shard_bytes = folder, shard_bytes
         self.writers: dict[str, RecordWriter] = {}
         self.sidecars = Sidecars(folder)
+        self.features = GivenFeatures(folder, shard_bytes)
         self.copies = Copies()
         self.digests: dict[str, Digests] = collections.defaultdict(Digests)
         self.words: dict[str, collections.Counter[int]] = collections.defaultdict(collections.Counter)
@@ -62,6 +64,7 @@ class Build(contextlib.AbstractContextManager):
         """Write one item to its split."""
         if item.split not in self.writers:
             self.writers[item.split] = RecordWriter(self.folder, item.split, self.shard_bytes)
+        self.features.add(item, self.writers[item.split].records)
         self.writers[item.split].write(encode_record({"key": item.key, "media": item.stored}))
         self.sidecars.add(item)
         self.digests[item.split].add(item.key, item.captions, item.every_view)
@@ -79,6 +82,7 @@ class Build(contextlib.AbstractContextManager):
             for writer in self.writers.values():
                 writer.abort()
             self.sidecars.abort()
+            self.features.abort()
 
     def languages(self) -> list[str]:
         """Return all languages, the one of most records first ("en" before others of as many)."""
@@ -158,7 +162,7 @@ def _prepared_before(out: pathlib.Path, arguments: dict[str, Any], licence: str)
     """
     card = Card.load(out)
     asked = json.loads(mended(json.dumps(arguments | {"licence": licence}, ensure_ascii=False)))  # JSON, as in a card
-    there = card.arguments | {"licence": card.licence}
+    there = card.arguments | {"licence": card.licence} | ({"noise": card.noise} if card.noise else {})
     changed = sorted(key for key in {**there, **asked} if there.get(key) != asked.get(key))
     if changed:
         raise UserError(
@@ -281,6 +285,8 @@ def _card(build: Build, source: Source, name: str, arguments: dict[str, Any]) ->
         media=list(build.sidecars.media),
         label_names=list(build.sidecars.labels),
         splits=build.splits(),
+        features=build.features.finish({split: writer.records for split, writer in build.writers.items()}),
+        without_pixels=list(build.features.views),
         words={language: quantiles(build.words[language]) for language in languages if build.words[language]},
         skipped=dict(build.skipped),
         copies=build.copies.counts(),

@@ -138,6 +138,8 @@ class PictureReader(Reader):
 
     def __init__(self, split: Split, own: FieldConfig, spec: InputSpec):
         super().__init__(split, own, spec)
+        if own.medium == PICTURES and not spec.cached:
+            refuse_without_pixels(split, own.encoder)
         self._train, self._eval = train_image(spec.size, split.cfg.augment), eval_image(spec.size)
 
     @classmethod
@@ -202,6 +204,17 @@ class PictureReader(Reader):
     def stored(self, found: dict[str, list[bytes]], choice: list) -> bytes:
         """Return the embedding of the chosen view."""
         return found[choice[0]][0]
+
+
+def refuse_without_pixels(split: Split, encoder: str) -> None:
+    """Raise `UserError` if a view that the config reads has features alone, and `encoder` takes pixels."""
+    lacking = [view for view in split.views if view in split.card.without_pixels]
+    if lacking:
+        caches = tuple(split.card.features)
+        raise UserError(
+            f"{split.folder} has no pictures of the view '{lacking[0]}', only features of them; write "
+            f"config.encoders.{encoder}.kind='features' and config.data.features={caches}"
+        )
 
 
 def picture_of_file(path: pathlib.Path, size: int) -> np.ndarray:

@@ -4,6 +4,9 @@ A data set split is `DIR/<split>-00000-of-0000N.arrayrecord`; the rows of a spli
 after the other, in the order they were written. The bytes of a row are msgpack. Records and cached features share this
 layout (features lie in `DIR/features/<name>/`), so that row i of one belongs to row i of the other, and to row i of the
 sidecar (data/sidecar.py), which has everything of a record but its pictures.
+
+A picture without bytes is one that the data set does not have, but features of it (SCAN's regions): the record names
+its view, and the card lists such views as `without_pixels`.
 """
 
 import contextlib
@@ -83,8 +86,8 @@ def check_record(record: Any) -> Record:
 
 
 def pictures(record: Record) -> dict[str, bytes]:
-    """Return the encoded pictures of a record by view."""
-    return record["media"].get(PICTURES, {})
+    """Return the encoded pictures of a record by view, without those that it has only features of."""
+    return {view: data for view, data in record["media"].get(PICTURES, {}).items() if data}
 
 
 def encode_record(record: Record) -> bytes:

@@ -5,7 +5,7 @@ order, are their keys, groups, views, other media, labels and the number of thei
 captions, the captions of a record one after the other, are the texts, the record that owns each, its language, and the
 number of its text, which two captions of the data set share if and only if they are the same text
 (`captions.normal_caption`). Views, languages and labels are places in the card's lists. The row of a caption in these
-columns is the number of its pair.
+columns is the number of its pair. A split with noise (data/noise.py) has one more column, `changed`.
 """
 
 import collections
@@ -34,6 +34,7 @@ LISTS = {  # columns that come with a column of starts each
 }
 COLUMNS = LISTS | {f"{name}_starts": "<i8" for name in (*LISTS, "captions")}
 COLUMNS |= {"label_set": "<i4", "owner": "<i4", "language": "<i2", "number": "<i4"}
+OPTIONAL = {"changed": "u1"}
 LATE = {"language": "<i2", "digest": "u1"}  # kept in files of their own until all items are known
 REMAPPED = 1 << 20  # captions whose languages are rewritten at once
 
@@ -57,7 +58,7 @@ class Sidecars:
             self._writers[item.split] = SplitWriter(self._folder / item.split)
         labels = [self.labels[name] for name in item.labels]
         captions = [(self._codes[code], text) for code, own in item.captions.items() for text in own]
-        views, media = [self.views[view] for view in item.images], [self.media[name] for name in item.media]
+        views, media = [self.views[view] for view in item.pictures], [self.media[name] for name in item.media]
         self.languages.update(item.captions.keys())
         label_set = self._label_sets[frozenset(labels)]
         self._writers[item.split].add(item.key, item.group, views, media, labels, label_set, captions)
@@ -200,13 +201,16 @@ class Sidecar:
       owner: int32 [M], the record of each caption.
       language: int16 [M], the place of its language in `languages`.
       number: int32 [M], the number of its text.
+      changed: uint8 [M], 1 for captions made wrong on purpose (data/noise.py); None for a split without noise. It is
+        for scoring: training never reads it.
     """
 
     def __init__(self, folder: os.PathLike | str, card: Card, split: str):
         entry, place = card.split(split), pathlib.Path(folder) / FOLDER / split
+        columns = COLUMNS | {name: dtype for name, dtype in OPTIONAL.items() if name in entry["columns"]}
         found = {
             name: open_column(column_path(place, name), dtype, entry["columns"].get(name))
-            for name, dtype in COLUMNS.items()
+            for name, dtype in columns.items()
         }
         self.split, self.languages, self._views, self._media = split, card.languages, card.views, card.media
         _refuse_misfit(found, card, entry, place)
@@ -214,7 +218,7 @@ class Sidecar:
             Texts(found[name], found[f"{name}_starts"]) for name in ("keys", "groups", "texts")
         )
         self.owner, self.language, self.number = (found[name] for name in ("owner", "language", "number"))
-        self.label_set = found["label_set"]
+        self.label_set, self.changed = found["label_set"], found.get("changed")
         self._found = found
 
     def __len__(self) -> int:
@@ -285,7 +289,7 @@ def _refuse_misfit(found: dict[str, np.ndarray], card: Card, entry: dict[str, An
     """Raise `UserError` unless the numbers of records, captions and names fit the card."""
     records, captions = entry["records"], entry["captions"]
     wanted = {"label_set": records, "texts_starts": captions + 1}
-    wanted |= dict.fromkeys(("owner", "language", "number"), captions)
+    wanted |= dict.fromkeys(("owner", "language", "number", *(name for name in OPTIONAL if name in found)), captions)
     wanted |= {f"{name}_starts": records + 1 for name in ("keys", "groups", "views", "media", "labels", "captions")}
     names = {"language": card.languages, "views": card.views, "media": card.media, "labels": card.label_names}
     fits = all(len(found[name]) == count for name, count in wanted.items())

@@ -13,6 +13,8 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from xmodal_jax.data.captions import says_something
 from xmodal_jax.data.image import CorruptImage, verify
 from xmodal_jax.data.media import MISSING, FileState, UnreadableFile, file_state, find_file, read_file
@@ -54,15 +56,24 @@ class Item:
     media: dict[str, dict[str, bytes]] = dataclasses.field(default_factory=dict)
     """Its other media, {medium: {view: bytes}}, as their readers take them; a medium's name has no "/"."""
 
+    features: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    """Tokens of its pictures that the source has instead of them or beside them, {cache: {view: float [N,D]}}."""
+
+    @property
+    def pictures(self) -> dict[str, bytes]:
+        """Its pictures by view, without bytes for the views that there are features of alone."""
+        told = (view for own in self.features.values() for view in own)
+        return self.images | {view: b"" for view in told if view not in self.images}
+
     @property
     def stored(self) -> dict[str, dict[str, bytes]]:
         """Everything that its record keeps, pictures included: {medium: {view: bytes}}."""
-        return ({PICTURES: self.images} if self.images else {}) | self.media
+        return ({PICTURES: self.pictures} if self.pictures else {}) | self.media
 
     @property
     def every_view(self) -> dict[str, bytes]:
         """The same as one dict: pictures by view, others by "medium/view"."""
-        return self.images | {
+        return self.pictures | {
             f"{medium}/{view}": data for medium, own in self.media.items() for view, data in own.items()
         }
 
@@ -130,6 +141,10 @@ def mended_item(item: Item) -> Item:
         split=mended(item.split),
         media={
             mended(name): {mended(view): data for view, data in own.items()} for name, own in item.media.items() if own
+        },
+        features={
+            name: {mended(view): np.asarray(tokens) for view, tokens in own.items()}
+            for name, own in item.features.items()
         },
     )
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.columns import Texts
+from xmodal_jax.data.concepts import Concepts
 from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.embeddings import Embeddings
 from xmodal_jax.data.records import (
@@ -21,7 +22,6 @@ from xmodal_jax.data.records import (
     Room,
     check_record,
     open_records,
-    pictures,
 )
 from xmodal_jax.data.sidecar import Sidecar
 from xmodal_jax.data.stall import Activity
@@ -77,8 +77,9 @@ class Split:
         """
         self.activity.note("reading row", row, f"split {self.name!r}")
         record, own = check_record(self.records[row]), self.sidecar
-        if record["key"] != own.keys[row] or list(pictures(record)) != own.views(row):
-            found = f"{record['key']!r} with views {list(pictures(record))}"
+        views = list(record["media"].get(PICTURES, {}))
+        if record["key"] != own.keys[row] or views != own.views(row):
+            found = f"{record['key']!r} with views {views}"
             raise CorruptRecord(f"row {row} is {found}, not that of the sidecar")
         return record
 
@@ -143,6 +144,10 @@ class Split:
         """Return the teacher's embeddings that the config names. Raises `UserError` if they do not cover this split."""
         cfg = self.cfg
         return Embeddings(self.folder, self.card, cfg.embeddings, self.name, self.views, cfg.languages)
+
+    def concepts(self) -> Concepts:
+        """Return the concepts that the config names. Raises `UserError` if the data set does not have them."""
+        return Concepts(self.folder, self.card, self.cfg.concepts, self.sidecar)
 
     def close(self) -> None:
         """Close all files."""

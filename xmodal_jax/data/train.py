@@ -75,13 +75,16 @@ class TrainDataset:
         split.keep_rows(Room(int(split.cfg.keep_gb * 1e9)))
         self.readers = readers_of(split, specs)
         self._teacher = split.embeddings() if split.cfg.embeddings else None
-        rows = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat(None)
+        self._concepts = split.concepts() if split.cfg.concepts else None
+        self._pairs = split.sidecar.all_pairs(split.languages) if split.cfg.unit == "pair" else None
+        self.units = len(split) if self._pairs is None else len(self._pairs)
+        rows = grain.MapDataset.range(self.units).seed(seed).shuffle().repeat(None)
         self.examples: Any = rows.random_map(self._example)  # an endless sequence of Arrays
 
     @property
     def steps_per_epoch(self) -> float:
-        """Number of batches in which every record comes once."""
-        return len(self.split) / self.batch_size
+        """Number of batches in which every record, or pair, comes once."""
+        return self.units / self.batch_size
 
     def batch_at(self, number: int, process: int = 0, count: int = 1) -> Arrays:
         """Return the part of global batch `number` that belongs to `process` of `count`; fields as in `types.Batch`."""
@@ -119,11 +122,11 @@ class TrainDataset:
             self._teacher.close()
 
     def _example(self, row: int, rng: np.random.Generator) -> Arrays:
-        """Return one example of a row, or of the next row that can be read."""
-        for offset in range(len(self.split)):
-            number = (int(row) + offset) % len(self.split)
+        """Return one example of a row, or of the next row that can be read; with `unit` "pair", of a pair."""
+        for offset in range(self.units):
+            number, pair = self._unit((int(row) + offset) % self.units)
             try:
-                fields = self._fields(number, rng)
+                fields = self._fields(number, rng, pair)
             except (CorruptRecord, CorruptImage) as error:
                 self.bad.add(number, error)
                 continue
@@ -135,17 +138,24 @@ class TrainDataset:
             f"views {self.split.views}, languages {self.split.cfg.languages}); write others in config.data."
         )
 
-    def _fields(self, number: int, rng: np.random.Generator) -> Arrays | None:
-        """Return the fields of a row, None if it lacks one that is required.
+    def _unit(self, unit: int) -> tuple[int, int | None]:
+        """Return the row of a unit, and the number of its pair where units are pairs."""
+        if self._pairs is None:
+            return unit, None
+        pair = int(self._pairs[unit])
+        return int(self.split.sidecar.owner[pair]), pair
+
+    def _fields(self, number: int, rng: np.random.Generator, pair: int | None = None) -> Arrays | None:
+        """Return the fields of a row, None if it lacks one that is required; of its captions the one of the pair.
 
         Each field's choice is drawn first, then each is read, and fields that are views of others come last, so that
         adding a field changes the draws of none before it.
         """
         row, table = Row(self.split, number), self.split.cfg.fields
-        chosen = {name: self.readers[name].choose(row, rng) for name, own in table.items() if not own.of}
+        chosen = {name: self._choose(name, row, rng, pair) for name, own in table.items() if not own.of}
         if any(choice is None and table[name].required for name, choice in chosen.items()):
             return None
-        fields = self._row(number)
+        fields = self._row(number) | ({} if pair is None else {"pair": np.asarray(pair, np.int32)})
         for name, choice in chosen.items():
             fields |= self._field(name, row, choice, rng)
         for name, own in table.items():
@@ -155,11 +165,17 @@ class TrainDataset:
                 fields |= self._field(name, row, choice, rng)
         return fields | self._stored(number, chosen)
 
+    def _choose(self, name: str, row: Row, rng: np.random.Generator, pair: int | None) -> Any:
+        """Return the choice of a field: the caption of the pair, where units are pairs, or a drawn one."""
+        if pair is not None and self.readers[name].worded:
+            return self.split.pairs(row.number).index(pair)
+        return self.readers[name].choose(row, rng)
+
     def _row(self, number: int) -> Arrays:
         """Return the fields of a batch that belong to a whole row."""
         row = np.asarray(number, np.int32)
         key = row if self.split.cfg.positives == "record" else np.asarray(self.split.label_key(number))
-        fields = {"id": key, "index": row}
+        fields = {"id": key, "index": row} | (self._concepts.fields(number) if self._concepts is not None else {})
         names = self.split.card.label_names
         return fields | ({"labels": multi_hot([self.split.labels(number)], len(names))[0]} if names else {})
 

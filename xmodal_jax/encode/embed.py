@@ -15,7 +15,8 @@ from xmodal_jax.encode.apply import apply
 from xmodal_jax.encode.token_cache import TokenCaches
 from xmodal_jax.models.crossmodal import CrossModal
 from xmodal_jax.models.heads import l2_normalize
-from xmodal_jax.models.scorer import ScorerConfig
+from xmodal_jax.models.pair_score import ScorerConfig
+from xmodal_jax.models.pair_score import Side as PairSide
 from xmodal_jax.parallel.mesh import filled, mesh_of, replicated, split_rows, to_host
 from xmodal_jax.settings import Config
 from xmodal_jax.types import Array, Params
@@ -125,44 +126,42 @@ def scorer_of(config: Config) -> ScorerConfig:
 class PairScorer:
     """A scorer of pairs by `config.scorer`: (left_rows int [b], right_rows int [b]) -> float32 [b]; log-odds for ITM.
 
-    Of fusion it caches the inputs that do not depend on the pair: of the left side the keys and values of all layers,
-    of the right side the first layer's self-attention. A block of pairs then costs the rest of fusion over its longest
-    text's tokens; `lengths` [M] let callers put pairs of similar length together. Both caches are made in parts and
-    then kept whole on each device, so that the pairs of a block, split over the mesh of the parameters, move nothing
-    between devices. If the keys and values would take more than `READ_BYTES`, the left tokens are kept instead and
-    projected for each block of pairs. Other scorers read both sides' tokens as they are.
+    What a split scorer computes of a side alone is computed once and kept (`CrossModal.prepare_side`): of fusion, the
+    keys and values of all layers for the left side, and the first layer's self-attention for the right one. A block of
+    pairs then costs the rest, over the tokens of its longest text; `lengths` [M] let callers put pairs of similar
+    length together. Both sides are prepared in parts and then kept whole on each device, so that the pairs of a block,
+    split over the mesh of the parameters, move nothing between devices. If the prepared left side would take more than
+    `READ_BYTES`, its tokens are kept instead and prepared for each block of pairs. Scorers that are not split read both
+    sides as they are.
     """
 
     def __init__(self, model: CrossModal, params: Params, left: Embedded, right: Embedded) -> None:
         assert left.tokens is not None and right.tokens is not None, "pairs are scored by their tokens"
         self.model, self.params, self._mesh = model, params, mesh_of(params)
-        self.longest = right.tokens.shape[1]
+        self.longest, self.split = right.tokens.shape[1], scorer_of(model.config).split
+        one, two = map(pair_side, (left, right))
+        self.lengths = np.full(len(right.tokens), self.longest, np.int32)
+        if self.split and right.mask is not None:
+            self.lengths -= np.argmax(right.mask[:, ::-1], axis=1).astype(np.int32)
+        self.projected = self.split and self._bytes(one) <= READ_BYTES
         put = partial(jax.device_put, device=replicated(self._mesh))
-        if not scorer_of(model.config).cached:
-            self.lengths = np.full(len(right.tokens), self.longest, np.int32)
-            self.arrays = tuple(put((side.tokens, side.embed, side.mask)) for side in (left, right))
-            return
-        assert right.mask is not None, "the right side asks with words"
-        self.lengths = self.longest - np.argmax(right.mask[:, ::-1], axis=1).astype(np.int32)
-        self.projected = self._bytes("cache_memory", left.tokens) <= READ_BYTES
-        read = self._cached("cache_memory", 1, left.tokens) if self.projected else put(left.tokens)
-        begun = self._cached("cache_query", 0, right.tokens, right.mask)
-        self.arrays = (read, begun, put(right.mask), put(left.embed), put(right.embed), put(left.mask))
+        read = self._prepared(one, True) if self.projected else put(one)
+        self.arrays = (read, self._prepared(two, False) if self.split else put(two))
 
-    def _cached(self, method: str, axis: int, *arrays: np.ndarray) -> Any:
-        """Apply `method` of the model to rows in blocks and join the results along `axis`."""
-        count = len(arrays[0])
+    def _prepared(self, side: PairSide, first: bool) -> Any:
+        """Prepare all rows of a side, in blocks."""
+        count = len(side.embed)
         size, blocks = min(CACHE_BLOCK, count), []
         for start in range(0, count, size):
-            rows = (split_rows(self._mesh, filled(x[start : start + size], size)) for x in arrays)
-            made = jax.device_put(apply_rows(self.model, method, self.params, *rows), replicated(self._mesh))
+            rows = jax.tree.map(lambda x, s=start: split_rows(self._mesh, filled(x[s : s + size], size)), side)
+            made = jax.device_put(prepare_rows(self.model, first, self.params, rows), replicated(self._mesh))
             real = min(size, count - start)
-            blocks.append(jax.tree.map(lambda x, real=real: jax.lax.slice_in_dim(x, 0, real, axis=axis), made))
-        return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=axis), *blocks)
+            blocks.append(jax.tree.map(lambda x, real=real: x[:real], made))
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *blocks)
 
-    def _bytes(self, method: str, rows: np.ndarray) -> int:
-        """Return the size in bytes of the result of `method` of the model for all rows, without computing it."""
-        made = jax.eval_shape(partial(apply_rows, self.model, method), self.params, rows)
+    def _bytes(self, side: PairSide) -> int:
+        """Return the size in bytes of the prepared left side, without computing it."""
+        made = jax.eval_shape(partial(prepare_rows, self.model, True), self.params, side)
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(made))
 
     def length_of(self, right_rows: np.ndarray) -> int:
@@ -172,45 +171,37 @@ class PairScorer:
 
     def __call__(self, left_rows: np.ndarray, right_rows: np.ndarray) -> Array:
         """Score one block of pairs."""
-        count = len(right_rows)
+        count, length = len(right_rows), self.length_of(right_rows)
         rows = tuple(split_rows(self._mesh, x) for x in (left_rows, right_rows))
-        if scorer_of(self.model.config).cached:
-            length = self.length_of(right_rows)
-            found = score_rows(self.model, self.projected, length, self.params, self.arrays, *rows)
-        else:
-            found = score_sides(self.model, self.params, self.arrays, *rows)
+        found = score_rows(self.model, self.projected, length, self.params, self.arrays, *rows)
         return found if len(found) == count else found[:count]
 
 
+def pair_side(own: Embedded) -> PairSide:
+    """Return an encoded side as scorers take it."""
+    rows: Any = (own.tokens, own.embed, own.mask)
+    return PairSide(*rows)
+
+
 @partial(jax.jit, static_argnums=(0, 1))
-def apply_rows(model: CrossModal, method: str, params: Params, *rows: Array) -> Any:
-    """Apply `method` of the model to rows."""
-    return apply(model, params, *rows, method=method)
-
-
-@partial(jax.jit, static_argnums=0)
-def score_sides(model: CrossModal, params: Params, sides: tuple, left_rows: Array, right_rows: Array) -> Array:
-    """Score pairs [b] of rows of two sides (tokens, embeddings, mask)."""
-    picked = (
-        jax.tree.map(lambda x, rows=rows: x[rows], side)
-        for side, rows in zip(sides, (left_rows, right_rows), strict=True)
-    )
-    return apply(model, params, *picked, method="score")
+def prepare_rows(model: CrossModal, first: bool, params: Params, side: PairSide) -> Any:
+    """Prepare rows of one side of pairs."""
+    return model.apply({"params": params}, side, first, method="prepare_side")
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def score_rows(
     model: CrossModal, projected: bool, length: int, params: Params, arrays: tuple, left_rows: Array, right_rows: Array
 ) -> Array:
-    """Score pairs [b] of rows of a `PairScorer`'s cached arrays by their log-odds.
+    """Score pairs [b] of rows of a `PairScorer`'s arrays, of the right side the first `length` tokens.
 
-    `projected` says that the left side is cached as keys and values.
+    `projected` says that the left side is prepared already.
     """
-    read, begun, mask, left, right, read_mask = arrays
-    if projected:
-        picked = jax.tree.map(lambda x: x[:, left_rows], read)
+    one, two = arrays
+    left = jax.tree.map(lambda x: x[left_rows], one)
+    if scorer_of(model.config).split:
+        left = left if projected else model.apply({"params": params}, left, True, method="prepare_side")
+        right = two.pick(right_rows, length)
     else:
-        picked = apply(model, params, read[left_rows], method="cache_memory")
-    texts, pair = (begun[right_rows, :length], mask[right_rows, :length]), (left[left_rows], right[right_rows])
-    seen = None if read_mask is None else read_mask[left_rows]
-    return apply(model, params, picked, *texts, *pair, seen, method="score_cached")
+        right = jax.tree.map(lambda x: x[right_rows], two)
+    return apply(model, params, left, right, method="score_prepared")

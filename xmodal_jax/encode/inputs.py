@@ -121,6 +121,12 @@ def _towers(assembly: Assembly) -> list[tuple[Callable[[np.ndarray], np.ndarray]
             "run.json does not say which frozen towers made its feature caches; "
             "run `xmodal train` on that --workdir again"
         )
+    for cache in assembly.caches:
+        if not cache["size"]:
+            raise UserError(
+                f"the run reads the features '{cache['tower']}' that came with its data set, and nothing here makes "
+                "them of other pictures; encode words, or evaluate and index the data set itself"
+            )
     return [(loaded_tower(cache["tower"]), cache["size"]) for cache in assembly.caches]
 
 

@@ -1,4 +1,4 @@
-"""Evaluate a run: retrieval by embeddings, re-ranked by ITM, by codes, and MAP if there are labels."""
+"""Evaluate a run: retrieval by embeddings, re-ranked by the pair score, by codes, and MAP if there are labels."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -89,15 +89,16 @@ def evaluate(
       allow_trained: evaluate even records that the run was trained on (`origin.refuse_trained`).
 
     Returns:
-      {"split", "data", "languages", "rerank_score", "weight", "relevance", "gallery", "rerank": the lengths asked for,
-        "folds": (how many, of how many records)} and the tables of `pair_tables` of the first of `config.eval.pairs`;
-        under "pairs" those of the others, {"depth-text": tables}.
+      {"split", "data", "languages", "scorer": name of the pair score, "rerank_score", "weight", "relevance", "gallery",
+        "rerank": the lengths asked for, "folds": (how many, of how many records)} and the tables of `pair_tables` of
+        the first of `config.eval.pairs`; under "pairs" those of the others, {"depth-text": tables}.
     """
     config = assembly.config
     split = split or config.data.eval_split
     origin = refuse_trained(assembly.origin, config.data.path, split, allow_trained)
     work = _Work(Evaluator(assembly, params, poll), split, quick, say)
     result = {"split": split, "data": config.data.path, "languages": list(config.eval_data.languages)}
+    result |= {"scorer": scorer_of(config).noun}
     result |= {"rerank_score": config.eval.rerank_score, "weight": work.weight, "relevance": config.eval.relevance}
     result |= {"gallery": list(config.eval.gallery), "rerank": list(work.ks)}
     result |= {"folds": [config.eval.folds, config.eval.fold_pictures]} | origin
@@ -261,7 +262,7 @@ class Ranking:
         if score is None:
             return tables
         ks = rerank.fitting(self.ks, min(len(split.left), len(split.right)))
-        self.say(f"re-ranking the best {', '.join(map(str, ks))} with ITM")
+        self.say(f"re-ranking the best {', '.join(map(str, ks))} by the pair score")
         positives = retrieval.positives(split)
         how = (self.config.rerank_score, self.weight, code_tables.fitting_recall(split))
         return tables | {"rerank": rerank.rerank(score, image.embed, text.embed, *positives, ks, *how)}
@@ -291,15 +292,19 @@ def mean_tables(tables: list[Any]) -> Any:
 
 
 def ensure_weight(evaluator: Evaluator, embedder: Embedder, say: Callable[[str], None]) -> float:
-    """Return the weight of the ITM log-odds beside the cosine.
+    """Return the weight of the pair score beside the cosine.
 
-    `config.eval.weight` above 0 is taken as it is. 0 stands for the learned temperature over the hardness of ITM's
-    negatives, which makes the sum a log-posterior (see objectives/matching.py); below 0 for the best on a grid, on the
-    first records of the training split.
+    `config.eval.weight` above 0 is taken as it is. 0 stands for the scorer's own (`ScorerConfig.default_weight`); where
+    it names none, for the learned temperature over the hardness of ITM's negatives, which makes the sum with log-odds a
+    log-posterior (see objectives/matching.py). Below 0 it is the best on a grid, on the first records of the training
+    split.
     """
     config = evaluator.assembly.config
+    own = scorer_of(config).default_weight
     if config.eval.weight > 0:
         return config.eval.weight
+    if config.eval.weight == 0 and own is not None:
+        return own
     if config.eval.weight == 0:
         temperature = float(apply(evaluator.assembly.model, evaluator.params, method="temperature"))
         return temperature / evaluator.assembly.hardness
@@ -311,7 +316,7 @@ def ensure_weight(evaluator: Evaluator, embedder: Embedder, say: Callable[[str],
         )
     pair = config.eval.pairs[0]
     split = head(eval_split(data.path, data.split, evaluator.assembly.specs, data, pair=pair), TRAIN_RECORDS)
-    say(f"choosing the ITM weight on {len(split.keys)} training records")
+    say(f"choosing the weight of the pair score on {len(split.keys)} training records")
     left, right = (embedder.side(side, config.eval.batch_size, True) for side in (split.left, split.right))
     k = min([*config.eval.rerank, len(split.left), len(split.right)])
     if k <= 0:

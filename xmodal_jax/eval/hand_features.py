@@ -98,7 +98,7 @@ def read_side(
 def _open_sidecar(folder: os.PathLike | str, card: Card, split: str, languages: Sequence[str]) -> Sidecar:
     """Open the sidecar of a split that has pictures and captions in all `languages`."""
     own, there = Sidecar(folder, card, split), card.split(split)["languages"]
-    if own.pictures == 0:
+    if own.pictures == 0 or set(card.views) <= set(card.without_pixels):
         raise UserError(f"'{folder}': split {split!r} has no pictures; this floor is between pictures and captions.")
     for language in languages:
         if language not in there:

@@ -60,17 +60,22 @@ def retrieval_rows(result: Tables) -> list[Row]:
     """List all rows of retrieval that `eval.evaluate.evaluate` measured, view by view."""
     rows = []
     for view, tables in sections(result):
-        rows += rows_of(view, tables)
+        rows += rows_of(view, tables, scorer_in(result))
     if "ensemble" in result:
         rows.append(Row("views averaged", "embeddings (ITC)", result["ensemble"]))
     return rows
 
 
-def rows_of(view: str, tables: Tables) -> Iterator[Row]:
-    """Yield the rows of retrieval of one view."""
+def scorer_in(result: Tables) -> str:
+    """Return the name of the pair score of a result; of one that does not tell, "ITM"."""
+    return result.get("scorer", "ITM")
+
+
+def rows_of(view: str, tables: Tables, scorer: str) -> Iterator[Row]:
+    """Yield the rows of retrieval of one view; `scorer` names the pair score."""
     yield Row(view, "embeddings (ITC)", tables["itc"])
     for k, summary in sorted(tables.get("rerank", {}).items(), key=lambda entry: int(entry[0])):
-        yield Row(view, f"ITM re-ranks the best {k}" if int(k) else "no re-ranking", summary)
+        yield Row(view, f"{scorer} re-ranks the best {k}" if int(k) else "no re-ranking", summary)
     if "ceiling" in tables:
         yield Row(view, CEILING, tables["ceiling"])
     if "codes" in tables:
@@ -89,7 +94,7 @@ def fold_rows(result: Tables) -> list[Row]:
         for view, tables in sections(result)
         for code, own in tables.get("languages", {}).items()
     ]
-    return [row for name, tables in found for row in rows_of(name, tables)]
+    return [row for name, tables in found for row in rows_of(name, tables, scorer_in(result))]
 
 
 def directions(result: Tables) -> dict[str, str]:
@@ -220,8 +225,12 @@ def collapsed(bits: int, alike: float) -> str:
 
 
 def combination(result: Tables) -> str:
-    """Describe the rule that combined ITC and ITM scores, beside that of the papers."""
-    if result["rerank_score"] == "replace":
+    """Describe the rule that combined cosines and pair scores, of ITM beside that of the papers."""
+    scorer, replaces = scorer_in(result), result["rerank_score"] == "replace"
+    if scorer != "ITM":
+        alone = f"the score of {scorer} alone orders the shortlist (replace)"
+        return alone if replaces else f"cosine + {result['weight']:.4g} x the score of {scorer} (add)"
+    if replaces:
         return "the ITM log-odds l1 - l0 alone order the shortlist (replace; ALBEF orders by l1, the logit of a match)"
     weighted = f"cosine + {result['weight']:.4g} x ITM log-odds l1 - l0"
     return f"{weighted} (add; BLIP adds l1, the logit of a match, with weight 1)"

@@ -4,6 +4,8 @@ Every method is a pure function through `model.apply({"params": p}, ..., method=
 with another tree of parameters.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,22 +14,38 @@ from xmodal_jax.models.bridge import Bridge
 from xmodal_jax.models.decoder import Decoder
 from xmodal_jax.models.encoder import Encoder
 from xmodal_jax.models.fusion import Fusion
-from xmodal_jax.models.heads import FusedHead, JoinedHead, LogitBias, MatchHead, TokenHead
-from xmodal_jax.models.layers import real_tokens
+from xmodal_jax.models.heads import Classifier, FusedHead, JoinedHead, LogitBias, MatchHead, TokenHead
+from xmodal_jax.models.pair_score import ScorerConfig, Side, every_pair
 from xmodal_jax.models.pooling import parse_pool
 from xmodal_jax.models.reasoning import SharedEncoder
-from xmodal_jax.models.scorer import ScorerConfig, Side
 from xmodal_jax.settings import Config
 from xmodal_jax.types import Array, Params
 
-READERS = frozenset({"fusion", "decoder", "bridge"})  # parts that read the neck's tokens
+CLASSIFIER = "classifier"
+READERS = frozenset({"fusion", "decoder", "bridge"})  # parts that read the neck's tokens; a scorer tells itself
+
+
+def classifier_part(target: str, field: str = "") -> str:
+    """Return the part of a classifier onto `target`: that of the encoder of `field`, or the one of all encoders."""
+    return f"{CLASSIFIER}:{target}:{field}"
+
+
+def classified(parts: frozenset[str]) -> list[tuple[str, str]]:
+    """Return (target, field) of each classifier among the parts of a model, sorted; the field "" is that of all."""
+    found = sorted(part.split(":") for part in parts if part.startswith(f"{CLASSIFIER}:"))
+    return [(target, field) for _, target, field in found]
 
 
 class CrossModal(nn.Module):
-    """The model of one config. `output_ids` are the word ids that MLM and LM may predict (empty: all)."""
+    """The model of one config.
+
+    `output_ids` are the word ids that MLM and LM may predict (empty: all), `classes` the outputs of the classifiers,
+    (target, C) each.
+    """
 
     config: Config
     output_ids: tuple[int, ...] = ()
+    classes: tuple[tuple[str, int], ...] = ()
 
     def setup(self) -> None:
         """Create all submodules; flax makes parameters only of those that `init_all` runs."""
@@ -39,18 +57,23 @@ class CrossModal(nn.Module):
         self.decoder = Decoder(width, getattr(asks, "layers", 1), fusion.layers)
         self.match = MatchHead(fusion.head_dropout, fusion.agreement)
         self.vocabulary = TokenHead(width, len(self.output_ids) or asks.vocab_size)
-        scorer = self.config.scorer
-        assert isinstance(scorer, ScorerConfig), "`build_scorer` has made the config's dict one"
-        self.scorer = scorer.built(width, joint.embed, self.fusion, self.match)
+        self.scorer = self.pair_score.built(width, joint.embed, self.fusion, self.match)
         self.shared = SharedEncoder(
             tuple(encoders), width, joint.shared_layers, joint.shared_heads, joint.shared_hidden, joint.shared_dropout
         )
+        self.classifier = Classifier(self.classes)
         self.sigmoid = LogitBias()
         self.bridge = Bridge(self.config.bridge.kind, width, fusion.heads, self.config.bridge.hidden)
         self.fused_head = FusedHead(joint.embed)
         self.joined_head = JoinedHead()
         if self.is_initializing() or self.has_variable("params", "log_temperature"):
             self.log_temperature = self.param("log_temperature", lambda _: jnp.log(jnp.float32(joint.temperature)))
+
+    @property
+    def pair_score(self) -> ScorerConfig:
+        """The config of the scorer."""
+        assert isinstance(self.config.scorer, ScorerConfig), "`build_scorer` has made the config's dict one"
+        return self.config.scorer
 
     def raw(self, encoder: str, x: Array, key: Array | None = None) -> Array:
         """Return the encoder's own tower tokens [B,N,D'] of the input x [B,...]."""
@@ -143,19 +166,22 @@ class CrossModal(nn.Module):
         """Return pair scores [b] of aligned rows by `config.scorer`."""
         return self.scorer(Side(*one), Side(*two))
 
-    def cache_memory(self, memory: Array) -> Params:
-        """Return the keys and values that fusion computes from tokens [B,N,D], for `score_cached`."""
-        return self.fusion.cache_memory(memory)
+    def prepare_side(self, side: Side, first: bool, key: Array | None = None) -> Any:
+        """Do the scorer's work on one side of pairs, the `first` or the second; `key` turns its dropout on.
 
-    def cache_query(self, query: Array, mask: Array) -> Array:
-        """Return fusion's first self-attention over tokens [M,L,D] with mask [M,L], for `score_cached`."""
-        return self.fusion.cache_query(query, mask)
+        A tree of arrays with rows on the first axis: `Prepared`, or of a scorer that is not split the side itself.
+        """
+        return self.scorer.prepare(Side(*side), first, key) if self.pair_score.split else Side(*side)
 
-    def score_cached(
-        self, read: Params, begun: Array, mask: Array, one: Array, two: Array, read_mask: Array | None = None
-    ) -> Array:
-        """Score aligned rows as `score` does, from `cache_memory`, `cache_query`, embeddings [b,E] and masks."""
-        return self.scorer.fuse_cached(read, begun, one, two, mask, read_mask)
+    def score_prepared(self, one: Any, two: Any) -> Array:
+        """Return the scores [b] of aligned rows of two sides from `prepare_side`."""
+        return self.scorer.aligned(one, two) if self.pair_score.split else self.scorer(one, two)
+
+    def score_pairwise(self, one: Any, two: Any) -> Array:
+        """Return the scores [b,M] of all pairs of b and M rows of two sides from `prepare_side`."""
+        if self.pair_score.split:
+            return self.scorer.pairwise(one, two)
+        return self.scorer(*every_pair(one, two)).reshape(len(one.embed), len(two.embed))
 
     def token_logits(self, hidden: Array) -> Array:
         """Map hidden states [...,D] to logits [...,V] over the output vocabulary (`output_ids`, or all word ids)."""
@@ -171,6 +197,10 @@ class CrossModal(nn.Module):
             return jnp.float32(self.config.joint.temperature)
         return jnp.exp(self.log_temperature)
 
+    def classify(self, embed: Array, target: str, encoder: str = "") -> Array:
+        """Map embeddings [B,E] to float32 logits [B,C] of `target`, by the classifier of an encoder ("": of all)."""
+        return self.classifier(embed, target, encoder)
+
     def logit_bias(self) -> Array:
         """Return the learned bias of the sigmoid loss, a float32 scalar."""
         return self.sigmoid()
@@ -178,26 +208,32 @@ class CrossModal(nn.Module):
     def init_all(self, inputs: dict[str, Array], parts: frozenset[str]) -> None:
         """Run each module that the objectives use once, so that `init` creates exactly their parameters."""
         raws = {name: self.raw(name, x) for name, x in inputs.items()}
+        reads = bool(parts & READERS) or "scorer" in parts and self.pair_score.reads_tokens
         for name, raw in raws.items():
-            getattr(self, name).touch_readers(raw, bool(parts & READERS))
+            getattr(self, name).touch_readers(raw, reads)
         done = {name: self.joint(name, raw, inputs[name]) for name, raw in raws.items()}
         for name, (_, embed) in done.items():
             if "hash" in parts:
                 self.codes(name, embed)
             if "locals" in parts:
                 self.locals(name, raws[name])
+        fields = self.config.data.fields
+        owners = {(target, fields[field].encoder if field else "") for target, field in classified(parts)}
+        for target, encoder in sorted(owners):
+            self.classify(done[encoder or next(iter(done))][1], target, encoder)
         memory, asks = self.config.fusion.pair
         self._touch_pairs(done[memory], done[asks], inputs[asks], parts)
 
     def _touch_pairs(self, memory: tuple, asks: tuple, ids: Array, parts: frozenset[str]) -> None:
         """Run the modules in `parts` that read two encoders, or the words of one."""
         (tokens, embed), (words, caption) = memory, asks
+        mask = self.config.asking.mask(ids)
         if "fusion" in parts:
-            self.fuse(tokens, words, real_tokens(ids))
+            self.fuse(tokens, words, mask)
         if "scorer" in parts:
-            self.score(Side(tokens, embed), Side(words, caption, real_tokens(ids)))
+            self.score(Side(tokens, embed), Side(words, caption, mask))
         if "match" in parts:
-            self.match_logits(words, real_tokens(ids), embed, caption)
+            self.match_logits(words, mask, embed, caption)
         if "decoder" in parts:
             self.decode(tokens, ids)
         if "vocabulary" in parts:

@@ -241,6 +241,23 @@ class JoinedHead(nn.Module):
         return l2_normalize(image.astype(jnp.float32) + text.astype(jnp.float32) + dense(correct, first))
 
 
+class Classifier(nn.Module):
+    """Linear classifiers of unit embeddings, one for each target and encoder, or for a target and all encoders.
+
+    `classes` has (target, C) for each target, such as ("labels", 24). Weights start at order one, because embeddings
+    have length one.
+    """
+
+    classes: tuple[tuple[str, int], ...]
+
+    @nn.compact
+    def __call__(self, embed: Array, target: str, encoder: str = "") -> Array:
+        """Map embed [B,E] to float32 logits [B,C] of `target`; "" is the classifier of all encoders."""
+        name = f"{target}_{encoder}" if encoder else target
+        outputs = dict(self.classes)[target]
+        return dense(self.param(name, dense_params, embed.shape[-1], outputs, 1.0), embed.astype(jnp.float32))
+
+
 class LogitBias(nn.Module):
     """A learned scalar added to the logits of pairs; it starts at -10 (Zhai et al. 2023, SigLIP)."""
 

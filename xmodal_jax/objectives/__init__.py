@@ -7,14 +7,18 @@ from xmodal_jax.data.fields import batch_fields
 from xmodal_jax.errors import UserError
 from xmodal_jax.objectives.alignment import IMS, LMIM
 from xmodal_jax.objectives.base import Objective, in_steps
+from xmodal_jax.objectives.complementary import Complementary
 from xmodal_jax.objectives.contrastive import ITC
 from xmodal_jax.objectives.distill import Distill
 from xmodal_jax.objectives.fused import Fused
 from xmodal_jax.objectives.hash_contrast import HashContrast, HashSupCon
 from xmodal_jax.objectives.hashing import Hash, HashDistance, HashEuclidean, HashQuality, HashTriplet
+from xmodal_jax.objectives.hinge import Hinge
 from xmodal_jax.objectives.language import LM, MLM
 from xmodal_jax.objectives.matching import ITM
+from xmodal_jax.objectives.multilabel import MultiLabel
 from xmodal_jax.objectives.multiview import MVJRC
+from xmodal_jax.objectives.robust import Refurbish
 from xmodal_jax.objectives.sigmoid import SigLIP
 from xmodal_jax.plugins import find_class
 from xmodal_jax.settings import Config
@@ -23,6 +27,9 @@ from xmodal_jax.types import DataFacts
 OBJECTIVES: dict[str, type[Objective]] = {
     "itc": ITC,
     "siglip": SigLIP,
+    "hinge": Hinge,
+    "complementary": Complementary,
+    "refurbish": Refurbish,
     "ims": IMS,
     "lmim": LMIM,
     "itm": ITM,
@@ -38,6 +45,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "fused": Fused,
     "mvjrc": MVJRC,
     "distill": Distill,
+    "multilabel": MultiLabel,
 }
 
 
@@ -98,10 +106,14 @@ def hint(field: str, config: Config) -> str:
     name, _, what = field.partition("/")
     if what == "teacher":
         return "write config.data.embeddings=NAME, made by `xmodal data embed`"
+    if name == "pair":
+        return "write config.data.unit='pair'"
     if field == "labels" and config.data.labels:
-        return "the data set has no labels: write by_label=False"
+        return "the data set has no labels: write by_label=False, or target='concepts'"
     if field == "labels":
         return "write config.data.labels=True"
+    if field == "concepts":
+        return "write config.data.concepts=NAME, made by `xmodal data concepts`"
     fields = config.data.fields
     seen = name.rstrip("2") if name.rstrip("2") in fields else next(iter(fields))
     return f"add config.data.fields.{name}, such as {{'of': '{seen}'}}, or write some of {', '.join(fields)}"

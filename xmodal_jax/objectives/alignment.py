@@ -41,6 +41,7 @@ class Sided(Objective, abc.ABC):
 
     def check(self, where: str) -> None:
         """Refuse an empty list of fields, and a field named twice."""
+        super().check(where)
         if not self.sides or len(set(self.sides)) != len(self.sides):
             raise UserError(
                 f"{where}.sides is {self.sides}; write each field once, such as ('image', 'text') or ('image',)"
@@ -50,6 +51,10 @@ class Sided(Objective, abc.ABC):
         """Return the entries that decide which rows match: those of the field `side`, and all fields' caption keys."""
         return marks(rows, (side,)) | {name: keys for name, keys in rows.items() if name.endswith("/key")}
 
+    def here(self, batch: Batch, side: str) -> Array:
+        """Return how much each row counts for the field `side`, float32 [B]: 1 for rows that have it."""
+        return row_weight(batch, (side,))
+
     @abc.abstractmethod
     def side(self, fwd: Forward, batch: Batch, side: str) -> Array:
         """Compute the losses [B] of one field."""
@@ -57,7 +62,7 @@ class Sided(Objective, abc.ABC):
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """Average the losses over the fields, [B]."""
         losses = {side: self.side(fwd, batch, side) for side in self.sides}
-        here = {side: row_weight(batch, (side,)) for side in self.sides}
+        here = {side: self.here(batch, side) for side in self.sides}
         count = add_all(here.values())
         values = add_all(losses[side] * here[side] for side in losses) / jnp.maximum(count, 1.0)
         metrics = {side: mean_over(losses[side], here[side]) for side in losses}

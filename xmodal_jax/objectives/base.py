@@ -6,6 +6,7 @@ averaged as one batch. The config names objectives in a dict, and that dict is t
 
 import dataclasses
 import functools
+import itertools
 import operator
 import typing
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.fields import batch_fields
 from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward
@@ -146,6 +148,10 @@ class Objective:
         """Recompute the memory from itself; called every `period` steps, inside the compiled step."""
         return memory
 
+    def report(self, memory: dict[str, Any], data: DataConfig) -> dict[str, Any]:
+        """Return numbers about its memory in a train state, for the quick evaluations of a run (default: none)."""
+        return {}
+
     def prepare(self, batch: Batch, key: Array) -> Batch:
         """Derive fields before any pass, so that student and teacher see the same ones."""
         return {}
@@ -267,7 +273,8 @@ def marks(batch: Batch, fields: Iterable[str]) -> Batch:
 def same(left: Batch, right: Batch) -> Array:
     """Return bool [B,M]: True for rows with the same id, or the same caption key of a field that both sides have.
 
-    Rows with something missing (id NEVER) look like one another; the caller leaves them out.
+    Rows with something missing (id NEVER) look like one another; the caller leaves them out. Fields whose names differ
+    by a number are views of one medium: the caption of "text" in one row may be that of "text2" in another.
 
     Example:
         >>> left = {"id": jnp.array([7, 8]), "text/key": jnp.array([0, 1])}
@@ -276,10 +283,20 @@ def same(left: Batch, right: Batch) -> Array:
         [[True, False], [False, True]]
     """
     match = left["id"][:, None] == right["id"][None, :]
-    for name in left:
-        if name.endswith("/key") and name in right:
-            match = match | ((left[name][:, None] == right[name][None, :]) & (left[name] != NEVER)[:, None])
+    for one, other in itertools.product(*(filter(_is_key, rows) for rows in (left, right))):
+        if _numberless(one) == _numberless(other):
+            match = match | ((left[one][:, None] == right[other][None, :]) & (left[one] != NEVER)[:, None])
     return match
+
+
+def _is_key(name: str) -> bool:
+    """Return True for an entry that has the caption keys of a field."""
+    return name.endswith("/key")
+
+
+def _numberless(name: str) -> str:
+    """Return the name of a field's entry without the number at the end of the field: "text2/key" -> "text"."""
+    return name.partition("/")[0].rstrip("0123456789")
 
 
 def ring_marks(batch: Batch, fields: Iterable[str]) -> Batch:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from xmodal_jax.forward import Forward
-from xmodal_jax.objectives.base import Paired, Term, add_all, marks, products, row_weight, same
+from xmodal_jax.objectives.base import Term, add_all, marks, products, row_weight, same
+from xmodal_jax.objectives.robust import Robust
 from xmodal_jax.types import Array, Batch, Metrics
 
 Losses = tuple[Array, Metrics]
@@ -59,10 +60,11 @@ def signs(codes: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class CodeLoss(Paired):
+class CodeLoss(Robust):
     """A loss on the relaxed codes of a pair of fields.
 
-    A subclass defines `values`, and `shared` for results that all lengths share.
+    A subclass defines `values`, and `shared` for results that all lengths share. With `robust` a row counts as much as
+    it is trusted.
     """
 
     @property
@@ -90,4 +92,6 @@ class CodeLoss(Paired):
         found = [self.values(shared, rows, one, two) for one, two in pairs]
         values = add_all(values for values, _ in found) / len(found)
         each = {f"loss_{one.shape[1]}": rows.mean(part) for (one, _), (part, _) in zip(pairs, found, strict=True)}
-        return Term(values, rows.real, found[-1][1] | (each if len(found) > 1 else {}))
+        trust = self.trust(fwd, batch)
+        weight = rows.real if trust is None else rows.real * trust
+        return Term(values, weight, found[-1][1] | (each if len(found) > 1 else {}))

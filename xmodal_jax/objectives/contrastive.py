@@ -14,7 +14,6 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward, stop
 from xmodal_jax.models.crossmodal import CrossModal
 from xmodal_jax.objectives.base import (
-    Paired,
     Steps,
     Term,
     marks,
@@ -25,6 +24,7 @@ from xmodal_jax.objectives.base import (
     row_weight,
     same,
 )
+from xmodal_jax.objectives.robust import Robust, refurbished
 from xmodal_jax.parallel.ring import Scalars, Softmax, contrast
 from xmodal_jax.settings import Config
 from xmodal_jax.types import NEVER, Array, Batch, DataFacts
@@ -61,11 +61,13 @@ def direction(
     temperature: Array,
     teacher_query: Array | None,
     alpha: Array,
+    trust: Array | None = None,
 ) -> tuple[Array, Array]:
     """Compute one direction of ITC: losses [B] and logits [B,M].
 
     query [B,E] of the student is compared with keys [M,E]; the target is `alpha` times the teacher's own softmax plus
-    (1 - alpha) times the positives, or the positives alone without a teacher query [B,E].
+    (1 - alpha) times the positives, or the positives alone without a teacher query [B,E]. With `trust` [B], the
+    posterior that each pair matches, the positives are refurbished (`soft_positives`).
 
     Example:
         >>> embed, ids = jnp.eye(2), jnp.array([3, 4])
@@ -76,10 +78,27 @@ def direction(
     """
     logits = masked(products(query, keys) / temperature, valid)
     targets = hard_targets(positive & valid[None, :])
+    if trust is not None:
+        targets = soft_positives(logits, targets, ~positive & valid[None, :], trust)
     if teacher_query is not None:
         soft = jax.nn.softmax(masked(products(teacher_query, keys) / stop(temperature), valid), axis=1)
         targets = alpha * soft + (1.0 - alpha) * targets
     return soft_cross_entropy(logits, stop(targets)), logits
+
+
+def soft_positives(logits: Array, hard: Array, others: Array, trust: Array) -> Array:
+    """Return refurbished targets [B,M]: y of a row goes to its positives `hard`, the rest evenly to `others` [B,M].
+
+    y is `robust.refurbished`, with the share of the row's softmax on its positives as its prediction.
+
+    Example:
+        >>> hard, others = jnp.array([[1.0, 0.0]]), jnp.array([[False, True]])
+        >>> print(soft_positives(jnp.zeros((1, 2)), hard, others, jnp.array([0.5])))
+        [[0.75 0.25]]
+    """
+    predicted = jnp.where(hard > 0, jax.nn.softmax(logits, axis=1), 0.0).sum(1)
+    target = jnp.where(others.any(1), refurbished(trust, predicted), 1.0)[:, None]
+    return target * hard + (1.0 - target) * hard_targets(others)
 
 
 def joined(keys: Batch, queue: Batch | None) -> Batch:
@@ -99,13 +118,20 @@ def dense_softmax(rows: Batch, keys: Batch, queue: Batch | None, scalars: Scalar
     columns = joined(keys, queue)
     positive, valid = same(rows, columns), columns["id"] != NEVER
     losses, logits = direction(
-        rows["embed"], columns["embed"], positive, valid, scalars["temperature"], rows.get("teacher"), scalars["alpha"]
+        rows["embed"],
+        columns["embed"],
+        positive,
+        valid,
+        scalars["temperature"],
+        rows.get("teacher"),
+        scalars["alpha"],
+        rows.get("trust"),
     )
     return losses, nearest_is(positive, logits)
 
 
 @dataclass(frozen=True)
-class Contrast(Paired):
+class Contrast(Robust):
     """The base of contrastive objectives: where keys come from, the teacher's queue, and how logits are made.
 
     Rows with the same id or the identical caption are positives wherever they stand, in the batch or in the queue;
@@ -144,6 +170,12 @@ class Contrast(Paired):
         made = f"queue={self.queue}, bridge={self.bridge}"
         return {f"{self.keys}/{field}": made for field in self.pair} if self.queue else {}
 
+    def check_fit(self, where: str, config: Config, facts: DataFacts) -> None:
+        """Refuse refurbished targets with logits in blocks."""
+        super().check_fit(where, config, facts)
+        if self.robust and self.ring:
+            raise UserError(f"{where}.robust needs the whole matrix of logits; write {where}.ring=False, or robust=''")
+
     def memory(self, model: CrossModal, facts: DataFacts) -> dict[str, Any]:
         """Return one ring of records: the keys of both fields, id and caption keys of a row share one cursor."""
         return self.empty(model, facts, self.queue, dict.fromkeys(self.pair, model.config.joint.embed))
@@ -153,6 +185,8 @@ class Contrast(Paired):
         matched = marks(batch, self.pair)
         own = fwd.encode(key).unit if self.student_keys else self.momentum_key(fwd, key)
         rows, keys = {"embed": fwd.encode(query).unit} | matched, {"embed": own} | matched
+        if (trust := self.trust(fwd, batch)) is not None:
+            rows["trust"] = trust
         ring = fwd.memory.get(self.keys) if self.queue else None
         return rows, keys, None if ring is None else {"embed": ring[key]} | marks(ring, self.pair)
 
@@ -215,7 +249,8 @@ class ITC(Contrast):
             )
 
     def check_fit(self, where: str, config: Config, facts: DataFacts) -> None:
-        """Refuse keys of a second view that the batch does not have."""
+        """Refuse keys of a second view that the batch does not have, and what no contrastive objective takes."""
+        super().check_fit(where, config, facts)
         if self.second_view_keys and not any(config.data.other_view(field) for field in self.pair):
             raise UserError(
                 f"{where}.second_view_keys is True, and no field of config.data.fields is another view of {self.pair}; "

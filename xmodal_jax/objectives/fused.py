@@ -15,8 +15,9 @@ from xmodal_jax.config_build import limited
 from xmodal_jax.forward import Encoded, Forward, stop
 from xmodal_jax.models.crossmodal import CrossModal
 from xmodal_jax.models.layers import every_row
-from xmodal_jax.objectives.base import Paired, Term, marks, mean_over, ring_marks, row_weight, same
+from xmodal_jax.objectives.base import Term, marks, mean_over, ring_marks, row_weight, same
 from xmodal_jax.objectives.contrastive import direction, joined, nearest_is
+from xmodal_jax.objectives.robust import Robust
 from xmodal_jax.types import NEVER, Array, Batch, DataFacts
 
 
@@ -26,8 +27,11 @@ def joined_embedding(fwd: Forward, image: Encoded, text: Encoded) -> Array:
 
 
 @dataclass(frozen=True)
-class FusedKeys(Paired):
-    """The base of objectives over a queue of fused keys, the teacher's joint embeddings of matched pairs."""
+class FusedKeys(Robust):
+    """The base of objectives over a queue of fused keys, the teacher's joint embeddings of matched pairs.
+
+    With `robust` a row counts as much as it is trusted.
+    """
 
     queue: int = limited(0, least=0)
     """Rows of the queue of fused keys, further negatives; 0: those of the batch alone."""
@@ -56,6 +60,11 @@ class FusedKeys(Paired):
         ring = fwd.memory.get(self.keys) if self.queue else None
         queue = None if ring is None else {"fused": ring["fused"]} | marks(ring, self.reads)
         return joined({"fused": keys} | marks(rows, self.reads), queue)
+
+    def counts(self, fwd: Forward, batch: Batch, rows: Batch) -> Array:
+        """Return the weight [b] of each fused row: 0 if it lacks a field, else how far it is trusted."""
+        weight, trust = row_weight(rows, self.reads), self.trust(fwd, batch)
+        return weight if trust is None else weight * every_row(trust, self.every)
 
     def enqueued(self, keys: Array, rows: Batch) -> dict[str, dict[str, Array]]:
         """Return the fused keys of this batch for the ring."""
@@ -90,7 +99,7 @@ class Fused(FusedKeys):
         """Average the three directions, [b] for the b = B / every fused rows."""
         one, two = (self.teacher_side(fwd, field).every(self.every) for field in self.pair)
         rows = self.rows(batch)
-        weight = row_weight(rows, self.pair)
+        weight = self.counts(fwd, batch, rows)
         fused_key = stop(joined_embedding(fwd.teacher, one, two))
         columns = self.columns(fwd, fused_key, rows)
         positive, valid = same(marks(rows, self.pair), columns), columns["id"] != NEVER

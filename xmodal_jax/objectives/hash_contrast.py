@@ -15,7 +15,18 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward, stop
 from xmodal_jax.models.crossmodal import CrossModal
 from xmodal_jax.models.heads import l2_normalize
-from xmodal_jax.objectives.base import Steps, Term, add_all, counted, marks, positive, products, ring_marks, same
+from xmodal_jax.objectives.base import (
+    Steps,
+    Term,
+    add_all,
+    counted,
+    marks,
+    positive,
+    products,
+    ring_marks,
+    row_weight,
+    same,
+)
 from xmodal_jax.objectives.codes import CodeLoss, Losses, Rows, signs
 from xmodal_jax.objectives.contrastive import hard_targets, masked
 from xmodal_jax.settings import Config
@@ -90,7 +101,8 @@ class HashContrast(CodeLoss):
         return {f"{self.keys}/codes": f"of {self.name}"} if self.table else {}
 
     def check_fit(self, where: str, config: Config, facts: DataFacts) -> None:
-        """Refuse a memory without a row for each training record."""
+        """Refuse a memory without a row for each training record, and a `robust` that is no entry."""
+        super().check_fit(where, config, facts)
         if self.table and self.table < facts.records:
             raise UserError(
                 f"{where}.table is {self.table}, and the data set '{config.data.path}' has {facts.records} training "
@@ -139,7 +151,9 @@ class HashContrast(CodeLoss):
             index, fresh = batch["index"], direction(*(fwd.codes(field)[-1] for field in self.pair))
             delta = jnp.where(jnp.asarray(fwd.step) >= counted(self.warmup), jnp.float32(self.delta), 0.0)
             blended = delta * fwd.memory[self.keys]["codes"][index] + (1.0 - delta) * fresh
-            place = jnp.where(term.weight > 0, index, self.table)  # rows that lack a field write outside
+            place = jnp.where(
+                row_weight(batch, self.pair) > 0, index, self.table
+            )  # rows that lack a field write outside
             term.write[self.keys] = (place, {"codes": l2_normalize(blended)} | ring_marks(batch, self.pair))
         return term
 

@@ -18,7 +18,8 @@ from xmodal_jax.config_build import limited
 from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward, named_key, stop
 from xmodal_jax.models.layers import every_row, pick_rows
-from xmodal_jax.objectives.base import Paired, Term, marks, mean_over, products, same
+from xmodal_jax.objectives.base import Term, marks, mean_over, products, same
+from xmodal_jax.objectives.robust import Robust, refurbished
 from xmodal_jax.settings import Config
 from xmodal_jax.types import NEVER, Array, Batch, DataFacts
 
@@ -81,7 +82,7 @@ def draw_pairs(key: Array, logits: Array, allowed: Array, count: int) -> Pairs:
 
 
 @dataclass(frozen=True)
-class ITM(Paired):
+class ITM(Robust):
     """Binary matching over 1 positive and 2 x `negatives` pairs a row, or listwise over the same pairs.
 
     The tokens of the pair's second field read those of the first. "listwise" lets the true one of the first field
@@ -112,7 +113,8 @@ class ITM(Paired):
             self.group_size(self.group)
 
     def check_fit(self, where: str, config: Config, facts: DataFacts) -> None:
-        """Refuse groups that do not fit the batch."""
+        """Refuse groups that do not fit the batch, and a `robust` that is no entry."""
+        super().check_fit(where, config, facts)
         self.group_size(config.batch_size)
 
     def group_size(self, rows: int) -> int:
@@ -158,15 +160,19 @@ class ITM(Paired):
         embeds = stop((pick_rows(first.unit, firsts), pick_rows(second.unit, seconds)))
         logits = fwd.call("match_logits", fused.tokens, fused.mask, *embeds, key=named_key(key, "match"))
         odds = (logits[:, 1] - logits[:, 0]).reshape(-1, pairs.first.shape[2])
-        values = self.binary(odds) if self.loss == "binary" else self.listwise(odds)
+        target, trust = jnp.ones(len(odds)), self.trust(fwd, batch)
+        if trust is not None:
+            target = refurbished(every_row(trust, self.every), jax.nn.sigmoid(odds[:, 0]))
+        values = self.binary(odds, target) if self.loss == "binary" else self.listwise(odds) * target
         label = jnp.arange(odds.shape[1]) == 0
         right = ((odds > 0) == label[None, :]).astype(jnp.float32).mean(1)
         usable = pairs.usable.reshape(-1).astype(jnp.float32)
         return Term(values, usable, {"accuracy": mean_over(right, usable), "rows": usable.mean()})
 
-    def binary(self, odds: Array) -> Array:
-        """Return the cross-entropy [B] with labels 1, 0, ..., 0 of log-odds [B, 1 + 2n]."""
-        return (jax.nn.softplus(-odds[:, 0]) + jax.nn.softplus(odds[:, 1:]).sum(1)) / odds.shape[1]
+    def binary(self, odds: Array, target: Array) -> Array:
+        """Return the cross-entropy [B] with labels target [B], 0, ..., 0 of log-odds [B, 1 + 2n]."""
+        own = target * jax.nn.softplus(-odds[:, 0]) + (1.0 - target) * jax.nn.softplus(odds[:, 0])
+        return (own + jax.nn.softplus(odds[:, 1:]).sum(1)) / odds.shape[1]
 
     def listwise(self, odds: Array) -> Array:
         """Return the softmax cross-entropy [B] of the positive against the negatives of each direction, averaged."""

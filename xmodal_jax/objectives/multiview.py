@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal_jax.forward import Encoded, Forward, stop
-from xmodal_jax.objectives.base import Term, marks, mean_over, positive, products, row_weight, same
+from xmodal_jax.objectives.base import Term, marks, mean_over, positive, products, same
 from xmodal_jax.objectives.fused import FusedKeys
 from xmodal_jax.types import NEVER, Array, Batch
 
@@ -73,7 +73,7 @@ class MVJRC(FusedKeys):
         """Average both directions, [b] for the b = B / every fused rows."""
         one, two = self.fused(fwd, self.pair[0]), stop(self.fused(fwd.teacher, self.other))
         rows = self.rows(batch)
-        matched, weight = marks(rows, self.reads), row_weight(rows, self.reads)
+        matched, weight = marks(rows, self.reads), self.counts(fwd, batch, rows)
         columns = self.columns(fwd, two, rows)
         own = jnp.arange(columns["id"].shape[0])[None, :] == jnp.arange(one.shape[0])[:, None]
         allowed = (own | ~same(matched, columns)) & (columns["id"] != NEVER)[None, :]

@@ -15,14 +15,22 @@ from xmodal_jax.config_build import limited
 from xmodal_jax.forward import Forward
 from xmodal_jax.objectives.base import Term, mean_over, products, row_weight, same
 from xmodal_jax.objectives.contrastive import Contrast, joined, masked, nearest_is
+from xmodal_jax.objectives.robust import refurbished
 from xmodal_jax.parallel.ring import Scalars, Sigmoid, contrast
 from xmodal_jax.types import NEVER, Array, Batch
 
 
-def sigmoid_losses(logits: Array, positive: Array, valid: Array) -> Array:
-    """Return the sum [B] over valid columns of -log sigmoid(logit) for positives, -log sigmoid(-logit) for others."""
+def sigmoid_losses(logits: Array, positive: Array, valid: Array, trust: Array | None = None) -> Array:
+    """Return the sum [B] over valid columns of -log sigmoid(logit) for positives, -log sigmoid(-logit) for others.
+
+    With `trust` [B] the label of a positive is no longer 1 but `robust.refurbished`, with its sigmoid as prediction.
+    """
     wrong = jnp.where(positive, -logits, logits)
-    return jnp.where(valid[None, :], jax.nn.softplus(wrong), 0.0).sum(1)
+    losses = jax.nn.softplus(wrong)
+    if trust is not None:
+        label = refurbished(trust[:, None], jax.nn.sigmoid(logits))
+        losses = jnp.where(positive, label * losses + (1.0 - label) * jax.nn.softplus(logits), losses)
+    return jnp.where(valid[None, :], losses, 0.0).sum(1)
 
 
 def dense_sigmoid(rows: Batch, keys: Batch, queue: Batch | None, scalars: Scalars) -> tuple[Array, Array]:
@@ -30,7 +38,7 @@ def dense_sigmoid(rows: Batch, keys: Batch, queue: Batch | None, scalars: Scalar
     columns = joined(keys, queue)
     positive, valid = same(rows, columns), columns["id"] != NEVER
     logits = products(rows["embed"], columns["embed"]) / scalars["temperature"] + scalars["bias"]
-    return sigmoid_losses(logits, positive, valid), nearest_is(positive, masked(logits, valid))
+    return sigmoid_losses(logits, positive, valid, rows.get("trust")), nearest_is(positive, masked(logits, valid))
 
 
 @dataclass(frozen=True)

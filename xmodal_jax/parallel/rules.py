@@ -26,12 +26,14 @@ RULES: tuple[Rule, ...] = (
     (r"^memory/", ()),  # ids, keys and marks of rows are small: they stay whole
     (r"/gpo/", ()),  # two GRUs of width 32: nothing to split
     (r"/gru_", ()),  # read at every word: whole on each device
+    (r"(^|/)scorer/graph/", ()),  # 256 wide, read for every pair: whole on each device
     (r"embed/word$", ("tensor", "fsdp")),
     (r"(query|key|value|up)/kernel$", ("fsdp", "tensor")),
     # A width is split over "tensor" only between a pair of products (query to out, up to down), never where it meets
     # another kernel: XLA's partitioner (jax 0.10.2) silently gives a wrong value or gradient if the two sides of a
     # product split the contracted axis differently, on meshes with data, fsdp and tensor all above 1.
     (r"/hash/linear/kernel$", ("fsdp", None)),  # it meets the head's `linear`, whose width is over "fsdp"
+    (r"(^|/)classifier/[^/]+/kernel$", ("fsdp", None)),  # so does this, whatever its encoder is called
     (r"(out|down|attended|patch|project|transform|linear)/kernel$", ("tensor", "fsdp")),
     (r"(depthwise|stem)/kernel$", ()),  # a kernel per channel, and three input channels: small, and nothing to split
     (r"(query|key|value|up)/bias$", ("tensor",)),

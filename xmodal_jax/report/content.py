@@ -158,7 +158,7 @@ def gather(workdir: pathlib.Path, data: str = "", say: Callable[[str], None] = u
         return Content(
             run=workdir.resolve().name,
             facts=facts | tested_on(card.name, card.source, card.licence, card.split(split)["records"], split),
-            remarks=other_settings(config, card, result),
+            remarks=other_settings(config, card, result) + without_pictures(card, found.view),
             curves=curves(lines),
             evaluations=evaluations(lines),
             result=result,
@@ -195,7 +195,8 @@ class Shown:
     """The inputs of one side as they are shown: a small picture, where the side has pictures, and words."""
 
     def __init__(self, found: EvalSplit, side: Side, source: Split) -> None:
-        self.pictured = has_views(source.cfg.fields, side.field)
+        there = found.view not in source.card.without_pixels
+        self.pictured = has_views(source.cfg.fields, side.field) and there
         self.side, self._found, self._source = side, found, source
 
     def picture(self, place: int) -> bytes | None:
@@ -298,6 +299,13 @@ def other_settings(config: Config, card: Card, result: dict[str, Any]) -> list[s
         f"{name} {value if name == 'data' else ', '.join(value)}" for name, value in found.items() if value != run[name]
     ]
     return [f"the tables are of {'; '.join(other)}, unlike the rest of this report"] if other else []
+
+
+def without_pictures(card: Card, view: str) -> list[str]:
+    """Return a phrase where there are features of the evaluated view and no pictures to show."""
+    if view not in card.without_pixels:
+        return []
+    return ["the data set has features of its pictures and not the pictures: the first caption stands for each"]
 
 
 def spaced(total: int, count: int) -> list[int]:

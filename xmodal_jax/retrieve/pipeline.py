@@ -17,7 +17,7 @@ from xmodal_jax.encode.embed import Embedded, Embedder, PairScorer
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval import rerank
 from xmodal_jax.eval.evaluate import Evaluator, ensure_weight
-from xmodal_jax.models.scorer import ScorerConfig
+from xmodal_jax.models.pair_score import ScorerConfig
 from xmodal_jax.retrieve.build import data_of, kind_in
 from xmodal_jax.retrieve.origin import open_set
 from xmodal_jax.search.backend import Backend

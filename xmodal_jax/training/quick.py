@@ -27,4 +27,6 @@ def quick_evaluation(run: Run, state: TrainState, poll: Callable[[], None]) -> d
     params = teacher.view(state.params, state.teacher) if averaged else state.params
     mean, split = evaluate(run.assembly, params, quick=True, poll=poll)["mean"], config.data.eval_split
     more = further(Evaluator(run.assembly, params, poll), split, True, lambda _: None)
-    return mean | ({"evals": more} if more else {})
+    kept = {name: item.report(state.memory, config.data) for name, item in run.recipe.objectives.items()}
+    kept = {name: numbers for name, numbers in kept.items() if numbers}
+    return mean | ({"evals": more} if more else {}) | ({"memory": kept} if kept else {})

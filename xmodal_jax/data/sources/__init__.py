@@ -23,6 +23,7 @@ from xmodal_jax.data.sources.labelled import mirflickr_source, nuswide_source, w
 from xmodal_jax.data.sources.mat import mat_source
 from xmodal_jax.data.sources.openclipart import openclipart_source
 from xmodal_jax.data.sources.remote_sensing import albef_source, precomp_source
+from xmodal_jax.data.sources.scan import scan_source
 from xmodal_jax.data.sources.stamps import stamps_source
 from xmodal_jax.data.sources.tfds import tfds_source
 from xmodal_jax.errors import UserError
@@ -34,6 +35,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "openclipart": openclipart_source,
     "karpathy": karpathy_source,
     "precomp": precomp_source,
+    "scan": scan_source,
     "albef": albef_source,
     "inaturalist": inaturalist_source,
     "mirflickr": mirflickr_source,

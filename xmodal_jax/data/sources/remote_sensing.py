@@ -23,13 +23,16 @@ Row = tuple[str, list[Any], tuple[str, ...]]  # picture, captions, labels
 def precomp_source(path: os.PathLike | str, images: os.PathLike | str | None = None, licence: str = "") -> Source:
     """Read `{train,val,test}_caps.txt` and `{train,val,test}_filename.txt` in the folder `path`.
 
-    Pictures are in `images` (default: `images` beside them). A split that also has `..._caps_verify.txt` and
+    SCAN's "precomp" folders, which have features and no pictures, are read by the source `scan`. Pictures are in
+    `images` (default: `images` beside them). A split that also has `..._caps_verify.txt` and
     `..._filename_verify.txt` is read from these: AMFMN's folders hold out validation pictures that way, and
     their plain training lists still have them. Captions are one a line. A name is listed once for its five
     captions or once for each caption; the number of lines tells which. Raises `UserError` for any other ratio,
     by file name, and for missing files.
     """
     folder = existing(path, "precomp folder", folder=True)
+    if any(folder.glob("*_ims.npy")):
+        raise UserError(f"{folder} holds features of pictures, as SCAN's folders do; write the source `scan`.")
     root = existing(images or folder / "images", "image folder", folder=True)
     found = {split: lists for split in SPLITS if (lists := _lists_of(folder, split))}
     if not found:
