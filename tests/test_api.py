@@ -79,6 +79,12 @@ def test_texts_are_found_by_their_pictures_as_evaluation_has_it(run):
     np.testing.assert_allclose(run.similarity(wanted, wanted).diagonal(), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize("bad", [["photos/000.png"], np.ones(4), np.ones((2, 3)), [["a", "b"]]])
+def test_what_is_no_rows_of_embeddings_is_refused(run, bad):
+    with pytest.raises(UserError, match="similarity takes two arrays of unit rows .*; call encode_images and"):
+        run.similarity(bad, np.ones((1, 4)))
+
+
 def test_any_number_of_inputs_is_one_compiled_program(run, files):
     run.encode_texts(["a red circle"])
     before = encode_rows._cache_size()

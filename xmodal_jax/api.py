@@ -205,14 +205,21 @@ class TrainedRun:
 
     @staticmethod
     def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Return the cosines float32 [n,m] of unit rows [n,E] and [m,E].
+        """Return the cosines float32 [n,m] of unit rows [n,E] and [m,E]; raise UserError for what is no such rows.
 
         Examples:
           >>> TrainedRun.similarity(np.eye(2), np.array([[0.6, 0.8]]))
           array([[0.6],
                  [0.8]], dtype=float32)
         """
-        return np.asarray(a, np.float32) @ np.asarray(b, np.float32).T
+        rows = [np.asarray(side) for side in (a, b)]
+        if any(side.ndim != 2 or side.dtype.kind not in "fiu" for side in rows) or rows[0].shape[1] != rows[1].shape[1]:
+            found = " and ".join(f"{side.dtype} {list(side.shape)}" for side in rows)
+            raise UserError(
+                f"similarity takes two arrays of unit rows of one width, and these are {found}; call encode_images and "
+                "encode_texts first"
+            )
+        return rows[0].astype(np.float32) @ rows[1].astype(np.float32).T
 
     def score(self, left: Sequence[Any], right: Sequence[Any], fields: tuple[str, str] | None = None) -> np.ndarray:
         """Score all pairs of two lists of inputs by the run's scorer, float32 [n,m] (of ITM the log-odds of a match).

@@ -209,6 +209,20 @@ def test_queries_that_are_none_are_refused(tiny_index, bad, words):
         searcher.search_many(["a red circle", bad], k=1)
 
 
+def test_a_searcher_tells_where_and_how_many(tiny_index):
+    with query.Searcher(tiny_index) as searcher:
+        assert repr(searcher) == f"Searcher('{tiny_index}', {len(searcher)} pictures)"
+
+
+def test_a_list_and_the_name_of_a_file_are_no_words(tiny_index, query_file):
+    with query.Searcher(tiny_index) as searcher:
+        with pytest.raises(UserError, match="takes one query, and this is a list of 2; call search_many"):
+            searcher.search(["a red circle", "a blue square"])
+        with pytest.raises(UserError, match="taken as words and names a file; for the picture write --image"):
+            searcher.search(str(query_file))
+        assert len(searcher.search("a red circle.png", k=2)) == 2  # words, if there is no such file
+
+
 def test_hits_are_cards_in_a_notebook(tiny_index):
     hits = hits_of(tiny_index, ["a <b>cat</b>", 'a "dog"'])
     hits[1].item["thumbnail"] = "no base64!"

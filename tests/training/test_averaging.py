@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from test_loop import CONFIGS, tiny
+from test_loop import PLAIN, tiny
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.training.loop import train
@@ -20,7 +20,7 @@ def states(shapes_data, tmp_path_factory):
         return {"itc": {"i2t": {}, "t2i": {}, "rSum": 0.0}}
 
     changed = ("steps=3", "checkpoint.every=1", "checkpoint.keep=3", "eval.every=1", "teacher.momentum=0.5")
-    train(tiny(CONFIGS[-1], shapes_data, *changed), workdir, keep)
+    train(tiny(PLAIN, shapes_data, *changed), workdir, keep)
     return workdir, found
 
 

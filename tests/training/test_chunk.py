@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_loop import CONFIGS, tiny
+from test_loop import PLAIN, tiny
 from tiny import FIVE, tiny_batch, tiny_config, tiny_model, tiny_objectives, tiny_params, tiny_recipe
 
 from xmodal_jax.errors import UserError
@@ -157,6 +157,4 @@ def test_chunks_that_do_not_fit_are_refused(shapes_data, tmp_path):
     }
     for override, sentence in cases.items():
         with pytest.raises(UserError, match=sentence):
-            train(
-                tiny(CONFIGS[-1], shapes_data, "objectives={'itc': {}, 'itm': {}}", "batch_size=16", override), tmp_path
-            )
+            train(tiny(PLAIN, shapes_data, "objectives={'itc': {}, 'itm': {}}", "batch_size=16", override), tmp_path)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from test_keep_best import FLAT, numbers
-from test_loop import CONFIGS, tiny
+from test_loop import PLAIN, tiny
 
 from xmodal_jax.training.loop import run_training
 
@@ -22,7 +22,7 @@ def stopped(shapes_data, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("early") / "run"
 
     def config(patience: int):
-        return tiny(CONFIGS[-1], shapes_data, "steps=6", *FLAT, f"eval.patience={patience}")
+        return tiny(PLAIN, shapes_data, "steps=6", *FLAT, f"eval.patience={patience}")
 
     return workdir, config, run_training(config(2), workdir, given)
 

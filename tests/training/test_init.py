@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from test_loop import CONFIGS, tiny
+from test_loop import PLAIN, tiny
 
 from xmodal_jax.assemble import assemble
 from xmodal_jax.data.text import Tokenizer
@@ -22,7 +22,7 @@ from xmodal_jax.workdir import open_run
 def before(shapes_data, tmp_path_factory):
     """The work directory of a run of two steps."""
     workdir = tmp_path_factory.mktemp("before") / "run"
-    train(tiny(CONFIGS[-1], shapes_data, "steps=2", "teacher.momentum=0.5"), workdir)
+    train(tiny(PLAIN, shapes_data, "steps=2", "teacher.momentum=0.5"), workdir)
     return workdir
 
 
@@ -44,7 +44,7 @@ def started(config):
 
 def test_every_leaf_of_the_same_architecture_is_taken(before, weights, shapes_data, caplog):
     caplog.set_level("INFO", "xmodal_jax")
-    state = started(tiny(CONFIGS[-1], shapes_data, "seed=7", f"init={before}"))
+    state = started(tiny(PLAIN, shapes_data, "seed=7", f"init={before}"))
     found = flat(state.params)
     assert found.keys() == weights.keys()
     for path, leaf in weights.items():
@@ -58,7 +58,7 @@ def test_every_leaf_of_the_same_architecture_is_taken(before, weights, shapes_da
 
 def test_another_shape_starts_anew_and_is_counted(before, weights, shapes_data, caplog):
     caplog.set_level("INFO", "xmodal_jax")
-    found = flat(started(tiny(CONFIGS[-1], shapes_data, "joint.bits=24", f"init={before}")).params)
+    found = flat(started(tiny(PLAIN, shapes_data, "joint.bits=24", f"init={before}")).params)
     other = {path for path, leaf in found.items() if path not in weights or weights[path].shape != leaf.shape}
     assert other and all("/hash/" in path for path in other)
     assert f"; {len(other)} start anew (" in caplog.text and sorted(other)[0] in caplog.text
@@ -83,7 +83,7 @@ def test_words_of_another_vocabulary_keep_their_rows(before, weights, shapes_dat
     caplog.set_level("INFO", "xmodal_jax")
     data, gone = with_other_words(shapes_data, tmp_path / "other")
     params = {True: f"init={before}", False: "init="}
-    taken, fresh = (flat(started(tiny(CONFIGS[-1], data, params[how])).params) for how in (True, False))
+    taken, fresh = (flat(started(tiny(PLAIN, data, params[how])).params) for how in (True, False))
     own, other = Tokenizer(data / "tokenizer.json"), Tokenizer(before / "tokenizer-text.json")
     ours, theirs = common_ids(own, other)
     path = "text/tower/embed/word"
@@ -97,7 +97,7 @@ def test_words_of_another_vocabulary_keep_their_rows(before, weights, shapes_dat
 
 def test_a_run_that_goes_on_does_not_read_the_start_again(before, shapes_data, tmp_path):
     start = shutil.copytree(before, tmp_path / "start")
-    config = [tiny(CONFIGS[-1], shapes_data, f"steps={steps}", f"init={start}") for steps in (1, 2)]
+    config = [tiny(PLAIN, shapes_data, f"steps={steps}", f"init={start}") for steps in (1, 2)]
     train(config[0], tmp_path / "run")
     shutil.rmtree(start)
     assert int(train(config[1], tmp_path / "run").step) == 2
@@ -109,7 +109,7 @@ def test_pictures_are_read_as_the_start_reads_them(before, shapes_data, tmp_path
     told = json.loads((shutil.copytree(before, tmp_path / "start") / "run.json").read_text())
     told["config"]["encoders"]["image"] |= {"pixel_mean": [0.25] * 3, "pixel_std": [0.125] * 3}
     (tmp_path / "start" / "run.json").write_text(json.dumps(told))
-    config = tiny(CONFIGS[-1], shapes_data, f"init={tmp_path / 'start'}")
+    config = tiny(PLAIN, shapes_data, f"init={tmp_path / 'start'}")
     image = with_kept_statistics(config, tmp_path / "new").encoders["image"]
     assert (image.pixel_mean, image.pixel_std) == ((0.25,) * 3, (0.125,) * 3)
 
@@ -119,12 +119,12 @@ def test_what_cannot_start_is_refused(before, shapes_data, tmp_path):
     with pytest.raises(
         UserError, match=r"config.init is '.*none', which holds no run \(run.json is missing\); write the"
     ):
-        train(tiny(CONFIGS[-1], shapes_data, f"init={tmp_path / 'none'}"), tmp_path / "run")
+        train(tiny(PLAIN, shapes_data, f"init={tmp_path / 'none'}"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match=r"config.init is '.*' and config.joint.start 'cca', and both start the heads"):
-        tiny(CONFIGS[-1], shapes_data, f"init={before}", "joint.start=cca")
+        tiny(PLAIN, shapes_data, f"init={before}", "joint.start=cca")
     wider = ("encoders.text.positions=99", "optimizer.freeze=^text/tower/")
     with pytest.raises(
         UserError, match=r"freezes 'text/tower/embed/position', which config.init='.*' does not have in"
     ):
-        started(tiny(CONFIGS[-1], shapes_data, f"init={before}", *wider))
+        started(tiny(PLAIN, shapes_data, f"init={before}", *wider))

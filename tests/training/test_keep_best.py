@@ -7,7 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from test_loop import CONFIGS, tiny
+from test_loop import PLAIN, tiny
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.training.best import BestWatch, Standing, chosen
@@ -33,7 +33,7 @@ def given(run, state, poll) -> dict:
 def best_run(shapes_data, tmp_path_factory):
     """(workdir, result) of five steps with an evaluation after each, the best after the second."""
     workdir = tmp_path_factory.mktemp("best") / "run"
-    return workdir, run_training(tiny(CONFIGS[-1], shapes_data, "steps=5", *FLAT), workdir, given)
+    return workdir, run_training(tiny(PLAIN, shapes_data, "steps=5", *FLAT), workdir, given)
 
 
 def kept(workdir) -> list[int]:
@@ -71,22 +71,22 @@ def test_a_damaged_best_checkpoint_is_named(best_run, tmp_path):
 def test_a_run_in_parts_keeps_the_same_best(best_run, shapes_data, tmp_path):
     """The best of an earlier start counts, bit by bit; a better one later takes its place."""
     for steps in (3, 5):
-        state = train(tiny(CONFIGS[-1], shapes_data, f"steps={steps}", *FLAT), tmp_path, given)
+        state = train(tiny(PLAIN, shapes_data, f"steps={steps}", *FLAT), tmp_path, given)
     whole = best_run[1].state
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(whole), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(a, b, err_msg=str(path))
     assert kept(tmp_path) == [2, 4, 5]
     texts = [(folder / "checkpoints" / "5" / "notes.json").read_text() for folder in (best_run[0], tmp_path)]
     assert texts[0] == texts[1]
-    better = tiny(CONFIGS[-1], shapes_data, "steps=6", *FLAT)
+    better = tiny(PLAIN, shapes_data, "steps=6", *FLAT)
     train(better, tmp_path, lambda run, state, poll: numbers(99.0))
     assert kept(tmp_path) == [5, 6] and open_run(tmp_path)[2] == 6
 
 
 def test_an_evaluation_that_comes_after_the_save_counts(shapes_data, tmp_path):
     """A run that was stopped in its evaluation makes up for it at the next start: the saved step's notes are new."""
-    train(tiny(CONFIGS[-1], shapes_data, "steps=2", *FLAT, "eval.every=0", "eval.keep_best="), tmp_path)
-    result = run_training(tiny(CONFIGS[-1], shapes_data, "steps=2", *FLAT), tmp_path, given)
+    train(tiny(PLAIN, shapes_data, "steps=2", *FLAT, "eval.every=0", "eval.keep_best="), tmp_path)
+    result = run_training(tiny(PLAIN, shapes_data, "steps=2", *FLAT), tmp_path, given)
     assert result.best_step == 2 and open_run(tmp_path, {"eval": {"step": "best"}})[2] == 2
 
 
@@ -106,7 +106,7 @@ def test_names_of_numbers():
 
 
 def test_lowest_first_ties_and_other_numbers(shapes_data):
-    config = dataclasses.replace(tiny(CONFIGS[-1], shapes_data).eval, keep_best="-rsum", every=1, patience=2)
+    config = dataclasses.replace(tiny(PLAIN, shapes_data).eval, keep_best="-rsum", every=1, patience=2)
     watch = BestWatch(config)
     assert [watch.look(step, numbers(value)) for step, value in ((1, 9.0), (2, 8.0), (3, 8.0))] == [True, True, False]
     assert not watch.look(4, numbers(float("nan"))) and watch.patience_over and watch.standing.step == 2
@@ -125,4 +125,4 @@ def test_lowest_first_ties_and_other_numbers(shapes_data):
 )
 def test_what_cannot_work_is_refused(shapes_data, overrides, sentence):
     with pytest.raises(UserError, match=sentence):
-        tiny(CONFIGS[-1], shapes_data, *overrides)
+        tiny(PLAIN, shapes_data, *overrides)

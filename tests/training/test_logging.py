@@ -13,7 +13,7 @@ import threading
 
 import pytest
 from test_keep_best import numbers
-from test_loop import CONFIGS, tiny
+from test_loop import PLAIN, tiny
 
 from xmodal_jax.checks import refuse_impossible
 from xmodal_jax.data.card import Card
@@ -55,7 +55,7 @@ def told(shapes_data, tmp_path_factory):
 
     def config(steps: int):
         changed = (f"steps={steps}", "eval.every=4", "optimizer.warmup=2", f"log.to={PLACES}")
-        return tiny(CONFIGS[-1], shapes_data, *changed)
+        return tiny(PLAIN, shapes_data, *changed)
 
     with offline():
         run_training(config(8), workdir, evaluate, progress=stream)
@@ -80,7 +80,7 @@ def test_nothing_is_printed_without_a_stream(told, shapes_data, tmp_path, capfd,
     caplog.set_level(logging.INFO, "xmodal_jax")
     capfd.readouterr()
     with offline():
-        again = run_training(tiny(CONFIGS[-1], shapes_data, "steps=9", "eval.every=4", "optimizer.warmup=2"), workdir)
+        again = run_training(tiny(PLAIN, shapes_data, "steps=9", "eval.every=4", "optimizer.warmup=2"), workdir)
     log = TrainLog(tmp_path, 9, 8, 8)
     log.say("a line")
     log.step(9, {"loss/itc": 1.0}, 0.0)
@@ -149,12 +149,12 @@ def test_a_package_that_is_missing_is_named(shapes_data, monkeypatch, name):
     with pytest.raises(
         UserError, match=rf"names '{name}', and that package is not .*write pip install -e '.\[{name}\]'"
     ):
-        refuse_impossible(tiny(CONFIGS[-1], shapes_data, f"log.to=('{name}',)"), Card.load(shapes_data))
+        refuse_impossible(tiny(PLAIN, shapes_data, f"log.to=('{name}',)"), Card.load(shapes_data))
 
 
 def test_another_place_for_the_log_is_refused(shapes_data):
     with pytest.raises(UserError, match=r"config.log.to has 'disk'; write some of tensorboard, wandb, such as"):
-        tiny(CONFIGS[-1], shapes_data, "log.to=('disk',)")
+        tiny(PLAIN, shapes_data, "log.to=('disk',)")
 
 
 def test_hooks_of_a_program_end_with_their_context(monkeypatch):

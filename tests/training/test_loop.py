@@ -18,6 +18,7 @@ from xmodal_jax.training.loop import train
 from xmodal_jax.training.stop import StopSignal
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
+PLAIN = CONFIGS[0].with_name("vit2cmh.py")  # for tests that look at a run, not at a method
 SMALL = ("batch_size=8", "encoders.image.size=16", "data.eval_split=test", "log_every=1")
 
 
@@ -41,7 +42,7 @@ def records(workdir):
 
 
 def test_a_run_stopped_while_evaluating_goes_on_and_equals_a_whole_one(shapes_data, tmp_path):
-    config = tiny(CONFIGS[-1], shapes_data, "steps=4", "eval.every=2")
+    config = tiny(PLAIN, shapes_data, "steps=4", "eval.every=2")
     whole = train(config, tmp_path / "whole", lambda run, state, poll: EMPTY)
     seen = []
 
@@ -77,7 +78,7 @@ def test_a_real_evaluation_polls_between_its_blocks(shapes_data, tmp_path, caplo
 
         return evaluate(run.assembly, state.params, quick=True, poll=count)["mean"]
 
-    config = tiny(CONFIGS[-1], shapes_data, "steps=4", "eval.every=2", "eval.batch_size=4")
+    config = tiny(PLAIN, shapes_data, "steps=4", "eval.every=2", "eval.batch_size=4")
     caplog.set_level("INFO", "xmodal_jax")
     assert int(train(config, tmp_path, quick, handle_signals=True).step) == 2
     assert len(polls) == 2 and "stopped by a signal at step 2; saved" in caplog.text
@@ -131,7 +132,7 @@ def test_a_second_signal_ends_the_process_at_once():
 def test_nan_in_the_parameters_stops_a_real_run(shapes_data, tmp_path, caplog):
     caplog.set_level("INFO", "xmodal_jax")
     config = tiny(
-        CONFIGS[-1],
+        PLAIN,
         shapes_data,
         "steps=6",
         "optimizer.max_skips=2",
@@ -154,7 +155,7 @@ def test_profile_events_and_numbers_of_the_log(shapes_data, tmp_path):
     """One run with everything on that looks at it."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    config = tiny(CONFIGS[-1], shapes_data, "steps=4", "log.to=('tensorboard',)")
+    config = tiny(PLAIN, shapes_data, "steps=4", "log.to=('tensorboard',)")
     train(config, tmp_path, None, (2, 3))
     line = records(tmp_path)[-1]
     assert {"pairs", "teacher/drift", "itc/temperature", "skipped", "bad_rows", "loss/itc"} <= set(line)
@@ -189,5 +190,5 @@ def test_profile_events_and_numbers_of_the_log(shapes_data, tmp_path):
 )
 def test_a_tower_that_stays_random_is_refused(shapes_data, tmp_path, overrides, sentence):
     with pytest.raises(UserError, match=sentence):
-        train(tiny(CONFIGS[-1], shapes_data, *overrides), tmp_path)
+        train(tiny(PLAIN, shapes_data, *overrides), tmp_path)
     assert not list(tmp_path.iterdir()) and not (shapes_data / "texts").exists()

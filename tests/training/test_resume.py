@@ -8,7 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from test_loop import CONFIGS, EMPTY, records, tiny
+from test_loop import EMPTY, PLAIN, records, tiny
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.processes import lost_peer
@@ -21,7 +21,7 @@ from xmodal_jax.training.state import examples_seen
 def begun(shapes_data, tmp_path_factory):
     """A work directory with two steps of the tiny run, made once; copy it before going on."""
     workdir = tmp_path_factory.mktemp("begun") / "run"
-    train(tiny(CONFIGS[-1], shapes_data, "steps=2"), workdir)
+    train(tiny(PLAIN, shapes_data, "steps=2"), workdir)
     return workdir
 
 
@@ -33,7 +33,7 @@ def workdir(begun, tmp_path):
 
 def test_what_changed_since_the_last_start_is_said(workdir, shapes_data, caplog):
     caplog.set_level("INFO", "xmodal_jax")
-    train(tiny(CONFIGS[-1], shapes_data, "steps=3", "optimizer.lr=0.002"), workdir)
+    train(tiny(PLAIN, shapes_data, "steps=3", "optimizer.lr=0.002"), workdir)
     said = caplog.text
     assert f"resuming '{workdir}' at step 2 of 3; changed since its last start: " in said
     assert "steps 2 -> 3" in said and "optimizer.lr 0.001 -> 0.002" in said and "vocab_size" not in said
@@ -52,7 +52,7 @@ def test_other_word_ids_under_the_same_weights_are_refused(workdir, shapes_data,
     with pytest.raises(
         UserError, match=r"the tokenizer '.*other/tokenizer.json' is not the one that '.*run' was trained with"
     ):
-        train(tiny(CONFIGS[-1], other, "steps=3"), workdir)
+        train(tiny(PLAIN, other, "steps=3"), workdir)
     assert (workdir / "tokenizer-text.json").read_bytes() == kept
 
 
@@ -68,7 +68,7 @@ def test_other_word_ids_under_the_same_weights_are_refused(workdir, shapes_data,
 def test_steps_that_are_not_there_are_refused(workdir, shapes_data, overrides, profile, sentence):
     before = (workdir / "run.json").read_bytes()
     with pytest.raises(UserError, match=sentence):
-        train(tiny(CONFIGS[-1], shapes_data, *overrides), workdir, None, profile)
+        train(tiny(PLAIN, shapes_data, *overrides), workdir, None, profile)
     assert (workdir / "run.json").read_bytes() == before
 
 
@@ -76,7 +76,7 @@ def test_a_second_run_in_the_same_work_directory_is_refused(workdir, shapes_data
     with (workdir / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another process is training in"):
-            train(tiny(CONFIGS[-1], shapes_data, "steps=3"), workdir)
+            train(tiny(PLAIN, shapes_data, "steps=3"), workdir)
 
 
 def test_a_lost_peer_is_known_behind_other_errors():
@@ -111,7 +111,7 @@ def test_a_line_does_not_run_into_the_progress_line(tmp_path):
 
 def test_another_batch_size_goes_on_with_the_next_example(workdir, shapes_data):
     """After two steps of 8 one of 16: 32 pairs seen, and the log never goes back."""
-    state = train(tiny(CONFIGS[-1], shapes_data, "steps=3", "batch_size=16"), workdir)
+    state = train(tiny(PLAIN, shapes_data, "steps=3", "batch_size=16"), workdir)
     seen = [line["pairs"] for line in records(workdir)]
     assert seen == [8, 16, 32] and examples_seen(state.cursor) == 32 and int(state.step) == 3
 
@@ -123,7 +123,7 @@ def test_a_run_goes_on_at_every_boundary_with_the_steps_that_are_left(shapes_dat
     """Ends at an epoch's end (3: 24 examples of 12 records), a save and an evaluation (4) and the last step (5)."""
 
     def config(steps):
-        return tiny(CONFIGS[-1], shapes_data, f"steps={steps}", "eval.every=2", "checkpoint.every=2", *FLAT)
+        return tiny(PLAIN, shapes_data, f"steps={steps}", "eval.every=2", "checkpoint.every=2", *FLAT)
 
     evaluated = []
 
@@ -145,7 +145,7 @@ def test_a_run_goes_on_at_every_boundary_with_the_steps_that_are_left(shapes_dat
 
 
 def test_a_run_that_ends_inside_its_warm_up_is_told(shapes_data, caplog):
-    say_short_run(tiny(CONFIGS[-1], shapes_data, "steps=3", "optimizer.warmup=3"))
+    say_short_run(tiny(PLAIN, shapes_data, "steps=3", "optimizer.warmup=3"))
     assert not caplog.records
-    say_short_run(tiny(CONFIGS[-1], shapes_data, "steps=3", "optimizer.warmup=60"))
+    say_short_run(tiny(PLAIN, shapes_data, "steps=3", "optimizer.warmup=60"))
     assert "the learning rate only climbs, to 5 % of config.optimizer.lr" in caplog.text

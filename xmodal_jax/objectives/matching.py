@@ -169,7 +169,7 @@ class ITM(Robust):
         usable = pairs.usable.reshape(-1).astype(jnp.float32)
         return Term(values, usable, {"accuracy": mean_over(right, usable), "rows": usable.mean()})
 
-    def binary(self, odds: Array, target: Array) -> Array:
+    def binary(self, odds: Array, target: Array | float = 1.0) -> Array:
         """Return the cross-entropy [B] with labels target [B], 0, ..., 0 of log-odds [B, 1 + 2n]."""
         own = target * jax.nn.softplus(-odds[:, 0]) + (1.0 - target) * jax.nn.softplus(odds[:, 0])
         return (own + jax.nn.softplus(odds[:, 1:]).sum(1)) / odds.shape[1]

@@ -58,6 +58,9 @@ COLUMNS = 5  # pictures in a row of a contact sheet
 TILE = 168  # px
 
 
+PICTURE_FILES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".avif", ".tif", ".tiff", ".bmp"})
+
+
 @dataclasses.dataclass(frozen=True)
 class SearchTarget:
     """An index and how it is searched.
@@ -145,6 +148,9 @@ class Searcher:
     def __len__(self) -> int:
         return self.index.count
 
+    def __repr__(self) -> str:
+        return f"Searcher({str(self.index.path)!r}, {self.index.count} {self.index.extra.get('noun', 'rows')})"
+
     def close(self) -> None:
         """Close the backend's connections."""
         self._opened.close()
@@ -166,6 +172,8 @@ class Searcher:
 
     def search(self, query: Query, k: int = 10, stages: SearchPipeline = COSINE, field: str = "") -> Hits:
         """Return the `k` best rows for one query. Arguments and errors as in `search_many`."""
+        if isinstance(query, (list, tuple)):
+            raise UserError(f"search takes one query, and this is a list of {len(query)}; call search_many")
         return self.search_many([query], k, stages, field)[0]
 
     def search_many(
@@ -197,6 +205,11 @@ class Searcher:
     def _field_of(self, query: Query, field: str) -> str:
         """Return the field that a query is an input of."""
         what = "words" if isinstance(query, str) else "files" if isinstance(query, os.PathLike) else "pictures"
+        if isinstance(query, str) and pathlib.Path(query).suffix.lower() in PICTURE_FILES and os.path.isfile(query):
+            raise UserError(
+                f"the query '{query}' is taken as words and names a file; for the picture write --image, or a path "
+                "object from Python"
+            )
         return asked_field(self.run[0].config, kind_in(self.index.extra)["field"], what, field)
 
     def _answers(self, field: str, queries: list[Query], stages: SearchPipeline, k: int) -> list[Hits]:
