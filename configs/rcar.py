@@ -52,6 +52,8 @@ def two_networks(config):
     pair = ("image_b", "text_b")
     config.objectives.refurbish_b = config.objectives.refurbish.to_dict() | {"kind": "refurbish", "pair": pair}
     config.objectives.hinge_b = config.objectives.hinge.to_dict() | {"kind": "hinge", "pair": pair}
+    config.data.fields["image2_b"] = {"of": "image_b"}
+    config.objectives.ims_b = config.objectives.ims.to_dict() | {"kind": "ims", "sides": pair}
     config.objectives.hinge.robust, config.objectives.hinge_b.robust = "refurbish_b", "refurbish"
     config.optimizer.freeze = "^text(_b)?/tower/"
     config.eval.pairs = (("image", "text"), pair)

@@ -10,7 +10,7 @@ from tiny import ROWS, tiny_batch, tiny_config, tiny_model, tiny_objectives, tin
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward
-from xmodal_jax.objectives.complementary import Complementary
+from xmodal_jax.objectives.complementary import Complementary, log_complement
 from xmodal_jax.objectives.hinge import Hinge
 from xmodal_jax.objectives.robust import hinges, negatives_of
 
@@ -86,7 +86,7 @@ def test_pairs_that_are_not_trusted_have_smaller_margins_and_weights(sides, soft
     memory = {"refurbish": {"clean": jnp.asarray(trust)[:, None]}}
     term, grads = ours(Hinge(robust="refurbish", softens=softens), sides, batch, memory=memory)
     mean = hinge(*map(torch.tensor, sides), batch, False, [0.2] * ROWS).numpy()
-    left = np.clip(0.2 - mean, 0, 0.2)
+    left = np.clip(0.2 - mean / 2, 0, 0.2)
     predicted = np.clip(left / max(np.sort(left)[-1:].mean(), 1e-6), 0, 1)
     target = trust[::-1] + (1 - trust[::-1]) * predicted
     margin = np.full(ROWS, 0.2) if softens == "weight" else 0.2 * (10**target - 1) / 9
@@ -165,6 +165,14 @@ def test_a_complementary_loss_of_certain_mistakes_is_finite():
     one = np.eye(ROWS, EMBED, dtype=np.float32)
     term, grads = ours(Complementary(temperature=1e-3), (one, np.roll(one, 1, axis=0)), tiny_batch())
     assert all(np.isfinite(x).all() for x in (term.values, *grads))
+
+
+@pytest.mark.parametrize("gap", [0.5, 0.7, 1.5])
+def test_the_worst_negatives_have_the_steepest_gradient(gap):
+    """d/dl of -log(1 - p) is p, however near p is to 1: of -log(1 - p) = logsumexp(all) - logsumexp(others)."""
+    logits = jnp.array([[gap / 0.05, 0.0, -1.0]])
+    slope = jax.grad(lambda x: log_complement(x)[0, 0])(logits)
+    np.testing.assert_allclose(slope[0, 0], jax.nn.softmax(logits)[0, 0], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -58,30 +58,50 @@ def matches():
 
 
 def test_itc_spreads_what_a_pair_is_not_trusted_over_the_others(sides, trust):
+    """And leaves out other keys that match: rows 0 and 1 have one caption."""
     plain = ITC(student_keys=True, queue=0, alpha=0.0, robust="refurbish")
     term, grads = term_of(plain, sides, remembered(trust))
     inputs = [torch.tensor(x, requires_grad=True) for x in sides]
     scores, match, own = inputs[0] @ inputs[1].T / 0.2, matches(), torch.tensor(trust[PAIR])
-    rows = 0
+    rows, eye = [], torch.eye(ROWS, dtype=torch.bool)
     for logits in (scores, scores.T):
-        chance = torch.softmax(logits, 1)
-        target = (own + (1 - own) * (chance * match).sum(1)).detach()[:, None]
-        wanted = target * match / match.sum(1, keepdim=True) + (1 - target) * ~match / (~match).sum(1, keepdim=True)
-        rows = rows - 0.5 * (wanted * torch.log(chance)).sum(1)
+        for i in range(ROWS):
+            columns = [i, *[j for j in range(ROWS) if not match[i, j]]]
+            chance = torch.softmax(logits[i, columns], 0)
+            target = (own[i] + (1 - own[i]) * chance[0]).detach()
+            wanted = torch.cat([target[None], (1 - target).expand(len(columns) - 1) / (len(columns) - 1)])
+            rows.append(-0.5 * (wanted * torch.log(chance)).sum())
+    rows = torch.stack(rows).reshape(2, ROWS).sum(0)
     rows.mean().backward()
+    assert (match & ~eye).any()
     np.testing.assert_allclose(term.values, rows.detach(), rtol=1e-5)
     for mine, theirs in zip(grads, inputs, strict=True):
         np.testing.assert_allclose(mine, theirs.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_siglip_softens_the_labels_of_positives(sides, trust):
-    term, grads = term_of(
-        SigLIP(robust="refurbish"), sides, remembered(trust), {"logit_bias": lambda: jnp.float32(-1.0)}
-    )
+def test_a_wrong_caption_of_the_same_picture_in_the_queue_is_no_positive(sides):
+    """A row that matches its own pair has no loss, whatever the queue has under its id."""
+    eye, far = np.split(np.eye(2 * ROWS, dtype=np.float32), 2)
+    batch = tiny_batch() | {"pair": PAIR, "text/key": np.arange(ROWS, dtype=np.int32)}
+    ring = {"image": far, "text": far, "id": batch["id"], "text/key": batch["text/key"] + 50}
+    memory = remembered(np.ones(PAIRS, np.float32)) | {"keys": ring}
+    objective = ITC(student_keys=True, queue=ROWS, alpha=0.0, robust="refurbish")
+    given = Given(eye, eye, jnp.float32(0.01), Given(eye, eye), memory, 0)
+    given.batch = batch
+    losses = objective(given, batch, None).values
+    assert np.abs(losses).max() < 1e-3
+    plain = ITC(student_keys=True, queue=ROWS, alpha=0.0)(given, batch, None).values
+    assert np.abs(plain).min() > 10
+
+
+def test_siglip_softens_the_labels_of_own_keys(sides, trust):
+    term, grads = term_of(SigLIP(robust="refurbish"), sides, remembered(trust), BIAS)
     inputs = [torch.tensor(x, requires_grad=True) for x in sides]
     logits, match, own = inputs[0] @ inputs[1].T / 0.2 - 1.0, matches(), torch.tensor(trust[PAIR])[:, None]
-    label = torch.where(match, own + (1 - own) * torch.sigmoid(logits.detach()), torch.zeros(()))
-    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, label, reduction="none").sum(1)
+    eye = torch.eye(ROWS, dtype=torch.bool)
+    label = torch.where(eye, own + (1 - own) * torch.sigmoid(logits.detach()), torch.zeros(()))
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, label, reduction="none")
+    loss = (loss * (eye | ~match)).sum(1)
     loss.mean().backward()
     np.testing.assert_allclose(term.values, loss.detach(), rtol=1e-5)
     for mine, theirs in zip(grads, inputs, strict=True):
@@ -122,11 +142,13 @@ def make():
     from xmodal_jax.objectives import parts
     from xmodal_jax.training.step import create_state
 
+    distinct = {"pair": PAIR, "text/key": np.arange(ROWS, dtype=np.int32)}  # no row matches another
+
     def made(section):
         config = tiny_config(objectives=section, data={"unit": "pair"})
         recipe = tiny_recipe(config)
         params = tiny_params(tiny_model(config), 0, parts(recipe.objectives))
-        batch = {name: jnp.asarray(x) for name, x in (tiny_batch() | {"pair": PAIR}).items()}
+        batch = {name: jnp.asarray(x) for name, x in (tiny_batch() | distinct).items()}
         return recipe, create_state(recipe, params, 0), batch
 
     return made
@@ -175,7 +197,7 @@ def test_rows_without_a_field_are_not_kept(sides):
 
 def known(losses, seen):
     """The memory of a `refurbish` entry that has seen some of these losses."""
-    objective = Refurbish(name="refurbish", warmup=10)
+    objective = Refurbish(name="refurbish", warmup=10, period=1)
     memory = objective.memory(tiny_model(tiny_config()), FACTS)
     rows = jnp.where(jnp.asarray(seen), jnp.asarray(losses), UNSEEN)[:, None]
     return objective, memory | {"refurbish": {"loss": rows, "clean": jnp.ones_like(rows), "cursor": jnp.zeros(())}}
@@ -205,6 +227,38 @@ def test_nothing_changes_before_the_end_of_the_warm_up():
     )
 
 
+@pytest.mark.parametrize("losses", [np.full(100, 0.3), np.r_[np.zeros(95), np.linspace(1e-4, 0.01, 5)]])
+def test_losses_that_are_alike_are_all_trusted(losses):
+    objective, memory = known(losses.astype(np.float32), np.ones(100, bool))
+    after = objective.refresh(memory, jnp.int32(10))
+    assert (np.asarray(after["refurbish"]["clean"]) == 1).all()
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(after))
+
+
+def test_a_fit_without_any_loss_leaves_numbers():
+    objective, memory = known(np.zeros(100, np.float32), np.zeros(100, bool))
+    after = objective.refresh(memory, jnp.int32(10))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(after))
+
+
+@pytest.mark.parametrize(("warmup", "period", "first"), [(586, 117, 585), (47, 23, 46), (8851, 4425, 8850), (0, 5, 5)])
+def test_the_first_fit_is_the_one_nearest_to_the_end_of_the_warm_up(warmup, period, first):
+    _, memory = known(np.linspace(0, 1, 100, dtype=np.float32), np.ones(100, bool))
+    objective = Refurbish(name="refurbish", warmup=warmup, period=period)
+    fits = [bool((objective.refresh(memory, jnp.int32(n * period))["refurbish"]["clean"] < 1).any()) for n in (1, 2, 5)]
+    steps = [n * period for n in (1, 2, 5)]
+    assert fits == [step >= first for step in steps]
+
+
+def test_a_row_without_a_negative_is_not_kept(sides):
+    memory = Refurbish(name="refurbish").memory(tiny_model(tiny_config()), FACTS)
+    term, _ = term_of(Refurbish(name="refurbish"), sides, memory, id=np.full(ROWS, 7, np.int32))
+    assert (np.asarray(term.write["refurbish"][0]) == len(memory["refurbish"]["loss"])).all()
+
+
+OTHER = {"unit": "pair", "fields": {"image": {}, "text": {}, "text2": {"of": "text"}}}
+
+
 @pytest.mark.parametrize(
     ("section", "data", "said"),
     [
@@ -213,6 +267,12 @@ def test_nothing_changes_before_the_end_of_the_warm_up():
         ({"itc": {"robust": "refurbish"}, "refurbish": {}}, {}, "write config.data.unit='pair'"),
         ({"itc": {"robust": "refurbish", "ring": True}, "refurbish": {}}, {"unit": "pair"}, "ring=False"),
         ({"itc": {"robust": "itc"}}, {"unit": "pair"}, "no entry of kind 'refurbish'"),
+        (
+            {"refurbish": {}, "itc": {"pair": ("image", "text2"), "robust": "refurbish"}},
+            OTHER,
+            "another caption than that",
+        ),
+        ({"refurbish": {"pair": ("image", "text2")}}, OTHER, "another caption than that of the pair"),
         ({"refurbish": {"clip": 60.0}}, {"unit": "pair"}, "write a rate from 0 to 49"),
         ({"refurbish": {"mixture": "normal"}}, {"unit": "pair"}, "write one of beta, gaussian"),
     ],

@@ -14,14 +14,15 @@ from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.encode.embed import Embedded, Embedder
 from xmodal_jax.errors import UserError
 from xmodal_jax.retrieve import build
+from xmodal_jax.retrieve.origin import model_of
 from xmodal_jax.search import codes, writer
-from xmodal_jax.search.index import Index, fingerprint
+from xmodal_jax.search.index import Index
 
 PICTURES = build.Kind("image", "pictures", False, ("image", "text"))
 
 
 def test_every_picture_of_every_view_is_a_row(tiny_index, tiny_run, opened_run):
-    opened = Index.open(tiny_index, model=fingerprint(opened_run[1]))
+    opened = Index.open(tiny_index, model=model_of(*opened_run))
     assert (opened.count, opened.width, opened.bits) == (24, 16, 16)
     items = [opened.item(row) for row in range(24)]
     assert [item["view"] for item in items] == ["filled"] * 12 + ["outline"] * 12

@@ -4,13 +4,14 @@ import shutil
 
 import numpy as np
 import pytest
+from tiny import changed
 
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.fingerprint import fingerprint as fingerprint_of
 from xmodal_jax.errors import UserError
 from xmodal_jax.retrieve import origin
 from xmodal_jax.search import writer
-from xmodal_jax.search.index import Index, fingerprint
+from xmodal_jax.search.index import Index
 
 
 def copied(run: pathlib.Path, path: pathlib.Path, other: bool = False) -> pathlib.Path:
@@ -30,20 +31,20 @@ def index_of(run: pathlib.Path | str, path: pathlib.Path, model: str) -> None:
 
 
 def test_a_run_is_found_from_its_index_before_another_one_where_it_was(tiny_run, opened_run, tmp_path, monkeypatch):
-    run, model = tiny_run[0], fingerprint(opened_run[1])
+    run, model = tiny_run[0], origin.model_of(*opened_run)
     here, there = tmp_path / "here", tmp_path / "there"
     monkeypatch.chdir(copied(run, here / "run"))
     index_of(".", pathlib.Path("../index"), model)
     monkeypatch.chdir(tmp_path)
     here.rename(there)
     copied(run, here / "run", other=True)
-    assert fingerprint(origin.open_origin(Index.open(there / "index"))[1]) == model
+    assert origin.model_of(*origin.open_origin(Index.open(there / "index"))) == model
     # the other way round: what lies beside the index is another run, and the old place has the right one
     shutil.rmtree(there / "run")
     (here / "run").rename(there / "run")
     copied(run, here / "run")
     opened = Index.open("there/index")
-    assert fingerprint(origin.open_origin(opened)[1]) == model
+    assert origin.model_of(*origin.open_origin(opened)) == model
     shutil.rmtree(here)
     told = (
         rf"'{there / 'run'}' is another run.*; '{here / 'run'}' is gone: name the run that made it with --workdir RUN"
@@ -52,7 +53,14 @@ def test_a_run_is_found_from_its_index_before_another_one_where_it_was(tiny_run,
         origin.open_origin(opened)
     with pytest.raises(UserError, match="'there' holds no run"):
         origin.open_origin(opened, "there")
-    assert fingerprint(origin.open_origin(opened, run)[1]) == model
+    assert origin.model_of(*origin.open_origin(opened, run)) == model
+
+
+def test_an_index_is_not_of_weights_that_read_otherwise(opened_run):
+    assembly, params = opened_run
+    longer = changed(assembly, text={"length": 10})
+    assert origin.model_of(assembly, params) == origin.model_of(assembly, dict(params))
+    assert origin.model_of(longer, params) != origin.model_of(assembly, params)
 
 
 def test_links_to_an_index_and_its_run_are_followed(tmp_path):

@@ -11,6 +11,7 @@ from tiny import FACTS, tiny_batch, tiny_config, tiny_params, tiny_recipe
 
 from xmodal_jax import config as load_config
 from xmodal_jax.config_file import freeze
+from xmodal_jax.errors import UserError
 from xmodal_jax.objectives import parts
 from xmodal_jax.objectives.robust import UNSEEN
 from xmodal_jax.training.loop import train
@@ -110,3 +111,9 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(shapes_data, tmp_path):
     notes = [line["eval"]["memory"]["refurbish"] for line in lines if "eval" in line]
     assert [note["seen"] for note in notes] == [1.0, 1.0] and sum(notes[0]["histogram"]["all"]) == 24
     np.testing.assert_allclose(sum(notes[-1]["mixture"]["share"]), 1.0, rtol=1e-5)
+
+
+def test_a_run_does_not_go_on_with_the_pairs_of_another_split(shapes_data, tmp_path):
+    train(small(shapes_data, steps=2), tmp_path)
+    with pytest.raises(UserError, match="config.data.split is 'test', and config.objectives.hinge of the run in"):
+        train(small(shapes_data, steps=4, **{"data.split": "test"}), tmp_path)

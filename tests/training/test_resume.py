@@ -40,6 +40,15 @@ def test_what_changed_since_the_last_start_is_said(workdir, shapes_data, caplog)
     assert json.loads((workdir / "run.json").read_text())["config"]["steps"] == 3
 
 
+def test_a_finished_run_is_not_changed_into_what_was_never_trained(workdir, shapes_data):
+    before = (workdir / "run.json").read_bytes()
+    changed = ("steps=2", "encoders.text.length=10")
+    with pytest.raises(UserError, match=r"config.encoders.text.length 12 -> 10 would change its model without any"):
+        train(tiny(PLAIN, shapes_data, *changed), workdir)
+    assert (workdir / "run.json").read_bytes() == before
+    train(tiny(PLAIN, shapes_data, "steps=2", "log_every=2"), workdir)  # which changes no model
+
+
 def test_other_word_ids_under_the_same_weights_are_refused(workdir, shapes_data, tmp_path):
     other = shutil.copytree(shapes_data, tmp_path / "other")
     path = other / "tokenizer.json"

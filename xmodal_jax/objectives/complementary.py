@@ -12,19 +12,31 @@ import jax.numpy as jnp
 from xmodal_jax.config_build import limited
 from xmodal_jax.forward import Forward
 from xmodal_jax.objectives.base import Paired, Term, add_all, marks, mean_over, positive, products, row_weight
-from xmodal_jax.objectives.contrastive import masked
+from xmodal_jax.objectives.contrastive import LOW, masked
 from xmodal_jax.objectives.robust import negatives_of
 from xmodal_jax.types import NEVER, Array, Batch
 
 
-def complement(chance: Array, kind: str, power: float) -> Array:
-    """Return the loss of negatives whose softmax gives them `chance`, elementwise; 0 where the chance is 0.
+def log_complement(logits: Array) -> Array:
+    """Return -log(1 - p) [B,M] of the softmax p of each row of logits [B,M].
+
+    Of the highest logit by two sums of exponentials: its 1 - p would have no digits and no gradient where p is near 1.
+    """
+    top = jnp.arange(logits.shape[1])[None, :] == logits.argmax(1)[:, None]
+    rest = jax.nn.logsumexp(jnp.where(top, LOW, logits), axis=1, keepdims=True)
+    of_top = jax.nn.logsumexp(logits, axis=1, keepdims=True) - rest
+    return jnp.where(top, of_top, -jnp.log1p(-jnp.where(top, 0.0, jax.nn.softmax(logits, axis=1))))
+
+
+def complement(logits: Array, kind: str, power: float) -> Array:
+    """Return the loss [B,M] of each column as a negative, from its share p of the softmax of logits [B,M].
 
     "log": -log(1 - p); "tan": tan p; "abs": p; "exp": exp(p - 1), less its value at 0; "gce": (1 - (1 - p)^q) / q with
     q = `power`.
     """
     if kind == "log":
-        return -jnp.log1p(-jnp.minimum(chance, 1.0 - 1e-6))
+        return log_complement(logits)
+    chance = jax.nn.softmax(logits, axis=1)
     if kind == "tan":
         return jnp.tan(chance)
     if kind == "exp":
@@ -53,8 +65,8 @@ class Complementary(Paired):
         one, two = (fwd.encode(field).unit for field in self.pair)
         logits = products(one, two) / self.temperature
         negative, valid = negatives_of(batch, self.pair), marks(batch, self.pair)["id"] != NEVER
-        chances = [jax.nn.softmax(masked(own, valid), axis=1) for own in (logits, logits.T)]
-        values = 0.5 * add_all(jnp.where(negative, complement(p, self.loss, self.power), 0.0).sum(1) for p in chances)
+        both = [complement(masked(own, valid), self.loss, self.power) for own in (logits, logits.T)]
+        values = 0.5 * add_all(jnp.where(negative, own, 0.0).sum(1) for own in both)
         weight = row_weight(batch, self.pair)
-        right = chances[0].argmax(1) == jnp.arange(len(logits))
+        right = masked(logits, valid).argmax(1) == jnp.arange(len(logits))
         return Term(values, weight, {"accuracy": mean_over(right, weight)})

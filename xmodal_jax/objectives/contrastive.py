@@ -29,6 +29,7 @@ from xmodal_jax.parallel.ring import Scalars, Softmax, contrast
 from xmodal_jax.settings import Config
 from xmodal_jax.types import NEVER, Array, Batch, DataFacts
 
+LOW = float(jnp.finfo(jnp.float32).min)  # logit of what is left out
 KEYS = "keys"  # name of the ring of the teacher's keys
 
 
@@ -67,7 +68,8 @@ def direction(
 
     query [B,E] of the student is compared with keys [M,E]; the target is `alpha` times the teacher's own softmax plus
     (1 - alpha) times the positives, or the positives alone without a teacher query [B,E]. With `trust` [B], the
-    posterior that each pair matches, the positives are refurbished (`soft_positives`).
+    posterior that each pair matches, a row's only positive is the key of its own number, whose target is refurbished
+    (`soft_positives`), and other keys that match are left out.
 
     Example:
         >>> embed, ids = jnp.eye(2), jnp.array([3, 4])
@@ -76,12 +78,16 @@ def direction(
         >>> print(losses.round(3), logits.tolist())
         [0.127 0.127] [[2.0, 0.0], [0.0, 2.0]]
     """
-    logits = masked(products(query, keys) / temperature, valid)
+    logits, others = masked(products(query, keys) / temperature, valid), ~positive & valid[None, :]
+    if trust is not None:  # of other captions of the picture, some may be wrong: they are neither right nor wrong
+        own = jnp.arange(len(query))[:, None] == jnp.arange(len(keys))[None, :]
+        logits, positive = jnp.where(own | others, logits, LOW), own
     targets = hard_targets(positive & valid[None, :])
     if trust is not None:
-        targets = soft_positives(logits, targets, ~positive & valid[None, :], trust)
+        targets = soft_positives(logits, targets, others, trust)
     if teacher_query is not None:
-        soft = jax.nn.softmax(masked(products(teacher_query, keys) / stop(temperature), valid), axis=1)
+        soft = masked(products(teacher_query, keys) / stop(temperature), valid)
+        soft = jax.nn.softmax(soft if trust is None else jnp.where(positive | others, soft, LOW), axis=1)
         targets = alpha * soft + (1.0 - alpha) * targets
     return soft_cross_entropy(logits, stop(targets)), logits
 

@@ -7,6 +7,7 @@ entry read it: for them the target of pair i is y = c + (1 - c) p, with the post
 it matches (Arazo et al. 2019, section 3.2, for pairs in place of classes).
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from xmodal_jax.config_build import limited
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.config import DataConfig
+from xmodal_jax.data.records import WORDS
 from xmodal_jax.data.sidecar import Sidecar
 from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward, stop
@@ -32,12 +34,15 @@ from xmodal_jax.objectives.base import (
     products,
     row_weight,
     same,
+    steps_of,
 )
 from xmodal_jax.objectives.mixture import fit_histogram, histogram, posterior_of
 from xmodal_jax.objectives.pair_report import pair_report
 from xmodal_jax.parallel.mesh import to_host
 from xmodal_jax.settings import Config
 from xmodal_jax.types import NEVER, Array, Batch, DataFacts
+
+log = logging.getLogger(__name__)
 
 ROWS = 256  # the table has a multiple of so many rows, which any mesh of devices divides
 UNSEEN = -1.0  # loss of a pair that was not visited yet: losses are 0 or more
@@ -70,18 +75,30 @@ def mean_hinge(scores: Array, negative: Array, margin: float) -> Array:
 
 
 def predicted_match(losses: Array, margin: float) -> Array:
-    """Return how likely pairs match [B] by their mean hinges [B]: [margin - loss]+ over its mean in the best tenth.
+    """Return how likely pairs match [B] by their `mean_hinge` [B]: [margin - loss / 2]+ over that of the best.
 
-    Huang et al. 2021 (NCR, section 3.3); cut to 1.
+    Huang et al. 2021 (NCR, section 3.3): the hinge is that of one direction on average; the best are a tenth of the
+    batch, by their mean; cut to 1.
     """
-    left = jnp.clip(margin - losses, 0.0, margin)
-    best = jnp.sort(left)[-max(1, len(losses) // 10) :].mean()
+    left = jnp.clip(margin - 0.5 * losses, 0.0, margin)
+    best = jnp.sort(left)[-(len(losses) // 10 + 1) :].mean()
     return jnp.clip(left / jnp.maximum(best, 1e-6), 0.0, 1.0)
 
 
 def soft_margin(target: Array, margin: float) -> Array:
     """Return the margins [B] of targets [B] from 0 to 1: margin (10^y - 1) / 9 (NCR, equation 8)."""
     return margin * (jnp.power(10.0, target) - 1.0) / 9.0
+
+
+def refuse_other_captions(where: str, pair: tuple[str, str], config: Config) -> None:
+    """Refuse a field of `pair` with another caption of the record than the one that the pair's number tells."""
+    for field in pair:
+        own = config.data.fields.get(field)
+        if own is not None and own.of and own.medium == WORDS:
+            raise UserError(
+                f"{where}.pair has '{field}', another caption than that of the pair whose loss is known; write "
+                f"'{own.of}', or leave out robust"
+            )
 
 
 @dataclass(frozen=True)
@@ -98,6 +115,8 @@ class Robust(Paired):
 
     def check_fit(self, where: str, config: Config, facts: DataFacts) -> None:
         """Refuse a `robust` that names no entry of kind "refurbish"."""
+        if self.robust:
+            refuse_other_captions(where, self.pair, config)
         entry = config.objectives.get(self.robust)
         found = entry is not None and entry.get("kind", self.robust) == "refurbish" and entry.get("weight", 1.0) != 0
         if self.robust and not found:
@@ -160,6 +179,17 @@ class Refurbish(Paired):
         stored = (f"{field}/teacher" for field in self.pair) if self.measured == "stored" else ()
         return (*super().reads, "pair", *stored)
 
+    def check_fit(self, where: str, config: Config, facts: DataFacts) -> None:
+        """Refuse captions that are not those of the pairs; warn where a run ends before the first fit."""
+        refuse_other_captions(where, self.pair, config)
+        if facts.steps_per_epoch and steps_of(self.warmup, facts) >= config.steps:
+            log.warning(
+                "%s.warmup is %s, and the run has %d steps: no pair is ever distrusted",
+                where,
+                self.warmup,
+                config.steps,
+            )
+
     @property
     def fitted_to(self) -> str:
         """Name of the memory with the last mixture."""
@@ -177,9 +207,11 @@ class Refurbish(Paired):
         losses = table["loss"][:, 0]
         seen = losses != UNSEEN
         counts, low, high = histogram(losses, seen, self.clip)
+        told = high > low  # else all losses are alike, or none is known
         fit = fit_histogram(counts, self.mixture, self.iterations, self.monotone)
         clean = jnp.where(seen, posterior_of(losses, low, high, fit.clean), 1.0)
-        ready = step >= counted(self.warmup)
+        due = step + counted(self.period) // 2 >= counted(self.warmup)  # the fit that is nearest to its end
+        ready = due & told & seen.any()
         width, old = high - low, memory[self.fitted_to]
         traits = {"mean": low + width * fit.mean, "deviation": width * fit.deviation, "share": fit.share}
         traits["range"] = jnp.stack([low, high])
@@ -192,8 +224,9 @@ class Refurbish(Paired):
         """Return numbers about the losses and posteriors, with the truth where the data set was made noisy."""
         sidecar = Sidecar(data.path, Card.load(data.path), data.split)
         table, fit = memory[self.name], memory[self.fitted_to]
-        losses, clean = (to_host(table[name])[: len(sidecar.owner), 0] for name in ("loss", "clean"))
-        changed = None if sidecar.changed is None else sidecar.changed > 0
+        pairs = sidecar.all_pairs(data.languages)
+        losses, clean = (to_host(table[name])[pairs, 0] for name in ("loss", "clean"))
+        changed = None if sidecar.changed is None else sidecar.changed[pairs] > 0
         numbers = pair_report(losses, clean, UNSEEN, changed)
         return numbers | {"mixture": {name: to_host(fit[name]).tolist() for name in (*TRAITS, "range")}}
 
@@ -212,7 +245,8 @@ class Refurbish(Paired):
         pair = batch["pair"]
         old, clean = table["loss"][pair, 0], table["clean"][pair, 0]
         kept = jnp.where(old == UNSEEN, losses, self.average * old + (1.0 - self.average) * losses)
-        place = jnp.where(weight > 0, pair, len(table["loss"]))  # rows that lack a field write outside
+        known = (weight > 0) & negatives_of(batch, self.pair).any(1) & jnp.isfinite(losses)
+        place = jnp.where(known, pair, len(table["loss"]))  # rows without a field or a negative write outside
         fit = fwd.memory[self.fitted_to]
         metrics = {"pair_loss": mean_over(losses, weight), "trusted": mean_over(clean, weight)}
         for number, side in enumerate(("clean", "noisy")):

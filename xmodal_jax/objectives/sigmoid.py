@@ -23,13 +23,16 @@ from xmodal_jax.types import NEVER, Array, Batch
 def sigmoid_losses(logits: Array, positive: Array, valid: Array, trust: Array | None = None) -> Array:
     """Return the sum [B] over valid columns of -log sigmoid(logit) for positives, -log sigmoid(-logit) for others.
 
-    With `trust` [B] the label of a positive is no longer 1 but `robust.refurbished`, with its sigmoid as prediction.
+    With `trust` [B] the label of a row's own key, that of its number, is no longer 1 but `robust.refurbished`, with its
+    sigmoid as prediction, and other positives are left out: they may be wrong captions of the same picture.
     """
     wrong = jnp.where(positive, -logits, logits)
     losses = jax.nn.softplus(wrong)
     if trust is not None:
+        own = jnp.arange(logits.shape[0])[:, None] == jnp.arange(logits.shape[1])[None, :]
         label = refurbished(trust[:, None], jax.nn.sigmoid(logits))
-        losses = jnp.where(positive, label * losses + (1.0 - label) * jax.nn.softplus(logits), losses)
+        soft = label * jax.nn.softplus(-logits) + (1.0 - label) * jax.nn.softplus(logits)
+        losses = jnp.where(own, soft, jnp.where(positive, 0.0, losses))
     return jnp.where(valid[None, :], losses, 0.0).sum(1)
 
 

@@ -23,8 +23,8 @@ from xmodal_jax.data.split import Split
 from xmodal_jax.encode.embed import Embedded, Embedder
 from xmodal_jax.encode.token_cache import token_caches
 from xmodal_jax.errors import UserError
-from xmodal_jax.retrieve.origin import remembered_run, remembered_set
-from xmodal_jax.search import files, folder, index, keys, writer
+from xmodal_jax.retrieve.origin import model_of, remembered_run, remembered_set
+from xmodal_jax.search import files, folder, keys, writer
 from xmodal_jax.settings import Config
 from xmodal_jax.types import Params
 
@@ -191,7 +191,7 @@ def build_index(
         for; no such data set or split, features that the data set lacks.
     """
     path, size = pathlib.Path(out), assembly.config.eval.batch_size
-    model, dense = index.fingerprint(params), not how.codes_only
+    model, dense = model_of(assembly, params), not how.codes_only
     hashed = all("hash" in params[name] for name in assembly.config.encoders)
     kind = kind_of(assembly.config, how.field)
     how.refuse_bad(path, model, hashed, kind)

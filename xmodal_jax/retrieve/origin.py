@@ -5,16 +5,26 @@ The header's `extra` names both as absolute paths and relative to the index, whi
 "fingerprint"}}. A folder that holds another run or data set is not taken.
 """
 
+import json
 import os
 import pathlib
 from typing import Any
+
+import numpy as np
 
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.card import CARD_FILE, Card
 from xmodal_jax.errors import UserError
 from xmodal_jax.search.index import Index, fingerprint
+from xmodal_jax.settings import as_dict
 from xmodal_jax.training.checkpoint import RUN_FILE
 from xmodal_jax.types import Params
+
+
+def model_of(assembly: Assembly, params: Params) -> str:
+    """Return 16 hex digits that change when any parameter does, or how an encoder reads its input."""
+    told = json.dumps(as_dict(assembly.config)["encoders"], sort_keys=True)
+    return fingerprint(params | {"encoders": np.frombuffer(told.encode(), np.uint8)})
 
 
 def remembered_run(workdir: str | os.PathLike, index: str | os.PathLike) -> dict[str, str]:
@@ -64,7 +74,7 @@ def _run_at(place: pathlib.Path, open_run: Any, model: str) -> tuple[tuple[Assem
         assembly, params, step = open_run(place)
     except UserError as error:
         return None, f"cannot be opened ({error})"
-    found = fingerprint(params)
+    found = model_of(assembly, params)
     if found != model:
         return None, f"is another run, or was trained on since (model {found} of step {step})"
     return (assembly, params), ""

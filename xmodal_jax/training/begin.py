@@ -9,12 +9,13 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from xmodal_jax.assemble import Assembly, describe_weights
+from xmodal_jax.assemble import WEIGHTS, Assembly, describe_weights
 from xmodal_jax.atomic import write_file
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.tables import flat
 from xmodal_jax.models.encoder import EncoderConfig
 from xmodal_jax.models.pixels import PixelConfig
+from xmodal_jax.objectives.base import Objective
 from xmodal_jax.origin import describe
 from xmodal_jax.parallel.processes import is_first
 from xmodal_jax.settings import Config, as_dict
@@ -128,19 +129,45 @@ def say_short_run(config: Config) -> None:
         )
 
 
-def changed_fields(config: Config, workdir: pathlib.Path) -> str:
-    """Return in words what this start changes of the config that the run was last started with; "" for nothing."""
+def changes(config: Config, workdir: pathlib.Path) -> dict[str, str]:
+    """Return what this start changes of the config that the run was last started with: {field: "old -> new"}."""
     try:
         before = flat(read_run(workdir)["config"])
     except UserError:
-        return ""
+        return {}
     now = flat(json.loads(json.dumps(as_dict(config))))
-    other = [
-        f"{name.replace('/', '.')} {before.get(name)} -> {value}"
-        for name, value in now.items()
-        if before.get(name) != value
-    ]
-    return f"; changed since its last start: {', '.join(other)}" if other else ""
+    other = {name: value for name, value in now.items() if before.get(name) != value}
+    return {name.replace("/", "."): f"{before.get(name)} -> {value}" for name, value in other.items()}
+
+
+def changed_fields(config: Config, workdir: pathlib.Path) -> str:
+    """Return in words what this start changes of the config that the run was last started with; "" for nothing."""
+    told = ", ".join(f"{name} {change}" for name, change in changes(config, workdir).items())
+    return f"; changed since its last start: {told}" if told else ""
+
+
+def refuse_untrained_change(config: Config, step: int, workdir: pathlib.Path) -> None:
+    """Refuse to change what the model of a finished run computes: its weights were never trained for that."""
+    if step < config.steps:
+        return
+    for name, change in changes(config, workdir).items():
+        if name.split(".")[0] in WEIGHTS:
+            raise UserError(
+                f"the run in '{workdir}' is finished, and config.{name} {change} would change its model without any "
+                f"training; write config.steps above {step}, or another --workdir"
+            )
+
+
+def refuse_other_rows(objectives: dict[str, Objective], config: Config, workdir: pathlib.Path) -> None:
+    """Refuse another split while an objective keeps a table by the rows or pairs of the one before."""
+    if "data.split" not in changes(config, workdir):
+        return
+    for name, item in objectives.items():
+        if "pair" in item.reads or item.table:
+            raise UserError(
+                f"config.data.split is '{config.data.split}', and config.objectives.{name} of the run in '{workdir}' "
+                "knows the rows of another split; write another --workdir"
+            )
 
 
 def keep_description(assembly: Assembly, params: Params, workdir: pathlib.Path) -> None:

@@ -20,7 +20,9 @@ from xmodal_jax.training.begin import (
     keep_description,
     only_run,
     refuse_other_momentum,
+    refuse_other_rows,
     refuse_other_tokenizer,
+    refuse_untrained_change,
     say_short_run,
     with_kept_statistics,
 )
@@ -139,6 +141,9 @@ def _first_state(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path) -> t
             "or another --workdir"
         )
     refuse_other_momentum(config, state, workdir)
+    if not fresh:
+        refuse_untrained_change(config, int(state.step), workdir)
+        refuse_other_rows(run.assembly.objectives, config, workdir)
     return state, fresh
 
 

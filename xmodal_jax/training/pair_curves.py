@@ -37,8 +37,9 @@ def plot_pair_losses(workdir: str | pathlib.Path, path: str | os.PathLike, entry
             _draw_panel(axis, *chosen[number])
         else:
             axis.set_axis_off()
-    for axis in grid[-1]:
+    for axis in grid.flat[max(0, len(chosen) - grid.shape[1]) :]:
         axis.set_xlabel("loss of a pair")
+        axis.tick_params(labelbottom=True)
     handles = {name: one for axis in grid.flat for one, name in zip(*axis.get_legend_handles_labels(), strict=True)}
     top.legend(handles.values(), handles, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     _draw_measures(bottom.subplots(1, 1), notes)
@@ -83,7 +84,7 @@ def density(x: np.ndarray, mixture: dict[str, Any], side: int) -> np.ndarray:
 
 def _draw_panel(axis: Any, step: int, note: dict[str, Any]) -> None:
     """Draw the histogram of one evaluation, and the mixture where it was fitted."""
-    bars = note["histogram"]
+    bars, fitted = note["histogram"], note["mixture"]["share"][1] > 0
     edges = np.linspace(bars["low"], max(bars["high"], bars["low"] + 1e-6), 1 + len(next(iter(_sides(bars).values()))))
     width, below = edges[1] - edges[0], np.zeros(len(edges) - 1)
     total = sum(sum(counts) for counts in _sides(bars).values())
@@ -91,14 +92,14 @@ def _draw_panel(axis: Any, step: int, note: dict[str, Any]) -> None:
         heights = np.asarray(counts) / (total * width)
         axis.bar(edges[:-1], heights, width, below, align="edge", color=COLOURS[name], label=LABELS[name], alpha=0.75)
         below = below + heights
-    if note["mixture"]["share"][1] > 0:
+    if fitted:
         low, high = note["mixture"]["range"]
         x = np.linspace(low, high, 200)[1:-1]
         for side, (name, style) in enumerate((("fit, low losses", "-"), ("fit, high losses", "--"))):
             axis.plot(x, density(x, note["mixture"], side), style, color="black", linewidth=1.2, label=name)
     axis.set_ylim(0, 1.15 * max(below.max(), 1e-9))
     found = "" if note.get("auc") is None else f", AUC {note['auc']:.3f}"
-    axis.set_title(f"step {step}{found}", fontsize=9)
+    axis.set_title(f"step {step}{found}" + ("" if fitted else ", all trusted (warm-up)"), fontsize=9)
     axis.set_yticks([])
     axis.spines[["top", "right", "left"]].set_visible(False)
 
@@ -110,7 +111,11 @@ def _sides(bars: dict[str, Any]) -> dict[str, list[int]]:
 
 def _draw_measures(axis: Any, notes: list[tuple[int, dict[str, Any]]]) -> None:
     """Draw over the steps how far pairs are trusted and, where the truth is known, how well losses tell wrong pairs."""
-    shown = {"trusted_right": "trust, right pairs", "trusted_wrong": "trust, wrong pairs", "auc": "AUC of the loss"}
+    shown = {
+        "trusted_right": "trust, right pairs",
+        "trusted_wrong": "trust, wrong pairs",
+        "auc": "AUC, wrong above right",
+    }
     if not any(note.get("auc") is not None for _, note in notes):
         shown = {"trusted": "trust, all pairs"}
     colours = {"trusted_right": COLOURS["right"], "trusted_wrong": COLOURS["wrong"], "auc": "black", "trusted": "0.4"}
@@ -120,6 +125,7 @@ def _draw_measures(axis: Any, notes: list[tuple[int, dict[str, Any]]]) -> None:
             axis.plot(*zip(*points, strict=True), "o-", markersize=3, color=colours[name], label=label)
     axis.set_ylim(0, 1.03)
     axis.set_xlabel("step")
+    axis.set_ylabel("mean trust, AUC")
     axis.grid(color="0.9", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
