@@ -50,9 +50,14 @@ def plot_curves(workdir: str | pathlib.Path, path: str | os.PathLike) -> pathlib
             one.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)
     axes[-1].set_xlabel("step")
     figure.suptitle(f"Learning curves of {pathlib.Path(workdir).resolve().name}", fontsize=11)
+    return save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: str | os.PathLike) -> pathlib.Path:
+    """Write a figure of matplotlib and return its path. Raises UserError for a format that it does not write."""
     try:
         figure.savefig(path, dpi=150)
-    except ValueError as error:  # of a format that matplotlib does not write
+    except ValueError as error:
         raise UserError(
             f"'{path}' cannot be written ({error}); write a path that ends in .png, .svg or .pdf"
         ) from error

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.training.curves import read_lines
+from xmodal_jax.training.curves import read_lines, save_figure
 
 PANELS = 6  # evaluations that are drawn: the first, the last, and some between
 COLOURS = {"right": "#0072b2", "wrong": "#d55e00", "all": "0.55"}  # told apart by all (Okabe, Ito)
@@ -43,13 +43,7 @@ def plot_pair_losses(workdir: str | pathlib.Path, path: str | os.PathLike, entry
     handles = {name: one for axis in grid.flat for one, name in zip(*axis.get_legend_handles_labels(), strict=True)}
     top.legend(handles.values(), handles, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     _draw_measures(bottom.subplots(1, 1), notes)
-    try:
-        figure.savefig(path, dpi=150)
-    except ValueError as error:  # of a format that matplotlib does not write
-        raise UserError(
-            f"'{path}' cannot be written ({error}); write a path that ends in .png, .svg or .pdf"
-        ) from error
-    return pathlib.Path(path)
+    return save_figure(figure, path)
 
 
 def pair_notes(workdir: pathlib.Path, entry: str) -> list[tuple[int, dict[str, Any]]]:
