@@ -312,19 +312,39 @@ class Forward:
             return run(None if self.key is None else named_key(self.key, name))
         return self._once(name, run)
 
-    def score(self, one: Encoded, two: Encoded, rows: tuple[Array, Array] | None = None) -> Array:
+    def score(
+        self,
+        one: Encoded,
+        two: Encoded,
+        rows: tuple[Array, Array] | None = None,
+        pieces: int = 1,
+        gradient: bool = True,
+    ) -> Array:
         """Return the scores [b] of aligned rows by `config.scorer`, or of the pairs of `rows` of both sides.
 
         With `rows`, two int [b] (see `pick_rows`), what the scorer computes of a side alone is computed once for all
-        pairs of an input, as in `scores`.
+        pairs of an input, as in `scores`; the pairs are gathered and scored in `pieces` parts, one after the other.
+        Without `gradient` scores are constants.
         """
-        sides = [self._prepared(x, first) for x, first in ((one, True), (two, False))]
-        if rows is not None:
-            sides = [
-                jax.tree.map(lambda x, index=index: pick_rows(x, index), side)
-                for side, index in zip(sides, rows, strict=True)
-            ]
-        return self.call("score_prepared", *sides)
+        sides, params = (self._prepared(one, True), self._prepared(two, False)), self.params
+        if not gradient:
+            sides, params = stop((sides, params))
+
+        def some(rows: tuple[Array, Array] | None) -> Array:
+            picked = (
+                sides
+                if rows is None
+                else tuple(
+                    jax.tree.map(lambda x, index=index: pick_rows(x, index), side)
+                    for side, index in zip(sides, rows, strict=True)
+                )
+            )
+            found: Any = self.model.apply({"params": params}, *picked, method="score_prepared")
+            return found
+
+        if pieces == 1 or rows is None:
+            return some(rows)
+        return merge_rows(jax.lax.map(jax.checkpoint(some), jax.tree.map(lambda x: split_rows(x, pieces), rows)))
 
     def scores(self, one: Encoded, two: Encoded, block: int, gradient: bool = True) -> Array:
         """Return the scores [B,M] of all pairs by `config.scorer`, `block` rows of `one` at a time.

@@ -127,6 +127,37 @@ def test_the_hinge_of_a_scorer_has_the_gradient_of_that_over_all_pairs(scored):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), one[1], other[1])
 
 
+@pytest.mark.parametrize("block", [0, 2])
+def test_the_hardest_of_few_candidates_is_scored_alone(scored, block):
+    model, params, batch = scored
+    objective = Hinge(scorer=True, candidates=2, block=block)
+    term = jax.jit(lambda: objective(Forward(model, params, batch, None), batch, jax.random.key(0)))()
+    fwd = Forward(model, params, batch, None)
+    one, two = fwd.encode("image"), fwd.encode("text")
+    scores, cosine = (np.asarray(x) for x in (fwd.scores(one, two, ROWS), one.unit @ two.unit.T))
+    near = np.zeros((ROWS, ROWS), bool)
+    for i in range(ROWS):
+        others = allowed(tiny_batch(), i)
+        near[i, sorted(others, key=lambda j: -cosine[i, j])[:2]] = True
+        near[sorted(others, key=lambda j: -cosine[j, i])[:2], i] = True
+    own = np.diagonal(scores)
+    sides = [np.where(near, scores, -9).max(1), np.where(near, scores, -9).max(0)]
+    hinge = sum(np.maximum(0, 0.2 + x - own) for x in sides)
+    assert (sides[0] < np.where(negatives_of(batch, ("image", "text")), scores, -9).max(1)).any()
+    np.testing.assert_allclose(term.values, hinge, rtol=1e-5, atol=1e-6)
+
+
+def test_all_others_as_candidates_are_the_whole_batch(scored):
+    model, params, batch = scored
+
+    def loss(params, candidates):
+        objective = Hinge(scorer=True, candidates=candidates)
+        return objective(Forward(model, params, batch, None), batch, jax.random.key(0)).mean()
+
+    few, whole = (jax.jit(jax.value_and_grad(lambda p, n=n: loss(p, n)))(params) for n in (ROWS + 5, 0))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), few, whole)
+
+
 def test_early_negatives_of_a_scorer_are_drawn_among_all_that_do_not_match(scored):
     model, params, batch = scored
     objective = Hinge(scorer=True, mean_steps=1000)

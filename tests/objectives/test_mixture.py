@@ -76,8 +76,8 @@ def test_the_range_is_that_of_the_percentiles_of_losses_seen():
     seen = np.arange(1001) % 3 > 0
     counts, low, high = mixture.histogram(jnp.asarray(losses), jnp.asarray(seen), 5.0)
     np.testing.assert_allclose((low, high), np.percentile(losses[seen], (5, 95), method="nearest"), rtol=1e-6)
-    assert counts.sum() == seen.sum()
     inside = losses[seen & (losses >= low) & (losses <= high)]
+    assert counts.sum() == len(inside) < 0.95 * seen.sum()  # what lies outside makes no spike at the ends
     places = np.minimum(((inside - low) / (high - low) * mixture.BINS).astype(int), mixture.BINS - 1)
     middle = np.bincount(places, minlength=mixture.BINS)[1:-1]
     assert np.abs(np.asarray(counts)[1:-1] - middle).sum() <= 4  # the last digit of a quotient may fall elsewhere

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from xmodal_jax.config_build import limited
 from xmodal_jax.errors import UserError
-from xmodal_jax.forward import Forward
+from xmodal_jax.forward import Encoded, Forward, stop
 from xmodal_jax.objectives.base import Steps, Term, add_all, counted, mean_over, positive, products, row_weight
 from xmodal_jax.objectives.robust import (
     Robust,
@@ -40,8 +40,14 @@ class Hinge(Robust):
     """True takes the scores of `config.scorer`, False the cosines of the embeddings. Both directions then have the
     hardest negative alone, or with `mean_steps` a random one in place of the mean.
     """
+    candidates: int = limited(0, least=0)
+    """Negatives of each row, those with the highest cosine, of which `scorer` finds the hardest; 0: all of the batch.
+    The choice then costs 2 B x candidates scores in place of B x B; an objective such as `itc` must train the cosines.
+    """
     block: int = limited(0, least=0)
-    """Rows whose scores with all others are made at a time, to bound the memory of `scorer`; 0: all."""
+    """Rows whose scores with all others, or with their candidates, are made at a time, to bound the memory of `scorer`;
+    0: all.
+    """
 
     softens: str = limited("both", among=("margin", "weight", "both"))
     """What the target of a pair that is not trusted makes smaller: its "margin" (NCR), its "weight" in the mean, or
@@ -75,8 +81,9 @@ class Hinge(Robust):
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """Sum both directions, [B]."""
         negative, hardest = negatives_of(batch, self.pair), jnp.asarray(fwd.step) >= counted(self.mean_steps)
-        scores = self.scores(fwd)
-        target, metrics = self.targets(fwd, batch, scores, negative), {}
+        scores = self.scores(fwd, negative)
+        rivals = negative & (scores > -jnp.inf)
+        target, metrics = self.targets(fwd, batch, scores, rivals), {}
         margin, weight = jnp.full(len(scores), self.margin), row_weight(batch, self.pair)
         if target is not None:
             metrics["target"] = mean_over(target, weight)
@@ -89,16 +96,34 @@ class Hinge(Robust):
             count = jnp.maximum(negative.sum(1), 1).astype(jnp.float32)
             values = add_all(jnp.where(hardest, own.max(1), own.sum(1) / count) for own in both)
         own = jnp.diagonal(scores)
-        right = jnp.where(negative, scores, -jnp.inf).max(1) < own
+        right = jnp.where(rivals, scores, -jnp.inf).max(1) < own
         metrics |= {"accuracy": mean_over(right, weight), "own": mean_over(own, weight)}
         return Term(values, weight, metrics)
 
-    def scores(self, fwd: Forward) -> Array:
-        """Return the scores float32 [B,B] of all pairs of the batch; those of the scorer are constants."""
+    def scores(self, fwd: Forward, negative: Array) -> Array:
+        """Return the scores float32 [B,B] of all pairs of the batch; those of the scorer are constants.
+
+        With `candidates` they are -inf for other pairs of `negative` [B,B].
+        """
         one, two = (fwd.encode(field) for field in self.pair)
         if not self.scorer:
             return products(one.unit, two.unit)
+        if self.candidates:
+            return self.of_candidates(fwd, one, two, negative)
         return fwd.scores(one, two, self.block or one.tokens.shape[0], gradient=False).astype(jnp.float32)
+
+    def of_candidates(self, fwd: Forward, one: Encoded, two: Encoded, negative: Array) -> Array:
+        """Return the scores [B,B] of pairs that match and of those with candidates of either side; -inf elsewhere."""
+        count, cosine = len(negative), stop(products(one.unit, two.unit))
+        near = min(self.candidates, count)
+        seconds, firsts = (jax.lax.top_k(jnp.where(negative, x, -jnp.inf), near)[1] for x in (cosine, cosine.T))
+        own = jnp.arange(count)[:, None]
+        same = jnp.broadcast_to(own, seconds.shape)
+        rows = (jnp.concatenate(parts, 1).ravel() for parts in ((own, same, firsts), (own, seconds, same)))
+        left, right = rows
+        pieces = count // (self.block or count)
+        found = fwd.score(one, two, (left, right), pieces, gradient=False).astype(jnp.float32)
+        return jnp.full((count, count), -jnp.inf).at[left, right].set(found)
 
     def targets(self, fwd: Forward, batch: Batch, scores: Array, negative: Array) -> Array | None:
         """Return the refurbished targets [B] of the pairs; None without `robust`."""

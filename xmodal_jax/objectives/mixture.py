@@ -53,7 +53,8 @@ def bin_of(losses: Array, low: Array, high: Array) -> Array:
 def histogram(losses: Array, seen: Array, percent: float) -> tuple[Array, Array, Array]:
     """Count the losses [P] that were `seen` [P]: counts [BINS], and the range low, high that the bins divide.
 
-    The range goes from the `percent`-th to the (100 - `percent`)-th percentile; what lies outside counts at its ends.
+    The range goes from the `percent`-th to the (100 - `percent`)-th percentile; what lies outside does not count, as
+    in Arazo et al.: at the ends it would make a spike there, which bends a beta distribution to it.
     """
     order = jnp.sort(jnp.where(seen, losses, jnp.inf))
     last = jnp.maximum(seen.sum() - 1, 0)
@@ -62,7 +63,8 @@ def histogram(losses: Array, seen: Array, percent: float) -> tuple[Array, Array,
         return order[jnp.round(share * last.astype(jnp.float32)).astype(jnp.int32)]
 
     low, high = percentile(percent / 100.0), percentile(1.0 - percent / 100.0)
-    places = jnp.where(seen, bin_of(losses, low, high), BINS)
+    inside = seen & (losses >= low) & (losses <= high)
+    places = jnp.where(inside, bin_of(losses, low, high), BINS)
     return jnp.zeros(BINS, jnp.int32).at[places].add(1, mode="drop"), low, high
 
 

@@ -163,7 +163,7 @@ class Refurbish(Paired):
     iterations: int = limited(10, least=1)
     """Rounds of expectation and maximisation of a fit."""
     clip: float = limited(5.0, least=0, most=49)
-    """Percentile below which, and above 100 minus which, losses are cut before the fit; 0: only the extremes count."""
+    """Percentile below which, and above 100 minus which, losses are left out of the fit; 0: all count."""
     monotone: bool = True
     """Let the posterior only fall as the loss rises, where the two densities would cross a second time."""
     warmup: Steps = limited("5 epochs", least=0)
