@@ -3,7 +3,7 @@
     python benchmarks/hold_out.py data/emoji --records 311 --name test --out data/emoji-dev
 
 Writes a data set with two splits, `train` (what is left) and `--name`, and the rows of every feature cache beside them.
-A teacher's embeddings are not among it; `xmodal data embed` makes them.
+A teacher's embeddings and concepts are not among it; `xmodal data embed` and `concepts` make them.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         features[name] = entry | {
             "files": copy_rows(args.data / "features" / name, args.out / "features" / name, names)
         }
-    made = {"splits": splits, "features": features, "embeddings": {}, "copies": {}, "arguments": {}}
+    made = {"splits": splits, "features": features, "embeddings": {}, "concepts": {}, "copies": {}, "arguments": {}}
     card = dataclasses.replace(card, name=f"{card.name}-dev", **made)
     card = dataclasses.replace(card, **repeated(Sidecar(args.out, card, name) for name in splits))
     if taxonomy := Taxonomy.load(args.data):

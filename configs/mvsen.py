@@ -29,7 +29,7 @@ def get_config(variant: str = "features"):
     config.data.fields.text2 = {"of": "text"}
     config.scorer = {"kind": "graph", "width": 128, "space": 256}
     config.objectives = {
-        "hinge": {"scorer": True, "mean_steps": "1 epoch"},
+        "hinge": {"scorer": True, "candidates": 8, "mean_steps": "1 epoch"},
         "itc": {"student_keys": True, "queue": 0, "alpha": 0.0},
         "text_text": {"kind": "hinge", "pair": ("text", "text2"), "weight": 0.5, "mean_steps": "1 epoch"},
         "multilabel": {"target": "concepts", "weight": 0.5},

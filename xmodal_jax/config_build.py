@@ -87,6 +87,8 @@ def _epochs(value: Any) -> bool:
 
 def _steps(value: Any, where: str) -> int | str:
     """Return a number of steps, or epochs such as "2 epochs"; anything else is a UserError that names the field."""
+    if isinstance(value, str) and value.isdecimal():  # what the command line makes of 100 where the default is a text
+        return int(value)
     if not _epochs(value) and (not isinstance(value, int) or isinstance(value, bool)):
         raise UserError(f"{where} is {value!r}; write a number of steps such as 1000, or '2 epochs'")
     return value

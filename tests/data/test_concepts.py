@@ -170,6 +170,13 @@ def test_marks_of_other_captions_are_refused(folder):
         marks(folder, "test")
 
 
+def test_marks_that_are_lost_are_mined_anew(folder):
+    write_concepts(folder, count=3)
+    (folder / "concepts" / "concepts" / "train.bin").unlink()
+    with pytest.raises(UserError, match="cannot be read .*; mine them anew: xmodal data concepts .* --name ANOTHER"):
+        marks(folder, "train")
+
+
 def test_a_card_from_before_concepts_is_read(folder):
     content = json.loads((folder / CARD_FILE).read_text())
     del content["concepts"], content["without_pixels"]

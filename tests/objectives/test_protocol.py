@@ -132,6 +132,7 @@ def test_a_refresh_goes_on_bit_for_bit_after_a_restart():
         ({"itc": {"alpha_steps": "0.5 epochs"}}, "alpha_steps", 4),
         ({"itc": {"alpha_steps": "0.01 epochs"}}, "alpha_steps", 1),
         ({"itc": {"alpha_steps": 7}}, "alpha_steps", 7),
+        ({"hinge": {"mean_steps": "7"}}, "mean_steps", 7),
         ({"itc": {"weight": ((0, 0.0), ("1 epoch", 1.0))}}, "weight", ((0, 0.0), (8, 1.0))),
         ({"hash_quality": {"balance": (("1 epoch", 0.5), ("3 epochs", 1.0))}}, "balance", ((8, 0.5), (24, 1.0))),
     ],

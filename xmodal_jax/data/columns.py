@@ -66,10 +66,16 @@ class ColumnWriter:
         self._file.close()
 
 
-def open_column(path: pathlib.Path, dtype: str, facts: Mapping[str, int] | None) -> np.ndarray:
+def open_column(
+    path: pathlib.Path,
+    dtype: str,
+    facts: Mapping[str, int] | None,
+    remedy: str = "prepare the data set again (--force)",
+) -> np.ndarray:
     """Map a column from its file, as a read-only array [n].
 
-    Raises `UserError` if the file is missing or does not match the card's `facts` (None: the card has no such column).
+    Raises `UserError`, which ends in the `remedy`, if the file is missing or does not match the card's `facts` (None:
+    the card has no such column).
     The checksum is computed once in a process, as long as the file's size and time stay.
     """
     try:
@@ -81,12 +87,10 @@ def open_column(path: pathlib.Path, dtype: str, facts: Mapping[str, int] | None)
                 and _checksum(str(path), state.st_size, state.st_mtime_ns) == facts["crc"]
             )
             if not whole or state.st_size % np.dtype(dtype).itemsize != 0:
-                raise UserError(
-                    f"'{path}' is damaged: it is not what the card says of it; prepare the data set again (--force)"
-                )
+                raise UserError(f"'{path}' is damaged: it is not what the card says of it; {remedy}")
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if state.st_size else b""
     except OSError as error:
-        raise UserError(f"'{path}' cannot be read ({error.strerror}); prepare the data set again (--force)") from error
+        raise UserError(f"'{path}' cannot be read ({error.strerror}); {remedy}") from error
     return np.frombuffer(data, dtype)
 
 

@@ -225,7 +225,8 @@ class Concepts:
         entry = card.concept(name)
         self.names, self._languages, self._own = list(entry["names"]), entry["languages"], own
         path, width = folder / FOLDER / name / f"{own.split}.bin", -(-len(self.names) // 8)
-        packed = open_column(path, "u1", entry["columns"].get(own.split))
+        remedy = f"mine them anew: xmodal data concepts --data {folder} --name ANOTHER"
+        packed = open_column(path, "u1", entry["columns"].get(own.split), remedy)
         if entry["fingerprint"] != card.fingerprint or len(packed) != len(own) * width:
             raise UserError(
                 f"concepts '{name}' of {folder} are of other captions than it has; mine them under another name."
