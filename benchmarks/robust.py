@@ -27,6 +27,7 @@ PLAIN = "'student_keys': True, 'queue': 0, 'alpha': 0.0"
 HINGE = "'margin': 0.2, 'mean_steps': '1 epoch'"
 MIXTURE = "'refurbish': {'measured': 'teacher', 'average': 0.5, 'warmup': '2 epochs', 'period': '1 epoch'}"
 INSIDE = "'ims': {'weight': 0.1}"
+GAUSSIAN = "objectives.refurbish.mixture=gaussian"
 STORED = ("data.embeddings=cca", "objectives.refurbish.measured=stored", "objectives.refurbish.warmup=1 epoch")
 
 
@@ -49,7 +50,23 @@ ROWS = (
         FEW,
         seeds=1,
     ),
-    Row("parts", "RCAR: hinge, Gaussian mixture", CONFIG, ("objectives.refurbish.mixture=gaussian",), FEW, seeds=1),
+    Row("parts", "RCAR: hinge, Gaussian mixture", CONFIG, (GAUSSIAN,), SETS, seeds=1),
+    Row(
+        "parts",
+        "RCAR: ITC, Gaussian mixture",
+        CONFIG,
+        (*only(f"'itc': {{{PLAIN}, 'robust': 'refurbish'}}, {MIXTURE}, {INSIDE}"), GAUSSIAN),
+        SETS,
+        seeds=1,
+    ),
+    Row(
+        "parts",
+        "RCAR: hinge, losses by a second pass",
+        CONFIG,
+        ("objectives.refurbish.second_pass=True", "objectives.refurbish.average=0.0"),
+        ("complete40",),
+        seeds=1,
+    ),
     Row("others", "hinge, trust from frozen towers", CONFIG, STORED, FEW, seeds=1),
     Row("others", "complementary (RCL)", CONFIG, only("'complementary': {}"), FEW, seeds=1),
     Row("others", "ITC, momentum targets", CONFIG, only("'itc': {'queue': 4096, 'alpha': 0.4}"), FEW, seeds=1),

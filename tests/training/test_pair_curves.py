@@ -12,8 +12,8 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.objectives.pair_report import pair_report
 from xmodal_jax.training.pair_curves import PANELS, density, pair_notes, plot_pair_losses
 
-MIXTURE = {"mean": [0.2, 0.6], "deviation": [0.1, 0.15], "share": [0.7, 0.3], "range": [0.0, 1.0]}
-NONE = {"mean": [0.0, 0.0], "deviation": [0.0, 0.0], "share": [0.0, 0.0], "range": [0.0, 0.0]}
+MIXTURE = {"kind": "beta", "mean": [0.2, 0.6], "deviation": [0.1, 0.15], "share": [0.7, 0.3], "range": [0.0, 1.0]}
+NONE = {"kind": "beta", "mean": [0.0, 0.0], "deviation": [0.0, 0.0], "share": [0.0, 0.0], "range": [0.0, 0.0]}
 
 
 @pytest.fixture
@@ -38,6 +38,12 @@ def test_a_component_is_the_beta_distribution_of_its_moments():
     np.testing.assert_allclose(density(1 + 2 * x, moved, 0), 0.35 * own.pdf(x), rtol=1e-9)
     area = np.trapezoid(density(np.linspace(0, 1, 2001), MIXTURE, 1), np.linspace(0, 1, 2001))
     np.testing.assert_allclose(area, 0.3, rtol=1e-3)
+
+
+def test_a_gaussian_component_is_drawn_as_one():
+    x = np.linspace(-0.5, 1.5, 9)
+    wanted = 0.3 * stats.norm(0.6, 0.15).pdf(x)
+    np.testing.assert_allclose(density(x, MIXTURE | {"kind": "gaussian"}, 1), wanted, rtol=1e-9)
 
 
 def test_a_component_without_width_is_not_drawn():

@@ -105,6 +105,8 @@ class Objective:
     """Hardness of the negatives that a matching head is trained on; None: it trains none."""
     period: ClassVar[Steps] = 0
     """Steps between two calls of `refresh`; 0: it is never called."""
+    second_pass: ClassVar[bool] = False
+    """True if `refresh` waits for a pass over the data after the step (`passes_after`, `revisit`)."""
 
     @property
     def parts(self) -> frozenset[str]:
@@ -120,6 +122,11 @@ class Objective:
     def fills(self) -> dict[str, str]:
         """Its entries in rings, as {"ring/field": description of its rows}; two that differ cannot share a ring."""
         return {}
+
+    @property
+    def passed(self) -> str:
+        """Name of the memory that knows the step of the last pass."""
+        return f"{self.name}_pass"
 
     @property
     def more_negatives(self) -> frozenset[str]:
@@ -147,6 +154,17 @@ class Objective:
     def refresh(self, memory: dict[str, Any], step: Array) -> dict[str, Any]:
         """Recompute the memory from itself; called every `period` steps, inside the compiled step."""
         return memory
+
+    def passes_after(self, step: int) -> bool:
+        """Return True if after this step all training data are shown to `revisit`, and then `refresh` is called.
+
+        Asked where `second_pass` is True; the memory `passed` then has {"step": int32 [1]}, the step of the last pass.
+        """
+        return False
+
+    def revisit(self, fwd: Forward, batch: Batch) -> Term:
+        """Measure a batch of a pass that trains nothing; only what the term writes into tables counts."""
+        raise NotImplementedError
 
     def report(self, memory: dict[str, Any], data: DataConfig) -> dict[str, Any]:
         """Return numbers about its memory in a train state, for the quick evaluations of a run (default: none)."""

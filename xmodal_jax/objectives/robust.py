@@ -170,6 +170,10 @@ class Refurbish(Paired):
     """Steps, or epochs, in which all pairs are trusted."""
     period: Steps = limited("1 epoch", least=1)
     """Steps, or epochs, between two fits."""
+    second_pass: bool = False
+    """True measures all pairs before each fit, in a pass of its own over the data that trains nothing, with the weights
+    of that step and without dropout; False takes the losses of the steps in which the pairs came by.
+    """
 
     contrasts: ClassVar[bool] = True
 
@@ -196,10 +200,27 @@ class Refurbish(Paired):
         return f"{self.name}_mixture"
 
     def memory(self, model: CrossModal, facts: DataFacts) -> dict[str, Any]:
-        """Return the loss and the posterior of each pair, the traits of both components and the range of the fit."""
+        """Return the loss and the posterior of each pair, the traits of both components and the range of the fit; with
+        `second_pass` the step of the last one too.
+        """
         rows = (-(-max(facts.pairs, 1) // ROWS) * ROWS, 1)
         table = {"loss": jnp.full(rows, UNSEEN, jnp.float32), "clean": jnp.ones(rows, jnp.float32)}
-        return {self.name: table, self.fitted_to: {trait: jnp.zeros(2, jnp.float32) for trait in (*TRAITS, "range")}}
+        last = {self.passed: {"step": jnp.zeros(1, jnp.int32)}} if self.second_pass else {}
+        traits = {trait: jnp.zeros(2, jnp.float32) for trait in (*TRAITS, "range")}
+        return {self.name: table, self.fitted_to: traits} | last
+
+    def _warm(self, step: Any) -> Any:
+        """Return True from the fit on that is nearest to the end of the warm-up."""
+        return step + counted(self.period) // 2 >= counted(self.warmup)
+
+    def passes_after(self, step: int) -> bool:
+        """Return True where a fit is due."""
+        return step % counted(self.period) == 0 and bool(self._warm(step))
+
+    def revisit(self, fwd: Forward, batch: Batch) -> Term:
+        """Measure the pairs of a batch, for the table."""
+        losses, weight = self.losses(fwd, batch), row_weight(batch, self.pair)
+        return Term(jnp.zeros_like(losses), weight, write=self._written(fwd, batch, losses, weight))
 
     def refresh(self, memory: dict[str, Any], step: Array) -> dict[str, Any]:
         """Fit the mixture to all losses that are known, and write every pair's posterior; nothing before `warmup`."""
@@ -210,8 +231,7 @@ class Refurbish(Paired):
         told = high > low  # else all losses are alike, or none is known
         fit = fit_histogram(counts, self.mixture, self.iterations, self.monotone)
         clean = jnp.where(seen, posterior_of(losses, low, high, fit.clean), 1.0)
-        due = step + counted(self.period) // 2 >= counted(self.warmup)  # the fit that is nearest to its end
-        ready = due & told & seen.any()
+        ready = jnp.asarray(self._warm(step)) & told & seen.any()
         width, old = high - low, memory[self.fitted_to]
         traits = {"mean": low + width * fit.mean, "deviation": width * fit.deviation, "share": fit.share}
         traits["range"] = jnp.stack([low, high])
@@ -228,7 +248,8 @@ class Refurbish(Paired):
         losses, clean = (to_host(table[name])[pairs, 0] for name in ("loss", "clean"))
         changed = None if sidecar.changed is None else sidecar.changed[pairs] > 0
         numbers = pair_report(losses, clean, UNSEEN, changed)
-        return numbers | {"mixture": {name: to_host(fit[name]).tolist() for name in (*TRAITS, "range")}}
+        traits = {name: to_host(fit[name]).tolist() for name in (*TRAITS, "range")}
+        return numbers | {"mixture": {"kind": self.mixture} | traits}
 
     def losses(self, fwd: Forward, batch: Batch) -> Array:
         """Return the loss [B] of each pair of the batch, without gradient."""
@@ -239,16 +260,22 @@ class Refurbish(Paired):
             one, two = (stop(passes.encode(field).unit) for field in self.pair)
         return mean_hinge(products(one, two), negatives_of(batch, self.pair), self.margin)
 
-    def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
-        """Return zeros [B], and the losses for the table."""
-        losses, weight, table = self.losses(fwd, batch), row_weight(batch, self.pair), fwd.memory[self.name]
-        pair = batch["pair"]
-        old, clean = table["loss"][pair, 0], table["clean"][pair, 0]
+    def _written(self, fwd: Forward, batch: Batch, losses: Array, weight: Array) -> dict[str, Any]:
+        """Return the losses [B] as rows for the table; rows without a field or a negative write outside it."""
+        pair, table = batch["pair"], fwd.memory[self.name]
+        old = table["loss"][pair, 0]
         kept = jnp.where(old == UNSEEN, losses, self.average * old + (1.0 - self.average) * losses)
         known = (weight > 0) & negatives_of(batch, self.pair).any(1) & jnp.isfinite(losses)
-        place = jnp.where(known, pair, len(table["loss"]))  # rows without a field or a negative write outside
-        fit = fwd.memory[self.fitted_to]
-        metrics = {"pair_loss": mean_over(losses, weight), "trusted": mean_over(clean, weight)}
+        return {self.name: (jnp.where(known, pair, len(table["loss"])), {"loss": kept[:, None]})}
+
+    def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
+        """Return zeros [B], and the losses for the table where no second pass measures them."""
+        weight, fit = row_weight(batch, self.pair), fwd.memory[self.fitted_to]
+        clean = fwd.memory[self.name]["clean"][batch["pair"], 0]
+        metrics, write = {"trusted": mean_over(clean, weight)}, {}
+        if not self.second_pass:
+            losses = self.losses(fwd, batch)
+            metrics["pair_loss"], write = mean_over(losses, weight), self._written(fwd, batch, losses, weight)
         for number, side in enumerate(("clean", "noisy")):
             metrics |= {f"{side}_{trait}": fit[trait][number] for trait in TRAITS}
-        return Term(jnp.zeros_like(losses), weight, metrics, write={self.name: (place, {"loss": kept[:, None]})})
+        return Term(jnp.zeros_like(weight), weight, metrics, write=write)

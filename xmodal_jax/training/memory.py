@@ -100,11 +100,11 @@ def refresh(
     """Return the memory after each objective whose period ends with
     `step` (the steps done) has made it anew, in their order.
 
-    After a step that is not `good` it stays as it is. A period in epochs, which a class may say without a field, is
-    that of the data set of `facts`.
+    After a step that is not `good` it stays as it is, and where a second pass comes first (`second_pass.py`). A period
+    in epochs, which a class may say without a field, is that of the data set of `facts`.
     """
     for item in objectives.values():
-        if item.period:
+        if item.period and not item.second_pass:
             due = (step % steps_of(item.period, facts) == 0) & good
             memory = jax.lax.cond(due, lambda own, item=item: item.refresh(own, step), lambda own: own, memory)
     return memory

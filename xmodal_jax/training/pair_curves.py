@@ -62,11 +62,14 @@ def pair_notes(workdir: pathlib.Path, entry: str) -> list[tuple[int, dict[str, A
 def density(x: np.ndarray, mixture: dict[str, Any], side: int) -> np.ndarray:
     """Return the density [n] at losses x [n] of a component of a mixture, times its share.
 
-    A component is drawn as the beta distribution with its mean and deviation on the range of the fit.
+    A component is drawn as the beta distribution with its mean and deviation on the range of the fit, or as the
+    Gaussian where the mixture was one.
     """
     from scipy import stats
 
     low, high = mixture["range"]
+    if mixture.get("kind") == "gaussian":
+        return mixture["share"][side] * stats.norm.pdf(x, mixture["mean"][side], max(mixture["deviation"][side], 1e-9))
     width = max(high - low, 1e-9)
     mean, deviation = (mixture["mean"][side] - low) / width, max(mixture["deviation"][side] / width, 1e-4)
     scale = mean * (1 - mean) / deviation**2 - 1
@@ -89,8 +92,9 @@ def _draw_panel(axis: Any, step: int, note: dict[str, Any]) -> None:
     if fitted:
         low, high = note["mixture"]["range"]
         x = np.linspace(low, high, 200)[1:-1]
+        inside = below[(edges[1:] > low) & (edges[:-1] < high)].sum() * width  # the fit leaves out the others
         for side, (name, style) in enumerate((("fit, low losses", "-"), ("fit, high losses", "--"))):
-            axis.plot(x, density(x, note["mixture"], side), style, color="black", linewidth=1.2, label=name)
+            axis.plot(x, inside * density(x, note["mixture"], side), style, color="black", linewidth=1.2, label=name)
     axis.set_ylim(0, 1.15 * max(below.max(), 1e-9))
     found = "" if note.get("auc") is None else f", AUC {note['auc']:.3f}"
     axis.set_title(f"step {step}{found}" + ("" if fitted else ", all trusted (warm-up)"), fontsize=9)

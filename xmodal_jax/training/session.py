@@ -29,6 +29,7 @@ from xmodal_jax.training.log import PACE_STEPS, TrainLog
 from xmodal_jax.training.optimizer import learning_rate
 from xmodal_jax.training.profile import Profile
 from xmodal_jax.training.run import Run
+from xmodal_jax.training.second_pass import SecondPass
 from xmodal_jax.training.state import TrainState, examples_seen
 from xmodal_jax.training.stop import Stopped, StopSignal
 from xmodal_jax.training.watch import SkipWatch
@@ -82,6 +83,7 @@ class Session:
     def __post_init__(self) -> None:
         config = self.run.assembly.config
         self.best = BestWatch(config.eval)
+        self._again: Callable[[TrainState, int], TrainState] = lambda state, step: state
         self._rate: Callable[[int], Any] = learning_rate(config.optimizer, config.steps)
 
     def _contrasting(self) -> tuple[str, ...]:
@@ -115,6 +117,7 @@ class Session:
         sharding = batch_sharding(self.run.mesh)
         share = process_share(sharding, config.batch_size)
         loader = Loader(dataset, seen, *share, data.threads, data.prefetch)
+        self._again = SecondPass(self.run, dataset, self.report.say, self.stop)
         watch = SkipWatch(config.optimizer.max_skips, self.report.say, self._contrasting())
         try:
             loader.poll = self.stop.check_alone
@@ -131,6 +134,11 @@ class Session:
     def _each(self, state: TrainState, loader: Any, watch: SkipWatch) -> TrainState:
         """Take the steps, with evaluations, saves and lines of the log where they are due."""
         config, first, step = self.run.assembly.config, int(state.step), int(state.step)
+        try:
+            state = self._again(state, step)  # the last start may have been stopped in it
+        except Stopped:
+            self.ended = "signal"
+            return state
         if self._ends_at_start(state, step):
             return state
         while step < config.steps:
@@ -150,6 +158,11 @@ class Session:
             watch.sent(step, metrics)
             self.profile.after(step, metrics)
             self._report(step, step - first, metrics, loader)
+            try:
+                state = self._again(state, step)
+            except Stopped:
+                self.ended = "signal"
+                break
             better = False
             if self._due(step):
                 ends, better = self._evaluate(state, step)
