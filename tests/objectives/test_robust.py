@@ -280,3 +280,21 @@ OTHER = {"unit": "pair", "fields": {"image": {}, "text": {}, "text2": {"of": "te
 def test_what_does_not_fit_is_refused(section, data, said):
     with pytest.raises(UserError, match=said):
         tiny_objectives(section, tiny_config(objectives=section, data=data))
+
+
+def test_a_class_of_ones_own_may_keep_the_losses(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from xmodal_jax.objectives.robust import Refurbish, Robust\n\n\n"
+        "@dataclass(frozen=True)\nclass Squared(Refurbish):\n"
+        "    def losses(self, fwd, batch):\n        return super().losses(fwd, batch) ** 2\n\n\n"
+        "@dataclass(frozen=True)\nclass Other(Robust):\n    pass\n"
+    )
+    for name, fits in (("Squared", True), ("Other", False)):
+        section = {"itc": {"robust": "mine"}, "mine": {"kind": f"{tmp_path / 'mine.py'}:{name}"}}
+        config = tiny_config(objectives=section, data={"unit": "pair"})
+        if fits:
+            assert type(tiny_objectives(section, config)["mine"]).__name__ == "Squared"
+            continue
+        with pytest.raises(UserError, match="no entry of kind 'refurbish' with that name"):
+            tiny_objectives(section, config)

@@ -23,6 +23,7 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward, stop
 from xmodal_jax.models.crossmodal import CrossModal
 from xmodal_jax.objectives.base import (
+    Objective,
     Paired,
     Steps,
     Term,
@@ -39,6 +40,7 @@ from xmodal_jax.objectives.base import (
 from xmodal_jax.objectives.mixture import fit_histogram, histogram, posterior_of
 from xmodal_jax.objectives.pair_report import pair_report
 from xmodal_jax.parallel.mesh import to_host
+from xmodal_jax.plugins import find_class
 from xmodal_jax.settings import Config
 from xmodal_jax.types import NEVER, Array, Batch, DataFacts
 
@@ -101,6 +103,12 @@ def refuse_other_captions(where: str, pair: tuple[str, str], config: Config) -> 
             )
 
 
+def is_refurbish(kind: str) -> bool:
+    """Return True for the kind "refurbish" and for the place of a class derived from its own."""
+    own = ":" in kind and find_class(kind, "config.objectives", {}, Objective)
+    return kind == "refurbish" or bool(own and issubclass(own, Refurbish))
+
+
 @dataclass(frozen=True)
 class Robust(Paired):
     """An objective over two fields that can trust pairs by a `refurbish` entry."""
@@ -114,12 +122,12 @@ class Robust(Paired):
         return (*super().reads, "pair") if self.robust else super().reads
 
     def check_fit(self, where: str, config: Config, facts: DataFacts) -> None:
-        """Refuse a `robust` that names no entry of kind "refurbish"."""
-        if self.robust:
-            refuse_other_captions(where, self.pair, config)
-        entry = config.objectives.get(self.robust)
-        found = entry is not None and entry.get("kind", self.robust) == "refurbish" and entry.get("weight", 1.0) != 0
-        if self.robust and not found:
+        """Refuse a `robust` that names no entry of kind "refurbish", or of a user's own class derived from it."""
+        if not self.robust:
+            return
+        refuse_other_captions(where, self.pair, config)
+        entry = config.objectives.get(self.robust, {"weight": 0.0})
+        if entry.get("weight", 1.0) == 0 or not is_refurbish(entry.get("kind", self.robust)):
             raise UserError(
                 f"{where}.robust is '{self.robust}', and config.objectives has no entry of kind 'refurbish' with that "
                 "name; add config.objectives.refurbish={}, or write robust=''"
