@@ -12,9 +12,11 @@ from test_loop import EMPTY, PLAIN, records, tiny
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.processes import lost_peer
+from xmodal_jax.training.begin import say_large_batch
 from xmodal_jax.training.log import TrainLog
 from xmodal_jax.training.loop import say_short_run, train
 from xmodal_jax.training.state import examples_seen
+from xmodal_jax.types import DataFacts
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +160,13 @@ def test_a_run_that_ends_inside_its_warm_up_is_told(shapes_data, caplog):
     assert not caplog.records
     say_short_run(tiny(PLAIN, shapes_data, "steps=3", "optimizer.warmup=60"))
     assert "the learning rate only climbs, to 5 % of config.optimizer.lr" in caplog.text
+
+
+def test_a_batch_larger_than_the_data_is_said(shapes_data, caplog):
+    config = tiny(PLAIN, shapes_data, "batch_size=16")
+    say_large_batch(config, DataFacts(records=12, steps_per_epoch=12 / 16))
+    assert "has 12 training records" in caplog.text and "write config.batch_size=12 or less" in caplog.text
+    caplog.clear()
+    say_large_batch(config, DataFacts(records=16, steps_per_epoch=1.0))
+    say_large_batch(config, DataFacts())  # nothing is known of the data
+    assert not caplog.text

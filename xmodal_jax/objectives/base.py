@@ -83,6 +83,8 @@ class Objective:
     name: str = ""
     """Its key in `config.objectives`, filled in; the fields that it derives begin with it ("mlm/ids")."""
 
+    trains: ClassVar[bool] = True
+    """False if it has no loss and only keeps numbers for others; the log then shows none."""
     contrasts: ClassVar[bool] = False
     """True if its loss says nothing about a row without a negative."""
     by_label: ClassVar[bool] = False

@@ -183,6 +183,7 @@ class Refurbish(Paired):
     of that step and without dropout; False takes the losses of the steps in which the pairs came by.
     """
 
+    trains: ClassVar[bool] = False
     contrasts: ClassVar[bool] = True
 
     @property

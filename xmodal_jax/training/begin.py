@@ -23,7 +23,7 @@ from xmodal_jax.training.checkpoint import read_run, write_run
 from xmodal_jax.training.init import read_init
 from xmodal_jax.training.optimizer import refuse_mixed_momentum
 from xmodal_jax.training.state import TrainState
-from xmodal_jax.types import Params
+from xmodal_jax.types import DataFacts, Params
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +126,21 @@ def say_short_run(config: Config) -> None:
             warmup,
             config.steps,
             100 * config.steps / warmup,
+        )
+
+
+def say_large_batch(config: Config, facts: DataFacts) -> None:
+    """Say that a batch is larger than the data, so that all batches have rows twice."""
+    units = round(facts.steps_per_epoch * config.batch_size)
+    if 0 < units < config.batch_size:
+        log.warning(
+            "config.batch_size is %d and '%s' has %d training %s: every batch has some of them more than once, and a "
+            "row is no negative of its copy; write config.batch_size=%d or less",
+            config.batch_size,
+            config.data.path,
+            units,
+            f"{config.data.unit}s",
+            units,
         )
 
 

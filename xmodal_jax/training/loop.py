@@ -23,6 +23,7 @@ from xmodal_jax.training.begin import (
     refuse_other_rows,
     refuse_other_tokenizer,
     refuse_untrained_change,
+    say_large_batch,
     say_short_run,
     with_kept_statistics,
 )
@@ -153,5 +154,6 @@ def _describe(run: Run, workdir: pathlib.Path, step: int, fresh: bool) -> None:
     if not fresh:
         log.info("resuming '%s' at step %d of %d%s", workdir, step, config.steps, changed_fields(config, workdir))
     say_short_run(config)
+    say_large_batch(config, run.assembly.facts)
     keep_description(run.assembly, run.abstract.params, workdir)
     keep_trained(config, workdir, fresh)

@@ -150,7 +150,8 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
     memory = memories.update_memory(state.memory, terms, good)
     memory = memories.refresh(recipe.objectives, memory, state.step + 1, good, recipe.facts)
     bad = jnp.where(good, 0, 1).astype(jnp.int32)
-    metrics = term_metrics(terms) | {
+    silent = {f"loss/{name}" for name, item in recipe.objectives.items() if not item.trains}
+    metrics = {name: value for name, value in term_metrics(terms).items() if name not in silent} | {
         "loss": loss,
         "grad_norm": optax.tree.norm(grads),
         "teacher/drift": teachers.drift(teacher, params),
