@@ -21,7 +21,7 @@ from xmodal_jax.eval.evaluate import evaluate
 CONFIG = "configs/mvsen.py"
 SETS = ("flickr8k",)
 ITC = "'itc': {'student_keys': True, 'queue': 0, 'alpha': 0.0}"
-GRAPH = "'hinge': {'scorer': True, 'candidates': 8, 'mean_steps': '1 epoch'}"
+GRAPH = "'hinge': {'scorer': True, 'mean_steps': '2 epochs', 'draw': 0.05, 'candidates': 4}"
 TEXTS = "'text_text': {'kind': 'hinge', 'pair': ('text', 'text2'), 'weight': 0.5, 'mean_steps': '1 epoch'}"
 LABELS = "'multilabel': {'target': 'concepts', 'weight': 0.5}"
 
@@ -49,7 +49,7 @@ ROWS = (
 
 def command(row: Row, name: str, data: str, seed: int) -> tuple[str, list[str]]:
     """Return the config of a run and its overrides, the folder first."""
-    return row.config, [f"data.path={data}", f"seed={seed}", *row.overrides]
+    return row.config, [f"data.path={data}", f"seed={seed}", "eval.keep_best=", *row.overrides]
 
 
 def result(assembly: Any, params: Any, state: Any, workdir: pathlib.Path) -> Line:

@@ -79,6 +79,9 @@ def _pieces(batch: Batch, chunk: int) -> int:
     return max(1, rows // chunk) if chunk else 1
 
 
+Sides = tuple[Any, Any]  # what a scorer computes of each side of pairs alone, trees of arrays with an axis of rows
+
+
 def split_rows(x: Array, pieces: int) -> Array:
     """Split x [R, ...] into [pieces, R / pieces, ...].
 
@@ -312,33 +315,34 @@ class Forward:
             return run(None if self.key is None else named_key(self.key, name))
         return self._once(name, run)
 
-    def score(
-        self,
-        one: Encoded,
-        two: Encoded,
-        rows: tuple[Array, Array] | None = None,
-        pieces: int = 1,
-        gradient: bool = True,
-    ) -> Array:
+    def sides(self, one: Encoded, two: Encoded) -> Sides:
+        """Return what the scorer computes of each side of pairs alone."""
+        return self._prepared(one, True), self._prepared(two, False)
+
+    def score(self, one: Encoded, two: Encoded, rows: tuple[Array, Array] | None = None) -> Array:
         """Return the scores [b] of aligned rows by `config.scorer`, or of the pairs of `rows` of both sides.
 
         With `rows`, two int [b] (see `pick_rows`), what the scorer computes of a side alone is computed once for all
-        pairs of an input, as in `scores`; the pairs are gathered and scored in `pieces` parts, one after the other.
+        pairs of an input, as in `scores`.
+        """
+        return self.score_rows(self.sides(one, two), rows)
+
+    def score_rows(
+        self, sides: Sides, rows: tuple[Array, Array] | None = None, pieces: int = 1, gradient: bool = True
+    ) -> Array:
+        """Return the scores of `score`; pairs are gathered and scored in `pieces` parts, one after the other.
+
         Without `gradient` scores are constants.
         """
-        sides, params = (self._prepared(one, True), self._prepared(two, False)), self.params
+        params = self.params
         if not gradient:
             sides, params = stop((sides, params))
 
         def some(rows: tuple[Array, Array] | None) -> Array:
-            picked = (
-                sides
-                if rows is None
-                else tuple(
-                    jax.tree.map(lambda x, index=index: pick_rows(x, index), side)
-                    for side, index in zip(sides, rows, strict=True)
-                )
-            )
+            picked = [
+                side if rows is None else jax.tree.map(lambda x, index=rows[number]: pick_rows(x, index), side)
+                for number, side in enumerate(sides)
+            ]
             found: Any = self.model.apply({"params": params}, *picked, method="score_prepared")
             return found
 
@@ -346,22 +350,27 @@ class Forward:
             return some(rows)
         return merge_rows(jax.lax.map(jax.checkpoint(some), jax.tree.map(lambda x: split_rows(x, pieces), rows)))
 
-    def scores(self, one: Encoded, two: Encoded, block: int, gradient: bool = True) -> Array:
+    def scores(self, one: Encoded, two: Encoded, block: int) -> Array:
         """Return the scores [B,M] of all pairs by `config.scorer`, `block` rows of `one` at a time.
 
         Each block is recomputed in the backward pass, so that memory grows with `block` x M pairs, not with B x M. A
         block of K = B / block holds the rows k, k + K, ..., which keeps rows on their devices. Raises ValueError if the
         blocks do not divide the rows.
-
-        Without `gradient` scores are constants, for the choice of negatives: a hinge on the hardest of them then takes
-        `score` of their `rows` with a gradient, at a third of the cost of a gradient through all pairs.
         """
-        rows, columns = one.tokens.shape[0], two.tokens.shape[0]
+        return self.score_all(self.sides(one, two), block)
+
+    def score_all(self, sides: Sides, block: int, gradient: bool = True) -> Array:
+        """Return the scores of `scores`.
+
+        Without `gradient` they are constants, for the choice of negatives: a hinge on the hardest of them then takes
+        `score_rows` with a gradient, at a third of the cost of a gradient through all pairs.
+        """
+        params, (rows, columns) = self.params, (jax.tree.leaves(side)[0].shape[0] for side in sides)
         if rows % block:
             raise ValueError(f"blocks of {block} rows do not divide a batch of {rows} rows; write a divisor")
-        left, right, params = self._prepared(one, True), self._prepared(two, False), self.params
         if not gradient:
-            left, right, params = stop((left, right, params))
+            sides, params = stop((sides, params))
+        left, right = sides
 
         @jax.checkpoint
         def some(part: Any) -> Array:

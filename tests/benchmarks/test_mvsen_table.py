@@ -44,6 +44,7 @@ def test_every_row_is_a_valid_config_of_one_budget(row):
     config, assembly = built(row)
     full, _ = built(mvsen.ROWS[0])
     assert (config.steps, config.batch_size, config.optimizer) == (full.steps, full.batch_size, full.optimizer)
+    assert not config.eval.keep_best  # by the records that the table shows
     assert ("scorer" in assembly.parts) == bool(config.eval.rerank)
 
 

@@ -180,7 +180,7 @@ def test_a_choice_of_negatives_has_no_gradient_but_their_scores_have():
     def loss(params, chosen):
         fwd = Forward(model, params, batch, None)
         one, two = fwd.encode("image"), fwd.encode("text")
-        scores = fwd.scores(one, two, 4, gradient=not chosen)
+        scores = fwd.score_all(fwd.sides(one, two), 4, gradient=not chosen)
         hardest = jnp.argmax(jnp.where(jnp.eye(ROWS, dtype=bool), -jnp.inf, scores), axis=1)
         pairs = jnp.arange(ROWS), hardest
         own, others = scores.diagonal(), scores[pairs]

@@ -145,6 +145,7 @@ def test_the_hardest_of_few_candidates_is_scored_alone(scored, block):
     hinge = sum(np.maximum(0, 0.2 + x - own) for x in sides)
     assert (sides[0] < np.where(negatives_of(batch, ("image", "text")), scores, -9).max(1)).any()
     np.testing.assert_allclose(term.values, hinge, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(term.metrics["accuracy"], (own > np.maximum(*sides)).mean())
 
 
 def test_all_others_as_candidates_are_the_whole_batch(scored):
@@ -156,6 +157,27 @@ def test_all_others_as_candidates_are_the_whole_batch(scored):
 
     few, whole = (jax.jit(jax.value_and_grad(lambda p, n=n: loss(p, n)))(params) for n in (ROWS + 5, 0))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), few, whole)
+
+
+def test_negatives_of_a_scorer_may_be_drawn_by_their_cosines(scored):
+    model, params, batch = scored
+    objective, draws = Hinge(scorer=True, draw=0.3, mean_steps=10), 400
+
+    @jax.jit
+    def values(key):
+        return objective(Forward(model, params, batch, None), batch, key).values
+
+    fwd = Forward(model, params, batch, None)
+    one, two = fwd.encode("image"), fwd.encode("text")
+    scores, cosine = np.asarray(fwd.scores(one, two, ROWS)), np.asarray(one.unit @ two.unit.T)
+    found = np.stack([values(jax.random.key(number)) for number in range(draws)])
+    for i in range(ROWS):
+        others, mean, spread = allowed(tiny_batch(), i), 0.0, 0.0
+        for rows, near in ((scores[i, others], cosine[i, others]), (scores[others, i], cosine[others, i])):
+            chance = np.exp(near / 0.3) / np.exp(near / 0.3).sum()
+            hinge = np.maximum(0.0, 0.2 + rows - scores[i, i])
+            mean, spread = mean + (chance * hinge).sum(), spread + hinge.std() ** 2
+        np.testing.assert_allclose(found[:, i].mean(), mean, atol=5 * (spread / draws) ** 0.5 + 1e-4)
 
 
 def test_early_negatives_of_a_scorer_are_drawn_among_all_that_do_not_match(scored):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from xmodal_jax.config_build import limited
 from xmodal_jax.errors import UserError
-from xmodal_jax.forward import Encoded, Forward, stop
+from xmodal_jax.forward import Forward, Sides, stop
 from xmodal_jax.objectives.base import Steps, Term, add_all, counted, mean_over, positive, products, row_weight
 from xmodal_jax.objectives.robust import (
     Robust,
@@ -37,8 +37,12 @@ class Hinge(Robust):
     mean_steps: Steps = limited(0, least=0)
     """Steps, or epochs such as "1 epoch", with the mean over negatives in place of the hardest, against a collapse."""
     scorer: bool = False
-    """True takes the scores of `config.scorer`, False the cosines of the embeddings. Both directions then have the
-    hardest negative alone, or with `mean_steps` a random one in place of the mean.
+    """True takes the scores of `config.scorer`, False the cosines of the embeddings. Both directions then have one
+    negative each: the hardest, or with `mean_steps` one drawn at random, which has the mean as its expectation.
+    """
+    draw: float = limited(0.0, least=0.0)
+    """Temperature T by which `scorer` draws the negatives of `mean_steps`, as likely as softmax(cosine / T) (ALBEF); 0:
+    all alike.
     """
     candidates: int = limited(0, least=0)
     """Negatives of each row, those with the highest cosine, of which `scorer` finds the hardest; 0: all of the batch.
@@ -81,70 +85,60 @@ class Hinge(Robust):
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """Sum both directions, [B]."""
         negative, hardest = negatives_of(batch, self.pair), jnp.asarray(fwd.step) >= counted(self.mean_steps)
-        scores = self.scores(fwd, negative)
-        rivals = negative & (scores > -jnp.inf)
-        target, metrics = self.targets(fwd, batch, scores, rivals), {}
-        margin, weight = jnp.full(len(scores), self.margin), row_weight(batch, self.pair)
+        one, two = (fwd.encode(field) for field in self.pair)
+        cosine = products(one.unit, two.unit)
+        target, metrics = self.targets(fwd, batch, cosine, negative), {}
+        margin, weight = jnp.full(len(cosine), self.margin), row_weight(batch, self.pair)
         if target is not None:
             metrics["target"] = mean_over(target, weight)
             margin = margin if self.softens == "weight" else soft_margin(target, self.margin)
             weight = weight if self.softens == "margin" else weight * target
         if self.scorer:
-            values = self.of_chosen(fwd, scores, negative, margin, hardest, key)
+            own, wrong = self.of_chosen(fwd, cosine, negative, hardest, key)
+            values = add_all(jax.nn.relu(margin + x - own) for x in wrong) * negative.any(1).astype(jnp.float32)
+            right = own > jnp.maximum(*wrong)
         else:
-            both = hinges(scores, negative, margin)
+            both = hinges(cosine, negative, margin)
             count = jnp.maximum(negative.sum(1), 1).astype(jnp.float32)
-            values = add_all(jnp.where(hardest, own.max(1), own.sum(1) / count) for own in both)
-        own = jnp.diagonal(scores)
-        right = jnp.where(rivals, scores, -jnp.inf).max(1) < own
+            values = add_all(jnp.where(hardest, x.max(1), x.sum(1) / count) for x in both)
+            own = jnp.diagonal(cosine)
+            right = own > jnp.where(negative, cosine, -jnp.inf).max(1)
         metrics |= {"accuracy": mean_over(right, weight), "own": mean_over(own, weight)}
         return Term(values, weight, metrics)
 
-    def scores(self, fwd: Forward, negative: Array) -> Array:
-        """Return the scores float32 [B,B] of all pairs of the batch; those of the scorer are constants.
-
-        With `candidates` they are -inf for other pairs of `negative` [B,B].
-        """
-        one, two = (fwd.encode(field) for field in self.pair)
-        if not self.scorer:
-            return products(one.unit, two.unit)
-        if self.candidates:
-            return self.of_candidates(fwd, one, two, negative)
-        return fwd.scores(one, two, self.block or one.tokens.shape[0], gradient=False).astype(jnp.float32)
-
-    def of_candidates(self, fwd: Forward, one: Encoded, two: Encoded, negative: Array) -> Array:
-        """Return the scores [B,B] of pairs that match and of those with candidates of either side; -inf elsewhere."""
-        count, cosine = len(negative), stop(products(one.unit, two.unit))
-        near = min(self.candidates, count)
-        seconds, firsts = (jax.lax.top_k(jnp.where(negative, x, -jnp.inf), near)[1] for x in (cosine, cosine.T))
-        own = jnp.arange(count)[:, None]
-        same = jnp.broadcast_to(own, seconds.shape)
-        rows = (jnp.concatenate(parts, 1).ravel() for parts in ((own, same, firsts), (own, seconds, same)))
-        left, right = rows
-        pieces = count // (self.block or count)
-        found = fwd.score(one, two, (left, right), pieces, gradient=False).astype(jnp.float32)
-        return jnp.full((count, count), -jnp.inf).at[left, right].set(found)
-
-    def targets(self, fwd: Forward, batch: Batch, scores: Array, negative: Array) -> Array | None:
-        """Return the refurbished targets [B] of the pairs; None without `robust`."""
+    def targets(self, fwd: Forward, batch: Batch, cosine: Array, negative: Array) -> Array | None:
+        """Return the refurbished targets [B] of the pairs, predicted by their cosines; None without `robust`."""
         trust = self.trust(fwd, batch)
         if trust is None:
             return None
-        return refurbished(trust, predicted_match(mean_hinge(scores, negative, self.margin), self.margin))
+        return refurbished(trust, predicted_match(mean_hinge(cosine, negative, self.margin), self.margin))
 
     def of_chosen(
-        self, fwd: Forward, scores: Array, negative: Array, margin: Array, hardest: Array, key: Array
-    ) -> Array:
-        """Return the hinge [B] of the scorer on one negative in each direction, chosen by constant `scores` [B,B].
+        self, fwd: Forward, cosine: Array, negative: Array, hardest: Array, key: Array
+    ) -> tuple[Array, list[Array]]:
+        """Return the scores [B] of the pairs and of one negative of each in both directions, 2 x [B].
 
-        Only these 3B pairs have a gradient: a third of the cost of all. Before the hardest count, a negative is drawn
-        at random, whose hinge has the mean over all as its expectation.
+        Only these 3B pairs have a gradient: a third of the cost of all. A negative is the `hardest` or drawn.
         """
-        drawn = jnp.where(hardest, scores, jax.random.gumbel(key, scores.shape))
-        own, places = jnp.arange(len(scores)), (jnp.where(negative, x, -jnp.inf).argmax(1) for x in (drawn, drawn.T))
-        seconds, firsts = places
-        rows = jnp.concatenate([own, own, firsts]), jnp.concatenate([own, seconds, own])
-        one, two = (fwd.encode(field) for field in self.pair)
-        found = fwd.score(one, two, rows).astype(jnp.float32)
-        right, *wrong = jnp.split(found, 3)
-        return add_all(jax.nn.relu(margin + x - right) for x in wrong) * negative.any(1).astype(jnp.float32)
+        sides = fwd.sides(*(fwd.encode(field) for field in self.pair))
+        rows, noise = jnp.arange(len(cosine)), jax.random.gumbel(key, cosine.shape)
+        drawn = stop(cosine) / self.draw + noise if self.draw else noise
+        order = jax.lax.cond(hardest, lambda: self.constant_scores(fwd, sides, stop(cosine), negative), lambda: drawn)
+        seconds, firsts = (jnp.where(negative, x, -jnp.inf).argmax(1) for x in (order, order.T))
+        chosen = jnp.concatenate([rows, rows, firsts]), jnp.concatenate([rows, seconds, rows])
+        own, *wrong = jnp.split(fwd.score_rows(sides, chosen).astype(jnp.float32), 3)
+        return own, wrong
+
+    def constant_scores(self, fwd: Forward, sides: Sides, cosine: Array, negative: Array) -> Array:
+        """Return the scores float32 [B,B] of all pairs without gradient; -inf where no side is a candidate."""
+        count = len(cosine)
+        block = self.block or count
+        if not self.candidates:
+            return fwd.score_all(sides, block, gradient=False).astype(jnp.float32)
+        seconds, firsts = (
+            jax.lax.top_k(jnp.where(negative, x, -jnp.inf), min(self.candidates, count))[1] for x in (cosine, cosine.T)
+        )
+        same = jnp.broadcast_to(jnp.arange(count)[:, None], seconds.shape)
+        left, right = jnp.concatenate([same, firsts], 1).ravel(), jnp.concatenate([seconds, same], 1).ravel()
+        found = fwd.score_rows(sides, (left, right), count // block, gradient=False).astype(jnp.float32)
+        return jnp.full((count, count), -jnp.inf).at[left, right].set(found)
