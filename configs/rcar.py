@@ -3,7 +3,8 @@
 Matching by hinge, beside contrast inside each side, which no wrong pair can mislead; the losses of all pairs in the
 train state; once an epoch a two-component beta mixture over them, whose posteriors refurbish the targets. `features`
 (default) trains heads from random numbers on cached grid tokens of the frozen EfficientNet-Lite0 and on the frozen
-MiniLM; `two` trains two pairs of heads that label each other's pairs; `tiny` is for tests. Before training:
+MiniLM; `itc` matches by contrast in place of the hinge, which keeps more where many pairs are wrong; `two` trains two
+pairs of heads that label each other's pairs; `tiny` is for tests. Before training:
 
     xmodal data prepare karpathy --path dataset_flickr8k.json --images images --out data/flickr8k
     xmodal data features --data data/flickr8k --size 160
@@ -19,7 +20,7 @@ from xmodal_jax.settings import defaults, variant_of
 
 def get_config(variant: str = "features"):
     """Return the config of one of the variants above."""
-    variant_of(variant, ("features", "two", "tiny"), "configs/rcar.py")
+    variant_of(variant, ("features", "itc", "two", "tiny"), "configs/rcar.py")
     config = defaults()
     config.name = f"rcar-{variant}"
     config.data.path, config.data.eval_split, config.encoders.text.length = "data/flickr8k", "val", 24
@@ -30,6 +31,9 @@ def get_config(variant: str = "features"):
         "hinge": {"margin": 0.2, "mean_steps": "1 epoch", "robust": "refurbish"},
         "ims": {"weight": 0.1},
     }
+    if variant == "itc":
+        del config.objectives["hinge"]
+        config.objectives.itc = {"student_keys": True, "queue": 0, "alpha": 0.0, "robust": "refurbish"}
     if variant == "tiny":
         return presets.tiny(config)
     config.batch_size, config.steps = 256, 1170  # 10 epochs of 30,000 pairs

@@ -29,7 +29,7 @@ VARIANTS = {
     "vit2cmh": (*TABLE, "pixels", "tiny"),
     "cmhr_drn": ("emoji_views", "openclipart", "pixels", "tiny"),
     "vse_infinity": ("features", "finetune", "regions", "tiny"),
-    "rcar": ("features", "two", "tiny"),
+    "rcar": ("features", "itc", "two", "tiny"),
     "mvsen": ("features", "regions", "sgr", "tiny"),
 }
 

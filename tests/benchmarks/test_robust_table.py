@@ -39,3 +39,10 @@ def test_every_row_is_a_valid_config(row):
     assert trained and config.steps == 1170 and config.batch_size == 256
     defended = any(getattr(item, "robust", "") for item in assembly.objectives.values())
     assert defended == ("refurbish" in assembly.objectives)
+
+
+def test_the_row_of_itc_is_the_variant_of_the_config():
+    (row,) = (row for row in robust.ROWS if (row.system, row.name) == ("RCAR", "ITC"))
+    spec, overrides = robust.command(row, "clean", "data/flickr8k", 0)
+    found = [freeze(load(*own)).objectives for own in ((spec, overrides), ("configs/rcar.py:itc", []))]
+    assert {name: dict(own) for name, own in found[0].items()} == {name: dict(own) for name, own in found[1].items()}
