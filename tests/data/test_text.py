@@ -158,7 +158,7 @@ def test_bad_tokenizers_are_refused(tmp_path, small):
     content["model"]["vocab"] = {token: number for number, token in enumerate(vocabulary)}
     content["added_tokens"] = []
     (tmp_path / "short.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"has no \[MASK\] token"):
+    with pytest.raises(UserError, match=r"has no \[MASK\] or <mask> token"):
         Tokenizer(tmp_path / "short.json")
 
 
@@ -352,7 +352,7 @@ def test_texts_of_all_kinds_are_encoded(small, tmp_path):
 
 def test_padding_must_be_zero(tmp_path):
     save_tokenizer(["a", *build_vocabulary(CAPTIONS, 60)], tmp_path / "tokenizer.json")
-    with pytest.raises(UserError, match=r"\[PAD\] is 1, it must be 0"):
+    with pytest.raises(UserError, match=r"padding is 1, it must be 0; `xmodal weights`"):
         Tokenizer(tmp_path / "tokenizer.json")
 
 

@@ -40,8 +40,8 @@ KINDS = {
     ),
     "bert": Described(
         ("bert",),
-        _TRANSFORMER | {"max_position_embeddings": "positions", "vocab_size": "vocab_size"},
-        {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "position_embedding_type": "absolute", "is_decoder": False},
+        _TRANSFORMER | {"max_position_embeddings": "positions", "vocab_size": "vocab_size", "layer_norm_eps": "eps"},
+        {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False},
     ),
     "resnet": Described(
         ("resnet",),

