@@ -24,6 +24,7 @@ ITC = "'itc': {'student_keys': True, 'queue': 0, 'alpha': 0.0}"
 GRAPH = "'hinge': {'scorer': True, 'mean_steps': '2 epochs', 'draw': 0.05, 'candidates': 4}"
 TEXTS = "'text_text': {'kind': 'hinge', 'pair': ('text', 'text2'), 'weight': 0.5, 'mean_steps': '1 epoch'}"
 LABELS = "'multilabel': {'target': 'concepts', 'weight': 0.5}"
+TWO_SIZES = ("data.features=('lite0-160', 'lite0-224')", "eval.flip=True")
 
 
 def only(*objectives: str) -> str:
@@ -43,6 +44,7 @@ ROWS = (
     Row("MVSEN with", "1 layer", CONFIG, ("scorer.layers=1",), SETS, seeds=1),
     Row("MVSEN with", "2 layers", CONFIG, ("scorer.layers=2",), SETS, seeds=1),
     Row("MVSEN with", "graphs apart", CONFIG, ("scorer.cascade=False",), SETS, seeds=1),
+    Row("MVSEN with", "features of two sizes", CONFIG, TWO_SIZES, SETS, seeds=1),
     Row("SGR", "", "configs/mvsen.py:sgr", (), SETS, seeds=1),
 )
 
