@@ -12,7 +12,7 @@ from test_loop import EMPTY, PLAIN, records, tiny
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.processes import lost_peer
-from xmodal_jax.training.begin import say_large_batch
+from xmodal_jax.training.begin import changes, say_large_batch
 from xmodal_jax.training.log import TrainLog
 from xmodal_jax.training.loop import say_short_run, train
 from xmodal_jax.training.state import examples_seen
@@ -160,6 +160,16 @@ def test_a_run_that_ends_inside_its_warm_up_is_told(shapes_data, caplog):
     assert not caplog.records
     say_short_run(tiny(PLAIN, shapes_data, "steps=3", "optimizer.warmup=60"))
     assert "the learning rate only climbs, to 5 % of config.optimizer.lr" in caplog.text
+
+
+def test_a_field_that_is_new_in_the_package_changes_no_run(workdir, shapes_data):
+    config, path = tiny(PLAIN, shapes_data, "steps=2", "objectives.itc.alpha=0.2"), workdir / "run.json"
+    told = json.loads(path.read_text())
+    old = told["config"]["encoders"]["text"].pop("length")
+    path.write_text(json.dumps(told))
+    found = changes(config, workdir)
+    assert old and not any("length" in name for name in found)
+    assert any(name.endswith("itc.alpha") for name in found)
 
 
 def test_a_batch_larger_than_the_data_is_said(shapes_data, caplog):

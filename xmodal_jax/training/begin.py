@@ -145,13 +145,20 @@ def say_large_batch(config: Config, facts: DataFacts) -> None:
 
 
 def changes(config: Config, workdir: pathlib.Path) -> dict[str, str]:
-    """Return what this start changes of the config that the run was last started with: {field: "old -> new"}."""
+    """Return what this start changes of the config that the run was last started with: {field: "old -> new"}.
+
+    A field that its section did not have then is new in the package, and counts as unchanged; entries of objectives
+    and evals have only the fields that were written.
+    """
     try:
         before = flat(read_run(workdir)["config"])
     except UserError:
         return {}
     now = flat(json.loads(json.dumps(as_dict(config))))
-    other = {name: value for name, value in now.items() if before.get(name) != value}
+    whole = [name for name in before if name.split("/")[0] not in ("objectives", "evals")]
+    sections = {name.rpartition("/")[0] for name in whole}
+    known = {name: value for name, value in now.items() if name in before or name.rpartition("/")[0] not in sections}
+    other = {name: value for name, value in known.items() if before.get(name) != value}
     return {name.replace("/", "."): f"{before.get(name)} -> {value}" for name, value in other.items()}
 
 
