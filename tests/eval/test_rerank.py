@@ -157,5 +157,8 @@ def test_long_scoring_shows_how_far_it_is(scene, capsys, monkeypatch):
     monkeypatch.setattr("xmodal_jax.data.progress.LOG_SECONDS", 0.0)
     rerank.score_shortlist(scorer(matrix)[0], side, True, [2], block=8)
     shown = capsys.readouterr().err.splitlines()
-    assert shown[0].startswith("ITM, pictures ask, 1 to 2 [") and f" {8}/{2 * IMAGES} pairs" in shown[0]
-    assert shown[-1].startswith("ITM, pictures ask, 3 to 6 [") and f" {4 * IMAGES}/{4 * IMAGES} pairs" in shown[-1]
+    assert shown[0].startswith("pair score, first field asks, 1 to 2 [") and f" {8}/{2 * IMAGES} pairs" in shown[0]
+    assert (
+        shown[-1].startswith("pair score, first field asks, 3 to 6 [")
+        and f" {4 * IMAGES}/{4 * IMAGES} pairs" in shown[-1]
+    )

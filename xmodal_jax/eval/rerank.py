@@ -61,7 +61,7 @@ def _score_columns(score: Score, candidates: Shortlist, columns: slice, images_a
     rows = candidates.rows[:, columns]
     asks = np.repeat(np.arange(len(rows), dtype=np.int32), rows.shape[1])
     image, text = (asks, rows.ravel()) if images_ask else (rows.ravel(), asks)
-    title = f"ITM, {'pictures' if images_ask else 'captions'} ask, {columns.start + 1} to {columns.stop}"
+    title = f"pair score, {'first' if images_ask else 'second'} field asks, {columns.start + 1} to {columns.stop}"
     return score_pairs(score, image, text, block, title).reshape(rows.shape)
 
 
