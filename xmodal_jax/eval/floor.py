@@ -325,7 +325,7 @@ def _summary(row: Tables) -> Tables:
 
 
 def floor_lines(result: Tables, rows: Sequence[Row]) -> list[str]:
-    """Return sentences that put floors beside the run's embeddings (ITC), to stand below its table.
+    """Return sentences that put floors beside the run's embeddings, to stand below its table.
 
     Args:
       result: an evaluation's result (`eval.evaluate.evaluate`).

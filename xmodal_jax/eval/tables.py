@@ -62,7 +62,7 @@ def retrieval_rows(result: Tables) -> list[Row]:
     for view, tables in sections(result):
         rows += rows_of(view, tables, scorer_in(result))
     if "ensemble" in result:
-        rows.append(Row("views averaged", "embeddings (ITC)", result["ensemble"]))
+        rows.append(Row("views averaged", "embeddings", result["ensemble"]))
     return rows
 
 
@@ -73,7 +73,7 @@ def scorer_in(result: Tables) -> str:
 
 def rows_of(view: str, tables: Tables, scorer: str) -> Iterator[Row]:
     """Yield the rows of retrieval of one view; `scorer` names the pair score."""
-    yield Row(view, "embeddings (ITC)", tables["itc"])
+    yield Row(view, "embeddings", tables["itc"])
     for k, summary in sorted(tables.get("rerank", {}).items(), key=lambda entry: int(entry[0])):
         yield Row(view, f"{scorer} re-ranks the best {k}" if int(k) else "no re-ranking", summary)
     if "ceiling" in tables:
