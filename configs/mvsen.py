@@ -3,9 +3,9 @@
 A graph scorer over similarity nodes of regions and words, trained by a hinge on hard negatives; text-text matching
 through a second caption of the same picture; classification of both sides onto concepts mined from the captions; and
 contrast of the embeddings, which make the shortlist. `features` (default) trains heads from random numbers on cached
-grid tokens of the frozen EfficientNet-Lite0 and on the frozen MiniLM, and draws negatives by the embeddings' cosines:
-a small graph stays long on a plateau with the very hardest. `regions` reads SCAN's region features of Flickr30K; `sgr`
-is `features` with SGR's scorer (Diao et al. 2021) and without the further tasks; `tiny` is for tests.
+grid tokens of the frozen EfficientNet-Lite0 and on the frozen MiniLM, and begins with negatives drawn by the cosines of
+the embeddings, without which a small graph stays long on a plateau. `regions` reads SCAN's region features of
+Flickr30K; `sgr` is `features` with SGR's scorer (Diao et al. 2021) and without the further tasks; `tiny` is for tests.
 Before training:
 
     xmodal data prepare karpathy --path dataset_flickr8k.json --images images --out data/flickr8k

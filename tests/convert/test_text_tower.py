@@ -13,7 +13,14 @@ from tokenizers import decoders, models, pre_tokenizers
 from xmodal_jax.cli import main
 from xmodal_jax.convert import e5
 from xmodal_jax.convert.huggingface import load_minilm
-from xmodal_jax.convert.text_tower import UNLIKELY, exchanged_rows, rewritten, write_folder
+from xmodal_jax.convert.text_tower import (
+    UNLIKELY,
+    TextTower,
+    exchanged_rows,
+    read_folder,
+    rewritten,
+    write_folder,
+)
 from xmodal_jax.data.text import Tokenizer
 from xmodal_jax.errors import UserError
 from xmodal_jax.models.bert import Bert, BertConfig
@@ -46,7 +53,7 @@ def xlmr(tmp_path_factory):
     folder = tmp_path_factory.mktemp("xlmr")
     config = XLMRobertaConfig(
         **SIZES,
-        vocab_size=len(PIECES),
+        vocab_size=len(PIECES) + 3,  # rows that no token has, as in published tables
         max_position_embeddings=LENGTH + 2,
         type_vocab_size=1,
         pad_token_id=1,
@@ -114,6 +121,26 @@ def test_a_folder_without_a_part_is_refused(xlmr, tmp_path, capsys):
     (tmp_path / "tokenizer.json").write_text('{"added_tokens": [], "model": {"vocab": {}}}')
     assert main(["weights", "--of", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "has no token <pad> or [PAD]" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"model_type": "longformer"}, "this is a 'longformer' model"), ({}, "has 12 ids and the word table 11 rows")],
+)
+def test_towers_that_would_be_read_wrongly_are_refused(xlmr, change, said):
+    found = read_folder(xlmr[1])
+    word = "embeddings.word_embeddings.weight"
+    state = found.state | ({} if change else {word: found.state[word][: len(PIECES) - 1]})
+    with pytest.raises(UserError, match=said):
+        rewritten(TextTower(state, found.description | change, found.tokenizer))
+
+
+def test_spaces_at_the_ends_of_a_text_are_no_token():
+    pieces = [(piece, 0.0 if n < 4 else -2.0 - n) for n, piece in enumerate(PIECES[:8])]
+    special = {"bos": 0, "eos": 2, "pad": 1, "unk": 3}
+    made = e5.tokenizer_of(e5.E5(e5.Sizes(4, 1, 1, 4, 8, 8, 2), pieces, special, {}))
+    for text in ("a dog", " a dog", "a dog \n", "a\u3000\tdog", "a\u200b dog"):
+        assert made.encode(text, add_special_tokens=False).tokens == ["\u2581a", "\u2581dog"], repr(text)
 
 
 def test_a_tower_with_its_padding_at_zero_keeps_its_rows(xlmr):

@@ -233,6 +233,7 @@ def test_the_worst_negatives_have_the_steepest_gradient(gap):
     [
         ({"margin": 0.0}, "margin is 0.0; write a number above 0"),
         ({"scorer": True}, "kind 'fusion', which the objective 'itm' trains"),
+        ({"candidates": 4}, "scorer is False, and draw, candidates and block are of a scorer's negatives"),
         ({"robust": "nobody"}, "no entry of kind 'refurbish' with that name"),
     ],
 )

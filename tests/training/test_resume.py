@@ -165,11 +165,13 @@ def test_a_run_that_ends_inside_its_warm_up_is_told(shapes_data, caplog):
 def test_a_field_that_is_new_in_the_package_changes_no_run(workdir, shapes_data):
     config, path = tiny(PLAIN, shapes_data, "steps=2", "objectives.itc.alpha=0.2"), workdir / "run.json"
     told = json.loads(path.read_text())
-    old = told["config"]["encoders"]["text"].pop("length")
+    told["config"]["encoders"]["text"].pop("eps")
     path.write_text(json.dumps(told))
     found = changes(config, workdir)
-    assert old and not any("length" in name for name in found)
+    assert not any("eps" in name for name in found)
     assert any(name.endswith("itc.alpha") for name in found)
+    other = tiny(PLAIN, shapes_data, "steps=2", "encoders.text.eps=1e-5")
+    assert "encoders.text.eps" in changes(other, workdir)  # other than the default that it had
 
 
 def test_a_batch_larger_than_the_data_is_said(shapes_data, caplog):

@@ -1,6 +1,7 @@
 """A second pass over the data measures every pair with the weights of one step: alone, on meshes, and when stopped."""
 
 import dataclasses
+import io
 import os
 import signal
 
@@ -15,6 +16,7 @@ from xmodal_jax.data.train import train_dataset
 from xmodal_jax.forward import Forward
 from xmodal_jax.objectives.robust import UNSEEN
 from xmodal_jax.training import second_pass
+from xmodal_jax.training.log import TrainLog
 from xmodal_jax.training.loop import make_run, run_training, train
 from xmodal_jax.training.stop import StopSignal
 
@@ -24,7 +26,7 @@ BATCH, EPOCH = 8, 3  # steps in which the 24 pairs of the coloured shapes come b
 @pytest.fixture(scope="module")
 def config(shapes_data):
     """The tiny RCAR with a second pass after every epoch from the first on."""
-    own = {"data.path": str(shapes_data), "data.eval_split": "test", "batch_size": BATCH, "steps": 4}
+    own = {"data.path": str(shapes_data), "data.eval_split": "test", "batch_size": BATCH, "steps": 2 * EPOCH}
     own |= {"encoders.image.size": 16, "eval.every": 0, "eval.keep_best": "", "objectives.refurbish.average": 0.0}
     own |= {f"objectives.refurbish.{name}": "1 epoch" for name in ("warmup", "period")}
     own |= {"objectives.refurbish.measured": "student", "objectives.refurbish.second_pass": True}
@@ -48,6 +50,17 @@ def at_step(run, step):
     return dataclasses.replace(run.fresh(), step=jax.numpy.int32(step))
 
 
+def passed(run, state, step, log=None):
+    """The state after the pass that is due after a step."""
+    with StopSignal(False) as stop:
+        return second_pass.SecondPass(run, dataset_of(run), log, stop)(state, step)
+
+
+def log_of(folder):
+    """A log whose lines are kept."""
+    return TrainLog(folder, 10, BATCH, 0, io.StringIO())
+
+
 def hinge(one, two, keys):
     """The mean hinge of each pair, both directions, over the rows that do not match it."""
     scores, found = one @ two.T, []
@@ -58,10 +71,10 @@ def hinge(one, two, keys):
     return found
 
 
-def test_every_pair_is_measured_without_dropout_in_the_order_of_the_epoch(run):
-    state, said, dataset = at_step(run, EPOCH), [], dataset_of(run)
-    with StopSignal(False) as stop:
-        after = second_pass.SecondPass(run, dataset, said.append, stop)(state, EPOCH)
+def test_every_pair_is_measured_without_dropout_in_the_order_of_the_epoch(run, tmp_path):
+    state, log, dataset = at_step(run, EPOCH), log_of(tmp_path), dataset_of(run)
+    began = log.last_time
+    after = passed(run, state, EPOCH, log)
     expected = np.full(len(after.memory["refurbish"]["loss"]), UNSEEN)
     for number in range(EPOCH):
         batch = dataset.batch_at(number)
@@ -70,25 +83,23 @@ def test_every_pair_is_measured_without_dropout_in_the_order_of_the_epoch(run):
         expected[batch["pair"]] = hinge(one, two, [batch["id"], batch["text/key"]])
     np.testing.assert_allclose(after.memory["refurbish"]["loss"][:, 0], expected, rtol=1e-4, atol=1e-6)
     assert (expected != UNSEEN).sum() == 24 and after.memory["refurbish_mixture"]["share"].sum() == pytest.approx(1)
-    assert said[0].startswith("second pass after step 3: 24 pairs for refurbish in ")
+    assert log.stream.getvalue().startswith("second pass after step 3: 24 pairs for refurbish in ")
+    assert log.last_time > began  # its seconds count in no rate
     jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
+    assert (np.asarray(state.memory["refurbish"]["loss"]) == UNSEEN).all()  # whole, should the pass be stopped
 
 
-@pytest.mark.parametrize("step", [1, EPOCH + 1])
-def test_no_pass_is_made_between_two_periods(run, step):
+@pytest.mark.parametrize("step", [1, EPOCH + 1, 2 * EPOCH])
+def test_no_pass_is_made_between_two_periods_and_after_the_last_step(run, step):
     state = at_step(run, step)
-    with StopSignal(False) as stop:
-        assert second_pass.SecondPass(run, dataset_of(run), print, stop)(state, step) is state
+    assert passed(run, state, step) is state
 
 
-def test_eight_devices_equal_one(run, config):
+def test_eight_devices_equal_one(run, config, tmp_path):
     if len(jax.devices()) < 8:
         pytest.skip("needs eight devices")
-    eight, found = make_run(assemble(config)), []
-    for own in (run, eight):
-        with StopSignal(False) as stop:
-            state = second_pass.SecondPass(own, dataset_of(own), print, stop)(at_step(own, EPOCH), EPOCH)
-        found.append(jax.device_get(state.memory))
+    both = run, make_run(assemble(config))
+    found = [jax.device_get(passed(own, at_step(own, EPOCH), EPOCH, log_of(tmp_path)).memory) for own in both]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *found)
 
 

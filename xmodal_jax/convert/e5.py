@@ -34,7 +34,7 @@ LAYER = {
     "oln": "output.LayerNorm",
 }
 TABLES = {"emb.word": "word_embeddings", "emb.pos": "position_embeddings", "emb.type": "token_type_embeddings"}
-# Characters that sentencepiece drops or reads as a space; NFKC is the rest of what it does to a text.
+# Characters that sentencepiece drops or reads as a space; NFKC and fewer spaces are the rest of what it does to a text.
 DROPPED = "[\u0001-\u0008\u000b\u000e-\u001f\u007f\u008f\u009f]"
 SPACES = "[\t\n\u000c\r\u1680\u200b-\u200f\u2028\u2029\u2581\ufeff\ufffd]"
 
@@ -173,6 +173,7 @@ def tokenizer_of(found: E5) -> Any:
             normalizers.Replace(Regex(SPACES), " "),
             normalizers.NFKC(),
             normalizers.Replace(Regex(" {2,}"), " "),
+            normalizers.Strip(),
         ]
     )
     made.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always")

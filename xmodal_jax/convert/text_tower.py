@@ -60,6 +60,13 @@ def read_folder(folder: str | pathlib.Path) -> TextTower:
     return TextTower(state, description, files["tokenizer.json"])
 
 
+def count_ids(tokenizer: dict[str, Any]) -> int:
+    """Return one more than the largest id."""
+    vocabulary = tokenizer["model"]["vocab"]
+    listed = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+    return 1 + max([*listed, *(token["id"] for token in tokenizer["added_tokens"])])
+
+
 def padding_of(tokenizer: dict[str, Any]) -> int:
     """Return the id of the padding. Raises UserError where the tokenizer has none."""
     for token in tokenizer.get("added_tokens", ()):
@@ -69,11 +76,22 @@ def padding_of(tokenizer: dict[str, Any]) -> int:
 
 
 def rewritten(tower: TextTower) -> TextTower:
-    """Return the tower with padding at 0, positions from 0, two segments, and special tokens that no text spells."""
-    pad, kind = padding_of(tower.tokenizer), tower.description.get("model_type")
+    """Return the tower with padding at 0, positions from 0, two segments, and special tokens that no text spells.
+
+    Word tables are often longer than the vocabulary; further rows are left out. Raises UserError for another kind of
+    model, and for a table that is too short.
+    """
+    pad, kind = padding_of(tower.tokenizer), tower.description.get("model_type", "bert")
+    if kind not in ("bert", *SHIFTED):
+        raise UserError(f"config.json says that this is a '{kind}' model; write one of bert, {', '.join(SHIFTED)}")
     first = pad + 1 if kind in SHIFTED else 0
-    state = dict(tower.state)
-    state[TABLES["word"]] = exchanged_rows(state[TABLES["word"]], pad)
+    state, count = dict(tower.state), count_ids(tower.tokenizer)
+    if len(state[TABLES["word"]]) < count:
+        raise UserError(
+            f"tokenizer.json has {count} ids and the word table {len(state[TABLES['word']])} rows; take both from one "
+            "folder"
+        )
+    state[TABLES["word"]] = exchanged_rows(state[TABLES["word"]][:count], pad)
     state[TABLES["position"]] = state[TABLES["position"]][first:]
     segments = state[TABLES["token_type"]]
     state[TABLES["token_type"]] = np.concatenate([segments, np.zeros_like(segments)])[:2]

@@ -66,9 +66,16 @@ class Hinge(Robust):
         return frozenset({"scorer"}) if self.scorer else frozenset()
 
     def check_fit(self, where: str, config: Config, facts: DataFacts) -> None:
-        """Refuse a scorer that another objective must train, and blocks that do not divide the batch."""
+        """Refuse a scorer that another objective must train, blocks that do not divide the batch, and fields that would
+        be ignored.
+        """
         super().check_fit(where, config, facts)
         if not self.scorer:
+            if self.draw or self.candidates or self.block:
+                raise UserError(
+                    f"{where}.scorer is False, and draw, candidates and block are of a scorer's negatives; write "
+                    "scorer=True, or leave them out"
+                )
             return
         found: Any = config.scorer  # which `build_scorer` has made of the config's dict
         if found.part != "scorer":

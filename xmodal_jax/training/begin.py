@@ -144,21 +144,26 @@ def say_large_batch(config: Config, facts: DataFacts) -> None:
         )
 
 
+def usual_of(config: Config) -> Config:
+    """Return the defaults of a config's sections; of encoders and the scorer, those of their kinds."""
+    encoders = {name: type(own)() for name, own in config.encoders.items()}
+    scorer: Any = config.scorer
+    plain = scorer if isinstance(scorer, dict) else type(scorer)()
+    return dataclasses.replace(Config(), encoders=encoders, scorer=plain)
+
+
 def changes(config: Config, workdir: pathlib.Path) -> dict[str, str]:
     """Return what this start changes of the config that the run was last started with: {field: "old -> new"}.
 
-    A field that its section did not have then is new in the package, and counts as unchanged; entries of objectives
-    and evals have only the fields that were written.
+    A field that run.json lacks is new in the package since, and had its default.
     """
     try:
         before = flat(read_run(workdir)["config"])
     except UserError:
         return {}
-    now = flat(json.loads(json.dumps(as_dict(config))))
-    whole = [name for name in before if name.split("/")[0] not in ("objectives", "evals")]
-    sections = {name.rpartition("/")[0] for name in whole}
-    known = {name: value for name, value in now.items() if name in before or name.rpartition("/")[0] not in sections}
-    other = {name: value for name, value in known.items() if before.get(name) != value}
+    now, usual = (flat(json.loads(json.dumps(as_dict(own)))) for own in (config, usual_of(config)))
+    before = {name: usual[name] for name in now if name in usual} | before
+    other = {name: value for name, value in now.items() if before.get(name) != value}
     return {name.replace("/", "."): f"{before.get(name)} -> {value}" for name, value in other.items()}
 
 

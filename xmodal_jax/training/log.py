@@ -131,6 +131,10 @@ class TrainLog:
         self.say(f"evaluation at step {step}: R@k {', '.join(sides)}, rSum {table['rSum']:.1f}")
         for name, own in mean.get("evals", {}).items():
             self.say(f"{name} at step {step}: " + ", ".join(f"{path} {value:.3g}" for path, value in flat(own).items()))
+        self.leave_out(seconds)
+
+    def leave_out(self, seconds: float) -> None:
+        """Count seconds that were no training in no rate."""
         self.last_time += seconds
         self._pace = (self._pace[0], self._pace[1] + seconds)
 

@@ -77,13 +77,13 @@ class Session:
     """Standing of the evaluations; of several processes the first alone follows it."""
     report: TrainLog = field(init=False)
     """Log of this start."""
+    _again: SecondPass = field(init=False)
     kept: int = -1
     """Step whose checkpoint stays beside the last ones; -1 for none."""
 
     def __post_init__(self) -> None:
         config = self.run.assembly.config
         self.best = BestWatch(config.eval)
-        self._again: Callable[[TrainState, int], TrainState] = lambda state, step: state
         self._rate: Callable[[int], Any] = learning_rate(config.optimizer, config.steps)
 
     def _contrasting(self) -> tuple[str, ...]:
@@ -117,7 +117,7 @@ class Session:
         sharding = batch_sharding(self.run.mesh)
         share = process_share(sharding, config.batch_size)
         loader = Loader(dataset, seen, *share, data.threads, data.prefetch)
-        self._again = SecondPass(self.run, dataset, self.report.say, self.stop)
+        self._again = SecondPass(self.run, dataset, self.report, self.stop)
         watch = SkipWatch(config.optimizer.max_skips, self.report.say, self._contrasting())
         try:
             loader.poll = self.stop.check_alone
@@ -127,7 +127,7 @@ class Session:
         finally:
             self.profile.close()
             self.report.close()
-            if not loader.stuck:  # a thread that hangs still reads in it
+            if not (loader.stuck or self._again.stuck):  # a thread that hangs still reads in it
                 dataset.close()
         return state
 
