@@ -74,7 +74,7 @@ def changed(path: str, value):
         (
             "encoders.text.zzz",
             4,
-            "'zzz' is not a field of config.encoders.text; known: cache_tokens, dropout, head_dropout, ",
+            "'zzz' is not a field of config.encoders.text; known: cache_tokens, dropout, eps, head_dropout, ",
         ),
         ("encoders.image.depth", 50, "'depth' is not a field of config.encoders.image; did you mean 'width'?"),
         ("encoders.image.patch", "8", "config.encoders.image.patch is '8'; write a value of type int"),
