@@ -7,7 +7,8 @@ FOLDER/pairs.jsonl has a row per concept: id, views {vendor: path}, caption (its
 subgroup]. The drawings come from the npm packages @iconify-json/{noto,twemoji,openmoji,fluent-emoji-flat,emojione} and
 @lobehub/fluent-emoji-3d, the names and tags from cldr-annotations-full and cldr-annotations-derived-full.
 
-Flags are left out. Captions: "en" is the name, "en-tags" the name and its tags. Relatives (man and woman of one
+Flags are left out. Captions: "en" is the name, "en-tags" the name and its tags; with --languages also the names in
+these, of rows that have "captions" {language: name}. Relatives (man and woman of one
 profession, all clock faces, all families) share a group, as in the source `emoji`.
 """
 
@@ -23,11 +24,12 @@ from xmodal_jax.errors import UserError, output_file, run_script
 FIELDS = ("id", "views", "caption", "tags", "labels")
 
 
-def converted(row: dict[str, Any]) -> dict[str, Any]:
-    """Convert one row of pairs.jsonl to a row of the JSONL source."""
+def converted(row: dict[str, Any], languages: Sequence[str] = ()) -> dict[str, Any]:
+    """Convert one row of pairs.jsonl to a row of the JSONL source, with its names in some languages."""
     name = row["caption"]
     tags = [tag for tag in row["tags"] if tag != name]
     captions = {"en": name, "en-tags": f"{name}, {', '.join(tags)}" if tags else name}
+    captions |= {code: row["captions"][code] for code in languages if row.get("captions", {}).get(code)}
     labels = ["/".join(row["labels"])]
     return {"id": row["id"], "views": row["views"], "caption": captions, "labels": labels, "group": group_key(name)}
 
@@ -57,11 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=pathlib.Path, help="holds pairs.jsonl and the pictures")
     parser.add_argument("--out", type=output_file, required=True, help="JSON lines to write")
+    parser.add_argument("--languages", default="", help="further languages of the names, as de,fr,ja")
     args = parser.parse_args(arguments)
     if args.out.exists():
         raise UserError(f"'{args.out}' exists; write another --out, nothing was overwritten.")
     rows = read_rows(args.folder / "pairs.jsonl")
-    kept = [converted(row) for row in rows if "flags" not in row["labels"]]
+    languages = [code for code in args.languages.split(",") if code]
+    kept = [converted(row, languages) for row in rows if "flags" not in row["labels"]]
+    unknown = [code for code in languages if not any(code in row["caption"] for row in kept)]
+    if unknown:
+        raise UserError(f"--languages: '{unknown[0]}' is a language of no row; write others.")
     args.out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), "utf-8")
     print(f"wrote {len(kept)} of {len(rows)} concepts to {args.out}")
 

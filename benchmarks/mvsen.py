@@ -26,6 +26,15 @@ TEXTS = "'text_text': {'kind': 'hinge', 'pair': ('text', 'text2'), 'weight': 0.5
 LABELS = "'multilabel': {'target': 'concepts', 'weight': 0.5}"
 TWO_SIZES = ("data.features=('lite0-160', 'lite0-224')", "eval.flip=True")
 
+FROM_CCA = (
+    "joint.start=cca",
+    "joint.start_ridge=0.3",
+    "encoders.image.head_dropout=0.65",
+    "encoders.text.head_dropout=0.45",
+    "optimizer.weight_decay=0.1",
+    "optimizer.groups=(('[/_]head/', 0.1),)",
+)
+
 
 def only(*objectives: str) -> str:
     """Return the override that replaces all objectives."""
@@ -45,6 +54,8 @@ ROWS = (
     Row("MVSEN with", "2 layers", CONFIG, ("scorer.layers=2",), SETS, seeds=1),
     Row("MVSEN with", "graphs apart", CONFIG, ("scorer.cascade=False",), SETS, seeds=1),
     Row("MVSEN with", "features of two sizes", CONFIG, TWO_SIZES, SETS, seeds=1),
+    Row("MVSEN with", "heads from CCA", CONFIG, FROM_CCA, SETS, seeds=1),
+    Row("MVSEN with", "heads from CCA, two sizes", CONFIG, (*FROM_CCA, *TWO_SIZES), SETS, seeds=1),
     Row("SGR", "", "configs/mvsen.py:sgr", (), SETS, seeds=1),
 )
 

@@ -40,7 +40,7 @@ ROWS = (
     Row("undefended", "hinge", CONFIG, only(f"'hinge': {{{HINGE}}}"), SETS, seeds=3),
     Row("RCAR", "hinge", CONFIG, (), SETS, seeds=3),
     Row("undefended", "ITC", CONFIG, only(f"'itc': {{{PLAIN}}}"), SETS, seeds=3),
-    Row("RCAR", "ITC", CONFIG, only(f"'itc': {{{PLAIN}, 'robust': 'refurbish'}}, {MIXTURE}, {INSIDE}"), SETS, seeds=1),
+    Row("RCAR", "ITC", CONFIG, only(f"'itc': {{{PLAIN}, 'robust': 'refurbish'}}, {MIXTURE}, {INSIDE}"), SETS, seeds=3),
     Row("parts", "hinge and contrast inside each side", CONFIG, only(f"'hinge': {{{HINGE}}}, {INSIDE}"), FEW, seeds=1),
     Row(
         "parts",

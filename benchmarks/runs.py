@@ -28,6 +28,7 @@ from report import machine
 
 from xmodal_jax import config_file as configs
 from xmodal_jax.api import use_compile_cache
+from xmodal_jax.data.config import FieldConfig
 from xmodal_jax.errors import UserError, output_file
 from xmodal_jax.settings import Config, as_dict
 from xmodal_jax.training.loop import train
@@ -127,8 +128,10 @@ def digest(config: Config) -> str:
     """
     plain = dataclasses.replace(config, data=dataclasses.replace(config.data, path=""))
     encoders = {name: dataclasses.replace(type(own)(), kind="") for name, own in config.encoders.items()}
-    usual = dataclasses.replace(Config(), encoders=encoders)
-    found = unlike(as_dict(plain), as_dict(usual))
+    usual = as_dict(dataclasses.replace(Config(), encoders=encoders))
+    further = as_dict(FieldConfig()) | {"required": None}  # which lines before FieldConfig grew were told by
+    usual["data"]["fields"] = dict.fromkeys(config.data.fields, further) | usual["data"]["fields"]
+    found = unlike(as_dict(plain), usual)
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
 

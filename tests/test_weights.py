@@ -21,7 +21,7 @@ from xmodal_jax.models import ENCODERS
 from xmodal_jax.settings import as_dict
 from xmodal_jax.training.cca_cache import settings
 from xmodal_jax.training.checkpoint import write_run
-from xmodal_jax.training.loop import with_kept_statistics
+from xmodal_jax.training.loop import with_kept_facts
 from xmodal_jax.weights import pretrained, with_pixel_statistics
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "quickstart.py"
@@ -139,9 +139,9 @@ def test_statistics_stay_with_the_run_when_the_weights_folder_is_gone(shapes_dat
     description = json.loads(json.dumps(assembly.describe()))
     assert reassemble(description, tmp_path).model == assembly.model
     write_run(tmp_path, description | {"data": {}})
-    assert with_kept_statistics(config, tmp_path) == config, "nothing is trained yet: the weights named now tell"
+    assert with_kept_facts(config, tmp_path) == config, "nothing is trained yet: the weights named now tell"
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
-    resumed = with_pixel_statistics(with_kept_statistics(config, tmp_path))  # what a resumed training does
+    resumed = with_pixel_statistics(with_kept_facts(config, tmp_path))  # what a resumed training does
     assert resumed.encoders["image"] == assembly.config.encoders["image"]
 
 

@@ -186,13 +186,24 @@ class TrainedRun:
         return self.encode(self.picture_field, images, progress)
 
     def encode_texts(self, texts: Sequence[str], language: str = "", progress: bool | None = None) -> np.ndarray:
-        """Encode texts as unit rows, float32 [n,E]; `language` is refused where the run was not trained on it."""
-        known = self.config.data.languages
-        if language and language not in known:
-            raise UserError(
-                f"the run was trained on captions in {', '.join(known)}, not in '{language}'; write one of these"
-            )
-        return self.encode(self.text_field, texts, progress)
+        """Encode texts as unit rows, float32 [n,E].
+
+        `language`, such as "ja", is refused where the run was neither trained nor evaluated on it. Texts of a run with
+        another encoder for English (`config.data.fields.NAME.languages`) go to the encoder of their language.
+        """
+        field = self.text_field_in(language) if language else self.text_field
+        return self._encoded(field, texts, progress, language=language).embed
+
+    def text_field_in(self, language: str) -> str:
+        """Return the first field of words, evaluated ones first, that reads a language. Raises UserError for none."""
+        data, known = self.config.eval_data, {}
+        for name in self._fields_of("words", self._is_worded):
+            own = data.fields[name].languages
+            known[name] = own or (*data.languages, *self.config.data.languages)
+            if language in known[name]:
+                return name
+        told = dict.fromkeys(code for codes in known.values() for code in codes)
+        raise UserError(f"the run knows captions in {', '.join(told)}, not in '{language}'; write one of these")
 
     def codes(self, field: str, inputs: Sequence[Any], progress: bool | None = None) -> np.ndarray:
         """Return packed hash codes uint8 [n,K/8], first bit highest. Raises UserError for a run without hash heads."""
@@ -313,25 +324,31 @@ class TrainedRun:
     @property
     def picture_field(self) -> str:
         """The first field of pictures, those that are evaluated before others. Raises UserError for a run without."""
-        return self._first("pictures", lambda name: has_views(self.config.data.fields, name))
+        return self._fields_of("pictures", lambda name: has_views(self.config.data.fields, name))[0]
 
     @property
     def text_field(self) -> str:
         """The first field of words, those that are evaluated before others. Raises UserError for a run without."""
-        return self._first("words", lambda name: reader_classes({name: self.config.data.fields[name]})[name].worded)
+        return self._fields_of("words", self._is_worded)[0]
 
-    def _first(self, what: str, suits: Callable[[str], bool]) -> str:
+    def _is_worded(self, name: str) -> bool:
+        return reader_classes({name: self.config.data.fields[name]})[name].worded
+
+    def _fields_of(self, what: str, suits: Callable[[str], bool]) -> list[str]:
+        """Return the fields that suit, those that are evaluated before others; raise UserError if there are none."""
         fields = self.config.data.fields
         evaluated = [name for pair in self.config.eval.pairs for name in pair]
-        for name in [*evaluated, *fields]:
-            if suits(name):
-                return name
-        raise UserError(f"the run has no field of {what}; it has {', '.join(fields)}")
+        found = [name for name in dict.fromkeys([*evaluated, *fields]) if suits(name)]
+        if not found:
+            raise UserError(f"the run has no field of {what}; it has {', '.join(fields)}")
+        return found
 
-    def _encoded(self, field: str, inputs: Sequence[Any], progress: bool | None, tokens: bool = False) -> Embedded:
+    def _encoded(
+        self, field: str, inputs: Sequence[Any], progress: bool | None, tokens: bool = False, language: str = ""
+    ) -> Embedded:
         """Encode inputs of a field, with hash values where the run has them."""
         worded = field in self.config.data.fields and reader_of(self.assembly, field)[0].worded
-        parts = encode_blocks(self.assembly, self.embedder, field, _listed(inputs, worded), tokens)
+        parts = encode_blocks(self.assembly, self.embedder, field, _listed(inputs, worded), tokens, language)
         return _joined(_shown(parts, -(-len(inputs) // BLOCK), field, progress))
 
 

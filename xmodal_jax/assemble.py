@@ -60,7 +60,7 @@ class Assembly:
         """The input of each encoder."""
         encoders = self.config.encoders
         return {
-            name: InputSpec(own.extent, self.tokenizers.get(name), own.reads == "tokens")
+            name: InputSpec(own.extent, self.tokenizers.get(name), own.reads == "tokens", own.languages)
             for name, own in encoders.items()
         }
 
@@ -161,13 +161,14 @@ def assemble(config: Config) -> Assembly:
     card = Card.load(config.data.path)
     data = config.data
     tokenizers = {
-        name: load_tokenizer(own.tokenizer, data.path, data.languages) for name, own in words_of(config).items()
+        name: load_tokenizer(own.tokenizer, data.path, data.spoken(name) or data.languages)
+        for name, own in words_of(config).items()
     }
     facts = facts_of(config, card, {name: vocabulary_of(own) for name, own in tokenizers.items()})
     config = with_pixel_statistics(resolve(config, facts))
     output: tuple[int, ...] = ()
     if not config.asking.necked and config.asking.output_vocab == "train":
-        captions = split_captions(data.path, data.split, data.languages)
+        captions = split_captions(data.path, data.split, data.spoken(config.fusion.pair[1]))
         output = tuple(int(i) for i in used_ids(tokenizers[config.fusion.pair[1]], captions))
     entries = [card.feature(name) for name in config.data.features]
     caches = tuple({"tower": entry["tower"], "size": entry["size"]} for entry in entries)
@@ -278,7 +279,7 @@ def document_frequencies(assembly: Assembly) -> dict[str, np.ndarray]:
     config, found = assembly.config, {}
     for name, own in config.encoders.items():
         if own.kind == "tfidf":
-            captions = split_captions(config.data.path, config.data.split, config.data.languages)
+            captions = split_captions(config.data.path, config.data.split, config.data.spoken(name))
             tokenizer = assembly.tokenizers[name]
             ids = tokenizer.encode(captions, own.length)
             found[f"{name}/tower/idf"] = inverse_document_frequency(ids, own.vocab_size, tokenizer.special_ids)

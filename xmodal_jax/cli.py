@@ -244,6 +244,7 @@ def _query_parsers(top: Any) -> None:
     ask.add_argument(
         "--as", default="", dest="as_field", metavar="FIELD", help="the field of --file (default: that of the rows)"
     )
+    ask.add_argument("--language", default="", help="of the words, such as ja, where encoders have their own")
     ask.add_argument("--index", required=True, help="folder of the index")
     ask.add_argument("--workdir", default="", help="the run that made the index, where it is not found by itself")
     ask.add_argument("--data", default="", help="for --rerank: the data set of the pictures, where it has moved")

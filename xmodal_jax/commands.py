@@ -301,7 +301,7 @@ def search(args: argparse.Namespace, _: list[str]) -> None:
     moved = {"workdir": args.workdir, "data": args.data}
     where = SearchTarget(args.index, args.backend, args.uri, args.prefix, args.verify, args.collection, token, **moved)
     stages = SearchPipeline(args.kind, args.shortlist, args.rerank)
-    hits = answer(where, args.query, args.image, args.k, stages, args.file, args.as_field)
+    hits = answer(where, args.query, args.image, args.k, stages, args.file, args.as_field, args.language)
     print(as_table(hits))
     if args.show:
         contact_sheet(hits, args.show, args.query or pathlib.Path(asked[0]).name, args.image)

@@ -236,8 +236,10 @@ class Config:
     """Seed of the parameters, the order of the records and every other random choice."""
     init: str = ""
     """Work directory of another run to start from: its parameters are taken where path and shape agree, rows of word
-    tables by word; "": none.
+    tables by word, acquirers by language; "": none.
     """
+    init_paths: tuple[tuple[str, str], ...] = ()
+    """Parameters read under other paths of the run `init`: ((start of the own path, start of its path), ...)."""
     batch_size: int = 128
     """Pairs a step, over all devices."""
     steps: int = 1000

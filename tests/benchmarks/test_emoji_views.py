@@ -27,6 +27,16 @@ def test_flags_are_left_out_and_tags_are_a_language(tmp_path):
     assert again.returncode == 2 and "exists; write another --out" in again.stderr
 
 
+def test_names_in_other_languages_are_kept_where_they_are_asked_for(tmp_path):
+    rows = [ROW | {"captions": {"de": "grinsen", "fr": "sourire"}}, ROW | {"id": "2", "captions": {"de": "lachen"}}]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert run("emoji_views.py", tmp_path, "--out", tmp_path / "out.jsonl", "--languages", "fr,de").returncode == 0
+    one, two = (json.loads(line)["caption"] for line in (tmp_path / "out.jsonl").read_text().splitlines())
+    assert one == {"en": "grin", "en-tags": "grin, face", "fr": "sourire", "de": "grinsen"} and "fr" not in two
+    done = run("emoji_views.py", tmp_path, "--out", tmp_path / "other.jsonl", "--languages", "xx")
+    assert done.returncode == 2 and "--languages: 'xx' is a language of no row" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -114,7 +114,7 @@ def test_media_labels_and_digests_come_along_and_embeddings_do_not(hold_out, tmp
         assert split.sidecar.having_medium("depth").all()
         for row in range(len(split)):
             item = by_key[split.record(row)["key"]]
-            assert split.record(row)["media"] == item.stored and split.captions(row) == item.captions.get("en", [])
+            assert split.record(row)["media"] == item.stored and split.sidecar.captions(row) == item.captions
             moved.append(dataclasses.replace(item, split=name))
             if item.images:
                 assert split.tokens(row, "photo", False).shape == (1, 3)

@@ -43,7 +43,7 @@ def built(row):
 def test_every_row_is_a_valid_config_of_one_budget(row):
     config, assembly = built(row)
     full, _ = built(mvsen.ROWS[0])
-    assert (config.steps, config.batch_size, config.optimizer) == (full.steps, full.batch_size, full.optimizer)
+    assert (config.steps, config.batch_size, config.optimizer.lr) == (full.steps, full.batch_size, full.optimizer.lr)
     assert not config.eval.keep_best  # by the records that the table shows
     assert ("scorer" in assembly.parts) == bool(config.eval.rerank)
 

@@ -545,12 +545,14 @@ def test_captions_are_the_same_in_training_only_if_their_text_is(tmp_path, encod
     same = {frozenset((one, other)) for one in range(8) for other in range(one) if keys[one] == keys[other]}
     assert same == {frozenset((0, 4)), frozenset((5, 7))}
     with contextlib.closing(Split(tmp_path / "set", "test", PLAIN)) as held:
-        assert held.caption_numbers(0) == keys.tolist(), "one number in all splits"
+        own = held.sidecar
+        assert own.number[own.pairs(0, ("en",))].tolist() == keys.tolist(), "one number in all splits"
     french = dataclasses.replace(PLAIN, languages=("fr", "en"))
     with contextlib.closing(Split(tmp_path / "set", "train", french)) as split:
-        own = split.caption_numbers(2)
+        pairs = split.sidecar.pairs(2, french.languages)
+        own = split.sidecar.number[pairs].tolist()
         assert own[0] == own[2] == keys[2] and own[1] not in keys, "and in all languages"
-        assert split.captions(2) == ["日 a", "autre", "日 a"]
+        assert [split.sidecar.texts[pair] for pair in pairs] == ["日 a", "autre", "日 a"]
 
 
 def test_matching_by_labels_needs_labels(tiny_items, tmp_path, make, tokenizer):

@@ -278,9 +278,10 @@ BROKEN_MEDIA = [
     ({"media": {"depth": {"map": "1234"}}}, "medium without bytes", "odd (depth/map)"),
     ({"media": {"depth": MAP, "a/b": MAP}}, "medium that has no name, or one with '/'", "odd: depth, a/b"),
     ({"media": {"": MAP}}, "medium that has no name, or one with '/'", "odd"),
-    ({"images": {}}, "no image or no caption", "odd"),
+    ({"images": {}, "captions": {"en": ["alone"]}}, "no image or no caption", "odd"),
+    ({"images": {}, "captions": {"en": ["alone"], "fr": []}}, "no image or no caption", "odd"),
     ({"images": {}, "captions": {}}, "no image or no caption", "odd"),
-    ({"images": {}, "media": {"depth": {}}}, "no image or no caption", "odd"),
+    ({"images": {}, "captions": {"en": ["x"]}, "media": {"depth": {}}}, "no image or no caption", "odd"),
     ({"images": {}, "captions": {}, "media": {"depth": MAP}}, "no image or no caption", "odd"),
 ]
 

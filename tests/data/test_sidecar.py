@@ -245,7 +245,9 @@ def test_a_split_may_have_no_caption_in_a_language_and_no_label(tmp_path, encode
     assert card.splits["test"]["languages"] == {"fr": 1} and card.duplicates["test"]["captions"] == 0
     assert list(split_captions(tmp_path / "set", "test")) == []
     with contextlib.closing(Split(tmp_path / "set", "test", CFG)) as split:
-        assert split.captions(0) == split.pairs(0) == split.labels(0) == [] and split.label_key(0) == -2
+        own = split.sidecar
+        assert own.captions(0) == {"fr": ["un"]} and own.pairs(0, split.languages) == split.labels(0) == []
+        assert split.label_key(0) == -2
     tokenizer = load_tokenizer("data", tmp_path / "set")
     with pytest.raises(UserError, match="no record with image and text .view 'x'"):
         eval_split(tmp_path / "set", "test", input_specs(tokenizer), CFG)

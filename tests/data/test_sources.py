@@ -123,6 +123,7 @@ def test_jsonl_rows_become_items(tmp_path, encoded):
         "[1]",
         {"caption": "no image", "split": "val"},
         {"views": {"x": "a.png", "y": "a.png"}, "caption": {"fr": "un chien"}, "id": 7, "labels": 3, "split": "val"},
+        {"caption": {"en": "a cat", "fr": ["un chat"]}, "split": "val"},
         {"image": "a.png", "caption": [], "id": "none", "split": "val"},
         {"image": "lost.png", "caption": "x", "id": "lost", "split": "val"},
     ]
@@ -133,6 +134,7 @@ def test_jsonl_rows_become_items(tmp_path, encoded):
         Skip("broken JSON line", "line 4: not an object"),
         Skip("no image named", "line 5"),
         Item("7", {"x": picture, "y": picture}, {"fr": ["un chien"]}, ("3",), "7", "val"),
+        Item("a cat", {}, {"en": ["a cat"], "fr": ["un chat"]}, (), "a cat", "val"),
         Skip("no caption", "none"),
         Skip("missing image", f"lost: {tmp_path / 'lost.png'}"),
     ]

@@ -12,7 +12,7 @@ from test_loop import PLAIN, tiny
 from xmodal_jax.assemble import assemble
 from xmodal_jax.data.text import Tokenizer
 from xmodal_jax.errors import UserError
-from xmodal_jax.training.begin import with_kept_statistics
+from xmodal_jax.training.begin import with_kept_facts
 from xmodal_jax.training.init import common_ids, left_out
 from xmodal_jax.training.loop import make_run, train
 from xmodal_jax.workdir import open_run
@@ -110,7 +110,7 @@ def test_pictures_are_read_as_the_start_reads_them(before, shapes_data, tmp_path
     told["config"]["encoders"]["image"] |= {"pixel_mean": [0.25] * 3, "pixel_std": [0.125] * 3}
     (tmp_path / "start" / "run.json").write_text(json.dumps(told))
     config = tiny(PLAIN, shapes_data, f"init={tmp_path / 'start'}")
-    image = with_kept_statistics(config, tmp_path / "new").encoders["image"]
+    image = with_kept_facts(config, tmp_path / "new").encoders["image"]
     assert (image.pixel_mean, image.pixel_std) == ((0.25,) * 3, (0.125,) * 3)
 
 

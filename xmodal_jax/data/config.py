@@ -24,6 +24,16 @@ class FieldConfig:
 
     A view of a field that is not required is not required either.
     """
+    languages: tuple[str, ...] = ()
+    """Languages of a field of captions; (): `data.languages`, or those of evaluation."""
+    draw: str = "other"
+    """What a field of captions shows of the record of the field `of`: "other", another caption; "translation", the one
+    at the same place among the captions of another language, without which the field is missing."""
+    per: str = "row"
+    """What one language is drawn for: "row", each row by itself; "batch", all rows, where a row without it is missing.
+    """
+    temperature: float = 1.0
+    """Power of a language's number of captions in its chance to be drawn: 1 as they are, 0 each language alike."""
 
 
 def complete(fields: dict[str, FieldConfig]) -> dict[str, FieldConfig]:
@@ -34,12 +44,26 @@ def complete(fields: dict[str, FieldConfig]) -> dict[str, FieldConfig]:
             raise UserError(
                 f"config.data.fields.{name}.of is '{own.of}'; write another field that is no view itself, or ''"
             )
+        _check_draw(name, own)
         source = fields[own.of] if own.of else own
         medium = own.medium or source.medium or own.of or name
         encoder = own.encoder or source.encoder or own.of or name
         reader, required = own.reader or source.reader or medium, own.required and source.required
         filled[name] = dataclasses.replace(own, encoder=encoder, medium=medium, reader=reader, required=required)
     return filled
+
+
+def _check_draw(name: str, own: FieldConfig) -> None:
+    """Raise `UserError` for impossible ways to draw the captions of the field `name`."""
+    where = f"config.data.fields.{name}"
+    for field, choices in (("draw", ("other", "translation")), ("per", ("row", "batch"))):
+        value = getattr(own, field)
+        if value not in choices:
+            raise UserError(f"{where}.{field} is '{value}'; write {' or '.join(map(repr, choices))}")
+    if own.draw == "translation" and not own.of:
+        raise UserError(f"{where}.draw is 'translation', and {where}.of is empty; write the field that it translates")
+    if not 0 <= own.temperature <= 1:
+        raise UserError(f"{where}.temperature is {own.temperature:g}; write a number from 0 to 1")
 
 
 PAIR = ("image", "text")  # the default fields
@@ -120,6 +144,12 @@ class DataConfig:
     def other_view(self, field: str) -> str:
         """Return the first field that shows another view of the records of `field`; "" if there is none."""
         return next((name for name, own in self.fields.items() if own.of == field), "")
+
+    def spoken(self, *encoders: str) -> tuple[str, ...]:
+        """Return the languages of all fields of captions, or of those that some encoders take."""
+        own = [field for field in self.fields.values() if not encoders or field.encoder in encoders]
+        named = [field.languages or self.languages for field in own if field.medium == WORDS]
+        return tuple(dict.fromkeys(language for languages in named for language in languages))
 
     def fields_of(self, encoder: str) -> tuple[str, ...]:
         """Return the names of the fields that an encoder takes."""

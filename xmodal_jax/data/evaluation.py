@@ -196,9 +196,9 @@ def _side(reader: Reader, field: str, found: np.ndarray, rows: np.ndarray, view:
     own = Side(field, reader.own.encoder, owner, np.arange(len(places), dtype=np.int32), read, mirrored=reader.mirrored)
     if not reader.worded:
         return dataclasses.replace(own, numbers=_numbers(reader, rows[owner], view)) if reader.keyed else own
-    pairs = source.sidecar.all_pairs(source.languages)[places]
+    pairs = reader.all_pairs()[places]
     words = source.sidecar.texts.take(pairs)
-    ids = reader.ids(words)
+    ids = reader.ids(pairs)
     numbers, language = source.sidecar.number[pairs], source.sidecar.language[pairs]
     return dataclasses.replace(own, numbers=numbers, words=words, language=language, ids=ids)
 

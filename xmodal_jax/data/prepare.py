@@ -238,7 +238,7 @@ def _sound(item: Item | Skip, name: str) -> Item | Skip:
         return Skip("medium that has no name, or one with '/'", f"{item.key}: {', '.join(item.media)}", item.files)
     if without:
         return Skip("medium without bytes", f"{item.key} ({', '.join(without)})", item.files)
-    if not item.stored or len(item.stored) + any(item.captions.values()) < 2:
+    if len(item.stored) + sum(map(bool, item.captions.values())) < 2:  # captions in two languages are a pair
         return Skip("no image or no caption", item.key, item.files)
     return item
 

@@ -30,16 +30,34 @@ class InputSpec(NamedTuple):
     """Tokenizer, for encoders of words."""
     cached: bool = False
     """Whether the encoder takes the tokens of feature caches in place of the medium itself."""
+    languages: tuple[str, ...] = ()
+    """Languages that the encoder tells apart; (): it reads all alike."""
+
+    def ids(self, texts: Sequence[str], languages: Sequence[str] = ()) -> np.ndarray:
+        """Return token ids int32 [n,L] of texts; of an encoder that tells languages apart [n,L+1].
+
+        The last column is then the place of each text's language among the encoder's, -1 for another or none.
+        """
+        assert self.tokenizer is not None, "an encoder of words has one"
+        ids = self.tokenizer.encode(texts, self.size)
+        if not self.languages:
+            return ids
+        known = {language: place for place, language in enumerate(self.languages)}
+        places = [known.get(language, -1) for language in languages] or [-1] * len(texts)
+        return np.concatenate([ids, np.array(places, np.int32)[:, None]], axis=1)
 
 
 Specs = dict[str, InputSpec]  # by encoder
 
 
 class Row:
-    """One row of a split; its record is unpacked at most once, when a reader asks for it."""
+    """One row of a split; its record is unpacked at most once, when a reader asks for it.
 
-    def __init__(self, split: Split, number: int):
-        self.split, self.number = split, number
+    `shared` are numbers that all rows of a training batch have: the seed of what is drawn once for all of them.
+    """
+
+    def __init__(self, split: Split, number: int, shared: tuple[int, ...] = (0,)):
+        self.split, self.number, self.shared = split, number, shared
         self._record: Record | None = None
 
     def media(self, medium: str) -> dict[str, bytes]:
@@ -113,8 +131,16 @@ class Reader(abc.ABC):
         """Return the number of the chosen input; for readers that are `keyed`."""
         raise NotImplementedError
 
-    def ids(self, captions: Sequence[str]) -> np.ndarray:
-        """Return the token ids int32 [n,L] of captions; for readers that are `worded`."""
+    def pairs(self, row: Row) -> list[int]:
+        """Return the numbers in the split of the captions of a row that it reads; for readers that are `worded`."""
+        raise NotImplementedError
+
+    def all_pairs(self) -> np.ndarray:
+        """Return int64 [m], `pairs` of all rows, one row after the other; for readers that are `worded`."""
+        raise NotImplementedError
+
+    def ids(self, pairs: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the token ids int32 [n,L] of captions by their numbers; for readers that are `worded`."""
         raise NotImplementedError
 
     def stored_inputs(self, row: Row) -> dict[str, list[np.ndarray]]:
@@ -237,55 +263,102 @@ def _of_view(data: dict[str, bytes], view: str, row: Row) -> bytes:
 class CaptionReader(Reader):
     """Reader of captions as token ids.
 
-    A choice is the place of a caption among the row's captions in the config's languages.
+    A choice is the number of a caption in the split. With `per` "batch" all rows of a batch get one language.
     """
 
     keyed: ClassVar[bool] = True
     worded: ClassVar[bool] = True
     embedded: ClassVar[bool] = True
 
+    def __init__(self, split: Split, own: FieldConfig, spec: InputSpec):
+        super().__init__(split, own, spec)
+        self.languages = own.languages or split.languages
+        counts = split.card.split(split.name)["languages"]
+        self._counts = {name: counts[name] for name in self.languages if counts.get(name)}
+
     def empty(self) -> np.ndarray:
         """Return padding only."""
-        return np.zeros(self.spec.size, np.int32)
+        return np.zeros(self.spec.size + bool(self.spec.languages), np.int32)
 
-    def ids(self, captions: Sequence[str]) -> np.ndarray:
-        """Return the token ids int32 [n,L] of captions."""
-        assert self.spec.tokenizer is not None  # an encoder of words has one
-        return self.spec.tokenizer.encode(captions, self.spec.size)
+    def pairs(self, row: Row) -> list[int]:
+        """Return the numbers of a row's captions in the field's languages."""
+        return self.split.sidecar.pairs(row.number, self.languages)
+
+    def all_pairs(self) -> np.ndarray:
+        """Return int64 [m], the numbers of all captions in the field's languages, one record after the other."""
+        return self.split.sidecar.all_pairs(self.languages)
+
+    def ids(self, pairs: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the token ids int32 [n,L] of captions by their numbers."""
+        own = self.split.sidecar
+        names = [own.languages[code] for code in own.language[np.asarray(pairs, np.int64)].tolist()]
+        return self.spec.ids(own.texts.take(np.asarray(pairs, np.int64)), names)
 
     def choose(self, row: Row, rng: np.random.Generator) -> int | None:
         """Choose a caption."""
-        count = len(self.split.pairs(row.number))
-        return int(rng.integers(count)) if count else None
+        if self.own.per == "row":
+            return self._one_of(self.pairs(row), rng)
+        return self._one_of(self.split.sidecar.pairs(row.number, self._drawn(row.shared)), rng)
+
+    def _drawn(self, shared: tuple[int, ...]) -> list[str]:
+        """Return the language of a batch, by the numbers that its rows share; none where the split has no captions."""
+        if not self._counts:
+            return []
+        chance = np.array(list(self._counts.values()), float) ** self.own.temperature
+        return [np.random.default_rng(shared).choice(list(self._counts), p=chance / chance.sum())]
+
+    def _one_of(self, pairs: list[int], rng: np.random.Generator) -> int | None:
+        """Choose one of some captions of a record, so that languages come as `temperature` says."""
+        if not pairs:
+            return None
+        if self.own.temperature == 1:
+            return pairs[rng.integers(len(pairs))]
+        own = self.split.sidecar
+        counts = np.array([self._counts[own.languages[own.language[pair]]] for pair in pairs], float)
+        chance = counts ** (self.own.temperature - 1)
+        return int(rng.choice(pairs, p=chance / chance.sum()))
 
     def rows(self, view: str) -> np.ndarray:
-        """Return the row of each caption: a row comes as often as it has captions in the config's languages."""
-        own = self.split.sidecar
-        return own.owner[own.all_pairs(self.split.languages)]
+        """Return the row of each caption: a row comes as often as it has captions in the field's languages."""
+        return self.split.sidecar.owner[self.all_pairs()]
 
     def other(self, row: Row, first: int, rng: np.random.Generator) -> int | None:
-        """Choose another caption; if there is only one, the same."""
-        places = range(len(self.split.pairs(row.number)))
-        others = [place for place in places if place != first] or places
-        return others[rng.integers(len(others))] if others else None
+        """Choose another caption, the same one if there is only one; or a translation, None if there is none."""
+        pairs = self.pairs(row)
+        if self.own.draw == "translation":
+            return self._one_of([pair for pair in pairs if self._translates(row, pair, first)], rng)
+        return self._one_of([pair for pair in pairs if pair != first] or pairs, rng)
+
+    def _translates(self, row: Row, pair: int, first: int) -> bool:
+        """Return True for a caption of another language at the place of `first` among its language's captions."""
+        own = self.split.sidecar
+        return own.language[pair] != own.language[first] and self._place(row, pair) == self._place(row, first)
+
+    def _place(self, row: Row, pair: int) -> int:
+        """Return the place of a caption among the row's captions of its language."""
+        own = self.split.sidecar
+        return own.pairs(row.number, (own.languages[own.language[pair]],)).index(pair)
 
     def read(self, row: Row, choice: int, rng: np.random.Generator) -> np.ndarray:
         """Return the token ids of the caption."""
         self.split.activity.note("tokenising a caption of row", row.number)
-        return self.ids([self.split.captions(row.number)[choice]])[0]
+        return self.ids([choice])[0]
 
     def key(self, row: Row, choice: int) -> int:
         """Return the number of the caption's text in the data set."""
-        return self.split.caption_numbers(row.number)[choice]
+        return int(self.split.sidecar.number[choice])
 
     def stored_inputs(self, row: Row) -> dict[str, list[np.ndarray]]:
-        """Return the token ids of the captions in the config's languages."""
-        found = self.split.sidecar.captions(row.number)
-        return {code: list(self.ids(found[code])) for code in self.split.languages if code in found}
+        """Return the token ids of the captions in the field's languages."""
+        own = self.split.sidecar
+        found = {code: own.pairs(row.number, (code,)) for code in self.languages}
+        return {code: list(self.ids(pairs)) for code, pairs in found.items() if pairs}
 
     def stored(self, found: dict[str, list[bytes]], choice: int) -> bytes:
         """Return the embedding of the chosen caption."""
-        return [data for language in self.split.languages for data in found.get(language, [])][choice]
+        own = self.split.sidecar
+        row = Row(self.split, int(own.owner[choice]))
+        return found[own.languages[own.language[choice]]][self._place(row, choice)]
 
 
 READERS: dict[str, type[Reader]] = {PICTURES: PictureReader, WORDS: CaptionReader}

@@ -80,8 +80,6 @@ def check_record(record: Any) -> Record:
     for medium, views in record["media"].items():
         if not isinstance(views, dict):
             raise CorruptRecord(f"medium {medium!r} of record {record['key']!r} must be a dict")
-    if not any(record["media"].values()):
-        raise CorruptRecord(f"record {record['key']!r} has nothing but captions")
     return record
 
 

@@ -43,8 +43,11 @@ class Split:
         self.card.split(split)
         self.views = tuple(cfg.views) or tuple(self.card.views)
         refuse_unknown("config.data.views", self.views, self.card.views, data_dir)
-        if any(own.medium == WORDS for own in cfg.fields.values()):
-            refuse_unknown("config.data.languages", cfg.languages, self.card.languages, data_dir)
+        for name, own in cfg.fields.items():
+            if own.medium == WORDS:
+                asked = (f"config.data.fields.{name}.languages", own.languages)
+                where, languages = asked if own.languages else ("config.data.languages", cfg.languages)
+                refuse_unknown(where, languages, self.card.languages, data_dir)
         entries = [self.card.feature(name) for name in cfg.features]
         widths = {name: entry["width"] for name, entry in zip(cfg.features, entries, strict=True)}
         if len(set(widths.values())) >= 2:
@@ -104,18 +107,6 @@ class Split:
         """Keep rows of the feature caches in memory once they are read, while `room` lasts."""
         self.caches = [KeptRecords(cache, room) for cache in self._cached]
 
-    def pairs(self, row: int) -> list[int]:
-        """Return the numbers, in the split, of the captions of a row in the config's languages."""
-        return self.sidecar.pairs(row, self.languages)
-
-    def captions(self, row: int) -> list[str]:
-        """Return the captions of a row in the config's languages."""
-        return [self.sidecar.texts[pair] for pair in self.pairs(row)]
-
-    def caption_numbers(self, row: int) -> list[int]:
-        """Return the numbers of `captions(row)`: captions of the data set have the same if they are the same text."""
-        return self.sidecar.number[self.pairs(row)].tolist()
-
     def having(self, medium: str) -> np.ndarray:
         """Return bool [n], True for rows that have anything of a medium; of captions, in the config's languages."""
         if medium == PICTURES:
@@ -143,7 +134,7 @@ class Split:
     def embeddings(self) -> Embeddings:
         """Return the teacher's embeddings that the config names. Raises `UserError` if they do not cover this split."""
         cfg = self.cfg
-        return Embeddings(self.folder, self.card, cfg.embeddings, self.name, self.views, cfg.languages)
+        return Embeddings(self.folder, self.card, cfg.embeddings, self.name, self.views, cfg.spoken())
 
     def concepts(self) -> Concepts:
         """Return the concepts that the config names. Raises `UserError` if the data set does not have them."""

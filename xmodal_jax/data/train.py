@@ -77,9 +77,15 @@ class TrainDataset:
         self._teacher = split.embeddings() if split.cfg.embeddings else None
         self._concepts = split.concepts() if split.cfg.concepts else None
         self._pairs = split.sidecar.all_pairs(split.languages) if split.cfg.unit == "pair" else None
+        self._seed, per_batch = seed, any(own.per == "batch" for own in split.cfg.fields.values())
         self.units = len(split) if self._pairs is None else len(self._pairs)
         rows = grain.MapDataset.range(self.units).seed(seed).shuffle().repeat(None)
-        self.examples: Any = rows.random_map(self._example)  # an endless sequence of Arrays
+        # An endless sequence of Arrays. Batches are numbered only where a field asks: that changes what grain draws.
+        self.examples: Any = (
+            rows.map_with_index(lambda place, row: (row, place // batch_size)).random_map(self._numbered)
+            if per_batch
+            else rows.random_map(self._example)
+        )
 
     @property
     def steps_per_epoch(self) -> float:
@@ -105,15 +111,16 @@ class TrainDataset:
 
     def cut(self) -> dict[str, dict[str, float]]:
         """Measure how many captions each encoder of words cuts (`text.cut`), on up to 2,000 records of the split."""
-        captions: list[str] = []
-        for row in np.linspace(0, len(self.split) - 1, min(len(self.split), SAMPLED)).astype(int):
-            captions += self.split.captions(int(row))
-        reads = {reader.own.encoder: reader for reader in self.readers.values() if reader.worded}
-        return {
-            name: cut(reader.spec.tokenizer, captions, reader.ids(captions))
-            for name, reader in reads.items()
-            if reader.spec.tokenizer is not None
-        }
+        rows = np.linspace(0, len(self.split) - 1, min(len(self.split), SAMPLED)).astype(int)
+        found = {}
+        for reader in self.readers.values():
+            if reader.worded and reader.spec.tokenizer is not None:
+                pairs = reader.all_pairs()
+                pairs = pairs[np.isin(self.split.sidecar.owner[pairs], rows)]
+                captions = self.split.sidecar.texts.take(pairs)
+                ids = reader.ids(pairs)[:, : reader.spec.size]
+                found.setdefault(reader.own.encoder, cut(reader.spec.tokenizer, captions, ids))
+        return found
 
     def close(self) -> None:
         """Close all files."""
@@ -121,12 +128,16 @@ class TrainDataset:
         if self._teacher is not None:
             self._teacher.close()
 
-    def _example(self, row: int, rng: np.random.Generator) -> Arrays:
+    def _numbered(self, own: tuple[int, int], rng: np.random.Generator) -> Arrays:
+        """Return one example of (row, number of the batch)."""
+        return self._example(own[0], rng, own[1])
+
+    def _example(self, row: int, rng: np.random.Generator, batch: int = 0) -> Arrays:
         """Return one example of a row, or of the next row that can be read; with `unit` "pair", of a pair."""
         for offset in range(self.units):
             number, pair = self._unit((int(row) + offset) % self.units)
             try:
-                fields = self._fields(number, rng, pair)
+                fields = self._fields(Row(self.split, number, (self._seed, batch)), rng, pair)
             except (CorruptRecord, CorruptImage) as error:
                 self.bad.add(number, error)
                 continue
@@ -145,31 +156,34 @@ class TrainDataset:
         pair = int(self._pairs[unit])
         return int(self.split.sidecar.owner[pair]), pair
 
-    def _fields(self, number: int, rng: np.random.Generator, pair: int | None = None) -> Arrays | None:
+    def _fields(self, row: Row, rng: np.random.Generator, pair: int | None = None) -> Arrays | None:
         """Return the fields of a row, None if it lacks one that is required; of its captions the one of the pair.
 
         Each field's choice is drawn first, then each is read, and fields that are views of others come last, so that
         adding a field changes the draws of none before it.
         """
-        row, table = Row(self.split, number), self.split.cfg.fields
+        table = self.split.cfg.fields
         chosen = {name: self._choose(name, row, rng, pair) for name, own in table.items() if not own.of}
         if any(choice is None and table[name].required for name, choice in chosen.items()):
             return None
-        fields = self._row(number) | ({} if pair is None else {"pair": np.asarray(pair, np.int32)})
+        fields = self._row(row.number) | ({} if pair is None else {"pair": np.asarray(pair, np.int32)})
         for name, choice in chosen.items():
             fields |= self._field(name, row, choice, rng)
         for name, own in table.items():
             if own.of:
                 first = chosen[own.of]
                 choice = None if first is None else self.readers[name].other(row, first, rng)
+                if choice is None and own.required:
+                    return None
                 fields |= self._field(name, row, choice, rng)
-        return fields | self._stored(number, chosen)
+        return fields | self._stored(row.number, chosen)
 
     def _choose(self, name: str, row: Row, rng: np.random.Generator, pair: int | None) -> Any:
-        """Return the choice of a field: the caption of the pair, where units are pairs, or a drawn one."""
-        if pair is not None and self.readers[name].worded:
-            return self.split.pairs(row.number).index(pair)
-        return self.readers[name].choose(row, rng)
+        """Return the choice of a field: the pair's caption, where it is of the field's languages, or a drawn one."""
+        reader = self.readers[name]
+        if pair is not None and reader.worded and pair in reader.pairs(row):
+            return pair
+        return reader.choose(row, rng)
 
     def _row(self, number: int) -> Arrays:
         """Return the fields of a batch that belong to a whole row."""
@@ -210,10 +224,10 @@ def train_dataset(
 ) -> TrainDataset:
     """Open a split for training: batches are a pure function of their number.
 
-    Each example is one record: of every field of `cfg.fields` a random view or caption (in `cfg.languages`), as its
-    reader reads it for training, with the attributes in the table of types.py. A record that lacks a required field is
-    replaced by the next one. So is one that cannot be read; over 1 % of those raise `UserError`, as do the faults of
-    `Split`. `id` is the row or, with `cfg.positives` "labels", the number of its set of labels.
+    Each example is one record: of every field of `cfg.fields` a random view or caption, in the field's languages, as
+    its reader reads it for training, with the attributes in the table of types.py. A record that lacks a required
+    field is replaced by the next one. So is one that cannot be read; over 1 % of those raise `UserError`, as do the
+    faults of `Split`. `id` is the row or, with `cfg.positives` "labels", the number of its set of labels.
 
     Args:
       specs: the inputs of the encoders, by encoder.

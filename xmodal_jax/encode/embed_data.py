@@ -133,7 +133,8 @@ def write_embeddings(
     refuse_misfit(data_dir, name, batch, dtype)
     card = Card.load(data_dir)
     with contextlib.closing(open_split(min(card.splits))[0]) as first:
-        plan = _plan(teacher, card.views, first.cfg.languages, dtype)
+        words = first.cfg.fields.get(teacher.fields.get(WORDS, ""))
+        plan = _plan(teacher, card.views, (words and words.languages) or first.cfg.languages, dtype)
     if name in card.embeddings:
         refuse_other(card.embeddings[name], plan, f"{data_dir} already has embeddings {name!r}")
         return card

@@ -33,7 +33,7 @@ def reader_of(assembly: Assembly, field: str) -> tuple[type[Reader], InputSpec]:
     return reader_classes({field: fields[field]})[field], assembly.specs[fields[field].encoder]
 
 
-def read_inputs(assembly: Assembly, field: str, inputs: Sequence[Any]) -> np.ndarray:
+def read_inputs(assembly: Assembly, field: str, inputs: Sequence[Any], language: str = "") -> np.ndarray:
     """Read inputs of a field as its encoder takes them, [n,...].
 
     Words become token ids int32 [n,L], pictures uint8 [n,S,S,3]. An encoder of cached tokens takes those of the frozen
@@ -42,6 +42,7 @@ def read_inputs(assembly: Assembly, field: str, inputs: Sequence[Any]) -> np.nda
     Args:
       inputs: strings of a field of words; paths of files; of a field of pictures also Pillow pictures and arrays uint8
         [H,W], [H,W,3] or [H,W,4].
+      language: of strings, for an encoder that tells languages apart.
 
     Raises:
       UserError: an input that cannot be read or is of another kind, or a cache whose frozen tower is not known here
@@ -49,7 +50,7 @@ def read_inputs(assembly: Assembly, field: str, inputs: Sequence[Any]) -> np.nda
     """
     reader, spec = reader_of(assembly, field)
     if reader.worded:
-        return _token_ids(spec, field, inputs)
+        return _token_ids(spec, field, inputs, language)
     if spec.cached:
         made = [_tokens(encode, size, inputs) for encode, size in _towers(assembly)]
         return np.concatenate(made, axis=1)
@@ -57,15 +58,14 @@ def read_inputs(assembly: Assembly, field: str, inputs: Sequence[Any]) -> np.nda
         return np.stack(list(pool.map(lambda one: _one(reader, spec, field, one), inputs)))
 
 
-def _token_ids(spec: InputSpec, field: str, inputs: Sequence[Any]) -> np.ndarray:
+def _token_ids(spec: InputSpec, field: str, inputs: Sequence[Any], language: str) -> np.ndarray:
     """Return the token ids int32 [n,L] of strings."""
     for one in inputs:
         if not isinstance(one, str):
             raise UserError(
                 f"the field '{field}' takes strings, and one input is {type(one).__name__}; write a list of str"
             )
-    assert spec.tokenizer is not None  # an encoder of words has one
-    return spec.tokenizer.encode(list(inputs), spec.size)
+    return spec.ids(list(inputs), [language] * len(inputs))
 
 
 def _one(reader: type[Reader], spec: InputSpec, field: str, value: Any) -> np.ndarray:
@@ -146,13 +146,21 @@ def block_size(count: int) -> int:
 
 
 def encode_blocks(
-    assembly: Assembly, embedder: Embedder, field: str, inputs: Sequence[Any], tokens: bool = False
+    assembly: Assembly,
+    embedder: Embedder,
+    field: str,
+    inputs: Sequence[Any],
+    tokens: bool = False,
+    language: str = "",
 ) -> Iterator[Embedded]:
-    """Encode inputs of a field in blocks; the last is filled up, so that one program serves all."""
+    """Encode inputs of a field in blocks; the last is filled up, so that one program serves all.
+
+    `language`: of strings (see `read_inputs`).
+    """
     reader_of(assembly, field)  # refuses a field that is not there
     size = block_size(len(inputs))
     for start in range(0, len(inputs), size):
-        rows = read_inputs(assembly, field, inputs[start : start + size])
+        rows = read_inputs(assembly, field, inputs[start : start + size], language)
         yield encode_rows_of(assembly, embedder, field, rows, size, tokens)
 
 

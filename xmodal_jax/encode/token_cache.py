@@ -149,7 +149,7 @@ def digest(assembly: Assembly, params: Params, name: str) -> str:
     card = Card.load(config.data.path)
     said = {
         "data": card.fingerprint,
-        "languages": languages(assembly),
+        "languages": languages(assembly, name),
         "length": own.length,
         "tower": [own.kind, getattr(own, "heads", 0), getattr(own, "positions", 0), config.dtype],
         "words": tokenizer.encode(["a dog on a beach, 3 cats; été"], 16).tolist() + [tokenizer.vocab_size],
@@ -161,15 +161,16 @@ def digest(assembly: Assembly, params: Params, name: str) -> str:
     return sha.hexdigest()[:32]
 
 
-def languages(assembly: Assembly) -> list[str]:
-    """List the languages of training, then those that only evaluation reads."""
-    return list(dict.fromkeys((*assembly.config.data.languages, *assembly.config.eval.languages)))
+def languages(assembly: Assembly, name: str) -> list[str]:
+    """List the languages that an encoder reads in training, then those that it reads in evaluation alone."""
+    config = assembly.config
+    return list(dict.fromkeys((*config.data.spoken(name), *config.eval_data.spoken(name))))
 
 
 def distinct_captions(assembly: Assembly, name: str) -> np.ndarray:
     """Collect the distinct captions of all splits as an encoder reads them, int32 [U,L], in order of length."""
     path, spec = assembly.config.data.path, assembly.specs[name]
-    texts = (split_captions(path, split, languages(assembly)) for split in Card.load(path).splits)
+    texts = (split_captions(path, split, languages(assembly, name)) for split in Card.load(path).splits)
     tokenizer = assembly.tokenizers[name]
     ids = np.concatenate([np.unique(tokenizer.encode(own, spec.size), axis=0) for own in texts])
     ids = np.unique(ids, axis=0).astype(np.int32)

@@ -107,8 +107,8 @@ def class_head(
 
 def text_encoder(assembly: Assembly, embedder: Embedder, encoder: str) -> Callable[[list[str]], np.ndarray]:
     """Return a function from texts to embeddings [b,E] of a run's encoder of words."""
-    tokenizer, size = assembly.tokenizers[encoder], assembly.specs[encoder].size
-    return lambda texts: embedder.rows(encoder, tokenizer.encode(texts, size), keep_tokens=False).embed
+    spec = assembly.specs[encoder]
+    return lambda texts: embedder.rows(encoder, spec.ids(texts), keep_tokens=False).embed
 
 
 def classified_pair(config: Config) -> tuple[tuple[str, str], str, str]:

@@ -4,6 +4,7 @@ from typing import Any
 
 from xmodal_jax.config_build import build
 from xmodal_jax.errors import UserError
+from xmodal_jax.models.acquirers import AcquirerConfig
 from xmodal_jax.models.bert import BertConfig
 from xmodal_jax.models.efficientnet import EfficientNetConfig
 from xmodal_jax.models.encoder import EncoderConfig
@@ -21,6 +22,7 @@ ENCODERS: dict[str, type[EncoderConfig]] = {
     "efficientnet": EfficientNetConfig,
     "features": FeaturesConfig,
     "bert": BertConfig,
+    "acquirers": AcquirerConfig,
     "gru": GruConfig,
     "tfidf": TfIdfConfig,
 }

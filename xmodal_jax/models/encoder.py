@@ -64,6 +64,8 @@ class EncoderConfig:
     """Dropout rate of the tower; a field where it has dropout."""
     vocab_size: ClassVar[int] = 0
     """Number of ids that the tower reads; a field where it reads words."""
+    languages: ClassVar[tuple[str, ...]] = ()
+    """Languages that the tower tells apart; a field where it does."""
     groups: ClassVar[tuple[int, ...]] = ()
     """Numbers of consecutive tokens that are pooled together; (): all are."""
     neck_layers: ClassVar[int] = 0

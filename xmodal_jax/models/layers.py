@@ -242,8 +242,11 @@ def scan_blocks(
     mask: Array | None,
     memory: Callable[[Params], Reading] | None = None,
     key: Array | None = None,
+    after: Callable[[Params, Array], Array] = lambda _, x: x,
 ) -> Array:
     """Run x [b,L,D] through all layers of `stack` under the remat policy `style.remat`.
+
+    `after(params, x)` changes what each layer gives.
 
     `memory(cross_params)` gives the keys, values and mask of one layer's cross-attention; it is called inside the scan,
     so the other modality is projected per layer and only where the stack has cross-attention.
@@ -253,7 +256,7 @@ def scan_blocks(
     def layer(carry: Array, inputs: tuple) -> tuple[Array, None]:
         params, layer_key = inputs
         read = memory(params["cross"]) if memory is not None else None
-        return pin_rows(block(style, params, carry, mask, read, layer_key)), None
+        return pin_rows(after(params, block(style, params, carry, mask, read, layer_key))), None
 
     policy = POLICIES[style.remat]
     step = layer if policy is None else jax.checkpoint(layer, policy=policy, prevent_cse=False)

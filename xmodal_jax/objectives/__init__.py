@@ -20,6 +20,7 @@ from xmodal_jax.objectives.multilabel import MultiLabel
 from xmodal_jax.objectives.multiview import MVJRC
 from xmodal_jax.objectives.robust import Refurbish
 from xmodal_jax.objectives.sigmoid import SigLIP
+from xmodal_jax.objectives.transfer import Transfer
 from xmodal_jax.plugins import find_class
 from xmodal_jax.settings import Config
 from xmodal_jax.types import DataFacts
@@ -45,6 +46,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "fused": Fused,
     "mvjrc": MVJRC,
     "distill": Distill,
+    "transfer": Transfer,
     "multilabel": MultiLabel,
 }
 

@@ -27,6 +27,7 @@ RULES: tuple[Rule, ...] = (
     (r"/gpo/", ()),  # two GRUs of width 32: nothing to split
     (r"/gru_", ()),  # read at every word: whole on each device
     (r"(^|/)scorer/graph/", ()),  # 256 wide, read for every pair: whole on each device
+    (r"/acquirers/", ()),  # a language's are read by single rows, and a hundred languages' take 0.4 GB
     (r"embed/word$", ("tensor", "fsdp")),
     (r"(query|key|value|up)/kernel$", ("fsdp", "tensor")),
     # A width is split over "tensor" only between a pair of products (query to out, up to down), never where it meets

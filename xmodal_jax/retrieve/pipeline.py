@@ -190,7 +190,7 @@ class RowInputs:
         """Read the input of each hit, stacked."""
         spec = self.assembly.specs[self.assembly.config.data.fields[self.field].encoder]
         if kind_in(self.index.extra)["words"] and spec.tokenizer is not None:
-            return spec.tokenizer.encode([hit.item["captions"][0] for hit in hits], spec.size)
+            return spec.ids([hit.item["captions"][0] for hit in hits])
         try:
             return np.stack([self._one(hit) for hit in hits])
         finally:

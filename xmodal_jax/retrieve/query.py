@@ -170,14 +170,21 @@ class Searcher:
         """The weight of the pair score beside the cosine."""
         return pair_weight(*self.run)
 
-    def search(self, query: Query, k: int = 10, stages: SearchPipeline = COSINE, field: str = "") -> Hits:
+    def search(
+        self, query: Query, k: int = 10, stages: SearchPipeline = COSINE, field: str = "", language: str = ""
+    ) -> Hits:
         """Return the `k` best rows for one query. Arguments and errors as in `search_many`."""
         if isinstance(query, (list, tuple)):
             raise UserError(f"search takes one query, and this is a list of {len(query)}; call search_many")
-        return self.search_many([query], k, stages, field)[0]
+        return self.search_many([query], k, stages, field, language)[0]
 
     def search_many(
-        self, queries: Sequence[Query], k: int = 10, stages: SearchPipeline = COSINE, field: str = ""
+        self,
+        queries: Sequence[Query],
+        k: int = 10,
+        stages: SearchPipeline = COSINE,
+        field: str = "",
+        language: str = "",
     ) -> list[Hits]:
         """Return the `k` best rows for each query, which are encoded in blocks of one compiled shape.
 
@@ -188,21 +195,22 @@ class Searcher:
             cosine, the matching head on the best.
           field: what the queries are inputs of; default: words are read as a field of words, pictures as one of
             pictures, and a file as the rows are, or if these are words as what is evaluated with them.
+          language: of words, such as "ja", for a run whose encoders tell languages apart.
 
         Raises:
           UserError: k below 1, stages that do not follow each other, a run that is gone or has changed since, no codes,
             an unreadable file, a query that means nothing to the model.
         """
         stages, k = stages.fitted(k, self.index.count, f"{self.index.extra.get('noun', 'rows')} of {self.index.path}")
-        fields, found = [self._field_of(query, field) for query in queries], [Hits()] * len(queries)
+        fields, found = [self._field_of(query, field, language) for query in queries], [Hits()] * len(queries)
         for name in dict.fromkeys(fields):
             places = [place for place, own in enumerate(fields) if own == name]
-            answers = self._answers(name, [queries[place] for place in places], stages, k)
+            answers = self._answers(name, [queries[place] for place in places], stages, k, language)
             for place, hits in zip(places, answers, strict=True):
                 found[place] = hits
         return found
 
-    def _field_of(self, query: Query, field: str) -> str:
+    def _field_of(self, query: Query, field: str, language: str) -> str:
         """Return the field that a query is an input of."""
         what = "words" if isinstance(query, str) else "files" if isinstance(query, os.PathLike) else "pictures"
         if isinstance(query, str) and pathlib.Path(query).suffix.lower() in PICTURE_FILES and os.path.isfile(query):
@@ -210,14 +218,14 @@ class Searcher:
                 f"the query '{query}' is taken as words and names a file; for the picture write --image, or a path "
                 "object from Python"
             )
-        return asked_field(self.run[0].config, kind_in(self.index.extra)["field"], what, field)
+        return asked_field(self.run[0].config, kind_in(self.index.extra)["field"], what, field, language)
 
-    def _answers(self, field: str, queries: list[Query], stages: SearchPipeline, k: int) -> list[Hits]:
+    def _answers(self, field: str, queries: list[Query], stages: SearchPipeline, k: int, language: str) -> list[Hits]:
         """Return the hits of queries of one field."""
         assembly, params = self.run
         if stages.rerank:
             refuse_unmatchable(self.index, assembly, params, field)
-        coded = encoded_queries(assembly, params, field, queries, keep_tokens=stages.rerank > 0)
+        coded = encoded_queries(assembly, params, field, queries, stages.rerank > 0, language)
         if stages.kind != "dense" and coded.codes is None:
             raise UserError(f"the run behind {self.index.path} has no hash codes; write --kind dense")
         found = staged(self.backend, self.index, coded, stages, k)
@@ -236,6 +244,7 @@ def answer(
     stages: SearchPipeline = COSINE,
     file: str | os.PathLike = "",
     field: str = "",
+    language: str = "",
 ) -> Hits:
     """Open an index and its run for one query: words, the picture file `image`, or the `file` of a `field`.
 
@@ -244,7 +253,7 @@ def answer(
     with Searcher(where) as searcher:
         if image and not field:
             field = asked_field(searcher.run[0].config, kind_in(searcher.index.extra)["field"], "pictures")
-        return searcher.search(pathlib.Path(image or file) if image or file else query, k, stages, field)
+        return searcher.search(pathlib.Path(image or file) if image or file else query, k, stages, field, language)
 
 
 def warn_of(opened: Index) -> None:
@@ -261,11 +270,12 @@ def warn_of(opened: Index) -> None:
         )
 
 
-def asked_field(config: Config, rows: str, what: str, field: str = "") -> str:
+def asked_field(config: Config, rows: str, what: str, field: str = "", language: str = "") -> str:
     """Return the field that a query is for, `field` if it is given.
 
     For "words" and "pictures", fields that are evaluated with the field `rows` of the index come first; for "files" it
-    is `rows` itself. Raises UserError where the config has no such field.
+    is `rows` itself. Of fields of words that read languages of their own, those that read `language` come before
+    others. Raises UserError where the config has no such field.
     """
     fields = config.data.fields
     worded = {name for name, cls in reader_classes(fields).items() if cls.worded}
@@ -277,6 +287,8 @@ def asked_field(config: Config, rows: str, what: str, field: str = "") -> str:
     order = [rows, *partners, *fields] if what == "files" else [*partners, rows, *fields]
     pictured = {name for name in fields if has_views(fields, name)}
     suits = {"pictures": pictured, "words": worded, "files": set(fields) - worded}[what]
+    if what == "words" and language:
+        order.sort(key=lambda name: language not in (fields[name].languages or config.eval_data.languages))
     found = [name for name in order if name in suits]
     if not found:
         raise UserError(f"the run has no field of {what}; it has {', '.join(fields)}")
@@ -284,22 +296,27 @@ def asked_field(config: Config, rows: str, what: str, field: str = "") -> str:
 
 
 def encoded_queries(
-    assembly: Assembly, params: Params, field: str, queries: Sequence[Query], keep_tokens: bool = True
+    assembly: Assembly,
+    params: Params,
+    field: str,
+    queries: Sequence[Query],
+    keep_tokens: bool = True,
+    language: str = "",
 ) -> Embedded:
     """Encode queries as inputs of a field, in blocks of one compiled shape; warn of unknown words."""
     embedder, size, parts = Embedder(assembly.model, params), block_size(len(queries)), []
     for start in range(0, len(queries), size):
-        rows = query_inputs(assembly, field, queries[start : start + size])
+        rows = query_inputs(assembly, field, queries[start : start + size], language)
         parts.append(encode_rows_of(assembly, embedder, field, rows, size, keep_tokens))
     return Embedded(**jax.tree.map(lambda *x: np.concatenate(x), *map(vars, parts)))
 
 
-def query_inputs(assembly: Assembly, field: str, queries: Sequence[Query]) -> np.ndarray:
+def query_inputs(assembly: Assembly, field: str, queries: Sequence[Query], language: str = "") -> np.ndarray:
     """Return queries as their encoder takes them, [n,...]: token ids of words, or what the field's reader reads."""
     encoder = assembly.config.data.fields[field].encoder
     texts = [query for query in queries if isinstance(query, str)]
     if texts:
-        return np.concatenate([encoded_words(assembly.specs[encoder], encoder, text) for text in texts])
+        return np.concatenate([encoded_words(assembly.specs[encoder], encoder, text, language) for text in texts])
     return read_inputs(assembly, field, queries)
 
 

@@ -12,8 +12,8 @@ from xmodal_jax.errors import UserError
 log = logging.getLogger(__name__)
 
 
-def encoded_words(spec: InputSpec, encoder: str, query: str) -> np.ndarray:
-    """Return a query as token ids int32 [1,L]; warn of words that are unknown, or lost because the text is too long.
+def encoded_words(spec: InputSpec, encoder: str, query: str, language: str = "") -> np.ndarray:
+    """Return a query as its encoder takes it, int32 [1,...]; warn of words that are unknown, or lost as it is too long.
 
     Raises UserError for an empty query, one that is not UTF-8, and one without a known word.
     """
@@ -43,7 +43,7 @@ def encoded_words(spec: InputSpec, encoder: str, query: str) -> np.ndarray:
             tokenizer.lengths([query])[0],
             _short(lost),
         )
-    return tokenizer.encode([query], length)
+    return spec.ids([query], [language])
 
 
 def read_and_lost(tokenizer: Tokenizer, query: str, length: int) -> tuple[list[tuple[str, list[int]]], str]:

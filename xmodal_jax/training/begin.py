@@ -6,13 +6,14 @@ import fcntl
 import json
 import logging
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from xmodal_jax.assemble import WEIGHTS, Assembly, describe_weights
 from xmodal_jax.atomic import write_file
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.tables import flat
+from xmodal_jax.models.acquirers import AcquirerConfig
 from xmodal_jax.models.encoder import EncoderConfig
 from xmodal_jax.models.pixels import PixelConfig
 from xmodal_jax.objectives.base import Objective
@@ -81,27 +82,41 @@ def is_new(workdir: pathlib.Path) -> bool:
     return not any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*"))
 
 
-def with_kept_statistics(config: Config, workdir: pathlib.Path) -> Config:
-    """Fill empty statistics of pixels from the run in `workdir`, or a
-    new run's from `config.init`: weights depend on them.
+def with_kept_facts(config: Config, workdir: pathlib.Path) -> Config:
+    """Fill what weights depend on, where the config leaves it empty, from the run in `workdir`, or a new run's `init`.
+
+    These are statistics of pixels, and languages of acquirers, to which a new run adds those of its data.
     """
     if not is_new(workdir):
         try:
-            return _with_statistics_of(config, read_run(workdir))
+            return _with_facts_of(config, read_run(workdir))
         except UserError:
             return config
-    return _with_statistics_of(config, read_init(config.init)) if config.init else config
+    return _with_facts_of(config, read_init(config.init), more=True) if config.init else config
 
 
-def _with_statistics_of(config: Config, description: dict[str, Any]) -> Config:
-    """Return the config with the statistics of another run's description where it leaves them empty."""
+def _with_facts_of(config: Config, description: dict[str, Any], more: bool = False) -> Config:
+    """Return the config with the facts of another run's description where it leaves them empty.
+
+    With `more` the languages of the config's data follow those of the run.
+    """
     try:
         kept: dict[str, Any] = description["config"]["encoders"]
-        return dataclasses.replace(
-            config, encoders={name: _kept_pixels(own, kept.get(name, {})) for name, own in config.encoders.items()}
-        )
+        found = {}
+        for name, own in config.encoders.items():
+            spoken = config.data.spoken(name) if more else ()
+            found[name] = _kept_languages(_kept_pixels(own, kept.get(name, {})), kept.get(name, {}), spoken)
+        return dataclasses.replace(config, encoders=found)
     except (KeyError, TypeError, AttributeError):
         return config
+
+
+def _kept_languages(own: EncoderConfig, kept: dict[str, Any], more: Sequence[str]) -> Any:
+    """Return an encoder's config with the languages in `kept` and then `more`, where it may have some and has none."""
+    known = kept.get("languages", ())
+    if not isinstance(own, AcquirerConfig) or own.languages or not known:
+        return own
+    return dataclasses.replace(own, languages=tuple(dict.fromkeys((*known, *more))))
 
 
 def _kept_pixels(own: EncoderConfig, kept: dict[str, Any]) -> Any:

@@ -1,4 +1,6 @@
-"""Start a run from the weights of another one (`config.init`): leaves by path and shape, rows of word tables by word.
+"""Start a run from the weights of another one (`config.init`): leaves by path and shape, some by rows.
+
+Rows of word tables go by word, acquirers by language; `config.init_paths` reads leaves under other paths.
 
 The weights are those that the other run's `eval.params` names, of its best checkpoint where it keeps one. They start
 the student, and the teacher is copied from it. A run that goes on does not read them again.
@@ -7,7 +9,7 @@ the student, and the teacher is copied from it. A run that goes on does not read
 import logging
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -26,9 +28,13 @@ from xmodal_jax.types import Array, Params
 
 log = logging.getLogger(__name__)
 
-WordRows = dict[str, tuple[np.ndarray, Array]]  # {path: (ids int32 [N], their rows float32 [N,D])} of word tables
+Rows = dict[str, tuple[np.ndarray, Array]]  # {path: (places int32 [N], their rows float32 [N,...])} of tables
+Common = tuple[np.ndarray, np.ndarray]  # the places int32 [N] of the same rows, in the own table and in the other
+LANGUAGES = re.compile(r"/tower/acquirers/")  # of a text tower, a row for each language
 WORD_TABLE = re.compile(r"/tower/(embed/word|word|words/kernel)$")  # of a text tower, a row for each id
 STATISTICS = re.compile(r"/tower/idf$")  # counted on a run's own captions
+OUTPUT = "vocabulary/bias"  # of the heads that predict words
+NOTHING = np.zeros(0, np.int32), np.zeros(0, np.int32)
 NAMED = 5  # of the leaves that are left out, so many are named
 
 
@@ -42,8 +48,8 @@ def read_init(workdir: str) -> dict[str, Any]:
     return read_run(pathlib.Path(workdir))
 
 
-def weights_of_run(assembly: Assembly, params: Params) -> tuple[dict[str, Array], WordRows]:
-    """Return the leaves of the run `config.init` that fit, by path, and the rows of word tables by common words.
+def weights_of_run(assembly: Assembly, params: Params) -> tuple[dict[str, Array], Rows]:
+    """Return the leaves of the run `config.init` that fit, by path, and rows of tables by common words or languages.
 
     `params`: the run's own parameters as ShapeDtypeStructs with shardings, which the leaves are read into.
 
@@ -52,26 +58,29 @@ def weights_of_run(assembly: Assembly, params: Params) -> tuple[dict[str, Array]
     config = assembly.config
     workdir, description = pathlib.Path(config.init), read_init(config.init)
     own: dict[str, Any] = flatten_dict(params, sep="/")
-    words = _common_words(assembly, description, workdir)
+    there = {path: path_there(path, config.init_paths) for path in own}
     with Checkpoints(workdir, read_only=True) as checkpoints:
         used = eval_section(description)
         names = (PARAMS, TEACHER) if used.params == "teacher" else (PARAMS,)
-        step, there = checkpoints.shapes(names, usable_steps(checkpoints, used))
-        shapes = {name: named_shapes(there.get(name, {})) for name in (PARAMS, TEACHER)}
-        source = dict.fromkeys(shapes[PARAMS], PARAMS) | dict.fromkeys(shapes[TEACHER], TEACHER)
-        bound = _bound_to_words(assembly, description, source, words)
-        whole = [path for path in own if path in source and path not in bound]
-        whole = [path for path in whole if shapes[source[path]][path] == own[path].shape]
-        tables = [path for path in bound if path in own and _table_fits(shapes[source[path]][path], own[path].shape)]
-        tables = [path for path in tables if len(words.get(path.split("/")[0], ((), ()))[0])]
+        step, found = checkpoints.shapes(names, usable_steps(checkpoints, used))
+        shapes = named_shapes(found.get(PARAMS, {})) | named_shapes(found.get(TEACHER, {}))
+        items = dict.fromkeys(named_shapes(found.get(PARAMS, {})), PARAMS)
+        items |= dict.fromkeys(named_shapes(found.get(TEACHER, {})), TEACHER)
+        common = _common_rows(assembly, description, workdir, there)
+        known = [path for path in own if there[path] in shapes]
+        whole = [path for path in known if path not in common and shapes[there[path]] == own[path].shape]
+        tables = [path for path in known if _table_fits(shapes[there[path]], own[path].shape)]
+        tables = [path for path in tables if len(common.get(path, ((), ()))[0])]
         if not any(own[path].shape for path in whole):  # a scalar fits anywhere
             raise UserError(
                 f"config.init is '{config.init}', whose weights have no path and shape in common with this config's; "
                 "write a run of the same architecture, or '' to start without"
             )
-        found = _read(checkpoints, step, own, shapes, source, whole, tables)
-    rows = {path: _rows(found.pop(path), *words[path.split("/")[0]]) for path in tables}
-    left = [path for path in own if path not in found and path not in rows]
+        asked = {path: (own[path].shape, own[path].sharding) for path in whole}
+        asked |= {path: (shapes[there[path]], _replicated(own[path].sharding)) for path in tables}
+        leaves = _read(checkpoints, step, {path: (there[path], *one) for path, one in asked.items()}, items)
+    rows = {path: _rows(leaves.pop(path), *common[path]) for path in tables}
+    left = [path for path in own if path not in leaves and path not in rows]
     _refuse_frozen(config, [*left, *rows])
     if is_first():
         log.info(
@@ -80,10 +89,23 @@ def weights_of_run(assembly: Assembly, params: Params) -> tuple[dict[str, Array]
             workdir,
             len(own) - len(left),
             len(own),
-            f", {sum(len(ids) for ids, _ in rows.values())} word rows by word" if rows else "",
+            f", {sum(len(places) for places, _ in rows.values())} rows by name" if rows else "",
             left_out(left),
         )
-    return found, rows
+    return leaves, rows
+
+
+def path_there(path: str, renamed: tuple[tuple[str, str], ...]) -> str:
+    """Return the path of a leaf in the other run: that of the first of `renamed` ((own start, its start), ...).
+
+    Example:
+        >>> path_there("text/head/bias", (("text/head/", "english/head/"),)), path_there("image/x", ())
+        ('english/head/bias', 'image/x')
+    """
+    for start, other in renamed:
+        if path.startswith(start):
+            return other + path.removeprefix(start)
+    return path
 
 
 def left_out(paths: list[str]) -> str:
@@ -92,20 +114,53 @@ def left_out(paths: list[str]) -> str:
     return f"; {len(paths)} start anew ({', '.join(paths[:NAMED])}{more})" if paths else ""
 
 
-def _common_words(
-    assembly: Assembly, description: dict[str, Any], workdir: pathlib.Path
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return {encoder: (own ids, the other run's ids)} of the tokens that both know, where the vocabularies differ."""
-    encoders, found = description["config"]["encoders"], {}
-    for name, own in assembly.tokenizers.items():
-        kind = encoders.get(name, {}).get("tokenizer")
-        kept = workdir / tokenizer_file(name)
-        if kind is None or (kind != "minilm" and not kept.is_file()):
-            continue
-        other = load_tokenizer("minilm" if kind == "minilm" else str(kept))
-        if other.path.read_bytes() != own.path.read_bytes():
-            found[name] = common_ids(own, other)
+def _common_rows(
+    assembly: Assembly, description: dict[str, Any], workdir: pathlib.Path, there: dict[str, str]
+) -> dict[str, Common]:
+    """Return the rows in common of the leaves that words or languages index, where these differ, by path.
+
+    Leaves of which no row may be taken have none: statistics always, and outputs of other words.
+    """
+    encoders, asks = assembly.config.encoders, assembly.config.fusion.pair[1]
+    same_output = list(assembly.model.output_ids) == list(description["output_ids"])
+    found: dict[str, Common] = {}
+    for path, other in there.items():
+        name, theirs = path.split("/")[0], other.split("/")[0]
+        if STATISTICS.search(path):
+            found[path] = NOTHING
+        elif path == OUTPUT and not (same_output and _common_words(assembly, description, workdir, asks, asks) is None):
+            found[path] = NOTHING
+        elif WORD_TABLE.search(path):
+            words = _common_words(assembly, description, workdir, name, theirs)
+            found |= {} if words is None else {path: words}
+        elif LANGUAGES.search(path):
+            own, known = encoders[name].languages, description["config"]["encoders"][theirs].get("languages", ())
+            found |= {} if list(own) == list(known) else {path: common_places(own, known)}
     return found
+
+
+def common_places(own: Sequence[str], other: Sequence[str]) -> Common:
+    """Return the places in two lists of the names that both have.
+
+    Example:
+        >>> common_places(("de", "fr", "ja"), ("ja", "de"))
+        (array([0, 2], dtype=int32), array([1, 0], dtype=int32))
+    """
+    common = [name for name in own if name in other]
+    places = ([list(names).index(name) for name in common] for names in (own, other))
+    one, two = (np.array(found, np.int32) for found in places)
+    return one, two
+
+
+def _common_words(
+    assembly: Assembly, description: dict[str, Any], workdir: pathlib.Path, name: str, other: str
+) -> Common | None:
+    """Return the ids of the tokens that the encoder `name` and the run's `other` both know, where these differ."""
+    kind, kept = description["config"]["encoders"].get(other, {}).get("tokenizer"), workdir / tokenizer_file(other)
+    if name not in assembly.tokenizers or kind is None or (kind != "minilm" and not kept.is_file()):
+        return None
+    own, theirs = assembly.tokenizers[name], load_tokenizer("minilm" if kind == "minilm" else str(kept))
+    return None if theirs.path.read_bytes() == own.path.read_bytes() else common_ids(own, theirs)
 
 
 def common_ids(own: Tokenizer, other: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
@@ -124,48 +179,23 @@ def _ids(tokenizer: Tokenizer) -> dict[str, int]:
     return tokenizers.Tokenizer.from_file(str(tokenizer.path)).get_vocab(with_added_tokens=True)
 
 
-def _bound_to_words(
-    assembly: Assembly, description: dict[str, Any], paths: Iterable[str], words: dict[str, Any]
-) -> set[str]:
-    """Return the leaves that ids index and that the other vocabulary gives another meaning; statistics always count."""
-    same_output = list(assembly.model.output_ids) == list(description["output_ids"])
-    asks = assembly.config.fusion.pair[1]
-    bound = set()
-    for path in paths:
-        encoder = path.split("/")[0]
-        if STATISTICS.search(path) or (WORD_TABLE.search(path) and encoder in words):
-            bound.add(path)
-        if path == "vocabulary/bias" and (asks in words or not same_output):
-            bound.add(path)
-    return bound
-
-
 def _table_fits(there: tuple[int, ...], own: tuple[int, ...]) -> bool:
-    """Return True for two word tables [V,D] of the same width."""
-    return len(there) == len(own) == 2 and there[1] == own[1]
+    """Return True for two tables whose rows have the same shape."""
+    return len(there) == len(own) >= 2 and there[1:] == own[1:]
 
 
 def _read(
-    checkpoints: Checkpoints,
-    step: int,
-    own: dict[str, Any],
-    shapes: dict[str, dict[str, tuple[int, ...]]],
-    source: dict[str, str],
-    whole: list[str],
-    tables: list[str],
+    checkpoints: Checkpoints, step: int, asked: dict[str, tuple[str, tuple[int, ...], Any]], items: dict[str, str]
 ) -> dict[str, Array]:
-    """Return the leaves of these paths, each read from its item and placed as the run's own leaf."""
+    """Return leaves by their own paths, from {own path: (path there, shape, sharding)} and the item of each there."""
     wanted: dict[str, Any] = {}
-    for path in [*whole, *tables]:
-        leaf, item = own[path], source[path]
-        place = leaf.sharding if path in whole else _replicated(leaf.sharding)
-        asked = jax.ShapeDtypeStruct(shapes[item][path], jnp.float32, sharding=place)
-        wanted.setdefault(item, {})[path] = asked
+    for there, shape, place in asked.values():
+        wanted.setdefault(items[there], {})[there] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place)
     if PARAMS in wanted:
         wanted[PARAMS] = unflatten_dict(wanted[PARAMS], sep="/")
     _, found = checkpoints.restore_some(wanted, [step])
-    own_leaves: dict[str, Any] = flatten_dict(found.get(PARAMS, {}), sep="/")
-    return own_leaves | found.get(TEACHER, {})
+    leaves: dict[str, Any] = flatten_dict(found.get(PARAMS, {}), sep="/") | found.get(TEACHER, {})
+    return {path: leaves[there] for path, (there, *_) in asked.items()}
 
 
 def _replicated(place: Any) -> Any:
@@ -176,7 +206,7 @@ def _replicated(place: Any) -> Any:
 
 
 def _rows(table: Array, ids: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, Array]:
-    """Return the ids and their rows in another run's word table [V,D]; ids beyond it are left out."""
+    """Return the places of rows and these rows of another run's table; those beyond it are left out."""
     inside = others < table.shape[0]
     return ids[inside], table[others[inside]]
 

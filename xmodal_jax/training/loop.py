@@ -25,7 +25,7 @@ from xmodal_jax.training.begin import (
     refuse_untrained_change,
     say_large_batch,
     say_short_run,
-    with_kept_statistics,
+    with_kept_facts,
 )
 from xmodal_jax.training.checkpoint import Checkpoints, read_run
 from xmodal_jax.training.optimizer import refuse_frozen_start
@@ -36,7 +36,7 @@ from xmodal_jax.training.session import Evaluate, Session
 from xmodal_jax.training.state import TrainState
 from xmodal_jax.training.stop import StopSignal
 
-__all__ = ["Run", "TrainResult", "make_run", "run_training", "say_short_run", "train", "with_kept_statistics"]
+__all__ = ["Run", "TrainResult", "make_run", "run_training", "say_short_run", "train", "with_kept_facts"]
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def run_training(
     began, workdir = time.perf_counter(), pathlib.Path(workdir)
     if evaluate is None:
         refuse_unfit_quick(config)
-    assembly = assemble(with_kept_statistics(config, workdir))
+    assembly = assemble(with_kept_facts(config, workdir))
     refuse_impossible(config, Card.load(config.data.path))
     run = make_run(assembly)
     refuse_frozen_start(config, run.abstract.params)

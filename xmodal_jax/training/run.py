@@ -14,7 +14,7 @@ from xmodal_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from xmodal_jax.parallel.processes import is_first
 from xmodal_jax.parallel.rules import shardings
 from xmodal_jax.training.cca import start_state
-from xmodal_jax.training.init import WordRows, weights_of_run
+from xmodal_jax.training.init import Rows, weights_of_run
 from xmodal_jax.training.optimizer import make_optimizer
 from xmodal_jax.training.state import TrainState
 from xmodal_jax.training.step import Recipe, create_state, jit_step
@@ -59,7 +59,7 @@ class Run:
 
 
 def _state(
-    assembly: Assembly, recipe: Recipe, key: Array, found: dict[str, Any], rows: WordRows | None = None
+    assembly: Assembly, recipe: Recipe, key: Array, found: dict[str, Any], rows: Rows | None = None
 ) -> TrainState:
     """Return the state before the first step, with the leaves `found` and `rows` of word tables in place."""
     return create_state(recipe, start_params(assembly, key, found, rows), assembly.config.seed)

@@ -33,8 +33,9 @@ def jsonl_source(
     """Read JSON Lines, one pair each, with image paths relative to `root` (default: the folder of the file).
 
     A row has {"image": path} or {"views": {name: path}}, "caption": str | [str] | {language: str | [str]}, and
-    optionally "id" (default: the path), "labels" (a name or a list), "group" and "split". Rows with the same id, group
-    and split that name the same pictures are one item with all their captions. Items without a split are drawn by
+    optionally "id" (default: the path), "labels" (a name or a list), "group" and "split". A row with captions in
+    several languages needs no picture, and its "id" defaults to the first caption. Rows with the same id, group and
+    split that name the same pictures are one item with all their captions. Items without a split are drawn by
     group: `held_out` of those that can be read (default: a tenth of the rows, at most 1,000) are the test split.
 
     Raises `UserError` for a file of another format or encoding.
@@ -93,8 +94,10 @@ def _row(line: bytes, number: int) -> dict[str, Any] | Skip:
         return Skip("broken JSON line", where)
     if not isinstance(row, dict):
         return Skip("broken JSON line", f"{where}: not an object")
-    views: Any = row.get("views") or {"image": row.get("image")}
-    if not isinstance(views, dict) or not all(isinstance(value, str) and value for value in views.values()):
+    views: Any = row.get("views") or ({"image": row["image"]} if row.get("image") is not None else {})
+    parallel = isinstance(row.get("caption"), dict) and len(row["caption"]) > 1  # a text and its translations
+    named = isinstance(views, dict) and all(isinstance(value, str) and value for value in views.values())
+    if not named or not (views or parallel):
         return Skip("no image named", where)
     if "caption" not in row:
         return Skip("no caption", where)
@@ -106,7 +109,7 @@ def _row(line: bytes, number: int) -> dict[str, Any] | Skip:
 
 def _fields(row: dict[str, Any], views: dict[str, str]) -> dict[str, Any]:
     """Return the fields of a row but its place. Raises `TypeError` for a field that must be a text and is not."""
-    key = plain_text(row.get("id")) or next(iter(views.values()))
+    key = plain_text(row.get("id")) or next(iter([*views.values(), *_texts(row["caption"])]), "")
     labels = row.get("labels")
     labels = [plain_text(label) for label in (labels if isinstance(labels, list) else [labels])]
     return {
@@ -140,6 +143,11 @@ def _merged(rows: list[dict[str, Any] | Skip]) -> list[dict[str, Any] | Skip]:
         else:
             kept.append(Skip("key occurs twice", f"{row['id']} in {row['where']}, first in {same['where']}"))
     return kept
+
+
+def _texts(captions: Any) -> list:
+    """Return any form of a row's captions as one list."""
+    return [text for own in _by_language(captions).values() for text in own]
 
 
 def _by_language(captions: Any) -> dict[str, list]:

@@ -1,0 +1,199 @@
+"""Fields of captions have languages of their own; translations are of the same record, one language a row or batch."""
+
+import collections
+import contextlib
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+
+from xmodal_jax.data.config import DataConfig, FieldConfig
+from xmodal_jax.data.evaluation import eval_split
+from xmodal_jax.data.prepare import prepare
+from xmodal_jax.data.readers import InputSpec
+from xmodal_jax.data.source import Item, memory_source
+from xmodal_jax.data.text import build_vocabulary, load_tokenizer, save_tokenizer
+from xmodal_jax.data.train import train_dataset
+from xmodal_jax.errors import UserError
+
+RECORDS, BATCH = 40, 8
+WORDS = {"en": "english", "de": "deutsch", "fr": "francais"}
+
+
+def caption(language, number, place):
+    return f"{WORDS[language]} {'abcdefghijklmnopqrstuvwxyz'[number % 26]} {'rstuv'[number // 26]} {'xyz'[place]}"
+
+
+def captions_of(number):
+    """Return two captions in English and German, and in every fourth record one in French."""
+    found = {language: [caption(language, number, place) for place in range(2)] for language in ("en", "de")}
+    return found | ({"fr": [caption("fr", number, 0)]} if number % 4 == 0 else {})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("languages")
+    prepare(memory_source([Item(f"{n:02d}", {}, captions_of(n)) for n in range(RECORDS)]), place / "set")
+    return place / "set"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    texts = [text for n in range(RECORDS) for own in captions_of(n).values() for text in own]
+    save_tokenizer(build_vocabulary(texts * 2), folder / "words.json")
+    return load_tokenizer(str(folder / "words.json"))
+
+
+@contextlib.contextmanager
+def opened(folder, tokenizer, fields, languages=("en",), told=(), **more):
+    """Open the set for training; all fields are read by one encoder, which tells the languages `told` apart."""
+    named = {name: dataclasses.replace(own, encoder="text", medium="text") for name, own in fields.items()}
+    cfg = DataConfig(fields=named, languages=languages, path=str(folder), **more)
+    data = train_dataset(folder, "train", {"text": InputSpec(12, tokenizer, False, told)}, cfg, 0, BATCH)
+    with contextlib.closing(data):
+        yield data
+
+
+def read(tokenizer, rows):
+    """Return (language, rest of the caption) of rows of ids; ("", "") of a missing one."""
+    spoken = {word: language for language, word in WORDS.items()}
+    texts = [tokenizer.decode(row) for row in rows]
+    return [(spoken[text.split()[0]], text.partition(" ")[2]) if text else ("", "") for text in texts]
+
+
+def test_a_field_reads_its_own_languages_and_its_translation_is_of_the_same_record(folder, tokenizer):
+    fields = {"text": FieldConfig(languages=("de", "fr")), "english": FieldConfig(languages=("en",))}
+    with opened(folder, tokenizer, fields) as data:
+        seen = collections.Counter()
+        for number in range(10):
+            batch = data.batch_at(number)
+            texts, english = read(tokenizer, batch["text"]), read(tokenizer, batch["english"])
+            assert {language for language, _ in english} == {"en"}
+            assert [own[:3] for _, own in texts] == [own[:3] for _, own in english], "of one record"
+            seen.update(language for language, _ in texts)
+    assert set(seen) == {"de", "fr"} and seen["de"] > 3 * seen["fr"], "as often as they have captions"
+
+
+def test_draw_translation_takes_the_caption_at_the_same_place_of_another_language(folder, tokenizer):
+    fields = {
+        "text": FieldConfig(languages=("en", "de")),
+        "text2": FieldConfig(of="text", languages=("en", "de", "fr"), draw="translation", required=False),
+    }
+    with opened(folder, tokenizer, fields) as data:
+        for number in range(5):
+            batch = data.batch_at(number)
+            assert batch["text2/valid"].all()
+            for one, two in zip(read(tokenizer, batch["text"]), read(tokenizer, batch["text2"]), strict=True):
+                assert one[0] != two[0] and one[1] == two[1], "another language, the same place"
+
+
+def test_a_record_without_a_translation_is_masked_or_left_out(folder, tokenizer):
+    own = FieldConfig(of="text", languages=("fr",), draw="translation", required=False)
+    fields = {"text": FieldConfig(languages=("en",), required=False), "text2": own}
+    with opened(folder, tokenizer, fields) as data:
+        batch = data.batch_at(0)
+        texts, other = read(tokenizer, batch["text"]), read(tokenizer, batch["text2"])
+        lacking = [int(i) % 4 > 0 or text.endswith("y") for i, (_, text) in zip(batch["index"], texts, strict=True)]
+        assert 0 < sum(lacking) < BATCH and [pair == ("", "") for pair in other] == lacking
+        assert batch["text2/valid"].tolist() == [not lacks for lacks in lacking]
+        assert not batch["text2"][np.array(lacking)].any() and (batch["text2/key"] == -1).tolist() == lacking
+    strict = {"text": FieldConfig(languages=("en",)), "text2": dataclasses.replace(own, required=True)}
+    with opened(folder, tokenizer, strict) as data:
+        batch = data.batch_at(0)
+        assert {int(row) % 4 for row in batch["index"]} == {0} and batch["text2"].any(1).all()
+
+
+def languages_of(folder, tokenizer, own, batches=40):
+    """Return the languages of each batch of a field."""
+    with opened(folder, tokenizer, {"text": own}) as data:
+        return [[language for language, _ in read(tokenizer, data.batch_at(n)["text"])] for n in range(batches)]
+
+
+def test_one_language_a_batch_is_a_function_of_its_number(folder, tokenizer):
+    own = FieldConfig(languages=("en", "de"), per="batch")
+    found = languages_of(folder, tokenizer, own)
+    assert all(len(set(batch)) == 1 for batch in found) and {batch[0] for batch in found} == {"en", "de"}
+    assert found == languages_of(folder, tokenizer, own), "the same again"
+    with opened(folder, tokenizer, {"text": own}) as data:
+        parts = [data.batch_at(7, process, 2)["text"] for process in range(2)]
+        assert np.array_equal(np.concatenate(parts), data.batch_at(7)["text"]), "on two processes as on one"
+    some = languages_of(folder, tokenizer, dataclasses.replace(own, languages=("en", "fr"), required=False))
+    assert any("" in batch for batch in some if "fr" in batch), "rows without the batch's language are missing"
+
+
+@pytest.mark.parametrize("per", ["row", "batch"])
+def test_temperature_evens_out_the_sizes_of_languages(folder, tokenizer, per):
+    """English has 80 captions and French 10: chances 8 : 1 at temperature 1, alike at 0."""
+    shares = {}
+    for temperature in (1.0, 0.5, 0.0):
+        own = FieldConfig(languages=("en", "fr"), per=per, temperature=temperature, required=False)
+        found = [batch for batch in languages_of(folder, tokenizer, own, 150)]
+        if per == "batch":
+            found = [[next(filter(None, batch), "fr")] for batch in found]
+        flat = [language for batch in found for language in batch if language]
+        shares[temperature] = flat.count("fr") / len(flat)
+    if per == "batch":
+        wanted = {1.0: 1 / 9, 0.5: 8**-0.5 / (1 + 8**-0.5), 0.0: 0.5}
+    else:  # a quarter of the records has French, beside two English captions
+        wanted = {t: 0.25 / (1 + 2 * 8 ** (t - 1)) for t in shares}
+    assert all(abs(shares[t] - wanted[t]) < (0.1 if per == "batch" else 0.03) for t in shares), (shares, wanted)
+
+
+def test_an_encoder_that_tells_languages_apart_gets_their_places(folder, tokenizer):
+    fields = {"text": FieldConfig(languages=("en", "de", "fr"), required=False)}
+    with opened(folder, tokenizer, fields, told=("fr", "en")) as data:
+        batch = data.batch_at(0)
+        assert batch["text"].shape == (BATCH, 13)
+        places = [{"fr": 0, "en": 1, "de": -1}[language] for language, _ in read(tokenizer, batch["text"][:, :12])]
+        assert batch["text"][:, 12].tolist() == places and set(places) == {-1, 1}
+        assert data.readers["text"].empty().shape == (13,)
+        assert data.cut()["text"]["length"] == 12, "the place of a language is no token"
+    spec = InputSpec(12, tokenizer, False, ("fr", "en"))
+    assert spec.ids(["english a"])[0, -1] == -1 and spec.ids(["english a"], ["en"])[0, -1] == 1
+
+
+def test_units_of_pairs_keep_their_caption_in_fields_that_speak_its_language(folder, tokenizer):
+    fields = {"text": FieldConfig(), "english": FieldConfig(languages=("en",))}
+    with opened(folder, tokenizer, fields, ("en", "de"), unit="pair") as data:
+        assert data.units == 4 * RECORDS
+        batch = data.batch_at(0)
+        own = data.split.sidecar
+        for pair, text, english in zip(
+            batch["pair"], read(tokenizer, batch["text"]), read(tokenizer, batch["english"]), strict=True
+        ):
+            language, said = own.languages[own.language[pair]], own.texts[int(pair)].partition(" ")[2]
+            assert text == (language, said) and english[0] == "en" and (language != "en" or english[1] == said)
+
+
+def test_evaluation_reads_both_sides_in_their_languages(folder, tokenizer):
+    named = {"english": FieldConfig("text", "text", languages=("en",)), "text": FieldConfig("text", "text")}
+    cfg = DataConfig(fields=named, languages=("de", "fr"), path=str(folder))
+    found = eval_split(folder, "train", {"text": InputSpec(12, tokenizer)}, cfg, pair=("english", "text"))
+    assert (len(found.left), len(found.right)) == (2 * RECORDS, 2 * RECORDS + RECORDS // 4)
+    assert {text.split()[0] for text in found.left.words} == {"english"}
+    assert {text.split()[0] for text in found.right.words} == {"deutsch", "francais"}
+    assert cfg.spoken() == ("en", "de", "fr") and cfg.spoken("none") == ()
+
+
+@pytest.mark.parametrize(
+    "own, said",
+    [
+        (FieldConfig(draw="translation"), "config.data.fields.text.of is empty; write the field that it translates"),
+        (FieldConfig(draw="all"), "config.data.fields.text.draw is 'all'; write 'other' or 'translation'"),
+        (FieldConfig(per="epoch"), "config.data.fields.text.per is 'epoch'; write 'row' or 'batch'"),
+        (FieldConfig(temperature=2.0), "config.data.fields.text.temperature is 2; write a number from 0 to 1"),
+    ],
+)
+def test_impossible_ways_to_draw_are_refused(own, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        DataConfig(fields={"text": own})
+
+
+def test_a_language_that_the_set_lacks_is_refused_by_field(folder, tokenizer):
+    said = re.escape("config.data.fields.text.languages: ") + ".* has no .'ja'.; write some of "
+    with (
+        pytest.raises(UserError, match=said),
+        opened(folder, tokenizer, {"text": FieldConfig(languages=("ja",))}),
+    ):
+        pass
