@@ -14,26 +14,27 @@ and pictures. `tiny` is for tests. Data: benchmarks/emoji_views.py with --langua
 from xmodal_jax import presets
 from xmodal_jax.settings import defaults, variant_of
 
-TRAINED = ("de", "fr", "es", "ru", "ja", "zh", "hi", "ar", "ko", "tr", "pl", "id")
-UNSEEN = ("it", "nl", "sv", "uk", "vi", "th", "he", "sw")
 TRANSFER = {"pair": ("english", "text")}
-E5 = {"layers": 12, "width": 384, "heads": 12, "hidden": 1536, "positions": 512, "vocab_size": 250_002}
 
 
 def get_config(variant: str = "features"):
     """Return the config of one of the variants above."""
     variant_of(variant, ("features", "frozen", "contrast", "english", "tiny"), "configs/m_clip.py")
-    config = english_and_another()
+    config = presets.names_in_languages(defaults())
     config.name = f"m_clip-{variant}"
+    config.objectives = {
+        "transfer": TRANSFER,
+        "itc": {"queue": 0, "alpha": 0.0},
+        "english_itc": {"kind": "itc", "pair": ("image", "english"), "queue": 0, "alpha": 0.0},
+    }
     if variant == "tiny":
         presets.tiny(config)
         config.encoders.english = config.encoders.text.copy_and_resolve_references()
         return config
-    english_towers(config)
+    presets.english_towers(config)
     if variant == "english":
         return only_english(config)
-    config.data.languages, config.eval.languages = TRAINED, (*TRAINED, *UNSEEN)
-    config.encoders.text.update(E5, init="weights/e5", tokenizer="weights/e5", length=16, head_hidden=768)
+    config.encoders.text.update(presets.E5, init="weights/e5", tokenizer="weights/e5", length=16, head_hidden=768)
     config.init, config.optimizer.freeze = "runs/m_clip-english", "^(image|english)/|^text/tower/embed"
     config.objectives = {"transfer": TRANSFER}
     config.batch_size, config.steps, config.optimizer.lr, config.optimizer.warmup = 64, 600, 1e-3, 50
@@ -45,35 +46,6 @@ def get_config(variant: str = "features"):
     if variant == "contrast":
         config.init, config.steps, config.optimizer.lr = "runs/m_clip-features", 200, 2e-4
         config.objectives = {"transfer": TRANSFER, "itc": {"queue": 0, "alpha": 0.0}}
-    return config
-
-
-def english_and_another():
-    """Return defaults with three fields: pictures, their names in English, and in any language."""
-    config = defaults()
-    config.data.fields = {
-        "image": {},
-        "english": {"medium": "text", "languages": ("en",)},
-        "text": {"medium": "text"},
-    }
-    config.objectives = {
-        "transfer": TRANSFER,
-        "itc": {"queue": 0, "alpha": 0.0},
-        "english_itc": {"kind": "itc", "pair": ("image", "english"), "queue": 0, "alpha": 0.0},
-    }
-    config.eval.pairs = (("image", "text"), ("image", "english"), ("english", "text"))
-    return config
-
-
-def english_towers(config):
-    """Set cached pictures and a frozen MiniLM for English, whose heads start from CCA."""
-    config.data.path, config.data.views, config.eval.views = "data/emoji_views", presets.TRAIN_VIEWS, presets.TEST_VIEWS
-    config.data.features, config.data.keep_gb, config.data.augment.flip = ("lite0-128", "lite0-192"), 4.0, 0.0
-    config.encoders.image.update(kind="features", head_hidden=768, head_dropout=0.3)
-    config.encoders.english = config.encoders.text.copy_and_resolve_references()
-    config.encoders.english.update(init="minilm", tokenizer="minilm", cache_tokens=True, length=16)
-    config.encoders.english.update(head_hidden=768, head_dropout=0.2)
-    config.fusion.pair, config.eval.rerank = ("image", "english"), ()
     return config
 
 

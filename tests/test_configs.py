@@ -32,6 +32,7 @@ VARIANTS = {
     "rcar": ("features", "itc", "two", "tiny"),
     "mvsen": ("features", "regions", "sgr", "tiny"),
     "m_clip": ("features", "frozen", "contrast", "english", "tiny"),
+    "mla": ("transfer", "exposure", "add", "tiny"),
 }
 
 

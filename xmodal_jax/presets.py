@@ -10,6 +10,9 @@ from ml_collections import ConfigDict
 
 TRAIN_VIEWS = ("noto", "openmoji", "fluent-3d", "fluent-flat", "emojione")  # Twemoji is never trained on
 TEST_VIEWS = ("openmoji", "twemoji")
+TRAINED = ("de", "fr", "es", "ru", "ja", "zh", "hi", "ar", "ko", "tr", "pl", "id")
+UNSEEN = ("it", "nl", "sv", "uk", "vi", "th", "he", "sw")  # languages that only evaluation reads
+E5 = {"layers": 12, "width": 384, "heads": 12, "hidden": 1536, "positions": 512, "vocab_size": 250_002}
 
 
 def frozen_towers(config: ConfigDict) -> ConfigDict:
@@ -39,6 +42,30 @@ def emoji_views(config: ConfigDict) -> ConfigDict:
     config.data.augment.flip = 0.0  # arrows and hands point somewhere
     config.batch_size, config.steps = 128, 200
     return gentle_heads(frozen_towers(config))
+
+
+def names_in_languages(config: ConfigDict) -> ConfigDict:
+    """Set three fields: pictures, their names in English, and in any of `data.languages`."""
+    config.data.fields = {
+        "image": {},
+        "english": {"medium": "text", "languages": ("en",)},
+        "text": {"medium": "text"},
+    }
+    config.eval.pairs = (("image", "text"), ("image", "english"), ("english", "text"))
+    return config
+
+
+def english_towers(config: ConfigDict) -> ConfigDict:
+    """Set emoji with names in twenty languages, their pictures cached, and a frozen MiniLM for English."""
+    config.data.path, config.data.views, config.eval.views = "data/emoji_views", TRAIN_VIEWS, TEST_VIEWS
+    config.data.languages, config.eval.languages = TRAINED, (*TRAINED, *UNSEEN)
+    config.data.features, config.data.keep_gb, config.data.augment.flip = ("lite0-128", "lite0-192"), 4.0, 0.0
+    config.encoders.image.update(kind="features", head_hidden=768, head_dropout=0.3)
+    config.encoders.english = config.encoders.text.copy_and_resolve_references()
+    config.encoders.english.update(init="minilm", tokenizer="minilm", cache_tokens=True, length=16)
+    config.encoders.english.update(head_hidden=768, head_dropout=0.2)
+    config.fusion.pair, config.eval.rerank = ("image", "english"), ()
+    return config
 
 
 def flickr8k(config: ConfigDict) -> ConfigDict:

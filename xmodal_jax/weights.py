@@ -24,6 +24,7 @@ LOADERS: dict[str, Callable] = {  # of a kind's weights from a file or folder
     "vit": huggingface.load_vit,
     "resnet": resnet.load_resnet,
     "bert": huggingface.load_minilm,
+    "acquirers": huggingface.load_words,
 }
 INSTALLED = {"lite0": "efficientnet", "minilm": "bert"}  # weights that come as packages, and their kind
 

@@ -57,6 +57,15 @@ def test_three_updates_by_hand(params):
     np.testing.assert_allclose(teacher["text/kernel"], expected, rtol=1e-6)
 
 
+def test_what_the_student_does_not_move_stays_bit_for_bit(params):
+    """0.9 x + 0.1 x is not x in float32 for every x."""
+    x = jax.random.normal(jax.random.key(0), (1000,))
+    assert (np.asarray(0.9 * x + (1.0 - 0.9) * x) != np.asarray(x)).any()
+    moved = update({"a": x, "b": x}, {"a": x, "b": x + 1.0}, jnp.float32(0.9))
+    assert np.array_equal(moved["a"], x)
+    np.testing.assert_allclose(moved["b"], x + 0.1, rtol=1e-5, atol=1e-6)
+
+
 def test_a_small_step_at_high_momentum_still_moves(params):
     teacher = start(params, "")
     moved = update(teacher, jax.tree.map(lambda x: x + 0.01, params), jnp.float32(0.999))

@@ -259,6 +259,11 @@ def load_minilm(path: str | pathlib.Path | None = None) -> Params:
     return from_huggingface("bert", read_weights(path), str(path))
 
 
+def load_words(path: str | pathlib.Path) -> Params:
+    """Load the word table [V,W] of a BERT alone, from a file of weights or a folder with model.safetensors."""
+    return {"embed": {"word": take(read_weights(path), "embeddings.word_embeddings.weight", str(path))}}
+
+
 def load_vit(path: str | pathlib.Path) -> Params:
     """Load a ViT from a file of weights, or a folder with model.safetensors."""
     return from_huggingface("vit", read_weights(path), str(path))

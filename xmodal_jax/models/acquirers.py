@@ -141,7 +141,7 @@ class Acquirers(Bert):
         """Encode ids and language [B,L+1] as tokens [B,L,D]; `key` turns dropout on."""
         ids, language = ids[:, :-1], ids[:, -1]
         embed_key, stack_key = jax.random.split(key) if key is not None else (None, None)
-        stack = self.stack | {"acquirer": jax.tree.map(by_layer, self.acquirers)}
+        stack = {**self.stack, "acquirer": jax.tree.map(by_layer, self.acquirers)}
 
         def after(params: Params, x: Array) -> Array:
             return acquired(params["acquirer"], x, language)

@@ -9,7 +9,7 @@ the student, and the teacher is copied from it. A run that goes on does not read
 import logging
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import jax
@@ -48,10 +48,12 @@ def read_init(workdir: str) -> dict[str, Any]:
     return read_run(pathlib.Path(workdir))
 
 
-def weights_of_run(assembly: Assembly, params: Params) -> tuple[dict[str, Array], Rows]:
+def weights_of_run(assembly: Assembly, params: Params, started: Container[str]) -> tuple[dict[str, Array], Rows]:
     """Return the leaves of the run `config.init` that fit, by path, and rows of tables by common words or languages.
 
-    `params`: the run's own parameters as ShapeDtypeStructs with shardings, which the leaves are read into.
+    Args:
+      params: the run's own parameters as ShapeDtypeStructs with shardings, which the leaves are read into.
+      started: the paths that other weights start.
 
     Raises UserError for a folder without a run, where nothing fits, and where a frozen leaf would stay random.
     """
@@ -81,7 +83,7 @@ def weights_of_run(assembly: Assembly, params: Params) -> tuple[dict[str, Array]
         leaves = _read(checkpoints, step, {path: (there[path], *one) for path, one in asked.items()}, items)
     rows = {path: _rows(leaves.pop(path), *common[path]) for path in tables}
     left = [path for path in own if path not in leaves and path not in rows]
-    _refuse_frozen(config, [*left, *rows])
+    _refuse_frozen(config, [path for path in (*left, *rows) if path not in started])
     if is_first():
         log.info(
             "starting from step %d of '%s': %d of %d leaves%s%s",
@@ -215,9 +217,7 @@ def _refuse_frozen(config: Config, left: list[str]) -> None:
     """Raise UserError for a frozen tower's leaf that does not come whole from the other run: it would stay random."""
     freeze = config.optimizer.freeze
     for path in left:
-        encoder, _, rest = path.partition("/")
-        random = rest.startswith("tower/") and not config.encoders[encoder].init and not STATISTICS.search(path)
-        if freeze and random and re.search(freeze, path):
+        if freeze and path.partition("/")[2].startswith("tower/") and re.search(freeze, path):
             raise UserError(
                 f"config.optimizer.freeze '{freeze}' freezes '{path}', which config.init='{config.init}' does not have "
                 "in this shape; write a config.optimizer.freeze that leaves it to train"

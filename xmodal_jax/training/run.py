@@ -44,7 +44,7 @@ class Run:
         config = self.assembly.config
         found, rows = pretrained(config) | document_frequencies(self.assembly), {}
         if config.init:
-            leaves, rows = weights_of_run(self.assembly, self.abstract.params)
+            leaves, rows = weights_of_run(self.assembly, self.abstract.params, found)
             found |= leaves
         make = jax.jit(
             lambda key, leaves, rows: _state(self.assembly, self.recipe, key, leaves, rows),

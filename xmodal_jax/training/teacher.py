@@ -42,9 +42,16 @@ def momentum_at(config: TeacherConfig, step: Array) -> Array:
 
 
 def update(teacher: Teacher, params: Params, momentum: Array) -> Teacher:
-    """Return m * teacher + (1 - m) * student, leaf by leaf."""
+    """Return m * teacher + (1 - m) * student, leaf by leaf; exactly the teacher where the student equals it.
+
+    Rounding would else change parameters that nothing trains, such as those of languages that a batch does not have.
+    """
     student: dict[str, Any] = flatten_dict(params, sep="/")
-    return {path: momentum * old + (1.0 - momentum) * student[path] for path, old in teacher.items()}
+
+    def mixed(old: Array, new: Array) -> Array:
+        return jnp.where(new == old, old, momentum * old + (1.0 - momentum) * new)
+
+    return {path: mixed(old, student[path]) for path, old in teacher.items()}
 
 
 def drift(teacher: Teacher, params: Params) -> Array:

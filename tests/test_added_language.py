@@ -1,0 +1,138 @@
+"""MLA end to end: a trained English model learns German, then French by one command, and nothing else changes."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+import xmodal_jax as xmodal
+from xmodal_jax.cli import main
+from xmodal_jax.retrieve.query import answer
+
+FOLDER = pathlib.Path(__file__).parents[1] / "configs"
+CONFIGS = f"{FOLDER}/m_clip.py:tiny", f"{FOLDER}/mla.py:tiny"
+NAMES = {
+    "de": {"red": "rot", "green": "grün", "blue": "blau", "circle": "Kreis", "square": "Quadrat"},
+    "fr": {"red": "rouge", "green": "vert", "blue": "bleu", "circle": "cercle", "square": "carré"},
+}
+OTHERS = "^(image|english)/|^text/head/|^text/tower/(layers/|embed/(word|position|type|norm))|temperature"
+TOWER = (
+    "text/tower/layers",
+    "text/tower/embed/position",
+    "text/tower/embed/type",
+    "text/tower/embed/norm",
+    "text/head",
+)
+PATHS = tuple((path, path.replace("text/", "english/", 1)) for path in TOWER)
+SMALL = ("batch_size=8", "log_every=2", "encoders.image.size=16", "eval.rerank=()", "eval.views=()")
+
+
+def translated(text, language):
+    """The English caption word by word; words without a translation stay."""
+    return " ".join(NAMES[language].get(word, word) for word in text.split())
+
+
+@pytest.fixture(scope="module")
+def folder(shapes_files, tmp_path_factory):
+    """The shapes with their captions in three languages."""
+    place = tmp_path_factory.mktemp("shapes")
+    rows = [json.loads(line) for line in shapes_files.read_text().splitlines()]
+    for row in rows:
+        own = row["caption"]
+        row["caption"] = {"en": own} | {code: [translated(text, code) for text in own] for code in NAMES}
+    (place / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = place / "set"
+    command = ["data", "prepare", "jsonl", "--path", str(place / "pairs.jsonl"), "--root", str(shapes_files.parent)]
+    assert main([*command, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def runs(folder, tmp_path_factory):
+    """The work directories of English, of German, and of French added to it."""
+    place = tmp_path_factory.mktemp("runs")
+
+    def train(name, config, *overrides):
+        given = [f"--config.{item}" for item in (f"data.path={folder}", *SMALL, *overrides)]
+        assert main(["train", "--config", config, "--workdir", str(place / name), *given]) == 0
+        return place / name
+
+    itc = "{'kind': 'itc', 'pair': ('image', 'english'), 'queue': 0, 'alpha': 0.0}"
+    transfer = "objectives={'transfer': {'pair': ('english', 'text')}}"
+    english = train("english", CONFIGS[0], "steps=6", f"objectives={{'english_itc': {itc}}}")
+    words = str(english / "tokenizer-text.json")
+    mla = (CONFIGS[1], transfer, f"encoders.text.tokenizer={words}", "optimizer.weight_decay=0.0", "steps=4")
+    german = train(
+        *("german", *mla, f"init={english}", f"init_paths={PATHS}", "data.languages=('de',)"),
+        *(f"optimizer.freeze={OTHERS}", "eval.languages=('de',)"),
+    )
+    french = train(
+        *("french", *mla, f"init={german}", "data.languages=('fr',)", "eval.languages=('de','fr')"),
+        f"optimizer.freeze={OTHERS}|embed/project",
+    )
+    return english, german, french
+
+
+@pytest.fixture(scope="module")
+def opened(runs):
+    return [xmodal.load(run) for run in runs]
+
+
+def leaves(run):
+    return {path: np.asarray(leaf) for path, leaf in flatten_dict(run.params, sep="/").items()}
+
+
+def test_the_blocks_are_those_of_english_and_stay_so(opened):
+    english, german, _ = map(leaves, opened)
+    for path, leaf in german.items():
+        if path.startswith(("english/", "image/")):
+            assert np.array_equal(leaf, english[path]), path
+        if path.startswith(TOWER):
+            assert np.array_equal(leaf, english[path.replace("text/", "english/", 1)]), path
+    assert np.abs(german["text/tower/acquirers/up/kernel"]).max() > 0, "it learned"
+
+
+def test_adding_a_language_touches_its_acquirers_and_nothing_else(opened):
+    assert [run.config.encoders["text"].languages for run in opened[1:]] == [("de",), ("de", "fr")]
+    german, french = map(leaves, opened[1:])
+    assert german.keys() == french.keys()
+    for path, leaf in german.items():
+        if "/acquirers/" in path:
+            assert np.array_equal(french[path][:1], leaf) and len(french[path]) == 2
+        else:
+            assert np.array_equal(french[path], leaf), path
+    assert np.abs(french["text/tower/acquirers/up/kernel"][1]).max() > 0, "French learned"
+
+
+def test_outputs_in_the_other_languages_are_the_same_bit_for_bit(opened):
+    english, german, french = opened
+    assert np.array_equal(*(run.encode("english", ["a red circle"]) for run in (english, french)))
+    texts = ["a rot Kreis", "the Quadrat is blau"]
+    assert np.array_equal(*(run.encode_texts(texts, language="de") for run in (german, french)))
+    own, other = (french.encode_texts(texts, language=code) for code in ("de", "fr"))
+    assert not np.array_equal(own, other), "a language reads with its own acquirers"
+    assert np.array_equal(
+        french.encode_texts(["a red circle"], language="en"), english.encode("english", ["a red circle"])
+    )
+    with pytest.raises(xmodal.UserError, match="the run knows captions in .*, not in 'ja'; write one of these"):
+        french.encode_texts(texts, language="ja")
+
+
+def test_evaluation_and_search_take_each_language(runs, opened, tmp_path, capsys):
+    tables = opened[2].evaluate("test", keep=False)
+    assert {"de", "fr"} == set(tables["views"]["filled"]["languages"])
+    assert set(tables["pairs"]) == {"image-english", "english-text"}
+    out = tmp_path / "index"
+    assert main(["index", "--workdir", str(runs[2]), "--split", "test", "--out", str(out)]) == 0
+    scores = {}
+    for language in ("de", "fr"):
+        hit = answer(out, "a rot Kreis", k=1, language=language)[0]
+        rows = opened[2].encode_texts(["a rot Kreis"], language=language)
+        scores[language] = hit.score
+        assert rows.shape[0] == 1 and -1 <= hit.score <= 1
+    assert scores["de"] != scores["fr"]
+    capsys.readouterr()
+    assert main(["search", "--index", str(out), "a rot Kreis", "--language", "fr", "-k", "1"]) == 0
+    assert f"{scores['fr']:.3f}" in capsys.readouterr().out
