@@ -46,12 +46,9 @@ def emoji_views(config: ConfigDict) -> ConfigDict:
 
 def names_in_languages(config: ConfigDict) -> ConfigDict:
     """Set three fields: pictures, their names in English, and in any of `data.languages`."""
-    config.data.fields = {
-        "image": {},
-        "english": {"medium": "text", "languages": ("en",)},
-        "text": {"medium": "text"},
-    }
-    config.eval.pairs = (("image", "text"), ("image", "english"), ("english", "text"))
+    picture, other = config.data.fields
+    config.data.fields.english = {"medium": other, "languages": ("en",)}
+    config.eval.pairs = ((picture, other), (picture, "english"), ("english", other))
     return config
 
 
@@ -64,7 +61,7 @@ def english_towers(config: ConfigDict) -> ConfigDict:
     config.encoders.english = config.encoders.text.copy_and_resolve_references()
     config.encoders.english.update(init="minilm", tokenizer="minilm", cache_tokens=True, length=16)
     config.encoders.english.update(head_hidden=768, head_dropout=0.2)
-    config.fusion.pair, config.eval.rerank = ("image", "english"), ()
+    config.fusion.pair, config.eval.rerank = (next(iter(config.data.fields)), "english"), ()
     return config
 
 

@@ -92,7 +92,7 @@ def test_words_of_another_vocabulary_keep_their_rows(before, weights, shapes_dat
     np.testing.assert_array_equal(table[ours], old[theirs])
     new = np.setdiff1d(np.arange(len(table)), ours)
     np.testing.assert_array_equal(table[new], random[new])
-    assert len(new) == 2 and f"{len(ours)} word rows by word" in caplog.text and gone not in caplog.text
+    assert len(new) == 2 and f"{len(ours)} rows by name" in caplog.text and gone not in caplog.text
 
 
 def test_a_run_that_goes_on_does_not_read_the_start_again(before, shapes_data, tmp_path):
