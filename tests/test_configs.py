@@ -33,6 +33,7 @@ VARIANTS = {
     "mvsen": ("features", "regions", "sgr", "tiny"),
     "m_clip": ("features", "frozen", "contrast", "english", "tiny"),
     "mla": ("transfer", "exposure", "add", "tiny"),
+    "mlmm": ("features", "tiny"),
 }
 
 

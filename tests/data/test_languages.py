@@ -11,7 +11,7 @@ import pytest
 from xmodal_jax.data.config import DataConfig, FieldConfig
 from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.data.prepare import prepare
-from xmodal_jax.data.readers import InputSpec
+from xmodal_jax.data.readers import InputSpec, joined
 from xmodal_jax.data.source import Item, memory_source
 from xmodal_jax.data.text import build_vocabulary, load_tokenizer, save_tokenizer
 from xmodal_jax.data.train import train_dataset
@@ -197,3 +197,27 @@ def test_a_language_that_the_set_lacks_is_refused_by_field(folder, tokenizer):
         opened(folder, tokenizer, {"text": FieldConfig(languages=("ja",))}),
     ):
         pass
+
+
+def test_the_parallel_reader_joins_a_caption_and_its_translation(folder, tokenizer):
+    own = FieldConfig(languages=("en", "de", "fr"), reader="parallel", required=False)
+    with opened(folder, tokenizer, {"both": own}) as data:
+        batch = data.batch_at(0)
+        assert set(batch) == {"both", "both/valid", "id", "index"} and batch["both"].shape == (BATCH, 12)
+        for row, ids in zip(batch["index"], batch["both"], strict=True):
+            middle, end = np.flatnonzero(ids == tokenizer.sep_id)
+            texts = [tokenizer.decode(part) for part in (ids[1:middle], ids[middle + 1 : end])]
+            (one, said), (two, other) = (text.split(" ", 1) for text in texts)
+            assert ids[0] == tokenizer.cls_id and not ids[end + 1 :].any() and one != two and said == other, (
+                "one text in two languages"
+            )
+            assert said in captions_of(int(row))["en"][0] or said in captions_of(int(row))["en"][1]
+
+
+def test_two_long_texts_lose_their_ends_and_keep_their_separators(tokenizer):
+    spec = InputSpec(10, tokenizer)
+    ids = joined(spec, "english a r x english a r x", "deutsch a r y deutsch a r y")
+    assert ids.shape == (10,) and ids[0] == tokenizer.cls_id and (ids != 0).all()
+    assert np.flatnonzero(ids == tokenizer.sep_id).tolist() == [4, 9]
+    short = joined(spec, "english", "deutsch a r y deutsch")
+    assert np.flatnonzero(short == tokenizer.sep_id).tolist() == [2, 8], "the second takes what the first leaves"

@@ -1,4 +1,4 @@
-"""Readers make the input of an encoder from what a record keeps of a medium. `READERS` alone names the media.
+"""Readers make the input of an encoder from what a record keeps of a medium. `READERS` alone names them.
 
 A reader serves one field of the batch. For a row it first chooses what to take (a view, a caption), then reads it; its
 choice decides which caption number and which stored embedding belong to the input.
@@ -361,7 +361,42 @@ class CaptionReader(Reader):
         return found[own.languages[own.language[choice]]][self._place(row, choice)]
 
 
-READERS: dict[str, type[Reader]] = {PICTURES: PictureReader, WORDS: CaptionReader}
+class ParallelReader(CaptionReader):
+    """Reader of a caption and its translation as one row of token ids: [CLS] one [SEP] other [SEP].
+
+    Masked words of such rows may be read from the other language (translation language modelling, Conneau and Lample
+    2019). A choice is two numbers of captions; a record without a translation lacks the field. Each text has half of
+    the encoder's length, and what the first leaves of it.
+    """
+
+    keyed: ClassVar[bool] = False
+    worded: ClassVar[bool] = False
+    embedded: ClassVar[bool] = False
+
+    def choose(self, row: Row, rng: np.random.Generator) -> tuple[int, int] | None:
+        """Choose a caption and its translation."""
+        first = super().choose(row, rng)
+        others = [] if first is None else [pair for pair in self.pairs(row) if self._translates(row, pair, first)]
+        second = self._one_of(others, rng)
+        return None if first is None or second is None else (first, second)
+
+    def read(self, row: Row, choice: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+        """Return the token ids of both texts."""
+        self.split.activity.note("tokenising a caption of row", row.number)
+        texts = [self.split.sidecar.texts[pair] for pair in choice]
+        return joined(self.spec, *texts)
+
+
+def joined(spec: InputSpec, one: str, other: str) -> np.ndarray:
+    """Return the token ids int32 [L] of two texts, [CLS] one [SEP] other [SEP]."""
+    assert spec.tokenizer is not None, "an encoder of words has one"
+    first = spec.tokenizer.encode([one], -(-spec.size // 2))[0]
+    first = first[first != spec.tokenizer.pad_id]
+    second = spec.tokenizer.encode([other], spec.size - len(first) + 1)[0, 1:]
+    return np.concatenate([first, second])
+
+
+READERS: dict[str, type[Reader]] = {PICTURES: PictureReader, WORDS: CaptionReader, "parallel": ParallelReader}
 
 
 def reader_classes(fields: dict[str, FieldConfig]) -> dict[str, type[Reader]]:
