@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import base64
 import functools
+import os
+import pathlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from xmodal_jax.data import decoding
 from xmodal_jax.data.image import decode, encode_png
+from xmodal_jax.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -136,3 +139,14 @@ def data_url(data: bytes) -> str:
     if kind not in SHOWN:
         kind, data = "image/png", encode_png(decode(data))
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def save_figure(figure: Any, path: str | os.PathLike) -> pathlib.Path:
+    """Write a figure of matplotlib and return its path. Raises UserError for a format that it does not write."""
+    try:
+        figure.savefig(path, dpi=150)
+    except ValueError as error:
+        raise UserError(
+            f"'{path}' cannot be written ({error}); write a path that ends in .png, .svg or .pdf"
+        ) from error
+    return pathlib.Path(path)

@@ -128,8 +128,9 @@ class _Work:
 
         Returns:
           {"pair", "records", "captions": inputs of the second field, "cut" (`text.cut`, if it has words), "views":
-            {view: `view_tables`}, "mean": the mean over the views; with several views of the same records also
-            "ensemble" (`averaged`)}.
+            {view: `view_tables`}, "mean": the mean over the views; with several languages "by_language": their "mean",
+            that of the "seen" ones, which are listed as "trained", and of the "unseen"; with several views of the same
+            records also "ensemble" (`averaged`)}.
         """
         config, embedder = self.evaluator.assembly.config, self.embedder
         size, first = config.eval.batch_size, pair == config.eval.pairs[0]
@@ -149,15 +150,30 @@ class _Work:
             asked = gallery and gallery.of(view)
             rank = self._ranking(left, right, ks)
             tables[view or pair[0]] = view_tables(
-                rank, self.evaluator.assembly, found, left, right, self.quick or not first, asked
+                rank, self.evaluator.assembly, found, left, right, self.quick, first, asked
             )
             lefts.append(left.embed)
         result = {"pair": list(pair), "records": len(found.keys), "captions": len(found.right)}
         result |= {"views": tables, "mean": mean_tables(list(tables.values()))} | self._cut(found)
+        result |= self._by_language(pair, result["mean"])
         if len(lefts) > 1 and has_views(config.data.fields, pair[0]) and all(own == keys[0] for own in keys):
             assert right is not None, "a split has a view"
             result["ensemble"] = code_tables.cosine_table(averaged(lefts), right.embed, found)
         return result
+
+    def _by_language(self, pair: tuple[str, str], tables: dict[str, Any]) -> dict[str, Any]:
+        """Average the tables of the languages: of all, of those that a side was trained on, and of the others."""
+        if "languages" not in tables:
+            return {}
+        data, own = self.evaluator.assembly.config.data, tables["languages"]
+        known = {language for field in pair for language in data.spoken(data.fields[field].encoder)}
+        parts = {
+            "mean": list(own),
+            "seen": [code for code in own if code in known],
+            "unseen": [code for code in own if code not in known],
+        }
+        found = {name: mean_tables([own[code] for code in codes]) for name, codes in parts.items() if codes}
+        return {"by_language": found | {"trained": parts["seen"]}}
 
     def _ranking(self, left: Embedded, right: Embedded, ks: Sequence[int]) -> "Ranking":
         """Return the way to rank the inputs of one view."""
@@ -219,28 +235,33 @@ def view_tables(
     left: Embedded,
     right: Embedded,
     quick: bool,
+    first: bool = True,
     gallery: Labelled | None = None,
 ) -> dict[str, Any]:
     """Compute the tables of one view.
 
     These are "itc", "rerank" {k: summary}, "ceiling" (see `Ranking.tables`), those of `code_tables.all_tables`,
-    "folds", and "languages" {code: tables of a fold} if captions are in several. `gallery` holds the codes that queries
-    rank by shared labels (`Gallery.of`).
+    "folds", and "languages" {code: tables of a fold, with "records"} if captions are in several. A pair that is not
+    the `first` has neither codes nor folds. `gallery` holds the codes that queries rank by shared labels
+    (`Gallery.of`).
     """
     config = assembly.config.eval
     tables = rank.tables(split, left, right, rank.score)
     if quick:
         return tables
-    if left.codes is not None:
+    if first and left.codes is not None:
         rank.say("codes")
         tables |= code_tables.all_tables(left, right, split, assembly.config.joint.lengths, gallery)
-    if config.folds:
+    if first and config.folds:
         rank.say(f"{config.folds} folds of {config.fold_pictures} images")
         parts = folds.folds_of(split, config.folds, config.fold_pictures)
         tables["folds"] = mean_tables([rank.fold_tables(fold, *fold.sides(left, right)) for fold in parts])
     spoken = folds.languages_of(split)
     names = Card.load(assembly.config.data.path).languages if spoken else []
-    own = {names[code]: rank.fold_tables(fold, *fold.sides(left, right)) for code, fold in spoken.items()}
+    own = {
+        names[code]: rank.fold_tables(fold, *fold.sides(left, right)) | {"records": len(fold.split.keys)}
+        for code, fold in spoken.items()
+    }
     return tables | ({"languages": own} if own else {})
 
 

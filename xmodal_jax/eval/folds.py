@@ -48,18 +48,23 @@ def languages_of(split: EvalSplit) -> dict[int, Fold]:
     """Return a fold for each language of a split's captions, by its place in the card's list.
 
     There is none if all are of one language. A fold has the captions of its language, and the other side's inputs of
-    the records that have any.
+    the records that have any. Of two sides of captions in different languages, such as English and its translations,
+    the second is told apart, or the first where the second is of one language.
     """
-    sides = [side.language for side in (split.left, split.right) if side.language is not None]
-    codes = np.unique(np.concatenate(sides)) if sides else ()
-    return {int(code): _of_language(split, code) for code in codes} if len(codes) > 1 else {}
+    left, right = (
+        () if side.language is None else tuple(np.unique(side.language)) for side in (split.left, split.right)
+    )
+    told = (split.left, split.right) if left == right else (split.right if len(right) > 1 or not left else split.left,)
+    codes = sorted({*left, *right} if left == right or not (left and right) else (right if len(right) > 1 else left))
+    return {int(code): _of_language(split, code, told) for code in codes} if len(codes) > 1 else {}
 
 
-def _of_language(split: EvalSplit, code: int) -> Fold:
-    """Return the fold of one language."""
+def _of_language(split: EvalSplit, code: int, told: tuple[Side, ...]) -> Fold:
+    """Return the fold of one language of the sides `told`."""
 
     def speaks(side: Side) -> np.ndarray:
-        return np.ones(len(side), bool) if side.language is None else side.language == code
+        apart = side.language is not None and any(side is one for one in told)
+        return side.language == code if apart else np.ones(len(side), bool)
 
     left, right = speaks(split.left), speaks(split.right)
     records = np.intersect1d(split.left.owner[left], split.right.owner[right])

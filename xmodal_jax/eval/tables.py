@@ -83,18 +83,46 @@ def rows_of(view: str, tables: Tables, scorer: str) -> Iterator[Row]:
 
 
 def fold_rows(result: Tables) -> list[Row]:
-    """List the rows of means over folds, and of each language of the captions, view by view."""
+    """List the rows of means over folds, view by view."""
     found = [
         (f"{view}, {result['folds'][0]} folds", tables["folds"])
         for view, tables in sections(result)
         if "folds" in tables
     ]
-    found += [
-        (f"{view}, {code}", own)
-        for view, tables in sections(result)
-        for code, own in tables.get("languages", {}).items()
-    ]
     return [row for name, tables in found for row in rows_of(name, tables, scorer_in(result))]
+
+
+def language_grid(result: Tables) -> Grid | None:
+    """Tabulate recall by language, the mean over the views, the best first; then means over languages. None without.
+
+    AR is the mean of the six recalls; "*" marks languages that the run was not trained on.
+    """
+    own = result["mean"].get("languages", {})
+    if not own:
+        return None
+    found, names, scorer = result["by_language"], recall_names(result), scorer_in(result)
+    trained = found["trained"]
+    lines = [(code if code in trained else f"{code} *", own[code]) for code in languages_in_order(own)]
+    means = [("mean", "mean"), ("mean of seen", "seen"), ("mean of unseen", "unseen")]
+    lines += [(words, found[name]) for words, name in means[: None if "seen" in found and "unseen" in found else 1]]
+    sides = directions(result).values()
+    head = ["language", "ranked by", *(f"{side} {name}" for side in sides for name in names), "AR", "records"]
+    rows = []
+    for words, tables in lines:
+        records = f"{tables['records']:.0f}" if words.split()[0] != "mean" else ""
+        for row in rows_of(words, tables, scorer):
+            rows.append([words, row.name, *recall_cells(row.summary, names), f"{row.summary['mR']:.1f}", records])
+    return Grid(head, rows)
+
+
+def languages_in_order(own: Tables) -> list[str]:
+    """List the languages of {code: tables}, the one of highest recall at 1 first."""
+    return sorted(own, key=lambda code: -first_recall(own[code]))
+
+
+def first_recall(tables: Tables) -> float:
+    """Return R@1 in percent, the mean of both directions, of the embeddings of one language."""
+    return sum(tables["itc"][side]["R@1"] for side in DIRECTIONS) / 2
 
 
 def directions(result: Tables) -> dict[str, str]:
@@ -193,6 +221,12 @@ def notes(result: Tables) -> list[str]:
         said.append(f"Captions in {', '.join(result['languages'])}; data set '{result['data']}'.")
     if lost := cut_words(result["cut"], result["cut"]["encoder"]) if "cut" in result else "":
         said.append(lost)
+    if "by_language" in result:
+        said.append("AR: the mean of the recalls of a line.")
+        if "unseen" in result["by_language"]:
+            said.append(
+                f"*: not trained on; trained on {', '.join(result['by_language']['trained']) or 'none of them'}."
+            )
     said += origin.notes(result)
     if result["mean"].get("rerank"):
         said.append(f"Re-ranking: {combination(result)}.")
@@ -273,8 +307,9 @@ def flat(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def pair_text(name: str, result: Tables) -> str:
-    """Format the table of one more pair of fields for a terminal."""
-    return f"{name}: {result['records']} records, {result['captions']} of {result['pair'][1]}\n{retrieval_grid(result)}"
+    """Format the tables of one more pair of fields for a terminal."""
+    title = f"{name}: {result['records']} records, {result['captions']} of {result['pair'][1]}"
+    return "\n\n".join([f"{title}\n{retrieval_grid(result)}", *map(str, filter(None, [language_grid(result)]))])
 
 
 def as_text(result: Tables) -> str:
@@ -282,7 +317,7 @@ def as_text(result: Tables) -> str:
     labels = label_grid(result)
     title = f"split '{result['split']}': {result['records']} records, {result['captions']} captions"
     step = f", step {result['step']}" if "step" in result else ""
-    grids = [str(grid) for grid in (codes_grid(result), labels) if grid]
+    grids = [str(grid) for grid in (language_grid(result), codes_grid(result), labels) if grid]
     more = [pair_text(name, own) for name, own in result.get("pairs", {}).items()]
     more += [f"{name}\n{grid}" for name, grid in further_grids(result)]
     parts = [title + step, str(retrieval_grid(result)), *grids, *more, "\n".join(notes(result))]

@@ -10,6 +10,7 @@ from xmodal_jax.eval.tables import (
     codes_grid,
     further_grids,
     label_grid,
+    language_grid,
     notes,
     recall_cells,
     recall_names,
@@ -145,7 +146,10 @@ def retrieval_section(content: Content) -> str:
     grid, names = named_grid(content.result), recall_names(content.result)
     shown = [["floor", floor.name, *recall_cells(vars(floor), names), "", "", ""] for floor in content.floors]
     pairs = content.result.get("pairs", {})
-    more = "".join(f"<h3>{escape(name)}</h3>{table(named_grid(own))}" for name, own in pairs.items())
+    more = "".join(table(own) for own in filter(None, [language_grid(content.result)]))
+    for name, own in pairs.items():
+        tables = [named_grid(own), *filter(None, [language_grid(own)])]
+        more += f"<h3>{escape(name)}</h3>{''.join(map(table, tables))}"
     more += "".join(f"<h3>{escape(name)}</h3>{table(grid)}" for name, grid in further_grids(content.result))
     said = notes(content.result) + [f"{floor.name}: {floor.origin}." for floor in content.floors]
     return (

@@ -6,6 +6,7 @@ import os
 import pathlib
 from typing import Any
 
+from xmodal_jax.drawing import save_figure
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.tables import flat
 from xmodal_jax.training.log import METRICS_FILE
@@ -51,17 +52,6 @@ def plot_curves(workdir: str | pathlib.Path, path: str | os.PathLike) -> pathlib
     axes[-1].set_xlabel("step")
     figure.suptitle(f"Learning curves of {pathlib.Path(workdir).resolve().name}", fontsize=11)
     return save_figure(figure, path)
-
-
-def save_figure(figure: Any, path: str | os.PathLike) -> pathlib.Path:
-    """Write a figure of matplotlib and return its path. Raises UserError for a format that it does not write."""
-    try:
-        figure.savefig(path, dpi=150)
-    except ValueError as error:
-        raise UserError(
-            f"'{path}' cannot be written ({error}); write a path that ends in .png, .svg or .pdf"
-        ) from error
-    return pathlib.Path(path)
 
 
 def read_lines(workdir: pathlib.Path) -> list[dict[str, Any]]:

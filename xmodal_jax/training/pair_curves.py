@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from xmodal_jax.drawing import save_figure
 from xmodal_jax.errors import UserError
-from xmodal_jax.training.curves import read_lines, save_figure
+from xmodal_jax.training.curves import read_lines
 
 PANELS = 6  # evaluations that are drawn: the first, the last, and some between
 COLOURS = {"right": "#0072b2", "wrong": "#d55e00", "all": "0.55"}  # told apart by all (Okabe, Ito)
