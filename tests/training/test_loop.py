@@ -90,11 +90,14 @@ def losses_of(workdir):
     return [value for line in lines for name, value in line.items() if name.startswith("loss")]
 
 
-OWN = [path for path in CONFIGS if path.stem not in ("quickstart", "flickr8k")]
-LIKE_QUICKSTART = pytest.param(CONFIGS[0].with_name("flickr8k.py"), marks=pytest.mark.slow, id="flickr8k")
+LIKE = ("flickr8k", "m_clip", "mla")
+OWN = [path for path in CONFIGS if path.stem not in ("quickstart", *LIKE)]
+LIKE_OTHERS = [  # the quickstart, and what tests/test_added_language.py trains
+    pytest.param(CONFIGS[0].with_name(f"{name}.py"), marks=pytest.mark.slow, id=name) for name in LIKE
+]
 
 
-@pytest.mark.parametrize("path", [*OWN, LIKE_QUICKSTART], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*OWN, *LIKE_OTHERS], ids=lambda path: path.stem)
 def test_every_config_trains_and_evaluates(path, shapes_data, tmp_path):
     changed = [f"--config.{item}" for item in (f"data.path={shapes_data}", *SMALL, "steps=2", "eval.rerank=(4,)")]
     assert main(["train", "--config", f"{path}:tiny", "--workdir", str(tmp_path), *changed]) == 0
