@@ -55,7 +55,7 @@ ONE_DEVICE = (
         "test_ablate",
         "test_index_origin",
     ),
-    *("test_rerank_scorers", "test_noise"),
+    *("test_rerank_scorers", "test_noise", "test_parallel_text"),
 )
 
 

@@ -168,18 +168,19 @@ class TrainedRun:
         fields = ", ".join(self.config.data.fields)
         return f"<run '{self.config.name}' in {self.workdir}, step {self.step}, fields {fields}>"
 
-    def encode(self, field: str, inputs: Sequence[Any], progress: bool | None = None) -> np.ndarray:
+    def encode(self, field: str, inputs: Sequence[Any], progress: bool | None = None, language: str = "") -> np.ndarray:
         """Encode inputs of a field as unit rows, float32 [n,E].
 
         Args:
           field: of the batch, such as "image" or "text".
           inputs: strings of a field of words; paths, Pillow pictures or uint8 arrays of one of pictures; else paths.
           progress: show a bar; None: where stderr is a terminal and there is more than one block.
+          language: of strings, for an encoder that tells languages apart; "" and others: the mean of all it has.
 
         Raises:
           UserError: no such field, or an input that cannot be read.
         """
-        return self._encoded(field, inputs, progress).embed
+        return self._encoded(field, inputs, progress, language=language).embed
 
     def encode_images(self, images: Sequence[Any], progress: bool | None = None) -> np.ndarray:
         """Encode pictures (paths, Pillow pictures or uint8 arrays) as unit rows, float32 [n,E]."""
@@ -192,7 +193,7 @@ class TrainedRun:
         another encoder for English (`config.data.fields.NAME.languages`) go to the encoder of their language.
         """
         field = self.text_field_in(language) if language else self.text_field
-        return self._encoded(field, texts, progress, language=language).embed
+        return self.encode(field, texts, progress, language)
 
     def text_field_in(self, language: str) -> str:
         """Return the first field of words, evaluated ones first, that reads a language. Raises UserError for none."""
