@@ -268,9 +268,10 @@ def _assembly(
 
 
 def classes_of(used: frozenset[str], facts: DataFacts) -> tuple[tuple[str, int], ...]:
-    """Return (target, C) of each target that the classifiers among the parts of a model tell."""
+    """Return (target, C) of each target that the classifiers among the parts of a model tell; answers are labels."""
     counts = {"labels": facts.labels, "concepts": facts.concepts}
-    return tuple((target, counts[target]) for target in sorted({target for target, _ in classified(used)}))
+    told = {target for target, _ in classified(used)} | ({"labels"} if "answer" in used else set())
+    return tuple((target, counts[target]) for target in sorted(told))
 
 
 def document_frequencies(assembly: Assembly) -> dict[str, np.ndarray]:

@@ -35,6 +35,7 @@ SECTIONS = {
     "complementary": {},
     "refurbish": {},
     "multilabel": {"target": "labels"},
+    "answer": {},
 }
 VARIANTS = {name: {name: fields} for name, fields in SECTIONS.items()} | {
     "itc in a ring": {"itc": {"queue": 8, "ring": True}},
