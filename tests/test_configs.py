@@ -31,6 +31,7 @@ VARIANTS = {
     "vse_infinity": ("features", "finetune", "regions", "tiny"),
     "rcar": ("features", "itc", "two", "tiny"),
     "mvsen": ("features", "regions", "sgr", "tiny"),
+    "vqa": ("features", "emoji", "tiny"),
 }
 
 

@@ -15,7 +15,7 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward
 from xmodal_jax.models.heads import AnswerHead
 from xmodal_jax.objectives import build_objectives, fit_objectives, parts
-from xmodal_jax.objectives.answer import Answer
+from xmodal_jax.objectives.answer import VQA
 from xmodal_jax.training.step import create_state, total_loss, train_step
 
 EMBED, COUNT, STEPS = 6, 5, 200
@@ -47,7 +47,7 @@ def test_the_loss_and_its_gradient_are_pytorchs(arrays):
             return fused[:, 0] @ head["kernel"] + head["bias"][None]
 
         given = Given(image, text, heads={"answer_logits": logits})
-        term = Answer()(given, batch, jax.random.key(0))
+        term = VQA()(given, batch, jax.random.key(0))
         return term.mean(), term
 
     inputs = (arrays["image"], arrays["text"], arrays["head"])

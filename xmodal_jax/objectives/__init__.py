@@ -6,7 +6,7 @@ from xmodal_jax.config_build import EPOCHS, build
 from xmodal_jax.data.fields import batch_fields
 from xmodal_jax.errors import UserError
 from xmodal_jax.objectives.alignment import IMS, LMIM
-from xmodal_jax.objectives.answer import Answer
+from xmodal_jax.objectives.answer import VQA
 from xmodal_jax.objectives.base import Objective, in_steps
 from xmodal_jax.objectives.complementary import Complementary
 from xmodal_jax.objectives.contrastive import ITC
@@ -47,7 +47,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "mvjrc": MVJRC,
     "distill": Distill,
     "multilabel": MultiLabel,
-    "answer": Answer,
+    "answer": VQA,
 }
 
 

@@ -25,7 +25,7 @@ def accuracy(logits: Array, target: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Answer(Paired):
+class VQA(Paired):
     """Classification of the fused tokens of a pair onto the labels of the data set: the answers to its second field.
 
     The question's tokens read those of the picture, and the head reads the first of them. The loss of a row is the sum
