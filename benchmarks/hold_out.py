@@ -60,7 +60,8 @@ def describe(source: pathlib.Path, target: pathlib.Path, card: Card, names: Sequ
             labels = tuple(card.label_names[label] for label in rows.labels(row))
             media = dict(record["media"])
             images, captions = media.pop(PICTURES, {}), rows.captions(row)
-            item = Item(rows.keys[row], images, captions, labels, rows.groups[row], name, media=media)
+            more = {"media": media, "scores": tuple(rows.scores(row))}
+            item = Item(rows.keys[row], images, captions, labels, rows.groups[row], name, **more)
             sidecars.add(item)
             digests[name].add(item.key, item.captions, item.every_view)
     told = sidecars.finish(card.languages)

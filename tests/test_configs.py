@@ -34,6 +34,7 @@ VARIANTS = {
     "m_clip": ("features", "frozen", "contrast", "english", "tiny"),
     "mla": ("transfer", "exposure", "add", "tiny"),
     "mlmm": ("features", "tiny"),
+    "vqa": ("features", "emoji", "tiny"),
 }
 
 

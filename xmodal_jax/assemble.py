@@ -49,6 +49,7 @@ class Assembly:
     parts: frozenset[str] = frozenset()  # the modules of the model that its objectives use
     hardness: float = 1.0  # of the negatives that its matching head was trained on
     origin: Origin | None = None  # of a run that was opened: what it was trained on
+    answers: tuple[str, ...] = ()  # names of the labels, where its model answers questions
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -84,6 +85,7 @@ class Assembly:
             "caches": list(self.caches),
             "parts": sorted(self.parts),
             "hardness": self.hardness,
+            "answers": list(self.answers),
         }
 
     @property
@@ -172,7 +174,7 @@ def assemble(config: Config) -> Assembly:
         output = tuple(int(i) for i in used_ids(tokenizers[config.fusion.pair[1]], captions))
     entries = [card.feature(name) for name in config.data.features]
     caches = tuple({"tower": entry["tower"], "size": entry["size"]} for entry in entries)
-    return _assembly(config, tokenizers, output, facts, caches)
+    return _assembly(config, tokenizers, output, facts, caches, tuple(card.label_names))
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
@@ -247,7 +249,8 @@ def reassemble(description: dict[str, Any], workdir: pathlib.Path) -> Assembly:
     model = CrossModal(config, tuple(description["output_ids"]), classes)
     facts = DataFacts(tokens=tuple(description["tokens"]))
     used, hardness = frozenset(description["parts"]), description["hardness"]
-    return Assembly(config, tokenizers, model, {}, facts, tuple(description["caches"]), used, hardness)
+    caches, answers = tuple(description["caches"]), tuple(description.get("answers", ()))
+    return Assembly(config, tokenizers, model, {}, facts, caches, used, hardness, answers=answers)
 
 
 def _assembly(
@@ -256,6 +259,7 @@ def _assembly(
     output: tuple[int, ...],
     facts: DataFacts,
     caches: tuple[dict[str, Any], ...],
+    labels: tuple[str, ...] = (),
 ) -> Assembly:
     """Return the assembly of a resolved config; for planning `tokenizers` holds vocabularies."""
     objectives = fit_objectives(build_objectives(config.objectives, config.batch_size), config, facts)
@@ -265,13 +269,15 @@ def _assembly(
     hardness = drawn[0] if drawn and drawn[0] else 1.0
     used = parts(objectives)
     model = CrossModal(config, output, classes_of(used, facts))
-    return Assembly(config, tokenizers, model, objectives, facts, caches, used, hardness)
+    answers = labels if "answer" in used else ()
+    return Assembly(config, tokenizers, model, objectives, facts, caches, used, hardness, answers=answers)
 
 
 def classes_of(used: frozenset[str], facts: DataFacts) -> tuple[tuple[str, int], ...]:
-    """Return (target, C) of each target that the classifiers among the parts of a model tell."""
+    """Return (target, C) of each target that the classifiers among the parts of a model tell; answers are labels."""
     counts = {"labels": facts.labels, "concepts": facts.concepts}
-    return tuple((target, counts[target]) for target in sorted({target for target, _ in classified(used)}))
+    told = {target for target, _ in classified(used)} | ({"labels"} if "answer" in used else set())
+    return tuple((target, counts[target]) for target in sorted(told))
 
 
 def document_frequencies(assembly: Assembly) -> dict[str, np.ndarray]:

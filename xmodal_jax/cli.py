@@ -127,6 +127,13 @@ HELP = {  # of the parameters of the sources; others explain themselves
     "label": "what makes a label: see above",
     "vocabulary": "words of the columns of a bag of words, one a line",
     "label_names": "names of the columns of the labels, one a line",
+    "questions": "JSON file of the training questions",
+    "annotations": "JSON file of their answers",
+    "val_questions": "JSON file of the questions of the split val",
+    "val_annotations": "JSON file of their answers",
+    "template": "file of a picture in the folder of the pictures",
+    "answers": "how many of the most frequent answers are labels",
+    "language": "of the questions",
     "name": "tfds: name of the builder; albef: start of the file names, as rsitmd",
 }
 

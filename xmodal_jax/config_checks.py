@@ -59,6 +59,7 @@ PARTS = (  # of the model beside its encoders
     "shared",
     "sigmoid",
     "classifier",
+    "answer",
     "bridge",
     "fused_head",
     "joined_head",

@@ -29,8 +29,9 @@ padding). Further entries of a field are named with the field, a slash and a suf
 
 Entries of a whole row: `id` int32 [B] (equal ids are the same thing), `index` int32 [B] (row in the training split);
 with `config.data.unit` "pair" `pair` int32 [B] (number of the caption in the split); where the data set has labels,
-`labels` float32 [B,C]; with `data.concepts`, `concepts` float32 [B,C], the words mined from captions that the row has,
-and `concepts/valid` bool [B], False for rows without captions.
+`labels` float32 [B,C], how far each is right (0 to 1, 1 unless the source says less); with `data.concepts`, `concepts`
+float32 [B,C], the words mined from captions that the row has, and `concepts/valid` bool [B], False for rows without
+captions.
 """
 
 from dataclasses import dataclass, field

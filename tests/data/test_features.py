@@ -255,6 +255,25 @@ def test_records_without_pictures_have_rows_without_tokens(tmp_path, tiny_items)
         own.close()
 
 
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_a_picture_that_comes_again_is_encoded_once(tmp_path, tiny_items, batch):
+    """As of several questions on it: twelve train records have four pictures in two views, and one has none."""
+    first = [item for item in tiny_items(12) if item.split == "train"]
+    items = [dataclasses.replace(first[n // 3], key=f"{n}", split="train") for n in range(12)]
+    items[7] = dataclasses.replace(items[7], images={}, media={"sound": {"a": b"x"}})
+    prepare(memory_source(items), tmp_path / "set")
+    encode = Counted()
+    write_features(tmp_path / "set", "mean", encode, 8, batch=batch)
+    assert len(encode.shapes) == -(-5 * 2 * 2 // batch), "the third of the third is encoded anew"
+    split = Split(tmp_path / "set", "train", CFG)
+    for row, record in enumerate(split.records):
+        for view in record["media"].get("image", {}):
+            np.testing.assert_array_equal(split.tokens(row, view, False), expected(record, view))
+            np.testing.assert_array_equal(split.tokens(row, view, True), expected(record, view)[::-1])
+    assert split.caches[0][7]["tokens"] == {}
+    split.close()
+
+
 def test_a_set_without_any_picture_has_no_features(tmp_path, tiny_items, capsys):
     prepare(memory_source(bare(tiny_items(8), range(8)), "bare", "none"), tmp_path / "set")
     assert main(["data", "features", "--data", str(tmp_path / "set")]) == 2

@@ -15,6 +15,7 @@ from xmodal_jax.data.sources.jsonl import jsonl_source
 from xmodal_jax.data.sources.karpathy import karpathy_source
 from xmodal_jax.data.sources.mat import mat_source
 from xmodal_jax.data.sources.remote_sensing import albef_source, precomp_source
+from xmodal_jax.data.sources.vqa import vqa_source
 from xmodal_jax.errors import UserError
 
 NAMES = ("a.png", "b.png")
@@ -99,6 +100,15 @@ def category(number):
     return {"id": number, "name": f"name {number}", "supercategory": "Aves", **{rank: f"{rank} x" for rank in ranks}}
 
 
+def vqa_rows():
+    answers = [{"answer": text, "answer_id": number} for number, text in enumerate(["yes", "no", "a dog", "2"] * 2)]
+    own = {"answers": answers, "multiple_choice_answer": "yes", "question_type": "is it", "answer_type": "other"}
+    return {
+        "questions": [{"question_id": n, "image_id": name[0], "question": "Is it?"} for n, name in enumerate(NAMES)],
+        "annotations": [{"question_id": number} | own for number in range(2)],
+    }
+
+
 def mat_files(tmp_path):
     import scipy.io
 
@@ -171,6 +181,10 @@ FORMATS = {
             },
         ),
         lambda folder: inaturalist_source(folder),
+    ),
+    "vqa": (
+        lambda folder: write(folder, {f"{name}.json": json.dumps({name: rows}) for name, rows in vqa_rows().items()}),
+        lambda folder: vqa_source(folder / "questions.json", folder / "annotations.json", folder, template="{id}.png"),
     ),
     "mat": (mat_files, lambda folder: mat_source(folder / "set.mat", folder)),
 }

@@ -278,4 +278,4 @@ def test_an_aborted_sidecar_leaves_no_open_file(tmp_path):
     sidecars.add(Item("a", {"x": b""}, {"en": ["one"]}))
     before = len(os.listdir("/proc/self/fd"))
     sidecars.abort()
-    assert len(os.listdir("/proc/self/fd")) == before - len(COLUMNS)
+    assert len(os.listdir("/proc/self/fd")) == before - len(COLUMNS) - 1, "and scores"

@@ -47,7 +47,7 @@ def test_entries_are_built_with_their_fields():
     built = build_evaluations({"classification": {}, "words": {"kind": "captioning", "beam": 2}})
     assert built == {"classification": Classification(templates=TEMPLATES), "words": Captioning("captioning", beam=2)}
     for section, sentence in (
-        ({"noise": {}}, "config.evals.noise.kind is 'noise'; write one of classification, captioning"),
+        ({"noise": {}}, "config.evals.noise.kind is 'noise'; write one of classification, captioning, answering"),
         ({"captioning": {"beams": 2}}, "'beams' is not a field of config.evals.captioning; did you mean 'beam'"),
         ({"captioning": {"beam": 0}}, "config.evals.captioning.beam is 0; write 1 or more"),
         ({"captioning": 3}, "config.evals.captioning is 3; write a dict"),

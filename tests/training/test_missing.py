@@ -36,6 +36,7 @@ SECTIONS = {
     "refurbish": {},
     "multilabel": {"target": "labels"},
     "transfer": {"pair": ("image", "text")},
+    "answer": {},
 }
 VARIANTS = {name: {name: fields} for name, fields in SECTIONS.items()} | {
     "itc in a ring": {"itc": {"queue": 8, "ring": True}},

@@ -11,6 +11,7 @@ UNSPACED = (  # scripts without spaces between words: Chinese, Japanese, Thai an
     r"[\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
     r"\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff]"
 )
+TYPE = "-type"  # end of a "language" whose captions tell what a record is, such as the kind of its question
 JOINERS = "\u200c\u200d"  # inside words of Persian and of India's languages
 
 

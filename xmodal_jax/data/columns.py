@@ -18,7 +18,7 @@ import numpy as np
 
 from xmodal_jax.errors import UserError
 
-TYPECODES = {"u1": "B", "i2": "h", "i4": "i", "i8": "q"}  # types of columns, as `array` calls them
+TYPECODES = {"u1": "B", "i2": "h", "i4": "i", "i8": "q", "f4": "f"}  # types of columns, as `array` calls them
 BUFFER = 1 << 16  # values kept in memory before they are written
 READ = 1 << 20  # bytes read at a time for a checksum
 BLOCK = 4096  # texts whose places are looked up at once
@@ -36,7 +36,7 @@ class ColumnWriter:
         """Number of values written so far."""
         return self._bytes // self._values.itemsize + len(self._values)
 
-    def put(self, value: int) -> None:
+    def put(self, value: float) -> None:
         """Append one value."""
         self._values.append(value)
         if len(self._values) >= BUFFER:

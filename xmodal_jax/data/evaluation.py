@@ -13,7 +13,7 @@ from xmodal_jax.data.config import PAIR, DataConfig
 from xmodal_jax.data.image import CorruptImage
 from xmodal_jax.data.readers import Reader, Row, Specs, has_views, readers_of
 from xmodal_jax.data.records import CorruptRecord
-from xmodal_jax.data.split import Arrays, Split, multi_hot, refuse_unknown
+from xmodal_jax.data.split import Arrays, Split, labels_of, refuse_unknown
 from xmodal_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class EvalSplit:
     right: Side
     """Second field of the pair."""
     labels: np.ndarray | None
-    """float32 [n,C], None without labels."""
+    """float32 [n,C], how far each label is right (0 to 1); None without labels."""
     own: bool = False
     """Whether only inputs of the same record are right, even if their captions repeat in other records."""
 
@@ -177,9 +177,8 @@ def eval_split(
             f"{data_dir}: split {split!r} has no record with {' and '.join(pair)} "
             f"(view {view!r}, languages {cfg.languages})."
         )
-    names = source.card.label_names
     left, right = (_side(readers[field], field, own, rows, view) for field, own in zip(pair, found, strict=True))
-    labels = multi_hot([source.labels(row) for row in rows], len(names)) if names else None
+    labels = labels_of(source, rows.tolist()) if source.card.label_names else None
     return EvalSplit(view, source.sidecar.keys.take(rows), rows.astype(np.int32), left, right, labels)
 
 

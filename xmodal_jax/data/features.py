@@ -184,29 +184,57 @@ def _write_split(
         writer.write(empty)
 
 
-def _pictures(records: Records, size: int, sides: list[str]) -> Iterator[tuple[int, str, str, np.ndarray]]:
-    """Yield (row, view, side, uint8 [size,size,3]) of all records in order."""
-    decode = eval_image(size)
+def _pictures(records: Records, size: int, sides: list[str]) -> Iterator[tuple[int, str, str, np.ndarray | None]]:
+    """Yield (row, view, side, uint8 [size,size,3]) of all records in order.
+
+    The pixels are None where a record has the pictures of the one before it, as questions on one picture have.
+    """
+    decode, before = eval_image(size), {}
     for number in range(len(records)):
         try:
             images = pictures(check_record(records[number]))
-            plain = {view: decode(data) for view, data in images.items()}
+            plain = dict.fromkeys(images) if images == before else {view: decode(data) for view, data in images.items()}
         except (CorruptRecord, CorruptImage) as error:
             raise UserError(f"row {number} cannot be read ({error}); copy or prepare the data set again.") from error
+        before = images
         for view, image in plain.items():
             for side in sides:
-                yield number, view, side, image if side == "plain" else image[:, ::-1]
+                yield number, view, side, image if side == "plain" or image is None else image[:, ::-1]
 
 
 def _encoded(pictures: Iterator[tuple], encode_fn: Encoder, batch: int) -> Iterator[list[tuple]]:
-    """Replace the images of `pictures` by their tokens [N,D], `batch` at a time; the last batch is padded."""
-    while chunk := list(itertools.islice(pictures, batch)):
-        images = np.stack([image for *_, image in chunk])
-        images = np.pad(images, [(0, batch - len(chunk)), (0, 0), (0, 0), (0, 0)])
-        tokens = np.asarray(encode_fn(images))
-        if tokens.ndim != 3 or len(tokens) != batch:
-            raise UserError(f"the tower returned {tokens.shape} for {batch} images, not [B,N,D].")
-        yield [(*names, tokens[number]) for number, (*names, _) in enumerate(chunk)]
+    """Replace the images of `pictures` by their tokens [N,D], `batch` at a time, None by those before it."""
+    last: dict[tuple[str, str], np.ndarray] = {}
+    for chunk in _chunks(pictures, batch):
+        tokens, coded = iter(_tokens(chunk, encode_fn, batch)), []
+        for number, view, side, image in chunk:
+            if image is not None:
+                last[view, side] = next(tokens)
+            coded.append((number, view, side, last[view, side]))
+        yield coded
+
+
+def _chunks(pictures: Iterator[tuple], batch: int) -> Iterator[list[tuple]]:
+    """Cut `pictures` into lists with `batch` images each, the last with fewer."""
+    chunk, images = [], 0
+    for one in pictures:
+        if one[-1] is not None and images == batch:
+            yield chunk
+            chunk, images = [], 0
+        chunk.append(one)
+        images += one[-1] is not None
+    if chunk:
+        yield chunk
+
+
+def _tokens(chunk: list[tuple], encode_fn: Encoder, batch: int) -> np.ndarray:
+    """Return the tokens [batch,N,D] of the images in a chunk, filled up with black ones."""
+    images = np.stack([image for *_, image in chunk if image is not None])
+    images = np.pad(images, [(0, batch - len(images)), (0, 0), (0, 0), (0, 0)])
+    tokens = np.asarray(encode_fn(images))
+    if tokens.ndim != 3 or len(tokens) != batch:
+        raise UserError(f"the tower returned {tokens.shape} for {batch} images, not [B,N,D].")
+    return tokens
 
 
 def _float16(tokens: np.ndarray, title: str) -> np.ndarray:

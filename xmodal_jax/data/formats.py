@@ -105,6 +105,10 @@ def _json(content: Any, path: pathlib.Path) -> str:
             "one JSON list of pictures and captions, as BLIP and ALBEF have; source `albef` reads a folder of such "
             f"lists, named train.json, val.json and test.json, and for `jsonl` run {_command(FROM_LIST, path)}"
         )
+    if isinstance(content, dict):
+        for name in ("questions", "annotations"):
+            if "question_id" in _keys(content.get(name)):
+                return f"VQA's file of {name}; source `vqa` reads it as --{name}"
     if "images" in keys and isinstance(content, dict):
         return _with_images(content, path)
     if {"image", "caption"} <= keys and isinstance(content, dict):

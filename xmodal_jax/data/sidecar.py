@@ -5,7 +5,8 @@ order, are their keys, groups, views, other media, labels and the number of thei
 captions, the captions of a record one after the other, are the texts, the record that owns each, its language, and the
 number of its text, which two captions of the data set share if and only if they are the same text
 (`captions.normal_caption`). Views, languages and labels are places in the card's lists. The row of a caption in these
-columns is the number of its pair. A split with noise (data/noise.py) has one more column, `changed`.
+columns is the number of its pair. A split with noise (data/noise.py) has one more column, `changed`, and one whose
+labels are not all wholly right has their `scores`.
 """
 
 import collections
@@ -34,7 +35,7 @@ LISTS = {  # columns that come with a column of starts each
 }
 COLUMNS = LISTS | {f"{name}_starts": "<i8" for name in (*LISTS, "captions")}
 COLUMNS |= {"label_set": "<i4", "owner": "<i4", "language": "<i2", "number": "<i4"}
-OPTIONAL = {"changed": "u1"}
+OPTIONAL = {"changed": "u1", "scores": "<f4"}
 LATE = {"language": "<i2", "digest": "u1"}  # kept in files of their own until all items are known
 REMAPPED = 1 << 20  # captions whose languages are rewritten at once
 
@@ -61,7 +62,8 @@ class Sidecars:
         views, media = [self.views[view] for view in item.pictures], [self.media[name] for name in item.media]
         self.languages.update(item.captions.keys())
         label_set = self._label_sets[frozenset(labels)]
-        self._writers[item.split].add(item.key, item.group, views, media, labels, label_set, captions)
+        scores = item.scores or (1.0,) * len(labels)
+        self._writers[item.split].add(item.key, item.group, views, media, labels, scores, label_set, captions)
 
     def finish(self, languages: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Number the texts and return the card's entry of each split.
@@ -96,6 +98,7 @@ class SplitWriter:
             for name, dtype in COLUMNS.items()
             if name not in ("language", "number")
         }
+        self._scores, self._plain = ColumnWriter(self._path("scores"), OPTIONAL["scores"]), True
         self._late = {name: ColumnWriter(self._path(f"{name}.late"), dtype) for name, dtype in LATE.items()}
         for name in (*LISTS, "captions"):
             self._out[f"{name}_starts"].put(0)
@@ -107,10 +110,11 @@ class SplitWriter:
         views: Sequence[int],
         media: Sequence[int],
         labels: Sequence[int],
+        scores: Sequence[float],
         label_set: int,
         captions: Iterable[tuple[int, str]],
     ) -> None:
-        """Write one record; captions are (code of the language, text)."""
+        """Write one record; captions are (code of the language, text), `scores` those of its labels."""
         record = self._out["label_set"].count
         self._groups.add(group)
         self._text("keys", key)
@@ -119,6 +123,9 @@ class SplitWriter:
             for value in values:
                 self._out[name].put(value)
             self._out[f"{name}_starts"].put(self._out[name].count)
+        for score in scores:
+            self._scores.put(score)
+            self._plain = self._plain and score == 1
         self._out["label_set"].put(label_set)
         for code, text in captions:
             self._text("texts", text)
@@ -136,13 +143,18 @@ class SplitWriter:
         """Finish the columns that are known by now; return the numbers of records, captions, groups, and `columns`."""
         counts = {"records": self._out["label_set"].count, "captions": self._out["owner"].count}
         columns = {name: column.close() for name, column in self._out.items()}
+        scores = self._scores.close()
+        if self._plain:
+            self._path("scores").unlink()
+        else:
+            columns["scores"] = scores
         for column in self._late.values():
             column.close()
         return counts | {"groups": len(self._groups), "columns": columns}
 
     def abort(self) -> None:
         """Close the files."""
-        for column in (*self._out.values(), *self._late.values()):
+        for column in (*self._out.values(), *self._late.values(), self._scores):
             column.abort()
 
     def digests(self) -> np.ndarray:
@@ -238,6 +250,11 @@ class Sidecar:
         """Return a record's labels, as places in the card's list."""
         return self._list("labels", row)
 
+    def scores(self, row: int) -> list[float]:
+        """Return how far each of a record's `labels` is right, above 0 to 1."""
+        start, stop = self._span("labels", row)
+        return self._found["scores"][start:stop].tolist() if "scores" in self._found else [1.0] * (stop - start)
+
     def captions(self, row: int) -> dict[str, list[str]]:
         """Return a record's captions by language."""
         found: dict[str, list[str]] = {}
@@ -289,7 +306,8 @@ def _refuse_misfit(found: dict[str, np.ndarray], card: Card, entry: dict[str, An
     """Raise `UserError` unless the numbers of records, captions and names fit the card."""
     records, captions = entry["records"], entry["captions"]
     wanted = {"label_set": records, "texts_starts": captions + 1}
-    wanted |= dict.fromkeys(("owner", "language", "number", *(name for name in OPTIONAL if name in found)), captions)
+    wanted |= dict.fromkeys(("owner", "language", "number", *(["changed"] if "changed" in found else [])), captions)
+    wanted |= {"scores": len(found["labels"])} if "scores" in found else {}
     wanted |= {f"{name}_starts": records + 1 for name in ("keys", "groups", "views", "media", "labels", "captions")}
     names = {"language": card.languages, "views": card.views, "media": card.media, "labels": card.label_names}
     fits = all(len(found[name]) == count for name, count in wanted.items())

@@ -58,6 +58,8 @@ class Item:
 
     features: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict, compare=False, repr=False)
     """Tokens of its pictures that the source has instead of them or beside them, {cache: {view: float [N,D]}}."""
+    scores: tuple[float, ...] = ()
+    """How far each label is right, above 0 to 1, such as an answer that some annotators gave; (): each wholly."""
 
     @property
     def pictures(self) -> dict[str, bytes]:
@@ -131,6 +133,8 @@ def mended_item(item: Item) -> Item:
     for own in (item.labels, *item.captions.values()):
         if not isinstance(own, (list, tuple)):
             raise TypeError(f"{own!r:.40} where a list of texts must be")
+    if item.scores and not (len(item.scores) == len(item.labels) and all(0 < score <= 1 for score in item.scores)):
+        raise TypeError(f"{item.scores!r:.40} where a number above 0 to 1 for each label must be")
     return dataclasses.replace(
         item,
         key=mended(item.key),

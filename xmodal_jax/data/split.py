@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -124,6 +124,10 @@ class Split:
         """Return the labels of a row, as places in the card's list."""
         return self.sidecar.labels(row)
 
+    def label_scores(self, row: int) -> list[float]:
+        """Return how far each of the `labels` of a row is right, above 0 to 1."""
+        return self.sidecar.scores(row)
+
     def label_key(self, row: int) -> np.int32:
         """Return the number of a row's set of labels.
 
@@ -161,9 +165,17 @@ def split_captions(data_dir: os.PathLike | str, split: str, languages: Sequence[
     return own.texts.take(own.all_pairs(tuple(dict.fromkeys(languages))))
 
 
-def multi_hot(labels: Sequence[Sequence[int]], count: int) -> np.ndarray:
-    """Return float32 [n,C] with a 1 for each label number of each row."""
+def multi_hot(
+    labels: Sequence[Sequence[int]], count: int, scores: Sequence[Sequence[float]] | None = None
+) -> np.ndarray:
+    """Return float32 [n,C] with a 1, or its score, for each label number of each row."""
     table = np.zeros((len(labels), count), np.float32)
     for row, own in enumerate(labels):
-        table[row, list(own)] = 1
+        table[row, list(own)] = 1 if scores is None else scores[row]
     return table
+
+
+def labels_of(split: Split, rows: Iterable[int]) -> np.ndarray:
+    """Return float32 [n,C], the scores of the labels of some rows of a split: 1 but for those of `Item.scores`."""
+    rows, count = list(rows), len(split.card.label_names)
+    return multi_hot([split.labels(row) for row in rows], count, [split.label_scores(row) for row in rows])

@@ -18,7 +18,7 @@ from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.image import CorruptImage
 from xmodal_jax.data.readers import Row, Specs, readers_of
 from xmodal_jax.data.records import CorruptRecord, Room
-from xmodal_jax.data.split import Arrays, Split, multi_hot
+from xmodal_jax.data.split import Arrays, Split, labels_of
 from xmodal_jax.data.text import cut
 from xmodal_jax.errors import UserError
 from xmodal_jax.types import NEVER
@@ -190,8 +190,8 @@ class TrainDataset:
         row = np.asarray(number, np.int32)
         key = row if self.split.cfg.positives == "record" else np.asarray(self.split.label_key(number))
         fields = {"id": key, "index": row} | (self._concepts.fields(number) if self._concepts is not None else {})
-        names = self.split.card.label_names
-        return fields | ({"labels": multi_hot([self.split.labels(number)], len(names))[0]} if names else {})
+        named = bool(self.split.card.label_names)
+        return fields | ({"labels": labels_of(self.split, [number])[0]} if named else {})
 
     def _field(self, name: str, row: Row, choice: Any, rng: np.random.Generator) -> Arrays:
         """Return one field of a row and its attributes (types.py); zeros if it is missing."""

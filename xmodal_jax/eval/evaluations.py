@@ -9,6 +9,7 @@ from typing import Any
 from xmodal_jax.config_build import build, limited
 from xmodal_jax.data.card import Card
 from xmodal_jax.errors import UserError
+from xmodal_jax.eval.answering import answer_split
 from xmodal_jax.eval.captioning import caption_split
 from xmodal_jax.eval.evaluate import Evaluator
 from xmodal_jax.eval.zeroshot import TEMPLATES, classes_of, classified_pair, classify, refuse_odd_template
@@ -76,7 +77,28 @@ class Captioning(Evaluation):
         return caption_split(*own, split, self.limit, self.beam, True, evaluator.poll)[1]
 
 
-EVALUATIONS: dict[str, type[Evaluation]] = {"classification": Classification, "captioning": Captioning}
+@dataclass(frozen=True)
+class Answering(Evaluation):
+    """VQA accuracy of the answers to the questions of a split, beside the best constant answer (eval/answering.py)."""
+
+    types: bool = True
+    """Whether questions of each type have numbers of their own, where the data set tells types."""
+
+    def check_fit(self, where: str, config: Config, card: Card, parts: frozenset[str]) -> None:
+        """Refuse a model without a head for answers."""
+        if "answer" not in parts:
+            raise UserError(f"{where} answers questions, and no objective trains that; add the objective 'answer'")
+
+    def __call__(self, evaluator: Evaluator, split: str, say: Callable[[str], None]) -> Numbers:
+        """Answer the questions of the split: {"all": {"right", "most frequent", "possible", "questions"}, ...}."""
+        return answer_split(evaluator, split, self.types, say)
+
+
+EVALUATIONS: dict[str, type[Evaluation]] = {
+    "classification": Classification,
+    "captioning": Captioning,
+    "answering": Answering,
+}
 
 
 def build_evaluations(section: dict[str, Any]) -> dict[str, Evaluation]:

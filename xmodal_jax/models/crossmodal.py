@@ -14,7 +14,7 @@ from xmodal_jax.models.bridge import Bridge
 from xmodal_jax.models.decoder import Decoder
 from xmodal_jax.models.encoder import Encoder
 from xmodal_jax.models.fusion import Fusion
-from xmodal_jax.models.heads import Classifier, FusedHead, JoinedHead, LogitBias, MatchHead, TokenHead
+from xmodal_jax.models.heads import AnswerHead, Classifier, FusedHead, JoinedHead, LogitBias, MatchHead, TokenHead
 from xmodal_jax.models.pair_score import ScorerConfig, Side, every_pair
 from xmodal_jax.models.pooling import parse_pool
 from xmodal_jax.models.reasoning import SharedEncoder
@@ -40,7 +40,7 @@ class CrossModal(nn.Module):
     """The model of one config.
 
     `output_ids` are the word ids that MLM and LM may predict (empty: all), `classes` the outputs of the classifiers,
-    (target, C) each.
+    (target, C) each; those of the target "labels" are the answers to questions too.
     """
 
     config: Config
@@ -62,6 +62,7 @@ class CrossModal(nn.Module):
             tuple(encoders), width, joint.shared_layers, joint.shared_heads, joint.shared_hidden, joint.shared_dropout
         )
         self.classifier = Classifier(self.classes)
+        self.answer = AnswerHead(dict(self.classes).get("labels", 0), fusion.head_dropout)
         self.sigmoid = LogitBias()
         self.bridge = Bridge(self.config.bridge.kind, width, fusion.heads, self.config.bridge.hidden)
         self.fused_head = FusedHead(joint.embed)
@@ -201,6 +202,10 @@ class CrossModal(nn.Module):
         """Map embeddings [B,E] to float32 logits [B,C] of `target`, by the classifier of an encoder ("": of all)."""
         return self.classifier(embed, target, encoder)
 
+    def answer_logits(self, fused: Array, key: Array | None = None) -> Array:
+        """Map fused tokens [b,L,D] of a picture and a question to float32 logits [b,C] of the labels."""
+        return self.answer(fused, key)
+
     def logit_bias(self) -> Array:
         """Return the learned bias of the sigmoid loss, a float32 scalar."""
         return self.sigmoid()
@@ -234,6 +239,8 @@ class CrossModal(nn.Module):
             self.score(Side(tokens, embed), Side(words, caption, mask))
         if "match" in parts:
             self.match_logits(words, mask, embed, caption)
+        if "answer" in parts:
+            self.answer_logits(words)
         if "decoder" in parts:
             self.decode(tokens, ids)
         if "vocabulary" in parts:

@@ -241,6 +241,25 @@ class JoinedHead(nn.Module):
         return l2_normalize(image.astype(jnp.float32) + text.astype(jnp.float32) + dense(correct, first))
 
 
+class AnswerHead(nn.Module):
+    """The head of answers: fused tokens -> logits of the labels, from [CLS] (ViLT, Kim et al. 2021).
+
+    Two layers with LayerNorm and GELU between them, the first twice as wide as the tokens.
+    """
+
+    outputs: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, fused: Array, key: Array | None = None) -> Array:
+        """Map fused [b,L,D] to float32 logits [b,C]."""
+        first = dropout(fused[:, 0].astype(jnp.float32), self.dropout, key)
+        width = first.shape[-1]
+        x = dense(self.param("up", dense_params, width, 2 * width, fan_in(width)), first)
+        x = jax.nn.gelu(layer_norm(self.param("norm", lambda _: norm_params(2 * width)), x))
+        return dense(self.param("down", dense_params, 2 * width, self.outputs), x)
+
+
 class Classifier(nn.Module):
     """Linear classifiers of unit embeddings, one for each target and encoder, or for a target and all encoders.
 

@@ -6,6 +6,7 @@ from xmodal_jax.config_build import EPOCHS, build
 from xmodal_jax.data.fields import batch_fields
 from xmodal_jax.errors import UserError
 from xmodal_jax.objectives.alignment import IMS, LMIM
+from xmodal_jax.objectives.answer import VQA
 from xmodal_jax.objectives.base import Objective, in_steps
 from xmodal_jax.objectives.complementary import Complementary
 from xmodal_jax.objectives.contrastive import ITC
@@ -48,6 +49,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "distill": Distill,
     "transfer": Transfer,
     "multilabel": MultiLabel,
+    "answer": VQA,
 }
 
 
@@ -111,7 +113,7 @@ def hint(field: str, config: Config) -> str:
     if name == "pair":
         return "write config.data.unit='pair'"
     if field == "labels" and config.data.labels:
-        return "the data set has no labels: write by_label=False, or target='concepts'"
+        return "the data set has no labels: prepare one that has, or write by_label=False or target='concepts'"
     if field == "labels":
         return "write config.data.labels=True"
     if field == "concepts":

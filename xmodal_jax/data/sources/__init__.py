@@ -26,6 +26,7 @@ from xmodal_jax.data.sources.remote_sensing import albef_source, precomp_source
 from xmodal_jax.data.sources.scan import scan_source
 from xmodal_jax.data.sources.stamps import stamps_source
 from xmodal_jax.data.sources.tfds import tfds_source
+from xmodal_jax.data.sources.vqa import vqa_source
 from xmodal_jax.errors import UserError
 from xmodal_jax.plugins import absolute, file_of, load
 
@@ -42,6 +43,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "nuswide": nuswide_source,
     "wikipedia": wikipedia_source,
     "mat": mat_source,
+    "vqa": vqa_source,
     "jsonl": jsonl_source,
     "tfds": tfds_source,
 }
