@@ -46,6 +46,7 @@ ONE_DEVICE = (
     *("test_search_pipeline", "test_caption_index", "test_query", "test_build", "test_origin", "test_keep_best"),
     *("test_early_stop", "test_init", "test_logging", "test_averaging", "test_configs", "test_tables"),
     *("test_captioning", "test_zeroshot", "test_evaluate", "test_folds", "test_embed", "test_embed_data"),
+    "test_by_language",
     *("test_inputs", "test_keys", "test_own_source", "test_plugins"),
 )
 

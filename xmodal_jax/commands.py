@@ -205,6 +205,8 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     result = run.evaluate(args.split, args.allow_trained, say, keep=False)
     print(result)  # before it is written: a folder that cannot be written does not lose it
     print(f"wrote {run.write_result('eval', result)}")
+    if drawn := run.draw_languages(result, say):
+        print(f"wrote {drawn}")
 
 
 def classify_run(args: argparse.Namespace, overrides: list[str]) -> None:

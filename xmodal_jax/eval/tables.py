@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict
 from xmodal_jax import origin
 from xmodal_jax.data.config import PAIR
 from xmodal_jax.data.text import cut_words
+from xmodal_jax.eval.languages import ranked, told_apart
 
 Tables = dict[str, Any]
 
@@ -83,16 +84,11 @@ def rows_of(view: str, tables: Tables, scorer: str) -> Iterator[Row]:
 
 
 def fold_rows(result: Tables) -> list[Row]:
-    """List the rows of means over folds, and of each language of the captions, view by view."""
+    """List the rows of means over folds, view by view."""
     found = [
         (f"{view}, {result['folds'][0]} folds", tables["folds"])
         for view, tables in sections(result)
         if "folds" in tables
-    ]
-    found += [
-        (f"{view}, {code}", own)
-        for view, tables in sections(result)
-        for code, own in tables.get("languages", {}).items()
     ]
     return [row for name, tables in found for row in rows_of(name, tables, scorer_in(result))]
 
@@ -132,6 +128,39 @@ def retrieval_cells(row: Row, names: list[str]) -> list[str]:
 def recall_cells(summary: Tables, names: list[str]) -> list[str]:
     """Format recall in both directions; "" if a gallery is smaller than k, as one view's or a fold's may be."""
     return [f"{summary[side][name]:.1f}" if name in summary[side] else "" for side in DIRECTIONS for name in names]
+
+
+def language_grid(result: Tables) -> Grid | None:
+    """Tabulate the embeddings' recall of each language, the best first, and the means of every ranking over languages.
+
+    Of several views it is their mean. None where the captions are of one language.
+    """
+    if "by_language" not in result:
+        return None
+    groups, names, own = result["by_language"], recall_names(result), result["mean"]["languages"]
+    rows = []
+    for code, _ in ranked(result):
+        counts = [f"{own[code][name]:.0f}" for name in ("records", "lacking")]
+        trained = "seen" if code in groups["seen"] else "unseen"
+        rows.append([code, trained, *language_cells(own[code]["itc"], names), *counts])
+    for name, trained, count in means_over(groups):
+        for row in rows_of(f"mean of {count}", groups[name], scorer_in(result)):
+            how = "" if row.name == "embeddings" else f", {row.name}"
+            rows.append([row.view + how, trained, *language_cells(row.summary, names), "", ""])
+    recalls = [f"{side} {name}" for side in directions(result).values() for name in names]
+    return Grid([f"{told_apart(result['spoken'])} in", "in training", *recalls, "AR", "records", "lacking"], rows)
+
+
+def language_cells(summary: Tables, names: list[str]) -> list[str]:
+    """Format recall in both directions and AR, the mean of these."""
+    return [*recall_cells(summary, names), f"{summary['mR']:.1f}"]
+
+
+def means_over(groups: Tables) -> list[tuple[str, str, int]]:
+    """List (key, words, languages) of the means of `languages.by_language`; of languages all seen or unseen, one."""
+    seen, unseen = len(groups["seen"]), len(groups["unseen"])
+    apart = [("mean_seen", "seen", seen), ("mean_unseen", "unseen", unseen)] if seen and unseen else []
+    return [("mean", "all" if apart else "seen" if seen else "unseen", seen + unseen), *apart]
 
 
 def label_grid(result: Tables) -> Grid | None:
@@ -190,7 +219,8 @@ def notes(result: Tables) -> list[str]:
         over = f"{one}>{two}: over {result['captions']} of {two}, which belong to {result['records']} records."
     said = [f"Ties: {first['ties']}. {right}", over]
     if "languages" in result and ("cut" in result or (one, two) == PAIR):
-        said.append(f"Captions in {', '.join(result['languages'])}; data set '{result['data']}'.")
+        said.append(f"Captions in {captions_in(result)}; data set '{result['data']}'.")
+    said += language_notes(result)
     if lost := cut_words(result["cut"], result["cut"]["encoder"]) if "cut" in result else "":
         said.append(lost)
     said += origin.notes(result)
@@ -214,6 +244,29 @@ def notes(result: Tables) -> list[str]:
     if codes_grid(result) is not None:
         said.append("Codes: bytes of one item; Hamming distances tie often, so the rule for ties matters.")
     return said
+
+
+def captions_in(result: Tables) -> str:
+    """Name the languages of the captions, with the fields of a pair that read different ones."""
+    spoken = {
+        field: ", ".join(code for code, count in counts.items() if count)
+        for field, counts in result.get("spoken", {}).items()
+    }
+    if len(set(spoken.values())) > 1:
+        return " and ".join(f"{codes} ({field})" for field, codes in spoken.items())
+    return next(iter(spoken.values()), ", ".join(result["languages"]))
+
+
+def language_notes(result: Tables) -> list[str]:
+    """Describe the tables by language, and name languages that no record has; nothing where there is one language."""
+    shown = [own for own in (result, *result.get("pairs", {}).values()) if "by_language" in own]
+    if not shown:
+        return []
+    said = "By language: each is ranked by itself, over the records that have it; those lacking it are left out. "
+    said += "Seen: the run was trained on captions in it. AR: the mean of the recalls."
+    counts = [counts for own in shown for counts in own["spoken"].values()]
+    none = dict.fromkeys(code for own in counts for code, count in own.items() if not count)
+    return [said, *([f"No record of the split has captions in {', '.join(none)}."] if none else [])]
 
 
 def collapsed(bits: int, alike: float) -> str:
@@ -274,7 +327,9 @@ def flat(tree: dict[str, Any]) -> dict[str, Any]:
 
 def pair_text(name: str, result: Tables) -> str:
     """Format the table of one more pair of fields for a terminal."""
-    return f"{name}: {result['records']} records, {result['captions']} of {result['pair'][1]}\n{retrieval_grid(result)}"
+    title = f"{name}: {result['records']} records, {result['captions']} of {result['pair'][1]}"
+    grid = language_grid(result)
+    return f"{title}\n{retrieval_grid(result)}" + (f"\n\n{grid}" if grid else "")
 
 
 def as_text(result: Tables) -> str:
@@ -282,7 +337,7 @@ def as_text(result: Tables) -> str:
     labels = label_grid(result)
     title = f"split '{result['split']}': {result['records']} records, {result['captions']} captions"
     step = f", step {result['step']}" if "step" in result else ""
-    grids = [str(grid) for grid in (codes_grid(result), labels) if grid]
+    grids = [str(grid) for grid in (language_grid(result), codes_grid(result), labels) if grid]
     more = [pair_text(name, own) for name, own in result.get("pairs", {}).items()]
     more += [f"{name}\n{grid}" for name, grid in further_grids(result)]
     parts = [title + step, str(retrieval_grid(result)), *grids, *more, "\n".join(notes(result))]

@@ -10,6 +10,7 @@ from xmodal_jax.eval.tables import (
     codes_grid,
     further_grids,
     label_grid,
+    language_grid,
     notes,
     recall_cells,
     recall_names,
@@ -17,12 +18,15 @@ from xmodal_jax.eval.tables import (
 )
 from xmodal_jax.report.charts import (
     bars_height,
+    by_languages,
     chart,
     code_charts,
     direction_words,
     draw_bars,
     draw_curve,
     draw_evaluations,
+    draw_languages,
+    languages_height,
 )
 from xmodal_jax.report.content import Content, Query, Sample, names_of
 
@@ -70,6 +74,7 @@ def page(content: Content) -> str:
         tiles(content),
         overview(content),
         retrieval_section(content),
+        languages_section(content),
         codes_section(content),
         curves_section(content),
         queries_section(content),
@@ -154,6 +159,17 @@ def retrieval_section(content: Content) -> str:
         + more
         + "".join(f'<p class="note">{escape(sentence)}</p>' for sentence in said)
     )
+
+
+def languages_section(content: Content) -> str:
+    """Return the chart and the table of each pair with captions in several languages; "" without any."""
+    made = []
+    for name, own in by_languages(content.result).items():
+        drawn = chart(lambda axes, own=own: draw_languages(axes, own), 4.2, languages_height(own))
+        grid, title = language_grid(own), f"<h3>{escape(name)}</h3>" if name else ""
+        made.append(f'{title}<div class="charts wide"><div>{chart_tag(drawn, "recall by language")}</div></div>')
+        made.append(table(grid) if grid else "")
+    return f"<h2>Languages</h2>{''.join(made)}" if made else ""
 
 
 def codes_section(content: Content) -> str:
