@@ -166,6 +166,9 @@ def test_tables_of_other_data_or_languages_have_files_of_their_own(opened_run):
     assert name("eval", "train", own, ["en"]) == "eval-train.json"
     assert name("eval", "test", own, ["en", "de"]) == "eval-test-en+de.json"
     assert name("classify", "test", "0123456789abcdef", ["a/b"]) == "classify-test-a_b-01234567.json"
+    many = [f"l{number:02d}" for number in range(78)]  # joined, they are longer than a file's name may be
+    long, other = name("eval", "test", own, many), name("eval", "test", own, many[::-1])
+    assert long.startswith("eval-test-78-languages-") and len(long) < 50 and other != long
 
 
 def test_eval_of_other_data_leaves_the_runs_own_table(tiny_run, other_data, capsys):

@@ -264,7 +264,7 @@ class TrainedRun:
           split: default: the run's evaluation split.
           allow_trained: also records that the run was trained on.
           say: called with what is under way.
-          keep: write WORKDIR/eval-SPLIT.json.
+          keep: write WORKDIR/eval-SPLIT.json and, of several languages, WORKDIR/languages-SPLIT.png.
         """
         from xmodal_jax.eval.evaluate import Evaluator, evaluate
         from xmodal_jax.eval.evaluations import further
@@ -274,6 +274,7 @@ class TrainedRun:
         result = Tables(found | ({"evals": more} if more else {}))
         if keep:
             self.write_result("eval", result)
+            self.draw_languages(result, say)
         return result
 
     def classify(
@@ -309,10 +310,31 @@ class TrainedRun:
 
     def write_result(self, kind: str, result: Mapping[str, Any]) -> pathlib.Path:
         """Write a result of `evaluate` ("eval") or `classify` ("classify") to the work directory; return the file."""
-        languages = result.get("languages", ())
-        path = result_file(self.origin, kind, result["split"], result["fingerprint"], languages)
+        path = self._file_of(kind, result)
         write_file(path, json.dumps(result, indent=1))
         return path
+
+    def draw_languages(self, result: dict[str, Any], say: Say = _silent) -> pathlib.Path | None:
+        """Draw recall by language, of a result of `evaluate`, to WORKDIR/languages-SPLIT.png; return the file.
+
+        None where the captions are of one language, or where matplotlib is not installed, which `say` hears.
+        """
+        from xmodal_jax.report.charts import by_languages, languages_picture
+
+        if not by_languages(result):
+            return None
+        path = self._file_of("languages", result).with_suffix(".png")
+        try:
+            write_file(path, languages_picture(result))
+        except UserError as error:
+            say(f"'{path}' is not drawn: {error}")
+            return None
+        return path
+
+    def _file_of(self, kind: str, result: Mapping[str, Any]) -> pathlib.Path:
+        """Return the file of a result in the work directory."""
+        languages = result.get("languages", ())
+        return result_file(self.origin, kind, result["split"], result["fingerprint"], languages)
 
     def index(self, out: PATH, data: PATH = "", split: str = "", **options: Any) -> Any:
         """Index the inputs of a field of a split, and open the index; `options` as in `retrieve.build.IndexOptions`."""

@@ -204,16 +204,9 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
         run.measure_floor(args.split, say)
     result = run.evaluate(args.split, args.allow_trained, say, keep=False)
     print(result)  # before it is written: a folder that cannot be written does not lose it
-    path = run.write_result("eval", result)
-    print(f"wrote {path}")
-    if any("by_language" in own for own in (result, *result.get("pairs", {}).values())):
-        from xmodal_jax.eval.language_picture import plot_languages
-
-        picture = path.with_name(path.name.replace("eval-", "languages-", 1)).with_suffix(".png")
-        try:
-            print(f"wrote {plot_languages(result, picture)}")
-        except UserError as error:  # matplotlib is in an extra
-            print(f"no picture of the languages: {error}")
+    print(f"wrote {run.write_result('eval', result)}")
+    if drawn := run.draw_languages(result, say):
+        print(f"wrote {drawn}")
 
 
 def classify_run(args: argparse.Namespace, overrides: list[str]) -> None:

@@ -4,11 +4,12 @@ By these a run finds its data again from another folder, refuses to go on with o
 a split it has seen.
 """
 
+import dataclasses
+import hashlib
 import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,18 +17,21 @@ import numpy as np
 from xmodal_jax.atomic import write_file
 from xmodal_jax.data.card import CARD_FILE, Card
 from xmodal_jax.data.fingerprint import load_digests
+from xmodal_jax.data.records import WORDS
 from xmodal_jax.errors import UserError
 from xmodal_jax.settings import Config
 
 TRAINED_FILE = "trained.npy"
+LONGEST = 100  # letters of languages in a file's name, which may have 255 bytes
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Origin:
-    """A run's folder and what its run.json says of its data set (see `describe`)."""
+    """A run's folder, what its run.json says of its data set (see `describe`), and `trained_languages` by encoder."""
 
     workdir: pathlib.Path
     data: Mapping[str, Any]
+    languages: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     def places(self) -> list[pathlib.Path]:
         """List where the data set may be: its path as written, from the run's folder, and the absolute one."""
@@ -84,6 +88,15 @@ def describe(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
         "fingerprint": card.fingerprint,
         "splits": splits,
     }
+
+
+def trained_languages(data: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the languages of the captions that each encoder takes, by a section `data` as run.json keeps it."""
+    found: dict[str, list[str]] = {}
+    for field in data["fields"].values():
+        if field["medium"] == WORDS:
+            found.setdefault(field["encoder"], []).extend(field.get("languages") or data["languages"])
+    return {encoder: list(dict.fromkeys(codes)) for encoder, codes in found.items()}
 
 
 def keep_trained(config: Config, workdir: pathlib.Path, fresh: bool) -> None:
@@ -160,10 +173,12 @@ def notes(result: Mapping[str, Any]) -> list[str]:
 def result_file(origin: Origin, kind: str, split: str, fingerprint: str, languages: Sequence[str] = ()) -> pathlib.Path:
     """Return the file of a result: KIND-SPLIT.json, with other languages or another data set in its name.
 
-    The languages are added where they are not the run's, the first digits of the fingerprint where the data set is not:
-    tables of the run's own data are never replaced by others.
+    The languages are added where they are not the run's (many of them as a digest), the first digits of the fingerprint
+    where the data set is not: tables of the run's own data are never replaced by others.
     """
-    own = list(languages) in ([], origin.data["languages"])
-    parts = [kind, split] + ([] if own else ["+".join(languages)])
+    own, named = list(languages) in ([], origin.data["languages"]), "+".join(languages)
+    if len(named) > LONGEST:
+        named = f"{len(languages)}-languages-{hashlib.sha256(named.encode()).hexdigest()[:8]}"
+    parts = [kind, split] + ([] if own else [named])
     parts += [] if fingerprint == origin.data["fingerprint"] else [fingerprint[:8]]
     return origin.workdir / (re.sub(r"[^\w.+-]", "_", "-".join(parts)) + ".json")

@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from xmodal_jax.assemble import Assembly, assemble, known_shapes, reassemble
-from xmodal_jax.origin import Origin
+from xmodal_jax.origin import Origin, trained_languages
 from xmodal_jax.parallel.mesh import make_mesh
 from xmodal_jax.parallel.rules import shardings
 from xmodal_jax.settings import Config, MeshConfig, as_dict
@@ -35,7 +35,7 @@ def open_run(workdir: str | pathlib.Path, overrides: dict[str, dict] | None = No
     workdir = pathlib.Path(workdir)
     description = read_run(workdir)
     description["config"]["mesh"] = as_dict(MeshConfig())  # the training mesh says nothing about this machine
-    origin = Origin(workdir, description["data"])
+    origin = Origin(workdir, description["data"], trained_languages(description["config"]["data"]))
     found = origin.locate()
     places = {"data": {"path": str(found)}} if found else {}
     for changes in (places, overrides or {}):

@@ -8,7 +8,7 @@ import pytest
 from xmodal_jax.data.evaluation import EvalSplit, Side
 from xmodal_jax.encode.embed import Embedded
 from xmodal_jax.eval import code_tables, hashing, retrieval
-from xmodal_jax.eval.evaluate import mean_tables
+from xmodal_jax.eval.folds import mean_tables
 from xmodal_jax.eval.tables import notes
 from xmodal_jax.search import numpy_engine, writer
 from xmodal_jax.search.index import Index

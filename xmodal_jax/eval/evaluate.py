@@ -19,11 +19,12 @@ from xmodal_jax.encode.apply import apply
 from xmodal_jax.encode.embed import Embedded, Embedder, PairScorer, scorer_of
 from xmodal_jax.encode.token_cache import token_caches
 from xmodal_jax.errors import UserError
-from xmodal_jax.eval import code_tables, folds, rerank, retrieval
+from xmodal_jax.eval import code_tables, folds, languages, rerank, retrieval
+from xmodal_jax.eval.folds import mean_tables
 from xmodal_jax.eval.hashing import Labelled
-from xmodal_jax.origin import refuse_trained
+from xmodal_jax.origin import refuse_trained, trained_languages
 from xmodal_jax.search.numpy_engine import unit_rows
-from xmodal_jax.settings import EvalConfig
+from xmodal_jax.settings import EvalConfig, as_dict
 from xmodal_jax.types import Params
 
 TRAIN_RECORDS = 1000  # of the training split, to choose the weight of the ITM score on
@@ -114,7 +115,8 @@ class _Work:
     def __init__(self, evaluator: Evaluator, split: str, quick: bool, say: Callable[[str], None]) -> None:
         self.evaluator, self.split, self.quick, self.say = evaluator, split, quick, say
         config, params = evaluator.assembly.config, evaluator.params
-        self.embedder = evaluator.embedder
+        self.embedder, origin = evaluator.embedder, evaluator.assembly.origin
+        self.trained = origin.languages if origin else trained_languages(as_dict(config.data))
         one, two = config.eval.pairs[0]
         encoders = config.data.fields[one].encoder, config.data.fields[two].encoder
         scorer, (left, right) = scorer_of(config), config.fusion.pair
@@ -128,16 +130,17 @@ class _Work:
 
         Returns:
           {"pair", "records", "captions": inputs of the second field, "cut" (`text.cut`, if it has words), "views":
-            {view: `view_tables`}, "mean": the mean over the views; with several languages "by_language": their "mean",
-            that of the "seen" ones, which are listed as "trained", and of the "unseen"; with several views of the same
-            records also "ensemble" (`averaged`)}.
+            {view: `view_tables`}, "mean" and "spoken" (`languages.spoken`): the means over the views; with several
+            views of the same records also "ensemble" (`averaged`), with captions in several languages "by_language"
+            (`languages.by_language`)}.
         """
         config, embedder = self.evaluator.assembly.config, self.embedder
         size, first = config.eval.batch_size, pair == config.eval.pairs[0]
         ks = self.ks if first else ()
         asks_codes = first and embedder.hashes and not self.quick
         gallery = Gallery(self.evaluator, embedder, self.say) if asks_codes else None
-        tables, lefts, right, keys, words = {}, [], None, [], None
+        tables, lefts, right, keys, words, spoken = {}, [], None, [], None, []
+        names = Card.load(config.data.path).languages
         for view in self.evaluator.views(self.split, pair):
             found = self.evaluator.open(self.split, view, pair=pair)
             if first and not self.quick:
@@ -149,31 +152,20 @@ class _Work:
             keys.append(found.keys)
             asked = gallery and gallery.of(view)
             rank = self._ranking(left, right, ks)
-            tables[view or pair[0]] = view_tables(
-                rank, self.evaluator.assembly, found, left, right, self.quick, first, asked
-            )
+            own = self.evaluator.assembly, found, left, right
+            tables[view or pair[0]] = view_tables(rank, *own, self.quick, asked, first)
             lefts.append(left.embed)
+            spoken.append(languages.spoken(config.eval_data, found, names))
         result = {"pair": list(pair), "records": len(found.keys), "captions": len(found.right)}
         result |= {"views": tables, "mean": mean_tables(list(tables.values()))} | self._cut(found)
-        result |= self._by_language(pair, result["mean"])
+        result |= {"spoken": mean_tables(spoken)}
+        if told := result["mean"].get("languages"):
+            encoder = config.data.fields[languages.told_apart(result["spoken"])].encoder
+            result["by_language"] = languages.by_language(told, self.trained.get(encoder, ()))
         if len(lefts) > 1 and has_views(config.data.fields, pair[0]) and all(own == keys[0] for own in keys):
             assert right is not None, "a split has a view"
             result["ensemble"] = code_tables.cosine_table(averaged(lefts), right.embed, found)
         return result
-
-    def _by_language(self, pair: tuple[str, str], tables: dict[str, Any]) -> dict[str, Any]:
-        """Average the tables of the languages: of all, of those that a side was trained on, and of the others."""
-        if "languages" not in tables:
-            return {}
-        data, own = self.evaluator.assembly.config.data, tables["languages"]
-        known = {language for field in pair for language in data.spoken(data.fields[field].encoder)}
-        parts = {
-            "mean": list(own),
-            "seen": [code for code in own if code in known],
-            "unseen": [code for code in own if code not in known],
-        }
-        found = {name: mean_tables([own[code] for code in codes]) for name, codes in parts.items() if codes}
-        return {"by_language": found | {"trained": parts["seen"]}}
 
     def _ranking(self, left: Embedded, right: Embedded, ks: Sequence[int]) -> "Ranking":
         """Return the way to rank the inputs of one view."""
@@ -235,34 +227,47 @@ def view_tables(
     left: Embedded,
     right: Embedded,
     quick: bool,
-    first: bool = True,
     gallery: Labelled | None = None,
+    first: bool = True,
 ) -> dict[str, Any]:
     """Compute the tables of one view.
 
     These are "itc", "rerank" {k: summary}, "ceiling" (see `Ranking.tables`), those of `code_tables.all_tables`,
-    "folds", and "languages" {code: tables of a fold, with "records"} if captions are in several. A pair that is not
-    the `first` has neither codes nor folds. `gallery` holds the codes that queries rank by shared labels
-    (`Gallery.of`).
+    "folds", and "languages" (`language_tables`) if captions are in several. `gallery` holds the codes that queries
+    rank by shared labels (`Gallery.of`). A pair that is not the `first` has neither codes nor folds.
     """
     config = assembly.config.eval
     tables = rank.tables(split, left, right, rank.score)
     if quick:
         return tables
-    if first and left.codes is not None:
+    if not first:
+        left, right = (dataclasses.replace(side, codes=None) for side in (left, right))
+    if left.codes is not None:
         rank.say("codes")
         tables |= code_tables.all_tables(left, right, split, assembly.config.joint.lengths, gallery)
-    if first and config.folds:
+    if config.folds and first:
         rank.say(f"{config.folds} folds of {config.fold_pictures} images")
         parts = folds.folds_of(split, config.folds, config.fold_pictures)
         tables["folds"] = mean_tables([rank.fold_tables(fold, *fold.sides(left, right)) for fold in parts])
-    spoken = folds.languages_of(split)
-    names = Card.load(assembly.config.data.path).languages if spoken else []
-    own = {
-        names[code]: rank.fold_tables(fold, *fold.sides(left, right)) | {"records": len(fold.split.keys)}
-        for code, fold in spoken.items()
-    }
+    own = language_tables(rank, Card.load(assembly.config.data.path).languages, split, left, right)
     return tables | ({"languages": own} if own else {})
+
+
+def language_tables(
+    rank: "Ranking", names: Sequence[str], split: EvalSplit, left: Embedded, right: Embedded
+) -> dict[str, dict[str, Any]]:
+    """Compute the tables of each language's fold by its code; none where all captions are of one. `names`: the card's.
+
+    Beside those of a fold these are "records" and "captions" (inputs of the second field) of the fold, and "lacking",
+    the records of the split that it leaves out because they have nothing in this language.
+    """
+    found = {}
+    for code, fold in folds.languages_of(split).items():
+        rank.say(f"captions in {names[code]}")
+        records = len(fold.split.keys)
+        counts = {"records": records, "captions": len(fold.right), "lacking": len(split.keys) - records}
+        found[names[code]] = rank.fold_tables(fold, *fold.sides(left, right)) | counts
+    return found
 
 
 @dataclass(frozen=True)
@@ -294,22 +299,6 @@ class Ranking:
         if image.codes is None or text.codes is None:
             return tables
         return tables | {"codes": code_tables.codes_table(image.codes, text.codes, fold.split)}
-
-
-def mean_tables(tables: list[Any]) -> Any:
-    """Average tables number by number; texts stay.
-
-    A value that some tables lack (no key, or None) is averaged over the others.
-    """
-    known = [table for table in tables if table is not None]
-    first = known[0] if known else None
-    if isinstance(first, dict):
-        keys = dict.fromkeys(key for table in known for key in table)
-        return {key: mean_tables([table[key] for table in known if key in table]) for key in keys}
-    if isinstance(first, list):
-        alike = len(set(map(len, known))) == 1
-        return [mean_tables(list(items)) for items in zip(*known, strict=True)] if alike else first
-    return float(np.mean(known)) if isinstance(first, (int, float)) else first
 
 
 def ensure_weight(evaluator: Evaluator, embedder: Embedder, say: Callable[[str], None]) -> float:

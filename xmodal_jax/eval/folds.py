@@ -5,6 +5,7 @@ COCO's "1K test" is the mean over five folds of 1,000 pictures of its 5,000 test
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -48,29 +49,42 @@ def languages_of(split: EvalSplit) -> dict[int, Fold]:
     """Return a fold for each language of a split's captions, by its place in the card's list.
 
     There is none if all are of one language. A fold has the captions of its language, and the other side's inputs of
-    the records that have any. Of two sides of captions in different languages, such as English and its translations,
-    the second is told apart, or the first where the second is of one language.
+    the records that have any. Two sides of captions are both cut where they have the same languages. Else the second
+    is, if it has several, and the first keeps its own: English captions ask those of each language.
     """
-    left, right = (
-        () if side.language is None else tuple(np.unique(side.language)) for side in (split.left, split.right)
-    )
-    told = (split.left, split.right) if left == right else (split.right if len(right) > 1 or not left else split.left,)
-    codes = sorted({*left, *right} if left == right or not (left and right) else (right if len(right) > 1 else left))
-    return {int(code): _of_language(split, code, told) for code in codes} if len(codes) > 1 else {}
+    both = (split.left.language, split.right.language)
+    left, right = (set() if own is None else {*np.unique(own).tolist()} for own in both)
+    codes, sides = (right, (left == right, True)) if len(right) > 1 else (left, (True, False))
+    return {code: _of_language(split, code, sides) for code in sorted(codes)} if len(codes) > 1 else {}
 
 
-def _of_language(split: EvalSplit, code: int, told: tuple[Side, ...]) -> Fold:
-    """Return the fold of one language of the sides `told`."""
+def _of_language(split: EvalSplit, code: int, sides: tuple[bool, bool]) -> Fold:
+    """Return the fold of one language; `sides` says which of both, left and right, are cut to its captions."""
 
-    def speaks(side: Side) -> np.ndarray:
-        apart = side.language is not None and any(side is one for one in told)
-        return side.language == code if apart else np.ones(len(side), bool)
+    def speaks(side: Side, cut: bool) -> np.ndarray:
+        return side.language == code if cut and side.language is not None else np.ones(len(side), bool)
 
-    left, right = speaks(split.left), speaks(split.right)
+    left, right = (speaks(side, cut) for side, cut in zip((split.left, split.right), sides, strict=True))
     records = np.intersect1d(split.left.owner[left], split.right.owner[right])
     left = np.flatnonzero(left & np.isin(split.left.owner, records))
     right = np.flatnonzero(right & np.isin(split.right.owner, records))
     return Fold(left, right, split.part(records, left, right))
+
+
+def mean_tables(tables: list[Any]) -> Any:
+    """Average tables number by number; texts stay.
+
+    A value that some tables lack (no key, or None) is averaged over the others.
+    """
+    known = [table for table in tables if table is not None]
+    first = known[0] if known else None
+    if isinstance(first, dict):
+        keys = dict.fromkeys(key for table in known for key in table)
+        return {key: mean_tables([table[key] for table in known if key in table]) for key in keys}
+    if isinstance(first, list):
+        alike = len(set(map(len, known))) == 1
+        return [mean_tables(list(items)) for items in zip(*known, strict=True)] if alike else first
+    return float(np.mean(known)) if isinstance(first, (int, float)) else first
 
 
 class FoldScorer:

@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict
 from xmodal_jax import origin
 from xmodal_jax.data.config import PAIR
 from xmodal_jax.data.text import cut_words
+from xmodal_jax.eval.languages import ranked, told_apart
 
 Tables = dict[str, Any]
 
@@ -92,39 +93,6 @@ def fold_rows(result: Tables) -> list[Row]:
     return [row for name, tables in found for row in rows_of(name, tables, scorer_in(result))]
 
 
-def language_grid(result: Tables) -> Grid | None:
-    """Tabulate recall by language, the mean over the views, the best first; then means over languages. None without.
-
-    AR is the mean of the six recalls; "*" marks languages that the run was not trained on.
-    """
-    own = result["mean"].get("languages", {})
-    if not own:
-        return None
-    found, names, scorer = result["by_language"], recall_names(result), scorer_in(result)
-    trained = found["trained"]
-    lines = [(code if code in trained else f"{code} *", own[code]) for code in languages_in_order(own)]
-    means = [("mean", "mean"), ("mean of seen", "seen"), ("mean of unseen", "unseen")]
-    lines += [(words, found[name]) for words, name in means[: None if "seen" in found and "unseen" in found else 1]]
-    sides = directions(result).values()
-    head = ["language", "ranked by", *(f"{side} {name}" for side in sides for name in names), "AR", "records"]
-    rows = []
-    for words, tables in lines:
-        records = f"{tables['records']:.0f}" if words.split()[0] != "mean" else ""
-        for row in rows_of(words, tables, scorer):
-            rows.append([words, row.name, *recall_cells(row.summary, names), f"{row.summary['mR']:.1f}", records])
-    return Grid(head, rows)
-
-
-def languages_in_order(own: Tables) -> list[str]:
-    """List the languages of {code: tables}, the one of highest recall at 1 first."""
-    return sorted(own, key=lambda code: -first_recall(own[code]))
-
-
-def first_recall(tables: Tables) -> float:
-    """Return R@1 in percent, the mean of both directions, of the embeddings of one language."""
-    return sum(tables["itc"][side]["R@1"] for side in DIRECTIONS) / 2
-
-
 def directions(result: Tables) -> dict[str, str]:
     """Name the two directions of a result: "i2t" and "t2i" of pictures and captions, else such as "depth>text"."""
     one, two = result.get("pair", PAIR)
@@ -160,6 +128,39 @@ def retrieval_cells(row: Row, names: list[str]) -> list[str]:
 def recall_cells(summary: Tables, names: list[str]) -> list[str]:
     """Format recall in both directions; "" if a gallery is smaller than k, as one view's or a fold's may be."""
     return [f"{summary[side][name]:.1f}" if name in summary[side] else "" for side in DIRECTIONS for name in names]
+
+
+def language_grid(result: Tables) -> Grid | None:
+    """Tabulate the embeddings' recall of each language, the best first, and the means of every ranking over languages.
+
+    Of several views it is their mean. None where the captions are of one language.
+    """
+    if "by_language" not in result:
+        return None
+    groups, names, own = result["by_language"], recall_names(result), result["mean"]["languages"]
+    rows = []
+    for code, _ in ranked(result):
+        counts = [f"{own[code][name]:.0f}" for name in ("records", "lacking")]
+        trained = "seen" if code in groups["seen"] else "unseen"
+        rows.append([code, trained, *language_cells(own[code]["itc"], names), *counts])
+    for name, trained, count in means_over(groups):
+        for row in rows_of(f"mean of {count}", groups[name], scorer_in(result)):
+            how = "" if row.name == "embeddings" else f", {row.name}"
+            rows.append([row.view + how, trained, *language_cells(row.summary, names), "", ""])
+    recalls = [f"{side} {name}" for side in directions(result).values() for name in names]
+    return Grid([f"{told_apart(result['spoken'])} in", "in training", *recalls, "AR", "records", "lacking"], rows)
+
+
+def language_cells(summary: Tables, names: list[str]) -> list[str]:
+    """Format recall in both directions and AR, the mean of these."""
+    return [*recall_cells(summary, names), f"{summary['mR']:.1f}"]
+
+
+def means_over(groups: Tables) -> list[tuple[str, str, int]]:
+    """List (key, words, languages) of the means of `languages.by_language`; of languages all seen or unseen, one."""
+    seen, unseen = len(groups["seen"]), len(groups["unseen"])
+    apart = [("mean_seen", "seen", seen), ("mean_unseen", "unseen", unseen)] if seen and unseen else []
+    return [("mean", "all" if apart else "seen" if seen else "unseen", seen + unseen), *apart]
 
 
 def label_grid(result: Tables) -> Grid | None:
@@ -218,15 +219,10 @@ def notes(result: Tables) -> list[str]:
         over = f"{one}>{two}: over {result['captions']} of {two}, which belong to {result['records']} records."
     said = [f"Ties: {first['ties']}. {right}", over]
     if "languages" in result and ("cut" in result or (one, two) == PAIR):
-        said.append(f"Captions in {', '.join(result['languages'])}; data set '{result['data']}'.")
+        said.append(f"Captions in {captions_in(result)}; data set '{result['data']}'.")
+    said += language_notes(result)
     if lost := cut_words(result["cut"], result["cut"]["encoder"]) if "cut" in result else "":
         said.append(lost)
-    if "by_language" in result:
-        said.append("AR: the mean of the recalls of a line.")
-        if "unseen" in result["by_language"]:
-            said.append(
-                f"*: not trained on; trained on {', '.join(result['by_language']['trained']) or 'none of them'}."
-            )
     said += origin.notes(result)
     if result["mean"].get("rerank"):
         said.append(f"Re-ranking: {combination(result)}.")
@@ -248,6 +244,29 @@ def notes(result: Tables) -> list[str]:
     if codes_grid(result) is not None:
         said.append("Codes: bytes of one item; Hamming distances tie often, so the rule for ties matters.")
     return said
+
+
+def captions_in(result: Tables) -> str:
+    """Name the languages of the captions, with the fields of a pair that read different ones."""
+    spoken = {
+        field: ", ".join(code for code, count in counts.items() if count)
+        for field, counts in result.get("spoken", {}).items()
+    }
+    if len(set(spoken.values())) > 1:
+        return " and ".join(f"{codes} ({field})" for field, codes in spoken.items())
+    return next(iter(spoken.values()), ", ".join(result["languages"]))
+
+
+def language_notes(result: Tables) -> list[str]:
+    """Describe the tables by language, and name languages that no record has; nothing where there is one language."""
+    shown = [own for own in (result, *result.get("pairs", {}).values()) if "by_language" in own]
+    if not shown:
+        return []
+    said = "By language: each is ranked by itself, over the records that have it; those lacking it are left out. "
+    said += "Seen: the run was trained on captions in it. AR: the mean of the recalls."
+    counts = [counts for own in shown for counts in own["spoken"].values()]
+    none = dict.fromkeys(code for own in counts for code, count in own.items() if not count)
+    return [said, *([f"No record of the split has captions in {', '.join(none)}."] if none else [])]
 
 
 def collapsed(bits: int, alike: float) -> str:
@@ -307,9 +326,10 @@ def flat(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def pair_text(name: str, result: Tables) -> str:
-    """Format the tables of one more pair of fields for a terminal."""
+    """Format the table of one more pair of fields for a terminal."""
     title = f"{name}: {result['records']} records, {result['captions']} of {result['pair'][1]}"
-    return "\n\n".join([f"{title}\n{retrieval_grid(result)}", *map(str, filter(None, [language_grid(result)]))])
+    grid = language_grid(result)
+    return f"{title}\n{retrieval_grid(result)}" + (f"\n\n{grid}" if grid else "")
 
 
 def as_text(result: Tables) -> str:

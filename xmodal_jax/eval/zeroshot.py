@@ -22,7 +22,8 @@ from xmodal_jax.data.taxonomy import Taxonomy
 from xmodal_jax.data.textfile import read_lines
 from xmodal_jax.encode.embed import Embedder
 from xmodal_jax.errors import UserError
-from xmodal_jax.eval.evaluate import Evaluator, mean_tables
+from xmodal_jax.eval.evaluate import Evaluator
+from xmodal_jax.eval.folds import mean_tables
 from xmodal_jax.eval.retrieval import Places, places
 from xmodal_jax.eval.tables import Grid
 from xmodal_jax.origin import notes, refuse_trained

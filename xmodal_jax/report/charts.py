@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from xmodal_jax.errors import UserError
+from xmodal_jax.eval.languages import is_english, ranked
 from xmodal_jax.eval.tables import CEILING, DIRECTIONS, by_length, directions, recall_names, retrieval_rows
 from xmodal_jax.report.content import Content, Curve
 
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = {"i2t": "#3b82d6", "t2i": "#e07b00"}
+TRAINED = {"seen": ("#3b82d6", ""), "unseen": ("#e0a000", "////")}  # colour and hatch of bars of languages
+LEGEND: Any = {  # above the axes
+    **{"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3, "fontsize": 8, "frameon": False},
+    **{"borderaxespad": 0, "columnspacing": 1},
+}
 PALE = 0.4  # opacity of what is not of this run
 INK = "#7d8794"  # of words and axes on a page: legible on white and on black
 ON_PAGE: Any = {  # matplotlib names the keys one by one
@@ -125,16 +131,7 @@ def draw_bars(axes: Axes, content: Content) -> None:
     axes.margins(x=0.12)
     handles = [Patch(color=COLOURS[side], label=words) for side, words in direction_words(content).items()]
     handles.append(Patch(color=INK, alpha=PALE, label="pale: floors"))
-    axes.legend(
-        handles=handles,
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=3,
-        fontsize=8,
-        frameon=False,
-        borderaxespad=0,
-        columnspacing=1,
-    )
+    axes.legend(handles=handles, **LEGEND)
     plain(axes, "", f"{content.measure}, %")
     axes.set_yticks([])
     axes.grid(False)
@@ -144,6 +141,66 @@ def draw_bars(axes: Axes, content: Content) -> None:
 def bars_height(content: Content) -> float:
     """Return the height of `draw_bars` in inches."""
     return 0.44 * len(recall_bars(content)) + 0.9
+
+
+def draw_languages(axes: Axes, result: dict[str, Any]) -> None:
+    """Draw the embeddings' recall in each language of a result, the best on top; English is bold, with a dashed line.
+
+    The numbers stand in a column at the right, where no bar or line crosses them.
+    """
+    bars, groups = ranked(result), result["by_language"]
+    for place, (code, recall) in enumerate(bars):
+        english, (colour, hatch) = is_english(code), TRAINED["seen" if code in groups["seen"] else "unseen"]
+        axes.barh(place, recall, 0.78, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
+        style: dict[str, Any] = {"va": "center", "fontsize": 8, "fontweight": "bold" if english else "normal"}
+        axes.text(-0.015, place, code, ha="right", transform=axes.get_yaxis_transform(), **style)
+        axes.text(1.09, place, f"{recall:.1f}", ha="right", transform=axes.get_yaxis_transform(), **style)
+        if english:
+            axes.axvline(recall, color=INK, linewidth=1, linestyle="--", zorder=0)
+    plain(axes, "", f"{recall_names(result)[0]} of the embeddings, mean of both directions, %")
+    axes.set(xlim=(0, None), ylim=(len(bars) - 0.4, -0.6), yticks=[])
+    axes.set_axisbelow(True)
+    axes.legend(**LEGEND, handles=language_handles(result))
+
+
+def language_handles(result: dict[str, Any]) -> list[Any]:
+    """Return the entries of the legend of `draw_languages`."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    groups = result["by_language"]
+    handles: list[Any] = [
+        Patch(facecolor=colour, hatch=hatch, edgecolor="white", linewidth=0, label=f"{name} ({len(groups[name])})")
+        for name, (colour, hatch) in TRAINED.items()
+        if groups[name]
+    ]
+    english = [code for code, _ in ranked(result) if is_english(code)]
+    return handles + [
+        Line2D([], [], color=INK, linewidth=1, linestyle="--", label=f"English ({code})") for code in english
+    ]
+
+
+def languages_height(result: dict[str, Any]) -> float:
+    """Return the height of `draw_languages` in inches."""
+    return 0.19 * len(ranked(result)) + 0.9
+
+
+def by_languages(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the parts of a result with captions in several languages, by what they are called: "" or the pair."""
+    parts = {"": result} | result.get("pairs", {})
+    return {name: own for name, own in parts.items() if "by_language" in own}
+
+
+def languages_picture(result: dict[str, Any]) -> bytes:
+    """Draw recall by language as a PNG, for each pair of fields with captions in several languages side by side."""
+    parts = list(by_languages(result).values())
+    figure, file = new_figure(5.0 * len(parts), max(map(languages_height, parts)) + 0.3), io.BytesIO()
+    panels = figure.subplots(1, len(parts), squeeze=False, gridspec_kw={"wspace": 0.1})[0]
+    for axes, own in zip(panels, parts, strict=True):
+        draw_languages(axes, own)
+        axes.set_title(" and ".join(own["pair"]), fontsize=10, loc="left", pad=18)
+    figure.savefig(file, format="png", dpi=150, facecolor="white")
+    return file.getvalue()
 
 
 def draw_precision(axes: Axes, tables: dict[str, Any], named: dict[str, str]) -> None:

@@ -18,12 +18,15 @@ from xmodal_jax.eval.tables import (
 )
 from xmodal_jax.report.charts import (
     bars_height,
+    by_languages,
     chart,
     code_charts,
     direction_words,
     draw_bars,
     draw_curve,
     draw_evaluations,
+    draw_languages,
+    languages_height,
 )
 from xmodal_jax.report.content import Content, Query, Sample, names_of
 
@@ -71,6 +74,7 @@ def page(content: Content) -> str:
         tiles(content),
         overview(content),
         retrieval_section(content),
+        languages_section(content),
         codes_section(content),
         curves_section(content),
         queries_section(content),
@@ -146,10 +150,7 @@ def retrieval_section(content: Content) -> str:
     grid, names = named_grid(content.result), recall_names(content.result)
     shown = [["floor", floor.name, *recall_cells(vars(floor), names), "", "", ""] for floor in content.floors]
     pairs = content.result.get("pairs", {})
-    more = "".join(table(own) for own in filter(None, [language_grid(content.result)]))
-    for name, own in pairs.items():
-        tables = [named_grid(own), *filter(None, [language_grid(own)])]
-        more += f"<h3>{escape(name)}</h3>{''.join(map(table, tables))}"
+    more = "".join(f"<h3>{escape(name)}</h3>{table(named_grid(own))}" for name, own in pairs.items())
     more += "".join(f"<h3>{escape(name)}</h3>{table(grid)}" for name, grid in further_grids(content.result))
     said = notes(content.result) + [f"{floor.name}: {floor.origin}." for floor in content.floors]
     return (
@@ -158,6 +159,17 @@ def retrieval_section(content: Content) -> str:
         + more
         + "".join(f'<p class="note">{escape(sentence)}</p>' for sentence in said)
     )
+
+
+def languages_section(content: Content) -> str:
+    """Return the chart and the table of each pair with captions in several languages; "" without any."""
+    made = []
+    for name, own in by_languages(content.result).items():
+        drawn = chart(lambda axes, own=own: draw_languages(axes, own), 4.2, languages_height(own))
+        grid, title = language_grid(own), f"<h3>{escape(name)}</h3>" if name else ""
+        made.append(f'{title}<div class="charts wide"><div>{chart_tag(drawn, "recall by language")}</div></div>')
+        made.append(table(grid) if grid else "")
+    return f"<h2>Languages</h2>{''.join(made)}" if made else ""
 
 
 def codes_section(content: Content) -> str:
