@@ -1,5 +1,6 @@
 """MLA end to end: a trained English model learns German, then French by one command, and nothing else changes."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -26,6 +27,11 @@ TOWER = (
     "text/head",
 )
 PATHS = tuple((path, path.replace("text/", "english/", 1)) for path in TOWER)
+TOWER_SIZES = {"width": 32, "layers": 2, "heads": 2, "hidden": 64}
+ENCODERS = {  # those of the tiny config without that of other languages
+    "image": {"kind": "vit", "size": 16, "patch": 8, **TOWER_SIZES},
+    "english": {"kind": "bert", "length": 12, "positions": 16, **TOWER_SIZES},
+}
 SMALL = ("batch_size=8", "log_every=2", "encoders.image.size=16", "eval.rerank=()", "eval.views=()")
 
 
@@ -61,12 +67,18 @@ def runs(folder, tmp_path_factory):
 
     itc = "{'kind': 'itc', 'pair': ('image', 'english'), 'queue': 0, 'alpha': 0.0}"
     transfer = "objectives={'transfer': {'pair': ('english', 'text')}}"
-    english = train("english", CONFIGS[0], "steps=6", f"objectives={{'english_itc': {itc}}}")
-    words = str(english / "tokenizer-text.json")
+    alone = (
+        "data.fields={'image': {}, 'english': {'medium': 'text', 'languages': ('en',)}}",
+        "fusion.pair=('image','english')",
+    )
+    pairs = ("eval.pairs=(('image','english'),)", f"objectives={{'english_itc': {itc}}}")
+    english = train("english", CONFIGS[0], "steps=6", *alone, *pairs, f"encoders={ENCODERS}")
+    words = str(english / "tokenizer-english.json")
     mla = (CONFIGS[1], transfer, f"encoders.text.tokenizer={words}", "optimizer.weight_decay=0.0", "steps=4")
     german = train(
         *("german", *mla, f"init={english}", f"init_paths={PATHS}", "data.languages=('de',)"),
-        *(f"optimizer.freeze={OTHERS}", "eval.languages=('de',)"),
+        f"optimizer.freeze={OTHERS.replace('word|', '')}",
+        "eval.languages=('de',)",
     )
     french = train(
         *("french", *mla, f"init={german}", "data.languages=('fr',)", "eval.languages=('de','fr')"),
@@ -118,6 +130,8 @@ def test_outputs_in_the_other_languages_are_the_same_bit_for_bit(opened):
     )
     with pytest.raises(xmodal.UserError, match="the run knows captions in .*, not in 'ja'; write one of these"):
         french.encode_texts(texts, language="ja")
+    only = dataclasses.replace(french.config, eval=dataclasses.replace(french.config.eval, languages=("fr",)))
+    assert "de" in only.languages_of("text"), "it has acquirers of German"
 
 
 def test_evaluation_and_search_take_each_language(runs, opened, tmp_path, capsys):
@@ -136,3 +150,28 @@ def test_evaluation_and_search_take_each_language(runs, opened, tmp_path, capsys
     capsys.readouterr()
     assert main(["search", "--index", str(out), "a rot Kreis", "--language", "fr", "-k", "1"]) == 0
     assert f"{scores['fr']:.3f}" in capsys.readouterr().out
+    assert main(["search", "--index", str(out), "a rot Kreis", "--language", "tlh"]) == 2
+    assert "not in 'tlh'; write one of these" in capsys.readouterr().err
+
+
+def test_what_would_be_ignored_is_refused(runs, folder, tmp_path, capsys):
+    given = [f"--config.{item}" for item in (f"data.path={folder}", *SMALL, "steps=6", "data.languages=('de','fr')")]
+    words = f"--config.encoders.text.tokenizer={runs[0] / 'tokenizer-english.json'}"
+    assert main(["train", "--config", CONFIGS[1], "--workdir", str(runs[1]), *given, words]) == 2
+    assert "has captions in 'fr', and config.encoders.text acquirers of de" in capsys.readouterr().err
+    other = ["--config.init_paths=(('txet/','english/'),)", f"--config.init={runs[0]}"]
+    assert main(["train", "--config", CONFIGS[1], "--workdir", str(tmp_path / "run"), *given, *other]) == 2
+    assert "config.init_paths has 'txet/', which no parameter begins with" in capsys.readouterr().err
+    assert main(["train", "--config", CONFIGS[1], "--workdir", str(tmp_path / "run"), *given, other[0]]) == 2
+    assert "config.init_paths is set, and config.init is ''" in capsys.readouterr().err
+
+
+def test_pictures_of_a_set_without_the_languages_are_indexed(runs, shapes_files, tmp_path):
+    """Fields of captions in languages that the set lacks do not keep its pictures out."""
+    rows = [json.loads(line) for line in shapes_files.read_text().splitlines()]
+    rows = [row | {"caption": {"it": row["caption"]}} for row in rows]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = ["data", "prepare", "jsonl", "--path", str(tmp_path / "pairs.jsonl"), "--root", str(shapes_files.parent)]
+    assert main([*command, "--out", str(tmp_path / "set")]) == 0
+    index = ["index", "--workdir", str(runs[2]), "--data", str(tmp_path / "set"), "--split", "test"]
+    assert main([*index, "--out", str(tmp_path / "index")]) == 0

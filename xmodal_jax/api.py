@@ -197,14 +197,9 @@ class TrainedRun:
 
     def text_field_in(self, language: str) -> str:
         """Return the first field of words, evaluated ones first, that reads a language. Raises UserError for none."""
-        data, known = self.config.eval_data, {}
-        for name in self._fields_of("words", self._is_worded):
-            own = data.fields[name].languages
-            known[name] = own or (*data.languages, *self.config.data.languages)
-            if language in known[name]:
-                return name
-        told = dict.fromkeys(code for codes in known.values() for code in codes)
-        raise UserError(f"the run knows captions in {', '.join(told)}, not in '{language}'; write one of these")
+        from xmodal_jax.retrieve.query import field_in
+
+        return field_in(self.config, self._fields_of("words", self._is_worded), language)
 
     def codes(self, field: str, inputs: Sequence[Any], progress: bool | None = None) -> np.ndarray:
         """Return packed hash codes uint8 [n,K/8], first bit highest. Raises UserError for a run without hash heads."""

@@ -133,7 +133,7 @@ def data_facts(config: Config, card: "Card | NamedCaches", vocabularies: Vocabul
 def facts_of(config: Config, card: Card, vocabularies: Vocabularies) -> DataFacts:
     """Return the facts of a data set that is there."""
     entry = card.split(config.data.split)
-    records, spoken = entry["records"], set(config.data.languages)
+    records, spoken = entry["records"], set(config.data.unit_languages)
     own = sum(count for language, count in entry["languages"].items() if language in spoken)
     stored = card.embedding(config.data.embeddings) if config.data.embeddings else {"width": 0, "media": []}
     return data_facts(

@@ -149,6 +149,8 @@ def check_best(config: "Config") -> None:
             f"config.eval.average is {own.average} and config.eval.step '{own.step}'; write one of them, as the "
             "average is of the last checkpoints"
         )
+    if config.init_paths and not config.init:
+        raise UserError("config.init_paths is set, and config.init is ''; write the run that they are paths of")
     if config.init and config.joint.start == "cca":
         raise UserError(
             f"config.init is '{config.init}' and config.joint.start 'cca', and both start the heads; write "

@@ -284,6 +284,12 @@ class Config:
         """The config of the encoder whose tokens ask in fusion."""
         return self.encoders[self.fusion.pair[1]]
 
+    def languages_of(self, field: str) -> tuple[str, ...]:
+        """Return the languages that a field of captions was trained on, is evaluated in, or has acquirers of."""
+        own = self.data.fields[field]
+        read = own.languages or (*self.eval_data.languages, *self.data.languages)
+        return tuple(dict.fromkeys((*read, *self.encoders[own.encoder].languages)))
+
     @property
     def eval_data(self) -> DataConfig:
         """The data section as evaluation reads it: with the views and languages of `eval`, where it names some."""

@@ -26,9 +26,9 @@ def caption(language, number, place):
 
 
 def captions_of(number):
-    """Return two captions in English and German, and in every fourth record one in French."""
-    found = {language: [caption(language, number, place) for place in range(2)] for language in ("en", "de")}
-    return found | ({"fr": [caption("fr", number, 0)]} if number % 4 == 0 else {})
+    """Return two captions in English and German, and in every fourth record in French."""
+    spoken = ("en", "de", "fr") if number % 4 == 0 else ("en", "de")
+    return {language: [caption(language, number, place) for place in range(2)] for language in spoken}
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,8 @@ def test_a_record_without_a_translation_is_masked_or_left_out(folder, tokenizer)
     with opened(folder, tokenizer, fields) as data:
         batch = data.batch_at(0)
         texts, other = read(tokenizer, batch["text"]), read(tokenizer, batch["text2"])
-        lacking = [int(i) % 4 > 0 or text.endswith("y") for i, (_, text) in zip(batch["index"], texts, strict=True)]
+        lacking = [int(row) % 4 > 0 for row in batch["index"]]
+        assert all(two == ("", "") or one[1] == two[1] for one, two in zip(texts, other, strict=True))
         assert 0 < sum(lacking) < BATCH and [pair == ("", "") for pair in other] == lacking
         assert batch["text2/valid"].tolist() == [not lacks for lacks in lacking]
         assert not batch["text2"][np.array(lacking)].any() and (batch["text2/key"] == -1).tolist() == lacking
@@ -124,7 +125,7 @@ def test_one_language_a_batch_is_a_function_of_its_number(folder, tokenizer):
 
 @pytest.mark.parametrize("per", ["row", "batch"])
 def test_temperature_evens_out_the_sizes_of_languages(folder, tokenizer, per):
-    """English has 80 captions and French 10: chances 8 : 1 at temperature 1, alike at 0."""
+    """English has 80 captions and French 20: chances 4 : 1 at temperature 1, alike at 0."""
     shares = {}
     for temperature in (1.0, 0.5, 0.0):
         own = FieldConfig(languages=("en", "fr"), per=per, temperature=temperature, required=False)
@@ -134,9 +135,9 @@ def test_temperature_evens_out_the_sizes_of_languages(folder, tokenizer, per):
         flat = [language for batch in found for language in batch if language]
         shares[temperature] = flat.count("fr") / len(flat)
     if per == "batch":
-        wanted = {1.0: 1 / 9, 0.5: 8**-0.5 / (1 + 8**-0.5), 0.0: 0.5}
-    else:  # a quarter of the records has French, beside two English captions
-        wanted = {t: 0.25 / (1 + 2 * 8 ** (t - 1)) for t in shares}
+        wanted = {t: 1 / (1 + 4**t) for t in shares}
+    else:  # a quarter of the records has French, as many captions as English
+        wanted = {t: 0.25 / (1 + 4 ** (t - 1)) for t in shares}
     assert all(abs(shares[t] - wanted[t]) < (0.1 if per == "batch" else 0.03) for t in shares), (shares, wanted)
 
 
@@ -166,11 +167,58 @@ def test_units_of_pairs_keep_their_caption_in_fields_that_speak_its_language(fol
             assert text == (language, said) and english[0] == "en" and (language != "en" or english[1] == said)
 
 
+def test_pairs_are_those_of_the_first_field_of_captions(folder, tokenizer):
+    with opened(folder, tokenizer, {"text": FieldConfig(languages=("de",))}, ("en",), unit="pair") as data:
+        batch, own = data.batch_at(0), data.split.sidecar
+        said = [own.texts[int(pair)] for pair in batch["pair"]]
+        assert data.units == 2 * RECORDS and {text.split()[0] for text in said} == {"deutsch"}
+        assert [text.partition(" ")[2] for text in said] == [text for _, text in read(tokenizer, batch["text"])]
+    with pytest.raises(UserError, match="visits each caption once, and config.data.fields.text draws languages"):
+        DataConfig(fields={"text": FieldConfig(temperature=0.5)}, unit="pair")
+
+
+def test_a_record_whose_languages_differ_in_captions_has_no_translation(tokenizer, tmp_path):
+    """Of three English captions and two German ones nobody knows which is which."""
+    captions = {"en": ["english a x", "english b y", "english c z"], "de": ["deutsch a x", "deutsch c z"]}
+    prepare(memory_source([Item("a", {}, captions), Item("b", {}, captions_of(1))]), tmp_path / "set")
+    other = FieldConfig(of="text", languages=("en", "de"), draw="translation", required=False)
+    fields = {"text": FieldConfig(languages=("en", "de")), "text2": other}
+    fields["both"] = FieldConfig(languages=("en", "de"), reader="parallel", required=False)
+    with opened(tmp_path / "set", tokenizer, fields) as data:
+        batch = data.batch_at(0)
+        whole = (batch["index"] == 1).tolist()
+        assert batch["text2/valid"].tolist() == batch["both/valid"].tolist() == whole and 0 < sum(whole) < BATCH
+        assert data.readers["both"].rows("").tolist() == [1]
+
+
+def test_a_view_reads_the_languages_of_its_field_and_parallel_texts_may_be_one(folder, tokenizer):
+    german = FieldConfig(languages=("de",))
+    fields = {"text": german, "text2": FieldConfig(of="text")}
+    fields["both"] = FieldConfig(languages=("en", "de"), reader="parallel")
+    fields["both2"] = FieldConfig(of="both", languages=("en", "de"), reader="parallel")
+    with opened(folder, tokenizer, fields) as data:
+        batch = data.batch_at(0)
+        assert {language for language, _ in read(tokenizer, batch["text2"])} == {"de"} and batch["both2"].any(1).all()
+    told = {"both": FieldConfig(languages=("en", "de"), reader="parallel")}
+    with (
+        pytest.raises(UserError, match="config.encoders.text, which tells languages apart, and a row has two"),
+        opened(folder, tokenizer, told, told=("en", "de")),
+    ):
+        pass
+
+
+def test_a_run_of_one_language_a_batch_goes_on_where_a_batch_begins(folder, tokenizer):
+    with opened(folder, tokenizer, {"text": FieldConfig(languages=("en", "de"), per="batch")}) as data:
+        assert np.array_equal(data.batch_from(2 * BATCH)["text"], data.batch_at(2)["text"])
+        with pytest.raises(UserError, match="goes on at example 12, where no batch of config.batch_size=8 begins"):
+            data.batch_from(12)
+
+
 def test_evaluation_reads_both_sides_in_their_languages(folder, tokenizer):
     named = {"english": FieldConfig("text", "text", languages=("en",)), "text": FieldConfig("text", "text")}
     cfg = DataConfig(fields=named, languages=("de", "fr"), path=str(folder))
     found = eval_split(folder, "train", {"text": InputSpec(12, tokenizer)}, cfg, pair=("english", "text"))
-    assert (len(found.left), len(found.right)) == (2 * RECORDS, 2 * RECORDS + RECORDS // 4)
+    assert (len(found.left), len(found.right)) == (2 * RECORDS, 2 * RECORDS + RECORDS // 2)
     assert {text.split()[0] for text in found.left.words} == {"english"}
     assert {text.split()[0] for text in found.right.words} == {"deutsch", "francais"}
     assert cfg.spoken() == ("en", "de", "fr") and cfg.spoken("none") == ()
@@ -183,6 +231,8 @@ def test_evaluation_reads_both_sides_in_their_languages(folder, tokenizer):
         (FieldConfig(draw="all"), "config.data.fields.text.draw is 'all'; write 'other' or 'translation'"),
         (FieldConfig(per="epoch"), "config.data.fields.text.per is 'epoch'; write 'row' or 'batch'"),
         (FieldConfig(temperature=2.0), "config.data.fields.text.temperature is 2; write a number from 0 to 1"),
+        (FieldConfig(languages="en"), "config.data.fields.text.languages is 'en'; write a tuple, such as ('en',)"),
+        (FieldConfig(medium="image", per="batch"), "text.per is 'batch', which is for captions, and it shows 'image'"),
     ],
 )
 def test_impossible_ways_to_draw_are_refused(own, said):

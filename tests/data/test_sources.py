@@ -113,6 +113,20 @@ def test_a_karpathy_row_whose_split_is_no_text_is_a_broken_row(karpathy, split):
     assert found.reason == "broken row" and found.where.startswith("images[0]: ")
 
 
+def test_rows_of_translations_alone_have_an_id_of_all_their_texts_or_are_skipped(tmp_path):
+    rows = [
+        {"caption": {"en": "bank", "de": "Bank"}},
+        {"caption": {"en": "bank", "de": "Ufer"}},
+        {"caption": {"en": None, "de": "allein"}},
+        {"caption": {"en": [["b"]], "de": {"a": 1}}},
+        {"caption": {"en": ["", " "], "de": ""}},
+    ]
+    got = items(jsonl_source(write_lines(tmp_path / "rows.jsonl", [row | {"split": "val"} for row in rows])))
+    kept = [item for item in got if isinstance(item, Item)]
+    assert [item.key for item in kept] == ["bank / Bank", "bank / Ufer", "allein"]
+    assert sum(isinstance(item, Skip) for item in got) >= 3
+
+
 def test_jsonl_rows_become_items(tmp_path, encoded):
     picture = encoded(np.zeros((4, 4, 3), np.uint8))
     (tmp_path / "a.png").write_bytes(picture)
@@ -134,7 +148,7 @@ def test_jsonl_rows_become_items(tmp_path, encoded):
         Skip("broken JSON line", "line 4: not an object"),
         Skip("no image named", "line 5"),
         Item("7", {"x": picture, "y": picture}, {"fr": ["un chien"]}, ("3",), "7", "val"),
-        Item("a cat", {}, {"en": ["a cat"], "fr": ["un chat"]}, (), "a cat", "val"),
+        Item("a cat / un chat", {}, {"en": ["a cat"], "fr": ["un chat"]}, (), "a cat / un chat", "val"),
         Skip("no caption", "none"),
         Skip("missing image", f"lost: {tmp_path / 'lost.png'}"),
     ]

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch_layers import bert, norm, stack_of
 
+from xmodal_jax.data.config import DataConfig, FieldConfig
 from xmodal_jax.errors import UserError
 from xmodal_jax.models.acquirers import AcquirerConfig, Acquirers
+from xmodal_jax.types import DataFacts, Vocabulary
 
 TOWER = dict(vocab_size=50, width=16, layers=2, heads=4, hidden=24, positions=16, acquirer=6, word_width=10)
 LANGUAGES, ROWS, LENGTH = 3, 4, 7
@@ -115,6 +117,14 @@ def test_inputs_and_masks_leave_the_language_out():
     assert own.input(None) == ((LENGTH + 1,), "int32")
     ids = jnp.array([[5, 6, 0, 0, 0, 0, 0, 1], [5, 0, 0, 0, 0, 0, 0, -1]])
     assert own.mask(ids).sum(1).tolist() == [2, 1]
+
+
+def test_a_language_to_train_on_without_acquirers_is_refused():
+    facts = DataFacts(vocabularies={"text": Vocabulary(50)})
+    data = DataConfig(fields={"text": FieldConfig(languages=("de", "fr"))})
+    assert AcquirerConfig().filled("text", data, facts).languages == ("de", "fr")
+    with pytest.raises(UserError, match="config.data has captions in 'fr', and config.encoders.text acquirers of de;"):
+        AcquirerConfig(languages=("de",)).filled("text", data, facts)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ class FieldConfig:
     A view of a field that is not required is not required either.
     """
     languages: tuple[str, ...] = ()
-    """Languages of a field of captions; (): `data.languages`, or those of evaluation."""
+    """Languages of a field of captions; (): those of the field `of`, or `data.languages`, or those of evaluation."""
     draw: str = "other"
     """What a field of captions shows of the record of the field `of`: "other", another caption; "translation", the one
     at the same place among the captions of another language, without which the field is missing."""
@@ -47,9 +47,12 @@ def complete(fields: dict[str, FieldConfig]) -> dict[str, FieldConfig]:
         _check_draw(name, own)
         source = fields[own.of] if own.of else own
         medium = own.medium or source.medium or own.of or name
+        _refuse_unread(name, own, medium)
+        languages = own.languages or (source.languages if own.of and own.draw == "other" else ())
         encoder = own.encoder or source.encoder or own.of or name
         reader, required = own.reader or source.reader or medium, own.required and source.required
-        filled[name] = dataclasses.replace(own, encoder=encoder, medium=medium, reader=reader, required=required)
+        names = {"encoder": encoder, "medium": medium, "reader": reader, "languages": languages}
+        filled[name] = dataclasses.replace(own, **names, required=required)
     return filled
 
 
@@ -60,10 +63,25 @@ def _check_draw(name: str, own: FieldConfig) -> None:
         value = getattr(own, field)
         if value not in choices:
             raise UserError(f"{where}.{field} is '{value}'; write {' or '.join(map(repr, choices))}")
+    if own.per == "batch" and own.of:
+        raise UserError(f"{where}.per is 'batch', and it shows the record of '{own.of}'; write 'row'")
+    if isinstance(own.languages, str):
+        raise UserError(f"{where}.languages is '{own.languages}'; write a tuple, such as ('{own.languages}',)")
     if own.draw == "translation" and not own.of:
         raise UserError(f"{where}.draw is 'translation', and {where}.of is empty; write the field that it translates")
     if not 0 <= own.temperature <= 1:
         raise UserError(f"{where}.temperature is {own.temperature:g}; write a number from 0 to 1")
+
+
+def _refuse_unread(name: str, own: FieldConfig, medium: str) -> None:
+    """Raise `UserError` for what only captions have, set for the field `name` of another medium."""
+    usual = FieldConfig()
+    for field in ("languages", "draw", "per", "temperature"):
+        if medium != WORDS and getattr(own, field) != getattr(usual, field):
+            raise UserError(
+                f"config.data.fields.{name}.{field} is {getattr(own, field)!r}, which is for captions, and it shows "
+                f"'{medium}'; leave it {getattr(usual, field)!r}"
+            )
 
 
 PAIR = ("image", "text")  # the default fields
@@ -136,10 +154,22 @@ class DataConfig:
             raise UserError(f"config.data.unit is '{self.unit}'; write 'record' or 'pair'")
         if self.unit == "pair" and not any(own.medium == WORDS and not own.of for own in self.fields.values()):
             raise UserError("config.data.unit is 'pair', and config.data.fields has none of captions; write 'record'")
+        for name, own in self.fields.items() if self.unit == "pair" else ():
+            if own.per == "batch" or own.temperature != 1:
+                raise UserError(
+                    f"config.data.unit is 'pair', which visits each caption once, and config.data.fields.{name} draws "
+                    "languages (per 'batch', or a temperature); write unit 'record', or leave them"
+                )
 
     def __hash__(self) -> int:
         """Return a hash that is equal for equal sections; it leaves out the fields, which cannot be hashed."""
         return hash((self.path, self.split, self.languages, self.features))
+
+    @property
+    def unit_languages(self) -> tuple[str, ...]:
+        """The languages whose captions are the units of `unit` "pair": those of the first field of captions."""
+        own = [field for field in self.fields.values() if field.medium == WORDS and not field.of]
+        return (own[0].languages if own else ()) or self.languages
 
     def other_view(self, field: str) -> str:
         """Return the first field that shows another view of the records of `field`; "" if there is none."""

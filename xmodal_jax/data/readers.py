@@ -330,14 +330,19 @@ class CaptionReader(Reader):
         return self._one_of([pair for pair in pairs if pair != first] or pairs, rng)
 
     def _translates(self, row: Row, pair: int, first: int) -> bool:
-        """Return True for a caption of another language at the place of `first` among its language's captions."""
-        own = self.split.sidecar
-        return own.language[pair] != own.language[first] and self._place(row, pair) == self._place(row, first)
+        """Return True for a caption of another language at the place of `first` among its language's captions.
 
-    def _place(self, row: Row, pair: int) -> int:
-        """Return the place of a caption among the row's captions of its language."""
+        The two languages must have as many captions in the record: else some lack one, and places tell nothing.
+        """
         own = self.split.sidecar
-        return own.pairs(row.number, (own.languages[own.language[pair]],)).index(pair)
+        one, other = self._alike(row, pair), self._alike(row, first)
+        apart = own.language[pair] != own.language[first] and len(one) == len(other)
+        return bool(apart and one.index(pair) == other.index(first))
+
+    def _alike(self, row: Row, pair: int) -> list[int]:
+        """Return the numbers of the row's captions in the language of one."""
+        own = self.split.sidecar
+        return own.pairs(row.number, (own.languages[own.language[pair]],))
 
     def read(self, row: Row, choice: int, rng: np.random.Generator) -> np.ndarray:
         """Return the token ids of the caption."""
@@ -358,7 +363,7 @@ class CaptionReader(Reader):
         """Return the embedding of the chosen caption."""
         own = self.split.sidecar
         row = Row(self.split, int(own.owner[choice]))
-        return found[own.languages[own.language[choice]]][self._place(row, choice)]
+        return found[own.languages[own.language[choice]]][self._alike(row, choice).index(choice)]
 
 
 class ParallelReader(CaptionReader):
@@ -372,6 +377,23 @@ class ParallelReader(CaptionReader):
     keyed: ClassVar[bool] = False
     worded: ClassVar[bool] = False
     embedded: ClassVar[bool] = False
+
+    def __init__(self, split: Split, own: FieldConfig, spec: InputSpec):
+        super().__init__(split, own, spec)
+        if spec.languages:
+            raise UserError(
+                f"a field with the reader 'parallel' is taken by config.encoders.{own.encoder}, which tells languages "
+                "apart, and a row has two; write another encoder"
+            )
+
+    def rows(self, view: str) -> np.ndarray:
+        """Return the rows that have a caption with a translation."""
+        found = (self.chosen(Row(self.split, row), view) for row in range(len(self.split)))
+        return np.array([row for row, choice in enumerate(found) if choice is not None], np.int64)
+
+    def other(self, row: Row, first: Any, rng: np.random.Generator) -> tuple[int, int] | None:
+        """Choose a caption and its translation anew."""
+        return self.choose(row, rng)
 
     def choose(self, row: Row, rng: np.random.Generator) -> tuple[int, int] | None:
         """Choose a caption and its translation."""

@@ -76,14 +76,15 @@ class TrainDataset:
         self.readers = readers_of(split, specs)
         self._teacher = split.embeddings() if split.cfg.embeddings else None
         self._concepts = split.concepts() if split.cfg.concepts else None
-        self._pairs = split.sidecar.all_pairs(split.languages) if split.cfg.unit == "pair" else None
-        self._seed, per_batch = seed, any(own.per == "batch" for own in split.cfg.fields.values())
+        by_pair = split.cfg.unit == "pair"
+        self._pairs = split.sidecar.all_pairs(split.cfg.unit_languages) if by_pair else None
+        self._seed, self._per_batch = seed, any(own.per == "batch" for own in split.cfg.fields.values())
         self.units = len(split) if self._pairs is None else len(self._pairs)
         rows = grain.MapDataset.range(self.units).seed(seed).shuffle().repeat(None)
         # An endless sequence of Arrays. Batches are numbered only where a field asks: that changes what grain draws.
         self.examples: Any = (
             rows.map_with_index(lambda place, row: (row, place // batch_size)).random_map(self._numbered)
-            if per_batch
+            if self._per_batch
             else rows.random_map(self._example)
         )
 
@@ -100,6 +101,11 @@ class TrainDataset:
         """Return the part, as in `batch_at`, of the global batch that begins with example `first`."""
         if self.batch_size % count != 0:
             raise UserError(f"batch_size {self.batch_size} must be a multiple of the {count} processes.")
+        if self._per_batch and first % self.batch_size:
+            raise UserError(
+                f"the run goes on at example {first}, where no batch of config.batch_size={self.batch_size} begins, "
+                "and a field has one language a batch; write a batch_size that divides it"
+            )
         size = self.batch_size // count
         own = first + process * size
         try:

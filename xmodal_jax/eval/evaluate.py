@@ -178,8 +178,9 @@ class _Work:
         side = found.right if found.right.words is not None else found.left
         if side.words is None or side.ids is None:
             return {}
-        tokenizer = self.evaluator.assembly.tokenizers[side.encoder]
-        return {"cut": cut(tokenizer, side.words, side.ids) | {"encoder": side.encoder}}
+        spec = self.evaluator.assembly.specs[side.encoder]
+        assert spec.tokenizer is not None, "an encoder of words has one"
+        return {"cut": cut(spec.tokenizer, side.words, side.ids[:, : spec.size]) | {"encoder": side.encoder}}
 
 
 class Gallery:

@@ -63,10 +63,21 @@ class AcquirerConfig(BertConfig):
         return (self.length + 1,), "int32"
 
     def filled(self, name: str, data: DataConfig, facts: DataFacts) -> "AcquirerConfig":
-        """Return the config with the size of the vocabulary, and the languages of the data where it names none."""
+        """Return the config with the size of the vocabulary, and the languages of the data where it names none.
+
+        Raises UserError for captions to train on in a language that it has no acquirers of.
+        """
         full = super().filled(name, data, facts)
         assert isinstance(full, AcquirerConfig)
-        return full if full.languages else replace(full, languages=data.spoken(name))
+        known = full.languages or data.spoken(name)
+        new = [language for language in data.spoken(name) if language not in known]
+        if new:
+            raise UserError(
+                f"config.data has captions in '{new[0]}', and config.encoders.{name} acquirers of {', '.join(known)}; "
+                f"to add a language to a run begin another with config.init, else name it in config.encoders.{name}."
+                "languages"
+            )
+        return replace(full, languages=known)
 
     def mask(self, x: Array) -> Array | None:
         """Return the mask bool [B,L] of real tokens among ids and language [B,L+1]."""

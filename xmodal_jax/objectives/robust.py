@@ -253,7 +253,7 @@ class Refurbish(Paired):
         """Return numbers about the losses and posteriors, with the truth where the data set was made noisy."""
         sidecar = Sidecar(data.path, Card.load(data.path), data.split)
         table, fit = memory[self.name], memory[self.fitted_to]
-        pairs = sidecar.all_pairs(data.languages)
+        pairs = sidecar.all_pairs(data.unit_languages)
         losses, clean = (to_host(table[name])[pairs, 0] for name in ("loss", "clean"))
         changed = None if sidecar.changed is None else sidecar.changed[pairs] > 0
         numbers = pair_report(losses, clean, UNSEEN, changed)

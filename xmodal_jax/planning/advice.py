@@ -79,7 +79,7 @@ def stacks(config: Config, rows: float) -> list[Stack]:
     for name, own in config.encoders.items():
         if own.kind == "vit":
             found.append(_stack(name, own, rows, (own.size // own.patch) ** 2 + 1))
-        if own.kind == "bert":
+        if own.kind in ("bert", "acquirers"):
             found.append(_stack(name, own, rows * (1 + kinds.count("mlm") + kinds.count("lm")), own.length))
     matched = sum(
         (1 + 2 * fields.get("negatives", 1)) / fields.get("every", 1)

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -282,8 +282,13 @@ def data_of(trained: DataConfig, path: str) -> DataConfig:
     if not path or pathlib.Path(path).resolve() == pathlib.Path(trained.path).resolve():
         return trained
     card = Card.load(path)
-    languages = tuple(code for code in trained.languages if code in card.languages) or tuple(card.languages)
-    return dataclasses.replace(trained, path=str(path), views=(), languages=languages)
+
+    def shared(languages: Sequence[str]) -> tuple[str, ...]:
+        return tuple(code for code in languages if code in card.languages)
+
+    fields = {name: dataclasses.replace(own, languages=shared(own.languages)) for name, own in trained.fields.items()}
+    languages = shared(trained.languages) or tuple(card.languages)
+    return dataclasses.replace(trained, path=str(path), views=(), languages=languages, fields=fields)
 
 
 def views_of(data: DataConfig, split: str) -> tuple[str, ...]:

@@ -274,8 +274,8 @@ def asked_field(config: Config, rows: str, what: str, field: str = "", language:
     """Return the field that a query is for, `field` if it is given.
 
     For "words" and "pictures", fields that are evaluated with the field `rows` of the index come first; for "files" it
-    is `rows` itself. Of fields of words that read languages of their own, those that read `language` come before
-    others. Raises UserError where the config has no such field.
+    is `rows` itself. With a `language` it is the first of those that read it. Raises UserError where the config has no
+    such field.
     """
     fields = config.data.fields
     worded = {name for name, cls in reader_classes(fields).items() if cls.worded}
@@ -287,12 +287,20 @@ def asked_field(config: Config, rows: str, what: str, field: str = "", language:
     order = [rows, *partners, *fields] if what == "files" else [*partners, rows, *fields]
     pictured = {name for name in fields if has_views(fields, name)}
     suits = {"pictures": pictured, "words": worded, "files": set(fields) - worded}[what]
-    if what == "words" and language:
-        order.sort(key=lambda name: language not in (fields[name].languages or config.eval_data.languages))
     found = [name for name in order if name in suits]
     if not found:
         raise UserError(f"the run has no field of {what}; it has {', '.join(fields)}")
-    return found[0]
+    return field_in(config, found, language) if what == "words" and language else found[0]
+
+
+def field_in(config: Config, fields: Sequence[str], language: str) -> str:
+    """Return the first of some fields of captions that reads a language. Raises UserError for none."""
+    known = {name: config.languages_of(name) for name in fields}
+    for name, languages in known.items():
+        if language in languages:
+            return name
+    told = dict.fromkeys(code for languages in known.values() for code in languages)
+    raise UserError(f"the run knows captions in {', '.join(told)}, not in '{language}'; write one of these")
 
 
 def encoded_queries(

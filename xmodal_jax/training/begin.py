@@ -89,9 +89,10 @@ def with_kept_facts(config: Config, workdir: pathlib.Path) -> Config:
     """
     if not is_new(workdir):
         try:
-            return _with_facts_of(config, read_run(workdir))
+            description = read_run(workdir)
         except UserError:
             return config
+        return _with_facts_of(config, description)
     return _with_facts_of(config, read_init(config.init), more=True) if config.init else config
 
 

@@ -61,6 +61,7 @@ def weights_of_run(assembly: Assembly, params: Params, started: Container[str]) 
     workdir, description = pathlib.Path(config.init), read_init(config.init)
     own: dict[str, Any] = flatten_dict(params, sep="/")
     there = {path: path_there(path, config.init_paths) for path in own}
+    _refuse_unmatched(config, own)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         used = eval_section(description)
         names = (PARAMS, TEACHER) if used.params == "teacher" else (PARAMS,)
@@ -95,6 +96,15 @@ def weights_of_run(assembly: Assembly, params: Params, started: Container[str]) 
             left_out(left),
         )
     return leaves, rows
+
+
+def _refuse_unmatched(config: Config, own: dict[str, Any]) -> None:
+    """Raise UserError for an entry of `config.init_paths` that no parameter begins with."""
+    for start, _ in config.init_paths:
+        if not any(path.startswith(start) for path in own):
+            raise UserError(
+                f"config.init_paths has '{start}', which no parameter begins with; paths look like '{next(iter(own))}'"
+            )
 
 
 def path_there(path: str, renamed: tuple[tuple[str, str], ...]) -> str:
@@ -136,7 +146,10 @@ def _common_rows(
             words = _common_words(assembly, description, workdir, name, theirs)
             found |= {} if words is None else {path: words}
         elif LANGUAGES.search(path):
-            own, known = encoders[name].languages, description["config"]["encoders"][theirs].get("languages", ())
+            own, known = (
+                encoders[name].languages,
+                description["config"]["encoders"].get(theirs, {}).get("languages", ()),
+            )
             found |= {} if list(own) == list(known) else {path: common_places(own, known)}
     return found
 
@@ -214,10 +227,10 @@ def _rows(table: Array, ids: np.ndarray, others: np.ndarray) -> tuple[np.ndarray
 
 
 def _refuse_frozen(config: Config, left: list[str]) -> None:
-    """Raise UserError for a frozen tower's leaf that does not come whole from the other run: it would stay random."""
+    """Raise UserError for a frozen leaf of a tower or head that does not come whole from the other run, but random."""
     freeze = config.optimizer.freeze
     for path in left:
-        if freeze and path.partition("/")[2].startswith("tower/") and re.search(freeze, path):
+        if freeze and path.partition("/")[2].startswith(("tower/", "head/")) and re.search(freeze, path):
             raise UserError(
                 f"config.optimizer.freeze '{freeze}' freezes '{path}', which config.init='{config.init}' does not have "
                 "in this shape; write a config.optimizer.freeze that leaves it to train"

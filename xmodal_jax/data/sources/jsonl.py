@@ -34,7 +34,7 @@ def jsonl_source(
 
     A row has {"image": path} or {"views": {name: path}}, "caption": str | [str] | {language: str | [str]}, and
     optionally "id" (default: the path), "labels" (a name or a list), "group" and "split". A row with captions in
-    several languages needs no picture, and its "id" defaults to the first caption. Rows with the same id, group and
+    several languages needs no picture, and its "id" defaults to all of them. Rows with the same id, group and
     split that name the same pictures are one item with all their captions. Items without a split are drawn by
     group: `held_out` of those that can be read (default: a tenth of the rows, at most 1,000) are the test split.
 
@@ -109,7 +109,9 @@ def _row(line: bytes, number: int) -> dict[str, Any] | Skip:
 
 def _fields(row: dict[str, Any], views: dict[str, str]) -> dict[str, Any]:
     """Return the fields of a row but its place. Raises `TypeError` for a field that must be a text and is not."""
-    key = plain_text(row.get("id")) or next(iter([*views.values(), *_texts(row["caption"])]), "")
+    key = plain_text(row.get("id")) or next(iter(views.values()), "") or " / ".join(_texts(row["caption"]))
+    if not key:
+        raise TypeError("its captions are no texts")
     labels = row.get("labels")
     labels = [plain_text(label) for label in (labels if isinstance(labels, list) else [labels])]
     return {
@@ -146,8 +148,9 @@ def _merged(rows: list[dict[str, Any] | Skip]) -> list[dict[str, Any] | Skip]:
 
 
 def _texts(captions: Any) -> list:
-    """Return any form of a row's captions as one list."""
-    return [text for own in _by_language(captions).values() for text in own]
+    """Return the texts among any form of a row's captions."""
+    found = [text for own in _by_language(captions).values() for text in own]
+    return [text for text in found if isinstance(text, str) and text.strip()]
 
 
 def _by_language(captions: Any) -> dict[str, list]:
