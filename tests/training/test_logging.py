@@ -71,7 +71,7 @@ def test_a_stream_shows_what_is_under_way(told):
     (pace,) = [line for line in lines if line.startswith("about ")]
     assert " to go (" in pace and " steps/s, " in pace and pace.endswith(" pairs/s)")
     assert lines.index(pace) < next(number for number, line in enumerate(lines) if " 6/8 " in line)
-    assert "evaluation at step 4: R@k i2t 0.7, t2i 0.7, rSum 4.0" in lines
+    assert "evaluation at step 4: i2t R@1 0.7, t2i R@1 0.7, rSum 4.0" in lines
 
 
 def test_nothing_is_printed_without_a_stream(told, shapes_data, tmp_path, capfd, caplog):
