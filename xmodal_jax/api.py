@@ -70,7 +70,9 @@ def prepare(
 ) -> Any:
     """Write a data set from a source ("jsonl", "flickr8k", "file.py:function", ...) and return its card.
 
-    `options` are the parameters of the source, those of `xmodal data prepare SOURCE --help` with "_" for "-".
+    The card printed tells records and captions of each split, and how many were skipped for which reason; the same are
+    its fields (`data.card.Card`). `options` are the parameters of the source, those of
+    `xmodal data prepare SOURCE --help` with "_" for "-".
     """
     from xmodal_jax.data.prepare import prepare as write
     from xmodal_jax.data.sources import make_source, source_options

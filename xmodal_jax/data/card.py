@@ -83,7 +83,7 @@ LATER: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """The content of `card.json`."""
+    """The content of `card.json`; printed, how much of what it holds, and what was left out and why."""
 
     name: str
     """Name of the data set."""
@@ -156,6 +156,10 @@ class Card:
             del content["noise"]
         _checked(content, path)
         write_file(path, mended(json.dumps(content, indent=1, ensure_ascii=False)) + "\n")
+
+    def __repr__(self) -> str:
+        """Tell what the folder holds, in the lines that `xmodal data prepare` prints."""
+        return "\n".join([f"data set '{self.name}' from {self.source}", *report(self)])
 
     def split(self, name: str) -> dict[str, Any]:
         """Return the numbers of one split. Raises `UserError` listing the splits that exist."""
@@ -299,7 +303,7 @@ def duplicates(owner: np.ndarray, number: np.ndarray, images: int) -> dict[str, 
 
 
 def report(card: Card) -> list[str]:
-    """Return the lines that `xmodal data prepare` prints: size, ceiling and repeated captions of every split."""
+    """Return size, ceiling and repeated captions of every split, and what was left out by reason, a line each."""
     lines = [f"beside pictures and captions: {', '.join(card.media)}"] if card.media else []
     if card.without_pixels:
         caches = "; ".join(f"'{name}' {own['tokens']} x {own['width']}" for name, own in card.features.items())
