@@ -142,7 +142,9 @@ class Card:
         """Read and check `folder/card.json`. Raises `UserError` naming the file and the field."""
         path = pathlib.Path(folder) / CARD_FILE
         if not path.is_file():
-            raise UserError(f"no data set at {folder}: write one with `xmodal data prepare ... --out {folder}`.")
+            raise UserError(
+                f"no data set at {folder}: write one with xmodal.prepare, or `xmodal data prepare ... --out {folder}`."
+            )
         try:
             content = json.loads(path.read_text("utf-8"))
         except (ValueError, RecursionError) as error:
@@ -202,7 +204,7 @@ def _checked(content: Any, path: pathlib.Path) -> Card:
     if content.get("format") != FORMAT:
         raise UserError(
             f"{path}: field 'format' is {content.get('format')!r}, this version reads {FORMAT}; "
-            "prepare the set again (--force)."
+            "prepare the set again (option 'force')."
         )
     content = LATER | content
     known = [field.name for field in dataclasses.fields(Card)]
@@ -316,7 +318,7 @@ def report(card: Card) -> list[str]:
         if split in card.copies:
             lines.append(
                 f"  {card.copies[split]} of its records have a picture that is in train too; "
-                "--drop-copies leaves those out of train"
+                "option 'drop_copies' leaves those out of train"
             )
     for language, words in card.words.items():
         lines.append(
