@@ -211,3 +211,21 @@ def test_a_set_with_nothing_held_out_trains_and_is_not_evaluated(shapes_files, t
     run = api.train(config, tmp_path / "run", quiet=True)
     assert run.step == 2 and not list((tmp_path / "run").glob("eval-*.json"))
     assert run.encode_texts(["a red circle"]).shape == (1, 16)
+
+
+def test_a_prepared_set_tells_its_counts_and_what_was_skipped(shapes_files, tmp_path, capsys):
+    """The card, as a notebook shows it, says what the command prints."""
+    from xmodal_jax.cli import main
+
+    (shapes_files.parent / "broken.png").write_bytes(b"no picture")
+    bad = json.dumps({"image": "broken.png", "caption": "nothing", "split": "train"})
+    path = shapes_files.parent / "one-bad.jsonl"
+    path.write_text(shapes_files.read_text() + "\n" + bad)
+    card = api.prepare("jsonl", tmp_path / "data", path=path, allow_bad=True)
+    title, *lines = repr(card).splitlines()
+    assert title == f"data set 'data' from {card.source}" and lines[-1] == "skipped: 1 x corrupt image"
+    assert sum("12 records, 24 captions, 12 groups" in line for line in lines) == 2
+    capsys.readouterr()
+    given = ["data", "prepare", "jsonl", "--path", str(path), "--out", str(tmp_path / "again"), "--allow-bad"]
+    assert main(given) == 0
+    assert capsys.readouterr().out.splitlines() == [*lines, f"{tmp_path / 'again'} is ready"]

@@ -171,7 +171,7 @@ def test_paths_of_the_wrong_kind_are_named(train_tiny, tmp_path, refused, shapes
     refused(
         train_tiny(tmp_path / "file"), f"'{tmp_path / 'file'}' cannot be a work directory (File exists); write another"
     )
-    refused(train_tiny("/proc/run"), "'/proc/run' cannot be a work directory (", "; write another --workdir")
+    refused(train_tiny("/proc/run"), "'/proc/run' cannot be a work directory (", "; write another folder")
     refused(["data", "prepare", "jsonl", "--path", tmp_path, "--out", tmp_path / "out"], "a folder; give a file")
 
 
@@ -190,7 +190,7 @@ def test_a_workdir_of_another_architecture_is_refused_and_left_alone(tiny_run, t
     workdir = tmp_path / "run"
     shutil.copytree(tiny_run[0], workdir)
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
-    said = refused(train_tiny(workdir, "encoders.text.hidden=32"), "of another architecture", "another --workdir")
+    said = refused(train_tiny(workdir, "encoders.text.hidden=32"), "of another architecture", "another work directory")
     assert "hidden" in said or "text/" in said
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()} == before
     description = json.loads((workdir / "run.json").read_text())
@@ -214,7 +214,7 @@ def test_impossible_queries_are_refused(tiny_index, tmp_path, refused):
     index = ["--index", tiny_index]
     refused(["search", *index], "give one query")
     refused(["search", "red", "--image", "x.png", *index], "give one query")
-    refused(["search", "red", "-k", "0", *index], "-k 0 takes nothing of the 24 pictures")
+    refused(["search", "red", "-k", "0", *index], "k 0 takes nothing of the 24 pictures")
     (tmp_path / "notes.txt").write_text("no picture")
     refused(["search", "--image", tmp_path / "notes.txt", *index], "notes.txt' is no picture")
 

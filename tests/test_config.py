@@ -317,7 +317,7 @@ def test_overrides_change_one_field(item, read, value):
         *(
             (
                 f"objectives.hash={odd}",
-                "config.objectives has no 'hash'; to add it write --config.objectives.hash={} or",
+                "config.objectives has no 'hash'; to add it write config.objectives.hash={} or",
             )
             for odd in ("0.1", "{weight: 0.1}", "{1: 2}", "{'a.b': 1}", "{'kind': []}", "{[]: 1}")
         ),

@@ -87,7 +87,9 @@ def test_a_run_that_goes_on_with_another_split_keeps_what_it_had(opened_run, tmp
 
 def test_evaluating_what_was_trained_on_is_refused_unless_asked_for(opened_run, other_data):
     assembly, params = opened_run
-    with pytest.raises(UserError, match="trained on 12 of the 12 records of split 'train' .* or add --allow-trained"):
+    with pytest.raises(
+        UserError, match="trained on 12 of the 12 records of split 'train' .* or allow it .option 'allow_trained'"
+    ):
         evaluate(assembly, params, "train", quick=True)
     found = evaluate(assembly, params, "train", quick=True, allow_trained=True)
     assert (found["trained"], found["own_data"]) == (12, True)
@@ -151,7 +153,9 @@ def test_the_data_set_is_found_from_anywhere(tiny_run, other_data, tmp_path, mon
     assert origin.locate() == pathlib.Path("data/mine"), "the only one there is; it is called another in every table"
     shutil.rmtree(elsewhere / "data")
     assert origin.locate() is None
-    with pytest.raises(UserError, match="looked for 'data/mine', '.*moved.* write where it is now, --data"):
+    with pytest.raises(
+        UserError, match="looked for 'data/mine', '.*moved.* write the folder where it is now .option 'data'"
+    ):
         origin.refuse_missing("data/mine")
 
 
@@ -176,7 +180,7 @@ def test_eval_of_other_data_leaves_the_runs_own_table(tiny_run, other_data, caps
     before = (workdir / "eval-test.json").read_bytes()
     command = ["eval", "--workdir", str(workdir), "--data", str(other_data), "--config.eval.rerank=()"]
     assert main(command) == 2
-    assert "add --allow-trained" in capsys.readouterr().err
+    assert "option 'allow_trained'" in capsys.readouterr().err
     assert main([*command, "--allow-trained"]) == 0
     said = capsys.readouterr().out
     assert "This is not the data set that the run was trained on." in said
@@ -197,7 +201,10 @@ def test_what_needs_no_data_works_when_it_is_gone(tiny_run, shapes_files, tmp_pa
     for command in (["eval"], ["caption"], ["index", "--out", str(tmp_path / "index")]):
         assert main([*command, "--workdir", str(workdir)]) == 2
         said = capsys.readouterr().err
-        assert "the data set of the run" in said and "'/gone/for/good'); write where it is now, --data FOLDER" in said
+        assert (
+            "the data set of the run" in said
+            and "'/gone/for/good'); write the folder where it is now (option 'data', or config.data.path)" in said
+        )
     assert main(["report", "--workdir", str(workdir)]) == 0
     page = (workdir / "report.html").read_text("utf-8")
     assert "the data set is not at &#x27;gone&#x27; now" in page and "Words to pictures" not in page

@@ -207,13 +207,13 @@ def test_a_preprocessor_file_with_nonsense_is_refused(tmp_path, said):
         (
             "num_attention_heads",
             4,
-            "heads is 2, and num_attention_heads of .* is 4; write --config.encoders.image.heads=4",
+            "heads is 2, and num_attention_heads of .* is 4; write config.encoders.image.heads=4",
         ),
-        ("num_hidden_layers", 3, "write --config.encoders.image.layers=3"),
-        ("hidden_size", 48, "write --config.encoders.image.width=48"),
-        ("intermediate_size", 128, "write --config.encoders.image.hidden=128"),
-        ("patch_size", 4, "write --config.encoders.image.patch=4"),
-        ("image_size", 32, "write --config.encoders.image.size=32"),
+        ("num_hidden_layers", 3, "write config.encoders.image.layers=3"),
+        ("hidden_size", 48, "write config.encoders.image.width=48"),
+        ("intermediate_size", 128, "write config.encoders.image.hidden=128"),
+        ("patch_size", 4, "write config.encoders.image.patch=4"),
+        ("image_size", 32, "write config.encoders.image.size=32"),
         ("hidden_act", "relu", "hidden_act of .* is 'relu', and the tower 'vit' has 'gelu', which no field"),
         ("layer_norm_eps", 1e-3, "layer_norm_eps of .* is 0.001"),
         (
@@ -234,13 +234,13 @@ def test_a_vit_of_another_architecture_is_refused(vit_folder, key, value, senten
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
-        ("num_attention_heads", 4, "write --config.encoders.text.heads=4"),
+        ("num_attention_heads", 4, "write config.encoders.text.heads=4"),
         (
             "vocab_size",
             61,
-            r"config.encoders.text.vocab_size is 60, .*; write --config.encoders.text.tokenizer=.*tokenizer.json",
+            r"config.encoders.text.vocab_size is 60, .*; write config.encoders.text.tokenizer=.*tokenizer.json",
         ),
-        ("max_position_embeddings", 32, "write --config.encoders.text.positions=32"),
+        ("max_position_embeddings", 32, "write config.encoders.text.positions=32"),
         ("position_embedding_type", "relative_key", "position_embedding_type of .* is 'relative_key'"),
         ("is_decoder", True, "is_decoder of .* is True"),
         ("model_type", "roberta", "the weights are of a 'roberta' model"),
@@ -258,7 +258,7 @@ def test_a_bert_of_another_architecture_is_refused(bert, tmp_path, key, value, s
 
 def test_the_installed_minilm_has_twelve_heads():
     text = "encoders.text={'kind': 'bert', 'init': 'minilm', 'heads': 8, 'vocab_size': 30522}"
-    with pytest.raises(UserError, match="text.heads is 8, .* write --config.encoders.text.heads=12"):
+    with pytest.raises(UserError, match="text.heads is 8, .* write config.encoders.text.heads=12"):
         pretrained(tiny(text, "fusion.heads=8"))
 
 
@@ -266,9 +266,9 @@ def test_a_resnet_of_another_architecture_is_refused(tmp_path):
     described = {"model_type": "resnet", "depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 32, 64], "hidden_act": "relu"}
     save_file({"w": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
     refused = {
-        "write --config.encoders.image.depth=26": {"depths": [2, 2, 2, 2]},
+        "write config.encoders.image.depth=26": {"depths": [2, 2, 2, 2]},
         "no depth of this package": {"depths": [2, 2]},
-        "write --config.encoders.image.width=128": {"hidden_sizes": [16, 32, 64, 128]},
+        "write config.encoders.image.width=128": {"hidden_sizes": [16, 32, 64, 128]},
         "downsample_in_bottleneck of .* is True": {"downsample_in_bottleneck": True},
         "layer_type of .* is 'basic'": {"layer_type": "basic"},
         "it is no ResNet": {},  # what config.json says is right, the weights are not

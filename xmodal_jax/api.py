@@ -30,7 +30,7 @@ from xmodal_jax.encode.inputs import BLOCK, encode_blocks, reader_of
 from xmodal_jax.errors import UserError
 from xmodal_jax.origin import Origin, result_file
 from xmodal_jax.settings import Config
-from xmodal_jax.terminal import logging_to_terminal
+from xmodal_jax.terminal import logging_to
 from xmodal_jax.types import Params
 from xmodal_jax.workdir import open_run
 
@@ -70,7 +70,9 @@ def prepare(
 ) -> Any:
     """Write a data set from a source ("jsonl", "flickr8k", "file.py:function", ...) and return its card.
 
-    `options` are the parameters of the source, those of `xmodal data prepare SOURCE --help` with "_" for "-".
+    The card printed tells records and captions of each split, and how many were skipped for which reason; the same are
+    its fields (`data.card.Card`). `options` are the parameters of the source, those of
+    `xmodal data prepare SOURCE --help` with "_" for "-".
     """
     from xmodal_jax.data.prepare import prepare as write
     from xmodal_jax.data.sources import make_source, source_options
@@ -95,19 +97,20 @@ def train(
       config: from `config(...)`, a frozen one, or a name such as "quickstart:tiny".
       workdir: a folder of its own; a run that is there goes on where it stopped.
       evaluate: write the tables of the evaluation split, if there is one, to WORKDIR/eval-SPLIT.json at the end.
-      quiet: show no progress on stderr; messages go to the logger "xmodal_jax" alone.
+      quiet: show no progress on stderr; messages go to the logger "xmodal_jax" alone. Else a program without log
+        handlers of its own sees them on stderr too.
       **options: of `training.loop.run_training`, such as `profile`.
     """
     from xmodal_jax.training.loop import run_training
 
-    shown = contextlib.nullcontext() if quiet else logging_to_terminal(sys.stderr)
+    shown = contextlib.nullcontext() if quiet else logging_to(sys.stderr)
     shown_on: dict[str, Any] = {"progress": None if quiet else sys.stderr} | options
     with shown:
         run_training(_frozen(config), pathlib.Path(workdir), **shown_on)
-    found = load(workdir)
-    data = found.config.data
-    if evaluate and data.eval_split in Card.load(data.path).splits:  # a set may have nothing held out
-        found.evaluate()
+        found = load(workdir)
+        data = found.config.data
+        if evaluate and data.eval_split in Card.load(data.path).splits:  # a set may have nothing held out
+            found.evaluate()
     return found
 
 

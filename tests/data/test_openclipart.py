@@ -108,9 +108,9 @@ def test_tags_that_the_title_says_are_not_said_twice(tree):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"label": "colour"}, "--label is 'colour'; write folder or keyword"),
-        ({"held_out": 3}, "--held-out is 3, but there are 3 drawings"),
-        ({"size": 4}, "--size is 4; write 16 px or more"),
+        ({"label": "colour"}, "label is 'colour'; write folder or keyword"),
+        ({"held_out": 3}, "held_out is 3, but there are 3 drawings"),
+        ({"size": 4}, "size is 4; write 16 px or more"),
     ],
 )
 def test_impossible_arguments_are_refused(tree, arguments, sentence):

@@ -67,7 +67,7 @@ def test_another_set_is_never_overwritten(own_set, tiny_items):
 
 def test_a_folder_of_something_else_is_not_touched(tmp_path, tiny_items):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not a data set: choose another --out"):
+    with pytest.raises(UserError, match="is not a data set: choose another folder"):
         prepare(memory_source(tiny_items(4)), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -185,7 +185,7 @@ def test_files_that_are_the_same_are_not_prepared_again(files, tmp_path):
 def test_a_set_that_is_older_than_its_source_says_what_has_changed(files, tmp_path):
     before = files()
     (tmp_path / "7.png").write_bytes((tmp_path / "6.png").read_bytes())
-    with pytest.raises(UserError, match=f"older than its source: .* 1 new .{tmp_path}/7.png.; add --force"):
+    with pytest.raises(UserError, match=f"older than its source: .* 1 new .{tmp_path}/7.png.; prepare it again"):
         files()
     for number in (1, 2):
         (tmp_path / f"{number}.png").write_bytes((tmp_path / "5.png").read_bytes())
@@ -256,7 +256,7 @@ def bad_items(good, encoded):
 
 def test_over_one_percent_of_bad_rows_stops_the_build(tmp_path, tiny_items, encoded):
     source = memory_source(bad_items(tiny_items(), encoded))
-    with pytest.raises(UserError, match=r"5 of 29 pairs .*2 x corrupt image.*more than 1 %.*--allow-bad"):
+    with pytest.raises(UserError, match=r"5 of 29 pairs .*2 x corrupt image.*more than 1 %.*'allow_bad'"):
         prepare(source, tmp_path / "set")
     assert list(tmp_path.iterdir()) == []
 
@@ -391,7 +391,7 @@ def test_another_licence_is_told_and_a_path_that_is_no_text_is_the_same_path(tin
     source = dataclasses.replace(memory_source(tiny_items(4)), arguments={"path": "d\udce9"})
     prepare(source, tmp_path / "set")
     assert prepare(source, tmp_path / "set").arguments["path"] == "d\ufffd"
-    with pytest.raises(UserError, match="prepared with another licence: choose another --out"):
+    with pytest.raises(UserError, match="prepared with another licence: choose another folder"):
         prepare(dataclasses.replace(source, licence="MIT"), tmp_path / "set")
 
 

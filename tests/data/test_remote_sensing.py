@@ -130,7 +130,9 @@ def test_rows_of_one_picture_are_one_item(albef):
 
 def test_two_sets_in_a_folder_are_told_apart_by_name(albef):
     (albef / "rsicd_test.json").write_text(json.dumps([{"image": "field_0.tif", "caption": "a"}]))
-    with pytest.raises(UserError, match=r"holds rsicd_test\.json and rsitmd_test\.json; .*--name rsitmd"):
+    with pytest.raises(
+        UserError, match=r"holds rsicd_test\.json and rsitmd_test\.json; .*.option 'name'., such as 'rsitmd'"
+    ):
         albef_source(albef)
     (item,) = albef_source(albef, name="rsicd").items()
     assert item.captions == {"en": ["a"]} and item.split == "test"

@@ -115,7 +115,9 @@ def test_a_damaged_column_is_refused_by_name(damaged, tokenizer, name, change, w
         lambda: train_dataset(folder, "train", input_specs(tokenizer), CFG, 0, 2),
     )
     for use in uses:
-        with pytest.raises(UserError, match=rf"sidecar/train/{name}.bin' {why}.*prepare the data set again .--force"):
+        with pytest.raises(
+            UserError, match=rf"sidecar/train/{name}.bin' {why}.*prepare the data set again .option 'force'"
+        ):
             use()
 
 

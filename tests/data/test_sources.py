@@ -189,7 +189,7 @@ def test_jsonl_refuses_to_hold_out_everything(tmp_path, encoded):
     rows = [{"image": f"{i}.png", "caption": "x"} for i in range(3)]
     path = write_lines(tmp_path / "rows.jsonl", rows)
     for held_out in (3, -1):
-        with pytest.raises(UserError, match=f"--held-out is {held_out}, but .* has 3 pictures"):
+        with pytest.raises(UserError, match=f"held_out is {held_out}, but .* has 3 pictures"):
             jsonl_source(path, held_out=held_out)
 
 

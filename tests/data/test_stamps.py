@@ -62,7 +62,7 @@ def test_by_default_most_of_a_small_set_is_for_training(tree, encoded):
     good = [usable_item([item]) and item.split for item in stamps_source(tree, only="plants", held_out=4).items()]
     assert good.count("test") == 4 and good.count("train") == 2, "torn pictures are not drawn"
     for wrong in (10, 200, -1):
-        with pytest.raises(UserError, match=f"--held-out is {wrong}, but there are 10 stamps; write fewer"):
+        with pytest.raises(UserError, match=f"held_out is {wrong}, but there are 10 stamps; write fewer"):
             stamps_source(tree, only="plants", held_out=wrong)
 
 
@@ -123,5 +123,5 @@ def test_a_name_has_no_asides(caption, name):
 def test_unknown_folders_and_labels_are_refused(tree):
     with pytest.raises(UserError, match=r"has no \['animals'\]; write some of plants, town"):
         stamps_source(tree, only="plants,animals")
-    with pytest.raises(UserError, match="--label is 'colour'; write folder or name"):
+    with pytest.raises(UserError, match="label is 'colour'; write folder or name"):
         stamps_source(tree, label="colour")

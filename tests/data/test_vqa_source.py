@@ -198,11 +198,11 @@ def test_names_of_pictures_and_the_language_are_options(files, encoded):
         ({"annotations": "{folder}/cut.json"}, "cut.json is not JSON"),
         ({"annotations": "{folder}/val_annotations.json"}, "no question of .* has an annotation in .* of one split"),
         ({"images": "{folder}/none"}, "image folder .* does not exist"),
-        ({"val_annotations": ""}, "--val-questions and --val-annotations are the files of one split; write both"),
-        ({"template": "picture.jpg"}, r"--template is 'picture.jpg'; write the name of a picture with \{id\} in it"),
+        ({"val_annotations": ""}, "val_questions and val_annotations are the files of one split; write both"),
+        ({"template": "picture.jpg"}, r"template is 'picture.jpg'; write the name of a picture with \{id\} in it"),
         ({"template": "{id}{"}, "write the name of a picture with"),
         ({"template": "{id}-{split}.jpg"}, "write the name of a picture with"),
-        ({"answers": 0}, "--answers is 0; write how many"),
+        ({"answers": 0}, "answers is 0; write how many"),
     ],
 )
 def test_files_that_cannot_be_read_are_refused(files, changes, sentence):
@@ -217,5 +217,5 @@ def test_files_that_cannot_be_read_are_refused(files, changes, sentence):
 
 def test_a_template_with_a_subtype_that_no_file_tells(files):
     write(files["images"].parent, "train", list(map(question, TRAIN)), list(map(annotation, TRAIN)), data_subtype="")
-    with pytest.raises(UserError, match="has no 'data_subtype', which --template"):
+    with pytest.raises(UserError, match="has no 'data_subtype', which template"):
         vqa_source(**files)

@@ -43,9 +43,9 @@ def test_what_cannot_be_captioned_is_refused(opened_run, tmp_path):
     bare = {name: leaf for name, leaf in params.items() if name != "decoder"}
     with pytest.raises(UserError, match="no captioning decoder"):
         captioning.caption_split(assembly, bare, "test", 1, 1)
-    with pytest.raises(UserError, match="--beam is 0"):
+    with pytest.raises(UserError, match="beam is 0"):
         list(captioning.caption_files(assembly, params, [], 0))
-    with pytest.raises(UserError, match="--limit is -1"):
+    with pytest.raises(UserError, match="limit is -1"):
         captioning.caption_split(assembly, params, "test", -1, 1)
     with pytest.raises(UserError, match="has no split 'none'"):
         captioning.caption_split(assembly, params, "none", 1, 1)

@@ -39,7 +39,7 @@ def test_local_devices_may_be_judged_as_a_chip():
         ("v5e:0x16", "", "torus of 2 axes"),
         ("v6e:16x16x0slices", "", "torus of 2 axes"),
         ("local", "v9", "there is no chip 'v9' in the table; write one of v5e"),
-        ("v5e:4x4", "v6e", "with --chip is not a topology"),
+        ("v5e:4x4", "v6e", "with a chip is not a topology"),
     ],
 )
 def test_what_is_no_topology_is_refused(text, chip, words):

@@ -50,7 +50,7 @@ def test_a_program_that_compiles_but_is_too_large_does_not_fit_either(run, facts
 
 def test_without_a_chip_nothing_is_judged(run, facts):
     lines = list(sheet(run, facts, LOCAL, None))
-    assert lines[-1].startswith("verdict     not judged") and "--chip" in lines[-1]
+    assert lines[-1].startswith("verdict     not judged") and "option 'chip'" in lines[-1]
     assert not any(line.startswith("roofline") for line in lines)
 
 

@@ -89,13 +89,13 @@ def test_what_cannot_be_appended_is_refused_before_anything_is_encoded(tiny_inde
     block.write_bytes(block.read_bytes()[:-1])
     for name, how, words in (
         ("index", build.IndexOptions(append=True, overwrite=True), "write one of them"),
-        ("index", build.IndexOptions(append=True, codes_only=True), "has embeddings.*leave out --codes-only"),
-        ("index", build.IndexOptions(append=True, dtype="int8"), "as float32.*leave out --dtype int8"),
+        ("index", build.IndexOptions(append=True, codes_only=True), "has embeddings.*leave out 'codes_only'"),
+        ("index", build.IndexOptions(append=True, dtype="int8"), "as float32.*leave out dtype 'int8'"),
         ("other", build.IndexOptions(append=True), "made by model 0123"),
         ("bare", build.IndexOptions(append=True), "has no items"),
         ("torn", build.IndexOptions(append=True), "codes-00000.npy is torn"),
         ("torn", build.IndexOptions(upsert=True), "codes-00000.npy is torn"),
-        ("index", build.IndexOptions(upsert=True, overwrite=True), "--upsert keeps what --overwrite replaces"),
+        ("index", build.IndexOptions(upsert=True, overwrite=True), "'upsert' keeps what 'overwrite' replaces"),
         ("index", build.IndexOptions(upsert=True, duplicates=True), "write one of them"),
         ("none", build.IndexOptions(append=True), "is not an index"),
     ):
@@ -135,7 +135,7 @@ def test_a_moved_run_indexes_other_data_without_its_own(tiny_run, opened_run, tm
     gone = dataclasses.replace(assembly.config.data, path=str(tmp_path / "gone"))
     moved = changed(assembly, text={"cache_tokens": True})
     moved = dataclasses.replace(moved, config=dataclasses.replace(moved.config, data=gone))
-    with pytest.raises(UserError, match="the run's data set is not at .*gone.*; write --data FOLDER"):
+    with pytest.raises(UserError, match="the run's data set is not at .*gone.*; write its folder now .option 'data'"):
         build.build_index(moved, params, "run", str(tmp_path / "index"))
     for side in ("image", "text"):
         out, how = tmp_path / side, build.IndexOptions(field=side)

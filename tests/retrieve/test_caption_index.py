@@ -149,11 +149,11 @@ def test_an_index_that_does_not_say_what_its_rows_are_is_refused(tiny_index, tmp
 
 def test_a_field_of_no_pair_is_refused(tiny_run, tmp_path, capsys):
     assert main(["index", "--workdir", str(tiny_run[0]), "--field", "audio", "--out", str(tmp_path / "index")]) == 2
-    assert "--field is 'audio', which is in none of config.eval.pairs" in capsys.readouterr().err
+    assert "field is 'audio', which is in none of config.eval.pairs" in capsys.readouterr().err
 
 
 def test_words_are_not_matched_with_captions(caption_index):
-    with pytest.raises(UserError, match="has captions: ask with --image FILE"):
+    with pytest.raises(UserError, match="has captions: ask with a picture"):
         query.answer(caption_index, "a red circle", k=2, stages=SearchPipeline("dense", 0, 4))
     assert len(query.answer(caption_index, "a red circle", k=2)) == 2
 
@@ -162,9 +162,9 @@ def test_rows_of_one_side_are_appended_to_it_alone(caption_index, tiny_index, ti
     index = ["index", "--workdir", str(tiny_run[0]), "--append", "--out"]
     copies = [str(shutil.copytree(path, tmp_path / name)) for path, name in ((caption_index, "c"), (tiny_index, "p"))]
     assert main([*index, copies[0]]) == 2
-    assert "has captions, and pictures cannot be appended to them; write --field text" in capsys.readouterr().err
+    assert "has captions, and pictures cannot be appended to them; write field 'text'" in capsys.readouterr().err
     assert main([*index, copies[1], "--field", "text"]) == 2
-    assert "has pictures, and captions cannot be appended to them; write --field image" in capsys.readouterr().err
+    assert "has pictures, and captions cannot be appended to them; write field 'image'" in capsys.readouterr().err
     assert main([*index, copies[0], "--field", "text", "--split", "train"]) == 0
     assert "indexed 48 captions" in capsys.readouterr().out
     np.testing.assert_array_equal(Index.open(copies[0]).vectors()[:CAPTIONS], Index.open(caption_index).vectors())

@@ -46,9 +46,7 @@ def test_a_run_is_found_from_its_index_before_another_one_where_it_was(tiny_run,
     opened = Index.open("there/index")
     assert origin.model_of(*origin.open_origin(opened)) == model
     shutil.rmtree(here)
-    told = (
-        rf"'{there / 'run'}' is another run.*; '{here / 'run'}' is gone: name the run that made it with --workdir RUN"
-    )
+    told = rf"'{there / 'run'}' is another run.*; '{here / 'run'}' is gone: name the run that made it .option 'workdir'"
     with pytest.raises(UserError, match=told):
         origin.open_origin(opened)
     with pytest.raises(UserError, match="'there' holds no run"):
@@ -76,7 +74,7 @@ def test_links_to_an_index_and_its_run_are_followed(tmp_path):
 
 def test_an_index_without_a_run_asks_for_one(tmp_path):
     opened = Index.open(writer.write(tmp_path / "index", np.eye(4), None))
-    with pytest.raises(UserError, match="names no work directory; write --workdir RUN"):
+    with pytest.raises(UserError, match="names no work directory; name its run .option 'workdir'"):
         origin.open_origin(opened)
 
 
@@ -103,6 +101,6 @@ def test_a_data_set_is_the_one_with_its_fingerprint(sets, tmp_path, monkeypatch)
     assert origin.open_set(opened, str(own), other) == str(own)  # what is given is not it
     own.rename(tmp_path / "moved")
     other.rename(own)
-    with pytest.raises(UserError, match=f"'{own}' is another data set.*: write --data FOLDER"):
+    with pytest.raises(UserError, match=f"'{own}' is another data set.*: write the folder where the data set"):
         origin.open_set(opened, str(own))
     assert origin.open_set(opened, str(own), tmp_path / "moved") == str(tmp_path / "moved")

@@ -120,7 +120,7 @@ def test_what_milvus_cannot_open_is_one_sentence(tmp_path, monkeypatch, uri, wor
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.db").mkdir()
     (tmp_path / "other.db").write_text("no database")
-    with pytest.raises(UserError, match=f"^--uri '{uri}'.*{words}"):
+    with pytest.raises(UserError, match=f"^uri '{uri}'.*{words}"):
         milvus.refuse_bad_uri(uri)
     for good in ("rows.db", "http://localhost:19530", "https://x.y/z", "unix:///tmp/a.sock", "r" * 33 + ".db"):
         milvus.refuse_bad_uri(good)

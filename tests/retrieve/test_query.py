@@ -43,7 +43,7 @@ def test_words_are_ranked_by_cosine(tiny_index, opened_run):
 
 
 def test_queries_that_cannot_be_answered_are_refused(tiny_index, tmp_path):
-    with pytest.raises(UserError, match="-k 0 takes nothing of the 24 pictures of"):
+    with pytest.raises(UserError, match="k 0 takes nothing of the 24 pictures of"):
         query.answer(tiny_index, "a red circle", k=0)
     with pytest.raises(UserError, match="knows no word"):
         query.answer(tiny_index, "Ω Ж", k=1)
@@ -64,11 +64,11 @@ def test_words_that_the_model_does_not_know_are_named(tiny_index, caplog):
 
 def test_where_and_what_are_checked_before_the_search(tiny_index, tmp_path):
     for where, words in (
-        (query.SearchTarget(tiny_index, "fiass"), "--backend 'fiass' is not one of jax, numpy, sharded, faiss, milvus"),
-        (query.SearchTarget(tiny_index, "jax", "rows.db"), "--uri goes with --backend milvus"),
-        (query.SearchTarget(tiny_index, "milvus"), "milvus wants one"),
-        (query.SearchTarget(tiny_index, token="a:b"), "--collection and --token go with --backend milvus"),
-        (query.SearchTarget(tiny_index, collection="a"), "--collection and --token go with --backend milvus"),
+        (query.SearchTarget(tiny_index, "fiass"), "backend 'fiass' is not one of jax, numpy, sharded, faiss, milvus"),
+        (query.SearchTarget(tiny_index, "jax", "rows.db"), "uri goes with backend 'milvus'"),
+        (query.SearchTarget(tiny_index, "milvus"), "which wants one"),
+        (query.SearchTarget(tiny_index, token="a:b"), "collection and token go with backend 'milvus'"),
+        (query.SearchTarget(tiny_index, collection="a"), "collection and token go with backend 'milvus'"),
     ):
         with pytest.raises(UserError, match=words):
             query.answer(where, "a red circle")
@@ -218,7 +218,7 @@ def test_a_list_and_the_name_of_a_file_are_no_words(tiny_index, query_file):
     with query.Searcher(tiny_index) as searcher:
         with pytest.raises(UserError, match="takes one query, and this is a list of 2; call search_many"):
             searcher.search(["a red circle", "a blue square"])
-        with pytest.raises(UserError, match="taken as words and names a file; for the picture write --image"):
+        with pytest.raises(UserError, match="taken as words and names a file; for the picture write a pathlib.Path"):
             searcher.search(str(query_file))
         assert len(searcher.search("a red circle.png", k=2)) == 2  # words, if there is no such file
 

@@ -36,13 +36,13 @@ def test_a_shortlist_is_the_cosines_of_the_nearest_codes(tmp_path, rng):
 @pytest.mark.parametrize(
     ("given", "k", "words"),
     [
-        (SearchPipeline("dense", 8), 3, "write --kind codes"),
-        (SearchPipeline("codes", 8, 4), 5, "-k 5 is more than --rerank 4 leaves"),
-        (SearchPipeline("codes", 8, 9), 5, "--rerank 9 is more than --shortlist 8 leaves"),
-        (SearchPipeline("codes", 4), 5, "-k 5 is more than --shortlist 4 leaves"),
-        (SearchPipeline("codes", 8), 25, "-k 25 is more than --shortlist 8 leaves"),
-        (SearchPipeline("dense", 0, -1), 5, "--rerank -1 takes nothing"),
-        (SearchPipeline("dense"), 0, "-k 0 takes nothing of the 24 rows"),
+        (SearchPipeline("dense", 8), 3, "write kind 'codes'"),
+        (SearchPipeline("codes", 8, 4), 5, "k 5 is more than rerank 4 leaves"),
+        (SearchPipeline("codes", 8, 9), 5, "rerank 9 is more than shortlist 8 leaves"),
+        (SearchPipeline("codes", 4), 5, "k 5 is more than shortlist 4 leaves"),
+        (SearchPipeline("codes", 8), 25, "k 25 is more than shortlist 8 leaves"),
+        (SearchPipeline("dense", 0, -1), 5, "rerank -1 takes nothing"),
+        (SearchPipeline("dense"), 0, "k 0 takes nothing of the 24 rows"),
     ],
 )
 def test_stages_that_do_not_follow_each_other_are_refused(given, k, words):
@@ -54,15 +54,15 @@ def test_stages_that_do_not_follow_each_other_are_refused(given, k, words):
 @pytest.mark.parametrize(
     ("given", "k", "want", "said"),
     [
-        (SearchPipeline("dense"), 99, (SearchPipeline("dense"), 24), ["-k 99"]),
-        (SearchPipeline("codes", 40), 5, (SearchPipeline("codes", 24), 5), ["--shortlist 40"]),
+        (SearchPipeline("dense"), 99, (SearchPipeline("dense"), 24), ["k 99"]),
+        (SearchPipeline("codes", 40), 5, (SearchPipeline("codes", 24), 5), ["shortlist 40"]),
         (
             SearchPipeline("codes", 40, 30),
             25,
             (SearchPipeline("codes", 24, 24), 24),
-            ["-k 25", "--rerank 30", "--shortlist 40"],
+            ["k 25", "rerank 30", "shortlist 40"],
         ),
-        (SearchPipeline("codes", 24, 30), 5, (SearchPipeline("codes", 24, 24), 5), ["--rerank 30"]),
+        (SearchPipeline("codes", 24, 30), 5, (SearchPipeline("codes", 24, 24), 5), ["rerank 30"]),
     ],
 )
 def test_what_is_more_than_there_is_takes_all_and_says_so(given, k, want, said, caplog):
@@ -116,7 +116,7 @@ def test_pictures_that_are_gone_are_not_matched(tiny_index, tiny_run, tmp_path):
         answer("old", [{k: v for k, v in item.items() if k != "row"} for item in items])
     with pytest.raises(UserError, match="no longer has 'unknown' in row"):
         answer("other", [item | {"key": "unknown"} for item in items])
-    with pytest.raises(UserError, match="gone' holds no data set: write --data FOLDER"):
+    with pytest.raises(UserError, match="gone' holds no data set: write the folder where"):
         answer("moved", items, extra=opened.extra | {"data": str(tmp_path / "gone")})
     moved = writer.write(
         tmp_path / "set",
@@ -176,12 +176,12 @@ def damaged(tiny_index, tmp_path, change):
         (lambda path: torn(path, writer.HEADER), [], "index.json is damaged"),
         (lambda path: (path / writer.HEADER).write_text('{"version": 1}'), [], "index.json is damaged"),
         (shutil.rmtree, [], "is not an index"),
-        (lambda path: None, ["-k", "-1"], "-k -1 takes nothing of the 24 pictures"),
+        (lambda path: None, ["-k", "-1"], "k -1 takes nothing of the 24 pictures"),
         (lambda path: None, ["--show", "hits.xyz"], "'hits.xyz' does not end as a picture"),
-        (lambda path: None, ["--shortlist", "12"], "write --kind codes"),
-        (lambda path: None, ["--rerank", "4"], "-k 10 is more than --rerank 4"),
-        (lambda path: None, ["--backend", "milvus"], "--uri goes with --backend milvus"),
-        (lambda path: None, ["--uri", "rows.db"], "--uri goes with --backend milvus"),
+        (lambda path: None, ["--shortlist", "12"], "write kind 'codes'"),
+        (lambda path: None, ["--rerank", "4"], "k 10 is more than rerank 4"),
+        (lambda path: None, ["--backend", "milvus"], "uri goes with backend 'milvus'"),
+        (lambda path: None, ["--uri", "rows.db"], "uri goes with backend 'milvus'"),
     ],
 )
 def test_bad_searches_end_with_one_sentence(tiny_index, tmp_path, capsys, change, arguments, words):

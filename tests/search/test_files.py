@@ -170,5 +170,5 @@ def test_embeddings_that_were_spoiled_are_not_searched(folder, engine, bad):
     block[3, 2] = bad
     np.save(folder / "dense-00001.npy", block)
     opened = Index.open(folder, engine=engine, verify=False)
-    with pytest.raises(UserError, match="not finite or not of length 1; search with --verify, or index again"):
+    with pytest.raises(UserError, match="not finite or not of length 1; search with 'verify', or index again"):
         opened.nearest(np.ones(6), 3)

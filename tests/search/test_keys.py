@@ -41,7 +41,9 @@ def test_pictures_are_their_keys_and_views_and_captions_their_words(views, opene
 
 def test_the_same_pictures_again_are_refused(copy, tiny_run, opened_run):
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
-    with pytest.raises(UserError, match="24 of the 24 new rows are in .*index already .*--upsert.*--allow-duplicates"):
+    with pytest.raises(
+        UserError, match="24 of the 24 new rows are in .*index already .*upsert to replace.*allow duplicates"
+    ):
         build.build_index(*opened_run, str(tiny_run[0]), str(copy), how=build.IndexOptions(append=True))
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
     assert (

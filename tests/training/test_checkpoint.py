@@ -246,7 +246,7 @@ def test_a_save_whose_parts_are_not_merged_is_no_save(tmp_path, monkeypatch):
 
 def test_a_name_that_cannot_be_worked_around_is_refused_at_the_start(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "OPEN_FILES", tmp_path / "not on this system")
-    with pytest.raises(UserError, match=r"one of the characters \[ \* \? in its name; write another --workdir"):
+    with pytest.raises(UserError, match=r"one of the characters \[ \* \? in its name; write another work directory"):
         Checkpoints(tmp_path / "run[1]")
     assert list(tmp_path.iterdir()) == []
     Checkpoints(tmp_path / "run")
@@ -570,5 +570,5 @@ def test_a_description_is_replaced_whole(tmp_path):
 def test_a_description_of_another_format_is_refused(tmp_path, change):
     whole = {"format": 1, "config": {}, "data": {}} | change
     (tmp_path / "run.json").write_text(json.dumps({name: value for name, value in whole.items() if value is not None}))
-    with pytest.raises(UserError, match=r"reads \(1\); train again in another --workdir"):
+    with pytest.raises(UserError, match=r"reads \(1\); train again in another work directory"):
         read_run(tmp_path)

@@ -53,7 +53,7 @@ def test_a_picture_with_a_panel_for_each_kind(workdir):
 
 
 def test_a_folder_without_numbers_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"has no metrics.jsonl; name the --workdir of `xmodal train`"):
+    with pytest.raises(UserError, match=r"has no metrics.jsonl; name the work directory of a run"):
         plot_curves(tmp_path, tmp_path / "curves.png")
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(UserError, match=r"has no numbers in its metrics.jsonl yet; train for more steps"):

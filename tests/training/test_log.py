@@ -53,8 +53,9 @@ def test_an_evaluation_is_kept_and_said_and_takes_no_time(tmp_path):
     stream = io.StringIO()
     log = TrainLog(tmp_path, 10, 4, 0, stream)
     log.last_time -= 62.0  # two seconds of steps, then a minute of evaluation
-    log.evaluated(5, {"itc": {"i2t": {"R@1": 12.34, "median_rank": 7.0}, "t2i": {"R@1": 9.0}, "rSum": 21.34}}, 60.0)
-    assert stream.getvalue() == "evaluation at step 5: R@k i2t 12.3, t2i 9.0, rSum 21.3\n"
+    table = {"i2t": {"R@1": 12.34, "median_rank": 7.0}, "t2i": {"R@1": 9.0, "R@5": 20.0}, "rSum": 41.34}
+    log.evaluated(5, {"itc": table}, 60.0)
+    assert stream.getvalue() == "evaluation at step 5: i2t R@1 12.3, t2i R@1/5 9.0 20.0, rSum 41.3\n"
     assert lines(tmp_path)[0]["eval"]["itc"]["i2t"] == {"R@1": 12.34, "median_rank": 7.0}
     log.step(5, {}, 0.0)
     assert lines(tmp_path)[-1]["pairs_per_s"] == pytest.approx(10, rel=0.05)

@@ -15,6 +15,7 @@ import pytest
 from test_keep_best import numbers
 from test_loop import PLAIN, tiny
 
+from xmodal_jax import api
 from xmodal_jax.checks import refuse_impossible
 from xmodal_jax.data.card import Card
 from xmodal_jax.errors import UserError
@@ -71,7 +72,7 @@ def test_a_stream_shows_what_is_under_way(told):
     (pace,) = [line for line in lines if line.startswith("about ")]
     assert " to go (" in pace and " steps/s, " in pace and pace.endswith(" pairs/s)")
     assert lines.index(pace) < next(number for number, line in enumerate(lines) if " 6/8 " in line)
-    assert "evaluation at step 4: R@k i2t 0.7, t2i 0.7, rSum 4.0" in lines
+    assert "evaluation at step 4: i2t R@1 0.7, t2i R@1 0.7, rSum 4.0" in lines
 
 
 def test_nothing_is_printed_without_a_stream(told, shapes_data, tmp_path, capfd, caplog):
@@ -87,6 +88,24 @@ def test_nothing_is_printed_without_a_stream(told, shapes_data, tmp_path, capfd,
     assert capfd.readouterr() == ("", "")
     assert f"resuming '{workdir}' at step 9 of 9" in caplog.text and "a line" in caplog.text and "9/9" in caplog.text
     assert (result.step, result.ended, result.evaluation, again.evaluation) == (9, "finished", *[numbers(9.0)] * 2)
+
+
+@pytest.mark.parametrize("configured", [0, logging.INFO, logging.WARNING])
+def test_a_line_from_python_comes_once(told, shapes_data, monkeypatch, capsys, configured):
+    """By the handlers of a program that has some, else on stderr; handlers, filters and levels stay as they were."""
+    root, package, stream = logging.getLogger(), logging.getLogger("xmodal_jax"), io.StringIO()
+    monkeypatch.setattr(root, "handlers", [])  # those of the tests
+    monkeypatch.setattr(root, "level", logging.WARNING)
+    if configured:
+        logging.basicConfig(level=configured, stream=stream)
+    before = hooks(), root.level, package.level
+    capsys.readouterr()
+    config = tiny(PLAIN, shapes_data, "steps=9", "eval.every=4", "optimizer.warmup=2")
+    api.train(config, told[0], evaluate=False)
+    assert (hooks(), root.level, package.level) == before
+    shown = capsys.readouterr()
+    counts = [text.count(f"resuming '{told[0]}' at step 9 of 9") for text in (shown.out, shown.err, stream.getvalue())]
+    assert counts == ([0, 0, 1] if configured else [0, 1, 0])
 
 
 def test_the_learning_rate_is_logged(told):

@@ -71,8 +71,8 @@ def test_other_word_ids_under_the_same_weights_are_refused(workdir, shapes_data,
     "overrides, profile, sentence",
     [
         (("steps=1",), None, "is at step 2 already, and config.steps is 1; write more steps"),
-        (("steps=4",), (1, 2), "--profile ends at step 2, and this run takes steps 3 to 4"),
-        (("steps=4",), (3, 5), "--profile ends at step 5, and this run takes steps 3 to 4"),
+        (("steps=4",), (1, 2), "profile ends at step 2, and this run takes steps 3 to 4"),
+        (("steps=4",), (3, 5), "profile ends at step 5, and this run takes steps 3 to 4"),
         (("steps=4", "optimizer.sgd_after=1"), None, "sgd_after is 1, but the 2 updates of '.*run' are Adam's and"),
     ],
 )

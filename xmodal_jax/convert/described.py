@@ -147,15 +147,15 @@ def refuse_contradiction(where: str, own: Any, weights: str | pathlib.Path) -> b
 def _write(where: str, field: str, theirs: Any, path: pathlib.Path) -> str:
     """Return the advice for a field that contradicts the checkpoint."""
     if field == "vocab_size":
-        return f"write --{where}.tokenizer={path.parent / 'tokenizer.json'}"
-    return f"write --{where}.{field}={theirs}"
+        return f"write {where}.tokenizer={path.parent / 'tokenizer.json'}"
+    return f"write {where}.{field}={theirs}"
 
 
 def _refuse_other_stages(where: str, path: pathlib.Path, found: dict[str, Any], depth: int, width: int) -> None:
     """Compare a ResNet's depth and width with the lists of a checkpoint: blocks and channels of the stages."""
     blocks, sizes = found.get("depths"), found.get("hidden_sizes")
     known = next((number for number, value in STAGES.items() if list(value) == blocks), None)
-    hint = "no depth of this package has these" if known is None else f"write --{where}.depth={known}"
+    hint = "no depth of this package has these" if known is None else f"write {where}.depth={known}"
     if blocks is not None and blocks != list(STAGES[depth]):
         raise UserError(
             f"{where}.depth is {depth}, stages of {list(STAGES[depth])} blocks, and depths of '{path}' is {blocks!r}; "
@@ -166,7 +166,7 @@ def _refuse_other_stages(where: str, path: pathlib.Path, found: dict[str, Any], 
     if sizes is not None and sizes != wanted:
         raise UserError(
             f"{where}.width is {width}, stages of {wanted} channels, and hidden_sizes of '{path}' is {sizes!r}; "
-            f"write --{where}.width={last}"
+            f"write {where}.width={last}"
         )
 
 

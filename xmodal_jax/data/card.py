@@ -83,7 +83,7 @@ LATER: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """The content of `card.json`."""
+    """The content of `card.json`; printed, how much of what it holds, and what was left out and why."""
 
     name: str
     """Name of the data set."""
@@ -142,7 +142,9 @@ class Card:
         """Read and check `folder/card.json`. Raises `UserError` naming the file and the field."""
         path = pathlib.Path(folder) / CARD_FILE
         if not path.is_file():
-            raise UserError(f"no data set at {folder}: write one with `xmodal data prepare ... --out {folder}`.")
+            raise UserError(
+                f"no data set at {folder}: write one with xmodal.prepare, or `xmodal data prepare ... --out {folder}`."
+            )
         try:
             content = json.loads(path.read_text("utf-8"))
         except (ValueError, RecursionError) as error:
@@ -156,6 +158,10 @@ class Card:
             del content["noise"]
         _checked(content, path)
         write_file(path, mended(json.dumps(content, indent=1, ensure_ascii=False)) + "\n")
+
+    def __repr__(self) -> str:
+        """Tell what the folder holds, in the lines that `xmodal data prepare` prints."""
+        return "\n".join([f"data set '{self.name}' from {self.source}", *report(self)])
 
     def split(self, name: str) -> dict[str, Any]:
         """Return the numbers of one split. Raises `UserError` listing the splits that exist."""
@@ -198,7 +204,7 @@ def _checked(content: Any, path: pathlib.Path) -> Card:
     if content.get("format") != FORMAT:
         raise UserError(
             f"{path}: field 'format' is {content.get('format')!r}, this version reads {FORMAT}; "
-            "prepare the set again (--force)."
+            "prepare the set again (option 'force')."
         )
     content = LATER | content
     known = [field.name for field in dataclasses.fields(Card)]
@@ -299,7 +305,7 @@ def duplicates(owner: np.ndarray, number: np.ndarray, images: int) -> dict[str, 
 
 
 def report(card: Card) -> list[str]:
-    """Return the lines that `xmodal data prepare` prints: size, ceiling and repeated captions of every split."""
+    """Return size, ceiling and repeated captions of every split, and what was left out by reason, a line each."""
     lines = [f"beside pictures and captions: {', '.join(card.media)}"] if card.media else []
     if card.without_pixels:
         caches = "; ".join(f"'{name}' {own['tokens']} x {own['width']}" for name, own in card.features.items())
@@ -312,7 +318,7 @@ def report(card: Card) -> list[str]:
         if split in card.copies:
             lines.append(
                 f"  {card.copies[split]} of its records have a picture that is in train too; "
-                "--drop-copies leaves those out of train"
+                "option 'drop_copies' leaves those out of train"
             )
     for language, words in card.words.items():
         lines.append(

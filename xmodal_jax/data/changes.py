@@ -37,7 +37,7 @@ def changed_files(folder: os.PathLike | str) -> dict[str, list[str]]:
                 if kind := _change(before):
                     found[kind].append(before.path)
     except (OSError, EOFError, ValueError, TypeError, zlib.error) as error:
-        raise UserError(f"'{path}' cannot be read ({error}); prepare the data set again with --force") from error
+        raise UserError(f"'{path}' cannot be read ({error}); prepare the data set again (option 'force')") from error
     return dict(found)
 
 

@@ -70,7 +70,7 @@ def open_column(
     path: pathlib.Path,
     dtype: str,
     facts: Mapping[str, int] | None,
-    remedy: str = "prepare the data set again (--force)",
+    remedy: str = "prepare the data set again (option 'force')",
 ) -> np.ndarray:
     """Map a column from its file, as a read-only array [n].
 

@@ -108,7 +108,7 @@ def _json(content: Any, path: pathlib.Path) -> str:
     if isinstance(content, dict):
         for name in ("questions", "annotations"):
             if "question_id" in _keys(content.get(name)):
-                return f"VQA's file of {name}; source `vqa` reads it as --{name}"
+                return f"VQA's file of {name}; source `vqa` reads it (option '{name}')"
     if "images" in keys and isinstance(content, dict):
         return _with_images(content, path)
     if {"image", "caption"} <= keys and isinstance(content, dict):

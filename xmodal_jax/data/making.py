@@ -79,7 +79,7 @@ def refuse_foreign(out: pathlib.Path) -> None:
     if (out / CARD_FILE).is_file() or (out / PART / CARD_FILE).is_file() or not out.exists():
         return
     if not out.is_dir() or set(os.listdir(out)) - NOTHING:
-        raise UserError(f"{out} exists and is not a data set: choose another --out; nothing was overwritten.")
+        raise UserError(f"{out} exists and is not a data set: choose another folder; nothing was overwritten.")
 
 
 @contextlib.contextmanager
@@ -107,7 +107,7 @@ def being_made(out: pathlib.Path) -> Iterator[pathlib.Path]:
     except OSError as error:
         if error.filename or isinstance(error, BrokenPipeError):
             raise
-        raise UserError(f"'{out}' cannot be written ({error}); make room, or choose another --out") from error
+        raise UserError(f"'{out}' cannot be written ({error}); make room, or choose another folder") from error
     finally:
         if new:
             with contextlib.suppress(OSError):  # the data set is in it

@@ -128,9 +128,7 @@ def prepare(
     """
     out = pathlib.Path(out)
     if max_size < 0:
-        raise UserError(
-            f"--max-size is {max_size}; write the longest side in pixels, or 0 to keep pictures as they are."
-        )
+        raise UserError(f"max_size is {max_size}; write the longest side in pixels, or 0 to keep pictures as they are.")
     arguments = {"source": source.name, "max_size": max_size, "drop_copies": drop_copies, **source.arguments}
     making.refuse_foreign(out)
     if making.holds_set(out) and not force:
@@ -166,8 +164,8 @@ def _prepared_before(out: pathlib.Path, arguments: dict[str, Any], licence: str)
     changed = sorted(key for key in {**there, **asked} if there.get(key) != asked.get(key))
     if changed:
         raise UserError(
-            f"{out} holds a data set prepared with another {' and '.join(changed)}: choose another --out, or add "
-            f"--force to replace it; nothing was overwritten."
+            f"{out} holds a data set prepared with another {' and '.join(changed)}: choose another folder, or "
+            "replace it (option 'force'); nothing was overwritten."
         )
     for split in card.splits:
         shard_files(out, split)  # raises if one is missing
@@ -175,7 +173,7 @@ def _prepared_before(out: pathlib.Path, arguments: dict[str, Any], licence: str)
     files = changed_files(out)
     if files:
         raise UserError(
-            f"{out} is older than its source: {as_sentence(files)}; add --force to prepare it again from them."
+            f"{out} is older than its source: {as_sentence(files)}; prepare it again from them (option 'force')."
         )
     log.info("%s is already prepared", out)
     return card
@@ -269,7 +267,7 @@ def _refuse_bad(build: Build, allow_bad: bool, source: Source) -> None:
     if bad > BAD_SHARE * (bad + good) and not allow_bad:
         raise UserError(
             f"{bad} of {bad + good} pairs of {source.origin} cannot be used ({reasons}), more than 1 %: mend the "
-            f"source, or add --allow-bad to leave them out; nothing was written."
+            "source, or leave them out (option 'allow_bad'); nothing was written."
         )
 
 

@@ -80,7 +80,9 @@ def link_or_copy(source: pathlib.Path, target: pathlib.Path) -> None:
     try:
         os.link(file, target)
     except FileNotFoundError as error:
-        raise UserError(f"'{source}' is missing; copy it there, or prepare the data set again (--force)") from error
+        raise UserError(
+            f"'{source}' is missing; copy it there, or prepare the data set again (option 'force')"
+        ) from error
     except OSError:
         shutil.copy2(file, target)
 

@@ -278,7 +278,9 @@ def shard_files(folder: os.PathLike | str, split: str) -> list[pathlib.Path]:
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
-        raise UserError(f"no data set at {folder}: write one with `xmodal data prepare ... --out {folder}`.")
+        raise UserError(
+            f"no data set at {folder}: write one with xmodal.prepare, or `xmodal data prepare ... --out {folder}`."
+        )
     names = split_names(folder)
     if split not in names:
         raise UserError(

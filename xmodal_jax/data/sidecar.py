@@ -316,5 +316,5 @@ def _refuse_misfit(found: dict[str, np.ndarray], card: Card, entry: dict[str, An
     if not fits:
         raise UserError(
             f"'{place}' does not have the {records} records and {captions} captions, languages, views and labels "
-            "that the card says; prepare the data set again (--force)"
+            "that the card says; prepare the data set again (option 'force')"
         )

@@ -204,7 +204,7 @@ def shared_out(
     """
     if not 0 <= held_out < len(groups):
         raise UserError(
-            f"--held-out is {held_out}, but there are {len(groups)} {what}; write fewer (0: none), or leave it out."
+            f"held_out is {held_out}, but there are {len(groups)} {what}; write fewer (0: none), or leave it out."
         )
 
     def items() -> Iterator[Item | Skip]:

@@ -118,8 +118,7 @@ def _towers(assembly: Assembly) -> list[tuple[Callable[[np.ndarray], np.ndarray]
     """Load the frozen tower behind each feature cache of a run, with the size of its pictures in pixels."""
     if not assembly.caches:
         raise UserError(
-            "run.json does not say which frozen towers made its feature caches; "
-            "run `xmodal train` on that --workdir again"
+            "run.json does not say which frozen towers made its feature caches; train in that work directory again"
         )
     for cache in assembly.caches:
         if not cache["size"]:

@@ -24,7 +24,7 @@ def refuse_uncaptioned(params: Params, beam: int) -> None:
     if "decoder" not in params:
         raise UserError("this run has no captioning decoder; train it with the objective 'lm' in its config")
     if beam < 1:
-        raise UserError(f"--beam is {beam}; write 1 (greedy) or more")
+        raise UserError(f"beam is {beam}; write 1 (greedy) or more")
 
 
 def decoded_pair(config: Config) -> tuple[str, str]:
@@ -66,7 +66,7 @@ def caption_split(
     """
     refuse_uncaptioned(params, beam)
     if limit < 0:
-        raise UserError(f"--limit is {limit}; write how many pictures to caption, or 0 for all")
+        raise UserError(f"limit is {limit}; write how many pictures to caption, or 0 for all")
     data = assembly.config.eval_data
     refuse_trained(assembly.origin, data.path, split or data.eval_split, allow_trained)
     found = eval_split(data.path, split or data.eval_split, assembly.specs, data, pair=decoded_pair(assembly.config))

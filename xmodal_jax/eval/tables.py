@@ -301,7 +301,7 @@ def worse_reranked(result: Tables) -> list[str]:
     alone, best = result["mean"]["itc"]["rSum"], max(own["rSum"] for own in result["mean"]["rerank"].values())
     if best >= alone:
         return []
-    return [f"Re-ranking makes this set worse (rSum {alone:.1f} -> {best:.1f} at best): search it without --rerank."]
+    return [f"Re-ranking makes this set worse (rSum {alone:.1f} -> {best:.1f} at best): search it without re-ranking."]
 
 
 def folds_note(count: int, pictures: int) -> str:

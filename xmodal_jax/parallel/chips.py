@@ -113,15 +113,15 @@ def parse_topology(text: str, chip: str = "") -> Topology:
     form = re.fullmatch(r"(\w+):(\d+(?:x\d+)*?)(?:x(\d+)slices?)?", text)
     if form is None or chip:
         raise UserError(
-            f"--topology '{text}'{' with --chip' if chip else ''} is not a topology; write 'local' (with --chip NAME "
+            f"topology '{text}'{' with a chip' if chip else ''} is not a topology; write 'local' (with a chip's name "
             "if you like), or a chip and its shape such as v5e:16x16, v5p:8x8x8 or v6e:16x16x2slices"
         )
     name, shape, slices = form[1], tuple(map(int, form[2].split("x"))), int(form[3] or 1)
     if name not in known:
-        raise UserError(f"--topology '{text}': '{name}' is not a chip to plan for; write one of {', '.join(known)}")
+        raise UserError(f"topology '{text}': '{name}' is not a chip to plan for; write one of {', '.join(known)}")
     if len(shape) != CHIPS[name].axes or min(shape) <= 0 or slices <= 0:
         raise UserError(
-            f"--topology '{text}': {name} has a torus of {CHIPS[name].axes} axes; write sizes such as "
+            f"topology '{text}': {name} has a torus of {CHIPS[name].axes} axes; write sizes such as "
             f"{name}:{'x'.join(['4'] * CHIPS[name].axes)}"
         )
     return Topology(text, CHIPS[name], shape, slices)

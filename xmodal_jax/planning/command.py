@@ -56,7 +56,7 @@ def is_here(topology: Topology) -> bool:
 def refuse_no_compiler(topology: str) -> None:
     """Raise UserError where the TPU compiler is not installed."""
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError(f"--topology '{topology}' needs the TPU compiler, which is not installed; write {INSTALL}")
+        raise UserError(f"topology '{topology}' needs the TPU compiler, which is not installed; write {INSTALL}")
 
 
 def refuse_unwritable(flag: str, path: str) -> None:

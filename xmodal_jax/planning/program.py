@@ -85,7 +85,7 @@ def topology_devices(topology: Topology) -> list[Any]:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology.compiler_name, **more)
     except Exception as error:  # the compiler's exceptions have no common class
         raise UserError(
-            f"--topology '{topology.text}': the TPU compiler refuses it ({str(error).splitlines()[0]}); "
+            f"topology '{topology.text}': the TPU compiler refuses it ({str(error).splitlines()[0]}); "
             "write a shape that is sold"
         ) from error
     return list(found.devices)

@@ -86,7 +86,7 @@ def verdict_lines(run: Run, facts: Facts, chip: Chip | None) -> Iterator[str]:
     memory = facts.memory
     limit = memory.usable or (chip.usable if chip else 0)
     if not limit:
-        yield "verdict     not judged: no chip is known for these devices; write --chip NAME to judge them as one"
+        yield "verdict     not judged: no chip is known for these devices; name one (option 'chip') to judge them as it"
         return
     missing = memory.total - limit
     if missing <= 0 and facts.compiled:

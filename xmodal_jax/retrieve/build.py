@@ -72,12 +72,12 @@ class IndexOptions:
         """
         if self.adds and self.overwrite:
             raise UserError(
-                f"--{'append' if self.append else 'upsert'} keeps what --overwrite replaces; write one of them"
+                f"'{'append' if self.append else 'upsert'}' keeps what 'overwrite' replaces; write one of them"
             )
         if self.upsert and self.duplicates:
-            raise UserError("--upsert replaces what --allow-duplicates keeps; write one of them")
+            raise UserError("'upsert' replaces what is kept where duplicates are allowed; write one of them")
         if not hashes and self.codes_only:
-            raise UserError("the run has no hash codes; leave out --codes-only")
+            raise UserError("the run has no hash codes; leave out 'codes_only'")
         if self.adds:
             self._refuse_misfit(out, model, hashes, kind)
         else:
@@ -93,11 +93,11 @@ class IndexOptions:
         if "items" not in header["blocks"]:
             raise UserError(f"{out} has no items and {kind.noun} have; write another folder name")
         if self.codes_only and header["width"]:
-            raise UserError(f"{out} has embeddings, and what is appended has them too; leave out --codes-only")
+            raise UserError(f"{out} has embeddings, and what is appended has them too; leave out 'codes_only'")
         if self.dtype not in ("", header["dtype"]):
             raise UserError(
-                f"{out} keeps embeddings as {header['dtype']}, and so does what is appended; leave out --dtype "
-                f"{self.dtype}"
+                f"{out} keeps embeddings as {header['dtype']}, and so does what is appended; leave out dtype "
+                f"'{self.dtype}'"
             )
         kind.refuse_other(out, header["extra"])
 
@@ -123,8 +123,8 @@ class Kind:
         there = kind_in(extra)
         if there["field"] != self.field:
             raise UserError(
-                f"{out} has {there['noun']}, and {self.noun} cannot be appended to them; write --field "
-                f"{there['field']}, or another folder name"
+                f"{out} has {there['noun']}, and {self.noun} cannot be appended to them; write field "
+                f"'{there['field']}', or another folder name"
             )
 
     @property
@@ -142,7 +142,7 @@ def kind_of(config: Config, field: str) -> Kind:
     pairs = [pair for pair in config.eval.pairs if field in pair]
     if not pairs:
         raise UserError(
-            f"--field is '{field}', which is in none of config.eval.pairs {config.eval.pairs}; write one of "
+            f"field is '{field}', which is in none of config.eval.pairs {config.eval.pairs}; write one of "
             f"{', '.join(dict.fromkeys(chain(*config.eval.pairs)))}"
         )
     reader = reader_classes(config.data.fields)[field]
@@ -277,7 +277,7 @@ def data_of(trained: DataConfig, path: str) -> DataConfig:
     """Return the run's data section for the data set at `path` ("": its own): all views, shared languages."""
     if not path and not (pathlib.Path(trained.path) / CARD_FILE).is_file():
         raise UserError(
-            f"the run's data set is not at '{trained.path}' (seen from here); write --data FOLDER with its place now"
+            f"the run's data set is not at '{trained.path}' (seen from here); write its folder now (option 'data')"
         )
     if not path or pathlib.Path(path).resolve() == pathlib.Path(trained.path).resolve():
         return trained

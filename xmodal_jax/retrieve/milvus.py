@@ -53,18 +53,18 @@ def refuse_bad_uri(uri: str) -> None:
     path = pathlib.Path(uri).resolve()  # as milvus-lite opens it
     if LOCAL_NAME.fullmatch(path.name) is None:
         raise UserError(
-            f"--uri '{uri}' is no address and no name that milvus-lite takes; write http://HOST:19530, or a file name "
+            f"uri '{uri}' is no address and no name that milvus-lite takes; write http://HOST:19530, or a file name "
             "of at most 36 letters, digits and . _ - that ends in .db"
         )
     if not path.parent.is_dir():
-        raise UserError(f"--uri '{uri}': there is no folder '{path.parent}'; make it, or write another path")
+        raise UserError(f"uri '{uri}': there is no folder '{path.parent}'; make it, or write another path")
     if path.is_dir():
-        raise UserError(f"--uri '{uri}' is a folder; write the path of a .db file")
+        raise UserError(f"uri '{uri}' is a folder; write the path of a .db file")
     if path.exists():
         with open(path, "rb") as file:
             start = file.read(len(SQLITE))
         if start not in (b"", SQLITE):
-            raise UserError(f"--uri '{uri}' is a file that Milvus did not write; write another file name")
+            raise UserError(f"uri '{uri}' is a file that Milvus did not write; write another file name")
     holder = _holder(path.with_name(f".{path.name}.lock"))
     if holder not in (0, os.getpid()):
         raise UserError(_in_use(uri, f" ({holder})"))
@@ -78,12 +78,12 @@ def _refuse_bad_address(uri: str) -> None:
     except ValueError:  # such as a port that is no number
         good = False
     if not good or not address.hostname and not address.path:
-        raise UserError(f"--uri '{uri}' is no address of a server; write http://HOST:19530, or a .db file")
+        raise UserError(f"uri '{uri}' is no address of a server; write http://HOST:19530, or a .db file")
 
 
 def _in_use(uri: str, who: str = "") -> str:
     """Return the sentence about a file that another process holds."""
-    return f"--uri '{uri}' is open in another process{who}; wait until it ends, or write another .db file"
+    return f"uri '{uri}' is open in another process{who}; wait until it ends, or write another .db file"
 
 
 def _holder(lock: pathlib.Path) -> int:
@@ -187,7 +187,7 @@ class MilvusIndex(Backend):
         if there > self.count:
             raise UserError(
                 f"{name} at {self.uri} has {there} rows and {self.index.name} {self.count}; write another collection "
-                "name (--collection)."
+                "name."
             )
         for start in range(there, self.count, batch):
             rows = np.arange(start, min(start + batch, self.count))
@@ -206,7 +206,7 @@ class MilvusIndex(Backend):
             if found != told:
                 raise UserError(
                     f"{name} at {self.uri} holds '{found}' and the index is '{told}'; write another collection name "
-                    "(--collection), or drop it."
+                    "or drop it."
                 )
             return
         types = self.milvus.DataType

@@ -52,7 +52,7 @@ def open_origin(opened: Index, workdir: str | os.PathLike = "") -> tuple[Assembl
 
     if not workdir and "workdir" not in opened.extra:
         raise UserError(
-            f"the index {opened.path} names no work directory; write --workdir RUN, or make it with `xmodal index`"
+            f"the index {opened.path} names no work directory; name its run (option 'workdir'), or index again"
         )
     seen, told = [], opened.extra
     for place in [workdir] if workdir else _places(opened, told.get("workdir_from_index"), told["workdir"]):
@@ -62,7 +62,7 @@ def open_origin(opened: Index, workdir: str | os.PathLike = "") -> tuple[Assembl
         seen.append(f"'{place}' {other}")
     raise UserError(
         f"the index {opened.path} was made by model {opened.model}, and {'; '.join(seen)}: name the run that made it "
-        "with --workdir RUN, or index again"
+        "(option 'workdir'), or index again"
     )
 
 
@@ -96,8 +96,8 @@ def open_set(opened: Index, told: str, given: str | os.PathLike = "") -> str:
             return str(place)
         seen.append(f"'{place}' is another data set, or was prepared again with other records")
     raise UserError(
-        f"the pictures of the index {opened.path} are needed again, and {'; '.join(seen)}: write --data FOLDER with "
-        "the place of the data set that was indexed, leave out --rerank, or index again"
+        f"the pictures of the index {opened.path} are needed again, and {'; '.join(seen)}: write the folder where the "
+        "data set that was indexed is now (option 'data'), search without re-ranking, or index again"
     )
 
 

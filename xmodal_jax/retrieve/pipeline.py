@@ -49,11 +49,10 @@ class SearchPipeline:
         """
         if self.shortlist != 0 and self.kind != "codes":
             raise UserError(
-                f"--shortlist {self.shortlist} takes the best by hash codes; write --kind codes with it, or leave it "
-                "out"
+                f"shortlist {self.shortlist} takes the best by hash codes; write kind 'codes' with it, or leave it out"
             )
-        sizes = {"-k": k, "--rerank": self.rerank, "--shortlist": self.shortlist}
-        asked = [(name, size) for name, size in sizes.items() if name == "-k" or size != 0]
+        sizes = {"k": k, "rerank": self.rerank, "shortlist": self.shortlist}
+        asked = [(name, size) for name, size in sizes.items() if name == "k" or size != 0]
         for name, size in asked:
             if size < 1:
                 raise UserError(f"{name} {size} takes nothing of the {count} {rows}; write 1 to {count}")
@@ -96,7 +95,7 @@ def staged(backend: Backend, index: Index, coded: Embedded, stages: SearchPipeli
     if stages.kind == "dense":
         return backend.search(coded.embed, wanted, "dense")
     if coded.codes is None:
-        raise UserError(f"the queries have no hash codes for {index.path}; write --kind dense")
+        raise UserError(f"the queries have no hash codes for {index.path}; write kind 'dense'")
     if stages.shortlist:
         cosines, rows = shortlisted(backend, index, coded.codes, coded.embed, stages.shortlist, wanted)
     elif stages.rerank:  # the matching head is added to cosines, here in the order of the codes
@@ -112,11 +111,11 @@ def refuse_unmatchable(index: Index, assembly: Assembly, params: Params, asked: 
     """Raise `UserError` where the run's scorer cannot take inputs of the field `asked` with the rows of the index."""
     rows, scorer = kind_in(index.extra), scorer_of(assembly)
     if scorer.part not in params:
-        raise UserError(f"the run behind {index.path} was not trained to score pairs (ITM); leave out --rerank")
+        raise UserError(f"the run behind {index.path} was not trained to score pairs (ITM); leave out 'rerank'")
     if not scored_order(assembly, rows["field"], asked):
         raise UserError(
-            f"--rerank scores words with pictures, or what config.scorer serves, and {index.path} has {rows['noun']}: "
-            f"ask with {'--image FILE' if rows['words'] else 'words'}, or leave it out"
+            f"rerank scores words with pictures, or what config.scorer serves, and {index.path} has {rows['noun']}: "
+            f"ask with {'a picture' if rows['words'] else 'words'}, or leave it out"
         )
 
 
@@ -201,10 +200,7 @@ class RowInputs:
     def _one(self, hit: Hit) -> np.ndarray:
         """Read the input of one hit."""
         if "row" not in hit.item or "data" not in self.index.extra:
-            raise UserError(
-                f"{self.index.path} does not say where its records are; make it again with `xmodal index` to use "
-                "--rerank"
-            )
+            raise UserError(f"{self.index.path} does not say where its records are; index again to re-rank")
         data, name = hit.item.get("data", self.index.extra["data"]), hit.item["split"]
         if (data, name) not in self._readers:
             place = open_set(self.index, data, self.data)

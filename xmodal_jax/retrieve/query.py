@@ -87,13 +87,13 @@ class SearchTarget:
     def refuse_bad(self) -> None:
         """Raise `UserError` for an unknown backend, one that is not installed, or what does not go with it."""
         if self.backend not in BACKENDS:
-            raise UserError(f"--backend '{self.backend}' is not one of {', '.join(BACKENDS)}; write one of them")
+            raise UserError(f"backend '{self.backend}' is not one of {', '.join(BACKENDS)}; write one of them")
         if bool(self.uri) != (self.backend == "milvus"):
             raise UserError(
-                "--uri goes with --backend milvus, and milvus wants one; write --uri http://HOST:19530 or a .db file"
+                "uri goes with backend 'milvus', which wants one; write http://HOST:19530 or the path of a .db file"
             )
         if self.backend != "milvus" and (self.collection or self.token):
-            raise UserError("--collection and --token go with --backend milvus; leave them out")
+            raise UserError("collection and token go with backend 'milvus'; leave them out")
         if self.backend == "faiss":
             load_faiss()
         elif self.backend == "milvus":
@@ -215,8 +215,8 @@ class Searcher:
         what = "words" if isinstance(query, str) else "files" if isinstance(query, os.PathLike) else "pictures"
         if isinstance(query, str) and pathlib.Path(query).suffix.lower() in PICTURE_FILES and os.path.isfile(query):
             raise UserError(
-                f"the query '{query}' is taken as words and names a file; for the picture write --image, or a path "
-                "object from Python"
+                f"the query '{query}' is taken as words and names a file; for the picture write a "
+                "pathlib.Path, or in a shell `xmodal search --image FILE`"
             )
         return asked_field(self.run[0].config, kind_in(self.index.extra)["field"], what, field, language)
 
@@ -227,7 +227,7 @@ class Searcher:
             refuse_unmatchable(self.index, assembly, params, field)
         coded = encoded_queries(assembly, params, field, queries, stages.rerank > 0, language)
         if stages.kind != "dense" and coded.codes is None:
-            raise UserError(f"the run behind {self.index.path} has no hash codes; write --kind dense")
+            raise UserError(f"the run behind {self.index.path} has no hash codes; write kind 'dense'")
         found = staged(self.backend, self.index, coded, stages, k)
         if not stages.rerank:
             return found
@@ -262,7 +262,7 @@ def warn_of(opened: Index) -> None:
         log.warning("searching the first %d of %d rows: %s", opened.count, opened.total, opened.damage)
     if opened.extra.get("repeated"):
         log.warning(
-            "%d rows of %s were added under keys that were there (--allow-duplicates; %d data sets): "
+            "%d rows of %s were added under keys that were there (duplicates were allowed; %d data sets): "
             "a hit may come twice",
             opened.extra["repeated"],
             opened.path,
@@ -280,7 +280,7 @@ def asked_field(config: Config, rows: str, what: str, field: str = "", language:
     fields = config.data.fields
     worded = {name for name, cls in reader_classes(fields).items() if cls.worded}
     if field and field not in fields:
-        raise UserError(f"--as is '{field}'; write one of {', '.join(fields)}")
+        raise UserError(f"the query's field is '{field}'; write one of {', '.join(fields)}")
     if field:
         return field
     partners = [other for pair in config.eval.pairs if rows in pair for other in pair if other != rows]

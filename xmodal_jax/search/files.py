@@ -171,10 +171,10 @@ def damage(path: pathlib.Path, entry: dict, verified: Verified | None) -> str:
     """Return a sentence about what is wrong with one file of an index, "" when nothing is."""
     file = path / entry["file"]
     if not file.is_file():
-        return f"{file} is missing from its index; index again, or open the rows before it with --prefix."
+        return f"{file} is missing from its index; index again, or open the rows before it with 'prefix'."
     torn = file.stat().st_size != entry["bytes"]
     if torn or (verified is not None and not verified.whole(file, entry["sha256"])):
-        return f"{file} is torn or was changed; index again, or open the rows before it with --prefix."
+        return f"{file} is torn or was changed; index again, or open the rows before it with 'prefix'."
     return ""
 
 
@@ -182,7 +182,7 @@ def open_array(path: pathlib.Path, entry: dict, width: int, dtype: str) -> np.nd
     """Map the rows of one block, [rows, width]. Raises `UserError` where the file is anything else."""
     array = _npy(path / entry["file"], (entry["rows"], width), dtype)
     if array is None:
-        raise UserError(f"{path / entry['file']} is torn; index again, or open the rows before it with --prefix.")
+        raise UserError(f"{path / entry['file']} is torn; index again, or open the rows before it with 'prefix'.")
     return array
 
 
@@ -206,7 +206,7 @@ class Lines:
         self.file = path / entry["file"]
         ends = _npy(path / entry["lines"]["file"], (entry["rows"],), "int64")
         if ends is None or self.file.stat().st_size == 0:  # an empty file cannot be mapped
-            raise UserError(f"{self.file} has torn lines; index again, or open the rows before it with --prefix.")
+            raise UserError(f"{self.file} has torn lines; index again, or open the rows before it with 'prefix'.")
         self._text, self._ends = np.asarray(np.memmap(self.file, np.uint8, "r")), ends
 
     def __getitem__(self, line: int) -> dict:
@@ -217,6 +217,6 @@ class Lines:
             item = None
         if not isinstance(item, dict):
             raise UserError(
-                f"line {line + 1} of {self.file} is torn or was changed; search with --verify, or index again."
+                f"line {line + 1} of {self.file} is torn or was changed; search with 'verify', or index again."
             )
         return item

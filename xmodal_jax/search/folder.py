@@ -48,7 +48,7 @@ def refuse_taken(path: str | os.PathLike, overwrite: bool) -> None:
             raise UserError(other)
         return
     if not overwrite:
-        raise UserError(f"{path} already holds an index; write another folder name, or pass --overwrite.")
+        raise UserError(f"{path} already holds an index; write another folder name, or 'overwrite' it.")
     if foreign:
         raise UserError(
             f"{path} holds {foreign[0]}, which no index writes; move it away, or write another folder name."

@@ -54,8 +54,8 @@ def note_repeated(path: str | os.PathLike, extra: dict, names: Names, words: boo
     if not allowed:
         key, what = names[min(again)]
         raise UserError(
-            f"{len(again)} of the {len(names)} new rows are in {path} already (such as '{key}', '{what}'); write "
-            "--upsert to replace them, --allow-duplicates to have them twice, or index other data"
+            f"{len(again)} of the {len(names)} new rows are in {path} already (such as '{key}', '{what}'); "
+            "upsert to replace them, allow duplicates to have them twice, or index other data"
         )
     extra["repeated"] = extra.get("repeated", 0) + len(again)
 

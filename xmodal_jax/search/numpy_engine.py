@@ -40,7 +40,7 @@ def refuse_spoiled(values: np.ndarray, name: str) -> None:
     """Raise `UserError` for scores that no rows of length 1 have: embeddings on disk that were changed."""
     if not (np.abs(values) < LONG).all():
         raise UserError(
-            f"Embeddings of {name} are not finite or not of length 1; search with --verify, or index again."
+            f"Embeddings of {name} are not finite or not of length 1; search with 'verify', or index again."
         )
 
 

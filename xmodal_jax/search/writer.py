@@ -234,7 +234,7 @@ def refuse_damaged(path: pathlib.Path, header: dict) -> None:
     """Raise `UserError` if a file of the index is missing or has another size: rows behind it would be out of reach."""
     _, damage = files.usable(path, header, verify=False)
     if damage:
-        raise UserError(damage.replace(", or open the rows before it with --prefix", " before you append"))
+        raise UserError(damage.replace(", or open the rows before it with 'prefix'", " before you append"))
 
 
 class Writer:

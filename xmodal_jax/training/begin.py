@@ -38,9 +38,7 @@ def only_run(workdir: pathlib.Path) -> Iterator[None]:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"'{workdir}' cannot be a work directory ({error.strerror}); write another --workdir"
-        ) from error
+        raise UserError(f"'{workdir}' cannot be a work directory ({error.strerror}); write another folder") from error
     if not is_first():
         yield
         return
@@ -49,7 +47,7 @@ def only_run(workdir: pathlib.Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"another process is training in '{workdir}'; stop it first, or write another --workdir"
+                f"another process is training in '{workdir}'; stop it first, or write another work directory"
             ) from None
         except OSError as error:
             log.warning("'%s' cannot be locked (%s); see that no other run uses it", workdir, error)
@@ -63,7 +61,7 @@ def refuse_other_tokenizer(assembly: Assembly, workdir: pathlib.Path) -> None:
         if kept.is_file() and kept.read_bytes() != own.path.read_bytes():
             raise UserError(
                 f"the tokenizer '{own.path}' is not the one that '{workdir}' was trained with; write the "
-                "config.data.path it was trained on, or another --workdir"
+                "config.data.path it was trained on, or another work directory"
             )
 
 
@@ -197,7 +195,7 @@ def refuse_untrained_change(config: Config, step: int, workdir: pathlib.Path) ->
         if name.split(".")[0] in WEIGHTS:
             raise UserError(
                 f"the run in '{workdir}' is finished, and config.{name} {change} would change its model without any "
-                f"training; write config.steps above {step}, or another --workdir"
+                f"training; write config.steps above {step}, or another work directory"
             )
 
 
@@ -209,7 +207,7 @@ def refuse_other_rows(objectives: dict[str, Objective], config: Config, workdir:
         if "pair" in item.reads or item.table:
             raise UserError(
                 f"config.data.split is '{config.data.split}', and config.objectives.{name} of the run in '{workdir}' "
-                "knows the rows of another split; write another --workdir"
+                "knows the rows of another split; write another work directory"
             )
 
 

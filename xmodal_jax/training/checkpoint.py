@@ -103,7 +103,7 @@ class Checkpoints:
         if found == NO_GOOD:
             raise UserError(
                 f"'{self.folder}' has no good checkpoint left, only {', '.join(aside)}; put a copy of a good one "
-                "there, or start again in another --workdir"
+                "there, or start again in another work directory"
             )
         return None if found == NONE else found
 
@@ -233,7 +233,7 @@ class Checkpoints:
         if found == NO_GOOD:
             raise UserError(
                 f"no checkpoint in '{self.folder}' is good ({said}); put a copy of a good one there, or start again in "
-                "another --workdir"
+                "another work directory"
             )
         return found
 
@@ -307,7 +307,7 @@ class Checkpoints:
                 raise UserError(
                     f"the checkpoint in '{self.folder}' is of another architecture: '{name}' is {saved.get(name)} "
                     f"there and {wanted.get(name)} in this config; use the config it was trained with or another "
-                    "--workdir"
+                    "work directory"
                 )
 
 
@@ -360,17 +360,17 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
     """Return what `write_run` wrote. Raises UserError when the folder holds no run, or one of another format."""
     path = pathlib.Path(workdir) / RUN_FILE
     if not path.is_file():
-        raise UserError(f"'{workdir}' holds no run ({RUN_FILE} is missing); name the --workdir of `xmodal train`")
+        raise UserError(f"'{workdir}' holds no run ({RUN_FILE} is missing); name the work directory of a run")
     try:
         found = json.loads(path.read_bytes().decode("utf-8", "surrogateescape"))
     except ValueError as error:
         raise UserError(
-            f"'{path}' is not valid JSON ({error}); restore it or train again in another --workdir"
+            f"'{path}' is not valid JSON ({error}); restore it or train again in another work directory"
         ) from error
     if not isinstance(found, dict) or found.get("format") != FORMAT or not {"config", "data"} <= found.keys():
         raise UserError(
             f"'{path}' is not of the format that this version of the program reads ({FORMAT}); train again in another "
-            "--workdir"
+            "work directory"
         )
     config = found["config"]
     if isinstance(config, dict) and config.pop("tensorboard", False):  # the field's name before `log.to`

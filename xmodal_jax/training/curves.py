@@ -58,7 +58,7 @@ def read_lines(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """Return the lines of a run's log; torn ones are left out. Raises UserError for a folder without a log."""
     path, found = workdir / METRICS_FILE, []
     if not path.is_file():
-        raise UserError(f"'{workdir}' has no {METRICS_FILE}; name the --workdir of `xmodal train`")
+        raise UserError(f"'{workdir}' has no {METRICS_FILE}; name the work directory of a run")
     for line in path.read_text("utf-8").splitlines():
         try:
             row = json.loads(line)

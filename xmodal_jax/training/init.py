@@ -42,8 +42,8 @@ def read_init(workdir: str) -> dict[str, Any]:
     """Return the description of the run that `config.init` names. Raises UserError for a folder without a run."""
     if not (pathlib.Path(workdir) / RUN_FILE).is_file():
         raise UserError(
-            f"config.init is '{workdir}', which holds no run ({RUN_FILE} is missing); write the --workdir of another "
-            "run, or '' to start without"
+            f"config.init is '{workdir}', which holds no run ({RUN_FILE} is missing); write the work "
+            "directory of another run, or '' to start without"
         )
     return read_run(pathlib.Path(workdir))
 

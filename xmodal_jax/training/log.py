@@ -37,6 +37,17 @@ def roughly(seconds: float) -> str:
     return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
+def recall_text(side: dict[str, float]) -> str:
+    """Return the recalls of one direction in percent with their k, which end at the size of the gallery.
+
+    Examples:
+      >>> recall_text({"R@1": 12.34, "R@5": 30.0, "median_rank": 7.0}), recall_text({"R@1": 9.0})
+      ('R@1/5 12.3 30.0', 'R@1 9.0')
+    """
+    found = {name.removeprefix("R@"): value for name, value in side.items() if name.startswith("R@")}
+    return " ".join([f"R@{'/'.join(found)}", *(f"{value:.1f}" for value in found.values())])
+
+
 def memory_gb() -> float:
     """Return the memory in use, 10^9 bytes: of the fullest local
     device, or of this process where devices do not tell (CPU).
@@ -123,12 +134,8 @@ class TrainLog:
         if self.events is not None:
             self.events.write(step, {f"eval/{name}": value for name, value in flat(mean).items()})
         table = mean["itc"]
-
-        def shown(side: str) -> str:
-            return " ".join(f"{value:.1f}" for name, value in table[side].items() if name.startswith("R@"))
-
-        sides = (f"{side} {shown(side)}" for side in ("i2t", "t2i"))
-        self.say(f"evaluation at step {step}: R@k {', '.join(sides)}, rSum {table['rSum']:.1f}")
+        sides = ", ".join(f"{side} {recall_text(table[side])}" for side in ("i2t", "t2i"))
+        self.say(f"evaluation at step {step}: {sides}, rSum {table['rSum']:.1f}")
         for name, own in mean.get("evals", {}).items():
             self.say(f"{name} at step {step}: " + ", ".join(f"{path} {value:.3g}" for path, value in flat(own).items()))
         self.leave_out(seconds)

@@ -139,7 +139,7 @@ def _first_state(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path) -> t
     if int(state.step) > config.steps:
         raise UserError(
             f"'{workdir}' is at step {int(state.step)} already, and config.steps is {config.steps}; write more steps "
-            "or another --workdir"
+            "or another work directory"
         )
     refuse_other_momentum(config, state, workdir)
     if not fresh:

@@ -22,8 +22,7 @@ class Profile:
         """Refuse steps that a run from step `first` to `last` does not take."""
         if self.last and not first < self.last <= last:
             raise UserError(
-                f"--profile ends at step {self.last}, and this run takes steps {first + 1} to {last}; write some of "
-                "these"
+                f"profile ends at step {self.last}, and this run takes steps {first + 1} to {last}; write some of these"
             )
 
     def before(self, step: int) -> None:

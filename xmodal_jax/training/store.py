@@ -25,7 +25,7 @@ def refuse_unwritable_name(folder: pathlib.Path) -> None:
     if glob.has_magic(str(folder)) and not OPEN_FILES.is_dir():
         raise UserError(
             f"checkpoints cannot be kept in '{folder}', because a folder there has one of the characters [ * ? in its "
-            "name; write another --workdir"
+            "name; write another work directory"
         )
 
 

@@ -48,7 +48,7 @@ def jsonl_source(
     held_out = min(1000, len(open_rows) // 10) if held_out is None else held_out
     if not 0 <= held_out < max(1, len(open_rows)):
         raise UserError(
-            f"--held-out is {held_out}, but {path} has {len(open_rows)} pictures without a split; "
+            f"held_out is {held_out}, but {path} has {len(open_rows)} pictures without a split; "
             "write fewer (0: none), or leave it out."
         )
 

@@ -49,7 +49,7 @@ def divide_train(
     able = [row for row, split in enumerate(splits) if split == "train" and worded[row]]
     if not 0 <= train <= len(able):
         raise UserError(
-            f"--train is {train}, but {len(able)} records that have a text are not queries; write at most that, or 0 "
+            f"train is {train}, but {len(able)} records that have a text are not queries; write at most that, or 0 "
             "for all of them."
         )
     if not train:
@@ -86,8 +86,7 @@ def draw_splits(
         count = min(HELD_OUT, len(able) // 10) if queries is None else queries
         if not 0 <= count < max(1, len(able)):
             raise UserError(
-                f"--queries is {count}, but there are {len(able)} records to draw them from; "
-                "write fewer, and at least 0."
+                f"queries is {count}, but there are {len(able)} records to draw them from; write fewer, and at least 0."
             )
         test = _drawn(names, able, count, whole)
         splits = ["test" if name in test else "train" for name in names]

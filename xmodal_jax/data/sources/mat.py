@@ -106,7 +106,7 @@ def mat_source(
         items = functools.partial(_path_items, names, root, rows)
     else:
         if images is not None:
-            raise UserError(f"--images goes with paths of pictures, and {pictures} holds the pictures.")
+            raise UserError(f"'images' goes with paths of pictures, and {pictures} holds the pictures.")
         items = functools.partial(_array_items, pictures, rows)
     arguments = {"path": str(pathlib.Path(path).resolve()), "content": _digest(rows, pictures)}
     arguments |= {name: value for name, value in options.items() if value is not None}
@@ -182,7 +182,7 @@ def _captions(
         words = _column_names(vocabulary, folder, VOCABULARIES, "w", texts, marks.shape[1])
         return [" ".join(words[column] for column in np.flatnonzero(row)) for row in marks]
     if vocabulary is not None:
-        raise UserError(f"--vocabulary goes with a 0/1 bag of words, and {texts} holds texts.")
+        raise UserError(f"'vocabulary' goes with a 0/1 bag of words, and {texts} holds texts.")
     rows = texts.texts() if isinstance(texts, Variable) else read_lines(texts, lenient=True)
     _refuse_other(texts, len(rows), count)
     return rows

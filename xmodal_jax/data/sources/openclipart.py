@@ -111,9 +111,9 @@ def openclipart_source(
             f"no drawings at {root}: apt-get install openclipart-svg, or give the folder 'svg' of an unpacked one."
         )
     if label not in ("folder", "keyword"):
-        raise UserError(f"--label is '{label}'; write folder or keyword")
+        raise UserError(f"label is '{label}'; write folder or keyword")
     if size < 16:
-        raise UserError(f"--size is {size}; write 16 px or more")
+        raise UserError(f"size is {size}; write 16 px or more")
     paths = [path for path in sorted(root.rglob("*.svg")) if path.is_file() and not _left_out(path, root)]
     read = [read_drawing(path, root) for path in paths]
     broken = [found for found in read if isinstance(found, Skip)]

@@ -89,7 +89,8 @@ def _list_of(folder: pathlib.Path, name: str, split: str) -> pathlib.Path | None
     files = sorted(folder.glob(f"{name}_{split}.json")) if name else plain + sorted(folder.glob(f"*_{split}.json"))
     if len(files) >= 2:
         raise UserError(
-            f"{folder} holds {' and '.join(file.name for file in files)}; choose one set with --name, as --name rsitmd."
+            f"{folder} holds {' and '.join(file.name for file in files)}; choose one set "
+            "(option 'name'), such as 'rsitmd'."
         )
     return files[0] if files else None
 

@@ -67,9 +67,9 @@ def stamps_source(
             f"no stamps at {root}: apt-get install tuxpaint-stamps-default, or give the folder of an unpacked one."
         )
     if size < 16:
-        raise UserError(f"--size is {size}; write 16 px or more")
+        raise UserError(f"size is {size}; write 16 px or more")
     if label not in ("folder", "name"):
-        raise UserError(f"--label is '{label}'; write folder or name")
+        raise UserError(f"label is '{label}'; write folder or name")
     files = _kept(sorted(root.rglob("*.txt")), root, only)
     held_out = (200 if len(files) > 400 else len(files) // 5) if held_out is None else held_out
     keys = [path.relative_to(root).with_suffix("").as_posix() for path in files]
@@ -100,7 +100,7 @@ def _kept(files: list[pathlib.Path], root: pathlib.Path, only: str) -> list[path
     known = {path.relative_to(root).parts[0] for path in files}
     if not wanted <= known:
         raise UserError(
-            f"--only: {root} has no {sorted(wanted - known)[:1]}; write some of {', '.join(sorted(known))}."
+            f"'only': {root} has no {sorted(wanted - known)[:1]}; write some of {', '.join(sorted(known))}."
         )
     return [path for path in files if not wanted or path.relative_to(root).parts[0] in wanted]
 

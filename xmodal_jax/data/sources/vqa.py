@@ -69,14 +69,14 @@ def vqa_source(
     format, and for a template that names no picture.
     """
     if bool(val_questions) != bool(val_annotations):
-        raise UserError("--val-questions and --val-annotations are the files of one split; write both, or neither")
+        raise UserError("val_questions and val_annotations are the files of one split; write both, or neither")
     given = [("train", questions, annotations), ("val", val_questions, val_annotations)][: 2 if val_questions else 1]
     parts = [_part(*files) for files in given]
     root = existing(images, "image folder", folder=True)
     for part in parts:
         _refuse_bad_template(template, part)
     if answers < 1:
-        raise UserError(f"--answers is {answers}; write how many of the most frequent answers are labels, such as 3129")
+        raise UserError(f"answers is {answers}; write how many of the most frequent answers are labels, such as 3129")
     known = most_frequent(parts[0], answers)
 
     def items() -> Iterator[Item | Skip]:
@@ -149,10 +149,10 @@ def _refuse_bad_template(template: str, part: Part) -> None:
     except ValueError:
         names = set()
     if "id" not in names or not names <= {"id", "subtype"}:
-        raise UserError(f"--template is '{template}'; write the name of a picture with {{id}} in it, as {TEMPLATE}")
+        raise UserError(f"template is '{template}'; write the name of a picture with {{id}} in it, as {TEMPLATE}")
     if "subtype" in names and not part.subtype:
         raise UserError(
-            f"{part.files[0]} has no 'data_subtype', which --template '{template}' names; write the name in its place"
+            f"{part.files[0]} has no 'data_subtype', which template '{template}' names; write the name in its place"
         )
 
 
