@@ -152,7 +152,7 @@ def test_tables_print_and_are_kept(run, tiny_run, capsys):
         (lambda run: run.encode_images(["nowhere.png"]), "'nowhere.png' cannot be opened"),
         (lambda run: run.encode_images([3]), "takes paths of files, and one input is int"),
         (lambda run: run.encode_texts([b"a"]), "takes strings, and one input is bytes"),
-        (lambda run: run.encode_texts(["ein Kreis"], language="de"), "trained on captions in en, not in 'de'"),
+        (lambda run: run.encode_texts(["ein Kreis"], language="de"), "the run knows captions in en, not in 'de'"),
         (lambda run: run.encode("sound", ["a.wav"]), "the run has no field 'sound'; write one of image"),
         (lambda run: api.prepare("jsonl", "nowhere", path="x", held_out=0.2), "held_out is 0.2; write a whole number"),
         (lambda run: run.caption(["a.png"], beam=0), "beam is 0"),

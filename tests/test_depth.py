@@ -421,7 +421,7 @@ def test_a_file_of_it_asks_for_its_like_and_for_words(depth_run, depth_set, tmp_
     assert main([*ask, "--file", str(tmp_path / "map.bin"), "--as", "depth", "--rerank", "4", "-k", "2"]) == 0
     capsys.readouterr()
     for wrong, sentence in (
-        (["--file", "map.bin", "--as", "deep"], "--as is 'deep'; write one of depth, image, text"),
+        (["--file", "map.bin", "--as", "deep"], "the query's field is 'deep'; write one of depth, image, text"),
         (["words", "--as", "depth"], "--as says what --file is; leave it out"),
         (["--file", str(tmp_path / "gone")], "No such file"),
         (

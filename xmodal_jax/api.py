@@ -334,8 +334,15 @@ class TrainedRun:
         languages = result.get("languages", ())
         return result_file(self.origin, kind, result["split"], result["fingerprint"], languages)
 
-    def index(self, out: PATH, data: PATH = "", split: str = "", **options: Any) -> Any:
-        """Index the inputs of a field of a split, and open the index; `options` as in `retrieve.build.IndexOptions`."""
+    def index(self, out: PATH, data: PATH = "", split: str | Sequence[str] = "", **options: Any) -> Any:
+        """Index the inputs of a field of a split, or of several, and open the index.
+
+        Args:
+          out: folder of the index.
+          data: a data set other than the run's.
+          split: default: the run's evaluation split; "train,test" or a list for several, "all" for all.
+          **options: of `retrieve.build.IndexOptions`, such as `field` and `overwrite`.
+        """
         from xmodal_jax.retrieve.build import IndexOptions, build_index
 
         how = IndexOptions(**options)

@@ -227,12 +227,13 @@ def _concepts_parser(data: Any) -> None:
 
 
 def _query_parsers(top: Any) -> None:
-    said = "embed the pictures, the captions or another field of a split into a search index"
+    said = "embed the pictures, the captions or another field of splits into a search index"
     build = _command(top, "index", said, commands.index)
     build.add_argument("--workdir", required=True, help=WORKDIR_HELP)
     build.add_argument("--out", required=True, help="folder of the index")
     build.add_argument("--data", default="", help="data set (default: the run's)")
-    build.add_argument("--split", default="", help="split (default: the run's evaluation split)")
+    said = "split, several as train,test, or all (default: the run's evaluation split)"
+    build.add_argument("--split", default="", help=said)
     build.add_argument(
         "--field", default="", help="the rows: image, text, ... (default: the first that the run evaluates)"
     )

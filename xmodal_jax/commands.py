@@ -270,8 +270,8 @@ def show_config(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def index(args: argparse.Namespace, _: list[str]) -> None:
-    """Embed the inputs of a field of a split, such as its pictures or its captions, into a search index."""
-    from xmodal_jax.retrieve.build import IndexOptions, build_index, kind_of
+    """Embed the inputs of a field of splits, such as their pictures or captions, into a search index."""
+    from xmodal_jax.retrieve.build import IndexOptions, build_index, data_of, kind_of, splits_of
 
     run = opened(argparse.Namespace(workdir=args.workdir))
     assembly, params = run.assembly, run.params
@@ -281,8 +281,9 @@ def index(args: argparse.Namespace, _: list[str]) -> None:
     more = {"upsert": args.upsert, "duplicates": args.allow_duplicates}
     how = IndexOptions(args.overwrite, args.append, args.codes_only, args.dtype, args.field, **more)
     path, count = build_index(assembly, params, args.workdir, args.out, args.data, args.split, how)
-    split = args.split or assembly.config.data.eval_split
-    print(f"indexed {count} {kind_of(assembly.config, args.field).noun} in {path} (split '{split}' of {source})")
+    splits = splits_of(data_of(assembly.config.data, args.data), args.split)
+    of = f"split{'s' * (len(splits) > 1)} {', '.join(map(repr, splits))} of {source}"
+    print(f"indexed {count} {kind_of(assembly.config, args.field).noun} in {path} ({of})")
     if not own:
         print("this is not the data set that the run was trained on")
 

@@ -1,4 +1,5 @@
 import base64
+import contextlib
 import dataclasses
 import io
 import shutil
@@ -8,13 +9,17 @@ import pytest
 from PIL import Image
 from tiny import changed
 
+from xmodal_jax import api
 from xmodal_jax.cli import main
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.evaluation import eval_split
+from xmodal_jax.data.records import pictures
+from xmodal_jax.data.split import Split
 from xmodal_jax.encode.embed import Embedded, Embedder
 from xmodal_jax.errors import UserError
 from xmodal_jax.retrieve import build
 from xmodal_jax.retrieve.origin import model_of
+from xmodal_jax.retrieve.pipeline import SearchPipeline
 from xmodal_jax.search import codes, writer
 from xmodal_jax.search.index import Index
 
@@ -113,6 +118,61 @@ def test_rows_are_appended_in_the_form_of_the_index(opened_run, tmp_path):
     opened = Index.open(path)
     assert (count, opened.width, opened.bits) == (72, 0, 16)
     assert [opened.item(row)["split"] for row in (23, 24, 71)] == ["test", "train", "train"]
+
+
+def test_several_splits_are_one_index(tiny_run, opened_run, tmp_path, capsys):
+    """Each row has the picture, the captions and the row number that its own split's index has."""
+    run, out = tiny_run[0], str(tmp_path / "both")
+    assert main(["index", "--workdir", str(run), "--out", out, "--split", "train, test"]) == 0
+    assert f"indexed 48 pictures in {out} (splits 'train', 'test' of {tiny_run[1]})" in capsys.readouterr().out
+    both, start = Index.open(out), 0
+    assert both.extra["split"] == "train,test"
+    for split in ("train", "test"):
+        alone = Index.open(build.build_index(*opened_run, str(run), str(tmp_path / split), split=split)[0])
+        rows = range(start, start + alone.count)
+        assert [both.item(row) for row in rows] == [alone.item(row) for row in range(alone.count)]
+        np.testing.assert_allclose(both.vectors()[rows], alone.vectors(), atol=1e-5)
+        np.testing.assert_array_equal(both.vectors("codes")[rows], alone.vectors("codes"))
+        start += alone.count
+    assert start == both.count == 48
+
+
+def test_a_search_of_several_splits_finds_each_by_its_own_picture(tiny_run, tmp_path, capsys):
+    """A stored picture asks for itself, also by the matching head, which reads the record again from its split."""
+    run = api.load(tiny_run[0])
+    index = run.index(tmp_path / "all", split="all")
+    assert len(index) == 48
+    for split in ("train", "test"):
+        path = tmp_path / f"{split}.png"
+        with contextlib.closing(Split(tiny_run[1], split, run.config.data)) as source:
+            path.write_bytes(pictures(source.record(3))["filled"])
+        best = index.search(path, k=48)[0]
+        assert (best.item["split"], best.item["row"], best.item["view"]) == (split, 3, "filled")
+        assert best.caption == "a {} {}".format(*best.key.split("-"))
+    hits = index.search("a red circle", k=48, stages=SearchPipeline("dense", 0, 48))
+    assert {hit.item["split"] for hit in hits} == {"train", "test"} and hits[0].kind == "match"
+    assert main(["search", "--index", str(tmp_path / "all"), "a red circle", "-k", "48"]) == 0
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["rank", "cosine", "key", "split", "view", "caption"]
+    assert {row.split()[3] for row in rows} == {"train", "test"}
+
+
+def test_splits_are_named_in_a_text_or_a_list(opened_run):
+    data = opened_run[0].config.data
+    assert build.splits_of(data, "") == ("test",) and build.splits_of(data, "all") == ("test", "train")
+    assert build.splits_of(data, "train,test,train") == build.splits_of(data, ["train", "test"]) == ("train", "test")
+    with pytest.raises(UserError, match="has no split 'val': use one of test, train"):
+        build.splits_of(data, "train,val")
+
+
+def test_a_key_of_two_splits_is_refused(opened_run):
+    assembly = opened_run[0]
+    opened = {split: build.opened_views(assembly, assembly.config.data, split, PICTURES) for split in ("test", "train")}
+    build.refuse_shared_keys(opened, "shapes")
+    key = opened["test"][0].keys[2]
+    opened["train"] = [dataclasses.replace(found, keys=[*list(found.keys)[1:], key]) for found in opened["train"]]
+    with pytest.raises(UserError, match=f"splits 'test' and 'train' of shapes both have the key '{key}'"):
+        build.refuse_shared_keys(opened, "shapes")
 
 
 def test_pictures_are_encoded_a_block_at_a_time(opened_run):

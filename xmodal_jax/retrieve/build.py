@@ -1,4 +1,4 @@
-"""Embed a field of a split, such as pictures or captions, into a search index that can be shown without the data."""
+"""Embed a field of splits, such as pictures or captions, into a search index that can be shown without the data."""
 
 import base64
 import contextlib
@@ -166,10 +166,10 @@ def build_index(
     workdir: str,
     out: str,
     data: str = "",
-    split: str = "",
+    split: str | Sequence[str] = "",
     how: IndexOptions = IndexOptions(),
 ) -> tuple[pathlib.Path, int]:
-    """Index the inputs of a field of a split, of pictures all views, with hash codes if the model has them.
+    """Index the inputs of a field of splits, of pictures all views, with hash codes if the model has them.
 
     Records without one of the fields of the first pair of `eval.pairs` with the field are left out. An item has "key",
     "view", "split", "row" (in the split), "captions" (the first few; for a caption's row itself alone), "thumbnail"
@@ -180,7 +180,8 @@ def build_index(
       assembly, params: the run.
       workdir: its folder, to be remembered.
       out: folder of the index.
-      data, split: default to the run's data set and its evaluation split.
+      data: default: the run's data set.
+      split: default: its evaluation split; several as in `splits_of`, whose rows follow one another.
       how: see `IndexOptions`.
 
     Returns:
@@ -188,29 +189,61 @@ def build_index(
 
     Raises:
       UserError: `out` is taken, or (to append) no whole index of this model, or one of another form than `how` asks
-        for; no such data set or split, features that the data set lacks.
+        for; no such data set or split, a key in two of the splits, features that the data set lacks.
     """
     path, size = pathlib.Path(out), assembly.config.eval.batch_size
     model, dense = model_of(assembly, params), not how.codes_only
     hashed = all("hash" in params[name] for name in assembly.config.encoders)
     kind = kind_of(assembly.config, how.field)
     how.refuse_bad(path, model, hashed, kind)
-    source, split = data_of(assembly.config.data, data), split or assembly.config.data.eval_split
-    parts = opened_views(assembly, source, split, kind)
-    names = names_of(parts, kind)
+    source = data_of(assembly.config.data, data)
+    splits = splits_of(source, split)
+    opened = {name: opened_views(assembly, source, name, kind) for name in splits}
+    refuse_shared_keys(opened, source.path)
+    names = names_of(list(chain(*opened.values())), kind)
+    facts = remembered_run(workdir, out) | {"split": ",".join(splits)} | kind.facts
     if how.adds:
         first = files.read_header(path)
         dense, hashed = first["width"] > 0, first["bits"] > 0
-    with opened_writer(path, model, how, names, remembered_run(workdir, out) | {"split": split} | kind.facts) as rows:
+    with opened_writer(path, model, how, names, facts) as rows:
         kind.refuse_other(path, rows.extra)  # again: it may have been replaced while the lock was another's
         if how.append and not how.upsert:
             keys.note_repeated(path, rows.extra, names, kind.words, how.duplicates)
         named = note_set(rows.extra, remembered_set(source.path, out))
-        blocks = encoded(embedder_for(assembly, params, source, kind), size, source, split, parts, kind)
-        for coded, items in shown(blocks, split, parts, kind):
-            own = [item | named for item in items]
-            rows.add(coded.embed if dense else None, own, coded.codes if hashed else None)
+        embedder = embedder_for(assembly, params, source, kind)
+        for name, parts in opened.items():
+            blocks = encoded(embedder, size, source, name, parts, kind)
+            for coded, items in shown(blocks, name, parts, kind):
+                own = [item | named for item in items]
+                rows.add(coded.embed if dense else None, own, coded.codes if hashed else None)
     return path, rows.count
+
+
+def splits_of(data: DataConfig, asked: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the names of splits: "train,test" or a list of them, "all" of the data set, "" for the evaluation split.
+
+    Raises UserError for one that the data set lacks.
+    """
+    card = Card.load(data.path)
+    names = asked.split(",") if isinstance(asked, str) else asked
+    names = [name.strip() or data.eval_split for name in names]
+    if names == ["all"] and "all" not in card.splits:
+        return tuple(card.splits)
+    for name in names:
+        card.split(name)
+    return tuple(dict.fromkeys(names))
+
+
+def refuse_shared_keys(opened: dict[str, list[EvalSplit]], data: str) -> None:
+    """Raise `UserError` for a key of two splits, since rows are told apart by keys. opened: the views of each split."""
+    known: dict[str, str] = {}
+    for split, parts in opened.items():
+        for key in dict.fromkeys(key for found in parts for key in found.keys):
+            if known.setdefault(key, split) != split:
+                raise UserError(
+                    f"splits '{known[key]}' and '{split}' of {data} both have the key '{key}', and an index tells its "
+                    "rows by their keys; index one of them, or prepare the data set with keys of their own"
+                )
 
 
 def note_set(extra: dict[str, Any], told: dict[str, dict[str, str]]) -> dict[str, str]:

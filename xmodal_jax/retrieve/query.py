@@ -329,10 +329,14 @@ def query_inputs(assembly: Assembly, field: str, queries: Sequence[Query], langu
 
 
 def as_table(hits: Sequence[Hit]) -> str:
-    """Return rank, score, key, view and first caption of each hit, aligned; "" where an index does not keep them."""
-    head = ("rank", SCORES[hits[0].kind], "key", "view", "caption")
+    """Return rank, score, key, view and first caption of each hit, aligned; "" where an index does not keep them.
+
+    Hits of several splits have their split beside the key.
+    """
+    named = ["key", "split", "view"] if len({hit.item.get("split") for hit in hits}) > 1 else ["key", "view"]
+    head = ("rank", SCORES[hits[0].kind], *named, "caption")
     rows = [
-        (str(rank), hit.score_text, hit.key, str(hit.item.get("view", "")), hit.caption)
+        (str(rank), hit.score_text, *(str(hit.item.get(name, "")) for name in named), hit.caption)
         for rank, hit in enumerate(hits, 1)
     ]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
