@@ -159,7 +159,7 @@ def test_a_config_names_weights_for_the_tower_they_fit(theirs):
     jax.tree.map(np.testing.assert_array_equal, found, load_resnet(theirs[1]))
     for kind, init, sentence in (
         ("resnet", "lite0", "needs config.encoders.image.kind='efficientnet', not 'resnet'"),
-        ("features", "x", "needs config.encoders.image.kind=one of efficientnet, vit, resnet, bert, not 'f"),
+        ("features", "x", "needs config.encoders.image.kind=one of efficientnet, vit, resnet, bert, acquirers, not 'f"),
     ):
         with pytest.raises(UserError, match=sentence):
             tower_weights("config.encoders.image", own(kind, init))

@@ -131,7 +131,10 @@ def test_special_ids_are_those_of_the_fields_tokenizer():
 
 
 def test_labels_of_a_data_set_without_any_are_refused():
-    with pytest.raises(UserError, match="hash reads 'labels' .* the data set has no labels: write by_label=False"):
+    with pytest.raises(
+        UserError,
+        match="hash reads 'labels' .* the data set has no labels: prepare one that has, or write by_label=False",
+    ):
         fit_objectives(build_objectives({"hash": {"by_label": True}}), tiny_config(), DataFacts())
 
 
