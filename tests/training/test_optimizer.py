@@ -190,6 +190,14 @@ def test_a_run_shorter_than_its_warm_up_is_the_beginning_of_a_longer_one():
         assert [float(short(i)) for i in range(steps)] == [float(long(i)) for i in range(steps)]
 
 
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_a_level_rate_is_one_program_whatever_the_number_of_steps(warmup):
+    config = OptimizerConfig(lr=2.0, warmup=warmup, end_lr=1.0)
+    short, long = learning_rate(config, 5), learning_rate(config, 1000)
+    assert str(jax.make_jaxpr(short)(np.int32(0))) == str(jax.make_jaxpr(long)(np.int32(0)))
+    np.testing.assert_allclose([long(i) for i in range(8)], rates_by_hand(2.0, warmup, 1.0, 8), rtol=1e-6)
+
+
 def test_a_run_of_one_step_trains(params):
     after, _ = run(OptimizerConfig(lr=0.1, warmup=50, weight_decay=0.0, clip=0.0), params, 1)
     moved = np.abs(np.asarray(after["image"]["kernel"] - params["image"]["kernel"]))

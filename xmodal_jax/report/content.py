@@ -238,13 +238,13 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def curves(lines: list[dict[str, Any]]) -> list[Curve]:
-    """Return a curve for each objective; steps with a loss that is not finite (null) are left out."""
+    """Return a curve for each objective, hashing's last; steps with a loss that is not finite (null) are left out."""
     names = dict.fromkeys(name for line in lines for name in line if name.startswith("loss/"))
     found = []
     for name in names:
         kept = [(line["pairs"], line[name]) for line in lines if line.get(name) is not None]
         found.append(Curve(name.removeprefix("loss/"), [pairs for pairs, _ in kept], [value for _, value in kept]))
-    return found
+    return sorted(found, key=lambda curve: curve.name.startswith("hash"))  # a picture of one curve draws the first
 
 
 def evaluations(lines: list[dict[str, Any]]) -> list[tuple[int, dict[str, dict[str, float]]]]:

@@ -60,14 +60,17 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     Update i, from 0, has the rate lr * (i + 1) / warmup up to i = warmup - 1 (without a warm-up the first one has lr),
     and the last one, i = steps - 1, exactly `end_lr * lr`. A run of no more steps than its warm-up takes the first
     updates of a longer one: it never has a higher rate than that, and neither reaches `lr` before its end nor comes
-    down.
+    down. A rate that stays level does not depend on `steps`, so that going on for more compiles nothing anew.
     """
     warmup = max(1, config.warmup)
     end = max(steps, warmup + 1)  # never reached by a run that only climbs
-    cosine = optax.warmup_cosine_decay_schedule(0.0, config.lr, warmup, end, config.lr * config.end_lr)
+    if config.end_lr == 1:
+        rate = optax.linear_schedule(0.0, config.lr, warmup)
+    else:
+        rate = optax.warmup_cosine_decay_schedule(0.0, config.lr, warmup, end, config.lr * config.end_lr)
 
     def adam(update: Any) -> Any:
-        return cosine(update + 1)
+        return rate(update + 1)
 
     if not config.sgd_after:
         return adam
