@@ -2,8 +2,10 @@
 
 `english` trains pictures and English names by contrast, on frozen towers. `features` (default) starts from that run,
 leaves it as it is, and trains a multilingual encoder so that a name in any language gets the embedding of the English
-one; it sees no picture. `frozen` does so with a head on the frozen multilingual tower. `contrast` goes on with names
-and pictures. `tiny` is for tests. Data: benchmarks/emoji_views.py with --languages; before training:
+one; it sees no picture. `words` does so first with 18,000 words of dictionaries (benchmarks/parallel_words.py), and
+`--config.init=runs/m_clip-words` lets `features` go on from there. `frozen` trains a head on the frozen multilingual
+tower. `contrast` goes on with names and pictures. `tiny` is for tests. Data: benchmarks/emoji_views.py with
+--languages; before training:
 
     xmodal weights --of e5 --out weights/e5
     xmodal data features --data data/emoji_views --tower lite0 --size 128
@@ -19,7 +21,7 @@ TRANSFER = {"pair": ("english", "text")}
 
 def get_config(variant: str = "features"):
     """Return the config of one of the variants above."""
-    variant_of(variant, ("features", "frozen", "contrast", "english", "tiny"), "configs/m_clip.py")
+    variant_of(variant, ("features", "words", "frozen", "contrast", "english", "tiny"), "configs/m_clip.py")
     config = presets.names_in_languages(defaults())
     config.name = f"m_clip-{variant}"
     config.objectives = {
@@ -39,6 +41,9 @@ def get_config(variant: str = "features"):
     config.objectives = {"transfer": TRANSFER}
     config.batch_size, config.steps, config.optimizer.lr, config.optimizer.warmup = 64, 600, 1e-3, 50
     config.optimizer.groups = (("^text/tower/", 0.1),)
+    if variant == "words":
+        config.data.path, config.data.fields.text.temperature = "data/emoji_words", 0.5
+        config.encoders.text.length, config.batch_size, config.steps = 10, 128, 500
     if variant == "frozen":
         config.encoders.text.update(cache_tokens=True, head_dropout=0.2)
         config.optimizer.freeze, config.optimizer.groups = "^(image|english)/|^text/tower/", ()

@@ -31,7 +31,7 @@ VARIANTS = {
     "vse_infinity": ("features", "finetune", "regions", "tiny"),
     "rcar": ("features", "itc", "two", "tiny"),
     "mvsen": ("features", "regions", "sgr", "tiny"),
-    "m_clip": ("features", "frozen", "contrast", "english", "tiny"),
+    "m_clip": ("features", "words", "frozen", "contrast", "english", "tiny"),
     "mla": ("transfer", "exposure", "add", "tiny"),
     "mlmm": ("features", "tiny"),
     "vqa": ("features", "emoji", "tiny"),

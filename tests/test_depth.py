@@ -325,6 +325,7 @@ train(test_depth.depth_config(sys.argv[1], eval={"every": 30}), sys.argv[2], kil
 """
 
 
+@pytest.mark.slow  # tests/training/test_survival.py kills a run of two fields
 def test_it_is_killed_and_goes_on_bit_for_bit(depth_set, tmp_path):
     """A run with a third of the depth maps missing equals one that was killed after 30 steps and went on."""
     config = depth_config(depth_set)
