@@ -175,3 +175,23 @@ def test_pictures_of_a_set_without_the_languages_are_indexed(runs, shapes_files,
     assert main([*command, "--out", str(tmp_path / "set")]) == 0
     index = ["index", "--workdir", str(runs[2]), "--data", str(tmp_path / "set"), "--split", "test"]
     assert main([*index, "--out", str(tmp_path / "index")]) == 0
+
+
+def test_a_table_of_runs_counts_what_a_language_adds(runs, opened, tmp_path, monkeypatch, capsys):
+    """benchmarks/languages_table.py, of the run of two languages: one layer's acquirer has 32 x 8 weights twice."""
+    monkeypatch.syspath_prepend(str(FOLDER.parent / "benchmarks"))
+    import languages_table
+
+    own = opened[2].evaluate("test")["mean"]["languages"]
+    languages_table.main([f"MLA={runs[2]}", f"MLA={runs[2]}", f"again={runs[2]}", "--out", str(tmp_path / "table")])
+    (found, _), (again,) = json.loads((tmp_path / "table.json").read_text()).values()
+    recall = {code: [table["itc"][side]["R@1"] for side in ("i2t", "t2i")] for code, table in own.items()}
+    assert found == again and found["R@1"] == {code: pytest.approx(np.mean(recall[code]), abs=0.01) for code in own}
+    assert (found["a language"], found["trained"]) == (2 * (32 * 8 * 2 + 8 + 32), 2 * found["a language"])
+    shown = capsys.readouterr().out
+    assert f"| fr | {np.mean(recall['fr']):.1f} ± 0.0 | {np.mean(recall['fr']):.1f} |" in shown.replace(" *", "")
+    assert "| parameters trained | 2,208 | 2,208 |" in shown and "| seeds | 2 | 1 |" in shown
+    with pytest.raises(xmodal.UserError, match="has no evaluation by language; run xmodal eval --workdir"):
+        languages_table.main([f"English={runs[0]}", "--out", str(tmp_path / "none")])
+    with pytest.raises(xmodal.UserError, match="'MLA' is no NAME=WORKDIR"):
+        languages_table.main(["MLA", "--out", str(tmp_path / "none")])
