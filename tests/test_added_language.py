@@ -154,6 +154,16 @@ def test_evaluation_and_search_take_each_language(runs, opened, tmp_path, capsys
     assert "not in 'tlh'; write one of these" in capsys.readouterr().err
 
 
+def test_a_plan_counts_the_languages_of_the_run_that_it_begins_with(runs, folder, tmp_path, capsys):
+    given = [f"--config.{item}" for item in (f"data.path={folder}", *SMALL, "data.languages=('fr',)")]
+    given.append(f"--config.encoders.text.tokenizer={runs[0] / 'tokenizer-english.json'}")
+    for start, languages in ((runs[1], 2), (tmp_path / "none", 1)):
+        plan = ["plan", "--config", CONFIGS[1], "--explain", *given, f"--config.init={start}"]
+        assert main(plan) == 0
+        found = [line for line in capsys.readouterr().out.splitlines() if "acquirers/up/bias" in line]
+        assert found and all(f"({languages}, 2, 32)" in line for line in found), found
+
+
 def test_what_would_be_ignored_is_refused(runs, folder, tmp_path, capsys):
     given = [f"--config.{item}" for item in (f"data.path={folder}", *SMALL, "steps=6", "data.languages=('de','fr')")]
     words = f"--config.encoders.text.tokenizer={runs[0] / 'tokenizer-english.json'}"

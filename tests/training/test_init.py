@@ -112,6 +112,11 @@ def test_pictures_are_read_as_the_start_reads_them(before, shapes_data, tmp_path
     config = tiny(PLAIN, shapes_data, f"init={tmp_path / 'start'}")
     image = with_kept_facts(config, tmp_path / "new").encoders["image"]
     assert (image.pixel_mean, image.pixel_std) == ((0.25,) * 3, (0.125,) * 3)
+    told["config"]["encoders"]["photo"] = told["config"]["encoders"].pop("image")
+    (tmp_path / "start" / "run.json").write_text(json.dumps(told))
+    for paths, mean in (("()", ()), ("(('image/','photo/'),)", (0.25,) * 3)):
+        renamed = tiny(PLAIN, shapes_data, f"init={tmp_path / 'start'}", f"init_paths={paths}")
+        assert with_kept_facts(renamed, tmp_path / "new").encoders["image"].pixel_mean == mean, "by the tower's path"
 
 
 def test_what_cannot_start_is_refused(before, shapes_data, tmp_path):

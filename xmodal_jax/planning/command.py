@@ -146,8 +146,12 @@ def planned(
     from xmodal_jax.planning.explain import explain
     from xmodal_jax.planning.program import compile_step, topology_devices
     from xmodal_jax.planning.sheet import sheet
+    from xmodal_jax.training.begin import with_facts_of_init
+    from xmodal_jax.training.checkpoint import RUN_FILE
     from xmodal_jax.training.loop import make_run
 
+    if (pathlib.Path(config.init) / RUN_FILE).is_file():  # a run that is not there yet may be planned with
+        config = with_facts_of_init(config)
     devices = topology_devices(topology)
     run = make_run(assemble_without_data(config), devices)
     if only_explain:

@@ -21,7 +21,7 @@ from xmodal_jax.origin import describe
 from xmodal_jax.parallel.processes import is_first
 from xmodal_jax.settings import Config, as_dict
 from xmodal_jax.training.checkpoint import read_run, write_run
-from xmodal_jax.training.init import read_init
+from xmodal_jax.training.init import path_there, read_init
 from xmodal_jax.training.optimizer import refuse_mixed_momentum
 from xmodal_jax.training.state import TrainState
 from xmodal_jax.types import DataFacts, Params
@@ -83,7 +83,7 @@ def is_new(workdir: pathlib.Path) -> bool:
 def with_kept_facts(config: Config, workdir: pathlib.Path) -> Config:
     """Fill what weights depend on, where the config leaves it empty, from the run in `workdir`, or a new run's `init`.
 
-    These are statistics of pixels, and languages of acquirers, to which a new run adds those of its data.
+    These are statistics of pixels, and languages of acquirers.
     """
     if not is_new(workdir):
         try:
@@ -91,6 +91,15 @@ def with_kept_facts(config: Config, workdir: pathlib.Path) -> Config:
         except UserError:
             return config
         return _with_facts_of(config, description)
+    return with_facts_of_init(config)
+
+
+def with_facts_of_init(config: Config) -> Config:
+    """Fill what weights depend on, where the config leaves it empty, from the run `config.init`, if it names one.
+
+    An encoder takes what belongs to the encoder whose tower `init_paths` gives it; to languages of acquirers come those
+    of the data. Raises UserError for a folder without a run.
+    """
     return _with_facts_of(config, read_init(config.init), more=True) if config.init else config
 
 
@@ -104,7 +113,8 @@ def _with_facts_of(config: Config, description: dict[str, Any], more: bool = Fal
         found = {}
         for name, own in config.encoders.items():
             spoken = config.data.spoken(name) if more else ()
-            found[name] = _kept_languages(_kept_pixels(own, kept.get(name, {})), kept.get(name, {}), spoken)
+            there = path_there(f"{name}/tower/", config.init_paths if more else ()).partition("/")[0]
+            found[name] = _kept_languages(_kept_pixels(own, kept.get(there, {})), kept.get(there, {}), spoken)
         return dataclasses.replace(config, encoders=found)
     except (KeyError, TypeError, AttributeError):
         return config
