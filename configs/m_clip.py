@@ -43,6 +43,7 @@ def get_config(variant: str = "features"):
     config.optimizer.groups = (("^text/tower/", 0.1),)
     if variant == "words":
         config.data.path, config.data.fields.text.temperature = "data/emoji_words", 0.5
+        config.data.fields.image.required = False  # words have no picture
         config.encoders.text.length, config.batch_size, config.steps = 10, 128, 500
     if variant == "frozen":
         config.encoders.text.update(cache_tokens=True, head_dropout=0.2)

@@ -271,3 +271,14 @@ def test_two_long_texts_lose_their_ends_and_keep_their_separators(tokenizer):
     assert np.flatnonzero(ids == tokenizer.sep_id).tolist() == [4, 9]
     short = joined(spec, "english", "deutsch a r y deutsch")
     assert np.flatnonzero(short == tokenizer.sep_id).tolist() == [2, 8], "the second takes what the first leaves"
+
+
+def test_records_without_a_required_field_are_not_even_drawn(folder, tokenizer, caplog):
+    """A quarter of the records are in French: each example takes one draw, however rare they are."""
+    with opened(folder, tokenizer, {"text": FieldConfig(languages=("fr",))}) as data:
+        assert "30 of 40 records of split 'train' lack a required field, and the next one that has all" in caplog.text
+        drawn, choose = [], data.readers["text"].choose
+        data.readers["text"].choose = lambda row, rng: drawn.append(row.number) or choose(row, rng)
+        rows = np.concatenate([data.batch_at(number)["index"] for number in range(5)])
+    assert len(drawn) == 5 * BATCH and sorted(set(rows.tolist())) == [4 * n for n in range(10)]
+    assert np.bincount(rows).max() == 4, "each comes for itself and for the three that have none"

@@ -16,7 +16,7 @@ import numpy as np
 
 from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.image import CorruptImage
-from xmodal_jax.data.readers import Row, Specs, readers_of
+from xmodal_jax.data.readers import Row, Specs, has_views, readers_of
 from xmodal_jax.data.records import CorruptRecord, Room
 from xmodal_jax.data.split import Arrays, Split, labels_of
 from xmodal_jax.data.text import cut
@@ -80,6 +80,7 @@ class TrainDataset:
         self._pairs = split.sidecar.all_pairs(split.cfg.unit_languages) if by_pair else None
         self._seed, self._per_batch = seed, any(own.per == "batch" for own in split.cfg.fields.values())
         self.units = len(split) if self._pairs is None else len(self._pairs)
+        self._able = self._able_units()
         rows = grain.MapDataset.range(self.units).seed(seed).shuffle().repeat(None)
         # An endless sequence of Arrays. Batches are numbered only where a field asks: that changes what grain draws.
         self.examples: Any = (
@@ -140,8 +141,9 @@ class TrainDataset:
 
     def _example(self, row: int, rng: np.random.Generator, batch: int = 0) -> Arrays:
         """Return one example of a row, or of the next row that can be read; with `unit` "pair", of a pair."""
-        for offset in range(self.units):
-            number, pair = self._unit((int(row) + offset) % self.units)
+        first = int(np.searchsorted(self._able, row))
+        for offset in range(len(self._able)):
+            number, pair = self._unit(int(self._able[(first + offset) % len(self._able)]))
             try:
                 fields = self._fields(Row(self.split, number, (self._seed, batch)), rng, pair)
             except (CorruptRecord, CorruptImage) as error:
@@ -154,6 +156,25 @@ class TrainDataset:
             f"{self.split.cfg.path}: no record of split {self.split.name!r} has all required fields ({required}; "
             f"views {self.split.views}, languages {self.split.cfg.languages}); write others in config.data."
         )
+
+    def _able_units(self) -> np.ndarray:
+        """Return int64 [m], the units whose records have all required fields; it says how many records have not."""
+        able = np.ones(len(self.split), bool)
+        for name, own in self.split.cfg.fields.items():
+            if own.required and not own.of:
+                found = np.zeros(len(able), bool)
+                for view in self.split.views if has_views(self.split.cfg.fields, name) else ("",):
+                    found[self.readers[name].rows(view)] = True
+                able &= found
+        if not able.all():
+            log.warning(
+                "%d of %d records of split %r lack a required field, and the next one that has all comes in their place; "
+                "config.data.fields.NAME.required=False trains on them without the field",
+                len(able) - able.sum(),
+                len(able),
+                self.split.name,
+            )
+        return np.flatnonzero(able if self._pairs is None else able[self.split.sidecar.owner[self._pairs]])
 
     def _unit(self, unit: int) -> tuple[int, int | None]:
         """Return the row of a unit, and the number of its pair where units are pairs."""
