@@ -6,8 +6,8 @@
     xmodal data prepare jsonl --path emoji_words.jsonl --root FOLDER --out data/emoji_words
 
 FOLDER and emoji_views.jsonl are those of emoji_views.py. The dictionaries are FreeDict's in dictd's format (GPL and
-others, not part of this repository). A row for each English headword of at most three words that `--least` of them have,
-with the first translation of its first sense; of Japanese, which is read from the other side, words that its
+others, not part of this repository). A row for each English headword of at most three words that `--least` of them
+have, with the first translation of its first sense; of Japanese, which is read from the other side, words that its
 dictionary marks as common. The concepts of emoji are split as `xmodal data prepare jsonl --held-out` splits them, and
 the names of those held out are no rows: no word of a picture that is asked for is trained on.
 """
@@ -61,11 +61,13 @@ def first(text: str) -> str:
 
 
 def usable(text: str, language: str) -> bool:
-    """Tell whether a text is of one to three words of letters of the language's script."""
-    letters = [unicodedata.name(letter, "").split(" ")[0] for letter in text if letter.isalpha()]
+    """Tell whether a text is of one to three words of letters of the language's script, and no single Latin letter."""
+    letters = [unicodedata.name(letter, "").split(" ")[0].split("-")[0] for letter in text if letter.isalpha()]
     scripts = SCRIPTS.get(language, ("LATIN",))
-    right = len(letters) > (language not in ("ja", "ar", "hi")) and all(name.split("-")[0] in scripts or name == "MODIFIER" for name in letters)
-    return right and len(text.split()) <= WORDS and not re.search(r"[\d/\\<>|*]", text)
+    if len(letters) < 2 and "CJK" not in letters:
+        return False
+    known = all(name in scripts or name == "MODIFIER" for name in letters)
+    return known and len(text.split()) <= WORDS and not re.search(r"[\d/\\<>|*]", text)
 
 
 def translated(entry: str) -> tuple[str, str]:

@@ -276,7 +276,7 @@ def test_two_long_texts_lose_their_ends_and_keep_their_separators(tokenizer):
 def test_records_without_a_required_field_are_not_even_drawn(folder, tokenizer, caplog):
     """A quarter of the records are in French: each example takes one draw, however rare they are."""
     with opened(folder, tokenizer, {"text": FieldConfig(languages=("fr",))}) as data:
-        assert "30 of 40 records of split 'train' lack a required field, and the next one that has all" in caplog.text
+        assert "30 of 40 records of split 'train' lack a required field, and the next that has all" in caplog.text
         drawn, choose = [], data.readers["text"].choose
         data.readers["text"].choose = lambda row, rng: drawn.append(row.number) or choose(row, rng)
         rows = np.concatenate([data.batch_at(number)["index"] for number in range(5)])

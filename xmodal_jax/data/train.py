@@ -168,7 +168,7 @@ class TrainDataset:
                 able &= found
         if not able.all():
             log.warning(
-                "%d of %d records of split %r lack a required field, and the next one that has all comes in their place; "
+                "%d of %d records of split %r lack a required field, and the next that has all comes in their place; "
                 "config.data.fields.NAME.required=False trains on them without the field",
                 len(able) - able.sum(),
                 len(able),
