@@ -93,9 +93,7 @@ def losses_of(workdir):
 # A family each: generation, fusion, hashing. The quick tier trains the others elsewhere: pages of the docs (mla, mlmm,
 # m_clip, rcar, vqa), tests of scorers (mvsen, sgr) and of runs (vit2cmh); test_configs.py takes a step of every config.
 FAMILIES = ("recap", "mtgfe", "tecmh")
-OTHERS = [
-    pytest.param(path, marks=pytest.mark.slow) for path in CONFIGS if path.stem not in ("quickstart", *FAMILIES)
-]
+OTHERS = [pytest.param(path, marks=pytest.mark.slow) for path in CONFIGS if path.stem not in ("quickstart", *FAMILIES)]
 
 
 @pytest.mark.parametrize(
