@@ -25,7 +25,7 @@ from xmodal_jax.atomic import write_file
 from xmodal_jax.config_build import unknown_key
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.readers import has_views, reader_classes
-from xmodal_jax.encode.embed import Embedded, Embedder, PairScorer
+from xmodal_jax.encode.embed import Embedded, Embedder, PairScorer, join_rows
 from xmodal_jax.encode.inputs import BLOCK, encode_blocks, reader_of
 from xmodal_jax.errors import UserError
 from xmodal_jax.origin import Origin, result_file
@@ -377,7 +377,7 @@ class TrainedRun:
         """Encode inputs of a field, with hash values where the run has them."""
         worded = field in self.config.data.fields and reader_of(self.assembly, field)[0].worded
         parts = encode_blocks(self.assembly, self.embedder, field, _listed(inputs, worded), tokens, language)
-        return _joined(_shown(parts, -(-len(inputs) // BLOCK), field, progress))
+        return join_rows(_shown(parts, -(-len(inputs) // BLOCK), field, progress))
 
 
 def _listed(inputs: Any, words: bool = False) -> Sequence[Any]:
@@ -388,11 +388,6 @@ def _listed(inputs: Any, words: bool = False) -> Sequence[Any]:
     if not len(inputs):
         raise UserError("there is nothing to encode: the list of inputs is empty")
     return inputs
-
-
-def _joined(parts: Iterable[Embedded]) -> Embedded:
-    """Put the rows of all parts one after the other."""
-    return Embedded(**jax.tree.map(lambda *rows: np.concatenate(rows), *map(vars, parts)))
 
 
 def _shown(parts: Iterable[Embedded], blocks: int, field: str, progress: bool | None) -> Iterable[Embedded]:

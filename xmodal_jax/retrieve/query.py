@@ -13,7 +13,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from xmodal_jax import drawing
@@ -21,7 +20,7 @@ from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.media import find_file, read_file
 from xmodal_jax.data.readers import has_views, reader_classes
 from xmodal_jax.data.records import PICTURES
-from xmodal_jax.encode.embed import Embedded, Embedder
+from xmodal_jax.encode.embed import Embedded, Embedder, join_rows
 from xmodal_jax.encode.inputs import block_size, encode_rows_of, read_inputs
 from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.mesh import make_mesh
@@ -232,7 +231,7 @@ class Searcher:
         if not stages.rerank:
             return found
         how, rows = self.weight, RowInputs(assembly, self.index, self.target.data)
-        asked = [(field, Embedded(**jax.tree.map(lambda x, i=i: x[i : i + 1], vars(coded)))) for i in range(len(found))]
+        asked = [(field, coded.take(slice(i, i + 1))) for i in range(len(found))]
         return [matched(assembly, params, rows, one, hits, k, how) for one, hits in zip(asked, found, strict=True)]
 
 
@@ -316,7 +315,7 @@ def encoded_queries(
     for start in range(0, len(queries), size):
         rows = query_inputs(assembly, field, queries[start : start + size], language)
         parts.append(encode_rows_of(assembly, embedder, field, rows, size, keep_tokens))
-    return Embedded(**jax.tree.map(lambda *x: np.concatenate(x), *map(vars, parts)))
+    return join_rows(parts)
 
 
 def query_inputs(assembly: Assembly, field: str, queries: Sequence[Query], language: str = "") -> np.ndarray:
