@@ -72,7 +72,8 @@ def _one(reader: type[Reader], spec: InputSpec, field: str, value: Any) -> np.nd
     if is_picture(value) and reader.mirrored:
         return picture_of(value, spec.size)
     if not isinstance(value, (str, os.PathLike)):
-        raise UserError(f"the field '{field}' takes paths of files, and one input is {type(value).__name__}")
+        also = ", Pillow pictures and arrays" if reader.mirrored else ""
+        raise UserError(f"the field '{field}' takes paths of files{also}, and one input is {type(value).__name__}")
     return reader.of_file(pathlib.Path(value), spec)
 
 

@@ -200,6 +200,10 @@ class Searcher:
           UserError: k below 1, stages that do not follow each other, a run that is gone or has changed since, no codes,
             an unreadable file, a query that means nothing to the model.
         """
+        if isinstance(queries, (str, os.PathLike)):
+            raise UserError(
+                f"search_many takes a list of queries, and this is one {type(queries).__name__}; call search"
+            )
         stages, k = stages.fitted(k, self.index.count, f"{self.index.extra.get('noun', 'rows')} of {self.index.path}")
         fields, found = [self._field_of(query, field, language) for query in queries], [Hits()] * len(queries)
         for name in dict.fromkeys(fields):
@@ -357,11 +361,12 @@ def contact_sheet(
     if not any("thumbnail" in hit.item for hit in hits):
         raise UserError("the index keeps no thumbnails of its pictures; leave out --show")
     tiles = [hit_tile(rank, hit) for rank, hit in enumerate(hits, 1)]
-    width = COLUMNS * TILE + (COLUMNS - 1) * 12
+    columns = min(max(len(tiles), 3), COLUMNS)
+    width = columns * TILE + (columns - 1) * 12
     heading = drawing.text_block(title, width - 140 * bool(image), 24, bold=True)
     if image:
         heading = drawing.beside([drawing.framed(read_file(find_file(image)), 128), heading], 12)
-    sheet = drawing.with_margin(drawing.stacked([heading, drawing.grid(tiles, COLUMNS)], 16))
+    sheet = drawing.with_margin(drawing.stacked([heading, drawing.grid(tiles, columns)], 16))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path)
