@@ -83,14 +83,19 @@ def measure(rows: int, bits: int, queries: list[int], repeats: int) -> list[dict
     return lines
 
 
-def main() -> None:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def sizes_parser(about: str) -> argparse.ArgumentParser:
+    """Return a parser of where to write and of the sizes that are searched."""
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--out", type=output_file, required=True)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000])
     parser.add_argument("--bits", type=int, nargs="+", default=[64, 512])
     parser.add_argument("--queries", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--repeats", type=int, default=7)
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line. Raises UserError for sizes that no search has."""
     args = parser.parse_args()
     given = [*args.rows, *args.queries, args.repeats]
     if min(given) <= 0:
@@ -98,6 +103,12 @@ def main() -> None:
     for bits in args.bits:
         if bits <= 0 or bits % 8 != 0:
             raise UserError(f"--bits {bits}; write a multiple of 8, such as 64")
+    return args
+
+
+def main() -> None:
+    """Measure and write."""
+    args = parsed(sizes_parser(__doc__.splitlines()[0]))
     lines = [
         line for rows in args.rows for bits in args.bits for line in measure(rows, bits, args.queries, args.repeats)
     ]

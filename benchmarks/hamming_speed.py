@@ -21,10 +21,10 @@ import time
 
 import jax
 import numpy as np
-from hamming_bandwidth import K, nearest
+from hamming_bandwidth import K, nearest, parsed, sizes_parser
 from report import keep, machine
 
-from xmodal_jax.errors import UserError, output_file, run_script
+from xmodal_jax.errors import UserError, run_script
 
 
 def searchers(gallery: np.ndarray, threads: int, with_numpy: bool) -> dict:
@@ -105,16 +105,11 @@ def bound(threads: int) -> list[dict]:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=output_file, required=True)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000])
-    parser.add_argument("--bits", type=int, nargs="+", default=[64, 512])
-    parser.add_argument("--queries", type=int, nargs="+", default=[1, 64])
+    parser = sizes_parser(__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--numpy-rows", type=int, default=64_000_000)
     parser.add_argument("--one", type=int, default=0, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parsed(parser)
     if args.one:
         given = tuple(args.queries), args.one, args.repeats, args.numpy_rows
         lines = [line for rows in args.rows for bits in args.bits for line in measure(rows, bits, *given)]

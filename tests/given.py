@@ -3,10 +3,12 @@
 from types import SimpleNamespace
 
 import jax.numpy as jnp
+import numpy as np
 from tiny import tiny_config
 
 from xmodal_jax.forward import Encoded
 from xmodal_jax.models.layers import pick_rows
+from xmodal_jax.types import NEVER
 
 
 class Given:
@@ -76,3 +78,12 @@ def unit(draw, *shape):
     """Random float32 rows of length one."""
     x = draw.normal(size=shape).astype("float32")
     return x / ((x**2).sum(-1, keepdims=True) ** 0.5)
+
+
+def ring_of(draw, batch, rows, filled, width):
+    """A queue of unit rows, the first `filled` real; two have the id or the caption of a row of the batch."""
+    ring = {name: unit(draw, rows, width) for name in ("image", "text")}
+    ring |= {name: np.arange(rows, dtype=np.int32) + 900 for name in ("id", "text/key")}
+    ring["id"][2], ring["text/key"][4] = batch["id"][3], batch["text/key"][5]
+    ring["id"][filled:] = NEVER
+    return ring

@@ -150,11 +150,23 @@ def test_tables_print_and_are_kept(run, tiny_run, capsys):
             "'heldout' is not a field of the source 'jsonl'; did you",
         ),
         (lambda run: run.encode_images(["nowhere.png"]), "'nowhere.png' cannot be opened"),
-        (lambda run: run.encode_images([3]), "takes paths of files, and one input is int"),
+        (lambda run: run.encode_images([3]), "takes paths of files, Pillow pictures and arrays, and one input is int"),
+        (lambda run: run.encode_images({"a.png"}), "the inputs are one set; write a list of inputs"),
+        (lambda run: run.encode_images(b"a.png"), "the inputs are one bytes; write a list of inputs"),
+        (
+            lambda run: run.encode_images(np.zeros((8, 8, 3), np.uint8)),
+            r"one array \[8, 8, 3\]; write a list of pict",
+        ),
+        (
+            lambda run: run.encode_images(np.zeros((8, 8), np.uint8)),
+            r"one array \[8, 8\]; write a list of pictures",
+        ),
         (lambda run: run.encode_texts([b"a"]), "takes strings, and one input is bytes"),
         (lambda run: run.encode_texts(["ein Kreis"], language="de"), "the run knows captions in en, not in 'de'"),
         (lambda run: run.encode("sound", ["a.wav"]), "the run has no field 'sound'; write one of image"),
         (lambda run: api.prepare("jsonl", "nowhere", path="x", held_out=0.2), "held_out is 0.2; write a whole number"),
+        (lambda run: api.prepare("jsonl", "nowhere", path="x", held_out="2"), "held_out is '2'; write a whole number"),
+        (lambda run: api.prepare("jsonl", "nowhere"), "the source 'jsonl' needs path; write path=..."),
         (lambda run: run.caption(["a.png"], beam=0), "beam is 0"),
     ],
 )
@@ -170,6 +182,8 @@ def test_embeddings_to_a_file(run, tiny_run, files, tmp_path, capsys):
     lines.write_text("a red circle\nthe bar is green\n")
     given = ["encode", "--workdir", str(tiny_run[0])]
     assert main([*given, "--out", str(tmp_path / "x.npy"), *map(str, files[:2])]) == 0
+    assert main([*given, "--out", str(tmp_path / "x"), *map(str, files[:2])]) == 0  # the file that was named
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "x.npy").read_bytes()
     assert main([*given, "--out", str(tmp_path / "y.npy"), "--field", "text", "--lines", str(lines)]) == 0
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), run.encode_images(files[:2]))
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), run.encode_texts(lines.read_text().splitlines()))

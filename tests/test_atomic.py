@@ -2,9 +2,9 @@
 
 import ast
 import pathlib
-import resource
 
 import pytest
+from host import small_files
 
 from xmodal_jax.atomic import write_file
 from xmodal_jax.errors import UserError
@@ -25,15 +25,11 @@ def test_a_file_is_replaced_by_text_bytes_or_what_writes_them(tmp_path):
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
     path = tmp_path / "report.html"
     path.write_text("the old one", "utf-8")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
+    with small_files(1000):
         with pytest.raises(UserError, match=r"report.html' could not be written \(File too large\); the one that was"):
             write_file(path, "x" * 2000)
         with pytest.raises(UserError, match=r"new' could not be written \(File too large\)$"):
             write_file(tmp_path / "new", "x" * 2000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_text("utf-8") == "the old one" and list(tmp_path.iterdir()) == [path]
 
 

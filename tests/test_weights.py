@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from torch_layers import randomise
 
 from xmodal_jax.assemble import assemble, reassemble
 from xmodal_jax.config_file import freeze, load
@@ -35,14 +36,6 @@ VIT, BERT = SIZES | dict(image_size=16, patch_size=8), SIZES | dict(max_position
 def tiny(*overrides):
     """The tiny quickstart with pictures of 16 pixels."""
     return freeze(load(f"{CONFIG}:tiny", ["encoders.image.size=16", *overrides]))
-
-
-def randomise(model):
-    """Every weight random, so that no part is silent."""
-    torch.manual_seed(0)
-    for weight in model.parameters():
-        torch.nn.init.normal_(weight, std=0.3)
-    return model.eval()
 
 
 def edit(path, **changes):

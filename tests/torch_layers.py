@@ -26,6 +26,14 @@ def bert(cross: bool, layers: int, width: int, heads: int, hidden: int, vocab: i
     return model
 
 
+def randomise(model: torch.nn.Module) -> torch.nn.Module:
+    """Every weight random (fresh norms and biases are all one or zero, which would hide a swapped row)."""
+    torch.manual_seed(0)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    return model.eval()
+
+
 def dense(layer: torch.nn.Linear) -> dict:
     """Our dense layer."""
     return {"kernel": layer.weight.detach().numpy().T, "bias": layer.bias.detach().numpy()}

@@ -1,4 +1,4 @@
-"""Cross-modal pretraining and retrieval in JAX: pictures, video, sound and text in many languages.
+"""Cross-modal pretraining and retrieval in JAX: pictures, text in many languages, and modalities of your own.
 
     import xmodal_jax as xmodal
 

@@ -8,10 +8,11 @@ run.similarity(images, texts)
 import contextlib
 import functools
 import json
+import logging
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from xmodal_jax.atomic import write_file
 from xmodal_jax.config_build import unknown_key
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.readers import has_views, reader_classes
-from xmodal_jax.encode.embed import Embedded, Embedder, PairScorer
+from xmodal_jax.encode.embed import Embedded, Embedder, PairScorer, join_rows
 from xmodal_jax.encode.inputs import BLOCK, encode_blocks, reader_of
 from xmodal_jax.errors import UserError
 from xmodal_jax.origin import Origin, result_file
@@ -33,6 +34,8 @@ from xmodal_jax.settings import Config
 from xmodal_jax.terminal import logging_to
 from xmodal_jax.types import Params
 from xmodal_jax.workdir import open_run
+
+log = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 PATH = str | os.PathLike
@@ -75,17 +78,28 @@ def prepare(
     `xmodal data prepare SOURCE --help` with "_" for "-".
     """
     from xmodal_jax.data.prepare import prepare as write
-    from xmodal_jax.data.sources import make_source, source_options
+    from xmodal_jax.data.sources import make_source
 
-    drop, known = options.pop("drop_copies", False), {option.name: option for option in source_options(source)}
-    for name, value in options.items():
-        if name not in known:
-            raise unknown_key(name, f"the source '{source}'", list(known))
-        if isinstance(value, float) and known[name].annotation in (int, int | None):
-            raise UserError(f"{name} is {value}; write a whole number")
+    drop = options.pop("drop_copies", False)
+    _refuse_options(source, options)
     return write(
         make_source(source, options), out, max_size=max_size, allow_bad=allow_bad, force=force, drop_copies=drop
     )
+
+
+def _refuse_options(source: str, options: dict[str, Any]) -> None:
+    """Raise UserError for options that a source does not take, or lacks."""
+    from xmodal_jax.data.sources import source_options
+
+    known = {option.name: option for option in source_options(source)}
+    for name, value in options.items():
+        if name not in known:
+            raise unknown_key(name, f"the source '{source}'", list(known))
+        if isinstance(value, (float, str)) and known[name].annotation in (int, int | None):
+            raise UserError(f"{name} is {value!r}; write a whole number")
+    for name, option in known.items():
+        if option.default is option.empty and name not in options:
+            raise UserError(f"the source '{source}' needs {name}; write {name}=...")
 
 
 def train(
@@ -110,7 +124,7 @@ def train(
         found = load(workdir)
         data = found.config.data
         if evaluate and data.eval_split in Card.load(data.path).splits:  # a set may have nothing held out
-            found.evaluate()
+            found.evaluate(say=log.info)
     return found
 
 
@@ -377,22 +391,20 @@ class TrainedRun:
         """Encode inputs of a field, with hash values where the run has them."""
         worded = field in self.config.data.fields and reader_of(self.assembly, field)[0].worded
         parts = encode_blocks(self.assembly, self.embedder, field, _listed(inputs, worded), tokens, language)
-        return _joined(_shown(parts, -(-len(inputs) // BLOCK), field, progress))
+        return join_rows(_shown(parts, -(-len(inputs) // BLOCK), field, progress))
 
 
 def _listed(inputs: Any, words: bool = False) -> Sequence[Any]:
     """Return inputs that are a list; raise UserError for a single one, and for none."""
-    if isinstance(inputs, (str, os.PathLike)) or not hasattr(inputs, "__len__"):
+    if isinstance(inputs, (str, bytes, os.PathLike, Mapping, Set)) or not hasattr(inputs, "__len__"):
         such = "['a red square']" if words else "['a.jpg']"
         raise UserError(f"the inputs are one {type(inputs).__name__}; write a list of inputs, such as {such}")
+    shape = getattr(inputs, "shape", ())
+    if len(shape) == 2 or len(shape) == 3 and shape[2] in (3, 4):
+        raise UserError(f"the inputs are one array {list(shape)}; write a list of pictures, such as [array]")
     if not len(inputs):
         raise UserError("there is nothing to encode: the list of inputs is empty")
     return inputs
-
-
-def _joined(parts: Iterable[Embedded]) -> Embedded:
-    """Put the rows of all parts one after the other."""
-    return Embedded(**jax.tree.map(lambda *rows: np.concatenate(rows), *map(vars, parts)))
 
 
 def _shown(parts: Iterable[Embedded], blocks: int, field: str, progress: bool | None) -> Iterable[Embedded]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from xmodal_jax import __version__
+from xmodal_jax.atomic import write_file
 from xmodal_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -251,7 +252,7 @@ def encode(args: argparse.Namespace, _: list[str]) -> None:
     if not inputs:
         raise UserError("there is nothing to encode; write files, or --lines FILE with one input a line")
     found = run.encode(field, inputs)
-    np.save(args.out, found)
+    write_file(args.out, lambda file: np.save(file, found))
     print(f"wrote {args.out}: {found.shape[0]} x {found.shape[1]} {found.dtype}, unit rows of field '{field}'")
 
 

@@ -44,6 +44,24 @@ def logging_to_terminal() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Keep a root logger without handlers from getting one: of orbax and array_record the first line would add it.
+
+    It would stay, so that a program's own `logging.basicConfig` did nothing from then on. Until the context ends,
+    warnings are shown as Python shows them where there is no handler.
+    """
+    root = logging.getLogger()
+    held = [] if root.handlers else [logging.lastResort or logging.NullHandler()]
+    for handler in held:
+        root.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in held:
+            root.removeHandler(handler)
+
+
+@contextlib.contextmanager
 def logging_to(stream: TextIO) -> Iterator[None]:
     """Show what is logged on a stream: for a call from Python, whose program may have set up no logging.
 

@@ -13,6 +13,7 @@ from xmodal_jax.origin import Origin, trained_languages
 from xmodal_jax.parallel.mesh import make_mesh
 from xmodal_jax.parallel.rules import shardings
 from xmodal_jax.settings import Config, MeshConfig, as_dict
+from xmodal_jax.terminal import handlers_kept
 from xmodal_jax.training.averaging import average_checkpoints
 from xmodal_jax.training.checkpoint import PARAMS, TEACHER, Checkpoints, read_run
 from xmodal_jax.training.run import make_run
@@ -21,6 +22,7 @@ from xmodal_jax.training.which import usable_steps
 from xmodal_jax.types import Params
 
 
+@handlers_kept()
 def open_run(workdir: str | pathlib.Path, overrides: dict[str, dict] | None = None) -> tuple[Assembly, Params, int]:
     """Return the assembly, the weights to use on the mesh of all local devices, and their step.
 

@@ -1,8 +1,7 @@
-import importlib.util
 import io
 import json
-import pathlib
 
+import cca_floor
 import numpy as np
 import pytest
 import scipy.linalg
@@ -12,7 +11,6 @@ from PIL import Image
 from xmodal_jax.data import prepare, source
 from xmodal_jax.errors import UserError
 
-SCRIPT = pathlib.Path(__file__).parents[2] / "benchmarks" / "cca_floor.py"
 COLOURS = {
     "red": (220, 30, 30),
     "green": (30, 200, 30),
@@ -21,15 +19,6 @@ COLOURS = {
     "black": (10, 10, 10),
 }
 SHAPES = ("square", "bar", "column", "frame")
-
-
-@pytest.fixture(scope="module")
-def cca_floor():
-    """The script as a module."""
-    spec = importlib.util.spec_from_file_location("cca_floor", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def draw(colour, shape, rng):
@@ -61,7 +50,7 @@ def folder(tmp_path_factory):
     return path
 
 
-def test_cca_is_the_solution_of_its_eigenproblem(cca_floor, rng):
+def test_cca_is_the_solution_of_its_eigenproblem(rng):
     """Against the generalised eigenvalue form, on explicit pairs."""
     image, text = rng.normal(size=(30, 5)), rng.normal(size=(40, 4))
     text[:30, :2] += image[:, :2]
@@ -80,7 +69,7 @@ def test_cca_is_the_solution_of_its_eigenproblem(cca_floor, rng):
     np.testing.assert_allclose(image_side[1].T @ cxy @ text_side[1], np.diag(correlations**3), atol=1e-12)
 
 
-def test_hand_features_see_what_they_should(cca_floor):
+def test_hand_features_see_what_they_should():
     image = np.zeros((2, 64, 64, 3), np.uint8)
     image[0, :, 32:] = 255  # a vertical edge: gradients across
     image[1, 32:] = 255  # a horizontal one
@@ -93,7 +82,7 @@ def test_hand_features_see_what_they_should(cca_floor):
     np.testing.assert_allclose(cca_floor.thumbnail(image)[0].reshape(8, 8, 3)[0, :, 0], [0, 0, 0, 0, 1, 1, 1, 1])
 
 
-def test_tf_idf_prefers_rare_words_and_forgets_single_ones(cca_floor):
+def test_tf_idf_prefers_rare_words_and_forgets_single_ones():
     words = cca_floor.TfIdf(["a dog", "a dog", "a cat", "a cat", "a zebra"])
     assert set(words.column) == {"a", "dog", "cat"}
     row = words(["A dog!", "unknown"])
@@ -101,7 +90,7 @@ def test_tf_idf_prefers_rare_words_and_forgets_single_ones(cca_floor):
     np.testing.assert_allclose(np.linalg.norm(row, axis=1), [1, 0], atol=1e-6)
 
 
-def test_hand_features_retrieve_shapes_and_colours(cca_floor, folder, capsys):
+def test_hand_features_retrieve_shapes_and_colours(folder, capsys):
     cca_floor.main([str(folder), "--regularisation", "auto", "--dim", "8"])
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["view"] for row in rows] == ["first", "second", "mean of the views"]
@@ -110,7 +99,7 @@ def test_hand_features_retrieve_shapes_and_colours(cca_floor, folder, capsys):
     assert rows[0]["train_pairs"] == 160
 
 
-def test_towers_are_read_from_a_file(cca_floor, folder, tmp_path, capsys):
+def test_towers_are_read_from_a_file(folder, tmp_path, capsys):
     """Perfect towers: the same one-hot vector of the concept on both sides."""
     arrays = {}
     for split, count in (("train", 80), ("test", 20)):

@@ -3,6 +3,7 @@
 import sys
 
 import hamming_bandwidth
+import hamming_speed
 import numpy as np
 import pytest
 
@@ -43,8 +44,9 @@ def test_a_line_for_each_number_of_queries():
     ("wrong", "words"),
     [(["--rows", "0"], "hold 0; write numbers above 0"), (["--bits", "12"], "--bits 12; write a multiple of 8")],
 )
-def test_numbers_that_mean_nothing_are_refused(wrong, words, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(sys, "argv", ["hamming_bandwidth.py", "--out", str(tmp_path / "x.json"), *wrong])
+@pytest.mark.parametrize("script", [hamming_bandwidth, hamming_speed])
+def test_numbers_that_mean_nothing_are_refused(script, wrong, words, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["script.py", "--out", str(tmp_path / "x.json"), *wrong])
     with pytest.raises(SystemExit) as stopped:
-        hamming_bandwidth.run_script(hamming_bandwidth.main)
+        script.run_script(script.main)
     assert stopped.value.code == 2 and words in capsys.readouterr().err

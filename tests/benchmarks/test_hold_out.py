@@ -1,11 +1,10 @@
 """A development split: whole groups, nothing lost, caches row by row beside it."""
 
 import dataclasses
-import importlib.util
 import io
-import pathlib
 import shutil
 
+import hold_out
 import numpy as np
 import pytest
 from PIL import Image
@@ -29,16 +28,6 @@ EMBEDDINGS = {
     "dtype": "float32",
     "files": {"train": ["x"]},
 }
-SCRIPT = pathlib.Path(__file__).parents[2] / "benchmarks" / "hold_out.py"
-
-
-@pytest.fixture(scope="module")
-def hold_out():
-    """The script as a module."""
-    spec = importlib.util.spec_from_file_location("hold_out", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def picture(number):
@@ -48,14 +37,14 @@ def picture(number):
     return file.getvalue()
 
 
-def test_groups_stay_whole(hold_out):
+def test_groups_stay_whole():
     groups = ["a", "b", "a", "c", "b", "d"]
     chosen = hold_out.held_out_groups(groups, 3, seed=0)
     assert 3 <= sum(group in chosen for group in groups) <= 4
     assert chosen == hold_out.held_out_groups(groups, 3, seed=0)
 
 
-def test_the_new_splits_share_no_group_and_lose_nothing(hold_out, shapes_data, tmp_path):
+def test_the_new_splits_share_no_group_and_lose_nothing(shapes_data, tmp_path):
     source, out = tmp_path / "shapes", tmp_path / "dev"
     shutil.copytree(shapes_data, source)
 
@@ -81,7 +70,7 @@ def test_the_new_splits_share_no_group_and_lose_nothing(hold_out, shapes_data, t
         hold_out.main([str(source), "--records", "4", "--out", str(out)])
 
 
-def test_media_labels_and_digests_come_along_and_embeddings_do_not(hold_out, tmp_path):
+def test_media_labels_and_digests_come_along_and_embeddings_do_not(tmp_path):
     """Records with depth maps, some without pictures, some without captions; the digests are those of a set made so."""
     items = [
         Item(

@@ -1,29 +1,15 @@
 """The pooled features that the second floor reads: grid means of the caches, text of the frozen tower."""
 
-import importlib.util
-import pathlib
-
 import numpy as np
-import pytest
+import pooled_towers
 
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.features import write_features
 from xmodal_jax.data.split import Split
 
-SCRIPT = pathlib.Path(__file__).parents[2] / "benchmarks" / "pooled_towers.py"
 
-
-@pytest.fixture(scope="module")
-def pooled_towers():
-    """The script as a module."""
-    spec = importlib.util.spec_from_file_location("pooled_towers", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_pictures_are_grid_means_without_the_summary(pooled_towers, shapes_data, tmp_path):
+def test_pictures_are_grid_means_without_the_summary(shapes_data, tmp_path):
     import shutil
 
     folder = tmp_path / "shapes"
@@ -43,7 +29,7 @@ def test_pictures_are_grid_means_without_the_summary(pooled_towers, shapes_data,
     split.close()
 
 
-def test_captions_of_one_meaning_lie_closest(pooled_towers):
+def test_captions_of_one_meaning_lie_closest():
     rows = pooled_towers.pooled_captions(["a red apple", "an apple that is red", "the train is late"], 12)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     cosine = unit @ unit.T

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from torch_layers import randomise
 
 from xmodal_jax.convert.huggingface import (
     BATCH_NORM_EPS,
@@ -36,14 +37,6 @@ VIT = dict(
 def installed(package: str) -> bool:
     """Whether pip knows the package here."""
     return any(found.name == package for found in importlib.metadata.distributions(name=package))
-
-
-def randomise(model: torch.nn.Module) -> torch.nn.Module:
-    """Every weight random (fresh norms and biases are all one or zero, which would hide a swapped row)."""
-    torch.manual_seed(0)
-    for weight in model.parameters():
-        torch.nn.init.normal_(weight, std=0.3)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from given import Given, unit
+from given import Given, ring_of, unit
 from tiny import ROWS, tiny_batch, tiny_config, tiny_model, tiny_objectives, tiny_params
 
 from xmodal_jax.errors import UserError
@@ -15,7 +15,6 @@ from xmodal_jax.objectives import OBJECTIVES, build_objectives, parts
 from xmodal_jax.objectives.alignment import IMS, LMIM, global_to_local
 from xmodal_jax.objectives.base import same
 from xmodal_jax.objectives.contrastive import ITC, KEYS
-from xmodal_jax.types import NEVER
 
 EMBED, QUEUE, FILLED, PLACES = 6, 10, 7, 3
 SIDES = ("image", "text")
@@ -25,9 +24,7 @@ SIDES = ("image", "text")
 def arrays():
     """Embeddings of student and teacher, a queue of which 7 rows are filled, local features and which are real."""
     draw, batch = np.random.default_rng(3), tiny_batch()
-    ring = {side: unit(draw, QUEUE, EMBED) for side in SIDES}
-    ring |= {"id": np.arange(QUEUE, dtype=np.int32) + 900, "text/key": np.arange(QUEUE, dtype=np.int32) + 900}
-    ring["id"][2], ring["text/key"][4], ring["id"][FILLED:] = batch["id"][3], batch["text/key"][5], NEVER
+    ring = ring_of(draw, batch, QUEUE, FILLED, EMBED)
     mask = np.arange(PLACES)[None, :] < draw.integers(1, PLACES + 1, (ROWS, 1))
     names = ("image", "text", "teacher_image", "teacher_text", "second")
     return {name: unit(draw, ROWS, EMBED) for name in names} | {

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from given import Given, unit
+from given import Given, ring_of, unit
 from tiny import FACTS, ROWS, tiny_batch, tiny_config, tiny_model
 
 from xmodal_jax.errors import UserError
@@ -25,10 +25,7 @@ def arrays():
     """Embeddings of student, teacher and a queue of 10 rows, 7 filled, two with an id or caption of the batch."""
     draw = np.random.default_rng(3)
     batch = tiny_batch()
-    ring = {"image": unit(draw, QUEUE, EMBED), "text": unit(draw, QUEUE, EMBED)}
-    ring |= {"id": np.arange(QUEUE, dtype=np.int32) + 900, "text/key": np.arange(QUEUE, dtype=np.int32) + 900}
-    ring["id"][2], ring["text/key"][4] = batch["id"][3], batch["text/key"][5]
-    ring["id"][FILLED:] = NEVER
+    ring = ring_of(draw, batch, QUEUE, FILLED, EMBED)
     names = ("image", "text", "teacher_image", "teacher_text")
     return {name: unit(draw, ROWS, EMBED) for name in names} | {"batch": batch, "ring": ring}
 

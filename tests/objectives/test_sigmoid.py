@@ -7,14 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from given import Given, unit
+from given import Given, ring_of, unit
 from tiny import ROWS, tiny_batch, tiny_config, tiny_model, tiny_objectives, tiny_params
 
 from xmodal_jax.objectives import parts
 from xmodal_jax.objectives.sigmoid import SigLIP
 from xmodal_jax.parallel.mesh import make_mesh
 from xmodal_jax.settings import MeshConfig
-from xmodal_jax.types import NEVER
 
 EMBED, QUEUE, FILLED = 6, 8, 5
 CASES = {"paper": {}, "queue": {"queue": QUEUE}, "teacher keys and queue": {"queue": QUEUE, "student_keys": False}}
@@ -25,10 +24,7 @@ def arrays():
     """Embeddings of student, teacher and a queue of 8 rows, 5 filled, two with an id or caption of the batch."""
     draw = np.random.default_rng(4)
     batch = tiny_batch()  # rows 0 and 1 have one caption
-    ring = {"image": unit(draw, QUEUE, EMBED), "text": unit(draw, QUEUE, EMBED)}
-    ring |= {"id": np.arange(QUEUE, dtype=np.int32) + 900, "text/key": np.arange(QUEUE, dtype=np.int32) + 900}
-    ring["id"][2], ring["text/key"][4] = batch["id"][3], batch["text/key"][5]
-    ring["id"][FILLED:] = NEVER
+    ring = ring_of(draw, batch, QUEUE, FILLED, EMBED)
     names = ("image", "text", "teacher_image", "teacher_text")
     return {name: unit(draw, ROWS, EMBED) for name in names} | {"batch": batch, "ring": ring}
 

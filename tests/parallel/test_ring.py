@@ -4,7 +4,7 @@ The table of dense, gathered and ring at 2, 8 and 32 devices: `python benchmarks
 """
 
 import dataclasses
-import importlib.util
+import importlib
 import json
 import os
 import pathlib
@@ -232,10 +232,7 @@ def test_rows_that_do_not_divide_are_refused():
 def benchmark():
     """benchmarks/contrastive_memory.py as a module."""
     sys.path.insert(0, str(BENCHMARK.parent))
-    spec = importlib.util.spec_from_file_location("contrastive_memory", BENCHMARK)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(BENCHMARK.stem)
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])

@@ -3,12 +3,12 @@
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
+from host import free_port
 
 from xmodal_jax.cli import main
 from xmodal_jax.errors import UserError
@@ -36,13 +36,6 @@ with processes.leaving_at_once(where), processes.watching(stall, where):
         stuck.at(f"step {step}")
         sync_global_devices(str(step))
 """
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture

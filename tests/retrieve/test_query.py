@@ -200,7 +200,7 @@ def test_a_picture_in_memory_is_read_as_its_file(tiny_index, query_file, mode):
         (np.zeros((4, 4, 3)), r"a picture is an array float64 \[4, 4, 3\]"),
         (np.zeros((4, 4, 5), np.uint8), r"a picture is an array uint8 \[4, 4, 5\]"),
         (np.zeros(4, np.uint8), "write uint8"),
-        (7, "takes paths of files, and one input is int"),
+        (7, "takes paths of files, Pillow pictures and arrays, and one input is int"),
         ("giraffe zebra", "knows no word of 'giraffe zebra'"),
     ],
 )
@@ -221,6 +221,10 @@ def test_a_list_and_the_name_of_a_file_are_no_words(tiny_index, query_file):
         with pytest.raises(UserError, match="taken as words and names a file; for the picture write a pathlib.Path"):
             searcher.search(str(query_file))
         assert len(searcher.search("a red circle.png", k=2)) == 2  # words, if there is no such file
+        with pytest.raises(UserError, match="takes a list of queries, and this is one str; call search"):
+            searcher.search_many("a red circle")
+        with pytest.raises(UserError, match="k is 2.5; write a whole number"):
+            searcher.search("a red circle", k=2.5)
 
 
 def test_hits_are_cards_in_a_notebook(tiny_index):
@@ -281,7 +285,7 @@ def test_a_sheet_has_an_empty_frame_where_a_thumbnail_cannot_be_read(tiny_index,
     for hit, bad in zip(hits[1:], (damaged, "no base64!", None), strict=True):
         hit.item["thumbnail"] = bad
     with Image.open(query.contact_sheet(hits, tmp_path / "sheet.png", "a cat")) as sheet:
-        assert sheet.width == 5 * query.TILE + 4 * 12 + 2 * 24
+        assert sheet.width == 4 * query.TILE + 3 * 12 + 2 * 24
     empty = query.thumbnail(hits[1].item)
     assert empty.size == query.thumbnail(hits[0].item).size
     for hit in hits[2:]:

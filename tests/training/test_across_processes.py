@@ -2,13 +2,13 @@
 
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
+from host import free_port
 from one_gradient import losses_and_gradient
 
 from xmodal_jax.parallel.mesh import make_mesh
@@ -21,13 +21,6 @@ SCRIPT = pathlib.Path(__file__).with_name("one_gradient.py")
 def alone(start):
     """Losses and gradient of one process with one device."""
     return losses_and_gradient(make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]), start)
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])

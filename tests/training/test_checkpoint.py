@@ -5,9 +5,7 @@ import json
 import logging
 import os
 import pathlib
-import resource
 import shutil
-import socket
 import subprocess
 import sys
 
@@ -15,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from host import free_port, small_files
 from tiny import input_specs
 
 from xmodal_jax.data.config import DataConfig
@@ -394,17 +393,6 @@ def small_disk(folder: pathlib.Path, size: str):
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-@contextlib.contextmanager
-def small_files(size: int):
-    """No file of this process may be longer than `size` bytes: what a quota does, without any rights."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def refuse_silence(checkpoints: Checkpoints, cause: str, size: int) -> None:
     """A save that fails is an error in the end, is never counted, and leaves the one before as it was."""
     with pytest.raises(
@@ -521,10 +509,7 @@ def own_path() -> dict[str, str]:
 
 def run_peers(count: int, *arguments: str) -> list[dict]:
     """What `count` processes of one job (peer.py) printed, each a JSON line."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, str(pathlib.Path(__file__).with_name("peer.py")), port]
+    command = [sys.executable, str(pathlib.Path(__file__).with_name("peer.py")), str(free_port())]
     peers = [
         subprocess.Popen(
             [*command, str(number), str(count), *arguments],

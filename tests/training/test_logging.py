@@ -6,8 +6,10 @@ import io
 import json
 import logging
 import math
+import os
 import pathlib
 import signal
+import subprocess
 import sys
 import threading
 
@@ -66,8 +68,8 @@ def told(shapes_data, tmp_path_factory):
 
 def test_a_stream_shows_what_is_under_way(told):
     lines = told[2].splitlines()
-    assert lines[0].startswith("50 % of the training captions") or lines[0] == "compiling the train step"
-    at = lines.index("compiling the train step")
+    assert lines[0].startswith("50 % of the training captions") or lines[0].startswith("compiling the train step")
+    at = lines.index("compiling the train step, which may take minutes")
     assert lines[at + 1].startswith("first step, compilation included: ") and " 1/8 " in lines[at + 2]
     (pace,) = [line for line in lines if line.startswith("about ")]
     assert " to go (" in pace and " steps/s, " in pace and pace.endswith(" pairs/s)")
@@ -106,6 +108,25 @@ def test_a_line_from_python_comes_once(told, shapes_data, monkeypatch, capsys, c
     shown = capsys.readouterr()
     counts = [text.count(f"resuming '{told[0]}' at step 9 of 9") for text in (shown.out, shown.err, stream.getvalue())]
     assert counts == ([0, 0, 1] if configured else [0, 1, 0])
+
+
+def test_opening_a_run_and_reading_records_leave_the_root_logger_alone(told, shapes_data):
+    """In a process of their own, where orbax and array_record are imported for the first time."""
+    script = """
+import logging, sys
+import xmodal_jax as xmodal
+from xmodal_jax.data.records import open_records
+print(xmodal.load(sys.argv[1]).step)
+with open_records(sys.argv[2], "test") as records:
+    print(len(records[0]) > 0)
+print(logging.getLogger().handlers)
+logging.getLogger("xmodal_jax").warning("a warning")
+"""
+    command = [sys.executable, "-c", script, str(told[0]), str(shapes_data)]
+    path = os.pathsep.join([str(pathlib.Path(api.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split("\n")) == (0, ["9", "True", "[]", ""]), done.stderr
+    assert done.stderr.splitlines()[-1] == "a warning"
 
 
 def test_the_learning_rate_is_logged(told):

@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from host import small_files
 
 from xmodal_jax.cli import main
 
@@ -98,17 +98,6 @@ def storm(arguments, workdir: pathlib.Path, kills: int, seed: int) -> list[str]:
     code, said = ended(arguments)
     assert code == 0, said
     return hits
-
-
-@contextlib.contextmanager
-def small_files(size: int):
-    """No file of this process may be longer than `size` bytes: a full disk or a quota, without any rights."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def leaves_of(workdir: pathlib.Path) -> dict[str, np.ndarray]:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from xmodal_jax.errors import UserError
+from xmodal_jax.terminal import handlers_kept
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +218,8 @@ class Records(contextlib.AbstractContextManager):
     def close(self) -> None:
         """Close the shard files; faults of a damaged one were reported when it was read."""
         try:
-            self._source.__exit__(None, None, None)
+            with handlers_kept():
+                self._source.__exit__(None, None, None)
         except (RuntimeError, ValueError, OSError) as error:
             log.debug("closing %s: %s", self.files[0].parent, error)
 

@@ -35,6 +35,10 @@ class Embedded:
     mask: np.ndarray | None = None
     codes: np.ndarray | None = None
 
+    def take(self, rows: Any) -> "Embedded":
+        """Return some rows: a slice, or int or bool [m]."""
+        return Embedded(**jax.tree.map(lambda x: x[rows], vars(self)))
+
 
 class Embedder:
     """The encoders of a model on one tree of parameters, over the mesh that these lie on.
@@ -73,7 +77,7 @@ class Embedder:
 
     def side(self, side: Side, batch_size: int, keep_tokens: bool = False) -> Embedded:
         """Encode one side of a split, in blocks of `batch_size` of one compiled shape."""
-        return _joined(self.blocks(side, batch_size, keep_tokens))
+        return join_rows(self.blocks(side, batch_size, keep_tokens))
 
     def blocks(self, side: Side, batch_size: int, keep_tokens: bool = False) -> Iterator[Embedded]:
         """Yield one side of a split in blocks of at most `batch_size` inputs.
@@ -94,12 +98,12 @@ class Embedder:
         """Encode blocks and yield their real rows, without padding."""
         for block in blocks:
             self.poll()
-            real, coded = int((block["id"] >= 0).sum()), self.rows(side.encoder, block[side.field], keep_tokens)
-            yield Embedded(**jax.tree.map(lambda x, real=real: x[:real], vars(coded)))
+            real = int((block["id"] >= 0).sum())
+            yield self.rows(side.encoder, block[side.field], keep_tokens).take(slice(real))
 
 
-def _joined(parts: Iterable[Embedded]) -> Embedded:
-    """Concatenate the rows of all parts."""
+def join_rows(parts: Iterable[Embedded]) -> Embedded:
+    """Concatenate the rows of all parts, at least one."""
     return Embedded(**jax.tree.map(lambda *rows: np.concatenate(rows), *map(vars, parts)))
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import jax
 import numpy as np
 
 from xmodal_jax.assemble import Assembly
@@ -73,7 +72,8 @@ def _one(reader: type[Reader], spec: InputSpec, field: str, value: Any) -> np.nd
     if is_picture(value) and reader.mirrored:
         return picture_of(value, spec.size)
     if not isinstance(value, (str, os.PathLike)):
-        raise UserError(f"the field '{field}' takes paths of files, and one input is {type(value).__name__}")
+        also = ", Pillow pictures and arrays" if reader.mirrored else ""
+        raise UserError(f"the field '{field}' takes paths of files{also}, and one input is {type(value).__name__}")
     return reader.of_file(pathlib.Path(value), spec)
 
 
@@ -167,5 +167,5 @@ def encode_rows_of(
     assembly: Assembly, embedder: Embedder, field: str, rows: np.ndarray, size: int, tokens: bool = False
 ) -> Embedded:
     """Encode rows that were read for a field, filled up to `size` rows."""
-    real, found = len(rows), embedder.rows(assembly.config.data.fields[field].encoder, filled(rows, size), tokens)
-    return Embedded(**jax.tree.map(lambda x: x[:real], vars(found)))
+    encoder = assembly.config.data.fields[field].encoder
+    return embedder.rows(encoder, filled(rows, size), tokens).take(slice(len(rows)))

@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 from xmodal_jax.data.evaluation import EvalSplit, Side
@@ -30,7 +29,7 @@ class Fold:
 
 def _taken(whole: Embedded, rows: np.ndarray) -> Embedded:
     """Select rows of a side, without its tokens and mask."""
-    return Embedded(**jax.tree.map(lambda x: x[rows], vars(dataclasses.replace(whole, tokens=None, mask=None))))
+    return dataclasses.replace(whole, tokens=None, mask=None).take(rows)
 
 
 def folds_of(split: EvalSplit, count: int, pictures: int) -> Iterator[Fold]:

@@ -30,7 +30,7 @@ from xmodal_jax.eval.tables import recall_names
 from xmodal_jax.origin import Origin, result_file
 from xmodal_jax.report.floors import Floor, floors_of
 from xmodal_jax.settings import Config
-from xmodal_jax.training.log import METRICS_FILE, duration
+from xmodal_jax.training.log import METRICS_FILE, duration, read_log
 from xmodal_jax.types import Params
 from xmodal_jax.workdir import open_run
 
@@ -226,15 +226,8 @@ def read_result(path: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """Read the lines of metrics.jsonl that hold losses or evaluations; none where there is no such file."""
-    path, found = workdir / METRICS_FILE, []
-    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # torn by a crash
-        if isinstance(row, dict) and ("pairs" in row or "eval" in row):
-            found.append(row)
-    return found
+    lines = read_log(workdir) if (workdir / METRICS_FILE).is_file() else []
+    return [line for line in lines if "pairs" in line or "eval" in line]
 
 
 def curves(lines: list[dict[str, Any]]) -> list[Curve]:

@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.errors import UserError
-from xmodal_jax.search.backend import Backend
-from xmodal_jax.search.index import Index
+from xmodal_jax.search.index import CopiedIndex, Index
 
 
 def load_faiss() -> Any:
@@ -18,7 +17,7 @@ def load_faiss() -> Any:
     return faiss
 
 
-class FaissIndex(Backend):
+class FaissIndex(CopiedIndex):
     """The rows of an `Index` in faiss, copied to memory at the first search of a kind, a block at a time.
 
     Distances and cosines are those of the index. Rows of equal distance come in ascending order within the answer, but
@@ -26,14 +25,9 @@ class FaissIndex(Backend):
     """
 
     def __init__(self, index: Index):
+        super().__init__(index)
         self.faiss = load_faiss()
-        self.index, self.name = index, index.name
-        self.width, self.bits, self.count = index.width, index.bits, index.count
         self._made: dict[str, Any] = {}
-
-    def item(self, row: int) -> dict:
-        """Return the item of record `row`."""
-        return self.index.item(row)
 
     def _find(self, asked: np.ndarray, k: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
         value, row = self._index(kind).search(np.ascontiguousarray(asked), k)

@@ -19,9 +19,8 @@ import numpy as np
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.retrieve.faiss_backend import in_order
-from xmodal_jax.search.backend import Backend
 from xmodal_jax.search.files import KINDS
-from xmodal_jax.search.index import Index
+from xmodal_jax.search.index import CopiedIndex, Index
 
 COLLECTION = "xmodal"
 BATCH = 1000  # rows of one call
@@ -110,7 +109,7 @@ def _milvus_lite_quiet() -> Iterator[None]:
         root.removeFilter(other)
 
 
-class MilvusIndex(Backend):
+class MilvusIndex(CopiedIndex):
     """The rows of `index` in Milvus.
 
     Args:
@@ -126,9 +125,8 @@ class MilvusIndex(Backend):
         self.milvus = load_milvus()
         if re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name) is None:
             raise UserError(f"'{name}' cannot name a Milvus collection; write letters, digits and _ only.")
-        self.index, self.uri = index, uri
-        self.name, self.collection = f"{name} at {uri}", name
-        self.width, self.bits, self.count = index.width, index.bits, index.count
+        super().__init__(index)
+        self.uri, self.name, self.collection = uri, f"{name} at {uri}", name
         refuse_bad_uri(uri)
         also = (OSError, ValueError, RuntimeError)
         with _milvus_lite_quiet(), self._asking("cannot be reached", "write its address, or a .db file", also):
@@ -146,10 +144,6 @@ class MilvusIndex(Backend):
             if message == NOT_OPENED:
                 raise UserError(_in_use(self.uri, ", or cannot be read")) from error
             raise UserError(f"Milvus at {self.uri} {what} ({message}); {then}.") from error
-
-    def item(self, row: int) -> dict:
-        """Return the item of record `row`."""
-        return self.index.item(row)
 
     def close(self) -> None:
         """Close the connection."""

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import logging
+import numbers
 import os
 from typing import Any
 
@@ -54,6 +55,8 @@ class SearchPipeline:
         sizes = {"k": k, "rerank": self.rerank, "shortlist": self.shortlist}
         asked = [(name, size) for name, size in sizes.items() if name == "k" or size != 0]
         for name, size in asked:
+            if not isinstance(size, numbers.Integral):
+                raise UserError(f"{name} is {size!r}; write a whole number")
             if size < 1:
                 raise UserError(f"{name} {size} takes nothing of the {count} {rows}; write 1 to {count}")
         for (name, size), (after, wider) in itertools.pairwise(asked):

@@ -13,7 +13,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from xmodal_jax import drawing
@@ -21,7 +20,7 @@ from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.media import find_file, read_file
 from xmodal_jax.data.readers import has_views, reader_classes
 from xmodal_jax.data.records import PICTURES
-from xmodal_jax.encode.embed import Embedded, Embedder
+from xmodal_jax.encode.embed import Embedded, Embedder, join_rows
 from xmodal_jax.encode.inputs import block_size, encode_rows_of, read_inputs
 from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.mesh import make_mesh
@@ -201,6 +200,10 @@ class Searcher:
           UserError: k below 1, stages that do not follow each other, a run that is gone or has changed since, no codes,
             an unreadable file, a query that means nothing to the model.
         """
+        if isinstance(queries, (str, os.PathLike)):
+            raise UserError(
+                f"search_many takes a list of queries, and this is one {type(queries).__name__}; call search"
+            )
         stages, k = stages.fitted(k, self.index.count, f"{self.index.extra.get('noun', 'rows')} of {self.index.path}")
         fields, found = [self._field_of(query, field, language) for query in queries], [Hits()] * len(queries)
         for name in dict.fromkeys(fields):
@@ -232,7 +235,7 @@ class Searcher:
         if not stages.rerank:
             return found
         how, rows = self.weight, RowInputs(assembly, self.index, self.target.data)
-        asked = [(field, Embedded(**jax.tree.map(lambda x, i=i: x[i : i + 1], vars(coded)))) for i in range(len(found))]
+        asked = [(field, coded.take(slice(i, i + 1))) for i in range(len(found))]
         return [matched(assembly, params, rows, one, hits, k, how) for one, hits in zip(asked, found, strict=True)]
 
 
@@ -316,7 +319,7 @@ def encoded_queries(
     for start in range(0, len(queries), size):
         rows = query_inputs(assembly, field, queries[start : start + size], language)
         parts.append(encode_rows_of(assembly, embedder, field, rows, size, keep_tokens))
-    return Embedded(**jax.tree.map(lambda *x: np.concatenate(x), *map(vars, parts)))
+    return join_rows(parts)
 
 
 def query_inputs(assembly: Assembly, field: str, queries: Sequence[Query], language: str = "") -> np.ndarray:
@@ -358,11 +361,12 @@ def contact_sheet(
     if not any("thumbnail" in hit.item for hit in hits):
         raise UserError("the index keeps no thumbnails of its pictures; leave out --show")
     tiles = [hit_tile(rank, hit) for rank, hit in enumerate(hits, 1)]
-    width = COLUMNS * TILE + (COLUMNS - 1) * 12
+    columns = min(max(len(tiles), 3), COLUMNS)
+    width = columns * TILE + (columns - 1) * 12
     heading = drawing.text_block(title, width - 140 * bool(image), 24, bold=True)
     if image:
         heading = drawing.beside([drawing.framed(read_file(find_file(image)), 128), heading], 12)
-    sheet = drawing.with_margin(drawing.stacked([heading, drawing.grid(tiles, COLUMNS)], 16))
+    sheet = drawing.with_margin(drawing.stacked([heading, drawing.grid(tiles, columns)], 16))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path)

@@ -218,6 +218,18 @@ class Index(Backend):
         return engine.resident_topk(asked, found, k)
 
 
+class CopiedIndex(Backend):
+    """The rows of an `Index` held elsewhere, such as on the devices of a mesh; sizes and items are the index's."""
+
+    def __init__(self, index: Index):
+        self.index, self.name = index, index.name
+        self.width, self.bits, self.count = index.width, index.bits, index.count
+
+    def item(self, row: int) -> dict:
+        """Return the item of record `row`."""
+        return self.index.item(row)
+
+
 def _floats(rows: np.ndarray) -> np.ndarray:
     """Return stored rows as they are searched: an int8 row stands for itself divided by its length."""
     return numpy_engine.unit_rows(rows) if rows.dtype == np.int8 else rows

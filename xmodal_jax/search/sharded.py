@@ -10,15 +10,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.search import dense, hamming, topk
-from xmodal_jax.search.backend import Backend
-from xmodal_jax.search.index import Index
+from xmodal_jax.search.index import CopiedIndex, Index
 
 AXIS = "data"
 MOST_ROWS = 2**31 - 1  # rows are int32 on the device
 DENSE_SCORES = 1 << 24  # of one device at once
 
 
-class ShardedIndex(Backend):
+class ShardedIndex(CopiedIndex):
     """The rows of an `Index` on the devices of `mesh`, consecutive rows on each, placed at the first search.
 
     The answers are those of the index itself, ties by row. Search is one program per block of queries: each device
@@ -31,13 +30,9 @@ class ShardedIndex(Backend):
             raise UserError(f'The mesh has axes {mesh.axis_names} and no "{AXIS}"; name one "{AXIS}".')
         if index.count > MOST_ROWS:
             raise UserError(f"{index.name} has over {MOST_ROWS} rows; search it in several parts.")
-        self.index, self.mesh, self.name = index, mesh, index.name
-        self.width, self.bits, self.count = index.width, index.bits, index.count
+        super().__init__(index)
+        self.mesh = mesh
         self._placed: dict[str, tuple[jax.Array, int]] = {}
-
-    def item(self, row: int) -> dict:
-        """Return the item of record `row`."""
-        return self.index.item(row)
 
     def _find(self, asked: np.ndarray, k: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
         rows, share = self._rows(kind)

@@ -4,11 +4,9 @@ A file `DATA/starts/<digest>.npz` holds the linear paths that `cca.linear_start`
 they depend on: the split's files, the pictures' and captions' settings, the towers' weights, the size and the ridge.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
 import pathlib
 import zipfile
 from collections.abc import Callable
@@ -17,7 +15,9 @@ import jax
 import numpy as np
 
 from xmodal_jax.assemble import Assembly
+from xmodal_jax.atomic import write_file
 from xmodal_jax.data.card import Card
+from xmodal_jax.errors import UserError
 from xmodal_jax.settings import Config, as_dict
 from xmodal_jax.types import Params
 
@@ -83,14 +83,9 @@ def kept_start(assembly: Assembly, params: Params, solve: Callable[[], Heads]) -
 
 def _keep(path: pathlib.Path, heads: Heads) -> None:
     """Write in one step, or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     flat = {f"{side}.{leaf}": x for side, head in heads.items() for leaf, x in head.items()}
     try:
         path.parent.mkdir(exist_ok=True)
-        with part.open("wb") as file:
-            np.savez(file, **flat)
-        os.replace(part, path)
-    except OSError as error:
+        write_file(path, lambda file: np.savez(file, **flat))
+    except (OSError, UserError) as error:
         log.info("the start is not kept: %s", error)
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 from etils import epath
 
 from xmodal_jax.atomic import write_file
@@ -27,6 +26,7 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.processes import first_says, lost_peer, with_causes
 from xmodal_jax.parallel.rules import path_name
 from xmodal_jax.training import checksums, store
+from xmodal_jax.training.orbax import ocp
 from xmodal_jax.training.quiet import TEMPORARY, note_abandoned
 from xmodal_jax.training.state import TrainState
 

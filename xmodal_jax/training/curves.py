@@ -1,6 +1,5 @@
 """Learning curves of a run as a picture: losses, learning rate and evaluations over the steps."""
 
-import json
 import math
 import os
 import pathlib
@@ -9,7 +8,7 @@ from typing import Any
 from xmodal_jax.drawing import save_figure
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.tables import flat
-from xmodal_jax.training.log import METRICS_FILE
+from xmodal_jax.training.log import METRICS_FILE, read_log
 
 Points = dict[str, tuple[list[int], list[float]]]  # {name: (steps, values)}
 
@@ -56,17 +55,9 @@ def plot_curves(workdir: str | pathlib.Path, path: str | os.PathLike) -> pathlib
 
 def read_lines(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """Return the lines of a run's log; torn ones are left out. Raises UserError for a folder without a log."""
-    path, found = workdir / METRICS_FILE, []
-    if not path.is_file():
+    if not (workdir / METRICS_FILE).is_file():
         raise UserError(f"'{workdir}' has no {METRICS_FILE}; name the work directory of a run")
-    for line in path.read_text("utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and "step" in row:
-            found.append(row)
-    return found
+    return read_log(workdir)
 
 
 def points_of(lines: list[dict[str, Any]], names: tuple[str, ...]) -> Points:

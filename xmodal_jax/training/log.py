@@ -61,6 +61,19 @@ def memory_gb() -> float:
     return used / 1e9
 
 
+def read_log(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Read the records of a run's log; lines torn by a crash are left out. Raises FileNotFoundError without a log."""
+    found = []
+    for line in (workdir / METRICS_FILE).read_text("utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "step" in record:
+            found.append(record)
+    return found
+
+
 class TrainLog:
     """Appends one JSON line per logged step and shows progress with pairs/s and time left.
 

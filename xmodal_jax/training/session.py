@@ -153,7 +153,7 @@ class Session:
             stuck.at(f"step {step}")
             self.profile.before(step)
             if step == first + 1:
-                self.report.say("compiling the train step")
+                self.report.say("compiling the train step, which may take minutes")
             state, metrics = self.run.step(state, batch)
             watch.sent(step, metrics)
             self.profile.after(step, metrics)

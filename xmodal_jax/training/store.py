@@ -11,10 +11,10 @@ import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
-import orbax.checkpoint as ocp
 from etils import epath
 
 from xmodal_jax.errors import UserError
+from xmodal_jax.training.orbax import ocp
 
 OPEN_FILES = pathlib.Path("/proc/self/fd")  # where Linux names the open files of a process
 MANIFEST = "manifest.ocdbt"  # of the merged parts
