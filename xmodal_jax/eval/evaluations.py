@@ -60,7 +60,10 @@ class Classification(Evaluation):
 
 @dataclass(frozen=True)
 class Captioning(Evaluation):
-    """BLEU-4 and CIDEr of the decoder's captions (eval/captioning.py); `limit`: records of the split, 0 for all."""
+    """BLEU-4 and CIDEr of the decoder's captions, by language where these are in several (eval/captioning.py).
+
+    `limit`: records of the split, 0 for all.
+    """
 
     beam: int = limited(3, least=1)
     limit: int = limited(0, least=0)
@@ -71,7 +74,7 @@ class Captioning(Evaluation):
             raise UserError(f"{where} writes captions, and no objective trains a decoder; add the objective 'lm'")
 
     def __call__(self, evaluator: Evaluator, split: str, say: Callable[[str], None]) -> Numbers:
-        """Caption the split: {score: value}."""
+        """Caption the split: {score: value}, with several languages their mean and "languages": {code: the same}."""
         say("writing captions")
         own = evaluator.assembly, evaluator.params
         return caption_split(*own, split, self.limit, self.beam, True, evaluator.poll)[1]

@@ -314,10 +314,29 @@ def folds_note(count: int, pictures: int) -> str:
 
 def further_grids(result: Tables) -> list[tuple[str, Grid]]:
     """List (name, its numbers) of each entry of `config.evals`."""
-    return [
-        (name, Grid(["measure", "value"], [[path, f"{value:.3f}"] for path, value in flat(own).items()]))
-        for name, own in result.get("evals", {}).items()
+    return [(name, scores_grid(own)) for name, own in result.get("evals", {}).items()]
+
+
+COUNTS = ("records", "lacking")  # of a language's own table
+
+
+def scores_grid(own: Tables) -> Grid:
+    """Tabulate the numbers of one evaluation: a line for each, or for each of "languages" and their mean.
+
+    Languages are those of `captioning.caption_split`, whose tables count records.
+    """
+    told = own.get("languages")
+    if not isinstance(told, dict) or not all(
+        isinstance(row, dict) and set(COUNTS) <= set(row) for row in told.values()
+    ):
+        return Grid(["measure", "value"], [[path, f"{value:.3f}"] for path, value in flat(own).items()])
+    names = [name for name in own if name != "languages"]
+    rows = [
+        [code, *(f"{row[name]:.3f}" for name in names), *(f"{row[name]:.0f}" for name in COUNTS)]
+        for code, row in told.items()
     ]
+    mean = [f"mean of {len(told)}", *(f"{own[name]:.3f}" for name in names), *("" for _ in COUNTS)]
+    return Grid(["captions in", *names, *COUNTS], [*rows, mean])
 
 
 def flat(tree: dict[str, Any]) -> dict[str, Any]:
