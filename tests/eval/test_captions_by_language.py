@@ -163,7 +163,8 @@ def test_the_commands_print_and_keep_the_scores_and_the_report_shows_them(run, s
     result = json.loads((run.workdir / "eval-test.json").read_text())
     assert result["evals"]["written"] == split[1]
     ((name, grid),) = further_grids(result)
-    assert name == "written" and str(grid) in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert name == "written" and str(grid) in said and "Captions are scored in each language over the" in said
     page = write_report(run.workdir)[0].read_text("utf-8")
     assert "<td>mean of 2</td>" in page and f"<td>{split[1]['languages']['de']['CIDEr']:.3f}</td>" in page
     assert page.count("true: ") == len(re.findall("true: a", page)) > 0, "captions shown are the first language's"
@@ -192,6 +193,15 @@ def test_a_run_goes_on_in_its_own_languages_alone(run, folder):
         ):
             refuse_other_starts(other, run.workdir)
     refuse_other_starts(assemble(freeze(config_of(folder, "en", "de"))), run.workdir)
+
+
+def test_captions_that_no_true_one_is_there_for_are_refused_before_training(folder, tmp_path):
+    config = config_of(folder, "en", "de")
+    config.eval.languages = ("fr",)
+    said = "config.evals.written writes captions in de, en, and those to score by are in fr; write some of these in"
+    with pytest.raises(UserError, match=said):
+        xmodal.train(config, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_run_takes_the_starts_of_the_languages_in_common(run, folder):

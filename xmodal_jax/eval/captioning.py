@@ -120,12 +120,9 @@ def by_language(assembly: Assembly, found: EvalSplit, language: str = "") -> dic
     names, spoken = Card.load(assembly.config.data.path).languages, found.right.language
     if spoken is None:
         return {"": found}
-    codes = np.unique(spoken).tolist()
-    own = (
-        {names[code]: fold.split for code, fold in languages_of(found).items()}
-        if codes[1:]
-        else {names[codes[0]]: found}
-    )
+    own = {names[code]: fold.split for code, fold in languages_of(found).items()}
+    if len(set(spoken.tolist())) == 1:
+        own = {names[spoken[0]]: found}
     known = (language,) if language else assembly.model.starts or tuple(own)
     if not set(known) & set(own):
         raise UserError(

@@ -202,7 +202,7 @@ class LM(Writing):
                 f"{where}.bridge is True, but config.bridge.sides is {config.bridge.sides}; add '{encoder}'"
             )
         spoken = config.data.languages_in(self.pair[1])
-        if self.languages and len(spoken) < 2:
+        if self.languages and len(set(spoken)) < 2:
             raise UserError(
                 f"{where}.languages is True, and the captions of config.data.fields.{self.pair[1]} are in "
                 f"{', '.join(spoken) or 'no language'} alone; write two or more in config.data.languages, or False"
