@@ -3,19 +3,21 @@
 The paper's own text is not open to us; this is our reading of it by UC2 (Zhou et al. 2021) and CCLM (Zeng et al. 2023):
 contrast and matching of pictures and texts, masked words of each language, masked words of a text beside its
 translation and the picture (translation language modelling), and contrast of a text with its translation. `features`
-(default) reads cached pictures and trains multilingual-e5-small; `tiny` is for tests. Data: benchmarks/emoji_views.py
-with --languages; before training: `xmodal weights --of e5 --out weights/e5`.
+(default) reads cached pictures and trains multilingual-e5-small; `captions` writes captions too, in English and German,
+each begun by a start of its own; `tiny` and `captions_tiny` are for tests. Data: benchmarks/emoji_views.py with
+--languages; before training: `xmodal weights --of e5 --out weights/e5`.
 """
 
 from xmodal_jax import presets
 from xmodal_jax.settings import defaults, variant_of
 
 PLAIN = {"queue": 0, "alpha": 0.0}
+WRITTEN = ("en", "de")
 
 
 def get_config(variant: str = "features"):
     """Return the config of one of the variants above."""
-    variant_of(variant, ("features", "tiny"), "configs/mlmm.py")
+    variant_of(variant, ("features", "captions", "tiny", "captions_tiny"), "configs/mlmm.py")
     config = defaults()
     config.name = f"mlmm-{variant}"
     config.data.fields.text2 = {"of": "text", "draw": "translation", "required": False}
@@ -29,11 +31,15 @@ def get_config(variant: str = "features"):
         "text_text": {"kind": "itc", "pair": ("text", "text2"), **PLAIN},
     }
     config.eval.pairs = (("image", "text"),)
-    if variant == "tiny":
+    if variant.startswith("captions"):
+        config.data.languages, config.evals.captioning = WRITTEN, {"limit": 100}
+        config.objectives.lm = {"weight": 0.1, "languages": True}
+    if variant.endswith("tiny"):
         return presets.tiny(config)
+    if variant == "features":
+        config.data.languages = ("en", *presets.TRAINED)
+        config.eval.languages = (*config.data.languages, *presets.UNSEEN)
     config.data.path, config.data.views, config.eval.views = "data/emoji_views", presets.TRAIN_VIEWS, presets.TEST_VIEWS
-    config.data.languages = ("en", *presets.TRAINED)
-    config.eval.languages = (*config.data.languages, *presets.UNSEEN)
     config.data.features, config.data.keep_gb, config.data.augment.flip = ("lite0-128", "lite0-192"), 4.0, 0.0
     config.encoders.image.update(kind="features", head_hidden=768, head_dropout=0.3)
     config.encoders.text.update(presets.E5, init="weights/e5", tokenizer="weights/e5", length=24, head_hidden=768)

@@ -33,7 +33,7 @@ VARIANTS = {
     "mvsen": ("features", "regions", "sgr", "tiny"),
     "m_clip": ("features", "words", "frozen", "contrast", "english", "tiny"),
     "mla": ("transfer", "exposure", "add", "tiny"),
-    "mlmm": ("features", "tiny"),
+    "mlmm": ("features", "captions", "tiny", "captions_tiny"),
     "vqa": ("features", "emoji", "tiny"),
 }
 
@@ -154,10 +154,26 @@ def untrained(spec, *overrides):
     return {name for name, var in zip(named, traced.outvars, strict=True) if hasattr(var, "val") or var not in told}
 
 
-@pytest.mark.parametrize("name", ["quickstart", "flickr8k", *VARIANTS])
-def test_every_parameter_has_a_gradient(name):
-    fixed = {"text/tower/idf"} if name == "cmhr_drn" else set()  # counted, not trained
-    assert untrained(f"{FOLDER / name}.py:tiny") == fixed
+TINY = [f"{name}.py:tiny" for name in ("quickstart", "flickr8k", *VARIANTS)]
+
+
+@pytest.mark.parametrize("spec", [*TINY, "mlmm.py:captions_tiny"])
+def test_every_parameter_has_a_gradient(spec):
+    fixed = {"text/tower/idf"} if spec.startswith("cmhr_drn") else set()  # counted, not trained
+    assert untrained(f"{FOLDER}/{spec}") == fixed
+
+
+def test_mlmm_writes_captions_in_two_languages():
+    """The captioner is there where it is asked for, with a start for each language; the other variants have none."""
+    for variant, starts in (("tiny", ()), ("captions_tiny", ("en", "de")), ("captions", ("en", "de"))):
+        assembly = assemble_without_data(freeze(load(f"{FOLDER}/mlmm.py:{variant}")))
+        assert assembly.model.starts == assembly.facts.starts == starts
+        fields = batch_fields(assembly.config, assembly.facts)
+        told = {name for name in fields if name.endswith("/language")}
+        assert told == ({"text/language", "text2/language"} if starts else set()), "a parallel text has two"
+        decoder = abstract_params(assembly).get("decoder", {})
+        width = assembly.config.fusion.width
+        assert decoder["start"].shape == (2, width) if starts else decoder == {}
 
 
 def test_what_nothing_reads_is_found(monkeypatch):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmodal_jax.assemble import classes_of
+from xmodal_jax.assemble import classes_of, starts_of
 from xmodal_jax.config_file import freeze
 from xmodal_jax.data.readers import InputSpec
 from xmodal_jax.models import ENCODERS
@@ -118,14 +118,16 @@ FACTS = DataFacts(
 
 def tiny_objectives(section: dict, config: Config | None = None) -> dict:
     """Objectives from a config section, fitted to a config with the tiny vocabulary's special ids."""
-    return fit_objectives(build_objectives(section), config or tiny_config(), FACTS)
+    built, config = build_objectives(section), config or tiny_config()
+    return fit_objectives(built, config, dataclasses.replace(FACTS, starts=starts_of(parts(built), config)))
 
 
 def tiny_recipe(config: Config, output_ids: tuple[int, ...] = ()) -> Recipe:
     """Everything a step of `config` needs."""
     objectives = tiny_objectives(config.objectives, config)
-    model = CrossModal(config, output_ids, classes_of(parts(objectives), FACTS))
-    abstract = jax.eval_shape(lambda: tiny_params(model, 0, parts(objectives)))
+    used = parts(objectives)
+    model = CrossModal(config, output_ids, classes_of(used, FACTS), starts_of(used, config))
+    abstract = jax.eval_shape(lambda: tiny_params(model, 0, used))
     return Recipe(config, model, objectives, make_optimizer(config.optimizer, abstract, config.steps), facts=FACTS)
 
 

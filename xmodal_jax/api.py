@@ -263,11 +263,15 @@ class TrainedRun:
         found = _in_blocks(scorer, one, two).reshape(-1, len(sides[order[1]].embed))
         return found if order == fields else found.T
 
-    def caption(self, images: Sequence[Any], beam: int = 3) -> list[str]:
-        """Write a caption for each picture. Raises UserError for a run that was trained without the objective `lm`."""
+    def caption(self, images: Sequence[Any], beam: int = 3, language: str = "") -> list[str]:
+        """Write a caption for each picture, in a `language` such as "de" or, of several, in the first of the run's.
+
+        Raises UserError for a run that was trained without the objective `lm`, and for a language that it does not
+        write.
+        """
         from xmodal_jax.eval.captioning import caption_files
 
-        return list(caption_files(self.assembly, self.params, _listed(images), beam))
+        return list(caption_files(self.assembly, self.params, _listed(images), beam, language))
 
     def evaluate(self, split: str = "", allow_trained: bool = False, say: Say = _silent, keep: bool = True) -> Tables:
         """Return all tables of a split, and keep them as JSON in the work directory.

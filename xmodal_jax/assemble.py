@@ -22,7 +22,7 @@ from xmodal_jax.data.readers import InputSpec, Specs
 from xmodal_jax.data.split import split_captions
 from xmodal_jax.data.text import VOCABULARY, Tokenizer, load_tokenizer, used_ids
 from xmodal_jax.errors import UserError
-from xmodal_jax.models.crossmodal import CrossModal, classified, init_params
+from xmodal_jax.models.crossmodal import CrossModal, classified, init_params, started
 from xmodal_jax.models.efficientnet import STRIDE, WIDTH
 from xmodal_jax.models.encoder import EncoderConfig
 from xmodal_jax.models.grid import pooling_groups
@@ -61,7 +61,9 @@ class Assembly:
         """The input of each encoder."""
         encoders = self.config.encoders
         return {
-            name: InputSpec(own.extent, self.tokenizers.get(name), own.reads == "tokens", own.languages)
+            name: InputSpec(
+                own.extent, self.tokenizers.get(name), own.reads == "tokens", own.languages, self.model.starts
+            )
             for name, own in encoders.items()
         }
 
@@ -81,6 +83,7 @@ class Assembly:
             "config": as_dict(self.config),
             "output_ids": list(self.model.output_ids),
             "classes": [list(own) for own in self.model.classes],
+            "starts": list(self.model.starts),
             "tokens": list(self.facts.tokens),
             "caches": list(self.caches),
             "parts": sorted(self.parts),
@@ -246,7 +249,8 @@ def reassemble(description: dict[str, Any], workdir: pathlib.Path) -> Assembly:
         if found != own.vocab_size:
             raise UserError(f"'{kept}' has {found} ids and the model {own.vocab_size}; restore the file")
     classes = tuple((target, count) for target, count in description.get("classes", ()))
-    model = CrossModal(config, tuple(description["output_ids"]), classes)
+    starts = tuple(description.get("starts", ()))
+    model = CrossModal(config, tuple(description["output_ids"]), classes, starts)
     facts = DataFacts(tokens=tuple(description["tokens"]))
     used, hardness = frozenset(description["parts"]), description["hardness"]
     caches, answers = tuple(description["caches"]), tuple(description.get("answers", ()))
@@ -262,13 +266,15 @@ def _assembly(
     labels: tuple[str, ...] = (),
 ) -> Assembly:
     """Return the assembly of a resolved config; for planning `tokenizers` holds vocabularies."""
-    objectives = fit_objectives(build_objectives(config.objectives, config.batch_size), config, facts)
+    objectives = build_objectives(config.objectives, config.batch_size)
+    facts = dataclasses.replace(facts, starts=starts_of(parts(objectives), config))
+    objectives = fit_objectives(objectives, config, facts)
     refuse_unbridged(config, {name: item.parts for name, item in objectives.items()})
     refuse_unserved(config, objectives)
     drawn = [item.hardness for item in objectives.values() if item.hardness is not None]
     hardness = drawn[0] if drawn and drawn[0] else 1.0
     used = parts(objectives)
-    model = CrossModal(config, output, classes_of(used, facts))
+    model = CrossModal(config, output, classes_of(used, facts), facts.starts)
     answers = labels if "answer" in used else ()
     return Assembly(config, tokenizers, model, objectives, facts, caches, used, hardness, answers=answers)
 
@@ -278,6 +284,12 @@ def classes_of(used: frozenset[str], facts: DataFacts) -> tuple[tuple[str, int],
     counts = {"labels": facts.labels, "concepts": facts.concepts}
     told = {target for target, _ in classified(used)} | ({"labels"} if "answer" in used else set())
     return tuple((target, counts[target]) for target in sorted(told))
+
+
+def starts_of(used: frozenset[str], config: Config) -> tuple[str, ...]:
+    """Return the languages that captions are begun in, those of the fields that the parts of a model name."""
+    known = [field for field in started(used) if field in config.data.fields]
+    return tuple(dict.fromkeys(language for field in known for language in config.data.languages_in(field)))
 
 
 def document_frequencies(assembly: Assembly) -> dict[str, np.ndarray]:
@@ -340,7 +352,7 @@ def weights_digest(assembly: Assembly) -> str:
     """Return a digest of what decides which parameters there are, and of their shapes."""
     told = assembly.describe()
     own = {name: told["config"][name] for name in WEIGHTS}
-    own |= {name: told[name] for name in ("output_ids", "classes", "parts")}
+    own |= {name: told[name] for name in ("output_ids", "classes", "starts", "parts")}
     return hashlib.sha256(json.dumps([__version__, own], sort_keys=True).encode()).hexdigest()
 
 

@@ -40,6 +40,7 @@ example:
     "caption": """
 examples:
   xmodal caption --workdir runs/tiny a.jpg b.png
+  xmodal caption --workdir runs/emoji --language de a.jpg
   xmodal caption --workdir runs/tiny --limit 100 --show 5""",
     "encode": """
 examples:
@@ -321,6 +322,8 @@ def _run_parsers(verbs: Any) -> None:
     write.add_argument("--workdir", required=True, help=WORKDIR_HELP)
     _data_flags(write)
     write.add_argument("--beam", type=int, default=3, help="captions kept while one is written; 1: greedy (default: 3)")
+    said = "of the captions, such as de (default: the first of the run's; of a split all that it is evaluated in)"
+    write.add_argument("--language", default="", help=said)
     write.add_argument("--limit", type=int, default=0, help="pictures of the split (0: all)")
     write.add_argument("--show", type=int, default=10, help="captions to print")
     turn = _command(verbs, "encode", "write embeddings of files or texts as .npy", commands.encode)

@@ -224,19 +224,25 @@ def classify_run(args: argparse.Namespace, overrides: list[str]) -> None:
 def caption(args: argparse.Namespace, _: list[str]) -> None:
     """Write captions for pictures, or for a split with BLEU-4 and CIDEr against the true ones."""
     from xmodal_jax.eval.captioning import caption_split
+    from xmodal_jax.eval.tables import scores_grid
     from xmodal_jax.origin import notes, refuse_trained
 
     run = opened(args)
     if args.images:
-        for path, text in zip(args.images, run.caption(args.images, args.beam), strict=True):
+        for path, text in zip(args.images, run.caption(args.images, args.beam, args.language), strict=True):
             print(f"{path}\t{text}")
         return
     assembly, data = run.assembly, run.config.data
     said = notes(refuse_trained(assembly.origin, data.path, args.split or data.eval_split, args.allow_trained))
-    rows, scores = caption_split(assembly, run.params, args.split, args.limit, args.beam, args.allow_trained)
+    how = {"allow_trained": args.allow_trained, "language": args.language}
+    rows, scores = caption_split(assembly, run.params, args.split, args.limit, args.beam, **how)
     for row in rows[: args.show]:
-        print(f"{row['key']}\t{row['caption']}\t(true: {row['references'][0]})")
-    print("  ".join(f"{name} {value:.3f}" for name, value in scores.items()), f"over {len(rows)} pictures")
+        language = f"{row['language']}\t" if "languages" in scores else ""
+        print(f"{row['key']}\t{language}{row['caption']}\t(true: {row['references'][0]})")
+    if "languages" in scores:
+        print(scores_grid(scores))
+    else:
+        print("  ".join(f"{name} {value:.3f}" for name, value in scores.items()), f"over {len(rows)} pictures")
     print(*said, sep="\n", end="\n" if said else "")
 
 

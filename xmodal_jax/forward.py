@@ -382,16 +382,19 @@ class Forward:
         pieces = jax.tree.map(lambda x: split_rows(x, rows // block), left)
         return merge_rows(jax.lax.map(some, pieces)).reshape(rows, columns)
 
-    def decode(self, memory: Encoded, field: str) -> Array:
+    def decode(self, memory: Encoded, field: str, language: str = "") -> Array:
         """Return the captioning decoder's hidden states [B,L,D] over `memory` for the ids in the batch's `field`.
 
-        Memoised when `memory` is a whole pass.
+        The batch's `language` holds the place of each row's language among those that the model begins captions in; "":
+        all begin alike. Memoised when `memory` is a whole pass.
         """
         name = f"decode:{memory.name}:{field}"
-        arrays = (memory.tokens, self.batch[field], *([] if memory.mask is None else [memory.mask]))
+        more = {} if memory.mask is None else {"memory_mask": memory.mask}
+        more |= {"language": self.batch[language]} if language else {}
+        arrays = (memory.tokens, self.batch[field], *more.values())
 
-        def write(key: Array | None, read: Array, ids: Array, *read_mask: Array) -> Array:
-            return self.call("decode", read, ids, None, key, *read_mask)
+        def write(key: Array | None, read: Array, ids: Array, *rest: Array) -> Array:
+            return self.call("decode", read, ids, None, key, **dict(zip(more, rest, strict=True)))
 
         def run(key: Array | None) -> Array:
             return self.rowwise(write, key, *arrays)

@@ -22,6 +22,7 @@ padding). Further entries of a field are named with the field, a slash and a suf
 | name | contents |
 | --- | --- |
 | `text/key` | int32 [B], number of the caption: equal keys are the same text (`NEVER`: missing) |
+| `text/language` | int32 [B], place of the caption's language in `DataFacts.starts` (`NEVER`: none); only with these |
 | `audio/valid` | bool [B], True for rows that have the field; only for fields that are not `required` |
 | `text/tokens` | float16 [B,L,D], tokens of a frozen tower, computed once (`cache_tokens` of the encoder) |
 | `text/teacher` | float32 [B,E], a frozen teacher's unit embedding of this very input (`data.embeddings`) |
@@ -99,3 +100,5 @@ class DataFacts:
     """Media that the stored embeddings are of."""
     vocabularies: dict[str, Vocabulary] = field(default_factory=dict)
     """Vocabulary of each field of words, by the field's name."""
+    starts: tuple[str, ...] = ()
+    """Languages that captions are begun in, each by an embedding of its own, where an objective tells them apart."""

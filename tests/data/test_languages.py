@@ -46,11 +46,14 @@ def tokenizer(folder):
 
 
 @contextlib.contextmanager
-def opened(folder, tokenizer, fields, languages=("en",), told=(), **more):
-    """Open the set for training; all fields are read by one encoder, which tells the languages `told` apart."""
+def opened(folder, tokenizer, fields, languages=("en",), told=(), starts=(), **more):
+    """Open the set for training; all fields are read by one encoder, which tells the languages `told` apart.
+
+    Captions are begun in `starts`.
+    """
     named = {name: dataclasses.replace(own, encoder="text", medium="text") for name, own in fields.items()}
     cfg = DataConfig(fields=named, languages=languages, path=str(folder), **more)
-    data = train_dataset(folder, "train", {"text": InputSpec(12, tokenizer, False, told)}, cfg, 0, BATCH)
+    data = train_dataset(folder, "train", {"text": InputSpec(12, tokenizer, False, told, starts)}, cfg, 0, BATCH)
     with contextlib.closing(data):
         yield data
 
@@ -152,6 +155,24 @@ def test_an_encoder_that_tells_languages_apart_gets_their_places(folder, tokeniz
         assert data.cut()["text"]["length"] == 12, "the place of a language is no token"
     spec = InputSpec(12, tokenizer, False, ("fr", "en"))
     assert spec.ids(["english a"])[0, -1] == -1 and spec.ids(["english a"], ["en"])[0, -1] == 1
+
+
+def test_batches_carry_the_language_that_a_caption_begins_in(folder, tokenizer):
+    """Its place among the starts; -1 of a missing caption, and of a language that none begins in."""
+    view = FieldConfig(of="text", languages=("fr", "de"), draw="translation", required=False)
+    both = FieldConfig(languages=("en", "de"), reader="parallel", required=False)
+    fields = {"text": FieldConfig(languages=("en", "de", "fr")), "text2": view, "both": both}
+    with opened(folder, tokenizer, fields) as data:
+        plain = data.batch_at(0)
+    with opened(folder, tokenizer, fields, starts=("de", "en")) as data:
+        batch = data.batch_at(0)
+    assert set(batch) - set(plain) == {"text/language", "text2/language"}, "a parallel text is in two"
+    assert all((batch[name] == plain[name]).all() for name in plain), "nothing else is drawn"
+    for name in ("text", "text2"):
+        spoken = [language for language, _ in read(tokenizer, batch[name])]
+        assert batch[f"{name}/language"].tolist() == [{"de": 0, "en": 1}.get(code, -1) for code in spoken]
+        assert batch[f"{name}/language"].dtype == np.int32
+    assert {*batch["text/language"], *batch["text2/language"]} == {0, 1, -1}
 
 
 def test_units_of_pairs_keep_their_caption_in_fields_that_speak_its_language(folder, tokenizer):

@@ -113,6 +113,8 @@ FOREIGN = {
     "Он видит ёжика, т.е. его.": "он видит ёжика т.е. его",
     "赤いiPhoneの猫。": "赤 い iphone の 猫",
     "ครับ ครบ": "ค รั บ ค ร บ",
+    "一只猫，两条狗！": "一 只 猫 两 条 狗",
+    "빨간 꽃.": "빨간 꽃",
     "I ❤️ it's é": "i ❤ it 's é",
 }
 
@@ -123,9 +125,21 @@ def test_words_of_other_languages_are_whole(sentence, tokens):
     assert caption.tokenize(unicodedata.normalize("NFD", sentence)) == tokens.split(" ")
 
 
-def test_a_caption_in_chinese_is_scored_by_its_letters():
-    scores = caption.caption_scores(["红色的狗在草地上跑", "一只猫"], [["红色的狗在草地上走"], ["一只猫在树上"]])
-    assert scores["BLEU-4"] > 0.5 and scores["CIDEr"] > 1
+UNSPACED = {  # two captions and their references, of which the last letters are others or missing
+    "zh": (["红色的狗在草地上跑", "一只猫"], ["红色的狗在草地上走", "一只猫在树上"]),
+    "ja": (["赤い犬が走る", "猫が一匹"], ["赤い犬が走り", "猫が一匹いる"]),
+    "th": (["หมาสีแดง", "แมวดำ"], ["หมาสีแดด", "แมวดำตัว"]),
+}
+
+
+@pytest.mark.parametrize("code", UNSPACED)
+def test_captions_without_spaces_are_scored_by_their_letters(code):
+    """A letter that is another costs its own n-grams alone; as one word a caption would score 0."""
+    written, true = UNSPACED[code]
+    scores = caption.caption_scores(written, [[text] for text in true])
+    spaced = [[" ".join(caption.tokenize(text)) for text in texts] for texts in (written, true)]
+    assert scores == caption.caption_scores(spaced[0], [[text] for text in spaced[1]])
+    assert scores["BLEU-4"] > 0.4 and scores["CIDEr"] > 1
 
 
 def test_raw_captions_are_tokenised_first():

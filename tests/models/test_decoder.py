@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from tiny import LENGTH, WIDTH, tiny_batch, tiny_config, tiny_model, tiny_params
+from tiny import CLS, LENGTH, WIDTH, tiny_batch, tiny_config, tiny_model, tiny_params
 from torch_layers import attention, bert, run_layers, stack_of, stacked
+
+from xmodal_jax.models.crossmodal import CrossModal
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,24 @@ def test_rows_pick_the_image(case, decode, inputs):
     image, ids = inputs
     rows = np.array([3, 3, 0, 1, 2, 7, 7, 5], np.int32)
     np.testing.assert_allclose(decode(case[1], image, ids, rows), decode(case[1], image[rows], ids), atol=1e-5)
+
+
+def test_the_start_of_a_row_is_that_of_its_language(case, decode, inputs):
+    """As if the word at the first place had the sum of both embeddings, and no other word of the row had."""
+    (plain, params, _), (image, ids) = case, inputs
+    model = CrossModal(plain.config, starts=("en", "de", "fr"))
+    start = np.random.default_rng(5).normal(size=(3, WIDTH)).astype(np.float32)
+    assert jax.eval_shape(lambda: tiny_params(model))["decoder"]["start"].shape == start.shape
+    own = {"params": params | {"decoder": params["decoder"] | {"start": start}}}
+    language = np.array([2, 0, 1, 1, 0, 2, 2, 0], np.int32)
+    found = jax.jit(lambda own: model.apply(own, image, ids, language=language, method="decode"))(own)
+    found = np.asarray(found)
+    for code in range(3):
+        changed = jax.tree.map(np.array, params)
+        changed["text"]["tower"]["embed"]["word"][CLS] += start[code]
+        rows = language == code
+        np.testing.assert_allclose(found[rows], np.asarray(decode(changed, image, ids))[rows], atol=3e-5)
+    assert np.abs(found - decode(params, image, ids)).max(axis=-1).min(axis=-1).min() > 1e-3, "none is left as it was"
 
 
 def test_masked_tokens_of_the_memory_are_not_read(case, inputs):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from tiny import BOS, CLS, MASK, SEP, VOCAB, tiny_batch
+from tiny import BOS, CLS, MASK, SEP, VOCAB, tiny_batch, tiny_config, tiny_objectives
 
 from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Encoded
@@ -34,10 +34,11 @@ class Words:
         """The given states."""
         return Encoded(self.states)
 
-    def decode(self, memory, field):
-        """The given states, for words that an objective made."""
+    def decode(self, memory, field, language=""):
+        """The given states, for words that an objective made; those of a language are moved by its place."""
         assert field in self.batch
-        return self.states
+        moved = 0.3 * self.batch[language].astype(jnp.float32)[:, None, None] if language else 0.0
+        return self.states + moved
 
     def rowwise(self, run, key, *arrays):
         """All rows at once."""
@@ -186,6 +187,42 @@ def test_lm_reads_the_caption_from_the_start_token(arrays):
     caption = np.asarray(LM(name="lm", bos_id=BOS).prepare(arrays["batch"], None)["lm/ids"])
     assert (caption[:, 0] == BOS).all()
     np.testing.assert_array_equal(caption[:, 1:], arrays["batch"]["text"][:, 1:])
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_lm_tells_the_decoder_the_language_of_each_row(arrays, every):
+    """Its losses are those of a decoder whose states depend on the language of the row."""
+    batch = arrays["batch"] | {"text/language": jnp.arange(ROWS, dtype=jnp.int32) % 3}
+    plain, told = LM(name="lm", every=every), LM(name="lm", every=every, languages=True)
+    states = arrays["student"][::every]
+    moved = states + 0.3 * np.float32(np.arange(ROWS)[::every] % 3)[:, None, None]
+    terms = [
+        objective(Words(jnp.asarray(own), batch | objective.prepare(batch, None), arrays["table"]), batch, None)
+        for objective, own in ((told, states), (plain, moved))
+    ]
+    np.testing.assert_allclose(terms[0].values, terms[1].values, rtol=1e-5)
+    assert set(told.prepare(batch, None)) - set(plain.prepare(batch, None)) == {"lm/language"}
+    assert told.parts - plain.parts == {"start:text"} and told.reads == ("image", "text", "text/language")
+
+
+@pytest.mark.parametrize(
+    ("languages", "own", "said"),
+    [
+        (("en",), (), "lm.languages is True, and the captions of config.data.fields.text are in en alone; write two"),
+        (("en", "de"), ("fr",), "config.data.fields.text are in fr alone; write two or more in config.data.languages"),
+        (("en", "de"), (), ""),
+        (("en",), ("de", "fr"), ""),
+    ],
+)
+def test_starts_by_language_want_two_languages(languages, own, said):
+    fields = {"image": {}, "text": {"languages": own}}
+    section = {"lm": {"languages": True}}
+    config = tiny_config(data={"languages": languages, "fields": fields}, objectives=section)
+    if said:
+        with pytest.raises(UserError, match=said):
+            tiny_objectives(section, config)
+    else:
+        assert tiny_objectives(section, config)["lm"].languages
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ VARIANTS = {name: {name: fields} for name, fields in SECTIONS.items()} | {
     "itc in a ring": {"itc": {"queue": 8, "ring": True}},
     "siglip in a ring": {"siglip": {"queue": 8, "ring": True}},
     "itc of second views": {"itc": {"queue": 8, "second_view_keys": True}},
+    "lm by language": {"lm": {"languages": True}},
     "exact sums": {"hash": {"exact": True}},
     "mvjrc swapped": {"mvjrc": {"queue": 8, "swapped": True}},
     "listwise": {"itm": {"loss": "listwise", "negatives": 2}},
@@ -56,7 +57,9 @@ def test_every_kind_is_here():
 def made(section):
     """The recipe and a state of one variant."""
     config = tiny_config(
-        data={"fields": FIELDS, "embeddings": "made", "unit": "pair"}, objectives=section, batch_size=ROWS
+        data={"fields": FIELDS, "embeddings": "made", "unit": "pair", "languages": ("en", "de")},
+        objectives=section,
+        batch_size=ROWS,
     )
     recipe = tiny_recipe(config)
     return recipe, create_state(recipe, tiny_params(recipe.model, 0, parts(recipe.objectives)), 0)
@@ -77,6 +80,7 @@ def batch_of(missing, seed=0):
         batch[field] = np.where(valid.reshape(-1, *(1,) * (batch[field].ndim - 1)), batch[field], 0).astype(
             batch[field].dtype
         )
+    batch["text/language"] = np.where(batch["text/valid"], np.arange(ROWS) % 2, NEVER).astype(np.int32)
     batch["text/key"] = np.where(batch["text/valid"], batch["text/key"], NEVER).astype(np.int32)
     return jax.tree.map(jnp.asarray, batch)
 

@@ -175,11 +175,15 @@ class DataConfig:
         """Return the first field that shows another view of the records of `field`; "" if there is none."""
         return next((name for name, own in self.fields.items() if own.of == field), "")
 
+    def languages_in(self, field: str) -> tuple[str, ...]:
+        """Return the languages of a field of captions; () for another medium."""
+        own = self.fields[field]
+        return (own.languages or self.languages) if own.medium == WORDS else ()
+
     def spoken(self, *encoders: str) -> tuple[str, ...]:
         """Return the languages of all fields of captions, or of those that some encoders take."""
-        own = [field for field in self.fields.values() if not encoders or field.encoder in encoders]
-        named = [field.languages or self.languages for field in own if field.medium == WORDS]
-        return tuple(dict.fromkeys(language for languages in named for language in languages))
+        own = [name for name, field in self.fields.items() if not encoders or field.encoder in encoders]
+        return tuple(dict.fromkeys(language for name in own for language in self.languages_in(name)))
 
     def fields_of(self, encoder: str) -> tuple[str, ...]:
         """Return the names of the fields that an encoder takes."""

@@ -123,10 +123,17 @@ class EvalSplit:
         left, right = (np.flatnonzero(np.isin(side.owner, records)) for side in (self.left, self.right))
         return left, right
 
-    def words_of(self, number: int) -> list[str]:
-        """Return the captions of the record at a place in `keys`, from the side that has captions; [] without any."""
+    def words_of(self, number: int, language: int | None = None) -> list[str]:
+        """Return the captions of the record at a place in `keys`, from the side that has captions; [] without any.
+
+        With a `language`, by its place in the card's list, those in it alone.
+        """
         side = self.right if self.right.words is not None else self.left
-        return [] if side.words is None else list(side.words[slice(*np.searchsorted(side.owner, [number, number + 1]))])
+        own = slice(*np.searchsorted(side.owner, [number, number + 1]))
+        words = [] if side.words is None else list(side.words[own])
+        if language is None or side.language is None:
+            return words
+        return [text for text, code in zip(words, side.language[own], strict=True) if code == language]
 
 
 def _padded(batch: Arrays, size: int) -> Arrays:

@@ -19,6 +19,8 @@ def batch_fields(config: Any, facts: DataFacts) -> dict[str, Shape]:
         found[name] = encoder.input(facts)
         if reader.keyed:
             found[f"{name}/key"] = ((), "int32")
+        if facts.starts and reader.worded:
+            found[f"{name}/language"] = ((), "int32")
         if not own.required:
             found[f"{name}/valid"] = ((), "bool")
         if encoder.cache_tokens and reader.worded:

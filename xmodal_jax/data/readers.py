@@ -32,6 +32,8 @@ class InputSpec(NamedTuple):
     """Whether the encoder takes the tokens of feature caches in place of the medium itself."""
     languages: tuple[str, ...] = ()
     """Languages that the encoder tells apart; (): it reads all alike."""
+    starts: tuple[str, ...] = ()
+    """Languages that captions are begun in (`DataFacts.starts`), whose places batches carry; (): none."""
 
     def ids(self, texts: Sequence[str], languages: Sequence[str] = ()) -> np.ndarray:
         """Return token ids int32 [n,L] of texts; of an encoder that tells languages apart [n,L+1].
@@ -141,6 +143,10 @@ class Reader(abc.ABC):
 
     def ids(self, pairs: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the token ids int32 [n,L] of captions by their numbers; for readers that are `worded`."""
+        raise NotImplementedError
+
+    def language(self, choice: Any) -> str:
+        """Return the language of the chosen caption; for readers that are `worded`."""
         raise NotImplementedError
 
     def stored_inputs(self, row: Row) -> dict[str, list[np.ndarray]]:
@@ -293,6 +299,11 @@ class CaptionReader(Reader):
         own = self.split.sidecar
         names = [own.languages[code] for code in own.language[np.asarray(pairs, np.int64)].tolist()]
         return self.spec.ids(own.texts.take(np.asarray(pairs, np.int64)), names)
+
+    def language(self, choice: int) -> str:
+        """Return the language of a caption by its number."""
+        own = self.split.sidecar
+        return own.languages[own.language[choice]]
 
     def choose(self, row: Row, rng: np.random.Generator) -> int | None:
         """Choose a caption."""

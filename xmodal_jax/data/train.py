@@ -227,6 +227,9 @@ class TrainDataset:
         fields = {name: reader.read(row, choice, rng) if there else reader.empty()}
         if reader.keyed:
             fields[f"{name}/key"] = np.asarray(reader.key(row, choice) if there else NEVER, np.int32)
+        if starts := reader.spec.starts if reader.worded else ():
+            language = reader.language(choice) if there else ""
+            fields[f"{name}/language"] = np.asarray(starts.index(language) if language in starts else NEVER, np.int32)
         return fields if own.required else fields | {f"{name}/valid": np.asarray(there)}
 
     def _stored(self, number: int, chosen: dict[str, Any]) -> Arrays:

@@ -2,7 +2,9 @@
 
 The tool runs Stanford's PTBTokenizer in Java and drops punctuation; `tokenize` does the same with one regular
 expression, without Java. Scores agree with pycocoevalcap on equal tokens. Scripts that write no spaces between words
-count by letter; the tool would take a whole sentence for one word.
+(Chinese, Japanese, Thai, Lao, Burmese, Khmer) count by letter, a letter with its marks being one token; the tool would
+take a whole sentence for one word. So numbers of languages with and without spaces are not of one scale: four letters
+are often two words.
 """
 
 import collections
@@ -48,11 +50,13 @@ def _foreign_token() -> re.Pattern[str]:
 
 
 def tokenize(caption: str) -> list[str]:
-    """Split a caption into lower-case Penn Treebank tokens without punctuation.
+    """Split a caption into lower-case Penn Treebank tokens without punctuation, or into letters where no spaces are.
 
     Examples:
       >>> " ".join(tokenize("The dog's ball, isn't it?"))
       "the dog 's ball is n't it"
+      >>> " ".join(tokenize("赤い犬。"))
+      '赤 い 犬'
     """
     tokens, caption = [], normal_caption(caption).translate(TYPOGRAPHY)
     pattern = ASCII_TOKEN if caption.isascii() else _foreign_token()

@@ -10,9 +10,10 @@ from xmodal_jax.config_build import build, limited
 from xmodal_jax.data.card import Card
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.answering import answer_split
-from xmodal_jax.eval.captioning import caption_split
+from xmodal_jax.eval.captioning import caption_split, decoded_pair
 from xmodal_jax.eval.evaluate import Evaluator
 from xmodal_jax.eval.zeroshot import TEMPLATES, classes_of, classified_pair, classify, refuse_odd_template
+from xmodal_jax.models.crossmodal import started
 from xmodal_jax.plugins import find_class
 from xmodal_jax.settings import Config
 
@@ -60,18 +61,28 @@ class Classification(Evaluation):
 
 @dataclass(frozen=True)
 class Captioning(Evaluation):
-    """BLEU-4 and CIDEr of the decoder's captions (eval/captioning.py); `limit`: records of the split, 0 for all."""
+    """BLEU-4 and CIDEr of the decoder's captions, by language where these are in several (eval/captioning.py).
+
+    `limit`: records of the split, 0 for all.
+    """
 
     beam: int = limited(3, least=1)
     limit: int = limited(0, least=0)
 
     def check_fit(self, where: str, config: Config, card: Card, parts: frozenset[str]) -> None:
-        """Refuse a model without a decoder."""
+        """Refuse a model without a decoder, and true captions in no language that it is trained to write."""
         if "decoder" not in parts:
             raise UserError(f"{where} writes captions, and no objective trains a decoder; add the objective 'lm'")
+        told = {language for field in started(parts) for language in config.data.languages_in(field)}
+        asked = config.eval_data.languages_in(decoded_pair(config)[1])
+        if told and not told & set(asked):
+            raise UserError(
+                f"{where} writes captions in {', '.join(sorted(told))}, and those to score by are in "
+                f"{', '.join(asked)}; write some of these in config.eval.languages"
+            )
 
     def __call__(self, evaluator: Evaluator, split: str, say: Callable[[str], None]) -> Numbers:
-        """Caption the split: {score: value}."""
+        """Caption the split: {score: value}, with several languages their mean and "languages": {code: the same}."""
         say("writing captions")
         own = evaluator.assembly, evaluator.params
         return caption_split(*own, split, self.limit, self.beam, True, evaluator.poll)[1]

@@ -14,16 +14,26 @@ from xmodal_jax.encode.apply import apply
 from xmodal_jax.errors import UserError
 from xmodal_jax.models.crossmodal import CrossModal
 from xmodal_jax.models.layers import real_tokens
+from xmodal_jax.origin import trained_languages
 from xmodal_jax.parallel.mesh import filled, put_like, to_host
+from xmodal_jax.settings import as_dict
 from xmodal_jax.types import Array, Params
 
 
-def next_log_probs(model: CrossModal, params: Params, tokens: Array, rows: Array, ids: Array, position: Array) -> Array:
+def next_log_probs(
+    model: CrossModal,
+    params: Params,
+    tokens: Array,
+    rows: Array,
+    ids: Array,
+    position: Array,
+    language: Array | None = None,
+) -> Array:
     """Compute log-probabilities [b,V] of the token after `position`.
 
-    The ids [b,L] read the image tokens' `rows` [b].
+    The ids [b,L] read the image tokens' `rows` [b]; `language` int [b] is the place of theirs in `model.starts`.
     """
-    hidden = apply(model, params, tokens, ids, rows, method="decode")
+    hidden = apply(model, params, tokens, ids, rows, None, None, language, method="decode")
     logits = apply(model, params, hidden[:, position], method="token_logits")
     return jax.nn.log_softmax(logits)
 
@@ -66,15 +76,18 @@ def beam_search(
     special: tuple[int, ...],
     output_ids: tuple[int, ...],
     bridged: bool = False,
+    language: Array | None = None,
 ) -> tuple[Array, Array]:
     """Search the best ids [B,L] for image tokens [B,N,D], with their mean log-probability [B] (Li et al. 2022: beam 3).
 
     `special` is (start id, [SEP] id, ids never written...); `bridged` says that the captioner was trained to read
-    through the bridge. Finished captions keep their score and add padding. Under `vmap` each picture has a search of
-    its own, whose beams read only data on the picture's device.
+    through the bridge; `language` int [] is the place of the language to write in `model.starts`. Finished captions
+    keep their score and add padding. Under `vmap` each picture has a search of its own, whose beams read only data on
+    the picture's device.
     """
     tokens = apply(model, params, tokens, method="bridged_tokens") if bridged else tokens
-    return jax.vmap(lambda own: _search(model, params, own, length, beam, min_length, special, output_ids))(tokens)
+    how = length, beam, min_length, special, output_ids
+    return jax.vmap(lambda own: _search(model, params, own, *how, language))(tokens)
 
 
 def _search(
@@ -86,6 +99,7 @@ def _search(
     min_length: int,
     special: tuple[int, ...],
     output_ids: tuple[int, ...],
+    language: Array | None,
 ) -> tuple[Array, Array]:
     """Run `beam_search` for one picture: tokens [N,D] -> ids [L] and their mean log-probability."""
     tokens = tokens[None]
@@ -96,10 +110,11 @@ def _search(
     end = column[sep]
     ids = jnp.zeros((beam, length), jnp.int32).at[:, 0].set(bos)
     scores = jnp.where(jnp.arange(beam) == 0, 0.0, -jnp.inf)
+    begun = None if language is None else jnp.full(beam, language)
 
     def step(position: Array, carry: tuple) -> tuple:
         ids, scores, done = carry
-        log_probs = next_log_probs(model, params, tokens, jnp.zeros(beam, jnp.int32), ids, position)
+        log_probs = next_log_probs(model, params, tokens, jnp.zeros(beam, jnp.int32), ids, position, begun)
         log_probs = forbid(log_probs, blocked, jnp.array(True))
         log_probs = forbid(log_probs, (end,), position < min_length)
         stay = jnp.where(jnp.arange(len(table)) == end, 0.0, -jnp.inf)[None, :]
@@ -118,24 +133,46 @@ def _search(
 BLOCK = 32  # the most pictures whose captions are written at once
 
 
+def start_of(assembly: Assembly, language: str = "") -> np.ndarray | None:
+    """Return the place int32 [] of a language among those that the run begins captions in; "": the first of them.
+
+    It is None for a run that does not tell languages apart. Raises UserError for a language that the run does not know,
+    with those that it knows.
+    """
+    known, config = assembly.model.starts, assembly.config
+    if known:
+        if language and language not in known:
+            raise UserError(f"the run writes captions in {', '.join(known)}, not in '{language}'; write one of these")
+        return np.asarray(known.index(language) if language else 0, np.int32)
+    spoken = (assembly.origin.languages if assembly.origin else trained_languages(as_dict(config.data))).get(
+        config.fusion.pair[1], ()
+    )
+    if language and list(spoken) != [language]:
+        raise UserError(
+            f"the run was trained on captions in {', '.join(spoken)}, and not on being asked for one, such as "
+            f"'{language}'; leave the language out, or train with config.objectives.lm.languages=True"
+        )
+    return None
+
+
 def write_captions(
-    assembly: Assembly, params: Params, tokens: np.ndarray, beam: int = 3, min_length: int = 1
+    assembly: Assembly, params: Params, tokens: np.ndarray, beam: int = 3, min_length: int = 1, language: str = ""
 ) -> list[str]:
     """Write captions of image tokens [n,N,D], in blocks of one compiled shape.
 
     A block is split over the devices that have the parameters. Raises UserError when the run has no decoder (its config
-    has no `lm` objective).
+    has no `lm` objective), and for a `language` that it does not write (see `start_of`).
     """
     if "decoder" not in params:
         raise UserError("this run has no captioning decoder; train it with the objective 'lm' in its config")
     tokenizer, model = assembly.tokenizer, assembly.model
     never = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.mask_id)
     special = (tokenizer.bos_id, tokenizer.sep_id, *never)
-    bridged = "bridged_decoder" in assembly.parts
+    bridged, begun = "bridged_decoder" in assembly.parts, start_of(assembly, language)
     length, size, captions = assembly.config.asking.extent, min(BLOCK, max(len(tokens), 1)), []
     for start in range(0, len(tokens), size):
         block = tokens[start : start + size]
         rows = put_like(params, filled(block, size))
-        ids, _ = beam_search(model, params, rows, length, beam, min_length, special, model.output_ids, bridged)
+        ids, _ = beam_search(model, params, rows, length, beam, min_length, special, model.output_ids, bridged, begun)
         captions += [tokenizer.decode(row) for row in to_host(ids, len(block))]
     return captions

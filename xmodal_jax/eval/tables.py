@@ -221,6 +221,10 @@ def notes(result: Tables) -> list[str]:
     if "languages" in result and ("cut" in result or (one, two) == PAIR):
         said.append(f"Captions in {captions_in(result)}; data set '{result['data']}'.")
     said += language_notes(result)
+    if any(captioned(own) for own in result.get("evals", {}).values()):
+        said.append(
+            "Captions are scored in each language over the records with true ones; those lacking it are left out."
+        )
     if lost := cut_words(result["cut"], result["cut"]["encoder"]) if "cut" in result else "":
         said.append(lost)
     said += origin.notes(result)
@@ -314,10 +318,31 @@ def folds_note(count: int, pictures: int) -> str:
 
 def further_grids(result: Tables) -> list[tuple[str, Grid]]:
     """List (name, its numbers) of each entry of `config.evals`."""
-    return [
-        (name, Grid(["measure", "value"], [[path, f"{value:.3f}"] for path, value in flat(own).items()]))
-        for name, own in result.get("evals", {}).items()
+    return [(name, scores_grid(own)) for name, own in result.get("evals", {}).items()]
+
+
+COUNTS = ("records", "lacking")  # of a language's own table
+
+
+def scores_grid(own: Tables) -> Grid:
+    """Tabulate the numbers of one evaluation: a line for each, or for each of `captioned` languages and their mean."""
+    told = captioned(own)
+    if not told:
+        return Grid(["measure", "value"], [[path, f"{value:.3f}"] for path, value in flat(own).items()])
+    names = [name for name in own if name != "languages"]
+    rows = [
+        [code, *(f"{row[name]:.3f}" for name in names), *(f"{row[name]:.0f}" for name in COUNTS)]
+        for code, row in told.items()
     ]
+    mean = [f"mean of {len(told)}", *(f"{own[name]:.3f}" for name in names), *("" for _ in COUNTS)]
+    return Grid(["captions in", *names, *COUNTS], [*rows, mean])
+
+
+def captioned(own: Tables) -> Tables:
+    """Return the tables by language of `captioning.caption_split`, which count records; {} of another evaluation."""
+    told = own.get("languages")
+    rows = list(told.values()) if isinstance(told, dict) else [None]
+    return told if all(isinstance(row, dict) and set(COUNTS) <= set(row) for row in rows) else {}
 
 
 def flat(tree: dict[str, Any]) -> dict[str, Any]:

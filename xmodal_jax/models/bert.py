@@ -99,11 +99,16 @@ class Bert(nn.Module):
         """Constants of this tower's blocks, which the decoder runs too."""
         return BlockStyle(self.heads, eps=self.eps, dropout=self.dropout, remat=self.remat)
 
-    def embed_tokens(self, ids: Array, key: Array | None = None) -> Array:
-        """Map ids [B,L] to the normalised sum of word, position and segment embeddings [B,L,D]."""
+    def embed_tokens(self, ids: Array, key: Array | None = None, start: Array | None = None) -> Array:
+        """Map ids [B,L] to the normalised sum of word, position and segment embeddings [B,L,D].
+
+        A `start` [B,D] is one more term of the first token's sum.
+        """
         tables = self.embed
         x = whole(tables["word"])[ids]
         x = x + spread(tables["position"][: ids.shape[1]], x) + spread(tables["type"][0], x)
+        if start is not None:
+            x = x + jnp.pad(start[:, None].astype(x.dtype), ((0, 0), (0, ids.shape[1] - 1), (0, 0)))
         return dropout(layer_norm(tables["norm"], x, self.eps).astype(self.dtype), self.dropout, key)
 
     def __call__(self, ids: Array, key: Array | None = None) -> Array:

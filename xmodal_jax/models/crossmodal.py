@@ -21,7 +21,7 @@ from xmodal_jax.models.reasoning import SharedEncoder
 from xmodal_jax.settings import Config
 from xmodal_jax.types import Array, Params
 
-CLASSIFIER = "classifier"
+CLASSIFIER, START = "classifier", "start"
 READERS = frozenset({"fusion", "decoder", "bridge"})  # parts that read the neck's tokens; a scorer tells itself
 
 
@@ -36,16 +36,28 @@ def classified(parts: frozenset[str]) -> list[tuple[str, str]]:
     return [(target, field) for _, target, field in found]
 
 
+def start_part(field: str) -> str:
+    """Return the part of start embeddings by language, for the captions of a field."""
+    return f"{START}:{field}"
+
+
+def started(parts: frozenset[str]) -> list[str]:
+    """Return the fields whose captions begin by language, among the parts of a model, sorted."""
+    return sorted(part.removeprefix(f"{START}:") for part in parts if part.startswith(f"{START}:"))
+
+
 class CrossModal(nn.Module):
     """The model of one config.
 
     `output_ids` are the word ids that MLM and LM may predict (empty: all), `classes` the outputs of the classifiers,
-    (target, C) each; those of the target "labels" are the answers to questions too.
+    (target, C) each; those of the target "labels" are the answers to questions too. `starts` are the languages that
+    captions are begun in, each by an embedding of its own (empty: captions of all languages begin alike).
     """
 
     config: Config
     output_ids: tuple[int, ...] = ()
     classes: tuple[tuple[str, int], ...] = ()
+    starts: tuple[str, ...] = ()
 
     def setup(self) -> None:
         """Create all submodules; flax makes parameters only of those that `init_all` runs."""
@@ -54,7 +66,7 @@ class CrossModal(nn.Module):
             setattr(self, name, Encoder(own, fusion, joint, self.config.dtype, name == fusion.pair[1]))
         asks, width = self.config.asking, fusion.width
         self.fusion = Fusion(width, fusion.layers, fusion.heads, fusion.hidden, width, fusion.dropout, fusion.remat)
-        self.decoder = Decoder(width, getattr(asks, "layers", 1), fusion.layers)
+        self.decoder = Decoder(width, getattr(asks, "layers", 1), fusion.layers, len(self.starts))
         self.match = MatchHead(fusion.head_dropout, fusion.agreement)
         self.vocabulary = TokenHead(width, len(self.output_ids) or asks.vocab_size)
         self.scorer = self.pair_score.built(width, joint.embed, self.fusion, self.match)
@@ -125,10 +137,14 @@ class CrossModal(nn.Module):
         rows: Array | None = None,
         key: Array | None = None,
         memory_mask: Array | None = None,
+        language: Array | None = None,
     ) -> Array:
-        """Return hidden states [b,L,D] for ids [b,L], start token first, over memory tokens [B,N,D], mask [B,N]."""
+        """Return hidden states [b,L,D] for ids [b,L], start token first, over memory tokens [B,N,D], mask [B,N].
+
+        `language` int [b] is the place of each row's language in `starts`.
+        """
         tower = getattr(self, self.config.fusion.pair[1]).tower
-        return self.decoder(tower, self.fusion, memory, ids, rows, key, memory_mask)
+        return self.decoder(tower, self.fusion, memory, ids, rows, key, memory_mask, language)
 
     def match_logits(self, fused: Array, mask: Array, image: Array, text: Array, key: Array | None = None) -> Array:
         """Return ITM logits [b,2] from fused tokens [b,L,D], their mask [b,L] and both unit embeddings [b,E]."""
@@ -242,7 +258,7 @@ class CrossModal(nn.Module):
         if "answer" in parts:
             self.answer_logits(words)
         if "decoder" in parts:
-            self.decode(tokens, ids)
+            self.decode(tokens, ids, language=jnp.zeros(len(ids), jnp.int32) if self.starts else None)
         if "vocabulary" in parts:
             self.token_logits(words)
         if "sigmoid" in parts:

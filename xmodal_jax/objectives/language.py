@@ -13,6 +13,7 @@ import numpy as np
 from xmodal_jax.config_build import limited
 from xmodal_jax.errors import UserError
 from xmodal_jax.forward import Forward, stop
+from xmodal_jax.models.crossmodal import start_part
 from xmodal_jax.models.layers import every_row, real_tokens
 from xmodal_jax.objectives.base import Paired, Steps, Term, ramped, row_weight
 from xmodal_jax.settings import Config
@@ -161,20 +162,31 @@ class MLM(Writing):
 
 @dataclass(frozen=True)
 class LM(Writing):
-    """Writing of the caption from the other field, left to right; the start token takes the place of [CLS]."""
+    """Writing of the caption from the other field, left to right; the start token takes the place of [CLS].
+
+    With `languages` it tells the decoder which language to write: the start's embedding is that of the caption's own.
+    """
 
     smoothing: float = 0.1
     """Label smoothing, from 0 to below 1."""
     bridge: bool = False
     """True reads the picture through the residual attention, which this trains (ReCap)."""
+    languages: bool = False
+    """Whether the start has an embedding for each language of the captions, which are to be in two or more."""
     bos_id: int = BOS
     """Id of the start token; filled in from the tokenizer."""
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        """The fields of the pair, and the language of the captions where it is told."""
+        return (*self.pair, *([f"{self.pair[1]}/language"] if self.languages else []))
+
+    @property
     def parts(self) -> frozenset[str]:
-        """The decoder, the parts it builds on, and the bridge if it reads through it."""
-        return frozenset({"fusion", "decoder", "vocabulary"}) | (
-            {"bridge", "bridged_decoder"} if self.bridge else set()
+        """The decoder, the parts it builds on, the bridge if it reads through it, and starts by language."""
+        more = {"bridge", "bridged_decoder"} if self.bridge else set()
+        return frozenset(
+            {"fusion", "decoder", "vocabulary"} | more | ({start_part(self.pair[1])} if self.languages else set())
         )
 
     def check(self, where: str) -> None:
@@ -183,11 +195,17 @@ class LM(Writing):
             raise UserError(f"{where}.smoothing is {self.smoothing}; write 0 to below 1")
 
     def check_fit(self, where: str, config: Config, facts: DataFacts) -> None:
-        """Refuse `bridge` if the tokens it reads do not cross the bridge."""
+        """Refuse `bridge` if the tokens it reads do not cross the bridge, and `languages` of captions in one."""
         encoder = config.data.fields[self.pair[0]].encoder
         if self.bridge and encoder not in config.bridge.sides:
             raise UserError(
                 f"{where}.bridge is True, but config.bridge.sides is {config.bridge.sides}; add '{encoder}'"
+            )
+        spoken = config.data.languages_in(self.pair[1])
+        if self.languages and len(set(spoken)) < 2:
+            raise UserError(
+                f"{where}.languages is True, and the captions of config.data.fields.{self.pair[1]} are in "
+                f"{', '.join(spoken) or 'no language'} alone; write two or more in config.data.languages, or False"
             )
 
     def fitted(self, facts: DataFacts) -> "LM":
@@ -196,15 +214,22 @@ class LM(Writing):
         return self if words is None else replace(self, bos_id=words.bos_id)
 
     def prepare(self, batch: Batch, key: Array) -> Batch:
-        """Derive the decoder's input: the caption with the start token in place of its first, b = B / every rows."""
+        """Derive the decoder's input: the caption with the start token in place of its first, b = B / every rows.
+
+        With `languages` the rows' languages too.
+        """
         ids = self.words(batch)
-        return {self.own("ids"): ids.at[:, 0].set(jnp.asarray(self.bos_id, ids.dtype))}
+        derived = {self.own("ids"): ids.at[:, 0].set(jnp.asarray(self.bos_id, ids.dtype))}
+        if self.languages:
+            derived[self.own("language")] = every_row(batch[f"{self.pair[1]}/language"], self.every)
+        return derived
 
     def __call__(self, fwd: Forward, batch: Batch, key: Array) -> Term:
         """Average over the predicted tokens ([SEP] included, padding not)."""
         memory = self.pair[0]
         read = fwd.bridge(memory)[1] if self.bridge else fwd.encode(memory)
-        hidden = fwd.decode(read.every(self.every), self.own("ids"))[:, :-1]
+        language = self.own("language") if self.languages else ""
+        hidden = fwd.decode(read.every(self.every), self.own("ids"), language)[:, :-1]
         following = self.words(batch)[:, 1:]
         target, known = output_index(following, fwd.model.output_ids)
         mask = (real_tokens(following) & known).astype(jnp.float32) * self.presence(batch)

@@ -339,13 +339,19 @@ def samples(
 ) -> list[Sample]:
     """Write captions for evenly spaced pictures, a few at a time; return them with the true ones.
 
-    There are none where the run trained no decoder, or the pair lacks captions or the pictures that the decoder reads.
+    A run that tells languages apart writes in the first of its own, for pictures that have true ones in it. There are
+    none where the run trained no decoder, or the pair lacks captions or the pictures that the decoder reads.
     """
     trained = "decoder" in assembly.parts and "decoder" in params
     reads = found.left.encoder == assembly.config.fusion.pair[0]
     if not trained or not (reads and shown.pictured) or found.right.words is None:
         return []
-    chosen, made = spaced(len(found.left), CAPTIONED), []
+    names, starts, made = Card.load(assembly.config.data.path).languages, assembly.model.starts, []
+    language = names.index(starts[0]) if starts and starts[0] in names else None
+    truths = {
+        number: found.words_of(int(found.left.owner[number]), language) for number in spaced(len(found.left), CAPTIONED)
+    }
+    chosen = [number for number, own in truths.items() if own]
     for start in range(0, len(chosen), AT_ONCE):
         say(f"captions {start} of {len(chosen)}")
         some = chosen[start : start + AT_ONCE]
@@ -354,5 +360,5 @@ def samples(
         for number, caption in zip(some, write_captions(assembly, params, tokens), strict=True):
             picture = shown.picture(number)
             assert picture is not None  # the side is pictured
-            made.append(Sample(picture, caption, found.words_of(int(found.left.owner[number]))))
+            made.append(Sample(picture, caption, truths[number]))
     return made

@@ -65,6 +65,16 @@ def refuse_other_tokenizer(assembly: Assembly, workdir: pathlib.Path) -> None:
             )
 
 
+def refuse_other_starts(assembly: Assembly, workdir: pathlib.Path) -> None:
+    """Refuse to go on with other languages that captions are begun in: starts would become those of others."""
+    kept = read_run(workdir).get("starts", [])
+    if kept and list(assembly.model.starts) not in ([], kept):
+        raise UserError(
+            f"captions of the run in '{workdir}' begin in {', '.join(kept)}, and the config's languages are now "
+            f"{', '.join(assembly.model.starts)}; write those it had, in their order, or another work directory"
+        )
+
+
 def refuse_other_momentum(config: Config, state: TrainState, workdir: pathlib.Path) -> None:
     """Hold `optimizer.sgd_after` against what the run was last started with; see `refuse_mixed_momentum`."""
     updates = int(state.step) - int(state.skipped)

@@ -1,6 +1,7 @@
 """Start a run from the weights of another one (`config.init`): leaves by path and shape, some by rows.
 
-Rows of word tables go by word, acquirers by language; `config.init_paths` reads leaves under other paths.
+Rows of word tables go by word, acquirers and the starts of captions by language; `config.init_paths` reads leaves under
+other paths.
 
 The weights are those that the other run's `eval.params` names, of its best checkpoint where it keeps one. They start
 the student, and the teacher is copied from it. A run that goes on does not read them again.
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 Rows = dict[str, tuple[np.ndarray, Array]]  # {path: (places int32 [N], their rows float32 [N,...])} of tables
 Common = tuple[np.ndarray, np.ndarray]  # the places int32 [N] of the same rows, in the own table and in the other
 LANGUAGES = re.compile(r"/tower/acquirers/")  # of a text tower, a row for each language
+STARTS = "decoder/start"  # a row for each language
 WORD_TABLE = re.compile(r"/tower/(embed/word|word|words/kernel)$")  # of a text tower, a row for each id
 STATISTICS = re.compile(r"/tower/idf$")  # counted on a run's own captions
 OUTPUT = "vocabulary/bias"  # of the heads that predict words
@@ -150,6 +152,9 @@ def _common_rows(
                 encoders[name].languages,
                 description["config"]["encoders"].get(theirs, {}).get("languages", ()),
             )
+            found |= {} if list(own) == list(known) else {path: common_places(own, known)}
+        elif path == STARTS:
+            own, known = assembly.model.starts, description.get("starts", ())
             found |= {} if list(own) == list(known) else {path: common_places(own, known)}
     return found
 

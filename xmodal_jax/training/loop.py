@@ -21,6 +21,7 @@ from xmodal_jax.training.begin import (
     only_run,
     refuse_other_momentum,
     refuse_other_rows,
+    refuse_other_starts,
     refuse_other_tokenizer,
     refuse_untrained_change,
     say_large_batch,
@@ -134,6 +135,7 @@ def _first_state(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path) -> t
     config, fresh = run.assembly.config, checkpoints.latest() is None
     if not fresh:
         refuse_other_tokenizer(run.assembly, workdir)
+        refuse_other_starts(run.assembly, workdir)
         refuse_other_data(config, workdir, read_run(workdir))
     state = run.fresh() if fresh else checkpoints.restore(run.abstract)
     if int(state.step) > config.steps:
