@@ -341,8 +341,9 @@ def scores_grid(own: Tables) -> Grid:
 def captioned(own: Tables) -> Tables:
     """Return the tables by language of `captioning.caption_split`, which count records; {} of another evaluation."""
     told = own.get("languages")
-    rows = list(told.values()) if isinstance(told, dict) else [None]
-    return told if all(isinstance(row, dict) and set(COUNTS) <= set(row) for row in rows) else {}
+    if not isinstance(told, dict):
+        return {}
+    return told if all(isinstance(row, dict) and set(COUNTS) <= set(row) for row in told.values()) else {}
 
 
 def flat(tree: dict[str, Any]) -> dict[str, Any]:
