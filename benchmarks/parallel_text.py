@@ -22,7 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import xmodal_jax as xmodal
+from xmodal_jax.assemble import words_of
 from xmodal_jax.errors import UserError, output_file, run_script
+from xmodal_jax.settings import as_dict
 
 ENGLISH = "en"
 LANGUAGES = ("bg", "cs", "de", "fr", "it", "nl", "ru", "sv")
@@ -89,6 +91,15 @@ def tower_rows(run: Any, field: str, texts: Sequence[str]) -> np.ndarray:
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
+def opened(workdir: str, length: int) -> Any:
+    """Open a run whose encoders of words read `length` tokens: it may have been trained on names, which are shorter."""
+    run = xmodal.load(workdir)
+    encoders = as_dict(run.config)["encoders"]
+    for name in words_of(run.config):
+        encoders[name]["length"] = length
+    return xmodal.load(workdir, {"encoders": encoders})
+
+
 def recall(one: np.ndarray, other: np.ndarray, texts: Sequence[str]) -> float:
     """Return R@1 in percent of queries [n,E] among their translations [n,E]; equal texts are equally right."""
     numbers = np.unique(list(texts), return_inverse=True)[1]
@@ -101,13 +112,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=pathlib.Path, required=True, help="where the package was unpacked")
     parser.add_argument("--run", required=True, help="work directory of a run with a field `english` and another")
     parser.add_argument("--tower", action="store_true", help="the tower alone, on both sides")
+    parser.add_argument("--length", type=int, default=32, help="tokens of a sentence that are read (default: 32)")
     parser.add_argument("--out", type=output_file, required=True, help="JSON to write")
     args = parser.parse_args(arguments)
     texts = complete(sentences(args.folder), LANGUAGES)
     if not texts[ENGLISH]:
         raise UserError(f"'{args.folder}' has no dialogues in {', '.join(LANGUAGES)}; unpack fillets-ng-data there")
     xmodal.use_compile_cache()
-    run = xmodal.load(args.run)
+    run = opened(args.run, args.length)
     field = next(name for name in run.config.data.fields if name not in ("image", "english"))
     rows = {ENGLISH: tower_rows(run, field, texts[ENGLISH]) if args.tower else run.encode("english", texts[ENGLISH])}
     result: dict[str, Any] = {"sentences": len(texts[ENGLISH]), "run": pathlib.Path(args.run).name, "tower": args.tower}

@@ -49,11 +49,18 @@ def test_equal_sentences_are_equally_right():
     assert parallel_text.recall(rows, rows[[1, 0, 2]], ["x", "z", "y"]) == pytest.approx(100 / 3)
 
 
+def test_sentences_are_read_further_than_the_names_of_training(tiny_run):
+    run = parallel_text.opened(str(tiny_run[0]), 14)
+    assert run.assembly.specs["text"].size == 14 and run.config.encoders["image"].size == 16
+    long = [f"{11 * 'a '}{colour}" for colour in ("red", "blue")]
+    assert not np.array_equal(*run.encode_texts(long)), "the last word is read"
+
+
 def test_a_run_finds_translations(folder, tiny_run, tmp_path, monkeypatch, capsys):
     """By the tower of the field of words."""
     monkeypatch.setattr(parallel_text, "LANGUAGES", ("de",))
     run = ("--run", str(tiny_run[0]))
-    parallel_text.main(["--folder", str(folder), *run, "--tower", "--out", str(tmp_path / "out.json")])
+    parallel_text.main(["--folder", str(folder), *run, "--tower", "--length", "12", "--out", str(tmp_path / "out.json")])
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["sentences"] == 4 and 0 <= found["de"]["from English"] <= 100
     assert "de {'from English'" in capsys.readouterr().out
