@@ -60,7 +60,9 @@ def test_a_run_finds_translations(folder, tiny_run, tmp_path, monkeypatch, capsy
     """By the tower of the field of words."""
     monkeypatch.setattr(parallel_text, "LANGUAGES", ("de",))
     run = ("--run", str(tiny_run[0]))
-    parallel_text.main(["--folder", str(folder), *run, "--tower", "--length", "12", "--out", str(tmp_path / "out.json")])
+    parallel_text.main(
+        ["--folder", str(folder), *run, "--tower", "--length", "12", "--out", str(tmp_path / "out.json")]
+    )
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["sentences"] == 4 and 0 <= found["de"]["from English"] <= 100
     assert "de {'from English'" in capsys.readouterr().out
