@@ -26,18 +26,28 @@ from xmodal_jax.workdir import open_run
 Column = list[dict[str, Any]]  # the seeds of one name
 
 
-def measured(workdir: pathlib.Path) -> dict[str, Any]:
+def measured(workdir: pathlib.Path, split: str) -> dict[str, Any]:
     """Read a run: recall by language, its languages trained on or not, and its numbers of parameters.
 
     Raises UserError for a run that is not evaluated by language.
     """
-    path = workdir / "eval-test.json"
+    path = workdir / f"eval-{split}.json"
     result = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     if "by_language" not in result:
-        raise UserError(f"'{workdir}' has no evaluation by language; run xmodal eval --workdir {workdir}")
+        raise UserError(f"'{path}' has no recall by language; run xmodal eval --workdir {workdir}, or write --split")
     groups = {name: result["by_language"][name] for name in ("seen", "unseen")}
     recall = {code: round(value, 2) for code, value in ranked(result)}
     return {"run": workdir.name, "step": result["step"], "R@1": recall, **groups, **parameters(workdir)}
+
+
+def refuse_other_languages(columns: dict[str, Column]) -> None:
+    """Raise UserError for runs that were trained on other languages, or asked in others, than the first."""
+    first, *others = [run for column in columns.values() for run in column]
+    for run in others:
+        if any(set(run[group]) != set(first[group]) for group in ("seen", "unseen")):
+            raise UserError(
+                f"'{run['run']}' has other languages, trained or asked, than '{first['run']}'; write a table for each"
+            )
 
 
 def parameters(workdir: pathlib.Path) -> dict[str, int]:
@@ -83,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line: see the head of this file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", metavar="NAME=WORKDIR", help="the columns, in their order")
+    parser.add_argument("--split", default="test", help="that was evaluated (default: test)")
     parser.add_argument("--out", type=output_file, required=True, help="what the two files begin with")
     args = parser.parse_args(arguments)
     columns: dict[str, Column] = collections.defaultdict(list)
@@ -90,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name, _, workdir = word.partition("=")
         if not workdir:
             raise UserError(f"'{word}' is no NAME=WORKDIR; write for example MLA=runs/mla-transfer")
-        columns[name].append(measured(pathlib.Path(workdir)))
+        columns[name].append(measured(pathlib.Path(workdir), args.split))
+    refuse_other_languages(columns)
     args.out.with_suffix(".json").write_text(json.dumps(columns, indent=1, ensure_ascii=False) + "\n", "utf-8")
     args.out.with_name(f"{args.out.name}-table.md").write_text(table(columns), "utf-8")
     print(table(columns))

@@ -9,7 +9,7 @@ FOLDER and emoji_views.jsonl are those of emoji_views.py. The dictionaries are F
 others, not part of this repository). A row for each English headword of at most three words that `--least` of them
 have, with the first translation of its first sense; of Japanese, which is read from the other side, words that its
 dictionary marks as common. The concepts of emoji are split as `xmodal data prepare jsonl --held-out` splits them, and
-the names of those held out are no rows: no word of a picture that is asked for is trained on.
+a word that is the name of one held out, in English or in another language, makes no row.
 """
 
 import argparse
@@ -115,10 +115,12 @@ def split_names(rows: list[dict[str, Any]], held_out: int) -> list[dict[str, Any
 
 def rows_of(found: dict[str, dict[str, str]], emoji: list[dict[str, Any]], least: int) -> Iterator[dict[str, Any]]:
     """Yield a row for each English word that is in `least` languages and names no emoji held out."""
-    asked = {row["caption"]["en"].lower() for row in emoji if row["split"] != "train"}
+    captions = [row["caption"].items() for row in emoji if row["split"] != "train"]
+    asked = {(code, name.casefold()) for own in captions for code, name in own}
     for english in sorted(found):
-        if len(found[english]) >= least and english not in asked:
-            caption = {"en": english} | dict(sorted(found[english].items()))
+        caption = {"en": english} | dict(sorted(found[english].items()))
+        named = any((code, word.casefold()) in asked for code, word in caption.items())
+        if len(found[english]) >= least and not named:
             yield {"id": f"word: {english}", "caption": caption, "split": "train"}
 
 

@@ -5,7 +5,7 @@ leaves it as it is, and trains a multilingual encoder so that a name in any lang
 one; it sees no picture. `words` does so first with 18,000 words of dictionaries (benchmarks/parallel_words.py), and
 `--config.init=runs/m_clip-words` lets `features` go on from there. `frozen` trains a head on the frozen multilingual
 tower. `contrast` goes on with names and pictures. `tiny` is for tests. Data: benchmarks/emoji_views.py with
---languages; before training:
+--languages; before training, for each of its data sets:
 
     xmodal weights --of e5 --out weights/e5
     xmodal data features --data data/emoji_views --tower lite0 --size 128

@@ -201,7 +201,13 @@ def test_a_table_of_runs_counts_what_a_language_adds(runs, opened, tmp_path, mon
     shown = capsys.readouterr().out
     assert f"| fr | {np.mean(recall['fr']):.1f} ± 0.0 | {np.mean(recall['fr']):.1f} |" in shown.replace(" *", "")
     assert "| parameters trained | 2,208 | 2,208 |" in shown and "| seeds | 2 | 1 |" in shown
-    with pytest.raises(xmodal.UserError, match="has no evaluation by language; run xmodal eval --workdir"):
+    with pytest.raises(xmodal.UserError, match="has no recall by language; run xmodal eval --workdir"):
         languages_table.main([f"English={runs[0]}", "--out", str(tmp_path / "none")])
+    result = json.loads((runs[2] / "eval-test.json").read_text())
+    other = {"seen": ["de"], "unseen": ["fr"]}
+    (runs[2] / "eval-other.json").write_text(json.dumps(result | {"by_language": result["by_language"] | other}))
+    own, other = (languages_table.measured(runs[2], split) for split in ("test", "other"))
+    with pytest.raises(xmodal.UserError, match="has other languages, trained or asked, than 'french'; write"):
+        languages_table.refuse_other_languages({"MLA": [own], "other": [other]})
     with pytest.raises(xmodal.UserError, match="'MLA' is no NAME=WORKDIR"):
         languages_table.main(["MLA", "--out", str(tmp_path / "none")])

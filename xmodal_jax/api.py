@@ -12,7 +12,7 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from xmodal_jax.config_build import unknown_key
 from xmodal_jax.data.card import Card
 from xmodal_jax.data.readers import has_views, reader_classes
 from xmodal_jax.encode.embed import Embedded, Embedder, PairScorer, join_rows
-from xmodal_jax.encode.inputs import BLOCK, encode_blocks, reader_of
+from xmodal_jax.encode.inputs import BLOCK, encode_blocks, reader_of, single
 from xmodal_jax.errors import UserError
 from xmodal_jax.origin import Origin, result_file
 from xmodal_jax.settings import Config
@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 PATH = str | os.PathLike
+TEXTS = "['a red square']"
 
 
 def _silent(_: str) -> None:
@@ -400,12 +401,9 @@ class TrainedRun:
 
 def _listed(inputs: Any, words: bool = False) -> Sequence[Any]:
     """Return inputs that are a list; raise UserError for a single one, and for none."""
-    if isinstance(inputs, (str, bytes, os.PathLike, Mapping, Set)) or not hasattr(inputs, "__len__"):
-        such = "['a red square']" if words else "['a.jpg']"
-        raise UserError(f"the inputs are one {type(inputs).__name__}; write a list of inputs, such as {such}")
-    shape = getattr(inputs, "shape", ())
-    if len(shape) == 2 or len(shape) == 3 and shape[2] in (3, 4):
-        raise UserError(f"the inputs are one array {list(shape)}; write a list of pictures, such as [array]")
+    if one := single(inputs):
+        such = "pictures, such as [array]" if one.startswith("array") else "inputs, such as ['a.jpg']"
+        raise UserError(f"the inputs are one {one}; write a list of {'inputs, such as ' + TEXTS if words else such}")
     if not len(inputs):
         raise UserError("there is nothing to encode: the list of inputs is empty")
     return inputs

@@ -43,6 +43,21 @@ def logging_to_terminal() -> Iterator[None]:
         yield
 
 
+class LastResort(logging.Handler):
+    """Show a record that no other handler takes as Python does where there is none: from warnings on, on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show the record, unless another handler does."""
+        logger: logging.Logger | None = logging.getLogger(record.name)
+        own = [handler for handler in logging.getLogger().handlers if isinstance(handler, LastResort)]
+        taken = own[:1] != [self]  # of two threads that hold one each, one shows
+        while logger is not None and not taken:
+            taken = any(not isinstance(handler, LastResort) for handler in logger.handlers)
+            logger = logger.parent if logger.propagate else None
+        if not taken and logging.lastResort and record.levelno >= logging.lastResort.level:
+            logging.lastResort.handle(record)
+
+
 @contextlib.contextmanager
 def handlers_kept() -> Iterator[None]:
     """Keep a root logger without handlers from getting one: of orbax and array_record the first line would add it.
@@ -50,15 +65,15 @@ def handlers_kept() -> Iterator[None]:
     It would stay, so that a program's own `logging.basicConfig` did nothing from then on. Until the context ends,
     warnings are shown as Python shows them where there is no handler.
     """
-    root = logging.getLogger()
-    held = [] if root.handlers else [logging.lastResort or logging.NullHandler()]
-    for handler in held:
-        root.addHandler(handler)
+    root, held = logging.getLogger(), LastResort()
+    if not all(isinstance(handler, LastResort) for handler in root.handlers):
+        yield
+        return
+    root.addHandler(held)
     try:
         yield
     finally:
-        for handler in held:
-            root.removeHandler(handler)
+        root.removeHandler(held)
 
 
 @contextlib.contextmanager

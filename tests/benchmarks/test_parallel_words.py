@@ -86,6 +86,13 @@ def test_rows_hold_names_with_their_split_and_no_word_that_names_a_picture_held_
     assert least == ([] if asked == "tiger" else ["word: tiger"]), "words in two languages"
 
 
+def test_a_word_that_names_a_picture_held_out_in_another_language_makes_no_row():
+    """A car is called "Auto" as the automobile is."""
+    emoji = [{"caption": {"en": "automobile", "de": "Auto"}, "split": "test"}]
+    found = {"car": {"de": "auto", "fr": "voiture"}, "cart": {"de": "Karren", "fr": "auto"}}
+    assert [row["id"] for row in parallel_words.rows_of(found, emoji, 1)] == ["word: cart"]
+
+
 def test_a_folder_without_dictionaries_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"holds no dictionary of ara, deu.*unpack dict-freedict-eng-deu there"):
         parallel_words.words(tmp_path)

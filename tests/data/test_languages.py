@@ -11,7 +11,7 @@ import pytest
 from xmodal_jax.data.config import DataConfig, FieldConfig
 from xmodal_jax.data.evaluation import eval_split
 from xmodal_jax.data.prepare import prepare
-from xmodal_jax.data.readers import InputSpec, joined
+from xmodal_jax.data.readers import InputSpec, Reader, joined
 from xmodal_jax.data.source import Item, memory_source
 from xmodal_jax.data.text import build_vocabulary, load_tokenizer, save_tokenizer
 from xmodal_jax.data.train import train_dataset
@@ -303,3 +303,31 @@ def test_records_without_a_required_field_are_not_even_drawn(folder, tokenizer, 
         rows = np.concatenate([data.batch_at(number)["index"] for number in range(5)])
     assert len(drawn) == 5 * BATCH and sorted(set(rows.tolist())) == [4 * n for n in range(10)]
     assert np.bincount(rows).max() == 4, "each comes for itself and for the three that have none"
+
+
+class Numbered(Reader):
+    """A reader of one's own, whose input no record keeps."""
+
+    def empty(self):
+        return np.zeros(1, np.int32)
+
+    def choose(self, row, rng):
+        return row.number
+
+    def read(self, row, choice, rng):
+        return np.array([choice], np.int32)
+
+
+def test_a_reader_that_draws_anew_or_is_ones_own_loses_no_record(folder, tokenizer):
+    """Only of pictures and captions does the sidecar tell which records have them."""
+    both = FieldConfig(languages=("fr", "de"), reader="parallel", per="batch", temperature=0.0)
+    with opened(folder, tokenizer, {"both": both}) as data:
+        assert set(np.concatenate([data.batch_at(number)["index"] for number in range(9)]).tolist()) == set(
+            range(0, RECORDS, 4)
+        )
+    fields = {"own": FieldConfig(encoder="text", medium="meta", reader=f"{__name__}:Numbered")}
+    cfg = DataConfig(fields=fields, languages=("en",), path=str(folder))
+    with contextlib.closing(train_dataset(folder, "train", {"text": InputSpec(12, tokenizer)}, cfg, 0, BATCH)) as data:
+        assert sorted(np.concatenate([data.batch_at(n)["own"][:, 0] for n in range(5)]).tolist()) == list(
+            range(RECORDS)
+        )

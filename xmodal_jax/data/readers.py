@@ -146,8 +146,11 @@ class Reader(abc.ABC):
         raise NotImplementedError
 
     def language(self, choice: Any) -> str:
-        """Return the language of the chosen caption; for readers that are `worded`."""
-        raise NotImplementedError
+        """Return the language of the chosen caption; for readers that are `worded`.
+
+        Raises `UserError` in a class of one's own that does not say it.
+        """
+        raise UserError(f"{type(self).__name__} does not say a caption's language; write its method `language`")
 
     def stored_inputs(self, row: Row) -> dict[str, list[np.ndarray]]:
         """Return all inputs of a row by view or language, as evaluation reads them; for readers that are `embedded`."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.image import CorruptImage
-from xmodal_jax.data.readers import Row, Specs, has_views, readers_of
+from xmodal_jax.data.readers import CaptionReader, PictureReader, Row, Specs, has_views, readers_of
 from xmodal_jax.data.records import CorruptRecord, Room
 from xmodal_jax.data.split import Arrays, Split, labels_of
 from xmodal_jax.data.text import cut
@@ -158,10 +158,13 @@ class TrainDataset:
         )
 
     def _able_units(self) -> np.ndarray:
-        """Return int64 [m], the units whose records have all required fields; it says how many records have not."""
+        """Return int64 [m], the units whose records may have all required fields; it says how many records cannot.
+
+        Pictures and captions are known from the sidecar; what another reader finds, `choose` tells when it is drawn.
+        """
         able = np.ones(len(self.split), bool)
         for name, own in self.split.cfg.fields.items():
-            if own.required and not own.of:
+            if own.required and not own.of and type(self.readers[name]) in (PictureReader, CaptionReader):
                 found = np.zeros(len(able), bool)
                 for view in self.split.views if has_views(self.split.cfg.fields, name) else ("",):
                     found[self.readers[name].rows(view)] = True

@@ -4,7 +4,7 @@ import functools
 import io
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -161,6 +161,19 @@ def encode_blocks(
     for start in range(0, len(inputs), size):
         rows = read_inputs(assembly, field, inputs[start : start + size], language)
         yield encode_rows_of(assembly, embedder, field, rows, size, tokens)
+
+
+def single(inputs: Any) -> str:
+    """Return what one input is called that stands where a list of inputs should; "" for a list.
+
+    Example:
+        >>> single("a.jpg"), single(["a.jpg"]), single(np.zeros([8, 8, 3]))
+        ('str', '', 'array [8, 8, 3]')
+    """
+    if isinstance(inputs, (str, bytes, os.PathLike, Mapping, Set)) or not hasattr(inputs, "__len__"):
+        return type(inputs).__name__
+    shape = getattr(inputs, "shape", ())
+    return f"array {list(shape)}" if len(shape) == 2 or len(shape) == 3 and shape[2] in (3, 4) else ""
 
 
 def encode_rows_of(

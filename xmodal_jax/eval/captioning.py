@@ -27,6 +27,11 @@ from xmodal_jax.settings import Config
 from xmodal_jax.types import Params
 
 BLOCK = 32  # pictures encoded and captioned together
+NAMING = (" named", " right")  # how the shares of `naming_accuracy` end
+
+
+class Unwritten(UserError):
+    """A split has true captions in no language that the run writes."""
 
 
 def refuse_uncaptioned(params: Params, beam: int) -> None:
@@ -94,15 +99,25 @@ def caption_split(
     refuse_trained(assembly.origin, data.path, split, allow_trained)
     data = dataclasses.replace(data, languages=(language,)) if language else data
     found = eval_split(data.path, split, assembly.specs, data, pair=decoded_pair(assembly.config))
-    found = fold_of(found, np.arange(limit)).split if 0 < limit < len(found.keys) else found
-    parts = by_language(assembly, found, language)
+    parts, records = limited(by_language(assembly, found, language), limit, len(found.keys))
     captions = written(Embedder(assembly.model, params, poll), assembly, found, parts, beam)
     rows = [row for code, own in parts.items() for row in rows_of(own, code, captions[code])]
     tables = {code: part_scores(data, split, own, captions[code]) for code, own in parts.items()}
-    counts = {
-        code: {"records": len(own.keys), "lacking": len(found.keys) - len(own.keys)} for code, own in parts.items()
-    }
-    return [row for _, row in sorted(rows, key=lambda entry: entry[0])], mean_scores(tables, counts)
+    counts = {code: {"records": len(own.keys), "lacking": records - len(own.keys)} for code, own in parts.items()}
+    told = len(parts) > 1 or bool(assembly.model.starts)
+    return [row for _, row in sorted(rows, key=lambda entry: entry[0])], mean_scores(tables, counts if told else {})
+
+
+def limited(parts: dict[str, EvalSplit], limit: int, records: int) -> tuple[dict[str, EvalSplit], int]:
+    """Return the records of each language that are among the first `limit` (0: all) of those in any, and their number.
+
+    `records` is the number in the split, which it is without a limit. A language that is left without any is left out.
+    """
+    rows = np.unique(np.concatenate([own.rows for own in parts.values()]))[: limit or None]
+    if not limit:
+        return parts, records
+    kept = {code: np.flatnonzero(np.isin(own.rows, rows)) for code, own in parts.items()}
+    return {code: fold_of(parts[code], places).split for code, places in kept.items() if len(places)}, len(rows)
 
 
 def rows_of(found: EvalSplit, language: str, captions: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -125,9 +140,9 @@ def by_language(assembly: Assembly, found: EvalSplit, language: str = "") -> dic
         own = {names[spoken[0]]: found}
     known = (language,) if language else assembly.model.starts or tuple(own)
     if not set(known) & set(own):
-        raise UserError(
-            f"the captions of the split are in {', '.join(own)}, and those to write in {', '.join(known)}; write some "
-            "of these in config.eval.languages"
+        raise Unwritten(
+            f"the captions of the split are in {', '.join(own)}, and those to write in {', '.join(known)}; evaluate on "
+            "captions in some of these (config.eval.languages, or the field's languages)"
         )
     return {code: part for code, part in own.items() if code in known}
 
@@ -152,11 +167,16 @@ def part_scores(data: DataConfig, split: str, found: EvalSplit, captions: Sequen
 
 
 def mean_scores(tables: dict[str, dict[str, float]], counts: dict[str, dict[str, int]]) -> dict[str, Any]:
-    """Average scores over languages, and put those of each with its counts under "languages"; of one, its scores."""
+    """Average scores over languages, and put those of each with its counts under "languages".
+
+    Without counts these are the scores of the only table. Shares of captions that name a label have no mean over
+    several languages, for a taxonomy has its names in one.
+    """
     first = next(iter(tables.values()))
-    if len(tables) == 1:
+    if not counts:
         return first
-    mean: dict[str, Any] = {name: float(np.mean([own[name] for own in tables.values()])) for name in first}
+    names = [name for name in first if len(tables) == 1 or not name.endswith(NAMING)]
+    mean: dict[str, Any] = {name: float(np.mean([own[name] for own in tables.values()])) for name in names}
     return mean | {"languages": {code: own | counts[code] for code, own in tables.items()}}
 
 

@@ -2,6 +2,7 @@
 
 import abc
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +11,14 @@ from xmodal_jax.config_build import build, limited
 from xmodal_jax.data.card import Card
 from xmodal_jax.errors import UserError
 from xmodal_jax.eval.answering import answer_split
-from xmodal_jax.eval.captioning import caption_split, decoded_pair
+from xmodal_jax.eval.captioning import Unwritten, caption_split, decoded_pair
 from xmodal_jax.eval.evaluate import Evaluator
 from xmodal_jax.eval.zeroshot import TEMPLATES, classes_of, classified_pair, classify, refuse_odd_template
 from xmodal_jax.models.crossmodal import started
 from xmodal_jax.plugins import find_class
 from xmodal_jax.settings import Config
+
+log = logging.getLogger(__name__)
 
 Numbers = dict[str, Any]  # numbers, or numbers by name, however deep
 
@@ -85,7 +88,11 @@ class Captioning(Evaluation):
         """Caption the split: {score: value}, with several languages their mean and "languages": {code: the same}."""
         say("writing captions")
         own = evaluator.assembly, evaluator.params
-        return caption_split(*own, split, self.limit, self.beam, True, evaluator.poll)[1]
+        try:
+            return caption_split(*own, split, self.limit, self.beam, True, evaluator.poll)[1]
+        except Unwritten as error:  # a run may be evaluated in other languages than it writes
+            log.warning("no captions are written: %s", error)
+            return {}
 
 
 @dataclass(frozen=True)
@@ -158,7 +165,7 @@ def further(evaluator: Evaluator, split: str, quick: bool, say: Callable[[str], 
         if own.training or not quick:
             say(f"evaluating {name}")
             found[name] = numbers_of(own(evaluator, split or config.data.eval_split, say), f"config.evals.{name}")
-    return found
+    return {name: numbers for name, numbers in found.items() if numbers != {}}
 
 
 def numbers_of(found: Any, where: str) -> Numbers | float:

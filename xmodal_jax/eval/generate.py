@@ -147,7 +147,9 @@ def start_of(assembly: Assembly, language: str = "") -> np.ndarray | None:
     spoken = (assembly.origin.languages if assembly.origin else trained_languages(as_dict(config.data))).get(
         config.fusion.pair[1], ()
     )
-    if language and list(spoken) != [language]:
+    if language and len(spoken) == 1 and language not in spoken:
+        raise UserError(f"the run writes captions in {spoken[0]}, not in '{language}'; leave the language out")
+    if language and len(spoken) != 1:
         raise UserError(
             f"the run was trained on captions in {', '.join(spoken)}, and not on being asked for one, such as "
             f"'{language}'; leave the language out, or train with config.objectives.lm.languages=True"

@@ -335,7 +335,7 @@ def scores_grid(own: Tables) -> Grid:
         for code, row in told.items()
     ]
     mean = [f"mean of {len(told)}", *(f"{own[name]:.3f}" for name in names), *("" for _ in COUNTS)]
-    return Grid(["captions in", *names, *COUNTS], [*rows, mean])
+    return Grid(["captions in", *names, *COUNTS], [*rows, mean] if len(rows) > 1 else rows)
 
 
 def captioned(own: Tables) -> Tables:

@@ -119,6 +119,8 @@ def hint(field: str, config: Config) -> str:
     if field == "concepts":
         return "write config.data.concepts=NAME, made by `xmodal data concepts`"
     fields = config.data.fields
+    if what == "language" and name in fields:
+        return f"config.data.fields.{name} has no captions of one language each; write a field that has"
     seen = name.rstrip("2") if name.rstrip("2") in fields else next(iter(fields))
     return f"add config.data.fields.{name}, such as {{'of': '{seen}'}}, or write some of {', '.join(fields)}"
 

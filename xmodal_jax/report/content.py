@@ -347,7 +347,9 @@ def samples(
     if not trained or not (reads and shown.pictured) or found.right.words is None:
         return []
     names, starts, made = Card.load(assembly.config.data.path).languages, assembly.model.starts, []
-    language = names.index(starts[0]) if starts and starts[0] in names else None
+    if starts and starts[0] not in names:
+        return []
+    language = names.index(starts[0]) if starts else None
     truths = {
         number: found.words_of(int(found.left.owner[number]), language) for number in spaced(len(found.left), CAPTIONED)
     }

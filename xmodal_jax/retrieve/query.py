@@ -21,7 +21,7 @@ from xmodal_jax.data.media import find_file, read_file
 from xmodal_jax.data.readers import has_views, reader_classes
 from xmodal_jax.data.records import PICTURES
 from xmodal_jax.encode.embed import Embedded, Embedder, join_rows
-from xmodal_jax.encode.inputs import block_size, encode_rows_of, read_inputs
+from xmodal_jax.encode.inputs import block_size, encode_rows_of, read_inputs, single
 from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.mesh import make_mesh
 from xmodal_jax.retrieve.build import kind_in
@@ -200,10 +200,8 @@ class Searcher:
           UserError: k below 1, stages that do not follow each other, a run that is gone or has changed since, no codes,
             an unreadable file, a query that means nothing to the model.
         """
-        if isinstance(queries, (str, os.PathLike)):
-            raise UserError(
-                f"search_many takes a list of queries, and this is one {type(queries).__name__}; call search"
-            )
+        if one := single(queries):
+            raise UserError(f"search_many takes a list of queries, and this is one {one}; call search")
         stages, k = stages.fitted(k, self.index.count, f"{self.index.extra.get('noun', 'rows')} of {self.index.path}")
         fields, found = [self._field_of(query, field, language) for query in queries], [Hits()] * len(queries)
         for name in dict.fromkeys(fields):

@@ -81,7 +81,7 @@ def evaluation_points(lines: list[dict[str, Any]]) -> Points:
     """Return the points of the evaluations' main numbers: mR and R@1 of the embeddings, and those of `config.evals`."""
     rows = [{"step": line["step"], **flat(line["eval"])} for line in lines if isinstance(line.get("eval"), dict)]
     names = dict.fromkeys(name for row in rows for name in row if name.startswith(("itc/", "evals/")))
-    names = [name for name in names if name.rpartition("/")[2] not in COUNTS]  # records of a language
+    names = [name for name in names if "/languages/" not in name or name.rpartition("/")[2] not in COUNTS]
     shown = [name for name in names if name.startswith("evals/") or name.endswith(EVALUATIONS)]
     return {
         name.removeprefix("itc/").removeprefix("evals/"): own for name, own in points_of(rows, tuple(shown)).items()
