@@ -123,16 +123,26 @@ def test_a_split_is_captioned_and_scored_in_each_language_that_the_run_writes(sp
 def test_one_language_is_scored_alone(run, split):
     rows, scores = caption_split(run.assembly, run.params, beam=1, language="de")
     assert rows == [row for row in split[0] if row["language"] == "de"]
-    assert scores == {name: split[1]["languages"]["de"][name] for name in ("BLEU-4", "CIDEr")}
+    alone = {name: split[1]["languages"]["de"][name] for name in ("BLEU-4", "CIDEr")}
+    assert scores == alone | {"languages": {"de": alone | {"records": TEST - LACKING, "lacking": 0}}}
     some = caption_split(run.assembly, run.params, limit=LACKING + 1, beam=1)[1]["languages"]
     assert {code: own["records"] for code, own in some.items()} == {"en": LACKING + 1, "de": 1}
 
 
-def test_a_split_in_other_languages_is_refused(run):
+def test_a_limit_counts_records_that_have_a_language_to_write(run):
+    other = xmodal.load(run.workdir, {"eval": {"languages": ("fr", "de")}})
+    rows, scores = caption_split(other.assembly, other.params, limit=2, beam=1)
+    assert [(row["key"], row["language"]) for row in rows] == [(f"test{LACKING + n}", "de") for n in range(2)]
+    assert {code: (own["records"], own["lacking"]) for code, own in scores["languages"].items()} == {"de": (2, 0)}
+
+
+def test_a_split_in_other_languages_is_refused_and_left_out_of_an_evaluation(run, caplog):
     other = xmodal.load(run.workdir, {"eval": {"languages": ("fr",)}})
-    said = "the captions of the split are in fr, and those to write in en, de; write some of these in config.eval"
+    said = "the captions of the split are in fr, and those to write in en, de; evaluate on captions in some of these"
     with pytest.raises(UserError, match=said):
         caption_split(other.assembly, other.params, beam=1)
+    found = other.evaluate(keep=False)
+    assert found["mean"]["itc"] and "evals" not in found and f"no captions are written: {said}" in caplog.text
 
 
 def test_a_run_that_tells_no_languages_apart_writes_one_caption_for_all(run):
@@ -180,7 +190,12 @@ def test_the_table_has_a_line_for_each_language_and_one_for_their_mean():
         ["en", "0.750", "2.000", "12", "0"],
         ["mean of 2", "0.500", "1.500", "", ""],
     ]
-    assert scores_grid(mean_scores({"en": tables["en"]}, counts)).rows == [["BLEU-4", "0.750"], ["CIDEr", "2.000"]]
+    assert scores_grid(mean_scores({"en": tables["en"]}, {})).rows == [["BLEU-4", "0.750"], ["CIDEr", "2.000"]]
+    (row,) = scores_grid(mean_scores({"ja": tables["ja"]}, counts)).rows
+    assert row == ["ja", "0.250", "1.000", "3", "9"], "what a single language was measured on is told"
+    named = {code: own | {"species right": 1.0} for code, own in tables.items()}
+    assert "species right" not in mean_scores(named, counts), "a taxonomy has its names in one language"
+    assert mean_scores({"en": named["en"]}, counts)["species right"] == 1.0
     own = scores_grid({"languages": {"en": 2.0, "de": 1.0}})  # an evaluation of a user's own
     assert own.rows == [["languages/en", "2.000"], ["languages/de", "1.000"]]
 
