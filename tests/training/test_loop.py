@@ -90,9 +90,9 @@ def losses_of(workdir):
     return [value for line in lines for name, value in line.items() if name.startswith("loss")]
 
 
-# A family each: generation, fusion, hashing. The quick tier trains the others elsewhere: pages of the docs (mla, mlmm,
+# Captions with fusion, and hashing. The quick tier trains the others elsewhere: pages of the docs (mla, mlmm,
 # m_clip, rcar, vqa), tests of scorers (mvsen, sgr) and of runs (vit2cmh); test_configs.py takes a step of every config.
-FAMILIES = ("recap", "mtgfe", "tecmh")
+FAMILIES = ("recap", "tecmh")
 OTHERS = [pytest.param(path, marks=pytest.mark.slow) for path in CONFIGS if path.stem not in ("quickstart", *FAMILIES)]
 
 
