@@ -99,7 +99,7 @@ def caption_split(
     refuse_trained(assembly.origin, data.path, split, allow_trained)
     data = dataclasses.replace(data, languages=(language,)) if language else data
     found = eval_split(data.path, split, assembly.specs, data, pair=decoded_pair(assembly.config))
-    parts, records = limited(by_language(assembly, found, language), limit, len(found.keys))
+    parts, records = first_records(by_language(assembly, found, language), limit, len(found.keys))
     captions = written(Embedder(assembly.model, params, poll), assembly, found, parts, beam)
     rows = [row for code, own in parts.items() for row in rows_of(own, code, captions[code])]
     tables = {code: part_scores(data, split, own, captions[code]) for code, own in parts.items()}
@@ -108,7 +108,7 @@ def caption_split(
     return [row for _, row in sorted(rows, key=lambda entry: entry[0])], mean_scores(tables, counts if told else {})
 
 
-def limited(parts: dict[str, EvalSplit], limit: int, records: int) -> tuple[dict[str, EvalSplit], int]:
+def first_records(parts: dict[str, EvalSplit], limit: int, records: int) -> tuple[dict[str, EvalSplit], int]:
     """Return the records of each language that are among the first `limit` (0: all) of those in any, and their number.
 
     `records` is the number in the split, which it is without a limit. A language that is left without any is left out.
