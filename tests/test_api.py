@@ -243,3 +243,10 @@ def test_a_prepared_set_tells_its_counts_and_what_was_skipped(shapes_files, tmp_
     given = ["data", "prepare", "jsonl", "--path", str(path), "--out", str(tmp_path / "again"), "--allow-bad"]
     assert main(given) == 0
     assert capsys.readouterr().out.splitlines() == [*lines, f"{tmp_path / 'again'} is ready"]
+
+
+def test_texts_that_say_nothing_are_told_and_alike(run, caplog):
+    rows = run.encode_texts(["", "a red circle", " \u0301"])
+    assert "2 of 3 texts of the field 'text' say nothing" in caplog.text
+    np.testing.assert_allclose(rows[0], run.encode_texts([""])[0], atol=1e-6)
+    assert not np.allclose(rows[0], rows[1], atol=1e-3)

@@ -257,7 +257,7 @@ def _query_parsers(top: Any) -> None:
     ask.add_argument("--index", required=True, help="folder of the index")
     ask.add_argument("--workdir", default="", help="the run that made the index, where it is not found by itself")
     ask.add_argument("--data", default="", help="for --rerank: the data set of the pictures, where it has moved")
-    ask.add_argument("-k", type=int, default=10, help="hits (default: 10)")
+    ask.add_argument("-k", type=int, default=None, help="hits (default: 10, or all of fewer)")
     ask.add_argument("--kind", default="dense", choices=("dense", "codes"), help="rank by cosine or by hash codes")
     ask.add_argument("--shortlist", type=int, default=0, metavar="N", help="order the best N by codes by their cosine")
     ask.add_argument("--rerank", type=int, default=0, metavar="K", help="order the best K by the matching head (ITM)")

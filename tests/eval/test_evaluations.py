@@ -67,7 +67,10 @@ def test_what_an_evaluation_gives_becomes_plain_numbers():
 def test_a_run_evaluates_its_entries_while_it_trains_and_after(train_tiny, tmp_path, capsys):
     (tmp_path / "own.py").write_text(OWN)
     own = f"evals.own={{'kind':'{tmp_path}/own.py:Spread','times':2.0,'training':True}}"
-    assert main(train_tiny(tmp_path / "run", *ENTRIES, own, "eval.every=4")) == 0
+    assert (
+        main(train_tiny(tmp_path / "run", *ENTRIES, own, "eval.every=4", "objectives={'itc': {'queue': 8}, 'lm': {}}"))
+        == 0
+    )
     assert "names at step 4: top-1/right " in capsys.readouterr().err
     lines = [json.loads(line) for line in (tmp_path / "run" / METRICS_FILE).read_text().splitlines()]
     (quick,) = [line["eval"]["evals"] for line in lines if "eval" in line]

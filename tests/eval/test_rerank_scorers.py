@@ -40,7 +40,7 @@ class Ranked(Paired):
 SCORERS = {"sgr": "{'kind': 'sgr', 'width': 16}", "graph": "{'kind': 'graph', 'width': 16, 'heads': 2, 'dropout': 0.1}"}
 
 
-@pytest.fixture(scope="module", params=SCORERS)
+@pytest.fixture(scope="module", params=[pytest.param("sgr", marks=pytest.mark.slow), "graph"])
 def run(request, train_tiny, tmp_path_factory):
     """(work directory, assembly, parameters) of a run of a few steps."""
     workdir = tmp_path_factory.mktemp("runs") / request.param

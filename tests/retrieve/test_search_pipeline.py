@@ -71,6 +71,20 @@ def test_what_is_more_than_there_is_takes_all_and_says_so(given, k, want, said, 
 
 
 @pytest.mark.parametrize(
+    ("given", "count", "want"),
+    [
+        (SearchPipeline("dense"), 24, 10),
+        (SearchPipeline("dense"), 7, 7),
+        (SearchPipeline("codes", 16, 4), 24, 4),
+        (SearchPipeline("codes", 5), 24, 5),
+    ],
+)
+def test_who_does_not_say_how_many_gets_ten_or_what_there_is_without_a_word(given, count, want, caplog):
+    assert given.fitted(None, count)[1] == want
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
     "given", [SearchPipeline("codes", 16, 8), SearchPipeline("dense", 0, 8), SearchPipeline("codes", 0, 8)]
 )
 def test_the_matching_head_orders_the_best(tiny_index, opened_run, given):
@@ -179,7 +193,7 @@ def damaged(tiny_index, tmp_path, change):
         (lambda path: None, ["-k", "-1"], "k -1 takes nothing of the 24 pictures"),
         (lambda path: None, ["--show", "hits.xyz"], "'hits.xyz' does not end as a picture"),
         (lambda path: None, ["--shortlist", "12"], "write kind 'codes'"),
-        (lambda path: None, ["--rerank", "4"], "k 10 is more than rerank 4"),
+        (lambda path: None, ["--rerank", "4", "-k", "10"], "k 10 is more than rerank 4"),
         (lambda path: None, ["--backend", "milvus"], "uri goes with backend 'milvus'"),
         (lambda path: None, ["--uri", "rows.db"], "uri goes with backend 'milvus'"),
     ],

@@ -51,6 +51,12 @@ def test_a_finished_run_is_not_changed_into_what_was_never_trained(workdir, shap
     train(tiny(PLAIN, shapes_data, "steps=2", "log_every=2"), workdir)  # which changes no model
 
 
+def test_checkpoints_without_what_tells_of_them_are_not_gone_on_with(workdir, shapes_data):
+    (workdir / "run.json").unlink()
+    with pytest.raises(UserError, match=r"run' has checkpoints and no run.json, which tells what they were trained on"):
+        train(tiny(PLAIN, shapes_data, "steps=3"), workdir)
+
+
 def test_other_word_ids_under_the_same_weights_are_refused(workdir, shapes_data, tmp_path):
     other = shutil.copytree(shapes_data, tmp_path / "other")
     path = other / "tokenizer.json"

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -11,12 +12,15 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.assemble import Assembly
+from xmodal_jax.data.captions import says_something
 from xmodal_jax.data.image import eval_image
 from xmodal_jax.data.readers import InputSpec, Reader, picture_of_file, reader_classes
 from xmodal_jax.encode.embed import Embedded, Embedder
 from xmodal_jax.encode.towers import tower_encoder
 from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.mesh import filled
+
+log = logging.getLogger(__name__)
 
 BLOCK = 32  # inputs encoded together
 THREADS = 4  # that decode pictures
@@ -64,6 +68,8 @@ def _token_ids(spec: InputSpec, field: str, inputs: Sequence[Any], language: str
             raise UserError(
                 f"the field '{field}' takes strings, and one input is {type(one).__name__}; write a list of str"
             )
+    if empty := sum(not says_something(one) for one in inputs):
+        log.warning("%d of %d texts of the field '%s' say nothing; their rows are alike", empty, len(inputs), field)
     return spec.ids(list(inputs), [language] * len(inputs))
 
 

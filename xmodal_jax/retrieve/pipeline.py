@@ -29,6 +29,8 @@ from xmodal_jax.types import Params
 
 log = logging.getLogger(__name__)
 
+HITS = 10  # that a search gives where nobody says how many
+
 
 @dataclasses.dataclass(frozen=True)
 class SearchPipeline:
@@ -42,16 +44,22 @@ class SearchPipeline:
     shortlist: int = 0
     rerank: int = 0
 
-    def fitted(self, k: int, count: int, rows: str = "rows") -> tuple["SearchPipeline", int]:
+    def _usual(self, count: int) -> int:
+        """Return how many hits a search of `count` rows gives where nobody says it: 10, or what its stages leave."""
+        sizes = (count, self.rerank, self.shortlist)
+        return min(HITS, *(size for size in sizes if isinstance(size, numbers.Integral) and size > 0))
+
+    def fitted(self, k: int | None, count: int, rows: str = "rows") -> tuple["SearchPipeline", int]:
         """Return the stages and `k` for `count` rows, with a warning where a stage takes more than there are.
 
-        rows: their name in a sentence. Raises `UserError` unless every stage takes some of the rows that the one before
-        gives, and the last at least `k`.
+        Without a `k` it is 10, or what there is. `rows` is their name in a sentence. Raises `UserError` unless every
+        stage takes some of the rows that the one before gives, and the last at least `k`.
         """
         if self.shortlist != 0 and self.kind != "codes":
             raise UserError(
                 f"shortlist {self.shortlist} takes the best by hash codes; write kind 'codes' with it, or leave it out"
             )
+        k = self._usual(count) if k is None else k
         sizes = {"k": k, "rerank": self.rerank, "shortlist": self.shortlist}
         asked = [(name, size) for name, size in sizes.items() if name == "k" or size != 0]
         for name, size in asked:

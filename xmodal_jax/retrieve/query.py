@@ -170,7 +170,7 @@ class Searcher:
         return pair_weight(*self.run)
 
     def search(
-        self, query: Query, k: int = 10, stages: SearchPipeline = COSINE, field: str = "", language: str = ""
+        self, query: Query, k: int | None = None, stages: SearchPipeline = COSINE, field: str = "", language: str = ""
     ) -> Hits:
         """Return the `k` best rows for one query. Arguments and errors as in `search_many`."""
         if isinstance(query, (list, tuple)):
@@ -180,7 +180,7 @@ class Searcher:
     def search_many(
         self,
         queries: Sequence[Query],
-        k: int = 10,
+        k: int | None = None,
         stages: SearchPipeline = COSINE,
         field: str = "",
         language: str = "",
@@ -189,7 +189,7 @@ class Searcher:
 
         Args:
           queries: words, files and pictures, in any order.
-          k: hits per query; more than there are rows gives all of them, with a warning.
+          k: hits per query (default: 10, or all of fewer rows); more than there are gives all, with a warning.
           stages: how rows are ranked: cosine, Hamming distance of the hash codes, a shortlist by codes ordered by
             cosine, the matching head on the best.
           field: what the queries are inputs of; default: words are read as a field of words, pictures as one of
@@ -241,7 +241,7 @@ def answer(
     where: SearchTarget | str | os.PathLike,
     query: str = "",
     image: str | os.PathLike = "",
-    k: int = 10,
+    k: int | None = None,
     stages: SearchPipeline = COSINE,
     file: str | os.PathLike = "",
     field: str = "",

@@ -20,7 +20,7 @@ from xmodal_jax.objectives.base import Objective
 from xmodal_jax.origin import describe
 from xmodal_jax.parallel.processes import is_first
 from xmodal_jax.settings import Config, as_dict
-from xmodal_jax.training.checkpoint import read_run, write_run
+from xmodal_jax.training.checkpoint import RUN_FILE, read_run, write_run
 from xmodal_jax.training.init import path_there, read_init
 from xmodal_jax.training.optimizer import refuse_mixed_momentum
 from xmodal_jax.training.state import TrainState
@@ -52,6 +52,15 @@ def only_run(workdir: pathlib.Path) -> Iterator[None]:
         except OSError as error:
             log.warning("'%s' cannot be locked (%s); see that no other run uses it", workdir, error)
         yield
+
+
+def refuse_without_run_file(workdir: pathlib.Path) -> None:
+    """Refuse to go on with checkpoints of which nothing tells what they were trained on."""
+    if not (workdir / RUN_FILE).is_file():
+        raise UserError(
+            f"'{workdir}' has checkpoints and no {RUN_FILE}, which tells what they were trained on; put it back, or "
+            "write another work directory"
+        )
 
 
 def refuse_other_tokenizer(assembly: Assembly, workdir: pathlib.Path) -> None:

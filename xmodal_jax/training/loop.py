@@ -24,6 +24,7 @@ from xmodal_jax.training.begin import (
     refuse_other_starts,
     refuse_other_tokenizer,
     refuse_untrained_change,
+    refuse_without_run_file,
     say_large_batch,
     say_short_run,
     with_kept_facts,
@@ -134,6 +135,7 @@ def _first_state(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path) -> t
     """Return the state that this start begins with, and whether the run is new; refuse what does not fit."""
     config, fresh = run.assembly.config, checkpoints.latest() is None
     if not fresh:
+        refuse_without_run_file(workdir)
         refuse_other_tokenizer(run.assembly, workdir)
         refuse_other_starts(run.assembly, workdir)
         refuse_other_data(config, workdir, read_run(workdir))
