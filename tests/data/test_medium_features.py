@@ -141,7 +141,7 @@ def test_a_medium_that_is_not_there_and_parts_below_one_are_refused(books, capsy
     with pytest.raises(UserError, match="--frames is 0; write 1 or more"):
         write_features(books, "pages", colours, 8, inputs=dataclasses.replace(BOOKS, parts=0))
     assert main(["data", "features", "--data", str(books), "--medium", "book"]) == 2
-    assert "the tower 'lite0' does not read the medium 'book'; write one of image" in capsys.readouterr().err
+    assert "the tower 'lite0' does not read the medium 'book'; write one of image, video" in capsys.readouterr().err
     assert not (books / "features").exists()
 
 

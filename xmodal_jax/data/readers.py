@@ -448,7 +448,7 @@ def joined(spec: InputSpec, one: str, other: str) -> np.ndarray:
 
 
 READERS: dict[str, type[Reader]] = {PICTURES: PictureReader, WORDS: CaptionReader, "parallel": ParallelReader}
-PLACES: dict[str, str] = {}  # of readers that are loaded where a field asks for them
+PLACES = {"video": "xmodal_jax.data.clip_reader:ClipReader"}  # of readers that are loaded where a field asks for them
 
 
 def reader_classes(fields: dict[str, FieldConfig]) -> dict[str, type[Reader]]:

@@ -72,9 +72,9 @@ def _token_ids(spec: InputSpec, field: str, inputs: Sequence[Any], language: str
 
 def _one(reader: type[Reader], spec: InputSpec, field: str, value: Any) -> np.ndarray:
     """Read one input of a field that has no words."""
-    if is_picture(value) and reader.mirrored:
+    if is_picture(value) and reader.viewed:
         return picture_of(value, spec.size)
-    return reader.of_file(_path(value, field, ", Pillow pictures and arrays" if reader.mirrored else ""), spec)
+    return reader.of_file(_path(value, field, ", Pillow pictures and arrays" if reader.viewed else ""), spec)
 
 
 def _path(value: Any, field: str, also: str = "") -> pathlib.Path:

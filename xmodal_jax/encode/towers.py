@@ -11,6 +11,7 @@ from flax import linen as nn
 from xmodal_jax.data.card import OF_PICTURES
 from xmodal_jax.data.records import PICTURES
 from xmodal_jax.data.tower_input import TowerInput, picture_input
+from xmodal_jax.data.video import VIDEO, frames_input
 from xmodal_jax.encode.apply import apply
 from xmodal_jax.errors import UserError
 from xmodal_jax.models.efficientnet import EfficientNetLite0
@@ -38,7 +39,13 @@ def _lite0() -> tuple[EfficientNetLite0, Params]:
     return EfficientNetLite0(summarize=True), load_lite0()
 
 
-TOWERS: dict[str, Tower] = {"lite0": Tower(_lite0, {PICTURES: lambda size, parts: picture_input(size)})}
+def _pictures(size: int, parts: int) -> TowerInput:
+    """Return how a tower of pictures reads them: one part each."""
+    del parts
+    return picture_input(size)
+
+
+TOWERS: dict[str, Tower] = {"lite0": Tower(_lite0, {PICTURES: _pictures, VIDEO: frames_input})}
 
 
 def find_tower(name: str) -> Tower:
