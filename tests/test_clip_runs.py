@@ -179,7 +179,5 @@ def test_weights_of_a_frames_tower_are_named_in_it(clip_set):
     inner = with_pixel_statistics(config).encoders["video"].inner
     assert inner.pixel_mean == (127 / 255,) * 3
     wrong = config_of(clip_set, {"kind": "frames", "tower": VIT | {"init": "lite0"}, "frames": FRAMES})
-    with pytest.raises(
-        UserError, match="video.tower.init='lite0' needs config.encoders.video.tower.kind"
-    ):
+    with pytest.raises(UserError, match="video.tower.init='lite0' needs config.encoders.video.tower.kind"):
         pretrained(freeze(wrong))

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from xmodal_jax.data.clip_files import CorruptClip, read_clip, read_strip
@@ -16,11 +16,13 @@ SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".gif", ".webp")  # of the 
 UNREAD = {"image is an address": "video is an address", "missing image": "missing video"}  # reasons of pictures' files
 
 
-def with_clip(item: Item, path: os.PathLike | str, limits: ClipLimits, strip: Sequence[int] = ()) -> Item | Skip:
+def with_clip(
+    item: Item, path: os.PathLike | str, limits: ClipLimits, strip: tuple[int, int] | None = None
+) -> Item | Skip:
     """Return an item with the clip of a file, a folder of frames, or a strip of (rows, columns), or a `Skip`."""
     found = find_file(path)
     try:
-        clip = read_strip(found, *strip, limits) if strip else read_clip(found, limits)
+        clip = read_strip(found, strip[0], strip[1], limits) if strip else read_clip(found, limits)
     except UnreadableFile as error:
         reason = UNREAD.get(error.reason, error.reason)
         why = "" if reason == "missing video" else f": {error}"

@@ -182,5 +182,7 @@ def _item(row: dict[str, Any], root: pathlib.Path, split: str, limits: ClipLimit
     paths = {view: os.path.join(root, name) for view, name in row["views"].items()}
     own = {"labels": tuple(row["labels"]), "group": row["group"], "split": split}
     for one in file_item(row["id"], paths, row["caption"], **own):
-        clip = row["video"] and isinstance(one, Item)
-        yield with_clip(one, os.path.join(root, row["video"]), limits, row["strip"]) if clip else one
+        if isinstance(one, Item) and row["video"]:
+            yield with_clip(one, os.path.join(root, row["video"]), limits, row["strip"] or None)
+        else:
+            yield one

@@ -72,7 +72,10 @@ def _split(clip: dict[str, Any], held: dict[str, str], train: set[str] | None) -
         return "test"
     if train is not None:
         return "train" if key in train else ""
-    return "train" if held else SPLITS.get(clip["split"], clip["split"])
+    if held:
+        return "train"
+    own: str = clip["split"]
+    return SPLITS.get(own, own)
 
 
 def _content(path: pathlib.Path) -> tuple[list[Any], dict[str, list[Any]]]:
