@@ -50,7 +50,7 @@ ONE_DEVICE = (
     *("test_captioning", "test_zeroshot", "test_evaluate", "test_folds", "test_embed", "test_embed_data"),
     *("test_inputs", "test_keys", "test_own_source", "test_plugins", "test_added_language", "test_ablate"),
     *("test_index_origin", "test_by_language", "test_captions_by_language"),
-    *("test_rerank_scorers", "test_noise", "test_parallel_text"),
+    *("test_rerank_scorers", "test_noise", "test_parallel_text", "test_clip_runs"),
 )
 
 

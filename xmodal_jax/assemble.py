@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import pathlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from xmodal_jax import __version__
 from xmodal_jax.checks import refuse_unbridged, refuse_unserved
 from xmodal_jax.config_file import freeze
-from xmodal_jax.data.card import CARD_FILE, Card
+from xmodal_jax.data.card import CARD_FILE, OF_PICTURES, Card
 from xmodal_jax.data.readers import InputSpec, Specs
 from xmodal_jax.data.split import split_captions
 from xmodal_jax.data.text import VOCABULARY, Tokenizer, load_tokenizer, used_ids
@@ -32,7 +33,7 @@ from xmodal_jax.objectives import build_objectives, fit_objectives, parts
 from xmodal_jax.objectives.base import Objective
 from xmodal_jax.origin import Origin
 from xmodal_jax.settings import Config, as_dict
-from xmodal_jax.types import Array, DataFacts, Params, Vocabulary
+from xmodal_jax.types import Array, CacheFacts, DataFacts, Params, Vocabulary
 from xmodal_jax.weights import with_pixel_statistics
 
 
@@ -45,7 +46,7 @@ class Assembly:
     model: CrossModal
     objectives: dict[str, Objective]
     facts: DataFacts
-    caches: tuple[dict[str, Any], ...] = ()  # {"tower", "size"} behind each feature cache, for pictures not in it
+    caches: Mapping[str, tuple[dict[str, Any], ...]] = dataclasses.field(default_factory=dict)  # see `caches_of`
     parts: frozenset[str] = frozenset()  # the modules of the model that its objectives use
     hardness: float = 1.0  # of the negatives that its matching head was trained on
     origin: Origin | None = None  # of a run that was opened: what it was trained on
@@ -62,7 +63,12 @@ class Assembly:
         encoders = self.config.encoders
         return {
             name: InputSpec(
-                own.extent, self.tokenizers.get(name), own.reads == "tokens", own.languages, self.model.starts
+                own.extent,
+                self.tokenizers.get(name),
+                own.reads == "tokens",
+                own.languages,
+                self.model.starts,
+                own.input(self.facts.of(name))[0],
             )
             for name, own in encoders.items()
         }
@@ -73,7 +79,7 @@ class Assembly:
 
     def _example(self, name: str, own: EncoderConfig) -> Array:
         """Return a batch of one for an encoder."""
-        shape, dtype = own.input(self.facts)
+        shape, dtype = own.input(self.facts.of(name))
         zeros = jnp.zeros((1, *shape), dtype)
         return zeros.at[0, 0].set(self.tokenizers[name].cls_id) if own.reads == "words" else zeros
 
@@ -84,8 +90,8 @@ class Assembly:
             "output_ids": list(self.model.output_ids),
             "classes": [list(own) for own in self.model.classes],
             "starts": list(self.model.starts),
-            "tokens": list(self.facts.tokens),
-            "caches": list(self.caches),
+            "tokens": {name: list(own.tokens) for name, own in self.facts.caches.items()},
+            "caches": {field: list(own) for field, own in self.caches.items()},
             "parts": sorted(self.parts),
             "hardness": self.hardness,
             "answers": list(self.answers),
@@ -116,21 +122,60 @@ Vocabularies = dict[str, Vocabulary]  # of each encoder of words
 
 def data_facts(config: Config, card: "Card | NamedCaches", vocabularies: Vocabularies, **more: Any) -> DataFacts:
     """Return the facts of a data set with this card that the program of `config` depends on."""
-    caches = [card.feature(name) for name in config.data.features]
-    widths = sorted({cache["width"] for cache in caches})
-    if len(widths) >= 2:
-        raise UserError(
-            f"the caches {', '.join(config.data.features)} have widths {widths}; name caches of one tower in "
-            "config.data.features"
-        )
-    groups = [pooling_groups(cache["tower"], cache["tokens"]) for cache in caches]
     fields = config.data.fields.items()
     return DataFacts(
-        tokens=(sum(cache["tokens"] for cache in caches), widths[0]) if caches else (0, 0),
-        groups=sum(groups, ()),
+        caches=cache_facts(config, card),
         vocabularies={name: vocabularies[own.encoder] for name, own in fields if own.encoder in vocabularies},
         **more,
     )
+
+
+def cache_facts(config: Config, card: "Card | NamedCaches") -> dict[str, CacheFacts]:
+    """Return what the feature caches give to each encoder that reads some.
+
+    Raises UserError for caches of several widths, and for fields of one encoder whose caches differ in shape.
+    """
+    found, data = {}, config.data
+    for encoder, own in config.encoders.items():
+        fields = data.fields_of(encoder) if own.reads == "tokens" else ()
+        told = {field: _joined(data.caches_of(data.fields[field]), card) for field in fields}
+        for field, facts in told.items():
+            if facts != found.setdefault(encoder, facts):
+                raise UserError(
+                    f"config.data.fields.{field}.features give {facts.tokens} tokens, and those of another field of "
+                    f"config.encoders.{encoder} {found[encoder].tokens}; write an encoder for each"
+                )
+    return found
+
+
+def _joined(names: tuple[str, ...], card: "Card | NamedCaches") -> CacheFacts:
+    """Return what some caches give together; UserError if their widths differ."""
+    caches = [OF_PICTURES | card.feature(name) for name in names]
+    widths = sorted({cache["width"] for cache in caches})
+    if len(widths) >= 2:
+        raise UserError(
+            f"the caches {', '.join(names)} have widths {widths}; name caches of one tower in config.data.features"
+        )
+    padded = any(cache["parts"] > 1 for cache in caches)
+    groups = [
+        (cache["tokens"],) if cache["parts"] > 1 else pooling_groups(cache["tower"], cache["tokens"])
+        for cache in caches
+    ]
+    return CacheFacts((sum(cache["tokens"] for cache in caches), widths[0]), sum(groups, ()), padded)
+
+
+def caches_of(config: Config, card: Card) -> dict[str, tuple[dict[str, Any], ...]]:
+    """Return what made each feature cache of each field that reads some, for queries that are not in it."""
+    names = {
+        field: config.data.caches_of(own)
+        for field, own in config.data.fields.items()
+        if config.encoders[own.encoder].reads == "tokens"
+    }
+    kept = ("tower", "size", *OF_PICTURES)
+    return {
+        field: tuple({key: value for key, value in card.feature(name).items() if key in kept} for name in own)
+        for field, own in names.items()
+    }
 
 
 def facts_of(config: Config, card: Card, vocabularies: Vocabularies) -> DataFacts:
@@ -155,7 +200,7 @@ def facts_of(config: Config, card: Card, vocabularies: Vocabularies) -> DataFact
 
 def resolve(config: Config, facts: DataFacts) -> Config:
     """Return the config with what the tokenizer and the data card decide filled in; a contradiction is a UserError."""
-    filled = {name: own.filled(name, config.data, facts) for name, own in config.encoders.items()}
+    filled = {name: own.filled(name, config.data, facts.of(name)) for name, own in config.encoders.items()}
     return dataclasses.replace(config, encoders=filled)
 
 
@@ -175,9 +220,7 @@ def assemble(config: Config) -> Assembly:
     if not config.asking.necked and config.asking.output_vocab == "train":
         captions = split_captions(data.path, data.split, data.spoken(config.fusion.pair[1]))
         output = tuple(int(i) for i in used_ids(tokenizers[config.fusion.pair[1]], captions))
-    entries = [card.feature(name) for name in config.data.features]
-    caches = tuple({"tower": entry["tower"], "size": entry["size"]} for entry in entries)
-    return _assembly(config, tokenizers, output, facts, caches, tuple(card.label_names))
+    return _assembly(config, tokenizers, output, facts, caches_of(config, card), tuple(card.label_names))
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
@@ -210,10 +253,11 @@ def assemble_without_data(config: Config) -> Assembly:
         counts = {"labels": PLANNED_LABELS if labelled else 0}
         counts["concepts"] = PLANNED_CONCEPTS if config.data.concepts else 0
         facts = data_facts(config, NamedCaches(), vocabularies, **counts, teacher_media=media)
-    return _assembly(resolve(config, facts), vocabularies, (), facts, ())
+    return _assembly(resolve(config, facts), vocabularies, (), facts, {})
 
 
 REGIONS: dict[str, Any] = {"tower": "regions", "size": 0, "tokens": 36, "width": 2048}  # as published with SCAN
+NAMED_CACHE = re.compile(r"lite0-(?P<size>\d+)(-(?P<medium>\w+)-(?P<parts>\d+))?")
 
 
 class NamedCaches:
@@ -223,16 +267,19 @@ class NamedCaches:
     """
 
     def feature(self, name: str) -> dict[str, Any]:
-        """Return the entry of the cache `name`, such as "lite0-224"."""
+        """Return the entry of the cache `name`, such as "lite0-224" of pictures or "lite0-128-video-12" of clips."""
         if name == REGIONS["tower"]:
             return REGIONS
-        tower, _, size = name.rpartition("-")
-        if tower != "lite0" or not size.isdigit():
+        found = NAMED_CACHE.fullmatch(name)
+        if found is None:
             raise UserError(
                 f"there is no data set to tell the shape of the features '{name}'; "
                 "write config.data.path, or names such as 'lite0-224'"
             )
-        return {"tower": tower, "tokens": math.ceil(int(size) / STRIDE) ** 2 + 1, "width": WIDTH}
+        if found["medium"]:
+            parts = int(found["parts"])
+            return {"tower": "lite0", "parts": parts, "tokens": parts, "width": 2 * WIDTH}  # grid and summary
+        return {"tower": "lite0", "tokens": math.ceil(int(found["size"]) / STRIDE) ** 2 + 1, "width": WIDTH}
 
 
 def reassemble(description: dict[str, Any], workdir: pathlib.Path) -> Assembly:
@@ -251,10 +298,25 @@ def reassemble(description: dict[str, Any], workdir: pathlib.Path) -> Assembly:
     classes = tuple((target, count) for target, count in description.get("classes", ()))
     starts = tuple(description.get("starts", ()))
     model = CrossModal(config, tuple(description["output_ids"]), classes, starts)
-    facts = DataFacts(tokens=tuple(description["tokens"]))
+    facts = _kept_facts(description["tokens"])
     used, hardness = frozenset(description["parts"]), description["hardness"]
-    caches, answers = tuple(description["caches"]), tuple(description.get("answers", ()))
+    caches, answers = _kept_caches(config, description["caches"]), tuple(description.get("answers", ()))
     return Assembly(config, tokenizers, model, {}, facts, caches, used, hardness, answers=answers)
+
+
+def _kept_facts(tokens: Any) -> DataFacts:
+    """Return the facts in run.json: the tokens of each encoder of caches, or in an older run of the only one."""
+    if isinstance(tokens, list):
+        return DataFacts(tokens=tuple(tokens))
+    return DataFacts(caches={name: CacheFacts(tuple(own)) for name, own in tokens.items()})
+
+
+def _kept_caches(config: Config, caches: Any) -> dict[str, tuple[dict[str, Any], ...]]:
+    """Return the caches in run.json by field; those of an older run are of all its fields of cached tokens."""
+    if isinstance(caches, dict):
+        return {field: tuple(own) for field, own in caches.items()}
+    fields = config.data.fields.items()
+    return {field: tuple(caches) for field, own in fields if config.encoders[own.encoder].reads == "tokens"}
 
 
 def _assembly(
@@ -262,7 +324,7 @@ def _assembly(
     tokenizers: Mapping[str, Any],
     output: tuple[int, ...],
     facts: DataFacts,
-    caches: tuple[dict[str, Any], ...],
+    caches: Mapping[str, tuple[dict[str, Any], ...]],
     labels: tuple[str, ...] = (),
 ) -> Assembly:
     """Return the assembly of a resolved config; for planning `tokenizers` holds vocabularies."""

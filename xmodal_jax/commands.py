@@ -1,6 +1,7 @@
 """The commands of the command line: each takes the parsed arguments and the overrides, and makes one call."""
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import sys
@@ -46,16 +47,23 @@ def data_prepare(args: argparse.Namespace, _: list[str]) -> None:
 
 
 def data_features(args: argparse.Namespace, _: list[str]) -> None:
-    """Add the grid tokens of a frozen tower to a prepared data set."""
+    """Add the tokens of a frozen tower to a prepared data set, of its pictures or of another medium."""
     from xmodal_jax.data.features import refuse_misfit, write_features
-    from xmodal_jax.encode.towers import tower_encoder
+    from xmodal_jax.data.records import PICTURES
+    from xmodal_jax.encode.towers import find_tower, tower_encoder, tower_input
 
-    name = args.name or f"{args.tower}-{args.size}"
-    refuse_misfit(args.data, name, args.size, args.batch)
-    encode = tower_encoder(args.tower)
-    card = write_features(args.data, name, encode, args.size, not args.no_flip, args.batch, args.tower)
+    medium, size = args.medium or PICTURES, find_tower(args.tower).size if args.size is None else args.size
+    inputs = tower_input(args.tower, medium, size, args.frames)
+    parts = [str(size)] * bool(size) + ([] if medium == PICTURES else [medium, str(inputs.parts)])
+    name = args.name or "-".join([args.tower, *parts])
+    refuse_misfit(args.data, name, size, args.batch, medium, inputs.parts)
+    if args.all_tokens:
+        inputs = dataclasses.replace(inputs, pool="")
+    encode = tower_encoder(args.tower, inputs.pool)
+    card = write_features(args.data, name, encode, size, not args.no_flip, args.batch, args.tower, inputs)
     cache = card.feature(name)
-    print(f"features '{name}': {cache['tokens']} x {cache['width']} {cache['dtype']} per picture in {args.data}")
+    each = "picture" if medium == PICTURES else medium
+    print(f"features '{name}': {cache['tokens']} x {cache['width']} {cache['dtype']} per {each} in {args.data}")
 
 
 def data_embed(args: argparse.Namespace, overrides: list[str]) -> None:

@@ -5,7 +5,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from xmodal_jax.data.config import PAIR
-from xmodal_jax.data.records import PICTURES
+from xmodal_jax.data.records import PICTURES, WORDS
 from xmodal_jax.errors import UserError
 from xmodal_jax.models.crossmodal import CrossModal
 from xmodal_jax.models.encoder import REMAT
@@ -275,17 +275,19 @@ def check_encoders(config: "Config") -> None:
     """Refuse encoders that do not fit the data, fusion or each other."""
     for name, own in config.encoders.items():
         where, data = f"config.encoders.{name}", config.data
-        if own.reads == "tokens" and not data.features:
-            raise UserError(
-                f"{where}.kind is '{own.kind}' but config.data.features is empty; name the caches made by `xmodal data "
-                "features`"
-            )
-        media = {data.fields[field].medium for field in data.fields_of(name)} - {PICTURES}
-        if own.reads == "tokens" and media:
-            raise UserError(
-                f"{where}.kind is '{own.kind}', which reads feature caches of pictures, and it takes the medium "
-                f"{sorted(media)}"
-            )
+        for field in data.fields_of(name) if own.reads == "tokens" else ():
+            medium = data.fields[field].medium
+            if medium == WORDS:
+                raise UserError(
+                    f"{where}.kind is '{own.kind}', which reads feature caches, and its field '{field}' shows "
+                    "captions; write an encoder of words"
+                )
+            if not data.caches_of(data.fields[field]):
+                empty, flag = ("features", "") if medium == PICTURES else (f"fields.{field}.features", " --medium ")
+                raise UserError(
+                    f"{where}.kind is '{own.kind}' but config.data.{empty} is empty; name the caches made by `xmodal "
+                    f"data features{flag}{medium if flag else ''}`"
+                )
     check_shared(config)
 
 

@@ -35,7 +35,7 @@ float32 [B,C], the words mined from captions that the row has, and `concepts/val
 captions.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -70,6 +70,18 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
+class CacheFacts:
+    """What the feature caches that an encoder reads give for one view, all together."""
+
+    tokens: tuple[int, int] = (0, 0)
+    """Tokens (N, D)."""
+    groups: tuple[int, ...] = ()
+    """Numbers of consecutive tokens that are pooled together, summing to N."""
+    padded: bool = False
+    """Whether a view may have fewer tokens, followed by zeros."""
+
+
+@dataclass(frozen=True)
 class DataFacts:
     """What a program must know of the data set before it reads any of it; fields are empty or 0 while nothing is known.
 
@@ -91,9 +103,13 @@ class DataFacts:
     """Steps in one pass over the training split by `config.data.unit`; a fraction where the batch does not divide it.
     """
     tokens: tuple[int, int] = (0, 0)
-    """Tokens (N, D) that all feature caches together give for one picture."""
+    """Tokens (N, D) that all feature caches of the encoder in question (`of`) give for one view."""
     groups: tuple[int, ...] = ()
     """Numbers of consecutive tokens that are pooled together, summing to N."""
+    padded: bool = False
+    """Whether a view may have fewer tokens than N, followed by zeros."""
+    caches: dict[str, CacheFacts] = field(default_factory=dict)
+    """What the feature caches give to each encoder that reads some, by the encoder's name."""
     teacher: int = 0
     """Width of the stored embeddings of a frozen teacher."""
     teacher_media: tuple[str, ...] = ()
@@ -102,3 +118,16 @@ class DataFacts:
     """Vocabulary of each field of words, by the field's name."""
     starts: tuple[str, ...] = ()
     """Languages that captions are begun in, each by an embedding of its own, where an objective tells them apart."""
+
+    def of(self, encoder: str) -> "DataFacts":
+        """Return the facts as they are for one encoder: with `tokens`, `groups` and `padded` of its own caches.
+
+        Example:
+            >>> facts = DataFacts(caches={"clips": CacheFacts((8, 1280), (8,), True)})
+            >>> facts.of("clips").tokens, facts.of("other").tokens
+            ((8, 1280), (0, 0))
+        """
+        own = self.caches.get(encoder)
+        if own is None:
+            return self
+        return replace(self, tokens=own.tokens, groups=own.groups, padded=own.padded)

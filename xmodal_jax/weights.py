@@ -40,10 +40,11 @@ def pretrained(config: Config) -> dict[str, np.ndarray]:
     Raises UserError for weights of another architecture than the config's, or that read pixels by other statistics.
     """
     found: dict[str, np.ndarray] = {}
-    for name, own in config.encoders.items():
-        if own.init:
-            tower: dict[str, Any] = flatten_dict(tower_weights(f"config.encoders.{name}", own), sep="/")
-            found |= {f"{name}/tower/{path}": leaf for path, leaf in tower.items()}
+    for name, encoder in config.encoders.items():
+        for where, start, own in encoder.towers(f"config.encoders.{name}", f"{name}/tower"):
+            if own.init:
+                tower: dict[str, Any] = flatten_dict(tower_weights(where, own), sep="/")
+                found |= {f"{start}/{path}": leaf for path, leaf in tower.items()}
     return found
 
 
@@ -86,7 +87,9 @@ def with_pixel_statistics(config: Config) -> Config:
     """
     return dataclasses.replace(
         config,
-        encoders={name: _with_statistics(f"config.encoders.{name}", own) for name, own in config.encoders.items()},
+        encoders={
+            name: own.with_towers(_with_statistics, f"config.encoders.{name}") for name, own in config.encoders.items()
+        },
     )
 
 

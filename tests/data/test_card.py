@@ -36,6 +36,7 @@ def written(folder, **changes):
 
 def test_a_card_comes_back_as_it_was(tmp_path):
     entry = {"tower": "t", "size": 8, "tokens": 4, "width": 2, "views": ["plain"], "dtype": "float16", "files": {}}
+    entry |= {"medium": "image", "parts": 1, "pool": ""}
     old = {"teacher": "t", "weights": "0", "width": 2, "media": [], "views": [], "languages": [], "dtype": "float32"}
     old["files"] = {}
     full = card(

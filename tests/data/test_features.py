@@ -53,6 +53,7 @@ def test_tokens_lie_beside_their_records(own_set, tokenizer):
     assert card == Card.load(own_set)
     entry = card.features["mean"] | {"files": sorted(card.features["mean"]["files"])}
     shape = {"tokens": 2, "width": 3, "dtype": "float16", "views": ["plain", "flip"]}
+    shape |= {"medium": "image", "parts": 1, "pool": ""}
     assert entry == {"tower": "halves", "size": 8, "files": ["test", "train"]} | shape
     assert set(encode.shapes) == {(5, 8, 8, 3)} and len(encode.shapes) == 5 + 15, "always full batches of one shape"
     for split in ("train", "test"):
@@ -270,7 +271,7 @@ def test_a_picture_that_comes_again_is_encoded_once(tmp_path, tiny_items, batch)
         for view in record["media"].get("image", {}):
             np.testing.assert_array_equal(split.tokens(row, view, False), expected(record, view))
             np.testing.assert_array_equal(split.tokens(row, view, True), expected(record, view)[::-1])
-    assert split.caches[0][7]["tokens"] == {}
+    assert split.caches["mean"][7]["tokens"] == {}
     split.close()
 
 

@@ -179,6 +179,7 @@ def test_the_two_sources_of_folders_called_precomp_name_each_other(scan, capsys)
 def test_regions_lie_in_a_cache_and_records_have_no_pictures(prepared):
     card = Card.load(prepared)
     entry = {"tower": "regions", "size": 0, "tokens": REGIONS, "width": WIDTH, "views": ["plain"], "dtype": "float16"}
+    entry |= {"medium": "image", "parts": 1, "pool": ""}
     assert {key: value for key, value in card.features["regions"].items() if key != "files"} == entry
     assert (card.views, card.without_pixels, card.copies) == (["regions"], ["regions"], {})
     with open_records(prepared, "train") as records:

@@ -71,7 +71,7 @@ def test_a_feature_cache_that_does_not_answer_is_named_by_cache_and_row(own_set,
         own_set, "train", input_specs(tokenizer, cached=True), dataclasses.replace(QUICK, features=("mean",)), 0, 2
     )
     row = int(train_dataset(own_set, "train", input_specs(tokenizer), QUICK, 0, 2).examples[0]["index"])
-    (file,) = dataset.split.caches[0].records.files
+    (file,) = dataset.split.caches["mean"].records.files
     file.unlink()
     os.mkfifo(file)  # opening it waits for a writer, as a mount that is gone waits for its server
     with (

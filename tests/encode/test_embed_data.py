@@ -109,7 +109,7 @@ def test_caches_of_another_tower_or_size_are_refused(opened_run, own_shapes):
     assembly, _ = opened_run
     data = dataclasses.replace(assembly.config.data, features=("grid",))
     config = dataclasses.replace(assembly.config, data=data)
-    reads = dataclasses.replace(assembly, config=config, caches=({"tower": "lite0", "size": 128},))
+    reads = dataclasses.replace(assembly, config=config, caches={"image": ({"tower": "lite0", "size": 128},)})
     card = dataclasses.replace(Card.load(own_shapes), features={"grid": {"tower": "lite0", "size": 192}})
     with pytest.raises(UserError, match="are of lite0 at 192 px, and the teacher reads lite0 at 128 px"):
         refuse_other_caches(reads, card)

@@ -1,6 +1,7 @@
 """Pictures from files must reach the model exactly as the same pictures in a data set do."""
 
 import dataclasses
+import json
 import os
 import shutil
 
@@ -55,7 +56,7 @@ def test_tokens_of_a_file_are_those_of_the_caches(features_assembly, tmp_path):
     cached = source.tokens(0, source.views[0], False)
     source.close()
     (read,) = read_inputs(features_assembly, "image", [first_file(features_assembly, tmp_path)])
-    assert read.dtype == np.float16 and read.shape == features_assembly.facts.tokens
+    assert read.dtype == np.float16 and read.shape == features_assembly.facts.of("image").tokens
     np.testing.assert_allclose(read.astype(np.float32), cached.astype(np.float32), rtol=2e-3, atol=2e-3)
 
 
@@ -63,12 +64,30 @@ def test_run_json_keeps_the_towers_of_the_caches(features_assembly, tmp_path):
     description = features_assembly.describe()
     shutil.copyfile(features_assembly.tokenizer.path, tmp_path / "tokenizer-text.json")
     again = reassemble(description, tmp_path)
-    assert again.caches == tuple({"tower": "lite0", "size": size} for size in SIZES)
+    of_pictures = {"medium": "image", "parts": 1, "pool": ""}
+    assert again.caches == {"image": tuple({"tower": "lite0", "size": size} | of_pictures for size in SIZES)}
+    assert again.specs == features_assembly.specs | {"text": again.specs["text"]}
     with pytest.raises(UserError, match="does not say which frozen towers"):
-        read_inputs(dataclasses.replace(again, caches=()), "image", ["any.png"])
-    other = dataclasses.replace(again, caches=({"tower": "regions", "size": 32},))
+        read_inputs(dataclasses.replace(again, caches={}), "image", ["any.png"])
+    other = dataclasses.replace(again, caches={"image": ({"tower": "regions", "size": 32},)})
     with pytest.raises(UserError, match="no tower 'regions'"):
         read_inputs(other, "image", ["any.png"])
+
+
+def test_a_run_json_of_before_caches_had_media_is_read(features_assembly, tmp_path):
+    """It has one list of caches and one pair of tokens, and its encoder no `padded`."""
+    description = json.loads(json.dumps(features_assembly.describe()))
+    shutil.copyfile(features_assembly.tokenizer.path, tmp_path / "tokenizer-text.json")
+    description["tokens"] = description["tokens"]["image"]
+    description["caches"] = [{"tower": one["tower"], "size": one["size"]} for one in description["caches"]["image"]]
+    for field in description["config"]["data"]["fields"].values():
+        del field["features"]
+    del description["config"]["encoders"]["image"]["padded"]
+    again = reassemble(description, tmp_path)
+    assert again.config == features_assembly.config
+    assert again.specs["image"] == features_assembly.specs["image"]
+    (read,) = read_inputs(again, "image", [first_file(again, tmp_path)])
+    assert read.shape == features_assembly.facts.of("image").tokens
 
 
 def test_files_that_are_missing_or_no_pictures_are_named(opened_run, tmp_path):

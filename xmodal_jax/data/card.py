@@ -12,6 +12,7 @@ import numpy as np
 
 from xmodal_jax.atomic import write_file
 from xmodal_jax.data.fingerprint import fingerprint
+from xmodal_jax.data.records import PICTURES
 from xmodal_jax.data.textfile import mended
 from xmodal_jax.errors import UserError
 
@@ -49,7 +50,18 @@ SHAPES: dict[str, Any] = {  # shape of each field: a type, [shape of the entries
     "copies": {ANY: int},
     "noise": {},
     "features": {
-        ANY: {"tower": str, "size": int, "tokens": int, "width": int, "views": [str], "dtype": str, "files": FILES}
+        ANY: {
+            "tower": str,
+            "size": int,
+            "medium": str,
+            "parts": int,
+            "pool": str,
+            "tokens": int,
+            "width": int,
+            "views": [str],
+            "dtype": str,
+            "files": FILES,
+        }
     },
     "embeddings": {
         ANY: {
@@ -79,6 +91,7 @@ LATER: dict[str, Any] = {
     "noise": {},
     "without_pixels": [],
 }  # fields that older cards of this format lack
+OF_PICTURES: dict[str, Any] = {"medium": PICTURES, "parts": 1, "pool": ""}  # of feature caches that do not tell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +127,11 @@ class Card:
     copies: dict[str, int] = dataclasses.field(default_factory=dict)
     """{split: records with a picture that the train split has too}; see `copies.Copies`."""
     features: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    """{name: {tower, size, tokens, width, views, dtype, files: {split: [...]}}}; see `features.write_features`."""
+    """{name: {tower, size, medium, parts, pool, tokens, width, views, dtype, files: {split: [...]}}}.
+
+    `parts` is the most inputs of the tower that one view of the medium has, such as frames; `pool` says whether each of
+    them is its tokens ("") or their mean; `tokens` those of all parts. See `features.write_features`.
+    """
     embeddings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     """{name: {teacher, weights, width, media, views, languages, dtype, files: {split: [...]}}} of frozen teachers."""
     noise: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -207,6 +224,9 @@ def _checked(content: Any, path: pathlib.Path) -> Card:
             "prepare the set again (option 'force')."
         )
     content = LATER | content
+    if isinstance(content.get("features"), dict):  # caches of an older version are of pictures
+        kept = content["features"].items()
+        content["features"] = {name: OF_PICTURES | own if isinstance(own, dict) else own for name, own in kept}
     known = [field.name for field in dataclasses.fields(Card)]
     missing = [name for name in known if name not in content]
     if missing:

@@ -3,7 +3,7 @@
 import dataclasses
 
 from xmodal_jax.data.image import AugmentConfig
-from xmodal_jax.data.records import WORDS
+from xmodal_jax.data.records import PICTURES, WORDS
 from xmodal_jax.errors import UserError
 
 
@@ -32,6 +32,9 @@ class FieldConfig:
     per: str = "row"
     """What one language is drawn for: "row", each row by itself; "batch", all rows, where a row without it is missing.
     """
+    features: tuple[str, ...] = ()
+    """Names of the feature caches that an encoder of cached tokens reads for the field (`xmodal data features`); ():
+    those of the field `of`, or for pictures `data.features`."""
     temperature: float = 1.0
     """Power of a language's number of captions in its chance to be drawn: 1 as they are, 0 each language alike."""
 
@@ -51,7 +54,8 @@ def complete(fields: dict[str, FieldConfig]) -> dict[str, FieldConfig]:
         languages = own.languages or (source.languages if own.of and own.draw == "other" else ())
         encoder = own.encoder or source.encoder or own.of or name
         reader, required = own.reader or source.reader or medium, own.required and source.required
-        names = {"encoder": encoder, "medium": medium, "reader": reader, "languages": languages}
+        features = own.features or source.features
+        names = {"encoder": encoder, "medium": medium, "reader": reader, "languages": languages, "features": features}
         filled[name] = dataclasses.replace(own, **names, required=required)
     return filled
 
@@ -82,6 +86,8 @@ def _refuse_unread(name: str, own: FieldConfig, medium: str) -> None:
                 f"config.data.fields.{name}.{field} is {getattr(own, field)!r}, which is for captions, and it shows "
                 f"'{medium}'; leave it {getattr(usual, field)!r}"
             )
+    if medium == WORDS and own.features:
+        raise UserError(f"config.data.fields.{name}.features is {own.features}, and captions have none; leave it ()")
 
 
 PAIR = ("image", "text")  # the default fields
@@ -170,6 +176,15 @@ class DataConfig:
         """The languages whose captions are the units of `unit` "pair": those of the first field of captions."""
         own = [field for field in self.fields.values() if field.medium == WORDS and not field.of]
         return (own[0].languages if own else ()) or self.languages
+
+    def caches_of(self, own: FieldConfig) -> tuple[str, ...]:
+        """Return the names of the feature caches that a field reads, if its encoder takes cached tokens."""
+        return own.features or (self.features if own.medium == PICTURES else ())
+
+    @property
+    def caches(self) -> tuple[str, ...]:
+        """The names of all feature caches that are opened, each once."""
+        return tuple(dict.fromkeys((*self.features, *(name for own in self.fields.values() for name in own.features))))
 
     def other_view(self, field: str) -> str:
         """Return the first field that shows another view of the records of `field`; "" if there is none."""

@@ -1,8 +1,10 @@
-"""Feature caches: the tokens of a frozen tower for every picture of a data set, stored beside it.
+"""Feature caches: the tokens of a frozen tower for every picture of a data set, or for another medium, beside it.
 
 A cache is `DIR/features/<name>/<split>-*.arrayrecord`; row i belongs to record i. A row is {"shape": [N, D],
-"tokens": {view: {"plain": bytes, "flip": bytes}}}, the bytes being float16 [N,D]; of a record without pictures it is
-{"shape": [], "tokens": {}}.
+"tokens": {view: {"plain": bytes, "flip": bytes}}}, the bytes being float16 [N,D]; of a record without the medium it is
+{"shape": [], "tokens": {}}. A view of a medium such as video is several inputs of the tower (tower_input.py), and N
+counts the tokens of as many as a view may have. Of a view with fewer the last tokens are not stored: they are zeros,
+which no stored token is.
 
 A source may bring tokens of its own (`Item.features`), such as regions that a detector found: `GivenFeatures` writes
 them in the same form. Their "tower" is the name of the cache and their "size" 0, as nothing here makes them of a
@@ -16,17 +18,18 @@ import json
 import operator
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from xmodal_jax.atomic import write_file
-from xmodal_jax.data.card import Card
-from xmodal_jax.data.image import CorruptImage, eval_image
+from xmodal_jax.data.card import OF_PICTURES, Card
+from xmodal_jax.data.image import CorruptImage
 from xmodal_jax.data.making import changing_card, only_process
 from xmodal_jax.data.progress import Progress
 from xmodal_jax.data.records import (
+    PICTURES,
     CorruptRecord,
     Records,
     RecordWriter,
@@ -34,15 +37,16 @@ from xmodal_jax.data.records import (
     is_split_name,
     open_records,
     pack,
-    pictures,
     shard_files,
     split_names,
 )
 from xmodal_jax.data.sidecar import Sidecar
 from xmodal_jax.data.source import Item
+from xmodal_jax.data.tower_input import TowerInput, picture_input
 from xmodal_jax.errors import UserError
 
 Encoder = Callable[[np.ndarray], np.ndarray]
+Part = tuple[int, str, str, int, Any]  # row, view, side, number, and the input or tokens of one part of a view
 
 PLAN_FILE = "plan.json"
 LARGEST = 4096  # px, the largest side that is asked of a tower
@@ -56,6 +60,7 @@ def write_features(
     flip: bool = True,
     batch: int = 64,
     tower: str = "",
+    inputs: TowerInput | None = None,
 ) -> Card:
     """Encode every picture of every split, add the tokens to the data set under `name`, and return the new card.
 
@@ -63,17 +68,22 @@ def write_features(
 
     Args:
       encode_fn: uint8 [batch,size,size,3] -> float [batch,N,D], stored as float16.
+      size: pixels of a side, which the card keeps; 0 for a tower whose inputs have none.
       flip: encode the mirrored pictures too.
       tower: names the tower that made the tokens.
+      inputs: what the tower reads, of another medium than pictures; the function then takes [batch,...] of its parts.
 
     Raises:
       UserError: as `refuse_misfit`; the name is taken by another tower, size or set of views; another process writes
         the same cache; a record cannot be read; a token does not fit float16.
     """
     data_dir = pathlib.Path(data_dir)
-    refuse_misfit(data_dir, name, size, batch)
+    inputs = inputs or picture_input(size)
+    refuse_misfit(data_dir, name, size, batch, inputs.medium, inputs.parts)
     card = Card.load(data_dir)
-    plan = {"tower": tower or name, "size": size, "views": ["plain", "flip"] if flip else ["plain"]}
+    sides = ["plain", "flip"] if flip and inputs.mirrored else ["plain"]
+    plan = {"tower": tower or name, "size": size, "views": sides}
+    plan |= {"medium": inputs.medium, "parts": inputs.parts, "pool": inputs.pool}
     if name in card.features:
         refuse_other(card.features[name], plan, f"{data_dir} already has features {name!r}")
         return card
@@ -83,9 +93,11 @@ def write_features(
         shape = None
         for split, entry in card.splits.items():
             if split not in split_names(partial):
+                count = Sidecar(data_dir, card, split).pictures if inputs.medium == PICTURES else 0
                 with open_records(data_dir, split) as records, RecordWriter(partial, split) as writer:
-                    count = Sidecar(data_dir, card, split).pictures
-                    _write_split(records, count, writer, encode_fn, plan, batch, f"features {name} {split}")
+                    parts = _encoded(_parts(records, inputs, sides), encode_fn, batch)
+                    shown = Progress(parts, f"features {name} {split}", "inputs", count * len(sides), size=len)
+                    _write_split(len(records), writer, shown, inputs.parts)
             shape = _checked_shape(partial, split, entry["records"], shape)
         assert shape is not None  # `refuse_misfit`: there are pictures
         files = {split: [path.name for path in shard_files(partial, split)] for split in card.splits}
@@ -94,22 +106,35 @@ def write_features(
         return add_to_card(data_dir, "features", name, entry)
 
 
-def refuse_misfit(data_dir: os.PathLike | str, name: str, size: int, batch: int) -> None:
+def refuse_misfit(
+    data_dir: os.PathLike | str, name: str, size: int, batch: int, medium: str = PICTURES, parts: int = 1
+) -> None:
     """Raise `UserError` for faults that show before a tower is loaded.
 
-    They are those of the data set, the name, the size (px) and the batch.
+    They are those of the data set, the name, the size (px; 0: none), the batch, and the parts of a view.
     """
     card = Card.load(data_dir)
+    if medium == PICTURES:
+        refuse_no_pictures(card, data_dir)
+    elif medium not in card.media:
+        there = ", ".join([*([PICTURES] if card.views else []), *card.media])
+        raise UserError(f"{data_dir} has nothing of the medium '{medium}'; it has {there or 'captions alone'}")
+    refuse_bad_name(name, "features")
+    if not (1 if medium == PICTURES else 0) <= size <= LARGEST:
+        raise UserError(f"--size is {size}; write the side of the pictures in pixels, 1 to {LARGEST}")
+    if batch < 1:
+        raise UserError(f"--batch is {batch}; write 1 or more pictures")
+    if parts < 1:
+        raise UserError(f"--frames is {parts}; write 1 or more")
+
+
+def refuse_no_pictures(card: Card, data_dir: os.PathLike | str) -> None:
+    """Raise `UserError` for a data set without pictures, or with features of them alone."""
     if set(card.views) <= set(card.without_pixels):
         if not card.views:
             raise UserError(f"{data_dir} has no pictures; features are made of them alone.")
         there = ", ".join(card.features)
         raise UserError(f"{data_dir} has no pictures, only features of them ({there}); others are made of pictures.")
-    refuse_bad_name(name, "features")
-    if not 1 <= size <= LARGEST:
-        raise UserError(f"--size is {size}; write the side of the pictures in pixels, 1 to {LARGEST}")
-    if batch < 1:
-        raise UserError(f"--batch is {batch}; write 1 or more pictures")
 
 
 def refuse_bad_name(name: str, what: str) -> None:
@@ -156,7 +181,7 @@ def start_partial(folder: pathlib.Path, partial: pathlib.Path, plan: dict[str, A
         found = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise UserError(f"'{path}' is damaged ({error}); remove {partial} and start again") from error
-    refuse_other(found, plan, f"{partial} holds an interrupted run")
+    refuse_other(OF_PICTURES | found, plan, f"{partial} holds an interrupted run")
 
 
 def refuse_other(found: dict[str, Any], plan: dict[str, Any], where: str) -> None:
@@ -166,72 +191,82 @@ def refuse_other(found: dict[str, Any], plan: dict[str, Any], where: str) -> Non
         raise UserError(f"{where} made with {', '.join(other)}: choose another name; nothing was overwritten.")
 
 
-def _write_split(
-    records: Records, count: int, writer: RecordWriter, encode_fn: Encoder, plan: dict[str, Any], batch: int, title: str
-) -> None:
-    """Encode the `count` pictures of one split in full batches, and write a row for each record."""
-    pictures, count = _pictures(records, plan["size"], plan["views"]), count * len(plan["views"])
-    chunks = Progress(_encoded(pictures, encode_fn, batch), title, "images", count, size=len)
+def _write_split(rows: int, writer: RecordWriter, encoded: Iterable[list[Part]], parts: int) -> None:
+    """Write a row for each record of a split from the tokens of the parts of its views, `parts` at most each."""
     empty = pack({"tokens": {}, "shape": []})
-    for number, coded in itertools.groupby(itertools.chain.from_iterable(chunks), key=operator.itemgetter(0)):
+    for number, own in itertools.groupby(itertools.chain.from_iterable(encoded), key=operator.itemgetter(0)):
         for _ in range(writer.records, number):
             writer.write(empty)
-        row: dict[str, dict[str, bytes]] = {}
-        for _, view, side, tokens in coded:
-            row.setdefault(view, {})[side] = _float16(tokens, title).tobytes()
-        writer.write(pack({"tokens": row, "shape": list(tokens.shape)}))
-    for _ in range(writer.records, len(records)):
+        row: dict[str, dict[str, list[bytes]]] = {}
+        for _, view, side, _, tokens in own:
+            small = _float16(tokens, f"features {writer.folder.name} {writer.split}")
+            small = lifted(small) if parts > 1 else small
+            row.setdefault(view, {}).setdefault(side, []).append(small.tobytes())
+        joined = {view: {side: b"".join(data) for side, data in sides.items()} for view, sides in row.items()}
+        writer.write(pack({"tokens": joined, "shape": [parts * small.shape[0], small.shape[1]]}))
+    for _ in range(writer.records, rows):
         writer.write(empty)
 
 
-def _pictures(records: Records, size: int, sides: list[str]) -> Iterator[tuple[int, str, str, np.ndarray | None]]:
-    """Yield (row, view, side, uint8 [size,size,3]) of all records in order.
+def lifted(tokens: np.ndarray) -> np.ndarray:
+    """Return tokens float16 [N,D] of which none is all zero, which would tell that it is not there."""
+    found = tokens.copy()
+    found[~tokens.any(1), 0] = np.finfo(np.float16).tiny
+    return found
 
-    The pixels are None where a record has the pictures of the one before it, as questions on one picture have.
+
+def _parts(records: Records, inputs: TowerInput, sides: list[str]) -> Iterator[Part]:
+    """Yield (row, view, side, number, input of the tower) of all parts of all views of the records, in order.
+
+    The input is None where a record has the views of the one before it, as questions on one picture have.
     """
-    decode, before = eval_image(size), {}
+    before: dict[str, bytes] = {}
+    read: dict[str, list] = {}
     for number in range(len(records)):
         try:
-            images = pictures(check_record(records[number]))
-            plain = dict.fromkeys(images) if images == before else {view: decode(data) for view, data in images.items()}
+            own = check_record(records[number])["media"].get(inputs.medium, {})
+            views = {view: data for view, data in own.items() if data}
+            same = views == before
+            read = {view: [None] * len(read[view]) if same else [*inputs.read(data)] for view, data in views.items()}
         except (CorruptRecord, CorruptImage) as error:
             raise UserError(f"row {number} cannot be read ({error}); copy or prepare the data set again.") from error
-        before = images
-        for view, image in plain.items():
+        before = views
+        for view, found in read.items():
             for side in sides:
-                yield number, view, side, image if side == "plain" or image is None else image[:, ::-1]
+                for place, part in enumerate(found):
+                    yield number, view, side, place, part if side == "plain" or part is None else part[:, ::-1]
 
 
-def _encoded(pictures: Iterator[tuple], encode_fn: Encoder, batch: int) -> Iterator[list[tuple]]:
-    """Replace the images of `pictures` by their tokens [N,D], `batch` at a time, None by those before it."""
-    last: dict[tuple[str, str], np.ndarray] = {}
-    for chunk in _chunks(pictures, batch):
+def _encoded(parts: Iterator[Part], encode_fn: Encoder, batch: int) -> Iterator[list[Part]]:
+    """Replace the inputs of `parts` by their tokens [N,D], `batch` at a time, None by those before it."""
+    last: dict[tuple[str, str, int], np.ndarray] = {}
+    for chunk in _chunks(parts, batch):
         tokens, coded = iter(_tokens(chunk, encode_fn, batch)), []
-        for number, view, side, image in chunk:
-            if image is not None:
-                last[view, side] = next(tokens)
-            coded.append((number, view, side, last[view, side]))
+        for number, view, side, place, part in chunk:
+            if part is not None:
+                last[view, side, place] = next(tokens)
+            coded.append((number, view, side, place, last[view, side, place]))
         yield coded
 
 
-def _chunks(pictures: Iterator[tuple], batch: int) -> Iterator[list[tuple]]:
-    """Cut `pictures` into lists with `batch` images each, the last with fewer."""
-    chunk, images = [], 0
-    for one in pictures:
-        if one[-1] is not None and images == batch:
+def _chunks(parts: Iterator[Part], batch: int) -> Iterator[list[Part]]:
+    """Cut `parts` into lists with `batch` inputs each, the last with fewer."""
+    chunk, inputs = [], 0
+    for one in parts:
+        if one[-1] is not None and inputs == batch:
             yield chunk
-            chunk, images = [], 0
+            chunk, inputs = [], 0
         chunk.append(one)
-        images += one[-1] is not None
+        inputs += one[-1] is not None
     if chunk:
         yield chunk
 
 
-def _tokens(chunk: list[tuple], encode_fn: Encoder, batch: int) -> np.ndarray:
-    """Return the tokens [batch,N,D] of the images in a chunk, filled up with black ones."""
-    images = np.stack([image for *_, image in chunk if image is not None])
-    images = np.pad(images, [(0, batch - len(images)), (0, 0), (0, 0), (0, 0)])
-    tokens = np.asarray(encode_fn(images))
+def _tokens(chunk: list[Part], encode_fn: Encoder, batch: int) -> np.ndarray:
+    """Return the tokens [batch,N,D] of the inputs in a chunk, filled up with zeros such as black pictures."""
+    inputs = np.stack([part for *_, part in chunk if part is not None])
+    inputs = np.pad(inputs, [(0, batch - len(inputs)), *[(0, 0)] * (inputs.ndim - 1)])
+    tokens = np.asarray(encode_fn(inputs))
     if tokens.ndim != 3 or len(tokens) != batch:
         raise UserError(f"the tower returned {tokens.shape} for {batch} images, not [B,N,D].")
     return tokens
@@ -314,7 +349,7 @@ class GivenFeatures:
                 self._fill(self._writers[name, split], count)
                 files[split] = self._writers[name, split].close()
             entry = {"tower": name, "size": 0, "tokens": tokens, "width": width, "views": ["plain"]}
-            found[name] = entry | {"dtype": "float16", "files": files}
+            found[name] = OF_PICTURES | entry | {"dtype": "float16", "files": files}
         return found
 
     def abort(self) -> None:

@@ -16,7 +16,7 @@ def batch_fields(config: Any, facts: DataFacts) -> dict[str, Shape]:
         found["pair"] = ((), "int32")
     for name, own in data.fields.items():
         encoder, reader = config.encoders[own.encoder], readers[name]
-        found[name] = encoder.input(facts)
+        found[name] = encoder.input(facts.of(own.encoder))
         if reader.keyed:
             found[f"{name}/key"] = ((), "int32")
         if facts.starts and reader.worded:

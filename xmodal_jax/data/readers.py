@@ -34,6 +34,8 @@ class InputSpec(NamedTuple):
     """Languages that the encoder tells apart; (): it reads all alike."""
     starts: tuple[str, ...] = ()
     """Languages that captions are begun in (`DataFacts.starts`), whose places batches carry; (): none."""
+    shape: tuple[int, ...] = ()
+    """Shape of one input; () where nobody told, as a reader of pictures or words needs no more than `size`."""
 
     def ids(self, texts: Sequence[str], languages: Sequence[str] = ()) -> np.ndarray:
         """Return token ids int32 [n,L] of texts; of an encoder that tells languages apart [n,L+1].
@@ -92,6 +94,14 @@ class Reader(abc.ABC):
         raise UserError(
             f"'{path}': {cls.__module__}.{cls.__name__} reads no files of its own; write its method of_file"
         )
+
+    @classmethod
+    def packed(cls, path: pathlib.Path) -> bytes:
+        """Return what a record would keep of a user's own file. Raises `UserError` if it cannot be read.
+
+        A frozen tower reads it so for a query, where the encoder takes cached tokens.
+        """
+        raise UserError(f"'{path}': {cls.__module__}.{cls.__name__} packs no files; write its method packed")
 
     @abc.abstractmethod
     def empty(self) -> np.ndarray:
@@ -185,9 +195,14 @@ class PictureReader(Reader):
     def empty(self) -> np.ndarray:
         """Return black pixels, or tokens that are zero."""
         if self.spec.cached:
-            entries = [self.split.card.feature(name) for name in self.split.cfg.features]
+            entries = [self.split.card.feature(name) for name in self.caches]
             return np.zeros((sum(entry["tokens"] for entry in entries), entries[0]["width"]), np.float16)
         return np.zeros((self.spec.size, self.spec.size, 3), np.uint8)
+
+    @property
+    def caches(self) -> tuple[str, ...]:
+        """The names of the feature caches that are read, if the encoder takes cached tokens."""
+        return self.split.cfg.caches_of(self.own)
 
     def _views(self, row: Row) -> list[str]:
         """Return the views of a row: of pictures those in the config, of another medium all."""
@@ -219,17 +234,17 @@ class PictureReader(Reader):
         if self.spec.cached:
             if choice[1] is None:
                 choice[1] = rng.random() < self.split.cfg.augment.flip
-            return self.split.tokens(row.number, view, choice[1])
+            return self.split.tokens(row.number, view, choice[1], self.caches)
         data = row.media(self.own.medium)
         self.split.activity.note("decoding the picture of row", row.number)
-        return self._train(_of_view(data, view, row), rng)
+        return self._train(of_view(data, view, row), rng)
 
     def plain(self, row: Row, choice: list) -> np.ndarray:
         """Return the whole picture at its size, or its cached tokens; those of the mirror image if flipped."""
         view, flip = choice
         if self.spec.cached:
-            return self.split.tokens(row.number, view, flip)
-        found = self._eval(_of_view(row.media(self.own.medium), view, row))
+            return self.split.tokens(row.number, view, flip, self.caches)
+        found = self._eval(of_view(row.media(self.own.medium), view, row))
         return np.ascontiguousarray(found[:, ::-1]) if flip else found
 
     def stored_inputs(self, row: Row) -> dict[str, list[np.ndarray]]:
@@ -262,7 +277,7 @@ def picture_of_file(path: pathlib.Path, size: int) -> np.ndarray:
         raise UserError(f"'{error.name}' cannot be opened ({error}); write the path of a picture file") from error
 
 
-def _of_view(data: dict[str, bytes], view: str, row: Row) -> bytes:
+def of_view(data: dict[str, bytes], view: str, row: Row) -> bytes:
     """Return the bytes of a view, which the sidecar names."""
     if view not in data:
         raise CorruptRecord(f"row {row.number} has no view {view!r}, which its sidecar names")
@@ -433,12 +448,16 @@ def joined(spec: InputSpec, one: str, other: str) -> np.ndarray:
 
 
 READERS: dict[str, type[Reader]] = {PICTURES: PictureReader, WORDS: CaptionReader, "parallel": ParallelReader}
+PLACES = {"video": "xmodal_jax.data.clip_reader:ClipReader"}  # of readers that are loaded where a field asks for them
 
 
 def reader_classes(fields: dict[str, FieldConfig]) -> dict[str, type[Reader]]:
     """Return the class that reads each field. Raises `UserError` for a name that is no reader."""
-    where = "config.data.fields.{}.reader"
-    return {name: find_class(own.reader, where.format(name), READERS, Reader) for name, own in fields.items()}
+    known = READERS | dict.fromkeys(PLACES, Reader)  # PLACES alone tells the classes of the latter
+    return {
+        name: find_class(PLACES.get(own.reader, own.reader), f"config.data.fields.{name}.reader", known, Reader)
+        for name, own in fields.items()
+    }
 
 
 def readers_of(split: Split, specs: Specs) -> dict[str, Reader]:

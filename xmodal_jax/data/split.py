@@ -1,9 +1,9 @@
-"""One split of a prepared data set, opened: the records' pictures and sidecar, and feature caches."""
+"""One split of a prepared data set, opened: its records and their sidecar, and feature caches."""
 
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,10 +48,7 @@ class Split:
                 asked = (f"config.data.fields.{name}.languages", own.languages)
                 where, languages = asked if own.languages else ("config.data.languages", cfg.languages)
                 refuse_unknown(where, languages, self.card.languages, data_dir)
-        entries = [self.card.feature(name) for name in cfg.features]
-        widths = {name: entry["width"] for name, entry in zip(cfg.features, entries, strict=True)}
-        if len(set(widths.values())) >= 2:
-            raise UserError(f"config.data.features: widths {widths} differ; concatenate caches of one tower.")
+        refuse_unlike(self.card, cfg)
         self.sidecar, self.labelled = Sidecar(data_dir, self.card, split), len(self.card.label_names) > 0
         if not cfg.labels:
             self.card = dataclasses.replace(self.card, label_names=[])
@@ -61,9 +58,9 @@ class Split:
                 f"{data_dir}: split {split!r} has {len(self.records)} records and a sidecar of {len(self.sidecar)}; "
                 f"prepare the data set again."
             )
-        self._cached = [open_records(self.folder / "features" / name, split) for name in cfg.features]
-        self.caches: Sequence[Records | KeptRecords] = self._cached
-        for name, cache in zip(cfg.features, self._cached, strict=True):
+        self._cached = {name: open_records(self.folder / "features" / name, split) for name in cfg.caches}
+        self.caches: Mapping[str, Records | KeptRecords] = self._cached
+        for name, cache in self._cached.items():
             if len(cache) != len(self.records):
                 raise UserError(
                     f"cache {name!r} of {data_dir} has {len(cache)} rows for {len(self.records)} records; "
@@ -86,26 +83,26 @@ class Split:
             raise CorruptRecord(f"row {row} is {found}, not that of the sidecar")
         return record
 
-    def tokens(self, row: int, view: str, flip: bool) -> np.ndarray:
-        """Return the cached tokens float16 [N,D] of one picture: all caches of the config, one after the other on N.
+    def tokens(self, row: int, view: str, flip: bool, caches: Sequence[str] = ()) -> np.ndarray:
+        """Return the cached tokens float16 [N,D] of one view: those of some caches, one after the other on N.
 
-        Raises `CorruptRecord`.
+        The caches are those of `data.features` unless named. Raises `CorruptRecord`.
         """
         parts = []
-        for name, cache in zip(self.cfg.features, self.caches, strict=True):
+        for name in caches or self.cfg.features:
             self.activity.note("reading row", row, f"cache {name!r}")
-            cached = cache[row]
+            cached = self.caches[name][row]
             try:
                 sides = cached["tokens"][view]
                 data = sides["flip" if flip and "flip" in sides else "plain"]
-                parts.append(np.frombuffer(data, np.float16).reshape(cached["shape"]))
+                parts.append(unpacked(data, cached["shape"], self.card.features[name]["parts"] > 1))
             except (KeyError, TypeError, ValueError) as error:
                 raise CorruptRecord(f"row {row} of cache {name!r} has no tokens of view {view!r} ({error})") from error
         return np.concatenate(parts)
 
     def keep_rows(self, room: Room) -> None:
         """Keep rows of the feature caches in memory once they are read, while `room` lasts."""
-        self.caches = [KeptRecords(cache, room) for cache in self._cached]
+        self.caches = {name: KeptRecords(cache, room) for name, cache in self._cached.items()}
 
     def having(self, medium: str) -> np.ndarray:
         """Return bool [n], True for rows that have anything of a medium; of captions, in the config's languages."""
@@ -146,8 +143,40 @@ class Split:
 
     def close(self) -> None:
         """Close all files."""
-        for records in [self.records, *self.caches]:
+        for records in [self.records, *self.caches.values()]:
             records.close()
+
+
+def unpacked(data: bytes, shape: Sequence[int], padded: bool) -> np.ndarray:
+    """Return stored tokens float16 [N,D]; where `padded`, the last of them may be missing, and are zeros.
+
+    Raises `ValueError` if the bytes do not fit the shape.
+    """
+    found = np.frombuffer(data, np.float16)
+    if not padded:
+        return found.reshape(shape)
+    found = found.reshape(-1, shape[1])
+    return np.concatenate([found, np.zeros((shape[0] - len(found), shape[1]), np.float16)])
+
+
+def refuse_unlike(card: Card, cfg: DataConfig) -> None:
+    """Raise `UserError` for caches that the data set lacks, of another medium than their field's, or of two widths."""
+    where = "config.data.features"
+    named = [(where, cfg.features, PICTURES)] if cfg.features else []
+    fields = cfg.fields.items()
+    named += [(f"config.data.fields.{name}.features", own.features, own.medium) for name, own in fields if own.features]
+    for where, names, medium in named:
+        entries = {name: card.feature(name) for name in names}
+        for name, entry in entries.items():
+            if entry["medium"] != medium:
+                there = ", ".join(key for key, own in card.features.items() if own["medium"] == medium)
+                raise UserError(
+                    f"{where} has '{name}', a cache of the medium '{entry['medium']}', and the field shows '{medium}'; "
+                    f"write one of {there or 'those that `xmodal data features --medium ' + medium + '` makes'}"
+                )
+        widths = {name: entry["width"] for name, entry in entries.items()}
+        if len(set(widths.values())) >= 2:
+            raise UserError(f"{where}: widths {widths} differ; concatenate caches of one tower.")
 
 
 def refuse_unknown(field: str, asked: Sequence[str], known: Sequence[str], data_dir: os.PathLike | str) -> None:

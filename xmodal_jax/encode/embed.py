@@ -73,7 +73,7 @@ class Embedder:
         tokens, embed, codes = encode_rows(self.model, method, side, self.hashes, self.params, *placed)
         tokens = to_host(tokens, len(rows)) if keep_tokens else None
         codes = None if codes is None else to_host(codes, len(rows))
-        return Embedded(to_host(embed, len(rows)), tokens, own.mask(rows), codes)
+        return Embedded(to_host(embed, len(rows)), tokens, _widened(own.mask(rows), tokens), codes)
 
     def side(self, side: Side, batch_size: int, keep_tokens: bool = False) -> Embedded:
         """Encode one side of a split, in blocks of `batch_size` of one compiled shape."""
@@ -100,6 +100,13 @@ class Embedder:
             self.poll()
             real = int((block["id"] >= 0).sum())
             yield self.rows(side.encoder, block[side.field], keep_tokens).take(slice(real))
+
+
+def _widened(mask: Any, tokens: np.ndarray | None) -> Any:
+    """Extend the mask [b,N] of a tower's tokens to `tokens` [b,M,D], which may have an embedding behind them."""
+    if mask is None or tokens is None or mask.shape[1] == tokens.shape[1]:
+        return mask
+    return np.pad(np.asarray(mask), ((0, 0), (0, tokens.shape[1] - mask.shape[1])), constant_values=True)
 
 
 def join_rows(parts: Iterable[Embedded]) -> Embedded:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from xmodal_jax.assemble import Assembly
-from xmodal_jax.data.card import Card
+from xmodal_jax.data.card import OF_PICTURES, Card
+from xmodal_jax.data.config import DataConfig
 from xmodal_jax.data.embeddings import FOLDER
 from xmodal_jax.data.features import add_to_card, being_added, refuse_bad_name, refuse_other, start_partial
 from xmodal_jax.data.image import CorruptImage
@@ -45,7 +46,7 @@ def encoders(assembly: Assembly, params: Params, name: str) -> "Encoders":
     }
     encode = {medium: encoder_of(embedder, config.data.fields[field].encoder) for medium, field in fields.items()}
     reads = [
-        f"{medium} {' '.join(config.data.features) if spec.cached else spec.size}"
+        f"{medium} {' '.join(config.data.caches_of(config.data.fields[field])) if spec.cached else spec.size}"
         for medium, field in sorted(fields.items())
         for spec in (assembly.specs[config.data.fields[field].encoder],)
     ]
@@ -84,15 +85,21 @@ def embed_data(
 
 def refuse_other_caches(assembly: Assembly, card: Card) -> None:
     """Refuse feature caches of another tower or picture size than those the image head was made for."""
-    features, caches = assembly.config.data.features, assembly.caches
-    for name, cache in zip(features, caches, strict=False):  # a run may not say which towers made its caches
-        entry = card.feature(name)
-        if (entry["tower"], entry["size"]) != (cache["tower"], cache["size"]):
+    data = assembly.config.data
+    named = [pair for field, own in assembly.caches.items() for pair in zip(_names(data, field), own, strict=False)]
+    for name, cache in named:  # a run may not say which towers made its caches
+        entry, other = OF_PICTURES | card.feature(name), OF_PICTURES | cache
+        if any(entry[key] != other[key] for key in ("tower", "size", *OF_PICTURES)):
             raise UserError(
                 f"features '{name}' of data set '{card.name}' are of {entry['tower']} at {entry['size']} px, and the "
                 f"teacher reads {cache['tower']} at {cache['size']} px; write them with `xmodal data features` under "
                 "another name and name that one in config.data.features"
             )
+
+
+def _names(data: DataConfig, field: str) -> tuple[str, ...]:
+    """Return the names of the feature caches of a field."""
+    return data.caches_of(data.fields[field])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ import io
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,10 +13,13 @@ import numpy as np
 
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.captions import says_something
+from xmodal_jax.data.card import OF_PICTURES
+from xmodal_jax.data.features import lifted
 from xmodal_jax.data.image import eval_image
 from xmodal_jax.data.readers import InputSpec, Reader, picture_of_file, reader_classes
+from xmodal_jax.data.records import PICTURES
 from xmodal_jax.encode.embed import Embedded, Embedder
-from xmodal_jax.encode.towers import tower_encoder
+from xmodal_jax.encode.towers import cache_input, tower_encoder
 from xmodal_jax.errors import UserError
 from xmodal_jax.parallel.mesh import filled
 
@@ -40,7 +43,7 @@ def read_inputs(assembly: Assembly, field: str, inputs: Sequence[Any], language:
     """Read inputs of a field as its encoder takes them, [n,...].
 
     Words become token ids int32 [n,L], pictures uint8 [n,S,S,3]. An encoder of cached tokens takes those of the frozen
-    tower behind each cache, float16 [n,N,D], at that cache's size.
+    tower behind each cache of the field, float16 [n,N,D], as that cache was made.
 
     Args:
       inputs: strings of a field of words; paths of files; of a field of pictures also Pillow pictures and arrays uint8
@@ -55,7 +58,7 @@ def read_inputs(assembly: Assembly, field: str, inputs: Sequence[Any], language:
     if reader.worded:
         return _token_ids(spec, field, inputs, language)
     if spec.cached:
-        made = [_tokens(encode, size, inputs) for encode, size in _towers(assembly)]
+        made = [_tokens(cache, reader, field, inputs) for cache in _caches(assembly, field)]
         return np.concatenate(made, axis=1)
     with ThreadPoolExecutor(THREADS) as pool:
         return np.stack(list(pool.map(lambda one: _one(reader, spec, field, one), inputs)))
@@ -75,12 +78,16 @@ def _token_ids(spec: InputSpec, field: str, inputs: Sequence[Any], language: str
 
 def _one(reader: type[Reader], spec: InputSpec, field: str, value: Any) -> np.ndarray:
     """Read one input of a field that has no words."""
-    if is_picture(value) and reader.mirrored:
+    if is_picture(value) and reader.viewed:
         return picture_of(value, spec.size)
+    return reader.of_file(_path(value, field, ", Pillow pictures and arrays" if reader.viewed else ""), spec)
+
+
+def _path(value: Any, field: str, also: str = "") -> pathlib.Path:
+    """Return the path of a file; UserError, naming what the field takes `also`, for anything else."""
     if not isinstance(value, (str, os.PathLike)):
-        also = ", Pillow pictures and arrays" if reader.mirrored else ""
         raise UserError(f"the field '{field}' takes paths of files{also}, and one input is {type(value).__name__}")
-    return reader.of_file(pathlib.Path(value), spec)
+    return pathlib.Path(value)
 
 
 def is_picture(value: Any) -> bool:
@@ -120,26 +127,38 @@ def picture_bytes(value: Any) -> bytes:
     return out.getvalue()
 
 
-def _towers(assembly: Assembly) -> list[tuple[Callable[[np.ndarray], np.ndarray], int]]:
-    """Load the frozen tower behind each feature cache of a run, with the size of its pictures in pixels."""
-    if not assembly.caches:
+def _caches(assembly: Assembly, field: str) -> Sequence[dict[str, Any]]:
+    """Return what is known of the frozen tower behind each feature cache of a field."""
+    if not assembly.caches.get(field):
         raise UserError(
             "run.json does not say which frozen towers made its feature caches; train in that work directory again"
         )
-    for cache in assembly.caches:
-        if not cache["size"]:
+    for cache in assembly.caches[field]:
+        if (OF_PICTURES | cache)["medium"] == PICTURES and not cache["size"]:
             raise UserError(
                 f"the run reads the features '{cache['tower']}' that came with its data set, and nothing here makes "
                 "them of other pictures; encode words, or evaluate and index the data set itself"
             )
-    return [(loaded_tower(cache["tower"]), cache["size"]) for cache in assembly.caches]
+    return assembly.caches[field]
 
 
-def _tokens(encode: Callable[[np.ndarray], np.ndarray], size: int, pictures: Sequence[Any]) -> np.ndarray:
-    """Compute float16 tokens [n,N,D] of one frozen tower, as `data.features.write_features` stores them."""
+def _tokens(cache: dict[str, Any], reader: type[Reader], field: str, inputs: Sequence[Any]) -> np.ndarray:
+    """Compute float16 tokens [n,N,D] of the frozen tower of a cache, as `data.features.write_features` stores them."""
+    what, size = cache_input(cache), cache["size"]
+    encode = loaded_tower(cache["tower"], what.pool)
     with ThreadPoolExecutor(THREADS) as pool:
-        pixels = np.stack(list(pool.map(lambda one: picture_of(one, size), pictures)))
-    return encode(filled(pixels, block_size(len(pixels))))[: len(pixels)].astype(np.float16)
+        if what.medium == PICTURES:
+            pixels = np.stack(list(pool.map(lambda one: picture_of(one, size), inputs)))
+            return encode(filled(pixels, block_size(len(pixels))))[: len(pixels)].astype(np.float16)
+        read = list(pool.map(lambda one: np.stack(what.read(reader.packed(_path(one, field)))), inputs))
+    rows = [lifted_parts(encode(filled(parts, what.parts))[: len(parts)]) for parts in read]
+    each = rows[0].shape[0] // len(read[0])  # tokens of a part
+    return np.stack([np.pad(own, ((0, what.parts * each - len(own)), (0, 0))) for own in rows])
+
+
+def lifted_parts(tokens: np.ndarray) -> np.ndarray:
+    """Return the tokens [P,N,D] of the parts of one view as one row float16 [P*N,D] without tokens of zeros."""
+    return lifted(tokens.astype(np.float16).reshape(-1, tokens.shape[-1]))
 
 
 def block_size(count: int) -> int:

@@ -1,16 +1,35 @@
-"""Load frozen image towers by name, as plain functions from pictures to tokens."""
+"""Load frozen towers by name, as plain functions from what they read to tokens."""
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import linen as nn
 
+from xmodal_jax.data.card import OF_PICTURES
+from xmodal_jax.data.records import PICTURES
+from xmodal_jax.data.tower_input import TowerInput, picture_input
+from xmodal_jax.data.video import VIDEO, frames_input
 from xmodal_jax.encode.apply import apply
 from xmodal_jax.errors import UserError
 from xmodal_jax.models.efficientnet import EfficientNetLite0
+from xmodal_jax.models.grid import pooling_groups
+from xmodal_jax.models.heads import pooled_features
 from xmodal_jax.parallel.mesh import local_mesh, replicated, split_rows, to_host
 from xmodal_jax.types import Array, Params
+
+
+class Tower(NamedTuple):
+    """A frozen tower: how it is loaded, and how it reads each medium that it takes."""
+
+    load: Callable[[], tuple[nn.Module, Params]]
+    """Function that returns the tower and its parameters."""
+    media: dict[str, Callable[[int, int], TowerInput]]
+    """How it reads a medium, by the medium: a function of the size (px) and of the most parts of a view."""
+    size: int = 224
+    """Usual size of its inputs in pixels; 0: they have none."""
 
 
 def _lite0() -> tuple[EfficientNetLite0, Params]:
@@ -20,23 +39,52 @@ def _lite0() -> tuple[EfficientNetLite0, Params]:
     return EfficientNetLite0(summarize=True), load_lite0()
 
 
-TOWERS: dict[str, Callable[[], tuple[nn.Module, Params]]] = {"lite0": _lite0}
+def _pictures(size: int, parts: int) -> TowerInput:
+    """Return how a tower of pictures reads them: one part each."""
+    del parts
+    return picture_input(size)
 
 
-def tower_encoder(name: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function from uint8 images [b,H,W,3] to float32 tokens [b,N,D] of the frozen tower `name`.
+TOWERS: dict[str, Tower] = {"lite0": Tower(_lite0, {PICTURES: _pictures, VIDEO: frames_input})}
 
-    The images are split over all local devices. Raises UserError for a tower that is not in `TOWERS`, or whose weights
-    are not installed.
-    """
+
+def find_tower(name: str) -> Tower:
+    """Return an entry of `TOWERS`. Raises UserError for a name that is none."""
     if name not in TOWERS:
         raise UserError(f"there is no tower '{name}'; write one of {', '.join(TOWERS)}")
-    tower, params = TOWERS[name]()
+    return TOWERS[name]
+
+
+def tower_input(name: str, medium: str, size: int, parts: int) -> TowerInput:
+    """Return how the tower `name` reads a medium. Raises UserError for one that it does not take."""
+    media = find_tower(name).media
+    if medium not in media:
+        raise UserError(f"the tower '{name}' does not read the medium '{medium}'; write one of {', '.join(media)}")
+    return media[medium](size, parts)
+
+
+def cache_input(cache: dict[str, Any]) -> TowerInput:
+    """Return what the tower behind a feature cache reads, by the cache's entry in a card or in run.json."""
+    told = OF_PICTURES | cache
+    found = tower_input(told["tower"], told["medium"], told["size"], told["parts"])
+    return dataclasses.replace(found, pool=told["pool"])
+
+
+def tower_encoder(name: str, pool: str = "") -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function from inputs [b,...], such as uint8 images, to float32 tokens [b,N,D] of the frozen tower.
+
+    With `pool` "mean" one token [b,1,D'] is left of each: the means of the tower's groups of tokens, such as the grid
+    of a picture and its summary, each normalised and joined, as the linear path of a head pools them. The inputs are
+    split over all local devices. Raises UserError for a tower that is not in `TOWERS`, or whose weights are not there.
+    """
+    tower, params = find_tower(name).load()
     mesh = local_mesh()
     params = jax.device_put(params, replicated(mesh))
 
     @jax.jit
-    def run(params: Params, images: Array) -> Array:
-        return apply(tower, params, images)
+    def run(params: Params, inputs: Array) -> Array:
+        tokens = apply(tower, params, inputs)
+        groups = pooling_groups(name, tokens.shape[1])
+        return pooled_features(tokens, None, pool, groups)[:, None] if pool else tokens
 
-    return lambda images: to_host(run(params, split_rows(mesh, images)), len(images))
+    return lambda inputs: to_host(run(params, split_rows(mesh, inputs)), len(inputs))

@@ -9,6 +9,7 @@ from xmodal_jax.models.bert import BertConfig
 from xmodal_jax.models.efficientnet import EfficientNetConfig
 from xmodal_jax.models.encoder import EncoderConfig
 from xmodal_jax.models.features import FeaturesConfig
+from xmodal_jax.models.frames import FramesConfig
 from xmodal_jax.models.gru import GruConfig
 from xmodal_jax.models.resnet import ResNetConfig
 from xmodal_jax.models.scorer import SCORERS, ScorerConfig
@@ -21,6 +22,7 @@ ENCODERS: dict[str, type[EncoderConfig]] = {
     "resnet": ResNetConfig,
     "efficientnet": EfficientNetConfig,
     "features": FeaturesConfig,
+    "frames": FramesConfig,
     "bert": BertConfig,
     "acquirers": AcquirerConfig,
     "gru": GruConfig,
@@ -33,14 +35,18 @@ def build_encoders(section: dict[str, Any]) -> dict[str, EncoderConfig]:
 
     Raises UserError for an unknown kind or field, or a bad value.
     """
-    built = {}
-    for name, fields in section.items():
-        where = f"config.encoders.{name}"
-        if not hasattr(fields, "items"):
-            raise UserError(f"{where} is {fields!r}; write a dict such as {{'kind': 'vit'}}")
-        cls = find_class(fields.get("kind", ""), f"{where}.kind", ENCODERS, EncoderConfig)
-        built[name] = build(cls, dict(fields), where)
-    return built
+    return {name: _built(fields, f"config.encoders.{name}") for name, fields in section.items()}
+
+
+def _built(fields: Any, where: str) -> EncoderConfig:
+    """Build the config of one encoder, and first that of an encoder in it."""
+    if not hasattr(fields, "items"):
+        raise UserError(f"{where} is {fields!r}; write a dict such as {{'kind': 'vit'}}")
+    own, cls = dict(fields), find_class(fields.get("kind", ""), f"{where}.kind", ENCODERS, EncoderConfig)
+    for name in cls.nested:
+        if name in own:
+            own[name] = _built(own[name], f"{where}.{name}")
+    return build(cls, own, where)
 
 
 def build_scorer(section: dict[str, Any]) -> ScorerConfig:

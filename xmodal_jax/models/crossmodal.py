@@ -98,8 +98,9 @@ class CrossModal(nn.Module):
         With `config.fusion.aggregated` the embedding is among the tokens.
         """
         own = getattr(self, encoder)
-        tokens, key = own.neck_tokens(raw, key)
-        embed = self.embed(encoder, raw, tokens, self.config.encoders[encoder].mask(x), key)
+        mask = self.config.encoders[encoder].mask(x)
+        tokens, key = own.neck_tokens(raw, key, mask)
+        embed = self.embed(encoder, raw, tokens, mask, key)
         return own.with_embedding(tokens, embed), embed
 
     def locals(self, encoder: str, raw: Array) -> Array:

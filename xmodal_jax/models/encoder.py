@@ -4,6 +4,7 @@ A kind of encoder is a frozen config class beside its module, derived from `Enco
 them. Its fields are what a user may set; its methods answer the questions of the rest of the package.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -55,7 +56,7 @@ class EncoderConfig:
     """True computes a frozen tower's tokens once per input and keeps them (encode/token_cache.py)."""
 
     reads: ClassVar[str] = ""
-    """Input of the tower: "pixels", "tokens" (of a feature cache) or "words"."""
+    """Input of the tower: "pixels", "tokens" (of a feature cache), "words", or another word of a kind's own."""
     lacks: ClassVar[tuple[str, ...]] = ()
     """Parts of the model that the tower cannot serve."""
     why: ClassVar[str] = ""
@@ -68,6 +69,8 @@ class EncoderConfig:
     """Languages that the tower tells apart; a field where it does."""
     groups: ClassVar[tuple[int, ...]] = ()
     """Numbers of consecutive tokens that are pooled together; (): all are."""
+    nested: ClassVar[tuple[str, ...]] = ()
+    """Fields that hold another encoder, {"kind": ..., its fields}."""
     neck_layers: ClassVar[int] = 0
     """Transformer blocks over the tokens before fusion reads them."""
 
@@ -109,6 +112,17 @@ class EncoderConfig:
         """
         return None
 
+    def towers(self, where: str, path: str) -> list[tuple[str, str, "EncoderConfig"]]:
+        """Return (place in the config, path of the parameters, config) of each tower whose weights `init` may name.
+
+        `where` and `path` are those of this one.
+        """
+        return [(where, path, self)]
+
+    def with_towers(self, change: "Callable[[str, EncoderConfig], EncoderConfig]", where: str) -> "EncoderConfig":
+        """Return the config with each of `towers` changed: `change` takes its place in the config, and itself."""
+        return change(where, self)
+
     def check(self, where: str) -> None:
         """Refuse sizes that do not fit each other."""
         heads, width = getattr(self, "heads", 1), self.token_width
@@ -126,8 +140,8 @@ class Neck(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, raw: Array, key: Array | None = None) -> Array:
-        """Map the tower's tokens [B,N,D'] to fusion's [B,N,D]."""
+    def __call__(self, raw: Array, key: Array | None = None, mask: Array | None = None) -> Array:
+        """Map the tower's tokens [B,N,D'] to fusion's [B,N,D]; the blocks read those of mask [B,N] (None: all)."""
         x = layer_norm(self.param("norm_in", lambda _: norm_params(raw.shape[-1])), raw)
         x = dense(self.param("project", dense_params, raw.shape[-1], self.width, raw.shape[-1] ** -0.5), x)
         position = self.param("position", lambda k: 0.02 * jax.random.normal(k, (raw.shape[1], self.width)))
@@ -135,7 +149,7 @@ class Neck(nn.Module):
         if self.layers:
             style = BlockStyle(self.heads, pre_norm=True, eps=1e-6, dropout=self.dropout)
             stack = self.param("layers", stack_params, self.layers, lambda k: block_params(k, self.width, self.hidden))
-            x = scan_blocks(style, stack, x, None, key=key)
+            x = scan_blocks(style, stack, x, None if mask is None else mask[:, None, None, :], key=key)
         return layer_norm(self.param("norm_out", lambda _: norm_params(self.width)), x)
 
 
@@ -167,15 +181,17 @@ class Encoder(nn.Module):
         """Run the tower on x [B,...] -> its own tokens [B,N,D']."""
         return self.tower(x, key)
 
-    def neck_tokens(self, raw: Array, key: Array | None = None) -> tuple[Array, Array | None]:
-        """Map the tower's tokens [B,N,D'] to fusion's [B,N,D]; return them with the key for what follows.
+    def neck_tokens(
+        self, raw: Array, key: Array | None = None, mask: Array | None = None
+    ) -> tuple[Array, Array | None]:
+        """Map the tower's tokens [B,N,D'], mask [B,N], to fusion's [B,N,D]; return them with the key for what follows.
 
         Without a neck, as where nothing reads tokens, they are the tower's own.
         """
         if not self.section.necked:
             return raw, key
         keys = jax.random.split(key) if key is not None else (None, None)
-        return (self.neck(raw, keys[0]) if self.has_variable("params", "neck") else raw), keys[1]
+        return (self.neck(raw, keys[0], mask) if self.has_variable("params", "neck") else raw), keys[1]
 
     def embed(
         self, raw: Array, tokens: Array, mask: Array | None, key: Array | None = None, read: Array | None = None

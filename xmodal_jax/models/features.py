@@ -16,7 +16,7 @@ from xmodal_jax.types import Array, DataFacts
 
 @dataclass(frozen=True)
 class FeaturesConfig(EncoderConfig):
-    """An encoder of tokens that are already in the data: the caches that `data.features` names."""
+    """An encoder of tokens that are already in the data: the caches that `data.features` or its field names."""
 
     kind: str = "features"
     """Kind of encoder: feature caches."""
@@ -24,6 +24,8 @@ class FeaturesConfig(EncoderConfig):
     """Transformer blocks over the tokens before fusion reads them; 0: none."""
     groups: tuple[int, ...] = ()
     """Token counts of the feature caches; filled in from the data card."""
+    padded: bool = False
+    """Whether tokens that are all zero are padding; filled in from the data card: of clips, and not of pictures."""
 
     reads: ClassVar[str] = "tokens"
 
@@ -36,8 +38,12 @@ class FeaturesConfig(EncoderConfig):
         return facts.tokens, "float16"
 
     def filled(self, name: str, data: DataConfig, facts: DataFacts) -> "FeaturesConfig":
-        """Return the config with the token counts of the caches."""
-        return replace(self, groups=facts.groups)
+        """Return the config with the token counts of the caches, and whether they are padded."""
+        return replace(self, groups=facts.groups, padded=facts.padded)
+
+    def mask(self, x: Array) -> Array | None:
+        """Return the mask bool [B,N] of the tokens of x [B,N,D] that are not zero, or None if all are real."""
+        return (x != 0).any(-1) if self.padded else None
 
     def local_map(self, tokens: int) -> np.ndarray:
         """Return the averages that make local features: of grids without their summaries; other groups are sets."""

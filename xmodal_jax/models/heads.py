@@ -45,7 +45,9 @@ def pooled_features(raw: Array, mask: Array | None, pool: str, groups: tuple[int
     Each pooled vector is normalised for itself (LayerNorm without parameters), then they are joined -> [B, groups * D].
     """
     edges = [sum(groups[: i + 1]) for i in range(len(groups) - 1)]
-    parts = [masked_mean(part, None) for part in jnp.split(raw, edges, axis=1)] if groups else [POOLS[pool](raw, mask)]
+    masks = [None] * len(groups) if mask is None else jnp.split(mask, edges, axis=1)
+    split = jnp.split(raw, edges, axis=1) if groups else []
+    parts = [masked_mean(*own) for own in zip(split, masks, strict=True)] if groups else [POOLS[pool](raw, mask)]
     return jnp.concatenate([layer_norm(norm_params(part.shape[-1]), part, 1e-6) for part in parts], axis=-1)
 
 

@@ -131,12 +131,23 @@ def _with_facts_of(config: Config, description: dict[str, Any], more: bool = Fal
         kept: dict[str, Any] = description["config"]["encoders"]
         found = {}
         for name, own in config.encoders.items():
-            spoken = config.data.spoken(name) if more else ()
-            there = path_there(f"{name}/tower/", config.init_paths if more else ()).partition("/")[0]
-            found[name] = _kept_languages(_kept_pixels(own, kept.get(there, {})), kept.get(there, {}), spoken)
+            spoken, renamed = config.data.spoken(name) if more else (), config.init_paths if more else ()
+            towers = own.towers(name, f"{name}/tower")
+            theirs = {place: _kept_at(kept, path_there(f"{path}/", renamed)) for place, path, _ in towers}
+            own = own.with_towers(lambda place, tower, theirs=theirs: _kept_pixels(tower, theirs[place]), name)
+            found[name] = _kept_languages(own, theirs.get(name, {}), spoken)
         return dataclasses.replace(config, encoders=found)
     except (KeyError, TypeError, AttributeError):
         return config
+
+
+def _kept_at(kept: dict[str, Any], path: str) -> dict[str, Any]:
+    """Return the kept config of the tower whose parameters begin with `path`, such as "video/tower/frame/"."""
+    name, *parts = path.strip("/").split("/")
+    found = kept.get(name, {})
+    for _ in parts[1:]:
+        found = found.get("tower", {})
+    return found
 
 
 def _kept_languages(own: EncoderConfig, kept: dict[str, Any], more: Sequence[str]) -> Any:

@@ -36,7 +36,7 @@ def settings(config: Config) -> dict:
         "data": {name: data[name] for name in DATA_FIELDS},
         "files": card.splits[config.data.split],
         "made with": card.arguments,
-        "caches": [card.features[name] for name in config.data.features],
+        "caches": [card.features[name] for name in config.data.caches],
         "encoders": {
             name: {key: value for key, value in as_dict(own).items() if key not in HEAD_FIELDS}
             for name, own in config.encoders.items()

@@ -21,11 +21,14 @@ from xmodal_jax.data.sources.jsonl import jsonl_source
 from xmodal_jax.data.sources.karpathy import karpathy_source
 from xmodal_jax.data.sources.labelled import mirflickr_source, nuswide_source, wikipedia_source
 from xmodal_jax.data.sources.mat import mat_source
+from xmodal_jax.data.sources.msrvtt import msrvtt_source
+from xmodal_jax.data.sources.msvd import msvd_source
 from xmodal_jax.data.sources.openclipart import openclipart_source
 from xmodal_jax.data.sources.remote_sensing import albef_source, precomp_source
 from xmodal_jax.data.sources.scan import scan_source
 from xmodal_jax.data.sources.stamps import stamps_source
 from xmodal_jax.data.sources.tfds import tfds_source
+from xmodal_jax.data.sources.vatex import vatex_source
 from xmodal_jax.data.sources.vqa import vqa_source
 from xmodal_jax.errors import UserError
 from xmodal_jax.plugins import absolute, file_of, load
@@ -44,6 +47,9 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "wikipedia": wikipedia_source,
     "mat": mat_source,
     "vqa": vqa_source,
+    "msrvtt": msrvtt_source,
+    "msvd": msvd_source,
+    "vatex": vatex_source,
     "jsonl": jsonl_source,
     "tfds": tfds_source,
 }

@@ -20,7 +20,9 @@ from xmodal_jax.data.source import (
     split_groups,
     usable_item,
 )
+from xmodal_jax.data.sources.clips import with_clip
 from xmodal_jax.data.textfile import not_utf8, refuse_wide
+from xmodal_jax.data.video import ClipLimits
 from xmodal_jax.errors import UserError
 
 WANTED = f"JSON Lines with rows as {LINE}"
@@ -28,7 +30,13 @@ NOT_UTF8 = "line that is not UTF-8 (iconv converts it)"
 
 
 def jsonl_source(
-    path: os.PathLike | str, root: os.PathLike | str | None = None, held_out: int | None = None, licence: str = ""
+    path: os.PathLike | str,
+    root: os.PathLike | str | None = None,
+    held_out: int | None = None,
+    licence: str = "",
+    frames: int = 32,
+    frame_size: int = 256,
+    seconds: float = 600.0,
 ) -> Source:
     """Read JSON Lines, one pair each, with image paths relative to `root` (default: the folder of the file).
 
@@ -38,12 +46,17 @@ def jsonl_source(
     split that name the same pictures are one item with all their captions. Items without a split are drawn by
     group: `held_out` of those that can be read (default: a tenth of the rows, at most 1,000) are the test split.
 
+    A row may have {"video": path} beside or in place of a picture: a file that moves, or a folder of frames; with
+    "strip": [rows, columns], a picture that shows the frames as tiles, row by row. `frames` of its frames are kept, the
+    longer side `frame_size` px, from the first `seconds`.
+
     Raises `UserError` for a file of another format or encoding.
     """
     path = pathlib.Path(path)
     refuse_archive(path, WANTED)
     rows = read_rows(existing(path, "JSONL file"))
     root = existing(root or path.parent, "image folder", folder=True)
+    limits = ClipLimits(frames, frame_size, seconds)
     open_rows = [row for row in rows if isinstance(row, dict) and not row["split"]]
     held_out = min(1000, len(open_rows) // 10) if held_out is None else held_out
     if not 0 <= held_out < max(1, len(open_rows)):
@@ -54,11 +67,11 @@ def jsonl_source(
 
     def items() -> Iterator[Item | Skip]:
         def usable(number: int) -> bool:
-            return usable_item(_item(open_rows[number], root, ""))
+            return usable_item(_item(open_rows[number], root, "", limits))
 
         drawn = iter(split_groups([row["group"] for row in open_rows], held_out, usable))
         for row in rows:
-            yield from [row] if isinstance(row, Skip) else _item(row, root, row["split"] or next(drawn))
+            yield from [row] if isinstance(row, Skip) else _item(row, root, row["split"] or next(drawn), limits)
 
     arguments = {
         "path": str(path.resolve()),
@@ -66,6 +79,8 @@ def jsonl_source(
         "held_out": held_out,
         "content": digest(path),
     }
+    if any(isinstance(row, dict) and row["video"] for row in rows):
+        arguments |= {"frames": frames, "frame_size": frame_size, "seconds": seconds}
     return Source("jsonl", path.name, licence or TERMS, items, arguments, len(rows))
 
 
@@ -97,19 +112,22 @@ def _row(line: bytes, number: int) -> dict[str, Any] | Skip:
     views: Any = row.get("views") or ({"image": row["image"]} if row.get("image") is not None else {})
     parallel = isinstance(row.get("caption"), dict) and len(row["caption"]) > 1  # a text and its translations
     named = isinstance(views, dict) and all(isinstance(value, str) and value for value in views.values())
-    if not named or not (views or parallel):
+    video, strip = row.get("video"), row.get("strip") or ()
+    if not named or not (video is None or video and isinstance(video, str)) or not (views or parallel or video):
         return Skip("no image named", where)
+    if strip and not (video and isinstance(strip, list) and list(map(type, strip)) == [int, int]):
+        return Skip("strip that is not [rows, columns] of a video", where)
     if "caption" not in row:
         return Skip("no caption", where)
     try:
-        return _fields(row, views) | {"where": where}
+        return _fields(row, views, video or "") | {"video": video or "", "strip": tuple(strip), "where": where}
     except TypeError as error:
         return Skip("id, label, group or split that is no text", f"{where}: {error}")
 
 
-def _fields(row: dict[str, Any], views: dict[str, str]) -> dict[str, Any]:
+def _fields(row: dict[str, Any], views: dict[str, str], video: str) -> dict[str, Any]:
     """Return the fields of a row but its place. Raises `TypeError` for a field that must be a text and is not."""
-    key = plain_text(row.get("id")) or next(iter(views.values()), "") or " / ".join(_texts(row["caption"]))
+    key = plain_text(row.get("id")) or next(iter(views.values()), video) or " / ".join(_texts(row["caption"]))
     if not key:
         raise TypeError("its captions are no texts")
     labels = row.get("labels")
@@ -138,7 +156,7 @@ def _merged(rows: list[dict[str, Any] | Skip]) -> list[dict[str, Any] | Skip]:
         same = first.setdefault(row["id"], row)
         if same is row:
             kept.append(row)
-        elif all(same[name] == row[name] for name in ("views", "group", "split")):
+        elif all(same[name] == row[name] for name in ("views", "video", "strip", "group", "split")):
             for language, captions in row["caption"].items():
                 same["caption"].setdefault(language, []).extend(captions)
             same["labels"].update(row["labels"])
@@ -159,7 +177,12 @@ def _by_language(captions: Any) -> dict[str, list]:
     return {code: list(own) if isinstance(own, (list, tuple)) else [own] for code, own in whole.items()}
 
 
-def _item(row: dict[str, Any], root: pathlib.Path, split: str) -> Iterator[Item | Skip]:
+def _item(row: dict[str, Any], root: pathlib.Path, split: str, limits: ClipLimits) -> Iterator[Item | Skip]:
     """Yield the item of a row, or the reason why there is none."""
     paths = {view: os.path.join(root, name) for view, name in row["views"].items()}
-    return file_item(row["id"], paths, row["caption"], labels=tuple(row["labels"]), group=row["group"], split=split)
+    own = {"labels": tuple(row["labels"]), "group": row["group"], "split": split}
+    for one in file_item(row["id"], paths, row["caption"], **own):
+        if isinstance(one, Item) and row["video"]:
+            yield with_clip(one, os.path.join(root, row["video"]), limits, row["strip"] or None)
+        else:
+            yield one
