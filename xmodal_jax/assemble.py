@@ -62,7 +62,12 @@ class Assembly:
         encoders = self.config.encoders
         return {
             name: InputSpec(
-                own.extent, self.tokenizers.get(name), own.reads == "tokens", own.languages, self.model.starts
+                own.extent,
+                self.tokenizers.get(name),
+                own.reads == "tokens",
+                own.languages,
+                self.model.starts,
+                form=own.form,
             )
             for name, own in encoders.items()
         }

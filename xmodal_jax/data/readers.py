@@ -34,6 +34,8 @@ class InputSpec(NamedTuple):
     """Languages that the encoder tells apart; (): it reads all alike."""
     starts: tuple[str, ...] = ()
     """Languages that captions are begun in (`DataFacts.starts`), whose places batches carry; (): none."""
+    form: Any = None
+    """What else the encoder's config tells the reader of its input (`EncoderConfig.form`); None: nothing."""
 
     def ids(self, texts: Sequence[str], languages: Sequence[str] = ()) -> np.ndarray:
         """Return token ids int32 [n,L] of texts; of an encoder that tells languages apart [n,L+1].
@@ -433,12 +435,16 @@ def joined(spec: InputSpec, one: str, other: str) -> np.ndarray:
 
 
 READERS: dict[str, type[Reader]] = {PICTURES: PictureReader, WORDS: CaptionReader, "parallel": ParallelReader}
+PLACES = {"audio": "xmodal_jax.data.sound_reader:SoundReader"}  # of readers that are loaded where a field asks for them
 
 
 def reader_classes(fields: dict[str, FieldConfig]) -> dict[str, type[Reader]]:
     """Return the class that reads each field. Raises `UserError` for a name that is no reader."""
-    where = "config.data.fields.{}.reader"
-    return {name: find_class(own.reader, where.format(name), READERS, Reader) for name, own in fields.items()}
+    known = READERS | dict.fromkeys(PLACES, Reader)  # PLACES alone tells the classes of the latter
+    return {
+        name: find_class(PLACES.get(own.reader, own.reader), f"config.data.fields.{name}.reader", known, Reader)
+        for name, own in fields.items()
+    }
 
 
 def readers_of(split: Split, specs: Specs) -> dict[str, Reader]:

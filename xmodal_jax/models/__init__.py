@@ -12,6 +12,7 @@ from xmodal_jax.models.features import FeaturesConfig
 from xmodal_jax.models.gru import GruConfig
 from xmodal_jax.models.resnet import ResNetConfig
 from xmodal_jax.models.scorer import SCORERS, ScorerConfig
+from xmodal_jax.models.spectrogram import SpectrogramConfig
 from xmodal_jax.models.tfidf import TfIdfConfig
 from xmodal_jax.models.vit import ViTConfig
 from xmodal_jax.plugins import find_class
@@ -21,6 +22,7 @@ ENCODERS: dict[str, type[EncoderConfig]] = {
     "resnet": ResNetConfig,
     "efficientnet": EfficientNetConfig,
     "features": FeaturesConfig,
+    "spectrogram": SpectrogramConfig,
     "bert": BertConfig,
     "acquirers": AcquirerConfig,
     "gru": GruConfig,

@@ -5,7 +5,7 @@ them. Its fields are what a user may set; its methods answer the questions of th
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -55,7 +55,7 @@ class EncoderConfig:
     """True computes a frozen tower's tokens once per input and keeps them (encode/token_cache.py)."""
 
     reads: ClassVar[str] = ""
-    """Input of the tower: "pixels", "tokens" (of a feature cache) or "words"."""
+    """Input of the tower: "pixels", "tokens" (of a feature cache), "words", or another name of a kind's own."""
     lacks: ClassVar[tuple[str, ...]] = ()
     """Parts of the model that the tower cannot serve."""
     why: ClassVar[str] = ""
@@ -80,6 +80,11 @@ class EncoderConfig:
     def extent(self) -> int:
         """Size of an input: pixels of a side, or tokens of a text; 0 if it is fixed."""
         return 0
+
+    @property
+    def form(self) -> Any:
+        """What the reader of the input must know beside its size (`InputSpec.form`); None: nothing."""
+        return None
 
     @property
     def necked(self) -> bool:
