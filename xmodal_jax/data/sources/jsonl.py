@@ -1,6 +1,7 @@
 """JSON Lines: one pair a line, with the path of its picture."""
 
 import codecs
+import dataclasses
 import json
 import os
 import pathlib
@@ -8,6 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from xmodal_jax.data.formats import LINE, refuse_archive, wrong_format
+from xmodal_jax.data.media import find_file
+from xmodal_jax.data.sound import MOST_RATE, SECONDS
 from xmodal_jax.data.source import (
     TERMS,
     Item,
@@ -20,6 +23,7 @@ from xmodal_jax.data.source import (
     split_groups,
     usable_item,
 )
+from xmodal_jax.data.sources.sounds import SoundOptions, read_sounds
 from xmodal_jax.data.textfile import not_utf8, refuse_wide
 from xmodal_jax.errors import UserError
 
@@ -28,7 +32,12 @@ NOT_UTF8 = "line that is not UTF-8 (iconv converts it)"
 
 
 def jsonl_source(
-    path: os.PathLike | str, root: os.PathLike | str | None = None, held_out: int | None = None, licence: str = ""
+    path: os.PathLike | str,
+    root: os.PathLike | str | None = None,
+    held_out: int | None = None,
+    licence: str = "",
+    seconds: float = SECONDS,
+    rate: int = MOST_RATE,
 ) -> Source:
     """Read JSON Lines, one pair each, with image paths relative to `root` (default: the folder of the file).
 
@@ -38,10 +47,14 @@ def jsonl_source(
     split that name the same pictures are one item with all their captions. Items without a split are drawn by
     group: `held_out` of those that can be read (default: a tenth of the rows, at most 1,000) are the test split.
 
+    A row may also have, or have instead of a picture, {"audio": path} or {"audio": {name: path}}: files of sound, or
+    videos with sound, of which the first `seconds` are kept, at `rate` Hz or fewer.
+
     Raises `UserError` for a file of another format or encoding.
     """
     path = pathlib.Path(path)
     refuse_archive(path, WANTED)
+    options = SoundOptions(seconds, rate).checked()
     rows = read_rows(existing(path, "JSONL file"))
     root = existing(root or path.parent, "image folder", folder=True)
     open_rows = [row for row in rows if isinstance(row, dict) and not row["split"]]
@@ -54,18 +67,18 @@ def jsonl_source(
 
     def items() -> Iterator[Item | Skip]:
         def usable(number: int) -> bool:
-            return usable_item(_item(open_rows[number], root, ""))
+            return usable_item(_item(open_rows[number], root, "", options))
 
         drawn = iter(split_groups([row["group"] for row in open_rows], held_out, usable))
         for row in rows:
-            yield from [row] if isinstance(row, Skip) else _item(row, root, row["split"] or next(drawn))
+            yield from [row] if isinstance(row, Skip) else _item(row, root, row["split"] or next(drawn), options)
 
     arguments = {
         "path": str(path.resolve()),
         "root": str(root.resolve()),
         "held_out": held_out,
         "content": digest(path),
-    }
+    } | options.arguments()
     return Source("jsonl", path.name, licence or TERMS, items, arguments, len(rows))
 
 
@@ -84,7 +97,7 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any] | Skip]:
 
 
 def _row(line: bytes, number: int) -> dict[str, Any] | Skip:
-    """Return a row in one form: views, caption, id, labels, group, split ("" if open), and its place, "where"."""
+    """Return a row in one form: views, sounds, caption, id, labels, group, split ("" if open), its place, "where"."""
     where = f"line {number}"
     try:
         row = json.loads(line.decode("utf-8"))
@@ -95,27 +108,40 @@ def _row(line: bytes, number: int) -> dict[str, Any] | Skip:
     if not isinstance(row, dict):
         return Skip("broken JSON line", f"{where}: not an object")
     views: Any = row.get("views") or ({"image": row["image"]} if row.get("image") is not None else {})
+    sounds: Any = row.get("audio") if isinstance(row.get("audio"), dict) else _named({"audio": row.get("audio")})
     parallel = isinstance(row.get("caption"), dict) and len(row["caption"]) > 1  # a text and its translations
-    named = isinstance(views, dict) and all(isinstance(value, str) and value for value in views.values())
-    if not named or not (views or parallel):
+    if not _are_paths(views) or not (views or sounds or parallel):
         return Skip("no image named", where)
+    if not _are_paths(sounds):
+        return Skip("audio that is no path", where)
     if "caption" not in row:
         return Skip("no caption", where)
     try:
-        return _fields(row, views) | {"where": where}
+        return _fields(row, views, sounds) | {"where": where}
     except TypeError as error:
         return Skip("id, label, group or split that is no text", f"{where}: {error}")
 
 
-def _fields(row: dict[str, Any], views: dict[str, str]) -> dict[str, Any]:
+def _named(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries that are there."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _are_paths(paths: Any) -> bool:
+    """Return True for {name: path}, empty or not."""
+    return isinstance(paths, dict) and all(isinstance(value, str) and value for value in paths.values())
+
+
+def _fields(row: dict[str, Any], views: dict[str, str], sounds: dict[str, str]) -> dict[str, Any]:
     """Return the fields of a row but its place. Raises `TypeError` for a field that must be a text and is not."""
-    key = plain_text(row.get("id")) or next(iter(views.values()), "") or " / ".join(_texts(row["caption"]))
+    key = plain_text(row.get("id")) or next(iter((views | sounds).values()), "") or " / ".join(_texts(row["caption"]))
     if not key:
         raise TypeError("its captions are no texts")
     labels = row.get("labels")
     labels = [plain_text(label) for label in (labels if isinstance(labels, list) else [labels])]
     return {
         "views": views,
+        "sounds": sounds,
         "caption": _by_language(row["caption"]),
         "id": key,
         "labels": {label: None for label in labels if label},
@@ -138,7 +164,7 @@ def _merged(rows: list[dict[str, Any] | Skip]) -> list[dict[str, Any] | Skip]:
         same = first.setdefault(row["id"], row)
         if same is row:
             kept.append(row)
-        elif all(same[name] == row[name] for name in ("views", "group", "split")):
+        elif all(same[name] == row[name] for name in ("views", "sounds", "group", "split")):
             for language, captions in row["caption"].items():
                 same["caption"].setdefault(language, []).extend(captions)
             same["labels"].update(row["labels"])
@@ -159,7 +185,16 @@ def _by_language(captions: Any) -> dict[str, list]:
     return {code: list(own) if isinstance(own, (list, tuple)) else [own] for code, own in whole.items()}
 
 
-def _item(row: dict[str, Any], root: pathlib.Path, split: str) -> Iterator[Item | Skip]:
+def _item(row: dict[str, Any], root: pathlib.Path, split: str, options: SoundOptions) -> Iterator[Item | Skip]:
     """Yield the item of a row, or the reason why there is none."""
     paths = {view: os.path.join(root, name) for view, name in row["views"].items()}
-    return file_item(row["id"], paths, row["caption"], labels=tuple(row["labels"]), group=row["group"], split=split)
+    heard = {view: find_file(os.path.join(root, name)) for view, name in row["sounds"].items()}
+    sounds = read_sounds(row["id"], heard, options)
+    yield from sounds.skips
+    if sounds.skips:
+        return
+    media = {"audio": sounds.kept} if sounds.kept else {}
+    fields = {"labels": tuple(row["labels"]), "group": row["group"], "split": split, "media": media}
+    for found in file_item(row["id"], paths, row["caption"], **fields):
+        is_item = sounds.files and isinstance(found, Item)
+        yield dataclasses.replace(found, files=found.files + sounds.files) if is_item else found
