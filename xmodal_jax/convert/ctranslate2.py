@@ -50,7 +50,8 @@ class _Cursor:
         (version,) = self.take("I")
         if version not in VERSIONS:
             raise ValueError(f"its version is {version}, not one of {', '.join(map(str, VERSIONS))}")
-        self.name(), self.take("I")
+        self.name()  # of the class
+        self.take("I")  # its revision
         (count,) = self.take("I")
         found = {}
         for _ in range(count):

@@ -17,7 +17,9 @@ import numpy as np
 BLOCK = 4096  # windows that are transformed together
 FLOOR = 1e-10  # power below which logarithms stay
 DECIBELS = 80.0  # below the loudest, where power_to_db cuts
-SCALES, NORMS, LOGS = ("slaney", "htk"), ("slaney", "sum", "none"), ("decibel", "whisper", "shifted")
+SCALES = ("slaney", "htk")
+NORMS = ("slaney", "sum", "none")
+LOGS = ("decibel", "whisper", "shifted")
 
 
 @dataclass(frozen=True)
