@@ -69,6 +69,7 @@ class Assembly:
                 own.languages,
                 self.model.starts,
                 own.input(self.facts.of(name))[0],
+                form=own.form,
             )
             for name, own in encoders.items()
         }

@@ -135,6 +135,11 @@ HELP = {  # of the parameters of the sources; others explain themselves
     "template": "file of a picture in the folder of the pictures",
     "answers": "how many of the most frequent answers are labels",
     "language": "of the questions",
+    "seconds": "of each sound that are kept, from its beginning",
+    "rate": "most samples a second that are kept of a sound, Hz",
+    "voices": "languages that are heard, as cs,nl",
+    "spoken": "with the captions that are spoken",
+    "effects": "with the sounds of things",
     "name": "tfds: name of the builder; albef: start of the file names, as rsitmd",
 }
 

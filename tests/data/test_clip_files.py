@@ -177,6 +177,7 @@ def test_a_file_that_tells_a_wrong_number_of_frames_is_read_all_the_same(tmp_pat
 
 def test_what_is_no_video_is_named(tmp_path):
     whole = video_bytes(map(grey, range(20)))
+    (tmp_path / "other.mp4").write_bytes(whole)
     for name, data, words in (
         ("empty.mp4", b"", None),
         ("text.mp4", b"no video, only words " * 40, None),
@@ -184,6 +185,7 @@ def test_what_is_no_video_is_named(tmp_path):
         ("song.wav", sound_bytes(), "it has no pictures"),
         ("torn.gif", moving_picture(map(grey, range(6)))[:300], None),
         ("torn.png", b"\x89PNG\r\n\x1a\n" + bytes(40), None),
+        ("names.mp4", b"ffconcat version 1.0\nfile 'other.mp4'\n", None),  # a list of files is not followed
         ("list.mp4", b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n", None),
     ):
         with pytest.raises(CorruptClip, match=words) as error:

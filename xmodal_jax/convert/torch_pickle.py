@@ -36,6 +36,24 @@ STORAGE_DTYPES = {
 }
 
 
+DROPPED = {  # the parts of a NumPy scalar, a plain value among others
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+}
+
+
+class _Dropped:
+    """Stand-in for a value that is not kept: it takes what a pickle gives it, and does nothing."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
 class Storage(NamedTuple):
     """A flat block of numbers that tensors view: its key in the file, element type and element count."""
 
@@ -56,15 +74,16 @@ class View(NamedTuple):
 def read_checkpoint(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """Read the tensors of a PyTorch checkpoint by name.
 
-    Nested dicts give names joined by dots; other plain values are dropped. Raises UserError for a missing file, a file
-    that is no checkpoint, and for any pickled object other than tensors and dicts, by its name.
+    Nested dicts, and lists and tuples of them, give names joined by dots; other plain values are dropped. Raises
+    UserError for a missing file, a file that is no checkpoint, and for any pickled object other than tensors, dicts
+    and NumPy's scalars, by its name.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; write the path of a .pth or .pt file.")
     with path.open("rb") as stream:
         tree, storages = (_read_zip if zipfile.is_zipfile(stream) else _read_legacy)(stream, path)
-    if not isinstance(tree, dict):
+    if not isinstance(tree, (dict, list, tuple)) or isinstance(tree, View):
         raise UserError(f"{path}: holds a {type(tree).__name__}, not a dict of tensors.")
     return {name: _gather(view, storages, path) for name, view in _flatten(tree)}
 
@@ -83,6 +102,8 @@ class _Unpickler(pickle.Unpickler):
             return OrderedDict
         if module == "torch" and name in STORAGE_DTYPES:
             return STORAGE_DTYPES[name]
+        if (module, name) in DROPPED:
+            return _Dropped
         if module == "torch._utils" and name in _REBUILD:
             return _REBUILD[name]()
         raise UserError(
@@ -186,13 +207,13 @@ def _block(data: bytes, storage: Storage, path: pathlib.Path) -> np.ndarray:
     return np.frombuffer(data, storage.dtype)
 
 
-def _flatten(tree: dict, prefix: str = "") -> list[tuple[str, View]]:
-    """List (dotted name, tensor) of every tensor in nested dicts."""
+def _flatten(tree: dict | list | tuple, prefix: str = "") -> list[tuple[str, View]]:
+    """List (dotted name, tensor) of every tensor in nested dicts, lists and tuples."""
     found = []
-    for name, value in tree.items():
+    for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
         if isinstance(value, View):
             found.append((f"{prefix}{name}", value))
-        elif isinstance(value, dict):
+        elif isinstance(value, (dict, list, tuple)) and not isinstance(value, Storage):
             found.extend(_flatten(value, f"{prefix}{name}."))
     return found
 

@@ -15,6 +15,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from xmodal_jax.data.container import opened_container
 from xmodal_jax.data.decoding import CorruptImage, loaded, opened
 from xmodal_jax.data.media import KINDS, URL, UnreadableFile, find_file, read_file
 from xmodal_jax.data.video import Clip, ClipLimits, uniform_places
@@ -211,20 +212,9 @@ def _named_faults() -> Iterator[None]:
         raise CorruptClip(text if " " in text else f"{type(error).__name__} {text}".strip()) from error
 
 
-def _av() -> Any:
-    """Import PyAV. Raises `UserError` if it is not installed."""
-    try:
-        import av
-
-        return av
-    except ImportError as error:
-        raise UserError("PyAV, which decodes videos, is not installed: pip install -e '.[media]'") from error
-
-
 def _of_video(path: pathlib.Path, limits: ClipLimits) -> Clip:
     """Read a file that PyAV decodes: seeking each frame of a long one, else one frame after the other."""
-    av = _av()
-    with _named_faults(), av.open(str(path), options={"protocol_whitelist": "file"}) as container:
+    with _named_faults(), opened_container(str(path)) as container:
         stream = _pictures_of(container)
         whole = _duration(container, stream)
         if whole > limits.seconds:

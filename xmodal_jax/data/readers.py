@@ -36,6 +36,8 @@ class InputSpec(NamedTuple):
     """Languages that captions are begun in (`DataFacts.starts`), whose places batches carry; (): none."""
     shape: tuple[int, ...] = ()
     """Shape of one input; () where nobody told, as a reader of pictures or words needs no more than `size`."""
+    form: Any = None
+    """What else the encoder's config tells the reader of its input (`EncoderConfig.form`); None: nothing."""
 
     def ids(self, texts: Sequence[str], languages: Sequence[str] = ()) -> np.ndarray:
         """Return token ids int32 [n,L] of texts; of an encoder that tells languages apart [n,L+1].
@@ -448,7 +450,10 @@ def joined(spec: InputSpec, one: str, other: str) -> np.ndarray:
 
 
 READERS: dict[str, type[Reader]] = {PICTURES: PictureReader, WORDS: CaptionReader, "parallel": ParallelReader}
-PLACES = {"video": "xmodal_jax.data.clip_reader:ClipReader"}  # of readers that are loaded where a field asks for them
+PLACES = {  # of readers that are loaded where a field asks for them
+    "video": "xmodal_jax.data.clip_reader:ClipReader",
+    "audio": "xmodal_jax.data.sound_reader:SoundReader",
+}
 
 
 def reader_classes(fields: dict[str, FieldConfig]) -> dict[str, type[Reader]]:

@@ -13,6 +13,7 @@ from xmodal_jax.models.frames import FramesConfig
 from xmodal_jax.models.gru import GruConfig
 from xmodal_jax.models.resnet import ResNetConfig
 from xmodal_jax.models.scorer import SCORERS, ScorerConfig
+from xmodal_jax.models.spectrogram import SpectrogramConfig
 from xmodal_jax.models.tfidf import TfIdfConfig
 from xmodal_jax.models.vit import ViTConfig
 from xmodal_jax.plugins import find_class
@@ -23,6 +24,7 @@ ENCODERS: dict[str, type[EncoderConfig]] = {
     "efficientnet": EfficientNetConfig,
     "features": FeaturesConfig,
     "frames": FramesConfig,
+    "spectrogram": SpectrogramConfig,
     "bert": BertConfig,
     "acquirers": AcquirerConfig,
     "gru": GruConfig,

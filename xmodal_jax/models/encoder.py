@@ -6,7 +6,7 @@ them. Its fields are what a user may set; its methods answer the questions of th
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -83,6 +83,11 @@ class EncoderConfig:
     def extent(self) -> int:
         """Size of an input: pixels of a side, or tokens of a text; 0 if it is fixed."""
         return 0
+
+    @property
+    def form(self) -> Any:
+        """What the reader of the input must know beside its size (`InputSpec.form`); None: nothing."""
+        return None
 
     @property
     def necked(self) -> bool:

@@ -80,13 +80,18 @@ class TokenMap(nn.Module):
 
 
 class Aggregator(nn.Module):
-    """Pooling of projected tokens [B,N,E] -> [B,E] by "gpo", "max" or "average"; a key leaves some tokens out."""
+    """Pooling of projected tokens [B,N,E] -> [B,E] by one of `AGGREGATORS`; a key leaves some tokens out.
+
+    "unit" is the mean of the tokens' unit vectors (CLIP4Clip, CLIP4VLA), which leaves none out: they are few.
+    """
 
     kind: str
 
     @nn.compact
     def __call__(self, x: Array, mask: Array | None, key: Array | None = None) -> Array:
         """Pool x [B,N,E] over the real tokens of mask [B,N] (None: all) -> float32 [B,E]."""
+        if self.kind == "unit":
+            return masked_mean(l2_normalize(x.astype(jnp.float32)), mask)
         if key is not None:
             mask = dropped_tokens(key, jnp.ones(x.shape[:2], bool) if mask is None else mask)
         if self.kind == "gpo":
@@ -105,8 +110,8 @@ class Projection(nn.Module):
     "mean" or "cls" is a linear map of pooled features plus, with `hidden`, a two-layer MLP beside it. CCA solves for
     the linear path, which may start from it (`training/cca.py`); the MLP starts at zero and adds to it. "+attention"
     adds the output of a learned probe over `tokens`, "+shared" that of an encoder outside (models/reasoning.py); both
-    start at zero. "+gpo", "+max" and "+average" add an aggregator of projected raw tokens, which starts small. "gpo",
-    "max" and "average" are that aggregator alone (Chen et al. 2021, VSE-infinity).
+    start at zero. "+gpo", "+max", "+average" and "+unit" add an aggregator of projected raw tokens, which starts small.
+    "gpo", "max", "average" and "unit" are that aggregator alone (Chen et al. 2021, VSE-infinity).
 
     `groups` splits the N tokens into consecutive parts (several input resolutions, a summary token), each pooled for
     itself by the linear path. `token_hidden` is the width of the MLP of each token beside an aggregator's dense layer.

@@ -29,7 +29,7 @@ def first_token(tokens: Array, mask: Array | None) -> Array:
 
 
 POOLS = {"mean": masked_mean, "cls": first_token}
-AGGREGATORS = ("gpo", "max", "average")  # they pool projected tokens, not raw ones
+AGGREGATORS = ("gpo", "max", "average", "unit")  # they pool projected tokens, not raw ones
 EXTRAS = ("attention", *AGGREGATORS, "shared")
 POOL_CHOICES = (*POOLS, *(f"{base}+{extra}" for base in POOLS for extra in EXTRAS), *AGGREGATORS)
 

@@ -113,13 +113,17 @@ class ViT(nn.Module):
 
     def setup(self) -> None:
         """Create the patch and position embeddings, the stack of blocks and the final norm."""
-        width, hidden = self.width, self.hidden
-        patches = (self.image_size // self.patch) ** 2
+        width, hidden, patches = self.width, self.hidden, self.patches
         self.embed = self.param("patch", dense_params, self.patch**2 * 3, width)
         self.cls = self.param("cls", lambda key: 0.02 * jax.random.normal(key, (1, 1, width)))
         self.position = self.param("position", lambda key: 0.02 * jax.random.normal(key, (1, patches + 1, width)))
         self.stack = self.param("layers", stack_params, self.layers, lambda key: block_params(key, width, hidden))
         self.norm = self.param("norm", lambda _: norm_params(width))
+
+    @property
+    def patches(self) -> int:
+        """Number of patches that the tower is built for."""
+        return (self.image_size // self.patch) ** 2
 
     @property
     def style(self) -> BlockStyle:

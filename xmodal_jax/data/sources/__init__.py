@@ -16,6 +16,7 @@ from typing import Any
 from xmodal_jax.data.media import read_states
 from xmodal_jax.data.source import Source
 from xmodal_jax.data.sources.emoji import emoji_source
+from xmodal_jax.data.sources.fillets import fillets_source
 from xmodal_jax.data.sources.inaturalist import inaturalist_source
 from xmodal_jax.data.sources.jsonl import jsonl_source
 from xmodal_jax.data.sources.karpathy import karpathy_source
@@ -37,6 +38,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "emoji": emoji_source,
     "stamps": stamps_source,
     "openclipart": openclipart_source,
+    "fillets": fillets_source,
     "karpathy": karpathy_source,
     "precomp": precomp_source,
     "scan": scan_source,

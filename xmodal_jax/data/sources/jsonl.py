@@ -1,6 +1,7 @@
 """JSON Lines: one pair a line, with the path of its picture."""
 
 import codecs
+import dataclasses
 import json
 import os
 import pathlib
@@ -8,6 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from xmodal_jax.data.formats import LINE, refuse_archive, wrong_format
+from xmodal_jax.data.media import find_file
+from xmodal_jax.data.sound import MOST_RATE, SECONDS
 from xmodal_jax.data.source import (
     TERMS,
     Item,
@@ -21,6 +24,7 @@ from xmodal_jax.data.source import (
     usable_item,
 )
 from xmodal_jax.data.sources.clips import with_clip
+from xmodal_jax.data.sources.sounds import SoundOptions, read_sounds
 from xmodal_jax.data.textfile import not_utf8, refuse_wide
 from xmodal_jax.data.video import ClipLimits
 from xmodal_jax.errors import UserError
@@ -36,7 +40,8 @@ def jsonl_source(
     licence: str = "",
     frames: int = 32,
     frame_size: int = 256,
-    seconds: float = 600.0,
+    seconds: float = SECONDS,
+    rate: int = MOST_RATE,
 ) -> Source:
     """Read JSON Lines, one pair each, with image paths relative to `root` (default: the folder of the file).
 
@@ -48,12 +53,14 @@ def jsonl_source(
 
     A row may have {"video": path} beside or in place of a picture: a file that moves, or a folder of frames; with
     "strip": [rows, columns], a picture that shows the frames as tiles, row by row. `frames` of its frames are kept, the
-    longer side `frame_size` px, from the first `seconds`.
+    longer side `frame_size` px. A row may also have, or have instead, {"audio": path} or {"audio": {name: path}}:
+    files of sound, or videos with sound, kept at `rate` Hz or fewer. Of both the first `seconds` are read.
 
     Raises `UserError` for a file of another format or encoding.
     """
     path = pathlib.Path(path)
     refuse_archive(path, WANTED)
+    options = SoundOptions(seconds, rate).checked()
     rows = read_rows(existing(path, "JSONL file"))
     root = existing(root or path.parent, "image folder", folder=True)
     limits = ClipLimits(frames, frame_size, seconds)
@@ -67,18 +74,19 @@ def jsonl_source(
 
     def items() -> Iterator[Item | Skip]:
         def usable(number: int) -> bool:
-            return usable_item(_item(open_rows[number], root, "", limits))
+            return usable_item(_item(open_rows[number], root, "", limits, options))
 
         drawn = iter(split_groups([row["group"] for row in open_rows], held_out, usable))
         for row in rows:
-            yield from [row] if isinstance(row, Skip) else _item(row, root, row["split"] or next(drawn), limits)
+            own = [row] if isinstance(row, Skip) else _item(row, root, row["split"] or next(drawn), limits, options)
+            yield from own
 
     arguments = {
         "path": str(path.resolve()),
         "root": str(root.resolve()),
         "held_out": held_out,
         "content": digest(path),
-    }
+    } | options.arguments()
     if any(isinstance(row, dict) and row["video"] for row in rows):
         arguments |= {"frames": frames, "frame_size": frame_size, "seconds": seconds}
     return Source("jsonl", path.name, licence or TERMS, items, arguments, len(rows))
@@ -99,7 +107,7 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any] | Skip]:
 
 
 def _row(line: bytes, number: int) -> dict[str, Any] | Skip:
-    """Return a row in one form: views, caption, id, labels, group, split ("" if open), and its place, "where"."""
+    """Return a row in one form: views, sounds, caption, id, labels, group, split ("" if open), its place, "where"."""
     where = f"line {number}"
     try:
         row = json.loads(line.decode("utf-8"))
@@ -110,30 +118,47 @@ def _row(line: bytes, number: int) -> dict[str, Any] | Skip:
     if not isinstance(row, dict):
         return Skip("broken JSON line", f"{where}: not an object")
     views: Any = row.get("views") or ({"image": row["image"]} if row.get("image") is not None else {})
+    sounds: Any = row.get("audio") if isinstance(row.get("audio"), dict) else _named({"audio": row.get("audio")})
     parallel = isinstance(row.get("caption"), dict) and len(row["caption"]) > 1  # a text and its translations
-    named = isinstance(views, dict) and all(isinstance(value, str) and value for value in views.values())
     video, strip = row.get("video"), row.get("strip") or ()
-    if not named or not (video is None or video and isinstance(video, str)) or not (views or parallel or video):
+    if not _are_paths(views) or not (video is None or video and isinstance(video, str)):
         return Skip("no image named", where)
+    if not (views or sounds or parallel or video):
+        return Skip("no image named", where)
+    if not _are_paths(sounds):
+        return Skip("audio that is no path", where)
     if strip and not (video and isinstance(strip, list) and list(map(type, strip)) == [int, int]):
         return Skip("strip that is not [rows, columns] of a video", where)
     if "caption" not in row:
         return Skip("no caption", where)
     try:
-        return _fields(row, views, video or "") | {"video": video or "", "strip": tuple(strip), "where": where}
+        own = {"video": video or "", "strip": tuple(strip), "where": where}
+        return _fields(row, views, sounds, own["video"]) | own
     except TypeError as error:
         return Skip("id, label, group or split that is no text", f"{where}: {error}")
 
 
-def _fields(row: dict[str, Any], views: dict[str, str], video: str) -> dict[str, Any]:
+def _named(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries that are there."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _are_paths(paths: Any) -> bool:
+    """Return True for {name: path}, empty or not."""
+    return isinstance(paths, dict) and all(isinstance(value, str) and value for value in paths.values())
+
+
+def _fields(row: dict[str, Any], views: dict[str, str], sounds: dict[str, str], video: str) -> dict[str, Any]:
     """Return the fields of a row but its place. Raises `TypeError` for a field that must be a text and is not."""
-    key = plain_text(row.get("id")) or next(iter(views.values()), video) or " / ".join(_texts(row["caption"]))
+    named = [*views.values(), *filter(None, [video]), *sounds.values()]
+    key = plain_text(row.get("id")) or next(iter(named), "") or " / ".join(_texts(row["caption"]))
     if not key:
         raise TypeError("its captions are no texts")
     labels = row.get("labels")
     labels = [plain_text(label) for label in (labels if isinstance(labels, list) else [labels])]
     return {
         "views": views,
+        "sounds": sounds,
         "caption": _by_language(row["caption"]),
         "id": key,
         "labels": {label: None for label in labels if label},
@@ -156,7 +181,7 @@ def _merged(rows: list[dict[str, Any] | Skip]) -> list[dict[str, Any] | Skip]:
         same = first.setdefault(row["id"], row)
         if same is row:
             kept.append(row)
-        elif all(same[name] == row[name] for name in ("views", "video", "strip", "group", "split")):
+        elif all(same[name] == row[name] for name in ("views", "video", "strip", "sounds", "group", "split")):
             for language, captions in row["caption"].items():
                 same["caption"].setdefault(language, []).extend(captions)
             same["labels"].update(row["labels"])
@@ -177,12 +202,22 @@ def _by_language(captions: Any) -> dict[str, list]:
     return {code: list(own) if isinstance(own, (list, tuple)) else [own] for code, own in whole.items()}
 
 
-def _item(row: dict[str, Any], root: pathlib.Path, split: str, limits: ClipLimits) -> Iterator[Item | Skip]:
+def _item(
+    row: dict[str, Any], root: pathlib.Path, split: str, limits: ClipLimits, options: SoundOptions
+) -> Iterator[Item | Skip]:
     """Yield the item of a row, or the reason why there is none."""
     paths = {view: os.path.join(root, name) for view, name in row["views"].items()}
-    own = {"labels": tuple(row["labels"]), "group": row["group"], "split": split}
-    for one in file_item(row["id"], paths, row["caption"], **own):
-        if isinstance(one, Item) and row["video"]:
-            yield with_clip(one, os.path.join(root, row["video"]), limits, row["strip"] or None)
-        else:
-            yield one
+    heard = {view: find_file(os.path.join(root, name)) for view, name in row["sounds"].items()}
+    sounds = read_sounds(row["id"], heard, options)
+    yield from sounds.skips
+    if sounds.skips:
+        return
+    media = {"audio": sounds.kept} if sounds.kept else {}
+    fields = {"labels": tuple(row["labels"]), "group": row["group"], "split": split, "media": media}
+    for found in file_item(row["id"], paths, row["caption"], **fields):
+        if not isinstance(found, Item):
+            yield found
+            continue
+        item = dataclasses.replace(found, files=found.files + sounds.files) if sounds.files else found
+        clip = os.path.join(root, row["video"])
+        yield with_clip(item, clip, limits, row["strip"] or None) if row["video"] else item

@@ -1,9 +1,12 @@
 """The Tux Paint stamps (Debian package tuxpaint-stamps-default, GPL-2): pictures with captions in up to 78 languages.
 
 Layout: ROOT/<category>/<...>/<name>.png or .svg, beside it <name>.txt, whose first line is the English caption and
-whose other lines are `<language>.utf8=<caption>`.
+whose other lines are `<language>.utf8=<caption>`. Many have their caption spoken, <name>_desc_<language>.ogg
+(<name>_desc.ogg is English), and some have a sound effect, <name>.ogg; a few files are .wav.
 """
 
+import dataclasses
+import glob
 import json
 import os
 import pathlib
@@ -13,7 +16,9 @@ from collections.abc import Iterator
 from xmodal_jax.data.captions import normal_caption
 from xmodal_jax.data.image import CorruptImage, render_svg
 from xmodal_jax.data.media import read_states
+from xmodal_jax.data.sound import MOST_RATE, SECONDS
 from xmodal_jax.data.source import Item, Skip, Source, clean_captions, shared_out
+from xmodal_jax.data.sources.sounds import SoundOptions, read_sounds
 from xmodal_jax.data.taxonomy import Taxonomy, folder_taxonomy
 from xmodal_jax.data.textfile import hashed, read_lines
 from xmodal_jax.errors import UserError
@@ -24,6 +29,8 @@ TRANSLATION = re.compile(r"(?P<language>[\w@.-]+?)\.utf8=(?P<caption>.*)")
 STYLES = {"cartoon", "toys", "plastic"}  # folders named after a style of drawing, not a thing
 ASIDE = re.compile(r"\s*([(,\u2014]|\s-\s).*")  # "A peacock (a male peafowl)." is called "peacock"
 ARTICLE = re.compile(r"^(a|an|the|some)\s+")
+SOUNDS = (".ogg", ".wav")
+SPOKEN, EFFECT = "audio", "effect"  # media: captions that are spoken, by language; the sound of the thing
 
 
 def read_captions(path: pathlib.Path) -> dict[str, list[str]]:
@@ -52,16 +59,26 @@ def folders_of(key: str) -> tuple[str, ...]:
 
 
 def stamps_source(
-    root: os.PathLike | str = ROOT, size: int = 256, held_out: int | None = None, only: str = "", label: str = "folder"
+    root: os.PathLike | str = ROOT,
+    size: int = 256,
+    held_out: int | None = None,
+    only: str = "",
+    label: str = "folder",
+    spoken: bool = False,
+    effects: bool = False,
+    seconds: float = SECONDS,
+    rate: int = MOST_RATE,
 ) -> Source:
     """Read the Tux Paint stamps below `root` that have a text file, without letters and numbers.
 
     SVG drawings are rendered `size` px wide. `held_out` stamps (default: 200, of 400 or fewer a fifth) are the test
     split, by group. `only`: names of outermost folders, as "animals,plants". There is one label, and the folders above
     it are its taxonomy: the first two folders (`label` "folder") or what the English caption names ("name"; a test
-    label is then one that training never saw). Raises `UserError` for a folder without stamps.
+    label is then one that training never saw). `spoken` adds the captions that are spoken, as medium "audio" whose
+    views are languages; `effects` the sounds of things, as medium "effect": of each the first `seconds`, at `rate` Hz
+    or fewer. Raises `UserError` for a folder without stamps.
     """
-    root = pathlib.Path(root)
+    root, options = pathlib.Path(root), SoundOptions(seconds, rate).checked()
     if not root.is_dir():
         raise UserError(
             f"no stamps at {root}: apt-get install tuxpaint-stamps-default, or give the folder of an unpacked one."
@@ -81,12 +98,20 @@ def stamps_source(
         kept, skips = clean_captions(captions[row], keys[row])
         yield from skips
         if kept:
-            yield _item(keys[row], files[row], kept, size, labels=(labels[row],), group=groups[row], split=split)
+            item = _item(keys[row], files[row], kept, size, labels=(labels[row],), group=groups[row], split=split)
+            heard = {
+                SPOKEN: spoken_files(files[row]) if spoken else {},
+                EFFECT: effect_file(files[row]) if effects else {},
+            }
+            yield from _with_sounds(item, heard, options)
 
     items = shared_out(groups, held_out, "stamps", items_of)
     content = hashed(json.dumps([keys, captions]))
     arguments = {"root": str(root.resolve()), "size": size, "held_out": held_out, "content": content}
     arguments |= ({"only": only} if only else {}) | ({"label": label} if label != "folder" else {})
+    arguments |= {
+        name: True for name, asked in (("spoken", spoken), ("effects", effects)) if asked
+    } | options.arguments()
     origin = "Debian tuxpaint-stamps-default"
     return Source("stamps", origin, "GPL-2", items, arguments, len(files), _taxonomy(keys, labels, label))
 
@@ -131,3 +156,34 @@ def _item(key: str, path: pathlib.Path, captions: dict[str, list[str]], size: in
     except (CorruptImage, UnicodeDecodeError) as error:
         return Skip("unreadable drawing", f"{key}: {error}", files)
     return Item(key, {"image": picture}, captions, **fields, files=files)
+
+
+def spoken_files(path: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Return the files of a stamp's spoken captions by language, those of its text file `path`."""
+    start, found = f"{path.stem}_desc", {}
+    for file in sorted(path.parent.glob(f"{glob.escape(start)}*")):
+        language = file.stem.removeprefix(start).removeprefix("_")
+        if file.suffix in SOUNDS and (file.stem == start or file.stem.startswith(f"{start}_")):
+            found.setdefault(language or "en", file)
+    return found
+
+
+def effect_file(path: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Return the file of a stamp's sound effect, as the view "effect", if it has one."""
+    there = [file for suffix in SOUNDS if (file := path.with_suffix(suffix)).is_file()]
+    return {EFFECT: there[0]} if there else {}
+
+
+def _with_sounds(
+    item: Item | Skip, heard: dict[str, dict[str, pathlib.Path]], options: SoundOptions
+) -> Iterator[Item | Skip]:
+    """Yield an item with its sounds by medium, and a `Skip` for each that cannot be used."""
+    if isinstance(item, Skip):
+        yield item
+        return
+    for medium, paths in heard.items():
+        sounds = read_sounds(item.key, paths, options)
+        yield from sounds.skips
+        media = item.media | ({medium: sounds.kept} if sounds.kept else {})
+        item = dataclasses.replace(item, media=media, files=item.files + sounds.files)
+    yield item
