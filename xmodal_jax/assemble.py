@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from xmodal_jax import __version__
 from xmodal_jax.checks import refuse_unbridged, refuse_unserved
 from xmodal_jax.config_file import freeze
-from xmodal_jax.data.card import CARD_FILE, OF_PICTURES, Card
+from xmodal_jax.data.card import CARD_FILE, OF_PICTURES, Card, is_padded
 from xmodal_jax.data.readers import InputSpec, Specs
 from xmodal_jax.data.split import split_captions
 from xmodal_jax.data.text import VOCABULARY, Tokenizer, load_tokenizer, used_ids
@@ -157,10 +157,9 @@ def _joined(names: tuple[str, ...], card: "Card | NamedCaches") -> CacheFacts:
         raise UserError(
             f"the caches {', '.join(names)} have widths {widths}; name caches of one tower in config.data.features"
         )
-    padded = any(cache["parts"] > 1 for cache in caches)
+    padded = any(is_padded(cache) for cache in caches)
     groups = [
-        (cache["tokens"],) if cache["parts"] > 1 else pooling_groups(cache["tower"], cache["tokens"])
-        for cache in caches
+        (cache["tokens"],) if is_padded(cache) else pooling_groups(cache["tower"], cache["tokens"]) for cache in caches
     ]
     return CacheFacts((sum(cache["tokens"] for cache in caches), widths[0]), sum(groups, ()), padded)
 

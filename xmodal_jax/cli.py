@@ -195,15 +195,16 @@ def _data_parser(top: Any, source: str | None) -> None:
     make.set_defaults(run=commands.data_prepare)
     add = _command(data, "features", "add the tokens of a frozen tower to a data set", commands.data_features)
     add.add_argument("--data", required=True, help="a prepared data set")
-    add.add_argument("--tower", default="lite0", choices=("lite0",), help="the frozen tower (default: lite0)")
+    towers = ("lite0", "whisper-tiny.en", "whisper-base", "aisfx")
+    add.add_argument("--tower", default="lite0", choices=towers, help="the frozen tower (default: lite0)")
     add.add_argument("--medium", default="", help="what the tower reads of the records (default: their pictures)")
     add.add_argument("--size", type=int, help="pixels the pictures are resized to (default: the tower's, 224 of lite0)")
-    said = "most frames of a clip, or parts of another medium, that are encoded (default: 12)"
-    add.add_argument("--frames", type=int, default=12, help=said)
+    said = "most frames of a clip, or pieces of a sound, that are encoded (default: 12; of whisper, 30 s each, 1)"
+    add.add_argument("--frames", type=int, help=said)
     said = "keep every token of each frame or part (default: their mean, one token for each)"
     add.add_argument("--all-tokens", action="store_true", help=said)
     add.add_argument("--name", default="", help="name of the cache (default: tower-size, or tower-size-medium-frames)")
-    add.add_argument("--batch", type=int, default=64, help="rows encoded together (default: 64)")
+    add.add_argument("--batch", type=int, help="inputs encoded together (default: 64; aisfx 16, whisper 4)")
     add.add_argument("--no-flip", action="store_true", help="leave the mirrored pictures out")
     _concepts_parser(data)
     embed = _command(data, "embed", "add a frozen teacher's embeddings, for distillation", commands.data_embed)

@@ -52,15 +52,17 @@ def data_features(args: argparse.Namespace, _: list[str]) -> None:
     from xmodal_jax.data.records import PICTURES
     from xmodal_jax.encode.towers import find_tower, tower_encoder, tower_input
 
-    medium, size = args.medium or PICTURES, find_tower(args.tower).size if args.size is None else args.size
-    inputs = tower_input(args.tower, medium, size, args.frames)
+    usual, medium = find_tower(args.tower), args.medium or PICTURES
+    asked = {"size": args.size, "parts": args.frames, "batch": args.batch}
+    size, frames, batch = (getattr(usual, name) if own is None else own for name, own in asked.items())
+    inputs = tower_input(args.tower, medium, size, frames)
     parts = [str(size)] * bool(size) + ([] if medium == PICTURES else [medium, str(inputs.parts)])
     name = args.name or "-".join([args.tower, *parts])
-    refuse_misfit(args.data, name, size, args.batch, medium, inputs.parts)
+    refuse_misfit(args.data, name, size, batch, medium, inputs.parts)
     if args.all_tokens:
         inputs = dataclasses.replace(inputs, pool="")
     encode = tower_encoder(args.tower, inputs.pool)
-    card = write_features(args.data, name, encode, size, not args.no_flip, args.batch, args.tower, inputs)
+    card = write_features(args.data, name, encode, size, not args.no_flip, batch, args.tower, inputs)
     cache = card.feature(name)
     each = "picture" if medium == PICTURES else medium
     print(f"features '{name}': {cache['tokens']} x {cache['width']} {cache['dtype']} per {each} in {args.data}")

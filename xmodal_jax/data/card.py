@@ -5,7 +5,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,6 +92,11 @@ LATER: dict[str, Any] = {
     "without_pixels": [],
 }  # fields that older cards of this format lack
 OF_PICTURES: dict[str, Any] = {"medium": PICTURES, "parts": 1, "pool": ""}  # of feature caches that do not tell
+
+
+def is_padded(cache: Mapping[str, Any]) -> bool:
+    """Return whether the last tokens of a row of a feature cache may be zeros: of pictures they never are."""
+    return (OF_PICTURES | dict(cache))["medium"] != PICTURES
 
 
 @dataclasses.dataclass(frozen=True)

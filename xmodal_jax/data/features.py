@@ -97,7 +97,7 @@ def write_features(
                 with open_records(data_dir, split) as records, RecordWriter(partial, split) as writer:
                     parts = _encoded(_parts(records, inputs, sides), encode_fn, batch)
                     shown = Progress(parts, f"features {name} {split}", "inputs", count * len(sides), size=len)
-                    _write_split(len(records), writer, shown, inputs.parts)
+                    _write_split(len(records), writer, shown, inputs)
             shape = _checked_shape(partial, split, entry["records"], shape)
         assert shape is not None  # `refuse_misfit`: there are pictures
         files = {split: [path.name for path in shard_files(partial, split)] for split in card.splits}
@@ -191,8 +191,8 @@ def refuse_other(found: dict[str, Any], plan: dict[str, Any], where: str) -> Non
         raise UserError(f"{where} made with {', '.join(other)}: choose another name; nothing was overwritten.")
 
 
-def _write_split(rows: int, writer: RecordWriter, encoded: Iterable[list[Part]], parts: int) -> None:
-    """Write a row for each record of a split from the tokens of the parts of its views, `parts` at most each."""
+def _write_split(rows: int, writer: RecordWriter, encoded: Iterable[list[Part]], inputs: TowerInput) -> None:
+    """Write a row for each record of a split from the tokens of the parts of its views."""
     empty = pack({"tokens": {}, "shape": []})
     for number, own in itertools.groupby(itertools.chain.from_iterable(encoded), key=operator.itemgetter(0)):
         for _ in range(writer.records, number):
@@ -200,12 +200,18 @@ def _write_split(rows: int, writer: RecordWriter, encoded: Iterable[list[Part]],
         row: dict[str, dict[str, list[bytes]]] = {}
         for _, view, side, _, tokens in own:
             small = _float16(tokens, f"features {writer.folder.name} {writer.split}")
-            small = lifted(small) if parts > 1 else small
+            small = small if inputs.medium == PICTURES else kept_tokens(small, inputs)
             row.setdefault(view, {}).setdefault(side, []).append(small.tobytes())
+            shape = [inputs.parts * tokens.shape[0], tokens.shape[1]]
         joined = {view: {side: b"".join(data) for side, data in sides.items()} for view, sides in row.items()}
-        writer.write(pack({"tokens": joined, "shape": [parts * small.shape[0], small.shape[1]]}))
+        writer.write(pack({"tokens": joined, "shape": shape}))
     for _ in range(writer.records, rows):
         writer.write(empty)
+
+
+def kept_tokens(tokens: np.ndarray, inputs: TowerInput) -> np.ndarray:
+    """Return the tokens float16 [n,D] of one part that a cache keeps, of which none is all zero."""
+    return tokens[tokens.any(1)] if inputs.drops_zeros else lifted(tokens)
 
 
 def lifted(tokens: np.ndarray) -> np.ndarray:

@@ -22,7 +22,9 @@ class Chosen(NamedTuple):
 
 
 class SoundReader(Reader):
-    """Reader of sounds as segments of their spectrograms, float16 [P,M,W] or [P,M,W,3], zeros behind the last.
+    """Reader of sounds as segments of their spectrograms, float16 [P,M,W] or [P,M,W,3], or of cached tokens [N,D].
+
+    Zeros behind the last tell that nothing is there.
 
     Training draws the view, and the segments of a sound that has more of them; evaluation takes the first view, and
     segments at equal distances. A field that is another view of the same record (`of`) shows the view that the other
@@ -31,7 +33,12 @@ class SoundReader(Reader):
 
     def __init__(self, split: Split, own: FieldConfig, spec: InputSpec):
         super().__init__(split, own, spec)
-        self.form = form_of(spec, f"config.encoders.{own.encoder}")
+        if spec.cached and own.of:
+            raise UserError(
+                f"a view of config.data.fields.{own.of} shows its sound blanked in part, and config.encoders."
+                f"{own.encoder} takes cached tokens; write an encoder of kind 'spectrogram', or leave the field out"
+            )
+        self.form = None if spec.cached else form_of(spec, f"config.encoders.{own.encoder}")
 
     @classmethod
     def of_file(cls, path: pathlib.Path, spec: InputSpec) -> np.ndarray:
@@ -50,7 +57,7 @@ class SoundReader(Reader):
 
     def empty(self) -> np.ndarray:
         """Return padding only."""
-        return np.zeros(self.form.shape, np.float16)
+        return np.zeros(self.spec.shape if self.form is None else self.form.shape, np.float16)
 
     def choose(self, row: Row, rng: np.random.Generator) -> Chosen | None:
         """Choose a view."""
@@ -78,6 +85,8 @@ class SoundReader(Reader):
 
     def _read(self, row: Row, choice: Chosen, rng: np.random.Generator | None) -> np.ndarray:
         """Return the segments of a view of a row."""
+        if self.form is None:
+            return self.split.tokens(row.number, choice.view, False, self.split.cfg.caches_of(self.own))
         self.split.activity.note("computing the spectrogram of row", row.number)
         found = row.media(self.own.medium)
         if choice.view not in found:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xmodal_jax.data.card import Card
+from xmodal_jax.data.card import Card, is_padded
 from xmodal_jax.data.columns import Texts
 from xmodal_jax.data.concepts import Concepts
 from xmodal_jax.data.config import DataConfig
@@ -95,7 +95,7 @@ class Split:
             try:
                 sides = cached["tokens"][view]
                 data = sides["flip" if flip and "flip" in sides else "plain"]
-                parts.append(unpacked(data, cached["shape"], self.card.features[name]["parts"] > 1))
+                parts.append(unpacked(data, cached["shape"], is_padded(self.card.features[name])))
             except (KeyError, TypeError, ValueError) as error:
                 raise CorruptRecord(f"row {row} of cache {name!r} has no tokens of view {view!r} ({error})") from error
         return np.concatenate(parts)

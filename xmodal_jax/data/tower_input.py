@@ -24,6 +24,11 @@ class TowerInput:
     """Most inputs of the tower that a view has: 1 of a picture, frames of a clip."""
     mirrored: bool = True
     """Whether `part[:, ::-1]` is its mirror image, whose tokens may be kept too."""
+    drops_zeros: bool = False
+    """Whether tokens of the tower that are all zero tell that nothing is there, as behind the end of a sound.
+
+    They are not kept then; of other towers a token that happens to be zero is changed a little.
+    """
     pool: str = ""
     """What is kept of each part: "", its tokens; "mean", their mean (`encode.towers.tower_encoder`)."""
 

@@ -14,10 +14,11 @@ import numpy as np
 from xmodal_jax.assemble import Assembly
 from xmodal_jax.data.captions import says_something
 from xmodal_jax.data.card import OF_PICTURES
-from xmodal_jax.data.features import lifted
+from xmodal_jax.data.features import kept_tokens
 from xmodal_jax.data.image import eval_image
 from xmodal_jax.data.readers import InputSpec, Reader, picture_of_file, reader_classes
 from xmodal_jax.data.records import PICTURES
+from xmodal_jax.data.tower_input import TowerInput
 from xmodal_jax.encode.embed import Embedded, Embedder
 from xmodal_jax.encode.towers import cache_input, tower_encoder
 from xmodal_jax.errors import UserError
@@ -151,14 +152,13 @@ def _tokens(cache: dict[str, Any], reader: type[Reader], field: str, inputs: Seq
             pixels = np.stack(list(pool.map(lambda one: picture_of(one, size), inputs)))
             return encode(filled(pixels, block_size(len(pixels))))[: len(pixels)].astype(np.float16)
         read = list(pool.map(lambda one: np.stack(what.read(reader.packed(_path(one, field)))), inputs))
-    rows = [lifted_parts(encode(filled(parts, what.parts))[: len(parts)]) for parts in read]
-    each = rows[0].shape[0] // len(read[0])  # tokens of a part
-    return np.stack([np.pad(own, ((0, what.parts * each - len(own)), (0, 0))) for own in rows])
+    return np.stack([_row(encode(filled(parts, what.parts))[: len(parts)], what) for parts in read])
 
 
-def lifted_parts(tokens: np.ndarray) -> np.ndarray:
-    """Return the tokens [P,N,D] of the parts of one view as one row float16 [P*N,D] without tokens of zeros."""
-    return lifted(tokens.astype(np.float16).reshape(-1, tokens.shape[-1]))
+def _row(tokens: np.ndarray, what: TowerInput) -> np.ndarray:
+    """Return the tokens [P,N,D] of the parts of one view as a row float16 of a cache, filled up with zeros."""
+    kept = kept_tokens(tokens.astype(np.float16).reshape(-1, tokens.shape[-1]), what)
+    return np.pad(kept, ((0, what.parts * tokens.shape[1] - len(kept)), (0, 0)))
 
 
 def block_size(count: int) -> int:

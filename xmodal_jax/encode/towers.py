@@ -1,6 +1,7 @@
 """Load frozen towers by name, as plain functions from what they read to tokens."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,9 +15,11 @@ from xmodal_jax.data.tower_input import TowerInput, picture_input
 from xmodal_jax.data.video import VIDEO, frames_input
 from xmodal_jax.encode.apply import apply
 from xmodal_jax.errors import UserError
+from xmodal_jax.models.aisfx import EffectTokens
 from xmodal_jax.models.efficientnet import EfficientNetLite0
 from xmodal_jax.models.grid import pooling_groups
 from xmodal_jax.models.heads import pooled_features
+from xmodal_jax.models.whisper import WhisperWindows
 from xmodal_jax.parallel.mesh import local_mesh, replicated, split_rows, to_host
 from xmodal_jax.types import Array, Params
 
@@ -30,6 +33,10 @@ class Tower(NamedTuple):
     """How it reads a medium, by the medium: a function of the size (px) and of the most parts of a view."""
     size: int = 224
     """Usual size of its inputs in pixels; 0: they have none."""
+    parts: int = 12
+    """Usual number of parts of a view that are encoded, at most."""
+    batch: int = 64
+    """Usual number of inputs that are encoded together."""
 
 
 def _lite0() -> tuple[EfficientNetLite0, Params]:
@@ -45,7 +52,58 @@ def _pictures(size: int, parts: int) -> TowerInput:
     return picture_input(size)
 
 
-TOWERS: dict[str, Tower] = {"lite0": Tower(_lite0, {PICTURES: _pictures, VIDEO: frames_input})}
+def _whisper(name: str) -> tuple[nn.Module, Params]:
+    """Load Whisper's encoder with the installed weights `name`, as one token for each half second."""
+    from xmodal_jax.convert.whisper import load_whisper, whisper_files
+
+    encoder, params = load_whisper(whisper_files(name))
+    return WhisperWindows(encoder), {"encoder": params}
+
+
+def _aisfx() -> tuple[nn.Module, Params]:
+    """Load aiSFX's tower with its installed weights."""
+    from xmodal_jax.convert.aisfx import load_aisfx
+
+    net, params = load_aisfx()
+    return EffectTokens(net), {"net": params}
+
+
+def _speech(medium: str, size: int, parts: int) -> TowerInput:
+    """Return how Whisper reads a medium of sounds: pieces of 30 s, with a row that tells where the sound is."""
+    del size
+
+    def read(data: bytes) -> list[np.ndarray]:
+        from xmodal_jax.convert.whisper import marked_pieces
+
+        return marked_pieces(data)[:parts]
+
+    return TowerInput(read, medium, parts, mirrored=False, drops_zeros=True)
+
+
+def _effects(medium: str, size: int, parts: int) -> TowerInput:
+    """Return how aiSFX reads a medium of sounds: blocks of 2.3 s, every 1.2 s."""
+    del size
+
+    def read(data: bytes) -> list[np.ndarray]:
+        from xmodal_jax.convert.aisfx import aisfx_pieces
+        from xmodal_jax.convert.sound_tokens import wave_of
+        from xmodal_jax.data.spectrogram import AISFX
+
+        return [*aisfx_pieces(wave_of(data, AISFX.rate)).inputs[:parts]]
+
+    return TowerInput(read, medium, parts, mirrored=False)
+
+
+SOUNDS = ("audio", "effect")  # media of the sources that have sounds
+TOWERS: dict[str, Tower] = {
+    "lite0": Tower(_lite0, {PICTURES: _pictures, VIDEO: frames_input}),
+    "aisfx": Tower(_aisfx, {medium: functools.partial(_effects, medium) for medium in SOUNDS}, 0, 12, 16),
+} | {
+    f"whisper-{name}": Tower(
+        functools.partial(_whisper, name), {medium: functools.partial(_speech, medium) for medium in SOUNDS}, 0, 1, 4
+    )
+    for name in ("tiny.en", "base")
+}
 
 
 def find_tower(name: str) -> Tower:

@@ -46,3 +46,14 @@ class EffectsNet(nn.Module):
             if number % 2 and number < 2 * BLOCKS - 1:
                 x = halved(x)
         return x.mean(2).max(1)
+
+
+class EffectTokens(nn.Module):
+    """The tower of aiSFX with its vector as the one token of a spectrogram: [B,M,T] -> [B,1,D]."""
+
+    net: EffectsNet
+
+    @nn.compact
+    def __call__(self, mel: Array, key: Array | None = None) -> Array:
+        """Encode spectrograms [B,M,T]; `key` is unused."""
+        return self.net(mel, key)[:, None]

@@ -72,3 +72,24 @@ class WhisperEncoder(nn.Module):
         x = x + spread(self.position[: x.shape[1]], x)
         style = BlockStyle(self.heads, pre_norm=True, eps=EPS, remat=self.remat)
         return layer_norm(self.norm, scan_blocks(style, self.stack, x, None), EPS)
+
+
+class WhisperWindows(nn.Module):
+    """Whisper's encoder with means over windows of time: [B,M+1,T] -> tokens [B,T/2/W,D].
+
+    The last row of an input is 1 at the steps that are of the sound and 0 behind its end. A window is the mean of its
+    tokens that are of the sound, and zero if none is.
+    """
+
+    encoder: WhisperEncoder
+    window: int = 25
+
+    @nn.compact
+    def __call__(self, x: Array, key: Array | None = None) -> Array:
+        """Encode spectrograms with their row of steps that are real; `key` is unused."""
+        del key
+        tokens = self.encoder(x[:, :-1])
+        real = x[:, -1, ::2].astype(tokens.dtype)
+        summed = (tokens * real[..., None]).reshape(len(x), -1, self.window, tokens.shape[-1]).sum(2)
+        count = real.reshape(len(x), -1, self.window).sum(2)
+        return summed / jnp.maximum(count, 1)[..., None]
