@@ -121,13 +121,13 @@ def test_unknown_keys_and_wrong_types_are_refused(path, value, sentence):
             "encoders.image.kind",
             "alexnet",
             "config.encoders.image.kind is 'alexnet'; "
-            "write one of vit, resnet, efficientnet, features, bert, acquirers, gru, tfidf",
+            "write one of vit, resnet, efficientnet, features, frames, spectrogram, bert, acquirers, gru, tfidf",
         ),
         (
             "encoders.text.kind",
             "rnn",
             "config.encoders.text.kind is 'rnn'; "
-            "write one of vit, resnet, efficientnet, features, bert, acquirers, gru, tfidf",
+            "write one of vit, resnet, efficientnet, features, frames, spectrogram, bert, acquirers, gru, tfidf",
         ),
         ("fusion.pair", ("image", "sound"), "config.encoders has no 'sound'; write some of image, text"),
         ("fusion.pair", ("image",), "config.fusion.pair is ('image',); write two encoders"),

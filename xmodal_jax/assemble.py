@@ -258,6 +258,8 @@ def assemble_without_data(config: Config) -> Assembly:
 
 REGIONS: dict[str, Any] = {"tower": "regions", "size": 0, "tokens": 36, "width": 2048}  # as published with SCAN
 NAMED_CACHE = re.compile(r"lite0-(?P<size>\d+)(-(?P<medium>\w+)-(?P<parts>\d+))?")
+SOUND_CACHE = re.compile(r"(?P<tower>whisper-tiny\.en|whisper-base|aisfx)-(?P<medium>\w+)-(?P<parts>\d+)")
+SOUND_TOKENS = {"whisper-tiny.en": (60, 384), "whisper-base": (60, 512), "aisfx": (1, 512)}  # of a piece, and width
 
 
 class NamedCaches:
@@ -267,9 +269,12 @@ class NamedCaches:
     """
 
     def feature(self, name: str) -> dict[str, Any]:
-        """Return the entry of the cache `name`, such as "lite0-224" of pictures or "lite0-128-video-12" of clips."""
+        """Return the entry of a cache, such as "lite0-224", of clips "lite0-128-video-12", "aisfx-audio-12"."""
         if name == REGIONS["tower"]:
             return REGIONS
+        if heard := SOUND_CACHE.fullmatch(name):
+            (count, width), parts = SOUND_TOKENS[heard["tower"]], int(heard["parts"])
+            return {**heard.groupdict(), "size": 0, "parts": parts, "tokens": count * parts, "width": width}
         found = NAMED_CACHE.fullmatch(name)
         if found is None:
             raise UserError(
@@ -278,7 +283,8 @@ class NamedCaches:
             )
         if found["medium"]:
             parts = int(found["parts"])
-            return {"tower": "lite0", "parts": parts, "tokens": parts, "width": 2 * WIDTH}  # grid and summary
+            told = {"tower": "lite0", "medium": found["medium"], "parts": parts, "tokens": parts}
+            return told | {"width": 2 * WIDTH}  # grid and summary
         return {"tower": "lite0", "tokens": math.ceil(int(found["size"]) / STRIDE) ** 2 + 1, "width": WIDTH}
 
 

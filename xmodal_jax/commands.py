@@ -48,13 +48,17 @@ def data_prepare(args: argparse.Namespace, _: list[str]) -> None:
 
 def data_features(args: argparse.Namespace, _: list[str]) -> None:
     """Add the tokens of a frozen tower to a prepared data set, of its pictures or of another medium."""
-    from xmodal_jax.data.features import refuse_misfit, write_features
+    from xmodal_jax.data.features import LARGEST, refuse_misfit, write_features
     from xmodal_jax.data.records import PICTURES
     from xmodal_jax.encode.towers import find_tower, tower_encoder, tower_input
 
     usual, medium = find_tower(args.tower), args.medium or PICTURES
     asked = {"size": args.size, "parts": args.frames, "batch": args.batch}
     size, frames, batch = (getattr(usual, name) if own is None else own for name, own in asked.items())
+    if args.size is not None and not usual.size:
+        raise UserError(f"--size is {size}, and the inputs of the tower '{args.tower}' have none; leave it out")
+    if usual.size and size < 1:
+        raise UserError(f"--size is {size}; write the side of the pictures in pixels, 1 to {LARGEST}")
     inputs = tower_input(args.tower, medium, size, frames)
     parts = [str(size)] * bool(size) + ([] if medium == PICTURES else [medium, str(inputs.parts)])
     name = args.name or "-".join([args.tower, *parts])

@@ -5,6 +5,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from xmodal_jax.data.config import PAIR
+from xmodal_jax.data.readers import reader_classes
 from xmodal_jax.data.records import PICTURES, WORDS
 from xmodal_jax.errors import UserError
 from xmodal_jax.models.crossmodal import CrossModal
@@ -271,10 +272,20 @@ def check_order(config: "Config") -> None:
             )
 
 
+INPUTS = ("pixels", "words", "frames", "sound")  # what readers of the package give, and encoders read
+
+
 def check_encoders(config: "Config") -> None:
     """Refuse encoders that do not fit the data, fusion or each other."""
+    data, readers = config.data, reader_classes(config.data.fields)
     for name, own in config.encoders.items():
-        where, data = f"config.encoders.{name}", config.data
+        where = f"config.encoders.{name}"
+        for field in data.fields_of(name) if own.reads in INPUTS else ():
+            if (given := readers[field].gives) and given != own.reads:
+                raise UserError(
+                    f"{where}.kind is '{own.kind}', which reads {own.reads}, and its field '{field}' gives {given}; "
+                    f"write an encoder of {given} for it"
+                )
         for field in data.fields_of(name) if own.reads == "tokens" else ():
             medium = data.fields[field].medium
             if medium == WORDS:

@@ -89,8 +89,9 @@ def test_rows_name_files_folders_and_strips(tmp_path, videos, encoded):
     assert max(decode(clip_of(few["a"]).frames[0]).shape) == 16
 
 
-def test_bad_rows_are_left_out_and_counted(tmp_path, videos):
+def test_bad_rows_are_left_out_and_counted(tmp_path, videos, encoded):
     videos("a.mp4")
+    (tmp_path / "still.png").write_bytes(encoded(grey(3)))
     (tmp_path / "text.mp4").write_text("no video")
     rows = [
         {"id": "whole", "video": "videos/a.mp4", "caption": "a", "split": "train"},
@@ -101,21 +102,20 @@ def test_bad_rows_are_left_out_and_counted(tmp_path, videos):
         {"id": "empty", "video": "", "caption": "a"},
         {"id": "strip", "video": "videos/a.mp4", "strip": [2], "caption": "a"},
         {"id": "tiles", "video": "videos/a.mp4", "strip": [2, 4], "caption": "a", "split": "train"},
-        {"id": "still", "image": "videos/a.mp4", "strip": [2, 4], "caption": "a"},
+        {"id": "still", "image": "still.png", "strip": "a word of one's own", "caption": "a", "split": "train"},
         {"id": "silent", "video": "videos/a.mp4", "caption": " ", "split": "train"},
         {"id": "whole", "video": "text.mp4", "caption": "a", "split": "train"},
     ]
     items, left = sorted_out(jsonl_source(jsonl(tmp_path, *rows)))
-    assert list(items) == ["whole"]
+    assert list(items) == ["whole", "still"]
     assert sorted(reason for reason, _ in left) == sorted(
         [
             "missing video",
             "corrupt video",
             "corrupt video",
             "video is an address",
-            "no image named",
-            "no image named",
-            "strip that is not [rows, columns] of a video",
+            "video that is no path",
+            "video that is no path",
             "strip that is not [rows, columns] of a video",
             "empty caption",
             "key occurs twice",

@@ -278,7 +278,7 @@ def test_a_picture_that_comes_again_is_encoded_once(tmp_path, tiny_items, batch)
 def test_a_set_without_any_picture_has_no_features(tmp_path, tiny_items, capsys):
     prepare(memory_source(bare(tiny_items(8), range(8)), "bare", "none"), tmp_path / "set")
     assert main(["data", "features", "--data", str(tmp_path / "set")]) == 2
-    assert f"{tmp_path / 'set'} has no pictures; features are made of them alone" in capsys.readouterr().err
+    assert f"{tmp_path / 'set'} has no pictures to make features of" in capsys.readouterr().err
     assert not (tmp_path / "set" / "features").exists()
 
 

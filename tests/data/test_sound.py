@@ -128,6 +128,7 @@ def damaged():
         "nothing": (b"", sounds.CORRUPT),
         "words": (b"This is no sound. " * 50, sounds.CORRUPT),
         "half a wav": (wav[: len(wav) // 2], sounds.CORRUPT),
+        "a wav that lacks 4 bytes": (wav[:-4], sounds.CORRUPT),
         "half a flac": (flac[: len(flac) // 2], sounds.CORRUPT),
         "the head of an ogg": (opus[:60], sounds.CORRUPT),
         "a flac with bytes changed": (bytes(upset), sounds.CORRUPT),
@@ -146,10 +147,17 @@ def test_what_is_no_whole_sound_is_refused_with_a_reason(case):
     assert caught.value.reason == reason and str(caught.value)
 
 
-def test_a_wav_written_as_a_stream_has_no_size_and_is_read():
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFF024])
+def test_a_wav_written_as_a_stream_has_no_size_and_is_read(size):
     data = bytearray(wav_of(noise(0.5)))
-    data[4:8] = data[40:44] = b"\xff\xff\xff\xff"
+    data[4:8] = data[40:44] = size.to_bytes(4, "little")
     assert decode_sound(bytes(data)).seconds == 0.5
+
+
+def test_a_path_that_no_file_can_have_is_a_missing_sound():
+    with pytest.raises(UnreadableSound) as caught:
+        sound_of_file("a\0b.wav")
+    assert caught.value.reason == sounds.MISSING
 
 
 def test_no_change_of_bytes_ends_in_another_error():

@@ -11,10 +11,11 @@ from PIL import Image
 from sounds import noise, pcm_of, tone, wav_of
 
 from xmodal_jax.api import load
+from xmodal_jax.assemble import NamedCaches
 from xmodal_jax.cli import main, parser
 from xmodal_jax.config_file import freeze
 from xmodal_jax.convert import aisfx, whisper
-from xmodal_jax.data.card import Card
+from xmodal_jax.data.card import Card, is_padded
 from xmodal_jax.data.config import DataConfig, FieldConfig
 from xmodal_jax.data.prepare import prepare
 from xmodal_jax.data.readers import InputSpec
@@ -133,6 +134,46 @@ def test_the_command_knows_all_towers():
         parser().parse_args(["data", "features", "--data", "x", "--tower", "none"])
     for name in TOWERS:
         assert parser().parse_args(["data", "features", "--data", "x", "--tower", name]).tower == name
+
+
+def test_a_plan_without_data_has_the_shapes_of_the_caches(folder):
+    for name, tokens, width in (("lite0-128-video-12", 12, 2560), ("aisfx-effect-3", 3, 512)):
+        entry = NamedCaches().feature(name)
+        assert (entry["tokens"], entry["width"]) == (tokens, width) and is_padded(entry)
+    own, planned = Card.load(folder).feature(NAME), NamedCaches().feature(NAME)
+    assert planned["tokens"] == own["tokens"] and planned["medium"] == own["medium"] and is_padded(own)
+
+
+def test_a_size_of_what_has_none_is_refused(folder, capsys):
+    for options, words in (
+        (
+            ["--tower", "whisper-tiny.en", "--medium", "audio", "--size", "5"],
+            "--size is 5, and the inputs of the tower",
+        ),
+        (["--medium", "video", "--size", "0"], "--size is 0; write the side of the pictures in pixels, 1 to 4096"),
+    ):
+        assert main(["data", "features", "--data", str(folder), *options]) == 2
+        assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("field", "encoder", "words"),
+    [
+        (
+            {},
+            {"kind": "frames", "tower": {"kind": "vit", "size": 16, "patch": 8}},
+            "reads frames, and its field 'image'",
+        ),
+        ({}, {"kind": "spectrogram"}, "reads sound, and its field 'image' gives pixels; write an encoder of pixels"),
+        ({"medium": "video"}, {"kind": "spectrogram"}, "reads sound, and its field 'image' gives frames"),
+        ({"medium": "text"}, {"kind": "spectrogram"}, "reads sound, and its field 'image' gives words"),
+    ],
+)
+def test_an_encoder_that_cannot_read_its_field_is_refused(field, encoder, words):
+    config = defaults()
+    config.encoders.image, config.data.fields.image = encoder, field
+    with pytest.raises(UserError, match=words):
+        freeze(config)
 
 
 def test_what_a_tower_of_sounds_cannot_do_is_one_sentence(folder):

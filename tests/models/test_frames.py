@@ -14,9 +14,9 @@ from xmodal_jax.errors import UserError
 from xmodal_jax.models import build_encoders
 from xmodal_jax.models.encoder import Encoder
 from xmodal_jax.models.features import FeaturesConfig
-from xmodal_jax.models.frames import FramesConfig, neighbours, real_frames
+from xmodal_jax.models.frames import FramesConfig, neighbours
 from xmodal_jax.models.heads import pooled_features
-from xmodal_jax.models.layers import BlockStyle, scan_blocks
+from xmodal_jax.models.layers import BlockStyle, real_parts, scan_blocks
 from xmodal_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from xmodal_jax.settings import FusionConfig, JointConfig, MeshConfig, as_dict
 from xmodal_jax.types import CacheFacts, DataFacts
@@ -171,7 +171,7 @@ def test_cached_tokens_are_the_frames(rng):
     tower = pixels.inner.module(jnp.float32)
     tokens = apply(tower, params["tower"]["frame"], jnp.asarray(x.reshape(-1, SIZE, SIZE, 3)))
     tokens = np.asarray(pooled_features(tokens, None, "mean", ()).reshape(4, FRAMES, WIDTH))
-    tokens = np.where(np.asarray(real_frames(x))[..., None], tokens, 0).astype(np.float32)
+    tokens = np.where(np.asarray(real_parts(x))[..., None], tokens, 0).astype(np.float32)
     rest = {**params, "tower": {name: leaf for name, leaf in params["tower"].items() if name != "frame"}}
     wanted, found = embed(encoder, params, jnp.asarray(x)), embed(encoder_of(cached), rest, jnp.asarray(tokens))
     np.testing.assert_allclose(found[0], wanted[0], atol=3e-6)

@@ -11,7 +11,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from xmodal_jax.errors import UserError
 from xmodal_jax.models import build_encoders
 from xmodal_jax.models.heads import Projection
-from xmodal_jax.models.spectrogram import SpectrogramConfig, real_segments
+from xmodal_jax.models.layers import real_parts
+from xmodal_jax.models.spectrogram import SpectrogramConfig
 from xmodal_jax.models.vit import ViT, ViTConfig
 from xmodal_jax.types import DataFacts
 
@@ -115,7 +116,7 @@ def test_the_label_does_not_make_padding_real():
 
 def test_a_segment_of_the_least_numbers_is_real():
     x = jnp.zeros((1, 2, 4, 4), jnp.float16).at[0, 0].set(np.finfo(np.float16).tiny)
-    assert real_segments(x).tolist() == [[True, False]]
+    assert real_parts(x).tolist() == [[True, False]]
 
 
 @pytest.mark.parametrize("kind", ["unit", "mean"])

@@ -82,6 +82,7 @@ def test_what_is_more_than_there_is_takes_all_and_says_so(given, k, want, said, 
 def test_who_does_not_say_how_many_gets_ten_or_what_there_is_without_a_word(given, count, want, caplog):
     assert given.fitted(None, count)[1] == want
     assert not caplog.messages
+    assert given.fitted(None, 0)[1] == 0
 
 
 @pytest.mark.parametrize(

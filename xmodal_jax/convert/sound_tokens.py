@@ -1,5 +1,6 @@
 """Make tokens of a sound by a frozen tower: pieces of its spectrogram -> the tower -> means over windows of time."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -46,7 +47,11 @@ def tokens_of(pieces: Pieces, encode: Tokens, width: int, at_once: int = 4) -> n
     return np.concatenate(found)
 
 
-def wave_of(data: bytes, rate: int) -> np.ndarray:
-    """Return the mono wave float32 [N] at `rate` Hz of a sound as records keep it. Raises `CorruptRecord`."""
+def wave_of(data: bytes, rate: int, seconds: float = math.inf) -> np.ndarray:
+    """Return the mono wave float32 [N] at `rate` Hz of a sound's first `seconds`, as records keep it.
+
+    Raises `CorruptRecord`.
+    """
     sound: Sound = unpack_sound(data)
-    return mono(waves(sound, rate))
+    count = len(sound.pcm) if math.isinf(seconds) else round(seconds * sound.rate)
+    return mono(waves(sound._replace(pcm=sound.pcm[:count]), rate))

@@ -85,7 +85,11 @@ def read_checkpoint(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         tree, storages = (_read_zip if zipfile.is_zipfile(stream) else _read_legacy)(stream, path)
     if not isinstance(tree, (dict, list, tuple)) or isinstance(tree, View):
         raise UserError(f"{path}: holds a {type(tree).__name__}, not a dict of tensors.")
-    return {name: _gather(view, storages, path) for name, view in _flatten(tree)}
+    try:
+        views = _flatten(tree)
+    except RecursionError:  # a list that holds itself
+        raise UserError(f"{path}: its lists and dicts go too deep; it is damaged.") from None
+    return {name: _gather(view, storages, path) for name, view in views}
 
 
 class _Unpickler(pickle.Unpickler):

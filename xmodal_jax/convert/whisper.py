@@ -114,9 +114,12 @@ def whisper_pieces(wave: np.ndarray) -> Pieces:
     return Pieces(np.stack(inputs), tuple(-(-len(part) // STRIDE) for part in parts))
 
 
-def marked_pieces(data: bytes) -> list[np.ndarray]:
-    """Return the pieces of a sound, as records keep it, float32 [81,3000] each: a spectrogram, and where it is real."""
-    pieces = whisper_pieces(wave_of(data, WHISPER.rate))
+def marked_pieces(data: bytes, most: int) -> list[np.ndarray]:
+    """Return the first pieces of a sound, as records keep it, at most so many, float32 [81,3000] each.
+
+    They are spectrograms with a row that is 1 where they are of the sound.
+    """
+    pieces = whisper_pieces(wave_of(data, WHISPER.rate, most * SECONDS))
     steps = np.arange(pieces.inputs.shape[2])
     rows = ((steps < 2 * real)[None].astype(np.float32) for real in pieces.real)
     return [np.concatenate(own) for own in zip(pieces.inputs, rows, strict=True)]

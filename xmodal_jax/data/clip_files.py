@@ -167,10 +167,10 @@ def all_of(frames: Iterable[Frame], duration: float, limits: ClipLimits) -> Clip
 
 def _of_folder(folder: pathlib.Path, limits: ClipLimits) -> Clip:
     """Read a folder of pictures, in the order of their names with numbers as numbers, one a second."""
-    paths = sorted((path for path in folder.iterdir() if path.suffix.lower() in FRAME_NAMES), key=_natural)
-    paths = paths[: max(1, int(limits.seconds))]
-    own = uniform_places(len(paths), limits.frames)
     with _named_faults():
+        paths = sorted((path for path in folder.iterdir() if path.suffix.lower() in FRAME_NAMES), key=_natural)
+        paths = paths[: max(1, int(limits.seconds))]
+        own = uniform_places(len(paths), limits.frames)
         return all_of(
             (Frame(float(place), functools.partial(_loaded, paths[place])) for place in own), len(paths), limits
         )

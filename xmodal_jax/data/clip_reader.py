@@ -22,6 +22,7 @@ class ClipReader(PictureReader):
     there; a frame that is all black has one pixel of the value 1.
     """
 
+    gives = "frames"
     viewed = False
 
     def __init__(self, split: Split, own: FieldConfig, spec: InputSpec):
@@ -34,7 +35,10 @@ class ClipReader(PictureReader):
 
     @classmethod
     def of_file(cls, path: pathlib.Path, spec: InputSpec) -> np.ndarray:
-        """Return the frames of a file, or of a folder of pictures, as evaluation reads those of a record."""
+        """Return the frames of a file, or of a folder of pictures, as evaluation reads those of a record.
+
+        The record is one of a data set that was prepared with the usual number and size of frames.
+        """
         return stacked(spec, uniform_frames(spec, cls.packed(path)))
 
     @classmethod

@@ -123,7 +123,7 @@ def refuse_misfit(
     if not (1 if medium == PICTURES else 0) <= size <= LARGEST:
         raise UserError(f"--size is {size}; write the side of the pictures in pixels, 1 to {LARGEST}")
     if batch < 1:
-        raise UserError(f"--batch is {batch}; write 1 or more pictures")
+        raise UserError(f"--batch is {batch}; write 1 or more")
     if parts < 1:
         raise UserError(f"--frames is {parts}; write 1 or more")
 
@@ -132,7 +132,8 @@ def refuse_no_pictures(card: Card, data_dir: os.PathLike | str) -> None:
     """Raise `UserError` for a data set without pictures, or with features of them alone."""
     if set(card.views) <= set(card.without_pixels):
         if not card.views:
-            raise UserError(f"{data_dir} has no pictures; features are made of them alone.")
+            other = f"; of its other media write --medium {' or '.join(card.media)}" if card.media else ""
+            raise UserError(f"{data_dir} has no pictures to make features of{other}")
         there = ", ".join(card.features)
         raise UserError(f"{data_dir} has no pictures, only features of them ({there}); others are made of pictures.")
 
@@ -245,12 +246,14 @@ def _parts(records: Records, inputs: TowerInput, sides: list[str]) -> Iterator[P
 
 def _encoded(parts: Iterator[Part], encode_fn: Encoder, batch: int) -> Iterator[list[Part]]:
     """Replace the inputs of `parts` by their tokens [N,D], `batch` at a time, None by those before it."""
-    last: dict[tuple[str, str, int], np.ndarray] = {}
+    last: dict[tuple[str, str, int], np.ndarray] = {}  # of the last record that had views of its own
+    owner = -1
     for chunk in _chunks(parts, batch):
         tokens, coded = iter(_tokens(chunk, encode_fn, batch)), []
         for number, view, side, place, part in chunk:
             if part is not None:
-                last[view, side, place] = next(tokens)
+                last, owner = last if number == owner else {}, number
+                last[view, side, place] = next(tokens).copy()
             coded.append((number, view, side, place, last[view, side, place]))
         yield coded
 

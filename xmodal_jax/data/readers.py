@@ -76,6 +76,8 @@ class Row:
 class Reader(abc.ABC):
     """Reader of one field. A user's own derives from it and writes `empty`, `choose` and `read`."""
 
+    gives: ClassVar[str] = ""
+    """What an encoder must read to take the inputs (`EncoderConfig.reads`), if it takes no cached tokens; "": any."""
     keyed: ClassVar[bool] = False
     """Whether inputs have a number that is equal for equal inputs: `key`."""
     worded: ClassVar[bool] = False
@@ -179,6 +181,7 @@ class PictureReader(Reader):
     A choice is [view, flip], flip being None until cached tokens are read for training; pixels draw their own flip.
     """
 
+    gives: ClassVar[str] = "pixels"
     viewed: ClassVar[bool] = True
     mirrored: ClassVar[bool] = True
     embedded: ClassVar[bool] = True
@@ -292,6 +295,7 @@ class CaptionReader(Reader):
     A choice is the number of a caption in the split. With `per` "batch" all rows of a batch get one language.
     """
 
+    gives: ClassVar[str] = "words"
     keyed: ClassVar[bool] = True
     worded: ClassVar[bool] = True
     embedded: ClassVar[bool] = True

@@ -22,7 +22,7 @@ MOST_RATE = 48_000  # Hz that are kept
 SECONDS = 600.0  # of a file that are read
 LEAST_RATE = 1_000  # Hz
 TOLD_EXACTLY = {"flac"}  # formats whose header tells the number of samples
-OPEN_END = {0, 0xFFFFFFFF}  # sizes in the header of a RIFF file that was written as a stream
+OPEN_END = 0x7FFFF000  # sizes from here on, and 0, stand in the header of a RIFF file that was written as a stream
 CORRUPT, EMPTY, SILENT, MISSING = "corrupt sound", "empty sound", "no sound in the file", "missing sound"
 
 
@@ -52,8 +52,8 @@ class Sound(NamedTuple):
 
 def check_options(seconds: float, rate: int, where: str = "") -> None:
     """Raise `UserError` for an impossible number of seconds or Hz to keep, options of sources that have sound."""
-    if not seconds > 0:
-        raise UserError(f"{where}seconds is {seconds}; write the most seconds of a sound to keep, above 0")
+    if not (seconds > 0 and math.isfinite(seconds)):
+        raise UserError(f"{where}seconds is {seconds}; write the most seconds of a sound or clip to keep, above 0")
     if not LEAST_RATE <= rate <= MOST_RATE:
         raise UserError(f"{where}rate is {rate}; write Hz from {LEAST_RATE} to {MOST_RATE}")
 
@@ -68,8 +68,10 @@ def sound_of_file(path: os.PathLike | str, seconds: float = SECONDS, rate: int =
             raise UnreadableSound("sound is no file", f"'{path}' is a folder, a pipe or a device")
         with pathlib.Path(path).open("rb") as file:
             return decode_sound(file, seconds, rate)
-    except OSError as error:  # PyAV's errors are caught where they are raised
-        raise UnreadableSound(MISSING, f"'{path}': {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path; PyAV's are caught where they are raised
+        if isinstance(error, UnreadableSound):
+            raise
+        raise UnreadableSound(MISSING, f"'{path}': {getattr(error, 'strerror', None) or error}") from error
 
 
 def decode_sound(content: bytes | IO[bytes], seconds: float = SECONDS, rate: int = MOST_RATE) -> Sound:
@@ -143,7 +145,7 @@ def _refuse_cut_riff(file: IO[bytes]) -> None:
     file.seek(0)
     head = file.read(8)
     told = int.from_bytes(head[4:], "little")
-    if head[:4] == b"RIFF" and told not in OPEN_END and told > length:
+    if head[:4] == b"RIFF" and 0 < told < OPEN_END and told + 8 > length:
         raise UnreadableSound(CORRUPT, f"it breaks off after {length} of {told + 8} bytes")
 
 

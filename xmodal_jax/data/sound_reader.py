@@ -31,6 +31,8 @@ class SoundReader(Reader):
     one shows, with bands and time steps blanked (SpecAugment), as CLIP4VLA contrasts a sound with its blanked copy.
     """
 
+    gives = "sound"
+
     def __init__(self, split: Split, own: FieldConfig, spec: InputSpec):
         super().__init__(split, own, spec)
         if spec.cached and own.of:

@@ -96,7 +96,7 @@ class Split:
                 sides = cached["tokens"][view]
                 data = sides["flip" if flip and "flip" in sides else "plain"]
                 parts.append(unpacked(data, cached["shape"], is_padded(self.card.features[name])))
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, IndexError) as error:
                 raise CorruptRecord(f"row {row} of cache {name!r} has no tokens of view {view!r} ({error})") from error
         return np.concatenate(parts)
 

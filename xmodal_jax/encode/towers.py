@@ -75,7 +75,7 @@ def _speech(medium: str, size: int, parts: int) -> TowerInput:
     def read(data: bytes) -> list[np.ndarray]:
         from xmodal_jax.convert.whisper import marked_pieces
 
-        return marked_pieces(data)[:parts]
+        return marked_pieces(data, parts)
 
     return TowerInput(read, medium, parts, mirrored=False, drops_zeros=True)
 

@@ -31,6 +31,7 @@ from xmodal_jax.models.layers import (
     dense_params,
     layer_norm,
     norm_params,
+    real_parts,
     scan_blocks,
     spread,
     stack_params,
@@ -124,7 +125,7 @@ class FramesConfig(EncoderConfig):
 
     def mask(self, x: Array) -> Array:
         """Return the mask bool [B,T] of the frames of x [B,T,...] that are there."""
-        return real_frames(x)
+        return real_parts(x)
 
     def local_map(self, tokens: int) -> np.ndarray:
         """Return the averages that make local features: each frame is one."""
@@ -149,11 +150,6 @@ class FramesConfig(EncoderConfig):
                 f"{where}.heads is {self.heads}, which does not divide the width {self.token_width}; write a divisor, "
                 f"or {where}.width"
             )
-
-
-def real_frames(x: Array) -> Array:
-    """Return a bool mask [B,T] of frames x [B,T,...], True for those that are not all zero."""
-    return (x != 0).any(tuple(range(2, x.ndim)))
 
 
 def context_params(key: Array, kernel: int, width: int) -> Params:
@@ -207,7 +203,7 @@ class FramesTower(nn.Module):
     def __call__(self, x: Array, key: Array | None = None) -> Array:
         """Encode the clips x [B,T,...] as tokens [B,T,D]; `key` turns dropout on."""
         keys = jax.random.split(key, 3) if key is not None else (None, None, None)
-        mask = real_frames(x)
+        mask = real_parts(x)
         shown = mask[..., None].astype(self.dtype)
         own = self.frame_tokens(x, keys[0]).astype(self.dtype)
         if self.width:

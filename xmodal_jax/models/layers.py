@@ -261,3 +261,8 @@ def scan_blocks(
     policy = POLICIES[style.remat]
     step = layer if policy is None else jax.checkpoint(layer, policy=policy, prevent_cse=False)
     return jax.lax.scan(step, pin_rows(x), (stack, keys))[0]
+
+
+def real_parts(x: Array) -> Array:
+    """Return a bool mask [B,N] of the parts of x [B,N,...], True for those that are not all zero."""
+    return (x != 0).any(tuple(range(2, x.ndim)))

@@ -16,7 +16,7 @@ from xmodal_jax.config_build import limited
 from xmodal_jax.data.spectrogram import LOGS, NORMS, SCALES, LogMel, Segments
 from xmodal_jax.errors import UserError
 from xmodal_jax.models.encoder import EncoderConfig
-from xmodal_jax.models.layers import layer_norm, scan_blocks
+from xmodal_jax.models.layers import layer_norm, real_parts, scan_blocks
 from xmodal_jax.models.pooling import POOL_CHOICES
 from xmodal_jax.models.vit import ViT, ViTConfig
 from xmodal_jax.types import Array, DataFacts
@@ -101,7 +101,7 @@ class SpectrogramConfig(EncoderConfig):
 
     def mask(self, x: Array) -> Array:
         """Return the mask bool [B,P] of the segments that are not padding."""
-        return real_segments(x[:, :, :, : self.steps])
+        return real_parts(x[:, :, :, : self.steps])
 
     def local_map(self, tokens: int) -> np.ndarray:
         """Return the averages that make local features: each segment is one."""
@@ -125,11 +125,6 @@ class SpectrogramConfig(EncoderConfig):
             )
         if self.wordless and self.types != "label":
             raise UserError(f"{where}.wordless is {self.wordless}, and types '{self.types}'; write types='label'")
-
-
-def real_segments(x: Array) -> Array:
-    """Return a bool mask [B,P] of segments x [B,P,...], True for those that are not all zeros."""
-    return (x != 0).any(tuple(range(2, x.ndim)))
 
 
 class SpectrogramTower(ViT):

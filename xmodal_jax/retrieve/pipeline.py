@@ -47,7 +47,7 @@ class SearchPipeline:
     def _usual(self, count: int) -> int:
         """Return how many hits a search of `count` rows gives where nobody says it: 10, or what its stages leave."""
         sizes = (count, self.rerank, self.shortlist)
-        return min(HITS, *(size for size in sizes if isinstance(size, numbers.Integral) and size > 0))
+        return min([HITS, *(size for size in sizes if isinstance(size, numbers.Integral) and size > 0)])
 
     def fitted(self, k: int | None, count: int, rows: str = "rows") -> tuple["SearchPipeline", int]:
         """Return the stages and `k` for `count` rows, with a warning where a stage takes more than there are.

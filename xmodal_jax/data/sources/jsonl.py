@@ -120,14 +120,17 @@ def _row(line: bytes, number: int) -> dict[str, Any] | Skip:
     views: Any = row.get("views") or ({"image": row["image"]} if row.get("image") is not None else {})
     sounds: Any = row.get("audio") if isinstance(row.get("audio"), dict) else _named({"audio": row.get("audio")})
     parallel = isinstance(row.get("caption"), dict) and len(row["caption"]) > 1  # a text and its translations
-    video, strip = row.get("video"), row.get("strip") or ()
-    if not _are_paths(views) or not (video is None or video and isinstance(video, str)):
+    video, strip = row.get("video"), row.get("strip") if row.get("video") else ()
+    if not _are_paths(views):
         return Skip("no image named", where)
+    if not (video is None or video and isinstance(video, str)):
+        return Skip("video that is no path", where)
     if not (views or sounds or parallel or video):
         return Skip("no image named", where)
     if not _are_paths(sounds):
         return Skip("audio that is no path", where)
-    if strip and not (video and isinstance(strip, list) and list(map(type, strip)) == [int, int]):
+    strip = strip or ()
+    if strip and not (isinstance(strip, list) and list(map(type, strip)) == [int, int]):
         return Skip("strip that is not [rows, columns] of a video", where)
     if "caption" not in row:
         return Skip("no caption", where)

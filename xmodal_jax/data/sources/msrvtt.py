@@ -45,6 +45,9 @@ def msrvtt_source(
     train = {row["video_id"] for row in _rows(train_list, ("video_id",))} if train_list else None
     held, paths = {row["video_id"]: row["sentence"] for row in test}, video_paths(videos)
 
+    ids = (clip.get("video_id") for clip in clips if isinstance(clip, dict))
+    named = {key for key in ids if isinstance(key, str)}
+
     def items() -> Iterator[Item | Skip]:
         for number, clip in enumerate(clips):
             try:
@@ -56,7 +59,7 @@ def msrvtt_source(
             if split:
                 own = [held[key]] if key in held else captions.get(key, [])
                 yield from clip_item(key, path_of(paths, videos, key), own, limits, labels=labels, split=split)
-        for key in sorted(held.keys() - {clip.get("video_id") for clip in clips if isinstance(clip, dict)}):
+        for key in sorted(held.keys() - named):
             yield Skip("clip of the test list that the file lacks", key)
 
     lists = [pathlib.Path(own) for own in (path, test_list, train_list) if own]

@@ -63,7 +63,8 @@ def vatex_source(
 def _held(path: os.PathLike | str, rows: list[Any]) -> set[str]:
     """Return the clips that a text file names, one a line. Raises `UserError` for one that is not among the rows."""
     held = set(filter(None, map(str.strip, read_lines(existing(path, "list of test clips")))))
-    unknown = held - {row.get("videoID") for row in rows if isinstance(row, dict)}
+    ids = (row.get("videoID") for row in rows if isinstance(row, dict))
+    unknown = held - {key for key in ids if isinstance(key, str)}
     if unknown:
         raise UserError(f"{path} names '{min(unknown)}', which is no clip of `validation`; give names of its clips.")
     return held
