@@ -153,6 +153,7 @@ def test_a_run_is_trained_evaluated_encoded_and_searched(clip_set, clip_files, t
     assert main(["search", "--index", str(tmp_path / "index"), "a red square moves left", "-k", "2"]) == 0
 
 
+@pytest.mark.slow
 def test_a_tower_starts_from_a_run_of_pictures(clip_set, tmp_path):
     """`init_paths` puts the tower of one run under the frames of another."""
     told = {"pixel_mean": (0.4, 0.4, 0.4), "pixel_std": (0.2, 0.2, 0.2)}
