@@ -28,7 +28,7 @@ def msvd_source(
     The splits are in `train_list.txt`, `val_list.txt` and `test_list.txt` of the folder `lists` (default: that of
     `path`), a clip's name on each line; 1,200, 100 and 670 clips, each with some forty captions, which evaluation all
     asks. A clip that no list names is left out. Of a clip `frames` frames are kept, the longer side `frame_size` px,
-    from the first `seconds`. A clip whose file is missing is left out and counted; over 1 % of those need the option
+    of the first `seconds`. A clip whose file is missing is left out and counted; over 1 % of those need the option
     allow_bad. Raises `UserError` for files that are missing or of another format.
     """
     path, limits = existing(path, "MSVD captions"), ClipLimits(frames, frame_size, seconds)
