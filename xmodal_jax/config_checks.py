@@ -294,10 +294,11 @@ def check_encoders(config: "Config") -> None:
                     "captions; write an encoder of words"
                 )
             if not data.caches_of(data.fields[field]):
-                empty, flag = ("features", "") if medium == PICTURES else (f"fields.{field}.features", " --medium ")
+                usual = medium == PICTURES
+                empty = "features" if usual else f"fields.{field}.features"
+                maker = "`xmodal data features`" if usual else f"`xmodal data features --medium {medium}`"
                 raise UserError(
-                    f"{where}.kind is '{own.kind}' but config.data.{empty} is empty; name the caches made by `xmodal "
-                    f"data features{flag}{medium if flag else ''}`"
+                    f"{where}.kind is '{own.kind}' but config.data.{empty} is empty; name the caches made by {maker}"
                 )
     check_shared(config)
 
